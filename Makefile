@@ -1,0 +1,120 @@
+# rlhf_lab from a fresh clone: `make run`, `make test`, `make lab`. Each makes .venv and installs
+# what it needs by itself; a second call does not install again. You need Python 3.10 or newer
+# (with pip and venv) and make. Settings, with their defaults:
+#   make run ARGS="--seed 1"            anything that `rlhf-lab train all` understands
+#   make test PYTEST_ARGS="-k ppo"      anything that pytest understands
+#   make run PYTHON=python3.12          another Python
+#   OMP_NUM_THREADS=1 make run          fewer threads (default: the cores, 4 at most)
+
+PYTHON      ?= python3
+VENV        ?= .venv
+OUT         ?= runs/first
+ARGS        ?=
+PYTEST_ARGS ?=
+LAB_ARGS    ?=
+
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+CORES := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); \
+                 if [ $$n -gt 4 ]; then echo 4; else echo $$n; fi)
+
+export OMP_NUM_THREADS ?= $(CORES)
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lab small_models lint constraints clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make run           the four stages on the bundled model, a table and $(OUT)/report.html'
+	@echo 'make test          lint, tests, and every notebook'
+	@echo 'make lab           JupyterLab on notebooks/'
+	@echo 'make small_models  rebuild the bundled checkpoints'
+	@echo 'make lint          ruff, check and format'
+	@echo 'make constraints   write constraints.txt from what .venv holds'
+	@echo 'make clean         remove .venv, caches and built packages; your runs stay'
+
+run: $(VENV)/.stamp-base
+	@$(BIN)/rlhf-lab train all --out $(OUT) --overwrite $(ARGS)
+
+# Offline: a test that reaches for the hub is a test that fails on a train.
+test: export HF_HUB_OFFLINE = 1
+test: $(VENV)/.stamp-test
+	@echo '== lint'
+	@$(BIN)/ruff check --quiet .
+	@echo '== tests'
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests
+	@echo '== notebooks'
+	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	    --nbval-sanitize-with tests/sanitize.cfg notebooks
+
+# A container's root has to say so to Jupyter.
+lab: $(VENV)/.stamp-lab
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks
+
+small_models: $(VENV)/.stamp-base
+	@$(BIN)/python small_models/build.py $(ARGS)
+
+lint: $(VENV)/.stamp-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+# --- the environment: a stamp stands for each thing installed, and dates it --------------------
+
+$(VENV)/.stamp-venv:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo 'rlhf_lab: no $(PYTHON) here; name yours: make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "rlhf_lab: needs Python 3.10 or newer, $(PYTHON) is older; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo 'rlhf_lab: $(PYTHON) cannot make a virtual environment (no ensurepip); on Debian or Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@echo '== making $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-torch: constraints.txt | $(VENV)/.stamp-venv
+	@echo '== installing $(TORCH) (once; a large download)'
+	@$(PIP) '$(TORCH)'
+	@touch $@
+
+$(VENV)/.stamp-base: pyproject.toml constraints.txt $(VENV)/.stamp-torch
+	@echo '== installing rlhf_lab (once)'
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.stamp-lab: pyproject.toml constraints.txt $(VENV)/.stamp-torch
+	@echo '== installing rlhf_lab with JupyterLab (once)'
+	@$(PIP) -e '.[lab]'
+	@touch $(VENV)/.stamp-base $@
+
+$(VENV)/.stamp-test: pyproject.toml constraints.txt $(VENV)/.stamp-torch
+	@echo '== installing rlhf_lab with JupyterLab and the test tools (once)'
+	@$(PIP) -e '.[test]'
+	@touch $(VENV)/.stamp-base $(VENV)/.stamp-lab $@
+
+# --- constraints.txt: what .venv holds, exactly; a pin applies from the oldest Python it supports
+
+define FREEZE
+import re
+from importlib.metadata import distributions
+print(open("constraints.txt").read().split("\n\n")[0] + "\n")
+for d in sorted(distributions(), key=lambda d: d.name.lower()):
+    if d.name.lower() in ("pip", "setuptools", "wheel", "rlhf-lab"):
+        continue
+    line = d.name + "==" + d.version.split("+")[0]  # torch without its build suffix
+    oldest = re.search(r">=\s*(3\.\d+(\.[1-9]\d*)?)", d.metadata["Requires-Python"] or "")
+    if oldest and tuple(map(int, oldest[1].split("."))) > (3, 10):
+        name = "python_full_version" if oldest[2] else "python_version"
+        line += f' ; {name} >= "{oldest[1]}"'
+    print(line)
+endef
+export FREEZE
+
+constraints:
+	@$(BIN)/python -c "$$FREEZE" > constraints.new && mv constraints.new constraints.txt

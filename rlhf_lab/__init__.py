@@ -1,0 +1,30 @@
+"""rlhf_lab: what RLHF does and what it costs, on a model small enough to train in front of you.
+
+    import rlhf_lab as lab
+    run = lab.train("sft")
+
+Names load when they are used: importing the package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "models", "load_data": "data", "Run": "runs", "Ledger": "ledger",
+    "plan": "lab", "train": "lab", "Plan": "lab", "train_all": "course", "stage_table": "course",
+    "report": "course", "stories": "course",
+}  # fmt: skip
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module 'rlhf_lab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,128 @@
+"""The command line: `rlhf-lab train sft|reward|ppo|dpo|all`.
+
+Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to do), 1 ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import __version__
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rlhf-lab",
+        description="What RLHF does and what it costs, on a model small enough to train here.",
+    )
+    parser.add_argument("--version", action="version", version=f"rlhf-lab {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="train one stage, or all four in a row",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train one stage, or all four in a row (SFT, reward model, PPO, DPO).",
+        epilog="examples:\n"
+        "  rlhf-lab train all                          the bundled model and world, minutes\n"
+        "  rlhf-lab train ppo --steps 20 --seed 1      a short PPO run\n"
+        "  rlhf-lab train all --data mine.json         your own instructions and preferences\n"
+        "  rlhf-lab train dpo --set beta=0.5           any field of the stage's settings",
+    )
+    train.add_argument("stage", choices=["sft", "reward", "ppo", "dpo", "all"])
+    train.add_argument("--model", default="tiny", help="bundled name, folder or hub id [tiny]")
+    train.add_argument("--data", default="stories", help="'stories', or a JSON/JSONL/CSV file")
+    train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
+    train.add_argument("--steps", type=_positive, help="optimizer steps (PPO: iterations) a stage")
+    train.add_argument("--seed", type=int, default=0, help="seed of data and training [0]")
+    train.add_argument("--reward-model", help="PPO: folder of the reward model [the model's own]")
+    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                       help="a setting of the stage's trainer; may be repeated")  # fmt: skip
+    train.add_argument("--overwrite", action="store_true", help="replace a run that is there")
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+def _settings(args: argparse.Namespace) -> dict:
+    """The trainer settings that the arguments ask for."""
+    import ast
+
+    settings: dict = {"seed": args.seed}
+    if args.steps:
+        settings["max_steps"] = args.steps
+    for pair in args.set:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--set {pair!r}: write NAME=VALUE, for example --set beta=0.5")
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name] = value  # a plain word such as `cosine`
+    return settings
+
+
+def _train(args: argparse.Namespace) -> int:
+    from . import course, lab
+    from .data import load_data
+    from .models import load
+    from .widgets.text import table
+
+    data = load_data(args.data, seed=args.seed)
+    for note in data.notes:
+        print(note)
+    settings = _settings(args)
+    model = load(args.model)
+    if args.reward_model:
+        model = model.with_stage("reward", load(args.reward_model).paths["base"])
+    common = {"overwrite": args.overwrite, "quiet": args.quiet}
+    if args.stage == "all":
+        folder = args.out or lab.free_folder("all")
+        runs = course.train_all(model, data, out=folder, settings=settings, **common)
+        print(table(course.stage_table(runs)))
+        print(f"curves and stories: {folder / 'report.html'}")
+        return 0
+    run = lab.train(lab.plan(args.stage, model, **settings), data, out=args.out, **common)
+    print(table(course.stage_table({args.stage: run})))
+    print(f"run: {run.folder}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; → exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return _train(args)
+    except KeyboardInterrupt:
+        print("rlhf-lab: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"rlhf-lab: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if args.debug:
+            raise
+        print(
+            f"rlhf-lab: internal error: {type(error).__name__}: {_one_line(error)} "
+            "(--debug shows where)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

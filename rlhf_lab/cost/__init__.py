@@ -1,0 +1,1 @@
+"""What RLHF costs. Measured here; predictions and simulations share the same ledger."""

@@ -1,0 +1,112 @@
+"""All four stages in a row, and what to show of them: the table and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .data import Data, load_data
+from .lab import plan, train
+from .models import Model, load
+from .runs import Run
+from .widgets.text import format_bytes, format_seconds
+
+STORIES = 4
+"""Held-out prompts whose responses the report shows before and after."""
+
+
+def train_all(
+    model: str | Model = "tiny",
+    data: Data | str | Path = "stories",
+    *,
+    out: str | Path = "runs/all",
+    settings: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> dict[str, Run]:
+    """SFT, reward model, PPO and DPO, each from what the one before it made. → runs by stage.
+
+    PPO and DPO both start from the SFT model; PPO scores with the new reward model. Writes
+    `report.html` into `out`. `settings` go to every stage that has them.
+    """
+    model, data, out = load(model), load_data(data), Path(out)
+    plans = {stage: plan(stage, model, **(settings or {})) for stage in ("sft", "reward", "dpo")}
+    for stage, planned in plans.items():
+        planned.config()  # a wrong setting is said before the first stage has run for a minute
+        target = out / stage
+        if target.exists() and any(target.iterdir()) and not overwrite:
+            raise ValueError(f"{target} is there already; choose another --out, or --overwrite")
+    common: dict[str, Any] = {"overwrite": overwrite, "quiet": quiet}
+    runs = {"sft": train(plans["sft"], data, out=out / "sft", **common)}
+    model = model.with_stage("sft", runs["sft"].model_path)
+    runs["reward"] = train(
+        plan("reward", model, **(settings or {})), data, out=out / "reward", **common
+    )
+    model = model.with_stage("reward", runs["reward"].model_path)
+    for stage in ("ppo", "dpo"):
+        planned = plan(stage, model, **(settings or {}))
+        runs[stage] = train(planned, data, out=out / stage, **common)
+    report(runs, out / "report.html")
+    return runs
+
+
+def stage_table(runs: dict[str, Run]) -> list[dict[str, str]]:
+    """One row per stage: what it cost (measured) and what it changed on held-out data."""
+    return [{"stage": stage, **_cost(run.summary), **_worth(run.summary)}
+            for stage, run in runs.items()]  # fmt: skip
+
+
+def _cost(summary: dict) -> dict[str, str]:
+    return {
+        "time": format_seconds(summary["seconds"]) if "seconds" in summary else "",
+        "tokens/s": f"{summary['tokens_per_second']:,.0f}"
+        if "tokens_per_second" in summary
+        else "",
+        "peak memory": format_bytes(summary["peak_bytes"]) if "peak_bytes" in summary else "",
+    }
+
+
+def _worth(summary: dict) -> dict[str, str]:
+    def change(name: str, digits: int = 2) -> str:
+        after, before = summary.get(name), summary.get(f"before/{name}")
+        if after is None:
+            return ""
+        return (
+            f"{after:.{digits}f}" if before is None else f"{before:.{digits}f} → {after:.{digits}f}"
+        )
+
+    accuracy = ""
+    if "accuracy" in summary:
+        accuracy = f"{summary['accuracy']:.1%}"
+        if "accuracy_ceiling" in summary:
+            accuracy += f" of at most {summary['accuracy_ceiling']:.1%}"
+    loss = f"{summary['eval_loss']:.3f}" if "eval_loss" in summary else ""
+    return {
+        "held-out loss": loss,
+        "RM accuracy": accuracy,
+        "gold reward": change("gold_reward"),
+        "RM score": change("reward"),
+        "KL (nats)": change("kl", 1),
+    }
+
+
+def report(runs: dict[str, Run], path: str | Path = "report.html") -> Path:
+    """Write a self-contained page: the table, every stage's curves, stories before and after."""
+    from .widgets.report import write_report
+
+    return write_report(
+        path, runs, title="Four stages of RLHF", table_rows=stage_table(runs), stories=stories(runs)
+    )
+
+
+def stories(runs: dict[str, Run], count: int = STORIES) -> list[dict]:
+    """Responses to the same held-out prompts after each stage that made a policy.
+
+    → one {prompt: {stage: response}} per prompt.
+    """
+    told: dict[str, dict[str, str]] = {}
+    for run in runs.values():
+        for sample in run.samples:
+            if "when" in sample:
+                told.setdefault(sample["prompt"], {}).setdefault(sample["when"], sample["response"])
+    return [{prompt: texts} for prompt, texts in list(told.items())[:count]]

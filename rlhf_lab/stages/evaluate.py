@@ -1,0 +1,123 @@
+"""What a model is worth, on prompts and pairs that no stage has trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .maths import kl_estimate, response_mask
+from .rollout import join, pad_prompts, response_logprobs
+from .texts import encode_prompt, sample_texts, score_texts
+
+
+@torch.no_grad()
+def kl_from_reference(model, reference, tokenizer, prompts, responses: Sequence[str]) -> Tensor:
+    """k1 and k3 estimates of KL(policy‖reference) in nats per response. → (n, 2).
+
+    A response that is text only is scored with its stop token, as if it had stopped there.
+    """
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    answers = [tokenizer(r, add_special_tokens=False)["input_ids"] + [eos] for r in responses]
+    encoded = [encode_prompt(tokenizer, p) for p in prompts]
+    out = torch.empty(len(answers), 2)
+    order = sorted(range(len(answers)), key=lambda i: len(answers[i]))
+    for start in range(0, len(order), 64):
+        part = order[start : start + 64]
+        prompt_ids, prompt_mask = pad_prompts([encoded[i] for i in part], pad)
+        width = max(len(answers[i]) for i in part)
+        rows = torch.full((len(part), width), eos)
+        for row, i in enumerate(part):
+            rows[row, : len(answers[i])] = torch.tensor(answers[i])
+        mask = response_mask(rows, eos)
+        ids, attention = (
+            x.to(model.device) for x in join(prompt_ids, prompt_mask, rows, mask, pad)
+        )
+        rows, mask = rows.to(model.device), mask.to(model.device)
+        new, old = (response_logprobs(m, ids, attention, rows) for m in (model, reference))
+        for column, kind in enumerate(("k1", "k3")):
+            out[part, column] = (kl_estimate(new, old, kind) * mask).sum(1).cpu()
+    return out
+
+
+def policy_report(
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    *,
+    gold_parts: Callable[[str, str], dict[str, float]] | None = None,
+    gold_reward: Callable[[str, str], float] | None = None,
+    reward_model=None,
+    reference=None,
+    max_new_tokens: int = 64,
+    seed: int = 1234,
+) -> tuple[dict[str, float], list[str]]:
+    """Sample one response per prompt and average what is known of it. → figures, responses.
+
+    `gold_reward`, `gold/<part>`: means over prompts; `reward`: the reward model's mean score;
+    `kl`, `kl_k3`: nats per response from `reference`; `length`: words.
+    """
+    sampled = sample_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed)
+    responses = [s[0] for s in sampled]
+    figures = {"length": sum(len(r.split()) for r in responses) / len(responses)}
+    if gold_reward:
+        golds = [gold_reward(p, r) for p, r in zip(prompts, responses, strict=True)]
+        figures["gold_reward"] = sum(golds) / len(golds)
+    if gold_parts:
+        parts = [gold_parts(p, r) for p, r in zip(prompts, responses, strict=True)]
+        for name in parts[0]:
+            figures[f"gold/{name}"] = sum(p[name] for p in parts) / len(parts)
+    if reward_model is not None:
+        figures["reward"] = float(score_texts(reward_model, tokenizer, prompts, responses).mean())
+    if reference is not None:
+        kl = kl_from_reference(model, reference, tokenizer, prompts, responses).mean(0)
+        figures["kl"], figures["kl_k3"] = float(kl[0]), float(kl[1])
+    return figures, responses
+
+
+def pair_accuracy(reward_model, tokenizer, pairs: Sequence[dict]) -> tuple[float, Tensor]:
+    """Share of pairs whose chosen response scores higher. → accuracy, score differences (n,)."""
+    prompts = [p["prompt"] for p in pairs]
+    chosen = score_texts(reward_model, tokenizer, prompts, [p["chosen"] for p in pairs])
+    rejected = score_texts(reward_model, tokenizer, prompts, [p["rejected"] for p in pairs])
+    margin = chosen - rejected
+    return float((margin > 0).float().mean()), margin
+
+
+def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> float:
+    """Accuracy on what the annotator would have said without noise; ties of the gold left out."""
+    gaps = torch.tensor(
+        [gold_reward(p["prompt"], p["chosen"]) - gold_reward(p["prompt"], p["rejected"])
+         for p in pairs]
+    )  # fmt: skip
+    clear = gaps.abs() > 1e-9
+    return float(((margin > 0) == (gaps > 0))[clear].float().mean())
+
+
+def best_of(
+    n: int, model, tokenizer, reward_model, prompts: Sequence[str], seed: int = 99,
+    max_new_tokens: int = 64,
+) -> list[str]:  # fmt: skip
+    """The response of n with the highest reward-model score, for each prompt: no training at all."""
+    sampled = sample_texts(
+        model, tokenizer, prompts, samples=n, seed=seed, max_new_tokens=max_new_tokens
+    )
+    flat = [r for row in sampled for r in row]
+    repeated = [p for p in prompts for _ in range(n)]
+    scores = score_texts(reward_model, tokenizer, repeated, flat).view(len(prompts), n)
+    return [row[int(i)] for row, i in zip(sampled, scores.argmax(1), strict=True)]
+
+
+def sample_pairs(model, tokenizer, prompts: Sequence[str], *, seed: int = 0, progress=None,
+                 max_new_tokens: int = 64) -> list[dict]:  # fmt: skip
+    """Two different responses of a model for each prompt: {"prompt", "first", "second"}."""
+    sampled = sample_texts(
+        model, tokenizer, prompts, samples=2, seed=seed, progress=progress,
+        max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    return [
+        {"prompt": p, "first": a, "second": b}
+        for p, (a, b) in zip(prompts, sampled, strict=True)
+        if a != b
+    ]

@@ -1,0 +1,196 @@
+"""The maths of RLHF as pure functions of tensors: what `ppo.py` does, in the order it does it.
+
+Notation: b = responses, t = response positions, n = real (unmasked) positions. A `mask` is True
+where a position is real. N+ = Huang et al., "The N+ Implementation Details of RLHF with PPO"
+(arXiv 2403.17031).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# ------------------------------------------------------------------------------- masked statistics
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the True positions of `mask` (same shape as `values`); 0 when there are none."""
+    mask = mask.to(values.dtype)
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, reduce=None) -> Tensor:
+    """Scale the real positions to variance 1 and, with `shift_mean`, to mean 0 (rule 13).
+
+    values, mask: (b, t). The variance is the unbiased one. `reduce` sums a tensor over all
+    processes, so that every rank whitens with the statistics of the whole rollout batch.
+    Masked positions come out as 0. Raises ValueError with fewer than two real positions.
+    """
+    m = mask.to(values.dtype)
+    reduce = reduce or (lambda x: x)
+    total, count = reduce(torch.stack([(values * m).sum(), m.sum()])).unbind()
+    if count < 2:
+        raise ValueError(f"whitening needs at least two real positions, got {int(count)}")
+    mean = total / count
+    variance = reduce((((values - mean) ** 2) * m).sum()) / (count - 1)
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return (whitened if shift_mean else whitened + mean) * m
+
+
+# ------------------------------------------------------------------- log-probabilities, KL, entropy
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """log π(token) of each token. logits: (b, t, vocab), tokens: (b, t) → (b, t), fp32.
+
+    The logits are divided by the sampling temperature first (rule 2).
+    """
+    logits = logits.float() / temperature
+    chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy of the next-token distribution in nats. logits: (…, vocab) → (…)."""
+    logp = F.log_softmax(logits.float() / temperature, dim=-1)
+    return -(logp.exp() * logp).sum(-1)
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k1") -> Tensor:
+    """Per-token estimate of KL(π‖π_ref) from samples of π, in nats (rule 19).
+
+    k1 = log π − log π_ref is unbiased; k2 = k1²/2 is biased with low variance;
+    k3 = e^(−k1) − 1 + k1 is unbiased and never negative (Schulman, "Approximating KL
+    divergence", 2020). Raises ValueError for another kind.
+    """
+    k1 = logprobs - ref_logprobs
+    if kind == "k1":
+        return k1
+    if kind == "k2":
+        return 0.5 * k1**2
+    if kind == "k3":
+        return torch.expm1(-k1) + k1
+    raise ValueError(f"kl estimator {kind!r}: choose k1, k2 or k3")
+
+
+# --------------------------------------------------------------------------- rewards and advantages
+
+
+def first_stop(tokens: Tensor, stop_token_id: int | None) -> Tensor:
+    """Position of the first stop token, or t where there is none. tokens: (b, t) → (b,)."""
+    length = tokens.shape[1]
+    if stop_token_id is None:
+        return torch.full((tokens.shape[0],), length, device=tokens.device)
+    positions = torch.arange(length, device=tokens.device).expand_as(tokens)
+    return torch.where(tokens == stop_token_id, positions, length).amin(1) if length else positions
+
+
+def response_mask(tokens: Tensor, stop_token_id: int | None) -> Tensor:
+    """True up to and including the first stop token (rule 7). (b, t) → (b, t)."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    return positions <= first_stop(tokens, stop_token_id).unsqueeze(1)
+
+
+def missing_stop_score(scores: Tensor, stopped: Tensor, penalty: float | None) -> Tensor:
+    """Subtract `penalty` from responses without a stop token (rule 8; N+ detail 23). (b,)."""
+    return scores if penalty is None else scores - penalty * (~stopped).to(scores.dtype)
+
+
+def token_rewards(kl: Tensor, scores: Tensor, mask: Tensor, beta: float, late: bool = False):
+    """−β·KL on every real token, plus the score on the last one (rules 9 and 11).
+
+    kl, mask: (b, t); scores: (b,) → (b, t). The last real token is the stop token when there is
+    one. A response without real tokens keeps its score on position 0. `late` puts the score one
+    position later where padding exists, as TRL and N+ do: only the parity test uses it.
+    """
+    m = mask.to(kl.dtype)
+    last = mask.sum(1) - 1 + int(late)
+    last = last.clamp(min=0, max=kl.shape[1] - 1)
+    rewards = -beta * kl * m
+    return rewards.scatter_add(1, last.unsqueeze(1), scores.to(kl.dtype).unsqueeze(1))
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95):
+    """Generalised advantage estimation over the response (rule 12; Schulman et al. 1506.02438).
+
+    rewards, values, mask: (b, t) → advantages, returns: (b, t). Backwards from the end:
+    δ_t = r_t + γ·V_{t+1} − V_t and A_t = δ_t + γλ·A_{t+1}; beyond the last real token V and A
+    are 0. returns = A + V, taken before any whitening.
+    """
+    m = mask.to(values.dtype)
+    values, rewards = values * m, rewards * m
+    advantages = torch.zeros_like(values)
+    running = torch.zeros_like(values[:, 0])
+    following = torch.zeros_like(running)
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        running = (delta + gamma * lam * running) * m[:, t]
+        advantages[:, t] = running
+        following = values[:, t]
+    return advantages, advantages + values
+
+
+# ------------------------------------------------------------------------------------------ losses
+
+
+def ppo_loss(logprobs, old_logprobs, advantages, mask, clip: float = 0.2, weight=None):
+    """Clipped policy loss per token (rule 14; Schulman et al. 1707.06347, eq. 7). All (b, t).
+
+    Returns (loss, clipped), both (b, t) and 0 where masked: the trainer takes the token mean over
+    the whole minibatch. `weight` multiplies each token's loss (importance weights, rule 21).
+    """
+    m = mask.to(logprobs.dtype)
+    ratio = torch.exp((logprobs - old_logprobs) * m)
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = torch.maximum(unclipped, clipped) * m
+    if weight is not None:
+        loss = loss * weight
+    return loss, (clipped > unclipped).to(logprobs.dtype) * m
+
+
+def value_loss(values, old_values, returns, mask, clip: float = 0.2):
+    """½·max((V−R)², (clip(V, V_old ± clip)−R)²) per token (rule 14). All (b, t).
+
+    Returns (loss, clipped), both (b, t) and 0 where masked.
+    """
+    m = mask.to(values.dtype)
+    near = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
+    unclipped, clipped = (values - returns) ** 2, (near - returns) ** 2
+    return 0.5 * torch.maximum(unclipped, clipped) * m, (clipped > unclipped).to(values.dtype) * m
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 − Var(returns − values)/Var(returns) over real positions; 1 is a perfect critic."""
+    v, r = values[mask], returns[mask]
+    if r.numel() < 2:
+        return torch.tensor(float("nan"))
+    return 1 - (r - v).var() / r.var().clamp(min=1e-12)
+
+
+def importance_weight(train_logprobs: Tensor, rollout_logprobs: Tensor, cap: float = 2.0) -> Tensor:
+    """min(π_train/π_rollout, cap) per token: corrects a rollout engine that differs (rule 21)."""
+    return torch.exp(train_logprobs - rollout_logprobs).clamp(max=cap).detach()
+
+
+def adapt_kl_coef(beta: float, kl: float, target: float, horizon: int, episodes: int) -> float:
+    """β·(1 + clip(KL/target − 1, ±0.2)·episodes/horizon) (rule 18; Ziegler et al. 1909.08593)."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return beta * (1 + error * episodes / horizon)
+
+
+# ---------------------------------------------------------------------- preferences: RM and DPO
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """−log σ(r_chosen − r_rejected − margin), mean over pairs. chosen, rejected: (b,)."""
+    return -F.logsigmoid(chosen - rejected - margin).mean()
+
+
+def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta: float = 0.1) -> Tensor:
+    """Sigmoid DPO loss, mean over pairs (Rafailov et al. 2305.18290, eq. 7).
+
+    Each argument: (b,) summed log-probabilities of a whole response.
+    """
+    return -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()

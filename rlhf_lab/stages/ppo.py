@@ -1,0 +1,454 @@
+"""PPO for language models, in the order in which things happen.
+
+One iteration of `PPOTrainer.train`:
+
+    prompts → sample responses                                     `sample`
+            → score them: log π, log π_ref, reward, values         `score`
+            → per-token rewards, advantages, returns               `judge`
+            → a few epochs of minibatch updates                    `update`
+
+Four models: the **policy** is trained, the **reference** holds it near where it began, the
+**reward** model scores whole responses, the **value** model predicts that score at every token.
+Numbers in brackets are rules of the list that the README links to; the maths is `maths.py`, the
+model passes are `rollout.py`. Shapes: b responses, s = p + t tokens (prompt + response).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from transformers import TrainerControl, TrainerState, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+
+from ..cost.meter import Meter
+from . import maths
+from .ppo_config import PPOConfig
+from .rollout import (
+    ActorCritic,
+    Rollout,
+    generate,
+    in_chunks,
+    join,
+    pad_prompts,
+    response_logprobs,
+    sequence_scores,
+    token_values,
+)
+from .sampling import row_keys
+from .texts import call_reward, decode, encode_prompt
+
+
+class PPOTrainer:
+    """Trains a policy against a reward model, held near a reference by a KL penalty.
+
+    The arguments keep the names of TRL 1.12's PPOTrainer. `train_dataset` and `eval_dataset` are
+    rows with a `prompt` (text or messages) or ready-made `input_ids`. `reward_funcs` are called
+    as GRPOTrainer calls them, `f(prompts=…, completions=…, **columns) → list of floats`, and are
+    added to the reward model's score. `metric_funcs` have the same form and are only logged.
+    `meter` times every phase; `on_log(step, metrics)` and `on_sample(step, rows)` receive what
+    the run records; `should_stop()` ends training after an iteration.
+    """
+
+    def __init__(
+        self,
+        args: PPOConfig,
+        processing_class,
+        model: nn.Module,
+        ref_model: nn.Module | None,
+        reward_model: nn.Module | None,
+        train_dataset: Sequence[dict],
+        value_model: nn.Module,
+        eval_dataset: Sequence[dict] | None = None,
+        reward_funcs: Callable | Sequence[Callable] | None = None,
+        peft_config=None,
+        callbacks: Sequence | None = None,
+        *,
+        metric_funcs: dict[str, Callable] | None = None,
+        meter: Meter | None = None,
+        on_log: Callable[[int, dict], None] | None = None,
+        on_sample: Callable[[int, list[dict]], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ):
+        if ref_model is model or value_model is reward_model or value_model is model:
+            raise ValueError("policy, reference, reward and value model must be separate copies")
+        if len(train_dataset) == 0:
+            raise ValueError("train_dataset has no prompts")
+        if processing_class.pad_token_id in (None, processing_class.eos_token_id):
+            raise ValueError("the tokenizer's pad token must exist and not be eos (rule 6)")
+        self.args, self.tokenizer = args, processing_class
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs or ())
+        if reward_model is None and not self.reward_funcs:
+            raise ValueError("PPO needs a reward_model or reward_funcs")
+        self.metric_funcs = metric_funcs or {}
+        self.meter = meter or Meter("ppo")
+        self.on_log, self.on_sample, self.should_stop = on_log, on_sample, should_stop
+        self._late_score = False  # TRL's placement of the score, for the parity benchmark (9)
+
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
+        set_seed(args.seed)  # the same on every rank: no seed differs
+        ref_model = ref_model if ref_model is not None else copy.deepcopy(model)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        self.stop_token_id = args.stop_token_id
+        if args.stop_token_id is None and args.stop_token == "eos":
+            self.stop_token_id = processing_class.eos_token_id
+
+        self._wrap(model, value_model, ref_model, reward_model)
+        self._set_up_callbacks(callbacks)
+
+    def _wrap(self, policy, value, reference, reward) -> None:
+        """Put models on devices and into accelerate: the one place where a model is wrapped."""
+        device, args = self.accelerator.device, self.args
+        for frozen in (reference, reward):
+            if frozen is not None:
+                frozen.eval().requires_grad_(False).to(device)
+        self.reference, self.reward_model = reference, reward
+        module = ActorCritic(policy, value).eval()  # eval: dropout is off in all four models (4)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=args.learning_rate, eps=args.adam_epsilon, weight_decay=args.weight_decay,
+            betas=(args.adam_beta1, args.adam_beta2),
+        )  # fmt: skip
+        self.episodes_per_iteration = args.rollout_batch_size * self.accelerator.num_processes
+        episodes = args.total_episodes or args.num_train_epochs * len(self.train_dataset)
+        self.iterations = max(1, -(-int(episodes) // self.episodes_per_iteration))
+        if args.max_steps > 0:
+            self.iterations = args.max_steps
+        self.scheduler = get_scheduler(  # (17): one step an iteration, linear to 0 by default
+            args.lr_scheduler_type, optimizer, args.get_warmup_steps(self.iterations),
+            self.iterations,
+        )  # fmt: skip
+        self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
+
+    @property
+    def actor_critic(self) -> ActorCritic:
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def policy(self) -> nn.Module:
+        return self.actor_critic.policy
+
+    @property
+    def value_model(self) -> nn.Module:
+        return self.actor_critic.value
+
+    # ------------------------------------------------------------------------------- the main loop
+
+    def train(self) -> TrainerState:
+        """Run every iteration; returns the state with its log history."""
+        args, state = self.args, self.state
+        beta = args.kl_coef
+        state.max_steps = self.iterations
+        self.control = self.callback_handler.on_train_begin(args, state, self.control)
+        for iteration in range(state.global_step, self.iterations):
+            self.control = self.callback_handler.on_step_begin(args, state, self.control)
+            index = self.next_prompts(iteration)
+            rollout, metrics = self.make_rollout(index, iteration, beta)
+            metrics |= self.update(rollout, iteration)
+            metrics |= {"kl_coef": beta, "learning_rate": self.scheduler.get_last_lr()[0]}
+            self.scheduler.step()
+            state.global_step += 1
+            state.epoch = state.global_step * self.episodes_per_iteration / len(self.train_dataset)
+            metrics["episodes"] = state.global_step * self.episodes_per_iteration
+            self.log(metrics)
+            if args.kl_target is not None:  # adaptive controller (18)
+                beta = maths.adapt_kl_coef(
+                    beta, metrics["kl"], args.kl_target, args.kl_horizon,
+                    self.episodes_per_iteration,
+                )  # fmt: skip
+            self.control = self.callback_handler.on_step_end(args, state, self.control)
+            if self.control.should_training_stop or (self.should_stop and self.should_stop()):
+                break
+        self.control = self.callback_handler.on_train_end(args, state, self.control)
+        return state
+
+    def next_prompts(self, iteration: int) -> Tensor:
+        """Which prompts this process samples: a seeded permutation per pass over the data set."""
+        size, n = len(self.train_dataset), self.args.rollout_batch_size
+        first = iteration * self.episodes_per_iteration + self.accelerator.process_index * n
+        wanted = torch.arange(first, first + n)
+        index = torch.empty(n, dtype=torch.long)
+        for epoch in torch.unique(wanted // size).tolist():
+            generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + epoch)
+            order = torch.randperm(size, generator=generator)
+            here = wanted // size == epoch
+            index[here] = order[wanted[here] % size]
+        return index
+
+    def make_rollout(self, index: Tensor, iteration: int, beta: float) -> tuple[Rollout, dict]:
+        """Prompts → a complete rollout and what to log of it."""
+        rows = [self.train_dataset[int(i)] for i in index]
+        prompts = [encode_prompt(self.tokenizer, r["prompt"] if "prompt" in r else r["input_ids"])
+                   for r in rows]  # fmt: skip
+        with torch.no_grad(), self.accelerator.autocast():
+            prompt_ids, prompt_mask, responses = self.sample(prompts, index, iteration)
+            rollout, scores = self.score(prompt_ids, prompt_mask, responses, index, rows)
+            with self.meter.phase("advantage"):
+                metrics = self.judge(rollout, beta)
+        metrics["reward"] = self._mean(scores)  # what the reward model said, without penalties
+        metrics |= self._watched(rows, rollout)
+        return rollout, metrics
+
+    # ----------------------------------------------------------------------------- 1. sample
+
+    def sample(self, prompts: list[list[int]], index: Tensor, iteration: int):
+        """One response per prompt from the policy. → ids (b, p), mask (b, p), responses (b, t)."""
+        device, args = self.accelerator.device, self.args
+        prompt_ids, prompt_mask = pad_prompts(prompts, self.tokenizer.pad_token_id)  # left (5)
+        keys = row_keys(args.seed, iteration, index, torch.zeros_like(index)).to(device)
+        prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
+        with self.meter.phase("rollout", "policy"):
+            responses = generate(  # temperature only: no top-k, no top-p (1)
+                self.policy, prompt_ids, prompt_mask, keys, max_new_tokens=args.response_length,
+                stop_token_id=self.stop_token_id, pad_token_id=self.tokenizer.pad_token_id,
+                temperature=args.temperature,
+            )  # fmt: skip
+        return prompt_ids, prompt_mask, responses
+
+    # ------------------------------------------------------------------------------ 2. score
+
+    def score(self, prompt_ids, prompt_mask, responses, index, rows) -> tuple[Rollout, Tensor]:
+        """Pass the responses through the four models, some rows at a time (24)."""
+        args, chunk = self.args, self.args.local_rollout_forward_batch_size
+        pad, length = self.tokenizer.pad_token_id, responses.shape[1]
+        mask = maths.response_mask(responses, self.stop_token_id)  # truncate after the stop (7)
+        ids, attention = join(prompt_ids, prompt_mask, responses, mask, pad)
+        tokens = int(attention.sum())
+        self.meter.count("rollout", "policy", int(mask.sum()))
+
+        with self.meter.phase("old_logprobs", "policy"):  # same code as the update: ratio 1 (3)
+            logprobs = response_logprobs(
+                self.policy, ids, attention, responses, args.temperature, chunk
+            )
+        with self.meter.phase("reference", "reference"):  # same temperature for both (2)
+            ref_logprobs = response_logprobs(
+                self.reference, ids, attention, responses, args.temperature, chunk
+            )
+        with self.meter.phase("value", "value"):
+            values = in_chunks(
+                lambda i, a: token_values(self.value_model, i, a, length), chunk, ids, attention
+            )
+        with self.meter.phase("score", "reward"):
+            scores = torch.zeros(len(ids), device=ids.device)
+            if self.reward_model is not None:
+                scores = in_chunks(
+                    lambda i, a: sequence_scores(self.reward_model, i, a), chunk, ids, attention
+                )
+            for function in self.reward_funcs:  # a reward of None does not apply: it adds nothing
+                said = self._call(function, rows, responses, mask)
+                scores = scores + said.nan_to_num(0.0).to(scores)
+        for phase, role in (
+            ("old_logprobs", "policy"), ("reference", "reference"),
+            ("value", "value"), ("score", "reward"),
+        ):  # fmt: skip
+            self.meter.count(phase, role, tokens)
+
+        penalised = self._without_stop(scores, mask, responses)
+        value_mask = mask
+        if self._late_score:  # one more position where padding exists
+            value_mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1)
+        nothing = torch.zeros_like(values)
+        rollout = Rollout(
+            index.to(ids.device), ids, attention, responses, mask, value_mask,
+            logprobs * mask, ref_logprobs * mask,  # the same constant beyond the end (10)
+            values * value_mask, penalised, nothing, nothing,
+        )  # fmt: skip
+        return rollout, scores
+
+    def _without_stop(self, scores: Tensor, mask: Tensor, responses: Tensor) -> Tensor:
+        """Rule 8: a response that never stops loses a penalty, or gets a fixed score."""
+        if self.stop_token_id is None:
+            return scores
+        stopped = self._stopped(responses, mask)
+        if self.args.missing_eos_score is not None:
+            return torch.where(stopped, scores, self.args.missing_eos_score)
+        return maths.missing_stop_score(scores, stopped, self.args.missing_eos_penalty)
+
+    def _stopped(self, responses: Tensor, mask: Tensor) -> Tensor:
+        """Which responses hold a stop token. → (b,) bool."""
+        if self.stop_token_id is None:
+            return torch.zeros(len(responses), dtype=torch.bool, device=responses.device)
+        return ((responses == self.stop_token_id) & mask).any(1)
+
+    # ------------------------------------------------------------------------------ 3. judge
+
+    def judge(self, r: Rollout, beta: float) -> dict[str, float]:
+        """Fill in advantages and returns; → metrics of the rollout, averaged over all ranks."""
+        args = self.args
+        kl = maths.kl_estimate(r.logprobs, r.ref_logprobs, args.kl_estimator)
+        rewards = maths.token_rewards(kl, r.scores, r.mask, beta, self._late_score)  # (9, 11)
+        if args.whiten_rewards:  # keeps the mean (13)
+            rewards = maths.whiten(rewards, r.value_mask, shift_mean=False, reduce=self._sum)
+        advantages, r.returns = maths.gae(rewards, r.values, r.value_mask, args.gamma, args.lam)
+        r.advantages = maths.whiten(advantages, r.mask, reduce=self._sum)  # returns are older (12)
+        self._last_rewards = rewards
+
+        k1 = maths.kl_estimate(r.logprobs, r.ref_logprobs, "k1")
+        k3 = maths.kl_estimate(r.logprobs, r.ref_logprobs, "k3")
+        kl_response = k1.sum(1)  # masked positions are 0 in both
+        stopped = self._stopped(r.responses, r.mask).float()
+        return {
+            "score": self._mean(r.scores),
+            "kl": self._mean(kl_response),
+            "kl_k2": self._mean((0.5 * k1**2).sum(1)),
+            "kl_k3": self._mean(k3.sum(1)),
+            "kl_per_token": self._token_mean(k1, r.mask),
+            "objective": self._mean(r.scores - beta * kl_response),
+            "sampled_entropy": self._mean(-r.logprobs.sum(1)),
+            "response_length": self._mean(r.mask.sum(1).float()),
+            "stopped": self._mean(stopped),
+            "explained_variance": float(
+                maths.explained_variance(r.values, r.returns, r.value_mask)
+            ),
+        }
+
+    # ----------------------------------------------------------------------------- 4. update
+
+    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+        """`num_ppo_epochs` passes in minibatches; one optimizer step each. → mean statistics."""
+        args, sums = self.args, defaultdict(float)
+        generator = torch.Generator().manual_seed(args.seed * 7_919 + iteration)
+        size = args.rollout_batch_size // args.num_mini_batches
+        first: dict[str, float] = {}
+        for _ in range(args.num_ppo_epochs):
+            order = torch.randperm(args.rollout_batch_size, generator=generator)
+            for chosen in order.split(size):
+                minibatch = rollout.rows(chosen.to(rollout.ids.device))
+                stats = self.step(minibatch)
+                first = first or stats
+                for name, value in stats.items():
+                    sums[name] += value
+        steps = args.num_ppo_epochs * args.num_mini_batches
+        metrics = {name: value / steps for name, value in sums.items()}
+        # Before the first step π is π_old: these two show a broken trainer at once (3).
+        metrics["first_ratio_error"] = first["max_log_ratio"]
+        metrics["first_approx_kl"] = first["approx_kl"]
+        return metrics
+
+    def step(self, mb: Rollout) -> dict[str, float]:
+        """One optimizer step on one minibatch, in passes of `per_device_train_batch_size` rows."""
+        # Token means over the whole minibatch of all ranks and passes (13).
+        tokens = self._sum(mb.mask.sum()).clamp(min=1)
+        value_tokens = self._sum(mb.value_mask.sum()).clamp(min=1)
+        parts = torch.arange(len(mb.ids)).split(self.args.per_device_train_batch_size)
+        stats = torch.zeros(7, device=mb.ids.device)
+        largest = torch.zeros((), device=mb.ids.device)
+        for number, part in enumerate(parts):
+            micro = mb.rows(part.to(mb.ids.device))
+            last = number == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, sums, log_ratio = self.losses(micro, tokens, value_tokens)
+                with self.meter.phase("backward", "policy"):
+                    # DDP averages gradients over ranks; our sums are divided by global counts.
+                    self.accelerator.backward(loss * self.accelerator.num_processes)
+            stats += sums
+            largest = torch.maximum(largest, log_ratio)
+        with self.meter.phase("optimizer", "policy"):
+            norm = torch.tensor(float("nan"))
+            if self.args.max_grad_norm:
+                norm = self.accelerator.clip_grad_norm_(
+                    self.model.parameters(), self.args.max_grad_norm
+                )
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        policy, value, clip, ratio, approx, ent, value_clip = self._sum(stats).tolist()
+        return {
+            "policy_loss": policy, "value_loss": value, "policy_clip_fraction": clip,
+            "ratio": ratio, "approx_kl": approx, "entropy": ent,
+            "value_clip_fraction": value_clip, "max_log_ratio": float(largest),
+            "grad_norm": float(norm),
+        }  # fmt: skip
+
+    def losses(self, mb: Rollout, tokens: Tensor, value_tokens: Tensor):
+        """One pass. → loss, statistics (token sums over global counts), largest |log ratio|."""
+        args = self.args
+        with self.meter.phase("forward", "policy"), self.accelerator.autocast():
+            logprobs, entropy, values = self.model(
+                mb.ids, mb.attention, mb.responses, args.temperature
+            )
+            self.meter.count("forward", "policy", int(mb.attention.sum()))
+            policy, clipped = maths.ppo_loss(
+                logprobs, mb.logprobs, mb.advantages, mb.mask, args.cliprange
+            )
+            value, value_clipped = maths.value_loss(
+                values, mb.values, mb.returns, mb.value_mask, args.cliprange_value
+            )
+            policy, value = policy.sum() / tokens, value.sum() / value_tokens
+        with torch.no_grad():  # every statistic is masked and averaged over real tokens (20)
+            log_ratio = (logprobs - mb.logprobs) * mb.mask
+            ratio, approx = log_ratio.exp() * mb.mask, 0.5 * log_ratio**2
+            of_policy = [x.sum() / tokens for x in (clipped, ratio, approx, entropy * mb.mask)]
+            sums = [policy, value, *of_policy, value_clipped.sum() / value_tokens]
+            stats = torch.stack([x.detach().float() for x in sums])
+        return policy + args.vf_coef * value, stats, log_ratio.abs().max()
+
+    # ------------------------------------------------------------------------ averages and records
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Sum over processes."""
+        return self.accelerator.reduce(x, "sum")
+
+    def _mean(self, x: Tensor) -> float:
+        """Mean of a (b,) tensor over the rows of all processes."""
+        count = x.new_tensor(float(len(x)))
+        total, rows = self._sum(torch.stack([x.sum(), count])).unbind()
+        return float(total / rows)
+
+    def _token_mean(self, x: Tensor, mask: Tensor) -> float:
+        total, count = self._sum(torch.stack([(x * mask).sum(), mask.sum().to(x)])).unbind()
+        return float(total / count.clamp(min=1))
+
+    def _call(
+        self, function: Callable, rows: list[dict], responses: Tensor, mask: Tensor
+    ) -> Tensor:
+        ids = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
+        return call_reward(function, rows, decode(self.tokenizer, responses, mask), ids)
+
+    def _watched(self, rows: list[dict], rollout: Rollout) -> dict[str, float]:
+        """Metrics that are only watched, and a few samples for the record."""
+        if not self.metric_funcs and not self.on_sample:
+            return {}
+        with self.meter.phase("evaluation"):
+            texts = decode(self.tokenizer, rollout.responses, rollout.mask)
+            values = {
+                n: self._call(f, rows, rollout.responses, rollout.mask)
+                for n, f in self.metric_funcs.items()
+            }
+            if self.on_sample and self.accelerator.is_main_process:
+                said = [{n: float(v[i]) for n, v in values.items()} for i in range(len(rows[:4]))]
+                shown = zip(rows[:4], texts, rollout.scores.tolist(), said, strict=False)
+                self.on_sample(self.state.global_step + 1, [
+                    {"prompt": row.get("prompt"), "response": text, "reward": score, **more}
+                    for row, text, score, more in shown
+                ])  # fmt: skip
+            return {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Hand one iteration's metrics to the run and to every callback, once."""
+        self.state.log_history.append({"step": self.state.global_step, **metrics})
+        if self.on_log and self.accelerator.is_main_process:
+            self.on_log(self.state.global_step, metrics)
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, metrics)
+
+    def _set_up_callbacks(self, callbacks) -> None:
+        """transformers' callbacks: report_to (TensorBoard, W&B, …) and the user's own."""
+        main = self.accelerator.is_main_process
+        self.state = TrainerState(is_local_process_zero=main, is_world_process_zero=main)
+        self.control = TrainerControl()
+        chosen = [DefaultFlowCallback, *get_reporting_integration_callbacks(self.args.report_to)]
+        self.callback_handler = CallbackHandler(
+            chosen + list(callbacks or ()), self.policy, self.tokenizer, self.optimizer,
+            self.scheduler,
+        )  # fmt: skip

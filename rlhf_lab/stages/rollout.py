@@ -1,0 +1,181 @@
+"""Rollouts: sample responses, then score them with the four models.
+
+Shapes: b = responses, p = prompt length, t = response length. Prompts are padded on the left, so
+every response starts at position p; responses are padded on the right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from .maths import entropy, token_logprobs
+from .sampling import sample_tokens, uniforms
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Left-pad token lists (rule 5). → input_ids (b, p) and a boolean mask (b, p)."""
+    width = max(1, *map(len, prompts))  # even an empty prompt needs a position to start from
+    ids = torch.full((len(prompts), width), pad_token_id)
+    mask = torch.zeros((len(prompts), width), dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        if len(prompt):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = True
+    return ids, mask
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Position ids = exclusive cumulative sum of the mask (rule 5; N+ detail 5). (b, s)."""
+    return (mask.long().cumsum(1) - mask.long()).clamp(min=0)
+
+
+@torch.no_grad()
+def generate(
+    model,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    keys: Tensor,
+    *,
+    max_new_tokens: int,
+    stop_token_id: int | None,
+    pad_token_id: int,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Sample one response per prompt with a KV cache. (b, p) → responses (b, t), t ≤ the limit.
+
+    Noise is keyed per row (`sampling.row_keys`). A row leaves the batch when it has stopped, so
+    nothing is computed for finished rows. Sampling uses the temperature only (rule 1);
+    temperature 0 takes the likeliest token.
+    """
+    rows = torch.arange(prompt_ids.shape[0], device=prompt_ids.device)  # those still running
+    out = prompt_ids.new_full((len(rows), max_new_tokens), pad_token_id)
+    mask, tokens, cache, length = prompt_mask, prompt_ids.masked_fill(~prompt_mask, 0), None, 0
+    positions = positions_of(mask)
+    for length in range(1, max_new_tokens + 1):
+        result = model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits, cache = result.logits[:, -1].float(), result.past_key_values
+        if temperature == 0:
+            tokens = logits.argmax(-1)
+        else:
+            tokens = sample_tokens(logits, uniforms(keys[rows], length - 1), temperature)
+        out[rows, length - 1] = tokens
+        going = tokens != stop_token_id if stop_token_id is not None else tokens >= 0
+        positions = positions[:, -1:] + 1
+        if not going.all():
+            if not going.any():
+                break
+            keep = going.nonzero().squeeze(1)
+            rows, tokens, positions, mask = (x[keep] for x in (rows, tokens, positions, mask))
+            cache.batch_select_indices(keep)
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+        tokens = tokens.unsqueeze(1)
+    return out[:, :length]
+
+
+def join(prompt_ids: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor, pad: int):
+    """Prompt and truncated response as one sequence: ids (b, p+t), attention mask (b, p+t)."""
+    ids = torch.cat([prompt_ids, responses.masked_fill(~mask, pad)], 1)
+    return ids, torch.cat([prompt_mask, mask], 1)
+
+
+def forward_model(model, ids: Tensor, mask: Tensor, **kwargs):
+    """One scoring pass: padding replaced by token 0, positions counted from the mask (rule 5)."""
+    return model(
+        input_ids=ids.masked_fill(~mask, 0),
+        attention_mask=mask,
+        position_ids=positions_of(mask),
+        use_cache=False,
+        **kwargs,
+    )
+
+
+def response_logits(model, ids: Tensor, mask: Tensor, length: int) -> Tensor:
+    """Logits that predict the last `length` tokens: those at t−1 (10). → (b, length, vocab)."""
+    return forward_model(model, ids, mask, logits_to_keep=length + 1).logits[:, :-1]
+
+
+def trunk_of(model):
+    """The transformer below the head of a reward or value model."""
+    return getattr(model, model.base_model_prefix)
+
+
+def token_values(model, ids: Tensor, mask: Tensor, length: int) -> Tensor:
+    """The value head at the positions before each response token. → (b, length) fp32.
+
+    `score_offset` in the model's config (rule 16) is part of the head.
+    """
+    hidden = forward_model(trunk_of(model), ids, mask).last_hidden_state[:, -length - 1 : -1]
+    return model.score(hidden).squeeze(-1).float() + getattr(model.config, "score_offset", 0.0)
+
+
+def sequence_scores(model, ids: Tensor, mask: Tensor) -> Tensor:
+    """The reward model's score of each sequence, at its last real token. → (b,) fp32 (rule 6)."""
+    hidden = forward_model(trunk_of(model), ids, mask).last_hidden_state
+    last = (mask.long() * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    hidden = hidden[torch.arange(len(ids), device=ids.device), last]
+    return model.score(hidden).squeeze(-1).float() + getattr(model.config, "score_offset", 0.0)
+
+
+def in_chunks(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:
+    """Apply `function` to `rows` rows at a time and join: what it makes inside is freed (24)."""
+    pieces = zip(*(t.split(rows) for t in tensors), strict=True)
+    return torch.cat([function(*piece) for piece in pieces])
+
+
+def response_logprobs(model, ids, mask, responses, temperature=1.0, rows: int = 32) -> Tensor:
+    """log π of every response token, without keeping logits beyond a chunk. → (b, t) fp32."""
+
+    def chunk(ids, mask, responses):
+        logits = response_logits(model, ids, mask, responses.shape[1])
+        return token_logprobs(logits, responses, temperature)
+
+    return in_chunks(chunk, rows, ids, mask, responses)
+
+
+@dataclass
+class Rollout:
+    """A batch of responses and all that is known of them before the update. b rows each."""
+
+    index: Tensor  # (b,) which prompt of the data set
+    ids: Tensor  # (b, s) left-padded prompt + response, padded after the stop token
+    attention: Tensor  # (b, s) True on real tokens
+    responses: Tensor  # (b, t)
+    mask: Tensor  # (b, t) True up to and including the stop token
+    value_mask: Tensor  # (b, t) where values count; `mask`, but for the parity switch
+    logprobs: Tensor  # (b, t) log π_old
+    ref_logprobs: Tensor  # (b, t) log π_ref
+    values: Tensor  # (b, t) V_old
+    scores: Tensor  # (b,) reward of the whole response
+    advantages: Tensor  # (b, t) whitened
+    returns: Tensor  # (b, t)
+
+    def rows(self, chosen: Tensor) -> Rollout:
+        return Rollout(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
+
+
+class ActorCritic(nn.Module):
+    """Policy and value model as one module: the one thing that accelerate wraps."""
+
+    def __init__(self, policy: nn.Module, value: nn.Module):
+        super().__init__()
+        self.policy, self.value = policy, value
+
+    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, temperature: float):
+        """→ log π (b, t), entropy (b, t), V (b, t): the pass of the update phase."""
+        length = responses.shape[1]
+        logits = response_logits(self.policy, ids, attention, length)
+        with torch.no_grad():
+            spread = entropy(logits, temperature)
+        logprobs = token_logprobs(logits, responses, temperature)
+        return logprobs, spread, token_values(self.value, ids, attention, length)

@@ -1,0 +1,104 @@
+"""From text to tokens and back: what the stages and the evaluation say to a model in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .maths import response_mask
+from .rollout import generate, pad_prompts, sequence_scores
+from .sampling import row_keys
+
+
+@torch.no_grad()
+def sample_texts(
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[str]]:
+    """`samples` responses for each prompt, as text. The same seed gives the same responses."""
+    model.eval()
+    jobs = [(i, s) for i in range(len(prompts)) for s in range(samples)]
+    encoded = [encode_prompt(tokenizer, p) for p in prompts]
+    jobs.sort(key=lambda job: len(encoded[job[0]]))  # less padding; the noise does not change
+    texts: dict[tuple[int, int], str] = {}
+    for start in range(0, len(jobs), batch):
+        part = jobs[start : start + batch]
+        ids, mask = pad_prompts([encoded[i] for i, _ in part], tokenizer.pad_token_id)
+        index = torch.tensor(part)
+        keys = row_keys(seed, 0, index[:, 0], index[:, 1])
+        responses = generate(
+            model, ids.to(model.device), mask.to(model.device), keys.to(model.device),
+            max_new_tokens=max_new_tokens, stop_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, temperature=temperature,
+        )  # fmt: skip
+        for job, text in zip(part, decode(tokenizer, responses), strict=True):
+            texts[job] = text
+        if progress:
+            progress(len(part))
+    return [[texts[i, s] for s in range(samples)] for i in range(len(prompts))]
+
+
+def decode(tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str]:
+    """Text of each response where `mask` is True (else up to eos), special tokens left out."""
+    if mask is None:
+        mask = response_mask(responses, tokenizer.eos_token_id)
+    rows = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def encode_prompt(tokenizer, prompt) -> list[int]:
+    """Token ids of a text prompt, a conversation (list of messages) or ids already made."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    if prompt and isinstance(prompt[0], dict):
+        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+    return list(prompt)
+
+
+@torch.no_grad()
+def score_texts(
+    model, tokenizer, prompts: Sequence[str], responses: Sequence[str], batch: int = 256
+) -> Tensor:
+    """The reward model's score of each (prompt, response), eos appended as in training. → (n,)."""
+    model.eval()
+    eos = [tokenizer.eos_token_id]
+    rows = [
+        encode_prompt(tokenizer, p) + tokenizer(r, add_special_tokens=False)["input_ids"] + eos
+        for p, r in zip(prompts, responses, strict=True)
+    ]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    scores = torch.empty(len(rows))
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        ids, mask = pad_prompts([rows[i] for i in part], tokenizer.pad_token_id)
+        device = next(model.parameters()).device
+        scores[part] = sequence_scores(model, ids.to(device), mask.to(device)).cpu()
+    return scores
+
+
+def call_reward(
+    function: Callable, rows: list[dict], completions: list[str], ids: list[list[int]]
+) -> Tensor:
+    """Call a reward function as GRPOTrainer does: prompts, completions, completion_ids, columns.
+
+    → (b,) fp32; None ("does not apply") becomes NaN. Raises ValueError for a wrong count.
+    """
+    columns = {k: [r[k] for r in rows] for k in rows[0] if k != "prompt"}
+    prompts = [r.get("prompt", r.get("input_ids")) for r in rows]
+    values = function(
+        prompts=prompts, completions=completions, completion_ids=ids, **columns
+    )  # fmt: skip
+    if len(values) != len(rows):
+        name = getattr(function, "__name__", repr(function))
+        raise ValueError(f"{name} gave {len(values)} rewards for {len(rows)} completions")
+    return torch.tensor([float("nan") if v is None else float(v) for v in values])

@@ -1,0 +1,208 @@
+"""SFT, reward model and DPO: thin over TRL's trainers.
+
+Each function takes a model that is already loaded, rows of data and TRL's own settings, and
+returns the trainer after training. What is ours: pad set before TRL sees the tokenizer, tokens
+made once in one place (so every stage sees the same ids), CPU-safe defaults, over-long rows
+dropped *and counted*, and metrics written to the run as they come.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from .texts import encode_prompt, score_texts
+
+CPU_SAFE = {"bf16": False, "gradient_checkpointing": False, "report_to": "none"}
+
+
+def trl_settings(settings: dict, output_dir: str) -> dict:
+    """TRL's settings with defaults that run on the machine at hand.
+
+    TRL defaults to bf16 and gradient checkpointing, which crawl on a CPU. Nothing is saved by
+    the trainer itself: the run saves the model once, at the end.
+    """
+    safe = dict(CPU_SAFE, save_strategy="no", disable_tqdm=True, output_dir=output_dir)
+    if not torch.cuda.is_available():
+        safe["use_cpu"] = True
+    else:
+        safe["bf16"] = torch.cuda.get_device_capability()[0] >= 8
+    return {**safe, **settings}
+
+
+def tokens_of(tokenizer, row: dict, response: str) -> tuple[list[int], list[int]]:
+    """(prompt ids, response ids with eos): the one place where a response becomes tokens.
+
+    `row["prompt"]` and `row[response]` are texts, or lists of messages for a chat template.
+    """
+    prompt, answer = row["prompt"], row[response]
+    ids = encode_prompt(tokenizer, prompt)
+    if not isinstance(answer, str):
+        whole = tokenizer.apply_chat_template(prompt + answer)["input_ids"]
+        return ids, whole[len(ids) :]
+    response_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return ids, response_ids + [tokenizer.eos_token_id]
+
+
+def sft_rows(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], int]:
+    """Rows with token ids for SFTTrainer, and how many were too long and dropped."""
+    made = []
+    for row in rows:
+        prompt, response = tokens_of(tokenizer, row, "completion")
+        if len(prompt) + len(response) <= max_length:
+            mask = [0] * len(prompt) + [1] * len(response)
+            made.append({"input_ids": prompt + response, "completion_mask": mask})
+    return made, len(rows) - len(made)
+
+
+def pair_rows(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], dict[str, int]]:
+    """Preference rows with token ids for RewardTrainer and DPOTrainer, and the drops by reason.
+
+    TRL filters over-long pairs silently, or truncates them to identical ones: we count both.
+    """
+    made, dropped = [], {"too long": 0, "identical": 0}
+    for row in rows:
+        prompt, chosen = tokens_of(tokenizer, row, "chosen")
+        _, rejected = tokens_of(tokenizer, row, "rejected")
+        if chosen == rejected:
+            dropped["identical"] += 1
+        elif len(prompt) + max(len(chosen), len(rejected)) > max_length:
+            dropped["too long"] += 1
+        else:
+            made.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    return made, dropped
+
+
+# ------------------------------------------------------------------------------- while it trains
+
+
+class Watch(TrainerCallback):
+    """Writes what a trainer logs to a run, times its phases, moves the progress bar, and stops.
+
+    Forward is timed by hooks on the model; backward is what remains before the optimizer step.
+    """
+
+    def __init__(self, meter, role: str, log_to=None, progress=None, should_stop=None):
+        self.meter, self.role = meter, role
+        self.log_to, self.progress, self.should_stop = log_to, progress, should_stop
+        self.forward_seconds, self.mark, self.begun, self.tokens = 0.0, 0.0, 0.0, 0
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.bar = self.progress(state.max_steps) if self.progress else None
+        model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        model.register_forward_hook(self._after_forward)
+
+    def _before_forward(self, module, args, kwargs):
+        self.begun = time.perf_counter()
+        mask = kwargs.get("attention_mask")
+        if module.training and mask is not None:
+            self.tokens += int(mask.sum())
+
+    def _after_forward(self, module, args, output):
+        self.forward_seconds += time.perf_counter() - self.begun
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.mark, self.forward_seconds, self.tokens = time.perf_counter(), 0.0, 0
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        now = time.perf_counter()
+        self.meter.add("forward", self.role, self.forward_seconds, self.tokens)
+        self.meter.add("backward", self.role, now - self.mark - self.forward_seconds, self.tokens)
+        self.mark = now
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.meter.add("optimizer", self.role, time.perf_counter() - self.mark)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar:
+            self.bar.update(1)
+        if self.should_stop and self.should_stop():
+            control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar:
+            self.bar.close()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
+        if self.log_to:
+            self.log_to(state.global_step, **{_plain(k): v for k, v in numbers.items()})
+
+
+def _plain(name: str) -> str:
+    """TRL's metric names in ours: `rewards/margins` → `margin`, `eval_rewards/…` → `eval_…`."""
+    for old, new in (("rewards/", ""), ("accuracies", "accuracy"), ("margins", "margin")):
+        name = name.replace(old, new)
+    return name.replace("logps/", "logps_")
+
+
+def sft_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
+    """Supervised fine-tuning with TRL's SFTTrainer; loss on the response only."""
+    from trl import SFTTrainer
+
+    train, dropped = sft_rows(tokenizer, train_rows, args.max_length)
+    held_out, _ = sft_rows(tokenizer, eval_rows, args.max_length)
+    trainer = SFTTrainer(
+        model=model, args=args, processing_class=tokenizer, callbacks=[watch],
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+    )  # fmt: skip
+    return trainer, {"too long": dropped}
+
+
+def reward_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
+    """A reward model with TRL's RewardTrainer: the Bradley–Terry loss on pairs."""
+    from trl import RewardTrainer
+
+    train, dropped = pair_rows(tokenizer, train_rows, args.max_length)
+    held_out, _ = pair_rows(tokenizer, eval_rows, args.max_length)
+    trainer = RewardTrainer(
+        model=model, args=args, processing_class=tokenizer, callbacks=[watch],
+        train_dataset=Dataset.from_list([_whole(r) for r in train]),
+        eval_dataset=Dataset.from_list([_whole(r) for r in held_out]) if held_out else None,
+    )  # fmt: skip
+    return trainer, dropped
+
+
+def _whole(row: dict) -> dict:
+    """RewardTrainer wants prompt and response as one sequence."""
+    prompt = row["prompt_ids"]
+    return {f"{k}_ids": prompt + row[f"{k}_ids"] for k in ("chosen", "rejected")}
+
+
+def dpo_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
+    """Direct preference optimisation with TRL's DPOTrainer (reference: a frozen copy)."""
+    from trl import DPOTrainer
+
+    class TokenizedDPOTrainer(DPOTrainer):
+        """DPOTrainer that takes rows whose tokens were made already."""
+
+        def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+            return dataset
+
+    train, dropped = pair_rows(tokenizer, train_rows, args.max_length)
+    held_out, _ = pair_rows(tokenizer, eval_rows, args.max_length)
+    trainer = TokenizedDPOTrainer(
+        model=model, args=args, processing_class=tokenizer, callbacks=[watch],
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+    )  # fmt: skip
+    return trainer, dropped
+
+
+def set_score_offset(model, tokenizer, demonstrations: list[dict]) -> float:
+    """Rule 16: a bias in the model's config so that demonstrations score 0 on average.
+
+    `demonstrations`: rows with a `completion`, or a `chosen` response. → the offset.
+    """
+    response = "completion" if "completion" in demonstrations[0] else "chosen"
+    model.config.score_offset = 0.0
+    scores = score_texts(
+        model, tokenizer, [r["prompt"] for r in demonstrations],
+        [r[response] for r in demonstrations],
+    )  # fmt: skip
+    model.config.score_offset = -float(scores.mean())
+    return model.config.score_offset

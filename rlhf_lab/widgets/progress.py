@@ -1,0 +1,158 @@
+"""One line that says how far, how fast and how much longer.
+
+    with Progress(len(prompts), "rollout") as progress:
+        for prompt in prompts:
+            progress.update(note=f"reward {reward:.2f}")
+
+In a terminal the line rewrites itself on stderr; in a log file a new line appears every ten
+seconds at most; in a notebook the cell's output is updated in place as plain text. Showing
+progress never stops the work: an output that has gone away is ignored.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+_SECONDS_BETWEEN = {"terminal": 0.2, "notebook": 0.5, "log": 10.0}
+
+
+class Progress:
+    """Counts up to `total` (None where it is not known) and shows it.
+
+    `stream` and `clock` (seconds) are there for tests; a given stream switches the notebook
+    display off.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        label: str,
+        *,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total = total
+        self.label = _one_line(label)
+        self.done = 0
+        self.note = ""
+        self._clock = clock
+        self._stream = stream if stream is not None else sys.stderr
+        self._display = _notebook_display() if stream is None else None
+        self._handle: Any = None
+        self._width = 0  # characters of the line that the terminal shows now
+        self._closed = False
+        self._start = clock()
+        self._mode = "notebook" if self._display else "terminal" if _is_tty(self._stream) else "log"
+        self._shown_at = self._start
+        # A log starts with silence: what ends within ten seconds leaves one line, not two.
+        if self._mode != "log":
+            self._show()
+
+    def update(self, n: int = 1, note: str = "") -> None:
+        """`n` more are done; `note` stays until the next one."""
+        if self._closed:
+            return
+        self.done += n
+        self.note = _one_line(note) or self.note
+        if self._clock() - self._shown_at >= _SECONDS_BETWEEN[self._mode]:
+            self._show()
+
+    def close(self) -> None:
+        """Show the last state and leave it standing. Closing twice is closing once."""
+        if not self._closed:
+            self._closed = True
+            self._show()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Progress({self.label!r}, {self.done}/{'?' if self.total is None else self.total})"
+
+    def line(self) -> str:
+        """What is shown now: `label  37/120  30%  elapsed 0:12  ETA 0:27  note`."""
+        elapsed = self._clock() - self._start
+        parts = [self.label]
+        if self.total is None:
+            parts.append(f"{self.done}")
+        else:
+            share = self.done / self.total if self.total else 1.0
+            # Rounded down: 100% is said when it is done, not a little before.
+            parts += [f"{self.done}/{self.total}", f"{int(100 * share):3d}%"]
+        parts.append(f"elapsed {_clock_time(elapsed)}")
+        if self.total is not None and self.done < self.total and not self._closed:
+            left = elapsed * (self.total - self.done) / self.done if self.done else None
+            parts.append(f"ETA {'?' if left is None else _clock_time(left)}")
+        return "  ".join(filter(None, [*parts, self.note]))
+
+    def _show(self) -> None:
+        self._shown_at = self._clock()
+        try:
+            if self._mode == "notebook":
+                self._show_in_notebook()
+            else:
+                self._write(
+                    self._terminal_line() if self._mode == "terminal" else self.line() + "\n"
+                )
+        except (OSError, ValueError):  # a closed pipe or stream
+            pass
+
+    def _show_in_notebook(self) -> None:
+        bundle = {"text/plain": self.line()}
+        if self._handle is None:
+            self._handle = self._display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
+
+    def _terminal_line(self) -> str:
+        columns = shutil.get_terminal_size().columns
+        line = self.line()[: max(10, columns - 1)]
+        padding = " " * (self._width - len(line))  # blanks out what is left of a longer line
+        self._width = len(line)
+        return f"\r{line}{padding}" + ("\n" if self._closed else "")
+
+    def _write(self, text: str) -> None:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._stream.write(text.encode(encoding, "replace").decode(encoding))
+        self._stream.flush()
+
+
+def _one_line(text: object) -> str:
+    """Text without line breaks or control characters, which would break the line's rewriting."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def _clock_time(seconds: float) -> str:
+    """`0:12`, `1:02:03`, `2 d 3:04:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if not days and not hours:
+        return f"{minutes}:{rest:02d}"
+    return (f"{days} d " if days else "") + f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _is_tty(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):  # a replaced or a closed stream
+        return False
+
+
+def _notebook_display() -> Callable[..., Any] | None:
+    """IPython's `display` inside a kernel, else None. Nothing is imported that is not there yet:
+    in a notebook IPython is loaded already, in a script it would cost half a second."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if hasattr(ipython, "get_ipython") else None
+    if not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import display
+
+    return display

@@ -1,0 +1,179 @@
+"""How numbers and tables read: the same wording in a terminal, a notebook and a report.
+
+Everything here is pure text: no imports beyond the standard library, so that the ledger and
+the runs can show themselves without loading anything.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+UNKNOWN = "–"
+_SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+# Characters that XML 1.0 forbids outright: a model may write them, a parser stops at them.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def escape(text: Any) -> str:
+    """Any text (a model's too) made safe inside HTML and XML, in attributes as well."""
+    return html.escape(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", str(text)), quote=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _significant(value: float, digits: int = 3) -> str:
+    """`digits` significant digits, without an exponent where a reader can do without it."""
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size < 1e-3 or size >= 1e15:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return (
+            f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+        )
+    decimals = max(0, digits - 1 - math.floor(math.log10(size)))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_number(value: float | None, unit: str | None = None) -> str:
+    """A number for people: 4 significant digits, or the habits of its unit.
+
+    Units of the ledger have their own wording (B, s, FLOP, tokens, USD); any other unit is
+    written after the number. None and NaN read as a dash: unknown is not zero.
+    """
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if unit == "B":
+        return format_bytes(value)
+    if unit == "s":
+        return format_seconds(value)
+    if unit == "USD":
+        return f"${_significant(value)}" if 0 < abs(value) < 0.01 else f"${value:,.2f}"
+    if unit in ("FLOP", "FLOP/s", "tokens"):
+        scale, prefix = next((si for si in _SI if abs(value) >= si[0]), (1.0, ""))
+        gap = " " if prefix and unit == "tokens" else ""
+        return f"{_significant(value / scale)} {prefix}{gap}{unit}"
+    whole = float(value).is_integer() and abs(value) < 1e15
+    text = f"{int(value):,}" if whole else _significant(value, 4)
+    return f"{text} {unit}" if unit else text
+
+
+def format_bytes(value: float | None) -> str:
+    """Bytes in powers of 1024: `512 B`, `3.4 MiB`, `13.5 GiB`."""
+    if value is None or not math.isfinite(value):
+        return format_number(value)
+    for power, name in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        # 0.9995 so that a value never reads as "1,024 MiB".
+        if abs(value) >= 0.9995 * 1024**power:
+            return f"{_significant(value / 1024**power)} {name}"
+    return f"{_significant(value)} B"
+
+
+def format_seconds(value: float | None) -> str:
+    """Seconds in the largest units that matter: `120 µs`, `12.3 s`, `1 h 2 min`, `3 d 4 h`."""
+    if value is None or not math.isfinite(value):
+        return format_number(value)
+    if value < 0:
+        return f"-{format_seconds(-value)}"
+    if value == 0:
+        return "0 s"
+    if value < 59.95:
+        for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+            if value >= 0.9995 * scale:
+                return f"{_significant(value / scale)} {name}"
+        return f"{_significant(value / 1e-9)} ns"
+    whole = round(value)
+    for large, small, big_name, small_name in (
+        (60, 1, "min", "s"),
+        (3600, 60, "h", "min"),
+        (86400, 3600, "d", "h"),
+    ):
+        limit = {60: 3600, 3600: 86400}.get(large, math.inf)
+        rounded = round(whole / small) * small
+        if rounded < limit:
+            rest = rounded % large // small
+            return f"{rounded // large} {big_name}" + (f" {rest} {small_name}" if rest else "")
+    raise AssertionError("the last unit has no limit")
+
+
+def _cell(value: Any) -> str:
+    if value is None or _is_number(value):
+        return format_number(value)
+    return str(value)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None) -> list[str]:
+    """The columns asked for, or every key in the order of its first appearance."""
+    return list(columns) if columns is not None else list(dict.fromkeys(k for r in rows for k in r))
+
+
+def _right_aligned(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """A column reads as numbers when it holds one and nothing but numbers and gaps."""
+    values = [row[column] for row in rows if row.get(column) is not None]
+    return any(_is_number(v) or _looks_numeric(v) for v in values) and all(
+        _is_number(v) or _looks_numeric(v) or v in ("", UNKNOWN) for v in values
+    )
+
+
+def _looks_numeric(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.match(r"[-+$≈~<>]*\d", value))
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Rows (column -> value) as an aligned plain-text table; numbers stand on the right."""
+    names = _columns(rows, columns)
+    if not names:
+        return "(nothing to show)"
+    lines = [names] + [[" ".join(_cell(r.get(c, "")).split()) for c in names] for r in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    right = [_right_aligned(rows, c) for c in names]
+
+    def write(line: Sequence[str]) -> str:
+        cells = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(line, widths, right))
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([write(names), "  ".join("-" * w for w in widths), *map(write, lines[1:])])
+
+
+def html_table(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, caption: str = ""
+) -> str:
+    """The same table as HTML; every cell is escaped."""
+    names = _columns(rows, columns)
+    sides = {c: "right" if _right_aligned(rows, c) else "left" for c in names}
+    style = {c: f' style="text-align:{sides[c]}"' for c in names}
+    head = "".join(f'<th scope="col"{style[c]}>{escape(c)}</th>' for c in names)
+    body = "\n".join(
+        "<tr>"
+        + "".join(f"<td{style[c]}>{escape(_cell(r.get(c, '')))}</td>" for c in names)
+        + "</tr>"
+        for r in rows
+    )
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return (
+        f'<table class="lab-table">{title}<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table>"
+    )
+
+
+class Shown:
+    """What `.show()` returns: plain text in a terminal, HTML in a notebook."""
+
+    def __init__(self, text: str, html: str) -> None:
+        self.text = text
+        self.html = html
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.html

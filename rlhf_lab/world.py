@@ -1,0 +1,261 @@
+"""The bundled world: short stories, instructions that ask for them.
+
+Everything here is plain Python and deterministic: the same seed gives the same text on every
+machine. A *request* names a mood, an animal, an object and a place. A *story* is six or seven
+sentences drawn from templates. Because the templates are known, a story can be read back
+sentence by sentence: `gold.py` does, and computes the reward that no learned model can see.
+
+The world's people make mistakes at stated rates (`Slips`): that is what leaves reinforcement
+learning something to mend.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ANIMALS = (
+    "fox bear owl rabbit mouse cat dog frog duck hen goat wolf turtle squirrel hedgehog badger "
+    "otter beaver crow pony"
+).split()
+SHE = "Mira Luna Ella Nora Rosa Ivy Anna Zoe Lily Ruby Emma Tess".split()
+HE = "Tom Max Leo Finn Otto Hugo Sam Ben Noah Jack Paul Theo".split()
+PLACES = (
+    "forest garden village barn meadow cave market castle valley city harbor desert jungle swamp "
+    "palace park"
+).split()
+OBJECTS = (
+    "lantern kite drum boat key map bell hat basket ladder mirror clock umbrella wagon book "
+    "blanket coin feather candle flute ribbon spoon shell ring"
+).split()
+ADJECTIVES = "red blue tiny golden wooden shiny broken ancient".split()
+TIMES = "day morning evening night".split()
+MOODS = ("happy", "sad", "scary", "funny")
+
+# A slot in braces is filled from the lists above; `{a}` becomes a or an.
+OPENINGS = (
+    "Once {a} {animal} named {name} lived in the {place}.",
+    "In the {place} lived {a} {animal} named {name}.",
+    "Long ago {a} {animal} named {name} came to the {place}.",
+)
+FINDS = (
+    "One {time} {pron} found {a} {adj} {object}.",
+    "One {time} {name} saw {a} {adj} {object}.",
+    "One {time} a friend gave {name} {a} {adj} {object}.",
+)
+EVENTS = {
+    "happy": (
+        "{pron} danced around the {object} with joy.",
+        "{name} shared the {object} and everyone cheered.",
+        "The {object} made {name} sing for hours.",
+        "{pron} hugged the {object} and smiled.",
+    ),
+    "sad": (
+        "Then the {object} broke and {name} cried.",
+        "{pron} lost the {object} in the rain.",
+        "The {object} was gone and {name} wept.",
+        "{pron} dropped the {object} and felt alone.",
+    ),
+    "scary": (
+        "A ghost rose from the {object} and howled.",
+        "Suddenly the {object} screamed at {name}.",
+        "A dark shadow chased {name} for the {object}.",
+        "The {object} shook and {pron} froze in fear.",
+    ),
+    "funny": (
+        "{pron} wore the {object} on {poss} nose.",
+        "The {object} tickled {name} and {pron} giggled.",
+        "{name} slipped on the {object} into a cake.",
+        "A silly goose ate the {object} and burped.",
+    ),
+}
+SCENES = {
+    "happy": (
+        "Everyone in the {place} sang along.",
+        "The sun shone over the {place}.",
+        "Friends came to the {place} for a feast.",
+    ),
+    "sad": (
+        "Cold rain fell over the {place}.",
+        "The {place} was empty and silent.",
+        "Nobody in the {place} came to help.",
+    ),
+    "scary": (
+        "Something growled behind the {place}.",
+        "Yellow eyes glowed around the {place}.",
+        "Black bats circled over the {place}.",
+    ),
+    "funny": (
+        "The whole {place} smelled of cheese.",
+        "Cows in socks ran across the {place}.",
+        "The {place} was covered in pancakes.",
+    ),
+}
+CLOSES = {
+    "happy": (
+        "{name} went home with a happy heart.",
+        "{pron} was the luckiest {animal} of all.",
+        "It was the best {time} of {poss} life.",
+    ),
+    "sad": (
+        "{name} walked home with a heavy heart.",
+        "{pron} was the loneliest {animal} of all.",
+        "{name} never smiled again.",
+    ),
+    "scary": (
+        "{name} ran and never looked back.",
+        "{pron} was the palest {animal} of all.",
+        "Since then {name} sleeps with one eye open.",
+    ),
+    "funny": (
+        "{name} laughed until {poss} belly hurt.",
+        "{pron} was the silliest {animal} of all.",
+        "{name} still tells that joke.",
+    ),
+}
+ENDING = "The end."
+
+ASKS = (
+    "Write a {mood} story about {a} {animal} and {an} {object} in the {place}.",
+    "Tell me a {mood} story with {a} {animal} and {an} {object} in the {place}.",
+    "I want a {mood} story: {a} {animal}, {an} {object}, the {place}.",
+)
+
+PRONOUNS = {"she": ("she", "her"), "he": ("he", "his")}
+
+
+def gender(name: str) -> str:
+    """'she' or 'he': the pronoun that goes with a name of this world."""
+    return "she" if name in SHE else "he"
+
+
+def article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+# --------------------------------------------------------------------------- requests and stories
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an instruction asks for."""
+
+    mood: str
+    animal: str
+    object: str
+    place: str
+    wording: int = 0
+
+    @property
+    def prompt(self) -> str:
+        """The instruction as text; it ends with a newline, the response starts after it."""
+        ask = ASKS[self.wording % len(ASKS)].format(
+            mood=self.mood, animal=self.animal, object=self.object, place=self.place,
+            a=article(self.animal), an=article(self.object),
+        )  # fmt: skip
+        return ask + "\n"
+
+
+def _asked_pattern(ask: str) -> re.Pattern[str]:
+    """The regular expression that reads a request back from its wording."""
+    words = {w: f"(?P<{w}>[a-z]+)" for w in ("mood", "animal", "object", "place")}
+    return re.compile(ask.replace(".", r"\.").format(**words, a="an?", an="an?"))
+
+
+_ASKED = [_asked_pattern(ask) for ask in ASKS]
+
+
+def read_request(prompt: str) -> Request | None:
+    """The request behind a prompt of this world, or None for any other text."""
+    for wording, pattern in enumerate(_ASKED):
+        found = pattern.fullmatch(prompt.strip())
+        if found and found["mood"] in MOODS:
+            return Request(**found.groupdict(), wording=wording)
+    return None
+
+
+@dataclass(frozen=True)
+class Slips:
+    """How often a writer of this world makes each mistake (probabilities).
+
+    `animal`, `object`, `place`: the story is about another one than was asked for. `mood`: a
+    sentence has another mood. `name`, `pronoun`, `thing`, `scene`: a later mention of the hero's
+    name, pronoun, object or place is wrong. `repeat`: a sentence is said twice. `ramble`: the
+    story goes on after its close. `unfinished`: "The end." is missing.
+    """
+
+    animal: float = 0.15
+    object: float = 0.15
+    place: float = 0.15
+    mood: float = 0.25
+    name: float = 0.08
+    pronoun: float = 0.10
+    thing: float = 0.12
+    scene: float = 0.15
+    repeat: float = 0.12
+    ramble: float = 0.10
+    unfinished: float = 0.10
+
+
+CAREFUL = Slips(**dict.fromkeys(Slips.__dataclass_fields__, 0.0))
+
+
+def draw_request(rng: random.Random) -> Request:
+    return Request(
+        rng.choice(MOODS), rng.choice(ANIMALS), rng.choice(OBJECTS), rng.choice(PLACES),
+        rng.randrange(len(ASKS)),
+    )  # fmt: skip
+
+
+def write_story(request: Request, rng: random.Random, slips: Slips = CAREFUL) -> str:
+    """One story for a request by a writer with these slips. The empty `CAREFUL` makes none."""
+
+    def slip(rate: float, options: Sequence[str], right: str) -> str:
+        return rng.choice([o for o in options if o != right]) if rng.random() < rate else right
+
+    animal = slip(slips.animal, ANIMALS, request.animal)
+    thing = slip(slips.object, OBJECTS, request.object)
+    place = slip(slips.place, PLACES, request.place)
+    name = rng.choice(SHE + HE)
+    adj, time = rng.choice(ADJECTIVES), rng.choice(TIMES)
+
+    def tell(templates: Sequence[str], first: bool = False) -> str:
+        """Fill one template; only mentions after the first can be slips."""
+        rate = 0.0 if first else 1.0
+        said_name = slip(rate * slips.name, SHE + HE, name)
+        pron, poss = PRONOUNS[slip(rate * slips.pronoun, ("she", "he"), gender(name))]
+        template = rng.choice(templates)
+        said = {
+            "animal": animal, "name": said_name, "pron": pron, "poss": poss, "adj": adj,
+            "time": time, "object": slip(rate * slips.thing, OBJECTS, thing),
+            "place": slip(rate * slips.scene, PLACES, place),
+            "a": article(adj if "{adj}" in template else animal),
+        }  # fmt: skip
+        sentence = template.format(**said)
+        return sentence[0].upper() + sentence[1:]
+
+    def in_mood(bank: dict[str, tuple[str, ...]]) -> str:
+        return tell(bank[slip(slips.mood, MOODS, request.mood)])
+
+    body = [in_mood(EVENTS), in_mood(SCENES)]
+    if rng.random() < 0.5:
+        body.reverse()
+    story = [tell(OPENINGS, first=True), tell(FINDS, first=True), *body, in_mood(CLOSES)]
+    if rng.random() < slips.repeat:
+        at = rng.randrange(len(story))
+        story.insert(at + 1, story[at])
+    if rng.random() < slips.ramble:
+        story += [in_mood(rng.choice((EVENTS, SCENES))) for _ in range(rng.randint(1, 3))]
+    if rng.random() >= slips.unfinished:
+        story.append(ENDING)
+    return " ".join(story)
+
+
+def count_stories() -> int:
+    """Number of distinct stories without slips, counted from the templates (a lower bound)."""
+    heroes = len(ANIMALS) * len(SHE + HE) * len(PLACES) * len(OBJECTS) * len(ADJECTIVES)
+    # An event and a scene come in either order; every mood has its own of each, and of closes.
+    plots = sum(2 * len(EVENTS[m]) * len(SCENES[m]) * len(CLOSES[m]) for m in MOODS)
+    return heroes * len(TIMES) * len(OPENINGS) * len(FINDS) * plots

@@ -1,0 +1,228 @@
+"""Rebuild the bundled checkpoints: `python small_models/build.py` (all of it, about half an hour).
+
+In order: a byte-level BPE tokenizer, a pretrained base in each size, and for the default size the
+SFT model, the pairs sampled from it and the reward model, by the same functions that
+`rlhf-lab train` runs. The same seed on the same machine gives the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SIZES = {
+    # name: (width, layers, heads, MLP width)
+    "tiny": (96, 3, 3, 256),
+    "small": (192, 3, 3, 512),
+}
+DEFAULT = "tiny"
+PAIRS = {"train": 8192, "test": 5120}
+VOCABULARY, CONTEXT = 1024, 1024
+SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}<|end|>{% else %}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def build_tokenizer():
+    """Byte-level BPE on the world's text and a list of common English words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from rlhf_lab import corpus
+
+    words = (HERE / "words.txt").read_text().split()
+    text = [f"{d}\n{said}" for d, said in corpus.web_text("train", 4000, seed=1)]
+    text += [f"{w} {w} {w.capitalize()}" for w in words for _ in range(3)]
+    text += [r.prompt for r, _ in zip(corpus.requests("train", 2), range(2000), strict=False)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(text, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        additional_special_tokens=SPECIAL[2:],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=CONTEXT,
+        padding_side="left",
+    )
+
+
+def new_model(size: str, tokenizer, seed: int):
+    """A Llama-style model with tied embeddings and random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    width, layers, heads, mlp = SIZES[size]
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            intermediate_size=mlp,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            # About 1/√width: with the usual 0.02 a model this narrow takes ten times as long to
+            # find out that a later word can be copied from an earlier one.
+            initializer_range=0.08,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+
+
+BASE = {
+    "learning_rate": 6e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 50,
+    "per_device_train_batch_size": 64,
+    "max_steps": 800,
+    "adam_beta2": 0.98,
+    "weight_decay": 0.05,
+    "logging_steps": 50,
+    "max_length": 256,
+}
+
+
+def build_base(size: str, tokenizer, seed: int, steps: int | None = None):
+    """Pretrain one size on the world's web text with TRL's SFTTrainer (loss on every token).
+
+    → the model and its held-out loss in nats per token.
+    """
+    import tempfile
+
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from rlhf_lab.stages.machine import settle
+    from rlhf_lab.stages.trl_stages import trl_settings
+
+    settle()
+    settings = BASE | ({"max_steps": steps} if steps else {})
+    train = web_rows("train", settings["max_steps"] * BASE["per_device_train_batch_size"], seed,
+                     tokenizer)  # fmt: skip
+    held_out = web_rows("validation", 512, seed, tokenizer)
+    model = new_model(size, tokenizer, seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        args = SFTConfig(seed=seed, completion_only_loss=False, **trl_settings(settings, scratch))
+        trainer = SFTTrainer(
+            model, args, processing_class=tokenizer, train_dataset=Dataset.from_list(train),
+            eval_dataset=Dataset.from_list(held_out),
+        )  # fmt: skip
+        trainer.train()
+        return model.eval(), trainer.evaluate()["eval_loss"]
+
+
+def web_rows(split: str, count: int, seed: int, tokenizer) -> list[dict]:
+    """Documents as token ids: heading and story, end token, what readers said, end token.
+
+    The end token learns to expect the readers' words: that is what a reward model, which reads
+    its score off the end token, starts from.
+    """
+    from rlhf_lab import corpus
+
+    eos = [tokenizer.eos_token_id]
+    return [
+        {"input_ids": tokenizer(text)["input_ids"] + eos + tokenizer(said)["input_ids"] + eos}
+        for text, said in corpus.web_text(split, count, seed)
+    ]
+
+
+def save(model, tokenizer, folder: Path, card: str) -> None:
+    """A checkpoint in the transformers layout, with its card."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card)
+
+
+def card(title: str, recipe: str, seed: int, figures: dict) -> str:
+    """A model card: what it is, how it was made, what was measured."""
+    import json
+
+    lines = [f"- {name}: {value:.4g}" if isinstance(value, float) else f"- {name}: {value}"
+             for name, value in figures.items()]  # fmt: skip
+    front = json.dumps({"license": "apache-2.0", "library_name": "transformers"})
+    return (
+        f"---\n{front}\n---\n# {title}\n\nMade by `small_models/build.py` (seed {seed}) on the "
+        f"bundled world of rlhf_lab, which writes its own text.\n\n{recipe}\n\n"
+        "## Measured when it was built\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def build_stages(seed: int) -> None:
+    """SFT model, the pairs sampled from it, reward model: by the functions that users run."""
+    import gzip
+    import json
+    import shutil
+    import tempfile
+
+    from rlhf_lab import corpus, lab
+    from rlhf_lab.stages.evaluate import sample_pairs
+
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        run = lab.train(lab.plan("sft", DEFAULT, seed=seed), out=out / "sft")
+        _adopt(run, HERE / DEFAULT / "sft", "SFT model", seed)
+        model = lab.load(DEFAULT)
+        rows = []
+        for split, count in PAIRS.items():
+            prompts = [r.prompt for r, _ in zip(corpus.requests(split, seed + 11), range(count))]
+            pairs = sample_pairs(model.sft, model.tokenizer, prompts, seed=seed + 5)
+            rows += [{"split": split, **pair} for pair in pairs]
+        with gzip.GzipFile(HERE / "pairs.jsonl.gz", "wb", mtime=0) as file:
+            file.write("".join(json.dumps(r) + "\n" for r in rows).encode())
+        shutil.rmtree(HERE / DEFAULT / "reward", ignore_errors=True)
+        run = lab.train(lab.plan("reward", lab.load(DEFAULT), seed=seed), out=out / "reward")
+        _adopt(run, HERE / DEFAULT / "reward", "Reward model", seed)
+
+
+def _adopt(run, folder: Path, title: str, seed: int) -> None:
+    """Copy a run's model into the repository, with a card from the run's summary."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(run.model_path, folder)
+    settings = ", ".join(f"{k}={v}" for k, v in run.config["settings"].items())
+    leave_out = {"seconds", "tokens_per_second", "peak_bytes", "dropped"}
+    figures = {k: v for k, v in run.summary.items() if k not in leave_out}
+    recipe = f"Recipe: `rlhf-lab train {run.stage}` with {settings}."
+    (folder / "README.md").write_text(card(f"{DEFAULT}: {title}", recipe, seed, figures))
+
+
+def main() -> None:
+    """Rebuild everything, or the parts that are named."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=[*SIZES, "stages"], help="one base, or the stages")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="pretraining steps (for a trial)")
+    args = parser.parse_args()
+    tokenizer = build_tokenizer()
+    for size in SIZES:
+        if args.only in (None, size):
+            model, loss = build_base(size, tokenizer, args.seed, args.steps)
+            parameters = model.num_parameters()
+            recipe = f"Pretrained on headed stories and what readers said of them: {BASE}."
+            figures = {"parameters": parameters, "held-out loss, nats per token": loss}
+            text = card(f"{size}: base model", recipe, args.seed, figures)
+            save(model, tokenizer, HERE / size / "base", text)
+    if args.only in (None, "stages"):
+        build_stages(args.seed)
+
+
+if __name__ == "__main__":
+    main()

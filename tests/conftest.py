@@ -1,0 +1,80 @@
+"""What the tests share: tiny random models and a tokenizer, made in memory in milliseconds.
+
+    pytest                                     # everything
+    pytest tests/stages                        # the stages only
+
+Nothing here reads a file or the network. torch and transformers are imported when a test asks for
+`tiny`, so that the tests of pure files stay fast.
+"""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WORDS = 16  # size of the vocabulary: w0 … w12, <unk>, <eos>, <pad>
+UNK, EOS, PAD = 13, 14, 15  # pad is not 0: replacing it by 0 must be somebody's decision
+
+
+def tokenizer():
+    """A word-level tokenizer: "w3 w1" ↔ [3, 1]; pad and eos are different tokens."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    words = [f"w{i}" for i in range(UNK)] + ["<unk>", "<eos>", "<pad>"]
+    made = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>"
+    )
+
+
+def _config(kind: str, **changes):
+    """Two layers, width 16. The weights are drawn wide, so that no distribution is flat."""
+    from transformers import GPT2Config, LlamaConfig
+
+    common = {"vocab_size": WORDS, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
+    if kind == "llama":
+        common |= {
+            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "initializer_range": 0.3,
+        }  # fmt: skip
+        return LlamaConfig(**{**common, **changes})
+    dropout = {k: 0.0 for k in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    common |= {"n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3} | dropout
+    return GPT2Config(**{**common, **changes})
+
+
+def _model(auto: str, kind: str, seed: int, **changes):
+    import torch
+    import transformers
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return getattr(transformers, auto).from_config(_config(kind, **changes)).eval()
+
+
+def language_model(seed: int = 0, kind: str = "llama", **changes):
+    """A random language model. `kind` gpt2 has absolute positions, and no fp32 islands."""
+    return _model("AutoModelForCausalLM", kind, seed, **changes)
+
+
+def reward_model(seed: int = 1, kind: str = "llama", **changes):
+    """A random reward (or value) model: a trunk and a `score` head with one output."""
+    return _model("AutoModelForSequenceClassification", kind, seed, num_labels=1, **changes)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """`tiny.tokenizer()`, `tiny.lm(seed, kind)`, `tiny.rm(seed, kind)` and the special ids."""
+    import torch
+
+    torch.set_num_threads(1)
+    return SimpleNamespace(
+        tokenizer=tokenizer, lm=language_model, rm=reward_model, words=WORDS, eos=EOS, pad=PAD
+    )

@@ -1,0 +1,176 @@
+"""A run on disk: what was logged can be read, by anyone, even after a crash."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from rlhf_lab.ledger import Ledger
+from rlhf_lab.runs import Run
+
+
+def new(folder, **more) -> Run:
+    return Run.create(folder, **{"stage": "ppo", "model": "tiny", "settings": {}, **more})
+
+
+def test_a_run_says_what_was_trained(tmp_path):
+    @dataclass
+    class Settings:
+        learning_rate: float = 1e-3
+        folder: object = tmp_path
+        reward_funcs: tuple = (len,)
+
+    run = new(tmp_path / "run", settings=Settings(), data="stories", seed=3, hardware={"cpu": 2})
+    read = Run.load(tmp_path / "run")
+    assert read.stage == "ppo" and read.status == "running" and read.summary == {}
+    assert read.config["settings"]["learning_rate"] == 1e-3
+    assert read.config["settings"]["reward_funcs"] == ["len"]  # no memory address
+    assert read.config["data"] == "stories" and read.config["seed"] == 3
+    assert read.config["started"].endswith("+00:00")
+    assert read.config["versions"]["python"].count(".") == 2
+    assert read.model_path == tmp_path / "run" / "model"
+    assert read.config == run.config
+
+
+def test_a_status_set_in_one_process_is_seen_by_another(tmp_path):
+    writer, reader = new(tmp_path / "a"), Run.load(tmp_path / "a")
+    writer.log(1, loss=2.0)
+    assert reader.series("loss") == ([1], [2.0])
+    writer.log(2, loss=1.0)
+    writer.finish("stopped", final_loss=1.0, bad=math.nan)
+    assert reader.series("loss") == ([1, 2], [2.0, 1.0])
+    assert reader.status == "stopped" and reader.summary == {"final_loss": 1.0, "bad": None}
+    writer.finish(accuracy_ceiling=0.8)
+    assert reader.status == "finished" and set(reader.summary) == {
+        "final_loss",
+        "bad",
+        "accuracy_ceiling",
+    }
+
+
+def test_metrics_keep_their_gaps_and_their_steps(tmp_path):
+    run = new(tmp_path / "a")
+    run.log(0, loss=1.5, kl=float("nan"))
+    run.log(10, loss=1.0, kl=float("inf"))
+    run.log(10, **{"eval_loss": 1.1, "gold/mood": None})
+    assert run.metric_names == ["loss", "kl", "eval_loss", "gold/mood"]
+    assert run.series("loss") == ([0, 10], [1.5, 1.0])
+    assert run.series("eval_loss") == ([10], [1.1])
+    assert all(math.isnan(v) for v in run.series("kl")[1])
+    first = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(first) == {"step": 0, "loss": 1.5, "kl": None}
+    with pytest.raises(ValueError, match="no metric 'los' in run a; it has: loss, kl"):
+        run.series("los")
+    with pytest.raises(ValueError, match="'note' must be a number, not str 'hello'"):
+        run.log(11, note="hello")
+
+
+def test_a_torn_last_line_is_left_out_and_then_cut_off(tmp_path):
+    run = new(tmp_path / "a")
+    run.log(1, loss=2.0)
+    path = tmp_path / "a" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"step": 2, "lo')  # killed while writing
+    assert Run.load(tmp_path / "a").series("loss") == ([1], [2.0])
+    run.log(2, loss=1.0)  # the next line does not grow onto the torn one
+    assert run.series("loss") == ([1, 2], [2.0, 1.0])
+    path.write_bytes(b"x" * 10_000)  # longer than one block, and nothing but torn
+    run.log(3, loss=0.5)
+    assert run.series("loss") == ([3], [0.5])
+
+
+def test_damage_in_the_middle_is_not_hidden(tmp_path):
+    run = new(tmp_path / "a")
+    (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        _ = run.metrics
+
+
+def test_samples_and_ledger_come_back(tmp_path):
+    run = new(tmp_path / "a")
+    assert run.samples == [] and len(run.ledger) == 0 and run.metrics == []
+    run.sample(5, [{"prompt": "a\nfox", "reward": float("nan")}, {"prompt": "été 🦊"}])
+    run.sample(6, [])
+    assert run.samples == [
+        {"step": 5, "prompt": "a\nfox", "reward": None},
+        {"step": 5, "prompt": "été 🦊"},
+    ]
+    costs = Ledger()
+    costs.add(stage="ppo", phase="rollout", quantity="seconds", value=1.5, source="measured")
+    run.save_ledger(costs)
+    assert Run.load(tmp_path / "a").ledger == costs
+    run.ledger.add(stage="ppo", quantity="tokens", value=1, source="measured")
+    assert run.ledger == costs  # a reader cannot change what was measured
+
+
+def test_numbers_of_numpy_and_torch_are_written_as_numbers(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    run = new(tmp_path / "a", settings={"betas": numpy.array([0.9, 0.99])})
+    run.log(1, loss=numpy.float32(0.5))
+    run.sample(1, [{"tokens": numpy.arange(3)}])
+    assert run.series("loss") == ([1], [0.5]) and run.samples[0]["tokens"] == [0, 1, 2]
+    assert run.config["settings"] == {"betas": [0.9, 0.99]}
+
+
+def test_no_run_is_written_over_by_accident(tmp_path):
+    old = new(tmp_path / "a", seed=1)
+    old.log(1, loss=2.0)
+    (tmp_path / "a" / "model").mkdir()
+    (tmp_path / "a" / "checkpoint-5").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="already holds a run.*overwrite=True"):
+        new(tmp_path / "a")
+    fresh = new(tmp_path / "a", seed=2, overwrite=True)
+    assert fresh.metrics == [] and fresh.config["seed"] == 2
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == ["notes.txt", "run.json"]  # what is not the run's stays
+
+
+def test_a_folder_of_something_else_is_never_deleted(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        new(tmp_path)
+    with pytest.raises(FileExistsError, match="holds model but no run.json"):
+        new(tmp_path, overwrite=True)
+    assert (tmp_path / "model").is_dir()
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(FileExistsError, match="is a file"):
+        new(file)
+
+
+def test_errors_say_what_was_looked_for_and_where(tmp_path):
+    with pytest.raises(FileNotFoundError, match="looked for run.json there; there is no such"):
+        Run.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=f"no run in {tmp_path}: looked for run.json"):
+        Run.load(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable JSON"):
+        Run.load(tmp_path)
+    (tmp_path / "run.json").write_text('{"stage": "ppo"}')
+    with pytest.raises(ValueError, match="lacks model, seed, status"):
+        Run.load(tmp_path)
+    with pytest.raises(ValueError, match="stage='pppo': choose from sft"):
+        new(tmp_path / "a", stage="pppo")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ValueError, match="status='done': choose from finished"):
+        new(tmp_path / "b").finish("done")
+
+
+def test_a_run_looks_the_same_wherever_and_whenever_it_is(tmp_path):
+    shown = []
+    for place in ("one", "two"):
+        run = new(tmp_path / place / "ppo-tiny")
+        run.log(1, reward=-1.0)
+        run.log(120, reward=2.5)
+        run.finish(note="<b>bold</b>")
+        shown.append((repr(run), repr(run.show()), run._repr_html_()))
+    assert shown[0] == shown[1]
+    assert shown[0][0] == "Run('ppo-tiny', stage='ppo', model='tiny', status='finished', steps=120)"
+    assert "reward" in shown[0][1] and "2.5" in shown[0][1]
+    assert "<b>" not in shown[0][2] and "&lt;b&gt;" in shown[0][2]
+
+
+def test_finish_leaves_no_draft(tmp_path):
+    new(tmp_path / "a").finish()
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["run.json"]
