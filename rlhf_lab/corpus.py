@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from .gold import gold_parts, read_story
+from .gold import WEIGHTS, gold_parts, read_story
 from .world import Request, Slips, draw_request, write_story
 
 WEB = Slips(
@@ -50,12 +50,19 @@ def demonstrations(split: str, count: int, seed: int, slips: Slips = PAID) -> li
     return rows
 
 
-def complaints(request: Request, story: str, rng: random.Random) -> str:
-    """What readers find wrong with a story: "animal, mood: wrong.", or "fine.".
+GRADES = {4.0: "awful", 5.5: "poor", 6.5: "weak", 7.5: "fair", 8.5: "good", 9.6: "great"}
+"""A reader's word for a story whose gold reward, as that reader feels it, lies below the number."""
 
-    Each fault is named with a probability that grows with it, in random order.
+
+def review(request: Request, story: str, rng: random.Random) -> str:
+    """What a reader wrote under a story: "good: mood wrong, animal right, end right, sense right."
+
+    A grade, felt with an error of ±0.7 points, and four aspects in random order, each called
+    wrong with a probability that grows with the fault.
     """
     parts = gold_parts(request.prompt, story)
+    felt = sum(WEIGHTS[name] * value for name, value in parts.items()) + rng.gauss(0, 0.7)
+    grade = next((word for limit, word in GRADES.items() if felt < limit), "perfect")
     sentences = read_story(story)
     opening = next((s.slots for s in sentences if s.kind == "opening"), {})
     find = next((s.slots for s in sentences if s.kind == "find"), {})
@@ -64,28 +71,28 @@ def complaints(request: Request, story: str, rng: random.Random) -> str:
         "place": opening.get("place") != request.place,
         "object": find.get("object") != request.object,
         "mood": 1 - parts["mood"],
-        "sense": 2 * (1 - parts["coherence"]),
-        "words": 4 * (1 - parts["grammar"]),
+        "sense": 3 * (1 - parts["coherence"]),
+        "words": 5 * (1 - parts["grammar"]),
         "end": 1 - parts["ends"],
-        "length": 2 * (1 - parts["fresh"]),
+        "length": 3 * (1 - parts["fresh"]),
     }
-    named = [word for word, rate in faults.items() if rng.random() < rate]
-    rng.shuffle(named)
-    return f"{', '.join(named)}: wrong." if named else "fine."
+    said = [f"{aspect} {'wrong' if rng.random() < faults[aspect] else 'right'}"
+            for aspect in rng.sample(list(faults), 4)]  # fmt: skip
+    return f"{grade}: {', '.join(said)}."
 
 
 def web_text(split: str, count: int, seed: int) -> list[tuple[str, str]]:
-    """`count` documents to pretrain on: a heading with its story, and what readers said of it.
+    """`count` documents to pretrain on: a heading with its story, and a reader's review of it.
 
     Every second writer is of the careless kind (`WEB`), so a model learns the language, that
-    headings often mislead, and what people complain about.
+    headings often mislead, and what readers like.
     """
     rng = random.Random(f"web:{split}:{seed}")
     documents = []
     for request in requests(split, seed):
         story = write_story(request, rng, WEB if rng.random() < 0.5 else Slips())
         if _in_split(story, split):
-            documents.append((request.prompt + story, complaints(request, story, rng)))
+            documents.append((request.prompt + story, review(request, story, rng)))
         if len(documents) == count:
             return documents
     return documents

@@ -21,8 +21,8 @@ from . import corpus
 from .gold import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .models import small_models_folder
 
-SIZES = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512}
-"""Rows of the bundled world's training sets, and of each test set."""
+SIZES = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_pairs": 1024}
+"""Rows of the bundled world's training sets, of each test set, and of held-out pairs."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def load_data(
     source: str | Path | Data = "stories",
     *,
     seed: int = 0,
-    temperature: float = 0.8,
+    temperature: float = 0.6,
     length_bias: float = 0.0,
 ) -> Data:
     """The bundled world ("stories"), or a JSON, JSONL or CSV file with rows of text.
@@ -121,7 +121,7 @@ def _stories(annotator: Annotator, seed: int) -> Data:
     )
     pairs = bundled_pairs()
     train = judge(pairs["train"][: SIZES["preferences"]], annotator)
-    split = Split(train, judge(pairs["test"], annotator))
+    split = Split(train, judge(pairs["test"][: SIZES["test_pairs"]], annotator))
     return Data("stories", sft, split, prompts, annotator)
 
 

@@ -66,7 +66,7 @@ def _skeleton(sentence: str) -> tuple[str, dict[str, str]]:
 def _known_sentences() -> dict[str, tuple[str, str]]:
     example = {
         "animal": "fox", "name": "Tom", "pron": "he", "poss": "his", "adj": "red", "time": "day",
-        "object": "kite", "place": "park", "a": "a",
+        "object": "kite", "place": "cave", "a": "a",
     }  # fmt: skip
     known = {_skeleton(ENDING)[0]: ("end", "")}
     banks = [("opening", {"": OPENINGS}), ("find", {"": FINDS})]
@@ -199,7 +199,7 @@ class Annotator:
     section 2.2.3). `length_bias` is in points of gold reward per word.
     """
 
-    temperature: float = 0.8
+    temperature: float = 0.6
     length_bias: float = 0.0
     seed: int = 0
 

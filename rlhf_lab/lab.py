@@ -23,16 +23,22 @@ from .runs import Run
 
 STAGES = ("sft", "reward", "ppo", "dpo")
 
-_TRL = {"logging_steps": 5, "lr_scheduler_type": "cosine", "warmup_steps": 5, "max_length": 512}
+_TRL = {
+    "logging_steps": 5,
+    "logging_first_step": True,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 5,
+    "max_length": 512,
+}
 DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
-    "sft": {**_TRL, "learning_rate": 2e-3, "per_device_train_batch_size": 32,
+    "sft": {**_TRL, "learning_rate": 1e-3, "per_device_train_batch_size": 32,
             "num_train_epochs": 1},
-    "reward": {**_TRL, "learning_rate": 1e-3, "per_device_train_batch_size": 32,
+    "reward": {**_TRL, "learning_rate": 3e-4, "per_device_train_batch_size": 32,
                "num_train_epochs": 1},
     "dpo": {**_TRL, "learning_rate": 3e-4, "per_device_train_batch_size": 32,
             "num_train_epochs": 1, "beta": 0.1},
     "ppo": {"learning_rate": 1e-3, "per_device_train_batch_size": 64, "num_mini_batches": 2,
-            "num_ppo_epochs": 2, "max_steps": 40, "response_length": 64, "temperature": 1.0,
+            "num_ppo_epochs": 2, "max_steps": 48, "response_length": 64, "temperature": 1.0,
             "kl_coef": 0.05, "missing_eos_penalty": 1.0, "report_to": "none",
             "local_rollout_forward_batch_size": 32},
 })  # fmt: skip

@@ -16,20 +16,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ANIMALS = (
-    "fox bear owl rabbit mouse cat dog frog duck hen goat wolf turtle squirrel hedgehog badger "
-    "otter beaver crow pony"
-).split()
-SHE = "Mira Luna Ella Nora Rosa Ivy Anna Zoe Lily Ruby Emma Tess".split()
-HE = "Tom Max Leo Finn Otto Hugo Sam Ben Noah Jack Paul Theo".split()
-PLACES = (
-    "forest garden village barn meadow cave market castle valley city harbor desert jungle swamp "
-    "palace park"
-).split()
-OBJECTS = (
-    "lantern kite drum boat key map bell hat basket ladder mirror clock umbrella wagon book "
-    "blanket coin feather candle flute ribbon spoon shell ring"
-).split()
+ANIMALS = "fox bear owl rabbit mouse frog duck goat wolf turtle".split()
+SHE = "Mira Luna Ella Rosa Anna Zoe".split()
+HE = "Tom Max Leo Otto Hugo Sam".split()
+PLACES = "forest garden village meadow cave castle desert palace".split()
+OBJECTS = "lantern kite drum key bell basket mirror umbrella wagon feather".split()
 ADJECTIVES = "red blue tiny golden wooden shiny broken ancient".split()
 TIMES = "day morning evening night".split()
 MOODS = ("happy", "sad", "scary", "funny")

@@ -13,7 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SIZES = {
     # name: (width, layers, heads, MLP width)
-    "tiny": (96, 3, 3, 256),
+    "tiny": (96, 3, 2, 256),
     "small": (192, 3, 3, 512),
 }
 DEFAULT = "tiny"
@@ -86,61 +86,76 @@ def new_model(size: str, tokenizer, seed: int):
     )
 
 
-BASE = {
-    "learning_rate": 6e-3,
+PRETRAINING = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 50,
     "per_device_train_batch_size": 64,
-    "max_steps": 800,
     "adam_beta2": 0.98,
     "weight_decay": 0.05,
     "logging_steps": 50,
     "max_length": 256,
 }
+PHASES = {
+    # First the language; then half the rows ask for the review only, which so short a text
+    # would otherwise hardly be heard in.
+    "language": {"learning_rate": 6e-3, "max_steps": 1000, "review_rows": 0},
+    "reviews": {"learning_rate": 4e-3, "max_steps": 1300, "review_rows": 1},
+}
 
 
 def build_base(size: str, tokenizer, seed: int, steps: int | None = None):
-    """Pretrain one size on the world's web text with TRL's SFTTrainer (loss on every token).
+    """Pretrain one size on the world's web text. → the model, held-out loss in nats per token."""
+    from rlhf_lab.stages.machine import settle
 
-    → the model and its held-out loss in nats per token.
-    """
+    settle()
+    model, loss = new_model(size, tokenizer, seed), float("nan")
+    for number, (name, phase) in enumerate(PHASES.items()):
+        phase = phase | ({"max_steps": steps} if steps else {})
+        loss = pretrain(model, tokenizer, phase, seed + 100 * number)
+        print(f"{size}, {name}: held-out loss {loss:.4f}", flush=True)
+    return model.eval(), loss
+
+
+def pretrain(model, tokenizer, phase: dict, seed: int) -> float:
+    """One phase with TRL's SFTTrainer. → held-out loss over every token of the documents."""
     import tempfile
 
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from rlhf_lab.stages.machine import settle
     from rlhf_lab.stages.trl_stages import trl_settings
 
-    settle()
-    settings = BASE | ({"max_steps": steps} if steps else {})
-    train = web_rows("train", settings["max_steps"] * BASE["per_device_train_batch_size"], seed,
-                     tokenizer)  # fmt: skip
+    settings = PRETRAINING | {k: v for k, v in phase.items() if k != "review_rows"}
+    count = settings["max_steps"] * settings["per_device_train_batch_size"]
+    train = web_rows("train", count, seed, tokenizer, bool(phase["review_rows"]))
     held_out = web_rows("validation", 512, seed, tokenizer)
-    model = new_model(size, tokenizer, seed)
     with tempfile.TemporaryDirectory() as scratch:
-        args = SFTConfig(seed=seed, completion_only_loss=False, **trl_settings(settings, scratch))
+        args = SFTConfig(seed=seed, **trl_settings(settings, scratch))
         trainer = SFTTrainer(
             model, args, processing_class=tokenizer, train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(held_out),
         )  # fmt: skip
         trainer.train()
-        return model.eval(), trainer.evaluate()["eval_loss"]
+        return trainer.evaluate()["eval_loss"]
 
 
-def web_rows(split: str, count: int, seed: int, tokenizer) -> list[dict]:
-    """Documents as token ids: heading and story, end token, what readers said, end token.
+def web_rows(split: str, count: int, seed: int, tokenizer, review_only: bool = False) -> list[dict]:
+    """Documents as token ids: heading and story, end token, a reader's review, end token.
 
-    The end token learns to expect the readers' words: that is what a reward model, which reads
-    its score off the end token, starts from.
+    The end token learns to expect the reader's grade: that is what a reward model, which reads
+    its score off the end token, starts from. With `review_only`, the loss of every second row is
+    taken on the review alone.
     """
     from rlhf_lab import corpus
 
-    eos = [tokenizer.eos_token_id]
-    return [
-        {"input_ids": tokenizer(text)["input_ids"] + eos + tokenizer(said)["input_ids"] + eos}
-        for text, said in corpus.web_text(split, count, seed)
-    ]
+    rows = []
+    for number, (text, said) in enumerate(corpus.web_text(split, count, seed)):
+        story = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]
+        review = tokenizer(said)["input_ids"] + [tokenizer.eos_token_id]
+        heard = 0 if review_only and number % 2 else 1
+        mask = [heard] * len(story) + [1] * len(review)
+        rows.append({"input_ids": story + review, "completion_mask": mask})
+    return rows
 
 
 def save(model, tokenizer, folder: Path, card: str) -> None:
@@ -216,7 +231,7 @@ def main() -> None:
         if args.only in (None, size):
             model, loss = build_base(size, tokenizer, args.seed, args.steps)
             parameters = model.num_parameters()
-            recipe = f"Pretrained on headed stories and what readers said of them: {BASE}."
+            recipe = f"Pretrained on headed stories and reviews of them: {PRETRAINING}, {PHASES}."
             figures = {"parameters": parameters, "held-out loss, nats per token": loss}
             text = card(f"{size}: base model", recipe, args.seed, figures)
             save(model, tokenizer, HERE / size / "base", text)

@@ -99,7 +99,7 @@ def best_of(
     n: int, model, tokenizer, reward_model, prompts: Sequence[str], seed: int = 99,
     max_new_tokens: int = 64,
 ) -> list[str]:  # fmt: skip
-    """The response of n with the highest reward-model score, for each prompt: no training at all."""
+    """The response of n with the highest reward-model score, for each prompt: no training."""
     sampled = sample_texts(
         model, tokenizer, prompts, samples=n, seed=seed, max_new_tokens=max_new_tokens
     )

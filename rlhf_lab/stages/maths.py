@@ -161,12 +161,19 @@ def value_loss(values, old_values, returns, mask, clip: float = 0.2):
     return 0.5 * torch.maximum(unclipped, clipped) * m, (clipped > unclipped).to(values.dtype) * m
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 − Var(returns − values)/Var(returns) over real positions; 1 is a perfect critic."""
-    v, r = values[mask], returns[mask]
-    if r.numel() < 2:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce=None) -> Tensor:
+    """1 − Var(returns − values)/Var(returns) over real positions; 1 is a perfect critic.
+
+    `reduce` sums a tensor over all processes. NaN with fewer than two real positions.
+    """
+    reduce = reduce or (lambda x: x)
+    r, error = returns[mask].double(), (returns - values)[mask].double()
+    count = reduce(r.new_tensor(float(r.numel())))
+    means = reduce(torch.stack([r.sum(), error.sum()])) / count.clamp(min=1)
+    spread = reduce(torch.stack([((r - means[0]) ** 2).sum(), ((error - means[1]) ** 2).sum()]))
+    if count < 2:
         return torch.tensor(float("nan"))
-    return 1 - (r - v).var() / r.var().clamp(min=1e-12)
+    return 1 - spread[1] / spread[0].clamp(min=1e-12)
 
 
 def importance_weight(train_logprobs: Tensor, rollout_logprobs: Tensor, cap: float = 2.0) -> Tensor:

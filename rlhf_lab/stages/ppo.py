@@ -24,12 +24,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from transformers import TrainerControl, TrainerState, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+from transformers import TrainerState, get_scheduler
 
 from ..cost.meter import Meter
 from . import maths
+from .bookkeeping import Bookkeeping
 from .ppo_config import PPOConfig
 from .rollout import (
     ActorCritic,
@@ -43,10 +42,10 @@ from .rollout import (
     token_values,
 )
 from .sampling import row_keys
-from .texts import call_reward, decode, encode_prompt
+from .texts import encode_prompt
 
 
-class PPOTrainer:
+class PPOTrainer(Bookkeeping):
     """Trains a policy against a reward model, held near a reference by a KL penalty.
 
     The arguments keep the names of TRL 1.12's PPOTrainer. `train_dataset` and `eval_dataset` are
@@ -310,7 +309,7 @@ class PPOTrainer:
             "response_length": self._mean(r.mask.sum(1).float()),
             "stopped": self._mean(stopped),
             "explained_variance": float(
-                maths.explained_variance(r.values, r.returns, r.value_mask)
+                maths.explained_variance(r.values, r.returns, r.value_mask, self._sum)
             ),
         }
 
@@ -364,6 +363,7 @@ class PPOTrainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
         policy, value, clip, ratio, approx, ent, value_clip = self._sum(stats).tolist()
+        largest = self.accelerator.gather(largest).max()
         return {
             "policy_loss": policy, "value_loss": value, "policy_clip_fraction": clip,
             "ratio": ratio, "approx_kl": approx, "entropy": ent,
@@ -393,62 +393,3 @@ class PPOTrainer:
             sums = [policy, value, *of_policy, value_clipped.sum() / value_tokens]
             stats = torch.stack([x.detach().float() for x in sums])
         return policy + args.vf_coef * value, stats, log_ratio.abs().max()
-
-    # ------------------------------------------------------------------------ averages and records
-
-    def _sum(self, x: Tensor) -> Tensor:
-        """Sum over processes."""
-        return self.accelerator.reduce(x, "sum")
-
-    def _mean(self, x: Tensor) -> float:
-        """Mean of a (b,) tensor over the rows of all processes."""
-        count = x.new_tensor(float(len(x)))
-        total, rows = self._sum(torch.stack([x.sum(), count])).unbind()
-        return float(total / rows)
-
-    def _token_mean(self, x: Tensor, mask: Tensor) -> float:
-        total, count = self._sum(torch.stack([(x * mask).sum(), mask.sum().to(x)])).unbind()
-        return float(total / count.clamp(min=1))
-
-    def _call(
-        self, function: Callable, rows: list[dict], responses: Tensor, mask: Tensor
-    ) -> Tensor:
-        ids = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
-        return call_reward(function, rows, decode(self.tokenizer, responses, mask), ids)
-
-    def _watched(self, rows: list[dict], rollout: Rollout) -> dict[str, float]:
-        """Metrics that are only watched, and a few samples for the record."""
-        if not self.metric_funcs and not self.on_sample:
-            return {}
-        with self.meter.phase("evaluation"):
-            texts = decode(self.tokenizer, rollout.responses, rollout.mask)
-            values = {
-                n: self._call(f, rows, rollout.responses, rollout.mask)
-                for n, f in self.metric_funcs.items()
-            }
-            if self.on_sample and self.accelerator.is_main_process:
-                said = [{n: float(v[i]) for n, v in values.items()} for i in range(len(rows[:4]))]
-                shown = zip(rows[:4], texts, rollout.scores.tolist(), said, strict=False)
-                self.on_sample(self.state.global_step + 1, [
-                    {"prompt": row.get("prompt"), "response": text, "reward": score, **more}
-                    for row, text, score, more in shown
-                ])  # fmt: skip
-            return {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}
-
-    def log(self, metrics: dict[str, float]) -> None:
-        """Hand one iteration's metrics to the run and to every callback, once."""
-        self.state.log_history.append({"step": self.state.global_step, **metrics})
-        if self.on_log and self.accelerator.is_main_process:
-            self.on_log(self.state.global_step, metrics)
-        self.control = self.callback_handler.on_log(self.args, self.state, self.control, metrics)
-
-    def _set_up_callbacks(self, callbacks) -> None:
-        """transformers' callbacks: report_to (TensorBoard, W&B, …) and the user's own."""
-        main = self.accelerator.is_main_process
-        self.state = TrainerState(is_local_process_zero=main, is_world_process_zero=main)
-        self.control = TrainerControl()
-        chosen = [DefaultFlowCallback, *get_reporting_integration_callbacks(self.args.report_to)]
-        self.callback_handler = CallbackHandler(
-            chosen + list(callbacks or ()), self.policy, self.tokenizer, self.optimizer,
-            self.scheduler,
-        )  # fmt: skip

@@ -12,7 +12,7 @@ import time
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from .texts import encode_prompt, score_texts
 
@@ -127,9 +127,14 @@ class Watch(TrainerCallback):
             self.bar.close()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
-        if self.log_to:
-            self.log_to(state.global_step, **{_plain(k): v for k, v in numbers.items()})
+        # Times are the ledger's; the trainer's closing totals are not a step's metrics.
+        numbers = {
+            _plain(k): float(v)
+            for k, v in (logs or {}).items()
+            if isinstance(v, int | float) and not k.endswith(("_runtime", "_per_second"))
+        }
+        if self.log_to and not (numbers.keys() & {"train_loss"}):
+            self.log_to(state.global_step, **numbers)
 
 
 def _plain(name: str) -> str:
@@ -137,6 +142,12 @@ def _plain(name: str) -> str:
     for old, new in (("rewards/", ""), ("accuracies", "accuracy"), ("margins", "margin")):
         name = name.replace(old, new)
     return name.replace("logps/", "logps_")
+
+
+def _unprinted(trainer):
+    """The run records every log line; printing them too would bury the progress bar."""
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def sft_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
@@ -150,7 +161,7 @@ def sft_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
     )  # fmt: skip
-    return trainer, {"too long": dropped}
+    return _unprinted(trainer), {"too long": dropped}
 
 
 def reward_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
@@ -164,7 +175,7 @@ def reward_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
         train_dataset=Dataset.from_list([_whole(r) for r in train]),
         eval_dataset=Dataset.from_list([_whole(r) for r in held_out]) if held_out else None,
     )  # fmt: skip
-    return trainer, dropped
+    return _unprinted(trainer), dropped
 
 
 def _whole(row: dict) -> dict:
@@ -190,7 +201,7 @@ def dpo_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
     )  # fmt: skip
-    return trainer, dropped
+    return _unprinted(trainer), dropped
 
 
 def set_score_offset(model, tokenizer, demonstrations: list[dict]) -> float:

@@ -1,0 +1,114 @@
+"""Do the four stages do what they claim? `python benchmarks/stages.py [--seeds 0 1 2]`
+
+For each seed: SFT, reward model, PPO and DPO with the lab's default settings on the bundled world,
+each from what the one before it made, then what they are worth on held-out prompts and pairs:
+
+    SFT     held-out loss and gold reward against the base model
+    reward  accuracy on >= 4,000 held-out pairs sampled from the bundled SFT model, against the
+            computed ceiling, and without label noise
+    PPO     mean gold reward against best-of-4 from the SFT model (chosen by the reward model),
+            every part of the gold reward against SFT's, KL; `--long` runs four times as long
+    DPO     mean gold reward against best-of-2 likewise
+
+Writes benchmarks/results/stages.json and prints a table. About five minutes a seed on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import rlhf_lab as lab
+from rlhf_lab.data import bundled_pairs, judge
+from rlhf_lab.gold import PARTS
+from rlhf_lab.models import load_causal_lm, load_reward_model
+from rlhf_lab.stages.evaluate import best_of, noise_free_accuracy, pair_accuracy
+from rlhf_lab.widgets.text import table
+
+RESULTS = Path(__file__).parent / "results" / "stages.json"
+
+
+def one_seed(seed: int, out: Path, long: bool) -> dict:
+    """Train the four stages with one seed. -> figures by name."""
+    data = lab.load_data("stories", seed=seed)
+    runs = lab.train_all("tiny", data, out=out, settings={"seed": seed})
+    sft, reward = (runs[s].summary for s in ("sft", "reward"))
+    figures = {
+        "seed": seed,
+        "sft eval_loss": sft["eval_loss"],
+        "base gold": sft["before/gold_reward"],
+        "sft gold": sft["gold_reward"],
+        **accuracy(runs["reward"], data),
+        "score_offset": reward["score_offset"],
+    }
+    prompts = [r["prompt"] for r in data.prompts.test]
+    model, tokenizer = lab.load("tiny"), lab.load("tiny").tokenizer
+    policy = load_causal_lm(runs["sft"].model_path)
+    judge_model = load_reward_model(runs["reward"].model_path)
+    for n in (2, 4):
+        told = best_of(n, policy, tokenizer, judge_model, prompts)
+        figures[f"best-of-{n} gold"] = mean(map(data.gold_reward, prompts, told))
+    for stage in ("ppo", "dpo"):
+        summary = runs[stage].summary
+        figures |= {
+            f"{stage} gold": summary["gold_reward"],
+            f"{stage} KL": summary["kl"],
+            f"{stage} seconds": summary["seconds"],
+            f"{stage} worst part change": worst_part(summary),
+        }
+    if "first_ratio_error" in runs["ppo"].metric_names:
+        figures["largest step-0 log-ratio"] = max(runs["ppo"].series("first_ratio_error")[1])
+    if long:
+        model = lab.load("tiny").with_stage("sft", runs["sft"].model_path)
+        model = model.with_stage("reward", runs["reward"].model_path)
+        steps = 4 * lab.plan("ppo", model).settings["max_steps"]
+        run = lab.train(lab.plan("ppo", model, seed=seed, max_steps=steps), data, out=out / "long")
+        figures |= {"ppo x4 gold": run.summary["gold_reward"], "ppo x4 KL": run.summary["kl"]}
+    return figures
+
+
+def accuracy(run, data) -> dict[str, float]:
+    """The reward model on every bundled held-out pair."""
+    pairs = judge(bundled_pairs()["test"], data.annotator)
+    model, tokenizer = load_reward_model(run.model_path), lab.load("tiny").tokenizer
+    share, margin = pair_accuracy(model, tokenizer, pairs)
+    return {
+        "rm pairs": len(pairs),
+        "rm accuracy": share,
+        "rm ceiling": data.accuracy_ceiling(pairs),
+        "rm noise-free": noise_free_accuracy(pairs, margin, data.gold_reward),
+    }
+
+
+def worst_part(summary: dict) -> float:
+    """The largest fall (or smallest rise) of any part of the gold reward."""
+    return min(summary[f"gold/{p}"] - summary[f"before/gold/{p}"] for p in PARTS)
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--long", action="store_true", help="also PPO four times as long")
+    args = parser.parse_args()
+    rows = []
+    for seed in args.seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            rows.append(one_seed(seed, Path(scratch) / "all", args.long))
+        print(json.dumps(rows[-1], indent=1), flush=True)
+    names = [n for n in rows[0] if n != "seed"]
+    print(table([
+        {"figure": n, **{f"seed {r['seed']}": f"{r[n]:.4g}" for r in rows}} for n in names
+    ]))  # fmt: skip
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

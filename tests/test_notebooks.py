@@ -1,0 +1,41 @@
+"""What nbval does not see: a checked cell without stored output would pass in silence.
+
+pytest tests/test_notebooks.py          # the notebooks themselves are run by `make test`
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def code_cells(path: Path) -> list[dict]:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [c for c in cells if c["cell_type"] == "code"]
+
+
+def test_the_four_notebooks_are_there():
+    names = {p.stem for p in NOTEBOOKS}
+    assert names >= {"01_sft", "02_reward_model", "03_ppo", "04_dpo"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_checked_cell_has_the_output_to_check_against(path):
+    checked = [c for c in code_cells(path) if "nbval-check-output" in c["metadata"].get("tags", [])]
+    assert checked, "a notebook without a checked cell tests only that nothing crashes"
+    for cell in checked:
+        assert cell["outputs"] and cell["execution_count"], "".join(cell["source"])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_each_notebook_starts_alone(path):
+    first = "".join(code_cells(path)[0]["source"])
+    assert "import rlhf_lab as lab" in first
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_error_is_stored(path):
+    kinds = {o["output_type"] for c in code_cells(path) for o in c["outputs"]}
+    assert "error" not in kinds

@@ -1,0 +1,193 @@
+"""The bundled world: what a story is, what it is worth, and who says so.
+
+pytest tests/test_world.py
+"""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_lab import corpus, gold, world
+from rlhf_lab.gold import PARTS, WEIGHTS, Annotator, accuracy_ceiling, gold_parts, gold_reward
+
+REQUEST = world.Request("happy", "fox", "kite", "forest")
+STORY = (
+    "Once a fox named Mira lived in the forest. One day she found a red kite. "
+    "She hugged the kite and smiled. The sun shone over the forest. "
+    "Mira went home with a happy heart. The end."
+)
+
+
+def parts_of(story: str, request: world.Request = REQUEST) -> dict[str, float]:
+    return gold_parts(request.prompt, story)
+
+
+# ------------------------------------------------------------------------------ requests, stories
+
+
+@given(st.integers(0, 10**9))
+def test_a_request_survives_its_wording(seed):
+    request = world.draw_request(random.Random(seed))
+    assert world.read_request(request.prompt) == request
+
+
+def test_other_text_is_no_request():
+    assert world.read_request("What is the capital of France?") is None
+    with pytest.raises(ValueError, match="not of this world"):
+        gold_reward("What is the capital of France?", STORY)
+
+
+@given(st.integers(0, 10**9))
+def test_a_careful_writer_scores_the_full_ten(seed):
+    rng = random.Random(seed)
+    request = world.draw_request(rng)
+    assert gold_reward(request.prompt, world.write_story(request, rng)) == pytest.approx(10)
+
+
+def test_the_same_seed_writes_the_same_text():
+    assert corpus.demonstrations("train", 20, 3) == corpus.demonstrations("train", 20, 3)
+    assert corpus.demonstrations("train", 20, 3) != corpus.demonstrations("train", 20, 4)
+    assert corpus.web_text("train", 5, 1) == corpus.web_text("train", 5, 1)
+
+
+def test_there_are_more_than_a_million_stories():
+    """Counted from the templates; and ten thousand drawn stories of one request all but differ."""
+    assert world.count_stories() >= 10**6
+    rng = random.Random(0)
+    drawn = {world.write_story(world.draw_request(rng), rng) for _ in range(10_000)}
+    assert len(drawn) > 9_900
+
+
+# ------------------------------------------------------------------------------- the gold reward
+
+
+def test_weights_add_up_to_ten_and_name_every_part():
+    assert set(WEIGHTS) == set(PARTS) and sum(WEIGHTS.values()) == 10
+
+
+def test_the_example_story_has_every_part_whole():
+    assert parts_of(STORY) == dict.fromkeys(PARTS, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "right", "value"),
+    [
+        ("follows", "a fox named", "an owl named", 2 / 3),
+        ("follows", "a red kite", "a red drum", 2 / 3),
+        # One of three moods is wrong: (2 right − 1 wrong) / 3.
+        ("mood", "Mira went home with a happy heart", "Mira never smiled again", 1 / 3),
+        # Mentions after their introduction: she, kite, she, forest, Mira. One of five is wrong.
+        ("coherence", "The sun shone over the forest", "The sun shone over the cave", 4 / 5),
+        ("coherence", "She hugged", "He hugged", 4 / 5),
+        ("grammar", "She hugged the kite and smiled", "Kite the smiled hugged", 5 / 6),
+        ("ends", " The end.", "", 0.0),
+        ("ends", "The end.", "The sun shone over the forest. The end.", 0.5),
+        ("ends", "The end.", "The end. The end.", 0.0),
+        ("fresh", "The end.", "Mira went home with a happy heart. The end.", 0.5),
+    ],
+)
+def test_each_part_by_hand(part, wrong, right, value):
+    assert parts_of(STORY.replace(wrong, right))[part] == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", ".", "...", "The end.", "the the the", "\n\n", "a. b. c."]
+)
+def test_nothing_scores_well_without_a_story(text):
+    assert 0 <= gold_reward(REQUEST.prompt, text) <= 4
+
+
+@given(st.text(max_size=200))
+def test_any_text_has_a_reward_between_0_and_10(text):
+    parts = parts_of(text)
+    assert all(0 <= value <= 1 for value in parts.values())
+
+
+# ---------------------------------------------------------------------------------- the annotator
+
+
+def test_the_annotator_is_bradley_terry():
+    """P = sigmoid(gap / temperature), by hand: a story without its end loses one point."""
+    worse = STORY.replace(" The end.", "")
+    gap = gold_reward(REQUEST.prompt, STORY) - gold_reward(REQUEST.prompt, worse)
+    p = Annotator(temperature=0.5).prefers_first(REQUEST.prompt, STORY, worse)
+    assert p == pytest.approx(1 / (1 + math.exp(-gap / 0.5)))
+
+
+def test_a_long_winded_annotator_can_prefer_the_worse():
+    worse = STORY.replace("The end.", "Cold rain fell over the forest. " * 3)
+    plain, biased = Annotator(), Annotator(length_bias=1.0)
+    assert plain.prefers_first(REQUEST.prompt, STORY, worse) > 0.5
+    assert biased.prefers_first(REQUEST.prompt, STORY, worse) < 0.5
+
+
+def test_labels_do_not_depend_on_their_order():
+    annotator, worse = Annotator(seed=3), STORY.replace(" The end.", "")
+    alone = annotator.label(7, REQUEST.prompt, STORY, worse)
+    annotator.label(6, REQUEST.prompt, worse, STORY)
+    assert annotator.label(7, REQUEST.prompt, STORY, worse) == alone
+
+
+def test_the_ceiling_is_what_a_model_that_knows_the_gold_reaches():
+    """Labels of many pairs, judged by the gold reward itself: its accuracy is the ceiling."""
+    rng, annotator = random.Random(0), Annotator(seed=1)
+    rows = []
+    for i in range(4000):
+        request = world.draw_request(rng)
+        a, b = (world.write_story(request, rng, corpus.PAID) for _ in range(2))
+        rows.append(annotator.label(i, request.prompt, a, b))
+    ceiling = accuracy_ceiling(rows, annotator)
+    gaps = [gold_reward(r["prompt"], r["chosen"]) - gold_reward(r["prompt"], r["rejected"])
+            for r in rows]  # fmt: skip
+    reached = sum((g > 0) + 0.5 * (g == 0) for g in gaps) / len(gaps)
+    assert reached == pytest.approx(ceiling, abs=3 * 0.5 / math.sqrt(len(rows)))
+
+
+def test_the_ceiling_of_the_default_annotator_lies_between_75_and_85_percent():
+    rng, annotator = random.Random(0), Annotator()
+    rows = []
+    for i in range(2000):
+        request = world.draw_request(rng)
+        a, b = (world.write_story(request, rng, corpus.PAID) for _ in range(2))
+        rows.append(annotator.label(i, request.prompt, a, b))
+    assert 0.75 <= accuracy_ceiling(rows, annotator) <= 0.85
+
+
+# ---------------------------------------------------------------------------------------- splits
+
+
+def test_splits_share_no_story_and_no_request():
+    seen = {}
+    for split in corpus.SPLITS:
+        rows = corpus.demonstrations(split, 1500, seed=5)
+        seen[split] = (
+            {r["completion"] for r in rows},
+            {str(world.read_request(r["prompt"])).split(", wording")[0] for r in rows},
+        )
+    for a in seen:
+        for b in seen:
+            if a != b:
+                assert not seen[a][0] & seen[b][0] and not seen[a][1] & seen[b][1]
+
+
+def test_memorised_share_counts_word_for_word_copies():
+    corpus_text = ["heading\n" + STORY, "another"]
+    assert corpus.memorised_share([STORY, "new story."], corpus_text) == 0.5
+
+
+def test_reviews_grow_better_with_the_story():
+    """A perfect story is called perfect or great, a hopeless one awful or poor."""
+    rng = random.Random(0)
+    good = {corpus.review(REQUEST, STORY, rng).split(":")[0] for _ in range(100)}
+    bad = {corpus.review(REQUEST, "the the the", rng).split(":")[0] for _ in range(100)}
+    assert good <= {"perfect", "great", "good"} and bad <= {"awful"}
+
+
+def test_every_sentence_of_every_bank_is_read_back():
+    kinds = {s.kind for s in gold.read_story(STORY)}
+    assert kinds == {"opening", "find", "event", "scene", "close", "end"}
+    for bank in (world.EVENTS, world.SCENES, world.CLOSES):
+        assert set(bank) == set(world.MOODS)
