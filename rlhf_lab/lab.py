@@ -26,6 +26,7 @@ STAGES = ("sft", "reward", "ppo", "dpo")
 _TRL = {
     "logging_steps": 5,
     "logging_first_step": True,
+    "per_device_eval_batch_size": 64,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 5,
     "max_length": 512,
@@ -65,6 +66,9 @@ class Plan:
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""
         from dataclasses import fields
 
+        from .stages.machine import settle
+
+        settle()
         cls = _config_class(self.stage)
         known = {f.name for f in fields(cls) if f.init}
         for name in self.settings:
@@ -163,9 +167,7 @@ def train(
     data = load_data(data)
     _check(plan, data)
     from .cost.meter import Meter
-    from .stages.machine import settle
 
-    settle()
     run = Run.create(
         Path(out) if out else free_folder(plan.stage), stage=plan.stage, model=plan.model.name,
         settings=dict(plan.settings), data=data.name, seed=plan.settings.get("seed", 42),

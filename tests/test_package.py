@@ -24,9 +24,9 @@ LONGEST = 450  # lines; a longer file is two files
 HEAVY = {"torch", "transformers", "pandas", "trl", "peft", "accelerate", "datasets", "plotly"}
 
 # What stands where. A new top-level module gets its place here, so that it is a decision.
-GROUND = {"world", "gold", "models", "data", "ledger", "runs"}
+GROUND = {"world", "gold", "corpus", "models", "data", "ledger", "runs"}
 WINGS = {"stages", "cost", "widgets", "scale", "exercises"}
-ROOF = {"lab", "cli"}
+ROOF = {"lab", "course", "cli"}
 COST_PURE = {"architecture", "hardware", "memory", "flops", "time", "plan"}
 
 

@@ -1307,8 +1307,6 @@ def test_reward_functions_get_completion_ids(make, tiny):
     assert [list(ids) for ids in got] == [prefixes(r, row)[1] for row in range(8)]
 
 
-# A known bug: take the mark off once fixed.
-@pytest.mark.xfail(reason="decode() stops at eos, not at stop_token_id", raises=AssertionError)
 def test_reward_functions_and_reward_model_see_the_same_text(make):
     """With another stop token an eos is a token like any other, for the text as well."""
     got = []
