@@ -167,7 +167,7 @@ def random_world(folder: Path, prompts: int) -> None:
 
 def bundled_world(folder: Path, model: Path, prompts: int) -> None:
     """The SFT and reward checkpoints under `model`, and instructions of the bundled world."""
-    from rlhf_lab import world
+    from rlhf_lab import corpus
     from rlhf_lab.models import load_causal_lm, load_reward_model, load_tokenizer
     from rlhf_lab.stages.texts import encode_prompt
 
@@ -175,7 +175,7 @@ def bundled_world(folder: Path, model: Path, prompts: int) -> None:
     tokenizer.save_pretrained(folder / "tokenizer")
     load_causal_lm(model / "sft").save_pretrained(folder / "policy")
     load_reward_model(model / "reward").save_pretrained(folder / "reward")
-    texts = {r.prompt: None for r in itertools.islice(world.requests("train", 0), 3 * prompts)}
+    texts = {r.prompt: None for r in itertools.islice(corpus.requests("train", 0), 3 * prompts)}
     tokens = [encode_prompt(tokenizer, t) for t in itertools.islice(texts, prompts)]
     (folder / "prompts.json").write_text(json.dumps(tokens))
 

@@ -102,7 +102,7 @@ _PICTURES: dict[str, tuple[_Picture, ...]] = {
         _Picture(
             ("loss", "eval_loss"),
             "loss (nats per pair)",
-            "It starts at ln 2 = 0.69, a coin's toss, and falls as the model learns to tell.",
+            "ln 2 = 0.69 is a coin's toss; below it, the model has learned to tell the two apart.",
             title="loss",
         ),
         _Picture(
