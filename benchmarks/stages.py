@@ -44,7 +44,7 @@ def one_seed(seed: int, out: Path, long: bool) -> dict:
         "score_offset": reward["score_offset"],
     }
     prompts = [r["prompt"] for r in data.prompts.test]
-    model, tokenizer = lab.load("tiny"), lab.load("tiny").tokenizer
+    tokenizer = lab.load("tiny").tokenizer
     policy = load_causal_lm(runs["sft"].model_path)
     judge_model = load_reward_model(runs["reward"].model_path)
     for n in (2, 4):
@@ -58,8 +58,7 @@ def one_seed(seed: int, out: Path, long: bool) -> dict:
             f"{stage} seconds": summary["seconds"],
             f"{stage} worst part change": worst_part(summary),
         }
-    if "first_ratio_error" in runs["ppo"].metric_names:
-        figures["largest step-0 log-ratio"] = max(runs["ppo"].series("first_ratio_error")[1])
+    figures["largest step-0 log-ratio"] = max(runs["ppo"].series("first_ratio_error")[1])
     if long:
         model = lab.load("tiny").with_stage("sft", runs["sft"].model_path)
         model = model.with_stage("reward", runs["reward"].model_path)

@@ -90,7 +90,7 @@ def web_text(split: str, count: int, seed: int) -> list[tuple[str, str]]:
     rng = random.Random(f"web:{split}:{seed}")
     documents = []
     for request in requests(split, seed):
-        story = write_story(request, rng, WEB if rng.random() < 0.5 else Slips())
+        story = write_story(request, rng, WEB if rng.random() < 0.5 else PAID)
         if _in_split(story, split):
             documents.append((request.prompt + story, review(request, story, rng)))
         if len(documents) == count:

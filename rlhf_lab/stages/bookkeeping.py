@@ -35,24 +35,29 @@ class Bookkeeping:
         return float(total / count.clamp(min=1))
 
     def _call(
-        self, function: Callable, rows: list[dict], responses: Tensor, mask: Tensor
-    ) -> Tensor:
+        self, functions: list[Callable], rows: list[dict], responses: Tensor, mask: Tensor
+    ) -> list[Tensor]:
+        """What each function says of the responses, decoded once for all of them. → (b,) each."""
+        if not functions:
+            return []
+        texts = decode(self.tokenizer, responses, mask)
         ids = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
-        return call_reward(function, rows, decode(self.tokenizer, responses, mask), ids)
+        return [call_reward(f, rows, texts, ids) for f in functions]
 
     def _watched(self, rows: list[dict], rollout: Rollout) -> dict[str, float]:
         """Metrics that are only watched, and a few samples for the record."""
         if not self.metric_funcs and not self.on_sample:
             return {}
         with self.meter.phase("evaluation"):
-            texts = decode(self.tokenizer, rollout.responses, rollout.mask)
-            values = {
-                n: self._call(f, rows, rollout.responses, rollout.mask)
-                for n, f in self.metric_funcs.items()
-            }
+            said = self._call(
+                list(self.metric_funcs.values()), rows, rollout.responses, rollout.mask
+            )
+            values = dict(zip(self.metric_funcs, said, strict=True))
             if self.on_sample and self.accelerator.is_main_process:
-                said = [{n: float(v[i]) for n, v in values.items()} for i in range(len(rows[:4]))]
-                shown = zip(rows[:4], texts, rollout.scores.tolist(), said, strict=False)
+                few = rows[:4]
+                texts = decode(self.tokenizer, rollout.responses[:4], rollout.mask[:4])
+                figures = [{n: float(v[i]) for n, v in values.items()} for i in range(len(few))]
+                shown = zip(few, texts, rollout.scores.tolist(), figures, strict=False)
                 self.on_sample(self.state.global_step + 1, [
                     {"prompt": row.get("prompt"), "response": text, "reward": score, **more}
                     for row, text, score, more in shown

@@ -245,8 +245,8 @@ class PPOTrainer(Bookkeeping):
                 scores = in_chunks(
                     lambda i, a: sequence_scores(self.reward_model, i, a), chunk, ids, attention
                 )
-            for function in self.reward_funcs:  # a reward of None does not apply: it adds nothing
-                said = self._call(function, rows, responses, mask)
+            for said in self._call(self.reward_funcs, rows, responses, mask):
+                # A reward of None does not apply: it adds nothing.
                 scores = scores + said.nan_to_num(0.0).to(scores)
         for phase, role in (
             ("old_logprobs", "policy"), ("reference", "reference"),
