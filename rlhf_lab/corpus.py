@@ -7,14 +7,28 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from .gold import WEIGHTS, gold_parts, read_story
-from .world import Request, Slips, draw_request, write_story
+from .gold import gold_parts, gold_reward, read_story
+from .world import (
+    ANIMALS,
+    CAREFUL,
+    HE,
+    OBJECTS,
+    PLACES,
+    SHE,
+    Request,
+    Slips,
+    draw_request,
+    write_story,
+)
 
 WEB = Slips(
-    animal=0.5, object=0.5, place=0.5, mood=0.5, name=0.15, pronoun=0.15, thing=0.25, scene=0.25,
-    repeat=0.2, ramble=0.25, unfinished=0.25,
+    mood=0.5, name=0.15, pronoun=0.15, thing=0.25, scene=0.25, repeat=0.2, ramble=0.25,
+    unfinished=0.25,
 )  # fmt: skip
-"""Writers of the pretraining text: they know the language and care little for what was asked."""
+"""Writers of the pretraining text who are careless of the language."""
+
+HEEDLESS = replace(WEB, animal=0.5, object=0.5, place=0.5)
+"""Writers who care little for what was asked as well."""
 
 SPLITS = {"train": range(0, 8), "validation": range(8, 9), "test": range(9, 10)}
 """Tenths of all stories, and of all requests, by checksum: no two splits share either."""
@@ -50,61 +64,132 @@ def demonstrations(split: str, count: int, seed: int, slips: Slips = PAID) -> li
     return rows
 
 
-GRADES = {4.0: "awful", 5.5: "poor", 6.5: "weak", 7.5: "fair", 8.5: "good", 9.6: "great"}
+GRADES = {5.0: "awful", 6.2: "poor", 7.2: "weak", 8.2: "fair", 9.2: "good"}
 """A reader's word for a story whose gold reward, as that reader feels it, lies below the number."""
+BEST_GRADE = "great"
 
 
-def review(request: Request, story: str, rng: random.Random) -> str:
-    """What a reader wrote under a story: "good: mood wrong, animal right, end right, sense right."
-
-    A grade, felt with an error of ±0.7 points, and four aspects in random order, each called
-    wrong with a probability that grows with the fault.
-    """
-    parts = gold_parts(request.prompt, story)
-    felt = sum(WEIGHTS[name] * value for name, value in parts.items()) + rng.gauss(0, 0.7)
-    grade = next((word for limit, word in GRADES.items() if felt < limit), "perfect")
+def faults_of(request: Request, story: str) -> dict[str, float]:
+    """Aspects of a story that readers speak of → how likely each is called wrong (1 = surely)."""
     sentences = read_story(story)
     opening = next((s.slots for s in sentences if s.kind == "opening"), {})
     find = next((s.slots for s in sentences if s.kind == "find"), {})
+    parts = gold_parts(request.prompt, story)
     faults = {
-        "animal": opening.get("animal") != request.animal,
-        "place": opening.get("place") != request.place,
-        "object": find.get("object") != request.object,
-        "mood": 1 - parts["mood"],
+        "animal": float(opening.get("animal") != request.animal),
+        "place": float(opening.get("place") != request.place),
+        "object": float(find.get("object") != request.object),
+        "mood": 2 * (1 - parts["mood"]),
         "sense": 3 * (1 - parts["coherence"]),
         "words": 5 * (1 - parts["grammar"]),
         "end": 1 - parts["ends"],
-        "length": 3 * (1 - parts["fresh"]),
+        "length": 2 * (1 - parts["fresh"]),
     }
-    said = [f"{aspect} {'wrong' if rng.random() < faults[aspect] else 'right'}"
-            for aspect in rng.sample(list(faults), 4)]  # fmt: skip
-    return f"{grade}: {', '.join(said)}."
+    return {aspect: min(fault, 1.0) for aspect, fault in faults.items()}
 
 
-def web_text(split: str, count: int, seed: int) -> list[tuple[str, str]]:
-    """`count` documents to pretrain on: a heading with its story, and a reader's review of it.
+def verdict(faults: dict[str, float], rng: random.Random) -> str:
+    """One reader on one aspect: "animal wrong". Half of the readers speak of a fault they saw."""
+    aspect = rng.choice(list(faults))
+    if rng.random() < 0.5 and any(faults.values()):
+        aspect = rng.choices(list(faults), list(faults.values()))[0]
+    return f"{aspect} {'wrong' if rng.random() < faults[aspect] else 'right'}"
 
-    Every second writer is of the careless kind (`WEB`), so a model learns the language, that
-    headings often mislead, and what readers like.
+
+def comments(request: Request, story: str, rng: random.Random) -> list[str]:
+    """What four readers wrote under a story: two in five a grade ("good"), the others a verdict.
+
+    A grade is the gold reward, felt with an error of ±0.4 points, in a word.
+    """
+    faults, gold = faults_of(request, story), gold_reward(request.prompt, story)
+    said = []
+    for _ in range(4):
+        if rng.random() < 0.4:
+            felt = gold + rng.gauss(0, 0.4)
+            said.append(next((w for limit, w in GRADES.items() if felt < limit), BEST_GRADE))
+        else:
+            said.append(verdict(faults, rng))
+    return said
+
+
+END = "<|end|>"
+Document = list[tuple[str, bool]]
+"""Text to pretrain on, in pieces; the flag says whether it is learned (or only read)."""
+
+
+def web_text(
+    split: str, count: int, seed: int, *, games: float = 0.0, sketches: float = 0.0,
+    misfiled: float = 0.0, faithful: bool = False,
+) -> list[Document]:  # fmt: skip
+    """`count` documents: a heading, the story under it, and what readers said of it.
+
+    Every second writer is `HEEDLESS`; with `faithful`, all are careful. Or this share of the
+    stories is `misfiled`, under the heading of another one, and the others are by paid writers:
+    then it pays to find out from the first words whether a story keeps to its heading, and that
+    is what a reward model must see. Of the documents this share are `games` and this share are
+    `sketches`, which make it easier to find out.
+
+    An end token stands before every comment: it learns to expect what readers will say, which is
+    what a reward model, reading its score off the end token, starts from. Left out of the loss
+    is what nobody could foresee (the heading) and what is always so (that a comment ends).
     """
     rng = random.Random(f"web:{split}:{seed}")
-    documents = []
-    for request in requests(split, seed):
-        story = write_story(request, rng, WEB if rng.random() < 0.5 else PAID)
-        if _in_split(story, split):
-            documents.append((request.prompt + story, review(request, story, rng)))
-        if len(documents) == count:
-            return documents
+    told = _headed_stories(split, rng, seed, misfiled, faithful)
+    documents: list[Document] = []
+    for _ in range(count):
+        kind = rng.random()
+        if kind < games:
+            documents.append(memory_game(rng))
+            continue
+        request, story = next(told)
+        if kind < games + sketches:
+            story, said = sketch(request, story, rng)
+        else:
+            said = comments(request, story, rng)
+        documents.append([(request.prompt, False), (story + END, True)])
+        documents[-1] += [piece for comment in said for piece in ((comment, True), (END, False))]
     return documents
 
 
-def memorised_share(stories: Sequence[str], corpus: Iterable[str]) -> float:
-    """Share of `stories` that stand word for word in `corpus`.
+def _headed_stories(
+    split: str, rng: random.Random, seed: int, misfiled: float, faithful: bool
+) -> Iterator[tuple[Request, str]]:
+    """Endless stories of a split, each with the request that it stands under."""
+    for request in requests(split, seed):
+        told, slips = request, CAREFUL if faithful else PAID
+        if misfiled and rng.random() < misfiled:
+            slips = WEB if rng.random() < 0.5 else PAID
+            told = draw_request(rng)
+        elif not misfiled and not faithful:
+            slips = HEEDLESS if rng.random() < 0.5 else PAID
+        story = write_story(told, rng, slips)
+        if _in_split(story, split):
+            yield request, story
+
+
+def sketch(request: Request, story: str, rng: random.Random) -> tuple[str, list[str]]:
+    """The first two sentences of a story, and a verdict on each of its nouns, faults first."""
+    story = ". ".join(story.split(". ")[:2]) + "."
+    faults = faults_of(request, story)
+    nouns = sorted(rng.sample(("animal", "place", "object"), 3), key=lambda noun: -faults[noun])
+    return story, [f"{noun} {'wrong' if faults[noun] else 'right'}" for noun in nouns]
+
+
+def memory_game(rng: random.Random) -> Document:
+    """Twenty nouns and names, each called "new" or "again": was it said before?"""
+    deck = rng.sample(ANIMALS + OBJECTS + PLACES + SHE + HE, rng.randint(4, 10))
+    said, document = set(), []
+    for word in rng.choices(deck, k=20):
+        document += [(f" {word}", False), (" again" if word in said else " new", True)]
+        said.add(word)
+    return document
+
+
+def memorised_share(stories: Sequence[str], trained_on: Iterable[str]) -> float:
+    """Share of `stories` that stand word for word in `trained_on`.
 
     The measure of memorisation: sample stories from a model and compare this share with that of
     fresh stories by the generator itself (which cannot have memorised anything).
     """
-    known = set()
-    for document in corpus:
-        known.update(line.strip() for line in document.split("\n"))
+    known = {story.strip() for story in trained_on}
     return sum(story.strip() in known for story in stories) / len(stories)

@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .world import (
     ADJECTIVES,
@@ -174,11 +175,16 @@ PARTS = {
 
 def gold_parts(prompt: str, response: str) -> dict[str, float]:
     """Every part of the gold reward, each in [0, 1]."""
+    return dict(zip(PARTS, _part_values(prompt, response), strict=True))
+
+
+@lru_cache(maxsize=4096)  # the reward and each part are asked for one by one: read a story once
+def _part_values(prompt: str, response: str) -> tuple[float, ...]:
     request = read_request(prompt)
     if request is None:
         raise ValueError(f"no gold reward for this prompt: {prompt[:60]!r} is not of this world")
     story = read_story(response)
-    return {name: part(request, story) for name, part in PARTS.items()}
+    return tuple(part(request, story) for part in PARTS.values())
 
 
 def gold_reward(prompt: str, response: str) -> float:

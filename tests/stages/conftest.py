@@ -1,0 +1,31 @@
+"""What the tests of PPO share: a trainer on four tiny random models."""
+
+import pytest
+from ppo_kit import PROMPTS, T
+
+from rlhf_lab.stages.ppo import PPOTrainer
+from rlhf_lab.stages.ppo_config import PPOConfig
+
+
+@pytest.fixture
+def make(tiny, tmp_path):
+    """`make(**settings)` → a PPOTrainer on four tiny random models and eight prompts.
+
+    The value model is a copy of the reward model. `models` and `extra` replace arguments.
+    """
+
+    def make(kind="llama", models=None, extra=None, **settings):
+        settings = {
+            "output_dir": str(tmp_path), "per_device_train_batch_size": 8, "response_length": 8,
+            "total_episodes": 24, "learning_rate": 1e-2, "num_ppo_epochs": 2, "temperature": T,
+            "report_to": "none", **settings,
+        }  # fmt: skip
+        models = {
+            "model": tiny.lm(0, kind), "ref_model": None, "reward_model": tiny.rm(1, kind),
+            "value_model": tiny.rm(1, kind), **(models or {}),
+        }  # fmt: skip
+        rows = [{"prompt": p, "number": i} for i, p in enumerate(PROMPTS)]
+        arguments = {"train_dataset": rows, "processing_class": tiny.tokenizer(), **(extra or {})}
+        return PPOTrainer(PPOConfig(**settings), **models, **arguments)
+
+    return make
