@@ -191,5 +191,5 @@ def memorised_share(stories: Sequence[str], trained_on: Iterable[str]) -> float:
     The measure of memorisation: sample stories from a model and compare this share with that of
     fresh stories by the generator itself (which cannot have memorised anything).
     """
-    known = {story.strip() for story in trained_on}
+    known = {story.strip() for story in trained_on} - {""}
     return sum(story.strip() in known for story in stories) / len(stories)

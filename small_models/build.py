@@ -35,7 +35,7 @@ def build_tokenizer():
     from rlhf_lab import corpus
 
     words = (HERE / "words.txt").read_text().split()
-    documents = corpus.web_text("train", 4000, seed=1, games=0.05)
+    documents = corpus.web_text("train", 4000, seed=1, games=0.05, misfiled=0.5)
     text = ["\n".join(piece.removesuffix(corpus.END) for piece, _ in d) for d in documents]
     text += [f"{w} {w} {w.capitalize()}" for w in words for _ in range(3)]
     text += [r.prompt for r, _ in zip(corpus.requests("train", 2), range(2000), strict=False)]
