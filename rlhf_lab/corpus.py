@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from .gold import gold_parts, gold_reward, read_story
+from .gold import gold_parts, gold_reward, kept_nouns, read_story
 from .world import (
     ANIMALS,
     CAREFUL,
@@ -71,14 +71,9 @@ BEST_GRADE = "great"
 
 def faults_of(request: Request, story: str) -> dict[str, float]:
     """Aspects of a story that readers speak of → how likely each is called wrong (1 = surely)."""
-    sentences = read_story(story)
-    opening = next((s.slots for s in sentences if s.kind == "opening"), {})
-    find = next((s.slots for s in sentences if s.kind == "find"), {})
     parts = gold_parts(request.prompt, story)
     faults = {
-        "animal": float(opening.get("animal") != request.animal),
-        "place": float(opening.get("place") != request.place),
-        "object": float(find.get("object") != request.object),
+        **{noun: float(not kept) for noun, kept in kept_nouns(request, read_story(story)).items()},
         "mood": 2 * (1 - parts["mood"]),
         "sense": 3 * (1 - parts["coherence"]),
         "words": 5 * (1 - parts["grammar"]),

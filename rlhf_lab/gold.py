@@ -104,12 +104,20 @@ WEIGHTS = {"follows": 3.0, "mood": 2.0, "coherence": 2.0, "grammar": 1.0, "ends"
 """Weight of each part of the gold reward; each part lies in [0, 1], so the best story scores 10."""
 
 
-def part_follows(request: Request, story: list[Sentence]) -> float:
-    """A third each: the hero is the animal, the thing found the object, the place as asked for."""
+def kept_nouns(request: Request, story: list[Sentence]) -> dict[str, bool]:
+    """Is the hero the animal, the place the place and the thing found the object asked for?"""
     opening = next((s.slots for s in story if s.kind == "opening"), {})
     find = next((s.slots for s in story if s.kind == "find"), {})
-    hits = (opening.get("animal") == request.animal) + (opening.get("place") == request.place)
-    return (hits + (find.get("object") == request.object)) / 3
+    return {
+        "animal": opening.get("animal") == request.animal,
+        "place": opening.get("place") == request.place,
+        "object": find.get("object") == request.object,
+    }
+
+
+def part_follows(request: Request, story: list[Sentence]) -> float:
+    """A third each: the hero is the animal, the thing found the object, the place as asked for."""
+    return sum(kept_nouns(request, story).values()) / 3
 
 
 def part_mood(request: Request, story: list[Sentence]) -> float:

@@ -131,14 +131,20 @@ def test_labels_do_not_depend_on_their_order():
     assert annotator.label(7, REQUEST.prompt, STORY, worse) == alone
 
 
-def test_the_ceiling_is_what_a_model_that_knows_the_gold_reaches():
-    """Labels of many pairs, judged by the gold reward itself: its accuracy is the ceiling."""
-    rng, annotator = random.Random(0), Annotator(seed=1)
-    rows = []
-    for i in range(4000):
+def labelled(annotator: Annotator, count: int) -> list[dict]:
+    """Pairs of stories by paid writers, as the annotator judged them."""
+    rng, rows = random.Random(0), []
+    for i in range(count):
         request = world.draw_request(rng)
         a, b = (world.write_story(request, rng, corpus.PAID) for _ in range(2))
         rows.append(annotator.label(i, request.prompt, a, b))
+    return rows
+
+
+def test_the_ceiling_is_what_a_model_that_knows_the_gold_reaches():
+    """Labels of many pairs, judged by the gold reward itself: its accuracy is the ceiling."""
+    annotator = Annotator(seed=1)
+    rows = labelled(annotator, 4000)
     ceiling = accuracy_ceiling(rows, annotator)
     gaps = [gold_reward(r["prompt"], r["chosen"]) - gold_reward(r["prompt"], r["rejected"])
             for r in rows]  # fmt: skip
@@ -147,12 +153,8 @@ def test_the_ceiling_is_what_a_model_that_knows_the_gold_reaches():
 
 
 def test_the_ceiling_of_the_default_annotator_lies_between_75_and_85_percent():
-    rng, annotator = random.Random(0), Annotator()
-    rows = []
-    for i in range(2000):
-        request = world.draw_request(rng)
-        a, b = (world.write_story(request, rng, corpus.PAID) for _ in range(2))
-        rows.append(annotator.label(i, request.prompt, a, b))
+    annotator = Annotator()
+    rows = labelled(annotator, 2000)
     assert 0.75 <= accuracy_ceiling(rows, annotator) <= 0.85
 
 
