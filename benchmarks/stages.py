@@ -10,7 +10,8 @@ each from what the one before it made, then what they are worth on held-out prom
             every part of the gold reward against SFT's, KL; `--long` runs four times as long
     DPO     mean gold reward against best-of-2 likewise
 
-Writes benchmarks/results/stages.json and prints a table. About five minutes a seed on two cores.
+Writes each seed's figures to benchmarks/results/stages.json (the others there stay) and prints a
+table. About five minutes a seed on two cores.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def one_seed(seed: int, out: Path, long: bool) -> dict:
             f"{stage} gold": summary["gold_reward"],
             f"{stage} KL": summary["kl"],
             f"{stage} seconds": summary["seconds"],
-            f"{stage} worst part change": worst_part(summary),
+            **part_changes(stage, summary),
         }
     figures["largest step-0 log-ratio"] = max(runs["ppo"].series("first_ratio_error")[1])
     if long:
@@ -81,9 +82,9 @@ def accuracy(run, data) -> dict[str, float]:
     }
 
 
-def worst_part(summary: dict) -> float:
-    """The largest fall (or smallest rise) of any part of the gold reward."""
-    return min(summary[f"gold/{p}"] - summary[f"before/gold/{p}"] for p in PARTS)
+def part_changes(stage: str, summary: dict) -> dict[str, float]:
+    """Every part of the gold reward, minus the SFT model's."""
+    return {f"{stage} {p}": summary[f"gold/{p}"] - summary[f"before/gold/{p}"] for p in PARTS}
 
 
 def mean(values) -> float:
@@ -96,17 +97,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--long", action="store_true", help="also PPO four times as long")
     args = parser.parse_args()
-    rows = []
+    rows = {}
+    if RESULTS.exists():
+        rows = {row["seed"]: row for row in json.loads(RESULTS.read_text())}
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as scratch:
-            rows.append(one_seed(seed, Path(scratch) / "all", args.long))
-        print(json.dumps(rows[-1], indent=1), flush=True)
-    names = [n for n in rows[0] if n != "seed"]
+            rows[seed] = one_seed(seed, Path(scratch) / "all", args.long)
+        print(json.dumps(rows[seed], indent=1), flush=True)
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps([rows[s] for s in sorted(rows)], indent=1) + "\n")
+    names = [n for n in rows[args.seeds[0]] if n != "seed"]
     print(table([
-        {"figure": n, **{f"seed {r['seed']}": f"{r[n]:.4g}" for r in rows}} for n in names
+        {"figure": n, **{f"seed {s}": f"{rows[s][n]:.4g}" for s in args.seeds}} for n in names
     ]))  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from .data import Data, load_data
 from .lab import plan, train
 from .models import Model, load
 from .runs import Run
-from .widgets.text import format_bytes, format_seconds
+from .widgets.text import Shown, format_bytes, format_seconds, html_table, table
 
 STORIES = 4
 """Held-out prompts whose responses the report shows before and after."""
@@ -95,18 +96,29 @@ def report(runs: dict[str, Run], path: str | Path = "report.html") -> Path:
     from .widgets.report import write_report
 
     return write_report(
-        path, runs, title="Four stages of RLHF", table_rows=stage_table(runs), stories=stories(runs)
+        path,
+        runs,
+        title="Four stages of RLHF",
+        table_rows=stage_table(runs),
+        stories=stories(runs.values()),
     )
 
 
-def stories(runs: dict[str, Run], count: int = STORIES) -> list[dict]:
+def stories(runs: Iterable[Run], count: int = STORIES) -> list[dict]:
     """Responses to the same held-out prompts after each stage that made a policy.
 
     → one {prompt: {stage: response}} per prompt.
     """
     told: dict[str, dict[str, str]] = {}
-    for run in runs.values():
+    for run in runs:
         for sample in run.samples:
             if "when" in sample:
                 told.setdefault(sample["prompt"], {}).setdefault(sample["when"], sample["response"])
     return [{prompt: texts} for prompt, texts in list(told.items())[:count]]
+
+
+def show_stories(*runs: Run, count: int = STORIES) -> Shown:
+    """The same as a table to read: one row per prompt, one column per stage."""
+    rows = [{"prompt": prompt, **told} for pair in stories(runs, count)
+            for prompt, told in pair.items()]  # fmt: skip
+    return Shown(table(rows), html_table(rows))

@@ -62,6 +62,13 @@ class Plan:
         said = ", ".join(f"{k}={v!r}" for k, v in sorted(self.settings.items()))
         return f"Plan({self.stage!r}, {self.model.name!r}, hardware={self.hardware!r}, {said})"
 
+    def _repr_html_(self) -> str:
+        from .widgets.text import escape, html_table
+
+        head = escape(f"{self.stage} of {self.model.name}, hardware: {self.hardware}")
+        rows = [{"setting": k, "value": str(v)} for k, v in sorted(self.settings.items())]
+        return f"<p>{head}</p>{html_table(rows)}"
+
     def config(self, output_dir: str = "unused"):
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""
         from dataclasses import fields
@@ -281,7 +288,7 @@ def _dpo(job: Job):
     from .stages.trl_stages import dpo_trainer
 
     model, reference = job.plan.model.sft, job.plan.model.sft
-    before = _policy_figures(job, model)
+    before = _policy_figures(job, model, keep="sft")
     trainer, seconds, stopped, dropped = _trl_stage(
         job, model, "policy", dpo_trainer, job.data.preferences
     )
@@ -297,7 +304,7 @@ def _ppo(job: Job):
 
     model = job.plan.model
     policy, reference, reward, value = model.sft, model.sft, model.reward, model.reward
-    before = _policy_figures(job, policy, reward_model=reward)
+    before = _policy_figures(job, policy, reward_model=reward, keep="sft")
     trainer = PPOTrainer(
         job.args, job.tokenizer, policy, reference, reward, job.data.prompts.train, value,
         metric_funcs=_gold_metrics(job.data), meter=job.meter, on_sample=job.run.sample,

@@ -238,7 +238,7 @@ class Run:
         )
 
     def show(self) -> Any:
-        """The run at a glance: each metric's first, last, lowest and highest value."""
+        """The run at a glance: what it changed, what it cost; folded away, every metric's span."""
         # Imported when shown: a run stands on the ground floor, its looks in the widgets' wing.
         from rlhf_lab.widgets.text import Shown, escape, html_table, table
 
@@ -247,11 +247,13 @@ class Run:
             f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, "
             f"{config['status']} at step {_last_step(self.metrics)}"
         )
-        rows = [_span(name, self.series(name)[1]) for name in self.metric_names]
-        facts = [{"summary": k, "value": _fact(v)} for k, v in self.summary.items()]
-        parts = [rows] * bool(rows) + [facts] * bool(facts)
-        text = "\n\n".join([head, *map(table, parts)])
-        return Shown(text, f"<p>{escape(head)}</p>" + "".join(map(html_table, parts)))
+        spans = [_span(name, self.series(name)[1]) for name in self.metric_names]
+        parts = [rows for rows in (_changes(self.summary), _facts(self.summary)) if rows]
+        text = "\n\n".join([head, *map(table, parts + [spans] * bool(spans))])
+        page = f"<p>{escape(head)}</p>" + "".join(map(html_table, parts))
+        if spans:
+            page += f"<details><summary>every metric</summary>{html_table(spans)}</details>"
+        return Shown(text, page)
 
     def _repr_html_(self) -> str:
         return self.show()._repr_html_()
@@ -261,6 +263,22 @@ def _span(name: str, values: list[float]) -> dict[str, Any]:
     real = [v for v in values if math.isfinite(v)]
     ends = (real[0], real[-1], min(real), max(real)) if real else (math.nan,) * 4
     return {"metric": name, **dict(zip(("first", "last", "lowest", "highest"), ends))}
+
+
+def _changes(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a summary knows from before training and from after it."""
+    rows = [(name, summary.get(f"before/{name}"), after) for name, after in summary.items()]
+    return [{"held-out": name, "before": before, "after": after}
+            for name, before, after in rows if before is not None]  # fmt: skip
+
+
+def _facts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rest of a summary, seconds and bytes in words."""
+    from rlhf_lab.widgets.text import format_bytes, format_seconds
+
+    words = {"seconds": format_seconds, "peak_bytes": format_bytes}
+    rest = [n for n in summary if not n.startswith("before/") and f"before/{n}" not in summary]
+    return [{"summary": n, "value": words.get(n, _fact)(summary[n])} for n in rest]
 
 
 def _fact(value: Any) -> Any:

@@ -18,6 +18,7 @@ from rlhf_lab.widgets.frame import (
     SMALL,
     Frame,
     Key,
+    Picture,
     colour,
     line,
     words,
@@ -41,8 +42,8 @@ def line_chart(
     width: int = 460,
     height: int = 260,
     band: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]] | None = None,
-) -> str:
-    """Curves as an SVG string.
+) -> Picture:
+    """Curves as SVG text, which a notebook shows as a picture.
 
     `series` maps a name to (xs, ys); None, NaN and infinity make a gap. `references` are
     horizontal lines, (y, label). `band` maps a name to (xs, lows, highs), shaded in the colour
@@ -84,9 +85,10 @@ def bar_chart(
     width: int = 460,
     height: int = 260,
     unit: str | None = None,
-) -> str:
-    """Stacked bars as an SVG string: bar -> component -> value (zero or more).
+) -> Picture:
+    """Stacked bars as SVG text, which a notebook shows as a picture.
 
+    `stacks`: bar -> component -> value (zero or more).
     `unit` words the totals and tooltips ("B", "s", ...); the axis shows the bare values, so
     scale them to what `y_label` says.
     """

@@ -154,12 +154,12 @@ class Frame:
     def add(self, *shapes: str) -> None:
         self.shapes += shapes
 
-    def svg(self, spoken: Sequence[str]) -> str:
+    def svg(self, spoken: Sequence[str]) -> Picture:
         """The finished picture; `spoken` are the figures a screen reader says."""
-        label = escape(". ".join([self.title or self.y_label, "; ".join(spoken)]))
-        return "\n".join(
+        said = ". ".join([self.title or self.y_label, "; ".join(spoken)])
+        text = "\n".join(
             [
-                f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{label}" '
+                f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(said)}" '
                 f'viewBox="0 0 {self.width} {self.height}" '
                 f'width="{self.width}" height="{self.height}" '
                 f'style="max-width:100%;height:auto;font-family:{FONT}">',
@@ -168,6 +168,25 @@ class Frame:
                 "</svg>",
             ]
         )
+        return Picture(text, said)
+
+
+class Picture(str):
+    """SVG text that shows itself as the last value of a cell, or through `display`.
+
+    A notebook that its reader has not run is not trusted, and JupyterLab draws no SVG there: the
+    last values in words stand in its place.
+    """
+
+    words: str
+
+    def __new__(cls, svg: str, words: str) -> Picture:
+        picture = super().__new__(cls, svg)
+        picture.words = words
+        return picture
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        return {"image/svg+xml": str(self), "text/plain": self.words}
 
 
 # -- ticks ------------------------------------------------------------------------------------

@@ -47,6 +47,16 @@ def test_a_screen_reader_hears_the_last_values():
     assert svg.get("aria-label") == ("Training. loss: last 2.25; eval_loss: last 2.5; floor: 2")
 
 
+def test_a_notebook_draws_it_and_one_that_is_not_trusted_reads_it():
+    """JupyterLab draws SVG only in notebooks that were run: the same bundle holds the words."""
+    picture = line_chart({"loss": ([1], [0.5])}, x_label="step", y_label="nats")
+    assert picture._repr_mimebundle_() == {
+        "image/svg+xml": str(picture),
+        "text/plain": "nats. loss: last 0.5",
+    }
+    assert ET.fromstring(picture).get("aria-label") == "nats. loss: last 0.5"
+
+
 def test_points_land_where_they_belong():
     svg = lines({"y": ([0, 10], [0.0, 1.0])})
     (path,) = curves(svg)
