@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def one_seed(seed: int, out: Path, long: bool) -> dict:
         steps = 4 * lab.plan("ppo", model).settings["max_steps"]
         run = lab.train(lab.plan("ppo", model, seed=seed, max_steps=steps), data, out=out / "long")
         figures |= {"ppo x4 gold": run.summary["gold_reward"], "ppo x4 KL": run.summary["kl"]}
+        figures |= part_changes("ppo x4", run.summary)
     return figures
 
 
@@ -106,9 +108,11 @@ def main() -> None:
         print(json.dumps(rows[seed], indent=1), flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps([rows[s] for s in sorted(rows)], indent=1) + "\n")
-    names = [n for n in rows[args.seeds[0]] if n != "seed"]
+    names = list(dict.fromkeys(n for s in args.seeds for n in rows[s] if n != "seed"))
+    columns = {f"seed {s}": rows[s] for s in args.seeds}
     print(table([
-        {"figure": n, **{f"seed {s}": f"{rows[s][n]:.4g}" for s in args.seeds}} for n in names
+        {"figure": n, **{c: f"{row.get(n, math.nan):.4g}" for c, row in columns.items()}}
+        for n in names
     ]))  # fmt: skip
 
 

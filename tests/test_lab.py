@@ -29,9 +29,9 @@ def train(stage, data, folder, **settings):
 
 
 def test_a_plan_is_the_defaults_and_what_you_say():
-    plan = lab.plan("dpo", "tiny", beta=0.5)
-    assert plan.settings["beta"] == 0.5 and plan.settings["learning_rate"] > 0
-    assert plan.config().beta == 0.5
+    plan = lab.plan("dpo", "tiny", beta=0.3)
+    assert plan.settings["beta"] == 0.3 and plan.settings["learning_rate"] > 0
+    assert plan.config().beta == 0.3
 
 
 @pytest.mark.parametrize(
