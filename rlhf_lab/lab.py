@@ -34,8 +34,8 @@ _TRL = {
 DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "sft": {**_TRL, "learning_rate": 1e-3, "per_device_train_batch_size": 32,
             "num_train_epochs": 1},
-    "reward": {**_TRL, "learning_rate": 6e-4, "per_device_train_batch_size": 32,
-               "num_train_epochs": 1},
+    "reward": {**_TRL, "learning_rate": 4e-4, "per_device_train_batch_size": 32,
+               "num_train_epochs": 2},
     "dpo": {**_TRL, "learning_rate": 3e-4, "per_device_train_batch_size": 32,
             "num_train_epochs": 1, "beta": 0.5},
     "ppo": {"learning_rate": 1e-3, "per_device_train_batch_size": 64, "num_mini_batches": 2,
