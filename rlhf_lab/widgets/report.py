@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rlhf_lab.runs import Run
 from rlhf_lab.widgets.chart import bar_chart, line_chart
+from rlhf_lab.widgets.frame import Picture
 from rlhf_lab.widgets.text import escape, html_table
 
 # Narrower than a widget's chart, so that its letters are still readable on a phone.
@@ -258,20 +259,24 @@ def _gold_parts(run: Run) -> Iterator[str]:
         yield _figure(chart, "Which virtues the policy gains, and which it pays with.")
 
 
-def _seconds(run: Run) -> Iterator[str]:
-    """Measured seconds by phase, stacked by role; an average over the ranks."""
+def time_chart(run: Run) -> Picture | None:
+    """Measured seconds by phase, stacked by role, an average over ranks; None without any."""
     rows = run.ledger.filter(quantity="seconds", source="measured")
     if not rows:
-        return
+        return None
     ranks = len({row.rank for row in rows})
     stacks = {
         phase or "other": {role or "all models": s / ranks for role, s in roles.items()}
         for phase, roles in rows.pivot("phase", "role").items()
     }
-    chart = bar_chart(
-        stacks, title="time by phase", y_label="seconds (measured)", unit="s", **_SIZE
-    )
-    yield _figure(chart, "The tallest bar is the phase where a faster machine or method pays most.")
+    return bar_chart(stacks, title="time by phase", y_label="seconds (measured)", unit="s", **_SIZE)
+
+
+def _seconds(run: Run) -> Iterator[str]:
+    chart = time_chart(run)
+    if chart is not None:
+        see = "The tallest bar is the phase where a faster machine or method pays most."
+        yield _figure(chart, see)
 
 
 def _known_series(run: Run, names: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:
