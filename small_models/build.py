@@ -1,4 +1,4 @@
-"""Rebuild the bundled checkpoints: `python small_models/build.py` (an hour or two on two cores).
+"""Rebuild the bundled checkpoints: `python small_models/build.py` (two hours on two cores).
 
 In order: a byte-level BPE tokenizer, a pretrained base in each size, and for the default size the
 SFT model, the pairs sampled from it and the reward model, by the same functions that
@@ -16,6 +16,8 @@ SIZES = {
     "tiny": (96, 3, 4, 256),
     "small": (192, 3, 8, 512),
 }
+SHARE = {"tiny": 1.0, "small": 0.5}
+"""Of the steps of each phase: a wider model finds in fewer of them what there is to find."""
 DEFAULT = "tiny"
 PAIRS = {"train": 8192, "test": 5120}
 VOCABULARY, CONTEXT = 1024, 1024
@@ -128,7 +130,7 @@ def build_base(size: str, tokenizer, seed: int, steps: int | None = None):
     settle()
     model, losses = new_model(size, tokenizer, seed), {}
     for number, (name, phase) in enumerate(PHASES.items()):
-        phase = phase | ({"max_steps": steps} if steps else {})
+        phase = phase | {"max_steps": steps or round(SHARE[size] * phase["max_steps"])}
         losses = pretrain(model, tokenizer, phase, seed + 100 * number)
         print(f"{size}, {name}: {losses}", flush=True)
     return model.eval(), losses
