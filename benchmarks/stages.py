@@ -26,7 +26,7 @@ import rlhf_lab as lab
 from rlhf_lab.data import bundled_pairs, judge
 from rlhf_lab.gold import PARTS
 from rlhf_lab.models import load_causal_lm, load_reward_model
-from rlhf_lab.stages.evaluate import best_of, noise_free_accuracy, pair_accuracy
+from rlhf_lab.stages.evaluate import best_of, gold_gaps, noise_free_accuracy, pair_accuracy
 from rlhf_lab.widgets.text import table
 
 RESULTS = Path(__file__).parent / "results" / "stages.json"
@@ -78,8 +78,7 @@ def accuracy(run, data) -> dict[str, float]:
     on 5,000 pairs: "gold's accuracy" is what it reaches on the same labels.
     """
     pairs = judge(bundled_pairs()["test"], data.annotator)
-    gaps = [data.gold_reward(p["prompt"], p["chosen"])
-            - data.gold_reward(p["prompt"], p["rejected"]) for p in pairs]  # fmt: skip
+    gaps = gold_gaps(pairs, data.gold_reward).tolist()
     model, tokenizer = load_reward_model(run.model_path), lab.load("tiny").tokenizer
     share, margin = pair_accuracy(model, tokenizer, pairs)
     return {

@@ -123,14 +123,21 @@ PHASES = {
 """`documents`: what is read (`corpus.web_text`). The rest overrides `PRETRAINING`."""
 
 
+def phases_of(size: str, steps: int | None = None) -> dict[str, dict]:
+    """`PHASES` with the steps that this size takes (or `steps` in each, for a trial)."""
+    return {
+        name: phase | {"max_steps": steps or round(SHARE[size] * phase["max_steps"])}
+        for name, phase in PHASES.items()
+    }
+
+
 def build_base(size: str, tokenizer, seed: int, steps: int | None = None):
     """Pretrain one size on the world's web text. → the model, losses in nats per token."""
     from rlhf_lab.stages.machine import settle
 
     settle()
     model, losses = new_model(size, tokenizer, seed), {}
-    for number, (name, phase) in enumerate(PHASES.items()):
-        phase = phase | {"max_steps": steps or round(SHARE[size] * phase["max_steps"])}
+    for number, (name, phase) in enumerate(phases_of(size, steps).items()):
         losses = pretrain(model, tokenizer, phase, seed + 100 * number)
         print(f"{size}, {name}: {losses}", flush=True)
     return model.eval(), losses
@@ -240,7 +247,7 @@ def memorised(rows: list[dict], seed: int) -> dict[str, float]:
     from rlhf_lab import corpus, lab, world
 
     trained = [row["completion"] for row in lab.load_data("stories", seed=seed).sft.train]
-    for number, phase in enumerate(PHASES.values()):
+    for number, phase in enumerate(phases_of(DEFAULT).values()):
         count = phase["max_steps"] * PRETRAINING["per_device_train_batch_size"]
         read = corpus.web_text("train", count, seed + 100 * number, **phase["documents"])
         trained += [document[1][0].removesuffix(corpus.END) for document in read]
@@ -277,7 +284,8 @@ def main() -> None:
     for size in SIZES:
         if args.only in (None, size):
             model, losses = build_base(size, tokenizer, args.seed, args.steps)
-            recipe = f"Pretrained on headed stories and comments on them: {PRETRAINING}, {PHASES}."
+            phases = phases_of(size, args.steps)
+            recipe = f"Pretrained on headed stories and comments on them: {PRETRAINING}, {phases}."
             figures = {"parameters": model.num_parameters()} | losses
             text = card(f"{size}: base model", recipe, args.seed, figures)
             save(model, tokenizer, HERE / size / "base", text)

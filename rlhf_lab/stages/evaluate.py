@@ -85,12 +85,17 @@ def pair_accuracy(reward_model, tokenizer, pairs: Sequence[dict]) -> tuple[float
     return float((margin > 0).float().mean()), margin
 
 
-def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> float:
-    """Accuracy on what the annotator would have said without noise; ties of the gold left out."""
-    gaps = torch.tensor(
+def gold_gaps(pairs: Sequence[dict], gold_reward) -> Tensor:
+    """Gold reward of the chosen response minus that of the rejected one. → (n,)."""
+    return torch.tensor(
         [gold_reward(p["prompt"], p["chosen"]) - gold_reward(p["prompt"], p["rejected"])
          for p in pairs]
     )  # fmt: skip
+
+
+def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> float:
+    """Accuracy on what the annotator would have said without noise; ties of the gold left out."""
+    gaps = gold_gaps(pairs, gold_reward)
     clear = gaps.abs() > 1e-9
     return float(((margin > 0) == (gaps > 0))[clear].float().mean())
 
