@@ -8,6 +8,12 @@ SFT model, the pairs sampled from it and the reward model, by the same functions
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
+import random
+import shutil
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -145,8 +151,6 @@ def build_base(size: str, tokenizer, seed: int, steps: int | None = None):
 
 def pretrain(model, tokenizer, phase: dict, seed: int) -> dict[str, float]:
     """One phase with TRL's SFTTrainer. → loss per token on held-out and on trained documents."""
-    import tempfile
-
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -172,8 +176,6 @@ def pretrain(model, tokenizer, phase: dict, seed: int) -> dict[str, float]:
 
 def web_rows(split: str, count: int, seed: int, tokenizer, **documents) -> list[dict]:
     """Documents as token ids, with the pieces that are learned marked."""
-    from functools import lru_cache
-
     from rlhf_lab import corpus
 
     ids_of = lru_cache(100_000)(lambda text: tokenizer(text)["input_ids"])
@@ -196,8 +198,6 @@ def save(model, tokenizer, folder: Path, card: str) -> None:
 
 def card(title: str, recipe: str, seed: int, figures: dict) -> str:
     """A model card: what it is, how it was made, what was measured."""
-    import json
-
     lines = [f"- {name}: {value:.4g}" if isinstance(value, float) else f"- {name}: {value}"
              for name, value in figures.items()]  # fmt: skip
     front = json.dumps({"license": "apache-2.0", "library_name": "transformers"})
@@ -210,30 +210,22 @@ def card(title: str, recipe: str, seed: int, figures: dict) -> str:
 
 def build_stages(seed: int) -> None:
     """SFT model, the pairs sampled from it, reward model: by the functions that users run."""
-    import gzip
-    import json
-    import shutil
-    import tempfile
-
     from rlhf_lab import corpus, lab
     from rlhf_lab.stages.evaluate import sample_pairs
 
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch)
-        run = lab.train(lab.plan("sft", DEFAULT, seed=seed), out=out / "sft")
-        _adopt(run, HERE / DEFAULT / "sft", "SFT model", seed)
-        model = lab.load(DEFAULT)
+        sft = lab.train(lab.plan("sft", DEFAULT, seed=seed), out=Path(scratch) / "sft")
+        model = lab.load(DEFAULT).with_stage("sft", sft.model_path)
         rows = []
         for split, count in PAIRS.items():
             prompts = [r.prompt for r, _ in zip(corpus.requests(split, seed + 11), range(count))]
             pairs = sample_pairs(model.sft, model.tokenizer, prompts, seed=seed + 5)
             rows += [{"split": split, **pair} for pair in pairs]
-        _adopt(run, HERE / DEFAULT / "sft", "SFT model", seed, memorised(rows, seed))
         with gzip.GzipFile(HERE / "pairs.jsonl.gz", "wb", mtime=0) as file:
             file.write("".join(json.dumps(r) + "\n" for r in rows).encode())
-        shutil.rmtree(HERE / DEFAULT / "reward", ignore_errors=True)
-        run = lab.train(lab.plan("reward", lab.load(DEFAULT), seed=seed), out=out / "reward")
-        _adopt(run, HERE / DEFAULT / "reward", "Reward model", seed)
+        reward = lab.train(lab.plan("reward", model, seed=seed), out=Path(scratch) / "reward")
+        _adopt(sft, HERE / DEFAULT / "sft", "SFT model", seed, memorised(rows, seed))
+        _adopt(reward, HERE / DEFAULT / "reward", "Reward model", seed)
 
 
 def memorised(rows: list[dict], seed: int) -> dict[str, float]:
@@ -242,8 +234,6 @@ def memorised(rows: list[dict], seed: int) -> dict[str, float]:
     Beside it, the same share of stories that the world's paid writers wrote for the same
     requests: they cannot have memorised anything, so that much is chance.
     """
-    import random
-
     from rlhf_lab import corpus, lab, world
 
     trained = [row["completion"] for row in lab.load_data("stories", seed=seed).sft.train]
@@ -262,8 +252,6 @@ def memorised(rows: list[dict], seed: int) -> dict[str, float]:
 
 def _adopt(run, folder: Path, title: str, seed: int, more: dict | None = None) -> None:
     """Copy a run's model into the repository, with a card from the run's summary."""
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(run.model_path, folder)
     settings = ", ".join(f"{k}={v}" for k, v in run.config["settings"].items())
