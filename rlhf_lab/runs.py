@@ -282,6 +282,8 @@ def _facts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fact(value: Any) -> Any:
+    if isinstance(value, Mapping):  # rows dropped, by reason
+        return ", ".join(f"{name}: {_fact(part)}" for name, part in value.items())
     return value if isinstance(value, (int, float, str)) or value is None else json.dumps(value)
 
 

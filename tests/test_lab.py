@@ -67,7 +67,7 @@ def test_a_stage_trains_and_its_run_reads_back(stage, data, tmp_path):
     run = lab.Run.load(train(stage, data, tmp_path / stage).folder)
     assert run.status == "finished" and run.stage == stage
     assert run.config["settings"]["max_steps"] == 2
-    assert run.metrics and all(m["step"] <= 2 for m in run.metrics)
+    assert max(m["step"] for m in run.metrics) == 2, "the last step is logged, whichever it is"
     assert AutoConfig.from_pretrained(run.model_path).vocab_size == 1024
     rows = run.ledger.filter(source="measured", stage=stage)
     assert {r.quantity for r in rows} == {"seconds", "tokens", "bytes"}

@@ -174,12 +174,15 @@ def test_a_run_looks_the_same_wherever_and_whenever_it_is(tmp_path):
 def test_a_run_shows_what_it_changed_what_it_cost_and_folds_the_rest_away(tmp_path):
     run = new(tmp_path / "run")
     run.log(1, kl=0.5)
-    run.finish(**{"gold": 9.0, "before/gold": 8.0, "seconds": 90.0, "peak_bytes": 2**30, "kl": 1.5})
+    run.finish(
+        **{"gold": 9.0, "before/gold": 8.0, "seconds": 90.0, "peak_bytes": 2**30, "kl": 1.5},
+        dropped={"too long": 3},
+    )
     text, page = repr(run.show()), run._repr_html_()
     words = [line.split() for line in text.splitlines()]
     assert ["held-out", "before", "after"] in words and ["gold", "8", "9"] in words
     assert ["seconds", "1", "min", "30", "s"] in words and ["peak_bytes", "1", "GiB"] in words
-    assert "before/gold" not in text
+    assert "before/gold" not in text and "too long: 3" in text
     shown, folded = page.split("<details>")
     assert "<td" in shown and "lowest" not in shown and "lowest" in folded
 

@@ -121,6 +121,8 @@ class Watch(TrainerCallback):
             self.bar.update(1)
         if self.should_stop and self.should_stop():
             control.should_training_stop = True
+        if state.global_step == state.max_steps or control.should_training_stop:
+            control.should_log = True  # the run ends where it says it ended
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar:
