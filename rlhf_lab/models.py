@@ -11,7 +11,7 @@ import json
 from functools import cached_property
 from pathlib import Path
 
-BUNDLED = ("tiny",)
+BUNDLED = ("tiny", "small")
 
 
 def small_models_folder() -> Path:

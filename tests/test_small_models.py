@@ -1,0 +1,49 @@
+"""What ships: two sizes of one base, and for the default size an SFT and a reward model.
+
+pytest tests/test_small_models.py
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import rlhf_lab as lab
+from rlhf_lab.models import BUNDLED, small_models_folder
+
+MILLIONS = {"tiny": (0.35, 0.5), "small": (1.5, 2.0)}
+STAGES = {"tiny": {"base", "sft", "reward"}, "small": {"base"}}
+
+
+def test_all_of_it_is_small():
+    files = [p for p in small_models_folder().rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 25e6
+    assert not [p for p in files if p.suffix in (".bin", ".pt", ".pkl")], "safetensors only"
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_size_is_what_it_says(name):
+    model = lab.load(name)
+    assert model.paths.keys() == STAGES[name]
+    low, high = MILLIONS[name]
+    assert low <= model.base.num_parameters() / 1e6 <= high
+    assert model.config.max_position_embeddings >= 512
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_every_checkpoint_has_a_card_with_recipe_seed_and_figures(name):
+    for stage, folder in lab.load(name).paths.items():
+        card = (small_models_folder() / name / stage / "README.md").read_text()
+        assert folder.endswith(f"{name}/{stage}")
+        assert "(seed 0)" in card and "Measured when it was built" in card
+        assert "Pretrained on" in card or "Recipe: `rlhf-lab train" in card
+        assert sum(line.startswith("- ") for line in card.splitlines()) >= 3
+
+
+def test_every_size_speaks_the_same_tokens():
+    """So that rows, pairs and reward models of one size serve another."""
+    texts = [json.loads((small_models_folder() / n / "base" / "tokenizer.json").read_text())
+             for n in BUNDLED]  # fmt: skip
+    assert all(t["model"] == texts[0]["model"] for t in texts)
+    assert all(t["added_tokens"] == texts[0]["added_tokens"] for t in texts)
