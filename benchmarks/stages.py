@@ -108,10 +108,11 @@ def accuracy(run, data) -> dict[str, float]:
 
 def part_changes(stage: str, data, prompts, before, after) -> dict[str, float]:
     """Every part of the gold reward after, minus before; and the standard error of each."""
+    read = [(data.gold_parts(p, old), data.gold_parts(p, new))
+            for p, old, new in zip(prompts, before, after, strict=True)]  # fmt: skip
     figures = {}
     for part in PARTS:
-        changes = [data.gold_parts(p, new)[part] - data.gold_parts(p, old)[part]
-                   for p, old, new in zip(prompts, before, after, strict=True)]  # fmt: skip
+        changes = [new[part] - old[part] for old, new in read]
         figures[f"{stage} {part}"] = mean(changes)
         figures[f"{stage} {part} error"] = statistics.stdev(changes) / len(changes) ** 0.5
     return figures

@@ -104,7 +104,8 @@ def test_samples_and_ledger_come_back(tmp_path):
 
 
 def test_numbers_of_numpy_and_torch_are_written_as_numbers(tmp_path):
-    numpy = pytest.importorskip("numpy")
+    import numpy
+
     run = new(tmp_path / "a", settings={"betas": numpy.array([0.9, 0.99])})
     run.log(1, loss=numpy.float32(0.5))
     run.sample(1, [{"tokens": numpy.arange(3)}])
