@@ -24,7 +24,18 @@ LONGEST = 450  # lines; a longer file is two files
 HEAVY = {"torch", "transformers", "pandas", "trl", "peft", "accelerate", "datasets", "plotly"}
 
 # What stands where. A new top-level module gets its place here, so that it is a decision.
-GROUND = {"world", "gold", "corpus", "models", "data", "ledger", "runs"}
+GROUND = {
+    "world",
+    "gold",
+    "corpus",
+    "models",
+    "data",
+    "files",
+    "shapes",
+    "tokens",
+    "ledger",
+    "runs",
+}
 WINGS = {"stages", "cost", "widgets", "scale", "exercises"}
 ROOF = {"lab", "course", "cli"}
 COST_PURE = {"architecture", "hardware", "memory", "flops", "time", "plan"}

@@ -14,7 +14,8 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-from .texts import encode_prompt, score_texts
+from ..tokens import pair_rows, sft_rows
+from .texts import score_texts
 
 CPU_SAFE = {"bf16": False, "gradient_checkpointing": False, "report_to": "none"}
 
@@ -31,49 +32,6 @@ def trl_settings(settings: dict, output_dir: str) -> dict:
     else:
         safe["bf16"] = torch.cuda.get_device_capability()[0] >= 8
     return {**safe, **settings}
-
-
-def tokens_of(tokenizer, row: dict, response: str) -> tuple[list[int], list[int]]:
-    """(prompt ids, response ids with eos): the one place where a response becomes tokens.
-
-    `row["prompt"]` and `row[response]` are texts, or lists of messages for a chat template.
-    """
-    prompt, answer = row["prompt"], row[response]
-    ids = encode_prompt(tokenizer, prompt)
-    if not isinstance(answer, str):
-        whole = tokenizer.apply_chat_template(prompt + answer)["input_ids"]
-        return ids, whole[len(ids) :]
-    response_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return ids, response_ids + [tokenizer.eos_token_id]
-
-
-def sft_rows(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], int]:
-    """Rows with token ids for SFTTrainer, and how many were too long and dropped."""
-    made = []
-    for row in rows:
-        prompt, response = tokens_of(tokenizer, row, "completion")
-        if len(prompt) + len(response) <= max_length:
-            mask = [0] * len(prompt) + [1] * len(response)
-            made.append({"input_ids": prompt + response, "completion_mask": mask})
-    return made, len(rows) - len(made)
-
-
-def pair_rows(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], dict[str, int]]:
-    """Preference rows with token ids for RewardTrainer and DPOTrainer, and the drops by reason.
-
-    TRL filters over-long pairs silently, or truncates them to identical ones: we count both.
-    """
-    made, dropped = [], {"too long": 0, "identical": 0}
-    for row in rows:
-        prompt, chosen = tokens_of(tokenizer, row, "chosen")
-        _, rejected = tokens_of(tokenizer, row, "rejected")
-        if chosen == rejected:
-            dropped["identical"] += 1
-        elif len(prompt) + max(len(chosen), len(rejected)) > max_length:
-            dropped["too long"] += 1
-        else:
-            made.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
-    return made, dropped
 
 
 # ------------------------------------------------------------------------------- while it trains
@@ -163,7 +121,7 @@ def sft_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
     )  # fmt: skip
-    return _unprinted(trainer), {"too long": dropped}
+    return _unprinted(trainer), dropped
 
 
 def reward_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
