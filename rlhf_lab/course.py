@@ -52,9 +52,13 @@ def train_all(
 
 
 def stage_table(runs: dict[str, Run]) -> list[dict[str, str]]:
-    """One row per stage: what it cost (measured) and what it changed on held-out data."""
-    return [{"stage": stage, **_cost(run.summary), **_worth(run.summary)}
+    """One row per stage: what it cost (measured) and what it changed on held-out data.
+
+    A column that no stage fills (the gold reward of a user's own data) is left out.
+    """
+    rows = [{"stage": stage, **_cost(run.summary), **_worth(run.summary)}
             for stage, run in runs.items()]  # fmt: skip
+    return [{k: v for k, v in row.items() if any(r[k] for r in rows)} for row in rows]
 
 
 def _cost(summary: dict) -> dict[str, str]:
@@ -87,6 +91,7 @@ def _worth(summary: dict) -> dict[str, str]:
         "RM accuracy": accuracy,
         "gold reward": change("gold_reward"),
         "RM score": change("reward"),
+        "wins by RM": f"{summary['win_rate']:.0%}" if "win_rate" in summary else "",
         "KL (nats)": change("kl", 1),
     }
 

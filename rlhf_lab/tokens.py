@@ -28,6 +28,15 @@ def encode_response(tokenizer, response: str) -> list[int]:
     return [*ids, tokenizer.eos_token_id]
 
 
+def prompt_text(prompt: Any) -> str:
+    """A prompt for people to read: a conversation as one line for each message."""
+    if isinstance(prompt, str):
+        return prompt
+    if prompt and isinstance(prompt[0], dict):
+        return "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+    return " ".join(map(str, prompt))
+
+
 def sft_rows(tokenizer, rows: Iterable[dict], max_length: int) -> tuple[list[dict], dict[str, int]]:
     """Rows with token ids for SFTTrainer, and how many were "truncated" or "too long".
 

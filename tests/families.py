@@ -73,9 +73,7 @@ def make_tokenizer(family: str, with_pad: bool):
         made.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, **{k: v for k, v in names.items() if v}
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, **{k: v for k, v in names.items() if v})
 
 
 def make_folder(folder: Path, family: str, with_pad: bool = True, seed: int = 0) -> Path:

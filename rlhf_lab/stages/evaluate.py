@@ -101,6 +101,13 @@ def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> f
     return float(((margin > 0) == (gaps > 0))[clear].float().mean())
 
 
+def win_rate(reward_model, tokenizer, prompts: Sequence, before: Sequence[str],
+             after: Sequence[str]) -> float:  # fmt: skip
+    """Share of prompts whose response after scores higher than the one before; ties count half."""
+    old, new = (score_texts(reward_model, tokenizer, prompts, texts) for texts in (before, after))
+    return float(((new > old).float() + (new == old).float() / 2).mean())
+
+
 def best_of(
     n: int, model, tokenizer, reward_model, prompts: Sequence[str], seed: int = 99,
     max_new_tokens: int = 64,

@@ -14,7 +14,6 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-from ..tokens import pair_rows, sft_rows
 from .texts import score_texts
 
 CPU_SAFE = {"bf16": False, "gradient_checkpointing": False, "report_to": "none"}
@@ -110,32 +109,28 @@ def _unprinted(trainer):
     return trainer
 
 
-def sft_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
+def sft_trainer(model, tokenizer, train, held_out, args, watch):
     """Supervised fine-tuning with TRL's SFTTrainer; loss on the response only."""
     from trl import SFTTrainer
 
-    train, dropped = sft_rows(tokenizer, train_rows, args.max_length)
-    held_out, _ = sft_rows(tokenizer, eval_rows, args.max_length)
     trainer = SFTTrainer(
         model=model, args=args, processing_class=tokenizer, callbacks=[watch],
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
     )  # fmt: skip
-    return _unprinted(trainer), dropped
+    return _unprinted(trainer)
 
 
-def reward_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
+def reward_trainer(model, tokenizer, train, held_out, args, watch):
     """A reward model with TRL's RewardTrainer: the Bradley–Terry loss on pairs."""
     from trl import RewardTrainer
 
-    train, dropped = pair_rows(tokenizer, train_rows, args.max_length)
-    held_out, _ = pair_rows(tokenizer, eval_rows, args.max_length)
     trainer = RewardTrainer(
         model=model, args=args, processing_class=tokenizer, callbacks=[watch],
         train_dataset=Dataset.from_list([_whole(r) for r in train]),
         eval_dataset=Dataset.from_list([_whole(r) for r in held_out]) if held_out else None,
     )  # fmt: skip
-    return _unprinted(trainer), dropped
+    return _unprinted(trainer)
 
 
 def _whole(row: dict) -> dict:
@@ -144,7 +139,7 @@ def _whole(row: dict) -> dict:
     return {f"{k}_ids": prompt + row[f"{k}_ids"] for k in ("chosen", "rejected")}
 
 
-def dpo_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
+def dpo_trainer(model, tokenizer, train, held_out, args, watch):
     """Direct preference optimisation with TRL's DPOTrainer (reference: a frozen copy)."""
     from trl import DPOTrainer
 
@@ -154,14 +149,12 @@ def dpo_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
         def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
             return dataset
 
-    train, dropped = pair_rows(tokenizer, train_rows, args.max_length)
-    held_out, _ = pair_rows(tokenizer, eval_rows, args.max_length)
     trainer = TokenizedDPOTrainer(
         model=model, args=args, processing_class=tokenizer, callbacks=[watch],
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
     )  # fmt: skip
-    return _unprinted(trainer), dropped
+    return _unprinted(trainer)
 
 
 def set_score_offset(model, tokenizer, demonstrations: list[dict]) -> float:
