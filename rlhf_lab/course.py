@@ -96,6 +96,36 @@ def _worth(summary: dict) -> dict[str, str]:
     }
 
 
+def describe_data(
+    data: Data, model: str | Model = "tiny", max_length: int = 512
+) -> list[dict[str, Any]]:
+    """What the stages will make of the data: one row for each of its sets.
+
+    Lengths are in tokens of the model, eos counted; `truncated` and the drops are those of
+    `max_length` (of a prompt, what leaves room for a response of 64).
+    """
+    from .tokens import lengths, pair_rows, prompt_rows, sft_rows
+
+    tokenizer = load(model).tokenizer
+    described = []
+    for name, split, make, limit in (
+        ("demonstrations", data.sft, sft_rows, max_length),
+        ("preferences", data.preferences, pair_rows, max_length),
+        ("prompts", data.prompts, prompt_rows, max_length - 64),
+    ):
+        rows = split.train + split.test
+        if not rows:
+            continue
+        sizes = {field: sorted(lengths(tokenizer, rows, field)) for field in rows[0]}
+        _, counts = make(tokenizer, rows, limit)
+        said = {f"{field} tokens": f"{s[len(s) // 2]} (at most {s[-1]})"
+                for field, s in sizes.items()}  # fmt: skip
+        described.append({"set": name, "train": len(split.train), "held out": len(split.test),
+                          **said, **{k.replace("too", "dropped: too"): n
+                                     for k, n in counts.items()}})  # fmt: skip
+    return described
+
+
 def report(runs: dict[str, Run], path: str | Path = "report.html") -> Path:
     """Write a self-contained page: the table, every stage's curves, stories before and after."""
     from .widgets.report import write_report

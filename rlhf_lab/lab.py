@@ -53,6 +53,12 @@ LORA = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout
 """LoRA's settings, named as TRL's ModelConfig names them → peft's LoraConfig."""
 
 
+POSITIVE = {"learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size",
+            "gradient_accumulation_steps", "num_train_epochs", "max_length", "lora_r",
+            "num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size"}  # fmt: skip
+"""Settings that make no sense at 0 or below, and that the trainers do not all check."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A stage, a model, hardware and settings: everything that `train` needs to know."""
@@ -85,6 +91,7 @@ class Plan:
         for name in self.settings:
             if name not in known:
                 raise ValueError(f"{cls.__name__} has no setting {name!r}{_nearest(name, known)}")
+            _check_type(name, self.settings[name], cls.__dataclass_fields__.get(name))
         from .stages.trl_stages import trl_settings
 
         settings = {k: v for k, v in self.settings.items() if k not in LORA}
@@ -110,6 +117,18 @@ def plan(stage: str, model: str | Model = "tiny", *, hardware: str = "here", **s
     if stage not in STAGES:
         raise ValueError(f"no stage {stage!r}{_nearest(stage, STAGES)}: {', '.join(STAGES)}")
     return Plan(stage, load(model), hardware, {**DEFAULTS[stage], **settings})
+
+
+def _check_type(name: str, value: Any, field) -> None:
+    """Numbers are numbers and switches are switches: the trainers find out much later."""
+    default = 16 if name == "lora_r" else getattr(field, "default", None)
+    number = isinstance(default, (int, float)) and not isinstance(default, bool)
+    if number and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    if name in POSITIVE and isinstance(value, (int, float)) and not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be above 0, got {value!r}")
 
 
 def _nearest(name: str, known) -> str:

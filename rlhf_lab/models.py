@@ -194,6 +194,10 @@ def load_reward_model(path: str | Path, tokenizer=None, trust_remote_code: bool 
     return _weights(Auto, path, tokenizer, trust_remote_code, num_labels=1)
 
 
+HEAD = {"score.weight", "score.bias"}
+"""The weights that a language model lacks as a reward model."""
+
+
 def new_reward_model(path: str | Path, tokenizer, seed: int = 0, trust_remote_code: bool = False):
     """A reward model on the trunk of a language model, with a fresh score head.
 
@@ -201,8 +205,9 @@ def new_reward_model(path: str | Path, tokenizer, seed: int = 0, trust_remote_co
     2403.17031, detail 11).
     """
     import torch
+    from transformers import AutoModelForSequenceClassification as Auto
 
-    model = load_reward_model(path, tokenizer, trust_remote_code)
+    model = _weights(Auto, path, tokenizer, trust_remote_code, HEAD, num_labels=1)
     head = model.score.weight
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -210,15 +215,28 @@ def new_reward_model(path: str | Path, tokenizer, seed: int = 0, trust_remote_co
     return model
 
 
-def _weights(auto: Any, path: str | Path, tokenizer, trust_remote_code: bool, **settings):
-    """Load weights (safetensors only) and make room for every token of the tokenizer."""
+def _weights(
+    auto: Any, path: str | Path, tokenizer, trust_remote_code: bool,
+    may_lack: frozenset[str] | set[str] = frozenset(), **settings,
+):  # fmt: skip
+    """Load weights (safetensors only) and make room for every token of the tokenizer.
+
+    transformers draws at random what a checkpoint lacks, and says so in a warning: here only what
+    `may_lack` names may be missing.
+    """
     import torch
 
-    with _quiet():  # a missing score head is what we are here to add
-        model = _ask(
+    with _quiet():
+        model, found = _ask(
             auto, path, "model", trust_remote_code=trust_remote_code, use_safetensors=True,
-            dtype=torch.float32, **settings,
-        ).eval()  # fmt: skip
+            dtype=torch.float32, output_loading_info=True, **settings,
+        )  # fmt: skip
+        if lacks := sorted(set(found["missing_keys"]) - may_lack):
+            what = "no score head" if set(lacks) <= HEAD else f"{len(lacks)} weights missing"
+            raise ValueError(f"cannot load a model from {path}: {what} ({lacks[0]}, …): not a "
+                             f"{'reward' if 'num_labels' in settings else 'language'} model, or "
+                             "not a whole one")  # fmt: skip
+        model.eval()
         if tokenizer is not None:
             model.config.pad_token_id = tokenizer.pad_token_id
             if len(tokenizer) > model.get_input_embeddings().num_embeddings:

@@ -37,7 +37,7 @@ GROUND = {
     "runs",
 }
 WINGS = {"stages", "cost", "widgets", "scale", "exercises"}
-ROOF = {"lab", "training", "course", "cli"}
+ROOF = {"lab", "training", "course", "doctor", "cli"}
 COST_PURE = {"architecture", "hardware", "memory", "flops", "time", "plan"}
 
 
