@@ -10,6 +10,7 @@ a folder that `lab.Run.load` reads without any training code.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,13 +122,16 @@ def plan(stage: str, model: str | Model = "tiny", *, hardware: str = "here", **s
 
 def _check_type(name: str, value: Any, field) -> None:
     """Numbers are numbers and switches are switches: the trainers find out much later."""
-    default = 16 if name == "lora_r" else getattr(field, "default", None)
-    number = isinstance(default, (int, float)) and not isinstance(default, bool)
-    if number and (isinstance(value, bool) or not isinstance(value, (int, float))):
+    said = "int" if name == "lora_r" else str(getattr(field, "type", ""))
+    kinds = set(re.findall(r"\w+", said))
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (value is None and "None" in kinds) or "str" in kinds:
+        return
+    if kinds & {"int", "float"} and not number:
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if isinstance(default, bool) and not isinstance(value, bool):
+    if "bool" in kinds and not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
-    if name in POSITIVE and isinstance(value, (int, float)) and not 0 < value < float("inf"):
+    if name in POSITIVE and not 0 < value < float("inf"):
         raise ValueError(f"{name} must be above 0, got {value!r}")
 
 

@@ -264,7 +264,8 @@ def _ask(auto: Any, path: str | Path, what: str, **settings) -> Any:
     local = Path(path).is_dir()
     offline = not local and not hub_reachable()
     try:
-        return auto.from_pretrained(str(path), local_files_only=offline, **settings)
+        with _quiet():
+            return auto.from_pretrained(str(path), local_files_only=offline, **settings)
     except Exception as error:  # damaged files raise whatever their parsers raise
         if offline:
             raise ValueError(
@@ -277,6 +278,9 @@ def _ask(auto: Any, path: str | Path, what: str, **settings) -> Any:
 def _reason(path: str | Path, error: Exception) -> str:
     """The first line of an error, or a better word where we know one."""
     folder = Path(path)
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return ("it brings Python code of its own; if you trust its makers, load it with "
+                "trust_remote_code=True (--trust-remote-code)")  # fmt: skip
     if (
         folder.is_dir()
         and not list(folder.glob("*.safetensors"))

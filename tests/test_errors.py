@@ -184,7 +184,7 @@ MODELS = {
     "no eos token": (settings("tokenizer_config.json", eos_token=None), "has no eos token"),
     "an encoder": (settings("config.json", model_type="bert"), "cannot load a model"),
     "code of its own": (settings("config.json", model_type="mine", auto_map={
-        "AutoConfig": "code.Mine"}), "cannot load a"),
+        "AutoConfig": "code.Mine"}), "Python code of its own"),
 }  # fmt: skip
 
 
