@@ -246,7 +246,9 @@ def hub_reachable(seconds: float = 3.0) -> bool:
 
 def _choose(source: Any, split: str) -> Iterable:
     """The rows of a Dataset, of one split of a DatasetDict, or of any list of dicts."""
-    if hasattr(source, "keys"):  # a DatasetDict, or a dict of lists
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas DataFrame
+        return source.astype(object).where(source.notna(), None).to_dict("records")
+    if hasattr(source, "keys"):  # a DatasetDict
         if split not in source:
             raise ValueError(f"no split {split!r} among {', '.join(map(str, source))}")
         return source[split]

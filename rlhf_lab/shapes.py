@@ -140,10 +140,10 @@ def convert(row: Any, shape: Shape) -> dict[str, Any]:
     earlier = [b for b in before if b]
     if earlier and any(b != earlier[0] for b in earlier):
         raise Dropped("prompts differ")
-    if prompt is None:
-        if not earlier:
-            raise Dropped("no prompt" if answers else "empty")
+    if earlier:  # a whole conversation says more than a prompt beside it
         prompt = earlier[0]
+    if prompt is None:
+        raise Dropped("no prompt" if answers else "empty")
     if isinstance(prompt, str) and not prompt.endswith(shape.seam):
         prompt += shape.seam
     pair = {"chosen", "rejected"} & answers.keys()
@@ -202,8 +202,17 @@ def messages(value: Any) -> list[dict]:
         content = message.get("content", message.get("value"))
         if not isinstance(role, str):
             raise Dropped("wrong type")
-        made.append({"role": ROLES.get(role, role), "content": _text(content)})
+        made.append({"role": ROLES.get(role, role), "content": _text(_joined(content))})
     return made
+
+
+def _joined(content: Any) -> Any:
+    """The text of a message that comes in parts, as multimodal data have it; no pictures."""
+    if not isinstance(content, (list, tuple)):
+        return content
+    if not all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
+        raise Dropped("wrong type")
+    return "".join(p["text"] for p in content)
 
 
 def dialogue(text: str) -> list[dict]:

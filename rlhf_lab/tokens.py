@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from jinja2 import TemplateError  # what transformers writes chat templates in
+
 
 def encode_prompt(tokenizer, prompt: Any) -> list[int]:
     """Token ids of a text prompt, a conversation (list of messages) or ids already made.
@@ -18,7 +20,13 @@ def encode_prompt(tokenizer, prompt: Any) -> list[int]:
         ids = tokenizer(prompt)["input_ids"]
         return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
     if prompt and isinstance(prompt[0], dict):
-        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        try:
+            return tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        except TemplateError as error:  # the template says itself what it will not have
+            raise ValueError(
+                f"the model's chat template refuses a conversation of {len(prompt)} messages "
+                f"({', '.join(m['role'] for m in prompt[:4])}): {error}"
+            ) from None
     return list(prompt)
 
 

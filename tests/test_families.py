@@ -86,3 +86,13 @@ def test_a_conversation_has_a_template_even_where_the_model_has_none(family, tmp
     more = [*talk, {"role": "assistant", "content": "w3"}, {"role": "user", "content": "w4"}]
     short, long = (encode_prompt(tokenizer, t) for t in (talk, more))
     assert short and len(long) > len(short)
+
+
+def test_a_template_that_refuses_is_one_line(tmp_path):
+    """Some templates know no system role, and say so by raising an exception of their own."""
+    tokenizer = lab.load(make_folder(tmp_path / "model", "gemma")).tokenizer
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    )
+    with pytest.raises(ValueError, match="refuses a conversation of 1 messages .system.: no sys"):
+        encode_prompt(tokenizer, [{"role": "system", "content": "w1"}])

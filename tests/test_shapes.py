@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -108,7 +109,8 @@ CONTAINERS = {
     "saved": save_dataset, "Dataset": lambda path, rows: datasets.Dataset.from_list(rows),
     "DatasetDict": lambda path, rows: datasets.DatasetDict(
         train=datasets.Dataset.from_list(rows)),
-    "list": lambda path, rows: rows,
+    "list": lambda path, rows: rows, "generator": lambda path, rows: (r for r in rows),
+    "DataFrame": lambda path, rows: pandas.DataFrame(rows),
 }  # fmt: skip
 HELD = [
     (shape, container) for shape in SHAPES for container in CONTAINERS
@@ -182,6 +184,27 @@ def test_a_wrong_mapping_is_one_line(fields, says):
     with pytest.raises(ValueError, match=says) as error:
         load_data(rows, fields=fields)
     assert "\n" not in str(error.value)
+
+
+def test_a_whole_conversation_says_more_than_a_prompt_beside_it():
+    """As in UltraFeedback: `prompt` is the first question, `chosen` the whole conversation."""
+    talk = [said("system", "Be brief."), said("user", "Hi")]
+    row = {"prompt": "Hi", "chosen": [*talk, said("assistant", "a")],
+           "rejected": [*talk, said("assistant", "b")]}  # fmt: skip
+    assert convert(row, PAIR) == {"prompt": talk, "chosen": "a", "rejected": "b"}
+
+
+def test_a_message_in_parts_is_joined():
+    parts = [{"type": "text", "text": "Hi "}, {"type": "text", "text": "you"}]
+    row = {"messages": [said("user", parts), said("assistant", "Yes")]}
+    made = convert(row, Shape({"completion": "messages"}))
+    assert made == {"prompt": [said("user", "Hi you")], "completion": "Yes"}
+
+
+def test_gaps_of_a_table_are_gaps():
+    frame = pandas.DataFrame({"prompt": [f"p{i}" for i in range(20)],
+                              "completion": ["c"] * 19 + [None]})  # fmt: skip
+    assert load_data(frame).report.dropped == {"empty": 1}
 
 
 PAIR = Shape({"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"})
