@@ -169,7 +169,7 @@ def bundled_world(folder: Path, model: Path, prompts: int) -> None:
     """The SFT and reward checkpoints under `model`, and instructions of the bundled world."""
     from rlhf_lab import corpus
     from rlhf_lab.models import load_causal_lm, load_reward_model, load_tokenizer
-    from rlhf_lab.stages.texts import encode_prompt
+    from rlhf_lab.tokens import encode_prompt
 
     tokenizer = load_tokenizer(model / "sft")
     tokenizer.save_pretrained(folder / "tokenizer")

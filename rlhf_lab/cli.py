@@ -1,4 +1,4 @@
-"""The command line: `rlhf-lab train sft|reward|ppo|dpo|all`.
+"""The command line: `rlhf-lab train sft|reward|ppo|dpo|all`, `rlhf-lab data`, `rlhf-lab doctor`.
 
 Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to do), 1 ours.
 """
@@ -12,8 +12,15 @@ from pathlib import Path
 from . import __version__
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"rlhf-lab: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rlhf-lab",
         description="What RLHF does and what it costs, on a model small enough to train here.",
     )
@@ -28,11 +35,11 @@ def _parser() -> argparse.ArgumentParser:
         "  rlhf-lab train all                          the bundled model and world, minutes\n"
         "  rlhf-lab train ppo --steps 20 --seed 1      a short PPO run\n"
         "  rlhf-lab train all --data mine.json         your own instructions and preferences\n"
+        "  rlhf-lab train dpo --data p.csv --field chosen=better --field rejected=worse\n"
         "  rlhf-lab train dpo --set beta=0.5           any field of the stage's settings",
     )
     train.add_argument("stage", choices=["sft", "reward", "ppo", "dpo", "all"])
-    train.add_argument("--model", default="tiny", help="bundled name, folder or hub id [tiny]")
-    train.add_argument("--data", default="stories", help="'stories', or a JSON/JSONL/CSV file")
+    _model_and_data(train)
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
     train.add_argument("--steps", type=_positive, help="optimizer steps (PPO: iterations) a stage")
     train.add_argument("--seed", type=int, default=0, help="seed of data and training [0]")
@@ -41,8 +48,35 @@ def _parser() -> argparse.ArgumentParser:
                        help="a setting of the stage's trainer; may be repeated")  # fmt: skip
     train.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
-    train.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    about = commands.add_parser(
+        "data", help="what a file or data set holds, before you train on it",
+        description="Say what a file or data set holds: its shape, rows, token lengths, drops.",
+    )  # fmt: skip
+    about.add_argument("source", help="a file, a folder saved by datasets, or a hub id")
+    _model_and_data(about)
+    about.add_argument("--max-length", type=_positive, default=512, help="tokens of a row [512]")
+    commands.add_parser(
+        "doctor", help="look this machine over: what works, what to mend",
+        description="Look this machine over; say what to mend, and how.",
+    )  # fmt: skip
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _model_and_data(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which model and which rows."""
+    parser.add_argument("--model", default="tiny", help="bundled name, folder or hub id [tiny]")
+    parser.add_argument("--trust-remote-code", action="store_true",
+                        help="run Python code that comes with the model")  # fmt: skip
+    if parser.prog.endswith("train"):
+        parser.add_argument("--data", default="stories", dest="source",
+                            help="'stories', a file, or a hub id [stories]")  # fmt: skip
+    parser.add_argument("--field", action="append", default=[], metavar="OURS=COLUMN",
+                        help="prompt, completion, chosen or rejected is this column")  # fmt: skip
+    parser.add_argument("--split", default="train", help="split of a hub data set [train]")
+    parser.add_argument("--subset", help="configuration of a hub data set")
+    parser.add_argument("--rows", type=_positive, metavar="N", help="use a random sample of N rows")
 
 
 def _positive(text: str) -> int:
@@ -70,17 +104,51 @@ def _settings(args: argparse.Namespace) -> dict:
     return settings
 
 
+def _load(args: argparse.Namespace, seed: int):
+    """The model's handle and the data that the arguments name; says what was read, and how."""
+    from .data import load_data
+    from .models import load
+
+    fields = {}
+    for pair in args.field:
+        ours, equals, column = pair.partition("=")
+        if not equals or not column:
+            raise ValueError(f"--field {pair!r}: write OURS=COLUMN, for example chosen=better")
+        fields[ours] = column
+    more = {"limit": args.rows} if args.rows else {}
+    data = load_data(args.source, seed=seed, fields=fields, split=args.split, subset=args.subset,
+                     **more)  # fmt: skip
+    for note in data.notes:
+        print(note)
+    return load(args.model, trust_remote_code=args.trust_remote_code), data
+
+
+def _data(args: argparse.Namespace) -> int:
+    from . import course
+    from .widgets.text import table
+
+    model, data = _load(args, seed=0)
+    print(table(course.describe_data(data, model, args.max_length)))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import examine
+    from .widgets.text import table
+
+    findings = examine()
+    print(table([{"": f.state, "what": f.what, "found": f.found, "to do": f.remedy}
+                 for f in findings]))  # fmt: skip
+    return int(any(f.state == "fix" for f in findings))
+
+
 def _train(args: argparse.Namespace) -> int:
     from . import course, lab
-    from .data import load_data
     from .models import load
     from .widgets.text import table
 
-    data = load_data(args.data, seed=args.seed)
-    for note in data.notes:
-        print(note)
     settings = _settings(args)
-    model = load(args.model)
+    model, data = _load(args, args.seed)
     if args.reward_model:
         model = model.with_stage("reward", load(args.reward_model).paths["base"])
     common = {"overwrite": args.overwrite, "quiet": args.quiet}
@@ -100,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; → exit code."""
     args = _parser().parse_args(argv)
     try:
-        return _train(args)
+        return {"train": _train, "data": _data, "doctor": _doctor}[args.command](args)
     except KeyboardInterrupt:
         print("rlhf-lab: interrupted", file=sys.stderr)
         return 130

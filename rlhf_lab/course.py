@@ -52,9 +52,13 @@ def train_all(
 
 
 def stage_table(runs: dict[str, Run]) -> list[dict[str, str]]:
-    """One row per stage: what it cost (measured) and what it changed on held-out data."""
-    return [{"stage": stage, **_cost(run.summary), **_worth(run.summary)}
+    """One row per stage: what it cost (measured) and what it changed on held-out data.
+
+    A column that no stage fills (the gold reward of a user's own data) is left out.
+    """
+    rows = [{"stage": stage, **_cost(run.summary), **_worth(run.summary)}
             for stage, run in runs.items()]  # fmt: skip
+    return [{k: v for k, v in row.items() if any(r[k] for r in rows)} for row in rows]
 
 
 def _cost(summary: dict) -> dict[str, str]:
@@ -87,8 +91,39 @@ def _worth(summary: dict) -> dict[str, str]:
         "RM accuracy": accuracy,
         "gold reward": change("gold_reward"),
         "RM score": change("reward"),
+        "wins by RM": f"{summary['win_rate']:.0%}" if "win_rate" in summary else "",
         "KL (nats)": change("kl", 1),
     }
+
+
+def describe_data(
+    data: Data, model: str | Model = "tiny", max_length: int = 512
+) -> list[dict[str, Any]]:
+    """What the stages will make of the data: one row for each of its sets.
+
+    Lengths are in tokens of the model, eos counted; `truncated` and the drops are those of
+    `max_length` (of a prompt, what leaves room for a response of 64).
+    """
+    from .tokens import lengths, pair_rows, prompt_rows, sft_rows
+
+    tokenizer = load(model).tokenizer
+    described = []
+    for name, split, make, limit in (
+        ("demonstrations", data.sft, sft_rows, max_length),
+        ("preferences", data.preferences, pair_rows, max_length),
+        ("prompts", data.prompts, prompt_rows, max_length - 64),
+    ):
+        rows = split.train + split.test
+        if not rows:
+            continue
+        sizes = {field: sorted(lengths(tokenizer, rows, field)) for field in rows[0]}
+        _, counts = make(tokenizer, rows, limit)
+        said = {f"{field} tokens": f"{s[len(s) // 2]} (at most {s[-1]})"
+                for field, s in sizes.items()}  # fmt: skip
+        described.append({"set": name, "train": len(split.train), "held out": len(split.test),
+                          **said, **{k.replace("too", "dropped: too"): n
+                                     for k, n in counts.items()}})  # fmt: skip
+    return described
 
 
 def report(runs: dict[str, Run], path: str | Path = "report.html") -> Path:

@@ -10,19 +10,28 @@ aloud. Either way the result has three sets, each split into train and test:
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import random
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from . import corpus
+from .files import open_rows
 from .gold import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .models import small_models_folder
+from .shapes import Dropped, Report, convert, recognise
 
 SIZES = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_pairs": 1024}
 """Rows of the bundled world's training sets, of each test set, and of held-out pairs."""
+
+
+LIMIT, CHARACTERS = 100_000, 200_000_000
+"""Rows, and characters of text, that are kept in memory: of a larger source, a random sample."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Data:
     prompts: Split
     annotator: Annotator | None = None
     notes: tuple[str, ...] = ()
+    report: Report | None = None
 
     @property
     def has_gold(self) -> bool:
@@ -86,22 +96,32 @@ def judge(pairs: list[dict], annotator: Annotator) -> list[dict]:
 
 
 def load_data(
-    source: str | Path | Data = "stories",
+    source: Any = "stories",
     *,
     seed: int = 0,
+    fields: Mapping[str, str] | None = None,
+    split: str = "train",
+    subset: str | None = None,
+    limit: int = LIMIT,
     temperature: float = 0.6,
     length_bias: float = 0.0,
 ) -> Data:
-    """The bundled world ("stories"), or a JSON, JSONL or CSV file with rows of text.
+    """The bundled world ("stories"), or your own data in any of the shapes of `shapes.py`.
 
-    `temperature` and `length_bias` belong to the world's simulated annotator. Raises ValueError
-    with one line (what, where, what to do) for anything that cannot be read.
+    `source`: a JSON, JSONL, CSV, TSV or Parquet file (also .gz), a folder that `datasets` saved, a
+    hub id, a `datasets.Dataset`, or a list of dicts. `fields` maps our names to your columns:
+    {"prompt": "question", "chosen": "better", "rejected": "worse"}; what it leaves out is guessed,
+    and `notes` say how. `split` and `subset` choose part of a hub data set; of more than `limit`
+    rows a random sample is kept. `temperature` and `length_bias` belong to the world's simulated
+    annotator. Raises ValueError with one line (what, where, what to do) for what cannot be read.
     """
     if isinstance(source, Data):
         return source
-    if str(source) == "stories":
+    if isinstance(source, str) and source == "stories":
         return _stories(Annotator(temperature, length_bias, seed), seed)
-    return from_rows(read_rows(Path(source)), name=Path(source).name, seed=seed)
+    name = Path(source).name if isinstance(source, (str, Path)) else "your data"
+    rows = open_rows(source, split, subset)
+    return from_rows(rows, name, seed, fields=fields, limit=limit)
 
 
 # ------------------------------------------------------------------------------- the bundled world
@@ -135,99 +155,100 @@ def bundled_pairs() -> dict[str, list[dict]]:
     return {s: [r for r in rows if r["split"] == s] for s in ("train", "test")}
 
 
-# -------------------------------------------------------------------------------- a user's own file
+# ------------------------------------------------------------------------- a user's own rows
+
+HEAD = 1000
+"""Rows that are looked at to tell a source's shape."""
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a .json (a list of objects), .jsonl or .csv file."""
-    if not path.is_file():
-        raise ValueError(f"no data file {path}: give a .json, .jsonl or .csv file, or 'stories'")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason}; save it as UTF-8") from None
-    try:
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        elif path.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
-        elif path.suffix == ".json":
-            rows = json.loads(text)
-        else:
-            raise ValueError(f"{path}: {path.suffix or 'no suffix'} is not .json, .jsonl or .csv")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error.msg}, line {error.lineno}") from None
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-        raise ValueError(f"{path} must hold a list of objects, one per row")
-    if not rows:
-        raise ValueError(f"{path} has no rows")
-    return rows
+def from_rows(
+    rows: Iterable,
+    name: str = "rows",
+    seed: int = 0,
+    held_out: float = 0.1,
+    fields: Mapping[str, str] | None = None,
+    limit: int = LIMIT,
+) -> Data:
+    """Turn rows into the three sets: fields guessed aloud, drops counted, a tenth held out.
 
-
-FIELDS = {
-    "prompt": ("prompt", "instruction", "question", "query"),
-    "completion": ("completion", "output", "response", "answer"),
-    "chosen": ("chosen",),
-    "rejected": ("rejected",),
-}
-"""Names under which people store each field; an `input` beside it is added to the prompt."""
-
-
-def from_rows(rows: list[dict], name: str = "rows", seed: int = 0, held_out: float = 0.1) -> Data:
-    """Turn rows into the three sets: fields guessed aloud, drops counted, a tenth held out."""
-    names = {
-        f: next((n for n in known if any(r.get(n) for r in rows)), None)
-        for f, known in FIELDS.items()
-    }
-    if names["prompt"] is None:
-        have = ", ".join(sorted({k for r in rows[:100] for k in r})) or "nothing"
-        raise ValueError(
-            f"{name}: no prompt field among [{have}]; name it one of {', '.join(FIELDS['prompt'])}"
-        )
-    said = ", ".join(f"{f} = {n!r}" for f, n in names.items() if n)
-    notes = [f"{name}: {len(rows)} rows, read as {said}"]
-    made = [_row(r, names) for r in rows]
-    kept = [r for r in made if r]
-    if len(kept) < len(made):
-        notes.append(f"{name}: dropped {len(made) - len(kept)} rows without text for a prompt")
+    A prompt stands on one side only, however many rows it has. Rows come in a random order.
+    """
+    rows = iter(rows)
+    head = list(islice(rows, HEAD))
+    if not head:
+        raise ValueError(f"{name} has no rows")
+    report = Report(name, recognise(head, fields, name))
+    sample = Sample(seed, limit, CHARACTERS)
+    for row in chain(head, rows):
+        report.rows += 1
+        try:
+            made = convert(row, report.shape)
+        except Dropped as reason:
+            report.drop(str(reason))
+            continue
+        report.look(made)
+        if "chosen" in made and made["chosen"] == made["rejected"]:
+            report.identical += 1  # nothing to compare; still an answer to learn from
+            made = {"completion": made["chosen"], **made}
+            del made["chosen"], made["rejected"]
+        sample.add(made)
+    kept = sample.rows()
+    report.kept, report.sampled = len(kept), sample.seen > len(kept)
     if len(kept) < 10:
-        raise ValueError(f"{name}: {len(kept)} usable rows; at least 10 are needed")
-    random.Random(seed).shuffle(kept)
-    cut = max(1, round(len(kept) * held_out))
-    splits = {"test": kept[:cut], "train": kept[cut:]}
-
-    def select(keys: tuple[str, ...]) -> Split:
-        has = {s: [r for r in part if all(r[k] for k in keys)] for s, part in splits.items()}
-        return Split(**{s: [{k: r[k] for k in keys} for r in part] for s, part in has.items()})
-
-    pairs = select(("prompt", "chosen", "rejected"))
-    same = {s: [r for r in getattr(pairs, s) if r["chosen"] != r["rejected"]] for s in splits}
-    identical = sum(len(getattr(pairs, s)) - len(same[s]) for s in splits)
-    if identical:
-        notes.append(f"{name}: dropped {identical} pairs whose chosen and rejected are identical")
-    sft = select(("prompt", "completion"))
-    if not sft.train:  # a preference file without answers: the preferred ones are demonstrations
-        chosen = select(("prompt", "chosen"))
-        sft = Split(*(
-            [{"prompt": r["prompt"], "completion": r["chosen"]} for r in part]
-            for part in (chosen.train, chosen.test)
-        ))  # fmt: skip
-    return Data(name, sft, Split(**same), select(("prompt",)), None, tuple(notes))
+        why = "; ".join(report.notes()[1:])
+        raise ValueError(f"{name}: {len(kept)} usable rows; at least 10 are needed"
+                         + f" ({why})" * bool(why))  # fmt: skip
+    train, test = hold_out(kept, held_out)
+    return Data(
+        name, *(Split(select(train, *keys), select(test, *keys)) for keys in SETS), None,
+        tuple(report.notes()), report,
+    )  # fmt: skip
 
 
-def _row(row: dict, names: dict[str, str | None]) -> dict | None:
-    """One row with our field names, each a text, the prompt's last character a newline.
+SETS = (("prompt", "completion"), ("prompt", "chosen", "rejected"), ("prompt",))
+"""The fields of the rows of `Data.sft`, `Data.preferences` and `Data.prompts`."""
 
-    → None for a row without a prompt.
+
+def select(rows: list[dict], *keys: str) -> list[dict]:
+    """Rows that have these fields, and these only; a prompt alone is kept once.
+
+    Where nobody wrote answers, the preferred ones are demonstrations.
+    """
+    if "completion" in keys and not any("completion" in r for r in rows):
+        rows = [{**r, "completion": r["chosen"]} for r in rows if "chosen" in r]
+    found = [{k: r[k] for k in keys} for r in rows if all(k in r for k in keys)]
+    return list({repr(r): r for r in found}.values()) if len(keys) == 1 else found
+
+
+def hold_out(rows: list[dict], share: float) -> tuple[list[dict], list[dict]]:
+    """Rows to train on and rows held out, no prompt in both. → train, test."""
+    prompts = list(dict.fromkeys(repr(r["prompt"]) for r in rows))
+    if len(prompts) == 1:  # all ask the same thing: the rows are what differs
+        count = max(1, round(len(rows) * share))
+        return rows[count:], rows[:count]
+    chosen = set(prompts[: max(1, round(len(prompts) * share))])
+    return ([r for r in rows if repr(r["prompt"]) not in chosen],
+            [r for r in rows if repr(r["prompt"]) in chosen])  # fmt: skip
+
+
+class Sample:
+    """A uniform random sample of a stream, within a number of rows and of characters.
+
+    Every row draws a number; those with the smallest are kept. Their order is a random one.
     """
 
-    def text(value) -> str:
-        return value.strip() if isinstance(value, str) else ""
+    def __init__(self, seed: int, limit: int, characters: int):
+        self.random, self.limit, self.characters = random.Random(seed), limit, characters
+        self.heap: list[tuple[float, int, dict, int]] = []
+        self.seen = self.held = 0
 
-    prompt = text(row.get(names["prompt"]))
-    if not prompt:
-        return None
-    if names["prompt"] == "instruction" and text(row.get("input")):
-        prompt = f"{prompt}\n{text(row['input'])}"
-    fields = {f: text(row.get(n)) if n else "" for f, n in names.items() if f != "prompt"}
-    return {"prompt": prompt + "\n", **fields}
+    def add(self, row: dict) -> None:
+        size = len(repr(row))
+        # The counter parts ties, and keeps the heap from comparing rows.
+        heappush(self.heap, (-self.random.random(), self.seen, row, size))
+        self.seen, self.held = self.seen + 1, self.held + size
+        while len(self.heap) > self.limit or (self.held > self.characters and len(self.heap) > 1):
+            self.held -= heappop(self.heap)[3]
+
+    def rows(self) -> list[dict]:
+        return [row for _, _, row, _ in sorted(self.heap, key=lambda e: (-e[0], e[1]))]

@@ -10,7 +10,7 @@ a folder that `lab.Run.load` reads without any training code.
 
 from __future__ import annotations
 
-import time
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,8 +49,15 @@ PPO and DPO hold the policy nearer to the reference (`kl_coef`, `beta`) than is 
 alone: further out the language begins to break.
 """
 
-HELD_OUT = 512
-"""Held-out prompts that a policy is judged on before and after training."""
+LORA = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
+        "lora_target_modules": "target_modules"}  # fmt: skip
+"""LoRA's settings, named as TRL's ModelConfig names them → peft's LoraConfig."""
+
+
+POSITIVE = {"learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size",
+            "gradient_accumulation_steps", "num_train_epochs", "max_length", "lora_r",
+            "num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size"}  # fmt: skip
+"""Settings that make no sense at 0 or below, and that the trainers do not all check."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +88,51 @@ class Plan:
 
         settle()
         cls = _config_class(self.stage)
-        known = {f.name for f in fields(cls) if f.init}
+        known = {f.name for f in fields(cls) if f.init} | LORA.keys()
         for name in self.settings:
             if name not in known:
                 raise ValueError(f"{cls.__name__} has no setting {name!r}{_nearest(name, known)}")
+            _check_type(name, self.settings[name], cls.__dataclass_fields__.get(name))
         from .stages.trl_stages import trl_settings
 
-        settings = dict(self.settings)
+        settings = {k: v for k, v in self.settings.items() if k not in LORA}
         return cls(**(settings | {"output_dir": output_dir})
                    if self.stage == "ppo" else trl_settings(settings, output_dir))  # fmt: skip
+
+    @property
+    def lora(self) -> dict[str, Any]:
+        """The arguments of peft's LoraConfig; {} where the whole model is trained."""
+        if not self.settings.get("lora_r"):
+            return {}
+        said = {LORA[name]: self.settings[name] for name in LORA if name in self.settings}
+        return {"target_modules": "all-linear", "lora_alpha": 2 * said["r"]} | said
 
 
 def plan(stage: str, model: str | Model = "tiny", *, hardware: str = "here", **settings) -> Plan:
     """Plan a stage (sft, reward, ppo, dpo) for a model: the lab's defaults, then your settings.
 
-    Settings are the fields of TRL's SFTConfig, RewardConfig and DPOConfig, and of our PPOConfig.
+    Settings are the fields of TRL's SFTConfig, RewardConfig and DPOConfig, and of our PPOConfig;
+    `lora_r=16` trains LoRA adapters instead of the whole model (`LORA`).
     No weights are loaded. Raises ValueError for an unknown stage or model.
     """
     if stage not in STAGES:
         raise ValueError(f"no stage {stage!r}{_nearest(stage, STAGES)}: {', '.join(STAGES)}")
     return Plan(stage, load(model), hardware, {**DEFAULTS[stage], **settings})
+
+
+def _check_type(name: str, value: Any, field) -> None:
+    """Numbers are numbers and switches are switches: the trainers find out much later."""
+    said = "int" if name == "lora_r" else str(getattr(field, "type", ""))
+    kinds = set(re.findall(r"\w+", said))
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (value is None and "None" in kinds) or "str" in kinds:
+        return
+    if kinds & {"int", "float"} and not number:
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if "bool" in kinds and not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    if name in POSITIVE and not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be above 0, got {value!r}")
 
 
 def _nearest(name: str, known) -> str:
@@ -121,40 +153,6 @@ def _config_class(stage: str):
 
 
 # ------------------------------------------------------------------------------------- training
-
-
-@dataclass
-class Job:
-    """One training in progress: what the stage functions below share."""
-
-    plan: Plan
-    data: Data
-    run: Run
-    meter: Any
-    quiet: bool
-    should_stop: Callable[[], bool] | None
-
-    @property
-    def tokenizer(self):
-        return self.plan.model.tokenizer
-
-    @property
-    def args(self):
-        return self.plan.config(str(self.run.folder / "trainer"))
-
-    @property
-    def seed(self) -> int:
-        return int(self.plan.settings.get("seed", 42))
-
-    def progress(self, total: int):
-        from .widgets.progress import Progress
-
-        return None if self.quiet else Progress(total, self.plan.stage)
-
-    def save(self, model) -> None:
-        """The trained model in the transformers layout, its tokenizer beside it."""
-        model.save_pretrained(self.run.folder / "model")
-        self.tokenizer.save_pretrained(self.run.folder / "model")
 
 
 def train(
@@ -178,15 +176,17 @@ def train(
     data = load_data(data)
     _check(plan, data)
     from .cost.meter import Meter
+    from .training import STAGE_FUNCTIONS, Job, prepare
 
+    ready = prepare(plan, data)
     run = Run.create(
         Path(out) if out else free_folder(plan.stage), stage=plan.stage, model=plan.model.name,
         settings=dict(plan.settings), data=data.name, seed=plan.settings.get("seed", 42),
         hardware=plan.hardware, overwrite=overwrite,
     )  # fmt: skip
-    job = Job(plan, data, run, Meter(plan.stage), quiet, should_stop)
+    job = Job(plan, data, run, Meter(plan.stage), ready, quiet, should_stop)
     try:
-        figures, stopped = _FUNCTIONS[plan.stage](job)
+        figures, stopped = STAGE_FUNCTIONS[plan.stage](job)
     except BaseException as error:
         run.save_ledger(job.meter.ledger())
         run.finish("failed", error=f"{type(error).__name__}: {error}")
@@ -197,7 +197,7 @@ def train(
 
 
 def _check(plan: Plan, data: Data) -> None:
-    """Refuse what cannot work before a folder is made."""
+    """Refuse what cannot work before anything is loaded."""
     plan.config()
     need = {"sft": data.sft, "reward": data.preferences, "dpo": data.preferences}
     if not need.get(plan.stage, data.prompts).train:
@@ -215,166 +215,3 @@ def free_folder(stage: str) -> Path:
     while (folder := Path("runs") / f"{stage}-{number}").exists():
         number += 1
     return folder
-
-
-def _stoppable(work: Callable[[], Any], should_stop) -> tuple[float, bool]:
-    """Run the training loop; → seconds, whether it was stopped early."""
-    start = time.perf_counter()
-    try:
-        work()
-    except KeyboardInterrupt:
-        return time.perf_counter() - start, True
-    return time.perf_counter() - start, bool(should_stop and should_stop())
-
-
-def _watched(job: Job, role: str):
-    from .stages.trl_stages import Watch
-
-    return Watch(job.meter, role, job.run.log, job.progress, job.should_stop)
-
-
-def _costs(job: Job, seconds: float) -> dict[str, float]:
-    """What every stage reports of its cost: measured."""
-    phase = "rollout" if job.plan.stage == "ppo" else "forward"
-    tokens = sum(n for (p, _), n in job.meter.tokens.items() if p == phase)
-    return {"seconds": seconds, "tokens_per_second": tokens / seconds, "peak_bytes": job.meter.peak}
-
-
-def _trl_stage(job: Job, model, role: str, start: Callable, rows) -> tuple[Any, float, bool, dict]:
-    """Run one of TRL's trainers; → trainer, seconds, stopped, dropped rows by reason."""
-    trainer, dropped = start(
-        model, job.tokenizer, rows.train, rows.test, job.args, _watched(job, role)
-    )
-    seconds, stopped = _stoppable(trainer.train, job.should_stop)
-    job.save(trainer.model)
-    return trainer, seconds, stopped, dropped
-
-
-def _sft(job: Job):
-    from .stages.trl_stages import sft_trainer
-
-    model = job.plan.model.base
-    before = _policy_figures(job, model, keep="base")
-    trainer, seconds, stopped, dropped = _trl_stage(job, model, "policy", sft_trainer, job.data.sft)
-    figures = _costs(job, seconds) | {"dropped": dropped}
-    if job.data.sft.test:
-        figures["eval_loss"] = trainer.evaluate()["eval_loss"]
-    return figures | _before_after(before, _policy_figures(job, trainer.model, keep="sft")), stopped
-
-
-def _reward(job: Job):
-    from .models import new_reward_model
-    from .stages.evaluate import noise_free_accuracy, pair_accuracy
-    from .stages.trl_stages import reward_trainer, set_score_offset
-
-    paths = job.plan.model.paths
-    model = new_reward_model(paths.get("sft", paths["base"]), job.tokenizer, job.seed)
-    trainer, seconds, stopped, dropped = _trl_stage(
-        job, model, "reward", reward_trainer, job.data.preferences
-    )
-    figures = _costs(job, seconds) | {"dropped": dropped}
-    pairs = job.data.preferences.test
-    if pairs:
-        accuracy, margin = pair_accuracy(trainer.model, job.tokenizer, pairs)
-        figures |= {"accuracy": accuracy, "held_out_pairs": len(pairs)}
-        if job.data.has_gold:
-            figures["accuracy_ceiling"] = job.data.accuracy_ceiling(pairs)
-            gold = job.data.gold_reward
-            figures["noise_free_accuracy"] = noise_free_accuracy(pairs, margin, gold)
-    # Rule 16: demonstrations score 0 on average; kept in the config, where PPO finds it.
-    demonstrations = (job.data.sft.train or job.data.preferences.train)[:256]
-    figures["score_offset"] = set_score_offset(trainer.model, job.tokenizer, demonstrations)
-    job.save(trainer.model)
-    return figures, stopped
-
-
-def _dpo(job: Job):
-    from .stages.trl_stages import dpo_trainer
-
-    model, reference = job.plan.model.sft, job.plan.model.sft
-    before = _policy_figures(job, model, keep="sft")
-    trainer, seconds, stopped, dropped = _trl_stage(
-        job, model, "policy", dpo_trainer, job.data.preferences
-    )
-    after = _policy_figures(job, trainer.model, reference, keep="dpo")
-    figures = _costs(job, seconds) | {"dropped": dropped} | _before_after(before, after)
-    if job.data.preferences.test:
-        figures |= {k: v for k, v in trainer.evaluate().items() if k == "eval_loss"}
-    return figures, stopped
-
-
-def _ppo(job: Job):
-    from .stages.ppo import PPOTrainer
-
-    model = job.plan.model
-    policy, reference, reward, value = model.sft, model.sft, model.reward, model.reward
-    before = _policy_figures(job, policy, reward_model=reward, keep="sft")
-    trainer = PPOTrainer(
-        job.args, job.tokenizer, policy, reference, reward, job.data.prompts.train, value,
-        metric_funcs=_gold_metrics(job.data), meter=job.meter, on_sample=job.run.sample,
-        should_stop=job.should_stop,
-    )  # fmt: skip
-    bar = job.progress(trainer.iterations)
-
-    def record(step: int, metrics: dict) -> None:
-        job.run.log(step, **metrics)
-        if bar:
-            shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
-            bar.update(
-                1, "  ".join(f"{n} {metrics[k]:.2f}" for n, k in shown.items() if k in metrics)
-            )
-
-    trainer.on_log = record
-    seconds, stopped = _stoppable(trainer.train, job.should_stop)
-    if bar:
-        bar.close()
-    job.save(trainer.policy)
-    after = _policy_figures(job, trainer.policy, reference, reward, keep="ppo")
-    return _costs(job, seconds) | _before_after(before, after), stopped
-
-
-def _gold_metrics(data: Data) -> dict[str, Callable]:
-    """The gold reward and its parts as functions that PPO watches (it never trains on them)."""
-    if not data.has_gold:
-        return {}
-    from .gold import PARTS
-
-    def watch(score: Callable[[str, str], float]) -> Callable:
-        def values(prompts, completions, **_):
-            return [score(p, c) for p, c in zip(prompts, completions, strict=True)]
-
-        return values
-
-    parts = {
-        f"gold/{name}": watch(lambda p, c, name=name: data.gold_parts(p, c)[name]) for name in PARTS
-    }
-    return {"gold_reward": watch(data.gold_reward), **parts}
-
-
-def _policy_figures(job: Job, model, reference=None, reward_model=None, keep="") -> dict:
-    """What a policy is worth on held-out prompts; `keep` records samples under that name."""
-    from .stages.evaluate import policy_report
-
-    prompts = [r["prompt"] for r in (job.data.prompts.test or job.data.prompts.train)[:HELD_OUT]]
-    if not prompts:
-        return {}
-    gold = job.data.has_gold
-    with job.meter.phase("evaluation"):
-        figures, responses = policy_report(
-            model, job.tokenizer, prompts, reference=reference, reward_model=reward_model,
-            gold_parts=job.data.gold_parts if gold else None,
-            gold_reward=job.data.gold_reward if gold else None,
-            max_new_tokens=int(job.plan.settings.get("response_length", 64)),
-        )  # fmt: skip
-    if keep:
-        rows = zip(prompts[:32], responses, strict=False)
-        job.run.sample(0, [{"prompt": p, "response": r, "when": keep} for p, r in rows])
-    return figures
-
-
-def _before_after(before: dict, after: dict) -> dict[str, float]:
-    """Figures after training, and those from before as `before/<name>`."""
-    return after | {f"before/{name}": value for name, value in before.items()}
-
-
-_FUNCTIONS = {"sft": _sft, "reward": _reward, "ppo": _ppo, "dpo": _dpo}

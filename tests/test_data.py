@@ -66,7 +66,7 @@ def test_the_same_rows_out_of_every_container(tmp_path, suffix):
         ("a.json", "{", "not valid JSON"),
         ("a.json", "[1, 2]", "list of objects"),
         ("a.json", "[]", "no rows"),
-        ("a.txt", "hello", "not .json"),
+        ("a.txt", "hello", "not a format we read"),
         ("a.json", '[{"x": 1}]', "no prompt field"),
         ("a.json", json.dumps(ROWS[:3]), "at least 10"),
     ],

@@ -4,6 +4,8 @@ pytest tests/test_notebooks.py          # the notebooks themselves are run by `m
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,8 +33,15 @@ def test_every_checked_cell_has_the_output_to_check_against(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_each_notebook_starts_alone(path):
-    first = "".join(code_cells(path)[0]["source"])
-    assert "import rlhf_lab as lab" in first
+    colab, first = ("".join(cell["source"]) for cell in code_cells(path)[:2])
+    assert "import rlhf_lab as lab" in first and '"google.colab" in sys.modules' in colab
+
+
+def test_badges_and_colab_cells_follow_the_one_setting():
+    """`python .ci/badges.py` mends what this finds."""
+    script = Path(__file__).parents[1] / ".ci" / "badges.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -24,9 +24,20 @@ LONGEST = 450  # lines; a longer file is two files
 HEAVY = {"torch", "transformers", "pandas", "trl", "peft", "accelerate", "datasets", "plotly"}
 
 # What stands where. A new top-level module gets its place here, so that it is a decision.
-GROUND = {"world", "gold", "corpus", "models", "data", "ledger", "runs"}
+GROUND = {
+    "world",
+    "gold",
+    "corpus",
+    "models",
+    "data",
+    "files",
+    "shapes",
+    "tokens",
+    "ledger",
+    "runs",
+}
 WINGS = {"stages", "cost", "widgets", "scale", "exercises"}
-ROOF = {"lab", "course", "cli"}
+ROOF = {"lab", "training", "course", "doctor", "cli"}
 COST_PURE = {"architecture", "hardware", "memory", "flops", "time", "plan"}
 
 

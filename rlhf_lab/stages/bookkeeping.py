@@ -13,6 +13,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
+from ..tokens import prompt_text
 from .rollout import Rollout
 from .texts import call_reward, decode
 
@@ -59,7 +60,8 @@ class Bookkeeping:
                 figures = [{n: float(v[i]) for n, v in values.items()} for i in range(len(few))]
                 shown = zip(few, texts, rollout.scores.tolist(), figures, strict=False)
                 self.on_sample(self.state.global_step + 1, [
-                    {"prompt": row.get("prompt"), "response": text, "reward": score, **more}
+                    {"prompt": prompt_text(row["prompt"] if "prompt" in row else row["input_ids"]),
+                     "response": text, "reward": score, **more}
                     for row, text, score, more in shown
                 ])  # fmt: skip
             return {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..tokens import encode_prompt, encode_response
 from .maths import kl_estimate, response_mask
 from .rollout import join, pad_prompts, response_logprobs
-from .texts import encode_prompt, sample_texts, score_texts
+from .texts import sample_texts, score_texts
 
 
 @torch.no_grad()
@@ -19,7 +20,7 @@ def kl_from_reference(model, reference, tokenizer, prompts, responses: Sequence[
     A response that is text only is scored with its stop token, as if it had stopped there.
     """
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    answers = [tokenizer(r, add_special_tokens=False)["input_ids"] + [eos] for r in responses]
+    answers = [encode_response(tokenizer, r) for r in responses]
     encoded = [encode_prompt(tokenizer, p) for p in prompts]
     out = torch.empty(len(answers), 2)
     order = sorted(range(len(answers)), key=lambda i: len(answers[i]))
@@ -98,6 +99,13 @@ def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> f
     gaps = gold_gaps(pairs, gold_reward)
     clear = gaps.abs() > 1e-9
     return float(((margin > 0) == (gaps > 0))[clear].float().mean())
+
+
+def win_rate(reward_model, tokenizer, prompts: Sequence, before: Sequence[str],
+             after: Sequence[str]) -> float:  # fmt: skip
+    """Share of prompts whose response after scores higher than the one before; ties count half."""
+    old, new = (score_texts(reward_model, tokenizer, prompts, texts) for texts in (before, after))
+    return float(((new > old).float() + (new == old).float() / 2).mean())
 
 
 def best_of(

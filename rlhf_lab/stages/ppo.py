@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import TrainerState, get_scheduler
 
 from ..cost.meter import Meter
+from ..tokens import encode_prompt
 from . import maths
 from .bookkeeping import Bookkeeping
 from .ppo_config import PPOConfig
@@ -42,7 +43,6 @@ from .rollout import (
     token_values,
 )
 from .sampling import row_keys
-from .texts import encode_prompt
 
 
 class PPOTrainer(Bookkeeping):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..tokens import encode_prompt, encode_response
 from .maths import response_mask
 from .rollout import generate, pad_prompts, sequence_scores
 from .sampling import row_keys
@@ -56,24 +57,14 @@ def decode(tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
-def encode_prompt(tokenizer, prompt) -> list[int]:
-    """Token ids of a text prompt, a conversation (list of messages) or ids already made."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    if prompt and isinstance(prompt[0], dict):
-        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
-    return list(prompt)
-
-
 @torch.no_grad()
 def score_texts(
     model, tokenizer, prompts: Sequence[str], responses: Sequence[str], batch: int = 256
 ) -> Tensor:
     """The reward model's score of each (prompt, response), eos appended as in training. → (n,)."""
     model.eval()
-    eos = [tokenizer.eos_token_id]
     rows = [
-        encode_prompt(tokenizer, p) + tokenizer(r, add_special_tokens=False)["input_ids"] + eos
+        encode_prompt(tokenizer, p) + encode_response(tokenizer, r)
         for p, r in zip(prompts, responses, strict=True)
     ]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-from .texts import encode_prompt, score_texts
+from .texts import score_texts
 
 CPU_SAFE = {"bf16": False, "gradient_checkpointing": False, "report_to": "none"}
 
@@ -31,49 +31,6 @@ def trl_settings(settings: dict, output_dir: str) -> dict:
     else:
         safe["bf16"] = torch.cuda.get_device_capability()[0] >= 8
     return {**safe, **settings}
-
-
-def tokens_of(tokenizer, row: dict, response: str) -> tuple[list[int], list[int]]:
-    """(prompt ids, response ids with eos): the one place where a response becomes tokens.
-
-    `row["prompt"]` and `row[response]` are texts, or lists of messages for a chat template.
-    """
-    prompt, answer = row["prompt"], row[response]
-    ids = encode_prompt(tokenizer, prompt)
-    if not isinstance(answer, str):
-        whole = tokenizer.apply_chat_template(prompt + answer)["input_ids"]
-        return ids, whole[len(ids) :]
-    response_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return ids, response_ids + [tokenizer.eos_token_id]
-
-
-def sft_rows(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], int]:
-    """Rows with token ids for SFTTrainer, and how many were too long and dropped."""
-    made = []
-    for row in rows:
-        prompt, response = tokens_of(tokenizer, row, "completion")
-        if len(prompt) + len(response) <= max_length:
-            mask = [0] * len(prompt) + [1] * len(response)
-            made.append({"input_ids": prompt + response, "completion_mask": mask})
-    return made, len(rows) - len(made)
-
-
-def pair_rows(tokenizer, rows: list[dict], max_length: int) -> tuple[list[dict], dict[str, int]]:
-    """Preference rows with token ids for RewardTrainer and DPOTrainer, and the drops by reason.
-
-    TRL filters over-long pairs silently, or truncates them to identical ones: we count both.
-    """
-    made, dropped = [], {"too long": 0, "identical": 0}
-    for row in rows:
-        prompt, chosen = tokens_of(tokenizer, row, "chosen")
-        _, rejected = tokens_of(tokenizer, row, "rejected")
-        if chosen == rejected:
-            dropped["identical"] += 1
-        elif len(prompt) + max(len(chosen), len(rejected)) > max_length:
-            dropped["too long"] += 1
-        else:
-            made.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
-    return made, dropped
 
 
 # ------------------------------------------------------------------------------- while it trains
@@ -152,32 +109,28 @@ def _unprinted(trainer):
     return trainer
 
 
-def sft_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
+def sft_trainer(model, tokenizer, train, held_out, args, watch):
     """Supervised fine-tuning with TRL's SFTTrainer; loss on the response only."""
     from trl import SFTTrainer
 
-    train, dropped = sft_rows(tokenizer, train_rows, args.max_length)
-    held_out, _ = sft_rows(tokenizer, eval_rows, args.max_length)
     trainer = SFTTrainer(
         model=model, args=args, processing_class=tokenizer, callbacks=[watch],
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
     )  # fmt: skip
-    return _unprinted(trainer), {"too long": dropped}
+    return _unprinted(trainer)
 
 
-def reward_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
+def reward_trainer(model, tokenizer, train, held_out, args, watch):
     """A reward model with TRL's RewardTrainer: the Bradley–Terry loss on pairs."""
     from trl import RewardTrainer
 
-    train, dropped = pair_rows(tokenizer, train_rows, args.max_length)
-    held_out, _ = pair_rows(tokenizer, eval_rows, args.max_length)
     trainer = RewardTrainer(
         model=model, args=args, processing_class=tokenizer, callbacks=[watch],
         train_dataset=Dataset.from_list([_whole(r) for r in train]),
         eval_dataset=Dataset.from_list([_whole(r) for r in held_out]) if held_out else None,
     )  # fmt: skip
-    return _unprinted(trainer), dropped
+    return _unprinted(trainer)
 
 
 def _whole(row: dict) -> dict:
@@ -186,7 +139,7 @@ def _whole(row: dict) -> dict:
     return {f"{k}_ids": prompt + row[f"{k}_ids"] for k in ("chosen", "rejected")}
 
 
-def dpo_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
+def dpo_trainer(model, tokenizer, train, held_out, args, watch):
     """Direct preference optimisation with TRL's DPOTrainer (reference: a frozen copy)."""
     from trl import DPOTrainer
 
@@ -196,14 +149,12 @@ def dpo_trainer(model, tokenizer, train_rows, eval_rows, args, watch):
         def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
             return dataset
 
-    train, dropped = pair_rows(tokenizer, train_rows, args.max_length)
-    held_out, _ = pair_rows(tokenizer, eval_rows, args.max_length)
     trainer = TokenizedDPOTrainer(
         model=model, args=args, processing_class=tokenizer, callbacks=[watch],
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
     )  # fmt: skip
-    return _unprinted(trainer), dropped
+    return _unprinted(trainer)
 
 
 def set_score_offset(model, tokenizer, demonstrations: list[dict]) -> float:

@@ -18,8 +18,9 @@ from ppo_kit import (
 )
 from transformers import TrainerCallback
 
+from rlhf_lab import tokens
 from rlhf_lab.models import load_reward_model, new_reward_model
-from rlhf_lab.stages import maths, ppo, rollout, trl_stages
+from rlhf_lab.stages import maths, ppo, rollout
 from rlhf_lab.stages.ppo import PPOTrainer
 from rlhf_lab.stages.ppo_config import PPOConfig
 
@@ -314,7 +315,7 @@ PAIRS = [
 
 def check_pairs(tokenizer):
     """Over-long pairs are dropped whole, never cut; every drop is counted; each row ends in eos."""
-    made, dropped = trl_stages.pair_rows(tokenizer, PAIRS, max_length=5)
+    made, dropped = tokens.pair_rows(tokenizer, PAIRS, max_length=5)
     assert dropped == {"too long": 2, "identical": 1}
     assert len(made) == len(PAIRS) - sum(dropped.values())
     assert made[0] == {"prompt_ids": [1, 2], "chosen_ids": [3, 14], "rejected_ids": [4, 5, 14]}
@@ -353,16 +354,20 @@ def pad_is_eos(right):
 @pytest.mark.parametrize("broken", [silently_cut, silently_filtered, pad_is_eos])
 def test_rule_22_over_long_and_identical_pairs_are_counted(tiny, monkeypatch, broken):
     check_pairs(tiny.tokenizer())
-    swap(monkeypatch, trl_stages, "pair_rows", broken)
+    swap(monkeypatch, tokens, "pair_rows", broken)
     with must_fail:
         check_pairs(tiny.tokenizer())
 
 
 def test_rule_22_sft_rows_learn_the_response_only_and_count_what_is_too_long(tiny):
-    rows = [{"prompt": "w1 w2", "completion": "w3"}, {"prompt": "w1", "completion": "w3 w4 w5 w6"}]
-    made, dropped = trl_stages.sft_rows(tiny.tokenizer(), rows, max_length=4)
-    assert made == [{"input_ids": [1, 2, 3, tiny.eos], "completion_mask": [0, 0, 1, 1]}]
-    assert dropped == 1
+    rows = [{"prompt": "w1 w2", "completion": "w3"}, {"prompt": "w1", "completion": "w3 w4 w5 w6"},
+            {"prompt": "w1 w2 w3", "completion": "w4 w5"}]  # fmt: skip
+    made, counts = tokens.sft_rows(tiny.tokenizer(), rows, max_length=4)
+    assert made == [
+        {"input_ids": [1, 2, 3, tiny.eos], "completion_mask": [0, 0, 1, 1]},
+        {"input_ids": [1, 3, 4, 5], "completion_mask": [0, 1, 1, 1]},  # cut: no eos to learn
+    ]
+    assert counts == {"truncated": 1, "too long": 1}
 
 
 # ------------------------------------------------------------------------------------ rules 23, 24

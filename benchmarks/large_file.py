@@ -1,0 +1,58 @@
+"""How much memory does a large file take? `python benchmarks/large_file.py [--gigabytes 1]`
+
+Writes a JSONL file of random preferences, then describes and subsamples it in a process of its own
+(`lab.load_data`), and prints the peak of that process' resident set: Linux' own count (VmHWM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+LIMIT = 1.5 * 2**30
+READ = """
+import sys, time
+start = time.perf_counter()
+import rlhf_lab as lab
+data = lab.load_data(sys.argv[1])
+print(*data.notes, sep="\\n")
+peak = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0]
+print(int(peak) * 1024, time.perf_counter() - start)
+"""
+
+
+def write(path: Path, size: int) -> None:
+    """About `size` bytes of pairs, of 200 to 4,000 characters each."""
+    rng, words = random.Random(0), [f"word{i}" for i in range(5000)]
+    with path.open("w") as file:
+        while file.tell() < size:
+            texts = (" ".join(rng.choices(words, k=rng.randint(10, 170))) for _ in range(3))
+            row = dict(zip(("prompt", "chosen", "rejected"), texts))
+            file.write(json.dumps(row) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "large.jsonl"
+        write(path, int(args.gigabytes * 1e9))
+        said = subprocess.run(
+            [sys.executable, "-c", READ, str(path)], check=True, capture_output=True, text=True
+        ).stdout
+    *notes, last = said.strip().splitlines()
+    peak, seconds = map(float, last.split())
+    print("\n".join(notes))
+    print(f"{args.gigabytes:g} GB of JSONL: peak {peak / 2**30:.2f} GiB (limit 1.5), "
+          f"{seconds:.0f} s on this machine")  # fmt: skip
+    return int(peak > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""One stage from a plan to its figures: what is checked and loaded before, what is measured after.
+
+`prepare` does all that can go wrong because of a user's model or data, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .data import Data
+from .runs import Run
+from .tokens import pair_rows, prompt_rows, prompt_text, sft_rows
+
+HELD_OUT = 512
+"""Held-out prompts that a policy is judged on before and after training."""
+
+
+@dataclass
+class Prepared:
+    """Models by role, rows with token ids, prompts to judge on, and rows lost on the way."""
+
+    models: dict[str, Any]
+    train: list[dict]
+    test: list[dict]
+    prompts: list
+    counts: dict[str, int]
+
+
+def prepare(plan, data: Data) -> Prepared:
+    """Tokens and weights of a stage. Raises ValueError with one line for what does not fit."""
+    model, tokenizer, args = plan.model, plan.model.tokenizer, plan.config()
+    answer = args.response_length if plan.stage == "ppo" else 64
+    room = model.context - answer
+    if room < 1:
+        raise ValueError(f"response_length={answer} leaves no room for a prompt: {model.name} "
+                         f"takes {model.context} tokens")  # fmt: skip
+    held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
+    if plan.stage == "ppo":
+        train, counts = prompt_rows(tokenizer, data.prompts.train, room)
+        test, length = [], room
+    else:
+        length = min(args.max_length or model.context, model.context)
+        make = sft_rows if plan.stage == "sft" else pair_rows
+        rows = data.sft if plan.stage == "sft" else data.preferences
+        (train, counts), (test, _) = (make(tokenizer, r, length) for r in (rows.train, rows.test))
+    if not train:
+        lost = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
+        raise ValueError(
+            f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
+            f"({lost}); {model.name} takes {model.context}, max_length may be up to that"
+        )
+    return Prepared(load_roles(plan), train, test, [r["prompt"] for r in held_out], counts)
+
+
+def load_roles(plan) -> dict[str, Any]:
+    """The models of a stage, each a separate copy; with LoRA, adapters on the one that is trained.
+
+    DPO on adapters needs no reference: it is the same model with the adapters off.
+    """
+    model, stage = plan.model, plan.stage
+    seed = int(plan.settings.get("seed", 42))
+    if stage == "reward":
+        return {"reward": _adapted(plan, model.new_reward(seed), "SEQ_CLS")}
+    roles = {"policy": model.base if stage == "sft" else model.sft}
+    if stage == "ppo":
+        roles |= {"reference": model.sft, "reward": model.reward, "value": model.reward}
+    return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
+
+
+def _adapted(plan, model, task: str):
+    """The model with LoRA adapters where the plan asks for them (`lora_r`)."""
+    lora = plan.lora
+    if not lora:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    # The score head is new: it is trained whole and saved with the adapters (rule 22).
+    whole = {"modules_to_save": ["score"]} if task == "SEQ_CLS" else {}
+    return get_peft_model(model, LoraConfig(task_type=task, **lora, **whole))
+
+
+@dataclass
+class Job:
+    """One training in progress: what the stage functions below share."""
+
+    plan: Any
+    data: Data
+    run: Run
+    meter: Any
+    ready: Prepared
+    quiet: bool
+    should_stop: Callable[[], bool] | None
+
+    @property
+    def tokenizer(self):
+        return self.plan.model.tokenizer
+
+    @property
+    def args(self):
+        return self.plan.config(str(self.run.folder / "trainer"))
+
+    def progress(self, total: int):
+        from .widgets.progress import Progress
+
+        return None if self.quiet else Progress(total, self.plan.stage)
+
+    def save(self, model) -> None:
+        """A model in the transformers layout, its tokenizer beside it; adapters in `adapter/`."""
+        folder = self.run.folder / ("adapter" if hasattr(model, "peft_config") else "model")
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def whole(self, model):
+        """The trained model with its adapters merged in, saved; one without them as it is."""
+        if hasattr(model, "peft_config"):
+            model = model.merge_and_unload()
+            self.save(model)
+        return model
+
+
+def _stoppable(work: Callable[[], Any], should_stop) -> tuple[float, bool]:
+    """Run the training loop; → seconds, whether it was stopped early."""
+    start = time.perf_counter()
+    try:
+        work()
+    except KeyboardInterrupt:
+        return time.perf_counter() - start, True
+    return time.perf_counter() - start, bool(should_stop and should_stop())
+
+
+def _costs(job: Job, seconds: float) -> dict[str, Any]:
+    """What every stage reports of its cost (measured) and of the rows it could not use."""
+    phase = "rollout" if job.plan.stage == "ppo" else "forward"
+    tokens = sum(n for (p, _), n in job.meter.tokens.items() if p == phase)
+    return {"seconds": seconds, "tokens_per_second": tokens / seconds,
+            "peak_bytes": job.meter.peak, "rows": len(job.ready.train),
+            "dropped": job.ready.counts}  # fmt: skip
+
+
+def _trl_stage(job: Job, model, role: str, start: Callable) -> tuple[Any, float, bool]:
+    """Run one of TRL's trainers; → trainer, seconds, stopped."""
+    from .stages.trl_stages import Watch
+
+    watch = Watch(job.meter, role, job.run.log, job.progress, job.should_stop)
+    trainer = start(model, job.tokenizer, job.ready.train, job.ready.test, job.args, watch)
+    seconds, stopped = _stoppable(trainer.train, job.should_stop)
+    job.save(trainer.model)  # before anything else can fail or be interrupted
+    return trainer, seconds, stopped
+
+
+def _sft(job: Job):
+    from .stages.trl_stages import sft_trainer
+
+    model = job.ready.models["policy"]
+    before, _ = _policy_figures(job, model, keep="base")
+    trainer, seconds, stopped = _trl_stage(job, model, "policy", sft_trainer)
+    figures = _costs(job, seconds)
+    if job.ready.test:
+        figures["eval_loss"] = trainer.evaluate()["eval_loss"]
+    after, _ = _policy_figures(job, job.whole(trainer.model), keep="sft")
+    return figures | _before_after(before, after), stopped
+
+
+def _reward(job: Job):
+    from .stages.evaluate import noise_free_accuracy, pair_accuracy
+    from .stages.trl_stages import reward_trainer, set_score_offset
+
+    trainer, seconds, stopped = _trl_stage(
+        job, job.ready.models["reward"], "reward", reward_trainer
+    )
+    model, figures = job.whole(trainer.model), _costs(job, seconds)
+    pairs = job.data.preferences.test
+    if pairs:
+        accuracy, margin = pair_accuracy(model, job.tokenizer, pairs)
+        figures |= {"accuracy": accuracy, "held_out_pairs": len(pairs)}
+        if job.data.has_gold:
+            figures["accuracy_ceiling"] = job.data.accuracy_ceiling(pairs)
+            gold = job.data.gold_reward
+            figures["noise_free_accuracy"] = noise_free_accuracy(pairs, margin, gold)
+    # Rule 16: demonstrations score 0 on average; kept in the config, where PPO finds it.
+    demonstrations = (job.data.sft.train or job.data.preferences.train)[:256]
+    figures["score_offset"] = set_score_offset(model, job.tokenizer, demonstrations)
+    job.save(model)
+    return figures, stopped
+
+
+def _dpo(job: Job):
+    from .stages.trl_stages import dpo_trainer
+
+    model = job.ready.models["policy"]
+    before, told = _policy_figures(job, model, keep="sft")
+    trainer, seconds, stopped = _trl_stage(job, model, "policy", dpo_trainer)
+    figures = _costs(job, seconds)
+    if job.ready.test:
+        figures["eval_loss"] = trainer.evaluate()["eval_loss"]
+    after, answers = _policy_figures(job, job.whole(trainer.model), job.plan.model.sft, keep="dpo")
+    figures |= _before_after(before, after)
+    if "reward" in job.plan.model.paths:
+        figures |= _wins(job, job.plan.model.reward, told, answers)
+    return figures, stopped
+
+
+def _ppo(job: Job):
+    from .stages.ppo import PPOTrainer
+
+    roles = job.ready.models
+    policy, reward = roles["policy"], roles["reward"]
+    before, told = _policy_figures(job, policy, reward_model=reward, keep="sft")
+    trainer = PPOTrainer(
+        job.args, job.tokenizer, policy, roles["reference"], reward, job.ready.train,
+        roles["value"], metric_funcs=_gold_metrics(job.data), meter=job.meter,
+        on_sample=job.run.sample, should_stop=job.should_stop,
+    )  # fmt: skip
+    bar = job.progress(trainer.iterations)
+
+    def record(step: int, metrics: dict) -> None:
+        job.run.log(step, **metrics)
+        if bar:
+            shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
+            bar.update(
+                1, "  ".join(f"{n} {metrics[k]:.2f}" for n, k in shown.items() if k in metrics)
+            )
+
+    trainer.on_log = record
+    seconds, stopped = _stoppable(trainer.train, job.should_stop)
+    if bar:
+        bar.close()
+    job.save(trainer.policy)
+    after, answers = _policy_figures(
+        job, job.whole(trainer.policy), roles["reference"], reward, keep="ppo"
+    )
+    figures = _costs(job, seconds) | _before_after(before, after)
+    return figures | _wins(job, reward, told, answers), stopped
+
+
+def _gold_metrics(data: Data) -> dict[str, Callable]:
+    """The gold reward and its parts as functions that PPO watches (it never trains on them)."""
+    if not data.has_gold:
+        return {}
+    from .gold import PARTS
+
+    def watch(score: Callable[[str, str], float]) -> Callable:
+        def values(prompts, completions, **_):
+            return [score(p, c) for p, c in zip(prompts, completions, strict=True)]
+
+        return values
+
+    parts = {
+        f"gold/{name}": watch(lambda p, c, name=name: data.gold_parts(p, c)[name]) for name in PARTS
+    }
+    return {"gold_reward": watch(data.gold_reward), **parts}
+
+
+def _policy_figures(
+    job: Job, model, reference=None, reward_model=None, keep=""
+) -> tuple[dict[str, float], list[str]]:
+    """What a policy is worth on held-out prompts, and what it said; `keep` records some of it."""
+    from .stages.evaluate import policy_report
+
+    prompts = job.ready.prompts
+    if not prompts:
+        return {}, []
+    gold = job.data.has_gold
+    with job.meter.phase("evaluation"):
+        figures, responses = policy_report(
+            model, job.tokenizer, prompts, reference=reference, reward_model=reward_model,
+            gold_parts=job.data.gold_parts if gold else None,
+            gold_reward=job.data.gold_reward if gold else None,
+            max_new_tokens=int(job.plan.settings.get("response_length", 64)),
+        )  # fmt: skip
+    if keep:
+        rows = zip(prompts[:32], responses, strict=False)
+        job.run.sample(
+            0, [{"prompt": prompt_text(p), "response": r, "when": keep} for p, r in rows]
+        )
+    return figures, responses
+
+
+def _wins(job: Job, reward_model, before: list[str], after: list[str]) -> dict[str, float]:
+    """How often the reward model prefers the response after training to the one before."""
+    from .stages.evaluate import win_rate
+
+    if not before:
+        return {}
+    rate = win_rate(reward_model, job.tokenizer, job.ready.prompts, before, after)
+    return {"win_rate": rate}
+
+
+def _before_after(before: dict, after: dict) -> dict[str, float]:
+    """Figures after training, and those from before as `before/<name>`."""
+    return after | {f"before/{name}": value for name, value in before.items()}
+
+
+STAGE_FUNCTIONS = {"sft": _sft, "reward": _reward, "ppo": _ppo, "dpo": _dpo}
