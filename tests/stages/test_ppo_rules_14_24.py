@@ -16,7 +16,7 @@ from ppo_kit import (
     scored,
     swap,
 )
-from transformers import TrainerCallback
+from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from rlhf_lab import tokens
 from rlhf_lab.models import load_reward_model, new_reward_model
@@ -117,7 +117,9 @@ def test_rule_15_the_head_has_std_1_over_sqrt_d_plus_1(tiny, tmp_path):
     again = new_reward_model(tmp_path, tiny.tokenizer())
     assert torch.equal(model.score.weight, again.score.weight), "the same seed, the same head"
     with must_fail:
-        check_head(load_reward_model(tmp_path))
+        check_head(AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1))
+    with pytest.raises(ValueError, match="no score head"):
+        load_reward_model(tmp_path)
 
 
 def check_offset(make, tiny, reward=None, value=None):
