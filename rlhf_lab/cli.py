@@ -76,7 +76,8 @@ def _model_and_data(parser: argparse.ArgumentParser) -> None:
                         help="prompt, completion, chosen or rejected is this column")  # fmt: skip
     parser.add_argument("--split", default="train", help="split of a hub data set [train]")
     parser.add_argument("--subset", help="configuration of a hub data set")
-    parser.add_argument("--rows", type=_positive, metavar="N", help="use a random sample of N rows")
+    parser.add_argument("--rows", type=_positive, metavar="N",
+                        help="keep N rows, a random sample [100,000 or 50 MB]")  # fmt: skip
 
 
 def _positive(text: str) -> int:
@@ -115,9 +116,8 @@ def _load(args: argparse.Namespace, seed: int):
         if not equals or not column:
             raise ValueError(f"--field {pair!r}: write OURS=COLUMN, for example chosen=better")
         fields[ours] = column
-    more = {"limit": args.rows} if args.rows else {}
     data = load_data(args.source, seed=seed, fields=fields, split=args.split, subset=args.subset,
-                     **more)  # fmt: skip
+                     limit=args.rows)  # fmt: skip
     for note in data.notes:
         print(note)
     return load(args.model, trust_remote_code=args.trust_remote_code), data

@@ -96,13 +96,18 @@ def _worth(summary: dict) -> dict[str, str]:
     }
 
 
+COUNTED = 2000
+"""Rows of a set whose tokens are counted when data are described."""
+
+
 def describe_data(
     data: Data, model: str | Model = "tiny", max_length: int = 512
 ) -> list[dict[str, Any]]:
     """What the stages will make of the data: one row for each of its sets.
 
     Lengths are in tokens of the model, eos counted; `truncated` and the drops are those of
-    `max_length` (of a prompt, what leaves room for a response of 64).
+    `max_length` (of a prompt, what leaves room for a response of 64). Of a larger set the first
+    COUNTED rows, which are random ones, are looked at, and the row says so.
     """
     from .tokens import lengths, pair_rows, prompt_rows, sft_rows
 
@@ -113,15 +118,17 @@ def describe_data(
         ("preferences", data.preferences, pair_rows, max_length),
         ("prompts", data.prompts, prompt_rows, max_length - 64),
     ):
-        rows = split.train + split.test
+        every = split.train + split.test
+        rows = every[:COUNTED]
         if not rows:
             continue
         sizes = {field: sorted(lengths(tokenizer, rows, field)) for field in rows[0]}
         _, counts = make(tokenizer, rows, limit)
         said = {f"{field} tokens": f"{s[len(s) // 2]} (at most {s[-1]})"
                 for field, s in sizes.items()}  # fmt: skip
+        looked = {"looked at": f"{len(rows):,} rows"} if len(rows) < len(every) else {}
         described.append({"set": name, "train": len(split.train), "held out": len(split.test),
-                          **said, **{k.replace("too", "dropped: too"): n
+                          **looked, **said, **{k.replace("too", "dropped: too"): n
                                      for k, n in counts.items()}})  # fmt: skip
     return described
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
@@ -30,8 +31,8 @@ SIZES = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_p
 """Rows of the bundled world's training sets, of each test set, and of held-out pairs."""
 
 
-LIMIT, CHARACTERS = 100_000, 200_000_000
-"""Rows, and characters of text, that are kept in memory: of a larger source, a random sample."""
+LIMIT, MEMORY = 100_000, 50_000_000
+"""Rows, and bytes of them, that are kept in memory: of a larger source, a random sample."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def load_data(
     fields: Mapping[str, str] | None = None,
     split: str = "train",
     subset: str | None = None,
-    limit: int = LIMIT,
+    limit: int | None = None,
     temperature: float = 0.6,
     length_bias: float = 0.0,
 ) -> Data:
@@ -111,9 +112,10 @@ def load_data(
     `source`: a JSON, JSONL, CSV, TSV or Parquet file (also .gz), a folder that `datasets` saved, a
     hub id, a `datasets.Dataset`, or a list of dicts. `fields` maps our names to your columns:
     {"prompt": "question", "chosen": "better", "rejected": "worse"}; what it leaves out is guessed,
-    and `notes` say how. `split` and `subset` choose part of a hub data set; of more than `limit`
-    rows a random sample is kept. `temperature` and `length_bias` belong to the world's simulated
-    annotator. Raises ValueError with one line (what, where, what to do) for what cannot be read.
+    and `notes` say how. `split` and `subset` choose part of a hub data set. Of more than `limit`
+    rows a random sample is kept; unless you say, of more than 100,000 rows or 50 MB of them.
+    `temperature` and `length_bias` belong to the world's simulated annotator. Raises ValueError
+    with one line (what, where, what to do) for what cannot be read.
     """
     if isinstance(source, Data):
         return source
@@ -167,7 +169,7 @@ def from_rows(
     seed: int = 0,
     held_out: float = 0.1,
     fields: Mapping[str, str] | None = None,
-    limit: int = LIMIT,
+    limit: int | None = None,
 ) -> Data:
     """Turn rows into the three sets: fields guessed aloud, drops counted, a tenth held out.
 
@@ -178,7 +180,7 @@ def from_rows(
     if not head:
         raise ValueError(f"{name} has no rows")
     report = Report(name, recognise(head, fields, name))
-    sample = Sample(seed, limit, CHARACTERS)
+    sample = Sample(seed, LIMIT if limit is None else limit, MEMORY if limit is None else None)
     for row in chain(head, rows):
         report.rows += 1
         try:
@@ -232,23 +234,29 @@ def hold_out(rows: list[dict], share: float) -> tuple[list[dict], list[dict]]:
 
 
 class Sample:
-    """A uniform random sample of a stream, within a number of rows and of characters.
+    """A uniform random sample of a stream, within a number of rows and of bytes in memory.
 
     Every row draws a number; those with the smallest are kept. Their order is a random one.
     """
 
-    def __init__(self, seed: int, limit: int, characters: int):
-        self.random, self.limit, self.characters = random.Random(seed), limit, characters
+    def __init__(self, seed: int, limit: int, memory: int | None):
+        self.random, self.limit, self.memory = random.Random(seed), limit, memory or float("inf")
         self.heap: list[tuple[float, int, dict, int]] = []
         self.seen = self.held = 0
 
     def add(self, row: dict) -> None:
-        size = len(repr(row))
+        size = footprint(row)
         # The counter parts ties, and keeps the heap from comparing rows.
         heappush(self.heap, (-self.random.random(), self.seen, row, size))
         self.seen, self.held = self.seen + 1, self.held + size
-        while len(self.heap) > self.limit or (self.held > self.characters and len(self.heap) > 1):
+        while len(self.heap) > self.limit or (self.held > self.memory and len(self.heap) > 1):
             self.held -= heappop(self.heap)[3]
 
     def rows(self) -> list[dict]:
         return [row for _, _, row, _ in sorted(self.heap, key=lambda e: (-e[0], e[1]))]
+
+
+def footprint(value: Any) -> int:
+    """Bytes that a row takes in memory: text, lists and dicts."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sys.getsizeof(value) + sum(map(footprint, inside))

@@ -1,7 +1,5 @@
 """`rlhf-lab doctor`: what this machine has, what is amiss, and what to do about it.
 
-    python -m rlhf_lab.cli doctor
-
 Each finding is measured or read here and now. "fix" means that some part of the lab cannot work.
 """
 
@@ -106,6 +104,7 @@ def _cpu() -> Iterator[Finding]:
         import torch
     except ImportError:
         return  # said above
+    yield Finding("CPU vectors", torch.backends.cpu.get_cpu_capability())
     threads = torch.get_num_threads()
     many = threads > cores
     remedy = f"more threads than cores: set OMP_NUM_THREADS={cores}" if many else ""
@@ -185,7 +184,13 @@ def _disk() -> Iterator[Finding]:
 
 
 def _hub() -> Iterator[Finding]:
-    there = hub_reachable()
-    yield Finding("model hub", "reachable" if there else "not reachable", "ok" if there else "note",
-                  "" if there else "bundled models and local folders work; download others "
-                  "elsewhere and give their folder")  # fmt: skip
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        yield Finding("model hub", "not asked: HF_HUB_OFFLINE is set", "note",
+                      "unset it for models and data from the hub")  # fmt: skip
+    elif hub_reachable():
+        yield Finding("model hub", "reachable")
+    else:
+        yield Finding("model hub", "not reachable", "note", "bundled models and local folders "
+                      "work; download others elsewhere and give their folder")  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 PIECE = 1 << 20
-LONGEST_CELL = 1 << 28
+LONGEST_CELL = 1 << 26
 """Characters that one CSV cell or one JSON row may have before it is taken for a damaged file."""
 
 

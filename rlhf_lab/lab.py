@@ -178,7 +178,7 @@ def train(
     from .cost.meter import Meter
     from .training import STAGE_FUNCTIONS, Job, prepare
 
-    ready = prepare(plan, data)
+    ready = prepare(plan, data, quiet)
     run = Run.create(
         Path(out) if out else free_folder(plan.stage), stage=plan.stage, model=plan.model.name,
         settings=dict(plan.settings), data=data.name, seed=plan.settings.get("seed", 42),

@@ -13,6 +13,7 @@ from typing import Any
 from .data import Data
 from .runs import Run
 from .tokens import pair_rows, prompt_rows, prompt_text, sft_rows
+from .widgets.progress import Progress, watched
 
 HELD_OUT = 512
 """Held-out prompts that a policy is judged on before and after training."""
@@ -29,7 +30,7 @@ class Prepared:
     counts: dict[str, int]
 
 
-def prepare(plan, data: Data) -> Prepared:
+def prepare(plan, data: Data, quiet: bool = True) -> Prepared:
     """Tokens and weights of a stage. Raises ValueError with one line for what does not fit."""
     model, tokenizer, args = plan.model, plan.model.tokenizer, plan.config()
     answer = args.response_length if plan.stage == "ppo" else 64
@@ -39,13 +40,15 @@ def prepare(plan, data: Data) -> Prepared:
                          f"takes {model.context} tokens")  # fmt: skip
     held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
     if plan.stage == "ppo":
-        train, counts = prompt_rows(tokenizer, data.prompts.train, room)
+        train, counts = prompt_rows(tokenizer, watched(data.prompts.train, "tokens", quiet), room)
         test, length = [], room
     else:
         length = min(args.max_length or model.context, model.context)
         make = sft_rows if plan.stage == "sft" else pair_rows
         rows = data.sft if plan.stage == "sft" else data.preferences
-        (train, counts), (test, _) = (make(tokenizer, r, length) for r in (rows.train, rows.test))
+        (train, counts), (test, _) = (
+            make(tokenizer, watched(r, "tokens", quiet), length) for r in (rows.train, rows.test)
+        )
     if not train:
         lost = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
         raise ValueError(
@@ -103,8 +106,6 @@ class Job:
         return self.plan.config(str(self.run.folder / "trainer"))
 
     def progress(self, total: int):
-        from .widgets.progress import Progress
-
         return None if self.quiet else Progress(total, self.plan.stage)
 
     def save(self, model) -> None:

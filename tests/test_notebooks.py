@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -35,6 +36,27 @@ def test_every_checked_cell_has_the_output_to_check_against(path):
 def test_each_notebook_starts_alone(path):
     colab, first = ("".join(cell["source"]) for cell in code_cells(path)[:2])
     assert "import rlhf_lab as lab" in first and '"google.colab" in sys.modules' in colab
+
+
+@pytest.mark.parametrize("on_colab", [True, False])
+def test_the_colab_cell_installs_there_and_does_nothing_elsewhere(on_colab, monkeypatch):
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    installed, enabled = [], []
+    output = SimpleNamespace(enable_custom_widget_manager=lambda: enabled.append(True))
+    shell = SimpleNamespace(run_line_magic=lambda magic, line: installed.append((magic, line)))
+    if on_colab:
+        monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+        colab = ModuleType("google.colab")
+        colab.output = output
+        monkeypatch.setitem(sys.modules, "google.colab", colab)
+    source = "".join(code_cells(NOTEBOOKS[0])[0]["source"])
+    exec(TransformerManager().transform_cell(source), {"get_ipython": lambda: shell})
+    if on_colab:
+        ((magic, line),) = installed
+        assert magic == "pip" and '"rlhf-lab @ git+https://github.com/' in line and enabled
+    else:
+        assert not installed and not enabled
 
 
 def test_badges_and_colab_cells_follow_the_one_setting():

@@ -1,7 +1,7 @@
 """The wheel is whole: installed somewhere else, it trains from the checkpoints that it carries.
 
 Builds the sdist and, from it, the wheel; installs that into an empty folder; trains two steps of
-SFT outside the repository. Needs no network.
+each stage outside the repository. Needs no network.
 
 Run: pytest tests/test_wheel.py
 """
@@ -80,11 +80,13 @@ def test_the_installed_wheel_trains_outside_the_repository(dist: Path, tmp_path:
 
     # PYTHONPATH comes before site-packages, so before an editable install of the repository.
     env = {**os.environ, "PYTHONPATH": str(target), "WITNESS": str(witness), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", WITNESS, "train", "sft", "--steps", "2", "--out", str(out)]
+    command = [sys.executable, "-c", WITNESS, "train", "all", "--steps", "2", "--out", str(out)]
     check_call(command, cwd=tmp_path, env=env)
 
-    record = json.loads((out / "run.json").read_text("utf-8"))
-    assert record["status"] == "finished"
+    for stage in ("sft", "reward", "ppo", "dpo"):
+        record = json.loads((out / stage / "run.json").read_text("utf-8"))
+        assert record["status"] == "finished"
+    assert (out / "report.html").is_file()
 
     seen = json.loads(witness.read_text("utf-8"))
     inside = os.path.realpath(target / "rlhf_lab")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 _SECONDS_BETWEEN = {"terminal": 0.2, "notebook": 0.5, "log": 10.0}
@@ -122,6 +122,21 @@ class Progress:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         self._stream.write(text.encode(encoding, "replace").decode(encoding))
         self._stream.flush()
+
+
+MANY = 10_000
+"""Items that take long enough to be watched."""
+
+
+def watched(items: Sequence, label: str, quiet: bool = False) -> Iterator:
+    """The items one by one, with progress where they are many."""
+    if quiet or len(items) < MANY:
+        yield from items
+        return
+    with Progress(len(items), label) as progress:
+        for item in items:
+            yield item
+            progress.update()
 
 
 def _one_line(text: object) -> str:
