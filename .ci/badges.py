@@ -1,8 +1,8 @@
 """Badges and the Colab cell, from the one repository setting: `python .ci/badges.py [--check]`.
 
 The address is `project.urls.Repository` in pyproject.toml. Written are the badge block of the
-README, the links under each notebook's title (plain ones: a notebook asks no other host for a
-picture), and each notebook's first code cell, which installs the lab on Colab and does nothing
+README, the one under each notebook's title, their pictures (our own: a notebook asks no other host
+for one), and each notebook's first code cell, which installs the lab on Colab and does nothing
 elsewhere. With --check nothing is written: exit status 1 says that something is out of step.
 """
 
@@ -42,29 +42,47 @@ def places(notebook: str) -> dict[str, str]:
     }
 
 
-PICTURES = {
-    "Binder": "https://mybinder.org/badge_logo.svg",
-    "Colab": "https://colab.research.google.com/assets/colab-badge.svg",
-}
-LINK = "[Open in "
+IMAGES = Path("notebooks/images")
+COLOURS = {"Binder": "#b34a00", "Colab": "#1a5fb4"}  # white on either is read easily
+BADGE = """\
+<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="22" role="img" aria-label="{label}">
+<rect width="{width}" height="22" rx="4" fill="{colour}"/>
+<text x="{middle}" y="15.5" text-anchor="middle" textLength="{length}" fill="#fff" \
+font-family="Helvetica,Arial,sans-serif" font-size="12">{label}</text>
+</svg>
+"""
+
+
+def picture(place: str) -> str:
+    """A badge as SVG."""
+    label = f"Open in {place}"
+    length = round(6.3 * len(label))
+    return BADGE.format(label=label, colour=COLOURS[place], length=length, width=length + 20,
+                        middle=length / 2 + 10)  # fmt: skip
+
+
+def badges(notebook: str, images: str) -> str:
+    """Both badges of a notebook, in Markdown; `images` is the folder as seen from the page."""
+    shown = (f"[![Open in {place}]({images}/{place.lower()}.svg)]({at})"
+             for place, at in places(notebook).items())  # fmt: skip
+    return " ".join(shown)
 
 
 def readme(text: str) -> str:
     """The README with its badge block up to date."""
     first = min(p.name for p in (ROOT / "notebooks").glob("*.ipynb"))
-    shown = (f"[![Open in {n}]({PICTURES[n]})]({at})" for n, at in places(first).items())
-    block = f"{START}\n{' '.join(shown)}\n{END}"
+    block = f"{START}\n{badges(first, IMAGES.as_posix())}\n{END}"
     return re.sub(f"{START}.*?{END}", lambda _: block, text, flags=re.S)
 
 
 def notebook(text: str, name: str) -> str:
-    """A notebook with links under its title and the Colab cell before its first code."""
+    """A notebook with badges under its title and the Colab cell before its first code."""
     whole = json.loads(text)
     title, *rest = whole["cells"][0]["source"]
-    rest = [line for line in rest if not line.startswith(LINK)]
+    rest = [line for line in rest if not line.startswith("[![Open in ")]
     while rest and not rest[0].strip():
         rest.pop(0)
-    links = " · ".join(f"{LINK}{n}]({at})" for n, at in places(name).items())
+    links = badges(name, IMAGES.name)
     whole["cells"][0]["source"] = [title.rstrip("\n") + "\n", "\n", links + "\n", "\n", *rest]
     cells = [c for c in whole["cells"] if TAG not in c["metadata"].get("tags", [])]
     first = next(i for i, c in enumerate(cells) if c["cell_type"] == "code")
@@ -80,10 +98,12 @@ def notebook(text: str, name: str) -> str:
 def main() -> int:
     check, stale = "--check" in sys.argv[1:], []
     files = {ROOT / "README.md": readme}
+    for place in COLOURS:
+        files[ROOT / IMAGES / f"{place.lower()}.svg"] = lambda _, place=place: picture(place)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         files[path] = lambda text, name=path.name: notebook(text, name)
     for path, make in files.items():
-        old = path.read_text(encoding="utf-8")
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
         if (new := make(old)) != old:
             stale.append(path)
             if not check:
