@@ -58,34 +58,35 @@ def _packages() -> Iterator[Finding]:
         yield Finding("rlhf-lab", "not installed", "fix", "pip install -e . in the repository")
         return
     for need in wanted:
-        if need.marker and not need.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            version = metadata.version(need.name)
-        except metadata.PackageNotFoundError:
-            yield Finding(need.name, "missing", "fix", f"pip install '{need}'")
-            continue
-        if need.specifier.contains(version, prereleases=True):
-            yield Finding(need.name, version)
-        else:
-            yield Finding(need.name, f"{version}, needed {need.specifier}", "fix",
-                          f"pip install '{need}'")  # fmt: skip
+        if not need.marker or need.marker.evaluate({"extra": ""}):
+            yield _package(need, "fix")
+        elif need.marker.evaluate({"extra": "lab"}):
+            yield _package(need, "note", " (only notebooks need it)")
+
+
+def _package(need, state: str, why: str = "") -> Finding:
+    """Whether one requirement is met; `state` if it is not."""
+    bare = f"{need.name}{need.specifier}"  # without the marker, which pip wants quoted otherwise
+    try:
+        version = metadata.version(need.name)
+    except metadata.PackageNotFoundError:
+        return Finding(need.name, "missing", state, f"pip install '{bare}'{why}")
+    if need.specifier.contains(version, prereleases=True):
+        return Finding(need.name, version)
+    return Finding(need.name, f"{version}, needed {need.specifier}", state,
+                   f"pip install '{bare}'{why}")  # fmt: skip
 
 
 def _widgets() -> Iterator[Finding]:
-    """What a notebook needs, beyond what training needs."""
-    for name in ("jupyterlab", "ipykernel", "ipywidgets", "anywidget"):
+    """Whether what a notebook shows can be loaded, beyond being installed."""
+    for name in ("ipywidgets", "anywidget", "plotly"):
         try:
             importlib.import_module(name)
-            version = metadata.version(name)
-        except (ImportError, metadata.PackageNotFoundError) as error:
-            yield Finding(f"notebooks: {name}", f"cannot be imported ({error})", "note",
-                          "pip install 'rlhf-lab[lab]' (only notebooks need it)")  # fmt: skip
-            continue
-        bad = name == "ipykernel" and version == "7.4.0"
-        yield Finding(f"notebooks: {name}", version, "note" if bad else "ok",
-                      "this version holds back widget messages: pip install 'ipykernel!=7.4.0'"
-                      if bad else "")  # fmt: skip
+        except ImportError as error:
+            yield Finding(f"widgets: {name}", f"cannot be imported ({error})", "fix",
+                          f"pip install --force-reinstall {name}")  # fmt: skip
+        else:
+            yield Finding(f"widgets: {name}", "can be imported")
 
 
 def _models() -> Iterator[Finding]:

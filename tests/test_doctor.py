@@ -50,6 +50,22 @@ def test_packages_are_held_against_what_we_require(monkeypatch, installed, state
     assert trl.remedy == ("" if state == "ok" else "pip install 'trl>=1.14'")
 
 
+def test_a_kernel_that_loses_requests_is_noted(monkeypatch):
+    """ipykernel 7.0 to 7.3: Run All stands still; 6 and 7.4 do not."""
+    found = {}
+    for version in ("6.31.0", "7.3.0", "7.4.0"):
+        monkeypatch.setattr(doctor.metadata, "version", lambda name, version=version: version)
+        found[version] = next(f for f in look("_packages") if f.what == "ipykernel").state
+    assert found == {"6.31.0": "ok", "7.3.0": "note", "7.4.0": "ok"}
+
+
+def test_a_widget_library_that_cannot_be_imported_is_to_be_mended(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    assert [f.state for f in look("_widgets")] == ["ok", "fix", "ok"]
+
+
 def test_a_missing_model_is_to_be_mended_and_the_exit_code_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(doctor, "small_models_folder", lambda: tmp_path)
     assert main(["doctor"]) == 1
