@@ -4,8 +4,10 @@ pytest tests/test_notebooks.py          # the notebooks themselves are run by `m
 """
 
 import json
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -70,3 +72,24 @@ def test_badges_and_colab_cells_follow_the_one_setting():
 def test_no_error_is_stored(path):
     kinds = {o["output_type"] for c in code_cells(path) for o in c["outputs"]}
     assert "error" not in kinds
+
+
+def test_the_kernel_loses_no_request():
+    """ipykernel 7.0 to 7.3 lose one that arrives while they answer another: Run All stands still.
+
+    Requests at random distances, as a browser sends them, and then every answer is waited for.
+    """
+    from jupyter_client.manager import start_new_kernel
+
+    rng = random.Random(0)
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        waiting = set()
+        for i in range(400):
+            waiting.add(client.kernel_info() if i % 2 else client.execute("1", silent=True))
+            time.sleep(rng.random() * 0.004)
+        while waiting:  # raises queue.Empty when an answer does not come
+            waiting.discard(client.get_shell_msg(timeout=20)["parent_header"].get("msg_id"))
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
