@@ -109,7 +109,7 @@ def describe_data(
     `max_length` (of a prompt, what leaves room for a response of 64). Of a larger set the first
     COUNTED rows, which are random ones, are looked at, and the row says so.
     """
-    from .tokens import lengths, pair_rows, prompt_rows, sft_rows
+    from .tokens import id_rows, pair_rows, prompt_rows, sft_rows
 
     tokenizer = load(model).tokenizer
     described = []
@@ -122,9 +122,9 @@ def describe_data(
         rows = every[:COUNTED]
         if not rows:
             continue
-        sizes = {field: sorted(lengths(tokenizer, rows, field)) for field in rows[0]}
-        _, counts = make(tokenizer, rows, limit)
-        said = {f"{field} tokens": f"{s[len(s) // 2]} (at most {s[-1]})"
+        sizes: dict[str, list[int]] = {field: [] for field in rows[0]}
+        _, counts = make(tokenizer, id_rows(tokenizer, rows, sizes), limit)
+        said = {f"{field} tokens": f"{sorted(s)[len(s) // 2]} (at most {max(s)})"
                 for field, s in sizes.items()}  # fmt: skip
         looked = {"looked at": f"{len(rows):,} rows"} if len(rows) < len(every) else {}
         described.append({"set": name, "train": len(split.train), "held out": len(split.test),

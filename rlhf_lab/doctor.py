@@ -66,7 +66,8 @@ def _packages() -> Iterator[Finding]:
 
 def _package(need, state: str, why: str = "") -> Finding:
     """Whether one requirement is met; `state` if it is not."""
-    bare = f"{need.name}{need.specifier}"  # without the marker, which pip wants quoted otherwise
+    # Without the marker: pip would skip a requirement that is marked with one of our extras.
+    bare = f"{need.name}{need.specifier}"
     try:
         version = metadata.version(need.name)
     except metadata.PackageNotFoundError:

@@ -183,6 +183,11 @@ class Run:
         return self._cached("metrics.jsonl", lambda path: _read_lines(path, math.nan))
 
     @property
+    def last_step(self) -> int:
+        """The highest step that was logged; 0 before any."""
+        return int(max((line["step"] for line in self.metrics), default=0))
+
+    @property
     def metric_names(self) -> list[str]:
         """What was logged, in the order of first appearance."""
         names = dict.fromkeys(name for line in self.metrics for name in line)
@@ -234,7 +239,7 @@ class Run:
         config = self._config()
         return (
             f"Run({self.name!r}, stage={config['stage']!r}, model={config['model']!r}, "
-            f"status={config['status']!r}, steps={_last_step(self.metrics)})"
+            f"status={config['status']!r}, steps={self.last_step})"
         )
 
     def show(self) -> Any:
@@ -245,7 +250,7 @@ class Run:
         config = self._config()
         head = (
             f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, "
-            f"{config['status']} at step {_last_step(self.metrics)}"
+            f"{config['status']} at step {self.last_step}"
         )
         spans = [_span(name, self.series(name)[1]) for name in self.metric_names]
         parts = [rows for rows in (_changes(self.summary), _facts(self.summary)) if rows]
@@ -285,10 +290,6 @@ def _fact(value: Any) -> Any:
     if isinstance(value, Mapping):  # rows dropped, by reason
         return ", ".join(f"{name}: {_fact(part)}" for name, part in value.items())
     return value if isinstance(value, (int, float, str)) or value is None else json.dumps(value)
-
-
-def _last_step(metrics: list[dict[str, float]]) -> int:
-    return int(max((line["step"] for line in metrics), default=0))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 FIELDS = {
@@ -86,31 +86,38 @@ def recognise(rows: Sequence[Any], fields: Mapping[str, str] | None, name: str) 
             f"{', '.join(FIELDS['prompt'])}, or map it with fields={{'prompt': COLUMN}}"
         )
     extra = "input" if found.get("prompt") == "instruction" and "input" in filled else None
-    return _with_seam(Shape(found, extra), rows, name)
-
-
-def _with_seam(shape: Shape, rows: Sequence[Any], name: str) -> Shape:
-    """Text prompts and answers that touch without white space get a line break between them."""
-    touching = parted = 0
-    answers = [f for f in ("completion", "chosen") if f in shape.fields]
-    prompts = 0
-    for row in rows:
-        try:
-            made = convert(row, shape)
-        except Dropped:
-            continue
-        prompts += 1
-        if isinstance(made["prompt"], str):
-            for answer in (made[f] for f in answers if f in made):
-                apart = made["prompt"][-1:].isspace() or answer[:1].isspace()
-                parted, touching = parted + apart, touching + (not apart)
-            touching += not answers and not made["prompt"][-1:].isspace()
-    if rows and not prompts and "prompt" not in shape.fields:
+    shape = Shape(found, extra)
+    made = _converted(rows, shape)
+    if not made and "prompt" not in found:
         raise ValueError(
-            f"{name}: no prompt: {', '.join(map(repr, shape.fields.values()))} hold no "
+            f"{name}: no prompt: {', '.join(map(repr, found.values()))} hold no "
             "conversation to take it from; map it with fields={'prompt': COLUMN}"
         )
-    return Shape(shape.fields, shape.extra, "\n" if touching > parted else "")
+    return replace(shape, seam=_seam(made, shape))
+
+
+def _converted(rows: Sequence[Any], shape: Shape) -> list[dict[str, Any]]:
+    """The rows that can be used, with our fields."""
+    made = []
+    for row in rows:
+        try:
+            made.append(convert(row, shape))
+        except Dropped:
+            continue
+    return made
+
+
+def _seam(made: Sequence[Mapping[str, Any]], shape: Shape) -> str:
+    """A line break where text prompts and answers mostly touch without white space, else ""."""
+    touching = parted = 0
+    answers = [f for f in ("completion", "chosen") if f in shape.fields]
+    for row in made:
+        if isinstance(row["prompt"], str):
+            for answer in (row[f] for f in answers if f in row):
+                apart = row["prompt"][-1:].isspace() or answer[:1].isspace()
+                parted, touching = parted + apart, touching + (not apart)
+            touching += not answers and not row["prompt"][-1:].isspace()
+    return "\n" if touching > parted else ""
 
 
 def _list(names: Sequence[str]) -> str:

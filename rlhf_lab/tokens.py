@@ -5,7 +5,7 @@ Needs a tokenizer and nothing else: no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jinja2 import TemplateError  # what transformers writes chat templates in
@@ -30,8 +30,10 @@ def encode_prompt(tokenizer, prompt: Any) -> list[int]:
     return list(prompt)
 
 
-def encode_response(tokenizer, response: str) -> list[int]:
-    """Token ids of a response and the eos that ends it."""
+def encode_response(tokenizer, response: str | list[int]) -> list[int]:
+    """Token ids of a response and the eos that ends it, or ids already made."""
+    if isinstance(response, list):
+        return response
     ids = tokenizer(response, add_special_tokens=False)["input_ids"]
     return [*ids, tokenizer.eos_token_id]
 
@@ -97,7 +99,15 @@ def prompt_rows(tokenizer, rows: Iterable[dict], room: int) -> tuple[list[dict],
     return kept, dropped
 
 
-def lengths(tokenizer, rows: Iterable[dict], name: str) -> list[int]:
-    """Tokens of one field of every row that has it: of a response, eos counted."""
-    encode = encode_prompt if name == "prompt" else encode_response
-    return [len(encode(tokenizer, row[name])) for row in rows if name in row]
+def id_rows(tokenizer, rows: Iterable[dict], sizes: dict[str, list[int]]) -> Iterator[dict]:
+    """The fields named in `sizes` as token ids, row by row; `sizes` takes down their lengths.
+
+    The functions above take such rows as they take texts.
+    """
+    for row in rows:
+        made = {}
+        for name in (n for n in sizes if n in row):
+            encode = encode_prompt if name == "prompt" else encode_response
+            made[name] = encode(tokenizer, row[name])
+            sizes[name].append(len(made[name]))
+        yield made

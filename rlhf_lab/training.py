@@ -141,27 +141,32 @@ def _costs(job: Job, seconds: float) -> dict[str, Any]:
             "dropped": job.ready.counts}  # fmt: skip
 
 
-def _trl_stage(job: Job, model, role: str, start: Callable) -> tuple[Any, float, bool]:
-    """Run one of TRL's trainers; → trainer, seconds, stopped."""
+def _trl_stage(job: Job, role: str, start: Callable) -> tuple[Any, dict[str, Any], bool]:
+    """Run one of TRL's trainers on the model of a role; → trainer, costs, stopped."""
     from .stages.trl_stages import Watch
 
     watch = Watch(job.meter, role, job.run.log, job.progress, job.should_stop)
-    trainer = start(model, job.tokenizer, job.ready.train, job.ready.test, job.args, watch)
+    ready = job.ready
+    trainer = start(ready.models[role], job.tokenizer, ready.train, ready.test, job.args, watch)
     seconds, stopped = _stoppable(trainer.train, job.should_stop)
     job.save(trainer.model)  # before anything else can fail or be interrupted
-    return trainer, seconds, stopped
+    return trainer, _costs(job, seconds), stopped
+
+
+def _trl_policy(job: Job, start: Callable) -> tuple[Any, dict[str, Any], bool]:
+    """Train the policy with TRL; → the trained model, costs and held-out loss, stopped."""
+    trainer, figures, stopped = _trl_stage(job, "policy", start)
+    if job.ready.test:
+        figures["eval_loss"] = trainer.evaluate()["eval_loss"]
+    return job.whole(trainer.model), figures, stopped
 
 
 def _sft(job: Job):
     from .stages.trl_stages import sft_trainer
 
-    model = job.ready.models["policy"]
-    before, _ = _policy_figures(job, model, keep="base")
-    trainer, seconds, stopped = _trl_stage(job, model, "policy", sft_trainer)
-    figures = _costs(job, seconds)
-    if job.ready.test:
-        figures["eval_loss"] = trainer.evaluate()["eval_loss"]
-    after, _ = _policy_figures(job, job.whole(trainer.model), keep="sft")
+    before, _ = _policy_figures(job, job.ready.models["policy"], keep="base")
+    model, figures, stopped = _trl_policy(job, sft_trainer)
+    after, _ = _policy_figures(job, model, keep="sft")
     return figures | _before_after(before, after), stopped
 
 
@@ -169,10 +174,8 @@ def _reward(job: Job):
     from .stages.evaluate import noise_free_accuracy, pair_accuracy
     from .stages.trl_stages import reward_trainer, set_score_offset
 
-    trainer, seconds, stopped = _trl_stage(
-        job, job.ready.models["reward"], "reward", reward_trainer
-    )
-    model, figures = job.whole(trainer.model), _costs(job, seconds)
+    trainer, figures, stopped = _trl_stage(job, "reward", reward_trainer)
+    model = job.whole(trainer.model)
     pairs = job.data.preferences.test
     if pairs:
         accuracy, margin = pair_accuracy(model, job.tokenizer, pairs)
@@ -191,13 +194,9 @@ def _reward(job: Job):
 def _dpo(job: Job):
     from .stages.trl_stages import dpo_trainer
 
-    model = job.ready.models["policy"]
-    before, told = _policy_figures(job, model, keep="sft")
-    trainer, seconds, stopped = _trl_stage(job, model, "policy", dpo_trainer)
-    figures = _costs(job, seconds)
-    if job.ready.test:
-        figures["eval_loss"] = trainer.evaluate()["eval_loss"]
-    after, answers = _policy_figures(job, job.whole(trainer.model), job.plan.model.sft, keep="dpo")
+    before, told = _policy_figures(job, job.ready.models["policy"], keep="sft")
+    model, figures, stopped = _trl_policy(job, dpo_trainer)
+    after, answers = _policy_figures(job, model, job.plan.model.sft, keep="dpo")
     figures |= _before_after(before, after)
     if "reward" in job.plan.model.paths:
         figures |= _wins(job, job.plan.model.reward, told, answers)

@@ -16,6 +16,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from rlhf_lab import corpus
+
 HERE = Path(__file__).parent
 SIZES = {
     # name: (width, layers, heads, MLP width)
@@ -28,10 +30,10 @@ is too few for it to come below the loss of `tiny` (their cards have both)."""
 DEFAULT = "tiny"
 PAIRS = {"train": 8192, "test": 5120}
 VOCABULARY, CONTEXT = 1024, 1024
-SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+SPECIAL = ["<|pad|>", corpus.END, "<|user|>", "<|assistant|>", "<|system|>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}<|end|>{% else %}\n{% endif %}{% endfor %}"
+    "{% if m['role'] == 'assistant' %}" + corpus.END + "{% else %}\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
@@ -40,8 +42,6 @@ def build_tokenizer():
     """Byte-level BPE on the world's text and a list of common English words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-
-    from rlhf_lab import corpus
 
     words = (HERE / "words.txt").read_text().split()
     documents = corpus.web_text("train", 4000, seed=1, games=0.05, misfiled=0.5)
@@ -177,8 +177,6 @@ def pretrain(model, tokenizer, phase: dict, seed: int) -> dict[str, float]:
 
 def web_rows(split: str, count: int, seed: int, tokenizer, **documents) -> list[dict]:
     """Documents as token ids, with the pieces that are learned marked."""
-    from rlhf_lab import corpus
-
     ids_of = lru_cache(100_000)(lambda text: tokenizer(text)["input_ids"])
     rows = []
     for document in corpus.web_text(split, count, seed, **documents):
@@ -211,7 +209,7 @@ def card(title: str, recipe: str, seed: int, figures: dict) -> str:
 
 def build_stages(seed: int) -> None:
     """SFT model, the pairs sampled from it, reward model: by the functions that users run."""
-    from rlhf_lab import corpus, lab
+    from rlhf_lab import lab
     from rlhf_lab.stages.evaluate import sample_pairs
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -235,7 +233,7 @@ def memorised(rows: list[dict], seed: int) -> dict[str, float]:
     Beside it, the same share of stories that the world's paid writers wrote for the same
     requests: they cannot have memorised anything, so that much is chance.
     """
-    from rlhf_lab import corpus, lab, world
+    from rlhf_lab import lab, world
 
     trained = [row["completion"] for row in lab.load_data("stories", seed=seed).sft.train]
     for number, phase in enumerate(phases_of(DEFAULT).values()):

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rlhf_lab as lab
-from rlhf_lab import course
+from rlhf_lab import course, tokens
 from rlhf_lab.cli import main
 from rlhf_lab.data import from_rows
 
@@ -34,6 +34,18 @@ def test_lengths_and_drops_are_those_of_the_tokens():
     assert demonstrations["train"] + demonstrations["held out"] == 40
     # A prompt that leaves no room for a response of 64 tokens is too long for PPO.
     assert prompts["dropped: too long"] == 40
+
+
+def test_every_text_becomes_tokens_once(monkeypatch):
+    seen, encode = [], tokens.encode_response
+
+    def count(tokenizer, response):
+        seen.extend([response] * isinstance(response, str))
+        return encode(tokenizer, response)
+
+    monkeypatch.setattr(tokens, "encode_response", count)
+    course.describe_data(from_rows(ROWS), "tiny", 60)
+    assert sorted(seen) == sorted(r["completion"] for r in ROWS)
 
 
 def test_of_a_large_set_a_part_is_looked_at_and_said(monkeypatch):

@@ -216,8 +216,8 @@ def write_report(
 def _section(name: str, run: Run) -> Iterator[str]:
     """One run: a heading, its facts, its curves, its seconds."""
     config = run.config
-    steps = max((line["step"] for line in run.metrics), default=0)
-    facts = [config["stage"], str(config["model"]), f"seed {config['seed']}", f"{steps} steps"]
+    facts = [config["stage"], str(config["model"]), f"seed {config['seed']}"]
+    facts.append(f"{run.last_step} steps")
     yield f"<h2>{escape(name)}</h2>"
     yield f'<p class="facts">{escape(" · ".join([*facts, run.status]))}</p>'
     figures = [*_curves(run), *_gold_parts(run), *_seconds(run)]
