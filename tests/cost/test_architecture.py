@@ -12,7 +12,7 @@ import pytest
 import torch
 from families import CONFIGS
 
-from rlhf_lab.cost.architecture import FAMILIES, architecture
+from rlhf_lab.cost.architecture import FAMILIES, NO_DEFAULT_TARGETS, SIZES, architecture
 from rlhf_lab.models import presets
 
 SMALL = {**CONFIGS, "phi3": {**CONFIGS["llama"]}, "mixtral": {**CONFIGS["llama"]}} | {
@@ -27,9 +27,11 @@ VARIANTS = {
     "neox without biases": ("gpt_neox", {"attention_bias": False}),
     "opt without biases": ("opt", {"enable_bias": False}),
     "opt, norms first": ("opt", {"do_layer_norm_before": True, "word_embed_proj_dim": 16}),
-    "a mixture with dense layers": ("qwen3_moe", {"mlp_only_layers": [0], "decoder_sparse_step": 1}),
+    "a mixture, one dense": ("qwen3_moe", {"mlp_only_layers": [0], "decoder_sparse_step": 1}),
+    "a mixture, all dense": ("qwen3_moe", {"mlp_only_layers": [0, 1, 2]}),
 }  # fmt: skip
 CASES = {f: (f, {}) for f in FAMILIES} | VARIANTS
+TASK = {"lm": "CAUSAL_LM", "score": "SEQ_CLS"}
 
 
 def config_of(case: str) -> dict:
@@ -66,18 +68,75 @@ def test_every_preset_has_transformers_count(name, head):
     assert architecture(config).parameters(head) == count(empty(config, head).parameters())
 
 
-@pytest.mark.parametrize("targets", [None, "all-linear"])
-@pytest.mark.parametrize("case", CASES)
-def test_adapters_have_pefts_count(case, targets):
+def adapted(case: str, targets, head: str = "lm"):
+    """peft's model, r=3; a score head as the reward stage has it, trained whole."""
     from peft import LoraConfig, get_peft_model
 
-    config = config_of(case)
-    chosen = targets or list(architecture(config).lora_targets())
-    model = get_peft_model(
-        empty(config, "lm"), LoraConfig(r=3, target_modules=chosen, task_type="CAUSAL_LM")
+    whole = {"modules_to_save": ["score"]} if head == "score" else {}
+    lora = LoraConfig(r=3, target_modules=targets, task_type=TASK[head], **whole)
+    return get_peft_model(empty(config_of(case), head), lora)
+
+
+def trained(model) -> int:
+    return count(p for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("head", TASK)
+@pytest.mark.parametrize("targets", [None, "all-linear"])
+@pytest.mark.parametrize("case", CASES)
+def test_adapters_have_pefts_count(case, targets, head):
+    made = architecture(config_of(case))
+    if targets is None and made.family in NO_DEFAULT_TARGETS:
+        with pytest.raises(ValueError, match="peft has no default targets for"):
+            made.lora_parameters(3, None, head)
+        with pytest.raises(ValueError, match="target_modules"):  # peft's NoMatching… is one too
+            adapted(case, None, head)
+        return
+    ours = made.lora_parameters(3, targets, head)
+    assert ours == trained(adapted(case, targets, head))
+    # The names that "all-linear" stands for come to the same, for us and for peft.
+    names = made.lora_targets(targets)
+    assert made.lora_parameters(3, names, head) == ours == trained(adapted(case, [*names], head))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_name_has_pefts_count(case):
+    """Every map alone, and the language model's head, which only its own name adapts."""
+    made = architecture(config_of(case))
+    linears = [linear for _, linear in made._linears() if linear.targets] + [made.lm_head]
+    for names in dict.fromkeys(linear.targets for linear in linears):
+        assert made.lora_parameters(3, names) == trained(adapted(case, [*names])), names
+
+
+def test_a_score_head_is_trained_and_not_adapted():
+    llama = architecture(config_of("llama"))
+    assert llama.lora_parameters(3, "all-linear", "score") == 16 + llama.lora_parameters(
+        3, "all-linear", "none"
     )
-    theirs = count(p for p in model.parameters() if p.requires_grad)
-    assert architecture(config).lora_parameters(3, targets) == theirs
+    with pytest.raises(ValueError, match="no linear layer 'score' in llama"):
+        llama.lora_parameters(3, ["score"], "score")
+    with pytest.raises(ValueError, match="no linear layer 'lm_head' in llama"):
+        llama.lora_parameters(3, ["lm_head"], "score")
+
+
+def test_ranks_of_a_mixture():
+    """The experts' joint gate and up proj has the ranks of both: 2 · 6 experts · 3 · (16 + 24)."""
+    made = architecture(config_of("qwen3_moe"))
+    names = made.lora_targets("all-linear")
+    dense, sparse = (layer.linears[4:] for layer in made.layers)
+    assert [x.rank(3, names) for x in sparse] == [3, 6, 3]
+    assert [x.lora_parameters(3, names) for x in sparse] == [66, 2 * 6 * 3 * 40, 6 * 3 * 28]
+    assert [x.rank(3, names) for x in dense] == [0, 0, 0]  # peft takes their names for the experts'
+
+
+def test_opts_projections_are_linear_maps_of_the_embedding():
+    made = architecture(config_of("opt"))
+    assert [(x.name, x.inputs, x.outputs) for x in made.outer] == [
+        ("project_in", 8, 16),
+        ("project_out", 16, 8),
+    ]
+    assert made.by_part()["embedding"] == 50 * 8 + (96 + 2) * 16 + 2 * 8 * 16
+    assert architecture(config_of("opt, norms first")).outer == ()
 
 
 def test_a_mixture_uses_its_active_experts():
@@ -102,13 +161,88 @@ def test_a_hand_count():
     }
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_field_left_out_is_the_classs_or_an_error(family):
+    """Each in turn: never another number than transformers has."""
+    whole = config_of(family)
+    full = empty(whole, "lm").config.to_dict()
+    assert architecture(full) == architecture(whole)
+    for name in full.keys() - {"model_type", "pad_token_id"}:
+        config = {k: v for k, v in full.items() if k != name}
+        try:
+            ours = architecture(config).parameters()
+        except ValueError as error:
+            assert name in str(error) and name in SIZES or "does not divide" in str(error), error
+        else:
+            assert ours == count(empty(config, "lm").parameters()), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_nested_config_is_its_text_config(tied):
+    """Gemma 3 with images: the language model's parameters, the head tied as the outer config
+    says, where the published text_config leaves out what the class has."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    text = {"model_type": "gemma3_text", "hidden_size": 16, "intermediate_size": 32,
+            "num_hidden_layers": 2}  # fmt: skip
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = {"model_type": "gemma3", "text_config": text, "vision_config": vision,
+              "mm_tokens_per_image": 4, "tie_word_embeddings": tied}  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    theirs = count(
+        p for n, p in model.named_parameters() if "language_model" in n or "lm_head" in n
+    )
+    assert architecture(config).parameters() == theirs
+    assert architecture(model.config.to_dict()) == architecture(config)
+    assert architecture({k: v for k, v in config.items() if k[:3] != "tie"}).tied
+
+
+BAD = {
+    "bert": ({"model_type": "bert"}, "model_type 'bert': choose from gemma, "),
+    "near": ({"model_type": "llama4"}, "'llama4': did you mean 'llama'[?] choose from gemma, "),
+    "no type": ({"hidden_size": 4}, "model_type '': choose from gemma, "),
+    "no dict": ("llama", "a config is a dict, got a str"),
+    "no size": ({"hidden_size": None}, "the llama config has no hidden_size"),
+    "a word": ({"hidden_size": "16"}, "has hidden_size='16', no whole number above 0"),
+    "a part": ({"hidden_size": 16.5}, "has hidden_size=16.5, no whole number above 0"),
+    "a switch": ({"num_hidden_layers": True}, "num_hidden_layers=True, no whole number"),
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads=0, no whole number above 0"),
+    "uneven": ({"hidden_size": 17}, "hidden_size=17, which num_attention_heads=2 does not divide"),
+    "uneven keys": ({"num_key_value_heads": 3}, "=2, which num_key_value_heads=3 does not divide"),
+    "uneven gpt2": ({"model_type": "gpt2", "n_embd": 16, "n_head": 3, "n_layer": 1}, "n_embd=16, "),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_config_is_one_line(case):
+    config, line = BAD[case]
+    if case not in ("no dict", "no type"):
+        config = {**config_of("llama"), **config}
+    with pytest.raises(ValueError, match=line) as error:
+        architecture(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_given_head_dim_needs_no_even_share():
+    assert architecture(config_of("llama") | {"hidden_size": 17, "head_dim": 8}).head_dim == 8
+
+
 def test_unknown_names_are_one_line():
-    with pytest.raises(ValueError, match="model_type 'bert': choose from gemma, "):
-        architecture({"model_type": "bert"})
+    llama, mixtral = (architecture(config_of(family)) for family in ("llama", "mixtral"))
     with pytest.raises(ValueError, match="no linear layer 'q' in llama: choose from q_proj, "):
-        architecture(config_of("llama")).lora_parameters(4, ("q",))
+        llama.lora_parameters(4, ("q",))
+    with pytest.raises(ValueError, match="'gate_up_proj' in mixtral: choose from .* gate, w1, w3"):
+        mixtral.lora_parameters(4, ["gate_up_proj"])
+    with pytest.raises(ValueError, match="fuses w1 and w3 into gate_up_proj: name w3 too, or nei"):
+        mixtral.lora_parameters(4, ["q_proj", "w1"])
+    with pytest.raises(ValueError, match="targets='q_proj': choose \"all-linear\" or a list"):
+        llama.lora_parameters(4, "q_proj")
     with pytest.raises(ValueError, match="choose from lm, score, none"):
-        architecture(config_of("llama")).parameters("mlm")
+        llama.parameters("mlm")
+    with pytest.raises(ValueError, match="choose from lm, score, none"):
+        llama.lora_parameters(4, head="mlm")
 
 
 def test_it_imports_nothing_heavy():

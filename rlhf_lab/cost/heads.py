@@ -1,0 +1,131 @@
+"""What comes before and after the layers: embeddings, masks, heads and losses, on a tape.
+
+As `layers.py`, each function follows the code that really runs: transformers' models, TRL's fused
+head, and the log-probabilities of our PPO.
+"""
+
+from __future__ import annotations
+
+from .architecture import Architecture
+from .layers import Passes, _Run
+from .tape import LOGITS, Store, Tape, Value, product
+
+FUSED_ROWS, FUSED_COLUMNS = 4096, 32768
+"""Size of the tile that TRL's fused head computes logits in (trl.kernels.chunked_logprob)."""
+
+
+def embed(tape: Tape, model: Architecture, p: Passes, first: bool) -> Value:
+    """Token (and position) embeddings. `first`: no gradient of this table exists yet in this
+    backward pass (a tied head has made it before)."""
+    rows, width = p.rows, model.hidden
+    table = model.vocabulary * model.head_width * p.item if p.trained else 0
+    size = rows * model.head_width * p.item
+    x = tape._out(rows * model.head_width, p.item, [], weights=(table,) if table and first else (),
+                  scratch=0 if first else table)  # fmt: skip
+    tape.forward.moved += 2 * size
+    if model.head_width != width:  # OPT's narrow embeddings
+        x = tape.linear(x, model.head_width, width, p.item, trained=p.trained)
+    if model.family in ("gpt2", "opt"):
+        positions = (model.context + (2 if model.family == "opt" else 0)) * width * p.item
+        y = tape._out(p.rows * width, p.item, [], weights=(positions,) if p.trained else ())
+        x = tape.add(x, y)
+    elif model.family.startswith("gemma"):
+        x = tape.mul(x)
+    return x
+
+
+def standing(model: Architecture, p: Passes) -> int:
+    """Bytes that stand through a whole pass: ids, masks and position tables."""
+    ids = 3 * 8 * p.rows  # ids, positions, mask or labels
+    mask = 0
+    if p.padded:
+        mask = p.b * p.s * p.s * (p.item if p.attention == "eager" else 1)
+    tables = 0 if model.family in ("gpt2", "opt") else 2 * p.rows * model.head_dim * p.item
+    return ids + mask + tables
+
+
+def final_norm(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
+    if not model.final_norm:
+        return x
+    return _Run(tape, model, model.layers[-1], p).norm(x)
+
+
+def project(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
+    """OPT's way back to the width of its embeddings."""
+    if model.head_width == model.hidden:
+        return x
+    return tape.linear(x, model.hidden, model.head_width, p.item, trained=p.trained)
+
+
+def fused(tape: Tape, model: Architecture, p: Passes, x: Value, scored: int) -> Value:
+    """TRL's fused head and loss: log-probabilities in tiles, logits made again in backward.
+
+    `scored`: positions that count; on a GPU only those are computed, elsewhere all but the last
+    of each sequence. The gradients of weights and inputs are summed in fp32.
+    """
+    width, vocabulary = model.head_width, model.vocabulary
+    n = scored if p.gpu else p.b * (p.s - 1)
+    item = 2 if tape.autocast else x.item
+    hidden = tape.copy(x, n * width)  # the slice, or the positions that count
+    n_tile, columns = min(n, FUSED_ROWS), min(vocabulary, FUSED_COLUMNS)
+    buffer, tile = min(n, FUSED_ROWS) * FUSED_COLUMNS * item, n_tile * columns
+    cast = width * columns * item if item != p.item else 0
+    forward = buffer + 7 * n * 4 + cast + (0 if p.gpu else 12 * tile)
+    Store(tape, forward, LOGITS)
+    work = product(n, width, vocabulary, item)
+    tape.forward.products += [work]
+    if not p.gpu:
+        tape.forward.moved += 40.0 * n * vocabulary
+        tape.forward.count += 12
+    gradient = vocabulary * width * p.item if p.trained else 0
+    sums = n * width * 4 + (vocabulary * width * 4 if p.trained else 0)
+    back = max(buffer + cast + (0 if p.gpu else 28 * tile),
+               (buffer + cast + 4 * (tile + columns * width)) if item == 2 and not p.gpu else 0,
+               n * width * x.item + (gradient if p.item != 4 else 0) + buffer)  # fmt: skip
+    statistics = Store(tape, 3 * n * 8)
+    tape.kind = LOGITS
+    return tape._out(n, 4, [(hidden, "new")], (hidden.store, statistics),
+                     (gradient,) if gradient and p.item == 4 else (),
+                     scratch=sums - (gradient if p.item == 4 else 0) + back,
+                     work=[work, work] + ([work] if p.trained else []))  # fmt: skip
+
+
+def log_probabilities(tape: Tape, model: Architecture, p: Passes, x: Value, response: int,
+                      with_entropy: bool) -> Value:  # fmt: skip
+    """Our PPO's: logits of the response, divided by the temperature in fp32, one number a token."""
+    width, vocabulary, b = model.head_width, model.vocabulary, p.b
+    kept = tape.copy(x, b * (response + 1) * width)
+    tape.kind = LOGITS
+    logits = tape.linear(kept, width, vocabulary, p.item, trained=p.trained)
+    del kept
+    numel = b * response * vocabulary
+    if with_entropy:
+        Store(tape, numel * (12 + (4 if logits.item != 4 else 0)), LOGITS)
+        tape.forward.moved += 40.0 * numel
+        tape.forward.count += 6
+    cut = tape.split(logits, numel)[0]
+    scaled = tape.mul(tape.cast(cut, 4))
+    sums = tape._out(b * response, 4, [(scaled, "new")], (scaled.store,), scratch=8 * numel)
+    chosen = tape._out(b * response, 4, [(scaled, "new")], ())
+    tape.forward.moved += 12.0 * numel
+    tape.forward.count += 3
+    return tape.add(sums, chosen)
+
+
+def scores(tape: Tape, model: Architecture, p: Passes, x: Value, positions: int) -> Value:
+    """A reward or value head on `positions` tokens of all sequences together."""
+    if positions != p.rows:
+        x = tape.copy(x, positions * model.head_width)
+    return tape.linear(x, model.head_width, 1, p.item, trained=True)
+
+
+def next_token(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
+    """Logits of the last position, and sampling by the cumulative distribution in fp64."""
+    last = tape.copy(x, p.b * model.head_width)
+    tape.kind = LOGITS
+    logits = tape.linear(last, model.head_width, model.vocabulary, p.item, trained=False)
+    wide = tape.cast(logits, 4)
+    Store(tape, 16 * wide.numel, LOGITS)
+    tape.forward.moved += 60.0 * wide.numel
+    tape.forward.count += 8
+    return tape._out(p.b, 8, [])

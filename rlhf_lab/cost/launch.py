@@ -1,0 +1,96 @@
+"""The accelerate config that realises a plan, as YAML for `accelerate launch --config_file`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .setup import Setup
+
+FSDP2 = {
+    "fsdp_version": 2,
+    "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "fsdp_reshard_after_forward": True,
+    "fsdp_state_dict_type": "FULL_STATE_DICT",
+    "fsdp_cpu_ram_efficient_loading": True,
+}
+
+
+def accelerate_config(estimate: Any) -> str:
+    """YAML of accelerate's configuration file. Raises ValueError where accelerate has no such mode."""
+    s: Setup = estimate.setup
+    if s.tensor_parallel > 1:
+        raise ValueError(
+            f"tensor_parallel={s.tensor_parallel} is planned only: the lab's trainers do not run it"
+        )
+    return "".join(f"{line}\n" for line in _lines(config(s)))
+
+
+def config(s: Setup) -> dict[str, Any]:
+    """The same as a dict."""
+    precision = "fp16" if s.fp16 or s.dtype == "float16" else "no"
+    precision = "bf16" if s.bf16 or s.dtype == "bfloat16" else precision
+    kind = _distributed(s)
+    made: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "debug": False,
+        "distributed_type": kind,
+        "machine_rank": 0,
+        "main_training_function": "main",
+        "mixed_precision": precision,
+        "num_machines": s.nodes,
+        "num_processes": s.gpus,
+        "rdzv_backend": "static" if s.nodes == 1 else "c10d",
+        "same_network": True,
+        "use_cpu": not s.gpu,
+    }
+    if kind == "DEEPSPEED":
+        made["deepspeed_config"] = _deepspeed(s)
+    elif kind == "FSDP":
+        made["fsdp_config"] = {
+            **FSDP2,
+            "fsdp_offload_params": s.offload != "none",
+            "fsdp_activation_checkpointing": False,  # the trainer's own gradient_checkpointing
+        }
+    return made
+
+
+def _distributed(s: Setup) -> str:
+    if s.sharding.startswith("zero"):
+        return "DEEPSPEED"
+    if s.sharding == "fsdp2":
+        return "FSDP"
+    if s.gpus == 1:
+        return "NO"
+    return "MULTI_GPU" if s.gpu else "MULTI_CPU"
+
+
+def _deepspeed(s: Setup) -> dict[str, Any]:
+    stage = int(s.sharding[-1])
+    made: dict[str, Any] = {
+        "zero_stage": stage,
+        "gradient_accumulation_steps": s.gradient_accumulation_steps,
+        "offload_optimizer_device": "none" if s.offload == "none" else "cpu",
+        "offload_param_device": "cpu" if s.offload == "all" else "none",
+        "zero3_init_flag": stage == 3,
+    }
+    if stage == 3:
+        made["zero3_save_16bit_model"] = True
+    return made
+
+
+def _lines(made: dict[str, Any], indent: str = "") -> list[str]:
+    """YAML of plain words, numbers and switches, one level deep."""
+    out = []
+    for name, value in made.items():
+        if isinstance(value, dict):
+            out += [f"{indent}{name}:", *_lines(value, indent + "  ")]
+        else:
+            said = {True: "true", False: "false"}.get(value, value) if isinstance(
+                value, bool) else value  # fmt: skip
+            out.append(f"{indent}{name}: {_quoted(said) if isinstance(value, str) else said}")
+    return out
+
+
+def _quoted(word: str) -> str:
+    """`no` is a switch in YAML, unless quoted."""
+    return f"'{word}'" if word in ("no", "yes", "on", "off", "true", "false") else word

@@ -1,0 +1,130 @@
+"""Activation memory of a training step over time, from stretches of a model written on a tape.
+
+A model is a row of stretches: embedding, layers (all alike, so one is written and counted `times`
+times), head with loss. Forward, each leaves behind what backward needs; backward, the last
+stretch goes first, gives that back, and leaves the gradients of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from . import heads
+from .architecture import Architecture
+from .layers import Passes, run_layer
+from .tape import GRADIENT, Store, Tape, Value, Work
+
+Kinds = tuple[float, float, float]
+"""Bytes of activations, of gradients of weights, of logits."""
+
+
+@dataclass
+class Stretch:
+    """Bytes: `peak` and `kept` of the forward pass; `back`, the peak of the backward pass with
+    what was kept; `gradients` that it leaves. Peaks are by kind (`tape.KINDS`)."""
+
+    times: int
+    kept: int
+    peak: Kinds
+    back: Kinds = (0, 0, 0)
+    gradients: int = 0
+    forward: Work | None = None
+    backward: Work | None = None
+
+
+def stretch(
+    p: Passes, write: Callable[[Tape, Value | None], Value], numel: int = 0, item: int = 4,
+    needs: bool = True, times: int = 1, checkpoint: bool = False, grad: bool = True,
+) -> Stretch:  # fmt: skip
+    """Write a stretch down once: forward, then backward. `numel`, `item`: its input."""
+    tape = Tape(p.block, p.autocast, grad and not checkpoint)
+    x = tape.new(numel, item, needs) if numel else None
+    y = write(tape, x)
+    size, peak, work = y.numel * y.item, tape.peak_by_kind, tape.forward
+    if not grad:
+        return Stretch(times, 0, peak, forward=work)
+    if not checkpoint:
+        del x
+        kept = tape.live - y.store.size
+        g = Store(tape, size)
+        del y
+    else:
+        kept = x.store.size
+        del x, y
+        tape = Tape(p.block, p.autocast)
+        g = Store(tape, size)
+        again = tape.new(numel, item, needs)
+        y = write(tape, again)
+        tape.backward.add(_but_last(tape.forward))
+        del again, y
+    tape.cache.clear()
+    tape.look_again()
+    tape.undo(g)
+    del g
+    return Stretch(times, kept, peak, tape.peak_by_kind, tape.by_kind[GRADIENT], work,
+                   tape.backward)  # fmt: skip
+
+
+def _but_last(work: Work) -> Work:
+    """What a checkpointed layer computes again: it stops when all that was saved is there, before
+    its last product."""
+    return replace(work, products=work.products[:-1])
+
+
+def plus(kinds: Kinds, activations: float = 0, gradients: float = 0) -> Kinds:
+    return kinds[0] + activations, kinds[1] + gradients, kinds[2]
+
+
+def forward_peak(stretches: Iterable[Stretch], before: int = 0) -> tuple[Kinds, int]:
+    """→ (peak, bytes kept at the end) of a forward pass that starts with `before` bytes."""
+    live, worst = before, (before, 0, 0)
+    for s in stretches:
+        worst = max(worst, plus(s.peak, live + (s.times - 1) * s.kept), key=sum)
+        live += s.times * s.kept
+    return worst, live
+
+
+def backward_peak(stretches: Sequence[Stretch], live: int) -> Kinds:
+    """The peak of a backward pass over `live` bytes of what was kept, and what stands."""
+    worst, gradients = (live, 0, 0), 0
+    for s in reversed(stretches):
+        for done in {0, s.times - 1}:
+            before = live - (done + 1) * s.kept
+            worst = max(worst, plus(s.back, before, gradients + done * s.gradients), key=sum)
+        live -= s.times * s.kept
+        gradients += s.times * s.gradients
+    return worst
+
+
+@lru_cache(maxsize=256)
+def trunk(
+    model: Architecture, p: Passes, *, checkpoint: bool = False, grad: bool = True,
+    tied: bool = False,
+) -> tuple[Stretch, ...]:  # fmt: skip
+    """Embedding and layers. `tied`: the head's gradient is there before the embedding's."""
+    adapted = bool(p.lora_r)
+    needs = grad and (p.trained or (adapted and checkpoint))
+    row = [stretch(p, lambda t, _: heads.embed(t, model, p, not tied), grad=grad and p.trained)]
+    item, numel = p.item, p.rows * model.hidden
+    for number, layer in enumerate(model.layers):
+        row.append(stretch(
+            p, lambda t, x, layer=layer: run_layer(t, x, model, layer, p), numel, item,
+            needs=needs or (adapted and (number > 0 or layer.count > 1)), times=layer.count,
+            checkpoint=checkpoint and grad, grad=grad,
+        ))  # fmt: skip
+    return tuple(row)
+
+
+def ending(
+    model: Architecture, p: Passes, write: Callable[[Tape, Value], Value], grad: bool = True
+) -> Stretch:
+    """Final norm, and the head and loss that `write` writes."""
+
+    def end(tape: Tape, x: Value) -> Value:
+        x = heads.final_norm(tape, model, p, x)
+        return write(tape, heads.project(tape, model, p, x))
+
+    return stretch(p, end, p.rows * model.hidden, p.item, needs=p.trained or bool(p.lora_r),
+                   grad=grad)  # fmt: skip

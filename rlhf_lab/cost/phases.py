@@ -1,0 +1,361 @@
+"""Memory of each phase of each stage: which models stand there, and what the phase adds.
+
+A `Role` is a model with a part to play: how it is run, with which head, trained or frozen. The
+order of passes is that of the code that trains: TRL's SFT, reward and DPO trainers, our PPO.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+from . import heads
+from .architecture import Architecture
+from .layers import Passes
+from .memory import Stretch, backward_peak, ending, forward_peak, trunk
+from .setup import Setup
+from .states import State, states
+from .tape import Work
+
+Key = tuple[str, str]
+
+
+@dataclass
+class Phase:
+    """Bytes by (role, component) at the phase's peak, and the work of the phase by role."""
+
+    name: str
+    role: str
+    bytes: dict[Key, float]
+    work: Work = field(default_factory=Work)
+    times: float = 1.0
+    """how often the phase happens in one optimizer step (SFT, reward, DPO) or iteration (PPO)"""
+    tokens: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(self.bytes.values())
+
+
+def phases(s: Setup) -> list[Phase]:
+    """The phases of one optimizer step, or of one PPO iteration, in their order."""
+    return {"sft": _sft, "reward": _reward, "dpo": _dpo, "ppo": _ppo, "inference": _inference}[
+        s.stage
+    ](s)
+
+
+@dataclass
+class _Stage:
+    """What stands through a whole stage, and the phases as they are found."""
+
+    s: Setup
+    standing: dict[Key, float] = field(default_factory=lambda: defaultdict(float))
+    found: list[Phase] = field(default_factory=list)
+
+    def stand(self, role: str, state: State) -> None:
+        for component in ("parameters", "optimizer", "communication"):
+            self.standing[role, component] += getattr(state, component)
+
+    def phase(self, name: str, role: str, **extra) -> Phase:
+        """A phase with what stands and `extra` (component → bytes of this role)."""
+        here = dict(self.standing)
+        for component, size in extra.pop("more", {}).items():
+            here[component] = here.get(component, 0) + size
+        for component in ("gradients", "activations", "logits", "kv_cache", "workspace"):
+            if extra.get(component):
+                here[role, component] = here.get((role, component), 0) + extra[component]
+        phase = Phase(name, role, {k: v for k, v in here.items() if v},
+                      extra.get("work") or Work(), extra.get("times", 1.0),
+                      extra.get("tokens", 0.0))  # fmt: skip
+        self.found.append(phase)
+        return phase
+
+
+def _passes(s: Setup, model: Architecture, b: int, length: int, *, trained: bool,
+            adapters: bool = False) -> Passes:  # fmt: skip
+    return Passes(
+        b, length, s.item, s.autocast, trained and not adapters, s.lora_r if adapters else 0,
+        model.lora_targets(s.lora_targets) if adapters else (), s.adapter_item,
+        "eager" if s.eager else "sdpa", s.padded and s.attn_implementation[:5] != "flash", s.gpu,
+    )  # fmt: skip
+
+
+def _works(stretches: list[Stretch], which: str) -> Work:
+    total = Work()
+    for s in stretches:
+        work = getattr(s, which)
+        if work is not None:
+            total.add(work, s.times)
+    return total
+
+
+def _training(
+    stage: _Stage, role: str, forward: list[Stretch], state: State, before: int = 0,
+    tokens: float = 0.0,
+) -> None:  # fmt: skip
+    """Forward, backward and optimizer of a micro-batch. `before`: bytes that stand through both."""
+    s = stage.s
+    grown = s.gradient_accumulation_steps > 1
+    held = state.gradients if grown else 0
+    peak, live = forward_peak(forward, before)
+    n = s.gradient_accumulation_steps
+    stage.phase("forward", role, activations=peak[0], logits=peak[2], gradients=held, times=n,
+                tokens=tokens, work=_works(forward, "forward"))  # fmt: skip
+    worst = backward_peak(_once_more(forward) if grown else forward, live)
+    stage.phase("backward", role, activations=worst[0], logits=worst[2], times=n, tokens=tokens,
+                gradients=held + worst[1] * state.share,
+                work=_works(forward, "backward"))  # fmt: skip
+    stage.phase("optimizer", role, gradients=state.gradients, workspace=state.workspace,
+                work=state.step)  # fmt: skip
+
+
+def _sum(*parts: tuple[str, str, float]) -> dict[Key, float]:
+    """Bytes by (role, component); what is named twice is added."""
+    out: dict[Key, float] = defaultdict(float)
+    for role, component, size in parts:
+        out[role, component] += size
+    return out
+
+
+def _once_more(stretches: list[Stretch]) -> list[Stretch]:
+    """A pass whose gradients are added to those that are there: each is freed at once."""
+    return [replace(x, gradients=0) for x in stretches]
+
+
+# --------------------------------------------------------------------------------------- stages
+
+
+def _sft(s: Setup) -> list[Phase]:
+    model, stage, adapters = s.model, _Stage(s), bool(s.lora_r)
+    p = _passes(s, model, s.batch, s.length, trained=True, adapters=adapters)
+    state = states(s, model, "lm", trained=True)
+    stage.stand("policy", state)
+    row = [*trunk(model, p, checkpoint=s.gradient_checkpointing, tied=model.tied and p.trained)]
+    scored = s.batch * s.response
+    row.append(ending(model, p, lambda t, x: heads.fused(t, model, p, x, scored)))
+    _training(stage, "policy", row, state, heads.standing(model, p), tokens=p.rows)
+    return stage.found
+
+
+def _reward(s: Setup) -> list[Phase]:
+    model, stage, adapters = s.model, _Stage(s), bool(s.lora_r)
+    passes = 1 if s.pairs_together else 2
+    b = 2 * s.batch // passes
+    p = _passes(s, model, b, s.length, trained=True, adapters=adapters)
+    state = states(s, model, "score", trained=True)
+    stage.stand("reward", state)
+    one = [*trunk(model, p, checkpoint=s.gradient_checkpointing)]
+    one.append(ending(model, p, lambda t, x: heads.scores(t, model, p, x, p.rows)))
+    _training(stage, "reward", one * passes, state, passes * heads.standing(model, p),
+              tokens=passes * p.rows)  # fmt: skip
+    return stage.found
+
+
+def _dpo(s: Setup) -> list[Phase]:
+    model, stage, adapters = s.model, _Stage(s), bool(s.lora_r)
+    p = _passes(s, model, 2 * s.batch, s.length, trained=True, adapters=adapters)
+    state = states(s, model, "lm", trained=True)
+    stage.stand("policy", state)
+    if not adapters:
+        stage.stand("reference", states(s, model, "lm", trained=False))
+    scored = 2 * s.batch * s.response
+    row = [*trunk(model, p, checkpoint=s.gradient_checkpointing, tied=model.tied and p.trained)]
+    row.append(ending(model, p, lambda t, x: heads.fused(t, model, p, x, scored)))
+    q = _passes(s, model, 2 * s.batch, s.length, trained=False)
+    reference = [*trunk(model, q, grad=False)]
+    reference.append(ending(model, q, lambda t, x: heads.fused(t, model, q, x, scored), grad=False))
+    before = heads.standing(model, p)
+    behind, _ = forward_peak(reference, heads.standing(model, q))
+    _, live = forward_peak(row, before)
+    held = state.gradients if s.gradient_accumulation_steps > 1 else 0
+    role = "reference" if not adapters else "policy"
+    stage.phase(
+        "reference",
+        role,
+        activations=0,
+        work=_works(reference, "forward"),
+        times=s.gradient_accumulation_steps,
+        tokens=p.rows,
+        more=_sum(
+            ("policy", "activations", live),
+            (role, "activations", behind[0]),
+            (role, "logits", behind[2]),
+            ("policy", "gradients", held),
+        ),
+    )
+    _training(stage, "policy", row, state, before, tokens=p.rows)
+    return stage.found
+
+
+# ------------------------------------------------------------------------------------------ PPO
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model with a part to play in PPO: whose base it runs on, with adapters of its own or not,
+    trained or frozen."""
+
+    name: str
+    model: Architecture
+    trained: bool
+    adapters: bool
+    own_base: bool = True
+
+
+def _roles(s: Setup) -> dict[str, Role]:
+    """Who is there, by layout: four models, a trunk shared by policy and value, one base."""
+    one = s.layout == "adapters"
+    reward = None if s.rule_reward else (s.reward or s.model)
+    roles = {
+        "policy": Role("policy", s.model, True, bool(s.lora_r)),
+        "reference": Role("reference", s.model, False, False, own_base=not one),
+        "value": Role("value", s.value or reward or s.model, True, one, s.layout == "four"),
+    }
+    if reward is not None:
+        roles["reward"] = Role("reward", reward, False, one, own_base=not one)
+    return roles
+
+
+def _ppo(s: Setup) -> list[Phase]:
+    stage, roles = _Stage(s), _roles(s)
+    state = {n: ppo_state(s, r) for n, r in roles.items()}
+    for name in roles:
+        stage.stand(name, state[name])
+    cache = _autocast_copies(s, roles)
+    _rollout(stage, s, cache["policy"])
+    cached = cache["policy"]
+    for name, phase in (("policy", "old_logprobs"), ("reference", "reference"),
+                        ("value", "value"), ("reward", "score")):  # fmt: skip
+        if name not in roles:
+            continue
+        p = _passes(s, roles[name].model, min(s.local_rollout_forward_batch_size, s.rollout_batch),
+                    s.length, trained=False, adapters=roles[name].adapters)  # fmt: skip
+        row = _scoring(s, roles[name], p)
+        peak, _ = forward_peak(row, heads.standing(roles[name].model, p))
+        cached += cache[name] if name != "policy" else 0
+        stage.phase(phase, name, activations=peak[0], logits=peak[2], workspace=cached, work=_works(row, "forward"),
+                    times=s.rollout_batch / p.b, tokens=p.rows)  # fmt: skip
+    _update(stage, s, roles, state)
+    return stage.found
+
+
+def ppo_state(s: Setup, role: Role) -> State:
+    """Weights and states of one role; a role without a base of its own adds adapters and head."""
+    head = "lm" if role.name in ("policy", "reference") else "score"
+    with_adapters = replace(s, lora_r=s.lora_r if role.adapters else 0)
+    state = states(with_adapters, role.model, head, trained=role.trained)
+    if not role.own_base:
+        shared = states(s, role.model, head, trained=False).parameters
+        if role.name == "value" and s.layout == "shared":
+            tiny = role.model.head_width * s.item
+            return State(tiny, tiny, 2 * tiny)
+        state.parameters = max(0.0, state.parameters - shared)
+    return state
+
+
+def _autocast_copies(s: Setup, roles: dict[str, Role]) -> dict[str, float]:
+    """Autocast keeps a 16-bit copy of every trained matrix until its context ends; ours spans the
+    whole rollout."""
+    copies = dict.fromkeys(roles, 0.0)
+    for name, role in roles.items():
+        if s.autocast and s.item == 4 and role.trained and not role.adapters:
+            parts = role.model.by_part("none")
+            copies[name] = 2.0 * (parts["attention"] + parts["mlp"])
+            if name == "policy":
+                copies[name] += 2.0 * role.model.head_width * role.model.vocabulary
+    return copies
+
+
+def _scoring(s: Setup, role: Role, p: Passes) -> list[Stretch]:
+    """A pass without gradients: log-probabilities, values, or scores of a chunk of rows."""
+    model, t = role.model, s.response
+    row = [*trunk(model, p, grad=False)]
+    if role.name in ("policy", "reference"):
+        write = lambda tape, x: heads.log_probabilities(tape, model, p, x, t, False)  # noqa: E731
+    elif role.name == "value":
+        write = lambda tape, x: heads.scores(tape, model, p, x, p.b * t)  # noqa: E731
+    else:
+        write = lambda tape, x: heads.scores(tape, model, p, x, p.b)  # noqa: E731
+    row.append(ending(model, p, write, grad=False))
+    return row
+
+
+def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
+    """Prefill, then one token at a time with a cache that grows to the whole length."""
+    model, n = s.model, s.rollout_batch
+    adapters = bool(s.lora_r)
+    first = _passes(s, model, n, s.prompt, trained=False, adapters=adapters)
+    row = [*trunk(model, first, grad=False)]
+    row.append(ending(model, first, lambda t, x: heads.next_token(t, model, first, x), grad=False))
+    per_token = kv_bytes(s, model) * n
+    prefill, _ = forward_peak(row, heads.standing(model, first))
+    work = _works(row, "forward")
+    # The work of a step is linear in the context: the step at the middle stands for all.
+    middle = replace(_passes(s, model, n, 1, trained=False, adapters=adapters),
+                     context=s.prompt + (s.response + 1) // 2)  # fmt: skip
+    step = [*trunk(model, middle, grad=False)]
+    step.append(ending(model, middle, lambda t, x: heads.next_token(t, model, middle, x),
+                       grad=False))  # fmt: skip
+    decode, _ = forward_peak(step, heads.standing(model, middle))
+    work.add(_works(step, "forward"), s.response - 1)
+    length = s.length - 1
+    growing = per_token / model.depth / 2 * length  # a layer's keys, old and new, while they grow
+    ends = (
+        (per_token * s.prompt, *prefill),
+        (per_token * length, decode[0] + growing, *decode[1:]),
+    )
+    cache, activations, _, logits = max(ends, key=sum)
+    stage.phase("rollout", "policy", kv_cache=cache, activations=activations, logits=logits,
+                workspace=cached, work=work, tokens=n * s.response)  # fmt: skip
+
+
+def kv_bytes(s: Setup, model: Architecture) -> float:
+    """Bytes of keys and values of one token of one sequence."""
+    item = 2 if s.autocast else s.item
+    return 2.0 * model.depth * model.kv_heads * model.head_dim * item
+
+
+def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, State]) -> None:
+    """Minibatches: policy and value forward, one backward pass through both, one step."""
+    policy, value = roles["policy"], roles["value"]
+    p = _passes(s, policy.model, s.batch, s.length, trained=True, adapters=policy.adapters)
+    row = [*trunk(policy.model, p, checkpoint=s.gradient_checkpointing,
+                  tied=policy.model.tied and p.trained)]  # fmt: skip
+    row.append(ending(policy.model, p, lambda t, x: heads.log_probabilities(
+        t, policy.model, p, x, s.response, True)))  # fmt: skip
+    q = _passes(s, value.model, s.batch, s.length, trained=True, adapters=value.adapters)
+    if s.layout == "shared":
+        second = []
+    else:
+        second = [*trunk(value.model, q, checkpoint=s.gradient_checkpointing)]
+    second.append(ending(value.model, q, lambda t, x: heads.scores(
+        t, value.model, q, x, q.b * s.response)))  # fmt: skip
+    passes = s.rollout_batch / s.batch * s.num_ppo_epochs
+    steps = s.num_mini_batches * s.num_ppo_epochs
+    grown = passes > steps
+    held = {n: state[n].gradients if grown else 0.0 for n in ("policy", "value")}
+    standing = heads.standing(policy.model, p)
+    peak, live = forward_peak(row + second, standing)
+    both = {("value", "gradients"): held["value"]}
+    work = _works(row + second, "forward")
+    stage.phase("forward", "policy", activations=peak[0], logits=peak[2], more=both,
+                gradients=held["policy"], work=work, times=passes, tokens=p.rows)  # fmt: skip
+    worst = backward_peak(_once_more(row + second) if grown else row + second, live)
+    of_value = 0.0 if grown else min(worst[1], state["value"].gradients)
+    of_policy = worst[1] - of_value
+    stage.phase("backward", "policy", activations=worst[0], logits=worst[2],
+                gradients=held["policy"] + of_policy, work=_works(row + second, "backward"),
+                more={("value", "gradients"): held["value"] + of_value}, times=passes,
+                tokens=p.rows)  # fmt: skip
+    stage.phase("optimizer", "policy", gradients=state["policy"].gradients,
+                workspace=state["policy"].workspace + state["value"].workspace, times=steps,
+                more={("value", "gradients"): state["value"].gradients},
+                work=state["policy"].step)  # fmt: skip
+
+
+def _inference(s: Setup) -> list[Phase]:
+    """Generation alone."""
+    stage = _Stage(s)
+    stage.stand("policy", states(s, s.model, "lm", trained=False))
+    _rollout(stage, s, 0.0)
+    return stage.found

@@ -1,0 +1,206 @@
+"""The plan of a stage: memory, arithmetic, time and money before anything runs.
+
+    e = estimate("ppo", config, hardware("h100"), {"per_device_train_batch_size": 8, "rows": 20_000})
+    e.peak, e.fits, e.hours, e.money, e.ledger, e.cheaper(), e.accelerate_config()
+
+Pure arithmetic: no torch, no transformers, about a millisecond.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from ..ledger import Ledger
+from .architecture import architecture
+from .hardware import Hardware, hardware
+from .phases import Phase, phases
+from .seconds import communication, product_dtype, seconds
+from .setup import Setup, make_setup
+
+MEMORY_BAND = 0.94, 1.06
+"""The worst case of benchmarks/cost_accuracy.py against the simulated peak."""
+TIME_BAND = 0.7, 1.3
+NOT_MODELLED = (
+    "fragmentation of the GPU's allocator and the CUDA context (about half a GB)",
+    "scratch space of cuBLAS and attention kernels",
+    "loading data, writing checkpoints, evaluation, start-up",
+    "experts chosen unevenly (mixtures)",
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage will cost on one kind of hardware. Bytes are of one device; FLOPs, seconds and
+    tokens of the whole run on all devices' data, seconds on the wall clock."""
+
+    setup: Setup
+    hardware: Hardware
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """At the longest rows: they set the peak."""
+        return phases(self.setup)
+
+    @cached_property
+    def average(self) -> list[Phase]:
+        """At rows of average length: they set the time."""
+        s = self.setup
+        if not s.mean_length or s.mean_length >= s.length:
+            return self.phases
+        share = s.mean_length / s.length
+        prompt = round(s.prompt * share)
+        return phases(replace(s, prompt=prompt, response=max(1, round(s.mean_length) - prompt)))
+
+    # ------------------------------------------------------------------------------- how much work
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps, or PPO iterations; None when the size of the data is not given."""
+        s = self.setup
+        if s.steps:
+            return s.steps
+        if s.rows is None:
+            return None
+        rows = s.rows * s.epochs * (s.samples_per_prompt if s.stage == "ppo" else 1)
+        return max(1, math.ceil(rows / (s.rollout_batch * s.replicas)))
+
+    # ------------------------------------------------------------------------------------- memory
+
+    @property
+    def peak(self) -> float:
+        """Bytes of the worst moment on one device."""
+        return self.peak_phase.total
+
+    @property
+    def peak_phase(self) -> Phase:
+        """The phase that sets the peak."""
+        return max(self.phases, key=lambda f: f.total)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the upper end of the band is within the device's memory."""
+        return self.peak * MEMORY_BAND[1] <= self.hardware.memory
+
+    # ------------------------------------------------------------------------------ time and money
+
+    @cached_property
+    def seconds_of(self) -> dict[tuple[str, str], float]:
+        """Seconds of one step by (phase, role)."""
+        dtype = product_dtype(self.setup)
+        out: dict[tuple[str, str], float] = {}
+        for f in self.average:
+            key = f.name, f.role
+            busy = seconds(f.work, self.hardware, dtype) * f.times / self.setup.tensor_parallel
+            out[key] = out.get(key, 0.0) + busy
+        exchange = sum(self.exchange.values())
+        if exchange:  # what the backward pass does not hide
+            back = next(k for k in out if k[0] == "backward")
+            out[back] += max(0.0, exchange - out[back])
+        return out
+
+    @cached_property
+    def exchange(self) -> dict[str, float]:
+        """Seconds of communication of one step, before any of it is hidden."""
+        s = self.setup
+        total = sum(v for f in self.phases[-1:] for (_, c), v in f.bytes.items()
+                    if c == "gradients") * (s.replicas if s.sharding not in ("none", "ddp", "zero1")
+                                            else 1)  # fmt: skip
+        weights = s.model.parameters() * s.item / s.tensor_parallel
+        return communication(s, self.hardware, total, weights)
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(self.seconds_of.values())
+
+    @property
+    def hours(self) -> float | None:
+        """Wall-clock hours of the run; None when the size of the data is not given."""
+        return None if self.steps is None else self.steps * self.step_seconds / 3600
+
+    @property
+    def gpu_hours(self) -> float | None:
+        return None if self.hours is None else self.hours * self.setup.gpus
+
+    @property
+    def money(self) -> float | None:
+        """USD; None where hours or the price are not known."""
+        if self.gpu_hours is None or self.hardware.price is None:
+            return None
+        return self.gpu_hours * self.hardware.price
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of one step on one device's data."""
+        return sum(f.work.flops * f.times for f in self.average)
+
+    # -------------------------------------------------------------------------------- as a ledger
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Bytes at each phase's peak; FLOPs, seconds, tokens and money of the run (of one step
+        where the number of steps is not known)."""
+        ledger, s, n = Ledger(), self.setup, self.steps or 1
+
+        def add(role, phase, component, quantity, value, band=(1.0, 1.0)):
+            ledger.add(stage=s.stage, role=role, phase=phase, component=component,
+                       quantity=quantity, value=value, low=value * band[0],
+                       high=value * band[1], source="predicted")  # fmt: skip
+
+        worst: dict[str, Phase] = {}
+        for f in self.phases:
+            if f.name not in worst or f.total > worst[f.name].total:
+                worst[f.name] = f
+        for f in worst.values():
+            for (role, component), size in f.bytes.items():
+                add(role, f.name, component, "bytes", size, MEMORY_BAND)
+        for f in self.average:
+            if f.work.flops:
+                add(f.role, f.name, "", "flops", f.work.flops * f.times * n * s.replicas)
+            if f.tokens:
+                add(f.role, f.name, "", "tokens", f.tokens * f.times * n * s.replicas)
+        for (phase, role), value in self.seconds_of.items():
+            if value:
+                add(role, phase, "", "seconds", value * n, TIME_BAND)
+        if self.money is not None:
+            add("", "", "", "money", self.money, TIME_BAND)
+        return ledger
+
+    # ------------------------------------------------------------------------------- other choices
+
+    def changed(self, **settings: Any) -> Estimate:
+        """The same stage with some settings changed. Raises ValueError for what cannot be."""
+        return estimate(self.setup.stage, self.config, self.hardware,
+                        {**self.settings, **settings}, reward=self.setup.reward,
+                        value=self.setup.value)  # fmt: skip
+
+    def cheaper(self) -> list[Any]:
+        """Changes that make it fit, or cheaper, the best first (`remedies.py`)."""
+        from .remedies import remedies
+
+        return remedies(self)
+
+    def accelerate_config(self) -> str:
+        """YAML for `accelerate launch --config_file` that realises this plan."""
+        from .launch import accelerate_config
+
+        return accelerate_config(self)
+
+
+def estimate(
+    stage: str, config: Mapping[str, Any], hw: Hardware | str = "here",
+    settings: Mapping[str, Any] | None = None, **roles: Any,
+) -> Estimate:  # fmt: skip
+    """Plan a stage for a model's config (a dict). Raises ValueError, one line, for what cannot be.
+
+    `roles`: other architectures or configs, `reward=` and `value=`, where they differ (PPO).
+    """
+    hw = hardware(hw)
+    made = {k: architecture(v) if isinstance(v, Mapping) else v for k, v in roles.items() if v}
+    setup = make_setup(stage, architecture(config), hw, settings or {}, **made)
+    return Estimate(setup, hw, dict(settings or {}), config)

@@ -1,0 +1,130 @@
+"""What to change so that a plan fits, or costs less: each change is planned, nothing is guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .plan import Estimate
+
+WORTH = 0.01
+"""A change is named when it saves at least this share of memory or of time."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change and what it does. Savings: bytes of one device, hours, USD; negative where it costs
+    more, None where the size of the data or the price is not known."""
+
+    does: str
+    settings: dict[str, Any]
+    estimate: Estimate
+    saves_bytes: float
+    saves_hours: float | None
+    saves_money: float | None
+
+    @property
+    def fits(self) -> bool:
+        return self.estimate.fits
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
+        saved = f"{self.saves_bytes / 2**30:+.2f} GiB saved"
+        hours = "" if self.saves_hours is None else f", {self.saves_hours:+.2f} h"
+        money = "" if self.saves_money is None else f", {self.saves_money:+.2f} USD"
+        return f"Remedy({self.does}: {said}: {saved}{hours}{money}, fits={self.fits})"
+
+
+def remedies(e: Estimate) -> list[Remedy]:
+    """Single changes, and where none is enough the gentlest changes together; the best first:
+    what fits before what does not, then by money (or time), then by memory."""
+    found = [r for does, settings in _changes(e) if (r := _try(e, does, settings)) is not None]
+    if not e.fits and not any(r.fits for r in found):
+        found += _together(e)
+    return sorted(found, key=_rank)
+
+
+def _rank(r: Remedy) -> tuple:
+    time = r.saves_money if r.saves_money is not None else r.saves_hours
+    return (not r.fits, -(time or 0.0), -r.saves_bytes)
+
+
+def _try(e: Estimate, does: str, settings: dict[str, Any]) -> Remedy | None:
+    """The change planned; None where it cannot be made or saves nothing."""
+    try:
+        stage = settings.get("stage", e.setup.stage)
+        other = {k: v for k, v in settings.items() if k != "stage"}
+        if stage != e.setup.stage:
+            from .plan import estimate
+
+            new = estimate(stage, e.config, e.hardware, {**e.settings, **other})
+        else:
+            new = e.changed(**other)
+        saved = e.peak - new.peak
+    except ValueError:
+        return None
+    hours = None if e.hours is None or new.hours is None else e.hours - new.hours
+    money = None if e.money is None or new.money is None else e.money - new.money
+    worth = saved > WORTH * e.peak or (hours or 0.0) > WORTH * (e.hours or 1.0)
+    return Remedy(does, settings, new, saved, hours, money) if worth else None
+
+
+def _changes(e: Estimate) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Changes that this plan has not made yet, from the gentlest to the largest."""
+    s = e.setup
+    training = s.stage != "inference"
+    if training and s.loss == "plain":
+        yield "fuse head and loss", {"loss": "fused"}
+    if training and s.optim == "adamw_torch":
+        yield "fused AdamW", {"optim": "adamw_torch_fused"}
+    if training and not s.gradient_checkpointing:
+        yield "recompute activations (checkpointing)", {"gradient_checkpointing": True}
+    if training and s.batch > 1 and s.stage != "ppo":
+        smaller = max(d for d in range(1, s.batch) if s.batch % d == 0)
+        more = s.gradient_accumulation_steps * s.batch // smaller
+        yield (
+            f"smaller passes: {smaller} rows, accumulated {more} times",
+            {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": more},
+        )
+    if s.stage == "ppo":
+        if s.batch > 1:
+            yield (f"one row a pass, accumulated {s.rollout_batch} times",
+                   {"per_device_train_batch_size": 1,
+                    "gradient_accumulation_steps": s.rollout_batch})  # fmt: skip
+        if s.local_rollout_forward_batch_size > 4:
+            yield "score 4 rows at a time", {"local_rollout_forward_batch_size": 4}
+    if training and s.optim not in ("adamw_bnb_8bit", "paged_adamw_8bit") and s.gpu:
+        yield "8-bit AdamW", {"optim": "adamw_bnb_8bit"}
+    if training and not s.lora_r:
+        yield "LoRA, rank 16", {"lora_r": 16}
+    if training and not s.load_in_4bit and s.gpu:
+        yield ("QLoRA: base in 4 bits, rank 16", {"lora_r": s.lora_r or 16, "load_in_4bit": True,
+               "dtype": "bfloat16", "bf16": False})  # fmt: skip
+    if s.stage == "ppo" and s.layout == "four":
+        yield "policy and value share a trunk", {"layout": "shared"}
+        yield "one base with adapters", {"layout": "adapters", "lora_r": s.lora_r or 16}
+        if not s.rule_reward:
+            yield "a rule instead of the reward model", {"rule_reward": True}
+    if s.gpus > 1 and s.sharding in ("none", "ddp"):
+        yield "shard weights and states (FSDP2)", {"sharding": "fsdp2"}
+    if training and s.gpu:
+        yield (f"{2 * s.gpus} GPUs, sharded (FSDP2)", {"gpus": 2 * s.gpus, "sharding": "fsdp2"})
+    if s.stage == "ppo":
+        yield "DPO instead of PPO", {"stage": "dpo"}
+
+
+def _together(e: Estimate) -> list[Remedy]:
+    """The gentlest changes one on top of the other until it fits."""
+    settings: dict[str, Any] = {}
+    said: list[str] = []
+    for does, change in _changes(e):
+        if "stage" in change or "rule_reward" in change:
+            continue
+        tried = _try(e, " + ".join([*said, does]), {**settings, **change})
+        if tried is None:
+            continue
+        settings, said = tried.settings, [*said, does]
+        if tried.fits:
+            return [tried]
+    return []

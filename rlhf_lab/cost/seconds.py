@@ -1,0 +1,51 @@
+"""How long work takes on a device: every operation is bound by arithmetic or by memory.
+
+The roofline (Williams et al., CACM 52(4), 2009): a matrix product takes the longer of its
+arithmetic and of moving its operands; everything else moves bytes. A small operation costs what
+launching it costs: on a GPU instead of its work, when that is shorter; on a CPU on top of it.
+"""
+
+from __future__ import annotations
+
+from .hardware import Hardware
+from .setup import Setup
+from .tape import Work
+
+
+def seconds(work: Work, hw: Hardware, dtype: str) -> float:
+    """Seconds of this work on one device. `dtype`: that of the matrix products."""
+    speed = hw.bandwidth * hw.bandwidth_efficiency
+    gpu, total = hw.kind == "gpu", 0.0
+    for flops, touched, times in work.products:
+        busy = max(flops / hw.matmul_rate(dtype, flops), touched / speed)
+        total += times * (max(busy, hw.op_seconds) if gpu else busy + hw.op_seconds)
+    moving, launching = work.moved / speed, work.count * hw.op_seconds
+    return total + (max(moving, launching) if gpu else moving + launching)
+
+
+def product_dtype(s: Setup) -> str:
+    """The precision that matrix products run in, as the hardware catalogue names it."""
+    if s.fp16 or s.dtype == "float16":
+        return "fp16"
+    return "bf16" if s.bf16 or s.dtype == "bfloat16" else "fp32"
+
+
+def communication(s: Setup, hw: Hardware, gradients: float, weights: float) -> dict[str, float]:
+    """Seconds that an optimizer step's exchange takes if nothing hides it, by kind.
+
+    `gradients`, `weights`: bytes of one whole copy. A ring moves (n−1)/n of the data once to reduce
+    and scatter and once to gather (Patarasuk and Yuan, 2009); sharded weights are gathered for the
+    forward and again for the backward pass (Rajbhandari et al., 1910.02054, section 7).
+    """
+    n = s.gpus
+    if n == 1:
+        return {}
+    speed = hw.link if s.nodes == 1 else hw.network
+    if not speed:
+        raise ValueError(f"{hw.name} has no known connection {'inside' if s.nodes == 1 else 'between'}"
+                         f" nodes: give {'link' if s.nodes == 1 else 'network'}= in bytes/s")  # fmt: skip
+    share = (n - 1) / n / speed
+    out = {"reduce": gradients * share, "gather": gradients * share}
+    if s.sharding in ("zero3", "fsdp2"):
+        out["gather"] = 2 * weights * share
+    return out

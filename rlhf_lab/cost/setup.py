@@ -1,0 +1,227 @@
+"""Everything a cost depends on, in one flat record, checked.
+
+The names are those of TRL's configs and ModelConfig and of our PPOConfig; what no trainer has
+(GPUs, sharding, lengths, layout, size of the data) is in `EXTRA`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .architecture import Architecture
+from .hardware import Hardware
+
+STAGES = ("sft", "reward", "dpo", "ppo", "inference")
+ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
+CHOICES = {
+    "stage": STAGES,
+    "dtype": tuple(ITEM),
+    "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
+    "optim": ("adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit",
+              "adafactor", "sgd"),
+    "loss": ("fused", "plain"),
+    "layout": ("four", "shared", "adapters"),
+    "sharding": ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2"),
+    "offload": ("none", "optimizer", "all"),
+}  # fmt: skip
+EXTRA = {
+    "prompt_length": "tokens of a prompt",
+    "response_length": "tokens of a response (of a completion in SFT, of one answer in DPO)",
+    "mean_length": "tokens of a row as it is padded, on average; else the longest",
+    "rows": "rows of the data set: samples, pairs or prompts",
+    "gpus": "devices in all", "nodes": "machines they are in",
+    "sharding": ", ".join(CHOICES["sharding"]), "offload": ", ".join(CHOICES["offload"]),
+    "tensor_parallel": "devices that share one layer (planned, not trained by the lab)",
+    "dtype": "precision of the weights", "attn_implementation": "sdpa, eager, flash_attention_2",
+    "load_in_4bit": "base weights in NF4 (QLoRA)", "use_bnb_nested_quant": "double quantisation",
+    "adapter_dtype": "precision of adapters", "loss": "fused or plain cross-entropy",
+    "pairs_together": "chosen and rejected in one pass", "layout": ", ".join(CHOICES["layout"]),
+    "rule_reward": "PPO without a reward model", "padded": "rows of a batch differ in length",
+    "samples_per_prompt": "responses to each prompt",
+}  # fmt: skip
+"""Settings of a plan that are no trainer's, and what they mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """One stage on one kind of device. Lengths in tokens; `batch` in sequences, or pairs for reward
+    and DPO, of one device and one pass.
+
+    `dtype`: of the weights; `bf16`, `fp16`: autocast over fp32 weights. `gpu`: kernels and the
+    allocator of a GPU. Raises ValueError, one line, for what cannot be.
+    """
+
+    stage: str
+    model: Architecture
+    batch: int = 8
+    prompt: int = 64
+    response: int = 64
+    mean_length: float | None = None
+    rows: int | None = None
+    epochs: float = 1.0
+    steps: int | None = None
+    dtype: str = "float32"
+    bf16: bool = False
+    fp16: bool = False
+    lora_r: int = 0
+    lora_targets: str | tuple[str, ...] | None = "all-linear"
+    adapter_dtype: str = "float32"
+    load_in_4bit: bool = False
+    use_bnb_nested_quant: bool = False
+    gradient_checkpointing: bool = False
+    gradient_accumulation_steps: int = 1
+    attn_implementation: str = "sdpa"
+    optim: str = "adamw_torch_fused"
+    loss: str = "fused"
+    padded: bool = True
+    gpu: bool = True
+    gpus: int = 1
+    nodes: int = 1
+    sharding: str = "none"
+    offload: str = "none"
+    tensor_parallel: int = 1
+    pairs_together: bool = True
+    reward: Architecture | None = None
+    value: Architecture | None = None
+    num_ppo_epochs: int = 4
+    num_mini_batches: int = 1
+    local_rollout_forward_batch_size: int = 64
+    samples_per_prompt: int = 1
+    layout: str = "four"
+    rule_reward: bool = False
+
+    def __post_init__(self):
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}{nearest(value, choices)}: choose from "
+                                 f"{', '.join(choices)}")  # fmt: skip
+        for name in ("batch", "prompt", "response", "gpus", "nodes", "tensor_parallel",
+                     "gradient_accumulation_steps", "num_ppo_epochs", "num_mini_batches",
+                     "local_rollout_forward_batch_size", "samples_per_prompt"):  # fmt: skip
+            value = getattr(self, name)
+            if type(value) is not int or value < (0 if name in ("prompt", "response") else 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for wrong, line in self._impossible():
+            if wrong:
+                raise ValueError(line)
+
+    def _impossible(self):
+        m, n = self.model, self.gpus
+        yield (self.length > m.context,
+               f"prompt_length + response_length = {self.length}: {m.family} here takes "
+               f"{m.context} tokens")  # fmt: skip
+        yield self.length < 1, "prompt_length + response_length must be at least 1"
+        yield self.bf16 and self.fp16, "bf16 and fp16: choose one"
+        yield (
+            (self.bf16 or self.fp16) and self.dtype != "float32",
+            f"bf16/fp16 autocast works on fp32 weights: leave it out with dtype={self.dtype!r}",
+        )
+        yield (self.load_in_4bit and not self.lora_r and self.stage != "inference",
+               "load_in_4bit trains adapters only: set lora_r, for example 16")  # fmt: skip
+        side = min(min(x.inputs, x.outputs) for y in m.layers for x in y.linears)
+        yield (
+            self.lora_r > side or self.lora_r < 0,
+            f"lora_r={self.lora_r}: the narrowest matrix is {side} wide; choose 1 to {side}",
+        )
+        yield (n % self.nodes != 0, f"gpus={n} do not spread over nodes={self.nodes}: choose "
+               f"{_divisor(n, self.nodes)} nodes")  # fmt: skip
+        yield (
+            n % self.tensor_parallel != 0 or m.heads % self.tensor_parallel != 0,
+            f"tensor_parallel={self.tensor_parallel} must divide gpus={n} and the "
+            f"{m.heads} heads: choose {_divisor(n, self.tensor_parallel, m.heads)}",
+        )
+        batch, k = self.rollout_batch, self.num_mini_batches
+        yield (self.stage == "ppo" and batch % k != 0,
+               f"a rollout batch of {batch} does not split into num_mini_batches={k}: choose "
+               f"{_divisor(batch, k)}")  # fmt: skip
+        yield (self.layout == "adapters" and not self.lora_r,
+               "layout='adapters' needs a rank: set lora_r, for example 16")  # fmt: skip
+        yield (self.sharding == "none" and n > self.tensor_parallel,
+               f"gpus={n} need a way to share the work: choose sharding from "
+               f"{', '.join(CHOICES['sharding'][1:])}")  # fmt: skip
+
+    @property
+    def length(self) -> int:
+        return self.prompt + self.response
+
+    @property
+    def item(self) -> int:
+        """Bytes of one weight while it is used; DeepSpeed makes a 16-bit model itself."""
+        deepspeed = self.sharding.startswith("zero") and (self.bf16 or self.fp16)
+        return 2 if deepspeed else ITEM[self.dtype]
+
+    @property
+    def autocast(self) -> bool:
+        return (self.bf16 or self.fp16) and self.item == 4
+
+    @property
+    def adapter_item(self) -> int:
+        return ITEM[self.adapter_dtype]
+
+    @property
+    def eager(self) -> bool:
+        """Gemma 2 caps its scores, which fused attention cannot."""
+        return self.attn_implementation == "eager" or self.model.family == "gemma2"
+
+    @property
+    def rollout_batch(self) -> int:
+        """Responses of one device in one PPO iteration."""
+        return self.batch * self.gradient_accumulation_steps
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model that see different data."""
+        return self.gpus // self.tensor_parallel
+
+
+def nearest(name: Any, known) -> str:
+    """`; did you mean …?`, or nothing."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _divisor(n: int, near: int, also: int = 0) -> int:
+    """The divisor of n (and of `also`) that is nearest to `near`."""
+    fits = [d for d in range(1, n + 1) if n % d == 0 and also % d == 0]
+    return min(fits, key=lambda d: abs(d - near))
+
+
+RENAMED = {"per_device_train_batch_size": "batch", "prompt_length": "prompt",
+           "response_length": "response", "num_train_epochs": "epochs", "max_steps": "steps",
+           "lora_target_modules": "lora_targets"}  # fmt: skip
+EPOCHS = {"sft": 3.0, "reward": 1.0, "dpo": 1.0, "ppo": 3.0, "inference": 1.0}
+"""What TRL's configs (and transformers', for PPO) train when nothing is said."""
+
+
+def make_setup(
+    stage: str, model: Architecture, hw: Hardware, settings: Mapping[str, Any], **roles: Any
+) -> Setup:
+    """A Setup from a plan's settings; what they leave out is what the lab's trainers do.
+
+    `roles`: architectures of other models, `reward=` and `value=`. Without lengths a row fills
+    `max_length` (or the model's context), half of it the prompt.
+    """
+    known = {f.name for f in fields(Setup)}
+    said = {RENAMED.get(k, k): v for k, v in settings.items()}
+    chosen = {k: v for k, v in said.items() if k in known and v is not None}
+    chosen["gpu"] = hw.kind == "gpu"
+    if chosen.get("dtype", "float32") == "float32" and not {"bf16", "fp16"} & chosen.keys():
+        chosen["bf16"] = chosen["gpu"] and "bf16" in hw.flops
+    chosen.setdefault("epochs", EPOCHS.get(stage, 1.0))
+    if (chosen.get("steps") or 0) <= 0:
+        chosen.pop("steps", None)
+    if isinstance(chosen.get("lora_targets"), list):
+        chosen["lora_targets"] = tuple(chosen["lora_targets"])
+    room = min(int(said.get("max_length") or model.context), model.context)
+    if stage != "ppo" and not {"prompt", "response"} & chosen.keys():
+        chosen["prompt"], chosen["response"] = room // 2, room - room // 2
+    elif stage == "ppo":
+        chosen.setdefault("response", 53)
+        chosen.setdefault("prompt", max(1, min(64, room - chosen["response"])))
+    if chosen.get("gpus", 1) > 1:
+        chosen.setdefault("sharding", "ddp")
+    return Setup(stage=stage, model=model, **chosen, **roles)

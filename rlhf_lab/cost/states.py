@@ -1,0 +1,135 @@
+"""What stands in memory because a model is there and because it is trained, on one device.
+
+Bytes per parameter: weights in their precision, gradients in that of the weights, AdamW two more
+numbers of each (Loshchilov and Hutter, 1711.05101). DeepSpeed in 16 bits keeps 2 of weights, 2 of
+gradients and 12 of master weights and moments, and shards the last (ZeRO-1), the gradients too
+(ZeRO-2), and the weights too (ZeRO-3): Rajbhandari et al., 1910.02054, section 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from .architecture import Architecture
+from .setup import Setup
+from .tape import Work
+
+NF4 = {False: 4.5 / 8, True: 4.127 / 8}
+"""Bytes per weight in NF4 with its scales: 4 bits and 32 per block of 64, or those in 8 bits again
+(Dettmers et al., 2305.14314, section 3)."""
+BUCKET = 500_000_000
+"""Numbers in DeepSpeed's reduce bucket unless told otherwise (`reduce_bucket_size`)."""
+
+
+@dataclass
+class State:
+    """Bytes of one model on one device. `workspace`: what the optimizer's step needs on top;
+    `communication`: buffers of a distributed run; `share`: of the gradients, what one device keeps;
+    `step`: the work of the optimizer."""
+
+    parameters: float
+    gradients: float = 0
+    optimizer: float = 0
+    workspace: float = 0
+    communication: float = 0
+    share: float = 1.0
+    step: Work = field(default_factory=Work)
+
+
+def states(s: Setup, model: Architecture, head: str, *, trained: bool) -> State:
+    """Weights, gradients, optimizer state and buffers of one model."""
+    weights = _weights(s, model, head)
+    if not trained:
+        return _sharded(s, model, State(weights), 0)
+    if s.lora_r:
+        count, size = _adapters(s, model, head)
+        weights += size
+        widest = max(max(x.inputs, x.outputs) for y in model.layers for x in y.linears)
+        largest = s.lora_r * widest * s.adapter_item
+    else:
+        count, size = model.parameters(head), weights
+        largest = model.vocabulary * model.head_width * s.item
+    optimizer, workspace = _optimizer(s, model, count, size, largest)
+    tensors = sum(len(x.linears) * x.count for x in model.layers)
+    step = Work(moved=4 * size + 2 * optimizer, count=1 if "fused" in s.optim else 12 * tensors)
+    return _sharded(s, model, State(weights, size, optimizer, workspace, step=step), count)
+
+
+def _weights(s: Setup, model: Architecture, head: str) -> float:
+    parts = model.by_part(head)
+    total = sum(parts.values())
+    if not s.load_in_4bit:
+        return float(total * s.item)
+    quantised = sum(x.parameters * y.count for y in model.layers for x in y.linears)
+    return quantised * NF4[s.use_bnb_nested_quant] + (total - quantised) * s.item
+
+
+def _adapters(s: Setup, model: Architecture, head: str) -> tuple[int, float]:
+    """→ trained parameters and their bytes; a score head is trained whole (modules_to_save)."""
+    count = model.lora_parameters(s.lora_r, s.lora_targets)
+    size = float(count * s.adapter_item)
+    if head == "score":
+        count, size = count + model.head_width, size + model.head_width * s.item
+    return count, size
+
+
+def _optimizer(s: Setup, model, count, size, largest) -> tuple[float, float]:
+    """→ bytes of the state, bytes of workspace at the step's peak."""
+    if s.optim == "sgd":
+        return 0.0, 0.0
+    if s.optim == "adamw_torch_fused":
+        return 2.0 * size, 0.0
+    if s.optim == "adamw_torch":
+        # foreach (CUDA's default) makes √v of all parameters at once; a loop, of one at a time.
+        return 2.0 * size, float(size if s.gpu else 2 * largest)
+    if s.optim.endswith("8bit"):  # two bytes, and two fp32 scales per block of 256
+        return count * (2 + 2 * 4 / 256), 0.0
+    if s.lora_r:
+        sides = sum(y.count * (2 * s.lora_r + x.inputs + x.outputs)
+                    for y in model.layers for x in y.linears)  # fmt: skip
+    else:
+        sides = sum(y.count * (x.inputs + x.outputs) * x.copies
+                    for y in model.layers for x in y.linears)  # fmt: skip
+        sides += model.vocabulary + model.head_width
+    # Adafactor keeps row and column sums; its update is an fp32 tensor of the parameter's size.
+    return 4.0 * sides, 3.0 * largest * 4 / s.item
+
+
+def _sharded(s: Setup, model: Architecture, state: State, count: float) -> State:
+    """The same on one of `s.replicas` devices."""
+    n, kind = s.replicas, s.sharding
+    if kind == "ddp":
+        return replace(state, communication=state.gradients)  # buckets beside the gradients
+    if kind in ("none",) or s.gpus == 1 and kind == "fsdp2":
+        return state
+    deepspeed = kind.startswith("zero") and s.item == 2 and not s.load_in_4bit
+    if deepspeed and count:  # master weights and moments in fp32
+        state = replace(
+            state,
+            optimizer=state.optimizer / 2 * 2 + 4.0 * count
+            if s.adapter_item == 4 and s.lora_r
+            else 12.0 * count,
+            workspace=0.0,
+        )
+    optimizer = 0.0 if s.offload != "none" else state.optimizer / n
+    if kind == "zero1":
+        return replace(state, optimizer=optimizer)
+    if kind == "zero2":
+        bucket = min(BUCKET, count) * 2.0
+        return replace(state, optimizer=optimizer, gradients=state.gradients / n, share=1 / n,
+                       communication=bucket)  # fmt: skip
+    # ZeRO-3 and FSDP2: weights too; two layers are whole at a time, and their gradients once.
+    layer = max(sum(x.parameters for x in y.linears) for y in model.layers)
+    table = model.vocabulary * model.head_width
+    item = 2 if s.autocast else s.item
+    whole = (2 * layer + table) * item + (layer * item if count else 0)
+    parameters = 0.0 if s.offload == "all" else state.parameters / n
+    return replace(
+        state,
+        parameters=parameters,
+        optimizer=optimizer,
+        workspace=0.0,
+        gradients=state.gradients / n,
+        share=1 / n,
+        communication=float(whole),
+    )

@@ -1,0 +1,292 @@
+"""A pencil-and-paper autograd: what PyTorch keeps, frees and computes, in plain arithmetic.
+
+A `Value` is a tensor of which only the size is known. Operations on a `Tape` allocate their result
+and note what autograd saves for the backward pass; a `Store` gives its bytes back when nothing
+refers to it any more, as a tensor does. So a layer written with these operations (`layers.py`)
+tells its memory at every moment, and its work, without a tensor.
+
+The rules are PyTorch's: what each operation saves is in its derivatives.yaml, and a gradient that
+reaches a value twice is added up in a new tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+KINDS = ACTIVATION, GRADIENT, LOGITS = 0, 1, 2
+"""What bytes are: intermediate values, gradients of weights, logits and what is made of them."""
+
+
+class Store:
+    """Bytes that are alive as long as somebody holds this object."""
+
+    __slots__ = ("kind", "size", "tape")
+
+    def __init__(self, tape: Tape, size: float, kind: int = ACTIVATION):
+        self.tape, self.kind = tape, kind
+        self.size = -(-int(size) // tape.block) * tape.block
+        tape.change(self.size, kind)
+
+    def __del__(self):
+        self.tape.change(-self.size, self.kind)
+
+
+class Value:
+    """`numel` numbers of `item` bytes; `needs` a gradient or not; made by `source`."""
+
+    __slots__ = ("item", "needs", "numel", "source", "store")
+
+    def __init__(self, store, numel: int, item: int, needs: bool = False, source=None):
+        self.store, self.numel, self.item = store, numel, item
+        self.needs, self.source = needs, source
+
+
+class Node:
+    """One operation to undo: where gradients go, and what was saved to compute them."""
+
+    __slots__ = ("grad", "inputs", "joins", "kind", "saved", "scratch", "weights", "work")
+
+    def __init__(self, inputs=(), saved=(), weights=(), scratch=0, work=(), kind=ACTIVATION):
+        self.inputs, self.saved, self.weights = inputs, saved, weights
+        self.scratch, self.work, self.kind = scratch, work, kind
+        self.joins = False  # keeps the gradients of its parts side by side
+        self.grad = None
+
+
+@dataclass
+class Work:
+    """What was computed: matrix products one by one (floating point operations, bytes touched,
+    how often), and the bytes and the number of all other operations together."""
+
+    products: list[tuple[float, float, float]] = field(default_factory=list)
+    moved: float = 0.0
+    count: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        return sum(flops * times for flops, _, times in self.products)
+
+    def add(self, other: Work, times: float = 1) -> None:
+        """Put `times` times the other work on top."""
+        self.products += [(f, m, n * times) for f, m, n in other.products]
+        self.moved += other.moved * times
+        self.count += other.count * times
+
+
+def product(rows: float, inputs: float, outputs: float, item: int) -> tuple[float, float, float]:
+    """A matrix product of `rows` × `inputs` by `inputs` × `outputs`, done once."""
+    touched = (rows * (inputs + outputs) + inputs * outputs) * item
+    return 2.0 * rows * inputs * outputs, float(touched), 1.0
+
+
+class Tape:
+    """Live bytes, their peak, and the operations of one stretch of a model.
+
+    `block`: bytes every request is rounded up to. `autocast`: matrix products run in 2 bytes
+    whatever they are given. `grad`: whether anything is saved.
+    """
+
+    def __init__(self, block: int = 1, autocast: bool = False, grad: bool = True):
+        self.block, self.autocast, self.grad = block, autocast, grad
+        self.live, self.by_kind = 0, [0] * len(KINDS)
+        self.peak, self.peak_by_kind = 0, (0,) * len(KINDS)
+        self.nodes: list[Node] = []
+        self.kept_gradients: list[Store] = []
+        self.cache: list[Store] = []
+        """autocast's copies of trained weights, kept until the forward pass ends"""
+        self.forward, self.backward = Work(), Work()
+        self.kind = ACTIVATION
+        """what new values are"""
+
+    def change(self, size: int, kind: int) -> None:
+        self.live += size
+        self.by_kind[kind] += size
+        if self.live > self.peak:
+            self.peak, self.peak_by_kind = self.live, tuple(self.by_kind)
+
+    def look_again(self) -> None:
+        """Forget the peak so far."""
+        self.peak, self.peak_by_kind = self.live, tuple(self.by_kind)
+
+    # ------------------------------------------------------------------------------- operations
+
+    def new(self, numel: int, item: int, needs: bool = False) -> Value:
+        """A value that is simply there: an input."""
+        return Value(Store(self, numel * item), numel, item, needs)
+
+    def _out(self, numel, item, inputs, saved=(), weights=(), scratch=0, work=None, store=None):
+        """The result of an operation. `inputs`: (value, "new" | "same": is its gradient a new
+        tensor or the one that came in); `weights`: bytes of the gradients of parameters."""
+        store = store or Store(self, numel * item, self.kind)
+        ways = [(v, how) for v, how in inputs if v.needs] if self.grad else []
+        if not (ways or (weights and self.grad)):
+            return Value(store, numel, item)
+        # A leaf has no source: the segment's own input keeps its gradient in a node of its own.
+        targets = []
+        for value, how in ways:
+            if value.source is None:
+                value.source = Node()
+                self.nodes.insert(0, value.source)
+            targets.append((value.source, value.numel * value.item, how))
+        node = Node(targets, saved, weights, scratch, work or (), store.kind)
+        self.nodes.append(node)
+        return Value(store, numel, item, True, node)
+
+    def split(self, x: Value, *numels: int) -> list[Value]:
+        """Parts of a value, without a copy; their gradients are put together again."""
+        whole = self._out(x.numel, x.item, [(x, "new")], store=x.store)
+        if whole.source is not None:
+            whole.source.joins = True
+        return [Value(x.store, n, x.item, whole.needs, whole.source) for n in numels]
+
+    def _moves(self, *values: Value, out: float = 0.0) -> None:
+        self.forward.moved += sum(v.numel * v.item for v in values) + out
+        self.forward.count += 1
+
+    def cast(self, x: Value, item: int) -> Value:
+        """Another precision; nothing where it is the same."""
+        if x.item == item:
+            return x
+        self._moves(x, out=x.numel * item)
+        return self._out(x.numel, item, [(x, "new")])
+
+    def copy(self, x: Value, numel: int | None = None) -> Value:
+        """A copy, as `contiguous`, `cat` or an expansion make it; `numel` where it grows."""
+        numel = numel or x.numel
+        self._moves(x, out=numel * x.item)
+        return self._out(numel, x.item, [(x, "new")])
+
+    def add(self, *values: Value) -> Value:
+        """A sum: saves nothing; each gradient is the one that came in (cast where it must be)."""
+        item, numel = max(v.item for v in values), max(v.numel for v in values)
+        self._moves(*values, out=numel * item)
+        ways = [(v, "same" if (v.item, v.numel) == (item, numel) else "new") for v in values]
+        return self._out(numel, item, ways)
+
+    def mul(self, x: Value, y: Value | None = None) -> Value:
+        """A product, with a constant where `y` is None; saves the factor of each gradient."""
+        if y is None:
+            self._moves(x, out=x.numel * x.item)
+            return self._out(x.numel, x.item, [(x, "new")])
+        item, numel = max(x.item, y.item), max(x.numel, y.numel)
+        self._moves(x, y, out=numel * item)
+        saved = (*((y.store,) if x.needs else ()), *((x.store,) if y.needs else ()))
+        # The gradient of a factor that was spread out is made whole before it is summed.
+        scratch = numel * item if min(x.numel, y.numel) < numel and x.needs and y.needs else 0
+        return self._out(numel, item, [(x, "new"), (y, "new")], saved, scratch=scratch)
+
+    def pointwise(self, x: Value, saves: str = "input", item: int | None = None) -> Value:
+        """A function of each number that saves its "input" or its "output" (or "nothing")."""
+        item = item or x.item
+        self._moves(x, out=x.numel * item)
+        store = Store(self, x.numel * item)
+        saved = {"input": (x.store,), "output": (store,), "nothing": ()}[saves]
+        return self._out(x.numel, item, [(x, "new")], saved, store=store)
+
+    def mean(self, x: Value, rows: int) -> Value:
+        """One number for each row."""
+        self._moves(x, out=rows * x.item)
+        return self._out(rows, x.item, [(x, "same")])
+
+    def layer_norm(self, x: Value, rows: int, width: int, trained: bool, weight: int) -> Value:
+        """torch's own layer norm: saves its input, and mean and deviation of every row."""
+        self._moves(x, out=x.numel * x.item)
+        statistics = Store(self, 2 * rows * 4)
+        grads = (2 * width * weight,) if trained else ()
+        return self._out(x.numel, x.item, [(x, "new")], (x.store, statistics), grads)
+
+    def scale(self, x: Value, width: int, trained: bool, item: int) -> Value:
+        """`weight · x` of an RMS norm: saves x where the weight is trained."""
+        out = max(item, x.item)
+        self._moves(x, out=x.numel * out)
+        saved, grads = ((x.store,), (width * item,)) if trained else ((), ())
+        return self._out(x.numel, out, [(x, "new")], saved, grads,
+                         scratch=x.numel * out if trained else 0)  # fmt: skip
+
+    def linear(self, x: Value, inputs: int, outputs: int, weight: int, *, trained: bool,
+               bias: bool = False) -> Value:  # fmt: skip
+        """x · W: saves x where W is trained. `weight`: bytes of one of its numbers."""
+        rows, saved = x.numel // inputs, ()
+        if self.autocast:
+            x = self.cast(x, 2)
+        item = x.item
+        if item < weight:  # autocast's copy of the weight lives as long as x's gradient needs it
+            copy = Store(self, (inputs + bias) * outputs * item)
+            saved = (copy,) if x.needs else ()
+            if trained:
+                self.cache.append(copy)
+        done = product(rows, inputs, outputs, item)
+        self.forward.products.append(done)
+        saved += (x.store,) if trained else ()
+        size = (inputs + bias) * outputs
+        return self._out(rows * outputs, item, [(x, "new")], saved,
+                         (size * weight,) if trained else (),
+                         scratch=size * item if trained and item < weight else 0,
+                         work=[done] * (bool(trained) + x.needs))  # fmt: skip
+
+    def matmul(self, x: Value, y: Value, numel: int, flops: float) -> Value:
+        """A product of two activations: saves both."""
+        if self.autocast:
+            x, y = self.cast(x, 2), self.cast(y, 2)
+        done = (flops, float((x.numel + y.numel + numel) * x.item), 1.0)
+        self.forward.products.append(done)
+        return self._out(numel, x.item, [(x, "new"), (y, "new")], (x.store, y.store),
+                         work=[done] * (x.needs + y.needs))  # fmt: skip
+
+    def attention(self, q: Value, k: Value, v: Value, statistics: int, mask: int,
+                  flops: float, scratch: int = 0) -> Value:  # fmt: skip
+        """Fused attention: saves queries, keys, values, its output, one fp32 number a row and head,
+        and the mask (`mask` numbers in the precision of the queries). Its backward does five
+        products where the forward does two (Dao, 2307.08691, section 2.3)."""
+        if self.autocast:
+            q, k, v = (self.cast(x, 2) for x in (q, k, v))
+        touched = float((2 * q.numel + k.numel + v.numel) * q.item)
+        self.forward.products.append((flops, touched, 1.0))
+        out, rows = Store(self, q.numel * q.item), Store(self, statistics * 4)
+        extra = (Store(self, mask * q.item),) if mask else ()
+        return self._out(q.numel, q.item, [(q, "new"), (k, "new"), (v, "new")],
+                         (q.store, k.store, v.store, out, rows, *extra), scratch=scratch,
+                         work=[(2.5 * flops, 2 * touched, 1.0)], store=out)  # fmt: skip
+
+    # --------------------------------------------------------------------------------- backward
+
+    def undo(self, grad: Store) -> Store | None:
+        """The backward pass from the gradient of the last value; → the gradient of the input."""
+        nodes, last = self.nodes, None
+        if nodes:
+            nodes[-1].grad = grad
+        del grad
+        while nodes:
+            node = nodes.pop()
+            g, node.grad = node.grad, None
+            if g is None:
+                continue
+            if not node.inputs and not node.weights:
+                last = g
+                continue
+            self._undo_one(node, g)
+        return last
+
+    def _undo_one(self, node: Node, g: Store) -> None:
+        self.backward.products += node.work
+        temporary = Store(self, node.scratch, node.kind) if node.scratch else None
+        for size in node.weights:
+            self.kept_gradients.append(Store(self, size, GRADIENT))
+        made = [(t, g if how == "same" else Store(self, size, t.kind))
+                for t, size, how in node.inputs]  # fmt: skip
+        if not node.work:
+            self.backward.moved += sum(s.size for s in (*node.saved, *(m for _, m in made))) * 2
+            self.backward.count += 1 + len(made)
+        del temporary
+        node.saved = ()
+        del g
+        for target, store in made:
+            if target.joins:
+                target.grad = [*(target.grad or ()), store]
+            elif target.grad is None:
+                target.grad = store
+            else:  # a new tensor holds the sum
+                target.grad = Store(self, target.grad.size, target.kind)
+                self.backward.moved += 3 * store.size
+                self.backward.count += 1
