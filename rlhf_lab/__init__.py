@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "models", "load_data": "data", "Run": "runs", "Ledger": "ledger",
     "plan": "lab", "train": "lab", "Plan": "lab", "train_all": "course", "stage_table": "course",
-    "describe_data": "course", "report": "course", "stories": "course", "show_stories": "course",
+    "xray": "budget", "compare": "budget", "sweep": "budget", "project": "budget",
+    "hardware": "cost.hardware", "calibrate": "cost.calibrate", "describe_data": "course", "report": "course", "stories": "course", "show_stories": "course",
 }  # fmt: skip
 __all__ = sorted(_HOMES)
 

@@ -1,4 +1,4 @@
-"""The command line: `rlhf-lab train sft|reward|ppo|dpo|all`, `rlhf-lab data`, `rlhf-lab doctor`.
+"""The command line: `rlhf-lab train`, `plan`, `xray`, `measure`, `data` and `doctor`.
 
 Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to do), 1 ours.
 """
@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import __version__
+from . import __version__, cli_cost
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     about.add_argument("source", help="a file, a folder saved by datasets, or a hub id")
     _model_and_data(about)
     about.add_argument("--max-length", type=_positive, default=512, help="tokens of a row [512]")
+    cli_cost.add_commands(commands, _positive)
     commands.add_parser(
         "doctor", help="look this machine over: what works, what to mend",
         description="Look this machine over; say what to mend, and how.",
@@ -89,19 +90,10 @@ def _positive(text: str) -> int:
 
 def _settings(args: argparse.Namespace) -> dict:
     """The trainer settings that the arguments ask for."""
-    import ast
-
     settings: dict = {"seed": args.seed}
     if args.steps:
         settings["max_steps"] = args.steps
-    for pair in args.set:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"--set {pair!r}: write NAME=VALUE, for example --set beta=0.5")
-        try:
-            settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[name] = value  # a plain word such as `cosine`
+    settings |= cli_cost.assignments(args.set)
     return settings
 
 
@@ -168,7 +160,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; → exit code."""
     args = _parser().parse_args(argv)
     try:
-        return {"train": _train, "data": _data, "doctor": _doctor}[args.command](args)
+        run = {"train": _train, "data": _data, "doctor": _doctor, **cli_cost.RUN}
+        return run[args.command](args)
     except KeyboardInterrupt:
         print("rlhf-lab: interrupted", file=sys.stderr)
         return 130

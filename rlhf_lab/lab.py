@@ -13,10 +13,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from .budget import unplannable
+from .cost.hardware import hardware as find_hardware
+from .cost.plan import Estimate
+from .cost.setup import EXTRA
 from .data import Data, load_data
 from .models import Model, load
 from .runs import Run
@@ -66,19 +71,62 @@ class Plan:
 
     stage: str
     model: Model
-    hardware: str = "here"
+    hardware: Any = "here"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         said = ", ".join(f"{k}={v!r}" for k, v in sorted(self.settings.items()))
-        return f"Plan({self.stage!r}, {self.model.name!r}, hardware={self.hardware!r}, {said})"
+        return f"Plan({self.stage!r}, {self.model.name!r}, hardware={self._where!r}, {said})"
 
     def _repr_html_(self) -> str:
         from .widgets.text import escape, html_table
 
-        head = escape(f"{self.stage} of {self.model.name}, hardware: {self.hardware}")
+        head = escape(f"{self.stage} of {self.model.name}, hardware: {self._where}")
         rows = [{"setting": k, "value": str(v)} for k, v in sorted(self.settings.items())]
         return f"<p>{head}</p>{html_table(rows)}"
+
+    @property
+    def _where(self) -> str:
+        return getattr(self.hardware, "name", self.hardware)
+
+    # ------------------------------------------------------------------------- what it will cost
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """The prediction: memory, FLOPs, time, money (`cost/plan.py`)."""
+        from .budget import predict
+
+        return predict(self)
+
+    @property
+    def ledger(self):
+        """The prediction as rows."""
+        return self.estimate.ledger
+
+    @property
+    def peak(self) -> float:
+        """Predicted bytes of the worst moment on one device."""
+        return self.estimate.peak
+
+    @property
+    def fits(self) -> bool:
+        """Whether the prediction fits the hardware's memory."""
+        return self.estimate.fits
+
+    def cheaper(self):
+        """Changes that make it fit, or cheaper, the best first, as a table to read."""
+        from .widgets.estimate import remedy_rows
+        from .widgets.text import Listed
+
+        return Listed(self.estimate.cheaper(), remedy_rows)
+
+    def accelerate_config(self) -> str:
+        """YAML for `accelerate launch --config_file` that realises the plan."""
+        return self.estimate.accelerate_config()
+
+    def show(self) -> Estimate:
+        """The prediction, to read in a notebook or a terminal."""
+        return self.estimate
 
     def config(self, output_dir: str = "unused"):
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""
@@ -88,14 +136,15 @@ class Plan:
 
         settle()
         cls = _config_class(self.stage)
-        known = {f.name for f in fields(cls) if f.init} | LORA.keys()
+        own = {f.name for f in fields(cls) if f.init}
+        known = own | LORA.keys() | EXTRA.keys()
         for name in self.settings:
             if name not in known:
                 raise ValueError(f"{cls.__name__} has no setting {name!r}{_nearest(name, known)}")
             _check_type(name, self.settings[name], cls.__dataclass_fields__.get(name))
         from .stages.trl_stages import trl_settings
 
-        settings = {k: v for k, v in self.settings.items() if k not in LORA}
+        settings = {k: v for k, v in self.settings.items() if k in own}
         return cls(**(settings | {"output_dir": output_dir})
                    if self.stage == "ppo" else trl_settings(settings, output_dir))  # fmt: skip
 
@@ -108,16 +157,30 @@ class Plan:
         return {"target_modules": "all-linear", "lora_alpha": 2 * said["r"]} | said
 
 
-def plan(stage: str, model: str | Model = "tiny", *, hardware: str = "here", **settings) -> Plan:
+def plan(
+    stage: str, model: str | Model = "tiny", *, hardware: Any = "here",
+    data: Data | str | Path | None = None, **settings,
+) -> Plan:  # fmt: skip
     """Plan a stage (sft, reward, ppo, dpo) for a model: the lab's defaults, then your settings.
 
     Settings are the fields of TRL's SFTConfig, RewardConfig and DPOConfig, and of our PPOConfig;
-    `lora_r=16` trains LoRA adapters instead of the whole model (`LORA`).
-    No weights are loaded. Raises ValueError for an unknown stage or model.
+    `lora_r=16` trains LoRA adapters instead of the whole model (`LORA`); what is no trainer's
+    (lengths, GPUs, sharding, …) is in `cost.setup.EXTRA`. `hardware`: a name of the catalogue, a
+    Hardware, or "here". With `data` the lengths and the number of rows are those of the data.
+    No weights are loaded. Raises ValueError for an unknown stage, model or device.
     """
     if stage not in STAGES:
         raise ValueError(f"no stage {stage!r}{_nearest(stage, STAGES)}: {', '.join(STAGES)}")
-    return Plan(stage, load(model), hardware, {**DEFAULTS[stage], **settings})
+    handle, chosen = load(model), {**DEFAULTS[stage], **settings}
+    if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
+        chosen["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
+    find_hardware(hardware)
+    if data is not None:
+        from .tokens import planned_lengths
+
+        found = planned_lengths(stage, handle.tokenizer, load_data(data), chosen)
+        chosen = {**found, **chosen}
+    return Plan(stage, handle, hardware, chosen)
 
 
 def _check_type(name: str, value: Any, field) -> None:
@@ -182,7 +245,7 @@ def train(
     run = Run.create(
         Path(out) if out else free_folder(plan.stage), stage=plan.stage, model=plan.model.name,
         settings=dict(plan.settings), data=data.name, seed=plan.settings.get("seed", 42),
-        hardware=plan.hardware, overwrite=overwrite,
+        hardware=plan._where, overwrite=overwrite,
     )  # fmt: skip
     job = Job(plan, data, run, Meter(plan.stage), ready, quiet, should_stop)
     try:
@@ -199,6 +262,8 @@ def train(
 def _check(plan: Plan, data: Data) -> None:
     """Refuse what cannot work before anything is loaded."""
     plan.config()
+    if line := unplannable(plan.settings):
+        raise ValueError(line)
     need = {"sft": data.sft, "reward": data.preferences, "dpo": data.preferences}
     if not need.get(plan.stage, data.prompts).train:
         what = "completion" if plan.stage == "sft" else "chosen and rejected"

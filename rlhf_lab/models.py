@@ -57,6 +57,15 @@ class Model:
             return AutoConfig.for_model(**presets()[self.paths["base"]])
         return _ask(AutoConfig, self.paths["base"], "config", **self._trust)
 
+    def config_dict(self, stage: str = "base") -> dict:
+        """The config of a stage's checkpoint as a dict; loads no transformers where the config is
+        a preset's or lies in a folder."""
+        path = self.paths.get(stage, self.paths["base"])
+        if path in presets():
+            return dict(presets()[path])
+        file = Path(path) / "config.json"
+        return json.loads(file.read_text()) if file.is_file() else self.config.to_dict()
+
     @cached_property
     def tokenizer(self):
         """The tokenizer, with a pad token that is not the eos token."""

@@ -111,3 +111,48 @@ def id_rows(tokenizer, rows: Iterable[dict], sizes: dict[str, list[int]]) -> Ite
             made[name] = encode(tokenizer, row[name])
             sizes[name].append(len(made[name]))
         yield made
+
+
+def expected_longest(lengths: list[int], count: int) -> float:
+    """Mean length of the longest of `count` random rows: what a batch is padded to."""
+    n, total, before = len(lengths), 0.0, 0.0
+    for place, length in enumerate(sorted(lengths), 1):
+        here = (place / n) ** count  # the chance that none is longer
+        total += length * (here - before)
+        before = here
+    return total
+
+
+def planned_lengths(stage: str, tokenizer, data: Any, settings: Any) -> dict[str, float]:
+    """What a plan has to know of the data: longest prompt and response in tokens, the length that
+    a batch is padded to on average, and the number of rows."""
+    rows = {"sft": data.sft, "ppo": data.prompts}.get(stage, data.preferences).train
+    if not rows:
+        return {}
+    looked = rows[:LOOKED_AT]
+    prompts = [len(encode_prompt(tokenizer, r["prompt"])) for r in looked]
+    batch = int(settings.get("per_device_train_batch_size", 8))
+    if stage == "ppo":
+        answers = [len(encode_response(tokenizer, r["completion"]))
+                   for r in data.sft.train[:LOOKED_AT]]  # fmt: skip
+        limit = int(settings.get("response_length", 53))
+        answers = [min(n, limit) for n in answers] or [limit]
+        size = batch * int(settings.get("gradient_accumulation_steps", 1))
+        mean = expected_longest(prompts, size) + expected_longest(answers, size)
+        return {"prompt_length": max(prompts), "rows": len(rows), "mean_length": mean,
+                "mean_response": sum(answers) / len(answers)}  # fmt: skip
+    fields = ("completion",) if stage == "sft" else ("chosen", "rejected")
+    made = [[len(encode_response(tokenizer, r[f])) for f in fields] for r in looked]
+    limit = int(settings.get("max_length") or 2**31)
+    totals = [min(p + n, limit) for p, ns in zip(prompts, made, strict=True) for n in ns]
+    response = max(max(ns) for ns in made)
+    return {
+        "prompt_length": max(1, max(totals) - response),
+        "response_length": response,
+        "rows": len(rows),
+        "mean_length": expected_longest(totals, batch * len(fields)),
+    }
+
+
+LOOKED_AT = 2_000
+"""Rows of a set whose lengths a plan looks at."""

@@ -90,6 +90,18 @@ def fused(tape: Tape, model: Architecture, p: Passes, x: Value, scored: int) -> 
                      work=[work, work] + ([work] if p.trained else []))  # fmt: skip
 
 
+def plain(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
+    """Cross-entropy over all logits, as transformers' own loss: in fp32, whole at once."""
+    tape.kind = LOGITS
+    logits = tape.linear(x, model.head_width, model.vocabulary, p.item, trained=p.trained)
+    wide = tape.cast(logits, 4)
+    logp = tape.pointwise(wide, "output")
+    del wide
+    tape.forward.moved += 4.0 * logp.numel
+    # The gradient of the chosen log-probabilities is a tensor of all of them.
+    return tape._out(p.rows, 4, [(logp, "new")], (logits.store,))
+
+
 def log_probabilities(tape: Tape, model: Architecture, p: Passes, x: Value, response: int,
                       with_entropy: bool) -> Value:  # fmt: skip
     """Our PPO's: logits of the response, divided by the temperature in fp32, one number a token."""

@@ -23,13 +23,15 @@ Kinds = tuple[float, float, float]
 @dataclass
 class Stretch:
     """Bytes: `peak` and `kept` of the forward pass; `back`, the peak of the backward pass with
-    what was kept; `gradients` that it leaves. Peaks are by kind (`tape.KINDS`)."""
+    what was kept; `gradients` that it leaves; `cached` until the forward pass ends. Peaks are by
+    kind (`tape.KINDS`)."""
 
     times: int
     kept: int
     peak: Kinds
     back: Kinds = (0, 0, 0)
     gradients: int = 0
+    cached: int = 0
     forward: Work | None = None
     backward: Work | None = None
 
@@ -42,7 +44,7 @@ def stretch(
     tape = Tape(p.block, p.autocast, grad and not checkpoint)
     x = tape.new(numel, item, needs) if numel else None
     y = write(tape, x)
-    size, peak, work = y.numel * y.item, tape.peak_by_kind, tape.forward
+    size, peak, work, cached = y.numel * y.item, tape.peak_by_kind, tape.forward, 0
     if not grad:
         return Stretch(times, 0, peak, forward=work)
     if not checkpoint:
@@ -52,6 +54,7 @@ def stretch(
         del y
     else:
         kept = x.store.size
+        cached = sum(store.size for store in tape.cache)
         del x, y
         tape = Tape(p.block, p.autocast)
         g = Store(tape, size)
@@ -63,7 +66,7 @@ def stretch(
     tape.look_again()
     tape.undo(g)
     del g
-    return Stretch(times, kept, peak, tape.peak_by_kind, tape.by_kind[GRADIENT], work,
+    return Stretch(times, kept, peak, tape.peak_by_kind, tape.by_kind[GRADIENT], cached, work,
                    tape.backward)  # fmt: skip
 
 
@@ -79,10 +82,12 @@ def plus(kinds: Kinds, activations: float = 0, gradients: float = 0) -> Kinds:
 
 def forward_peak(stretches: Iterable[Stretch], before: int = 0) -> tuple[Kinds, int]:
     """→ (peak, bytes kept at the end) of a forward pass that starts with `before` bytes."""
-    live, worst = before, (before, 0, 0)
+    live, cached, worst = before, 0, (before, 0, 0)
     for s in stretches:
-        worst = max(worst, plus(s.peak, live + (s.times - 1) * s.kept), key=sum)
+        stays = s.kept + s.cached
+        worst = max(worst, plus(s.peak, live + cached + (s.times - 1) * stays), key=sum)
         live += s.times * s.kept
+        cached += s.times * s.cached
     return worst, live
 
 
@@ -104,16 +109,19 @@ def trunk(
     tied: bool = False,
 ) -> tuple[Stretch, ...]:  # fmt: skip
     """Embedding and layers. `tied`: the head's gradient is there before the embedding's."""
-    adapted = bool(p.lora_r)
-    needs = grad and (p.trained or (adapted and checkpoint))
     row = [stretch(p, lambda t, _: heads.embed(t, model, p, not tied), grad=grad and p.trained)]
     item, numel = p.item, p.rows * model.hidden
+    # The embeddings of adapters are frozen: the first layer's input needs no gradient, unless
+    # checkpointing asks for one (peft's enable_input_require_grads).
+    frozen = grad and not p.trained and not checkpoint
     for number, layer in enumerate(model.layers):
-        row.append(stretch(
-            p, lambda t, x, layer=layer: run_layer(t, x, model, layer, p), numel, item,
-            needs=needs or (adapted and (number > 0 or layer.count > 1)), times=layer.count,
-            checkpoint=checkpoint and grad, grad=grad,
-        ))  # fmt: skip
+        first = frozen and number == 0
+        for times, needs in ((first, False), (layer.count - first, True)):
+            if times:
+                row.append(stretch(
+                    p, lambda t, x, layer=layer: run_layer(t, x, model, layer, p), numel, item,
+                    needs=needs, times=int(times), checkpoint=checkpoint and grad, grad=grad,
+                ))  # fmt: skip
     return tuple(row)
 
 

@@ -91,9 +91,10 @@ def _works(stretches: list[Stretch], which: str) -> Work:
 
 def _training(
     stage: _Stage, role: str, forward: list[Stretch], state: State, before: int = 0,
-    tokens: float = 0.0,
+    tokens: float = 0.0, tied: float = 0.0,
 ) -> None:  # fmt: skip
-    """Forward, backward and optimizer of a micro-batch. `before`: bytes that stand through both."""
+    """Forward, backward and optimizer of a micro-batch. `before`: bytes that stand through both;
+    `tied`: bytes of the gradient of a head that is the embedding too."""
     s = stage.s
     grown = s.gradient_accumulation_steps > 1
     held = state.gradients if grown else 0
@@ -101,12 +102,16 @@ def _training(
     n = s.gradient_accumulation_steps
     stage.phase("forward", role, activations=peak[0], logits=peak[2], gradients=held, times=n,
                 tokens=tokens, work=_works(forward, "forward"))  # fmt: skip
-    worst = backward_peak(_once_more(forward) if grown else forward, live)
+    worst = backward_peak(_once_more(forward, tied) if grown else forward, live)
     stage.phase("backward", role, activations=worst[0], logits=worst[2], times=n, tokens=tokens,
                 gradients=held + worst[1] * state.share,
                 work=_works(forward, "backward"))  # fmt: skip
     stage.phase("optimizer", role, gradients=state.gradients, workspace=state.workspace,
                 work=state.step)  # fmt: skip
+
+
+def _kept(stretches: list[Stretch]) -> float:
+    return sum(x.times * x.kept for x in stretches)
 
 
 def _sum(*parts: tuple[str, str, float]) -> dict[Key, float]:
@@ -117,12 +122,20 @@ def _sum(*parts: tuple[str, str, float]) -> dict[Key, float]:
     return out
 
 
-def _once_more(stretches: list[Stretch]) -> list[Stretch]:
-    """A pass whose gradients are added to those that are there: each is freed at once."""
-    return [replace(x, gradients=0) for x in stretches]
+def _once_more(stretches: list[Stretch], tied: float = 0) -> list[Stretch]:
+    """A pass whose gradients are added to those that are there: each is freed at once, but for the
+    `tied` bytes of a shared head, which wait for those of the embedding."""
+    return [replace(x, gradients=int(tied) if x is stretches[-1] else 0) for x in stretches]
 
 
 # --------------------------------------------------------------------------------------- stages
+
+
+def _loss(s: Setup, model: Architecture, p: Passes, scored: int):
+    """What writes head and loss of SFT and DPO: TRL's fused head, or logits and cross-entropy."""
+    if s.loss == "plain":
+        return lambda tape, x: heads.plain(tape, model, p, x)
+    return lambda tape, x: heads.fused(tape, model, p, x, scored)
 
 
 def _sft(s: Setup) -> list[Phase]:
@@ -132,9 +145,15 @@ def _sft(s: Setup) -> list[Phase]:
     stage.stand("policy", state)
     row = [*trunk(model, p, checkpoint=s.gradient_checkpointing, tied=model.tied and p.trained)]
     scored = s.batch * s.response
-    row.append(ending(model, p, lambda t, x: heads.fused(t, model, p, x, scored)))
-    _training(stage, "policy", row, state, heads.standing(model, p), tokens=p.rows)
+    row.append(ending(model, p, _loss(s, model, p, scored)))
+    _training(stage, "policy", row, state, heads.standing(model, p), tokens=p.rows,
+              tied=_tied(model, p))  # fmt: skip
     return stage.found
+
+
+def _tied(model: Architecture, p: Passes) -> float:
+    """Bytes of the gradient of a trained head that is the embedding too."""
+    return float(model.vocabulary * model.head_width * p.item if model.tied and p.trained else 0)
 
 
 def _reward(s: Setup) -> list[Phase]:
@@ -160,7 +179,7 @@ def _dpo(s: Setup) -> list[Phase]:
         stage.stand("reference", states(s, model, "lm", trained=False))
     scored = 2 * s.batch * s.response
     row = [*trunk(model, p, checkpoint=s.gradient_checkpointing, tied=model.tied and p.trained)]
-    row.append(ending(model, p, lambda t, x: heads.fused(t, model, p, x, scored)))
+    row.append(ending(model, p, _loss(s, model, p, scored)))
     q = _passes(s, model, 2 * s.batch, s.length, trained=False)
     reference = [*trunk(model, q, grad=False)]
     reference.append(ending(model, q, lambda t, x: heads.fused(t, model, q, x, scored), grad=False))
@@ -183,7 +202,7 @@ def _dpo(s: Setup) -> list[Phase]:
             ("policy", "gradients", held),
         ),
     )
-    _training(stage, "policy", row, state, before, tokens=p.rows)
+    _training(stage, "policy", row, state, before, tokens=p.rows, tied=_tied(model, p))
     return stage.found
 
 
@@ -221,6 +240,8 @@ def _ppo(s: Setup) -> list[Phase]:
     state = {n: ppo_state(s, r) for n, r in roles.items()}
     for name in roles:
         stage.stand(name, state[name])
+    if s.ema:  # an average of the policy's weights, as DeepSpeed-Chat keeps one
+        stage.standing["policy", "parameters"] += states(s, s.model, "lm", trained=False).parameters
     cache = _autocast_copies(s, roles)
     _rollout(stage, s, cache["policy"])
     cached = cache["policy"]
@@ -335,12 +356,14 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     grown = passes > steps
     held = {n: state[n].gradients if grown else 0.0 for n in ("policy", "value")}
     standing = heads.standing(policy.model, p)
-    peak, live = forward_peak(row + second, standing)
+    together = row + second if s.joint_update else max(row, second, key=_kept)
+    peak, live = forward_peak(together, standing)
     both = {("value", "gradients"): held["value"]}
     work = _works(row + second, "forward")
     stage.phase("forward", "policy", activations=peak[0], logits=peak[2], more=both,
                 gradients=held["policy"], work=work, times=passes, tokens=p.rows)  # fmt: skip
-    worst = backward_peak(_once_more(row + second) if grown else row + second, live)
+    again = [*_once_more(row, _tied(policy.model, p)), *_once_more(second)]
+    worst = backward_peak(again if grown and s.joint_update else together, live)
     of_value = 0.0 if grown else min(worst[1], state["value"].gradients)
     of_policy = worst[1] - of_value
     stage.phase("backward", "policy", activations=worst[0], logits=worst[2],

@@ -32,7 +32,7 @@ NOT_MODELLED = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     """What one stage will cost on one kind of hardware. Bytes are of one device; FLOPs, seconds and
     tokens of the whole run on all devices' data, seconds on the wall clock."""
@@ -82,10 +82,12 @@ class Estimate:
         """The phase that sets the peak."""
         return max(self.phases, key=lambda f: f.total)
 
+    memory_band = MEMORY_BAND
+
     @property
     def fits(self) -> bool:
         """Whether the upper end of the band is within the device's memory."""
-        return self.peak * MEMORY_BAND[1] <= self.hardware.memory
+        return self.peak * self.memory_band[1] <= self.hardware.memory
 
     # ------------------------------------------------------------------------------ time and money
 
@@ -170,6 +172,16 @@ class Estimate:
         if self.money is not None:
             add("", "", "", "money", self.money, TIME_BAND)
         return ledger
+
+    def __repr__(self) -> str:
+        from ..widgets.estimate import text
+
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        from ..widgets.estimate import html
+
+        return html(self)
 
     # ------------------------------------------------------------------------------- other choices
 

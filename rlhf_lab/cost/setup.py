@@ -31,6 +31,7 @@ EXTRA = {
     "prompt_length": "tokens of a prompt",
     "response_length": "tokens of a response (of a completion in SFT, of one answer in DPO)",
     "mean_length": "tokens of a row as it is padded, on average; else the longest",
+    "mean_response": "tokens of a sampled response, on average; else the longest",
     "rows": "rows of the data set: samples, pairs or prompts",
     "gpus": "devices in all", "nodes": "machines they are in",
     "sharding": ", ".join(CHOICES["sharding"]), "offload": ", ".join(CHOICES["offload"]),
@@ -40,7 +41,8 @@ EXTRA = {
     "adapter_dtype": "precision of adapters", "loss": "fused or plain cross-entropy",
     "pairs_together": "chosen and rejected in one pass", "layout": ", ".join(CHOICES["layout"]),
     "rule_reward": "PPO without a reward model", "padded": "rows of a batch differ in length",
-    "samples_per_prompt": "responses to each prompt",
+    "samples_per_prompt": "responses to each prompt", "ema": "an averaged copy of the policy (PPO)",
+    "joint_update": "policy and value in one backward pass, as our PPO; False: one after the other",
 }  # fmt: skip
 """Settings of a plan that are no trainer's, and what they mean."""
 
@@ -60,6 +62,7 @@ class Setup:
     prompt: int = 64
     response: int = 64
     mean_length: float | None = None
+    mean_response: float | None = None
     rows: int | None = None
     epochs: float = 1.0
     steps: int | None = None
@@ -92,6 +95,8 @@ class Setup:
     samples_per_prompt: int = 1
     layout: str = "four"
     rule_reward: bool = False
+    ema: bool = False
+    joint_update: bool = True
 
     def __post_init__(self):
         for name, choices in CHOICES.items():

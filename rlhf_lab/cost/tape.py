@@ -6,12 +6,13 @@ refers to it any more, as a tensor does. So a layer written with these operation
 tells its memory at every moment, and its work, without a tensor.
 
 The rules are PyTorch's: what each operation saves is in its derivatives.yaml, and a gradient that
-reaches a value twice is added up in a new tensor.
+reaches a value twice is added in place, unless it is also somebody else's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from sys import getrefcount
 
 
 KINDS = ACTIVATION, GRADIENT, LOGITS = 0, 1, 2
@@ -180,7 +181,7 @@ class Tape:
         """A function of each number that saves its "input" or its "output" (or "nothing")."""
         item = item or x.item
         self._moves(x, out=x.numel * item)
-        store = Store(self, x.numel * item)
+        store = Store(self, x.numel * item, self.kind)
         saved = {"input": (x.store,), "output": (store,), "nothing": ()}[saves]
         return self._out(x.numel, item, [(x, "new")], saved, store=store)
 
@@ -259,16 +260,16 @@ class Tape:
         del grad
         while nodes:
             node = nodes.pop()
-            g, node.grad = node.grad, None
-            if g is None:
+            if node.grad is None:
                 continue
             if not node.inputs and not node.weights:
-                last = g
+                last = node.grad
                 continue
-            self._undo_one(node, g)
+            self._undo_one(node)
         return last
 
-    def _undo_one(self, node: Node, g: Store) -> None:
+    def _undo_one(self, node: Node) -> None:
+        g, node.grad = node.grad, None
         self.backward.products += node.work
         temporary = Store(self, node.scratch, node.kind) if node.scratch else None
         for size in node.weights:
@@ -286,7 +287,8 @@ class Tape:
                 target.grad = [*(target.grad or ()), store]
             elif target.grad is None:
                 target.grad = store
-            else:  # a new tensor holds the sum
-                target.grad = Store(self, target.grad.size, target.kind)
+            else:
+                if getrefcount(target.grad) > 2:  # somebody else holds it: a new tensor
+                    target.grad = Store(self, target.grad.size, target.kind)
                 self.backward.moved += 3 * store.size
                 self.backward.count += 1

@@ -177,3 +177,17 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return self.html
+
+
+class Listed(list):
+    """A list that shows itself as a table; `rows` turns it into the table's lines."""
+
+    def __init__(self, items: Sequence[Any], rows: Any) -> None:
+        super().__init__(items)
+        self.rows = rows
+
+    def __repr__(self) -> str:
+        return table(self.rows(self))
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows(self))

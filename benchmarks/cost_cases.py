@@ -1,0 +1,126 @@
+"""The cases on which the cost model is judged: models, settings and lengths, drawn with a seed.
+
+`cases(count, seed)` mixes stages, families, precisions, LoRA, checkpointing, attention and lengths,
+from tiny models to 7B. `small_cases()` are those that really run on a CPU.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rlhf_lab.models import presets
+
+STAGES = ("sft", "reward", "dpo", "ppo")
+OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
+WIDE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 5000, "head_dim": 32,
+        "max_position_embeddings": 2048, "pad_token_id": 0}  # fmt: skip
+SMALL = {
+    **{f: WIDE | {"model_type": f}
+       for f in ("llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text")},
+    "qwen2": {k: v for k, v in WIDE.items() if k != "head_dim"} | {"model_type": "qwen2"},
+    "phi3": {k: v for k, v in WIDE.items() if k != "head_dim"} | {"model_type": "phi3"},
+    "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 8, "n_head": 8, "vocab_size": 5000,
+             "n_positions": 2048},
+    "gpt_neox": {"model_type": "gpt_neox", "hidden_size": 256, "intermediate_size": 1024,
+                 "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 5000,
+                 "max_position_embeddings": 2048},
+    "opt": {"model_type": "opt", "hidden_size": 256, "ffn_dim": 1024, "num_hidden_layers": 8,
+            "num_attention_heads": 8, "vocab_size": 5000, "word_embed_proj_dim": 256,
+            "max_position_embeddings": 2048, "do_layer_norm_before": True,
+            },
+}  # fmt: skip
+"""One small model of each family whose activations are modelled; dropout off, as the lab has it."""
+
+
+NO_DROPOUT = dict.fromkeys(
+    ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout"),
+    0.0,
+)
+"""The cost model has no dropout; GPT-2 and OPT come with it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step of one stage. `name`: a preset or a small family; lengths in tokens; `batch` in
+    sequences or pairs; `device`: "cpu" or "gpu"."""
+
+    stage: str
+    name: str
+    batch: int = 2
+    prompt: int = 64
+    response: int = 64
+    dtype: str = "float32"
+    bf16: bool = False
+    lora_r: int = 0
+    gradient_checkpointing: bool = False
+    attn_implementation: str = "sdpa"
+    optim: str = "adamw_torch_fused"
+    gradient_accumulation_steps: int = 1
+    num_mini_batches: int = 1
+    num_ppo_epochs: int = 1
+    local_rollout_forward_batch_size: int = 4
+    padded: bool = True
+    device: str = "gpu"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {**(SMALL.get(self.name) or presets()[self.name]), **NO_DROPOUT}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As a plan wants them."""
+        made = asdict(self)
+        for name in ("stage", "name", "device"):
+            made.pop(name)
+        made["per_device_train_batch_size"] = made.pop("batch")
+        made["prompt_length"] = made.pop("prompt")
+        made["response_length"] = made.pop("response")
+        return made
+
+    @property
+    def rehearsal(self) -> dict[str, Any]:
+        """As `rehearse` wants them (beside stage and config)."""
+        made = asdict(self)
+        made.pop("stage"), made.pop("name")
+        return made
+
+    def __str__(self) -> str:
+        plain = asdict(Case("sft", "x"))
+        said = [f"{k}={v}" for k, v in asdict(self).items()
+                if k not in ("stage", "name") and v != plain[k]]  # fmt: skip
+        return f"{self.stage} {self.name.split('/')[-1]} {' '.join(said)}"
+
+
+def draw(rng: random.Random, stage: str, name: str, small: bool) -> Case:
+    """One case; sizes such that a GPU of today would hold it, or nearly."""
+    precision = rng.choice(("float32", "bfloat16", "bfloat16", "autocast"))
+    length = rng.choice((64, 128, 300) if small else (128, 256, 512, 1024))
+    prompt = rng.choice((length // 4, length // 2))
+    accumulate = rng.choice((1, 1, 2))
+    batch = rng.choice((1, 2, 4))
+    return Case(
+        stage, name, batch=batch, prompt=prompt, response=length - prompt,
+        dtype="bfloat16" if precision == "bfloat16" else "float32",
+        bf16=precision == "autocast", lora_r=rng.choice((0, 0, 8, 32)),
+        gradient_checkpointing=stage != "ppo" and rng.random() < 0.35,
+        attn_implementation="eager" if name == "gemma2" or rng.random() < 0.25 else "sdpa",
+        optim="adamw_torch" if stage == "ppo" else rng.choice(OPTIMIZERS),
+        gradient_accumulation_steps=accumulate, padded=rng.random() < 0.6,
+        num_mini_batches=1, local_rollout_forward_batch_size=rng.choice((2, 4)),
+        device=rng.choice(("cpu", "gpu")) if small else "gpu",
+    )  # fmt: skip
+
+
+def cases(count: int, seed: int = 0) -> list[Case]:
+    """`count` cases, half of small models of every family, half of presets up to 7B."""
+    rng = random.Random(seed)
+    known = [n for n in presets() if not n.endswith(("12b", "8B"))]
+    made = []
+    for number in range(count):
+        small = number % 2 == 0
+        name = rng.choice(list(SMALL) if small else known)
+        made.append(draw(rng, STAGES[number // 2 % 4], name, small))
+    return made
