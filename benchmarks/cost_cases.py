@@ -124,3 +124,22 @@ def cases(count: int, seed: int = 0) -> list[Case]:
         name = rng.choice(list(SMALL) if small else known)
         made.append(draw(rng, STAGES[number // 2 % 4], name, small))
     return made
+
+
+def small_cases() -> list[Case]:
+    """Cases that run on a CPU: every stage with each of what changes its memory."""
+    common = dict(batch=2, prompt=24, response=40, device="cpu")
+    variants = [
+        {}, {"attn_implementation": "eager"}, {"lora_r": 8}, {"bf16": True}, {"padded": False},
+        {"gradient_accumulation_steps": 2}, {"optim": "adamw_torch"},
+    ]  # fmt: skip
+    names = ("llama", "gpt2", "qwen3", "opt", "gpt_neox", "gemma3_text", "phi3")
+    made = []
+    for stage in STAGES:
+        for number, variant in enumerate(variants):
+            name = names[(number + STAGES.index(stage)) % len(names)]
+            more = {"optim": "adamw_torch"} if stage == "ppo" else {}
+            made.append(Case(stage, name, **{**common, **more, **variant}))
+        if stage != "ppo":
+            made.append(Case(stage, "llama", gradient_checkpointing=True, **common))
+    return made

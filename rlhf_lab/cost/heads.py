@@ -115,10 +115,12 @@ def log_probabilities(tape: Tape, model: Architecture, p: Passes, x: Value, resp
         Store(tape, numel * (12 + (4 if logits.item != 4 else 0)), LOGITS)
         tape.forward.moved += 40.0 * numel
         tape.forward.count += 6
+    if with_entropy:  # a variable of the pass, which goes on with the value model
+        tape.cache.append(logits.store)
     cut = tape.split(logits, numel)[0]
     scaled = tape.mul(tape.cast(cut, 4))
-    sums = tape._out(b * response, 4, [(scaled, "new")], (scaled.store,), scratch=8 * numel)
     chosen = tape._out(b * response, 4, [(scaled, "new")], ())
+    sums = tape._out(b * response, 4, [(scaled, "new")], (scaled.store,), scratch=4 * numel)
     tape.forward.moved += 12.0 * numel
     tape.forward.count += 3
     return tape.add(sums, chosen)

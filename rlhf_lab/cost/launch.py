@@ -93,4 +93,4 @@ def _lines(made: dict[str, Any], indent: str = "") -> list[str]:
 
 def _quoted(word: str) -> str:
     """`no` is a switch in YAML, unless quoted."""
-    return f"'{word}'" if word in ("no", "yes", "on", "off", "true", "false") else word
+    return f"'{word}'" if word.lower() in ("no", "yes", "on", "off", "true", "false") else word

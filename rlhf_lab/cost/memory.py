@@ -16,7 +16,7 @@ from .architecture import Architecture
 from .layers import Passes, run_layer
 from .tape import GRADIENT, Store, Tape, Value, Work
 
-Kinds = tuple[float, float, float]
+Kinds = Sequence[float]
 """Bytes of activations, of gradients of weights, of logits."""
 
 
@@ -32,6 +32,7 @@ class Stretch:
     back: Kinds = (0, 0, 0)
     gradients: int = 0
     cached: int = 0
+    waits: int = 0
     forward: Work | None = None
     backward: Work | None = None
 
@@ -49,7 +50,9 @@ def stretch(
         return Stretch(times, 0, peak, forward=work)
     if not checkpoint:
         del x
-        kept = tape.live - y.store.size
+        before = tape.live
+        tape.cache.clear()
+        cached, kept = before - tape.live, tape.live - y.store.size
         g = Store(tape, size)
         del y
     else:
@@ -62,11 +65,11 @@ def stretch(
         y = write(tape, again)
         tape.backward.add(_but_last(tape.forward))
         del again, y
-    tape.cache.clear()
+        tape.cache.clear()
     tape.look_again()
     tape.undo(g)
     del g
-    return Stretch(times, kept, peak, tape.peak_by_kind, tape.by_kind[GRADIENT], cached, work,
+    return Stretch(times, kept, peak, tape.peak_by_kind, tape.by_kind[GRADIENT], cached, 0, work,
                    tape.backward)  # fmt: skip
 
 
@@ -91,15 +94,20 @@ def forward_peak(stretches: Iterable[Stretch], before: int = 0) -> tuple[Kinds, 
     return worst, live
 
 
-def backward_peak(stretches: Sequence[Stretch], live: int) -> Kinds:
-    """The peak of a backward pass over `live` bytes of what was kept, and what stands."""
+def backward_peak(stretches: Sequence[Stretch], live: int, stay: bool = True) -> Kinds:
+    """The peak of a backward pass over `live` bytes of what was kept, and what stands.
+
+    Without `stay` every gradient is added to one that is there, and freed at once; but that of a
+    head which is the embedding too waits for the embedding's (`Stretch.waits`).
+    """
     worst, gradients = (live, 0, 0), 0
     for s in reversed(stretches):
+        left = s.gradients if stay else s.waits
         for done in {0, s.times - 1}:
             before = live - (done + 1) * s.kept
-            worst = max(worst, plus(s.back, before, gradients + done * s.gradients), key=sum)
+            worst = max(worst, plus(s.back, before, gradients + done * left), key=sum)
         live -= s.times * s.kept
-        gradients += s.times * s.gradients
+        gradients += s.times * left
     return worst
 
 

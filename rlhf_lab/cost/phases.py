@@ -91,10 +91,9 @@ def _works(stretches: list[Stretch], which: str) -> Work:
 
 def _training(
     stage: _Stage, role: str, forward: list[Stretch], state: State, before: int = 0,
-    tokens: float = 0.0, tied: float = 0.0,
+    tokens: float = 0.0,
 ) -> None:  # fmt: skip
-    """Forward, backward and optimizer of a micro-batch. `before`: bytes that stand through both;
-    `tied`: bytes of the gradient of a head that is the embedding too."""
+    """Forward, backward and optimizer of a micro-batch. `before`: bytes that stand through both."""
     s = stage.s
     grown = s.gradient_accumulation_steps > 1
     held = state.gradients if grown else 0
@@ -102,7 +101,7 @@ def _training(
     n = s.gradient_accumulation_steps
     stage.phase("forward", role, activations=peak[0], logits=peak[2], gradients=held, times=n,
                 tokens=tokens, work=_works(forward, "forward"))  # fmt: skip
-    worst = backward_peak(_once_more(forward, tied) if grown else forward, live)
+    worst = backward_peak(forward, live, stay=not grown)
     stage.phase("backward", role, activations=worst[0], logits=worst[2], times=n, tokens=tokens,
                 gradients=held + worst[1] * state.share,
                 work=_works(forward, "backward"))  # fmt: skip
@@ -122,12 +121,6 @@ def _sum(*parts: tuple[str, str, float]) -> dict[Key, float]:
     return out
 
 
-def _once_more(stretches: list[Stretch], tied: float = 0) -> list[Stretch]:
-    """A pass whose gradients are added to those that are there: each is freed at once, but for the
-    `tied` bytes of a shared head, which wait for those of the embedding."""
-    return [replace(x, gradients=int(tied) if x is stretches[-1] else 0) for x in stretches]
-
-
 # --------------------------------------------------------------------------------------- stages
 
 
@@ -145,15 +138,17 @@ def _sft(s: Setup) -> list[Phase]:
     stage.stand("policy", state)
     row = [*trunk(model, p, checkpoint=s.gradient_checkpointing, tied=model.tied and p.trained)]
     scored = s.batch * s.response
-    row.append(ending(model, p, _loss(s, model, p, scored)))
-    _training(stage, "policy", row, state, heads.standing(model, p), tokens=p.rows,
-              tied=_tied(model, p))  # fmt: skip
+    row.append(_head(model, p, _loss(s, model, p, scored)))
+    _training(stage, "policy", row, state, heads.standing(model, p), tokens=p.rows)
     return stage.found
 
 
-def _tied(model: Architecture, p: Passes) -> float:
-    """Bytes of the gradient of a trained head that is the embedding too."""
-    return float(model.vocabulary * model.head_width * p.item if model.tied and p.trained else 0)
+def _head(model: Architecture, p: Passes, write) -> Stretch:
+    """A trained language head with its loss; where it is the embedding too, its gradient waits."""
+    made = ending(model, p, write)
+    if model.tied and p.trained:
+        made.waits = model.vocabulary * model.head_width * p.item
+    return made
 
 
 def _reward(s: Setup) -> list[Phase]:
@@ -179,10 +174,10 @@ def _dpo(s: Setup) -> list[Phase]:
         stage.stand("reference", states(s, model, "lm", trained=False))
     scored = 2 * s.batch * s.response
     row = [*trunk(model, p, checkpoint=s.gradient_checkpointing, tied=model.tied and p.trained)]
-    row.append(ending(model, p, _loss(s, model, p, scored)))
+    row.append(_head(model, p, _loss(s, model, p, scored)))
     q = _passes(s, model, 2 * s.batch, s.length, trained=False)
     reference = [*trunk(model, q, grad=False)]
-    reference.append(ending(model, q, lambda t, x: heads.fused(t, model, q, x, scored), grad=False))
+    reference.append(ending(model, q, _loss(s, model, q, scored), grad=False))
     before = heads.standing(model, p)
     behind, _ = forward_peak(reference, heads.standing(model, q))
     _, live = forward_peak(row, before)
@@ -202,7 +197,7 @@ def _dpo(s: Setup) -> list[Phase]:
             ("policy", "gradients", held),
         ),
     )
-    _training(stage, "policy", row, state, before, tokens=p.rows, tied=_tied(model, p))
+    _training(stage, "policy", row, state, before, tokens=p.rows)
     return stage.found
 
 
@@ -263,8 +258,7 @@ def _ppo(s: Setup) -> list[Phase]:
 def ppo_state(s: Setup, role: Role) -> State:
     """Weights and states of one role; a role without a base of its own adds adapters and head."""
     head = "lm" if role.name in ("policy", "reference") else "score"
-    with_adapters = replace(s, lora_r=s.lora_r if role.adapters else 0)
-    state = states(with_adapters, role.model, head, trained=role.trained)
+    state = states(s, role.model, head, trained=role.trained, adapters=role.adapters)
     if not role.own_base:
         shared = states(s, role.model, head, trained=False).parameters
         if role.name == "value" and s.layout == "shared":
@@ -342,7 +336,7 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     p = _passes(s, policy.model, s.batch, s.length, trained=True, adapters=policy.adapters)
     row = [*trunk(policy.model, p, checkpoint=s.gradient_checkpointing,
                   tied=policy.model.tied and p.trained)]  # fmt: skip
-    row.append(ending(policy.model, p, lambda t, x: heads.log_probabilities(
+    row.append(_head(policy.model, p, lambda t, x: heads.log_probabilities(
         t, policy.model, p, x, s.response, True)))  # fmt: skip
     q = _passes(s, value.model, s.batch, s.length, trained=True, adapters=value.adapters)
     if s.layout == "shared":
@@ -356,14 +350,14 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     grown = passes > steps
     held = {n: state[n].gradients if grown else 0.0 for n in ("policy", "value")}
     standing = heads.standing(policy.model, p)
-    together = row + second if s.joint_update else max(row, second, key=_kept)
+    together = [*row, *second] if s.joint_update else max(row, second, key=_kept)
     peak, live = forward_peak(together, standing)
-    both = {("value", "gradients"): held["value"]}
+    of_second = _kept(second) if together != row else 0.0
+    both = {("value", "gradients"): held["value"], ("value", "activations"): of_second}
     work = _works(row + second, "forward")
-    stage.phase("forward", "policy", activations=peak[0], logits=peak[2], more=both,
+    stage.phase("forward", "policy", activations=peak[0] - of_second, logits=peak[2], more=both,
                 gradients=held["policy"], work=work, times=passes, tokens=p.rows)  # fmt: skip
-    again = [*_once_more(row, _tied(policy.model, p)), *_once_more(second)]
-    worst = backward_peak(again if grown and s.joint_update else together, live)
+    worst = backward_peak(together, live, stay=not grown)
     of_value = 0.0 if grown else min(worst[1], state["value"].gradients)
     of_policy = worst[1] - of_value
     stage.phase("backward", "policy", activations=worst[0], logits=worst[2],

@@ -102,7 +102,7 @@ class Setup:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"{name}={value!r}{nearest(value, choices)}: choose from "
+                raise ValueError(f"{name}={value!r}{nearest(value, choices)}choose from "
                                  f"{', '.join(choices)}")  # fmt: skip
         for name in ("batch", "prompt", "response", "gpus", "nodes", "tensor_parallel",
                      "gradient_accumulation_steps", "num_ppo_epochs", "num_mini_batches",
@@ -184,9 +184,9 @@ class Setup:
 
 
 def nearest(name: Any, known) -> str:
-    """`; did you mean …?`, or nothing."""
+    """`; did you mean …? ` where a name is near, else `: `."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}? " if close else ": "
 
 
 def _divisor(n: int, near: int, also: int = 0) -> int:

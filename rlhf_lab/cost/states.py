@@ -36,12 +36,17 @@ class State:
     step: Work = field(default_factory=Work)
 
 
-def states(s: Setup, model: Architecture, head: str, *, trained: bool) -> State:
-    """Weights, gradients, optimizer state and buffers of one model."""
-    weights = _weights(s, model, head)
+def states(
+    s: Setup, model: Architecture, head: str, *, trained: bool, adapters: bool | None = None
+) -> State:
+    """Weights, gradients, optimizer state and buffers of one model. `adapters`: those are what is
+    trained (default: where the setup has a rank)."""
+    adapters = bool(s.lora_r) if adapters is None else adapters
+    whole = trained and not adapters
+    weights = _weights(s, model, head, quantised=s.load_in_4bit and not whole)
     if not trained:
         return _sharded(s, model, State(weights), 0)
-    if s.lora_r:
+    if adapters:
         count, size = _adapters(s, model, head)
         weights += size
         widest = max(max(x.inputs, x.outputs) for y in model.layers for x in y.linears)
@@ -49,19 +54,18 @@ def states(s: Setup, model: Architecture, head: str, *, trained: bool) -> State:
     else:
         count, size = model.parameters(head), weights
         largest = model.vocabulary * model.head_width * s.item
-    optimizer, workspace = _optimizer(s, model, count, size, largest)
+    optimizer, workspace = _optimizer(s, model, adapters, count, size, largest)
     tensors = sum(len(x.linears) * x.count for x in model.layers)
     step = Work(moved=4 * size + 2 * optimizer, count=1 if "fused" in s.optim else 12 * tensors)
     return _sharded(s, model, State(weights, size, optimizer, workspace, step=step), count)
 
 
-def _weights(s: Setup, model: Architecture, head: str) -> float:
-    parts = model.by_part(head)
-    total = sum(parts.values())
-    if not s.load_in_4bit:
+def _weights(s: Setup, model: Architecture, head: str, quantised: bool) -> float:
+    total = model.parameters(head)
+    if not quantised:
         return float(total * s.item)
-    quantised = sum(x.parameters * y.count for y in model.layers for x in y.linears)
-    return quantised * NF4[s.use_bnb_nested_quant] + (total - quantised) * s.item
+    inside = sum(x.parameters * y.count for y in model.layers for x in y.linears)
+    return inside * NF4[s.use_bnb_nested_quant] + (total - inside) * s.item
 
 
 def _adapters(s: Setup, model: Architecture, head: str) -> tuple[int, float]:
@@ -73,7 +77,7 @@ def _adapters(s: Setup, model: Architecture, head: str) -> tuple[int, float]:
     return count, size
 
 
-def _optimizer(s: Setup, model, count, size, largest) -> tuple[float, float]:
+def _optimizer(s: Setup, model, adapters, count, size, largest) -> tuple[float, float]:
     """→ bytes of the state, bytes of workspace at the step's peak."""
     if s.optim == "sgd":
         return 0.0, 0.0
@@ -84,7 +88,7 @@ def _optimizer(s: Setup, model, count, size, largest) -> tuple[float, float]:
         return 2.0 * size, float(size if s.gpu else 2 * largest)
     if s.optim.endswith("8bit"):  # two bytes, and two fp32 scales per block of 256
         return count * (2 + 2 * 4 / 256), 0.0
-    if s.lora_r:
+    if adapters:
         sides = sum(y.count * (2 * s.lora_r + x.inputs + x.outputs)
                     for y in model.layers for x in y.linears)  # fmt: skip
     else:
@@ -104,13 +108,7 @@ def _sharded(s: Setup, model: Architecture, state: State, count: float) -> State
         return state
     deepspeed = kind.startswith("zero") and s.item == 2 and not s.load_in_4bit
     if deepspeed and count:  # master weights and moments in fp32
-        state = replace(
-            state,
-            optimizer=state.optimizer / 2 * 2 + 4.0 * count
-            if s.adapter_item == 4 and s.lora_r
-            else 12.0 * count,
-            workspace=0.0,
-        )
+        state = replace(state, optimizer=12.0 * count, workspace=0.0)
     optimizer = 0.0 if s.offload != "none" else state.optimizer / n
     if kind == "zero1":
         return replace(state, optimizer=optimizer)

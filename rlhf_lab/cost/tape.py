@@ -25,12 +25,18 @@ class Store:
     __slots__ = ("kind", "size", "tape")
 
     def __init__(self, tape: Tape, size: float, kind: int = ACTIVATION):
-        self.tape, self.kind = tape, kind
-        self.size = -(-int(size) // tape.block) * tape.block
-        tape.change(self.size, kind)
+        size, block = int(size), tape.block
+        if block > 1:
+            size = -(-size // block) * block
+        self.tape, self.size, self.kind = tape, size, kind
+        tape.by_kind[kind] += size
+        tape.live += size
+        if tape.live > tape.peak:
+            tape.peak, tape.peak_by_kind = tape.live, tape.by_kind[:]
 
     def __del__(self):
-        self.tape.change(-self.size, self.kind)
+        self.tape.live -= self.size
+        self.tape.by_kind[self.kind] -= self.size
 
 
 class Value:
@@ -91,24 +97,18 @@ class Tape:
     def __init__(self, block: int = 1, autocast: bool = False, grad: bool = True):
         self.block, self.autocast, self.grad = block, autocast, grad
         self.live, self.by_kind = 0, [0] * len(KINDS)
-        self.peak, self.peak_by_kind = 0, (0,) * len(KINDS)
+        self.peak, self.peak_by_kind = 0, [0] * len(KINDS)
         self.nodes: list[Node] = []
         self.kept_gradients: list[Store] = []
         self.cache: list[Store] = []
-        """autocast's copies of trained weights, kept until the forward pass ends"""
+        """kept until the forward pass ends: autocast's copies of trained weights, variables"""
         self.forward, self.backward = Work(), Work()
         self.kind = ACTIVATION
         """what new values are"""
 
-    def change(self, size: int, kind: int) -> None:
-        self.live += size
-        self.by_kind[kind] += size
-        if self.live > self.peak:
-            self.peak, self.peak_by_kind = self.live, tuple(self.by_kind)
-
     def look_again(self) -> None:
         """Forget the peak so far."""
-        self.peak, self.peak_by_kind = self.live, tuple(self.by_kind)
+        self.peak, self.peak_by_kind = self.live, self.by_kind[:]
 
     # ------------------------------------------------------------------------------- operations
 
@@ -120,8 +120,10 @@ class Tape:
         """The result of an operation. `inputs`: (value, "new" | "same": is its gradient a new
         tensor or the one that came in); `weights`: bytes of the gradients of parameters."""
         store = store or Store(self, numel * item, self.kind)
-        ways = [(v, how) for v, how in inputs if v.needs] if self.grad else []
-        if not (ways or (weights and self.grad)):
+        if not self.grad:
+            return Value(store, numel, item)
+        ways = [way for way in inputs if way[0].needs]
+        if not (ways or weights or scratch):
             return Value(store, numel, item)
         # A leaf has no source: the segment's own input keeps its gradient in a node of its own.
         targets = []
@@ -142,7 +144,9 @@ class Tape:
         return [Value(x.store, n, x.item, whole.needs, whole.source) for n in numels]
 
     def _moves(self, *values: Value, out: float = 0.0) -> None:
-        self.forward.moved += sum(v.numel * v.item for v in values) + out
+        for v in values:
+            out += v.numel * v.item
+        self.forward.moved += out
         self.forward.count += 1
 
     def cast(self, x: Value, item: int) -> Value:
@@ -262,7 +266,7 @@ class Tape:
             node = nodes.pop()
             if node.grad is None:
                 continue
-            if not node.inputs and not node.weights:
+            if not (node.inputs or node.weights or node.scratch):
                 last = node.grad
                 continue
             self._undo_one(node)
@@ -277,7 +281,12 @@ class Tape:
         made = [(t, g if how == "same" else Store(self, size, t.kind))
                 for t, size, how in node.inputs]  # fmt: skip
         if not node.work:
-            self.backward.moved += sum(s.size for s in (*node.saved, *(m for _, m in made))) * 2
+            moved = 0
+            for held in node.saved:
+                moved += held.size
+            for _, held in made:
+                moved += held.size
+            self.backward.moved += 2 * moved
             self.backward.count += 1 + len(made)
         del temporary
         node.saved = ()

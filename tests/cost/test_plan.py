@@ -1,0 +1,232 @@
+"""Plans: what follows from a setting must follow, published arithmetic must come out, and what
+cannot be is refused in one line.
+
+pytest tests/cost/test_plan.py
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_lab.cost.hardware import hardware
+from rlhf_lab.cost.plan import estimate
+from rlhf_lab.models import presets
+
+LLAMA2, QWEN = "meta-llama/Llama-2-7b-hf", "Qwen/Qwen2.5-0.5B"
+STAGES = ("sft", "reward", "dpo", "ppo")
+BASE = {"per_device_train_batch_size": 2, "prompt_length": 64, "response_length": 64, "rows": 1000}
+
+
+def plan(stage="sft", name=QWEN, device="h100", **more):
+    return estimate(stage, presets()[name], device, {**BASE, **more})
+
+
+def part(e, component, phase=None, role=None) -> float:
+    rows = e.ledger.filter(quantity="bytes", component=component)
+    phase = phase or e.peak_phase.name
+    return sum(r.value for r in rows if r.phase == phase and role in (None, r.role))
+
+
+# --------------------------------------------------------------------------------------- states
+
+
+def test_bytes_per_parameter():
+    """fp32 AdamW: 4 of weights, 4 of gradients, 8 of moments; 2 + 2 + 4 in 16 bits."""
+    n = 494_032_768
+    for dtype, item in (("float32", 4), ("bfloat16", 2)):
+        e = plan(dtype=dtype)
+        at = {c: part(e, c, "optimizer") for c in ("parameters", "gradients", "optimizer")}
+        assert at == {"parameters": item * n, "gradients": item * n, "optimizer": 2 * item * n}
+
+
+@pytest.mark.parametrize(("sharding", "weights", "gradients", "states"), [
+    ("zero1", 2, 2, 12 / 8), ("zero2", 2, 2 / 8, 12 / 8), ("zero3", 2 / 8, 2 / 8, 12 / 8),
+])  # fmt: skip
+def test_zero_shards_as_its_paper_says(sharding, weights, gradients, states):
+    """Bytes per parameter on one of 8 devices (Rajbhandari et al., figure 1)."""
+    n = 6_738_415_616
+    e = plan(name=LLAMA2, gpus=8, sharding=sharding)
+    assert part(e, "parameters", "optimizer") == pytest.approx(weights * n)
+    assert part(e, "gradients", "optimizer") == pytest.approx(gradients * n)
+    assert part(e, "optimizer", "optimizer") == pytest.approx(states * n)
+
+
+def test_four_bits():
+    """NF4: 4.5 bits for each number of a layer, 16 for embedding, head and norms."""
+    e = plan("inference", LLAMA2, dtype="bfloat16", load_in_4bit=True)
+    outside = 2 * 32000 * 4096 + 65 * 4096
+    inside = 6_738_415_616 - outside
+    assert part(e, "parameters") == pytest.approx(inside * 4.5 / 8 + 2 * outside)
+
+
+def test_ppo_holds_four_models():
+    e = plan("ppo")
+    roles = {r.role for r in e.ledger.filter(quantity="bytes", component="parameters")}
+    assert roles == {"policy", "reference", "value", "reward"}
+    trained = {r.role for r in e.ledger.filter(quantity="bytes", component="optimizer")}
+    assert trained == {"policy", "value"}
+    shared, one = plan("ppo", layout="shared"), plan("ppo", layout="adapters", lora_r=8)
+    assert one.peak < shared.peak < e.peak
+    assert plan("ppo", rule_reward=True).peak < e.peak
+
+
+def test_the_cache_holds_keys_and_values_of_every_layer():
+    """2 · layers · key-value heads · width · bytes, for each token of each sequence."""
+    e = plan("inference", LLAMA2, dtype="bfloat16", prompt_length=100, response_length=29)
+    assert part(e, "kv_cache") == 2 * 32 * 32 * 128 * 2 * (100 + 29 - 1) * 2
+
+
+# ------------------------------------------------------------------------------------------ work
+
+
+def test_flops_are_six_per_parameter_and_token():
+    """2 forward and 4 backward for each weight of a matrix (Kaplan et al., 2001.08361), TRL's head
+    8 instead of 6 (it computes the logits again), and attention; GPUs score the response alone."""
+    e = plan(name=LLAMA2, dtype="bfloat16")
+    tokens, scored = 2 * 128, 2 * 64
+    matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    scores = 32 * 2 * 128 * 128 * 4096 * (4 + 10)  # two products forward, five backward
+    expected = 6 * matrices * tokens + 8 * 4096 * 32000 * scored + scores
+    assert e.flops == pytest.approx(expected, rel=1e-6)
+
+
+def test_steps_hours_and_money():
+    e = plan(gpus=4, gradient_accumulation_steps=2, num_train_epochs=3, rows=1000)
+    assert e.steps == 188  # 3000 rows in steps of 2 · 2 · 4, rounded up
+    assert e.gpu_hours == pytest.approx(4 * e.hours)
+    assert e.money == pytest.approx(e.gpu_hours * hardware("h100").price)
+    dear = estimate("sft", presets()[QWEN], hardware("h100", price=10.0), {**BASE, "gpus": 4})
+    assert dear.money == pytest.approx(10.0 * dear.gpu_hours)
+    unknown = estimate(
+        "sft", presets()[QWEN], "h100", {k: v for k, v in BASE.items() if k != "rows"}
+    )
+    assert unknown.hours is None and unknown.money is None
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_ledger_adds_up_to_the_plan(stage):
+    e = plan(stage)
+    assert e.ledger.peak() == pytest.approx(e.peak)
+    assert e.ledger.total(quantity="seconds") == pytest.approx(e.steps * e.step_seconds)
+    assert e.ledger.total(quantity="flops") == pytest.approx(e.steps * e.flops)
+    assert all(r.low <= r.value <= r.high for r in e.ledger)
+
+
+@settings(max_examples=60, deadline=None)
+@given(stage=st.sampled_from(STAGES), batch=st.integers(1, 8), length=st.integers(8, 300),
+       more=st.integers(1, 8), lora=st.sampled_from((0, 8)), checkpoint=st.booleans(),
+       dtype=st.sampled_from(("float32", "bfloat16")), gpu=st.booleans())  # fmt: skip
+def test_more_costs_more(stage, batch, length, more, lora, checkpoint, dtype, gpu):
+    """Longer responses and larger batches never need less memory, arithmetic or time."""
+    common = {"dtype": dtype, "lora_r": lora, "gradient_checkpointing": checkpoint, "bf16": False,
+              "device": "h100" if gpu else "laptop"}  # fmt: skip
+    small = plan(stage, per_device_train_batch_size=batch, response_length=length, **common)
+    for change in (
+        {"response_length": length + more},
+        {"per_device_train_batch_size": batch + more},
+    ):
+        large = plan(stage, **{"per_device_train_batch_size": batch, "response_length": length,
+                               **common, **change})  # fmt: skip
+        assert large.peak >= small.peak and large.flops > small.flops
+        assert large.step_seconds >= small.step_seconds * 0.999
+
+
+# -------------------------------------------------------------------------------------- remedies
+
+
+def test_remedies_save_what_they_say_and_come_ranked():
+    e = plan("ppo", LLAMA2, "a100-80", per_device_train_batch_size=8)
+    assert not e.fits
+    found = e.cheaper()
+    assert found and found[0].fits
+    assert [r.fits for r in found] == sorted((r.fits for r in found), reverse=True)
+    for r in found:
+        assert r.saves_bytes == pytest.approx(e.peak - r.estimate.peak)
+        assert r.saves_money == pytest.approx(e.money - r.estimate.money)
+    changes = [r for r in found if "stage" not in r.settings]
+    for r in changes:  # the settings it names are all it takes
+        assert e.changed(**r.settings).peak == r.estimate.peak
+
+
+def test_a_plan_that_fits_is_only_made_cheaper():
+    e = plan("sft", QWEN)
+    assert e.fits
+    assert all(r.saves_bytes > 0 or r.saves_hours > 0 for r in e.cheaper())
+
+
+# --------------------------------------------------------------------------------------- launching
+
+
+@pytest.mark.parametrize("more", [
+    {}, {"gpus": 8}, {"gpus": 16, "nodes": 2, "sharding": "fsdp2"}, {"gpus": 8, "sharding": "zero2"},
+    {"gpus": 8, "sharding": "zero3", "offload": "all"}, {"gpus": 2, "sharding": "fsdp2",
+                                                         "dtype": "bfloat16"},
+])  # fmt: skip
+def test_accelerate_parses_its_config(more, tmp_path):
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+    e = plan(**more)
+    file = tmp_path / "config.yaml"
+    file.write_text(e.accelerate_config())
+    made = load_config_from_file(str(file))
+    assert isinstance(made, ClusterConfig)
+    assert made.num_processes == e.setup.gpus and made.num_machines == e.setup.nodes
+    assert made.mixed_precision == "bf16"
+    kind = {"zero2": "DEEPSPEED", "zero3": "DEEPSPEED", "fsdp2": "FSDP", "ddp": "MULTI_GPU"}
+    assert made.distributed_type.value == kind.get(e.setup.sharding, "NO")
+    if e.setup.sharding == "zero3":
+        assert made.deepspeed_config["zero_stage"] == 3
+        assert made.deepspeed_config["offload_param_device"] == "cpu"
+    if e.setup.sharding == "fsdp2":
+        assert made.fsdp_config["fsdp_version"] == 2
+
+
+# -------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(("more", "line"), [
+    ({"lora_r": 5000}, "lora_r=5000: the narrowest matrix is 128 wide; choose 1 to 128"),
+    ({"gpus": 8, "nodes": 3}, "gpus=8 do not spread over nodes=3: choose 2 nodes"),
+    ({"gpus": 8, "tensor_parallel": 3}, "tensor_parallel=3 must divide gpus=8 and the 14 heads: "
+                                        "choose 2"),
+    ({"optim": "adamw"}, "optim='adamw'; did you mean 'adamw_torch'? choose from "),
+    ({"sharding": "zero4", "gpus": 2}, "sharding='zero4'; did you mean"),
+    ({"dtype": "bf16"}, "dtype='bf16'"),
+    ({"prompt_length": 40_000}, "prompt_length + response_length = 40064: qwen2 here takes 32768"),
+    ({"load_in_4bit": True}, "load_in_4bit trains adapters only: set lora_r"),
+    ({"bf16": True, "fp16": True}, "bf16 and fp16: choose one"),
+    ({"bf16": True, "dtype": "bfloat16"}, "autocast works on fp32 weights"),
+    ({"per_device_train_batch_size": 0}, "batch must be a whole number of at least 1, got 0"),
+    ({"gpus": 1.5}, "gpus must be a whole number"),
+])  # fmt: skip
+def test_what_cannot_be_is_one_line(more, line):
+    with pytest.raises(ValueError) as error:
+        plan(**more)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_ppo_refuses_minibatches_that_do_not_divide():
+    with pytest.raises(ValueError, match="rollout batch of 6 does not split into num_mini_batches=4"
+                                         ": choose 3"):  # fmt: skip
+        plan("ppo", per_device_train_batch_size=6, num_mini_batches=4)
+    with pytest.raises(ValueError, match="layout='adapters' needs a rank: set lora_r"):
+        plan("ppo", layout="adapters")
+
+
+def test_unknown_devices_and_families_name_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'a100"):
+        plan(device="a10000")
+    with pytest.raises(ValueError, match="model_type 'lama'.*llama"):
+        estimate("sft", {"model_type": "lama"}, "h100", BASE)
+
+
+def test_the_planner_loads_nothing_heavy():
+    code = ("import sys, rlhf_lab.cost.plan, rlhf_lab.cost.remedies, rlhf_lab.lab; "
+            "print(sorted({'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
