@@ -14,9 +14,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load": "models", "load_data": "data", "Run": "runs", "Ledger": "ledger",
-    "plan": "lab", "train": "lab", "Plan": "lab", "train_all": "course", "stage_table": "course",
+    "plan": "lab", "train": "lab", "Plan": "lab",
     "xray": "budget", "compare": "budget", "sweep": "budget", "project": "budget",
-    "hardware": "cost.hardware", "calibrate": "cost.calibrate", "describe_data": "course", "report": "course", "stories": "course", "show_stories": "course",
+    "hardware": "cost.hardware", "calibrate": "cost.calibrate",
+    "train_all": "course", "stage_table": "course", "cost_table": "course",
+    "stage_shares": "course", "describe_data": "course", "report": "course", "stories": "course",
+    "show_stories": "course",
 }  # fmt: skip
 __all__ = sorted(_HOMES)
 

@@ -9,30 +9,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from .cost.plan import Estimate, estimate
-from .cost.setup import EXTRA
+from .cost.setup import EXTRA, Setup
 from .ledger import SOURCES, Ledger
 from .models import BUNDLED, Model, load
+from .tokens import planned_lengths
 from .widgets.text import format_number, html_table, table
 
-TRAINED_AS_PLANNED = {"prompt_length", "response_length", "mean_length", "mean_response", "rows",
-                      "padded"}  # fmt: skip
+if TYPE_CHECKING:
+    from .cost.xray import XRay
+
+TRAINED_AS_PLANNED = {"prompt_length", "response_length", "padded_prompt", "padded_response",
+                      "mean_tokens", "mean_response", "rows", "padded"}  # fmt: skip
 """Settings that describe the data; the other ones of `EXTRA` change how a run would be made."""
 
 
-def predict(plan: Any) -> Estimate:
-    """The prediction of a plan. Without a length in its settings, a bundled model is planned for
-    the bundled stories; another for rows as long as `max_length` or its context."""
+def predict(plan: Any, data: Any = None) -> Estimate:
+    """The prediction of a plan, for rows as long as those of `data` (a `Data`).
+
+    Without data, and without a length in its settings, a bundled model is planned for the bundled
+    stories; another for rows as long as `max_length` or its context.
+    """
     model, settings = plan.model, dict(plan.settings)
-    if "prompt_length" not in settings and model.name in BUNDLED:
+    if "prompt_length" not in settings and data is not None:
+        settings = {**planned_lengths(plan.stage, model.tokenizer, data, settings), **settings}
+    elif "prompt_length" not in settings and model.name in BUNDLED:
         settings = {**_lengths_of_stories(plan.stage, model, settings), **settings}
     roles = {}
     if plan.stage == "ppo" and "reward" in model.paths:
         roles = dict.fromkeys(("reward", "value"), model.config_dict("reward"))
     return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
+
+
+def predicted(plan: Any, data: Any) -> Ledger:
+    """The prediction's rows; none for a model whose family is not modelled."""
+    try:
+        return predict(plan, data).ledger
+    except ValueError:
+        return Ledger()
 
 
 _STORIES: dict[tuple, dict[str, float]] = {}
@@ -41,7 +58,6 @@ _STORIES: dict[tuple, dict[str, float]] = {}
 def _lengths_of_stories(stage: str, model: Model, settings: Mapping[str, Any]) -> dict[str, float]:
     """Lengths of the bundled data, looked up once."""
     from .data import load_data
-    from .tokens import planned_lengths
 
     asked = ("per_device_train_batch_size", "response_length", "max_length")
     key = (stage, model.name, *(settings.get(name) for name in asked))
@@ -67,15 +83,26 @@ def unplannable(settings: Mapping[str, Any]) -> str | None:
 # ------------------------------------------------------------------------------------------- x-ray
 
 
-def xray(plan: Any):
+def xray(plan: Any) -> XRay:
     """The plan's step through the real code under fake tensors: exact bytes and FLOPs, no weights.
 
-    → an `XRay`; its FLOPs are those of one optimizer step (one iteration of PPO).
+    Bytes are those of the longest rows. FLOPs are of the whole run (of one step where the number of
+    steps is not known), at rows of average length, so that they compare with plan and run.
     """
+    e = plan.estimate if hasattr(plan, "estimate") else plan
+    seen = _rehearse(e, e.setup)
+    usual = e.usual_setup
+    counted = seen if usual == e.setup else _rehearse(e, usual)
+    times = (e.steps or 1) * e.setup.replicas
+    rows = [r for r in seen.ledger if r.quantity != "flops"]
+    rows += [replace(r, value=r.value * times, low=None, high=None)
+             for r in counted.ledger if r.quantity == "flops"]  # fmt: skip
+    return replace(seen, ledger=Ledger(rows))
+
+
+def _rehearse(e: Estimate, s: Setup) -> XRay:
     from .rehearsal import rehearse
 
-    e = plan.estimate if hasattr(plan, "estimate") else plan
-    s = e.setup
     return rehearse(
         s.stage, dict(e.config), batch=s.batch, prompt=s.prompt, response=s.response,
         dtype=s.dtype, bf16=s.bf16 or s.fp16, lora_r=s.lora_r, lora_targets=s.lora_targets,
@@ -135,7 +162,7 @@ def compare(*things: Any) -> Comparison:
         for phase in dict.fromkeys(p for line in found.values() for p in line):
             rows.append({"phase": phase or "all", "quantity": quantity,
                          **{s: format_number(found[s].get(phase), unit) for s in SOURCES},
-                         "predicted / measured": _ratio(found, phase)})  # fmt: skip
+                         "predicted / real": _ratio(found, phase)})  # fmt: skip
     return Comparison(ledger, rows)
 
 

@@ -148,6 +148,7 @@ def _train(args: argparse.Namespace) -> int:
         folder = args.out or lab.free_folder("all")
         runs = course.train_all(model, data, out=folder, settings=settings, **common)
         print(table(course.stage_table(runs)))
+        print(table(course.cost_table(runs)))
         print(f"curves and stories: {folder / 'report.html'}")
         return 0
     run = lab.train(lab.plan(args.stage, model, **settings), data, out=args.out, **common)

@@ -8,9 +8,19 @@ from typing import Any
 
 from .data import Data, load_data
 from .lab import plan, train
+from .ledger import SOURCES, Ledger
 from .models import Model, load
 from .runs import Run
-from .widgets.text import Shown, format_bytes, format_seconds, html_table, table
+from .widgets.chart import bar_chart
+from .widgets.frame import Picture
+from .widgets.text import (
+    Shown,
+    format_bytes,
+    format_number,
+    format_seconds,
+    html_table,
+    table,
+)
 
 STORIES = 4
 """Held-out prompts whose responses the report shows before and after."""
@@ -24,6 +34,7 @@ def train_all(
     settings: dict[str, Any] | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    hardware: Any = "here",
 ) -> dict[str, Run]:
     """SFT, reward model, PPO and DPO, each from what the one before it made. → runs by stage.
 
@@ -31,24 +42,72 @@ def train_all(
     `report.html` into `out`. `settings` go to every stage that has them.
     """
     model, data, out = load(model), load_data(data), Path(out)
-    plans = {stage: plan(stage, model, **(settings or {})) for stage in ("sft", "reward", "dpo")}
-    for stage, planned in plans.items():
-        planned.config()  # a wrong setting is said before the first stage has run for a minute
+    for stage in ("sft", "reward", "dpo"):
+        # A wrong setting is said before the first stage has run for a minute.
+        plan(stage, model, **(settings or {})).config()
         target = out / stage
         if target.exists() and any(target.iterdir()) and not overwrite:
             raise ValueError(f"{target} is there already; choose another --out, or --overwrite")
     common: dict[str, Any] = {"overwrite": overwrite, "quiet": quiet}
-    runs = {"sft": train(plans["sft"], data, out=out / "sft", **common)}
-    model = model.with_stage("sft", runs["sft"].model_path)
-    runs["reward"] = train(
-        plan("reward", model, **(settings or {})), data, out=out / "reward", **common
-    )
-    model = model.with_stage("reward", runs["reward"].model_path)
-    for stage in ("ppo", "dpo"):
-        planned = plan(stage, model, **(settings or {}))
+    runs: dict[str, Run] = {}
+    for stage in ("sft", "reward", "ppo", "dpo"):
+        planned = plan(stage, model, hardware=hardware, **(settings or {}))
         runs[stage] = train(planned, data, out=out / stage, **common)
+        if stage in ("sft", "reward"):
+            model = model.with_stage(stage, runs[stage].model_path)
+        _simulate(planned, data, runs[stage], quiet)
     report(runs, out / "report.html")
     return runs
+
+
+def _simulate(planned: Any, data: Data, run: Run, quiet: bool) -> None:
+    """Put the x-ray of a run's step beside what was predicted and measured."""
+    from .budget import predict, xray
+
+    try:
+        estimate = predict(planned, data)
+    except ValueError:
+        return  # a family that is not modelled
+    if not quiet:
+        print(f"{run.stage}: x-ray", flush=True)
+    run.save_ledger(run.ledger + xray(estimate).ledger)
+
+
+def cost_table(runs: dict[str, Run]) -> list[dict[str, str]]:
+    """One row per stage: memory, FLOPs and time, predicted before, simulated, and measured.
+
+    Memory is that of tensors at the worst moment; time is that of training, without evaluation.
+    """
+    rows = []
+    for stage, run in runs.items():
+        row = {"stage": stage}
+        for what, quantity, unit in (("memory", "bytes", "B"), ("compute", "flops", "FLOP"),
+                                     ("time", "seconds", "s")):  # fmt: skip
+            for source in SOURCES:
+                value = _of_training(run, quantity, source)
+                if value:
+                    row[f"{what} {source}"] = format_number(value, unit)
+        rows.append(row)
+    columns = list(dict.fromkeys(c for row in rows for c in row))
+    return [{c: row.get(c, "") for c in columns} for row in rows]
+
+
+def _of_training(run: Run, quantity: str, source: str) -> float:
+    """A run's total (its peak, of bytes) from one source; evaluation is not training."""
+    rows = Ledger(r for r in run.ledger.filter(quantity=quantity, source=source)
+                  if r.phase not in ("evaluation", "sampling"))  # fmt: skip
+    return rows.peak() if quantity == "bytes" else rows.total()
+
+
+def stage_shares(runs: dict[str, Run], source: str = "measured") -> Picture:
+    """Seconds of each stage as a bar, by phase: SFT : RM : PPO : DPO."""
+    stacks: dict[str, dict[str, float]] = {}
+    for stage, run in runs.items():
+        rows = run.ledger.filter(quantity="seconds", source=source)
+        for phase, roles in rows.pivot("phase", "role").items():
+            if phase not in ("evaluation", "sampling"):
+                stacks.setdefault(stage, {})[phase or "other"] = sum(roles.values())
+    return bar_chart(stacks, title=f"Where the time goes ({source})", y_label="seconds", unit="s")
 
 
 def stage_table(runs: dict[str, Run]) -> list[dict[str, str]]:
@@ -142,6 +201,8 @@ def report(runs: dict[str, Run], path: str | Path = "report.html") -> Path:
         runs,
         title="Four stages of RLHF",
         table_rows=stage_table(runs),
+        cost_rows=cost_table(runs),
+        shares=stage_shares(runs),
         stories=stories(runs.values()),
     )
 

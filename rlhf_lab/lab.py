@@ -18,13 +18,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .budget import unplannable
+from .budget import predicted, unplannable
 from .cost.hardware import hardware as find_hardware
 from .cost.plan import Estimate
 from .cost.setup import EXTRA
 from .data import Data, load_data
 from .models import Model, load
 from .runs import Run
+from .tokens import planned_lengths
 
 STAGES = ("sft", "reward", "ppo", "dpo")
 
@@ -176,8 +177,6 @@ def plan(
         chosen["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
     find_hardware(hardware)
     if data is not None:
-        from .tokens import planned_lengths
-
         found = planned_lengths(stage, handle.tokenizer, load_data(data), chosen)
         chosen = {**found, **chosen}
     return Plan(stage, handle, hardware, chosen)
@@ -230,7 +229,7 @@ def train(
     """Train what was planned and return the run. `plan` may be a stage's name.
 
     The run's folder (`out`, else runs/<stage>-<number>) holds settings, metrics, samples, the
-    ledger and the final model. Interrupting (Ctrl-C, the notebook's stop button) or a true
+    ledger (predicted before, measured while it ran) and the final model. Interrupting (Ctrl-C, the notebook's stop button) or a true
     `should_stop()` ends training cleanly and keeps what there is. Raises ValueError before
     anything is written when the settings or the data do not fit the stage.
     """
@@ -242,6 +241,7 @@ def train(
     from .training import STAGE_FUNCTIONS, Job, prepare
 
     ready = prepare(plan, data, quiet)
+    foretold = predicted(plan, data)
     run = Run.create(
         Path(out) if out else free_folder(plan.stage), stage=plan.stage, model=plan.model.name,
         settings=dict(plan.settings), data=data.name, seed=plan.settings.get("seed", 42),
@@ -251,10 +251,10 @@ def train(
     try:
         figures, stopped = STAGE_FUNCTIONS[plan.stage](job)
     except BaseException as error:
-        run.save_ledger(job.meter.ledger())
+        run.save_ledger(foretold + job.meter.ledger())
         run.finish("failed", error=f"{type(error).__name__}: {error}")
         raise
-    run.save_ledger(job.meter.ledger())
+    run.save_ledger(foretold + job.meter.ledger())
     run.finish("stopped" if stopped else "finished", **figures)
     return run
 

@@ -133,25 +133,24 @@ def planned_lengths(stage: str, tokenizer, data: Any, settings: Any) -> dict[str
     prompts = [len(encode_prompt(tokenizer, r["prompt"])) for r in looked]
     batch = int(settings.get("per_device_train_batch_size", 8))
     if stage == "ppo":
-        answers = [len(encode_response(tokenizer, r["completion"]))
-                   for r in data.sft.train[:LOOKED_AT]]  # fmt: skip
         limit = int(settings.get("response_length", 53))
-        answers = [min(n, limit) for n in answers] or [limit]
+        answers = [min(limit, len(encode_response(tokenizer, r["completion"])))
+                   for r in data.sft.train[:LOOKED_AT]] or [limit]  # fmt: skip
         size = batch * int(settings.get("gradient_accumulation_steps", 1))
-        mean = expected_longest(prompts, size) + expected_longest(answers, size)
-        return {"prompt_length": max(prompts), "rows": len(rows), "mean_length": mean,
-                "mean_response": sum(answers) / len(answers)}  # fmt: skip
+        mean = sum(answers) / len(answers)
+        return {"prompt_length": max(prompts), "rows": len(rows), "mean_response": mean,
+                "padded_prompt": expected_longest(prompts, size),
+                "padded_response": expected_longest(answers, size),
+                "mean_tokens": sum(prompts) / len(prompts) + mean}  # fmt: skip
     fields = ("completion",) if stage == "sft" else ("chosen", "rejected")
     made = [[len(encode_response(tokenizer, r[f])) for f in fields] for r in looked]
     limit = int(settings.get("max_length") or 2**31)
     totals = [min(p + n, limit) for p, ns in zip(prompts, made, strict=True) for n in ns]
     response = max(max(ns) for ns in made)
-    return {
-        "prompt_length": max(1, max(totals) - response),
-        "response_length": response,
-        "rows": len(rows),
-        "mean_length": expected_longest(totals, batch * len(fields)),
-    }
+    prompt = sum(prompts) / len(prompts)
+    return {"prompt_length": max(1, max(totals) - response), "response_length": response,
+            "rows": len(rows), "padded_prompt": prompt, "mean_tokens": sum(totals) / len(totals),
+            "padded_response": expected_longest(totals, batch * len(fields)) - prompt}  # fmt: skip
 
 
 LOOKED_AT = 2_000

@@ -109,6 +109,11 @@ def _training(
                 work=state.step)  # fmt: skip
 
 
+def _tokens(s: Setup, p: Passes) -> float:
+    """Tokens of a pass, without padding where the setup knows how much there is."""
+    return p.rows if s.mean_tokens is None else p.b * min(s.mean_tokens, p.s)
+
+
 def _kept(stretches: list[Stretch]) -> float:
     return sum(x.times * x.kept for x in stretches)
 
@@ -139,7 +144,7 @@ def _sft(s: Setup) -> list[Phase]:
     row = [*trunk(model, p, checkpoint=s.gradient_checkpointing, tied=model.tied and p.trained)]
     scored = s.batch * s.response
     row.append(_head(model, p, _loss(s, model, p, scored)))
-    _training(stage, "policy", row, state, heads.standing(model, p), tokens=p.rows)
+    _training(stage, "policy", row, state, heads.standing(model, p), tokens=_tokens(s, p))
     return stage.found
 
 
@@ -161,7 +166,7 @@ def _reward(s: Setup) -> list[Phase]:
     one = [*trunk(model, p, checkpoint=s.gradient_checkpointing)]
     one.append(ending(model, p, lambda t, x: heads.scores(t, model, p, x, p.rows)))
     _training(stage, "reward", one * passes, state, passes * heads.standing(model, p),
-              tokens=passes * p.rows)  # fmt: skip
+              tokens=passes * _tokens(s, p))  # fmt: skip
     return stage.found
 
 
@@ -189,7 +194,7 @@ def _dpo(s: Setup) -> list[Phase]:
         activations=0,
         work=_works(reference, "forward"),
         times=s.gradient_accumulation_steps,
-        tokens=p.rows,
+        tokens=_tokens(s, p),
         more=_sum(
             ("policy", "activations", live),
             (role, "activations", behind[0]),
@@ -197,7 +202,7 @@ def _dpo(s: Setup) -> list[Phase]:
             ("policy", "gradients", held),
         ),
     )
-    _training(stage, "policy", row, state, before, tokens=p.rows)
+    _training(stage, "policy", row, state, before, tokens=_tokens(s, p))
     return stage.found
 
 
@@ -250,7 +255,7 @@ def _ppo(s: Setup) -> list[Phase]:
         peak, _ = forward_peak(row, heads.standing(roles[name].model, p))
         cached += cache[name] if name != "policy" else 0
         stage.phase(phase, name, activations=peak[0], logits=peak[2], workspace=cached, work=_works(row, "forward"),
-                    times=s.rollout_batch / p.b, tokens=p.rows)  # fmt: skip
+                    times=s.rollout_batch / p.b, tokens=_tokens(s, p))  # fmt: skip
     _update(stage, s, roles, state)
     return stage.found
 
@@ -305,8 +310,11 @@ def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
     per_token = kv_bytes(s, model) * n
     prefill, _ = forward_peak(row, heads.standing(model, first))
     work = _works(row, "forward")
-    # The work of a step is linear in the context: the step at the middle stands for all.
-    middle = replace(_passes(s, model, n, 1, trained=False, adapters=adapters),
+    # The work of a step is linear in the context and in the rows that still go on: a step at the
+    # middle with the average number of rows stands for all.
+    sampled = s.response if s.mean_response is None else min(s.mean_response, s.response)
+    going = max(1, round(n * (sampled - 1) / max(1, s.response - 1)))
+    middle = replace(_passes(s, model, going, 1, trained=False, adapters=adapters),
                      context=s.prompt + (s.response + 1) // 2)  # fmt: skip
     step = [*trunk(model, middle, grad=False)]
     step.append(ending(model, middle, lambda t, x: heads.next_token(t, model, middle, x),
@@ -321,7 +329,7 @@ def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
     )
     cache, activations, _, logits = max(ends, key=sum)
     stage.phase("rollout", "policy", kv_cache=cache, activations=activations, logits=logits,
-                workspace=cached, work=work, tokens=n * s.response)  # fmt: skip
+                workspace=cached, work=work, tokens=n * sampled)  # fmt: skip
 
 
 def kv_bytes(s: Setup, model: Architecture) -> float:
@@ -333,19 +341,19 @@ def kv_bytes(s: Setup, model: Architecture) -> float:
 def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, State]) -> None:
     """Minibatches: policy and value forward, one backward pass through both, one step."""
     policy, value = roles["policy"], roles["value"]
-    p = _passes(s, policy.model, s.batch, s.length, trained=True, adapters=policy.adapters)
+    p = _passes(s, policy.model, s.pass_rows, s.length, trained=True, adapters=policy.adapters)
     row = [*trunk(policy.model, p, checkpoint=s.gradient_checkpointing,
                   tied=policy.model.tied and p.trained)]  # fmt: skip
     row.append(_head(policy.model, p, lambda t, x: heads.log_probabilities(
         t, policy.model, p, x, s.response, True)))  # fmt: skip
-    q = _passes(s, value.model, s.batch, s.length, trained=True, adapters=value.adapters)
+    q = _passes(s, value.model, s.pass_rows, s.length, trained=True, adapters=value.adapters)
     if s.layout == "shared":
         second = []
     else:
         second = [*trunk(value.model, q, checkpoint=s.gradient_checkpointing)]
     second.append(ending(value.model, q, lambda t, x: heads.scores(
         t, value.model, q, x, q.b * s.response)))  # fmt: skip
-    passes = s.rollout_batch / s.batch * s.num_ppo_epochs
+    passes = s.rollout_batch / s.pass_rows * s.num_ppo_epochs
     steps = s.num_mini_batches * s.num_ppo_epochs
     grown = passes > steps
     held = {n: state[n].gradients if grown else 0.0 for n in ("policy", "value")}
@@ -356,14 +364,14 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     both = {("value", "gradients"): held["value"], ("value", "activations"): of_second}
     work = _works(row + second, "forward")
     stage.phase("forward", "policy", activations=peak[0] - of_second, logits=peak[2], more=both,
-                gradients=held["policy"], work=work, times=passes, tokens=p.rows)  # fmt: skip
+                gradients=held["policy"], work=work, times=passes, tokens=_tokens(s, p))  # fmt: skip
     worst = backward_peak(together, live, stay=not grown)
     of_value = 0.0 if grown else min(worst[1], state["value"].gradients)
     of_policy = worst[1] - of_value
     stage.phase("backward", "policy", activations=worst[0], logits=worst[2],
                 gradients=held["policy"] + of_policy, work=_works(row + second, "backward"),
                 more={("value", "gradients"): held["value"] + of_value}, times=passes,
-                tokens=p.rows)  # fmt: skip
+                tokens=_tokens(s, p))  # fmt: skip
     stage.phase("optimizer", "policy", gradients=state["policy"].gradients,
                 workspace=state["policy"].workspace + state["value"].workspace, times=steps,
                 more={("value", "gradients"): state["value"].gradients},

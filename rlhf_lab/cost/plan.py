@@ -50,12 +50,17 @@ class Estimate:
     @cached_property
     def average(self) -> list[Phase]:
         """At rows of average length: they set the time."""
+        return self.phases if self.usual_setup == self.setup else phases(self.usual_setup)
+
+    @cached_property
+    def usual_setup(self) -> Setup:
+        """The same setup with rows as long as they are padded to on average."""
         s = self.setup
-        if not s.mean_length or s.mean_length >= s.length:
-            return self.phases
-        share = s.mean_length / s.length
-        prompt = round(s.prompt * share)
-        return phases(replace(s, prompt=prompt, response=max(1, round(s.mean_length) - prompt)))
+        if s.padded_prompt is None and s.padded_response is None:
+            return s
+        prompt = s.prompt if s.padded_prompt is None else round(s.padded_prompt)
+        response = s.response if s.padded_response is None else round(s.padded_response)
+        return replace(s, prompt=min(prompt, s.prompt), response=min(response, s.response))
 
     # ------------------------------------------------------------------------------- how much work
 

@@ -30,7 +30,9 @@ CHOICES = {
 EXTRA = {
     "prompt_length": "tokens of a prompt",
     "response_length": "tokens of a response (of a completion in SFT, of one answer in DPO)",
-    "mean_length": "tokens of a row as it is padded, on average; else the longest",
+    "padded_prompt": "tokens of a prompt as it is padded, on average; else the longest",
+    "padded_response": "tokens of a response as it is padded, on average; else the longest",
+    "mean_tokens": "tokens of a row without padding, on average; else as it is padded",
     "mean_response": "tokens of a sampled response, on average; else the longest",
     "rows": "rows of the data set: samples, pairs or prompts",
     "gpus": "devices in all", "nodes": "machines they are in",
@@ -61,7 +63,9 @@ class Setup:
     batch: int = 8
     prompt: int = 64
     response: int = 64
-    mean_length: float | None = None
+    padded_prompt: float | None = None
+    padded_response: float | None = None
+    mean_tokens: float | None = None
     mean_response: float | None = None
     rows: int | None = None
     epochs: float = 1.0
@@ -171,6 +175,11 @@ class Setup:
     def eager(self) -> bool:
         """Gemma 2 caps its scores, which fused attention cannot."""
         return self.attn_implementation == "eager" or self.model.family == "gemma2"
+
+    @property
+    def pass_rows(self) -> int:
+        """Responses of one device in one pass of PPO's update."""
+        return min(self.batch, self.rollout_batch // self.num_mini_batches)
 
     @property
     def rollout_batch(self) -> int:

@@ -179,18 +179,27 @@ def write_report(
     *,
     title: str,
     table_rows: Sequence[Mapping[str, str]] = (),
+    cost_rows: Sequence[Mapping[str, str]] = (),
+    shares: Picture | None = None,
     stories: Sequence[Mapping[str, Mapping[str, str]]] = (),
 ) -> Path:
     """Write a self-contained HTML report and return where it is.
 
     `runs` maps a heading to a run, in the order to show; `table_rows` are the stage table's
-    lines (column -> text); `stories` hold prompt -> {label: what was written}, the labels
+    lines (column -> text), `cost_rows` those of the cost table, and `shares` the picture of where
+    the time went; `stories` hold prompt -> {label: what was written}, the labels
     ("SFT", "PPO") in the order to stand side by side.
     """
     path = Path(path)
     parts = [f"<h1>{escape(title)}</h1>"]
     if table_rows:
         parts.append(f'<div class="scroll">{html_table(table_rows)}</div>')
+    if cost_rows:
+        parts.append("<h2>What it cost: predicted, simulated, measured</h2>")
+        parts.append(f'<div class="scroll">{html_table(cost_rows)}</div>')
+    if shares is not None:
+        see = "How the stages share the time, and which phases take it."
+        parts.append(f'<div class="grid">{_figure(shares, see)}</div>')
     for name, run in runs.items():
         parts += _section(name, run)
     parts += _stories(stories)
