@@ -16,7 +16,7 @@ _HOMES = {
     "load": "models", "load_data": "data", "Run": "runs", "Ledger": "ledger",
     "plan": "lab", "train": "lab", "Plan": "lab",
     "xray": "budget", "compare": "budget", "sweep": "budget", "project": "budget",
-    "hardware": "cost.hardware", "calibrate": "cost.calibrate",
+    "hardware": "budget", "calibrate": "budget",
     "train_all": "course", "stage_table": "course", "cost_table": "course",
     "stage_shares": "course", "describe_data": "course", "report": "course", "stories": "course",
     "show_stories": "course",

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .cost.hardware import Hardware
+from .cost.hardware import hardware as hardware
 from .cost.plan import Estimate, estimate
 from .cost.setup import EXTRA, Setup
 from .ledger import SOURCES, Ledger
@@ -74,10 +76,17 @@ def unplannable(settings: Mapping[str, Any]) -> str | None:
              "loss": "fused", "pairs_together": True, "samples_per_prompt": 1, "ema": False,
              "joint_update": True, "attn_implementation": "sdpa", "adapter_dtype": "float32",
              "use_bnb_nested_quant": False}  # fmt: skip
-    for name in EXTRA.keys() - TRAINED_AS_PLANNED:
-        if name in settings and settings[name] != plain.get(name, settings[name]):
-            return f"{name}={settings[name]!r} is planned only: train() does not do it yet"
+    for name, value in settings.items():
+        if name in EXTRA.keys() - TRAINED_AS_PLANNED and value != plain.get(name, value):
+            return f"{name}={value!r} is planned only: train() does not do it yet"
     return None
+
+
+def calibrate(seconds: float = 20) -> Hardware:
+    """Measure this machine, keep the figures for later plans ("here"), and return them."""
+    from .cost.calibrate import calibrate as measure
+
+    return measure(seconds=seconds)
 
 
 # ------------------------------------------------------------------------------------------- x-ray
@@ -138,19 +147,22 @@ class Comparison:
         """Memory of each phase, predicted, simulated and measured: an SVG."""
         from .widgets.chart import bar_chart
 
-        bars: dict[str, dict[str, float]] = {}
-        for source in SOURCES:
-            for phase, line in _by_phase(self.ledger, "bytes", source).items():
-                bars[f"{phase} ({source})"] = line
-        return bar_chart(bars, title="Memory at each phase's peak", unit="B")
+        found = {s: _by_phase(self.ledger, "bytes", s) for s in SOURCES}
+        top = max((sum(line.values()) for of in found.values() for line in of.values()), default=0)
+        name, scale = ("GiB", 2**30) if top >= 2**30 else ("MiB", 2**20)
+        bars = {
+            f"{phase} {source}": {part: size / scale for part, size in line.items()}
+            for phase in dict.fromkeys(p for of in found.values() for p in of)
+            for source in SOURCES
+            if (line := found[source].get(phase))
+        }
+        return bar_chart(bars, title="Memory at each phase's peak", y_label=name,
+                         width=max(460, 72 * len(bars)))  # fmt: skip
 
 
 def compare(*things: Any) -> Comparison:
     """Plans, x-rays and runs (whatever has a `.ledger`) in one table and one picture."""
-    ledger = Ledger()
-    for thing in things:
-        ledger.extend(thing.ledger)
-    rows = []
+    ledger, rows = _together(things), []
     for quantity, unit in (
         ("bytes", "B"),
         ("flops", "FLOP"),
@@ -164,6 +176,16 @@ def compare(*things: Any) -> Comparison:
                          **{s: format_number(found[s].get(phase), unit) for s in SOURCES},
                          "predicted / real": _ratio(found, phase)})  # fmt: skip
     return Comparison(ledger, rows)
+
+
+def _together(things: Iterable[Any]) -> Ledger:
+    """All rows; what an earlier thing says of a stage from a source is not said twice."""
+    ledger, said = Ledger(), set()
+    for thing in things:
+        new = [r for r in thing.ledger if (r.stage, r.source) not in said]
+        ledger.extend(new)
+        said |= {(r.stage, r.source) for r in new}
+    return ledger
 
 
 def _by_phase(ledger: Ledger, quantity: str, source: str) -> dict[str, dict[str, float]]:

@@ -87,7 +87,7 @@ def assignments(pairs: list[str]) -> dict[str, Any]:
 
 
 def _device(args: argparse.Namespace):
-    from .cost.hardware import hardware
+    from .budget import hardware
 
     return hardware(args.hardware, **({} if args.price is None else {"price": args.price}))
 
@@ -131,7 +131,7 @@ def run_xray(args: argparse.Namespace) -> int:
 
 
 def run_measure(args: argparse.Namespace) -> int:
-    from .cost.calibrate import calibrate
+    from .budget import calibrate
 
     if args.stage is None:
         found = calibrate()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .budget import predicted, unplannable
 from .cost.hardware import hardware as find_hardware
@@ -26,6 +26,9 @@ from .data import Data, load_data
 from .models import Model, load
 from .runs import Run
 from .tokens import planned_lengths
+
+if TYPE_CHECKING:
+    from .widgets.text import Shown
 
 STAGES = ("sft", "reward", "ppo", "dpo")
 
@@ -125,9 +128,12 @@ class Plan:
         """YAML for `accelerate launch --config_file` that realises the plan."""
         return self.estimate.accelerate_config()
 
-    def show(self) -> Estimate:
+    def show(self) -> Shown:
         """The prediction, to read in a notebook or a terminal."""
-        return self.estimate
+        from .widgets.estimate import html, text
+        from .widgets.text import Shown
+
+        return Shown(text(self.estimate), html(self.estimate))
 
     def config(self, output_dir: str = "unused"):
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""

@@ -37,8 +37,24 @@ GROUND = {
     "runs",
 }
 WINGS = {"stages", "cost", "widgets", "scale", "exercises"}
-ROOF = {"lab", "training", "course", "doctor", "cli"}
-COST_PURE = {"architecture", "hardware", "memory", "flops", "time", "plan"}
+ROOF = {
+    "lab",
+    "training",
+    "course",
+    "doctor",
+    "cli",
+    "cli_cost",
+    "budget",
+    "rehearsal",
+    "stand_ins",
+}
+COST_TORCH = {
+    *("xray", "fake", "meter", "callback", "account", "flop_counter", "watched", "calibrate"),
+}
+COST_PURE = {
+    *("architecture", "hardware", "setup", "tape", "layers", "heads", "memory", "states", "phases"),
+    *("seconds", "plan", "remedies", "launch"),
+}
 
 
 class Import(NamedTuple):
@@ -83,7 +99,7 @@ def complaint(place: tuple[str, ...], item: Import) -> str | None:
     if here == "cost" and place[1:2] and place[1] in COST_PURE:
         if item.top in HEAVY:
             return "the pure files of cost/ open anywhere, at once"
-        if target[:2] == ["rlhf_lab", "cost"] and target[2:3] and target[2] in ("xray", "meter"):
+        if target[:2] == ["rlhf_lab", "cost"] and set(target[2:3]) & COST_TORCH:
             return "the pure files of cost/ know nothing of the ones that need torch"
     if here in GROUND | {"__init__"} and item.top in HEAVY and not item.late:
         return "the ground floor loads heavy libraries late, in the function that needs them"
@@ -96,9 +112,10 @@ def complaint(place: tuple[str, ...], item: Import) -> str | None:
         if there in WINGS and not (there == "widgets" and item.late):
             return "the ground floor knows no wing (it may show itself with widgets/, late)"
     elif here == "stages":
-        allowed = there in GROUND | {"stages"} or target[1:3] == ["cost", "meter"]
+        metering = target[1:3] in (["cost", "meter"], ["cost", "callback"])
+        allowed = there in GROUND | {"stages"} or metering
         if not allowed and there in WINGS:
-            return "stages/ may use the ground floor and cost.meter"
+            return "stages/ may use the ground floor, cost.meter and cost.callback"
     elif here == "cost" and there in WINGS - {"cost"}:
         return "cost/ is given the step to run: it imports no other wing"
     elif here == "widgets" and there in WINGS - {"widgets", "cost"}:

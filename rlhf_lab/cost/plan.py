@@ -179,14 +179,9 @@ class Estimate:
         return ledger
 
     def __repr__(self) -> str:
-        from ..widgets.estimate import text
-
-        return text(self)
-
-    def _repr_html_(self) -> str:
-        from ..widgets.estimate import html
-
-        return html(self)
+        return (f"Estimate({self.setup.stage} on {self.hardware.name}: {self.peak / 2**30:.3g} GiB "
+                f"in {self.peak_phase.name}, {self.flops / 1e12:.3g} TFLOP and "
+                f"{self.step_seconds:.3g} s a step)")  # fmt: skip
 
     # ------------------------------------------------------------------------------- other choices
 
