@@ -10,7 +10,8 @@
     speed       a plan, its remedies, the import, the x-ray of a 7B step
 
 Prints a table for each and writes benchmarks/results/cost_accuracy.json (sections that were not
-asked for stay as they are there). `seconds` wants a quiet machine. About 40 minutes on two cores.
+asked for stay as they are there, and cases that were simulated before are not again, unless
+`--fresh`). `seconds` wants a quiet machine. About 40 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,31 +81,38 @@ def parameters() -> dict[str, Any]:
 # ----------------------------------------------------------------------------- memory, FLOPs, peers
 
 
-def simulate(count: int, seed: int) -> list[dict[str, Any]]:
-    """The cases, each planned and x-rayed: peaks in bytes, FLOPs of a step."""
+def simulate(count: int, seed: int, known: list[dict[str, Any]]) -> Iterator[list[dict]]:
+    """The cases, each planned and x-rayed: peaks in bytes, FLOPs of a step. Yields all rows so far.
+
+    What is `known` of a case is not simulated again; it is always planned anew.
+    """
     from rlhf_lab.rehearsal import rehearse
 
+    before = {row["case"]: row for row in known}
     rows = []
     for number, case in enumerate(cost_cases.cases(count, seed), 1):
-        start = time.perf_counter()
-        seen = rehearse(case.stage, case.config, **case.rehearsal)
-        took = time.perf_counter() - start
         plan = estimate(case.stage, case.config, DEVICE[case.device], case.settings)
-        counted = sum(r.value for r in seen.ledger.filter(quantity="flops"))
-        rows.append({"case": str(case), "stage": case.stage, "device": case.device,
-                     "predicted": plan.peak, "simulated": seen.peak, "flops": plan.flops,
-                     "flops counted": counted, "peak in": plan.peak_phase.name,
-                     "seconds": took})  # fmt: skip
-        error = plan.peak / seen.peak - 1
-        print(f"{number:4d} {error:+7.2%} {format_bytes(seen.peak):>9} {took:5.1f} s  {case}",
-              flush=True)  # fmt: skip
-    return rows
+        row = before.get(str(case))
+        if row is None:
+            start = time.perf_counter()
+            seen = rehearse(case.stage, case.config, **case.rehearsal)
+            took = time.perf_counter() - start
+            counted = sum(r.value for r in seen.ledger.filter(quantity="flops"))
+            row = {"case": str(case), "stage": case.stage, "device": case.device,
+                   "simulated": seen.peak, "flops counted": counted, "seconds": took}  # fmt: skip
+        row |= {"predicted": plan.peak, "flops": plan.flops, "peak in": plan.peak_phase.name}
+        rows.append(row)
+        error = row["predicted"] / row["simulated"] - 1
+        print(f"{number:4d} {error:+7.2%} {format_bytes(row['simulated']):>9} "
+              f"{row['seconds']:5.1f} s  {case}", flush=True)  # fmt: skip
+        yield rows
 
 
 def memory(rows: list[dict[str, Any]]) -> dict[str, Any]:
     by_stage = {
         s: summary(r["predicted"] / r["simulated"] - 1 for r in rows if r["stage"] == s)
         for s in cost_cases.STAGES
+        if any(r["stage"] == s for r in rows)
     }
     all_of_them = summary(r["predicted"] / r["simulated"] - 1 for r in rows)
     return {"rows": rows, "summary": {"all": all_of_them, **by_stage}}
@@ -218,12 +226,14 @@ def speed() -> dict[str, Any]:
 SECTIONS = ("parameters", "memory", "measured", "flops", "published", "seconds", "peers", "speed")
 
 
-def run(only: Iterable[str], count: int, seed: int) -> dict[str, Any]:
+def run(only: Iterable[str], count: int, seed: int, fresh: bool) -> dict[str, Any]:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     wanted = set(only)
     if wanted & {"memory", "flops", "peers"}:
-        rows = simulate(count, seed) if "memory" in wanted else found["memory"]["rows"]
-        found["memory"] = memory(rows)
+        known = found.get("memory", {}).get("rows", []) if not fresh else []
+        for rows in simulate(count, seed, known):
+            found["memory"] = memory(rows)
+            save(found)
         found["flops"] = flops(rows)
         if "peers" in wanted:
             found["peers"] = peers(count, seed, rows)
@@ -236,6 +246,14 @@ def run(only: Iterable[str], count: int, seed: int) -> dict[str, Any]:
 
         found["seconds"] = cost_seconds.run()
     return found
+
+
+def save(found: dict[str, Any]) -> None:
+    """Write what is known so far: a run that is stopped goes on where it was."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    draft = RESULTS.with_suffix(".tmp")
+    draft.write_text(json.dumps(found, indent=1) + "\n")
+    draft.replace(RESULTS)
 
 
 def show(found: dict[str, Any], wanted: Iterable[str]) -> None:
@@ -256,12 +274,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--cases", type=int, default=208, help="cases of memory and flops")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fresh", action="store_true", help="simulate every case again")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    found = run(args.only, args.cases, args.seed)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    found = run(args.only, args.cases, args.seed, args.fresh)
+    save(found)
     show(found, args.only)
 
 

@@ -56,6 +56,7 @@ def _what(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> No
     parser.add_argument("--hardware", default="here", help="a device of the catalogue [here]")
     for flag, said in FLAGS.items():
         parser.add_argument(flag, type=positive, help=said)
+    parser.add_argument("--sharding", help="none, ddp, zero1, zero2, zero3, fsdp2 [ddp]")
     parser.add_argument("--price", type=float, help="USD per device-hour, in place of the list's")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="any other setting of a plan; may be repeated")  # fmt: skip
@@ -69,6 +70,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         name = flag[2:].replace("-", "_")
         if (value := getattr(args, name)) is not None:
             made[NAMES.get(name, name)] = value
+    if args.sharding:
+        made["sharding"] = args.sharding
     return made | assignments(args.set)
 
 
