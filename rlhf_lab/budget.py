@@ -360,7 +360,8 @@ def _seconds(hours: float | None) -> float | None:
 
 
 def project(
-    model: Any = "tiny", *, hardware: Any = "here", stages: Sequence[str] = ("sft", "reward", "ppo"),
+    model: Any = "tiny", *, hardware: Any = "here",
+    stages: Sequence[str] = ("sft", "reward", "ppo"),
     each: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any,
 ) -> Project:  # fmt: skip
     """Plan several stages of one model: settings for all of them, and `each` stage's own."""

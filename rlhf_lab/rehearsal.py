@@ -350,6 +350,7 @@ def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, s
     args = PPOConfig(
         **_settings(setup, folder, steps, setup.gradient_accumulation_steps), temperature=1.0,
         response_length=setup.response, stop_token=None, num_ppo_epochs=setup.num_ppo_epochs,
+        optim=setup.optim,
         num_mini_batches=setup.num_mini_batches,
         local_rollout_forward_batch_size=setup.local_rollout_forward_batch_size,
     )  # fmt: skip

@@ -149,6 +149,7 @@ def _trl_stage(job: Job, role: str, start: Callable) -> tuple[Any, dict[str, Any
     ready = job.ready
     trainer = start(ready.models[role], job.tokenizer, ready.train, ready.test, job.args, watch)
     seconds, stopped = _stoppable(trainer.train, job.should_stop)
+    watch.close()
     job.save(trainer.model)  # before anything else can fail or be interrupted
     return trainer, _costs(job, seconds), stopped
 
@@ -226,6 +227,7 @@ def _ppo(job: Job):
 
     trainer.on_log = record
     seconds, stopped = _stoppable(trainer.train, job.should_stop)
+    job.meter.close()
     if bar:
         bar.close()
     job.save(trainer.policy)

@@ -251,7 +251,7 @@ CATALOGUE: dict[str, Hardware] = {
                  source=_SHEET + _MAMF, **_DGX, **_lambda(6.69)),
 }  # fmt: skip
 """Devices by short name. Links: half of the two-way figure printed. op_seconds: assumed; eager
-PyTorch took 36 µs a kernel in gpt-fast's 25.5 tokens/s of a 7B model (A100), newer hosts 15 to 25."""
+PyTorch took 36 µs a kernel in gpt-fast's 25.5 tokens/s of a 7B model (A100)."""
 
 _ALIASES = {
     "a100": "a100-80", "h10080": "h100", "v10032": "v100", "4090": "rtx4090", "rtxa6000": "a6000",

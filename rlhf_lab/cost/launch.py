@@ -16,7 +16,7 @@ FSDP2 = {
 
 
 def accelerate_config(estimate: Any) -> str:
-    """YAML of accelerate's configuration file. Raises ValueError where accelerate has no such mode."""
+    """YAML of accelerate's configuration file. Raises ValueError for what it cannot run."""
     s: Setup = estimate.setup
     if s.tensor_parallel > 1:
         raise ValueError(

@@ -1,8 +1,22 @@
-"""The meter: seconds, tokens and peak memory of each phase and role of a live run.
+"""The meter: seconds, FLOPs, tokens and peak memory of each phase and role of a live run.
 
-On a GPU memory is the CUDA allocator's peak. On a CPU it is the process' resident set, whose
-high-water mark Linux lets a process reset, so that every phase has its own; where it cannot be
-reset, the resident set at the end of the phase stands in (a lower bound).
+    meter = Meter("ppo")
+    meter.watch("policy", policy, optimizer)
+    with meter.phase("forward", "policy", shape=(tokens, pairs, logits)):
+        ...
+    meter.ledger()
+
+**FLOPs** are counted by a dispatch mode, which slows a pass down, so a pass is counted only while
+its shape is not in the span of those that were; the rest is computed, exactly (`LinearFlops`).
+
+**Memory** has two faces. `peak_bytes`, hence `Meter.peak`, is what the machine had to give: the
+CUDA allocator's peak on a GPU; on a CPU the process' resident set, whose high-water mark Linux
+lets a process reset, so that every phase has its own. The ledger's rows are what tensors took, by
+role and component at each phase's peak: an exact `Account`. The two are kept apart because rows
+add up, and a resident set holds the interpreter, libraries and the allocator's slack, which belong
+to no role. On a GPU what the allocator had beyond the tensors is a row of its own, `workspace`.
+The account too is switched on for few steps: the first, and those whose shape is larger than any
+that was accounted by more than `GROWTH`, as long as that takes a small `share` of the run.
 """
 
 from __future__ import annotations
@@ -11,13 +25,24 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from ..ledger import Ledger
+from .account import GPU_BLOCK
+from .flop_counter import PassCounter
+from .watched import TensorWatch, call_shape
+
+At = tuple[str, str]
+"""(phase, role)"""
+
+GROWTH = 1.05
+"""A shape is larger than another when a feature is larger by this factor."""
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -47,13 +72,43 @@ def peak_bytes() -> int:
 
 
 class Meter:
-    """Adds up seconds and tokens, and keeps the highest memory, by (phase, role)."""
+    """Adds up seconds, FLOPs and tokens, and keeps the highest memory, by (phase, role).
 
-    def __init__(self, stage: str):
-        self.stage = stage
-        self.seconds: dict[tuple[str, str], float] = defaultdict(float)
-        self.tokens: dict[tuple[str, str], int] = defaultdict(int)
-        self.memory: dict[tuple[str, str], int] = defaultdict(int)
+    `flops`, `memory`: whether FLOPs and tensors are counted at all. `share`: the part of the run
+    so far that steps with the account on may take, beyond the first of each kind.
+    """
+
+    def __init__(self, stage: str, *, flops: bool = True, memory: bool = True, share: float = 0.03):
+        self.stage, self.share = stage, share
+        self.seconds: dict[At, float] = defaultdict(float)
+        self.tokens: dict[At, int] = defaultdict(int)
+        self.memory: dict[At, int] = defaultdict(int)
+        """peak of the CUDA allocator or of the resident set, in bytes"""
+        self._passes = PassCounter() if flops else None
+        self._tensors = TensorWatch(GPU_BLOCK if torch.cuda.is_available() else 1, memory)
+        self._blocks: list[_Block] = []
+        self._accounted: dict[tuple, tuple[int, ...]] = {}  # → largest shape that was accounted
+        self._largest: dict[At, tuple[int, ...]] = {}
+        self._elapsed, self._slow = 0.0, 0.0  # seconds of outermost blocks; with the account on
+
+    # ------------------------------------------------------------------------------ what is there
+
+    def watch(self, role: str, model: nn.Module | None, optimizer: Any = None) -> None:
+        """Parameters, buffers, gradients and optimizer state of `model` are `role`'s from now on;
+        so are the tensors made while it runs forward. Nothing is kept alive."""
+        if model is not None:
+            self._tensors.add(role, model, optimizer)
+
+    def hold(self, *tensors: Any) -> None:
+        """Tensors that live from phase to phase (a batch, a rollout): no role's own."""
+        self._tensors.hold(tensors)
+
+    # ------------------------------------------------------------------------------- what happens
+
+    @property
+    def flops(self) -> dict[At, int]:
+        """Floating-point operations of matrix products."""
+        return self._passes.flops if self._passes is not None else {}
 
     @property
     def peak(self) -> int:
@@ -64,37 +119,191 @@ class Meter:
         """Count a stretch that was timed elsewhere."""
         self.seconds[phase, role] += seconds
         self.tokens[phase, role] += int(tokens)
-        self.memory[phase, role] = max(self.memory[phase, role], peak_bytes())
+        self._note_peak(phase, role)
 
-    @contextmanager
-    def phase(self, phase: str, role: str = "") -> Iterator[None]:
-        """Time a block; tokens are added with `count` when they are known."""
-        _reset_peak()
-        start = _now()
-        try:
-            yield
-        finally:
-            self.add(phase, role, _now() - start)
+    def phase(
+        self, phase: str, role: str = "", shape: Sequence[int] | None = None, tokens: int = 0,
+        *, calls: nn.Module | None = None,
+    ):  # fmt: skip
+        """Measure a block; tokens that are known only later are added with `count`.
+
+        `shape`: the features its FLOPs are linear in, such as (tokens b·s, pairs b·s², rows of
+        logits); without it they are not counted. `calls`: a transformers model that the block
+        calls many times (decoding), every call a pass of its own, its features read from its
+        arguments. A block within a block is taken out of the outer one, memory excepted.
+        """
+        return _Block(self, (phase, role), shape, int(tokens), calls)
 
     def count(self, phase: str, role: str, tokens: int) -> None:
         """Add tokens processed in a phase."""
         self.tokens[phase, role] += int(tokens)
 
+    def close(self) -> None:
+        """End what is still open: after an interrupt, or when training is over."""
+        while self._blocks:
+            self._blocks[-1].__exit__(KeyboardInterrupt, None, None)
+        self._tensors.stop()
+        self._tensors.measure_states()
+
+    # ------------------------------------------------------------------------------- what came out
+
     def ledger(self) -> Ledger:
         """What was measured so far, as rows."""
         ledger = Ledger()
-        for quantity, table in (
-            ("seconds", self.seconds),
-            ("tokens", self.tokens),
-            ("bytes", self.memory),
-        ):
+        tables = ("seconds", self.seconds), ("flops", self.flops), ("tokens", self.tokens)
+        for quantity, table in tables:
             for (phase, role), value in table.items():
                 if value:
-                    ledger.add(
-                        stage=self.stage, role=role, phase=phase, component="",
-                        quantity=quantity, value=float(value), source="measured",
-                    )  # fmt: skip
+                    ledger.add(stage=self.stage, role=role, phase=phase, quantity=quantity,
+                               value=value, source="measured")  # fmt: skip
+        for phase, role, component, value in self._byte_rows():
+            ledger.add(stage=self.stage, role=role, phase=phase, component=component,
+                       quantity="bytes", value=value, source="measured")  # fmt: skip
         return ledger
+
+    def _byte_rows(self) -> Iterator[tuple[str, str, str, int]]:
+        """(phase, role, component, bytes): of each phase its highest peak."""
+        peaks = self._tensors.peaks()
+        for phase in dict.fromkeys(phase for phase, _ in (*self.memory, *peaks)):
+            parts = max((p for (name, _), p in peaks.items() if name == phase),
+                        key=lambda p: sum(p.values()), default={})  # fmt: skip
+            for (role, component), size in parts.items():
+                yield phase, role, component, size
+            if torch.cuda.is_available():
+                allocated = max((b for (name, _), b in self.memory.items() if name == phase),
+                                default=0)  # fmt: skip
+                if allocated > sum(parts.values()):
+                    yield phase, "", "workspace", allocated - sum(parts.values())
+
+    # ---------------------------------------------------------------------------- for the blocks
+
+    def _turn(self, role: str) -> None:
+        """What runs now is this role's."""
+        if self._passes is not None:
+            self._passes.role = role
+
+    def _note_peak(self, phase: str, role: str) -> None:
+        self.memory[phase, role] = max(self.memory[phase, role], peak_bytes())
+
+    def _begin_memory(self, at: At, shape: Sequence[int] | None) -> None:
+        """Switch the account of tensors on or off before an outermost block."""
+        phase, role = at
+        watch = self._tensors
+        wanted = bool(role) and watch.ready(phase) and self._is_news(at, shape)
+        # A step is accounted as a whole: a graph that was not seen growing cannot be owned.
+        if watch.on and not wanted and (phase not in ("backward", "optimizer")
+                                        or not watch.ready(phase)):  # fmt: skip
+            watch.stop()
+        if wanted and phase != "backward":
+            watch.start()
+
+    def _is_news(self, at: At, shape: Sequence[int] | None) -> bool:
+        """Was nothing like this accounted yet, or only smaller ones?"""
+        seen = self._accounted.get((*at, self._tensors.accumulating))
+        if seen is None:
+            return True
+        grown = any(n > GROWTH * m for n, m in zip(shape or (), seen, strict=False))
+        return grown and self._slow <= self.share * self._elapsed
+
+    def _end_memory(self, block: _Block, seconds: float, failed: bool) -> None:
+        """After an outermost block."""
+        self._elapsed += seconds
+        if self._tensors.on and block.account is not None:
+            self._slow += seconds
+            key = (*block.at, block.accumulating)
+            old, new = self._accounted.get(key, ()), block.shape or ()
+            self._accounted[key] = tuple(map(max, old, new)) if old and new else tuple(new or old)
+        if failed or block.at[0] not in ("forward", "backward"):
+            self._tensors.stop()
+
+
+class _Block:
+    """One `with meter.phase(…)`."""
+
+    def __init__(self, meter: Meter, at: At, shape, tokens: int, calls: nn.Module | None):
+        self.meter, self.at, self.tokens, self.calls = meter, at, tokens, calls
+        self.shape = tuple(int(n) for n in shape) if shape is not None else None
+        self.inner = 0.0  # seconds of blocks within this one
+        self.account = None  # the account's block, where it is on
+        self.hooks: list[Any] = []
+
+    def __enter__(self) -> None:
+        meter, outer = self.meter, self.meter._blocks
+        if outer:
+            meter._note_peak(*outer[-1].at)
+        else:
+            largest = meter._largest.get(self.at)
+            meter._begin_memory(self.at, self.shape if self.calls is None else largest)
+        _reset_peak()
+        self.accumulating = meter._tensors.accumulating
+        if meter._tensors.on:
+            self.account = meter._tensors.phase(*self.at)
+            self.account.__enter__()
+        if self.at[0] == "forward" and not outer:
+            self.hooks = meter._tensors.follow(meter._turn)
+        self.start = _now()
+        if meter._passes is not None:
+            if self.calls is not None:
+                self._hook_calls()
+            meter._passes.begin(self.at, self.shape if self.calls is None else None)
+        meter._blocks.append(self)
+
+    def __exit__(self, kind, *_) -> None:
+        meter, failed = self.meter, kind is not None
+        if self not in meter._blocks:
+            return  # `close` ended it already
+        for hook in self.hooks:
+            hook.remove()
+        if meter._passes is not None:
+            meter._passes.end(failed)
+        seconds = _now() - self.start
+        meter._blocks.pop()
+        meter.seconds[self.at] += seconds - self.inner
+        meter.tokens[self.at] += self.tokens
+        meter._note_peak(*self.at)
+        if self.account is not None:
+            self.account.__exit__(None, None, None)
+        if meter._blocks:
+            meter._blocks[-1].inner += seconds
+            _reset_peak()
+        else:
+            meter._end_memory(self, seconds, failed)
+
+    def _hook_calls(self) -> None:
+        """Every call of the model is a pass of its own; `shape` becomes the largest of them."""
+        passes, largest = self.meter._passes, self.meter._largest
+
+        def before(module, args, kwargs):
+            shape = call_shape(module, args, kwargs)
+            self.shape = tuple(map(max, self.shape or shape, shape))
+            passes.begin(self.at, shape)
+
+        def after(module, args, output):
+            passes.end(failed=output is None)
+            largest[self.at] = tuple(map(max, largest.get(self.at, self.shape), self.shape))
+
+        self.hooks = [
+            self.calls.register_forward_pre_hook(before, with_kwargs=True),
+            self.calls.register_forward_hook(after, always_call=True),
+        ]
+
+
+class NoMeter(Meter):
+    """Measures nothing, with the meter's interface: what a run costs without one."""
+
+    def __init__(self, stage: str = "sft", **_: Any):
+        super().__init__(stage, flops=False, memory=False)
+
+    def watch(self, role: str, model: nn.Module, optimizer: Any = None) -> None: ...
+
+    def hold(self, *tensors: Any) -> None: ...
+
+    def add(self, phase: str, role: str, seconds: float, tokens: int = 0) -> None: ...
+
+    def count(self, phase: str, role: str, tokens: int) -> None: ...
+
+    def phase(self, phase: str, role: str = "", shape=None, tokens: int = 0, *, calls=None):
+        return nullcontext()
 
 
 def _now() -> float:

@@ -254,7 +254,8 @@ def _ppo(s: Setup) -> list[Phase]:
         row = _scoring(s, roles[name], p)
         peak, _ = forward_peak(row, heads.standing(roles[name].model, p))
         cached += cache[name] if name != "policy" else 0
-        stage.phase(phase, name, activations=peak[0], logits=peak[2], workspace=cached, work=_works(row, "forward"),
+        stage.phase(phase, name, activations=peak[0], logits=peak[2], workspace=cached,
+                    work=_works(row, "forward"),
                     times=s.rollout_batch / p.b, tokens=_tokens(s, p))  # fmt: skip
     _update(stage, s, roles, state)
     return stage.found
@@ -364,7 +365,8 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     both = {("value", "gradients"): held["value"], ("value", "activations"): of_second}
     work = _works(row + second, "forward")
     stage.phase("forward", "policy", activations=peak[0] - of_second, logits=peak[2], more=both,
-                gradients=held["policy"], work=work, times=passes, tokens=_tokens(s, p))  # fmt: skip
+                gradients=held["policy"], work=work, times=passes,
+                tokens=_tokens(s, p))  # fmt: skip
     worst = backward_peak(together, live, stay=not grown)
     of_value = 0.0 if grown else min(worst[1], state["value"].gradients)
     of_policy = worst[1] - of_value

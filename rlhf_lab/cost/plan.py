@@ -1,6 +1,6 @@
 """The plan of a stage: memory, arithmetic, time and money before anything runs.
 
-    e = estimate("ppo", config, hardware("h100"), {"per_device_train_batch_size": 8, "rows": 20_000})
+    e = estimate("ppo", config, hardware("h100"), {"lora_r": 16, "rows": 20_000})
     e.peak, e.fits, e.hours, e.money, e.ledger, e.cheaper(), e.accelerate_config()
 
 Pure arithmetic: no torch, no transformers, about a millisecond.

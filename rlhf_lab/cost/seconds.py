@@ -40,10 +40,10 @@ def communication(s: Setup, hw: Hardware, gradients: float, weights: float) -> d
     n = s.gpus
     if n == 1:
         return {}
-    speed = hw.link if s.nodes == 1 else hw.network
+    name = "link" if s.nodes == 1 else "network"
+    speed = getattr(hw, name)
     if not speed:
-        raise ValueError(f"{hw.name} has no known connection {'inside' if s.nodes == 1 else 'between'}"
-                         f" nodes: give {'link' if s.nodes == 1 else 'network'}= in bytes/s")  # fmt: skip
+        raise ValueError(f"{hw.name} has no known {name} between devices: give {name}= in bytes/s")
     share = (n - 1) / n / speed
     out = {"reduce": gradients * share, "gather": gradients * share}
     if s.sharding in ("zero3", "fsdp2"):

@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from sys import getrefcount
 
-
 KINDS = ACTIVATION, GRADIENT, LOGITS = 0, 1, 2
 """What bytes are: intermediate values, gradients of weights, logits and what is made of them."""
 

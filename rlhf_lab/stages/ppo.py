@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from transformers import TrainerState, get_scheduler
+from transformers import Trainer, TrainerState, get_scheduler
 
 from ..cost.meter import Meter
 from ..tokens import encode_prompt
@@ -38,6 +38,7 @@ from .rollout import (
     in_chunks,
     join,
     pad_prompts,
+    pass_shape,
     response_logprobs,
     sequence_scores,
     token_values,
@@ -116,10 +117,8 @@ class PPOTrainer(Bookkeeping):
         self.reference, self.reward_model = reference, reward
         module = ActorCritic(policy, value).eval()  # eval: dropout is off in all four models (4)
         trained = [p for p in module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=args.learning_rate, eps=args.adam_epsilon, weight_decay=args.weight_decay,
-            betas=(args.adam_beta1, args.adam_beta2),
-        )  # fmt: skip
+        made, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)  # `optim`, as every trainer
+        optimizer = made(trained, weight_decay=args.weight_decay, **kwargs)
         self.episodes_per_iteration = args.rollout_batch_size * self.accelerator.num_processes
         episodes = args.total_episodes or args.num_train_epochs * len(self.train_dataset)
         self.iterations = max(1, -(-int(episodes) // self.episodes_per_iteration))
@@ -130,6 +129,10 @@ class PPOTrainer(Bookkeeping):
             self.iterations,
         )  # fmt: skip
         self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.meter.watch("reference", reference)
+        self.meter.watch("reward", reward)
+        self.meter.watch("policy", policy, self.optimizer)
+        self.meter.watch("value", value, self.optimizer)
 
     @property
     def actor_critic(self) -> ActorCritic:
@@ -170,6 +173,7 @@ class PPOTrainer(Bookkeeping):
             self.control = self.callback_handler.on_step_end(args, state, self.control)
             if self.control.should_training_stop or (self.should_stop and self.should_stop()):
                 break
+        self.meter.close()
         self.control = self.callback_handler.on_train_end(args, state, self.control)
         return state
 
@@ -208,7 +212,7 @@ class PPOTrainer(Bookkeeping):
         prompt_ids, prompt_mask = pad_prompts(prompts, self.tokenizer.pad_token_id)  # left (5)
         keys = row_keys(args.seed, iteration, index, torch.zeros_like(index)).to(device)
         prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
-        with self.meter.phase("rollout", "policy"):
+        with self.meter.phase("rollout", "policy", calls=self.policy):
             responses = generate(  # temperature only: no top-k, no top-p (1)
                 self.policy, prompt_ids, prompt_mask, keys, max_new_tokens=args.response_length,
                 stop_token_id=self.stop_token_id, pad_token_id=self.tokenizer.pad_token_id,
@@ -224,35 +228,29 @@ class PPOTrainer(Bookkeeping):
         pad, length = self.tokenizer.pad_token_id, responses.shape[1]
         mask = maths.response_mask(responses, self.stop_token_id)  # truncate after the stop (7)
         ids, attention = join(prompt_ids, prompt_mask, responses, mask, pad)
-        tokens = int(attention.sum())
+        pass_ = pass_shape(ids, responses), int(attention.sum())
+        self.meter.hold(ids, attention, responses, mask)
         self.meter.count("rollout", "policy", int(mask.sum()))
 
-        with self.meter.phase("old_logprobs", "policy"):  # same code as the update: ratio 1 (3)
+        with self.meter.phase("old_logprobs", "policy", *pass_):  # the update's code: ratio 1 (3)
             logprobs = response_logprobs(
                 self.policy, ids, attention, responses, args.temperature, chunk
             )
-        with self.meter.phase("reference", "reference"):  # same temperature for both (2)
+        with self.meter.phase("reference", "reference", *pass_):  # same temperature for both (2)
             ref_logprobs = response_logprobs(
                 self.reference, ids, attention, responses, args.temperature, chunk
             )
-        with self.meter.phase("value", "value"):
+        with self.meter.phase("value", "value", *pass_):
             values = in_chunks(
                 lambda i, a: token_values(self.value_model, i, a, length), chunk, ids, attention
             )
-        with self.meter.phase("score", "reward"):
+        with self.meter.phase("score", "reward", *pass_):
             scores = torch.zeros(len(ids), device=ids.device)
-            if self.reward_model is not None:
-                scores = in_chunks(
-                    lambda i, a: sequence_scores(self.reward_model, i, a), chunk, ids, attention
-                )
+            if (judge := self.reward_model) is not None:
+                scores = in_chunks(lambda *x: sequence_scores(judge, *x), chunk, ids, attention)
             for said in self._call(self.reward_funcs, rows, responses, mask):
                 # A reward of None does not apply: it adds nothing.
                 scores = scores + said.nan_to_num(0.0).to(scores)
-        for phase, role in (
-            ("old_logprobs", "policy"), ("reference", "reference"),
-            ("value", "value"), ("score", "reward"),
-        ):  # fmt: skip
-            self.meter.count(phase, role, tokens)
 
         penalised = self._without_stop(scores, mask, responses)
         value_mask = mask
@@ -318,6 +316,7 @@ class PPOTrainer(Bookkeeping):
     def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
         """`num_ppo_epochs` passes in minibatches; one optimizer step each. → mean statistics."""
         args, sums = self.args, defaultdict(float)
+        self.meter.hold(*vars(rollout).values())
         generator = torch.Generator().manual_seed(args.seed * 7_919 + iteration)
         size = args.rollout_batch_size // args.num_mini_batches
         first: dict[str, float] = {}
@@ -338,6 +337,7 @@ class PPOTrainer(Bookkeeping):
 
     def step(self, mb: Rollout) -> dict[str, float]:
         """One optimizer step on one minibatch, in passes of `per_device_train_batch_size` rows."""
+        self.meter.hold(*vars(mb).values())
         # Token means over the whole minibatch of all ranks and passes (13).
         tokens = self._sum(mb.mask.sum()).clamp(min=1)
         value_tokens = self._sum(mb.value_mask.sum()).clamp(min=1)
@@ -349,7 +349,8 @@ class PPOTrainer(Bookkeeping):
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, sums, log_ratio = self.losses(micro, tokens, value_tokens)
-                with self.meter.phase("backward", "policy"):
+                pass_ = pass_shape(micro.ids, micro.responses), int(micro.attention.sum())
+                with self.meter.phase("backward", "policy", *pass_):
                     # DDP averages gradients over ranks; our sums are divided by global counts.
                     self.accelerator.backward(loss * self.accelerator.num_processes)
             stats += sums
@@ -374,11 +375,11 @@ class PPOTrainer(Bookkeeping):
     def losses(self, mb: Rollout, tokens: Tensor, value_tokens: Tensor):
         """One pass. → loss, statistics (token sums over global counts), largest |log ratio|."""
         args = self.args
-        with self.meter.phase("forward", "policy"), self.accelerator.autocast():
+        pass_ = pass_shape(mb.ids, mb.responses), int(mb.attention.sum())
+        with self.meter.phase("forward", "policy", *pass_), self.accelerator.autocast():
             logprobs, entropy, values = self.model(
                 mb.ids, mb.attention, mb.responses, args.temperature
             )
-            self.meter.count("forward", "policy", int(mb.attention.sum()))
             policy, clipped = maths.ppo_loss(
                 logprobs, mb.logprobs, mb.advantages, mb.mask, args.cliprange
             )

@@ -105,6 +105,12 @@ def response_logits(model, ids: Tensor, mask: Tensor, length: int) -> Tensor:
     return forward_model(model, ids, mask, logits_to_keep=length + 1).logits[:, :-1]
 
 
+def pass_shape(ids: Tensor, responses: Tensor) -> tuple[int, int, int, int]:
+    """What the FLOPs of a scoring pass are linear in: tokens, pairs, rows of logits, rows."""
+    rows, length = ids.shape
+    return rows * length, rows * length**2, responses.numel(), rows
+
+
 def trunk_of(model):
     """The transformer below the head of a reward or value model."""
     return getattr(model, model.base_model_prefix)

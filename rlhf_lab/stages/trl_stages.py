@@ -8,12 +8,11 @@ dropped *and counted*, and metrics written to the run as they come.
 
 from __future__ import annotations
 
-import time
-
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
+from ..cost.callback import MeterCallback
 from .texts import score_texts
 
 CPU_SAFE = {"bf16": False, "gradient_checkpointing": False, "report_to": "none"}
@@ -36,44 +35,19 @@ def trl_settings(settings: dict, output_dir: str) -> dict:
 # ------------------------------------------------------------------------------- while it trains
 
 
-class Watch(TrainerCallback):
-    """Writes what a trainer logs to a run, times its phases, moves the progress bar, and stops.
-
-    Forward is timed by hooks on the model; backward is what remains before the optimizer step.
-    """
+class Watch(MeterCallback):
+    """Writes what a trainer logs to a run, meters its phases, moves the progress bar, and stops."""
 
     def __init__(self, meter, role: str, log_to=None, progress=None, should_stop=None):
-        self.meter, self.role = meter, role
+        super().__init__(meter, role)
         self.log_to, self.progress, self.should_stop = log_to, progress, should_stop
-        self.forward_seconds, self.mark, self.begun, self.tokens = 0.0, 0.0, 0.0, 0
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
         self.bar = self.progress(state.max_steps) if self.progress else None
-        model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        model.register_forward_hook(self._after_forward)
-
-    def _before_forward(self, module, args, kwargs):
-        self.begun = time.perf_counter()
-        mask = kwargs.get("attention_mask")
-        if module.training and mask is not None:
-            self.tokens += int(mask.sum())
-
-    def _after_forward(self, module, args, output):
-        self.forward_seconds += time.perf_counter() - self.begun
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.mark, self.forward_seconds, self.tokens = time.perf_counter(), 0.0, 0
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        now = time.perf_counter()
-        self.meter.add("forward", self.role, self.forward_seconds, self.tokens)
-        self.meter.add("backward", self.role, now - self.mark - self.forward_seconds, self.tokens)
-        self.mark = now
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.meter.add("optimizer", self.role, time.perf_counter() - self.mark)
 
     def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
         if self.bar:
             self.bar.update(1)
         if self.should_stop and self.should_stop():
@@ -82,6 +56,7 @@ class Watch(TrainerCallback):
             control.should_log = True  # the run ends where it says it ended
 
     def on_train_end(self, args, state, control, **kwargs):
+        super().on_train_end(args, state, control, **kwargs)
         if self.bar:
             self.bar.close()
 

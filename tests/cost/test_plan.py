@@ -163,7 +163,8 @@ def test_a_plan_that_fits_is_only_made_cheaper():
 
 
 @pytest.mark.parametrize("more", [
-    {}, {"gpus": 8}, {"gpus": 16, "nodes": 2, "sharding": "fsdp2"}, {"gpus": 8, "sharding": "zero2"},
+    {}, {"gpus": 8}, {"gpus": 16, "nodes": 2, "sharding": "fsdp2"},
+    {"gpus": 8, "sharding": "zero2"},
     {"gpus": 8, "sharding": "zero3", "offload": "all"}, {"gpus": 2, "sharding": "fsdp2",
                                                          "dtype": "bfloat16"},
 ])  # fmt: skip
@@ -227,6 +228,7 @@ def test_unknown_devices_and_families_name_the_nearest():
 
 def test_the_planner_loads_nothing_heavy():
     code = ("import sys, rlhf_lab.cost.plan, rlhf_lab.cost.remedies, rlhf_lab.lab; "
-            "print(sorted({'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)))")  # fmt: skip
+            "print(sorted({'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)))"
+            )  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,0 +1,147 @@
+"""The meter in TRL's and transformers' own trainers: nothing missed, nothing counted twice."""
+
+import pytest
+import torch
+
+from rlhf_lab.cost.callback import MeterCallback
+from rlhf_lab.cost.flop_counter import FlopCounter
+from rlhf_lab.cost.meter import Meter, NoMeter
+
+trl = pytest.importorskip("trl")
+
+PLAIN = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none",
+         "save_strategy": "no", "disable_tqdm": True, "per_device_train_batch_size": 4,
+         "learning_rate": 1e-3}  # fmt: skip
+
+
+def rows(count: int = 22) -> list[dict]:
+    """Preferences of different lengths; the last batch is smaller."""
+    return [
+        {"prompt_ids": [1, 2, 3][: 1 + i % 3], "chosen_ids": [4] * (1 + i % 7) + [14],
+         "rejected_ids": [5, 6] * (1 + i % 4) + [14]}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
+    """One of TRL's trainers on tiny models, metered."""
+    from peft import LoraConfig, get_peft_model
+
+    from rlhf_lab.stages.trl_stages import Watch, dpo_trainer, reward_trainer, sft_trainer
+
+    config = {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig}[stage]
+    args = config(output_dir=str(tmp_path), **{**PLAIN, "num_train_epochs": 2, **settings})
+    model = tiny.rm(1) if stage == "reward" else tiny.lm(0)
+    if stage == "dpo" and not lora:  # TRL loads the reference from where the model came from
+        model.save_pretrained(tmp_path / "model")
+        model = type(model).from_pretrained(tmp_path / "model")
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    start = {"sft": sft_trainer, "reward": reward_trainer, "dpo": dpo_trainer}[stage]
+    train = rows()
+    if stage == "sft":
+        train = [{"input_ids": r["prompt_ids"] + r["chosen_ids"],
+                  "completion_mask": [0] * len(r["prompt_ids"]) + [1] * len(r["chosen_ids"])}
+                 for r in train]  # fmt: skip
+    role = "reward" if stage == "reward" else "policy"
+    return start(model, tiny.tokenizer(), train, train[:4], args, Watch(meter, role))
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [
+        ("sft", {}),
+        ("sft", {"gradient_accumulation_steps": 2}),
+        ("sft", {"lora": True}),
+        ("reward", {}),
+        ("dpo", {}),
+        ("dpo", {"lora": True}),
+    ],
+)
+def test_flops_of_a_whole_run_equal_counting_every_step(stage, settings, tiny, tmp_path):
+    meter = Meter(stage)
+    made = trainer(stage, tiny, tmp_path, meter, **settings)
+    with FlopCounter() as every:
+        made.train()
+    assert sum(meter.flops.values()) == every.total > 0
+    role = "reward" if stage == "reward" else "policy"
+    expected = {("forward", role), ("backward", role)}
+    if stage == "dpo":
+        expected.add(("reference", "reference"))
+        assert meter.flops["reference", "reference"] > 0
+        tokens = meter.tokens
+        assert tokens["reference", "reference"] == tokens["forward", role] > 0
+    assert set(meter.flops) == expected
+    assert set(meter.seconds) == expected | {("optimizer", role)}
+    assert max(fit.counted for fits in meter._passes.fits.values() for fit in fits.values()) <= 5
+    if stage == "dpo" and not settings:  # the same model, frozen: the same forward pass
+        assert meter.flops["reference", "reference"] == meter.flops["forward", "policy"]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_dpo_holds_a_reference_unless_it_trains_adapters(lora, tiny, tmp_path):
+    meter = Meter("dpo")
+    made = trainer("dpo", tiny, tmp_path, meter, lora=lora)
+    made.train()
+    parts = meter.ledger().pivot("role", "component", quantity="bytes", phase="reference")
+    size = 4 * sum(p.numel() for p in tiny.lm(0).parameters())
+    assert parts["reference"]["activations"] > 0
+    assert parts["reference"].get("parameters", 0) == pytest.approx(0 if lora else size, rel=0.01)
+    assert parts["policy"]["activations"] > 0  # its graph waits while the reference runs
+    trained = 4 * sum(p.numel() for p in made.model.parameters() if p.requires_grad)
+    assert parts["policy"]["optimizer"] == pytest.approx(2 * trained, rel=0.05)
+
+
+def test_evaluation_is_not_training(tiny, tmp_path):
+    plain, watched = Meter("sft"), Meter("sft")
+    trainer("sft", tiny, tmp_path, plain).train()
+    made = trainer("sft", tiny, tmp_path, watched, eval_strategy="steps", eval_steps=2)
+    made.train()
+    assert watched.seconds["evaluation", ""] > 0
+    assert plain.flops == watched.flops and plain.tokens["forward", "policy"] > 0
+    assert {k: v for k, v in watched.tokens.items() if v} == {
+        k: v for k, v in plain.tokens.items() if v
+    }
+    assert "evaluate" not in vars(made) and "compute_loss" not in vars(made)
+    assert "backward" not in vars(made.accelerator)
+
+
+def test_a_plain_transformers_trainer(tiny, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    data = [{"input_ids": torch.arange(8) % 13, "labels": torch.arange(8) % 13}] * 16
+    plain = {k: v for k, v in PLAIN.items() if k != "gradient_checkpointing"}
+    args = TrainingArguments(str(tmp_path), **plain, max_steps=5)
+    meter, model = Meter("sft"), tiny.lm(0)
+    Trainer(model, args, train_dataset=data, callbacks=[MeterCallback(meter)]).train()
+    ledger = meter.ledger()
+    assert ledger.total(quantity="tokens", phase="forward") == 5 * 4 * 8
+    assert {r.quantity for r in ledger.filter(role="policy", phase="backward")} == {
+        "seconds", "flops", "tokens", "bytes",
+    }  # fmt: skip
+    size = 4 * sum(p.numel() for p in model.parameters())
+    assert ledger.total(quantity="bytes", phase="optimizer", component="gradients") == size
+
+
+def test_a_stopped_run_is_left_clean(tiny, tmp_path, monkeypatch):
+    """Ctrl-C within a step: after `close` the trainer and torch are as they were."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    meter = Meter("sft")
+    made = trainer("sft", tiny, tmp_path, meter)
+    monkeypatch.setattr(
+        "torch.optim.AdamW.step", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    watch = next(c for c in made.callback_handler.callbacks if isinstance(c, MeterCallback))
+    watch.close()
+    assert _get_current_dispatch_mode() is None and not meter._blocks
+    assert "compute_loss" not in vars(made)
+
+
+def test_no_meter_leaves_the_trainer_alone(tiny, tmp_path):
+    meter = NoMeter("sft")
+    made = trainer("sft", tiny, tmp_path, meter, max_steps=1)
+    made.train()
+    assert len(meter.ledger()) == 0
