@@ -5,13 +5,12 @@
     measured    simulated peak against torch's profiler on real tensors, all four stages
     flops       predicted against counted by operation, in the cases of `memory`
     published   figures that others measured, against our plans of them
-    seconds     predicted, on this machine after calibrate(), against real runs, phase by phase
     peers       other estimators on the cases of `memory`
     speed       a plan, its remedies, the import, the x-ray of a 7B step
 
 Prints a table for each and writes benchmarks/results/cost_accuracy.json (sections that were not
 asked for stay as they are there, and cases that were simulated before are not again, unless
-`--fresh`). `seconds` wants a quiet machine. About 40 minutes on two cores.
+`--fresh`). About 40 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -223,7 +222,7 @@ def speed() -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------- main
 
-SECTIONS = ("parameters", "memory", "measured", "flops", "published", "seconds", "peers", "speed")
+SECTIONS = ("parameters", "memory", "measured", "flops", "published", "peers", "speed")
 
 
 def run(only: Iterable[str], count: int, seed: int, fresh: bool) -> dict[str, Any]:
@@ -241,10 +240,6 @@ def run(only: Iterable[str], count: int, seed: int, fresh: bool) -> dict[str, An
              "speed": speed}  # fmt: skip
     for name in wanted & plain.keys():
         found[name] = plain[name]()
-    if "seconds" in wanted:
-        import cost_seconds
-
-        found["seconds"] = cost_seconds.run()
     return found
 
 

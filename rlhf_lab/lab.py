@@ -236,8 +236,8 @@ def train(
 
     The run's folder (`out`, else runs/<stage>-<number>) holds settings, metrics, samples, the
     ledger (predicted before, measured while it ran) and the final model. Interrupting (Ctrl-C, the
-    notebook's stop button) or a true `should_stop()` ends training and keeps what there is. Raises ValueError before
-    anything is written when the settings or the data do not fit the stage.
+    notebook's stop button) or a true `should_stop()` ends training and keeps what there is. Raises
+    ValueError before anything is written when the settings or the data do not fit the stage.
     """
     if isinstance(plan, str):
         plan = globals()["plan"](plan)

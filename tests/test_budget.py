@@ -43,7 +43,7 @@ def test_predicted_simulated_and_measured_agree_on_the_bundled_model(run):
 
 
 def test_a_plan_knows_the_lengths_of_its_data():
-    """A prompt of three words, responses of one or two: the longest sets memory, the average work."""
+    """Responses of one or two words: the longest sets memory, the average the work."""
     rows = [{"prompt": "a a a", "completion": "a"}, {"prompt": "a a a", "completion": "a a"}] * 50
     data = lab.load_data(rows)
     found = lab.plan("sft", "tiny", data=data, per_device_train_batch_size=1)
