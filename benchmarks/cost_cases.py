@@ -108,7 +108,8 @@ def draw(rng: random.Random, stage: str, name: str, small: bool) -> Case:
         gradient_checkpointing=stage != "ppo" and rng.random() < 0.35,
         attn_implementation="eager" if name == "gemma2" or rng.random() < 0.25 else "sdpa",
         optim="adamw_torch" if stage == "ppo" else rng.choice(OPTIMIZERS),
-        gradient_accumulation_steps=accumulate, padded=rng.random() < 0.6,
+        gradient_accumulation_steps=accumulate,
+        padded=rng.random() < 0.6 and batch > 1,  # a row alone has no padding
         num_mini_batches=1, local_rollout_forward_batch_size=rng.choice((2, 4)),
         device=rng.choice(("cpu", "gpu")) if small else "gpu",
     )  # fmt: skip

@@ -63,7 +63,9 @@ def stretch(
         g = Store(tape, size)
         again = tape.new(numel, item, needs)
         y = write(tape, again)
-        tape.backward.add(_but_last(tape.forward))
+        # It stops as soon as all that was saved is there again.
+        again_work = replace(tape.forward, products=tape.forward.products[: tape.needed])
+        tape.backward.add(again_work)
         del again, y
         tape.cache.clear()
     tape.look_again()
@@ -71,12 +73,6 @@ def stretch(
     del g
     return Stretch(times, kept, peak, tape.peak_by_kind, tape.by_kind[GRADIENT], cached, 0, work,
                    tape.backward)  # fmt: skip
-
-
-def _but_last(work: Work) -> Work:
-    """What a checkpointed layer computes again: it stops when all that was saved is there, before
-    its last product."""
-    return replace(work, products=work.products[:-1])
 
 
 def plus(kinds: Kinds, activations: float = 0, gradients: float = 0) -> Kinds:

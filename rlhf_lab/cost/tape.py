@@ -102,6 +102,8 @@ class Tape:
         self.cache: list[Store] = []
         """kept until the forward pass ends: autocast's copies of trained weights, variables"""
         self.forward, self.backward = Work(), Work()
+        self.needed = 0
+        """products up to the last value that was saved: what a checkpoint computes again"""
         self.kind = ACTIVATION
         """what new values are"""
 
@@ -115,9 +117,11 @@ class Tape:
         """A value that is simply there: an input."""
         return Value(Store(self, numel * item), numel, item, needs)
 
-    def _out(self, numel, item, inputs, saved=(), weights=(), scratch=0, work=None, store=None):
+    def _out(self, numel, item, inputs, saved=(), weights=(), scratch=0, work=None, store=None,
+             last=0):  # fmt: skip
         """The result of an operation. `inputs`: (value, "new" | "same": is its gradient a new
-        tensor or the one that came in); `weights`: bytes of the gradients of parameters."""
+        tensor or the one that came in); `weights`: bytes of the gradients of parameters; `last`: 1
+        for a product, which saves its inputs and not its result."""
         store = store or Store(self, numel * item, self.kind)
         if not self.grad:
             return Value(store, numel, item)
@@ -131,6 +135,8 @@ class Tape:
                 value.source = Node()
                 self.nodes.insert(0, value.source)
             targets.append((value.source, value.numel * value.item, how))
+        if saved or last:
+            self.needed = len(self.forward.products) - last
         node = Node(targets, saved, weights, scratch, work or (), store.kind)
         self.nodes.append(node)
         return Value(store, numel, item, True, node)
@@ -227,7 +233,7 @@ class Tape:
         return self._out(rows * outputs, item, [(x, "new")], saved,
                          (size * weight,) if trained else (),
                          scratch=size * item if trained and item < weight else 0,
-                         work=[done] * (bool(trained) + x.needs))  # fmt: skip
+                         work=[done] * (bool(trained) + x.needs), last=1)  # fmt: skip
 
     def matmul(self, x: Value, y: Value, numel: int, flops: float) -> Value:
         """A product of two activations: saves both."""
@@ -236,7 +242,7 @@ class Tape:
         done = (flops, float((x.numel + y.numel + numel) * x.item), 1.0)
         self.forward.products.append(done)
         return self._out(numel, x.item, [(x, "new"), (y, "new")], (x.store, y.store),
-                         work=[done] * (x.needs + y.needs))  # fmt: skip
+                         work=[done] * (x.needs + y.needs), last=1)  # fmt: skip
 
     def attention(self, q: Value, k: Value, v: Value, statistics: int, mask: int,
                   flops: float, scratch: int = 0) -> Value:  # fmt: skip
