@@ -87,11 +87,13 @@ def simulate(count: int, seed: int, known: list[dict[str, Any]]) -> Iterator[lis
     """
     from rlhf_lab.rehearsal import rehearse
 
-    before = {row["case"]: row for row in known}
+    wanted = cost_cases.cases(count, seed)
+    names = {str(case) for case in wanted}
+    before = {row["case"]: row for row in known if row["case"] in names}
     rows = []
-    for number, case in enumerate(cost_cases.cases(count, seed), 1):
+    for number, case in enumerate(wanted, 1):
         plan = estimate(case.stage, case.config, DEVICE[case.device], case.settings)
-        row = before.get(str(case))
+        row = before.pop(str(case), None)
         if row is None:
             start = time.perf_counter()
             seen = rehearse(case.stage, case.config, **case.rehearsal)
@@ -104,7 +106,7 @@ def simulate(count: int, seed: int, known: list[dict[str, Any]]) -> Iterator[lis
         error = row["predicted"] / row["simulated"] - 1
         print(f"{number:4d} {error:+7.2%} {format_bytes(row['simulated']):>9} "
               f"{row['seconds']:5.1f} s  {case}", flush=True)  # fmt: skip
-        yield rows
+        yield [*rows, *before.values()]
 
 
 def memory(rows: list[dict[str, Any]]) -> dict[str, Any]:
