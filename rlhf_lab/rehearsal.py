@@ -41,7 +41,7 @@ class Setup:
 
     `lora_r` 0 trains the whole model; adapters are on the policy (in reward: the reward model), in
     fp32 over bf16 weights as peft makes them. DPO's reference is a frozen copy, with adapters the
-    policy without them. PPO has four models; its optimizer is AdamW whatever `optim` says.
+    policy without them. PPO has four models.
     """
 
     stage: str

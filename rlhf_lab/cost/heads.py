@@ -115,7 +115,7 @@ def log_probabilities(tape: Tape, model: Architecture, p: Passes, x: Value, resp
         Store(tape, numel * (12 + (4 if logits.item != 4 else 0)), LOGITS)
         tape.forward.moved += 40.0 * numel
         tape.forward.count += 6
-    if with_entropy:  # a variable of the pass, which goes on with the value model
+        # The logits are a variable of the pass, which goes on with the value model.
         tape.cache.append(logits.store)
     cut = tape.split(logits, numel)[0]
     scaled = tape.mul(tape.cast(cut, 4))

@@ -90,18 +90,14 @@ class _Run:
         t = self.t
         item = max(x.item, self.stream)
         first = self.by_table(x, item)
-        return t.add(first, self.by_table(self.turned(x), item))
+        # The negated half; counted whole, freed at once.
+        return t.add(first, self.by_table(t.pointwise(x, "nothing"), item))
 
     def by_table(self, x: Value, item: int) -> Value:
         out = self.t.mul(x)
         if item != x.item:  # a product with a wider table is wide
             out = self.t.pointwise(x, "nothing", item)
         return out
-
-    def turned(self, x: Value) -> Value:
-        t = self.t
-        half = t.pointwise(x, "nothing")  # the negated half; counted whole, freed at once
-        return half
 
     def gelu_new(self, x: Value) -> Value:
         """½x(1 + tanh(√(2/π)(x + 0.044715x³))), one operation at a time as transformers does."""
@@ -191,12 +187,9 @@ class _Run:
             del both
         else:
             gate, up = self.linear(x, "gate_proj", "mlp"), None
-        gate = self.gelu(gate) if self.family.startswith("gemma") else t.pointwise(gate)
+        gate = t.pointwise(gate)
         up = up or self.linear(x, "up_proj", "mlp")
         return self.linear(t.mul(gate, up), "down_proj", "mlp")
-
-    def gelu(self, x: Value) -> Value:
-        return self.t.pointwise(x)
 
     def mixture(self, x: Value) -> Value:
         """Router and active experts; each token passes `active` of them."""

@@ -191,7 +191,6 @@ def _dpo(s: Setup) -> list[Phase]:
     stage.phase(
         "reference",
         role,
-        activations=0,
         work=_works(reference, "forward"),
         times=s.gradient_accumulation_steps,
         tokens=_tokens(s, p),
