@@ -4,6 +4,7 @@
     memory      predicted peak against the simulated one, 200 cases from tiny models to 7B
     measured    simulated peak against torch's profiler on real tensors, all four stages
     flops       predicted against counted by operation, in the cases of `memory`
+    seconds     predicted after `calibrate()` against the clock, by phase, real runs on this machine
     published   figures that others measured, against our plans of them
     peers       other estimators on the cases of `memory`
     speed       a plan, its remedies, the import, the x-ray of a 7B step
@@ -160,6 +161,44 @@ def measured() -> dict[str, Any]:
         "predicted": summary(r["predicted"] / r["measured"] - 1 for r in rows)}}  # fmt: skip
 
 
+# ---------------------------------------------------------------------------------------- seconds
+
+
+def seconds() -> dict[str, Any]:
+    """Each phase of each run: the median of its steps by the clock, against the plan's seconds."""
+    from rlhf_lab.cost.calibrate import calibrate
+    from rlhf_lab.rehearsal import rehearse
+
+    start, rows = time.perf_counter(), []
+    hw = calibrate(save=False)
+    took = time.perf_counter() - start
+    print(f"calibrated in {took:.1f} s: {hw.name}, {hw.source}")
+    for case in cost_cases.timed_cases():
+        seen = rehearse(case.stage, case.config, real="clock", **case.rehearsal)
+        said: dict[str, float] = {}
+        for (phase, _), value in estimate(case.stage, case.config, hw,
+                                          case.settings).seconds_of.items():  # fmt: skip
+            said[phase] = said.get(phase, 0.0) + value
+        clock = {r.phase: r.value for r in seen.ledger.filter(quantity="seconds")}
+        for phase, value in clock.items():
+            rows.append({"case": str(case), "phase": phase, "measured": value,
+                         "predicted": said[phase]})  # fmt: skip
+        error = sum(said[p] for p in clock) / sum(clock.values()) - 1
+        print(f"{error:+7.1%} {sum(clock.values()):7.3f} s a step  {case}", flush=True)
+
+    def errors(**where: str) -> list[float]:
+        return [r["predicted"] / r["measured"] - 1 for r in rows
+                if all(r[k] == v for k, v in where.items())]  # fmt: skip
+
+    whole = []
+    for case in dict.fromkeys(r["case"] for r in rows):
+        of = [r for r in rows if r["case"] == case]
+        whole.append(sum(r["predicted"] for r in of) / sum(r["measured"] for r in of) - 1)
+    by_phase = {p: summary(errors(phase=p)) for p in dict.fromkeys(r["phase"] for r in rows)}
+    return {"hardware": hw.to_dict(), "calibration": took, "rows": rows, "summary": {
+        "every phase": summary(errors()), "whole steps": summary(whole), **by_phase}}  # fmt: skip
+
+
 # -------------------------------------------------------------------------------------- published
 
 
@@ -224,7 +263,9 @@ def speed() -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------- main
 
-SECTIONS = ("parameters", "memory", "measured", "flops", "published", "peers", "speed")
+SECTIONS = (
+    "parameters", "memory", "measured", "flops", "seconds", "published", "peers", "speed",
+)  # fmt: skip
 
 
 def run(only: Iterable[str], count: int, seed: int, fresh: bool) -> dict[str, Any]:
@@ -239,7 +280,7 @@ def run(only: Iterable[str], count: int, seed: int, fresh: bool) -> dict[str, An
         if "peers" in wanted:
             found["peers"] = peers(count, seed, rows)
     plain = {"parameters": parameters, "measured": measured, "published": compare_published,
-             "speed": speed}  # fmt: skip
+             "seconds": seconds, "speed": speed}  # fmt: skip
     for name in wanted & plain.keys():
         found[name] = plain[name]()
     return found

@@ -10,7 +10,7 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlhf_lab.models import presets
+from rlhf_lab.models import load, presets
 
 STAGES = ("sft", "reward", "dpo", "ppo")
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
@@ -67,7 +67,8 @@ class Case:
 
     @property
     def config(self) -> dict[str, Any]:
-        return {**(SMALL.get(self.name) or presets()[self.name]), **NO_DROPOUT}
+        known = SMALL.get(self.name) or presets().get(self.name) or load(self.name).config_dict()
+        return {**known, **NO_DROPOUT}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -143,4 +144,23 @@ def small_cases() -> list[Case]:
             made.append(Case(stage, name, **{**common, **more, **variant}))
         if stage != "ppo":
             made.append(Case(stage, "llama", gradient_checkpointing=True, **common))
+    return made
+
+
+def timed_cases() -> list[Case]:
+    """Cases to run by the clock on a CPU: every stage, six models, lengths and batches that differ;
+    PPO with two epochs of two passes each, its rollout included. None of them calibrates."""
+    shapes = {
+        "tiny": (16, 16, 32), "small": (8, 20, 40), "llama": (4, 32, 64), "gpt2": (4, 24, 72),
+        "gpt_neox": (6, 16, 64), "qwen3": (8, 16, 48),
+    }  # fmt: skip
+    made = []
+    for stage in STAGES:
+        more = {}
+        if stage == "ppo":
+            more = dict(gradient_accumulation_steps=2, num_ppo_epochs=2, optim="adamw_torch",
+                        local_rollout_forward_batch_size=16)  # fmt: skip
+        for name, (batch, prompt, response) in shapes.items():
+            made.append(Case(stage, name, batch, prompt, response, device="cpu", **more))
+        made.append(Case(stage, "llama", 8, 16, 24, device="cpu", lora_r=8, **more))
     return made

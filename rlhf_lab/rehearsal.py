@@ -4,21 +4,26 @@
 
 The trainers are the real ones (TRL's for SFT, reward models and DPO, ours for PPO); the tensors
 are fake (see `cost/xray.py`). With `real` the same step runs on real tensors of random numbers on
-this machine's CPU, under the same account or under torch's profiler: how far is the x-ray off?
+this machine's CPU, under the same account or under torch's profiler: how far is the x-ray off? Or
+by the clock: how far are a plan's seconds?
 """
 
 from __future__ import annotations
 
 import gc
+import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from .cost.account import GPU_BLOCK
 from .cost.fake import FakeAccount, StepAccount, materialise
@@ -72,7 +77,8 @@ class Setup:
     reward_config: dict | None = None
     """PPO's critics; like the policy where None"""
     real: bool | str = False
-    """True: real tensors on the CPU under an account; "profiler": under torch's profiler"""
+    """True: real tensors on the CPU under an account; "profiler": under torch's profiler; "clock":
+    a few steps, timed"""
 
     def __post_init__(self):
         if self.stage not in STAGES:
@@ -101,6 +107,8 @@ def rehearse(
             gc.collect()
         if setup.real == "profiler":
             return _profile(setup, folder)
+        if setup.real == "clock":
+            return _clock(setup, folder)
         return _measure(setup, folder) if setup.real else _simulate(setup, folder)
 
 
@@ -168,6 +176,45 @@ def _allocated(profiler) -> int:
             found.append((event.start_time_ns, extra.total_allocated, extra.alloc_size))
     _, total, size = min(found)
     return max(total for _, total, _ in found) - (total - size)
+
+
+TIMED = 8
+"""Steps that the clock looks at, after one that it does not."""
+
+
+def _clock(setup: Setup, folder: str) -> XRay:
+    """Steps on real tensors, timed phase by phase and nothing else; what is told is the median."""
+    from .cost.callback import MeterCallback
+    from .cost.meter import Meter
+
+    models, meter = _models(setup), Meter(setup.stage, flops=False, memory=False)
+    make = _ppo if setup.stage == "ppo" else _trl
+    after, more = _Steps(meter), {"meter": meter}
+    callbacks = [after]
+    if setup.stage != "ppo":
+        callbacks, more = [MeterCallback(meter), after], {}
+    make(setup, models, folder, None, steps=1 + TIMED, callbacks=callbacks, **more).train()
+    ledger = Ledger()
+    for phase, role in meter.seconds:
+        took = statistics.median(after.of(phase, role)[1:])
+        ledger.add(stage=setup.stage, phase=phase, role=role, quantity="seconds", value=took,
+                   source="measured")  # fmt: skip
+    return XRay(setup.stage, ledger, 0, device="cpu")
+
+
+class _Steps(TrainerCallback):
+    """What a meter's clock says after every step."""
+
+    def __init__(self, meter: Any):
+        self.meter, self.said = meter, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.said.append(dict(self.meter.seconds))
+
+    def of(self, phase: str, role: str) -> list[float]:
+        """Seconds of each step."""
+        sums = [0.0, *(s.get((phase, role), 0.0) for s in self.said)]
+        return [after - before for before, after in pairwise(sums)]
 
 
 def _widths(setup: Setup) -> set[int]:
@@ -242,7 +289,6 @@ def _tokenizer() -> Any:
 
 def _step(setup: Setup, account: StepAccount | None) -> Any:
     """Tells the account where a step begins; gives an optimizer of fake tensors its state."""
-    from transformers import TrainerCallback
 
     class Step(TrainerCallback):
         def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
@@ -258,7 +304,7 @@ def _step(setup: Setup, account: StepAccount | None) -> Any:
 
 def _trl(
     setup: Setup, models: dict, folder: str, account: StepAccount | None, steps: int,
-    passes: int | None = None,
+    passes: int | None = None, callbacks: Sequence[TrainerCallback] = (),
 ):  # fmt: skip
     """TRL's trainer of the stage, with rows for one step more than it makes."""
     import trl
@@ -288,7 +334,8 @@ def _trl(
     with patch:
         trainer = made(
             model=model, args=config(**settings), processing_class=_tokenizer(),
-            train_dataset=Dataset.from_list(rows), callbacks=[_step(setup, account)], **more,
+            train_dataset=Dataset.from_list(rows),
+            callbacks=[_step(setup, account), *callbacks], **more,
         )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -320,7 +367,8 @@ def _row(setup: Setup, number: int) -> dict:
     return {"input_ids": question if number % 2 or not setup.padded else question[1:]}
 
 
-def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, steps: int):
+def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, steps: int,
+         meter: Any = None, callbacks: Sequence[TrainerCallback] = ()):  # fmt: skip
     """Our PPOTrainer, with prompts for one iteration more than it makes."""
     from .cost.meter import NoMeter
     from .stages.ppo import PPOTrainer
@@ -358,5 +406,6 @@ def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, s
     rows = [_row(setup, i) for i in range((steps + 1) * args.rollout_batch_size)]
     return (PPOTrainer if setup.real else Once)(
         args, _tokenizer(), models["policy"], models["reference"], models["reward"], rows,
-        models["value"], meter=Phases("ppo"), callbacks=[_step(setup, account)],
+        models["value"], meter=meter or Phases("ppo"),
+        callbacks=[_step(setup, account), *callbacks],
     )  # fmt: skip

@@ -1,8 +1,9 @@
-"""Measure the machine at hand: products, streams, small operations, in twenty seconds.
+"""Measure the machine at hand in twenty seconds: products, streams, exponentials, small models.
 
     hw = calibrate()                    # saved: hardware("here") is this machine from now on
 
-Medians after a warm-up, with the threads torch is set to. The rates are what is reached, so both
+Medians after a warm-up, with the threads torch is set to. What is measured one by one is then
+fitted to small models (`reached.py`): the rates are those that a model reaches, so both
 efficiencies are 1. Nothing else should run meanwhile: a busy machine measures slower.
 """
 
@@ -29,6 +30,7 @@ from .hardware import (
     save_calibration,
     usable_memory,
 )
+from .reached import fit
 
 TORCH = {
     "fp32": torch.float32,
@@ -62,15 +64,16 @@ def calibrate(
     if save:  # find out now, not after measuring, that there is no place for it
         calibration_file().parent.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode(False), torch.no_grad():
-        flops, curve, lost = _products(device, wanted, 0.65 * seconds)
-        bandwidth = _bandwidth(device, 0.12 * seconds)
-        op_seconds = _op_seconds(device, 0.08 * seconds)
+        flops, curve, lost = _products(device, wanted, 0.25 * seconds)
+        bandwidth = _bandwidth(device, 0.06 * seconds)
+        functions = _functions(device, 0.03 * seconds)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     measured = Hardware(
-        flops=flops, matmul_curve=curve, bandwidth=bandwidth, op_seconds=op_seconds,
+        flops=flops, matmul_curve=curve, bandwidth=bandwidth, function_rate=functions,
         measured=True, **_description(device, lost),
     )  # fmt: skip
+    measured = fit(measured, device, 0.4 * seconds)
     if lost > BUSY:
         warnings.warn(f"{_busy(lost)}: what was measured is too slow; calibrate again when it is "
                       "quiet", stacklevel=2)  # fmt: skip
@@ -176,10 +179,10 @@ def _product(m: int, k: int, n: int, dtype: str, device: torch.device) -> Callab
 
 
 def _products(device: torch.device, dtypes: list[str], budget: float):
-    """FLOP/s of a large product by dtype, the curve of small ones, and what share of the processor
-    other programs took meanwhile."""
+    """FLOP/s of a large product by dtype, on a GPU the curve of small ones, and what share of the
+    processor other programs took meanwhile."""
     end = time.perf_counter() + budget
-    flops, curve, lost = {}, [], []
+    flops, curve, lost, cpu_only = {}, [], [], device.type == "cpu"
     for dtype in dtypes:
         with _precision(dtype):
             flops[dtype] = _rate(256, dtype, device)
@@ -189,10 +192,11 @@ def _products(device: torch.device, dtypes: list[str], budget: float):
         share = (end - time.perf_counter()) / left
         with _precision(dtype):
             wall, cpu = time.perf_counter(), time.process_time()
-            size, flops[dtype] = _peak(dtype, device, 0.4 * share)
+            size, flops[dtype] = _peak(dtype, device, share if cpu_only else 0.4 * share)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            points = _curve(dtype, device, flops[dtype], 0.6 * share)
-        points[2.0 * size**3] = flops[dtype]
+            points = {} if cpu_only else _curve(dtype, device, flops[dtype], 0.6 * share)
+        if points:
+            points[2.0 * size**3] = flops[dtype]
         curve += [(dtype, f, r) for f, r in points.items()]
         # A product that has its cores keeps all its threads at work; short ones tell nothing.
         if device.type == "cpu" and wall > 0.3:
@@ -233,7 +237,7 @@ def _curve(dtype: str, device: torch.device, peak: float, budget: float) -> dict
     return {flops: statistics.median(found) for flops, found in rates.items()}
 
 
-# ------------------------------------------------------------------------- streams and small things
+# ----------------------------------------------------------------------- streams and exponentials
 
 
 def _bandwidth(device: torch.device, budget: float) -> float:
@@ -245,17 +249,7 @@ def _bandwidth(device: torch.device, budget: float) -> float:
     return max(copy, 3 * size / _seconds_of(lambda: torch.add(a, b, out=c), device, budget / 2))
 
 
-def _op_seconds(device: torch.device, budget: float, ops: int = 100) -> float:
-    """Seconds of one small operation: a chain of `ops` products by a number on [16, 64], forward
-    and backward under autograd, over the 2 · ops operations that it is."""
-    start = torch.ones(16, 64, dtype=torch.float32, device=device, requires_grad=True)
-    seed = torch.ones(16, 64, dtype=torch.float32, device=device)
-
-    def chain():
-        x = start
-        for _ in range(ops):
-            x = x * 1.01
-        return torch.autograd.grad(x, start, seed)
-
-    with torch.enable_grad():
-        return _seconds_of(chain, device, budget) / (2 * ops)
+def _functions(device: torch.device, budget: float) -> float:
+    """Exponentials per second, on as many numbers as a layer's hidden states have."""
+    numbers = torch.ones(2**19, dtype=torch.float32, device=device)
+    return numbers.numel() / _seconds_of(lambda: torch.exp(numbers), device, budget)

@@ -28,9 +28,11 @@ DTYPES = ("fp32", "tf32", "bf16", "fp16")
 GIB = 2**30
 SLOW_16_BIT = 1 / 80
 """bf16 and fp16 against fp32 on a CPU without AMX (measured: 256³, AMD EPYC, torch 2.13)."""
-_POSITIVE = {"memory": "bytes", "bandwidth": "bytes/s", "link": "bytes/s", "network": "bytes/s"}
-_OPTIONAL = ("link", "network")
-_SPECIFIED = (*_POSITIVE, "flops", "matmul_efficiency", "bandwidth_efficiency", "op_seconds")
+_POSITIVE = {"memory": "bytes", "bandwidth": "bytes/s", "link": "bytes/s", "network": "bytes/s",
+             "operand_bandwidth": "bytes/s"}  # fmt: skip
+_OPTIONAL = ("link", "network", "operand_bandwidth")
+_SPECIFIED = (*_POSITIVE, "flops", "matmul_efficiency", "bandwidth_efficiency", "op_seconds",
+              "launch_seconds", "function_rate")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,11 @@ class Hardware:
     `memory`: what torch.cuda reports as total. `flops`: dense peak by dtype; absent where the
     device has none. `link`, `network`: bytes/s per device and direction, inside a node and between
     nodes; None where there is no other device. `matmul_efficiency`, `bandwidth_efficiency`: what
-    large products and streams reach of the peak. `op_seconds`: what a small operation takes at
-    least. `matmul_curve`: measured (dtype, FLOPs of the product, FLOP/s).
+    large products and streams reach of the peak. `op_seconds`: what an operation takes at least
+    when a model's Python code calls it, `launch_seconds` in a backward pass or a plain loop.
+    `function_rate`: exponentials and their like per second. `operand_bandwidth`: bytes/s at which
+    a CPU takes in a product's operands before it multiplies; None where it does so meanwhile.
+    `matmul_curve`: measured (dtype, FLOPs of the product, FLOP/s).
     """
 
     name: str
@@ -59,6 +64,9 @@ class Hardware:
     matmul_efficiency: float = 1.0
     bandwidth_efficiency: float = 1.0
     op_seconds: float = 2e-5
+    launch_seconds: float = 2e-5
+    function_rate: float = 1e13
+    operand_bandwidth: float | None = None
     measured: bool = False
     matmul_curve: tuple[tuple[str, float, float], ...] = ()
 
@@ -78,7 +86,10 @@ class Hardware:
         for name in ("matmul_efficiency", "bandwidth_efficiency"):
             share = getattr(self, name)
             self._check(_positive(share) and share <= 1, name, "a fraction above 0, at most 1")
-        self._check(_number(self.op_seconds) and self.op_seconds >= 0, "op_seconds", "seconds ≥ 0")
+        for name in ("op_seconds", "launch_seconds"):
+            lasts = getattr(self, name)
+            self._check(_number(lasts) and lasts >= 0, name, "seconds ≥ 0")
+        self._check(_positive(self.function_rate), "function_rate", "a positive number a second")
         self._check(isinstance(self.measured, bool), "measured", "True or False")
         for name in ("price_date", "price_source"):
             text = getattr(self, name)
@@ -193,11 +204,13 @@ def _gpu(name: str, gib: float, tflops: tuple, gb_s: float, reach: tuple, **rest
 
 def _cpu(name: str, memory: float, cores: int, source: str, **rest: Any) -> Hardware:
     """85 GFLOP/s in fp32 and 10 GB/s a core, 40 GB/s at most: rates reached. Two cores of an AMD
-    EPYC came to 125 to 170 GFLOP/s and 26 to 32 GB/s; a core of yours may be half or twice that."""
+    EPYC came to 125 to 170 GFLOP/s and 26 to 32 GB/s, and to the other figures as `calibrate` fits
+    them; a core of yours may be half or twice that."""
     fp32 = 85e9 * cores
     flops = {"fp32": fp32, "bf16": fp32 * SLOW_16_BIT, "fp16": fp32 * SLOW_16_BIT}
-    return Hardware(name, "cpu", memory, flops, min(10e9 * cores, 40e9), source, op_seconds=6e-6,
-                    **rest)  # fmt: skip
+    return Hardware(name, "cpu", memory, flops, min(10e9 * cores, 40e9), source, op_seconds=3.4e-5,
+                    launch_seconds=1.2e-5, function_rate=7e8 * cores,
+                    operand_bandwidth=3.2e9 * cores, **rest)  # fmt: skip
 
 
 def _price(usd: float, date: str, source: str) -> dict[str, Any]:

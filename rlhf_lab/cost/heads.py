@@ -12,6 +12,8 @@ from .tape import LOGITS, Store, Tape, Value, product
 
 FUSED_ROWS, FUSED_COLUMNS = 4096, 32768
 """Size of the tile that TRL's fused head computes logits in (trl.kernels.chunked_logprob)."""
+SAMPLING = 40
+"""Operations of one step of our sampler beside the model: keyed noise, the draw, the masks."""
 
 
 def embed(tape: Tape, model: Architecture, p: Passes, first: bool) -> Value:
@@ -73,10 +75,13 @@ def fused(tape: Tape, model: Architecture, p: Passes, x: Value, scored: int) -> 
     forward = buffer + 7 * n * 4 + cast + (0 if p.gpu else 12 * tile)
     Store(tape, forward, LOGITS)
     work = product(n, width, vocabulary, item)
-    tape.forward.products += [work]
-    if not p.gpu:
-        tape.forward.moved += 40.0 * n * vocabulary
-        tape.forward.count += 12
+    tape._multiplies(work)
+    costs = (0.0, 0.0, 0.0)
+    if not p.gpu:  # about ten passes over a tile, an exponential among them, each way
+        costs = 80.0 * n * vocabulary, float(n * vocabulary), 12.0
+        tape.forward.moved += costs[0]
+        tape.forward.curved += costs[1]
+        tape.forward.launched += costs[2]
     gradient = vocabulary * width * p.item if p.trained else 0
     sums = n * width * 4 + (vocabulary * width * 4 if p.trained else 0)
     back = max(buffer + cast + (0 if p.gpu else 28 * tile),
@@ -87,7 +92,7 @@ def fused(tape: Tape, model: Architecture, p: Passes, x: Value, scored: int) -> 
     return tape._out(n, 4, [(hidden, "new")], (hidden.store, statistics),
                      (gradient,) if gradient and p.item == 4 else (),
                      scratch=sums - (gradient if p.item == 4 else 0) + back,
-                     work=[work, work] + ([work] if p.trained else []))  # fmt: skip
+                     work=[work, work] + ([work] if p.trained else []), costs=costs)  # fmt: skip
 
 
 def plain(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
@@ -114,15 +119,24 @@ def log_probabilities(tape: Tape, model: Architecture, p: Passes, x: Value, resp
     if with_entropy:
         Store(tape, numel * (12 + (4 if logits.item != 4 else 0)), LOGITS)
         tape.forward.moved += 40.0 * numel
-        tape.forward.count += 6
+        tape.forward.curved += 2.0 * numel
+        tape.forward.launched += 6
         # The logits are a variable of the pass, which goes on with the value model.
         tape.cache.append(logits.store)
     cut = tape.split(logits, numel)[0]
     scaled = tape.mul(tape.cast(cut, 4))
     chosen = tape._out(b * response, 4, [(scaled, "new")], ())
-    sums = tape._out(b * response, 4, [(scaled, "new")], (scaled.store,), scratch=4 * numel)
+    sums = tape._out(
+        b * response,
+        4,
+        [(scaled, "new")],
+        (scaled.store,),
+        scratch=4 * numel,
+        costs=(0.0, numel, 0.0),
+    )
     tape.forward.moved += 12.0 * numel
-    tape.forward.count += 3
+    tape.forward.curved += numel
+    tape.forward.launched += 3
     return tape.add(sums, chosen)
 
 
@@ -141,5 +155,6 @@ def next_token(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
     wide = tape.cast(logits, 4)
     Store(tape, 16 * wide.numel, LOGITS)
     tape.forward.moved += 60.0 * wide.numel
-    tape.forward.count += 8
+    tape.forward.curved += 2.0 * wide.numel
+    tape.forward.launched += SAMPLING
     return tape._out(p.b, 8, [])

@@ -79,7 +79,7 @@ class _Run:
         if self.family in ("gpt2", "gpt_neox", "opt"):
             return t.layer_norm(x, rows, width, p.trained, p.item)
         wide = t.cast(x, 4)
-        spread = t.pointwise(t.mean(t.pointwise(wide), rows), "output")
+        spread = t.pointwise(t.mean(t.pointwise(wide, curved=False), rows), "output")
         normed = t.mul(wide, spread)
         if self.family.startswith("gemma"):  # (x · w) is cast, not x
             return t.cast(t.scale(normed, width, p.trained, 4), x.item)
@@ -102,7 +102,7 @@ class _Run:
     def gelu_new(self, x: Value) -> Value:
         """½x(1 + tanh(√(2/π)(x + 0.044715x³))), one operation at a time as transformers does."""
         t = self.t
-        inner = t.mul(t.add(x, t.mul(t.pointwise(x))))
+        inner = t.mul(t.add(x, t.mul(t.pointwise(x, curved=False))))
         return t.mul(t.mul(x), t.mul(t.pointwise(inner, "output")))
 
     # --------------------------------------------------------------------------------- attention
@@ -136,8 +136,9 @@ class _Run:
         """One query against a cache, which is counted elsewhere; reading it is the work."""
         t, p, m = self.t, self.p, self.m
         cache = 2.0 * p.b * p.context * m.kv_heads * m.head_dim * q.item
-        t.forward.products.append((flops, cache, 1.0))
-        t.forward.moved += 2 * cache  # the cache is copied to grow
+        t._multiplies((flops, cache, 1.0))
+        t.forward.moved += 2 * cache  # keys and values are copied to grow
+        t.forward.called += 2
         return t._out(q.numel, q.item, [])
 
     # ------------------------------------------------------------------------------------ layers

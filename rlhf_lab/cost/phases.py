@@ -18,6 +18,14 @@ from .states import State, states
 from .tape import Work
 
 Key = tuple[str, str]
+AROUND_DPO = 150.0
+"""Operations' worth of Python in TRL's DPO loss: a dozen metrics, each gathered, and accelerate
+looks up in every step whether peft is installed."""
+AROUND_STEP = 40.0
+"""The same around an optimizer step: schedule, callbacks, gradients set free."""
+GAE = 5.0
+"""Operations' worth of a position of generalised advantage estimation (`stages/maths.py`); about
+fifty more make rewards, whiten and average."""
 
 
 @dataclass
@@ -91,22 +99,33 @@ def _works(stretches: list[Stretch], which: str) -> Work:
 
 def _training(
     stage: _Stage, role: str, forward: list[Stretch], state: State, before: int = 0,
-    tokens: float = 0.0,
+    tokens: float = 0.0, called: float = 0.0,
 ) -> None:  # fmt: skip
-    """Forward, backward and optimizer of a micro-batch. `before`: bytes that stand through both."""
+    """Forward, backward and optimizer of a micro-batch. `before`: bytes that stand through both;
+    `called`: operations around the loss."""
     s = stage.s
     grown = s.gradient_accumulation_steps > 1
     held = state.gradients if grown else 0
     peak, live = forward_peak(forward, before)
     n = s.gradient_accumulation_steps
+    work = _works(forward, "forward")
+    work.called += called
     stage.phase("forward", role, activations=peak[0], logits=peak[2], gradients=held, times=n,
-                tokens=tokens, work=_works(forward, "forward"))  # fmt: skip
+                tokens=tokens, work=work)  # fmt: skip
     worst = backward_peak(forward, live, stay=not grown)
     stage.phase("backward", role, activations=worst[0], logits=worst[2], times=n, tokens=tokens,
                 gradients=held + worst[1] * state.share,
                 work=_works(forward, "backward"))  # fmt: skip
     stage.phase("optimizer", role, gradients=state.gradients, workspace=state.workspace,
-                work=state.step)  # fmt: skip
+                work=_step(state))  # fmt: skip
+
+
+def _step(*trained: State) -> Work:
+    """An optimizer step of these models together."""
+    step = Work(called=AROUND_STEP)
+    for state in trained:
+        step.add(state.step)
+    return step
 
 
 def _tokens(s: Setup, p: Passes) -> float:
@@ -201,7 +220,7 @@ def _dpo(s: Setup) -> list[Phase]:
             ("policy", "gradients", held),
         ),
     )
-    _training(stage, "policy", row, state, before, tokens=_tokens(s, p))
+    _training(stage, "policy", row, state, before, tokens=_tokens(s, p), called=AROUND_DPO)
     return stage.found
 
 
@@ -256,6 +275,8 @@ def _ppo(s: Setup) -> list[Phase]:
         stage.phase(phase, name, activations=peak[0], logits=peak[2], workspace=cached,
                     work=_works(row, "forward"),
                     times=s.rollout_batch / p.b, tokens=_tokens(s, p))  # fmt: skip
+    advantage = Work(launched=GAE * s.response + 50.0)
+    stage.phase("advantage", "", work=advantage, workspace=cached)
     _update(stage, s, roles, state)
     return stage.found
 
@@ -373,10 +394,11 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
                 gradients=held["policy"] + of_policy, work=_works(row + second, "backward"),
                 more={("value", "gradients"): held["value"] + of_value}, times=passes,
                 tokens=_tokens(s, p))  # fmt: skip
+    step = _step(state["policy"], state["value"])
     stage.phase("optimizer", "policy", gradients=state["policy"].gradients,
                 workspace=state["policy"].workspace + state["value"].workspace, times=steps,
                 more={("value", "gradients"): state["value"].gradients},
-                work=state["policy"].step)  # fmt: skip
+                work=step)  # fmt: skip
 
 
 def _inference(s: Setup) -> list[Phase]:

@@ -1,8 +1,10 @@
 """How long work takes on a device: every operation is bound by arithmetic or by memory.
 
 The roofline (Williams et al., CACM 52(4), 2009): a matrix product takes the longer of its
-arithmetic and of moving its operands; everything else moves bytes. A small operation costs what
-launching it costs: on a GPU instead of its work, when that is shorter; on a CPU on top of it.
+arithmetic and of moving its operands; everything else moves bytes, or makes exponentials. A small
+operation costs what launching it costs: on a GPU instead of its work, when that is shorter. On a
+CPU nothing hides anything: operands are packed before they are multiplied (Goto and van de Geijn,
+ACM TOMS 34(3), 2008), and each operation is called, then done.
 """
 
 from __future__ import annotations
@@ -15,12 +17,19 @@ from .tape import Work
 def seconds(work: Work, hw: Hardware, dtype: str) -> float:
     """Seconds of this work on one device. `dtype`: that of the matrix products."""
     speed = hw.bandwidth * hw.bandwidth_efficiency
-    gpu, total = hw.kind == "gpu", 0.0
+    moving, curved = work.moved / speed, work.curved / hw.function_rate
+    if hw.operand_bandwidth:
+        operands = sum(touched * times for _, touched, times in work.products)
+        multiplying = work.flops / hw.matmul_rate(dtype) + operands / hw.operand_bandwidth
+        launching = work.called * hw.op_seconds + work.launched * hw.launch_seconds
+        return multiplying + moving + curved + launching
+    total, products = 0.0, 0.0
     for flops, touched, times in work.products:
         busy = max(flops / hw.matmul_rate(dtype, flops), touched / speed)
-        total += times * (max(busy, hw.op_seconds) if gpu else busy + hw.op_seconds)
-    moving, launching = work.moved / speed, work.count * hw.op_seconds
-    return total + (max(moving, launching) if gpu else moving + launching)
+        total += times * max(busy, hw.op_seconds)
+        products += times
+    others = max(0.0, work.called + work.launched - products)
+    return total + max(moving, curved, others * hw.op_seconds)
 
 
 def product_dtype(s: Setup) -> str:

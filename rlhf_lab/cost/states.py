@@ -55,9 +55,28 @@ def states(
         count, size = model.parameters(head), weights
         largest = model.vocabulary * model.head_width * s.item
     optimizer, workspace = _optimizer(s, model, adapters, count, size, largest)
-    tensors = sum(len(x.linears) * x.count for x in model.layers)
-    step = Work(moved=4 * size + 2 * optimizer, count=1 if "fused" in s.optim else 12 * tensors)
+    step = _step(s, size, optimizer, _tensors(s, model, adapters))
     return _sharded(s, model, State(weights, size, optimizer, workspace, step=step), count)
+
+
+def _tensors(s: Setup, model: Architecture, adapters: bool) -> float:
+    """Trained tensors: matrices, biases and norms, or pairs of adapters."""
+    if adapters:
+        targets = model.lora_targets(s.lora_targets)
+        return sum(2.0 * y.count for y in model.layers for x in y.linears
+                   if x.rank(s.lora_r, targets))  # fmt: skip
+    return sum(y.count * (2.0 + sum(1 + x.bias for x in y.linears)) for y in model.layers) + 2
+
+
+def _step(s: Setup, size: float, optimizer: float, tensors: float) -> Work:
+    """Clipping the gradients' norm (read, then scale), and the optimizer's step. The fused one
+    reads and writes everything once; torch's loop over tensors is eight operations, which touch
+    twenty tensors and, done in place, take as long as six. GPUs take lists of tensors at once."""
+    fused, plain = "fused" in s.optim or s.optim == "sgd", 6.0
+    once = 3 * size + 2 * optimizer
+    each = 1.0 + (1.0 if fused else plain)
+    return Work(moved=3 * size + (once if fused else 20 * size),
+                launched=each * (1 if s.gpu else tensors))  # fmt: skip
 
 
 def _weights(s: Setup, model: Architecture, head: str, quantised: bool) -> float:

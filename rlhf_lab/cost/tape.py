@@ -51,11 +51,12 @@ class Value:
 class Node:
     """One operation to undo: where gradients go, and what was saved to compute them."""
 
-    __slots__ = ("grad", "inputs", "joins", "kind", "saved", "scratch", "weights", "work")
+    __slots__ = ("costs", "grad", "inputs", "joins", "kind", "saved", "scratch", "weights", "work")
 
-    def __init__(self, inputs=(), saved=(), weights=(), scratch=0, work=(), kind=ACTIVATION):
+    def __init__(self, inputs=(), saved=(), weights=(), scratch=0, work=(), kind=ACTIVATION,
+                 costs=(0, 0, 0)):  # fmt: skip
         self.inputs, self.saved, self.weights = inputs, saved, weights
-        self.scratch, self.work, self.kind = scratch, work, kind
+        self.scratch, self.work, self.kind, self.costs = scratch, work, kind, costs
         self.joins = False  # keeps the gradients of its parts side by side
         self.grad = None
 
@@ -63,21 +64,33 @@ class Node:
 @dataclass
 class Work:
     """What was computed: matrix products one by one (floating point operations, bytes touched,
-    how often), and the bytes and the number of all other operations together."""
+    how often); of all other operations the bytes they move and the `curved` numbers, which are
+    exponentials and the like; and how many operations, products too, are `called` through the
+    Python code of a model and how many `launched` by a backward pass or a plain loop."""
 
     products: list[tuple[float, float, float]] = field(default_factory=list)
     moved: float = 0.0
-    count: float = 0.0
+    curved: float = 0.0
+    called: float = 0.0
+    launched: float = 0.0
 
     @property
     def flops(self) -> float:
         return sum(flops * times for flops, _, times in self.products)
 
+    def spend(self, moved: float, curved: float, launched: float) -> None:
+        """Backward work that does not follow from sizes."""
+        self.moved += moved
+        self.curved += curved
+        self.launched += launched
+
     def add(self, other: Work, times: float = 1) -> None:
         """Put `times` times the other work on top."""
         self.products += [(f, m, n * times) for f, m, n in other.products]
         self.moved += other.moved * times
-        self.count += other.count * times
+        self.curved += other.curved * times
+        self.called += other.called * times
+        self.launched += other.launched * times
 
 
 def product(rows: float, inputs: float, outputs: float, item: int) -> tuple[float, float, float]:
@@ -118,10 +131,11 @@ class Tape:
         return Value(Store(self, numel * item), numel, item, needs)
 
     def _out(self, numel, item, inputs, saved=(), weights=(), scratch=0, work=None, store=None,
-             last=0):  # fmt: skip
+             last=0, costs=(0, 0, 0)):  # fmt: skip
         """The result of an operation. `inputs`: (value, "new" | "same": is its gradient a new
         tensor or the one that came in); `weights`: bytes of the gradients of parameters; `last`: 1
-        for a product, which saves its inputs and not its result."""
+        for a product, which saves its inputs and not its result; `costs`: of undoing it, beside
+        what follows from sizes: bytes moved, curved numbers, operations."""
         store = store or Store(self, numel * item, self.kind)
         if not self.grad:
             return Value(store, numel, item)
@@ -137,7 +151,7 @@ class Tape:
             targets.append((value.source, value.numel * value.item, how))
         if saved or last:
             self.needed = len(self.forward.products) - last
-        node = Node(targets, saved, weights, scratch, work or (), store.kind)
+        node = Node(targets, saved, weights, scratch, work or (), store.kind, costs)
         self.nodes.append(node)
         return Value(store, numel, item, True, node)
 
@@ -152,7 +166,11 @@ class Tape:
         for v in values:
             out += v.numel * v.item
         self.forward.moved += out
-        self.forward.count += 1
+        self.forward.called += 1
+
+    def _multiplies(self, done: tuple[float, float, float]) -> None:
+        self.forward.products.append(done)
+        self.forward.called += 1
 
     def cast(self, x: Value, item: int) -> Value:
         """Another precision; nothing where it is the same."""
@@ -186,13 +204,17 @@ class Tape:
         scratch = numel * item if min(x.numel, y.numel) < numel and x.needs and y.needs else 0
         return self._out(numel, item, [(x, "new"), (y, "new")], saved, scratch=scratch)
 
-    def pointwise(self, x: Value, saves: str = "input", item: int | None = None) -> Value:
+    def pointwise(self, x: Value, saves: str = "input", item: int | None = None,
+                  curved: bool = True) -> Value:  # fmt: skip
         """A function of each number that saves its "input" or its "output" (or "nothing")."""
         item = item or x.item
         self._moves(x, out=x.numel * item)
+        curved = curved and saves != "nothing"
+        self.forward.curved += curved * x.numel
         store = Store(self, x.numel * item, self.kind)
         saved = {"input": (x.store,), "output": (store,), "nothing": ()}[saves]
-        return self._out(x.numel, item, [(x, "new")], saved, store=store)
+        return self._out(x.numel, item, [(x, "new")], saved, store=store,
+                         costs=(0, curved * x.numel * (saves == "input"), 0))  # fmt: skip
 
     def mean(self, x: Value, rows: int) -> Value:
         """One number for each row."""
@@ -227,7 +249,7 @@ class Tape:
             if trained:
                 self.cache.append(copy)
         done = product(rows, inputs, outputs, item)
-        self.forward.products.append(done)
+        self._multiplies(done)
         saved += (x.store,) if trained else ()
         size = (inputs + bias) * outputs
         return self._out(rows * outputs, item, [(x, "new")], saved,
@@ -240,7 +262,7 @@ class Tape:
         if self.autocast:
             x, y = self.cast(x, 2), self.cast(y, 2)
         done = (flops, float((x.numel + y.numel + numel) * x.item), 1.0)
-        self.forward.products.append(done)
+        self._multiplies(done)
         return self._out(numel, x.item, [(x, "new"), (y, "new")], (x.store, y.store),
                          work=[done] * (x.needs + y.needs), last=1)  # fmt: skip
 
@@ -252,12 +274,15 @@ class Tape:
         if self.autocast:
             q, k, v = (self.cast(x, 2) for x in (q, k, v))
         touched = float((2 * q.numel + k.numel + v.numel) * q.item)
-        self.forward.products.append((flops, touched, 1.0))
+        pairs = flops / 4 * statistics / q.numel
+        self.forward.curved += pairs
+        self._multiplies((flops, touched, 1.0))
         out, rows = Store(self, q.numel * q.item), Store(self, statistics * 4)
         extra = (Store(self, mask * q.item),) if mask else ()
         return self._out(q.numel, q.item, [(q, "new"), (k, "new"), (v, "new")],
                          (q.store, k.store, v.store, out, rows, *extra), scratch=scratch,
-                         work=[(2.5 * flops, 2 * touched, 1.0)], store=out)  # fmt: skip
+                         work=[(2.5 * flops, 2 * touched, 1.0)], store=out,
+                         costs=(0, pairs, 0))  # fmt: skip
 
     # --------------------------------------------------------------------------------- backward
 
@@ -280,6 +305,8 @@ class Tape:
     def _undo_one(self, node: Node) -> None:
         g, node.grad = node.grad, None
         self.backward.products += node.work
+        self.backward.launched += len(node.work)
+        self.backward.spend(*node.costs)
         temporary = Store(self, node.scratch, node.kind) if node.scratch else None
         for size in node.weights:
             self.kept_gradients.append(Store(self, size, GRADIENT))
@@ -292,7 +319,7 @@ class Tape:
             for _, held in made:
                 moved += held.size
             self.backward.moved += 2 * moved
-            self.backward.count += 1 + len(made)
+            self.backward.launched += 1 + len(made)
         del temporary
         node.saved = ()
         del g
@@ -305,4 +332,4 @@ class Tape:
                 if getrefcount(target.grad) > 2:  # somebody else holds it: a new tensor
                     target.grad = Store(self, target.grad.size, target.kind)
                 self.backward.moved += 3 * store.size
-                self.backward.count += 1
+                self.backward.launched += 1

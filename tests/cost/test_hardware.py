@@ -348,12 +348,16 @@ def test_calibration_measures_everything(calibrated):
     assert {"fp32", "bf16", "fp16"} <= set(hw.flops) or hw.kind == "gpu"
     assert all(rate > 1e6 for rate in hw.flops.values())
     assert 1e8 < hw.bandwidth < 1e14
-    assert 1e-8 < hw.op_seconds < 1e-2
+    assert 1e-8 < hw.op_seconds < 1e-2 and 1e-8 < hw.launch_seconds < 1e-2
+    assert 1e6 < hw.function_rate < 1e14
     assert hw.matmul_efficiency == hw.bandwidth_efficiency == 1
     sizes = [f for d, f, _ in hw.matmul_curve if d == "fp32"]
-    assert sizes == sorted(set(sizes)) and len(sizes) >= 2
-    assert hw.matmul_rate("fp32", sizes[-1]) == pytest.approx(hw.flops["fp32"])
-    assert took < 30  # about 3; a machine shared with other tests may be slow
+    if hw.kind == "cpu":
+        assert 1e8 < hw.operand_bandwidth < 1e14 and not sizes
+    else:
+        assert sizes == sorted(set(sizes)) and len(sizes) >= 2
+        assert hw.matmul_rate("fp32", sizes[-1]) == pytest.approx(hw.flops["fp32"])
+    assert took < 40  # about 9: three rounds of small models; other tests may take the machine
 
 
 def test_the_rate_is_that_of_a_product_timed_here(calibrated):
