@@ -91,6 +91,8 @@ def test_lora_trains_adapters_and_leaves_a_whole_model(tmp_path):
         plan = lab.plan(stage, model, max_steps=2, seed=0, lora_r=2, learning_rate=1e-2, **more)
         run = lab.train(plan, data, out=tmp_path / stage, quiet=True)
         assert (run.folder / "adapter" / "adapter_model.safetensors").is_file()
+        # DPO's reference is the model without adapters, not a second set of them.
+        assert not (run.folder / "adapter" / "ref").exists()
         if stage in ("sft", "reward"):
             model = model.with_stage(stage, run.model_path)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "sft" / "model").eval()

@@ -247,6 +247,8 @@ class PassCounter:
         self.flops: dict[tuple[str, str], int] = defaultdict(int)
         self.fits: dict[tuple[str, str], dict[str, LinearFlops]] = defaultdict(dict)
         """(phase, role) of a pass → a fit for every role that works in it"""
+        self.counted = 0
+        """how many passes were counted, not computed"""
         self._counter: FlopCounter | None = None
         self._open: list[_Pass] = []
 
@@ -268,6 +270,7 @@ class PassCounter:
             self._counter.__enter__()
             now.began = True
         if self._counter is not None:
+            self.counted += 1
             now.start, now.role = Counter(self._counter.by_label), self._counter.label
             self._counter.label = key[1]
         self._open.append(now)

@@ -6,6 +6,10 @@
         ...
     meter.ledger()
 
+**Seconds** are those of blocks that were only timed. A block in which something was counted takes
+longer than it would; it is given the average of the others of its kind (per token, where blocks
+have tokens), and its own time only where there is no other. `clock` has the times as they were.
+
 **FLOPs** are counted by a dispatch mode, which slows a pass down, so a pass is counted only while
 its shape is not in the span of those that were; the rest is computed, exactly (`LinearFlops`).
 
@@ -80,7 +84,11 @@ class Meter:
 
     def __init__(self, stage: str, *, flops: bool = True, memory: bool = True, share: float = 0.03):
         self.stage, self.share = stage, share
-        self.seconds: dict[At, float] = defaultdict(float)
+        self.clock: dict[At, float] = defaultdict(float)
+        """seconds as they passed, of blocks that were counted too"""
+        self._timed: dict[At, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+        self._counted: dict[At, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+        """seconds, tokens and number of blocks that were only timed, and of those counted"""
         self.tokens: dict[At, int] = defaultdict(int)
         self.memory: dict[At, int] = defaultdict(int)
         """peak of the CUDA allocator or of the resident set, in bytes"""
@@ -106,6 +114,17 @@ class Meter:
     # ------------------------------------------------------------------------------- what happens
 
     @property
+    def seconds(self) -> dict[At, float]:
+        """Seconds by (phase, role), without what counting took where that is known."""
+        out = {}
+        for at, passed in self.clock.items():
+            plain, tokens, blocks = self._timed[at]
+            _, more_tokens, more_blocks = self._counted[at]
+            known = (tokens, more_tokens) if tokens and more_tokens else (blocks, more_blocks)
+            out[at] = plain * (1 + known[1] / known[0]) if blocks and more_blocks else passed
+        return out
+
+    @property
     def flops(self) -> dict[At, int]:
         """Floating-point operations of matrix products."""
         return self._passes.flops if self._passes is not None else {}
@@ -117,7 +136,8 @@ class Meter:
 
     def add(self, phase: str, role: str, seconds: float, tokens: int = 0) -> None:
         """Count a stretch that was timed elsewhere."""
-        self.seconds[phase, role] += seconds
+        self.clock[phase, role] += seconds
+        self._keep(self._timed, (phase, role), seconds, tokens)
         self.tokens[phase, role] += int(tokens)
         self._note_peak(phase, role)
 
@@ -176,6 +196,15 @@ class Meter:
                     yield phase, "", "workspace", allocated - sum(parts.values())
 
     # ---------------------------------------------------------------------------- for the blocks
+
+    @property
+    def _countings(self) -> int:
+        """How many passes were counted so far."""
+        return self._passes.counted if self._passes is not None else 0
+
+    def _keep(self, table: dict[At, list[float]], at: At, seconds: float, tokens: int) -> None:
+        for place, value in enumerate((seconds, tokens, 1)):
+            table[at][place] += value
 
     def _turn(self, role: str) -> None:
         """What runs now is this role's."""
@@ -241,6 +270,7 @@ class _Block:
             self.account.__enter__()
         if self.at[0] == "forward" and not outer:
             self.hooks = meter._tensors.follow(meter._turn)
+        self.counting = meter._countings
         self.start = _now()
         if meter._passes is not None:
             if self.calls is not None:
@@ -258,8 +288,11 @@ class _Block:
             meter._passes.end(failed)
         seconds = _now() - self.start
         meter._blocks.pop()
-        meter.seconds[self.at] += seconds - self.inner
+        own = seconds - self.inner
+        meter.clock[self.at] += own
         meter.tokens[self.at] += self.tokens
+        counted = self.account is not None or self.counting != meter._countings
+        meter._keep(meter._counted if counted else meter._timed, self.at, own, self.tokens)
         meter._note_peak(*self.at)
         if self.account is not None:
             self.account.__exit__(None, None, None)

@@ -115,7 +115,12 @@ def _whole(row: dict) -> dict:
 
 
 def dpo_trainer(model, tokenizer, train, held_out, args, watch):
-    """Direct preference optimisation with TRL's DPOTrainer (reference: a frozen copy)."""
+    """Direct preference optimisation with TRL's DPOTrainer.
+
+    The reference is a frozen copy, for a model with adapters the model with its adapters off. TRL
+    takes adapters that are there already for trained ones, of which it would keep a second set as
+    the reference: it gets the model without them, and their config.
+    """
     from trl import DPOTrainer
 
     class TokenizedDPOTrainer(DPOTrainer):
@@ -124,8 +129,11 @@ def dpo_trainer(model, tokenizer, train, held_out, args, watch):
         def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
             return dataset
 
+    lora = None
+    if hasattr(model, "peft_config"):
+        lora, model = model.peft_config["default"], model.unload()
     trainer = TokenizedDPOTrainer(
-        model=model, args=args, processing_class=tokenizer, callbacks=[watch],
+        model=model, args=args, processing_class=tokenizer, callbacks=[watch], peft_config=lora,
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
     )  # fmt: skip

@@ -90,6 +90,22 @@ def test_a_block_within_a_block_is_taken_out_of_the_outer_one(tiny):
     assert {r.source for r in ledger} == {"measured"}
 
 
+def test_what_counting_took_is_not_the_phases_time(tiny):
+    """A counted pass of 9 s, then two of 1 and 2 s for 10 and 20 tokens: .1 s a token, for the
+    first one's 10 tokens too. With no other to go by, its own 9 s."""
+    a, meter = torch.randn(8, 8), Meter("sft")
+    ticks = iter([0.0, 9.0, 20.0, 21.0, 30.0, 32.0])
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlhf_lab.cost.meter._now", lambda: next(ticks))
+        for tokens in (10, 10, 20):
+            with meter.phase("forward", "policy", (8,), tokens):
+                a @ a
+            said.append(meter.seconds["forward", "policy"])
+    assert said == [pytest.approx(s) for s in (9.0, 2.0, 4.0)]
+    assert meter.clock["forward", "policy"] == 12.0
+
+
 def test_without_a_watched_model_no_bytes_are_claimed_and_the_resident_set_is_kept():
     meter = Meter("sft")
     with meter.phase("forward", "policy"):
