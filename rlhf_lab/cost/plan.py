@@ -31,6 +31,7 @@ NOT_MODELLED = (
     "scratch space of cuBLAS and attention kernels",
     "loading data, writing checkpoints, evaluation, start-up",
     "experts chosen unevenly (mixtures)",
+    "dropout (GPT-2 and OPT come with it; PPO turns it off)",
 )
 
 

@@ -18,24 +18,28 @@ KINDS = ACTIVATION, GRADIENT, LOGITS = 0, 1, 2
 """What bytes are: intermediate values, gradients of weights, logits and what is made of them."""
 
 
+NOTHING = (0, 0, 0)
+
+
 class Store:
     """Bytes that are alive as long as somebody holds this object."""
 
     __slots__ = ("kind", "size", "tape")
 
     def __init__(self, tape: Tape, size: float, kind: int = ACTIVATION):
-        size, block = int(size), tape.block
-        if block > 1:
-            size = -(-size // block) * block
+        size, kinds = int(size), tape.by_kind
+        if tape.block > 1:
+            size = -(-size // tape.block) * tape.block
         self.tape, self.size, self.kind = tape, size, kind
-        tape.by_kind[kind] += size
-        tape.live += size
-        if tape.live > tape.peak:
-            tape.peak, tape.peak_by_kind = tape.live, tape.by_kind[:]
+        kinds[kind] += size
+        tape.live = live = tape.live + size
+        if live > tape.peak:
+            tape.peak, tape.peak_by_kind = live, kinds[:]
 
     def __del__(self):
-        self.tape.live -= self.size
-        self.tape.by_kind[self.kind] -= self.size
+        tape, size = self.tape, self.size
+        tape.live -= size
+        tape.by_kind[self.kind] -= size
 
 
 class Value:
@@ -54,7 +58,7 @@ class Node:
     __slots__ = ("costs", "grad", "inputs", "joins", "kind", "saved", "scratch", "weights", "work")
 
     def __init__(self, inputs=(), saved=(), weights=(), scratch=0, work=(), kind=ACTIVATION,
-                 costs=(0, 0, 0)):  # fmt: skip
+                 costs=NOTHING):  # fmt: skip
         self.inputs, self.saved, self.weights = inputs, saved, weights
         self.scratch, self.work, self.kind, self.costs = scratch, work, kind, costs
         self.joins = False  # keeps the gradients of its parts side by side
@@ -131,7 +135,7 @@ class Tape:
         return Value(Store(self, numel * item), numel, item, needs)
 
     def _out(self, numel, item, inputs, saved=(), weights=(), scratch=0, work=None, store=None,
-             last=0, costs=(0, 0, 0)):  # fmt: skip
+             last=0, costs=NOTHING):  # fmt: skip
         """The result of an operation. `inputs`: (value, "new" | "same": is its gradient a new
         tensor or the one that came in); `weights`: bytes of the gradients of parameters; `last`: 1
         for a product, which saves its inputs and not its result; `costs`: of undoing it, beside
@@ -209,12 +213,14 @@ class Tape:
         """A function of each number that saves its "input" or its "output" (or "nothing")."""
         item = item or x.item
         self._moves(x, out=x.numel * item)
-        curved = curved and saves != "nothing"
-        self.forward.curved += curved * x.numel
-        store = Store(self, x.numel * item, self.kind)
-        saved = {"input": (x.store,), "output": (store,), "nothing": ()}[saves]
-        return self._out(x.numel, item, [(x, "new")], saved, store=store,
-                         costs=(0, curved * x.numel * (saves == "input"), 0))  # fmt: skip
+        store, saved, costs = Store(self, x.numel * item, self.kind), (), NOTHING
+        if curved and saves != "nothing":
+            self.forward.curved += x.numel
+        if saves == "output":
+            saved = (store,)
+        elif saves == "input":  # the function is computed again on the way back
+            saved, costs = (x.store,), (0, x.numel, 0) if curved else NOTHING
+        return self._out(x.numel, item, [(x, "new")], saved, store=store, costs=costs)
 
     def mean(self, x: Value, rows: int) -> Value:
         """One number for each row."""
@@ -304,9 +310,11 @@ class Tape:
 
     def _undo_one(self, node: Node) -> None:
         g, node.grad = node.grad, None
-        self.backward.products += node.work
-        self.backward.launched += len(node.work)
-        self.backward.spend(*node.costs)
+        if node.work:
+            self.backward.products += node.work
+            self.backward.launched += len(node.work)
+        if node.costs is not NOTHING:
+            self.backward.spend(*node.costs)
         temporary = Store(self, node.scratch, node.kind) if node.scratch else None
         for size in node.weights:
             self.kept_gradients.append(Store(self, size, GRADIENT))
