@@ -26,9 +26,11 @@ MEMORY_BAND = 0.94, 1.06
 TIME_BAND = {"gpu": (0.7, 1.3), "cpu": (0.7, 1.4)}
 """All published times of benchmarks/published.py but one lie within 30 %. On a calibrated CPU
 most phases lie within 15 % (benchmarks/cost_accuracy.py, seconds); its own speed drifts more."""
-NOT_MODELLED = (
-    "fragmentation of the GPU's allocator and the CUDA context (about half a GB)",
+NOT_MODELLED_ON_A_GPU = (
+    "fragmentation of the allocator and the CUDA context (about half a GB)",
     "scratch space of cuBLAS and attention kernels",
+)
+NOT_MODELLED = (
     "loading data, writing checkpoints, evaluation, start-up",
     "experts chosen unevenly (mixtures)",
     "dropout (GPT-2 and OPT come with it; PPO turns it off)",
@@ -91,6 +93,11 @@ class Estimate:
         return max(self.phases, key=lambda f: f.total)
 
     memory_band = MEMORY_BAND
+
+    @property
+    def not_modelled(self) -> tuple[str, ...]:
+        """What the figures leave out."""
+        return (*(NOT_MODELLED_ON_A_GPU if self.hardware.kind == "gpu" else ()), *NOT_MODELLED)
 
     @property
     def fits(self) -> bool:

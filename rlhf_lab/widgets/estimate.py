@@ -87,7 +87,5 @@ def html(e: Any) -> str:
 
 
 def _notes(e: Any) -> str:
-    from ..cost.plan import NOT_MODELLED
-
     low, high = (format_bytes(e.peak * b) for b in e.memory_band)
-    return f"predicted; memory {low} to {high}. Not modelled: {'; '.join(NOT_MODELLED)}."
+    return f"predicted; memory {low} to {high}. Not modelled: {'; '.join(e.not_modelled)}."
