@@ -70,8 +70,8 @@ class _Run:
         item = y.item
         x = t.cast(x, p.adapter)
         low = t.linear(x, lin.inputs, rank, p.adapter, trained=True)
-        low = t.linear(low, rank, lin.outputs, p.adapter, trained=True)
-        return t.cast(t.add(y, t.mul(low)), item)
+        y = t.add(y, t.mul(t.linear(low, rank, lin.outputs, p.adapter, trained=True)))
+        return t.cast(y, item)
 
     def norm(self, x: Value, width: int | None = None) -> Value:
         t, p, width = self.t, self.p, width or self.m.hidden

@@ -55,6 +55,7 @@ def stretch(
         cached, kept = before - tape.live, tape.live - y.store.size
         g = Store(tape, size)
         del y
+        tape.look_again()
     else:
         kept = x.store.size
         cached = sum(store.size for store in tape.cache)
@@ -68,7 +69,6 @@ def stretch(
         tape.backward.add(again_work)
         del again, y
         tape.cache.clear()
-    tape.look_again()
     tape.undo(g)
     del g
     return Stretch(times, kept, peak, tape.peak_by_kind, tape.by_kind[GRADIENT], cached, 0, work,

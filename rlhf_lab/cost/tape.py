@@ -11,6 +11,7 @@ reaches a value twice is added in place, unless it is also somebody else's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from sys import getrefcount
 
@@ -194,7 +195,17 @@ class Tape:
         item, numel = max(v.item for v in values), max(v.numel for v in values)
         self._moves(*values, out=numel * item)
         ways = [(v, "same" if (v.item, v.numel) == (item, numel) else "new") for v in values]
-        return self._out(numel, item, ways)
+        widened = self._widened(values, item)
+        out = self._out(numel, item, ways)
+        del widened
+        return out
+
+    def _widened(self, values: Iterable[Value], item: int) -> list[Store]:
+        """Copies that a CPU makes, for as long as an operation lasts, of inputs of another
+        precision than its own (ATen/TensorIterator.cpp); a GPU casts each number as it reads."""
+        if self.block > 1:
+            return []
+        return [Store(self, v.numel * item, self.kind) for v in values if v.item != item]
 
     def mul(self, x: Value, y: Value | None = None) -> Value:
         """A product, with a constant where `y` is None; saves the factor of each gradient."""
@@ -206,7 +217,10 @@ class Tape:
         saved = (*((y.store,) if x.needs else ()), *((x.store,) if y.needs else ()))
         # The gradient of a factor that was spread out is made whole before it is summed.
         scratch = numel * item if min(x.numel, y.numel) < numel and x.needs and y.needs else 0
-        return self._out(numel, item, [(x, "new"), (y, "new")], saved, scratch=scratch)
+        widened = self._widened((x, y), item)
+        out = self._out(numel, item, [(x, "new"), (y, "new")], saved, scratch=scratch)
+        del widened
+        return out
 
     def pointwise(self, x: Value, saves: str = "input", item: int | None = None,
                   curved: bool = True) -> Value:  # fmt: skip
