@@ -1,8 +1,8 @@
 """What a plan will cost, would cost and did cost: predicted, simulated and measured, side by side.
 
-plan = lab.plan("ppo", "tiny")
-lab.compare(plan, lab.xray(plan), lab.train(plan))
-lab.sweep("model", ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B"], stage="sft")
+    plan = lab.plan("ppo", "tiny")
+    lab.compare(plan, lab.xray(plan), lab.train(plan))
+    lab.sweep("model", ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B"], stage="sft")
 """
 
 from __future__ import annotations
@@ -46,11 +46,14 @@ def predict(plan: Any, data: Any = None) -> Estimate:
     return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
 
 
-def predicted(plan: Any, data: Any) -> Ledger:
-    """The prediction's rows; none for a model whose family is not modelled."""
+def predicted(plan: Any, data: Any, quiet: bool = True) -> Ledger:
+    """The prediction's rows; none, and unless `quiet` a line that says why, for what the cost model
+    does not know: a run is worth having without."""
     try:
         return predict(plan, data).ledger
-    except ValueError:
+    except ValueError as error:
+        if not quiet:
+            print(f"{plan.stage}: no prediction ({error})", flush=True)
         return Ledger()
 
 

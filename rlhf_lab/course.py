@@ -67,7 +67,7 @@ def _simulate(planned: Any, data: Data, run: Run, quiet: bool) -> None:
     try:
         estimate = predict(planned, data)
     except ValueError:
-        return  # a family that is not modelled
+        return  # not modelled: `train` has said so
     if not quiet:
         print(f"{run.stage}: x-ray", flush=True)
     run.save_ledger(run.ledger + xray(estimate).ledger)

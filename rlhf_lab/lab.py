@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .budget import predicted, unplannable
+from .cost.choices import did_you_mean
 from .cost.hardware import hardware as find_hardware
 from .cost.plan import Estimate
 from .cost.setup import EXTRA
@@ -147,7 +148,8 @@ class Plan:
         known = own | LORA.keys() | EXTRA.keys()
         for name in self.settings:
             if name not in known:
-                raise ValueError(f"{cls.__name__} has no setting {name!r}{_nearest(name, known)}")
+                hint = f"; {did_you_mean(name, known)}".rstrip("; ")
+                raise ValueError(f"{cls.__name__} has no setting {name!r}{hint}")
             _check_type(name, self.settings[name], cls.__dataclass_fields__.get(name))
         from .stages.trl_stages import trl_settings
 
@@ -177,7 +179,8 @@ def plan(
     No weights are loaded. Raises ValueError for an unknown stage, model or device.
     """
     if stage not in STAGES:
-        raise ValueError(f"no stage {stage!r}{_nearest(stage, STAGES)}: {', '.join(STAGES)}")
+        hint = did_you_mean(stage, STAGES)
+        raise ValueError(f"no stage {stage!r}; {hint}choose from {', '.join(STAGES)}")
     handle, chosen = load(model), {**DEFAULTS[stage], **settings}
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         chosen["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
@@ -201,13 +204,6 @@ def _check_type(name: str, value: Any, field) -> None:
         raise ValueError(f"{name} must be True or False, got {value!r}")
     if name in POSITIVE and not 0 < value < float("inf"):
         raise ValueError(f"{name} must be above 0, got {value!r}")
-
-
-def _nearest(name: str, known) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _config_class(stage: str):
@@ -247,7 +243,7 @@ def train(
     from .training import STAGE_FUNCTIONS, Job, prepare
 
     ready = prepare(plan, data, quiet)
-    foretold = predicted(plan, data)
+    foretold = predicted(plan, data, quiet)
     run = Run.create(
         Path(out) if out else free_folder(plan.stage), stage=plan.stage, model=plan.model.name,
         settings=dict(plan.settings), data=data.name, seed=plan.settings.get("seed", 42),

@@ -10,10 +10,11 @@ same list gives parameters here, and FLOPs and activations elsewhere.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from .choices import did_you_mean
 
 PARTS = ("embedding", "attention", "mlp", "norms", "head")
 
@@ -220,8 +221,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         config = {**config["text_config"], **tied}
     family = str(config.get("model_type") or "")
     if family not in FAMILIES:
-        close = difflib.get_close_matches(family, FAMILIES, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(family, FAMILIES)
         raise ValueError(f"model_type {family!r}: {hint}choose from {', '.join(sorted(FAMILIES))}")
     build, defaults = FAMILIES[family]
     fields = _Fields({k: v for k, v in {**defaults, **config}.items() if v is not None})

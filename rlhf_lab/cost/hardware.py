@@ -13,7 +13,6 @@ providers differ by a factor of four.
 from __future__ import annotations
 
 import bisect
-import difflib
 import json
 import math
 import os
@@ -23,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from .choices import did_you_mean
 
 DTYPES = ("fp32", "tf32", "bf16", "fp16")
 GIB = 2**30
@@ -186,9 +187,7 @@ def _positive(value: Any) -> bool:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}choose from {', '.join(known)}"
+    return f"{did_you_mean(name, known)}choose from {', '.join(known)}"
 
 
 # ------------------------------------------------------------------------------------ the catalogue

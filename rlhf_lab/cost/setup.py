@@ -6,12 +6,12 @@ The names are those of TRL's configs and ModelConfig and of our PPOConfig; what 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from .architecture import Architecture
+from .choices import did_you_mean
 from .hardware import Hardware
 
 STAGES = ("sft", "reward", "dpo", "ppo", "inference")
@@ -106,7 +106,7 @@ class Setup:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"{name}={value!r}{nearest(value, choices)}choose from "
+                raise ValueError(f"{name}={value!r}; {did_you_mean(value, choices)}choose from "
                                  f"{', '.join(choices)}")  # fmt: skip
         for name in ("batch", "prompt", "response", "gpus", "nodes", "tensor_parallel",
                      "gradient_accumulation_steps", "num_ppo_epochs", "num_mini_batches",
@@ -190,12 +190,6 @@ class Setup:
     def replicas(self) -> int:
         """Copies of the model that see different data."""
         return self.gpus // self.tensor_parallel
-
-
-def nearest(name: Any, known) -> str:
-    """`; did you mean …? ` where a name is near, else `: `."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f"; did you mean {close[0]!r}? " if close else ": "
 
 
 def _divisor(n: int, near: int, also: int = 0) -> int:
