@@ -45,7 +45,7 @@ test: $(VENV)/.stamp-test
 	@echo '== lint'
 	@$(BIN)/ruff check --quiet .
 	@echo '== tests'
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile $(PYTEST_ARGS) tests
 	@echo '== notebooks'
 	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with tests/sanitize.cfg notebooks

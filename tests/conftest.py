@@ -7,13 +7,38 @@ Nothing here reads a file or the network. torch and transformers are imported wh
 `tiny`, so that the tests of pure files stay fast.
 """
 
+import gc
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light_heap():
+    """What a file leaves behind is not searched for garbage again and again: accelerate collects
+    at the end of every training, which takes a second when the heap holds a whole session."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_mode_left_on():
+    """A dispatch mode that outlives its run would slow down, and count, all that comes after."""
+    yield
+    if "torch" in sys.modules:
+        from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+        left = _get_current_dispatch_mode()
+        while _get_current_dispatch_mode() is not None:  # the next test is not to blame
+            _get_current_dispatch_mode().__exit__(None, None, None)
+        assert left is None, f"{type(left).__name__} was left on"
+
 
 WORDS = 16  # size of the vocabulary: w0 … w12, <unk>, <eos>, <pad>
 UNK, EOS, PAD = 13, 14, 15  # pad is not 0: replacing it by 0 must be somebody's decision
