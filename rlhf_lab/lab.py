@@ -253,6 +253,7 @@ def train(
     try:
         figures, stopped = STAGE_FUNCTIONS[plan.stage](job)
     except BaseException as error:
+        job.meter.close()  # what was being counted would be counted on and on
         run.save_ledger(foretold + job.meter.ledger())
         run.finish("failed", error=f"{type(error).__name__}: {error}")
         raise

@@ -7,7 +7,7 @@ head, and the log-probabilities of our PPO.
 from __future__ import annotations
 
 from .architecture import Architecture
-from .layers import Passes, _Run
+from .layers import Passes, _Run, linear
 from .tape import LOGITS, Store, Tape, Value, product
 
 FUSED_ROWS, FUSED_COLUMNS = 4096, 32768
@@ -26,7 +26,7 @@ def embed(tape: Tape, model: Architecture, p: Passes, first: bool) -> Value:
                   scratch=0 if first else table)  # fmt: skip
     tape.forward.moved += 2 * size
     if model.head_width != width:  # OPT's narrow embeddings
-        x = tape.linear(x, model.head_width, width, p.item, trained=p.trained)
+        x = linear(tape, p, model.outer[0], x)
     if model.family in ("gpt2", "opt"):
         positions = (model.context + (2 if model.family == "opt" else 0)) * width * p.item
         y = tape._out(p.rows * width, p.item, [], weights=(positions,) if p.trained else ())
@@ -56,7 +56,7 @@ def project(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
     """OPT's way back to the width of its embeddings."""
     if model.head_width == model.hidden:
         return x
-    return tape.linear(x, model.hidden, model.head_width, p.item, trained=p.trained)
+    return linear(tape, p, model.outer[1], x)
 
 
 def fused(tape: Tape, model: Architecture, p: Passes, x: Value, scored: int) -> Value:

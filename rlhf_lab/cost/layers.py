@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .architecture import Architecture, Layer
+from .architecture import Architecture, Layer, Linear
 from .tape import Tape, Value
 
 
@@ -50,6 +50,19 @@ def run_layer(tape: Tape, x: Value, model: Architecture, layer: Layer, p: Passes
     return _Run(tape, model, layer, p).layer(x)
 
 
+def linear(t: Tape, p: Passes, lin: Linear, x: Value) -> Value:
+    """A linear map, with its adapters (peft's Linear.forward) where it has some."""
+    y = t.linear(x, lin.inputs, lin.outputs, p.item, trained=p.trained, bias=lin.bias)
+    rank = lin.rank(p.lora_r, p.targets) if p.lora_r else 0
+    if not rank:
+        return y
+    item = y.item
+    x = t.cast(x, p.adapter)
+    low = t.linear(x, lin.inputs, rank, p.adapter, trained=True)
+    y = t.add(y, t.mul(t.linear(low, rank, lin.outputs, p.adapter, trained=True)))
+    return t.cast(y, item)
+
+
 class _Run:
     """A layer being written on a tape."""
 
@@ -61,17 +74,7 @@ class _Run:
     # ------------------------------------------------------------------------------ small parts
 
     def linear(self, x: Value, name: str, part: str = "attention") -> Value:
-        """A named linear map, with its adapters (peft's Linear.forward) where it has some."""
-        lin, t, p = self.linears[part, name], self.t, self.p
-        y = t.linear(x, lin.inputs, lin.outputs, p.item, trained=p.trained, bias=lin.bias)
-        rank = lin.rank(p.lora_r, p.targets) if p.lora_r else 0
-        if not rank:
-            return y
-        item = y.item
-        x = t.cast(x, p.adapter)
-        low = t.linear(x, lin.inputs, rank, p.adapter, trained=True)
-        y = t.add(y, t.mul(t.linear(low, rank, lin.outputs, p.adapter, trained=True)))
-        return t.cast(y, item)
+        return linear(self.t, self.p, self.linears[part, name], x)
 
     def norm(self, x: Value, width: int | None = None) -> Value:
         t, p, width = self.t, self.p, width or self.m.hidden

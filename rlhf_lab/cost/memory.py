@@ -113,11 +113,13 @@ def trunk(
     tied: bool = False,
 ) -> tuple[Stretch, ...]:  # fmt: skip
     """Embedding and layers. `tied`: the head's gradient is there before the embedding's."""
-    row = [stretch(p, lambda t, _: heads.embed(t, model, p, not tied), grad=grad and p.trained)]
+    adapted = bool(p.lora_r) and any(x.rank(p.lora_r, p.targets) for x in model.outer)
+    row = [stretch(p, lambda t, _: heads.embed(t, model, p, not tied),
+                   grad=grad and (p.trained or adapted))]  # fmt: skip
     item, numel = p.item, p.rows * model.hidden
     # The embeddings of adapters are frozen: the first layer's input needs no gradient, unless
     # checkpointing asks for one (peft's enable_input_require_grads).
-    frozen = grad and not p.trained and not checkpoint
+    frozen = grad and not p.trained and not checkpoint and not adapted
     for number, layer in enumerate(model.layers):
         first = frozen and number == 0
         for times, needs in ((first, False), (layer.count - first, True)):

@@ -38,6 +38,7 @@ def check_losses(make):
     r.values = (r.values + torch.randn(r.mask.shape, generator=g)) * r.mask
     n = r.mask.sum()
     loss, stats, _ = trainer.losses(r, n, n)
+    trainer.meter.close()  # no backward pass will end what began here
     with torch.no_grad():
         logp, _, v = trainer.model(r.ids, r.attention, r.responses, T)
     policy = value = clipped = 0.0
