@@ -220,13 +220,14 @@ import rlhf_lab.cost.plan
 print(time.perf_counter() - start, sorted({'torch', 'pandas', 'transformers'} & set(sys.modules)))
 """
 XRAY = """
-import resource, time
+import time
+from rlhf_lab.cost.meter import peak_bytes
 from rlhf_lab.models import presets
 start = time.perf_counter()
 from rlhf_lab.rehearsal import rehearse
 seen = rehearse("sft", presets()["meta-llama/Llama-2-7b-hf"], batch=1, prompt=256, response=256,
                 dtype="bfloat16")
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(time.perf_counter() - start, peak_bytes())
 """
 
 
