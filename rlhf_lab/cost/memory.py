@@ -107,6 +107,16 @@ def backward_peak(stretches: Sequence[Stretch], live: int, stay: bool = True) ->
     return worst
 
 
+def works(stretches: Iterable[Stretch], which: str) -> Work:
+    """The `which` ("forward" or "backward") work of all stretches together."""
+    total = Work()
+    for s in stretches:
+        work = getattr(s, which)
+        if work is not None:
+            total.add(work, s.times)
+    return total
+
+
 @lru_cache(maxsize=256)
 def trunk(
     model: Architecture, p: Passes, *, checkpoint: bool = False, grad: bool = True,

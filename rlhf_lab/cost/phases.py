@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from . import heads
 from .architecture import Architecture
 from .layers import Passes
-from .memory import Stretch, backward_peak, ending, forward_peak, trunk
+from .memory import Stretch, backward_peak, ending, forward_peak, trunk, works
 from .setup import Setup
 from .states import State, states
 from .tape import Work
@@ -88,15 +88,6 @@ def _passes(s: Setup, model: Architecture, b: int, length: int, *, trained: bool
     )  # fmt: skip
 
 
-def _works(stretches: list[Stretch], which: str) -> Work:
-    total = Work()
-    for s in stretches:
-        work = getattr(s, which)
-        if work is not None:
-            total.add(work, s.times)
-    return total
-
-
 def _training(
     stage: _Stage, role: str, forward: list[Stretch], state: State, before: int = 0,
     tokens: float = 0.0, called: float = 0.0,
@@ -108,14 +99,14 @@ def _training(
     held = state.gradients if grown else 0
     peak, live = forward_peak(forward, before)
     n = s.gradient_accumulation_steps
-    work = _works(forward, "forward")
+    work = works(forward, "forward")
     work.called += called
     stage.phase("forward", role, activations=peak[0], logits=peak[2], gradients=held, times=n,
                 tokens=tokens, work=work)  # fmt: skip
     worst = backward_peak(forward, live, stay=not grown)
     stage.phase("backward", role, activations=worst[0], logits=worst[2], times=n, tokens=tokens,
                 gradients=held + worst[1] * state.share,
-                work=_works(forward, "backward"))  # fmt: skip
+                work=works(forward, "backward"))  # fmt: skip
     stage.phase("optimizer", role, gradients=state.gradients, workspace=state.workspace,
                 work=_step(state))  # fmt: skip
 
@@ -210,7 +201,7 @@ def _dpo(s: Setup) -> list[Phase]:
     stage.phase(
         "reference",
         role,
-        work=_works(reference, "forward"),
+        work=works(reference, "forward"),
         times=s.gradient_accumulation_steps,
         tokens=_tokens(s, p),
         more=_sum(
@@ -273,7 +264,7 @@ def _ppo(s: Setup) -> list[Phase]:
         peak, _ = forward_peak(row, heads.standing(roles[name].model, p))
         cached += cache[name] if name != "policy" else 0
         stage.phase(phase, name, activations=peak[0], logits=peak[2], workspace=cached,
-                    work=_works(row, "forward"),
+                    work=works(row, "forward"),
                     times=s.rollout_batch / p.b, tokens=_tokens(s, p))  # fmt: skip
     advantage = Work(launched=GAE * s.response + 50.0)
     stage.phase("advantage", "", work=advantage, workspace=cached)
@@ -330,7 +321,7 @@ def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
     row.append(ending(model, first, lambda t, x: heads.next_token(t, model, first, x), grad=False))
     per_token = kv_bytes(s, model) * n
     prefill, _ = forward_peak(row, heads.standing(model, first))
-    work = _works(row, "forward")
+    work = works(row, "forward")
     # The work of a step is linear in the context and in the rows that still go on: a step at the
     # middle with the average number of rows stands for all.
     sampled = s.response if s.mean_response is None else min(s.mean_response, s.response)
@@ -341,7 +332,7 @@ def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
     step.append(ending(model, middle, lambda t, x: heads.next_token(t, model, middle, x),
                        grad=False))  # fmt: skip
     decode, _ = forward_peak(step, heads.standing(model, middle))
-    work.add(_works(step, "forward"), s.response - 1)
+    work.add(works(step, "forward"), s.response - 1)
     length = s.length - 1
     growing = per_token / model.depth / 2 * length  # a layer's keys, old and new, while they grow
     ends = (
@@ -383,7 +374,7 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     peak, live = forward_peak(together, standing)
     of_second = _kept(second) if together != row else 0.0
     both = {("value", "gradients"): held["value"], ("value", "activations"): of_second}
-    work = _works(row + second, "forward")
+    work = works(row + second, "forward")
     stage.phase("forward", "policy", activations=peak[0] - of_second, logits=peak[2], more=both,
                 gradients=held["policy"], work=work, times=passes,
                 tokens=_tokens(s, p))  # fmt: skip
@@ -391,7 +382,7 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     of_value = 0.0 if grown else min(worst[1], state["value"].gradients)
     of_policy = worst[1] - of_value
     stage.phase("backward", "policy", activations=worst[0], logits=worst[2],
-                gradients=held["policy"] + of_policy, work=_works(row + second, "backward"),
+                gradients=held["policy"] + of_policy, work=works(row + second, "backward"),
                 more={("value", "gradients"): held["value"] + of_value}, times=passes,
                 tokens=_tokens(s, p))  # fmt: skip
     step = _step(state["policy"], state["value"])

@@ -20,7 +20,7 @@ import torch
 from .architecture import architecture
 from .hardware import Hardware
 from .layers import Passes
-from .memory import trunk
+from .memory import trunk, works
 from .tape import Work
 
 SHAPES = (
@@ -96,10 +96,7 @@ def _works(config: dict, rows: int, tokens: int) -> Iterator[Work]:
     """The plan's account of the same three passes."""
     model, p = architecture(config), Passes(rows, tokens, padded=False)
     for grad, which in ((False, "forward"), (True, "forward"), (True, "backward")):
-        total = Work()
-        for part in trunk(model, p, grad=grad):
-            total.add(getattr(part, which), part.times)
-        yield total
+        yield works(trunk(model, p, grad=grad), which)
 
 
 def _fitted(hw: Hardware, rows: list[tuple[Work, float]]) -> Hardware:
