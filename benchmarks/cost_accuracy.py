@@ -233,7 +233,7 @@ print(time.perf_counter() - start, peak_bytes())
 
 def speed() -> dict[str, Any]:
     """Seconds of a plan never made before, of its remedies, of the import; the 7B x-ray's too."""
-    from rlhf_lab.cost import memory as cost_memory
+    from rlhf_lab.cost.memory import forget
 
     config = presets()["Qwen/Qwen2.5-7B"]
     settings = {"gpus": 8, "prompt_length": 512, "rows": 20_000, "per_device_train_batch_size": 4}
@@ -241,7 +241,7 @@ def speed() -> dict[str, Any]:
     def plan_times(stage: str) -> float:
         times = []
         for n in range(30):
-            cost_memory.trunk.cache_clear()
+            forget()
             start = time.perf_counter()
             e = estimate(stage, config, "h100", {**settings, "response_length": 400 + n})
             _ = e.peak, e.fits, e.hours, e.money

@@ -1,8 +1,8 @@
 """What a plan will cost, would cost and did cost: predicted, simulated and measured, side by side.
 
-    plan = lab.plan("ppo", "tiny")
-    lab.compare(plan, lab.xray(plan), lab.train(plan))
-    lab.sweep("model", ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B"], stage="sft")
+plan = lab.plan("ppo", "tiny")
+lab.compare(plan, lab.xray(plan), lab.train(plan))
+lab.sweep("model", ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B"], stage="sft")
 """
 
 from __future__ import annotations
@@ -148,19 +148,9 @@ class Comparison:
 
     def picture(self):
         """Memory of each phase, predicted, simulated and measured: an SVG."""
-        from .widgets.chart import bar_chart
+        from .widgets.memory import memory_chart
 
-        found = {s: _by_phase(self.ledger, "bytes", s) for s in SOURCES}
-        top = max((sum(line.values()) for of in found.values() for line in of.values()), default=0)
-        name, scale = ("GiB", 2**30) if top >= 2**30 else ("MiB", 2**20)
-        bars = {
-            f"{phase} {source}": {part: size / scale for part, size in line.items()}
-            for phase in dict.fromkeys(p for of in found.values() for p in of)
-            for source in SOURCES
-            if (line := found[source].get(phase))
-        }
-        return bar_chart(bars, title="Memory at each phase's peak", y_label=name,
-                         width=max(460, 72 * len(bars)))  # fmt: skip
+        return memory_chart(self.ledger)
 
 
 def compare(*things: Any) -> Comparison:

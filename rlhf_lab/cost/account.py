@@ -1,9 +1,9 @@
 """An exact account of tensor memory: every storage, from its first use to its end, by label.
 
 A dispatch mode sees each operation's outputs. A storage that is new is added to the account under
-the current label, and a finalizer takes it off when the last tensor that uses it goes. That counts
-real tensors on any device and fake tensors (which have shapes and no data) alike, so it serves
-both the meter and the x-ray. What a kernel allocates and frees inside itself is not seen.
+the current label, and a weak reference takes it off when the last tensor that uses it goes. That
+counts real tensors on any device and fake tensors (which have shapes and no data) alike, so it
+serves both the meter and the x-ray. What a kernel allocates and frees inside itself is not seen.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ Key = tuple[str, str]
 
 GPU_BLOCK = 512
 """Bytes that CUDA's caching allocator rounds every request up to."""
+
+
+class _End(weakref.ref):
+    """Calls back at the end of a storage, as `weakref.finalize` does, at a fraction of its cost."""
+
+    __slots__ = ("key",)
 
 
 class Account(TorchDispatchMode):
@@ -48,7 +54,7 @@ class Account(TorchDispatchMode):
         self.label: Key = ("", "activations")
         self.trace: list[tuple[str, int]] | None = None
         """(operation, live bytes after it), where a list is given to fill"""
-        self._known: dict[int, tuple[int, Key]] = {}
+        self._known: dict[int, tuple[int, Key, _End]] = {}
         self._at: Key | None = None
         self._most = 0
 
@@ -67,16 +73,18 @@ class Account(TorchDispatchMode):
         if known is None:
             size = -(-storage.nbytes() // self.block) * self.block
             if size:
-                self._known[key] = (size, label)
+                end = _End(storage, self._gone)
+                end.key = key
+                self._known[key] = size, label, end
                 self._count(label, size)
-                weakref.finalize(storage, self._gone, key)
         elif relabel and known[1] != label:
-            self._known[key] = (known[0], label)
-            self._count(known[1], -known[0])
-            self._count(label, known[0])
+            size, old, end = known
+            self._known[key] = size, label, end
+            self._count(old, -size)
+            self._count(label, size)
 
-    def _gone(self, key: int) -> None:
-        size, label = self._known.pop(key)
+    def _gone(self, end: _End) -> None:
+        size, label, _ = self._known.pop(end.key)
         self._count(label, -size)
 
     def _count(self, label: Key, size: int) -> None:
@@ -92,9 +100,13 @@ class Account(TorchDispatchMode):
 
     # ------------------------------------------------------------------------------- what happens
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled while a mode is on; keeping dynamo off costs as much
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
+        for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
                 self._add(leaf, self.label)
         self._look()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .choices import did_you_mean
@@ -88,6 +89,13 @@ class Architecture:
     active: int = 1
     norm_first: bool = True
     outer: tuple[Linear, ...] = ()
+
+    def __hash__(self) -> int:
+        return self._hash  # stretches of a model are looked up by it (`memory.py`)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.family, self.hidden, self.vocabulary, self.layers))
 
     @property
     def lm_head(self) -> Linear:

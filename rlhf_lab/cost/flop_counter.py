@@ -163,6 +163,10 @@ class FlopCounter(TorchDispatchMode):
         self.label = ""
         """whose the next products are"""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see `Account`
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         formula, apart = _KNOWN.get(func) or _look_up(func)

@@ -97,10 +97,9 @@ class _Run:
         return t.add(first, self.by_table(t.pointwise(x, "nothing"), item))
 
     def by_table(self, x: Value, item: int) -> Value:
-        out = self.t.mul(x)
         if item != x.item:  # a product with a wider table is wide
-            out = self.t.pointwise(x, "nothing", item)
-        return out
+            return self.t.pointwise(x, "nothing", item)
+        return self.t.mul(x)
 
     def gelu_new(self, x: Value) -> Value:
         """½x(1 + tanh(√(2/π)(x + 0.044715x³))), one operation at a time as transformers does."""

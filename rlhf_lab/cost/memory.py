@@ -117,38 +117,65 @@ def works(stretches: Iterable[Stretch], which: str) -> Work:
     return total
 
 
-@lru_cache(maxsize=256)
 def trunk(
     model: Architecture, p: Passes, *, checkpoint: bool = False, grad: bool = True,
     tied: bool = False,
 ) -> tuple[Stretch, ...]:  # fmt: skip
     """Embedding and layers. `tied`: the head's gradient is there before the embedding's."""
-    adapted = bool(p.lora_r) and any(x.rank(p.lora_r, p.targets) for x in model.outer)
-    row = [stretch(p, lambda t, _: heads.embed(t, model, p, not tied),
-                   grad=grad and (p.trained or adapted))]  # fmt: skip
+    return _embedding(model, p, grad, tied), *_layers(model, p, checkpoint and grad, grad)
+
+
+# Stages run the same passes more than once (four models of a size), and sliders come back to where
+# they were: a stretch that was written is kept.
+
+
+def _adapted(model: Architecture, p: Passes) -> bool:
+    """Whether the embedding has adapters."""
+    return bool(p.lora_r) and any(x.rank(p.lora_r, p.targets) for x in model.outer)
+
+
+@lru_cache(maxsize=256)
+def _embedding(model: Architecture, p: Passes, grad: bool, tied: bool) -> Stretch:
+    return stretch(p, lambda t, _: heads.embed(t, model, p, not tied),
+                   grad=grad and (p.trained or _adapted(model, p)))  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _layers(model: Architecture, p: Passes, checkpoint: bool, grad: bool) -> list[Stretch]:
+    row: list[Stretch] = []
     item, numel = p.item, p.rows * model.hidden
     # The embeddings of adapters are frozen: the first layer's input needs no gradient, unless
     # checkpointing asks for one (peft's enable_input_require_grads).
-    frozen = grad and not p.trained and not checkpoint and not adapted
+    frozen = grad and not p.trained and not checkpoint and not _adapted(model, p)
     for number, layer in enumerate(model.layers):
         first = frozen and number == 0
         for times, needs in ((first, False), (layer.count - first, True)):
             if times:
                 row.append(stretch(
                     p, lambda t, x, layer=layer: run_layer(t, x, model, layer, p), numel, item,
-                    needs=needs, times=int(times), checkpoint=checkpoint and grad, grad=grad,
+                    needs=needs, times=int(times), checkpoint=checkpoint, grad=grad,
                 ))  # fmt: skip
-    return tuple(row)
+    return row
 
 
+@lru_cache(maxsize=256)
 def ending(
-    model: Architecture, p: Passes, write: Callable[[Tape, Value], Value], grad: bool = True
+    model: Architecture, p: Passes, write: Callable[..., Value], *args: int, grad: bool = True
 ) -> Stretch:
-    """Final norm, and the head and loss that `write` writes."""
+    """Final norm, and the head and loss that `write(tape, model, p, x, *args)` writes (`heads`)."""
 
     def end(tape: Tape, x: Value) -> Value:
         x = heads.final_norm(tape, model, p, x)
-        return write(tape, heads.project(tape, model, p, x))
+        return write(tape, model, p, heads.project(tape, model, p, x), *args)
 
-    return stretch(p, end, p.rows * model.hidden, p.item, needs=p.trained or bool(p.lora_r),
+    made = stretch(p, end, p.rows * model.hidden, p.item, needs=p.trained or bool(p.lora_r),
                    grad=grad)  # fmt: skip
+    if grad and p.trained and model.tied and write is not heads.scores:
+        made.waits = model.vocabulary * model.head_width * p.item
+    return made
+
+
+def forget() -> None:
+    """Write every stretch anew (for timing plans)."""
+    for kept in (_embedding, _layers, ending):
+        kept.cache_clear()

@@ -25,13 +25,14 @@ that was accounted by more than `GROWTH`, as long as that takes a small `share` 
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -48,15 +49,19 @@ At = tuple[str, str]
 GROWTH = 1.05
 """A shape is larger than another when a feature is larger by this factor."""
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+@lru_cache(maxsize=8)
+def _proc(name: str, flags: int, pid: int) -> int:
+    """A file of this process in /proc, kept open: it is asked at every phase of a run."""
+    return os.open(f"/proc/{pid}/{name}", flags)
 
 
 def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
-    try:
-        _CLEAR.write_text("5")  # 5 resets VmHWM, the peak of the resident set (man 5 proc)
+    try:  # 5 resets VmHWM, the peak of the resident set (man 5 proc)
+        os.pwrite(_proc("clear_refs", os.O_WRONLY, os.getpid()), b"5", 0)
     except OSError:
         return  # not Linux, or not allowed: `peak_bytes` then reports the process' peak
 
@@ -66,10 +71,9 @@ def peak_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
+        status = os.pread(_proc("status", os.O_RDONLY, os.getpid()), 8192, 0)
+        return int(status.split(b"VmHWM:", 1)[1].split(maxsplit=1)[0]) * 1024
+    except (OSError, IndexError):
         pass  # no /proc here: fall through to getrusage
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -7,6 +7,7 @@ order of passes is that of the code that trains: TRL's SFT, reward and DPO train
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from . import heads
@@ -89,7 +90,7 @@ def _passes(s: Setup, model: Architecture, b: int, length: int, *, trained: bool
 
 
 def _training(
-    stage: _Stage, role: str, forward: list[Stretch], state: State, before: int = 0,
+    stage: _Stage, role: str, forward: Sequence[Stretch], state: State, before: int = 0,
     tokens: float = 0.0, called: float = 0.0,
 ) -> None:  # fmt: skip
     """Forward, backward and optimizer of a micro-batch. `before`: bytes that stand through both;
@@ -124,7 +125,7 @@ def _tokens(s: Setup, p: Passes) -> float:
     return p.rows if s.mean_tokens is None else p.b * min(s.mean_tokens, p.s)
 
 
-def _kept(stretches: list[Stretch]) -> float:
+def _kept(stretches: Sequence[Stretch]) -> float:
     return sum(x.times * x.kept for x in stretches)
 
 
@@ -139,11 +140,13 @@ def _sum(*parts: tuple[str, str, float]) -> dict[Key, float]:
 # --------------------------------------------------------------------------------------- stages
 
 
-def _loss(s: Setup, model: Architecture, p: Passes, scored: int):
-    """What writes head and loss of SFT and DPO: TRL's fused head, or logits and cross-entropy."""
+def _lm_row(s: Setup, model: Architecture, p: Passes, scored: int, grad: bool = True):
+    """Trunk, head and loss of SFT and DPO: TRL's fused head, or logits and cross-entropy."""
+    row = trunk(model, p, checkpoint=s.gradient_checkpointing, grad=grad,
+                tied=grad and model.tied and p.trained)  # fmt: skip
     if s.loss == "plain":
-        return lambda tape, x: heads.plain(tape, model, p, x)
-    return lambda tape, x: heads.fused(tape, model, p, x, scored)
+        return *row, ending(model, p, heads.plain, grad=grad)
+    return *row, ending(model, p, heads.fused, scored, grad=grad)
 
 
 def _sft(s: Setup) -> list[Phase]:
@@ -151,19 +154,9 @@ def _sft(s: Setup) -> list[Phase]:
     p = _passes(s, model, s.batch, s.length, trained=True, adapters=adapters)
     state = states(s, model, "lm", trained=True)
     stage.stand("policy", state)
-    row = [*trunk(model, p, checkpoint=s.gradient_checkpointing, tied=model.tied and p.trained)]
-    scored = s.batch * s.response
-    row.append(_head(model, p, _loss(s, model, p, scored)))
+    row = _lm_row(s, model, p, s.batch * s.response)
     _training(stage, "policy", row, state, heads.standing(model, p), tokens=_tokens(s, p))
     return stage.found
-
-
-def _head(model: Architecture, p: Passes, write) -> Stretch:
-    """A trained language head with its loss; where it is the embedding too, its gradient waits."""
-    made = ending(model, p, write)
-    if model.tied and p.trained:
-        made.waits = model.vocabulary * model.head_width * p.item
-    return made
 
 
 def _reward(s: Setup) -> list[Phase]:
@@ -173,8 +166,8 @@ def _reward(s: Setup) -> list[Phase]:
     p = _passes(s, model, b, s.length, trained=True, adapters=adapters)
     state = states(s, model, "score", trained=True)
     stage.stand("reward", state)
-    one = [*trunk(model, p, checkpoint=s.gradient_checkpointing)]
-    one.append(ending(model, p, lambda t, x: heads.scores(t, model, p, x, p.rows)))
+    one = (*trunk(model, p, checkpoint=s.gradient_checkpointing),
+           ending(model, p, heads.scores, p.rows))  # fmt: skip
     _training(stage, "reward", one * passes, state, passes * heads.standing(model, p),
               tokens=passes * _tokens(s, p))  # fmt: skip
     return stage.found
@@ -188,11 +181,9 @@ def _dpo(s: Setup) -> list[Phase]:
     if not adapters:
         stage.stand("reference", states(s, model, "lm", trained=False))
     scored = 2 * s.batch * s.response
-    row = [*trunk(model, p, checkpoint=s.gradient_checkpointing, tied=model.tied and p.trained)]
-    row.append(_head(model, p, _loss(s, model, p, scored)))
+    row = _lm_row(s, model, p, scored)
     q = _passes(s, model, 2 * s.batch, s.length, trained=False)
-    reference = [*trunk(model, q, grad=False)]
-    reference.append(ending(model, q, _loss(s, model, q, scored), grad=False))
+    reference = _lm_row(s, model, q, scored, grad=False)
     before = heads.standing(model, p)
     behind, _ = forward_peak(reference, heads.standing(model, q))
     _, live = forward_peak(row, before)
@@ -298,18 +289,14 @@ def _autocast_copies(s: Setup, roles: dict[str, Role]) -> dict[str, float]:
     return copies
 
 
-def _scoring(s: Setup, role: Role, p: Passes) -> list[Stretch]:
+def _scoring(s: Setup, role: Role, p: Passes) -> tuple[Stretch, ...]:
     """A pass without gradients: log-probabilities, values, or scores of a chunk of rows."""
-    model, t = role.model, s.response
-    row = [*trunk(model, p, grad=False)]
     if role.name in ("policy", "reference"):
-        write = lambda tape, x: heads.log_probabilities(tape, model, p, x, t, False)  # noqa: E731
-    elif role.name == "value":
-        write = lambda tape, x: heads.scores(tape, model, p, x, p.b * t)  # noqa: E731
+        end = ending(role.model, p, heads.log_probabilities, s.response, False, grad=False)
     else:
-        write = lambda tape, x: heads.scores(tape, model, p, x, p.b)  # noqa: E731
-    row.append(ending(model, p, write, grad=False))
-    return row
+        positions = p.b * s.response if role.name == "value" else p.b
+        end = ending(role.model, p, heads.scores, positions, grad=False)
+    return *trunk(role.model, p, grad=False), end
 
 
 def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
@@ -317,8 +304,7 @@ def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
     model, n = s.model, s.rollout_batch
     adapters = bool(s.lora_r)
     first = _passes(s, model, n, s.prompt, trained=False, adapters=adapters)
-    row = [*trunk(model, first, grad=False)]
-    row.append(ending(model, first, lambda t, x: heads.next_token(t, model, first, x), grad=False))
+    row = _next_token(model, first)
     per_token = kv_bytes(s, model) * n
     prefill, _ = forward_peak(row, heads.standing(model, first))
     work = works(row, "forward")
@@ -328,9 +314,7 @@ def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
     going = max(1, round(n * (sampled - 1) / max(1, s.response - 1)))
     middle = replace(_passes(s, model, going, 1, trained=False, adapters=adapters),
                      context=s.prompt + (s.response + 1) // 2)  # fmt: skip
-    step = [*trunk(model, middle, grad=False)]
-    step.append(ending(model, middle, lambda t, x: heads.next_token(t, model, middle, x),
-                       grad=False))  # fmt: skip
+    step = _next_token(model, middle)
     decode, _ = forward_peak(step, heads.standing(model, middle))
     work.add(works(step, "forward"), s.response - 1)
     length = s.length - 1
@@ -344,6 +328,10 @@ def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
                 workspace=cached, work=work, tokens=n * sampled)  # fmt: skip
 
 
+def _next_token(model: Architecture, p: Passes) -> tuple[Stretch, ...]:
+    return *trunk(model, p, grad=False), ending(model, p, heads.next_token, grad=False)
+
+
 def kv_bytes(s: Setup, model: Architecture) -> float:
     """Bytes of keys and values of one token of one sequence."""
     item = 2 if s.autocast else s.item
@@ -354,23 +342,19 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     """Minibatches: policy and value forward, one backward pass through both, one step."""
     policy, value = roles["policy"], roles["value"]
     p = _passes(s, policy.model, s.pass_rows, s.length, trained=True, adapters=policy.adapters)
-    row = [*trunk(policy.model, p, checkpoint=s.gradient_checkpointing,
-                  tied=policy.model.tied and p.trained)]  # fmt: skip
-    row.append(_head(policy.model, p, lambda t, x: heads.log_probabilities(
-        t, policy.model, p, x, s.response, True)))  # fmt: skip
+    row = (*trunk(policy.model, p, checkpoint=s.gradient_checkpointing,
+                  tied=policy.model.tied and p.trained),
+           ending(policy.model, p, heads.log_probabilities, s.response, True))  # fmt: skip
     q = _passes(s, value.model, s.pass_rows, s.length, trained=True, adapters=value.adapters)
-    if s.layout == "shared":
-        second = []
-    else:
-        second = [*trunk(value.model, q, checkpoint=s.gradient_checkpointing)]
-    second.append(ending(value.model, q, lambda t, x: heads.scores(
-        t, value.model, q, x, q.b * s.response)))  # fmt: skip
+    second = () if s.layout == "shared" else trunk(
+        value.model, q, checkpoint=s.gradient_checkpointing)  # fmt: skip
+    second = (*second, ending(value.model, q, heads.scores, q.b * s.response))
     passes = s.rollout_batch / s.pass_rows * s.num_ppo_epochs
     steps = s.num_mini_batches * s.num_ppo_epochs
     grown = passes > steps
     held = {n: state[n].gradients if grown else 0.0 for n in ("policy", "value")}
     standing = heads.standing(policy.model, p)
-    together = [*row, *second] if s.joint_update else max(row, second, key=_kept)
+    together = (*row, *second) if s.joint_update else max(row, second, key=_kept)
     peak, live = forward_peak(together, standing)
     of_second = _kept(second) if together != row else 0.0
     both = {("value", "gradients"): held["value"], ("value", "activations"): of_second}

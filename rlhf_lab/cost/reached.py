@@ -21,6 +21,7 @@ from .architecture import architecture
 from .hardware import Hardware
 from .layers import Passes
 from .memory import trunk, works
+from .seconds import cpu_parts
 from .tape import Work
 
 SHAPES = (
@@ -105,16 +106,15 @@ def _fitted(hw: Hardware, rows: list[tuple[Work, float]]) -> Hardware:
         return replace(
             hw, op_seconds=there / forward.called, launch_seconds=back / backward.launched
         )
-    operand, op, launch = hw.bandwidth, 4e-5, 2e-5  # to have units; not held to them
+    # To have units; not held to them.
+    unit = replace(hw, operand_bandwidth=hw.bandwidth, op_seconds=4e-5, launch_seconds=2e-5)
     table, wanted = [], []
     for work, seconds in rows:
-        operands = sum(n * touched for _, touched, n in work.products)
-        parts = (work.flops / hw.matmul_rate("fp32"), work.curved / hw.function_rate,
-                 operands / operand, work.called * op, work.launched * launch)  # fmt: skip
-        table.append([part / seconds for part in parts])
-        wanted.append(1 - work.moved / hw.bandwidth / seconds)
+        *fitted, streams = (part / seconds for part in cpu_parts(work, unit, "fp32"))
+        table.append(fitted)
+        wanted.append(1 - streams)
     for rate in range(2):
-        table.append([HOLD * (rate == column) for column in range(len(parts))])
+        table.append([HOLD * (rate == column) for column in range(len(fitted))])
         wanted.append(HOLD)
     a = torch.tensor(table, dtype=torch.float64)
     found = torch.linalg.lstsq(a, torch.tensor(wanted, dtype=torch.float64)[:, None]).solution
@@ -123,7 +123,7 @@ def _fitted(hw: Hardware, rows: list[tuple[Work, float]]) -> Hardware:
         hw,
         flops={dtype: rate / longer[0] for dtype, rate in hw.flops.items()},
         function_rate=hw.function_rate / longer[1],
-        operand_bandwidth=operand / longer[2],
-        op_seconds=op * longer[3],
-        launch_seconds=launch * longer[4],
+        operand_bandwidth=unit.operand_bandwidth / longer[2],
+        op_seconds=unit.op_seconds * longer[3],
+        launch_seconds=unit.launch_seconds * longer[4],
     )

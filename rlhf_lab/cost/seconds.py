@@ -16,20 +16,28 @@ from .tape import Work
 
 def seconds(work: Work, hw: Hardware, dtype: str) -> float:
     """Seconds of this work on one device. `dtype`: that of the matrix products."""
+    if hw.operand_bandwidth:
+        return sum(cpu_parts(work, hw, dtype))
     speed = hw.bandwidth * hw.bandwidth_efficiency
     moving, curved = work.moved / speed, work.curved / hw.function_rate
-    if hw.operand_bandwidth:
-        operands = sum(touched * times for _, touched, times in work.products)
-        multiplying = work.flops / hw.matmul_rate(dtype) + operands / hw.operand_bandwidth
-        launching = work.called * hw.op_seconds + work.launched * hw.launch_seconds
-        return multiplying + moving + curved + launching
     total, products = 0.0, 0.0
+    flat = None if hw.matmul_curve else hw.matmul_rate(dtype)  # the same at every size
     for flops, touched, times in work.products:
-        busy = max(flops / hw.matmul_rate(dtype, flops), touched / speed)
+        busy = max(flops / (flat or hw.matmul_rate(dtype, flops)), touched / speed)
         total += times * max(busy, hw.op_seconds)
         products += times
     others = max(0.0, work.called + work.launched - products)
     return total + max(moving, curved, others * hw.op_seconds)
+
+
+def cpu_parts(work: Work, hw: Hardware, dtype: str) -> tuple[float, ...]:
+    """Seconds of a CPU, one after the other: arithmetic of products, exponentials, operands of
+    products, calls, launches, and streams."""
+    operands = sum(touched * times for _, touched, times in work.products)
+    return (work.flops / hw.matmul_rate(dtype), work.curved / hw.function_rate,
+            operands / hw.operand_bandwidth, work.called * hw.op_seconds,
+            work.launched * hw.launch_seconds,
+            work.moved / (hw.bandwidth * hw.bandwidth_efficiency))  # fmt: skip
 
 
 def product_dtype(s: Setup) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rlhf_lab.widgets.frame import (
     DASHES,
@@ -92,33 +93,71 @@ def bar_chart(
     `unit` words the totals and tooltips ("B", "s", ...); the axis shows the bare values, so
     scale them to what `y_label` says.
     """
-    parts = list(dict.fromkeys(part for stack in stacks.values() for part in stack))
-    heights = {name: _clean_stack(name, stack) for name, stack in stacks.items()}
-    totals = {name: math.fsum(stack.values()) for name, stack in heights.items()}
+    return cluster_chart(
+        {name: {"": stack} for name, stack in stacks.items()}, title=title, y_label=y_label,
+        x_label=x_label, references=references, width=width, height=height, unit=unit,
+    )  # fmt: skip
+
+
+def cluster_chart(
+    clusters: Mapping[str, Mapping[str, Mapping[str, float]]],
+    *,
+    title: str = "",
+    y_label: str,
+    x_label: str = "",
+    references: Sequence[Reference] = (),
+    width: int = 460,
+    height: int = 260,
+    unit: str | None = None,
+    legend: Mapping[str, str] | None = None,
+) -> Picture:
+    """Stacked bars that stand together in clusters: cluster -> bar -> component -> value.
+
+    A bar's name is written above it, and its total where it has none. `legend`: component ->
+    entry of the legend, where several share one, and its colour: those are told apart by the
+    lines between them and by what hovering says. Colours go by the order of all entries.
+    """
+    bars = {
+        (i, tag): (f"{cluster} {tag}".strip(), stack)
+        for i, (cluster, tags) in enumerate(clusters.items())
+        for tag, stack in tags.items()
+    }
+    heights = {at: _clean_stack(name, stack) for at, (name, stack) in bars.items()}
+    totals = {at: math.fsum(stack.values()) for at, stack in heights.items()}
+    entry = dict(legend or {})
+    parts = dict.fromkeys(part for stack in heights.values() for part in stack)
+    entry |= {part: part for part in parts if part not in entry}
+    colours = {name: colour(i) for i, name in enumerate(dict.fromkeys(entry.values()))}
+    shown = {entry[part] for part in parts}
     levels = [(float(y), label) for y, label in references if _real(y)]
-    keys = [Key(part, colour(i), None) for i, part in enumerate(parts)]
     level_keys = [Key(label, FAINT, "1 3") for _, label in levels]
-    frame = Frame(title, x_label, y_label, keys + level_keys, width, height, list(stacks))
+    keys = [Key(name, colours[name], None) for name in colours if name in shown]
+    frame = Frame(title, x_label, y_label, keys + level_keys, width, height, list(clusters))
     top = max([*totals.values(), *(y for y, _ in levels)], default=0.0)
     # Room above the highest bar for its total.
     frame.scale(
-        (0.0, max(len(stacks), 1)),
+        (0.0, max(len(clusters), 1)),
         (min([0.0, *(y for y, _ in levels)]), top * 1.12 if top > 1e-200 else 1.0),
     )
 
-    for i, (name, stack) in enumerate(heights.items()):
+    places = {}
+    for i, tags in enumerate(clusters.values()):
+        for j, tag in enumerate(tags):
+            places[i, tag] = _bar_place(frame, i, j, len(tags))
+    for at, stack in heights.items():
         base = 0.0
         for part, value in stack.items():
-            label = f"{name}, {part}: {format_number(value, unit)}"
-            frame.add(_block(frame, i, base, value, colour(parts.index(part)), label))
+            label = f"{bars[at][0]}, {part}: {format_number(value, unit)}"
+            frame.add(_block(frame, places[at], base, value, colours[entry[part]], label))
             base += value
-    frame.add(*_bar_totals(frame, list(totals.values()), unit))
+    said = {at: at[1] or format_number(total, unit) for at, total in totals.items()}
+    frame.add(*_above_bars(frame, places, totals, said))
     for key, (level, _) in zip(level_keys, levels):
         frame.add(_level_line(frame, key, level))
-    if not stacks:
+    if not clusters:
         frame.add(words(*frame.middle(), "no data yet", fill=FAINT, anchor="middle"))
     return frame.svg(
-        [f"{n}: {format_number(t, unit)}" for n, t in totals.items()] or ["no data yet"]
+        [f"{bars[at][0]}: {format_number(t, unit)}" for at, t in totals.items()] or ["no data yet"]
     )
 
 
@@ -248,8 +287,10 @@ def _clean_stack(name: str, stack: Mapping[str, float]) -> dict[str, float]:
     return known
 
 
-def _block(frame: Frame, place: int, base: float, value: float, fill: str, label: str) -> str:
-    x, width = _bar_place(frame, place)
+def _block(
+    frame: Frame, place: tuple[float, float], base: float, value: float, fill: str, label: str
+) -> str:
+    x, width = place
     top, bottom = frame.y(base + value), frame.y(base)
     return (
         f'<rect class="block" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" '
@@ -258,18 +299,23 @@ def _block(frame: Frame, place: int, base: float, value: float, fill: str, label
     )
 
 
-def _bar_totals(frame: Frame, totals: Sequence[float], unit: str | None) -> Iterator[str]:
-    """The sums above their bars, if the bars stand far enough apart to write every one."""
-    texts = [format_number(total, unit) for total in totals]
-    if any(words_width(text, SMALL) > frame.x(1) - frame.x(0) - 2 for text in texts):
-        return
-    for i, (total, text) in enumerate(zip(totals, texts)):
-        middle = frame.x(i + 0.5)
-        yield words(middle, frame.y(total) - 4, text, size=SMALL, anchor="middle")
+def _above_bars(
+    frame: Frame, places: Mapping[Any, tuple[float, float]], totals: Mapping[Any, float],
+    said: Mapping[Any, str],
+) -> Iterator[str]:  # fmt: skip
+    """A word above each bar, if there is room to write every one."""
+    room = frame.x(1) - frame.x(0) - 2
+    for at, text in said.items():
+        if words_width(text, SMALL) > (places[at][1] + 4 if at[1] else room):
+            return
+    for at, text in said.items():
+        x, width = places[at]
+        height = frame.y(totals[at]) - 4
+        yield words(x + width / 2, height, text, size=SMALL, anchor="middle")
 
 
-def _bar_place(frame: Frame, place: int) -> tuple[float, float]:
-    """(left edge, width) in px: 70 % of the bar's slot, 70 px at most."""
-    slot = frame.x(1) - frame.x(0)
-    width = min(0.7 * slot, 70.0)
-    return frame.x(place + 0.5) - width / 2, width
+def _bar_place(frame: Frame, slot: int, number: int, bars: int) -> tuple[float, float]:
+    """(left edge, width) in px: all bars of a cluster have 70 % of its slot, 70 px each at most."""
+    room = frame.x(1) - frame.x(0)
+    width = min(0.7 * room / max(bars, 1), 70.0)
+    return frame.x(slot + 0.5) + (number - bars / 2) * width, width

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .chart import bar_chart
+from .memory import memory_chart
 from .text import escape, format_bytes, format_number, format_seconds, html_table, table
-
-MIB, GIB = 2**20, 2**30
 
 
 def summary_row(e: Any) -> dict[str, str]:
@@ -60,21 +58,6 @@ def _signed(value: float | None, unit: str) -> str:
     return ("−" if value < 0 else "") + format_number(abs(value), unit)
 
 
-def memory_chart(e: Any):
-    """Stacked bars: memory by component in each phase, with the device's memory as a line."""
-    unit, scale = ("GiB", GIB) if e.peak >= GIB else ("MiB", MIB)
-    bars: dict[str, dict[str, float]] = {}
-    for f in e.phases:
-        bar = bars.setdefault(f.name, {})
-        for (role, component), size in f.bytes.items():
-            name = f"{role} {component}"
-            bar[name] = max(bar.get(name, 0.0), size / scale)
-    near = e.hardware.memory < 3 * e.peak
-    line = [(e.hardware.memory / scale, f"memory of {e.hardware.name}")] if near else []
-    return bar_chart(bars, title="Memory at each phase's peak, predicted", y_label=unit,
-                     references=line, width=max(460, 90 * len(bars)))  # fmt: skip
-
-
 def text(e: Any) -> str:
     """The plan as text."""
     return f"{table([summary_row(e)])}\n{table(phase_rows(e))}\n{_notes(e)}"
@@ -82,7 +65,9 @@ def text(e: Any) -> str:
 
 def html(e: Any) -> str:
     """The plan as HTML: summary, picture, phases."""
-    return (f"{html_table([summary_row(e)])}{memory_chart(e)}{html_table(phase_rows(e))}"
+    card = e.hardware.memory, f"memory of {e.hardware.name}"
+    chart = memory_chart(e.ledger, [card])
+    return (f"{html_table([summary_row(e)])}{chart}{html_table(phase_rows(e))}"
             f"<p>{escape(_notes(e))}</p>")  # fmt: skip
 
 
