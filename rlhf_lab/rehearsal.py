@@ -27,7 +27,8 @@ from transformers import TrainerCallback
 
 from .cost.account import GPU_BLOCK
 from .cost.fake import FakeAccount, StepAccount, materialise
-from .cost.xray import XRay, labelled, patched, prime
+from .cost.patch import patched
+from .cost.xray import XRay, labelled, prime
 from .ledger import Ledger
 from .stand_ins import FEW, few_passes, head_labelled, left_alone, stand_ins
 

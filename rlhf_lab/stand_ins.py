@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .cost.fake import FakeAccount, StepAccount
-from .cost.xray import patched
+from .cost.patch import fused_head_within, patched
 
 FEW = 2
 """Passes that stand for many alike: the first, and one that finds what the first left behind."""
@@ -46,26 +46,11 @@ def _masks_answered(padded: bool) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def head_labelled(account: StepAccount) -> Iterator[None]:
+def head_labelled(account: StepAccount) -> AbstractContextManager:
     """What TRL's fused head makes beside its tiles of logits is workspace."""
-    from trl.kernels import ChunkedLogProbFunction as Head
+    import trl.kernels.chunked_logprob  # noqa: F401  here already, if a trainer is
 
-    def labelled_by(function):
-        def call(*args, **kwargs):
-            before = account.call(account.label[0], "workspace")
-            try:
-                return function(*args, **kwargs)
-            finally:
-                account.call(*before)
-
-        return staticmethod(call)
-
-    with (
-        patched(Head, "forward", labelled_by(Head.forward)),
-        patched(Head, "backward", labelled_by(Head.backward)),
-    ):
-        yield
+    return fused_head_within(lambda: account.labelled("workspace"))
 
 
 @contextmanager

@@ -49,7 +49,17 @@ ROOF = {
     "stand_ins",
 }
 COST_TORCH = {
-    *("xray", "fake", "meter", "callback", "account", "flop_counter", "watched", "calibrate"),
+    *(
+        "xray",
+        "fake",
+        "meter",
+        "callback",
+        "account",
+        "flop_counter",
+        "watched",
+        "calibrate",
+        "patch",
+    ),
 }
 COST_PURE = {
     *("architecture", "hardware", "setup", "tape", "layers", "heads", "memory", "states", "phases"),

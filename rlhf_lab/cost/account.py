@@ -98,6 +98,16 @@ class Account(TorchDispatchMode):
             self._most = self.total
             self.peaks[self._at] = {k: v for k, v in self.live.items() if v}
 
+    @contextmanager
+    def labelled(self, component: str) -> Iterator[None]:
+        """New storages in this block are this component of whoever's turn it is."""
+        before = self.label
+        self.label = (before[0], component)
+        try:
+            yield
+        finally:
+            self.label = before
+
     # ------------------------------------------------------------------------------- what happens
 
     @classmethod

@@ -20,7 +20,7 @@ role and component at each phase's peak: an exact `Account`. The two are kept ap
 add up, and a resident set holds the interpreter, libraries and the allocator's slack, which belong
 to no role. On a GPU what the allocator had beyond the tensors is a row of its own, `workspace`.
 The account too is switched on for few steps: the first, and those whose shape is larger than any
-that was accounted by more than `GROWTH`, as long as that takes a small `share` of the run.
+that was accounted by more than `GROWTH`, as long as it slows the run by a small `share` only.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def peak_bytes() -> int:
 class Meter:
     """Adds up seconds, FLOPs and tokens, and keeps the highest memory, by (phase, role).
 
-    `flops`, `memory`: whether FLOPs and tensors are counted at all. `share`: the part of the run
-    so far that steps with the account on may take, beyond the first of each kind.
+    `flops`, `memory`: whether FLOPs and tensors are counted at all. `share`: how much of the run
+    so far may be lost to steps with the account on, beyond the first of each kind.
     """
 
-    def __init__(self, stage: str, *, flops: bool = True, memory: bool = True, share: float = 0.03):
+    def __init__(self, stage: str, *, flops: bool = True, memory: bool = True, share: float = 0.015):
         self.stage, self.share = stage, share
         self.clock: dict[At, float] = defaultdict(float)
         """seconds as they passed, of blocks that were counted too"""
@@ -101,7 +101,7 @@ class Meter:
         self._blocks: list[_Block] = []
         self._accounted: dict[tuple, tuple[int, ...]] = {}  # → largest shape that was accounted
         self._largest: dict[At, tuple[int, ...]] = {}
-        self._elapsed, self._slow = 0.0, 0.0  # seconds of outermost blocks; with the account on
+        self._elapsed, self._lost = 0.0, 0.0  # seconds of outermost blocks; to the account
 
     # ------------------------------------------------------------------------------ what is there
 
@@ -236,13 +236,20 @@ class Meter:
         if seen is None:
             return True
         grown = any(n > GROWTH * m for n, m in zip(shape or (), seen, strict=False))
-        return grown and self._slow <= self.share * self._elapsed
+        return grown and self._lost <= self.share * self._elapsed
+
+    def _usual(self, block: _Block, otherwise: float) -> float:
+        """Seconds that a block takes when nothing is counted, where some were only timed."""
+        passed, tokens, blocks = self._timed[block.at]
+        if block.tokens and tokens:
+            return passed * block.tokens / tokens
+        return passed / blocks if blocks else otherwise
 
     def _end_memory(self, block: _Block, seconds: float, failed: bool) -> None:
         """After an outermost block."""
         self._elapsed += seconds
         if self._tensors.on and block.account is not None:
-            self._slow += seconds
+            self._lost += max(0.0, seconds - self._usual(block, seconds))
             key = (*block.at, block.accumulating)
             old, new = self._accounted.get(key, ()), block.shape or ()
             self._accounted[key] = tuple(map(max, old, new)) if old and new else tuple(new or old)

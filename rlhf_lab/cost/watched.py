@@ -3,7 +3,7 @@
 When it is switched on, it takes over what is there (parameters and buffers, gradients, optimizer
 state, held tensors) and sees every tensor made from then on. Labels: what a watched model makes
 in its forward pass is its role's; gradients as they arrive in `.grad`; what a cache holds is
-`kv_cache`; what an output head returns is `logits`.
+`kv_cache`; what an output head returns, and what TRL's fused head makes, is `logits`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .account import Account, Key
+from .patch import fused_head_within, patched
 
 
 def call_shape(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
@@ -48,7 +50,7 @@ class TensorWatch:
         self._enabled = enabled
         self._models: list[tuple[str, weakref.ref, weakref.ref | None]] = []
         self._held: list[weakref.ref] = []
-        self._undo: list[Any] = []  # hooks, while it is on
+        self._undo = ExitStack()  # hooks, while it is on
         self._states: dict[str, int] = {}  # role → bytes of optimizer state
 
     # ------------------------------------------------------------------------------ what is there
@@ -116,7 +118,8 @@ class TensorWatch:
             own(role, "optimizer", [t for p in parameters for t in _tensors(state.get(p))])
             self._hook(role, model)
         own("", "activations", [t for t in (r() for r in self._held) if t is not None])
-        self._undo.append(_labelled_caches(self.account))
+        self._undo.enter_context(_labelled_caches(self.account))
+        self._undo.enter_context(fused_head_within(lambda: self.account.labelled("logits")))
 
     def stop(self) -> None:
         """Switch off: what lives on stays in the account, new tensors go unseen."""
@@ -124,9 +127,7 @@ class TensorWatch:
             return
         self.measure_states()
         self.on = False
-        for hook in self._undo:
-            hook.remove()
-        self._undo.clear()
+        self._undo.close()
         self.account.__exit__(None, None, None)
 
     def phase(self, phase: str, role: str):
@@ -187,12 +188,13 @@ class TensorWatch:
 
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if isinstance(head, nn.Module):
-            self._undo.append(head.register_forward_hook(
+            self._undo.callback(head.register_forward_hook(
                 lambda module, args, out: own(account.label[0], "logits", [out])
-            ))  # fmt: skip
+            ).remove)  # fmt: skip
         for parameter in model.parameters():
             if parameter.requires_grad:
-                self._undo.append(parameter.register_post_accumulate_grad_hook(arrived))
+                hook = parameter.register_post_accumulate_grad_hook(arrived)
+                self._undo.callback(hook.remove)
 
 
 def _tensors(state: Any) -> list[Tensor]:
@@ -200,23 +202,19 @@ def _tensors(state: Any) -> list[Tensor]:
     return [t for t in (state or {}).values() if isinstance(t, Tensor)]
 
 
-class _labelled_caches:
+@contextmanager
+def _labelled_caches(account: Account) -> Iterator[None]:
     """While it lasts, keys and values that a transformers cache takes in are `kv_cache`."""
+    module = sys.modules.get("transformers.cache_utils")
+    if module is None:  # nobody has a cache
+        yield
+        return
+    update = module.Cache.update
 
-    def __init__(self, account: Account):
-        module = sys.modules.get("transformers.cache_utils")  # no cache without it
-        self.cache = getattr(module, "Cache", None)
-        if self.cache is None:
-            return
-        self.update = update = self.cache.update
+    def labelled(cache, *args, **kwargs):
+        out = update(cache, *args, **kwargs)
+        account.own(account.label[0], "kv_cache", out)
+        return out
 
-        def labelled(cache, *args, **kwargs):
-            out = update(cache, *args, **kwargs)
-            account.own(account.label[0], "kv_cache", out)
-            return out
-
-        self.cache.update = labelled
-
-    def remove(self) -> None:
-        if self.cache is not None:
-            self.cache.update = self.update
+    with patched(module.Cache, "update", labelled):
+        yield

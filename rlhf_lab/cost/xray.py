@@ -25,6 +25,7 @@ from torch.optim import optimizer as optim
 from ..ledger import Ledger
 from .account import Key
 from .fake import StepAccount
+from .patch import patched
 
 aten = torch.ops.aten
 
@@ -55,23 +56,6 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 # --------------------------------------------------------------------------------------- the labels
-
-
-@contextmanager
-def patched(owner: Any, name: str, new: Any) -> Iterator[Any]:
-    """`owner.name` is `new` while this lasts; → what it was."""
-    old = vars(owner).get(name, _ABSENT)
-    setattr(owner, name, new)
-    try:
-        yield old
-    finally:
-        if old is _ABSENT:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, old)
-
-
-_ABSENT = object()
 
 
 @contextmanager

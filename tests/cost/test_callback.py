@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+import trl
 
 from rlhf_lab.cost.callback import MeterCallback
 from rlhf_lab.cost.flop_counter import FlopCounter
 from rlhf_lab.cost.meter import Meter, NoMeter
-
-trl = pytest.importorskip("trl")
 
 PLAIN = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none",
          "save_strategy": "no", "disable_tqdm": True, "per_device_train_batch_size": 4,
@@ -90,6 +89,22 @@ def test_dpo_holds_a_reference_unless_it_trains_adapters(lora, tiny, tmp_path):
     assert parts["policy"]["activations"] > 0  # its graph waits while the reference runs
     trained = 4 * sum(p.numel() for p in made.model.parameters() if p.requires_grad)
     assert parts["policy"]["optimizer"] == pytest.approx(2 * trained, rel=0.05)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_trls_fused_head_makes_is_logits(lora, tiny, tmp_path):
+    """It calls no module, so no hook sees it: a tile of one row for each token of the batch."""
+    from trl.kernels import ChunkedLogProbFunction as Head
+
+    before = vars(Head)["forward"], vars(Head)["backward"]
+    meter = Meter("sft")
+    trainer("sft", tiny, tmp_path, meter, lora=lora, max_steps=3).train()
+    for phase in ("forward", "backward"):
+        parts = meter.ledger().pivot("role", "component", quantity="bytes", phase=phase)
+        # Tiles are as wide as the vocabulary, and as 32,768 columns at most, in fp32.
+        assert parts["policy"]["logits"] > 32_768 * 4
+        assert parts["policy"]["activations"] < 32_768 * 4
+    assert (vars(Head)["forward"], vars(Head)["backward"]) == before
 
 
 def test_evaluation_is_not_training(tiny, tmp_path):

@@ -108,7 +108,8 @@ def test_a_reward_model(family):
 def test_trls_fused_head_counts_once_forward_and_three_times_backward(family):
     """On a CPU it scores every position but the last; backward makes the logits again, then two
     products, in place."""
-    utils = pytest.importorskip("trl.trainer.utils")
+    from trl.trainer import utils
+
     net, rows = model(family), B * (S - 1)
     plain_forward, plain_backward = by_hand(net, head_rows=0)
     utils.add_fused_lm_head(net)
@@ -126,8 +127,8 @@ def test_trls_fused_head_counts_once_forward_and_three_times_backward(family):
 def test_nothing_that_looks_like_a_matrix_product_goes_uncounted():
     """Every operation that any family runs, forward and backward, fused head and LoRA included."""
     from peft import LoraConfig, get_peft_model
+    from trl.trainer import utils
 
-    utils = pytest.importorskip("trl.trainer.utils")
     seen = set()
 
     class Names(TorchDispatchMode):

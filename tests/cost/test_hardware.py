@@ -12,6 +12,7 @@ import time
 import warnings
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -286,7 +287,6 @@ def test_here_without_a_calibration_is_a_guess_that_says_so():
     hw = hardware("here")
     assert hw.kind == "cpu" and not hw.measured and hw.price is None
     assert "guess" in hw.name and "calibrate()" in hw.source
-    psutil = pytest.importorskip("psutil")
     assert 0 < hw.memory <= psutil.virtual_memory().total
     assert hw.bandwidth <= 40e9
 

@@ -6,12 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from rlhf_lab.cost.fake import FakeAccount  # noqa: E402
-from rlhf_lab.cost.xray import XRay  # noqa: E402
-from rlhf_lab.rehearsal import Setup, _models, rehearse  # noqa: E402
+from rlhf_lab.cost.fake import FakeAccount
+from rlhf_lab.cost.xray import XRay
+from rlhf_lab.rehearsal import Setup, _models, rehearse
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
