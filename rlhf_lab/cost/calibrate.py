@@ -51,7 +51,8 @@ BUSY = 0.25
 def calibrate(
     save: bool = True, seconds: float = 20, dtypes: Iterable[str] | None = None
 ) -> Hardware:
-    """The machine at hand as a `Hardware`, measured in about `seconds`; on a GPU, the current one.
+    """The machine at hand as a `Hardware`, measured in about `seconds` (the small models alone
+    take some); on a GPU, the current one.
 
     `dtypes`: of fp32, tf32, bf16, fp16; default: those that the device has. `save`: for "here".
     """
@@ -186,7 +187,7 @@ def _products(device: torch.device, dtypes: list[str], budget: float):
     for dtype in dtypes:
         with _precision(dtype):
             flops[dtype] = _rate(256, dtype, device)
-    slow = max(flops.values()) / FAR_SLOWER if device.type == "cpu" else 0
+    slow = max(flops.values()) / FAR_SLOWER if cpu_only else 0
     worth = [dtype for dtype in dtypes if flops[dtype] >= slow]
     for left, dtype in zip(range(len(worth), 0, -1), worth):
         share = (end - time.perf_counter()) / left
@@ -199,7 +200,7 @@ def _products(device: torch.device, dtypes: list[str], budget: float):
             points[2.0 * size**3] = flops[dtype]
         curve += [(dtype, f, r) for f, r in points.items()]
         # A product that has its cores keeps all its threads at work; short ones tell nothing.
-        if device.type == "cpu" and wall > 0.3:
+        if cpu_only and wall > 0.3:
             lost.append(1 - cpu / wall / min(torch.get_num_threads(), cores()))
     return flops, tuple(curve), max(lost, default=0.0)
 

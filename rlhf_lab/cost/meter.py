@@ -86,7 +86,9 @@ class Meter:
     so far may be lost to steps with the account on, beyond the first of each kind.
     """
 
-    def __init__(self, stage: str, *, flops: bool = True, memory: bool = True, share: float = 0.015):
+    def __init__(
+        self, stage: str, *, flops: bool = True, memory: bool = True, share: float = 0.015
+    ) -> None:
         self.stage, self.share = stage, share
         self.clock: dict[At, float] = defaultdict(float)
         """seconds as they passed, of blocks that were counted too"""
