@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from .choices import did_you_mean
@@ -237,7 +237,13 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         value = fields.get(name, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"the {family} config has {name}={value!r}, no whole number above 0")
-    return build(fields)
+    return _same(build(fields))
+
+
+@lru_cache(maxsize=64)
+def _same(made: Architecture) -> Architecture:
+    """Equal architectures are one object: what is kept of one (`memory.py`) is found at once."""
+    return made
 
 
 def _head_dim(c: Mapping[str, Any], width: str, heads: str) -> int:
