@@ -30,7 +30,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
         "  rlhf-lab plan project --model Llama-3.2-1B --hardware a100 --rows 50000 --json\n"
         "  rlhf-lab plan sft --model Llama-2-7b-hf --hardware a100-40 --lora-r 16 --cheaper",
     )  # fmt: skip
-    plan.add_argument("stage", choices=[*STAGES, "project"])
+    plan.add_argument("stage", choices=[*STAGES, "inference", "project"])
     _what(plan, positive)
     plan.add_argument("--cheaper", action="store_true", help="also what to change, ranked")
     plan.add_argument("--accelerate-config", metavar="FILE",

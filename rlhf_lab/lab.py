@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .widgets.text import Shown
 
 STAGES = ("sft", "reward", "ppo", "dpo")
+PLANNED = (*STAGES, "inference")
+"""What can be planned; inference (prefill and decode) is no training."""
 
 _TRL = {
     "logging_steps": 5,
@@ -52,6 +54,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
             "num_ppo_epochs": 2, "max_steps": 44, "response_length": 64, "temperature": 1.0,
             "kl_coef": 0.15, "missing_eos_penalty": 1.0, "report_to": "none",
             "local_rollout_forward_batch_size": 32},
+    "inference": {"per_device_train_batch_size": 64, "response_length": 64},
 })  # fmt: skip
 """The lab's settings of each stage, chosen for the bundled model; the rest are the library's.
 
@@ -142,6 +145,8 @@ class Plan:
 
         from .stages.machine import settle
 
+        if self.stage not in STAGES:
+            raise ValueError(f"{self.stage} has no trainer, and no trainer's settings")
         settle()
         cls = _config_class(self.stage)
         own = {f.name for f in fields(cls) if f.init}
@@ -170,17 +175,18 @@ def plan(
     stage: str, model: str | Model = "tiny", *, hardware: Any = "here",
     data: Data | str | Path | None = None, **settings,
 ) -> Plan:  # fmt: skip
-    """Plan a stage (sft, reward, ppo, dpo) for a model: the lab's defaults, then your settings.
+    """Plan a stage for a model: the lab's defaults, then your settings.
 
+    `stage`: sft, reward, ppo, dpo, or inference (prefill and decode, which is planned only).
     Settings are the fields of TRL's SFTConfig, RewardConfig and DPOConfig, and of our PPOConfig;
     `lora_r=16` trains LoRA adapters instead of the whole model (`LORA`); what is no trainer's
     (lengths, GPUs, sharding, …) is in `cost.setup.EXTRA`. `hardware`: a name of the catalogue, a
     Hardware, or "here". With `data` the lengths and the number of rows are those of the data.
     No weights are loaded. Raises ValueError for an unknown stage, model or device.
     """
-    if stage not in STAGES:
-        hint = did_you_mean(stage, STAGES)
-        raise ValueError(f"no stage {stage!r}; {hint}choose from {', '.join(STAGES)}")
+    if stage not in PLANNED:
+        hint = did_you_mean(stage, PLANNED)
+        raise ValueError(f"no stage {stage!r}; {hint}choose from {', '.join(PLANNED)}")
     handle, chosen = load(model), {**DEFAULTS[stage], **settings}
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         chosen["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
@@ -264,6 +270,8 @@ def train(
 
 def _check(plan: Plan, data: Data) -> None:
     """Refuse what cannot work before anything is loaded."""
+    if plan.stage not in STAGES:
+        raise ValueError(f"{plan.stage} is planned only; to train, choose from {', '.join(STAGES)}")
     plan.config()
     if line := unplannable(plan.settings):
         raise ValueError(line)

@@ -126,13 +126,14 @@ def expected_longest(lengths: list[int], count: int) -> float:
 def planned_lengths(stage: str, tokenizer, data: Any, settings: Any) -> dict[str, float]:
     """What a plan has to know of the data: longest prompt and response in tokens, the length that
     a batch is padded to on average, and the number of rows."""
-    rows = {"sft": data.sft, "ppo": data.prompts}.get(stage, data.preferences).train
+    sets = {"sft": data.sft, "ppo": data.prompts, "inference": data.prompts}
+    rows = sets.get(stage, data.preferences).train
     if not rows:
         return {}
     looked = rows[:LOOKED_AT]
     prompts = [len(encode_prompt(tokenizer, r["prompt"])) for r in looked]
     batch = int(settings.get("per_device_train_batch_size", 8))
-    if stage == "ppo":
+    if stage in ("ppo", "inference"):
         limit = int(settings.get("response_length", 53))
         answers = [min(limit, len(encode_response(tokenizer, r["completion"])))
                    for r in data.sft.train[:LOOKED_AT]] or [limit]  # fmt: skip

@@ -150,3 +150,13 @@ def test_what_is_planned_only_is_not_trained(tmp_path):
     with pytest.raises(ValueError, match="gpus=8 is planned only"):
         lab.train(lab.plan("sft", "tiny", gpus=8, sharding="ddp"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_inference_is_planned_and_not_trained():
+    """As long as the bundled prompts and stories; there is no trainer of it."""
+    plan = lab.plan("inference", "tiny")
+    assert [f.name for f in plan.estimate.phases] == ["prefill", "decode"]
+    assert plan.estimate.setup.prompt == lab.plan("ppo", "tiny").estimate.setup.prompt
+    assert "decode" in str(plan.show())
+    with pytest.raises(ValueError, match="inference is planned only; to train, choose from sft"):
+        lab.train(plan)

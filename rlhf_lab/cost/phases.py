@@ -299,33 +299,46 @@ def _scoring(s: Setup, role: Role, p: Passes) -> tuple[Stretch, ...]:
     return *trunk(role.model, p, grad=False), end
 
 
-def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
-    """Prefill, then one token at a time with a cache that grows to the whole length."""
+Moment = tuple[float, float, float]
+"""Bytes of keys and values, of activations and of logits."""
+
+
+def _generation(s: Setup) -> tuple[tuple[Moment, Work], tuple[Moment, Work]]:
+    """Prefill, then one token at a time with a cache that grows to the whole length: what is there
+    at the peak of each, and its work."""
     model, n = s.model, s.rollout_batch
     adapters = bool(s.lora_r)
     first = _passes(s, model, n, s.prompt, trained=False, adapters=adapters)
     row = _next_token(model, first)
     per_token = kv_bytes(s, model) * n
-    prefill, _ = forward_peak(row, heads.standing(model, first))
-    work = works(row, "forward")
+    (activations, _, logits), _ = forward_peak(row, heads.standing(model, first))
+    prefill = (per_token * s.prompt, activations, logits), works(row, "forward")
     # The work of a step is linear in the context and in the rows that still go on: a step at the
     # middle with the average number of rows stands for all.
-    sampled = s.response if s.mean_response is None else min(s.mean_response, s.response)
-    going = max(1, round(n * (sampled - 1) / max(1, s.response - 1)))
+    going = max(1, round(n * (_sampled(s) - 1) / max(1, s.response - 1)))
     middle = replace(_passes(s, model, going, 1, trained=False, adapters=adapters),
                      context=s.prompt + (s.response + 1) // 2)  # fmt: skip
     step = _next_token(model, middle)
-    decode, _ = forward_peak(step, heads.standing(model, middle))
-    work.add(works(step, "forward"), s.response - 1)
+    (activations, _, logits), _ = forward_peak(step, heads.standing(model, middle))
+    decoding = Work()
+    decoding.add(works(step, "forward"), s.response - 1)
     length = s.length - 1
     growing = per_token / model.depth / 2 * length  # a layer's keys, old and new, while they grow
-    ends = (
-        (per_token * s.prompt, *prefill),
-        (per_token * length, decode[0] + growing, *decode[1:]),
-    )
-    cache, activations, _, logits = max(ends, key=sum)
+    return prefill, ((per_token * length, activations + growing, logits), decoding)
+
+
+def _sampled(s: Setup) -> float:
+    """Tokens of a response that are sampled, on average."""
+    return s.response if s.mean_response is None else min(s.mean_response, s.response)
+
+
+def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
+    """Sampling as one phase, at the higher peak of its two halves."""
+    (first, work), (last, decoding) = _generation(s)
+    work.add(decoding)
+    cache, activations, logits = max(first, last, key=sum)
     stage.phase("rollout", "policy", kv_cache=cache, activations=activations, logits=logits,
-                workspace=cached, work=work, tokens=n * sampled)  # fmt: skip
+                workspace=cached, work=work, tokens=s.rollout_batch * _sampled(s))  # fmt: skip
 
 
 def _next_token(model: Architecture, p: Passes) -> tuple[Stretch, ...]:
@@ -377,8 +390,13 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
 
 
 def _inference(s: Setup) -> list[Phase]:
-    """Generation alone."""
-    stage = _Stage(s)
+    """Generation alone, its two halves apart: one is bound by arithmetic, one by memory."""
+    stage, n = _Stage(s), s.rollout_batch
     stage.stand("policy", states(s, s.model, "lm", trained=False))
-    _rollout(stage, s, 0.0)
+    tokens = n * s.prompt, n * _sampled(s)
+    for name, ((cache, activations, logits), work), count in zip(
+        ("prefill", "decode"), _generation(s), tokens, strict=True
+    ):
+        stage.phase(name, "policy", kv_cache=cache, activations=activations, logits=logits,
+                    work=work, tokens=count)  # fmt: skip
     return stage.found

@@ -81,6 +81,21 @@ def test_the_cache_holds_keys_and_values_of_every_layer():
     assert part(e, "kv_cache") == 2 * 32 * 32 * 128 * 2 * (100 + 29 - 1) * 2
 
 
+def test_inference_is_prefill_and_decode():
+    """The same work as a rollout; decoding reads every weight for each token of a sequence."""
+    said = {"dtype": "bfloat16", "prompt_length": 100, "response_length": 29}
+    e, rollout = plan("inference", LLAMA2, **said), plan("ppo", LLAMA2, **said).phases[0]
+    prefill, decode = e.phases
+    assert (prefill.name, decode.name, rollout.name) == ("prefill", "decode", "rollout")
+    assert prefill.work.flops + decode.work.flops == pytest.approx(rollout.work.flops)
+    assert (prefill.tokens, decode.tokens) == (2 * 100, 2 * 29)
+    assert prefill.bytes["policy", "kv_cache"] < decode.bytes["policy", "kv_cache"]
+    weights = 28 * 2 * (6_738_415_616 - 32000 * 4096)  # read once a step, in two bytes
+    seconds = e.seconds_of["decode", "policy"]
+    assert seconds > weights / e.hardware.bandwidth
+    assert decode.work.flops < prefill.work.flops and seconds > e.seconds_of["prefill", "policy"]
+
+
 # ------------------------------------------------------------------------------------------ work
 
 
