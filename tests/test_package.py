@@ -49,17 +49,8 @@ ROOF = {
     "stand_ins",
 }
 COST_TORCH = {
-    *(
-        "xray",
-        "fake",
-        "meter",
-        "callback",
-        "account",
-        "flop_counter",
-        "watched",
-        "calibrate",
-        "patch",
-    ),
+    *("xray", "fake", "meter", "callback", "account", "flop_counter", "watched", "patch"),
+    "calibrate",
 }
 COST_PURE = {
     *("architecture", "hardware", "setup", "tape", "layers", "heads", "memory", "states", "phases"),

@@ -141,7 +141,7 @@ def _embedding(model: Architecture, p: Passes, grad: bool, tied: bool) -> Stretc
 
 
 @lru_cache(maxsize=256)
-def _layers(model: Architecture, p: Passes, checkpoint: bool, grad: bool) -> list[Stretch]:
+def _layers(model: Architecture, p: Passes, checkpoint: bool, grad: bool) -> tuple[Stretch, ...]:
     row: list[Stretch] = []
     item, numel = p.item, p.rows * model.hidden
     # The embeddings of adapters are frozen: the first layer's input needs no gradient, unless
@@ -155,7 +155,7 @@ def _layers(model: Architecture, p: Passes, checkpoint: bool, grad: bool) -> lis
                     p, lambda t, x, layer=layer: run_layer(t, x, model, layer, p), numel, item,
                     needs=needs, times=int(times), checkpoint=checkpoint, grad=grad,
                 ))  # fmt: skip
-    return row
+    return tuple(row)
 
 
 @lru_cache(maxsize=256)

@@ -76,27 +76,12 @@ def line_chart(
     return frame.svg(lasts or ["no data yet"])
 
 
-def bar_chart(
-    stacks: Mapping[str, Mapping[str, float]],
-    *,
-    title: str = "",
-    y_label: str,
-    x_label: str = "",
-    references: Sequence[Reference] = (),
-    width: int = 460,
-    height: int = 260,
-    unit: str | None = None,
-) -> Picture:
+def bar_chart(stacks: Mapping[str, Mapping[str, float]], **options: Any) -> Picture:
     """Stacked bars as SVG text, which a notebook shows as a picture.
 
-    `stacks`: bar -> component -> value (zero or more).
-    `unit` words the totals and tooltips ("B", "s", ...); the axis shows the bare values, so
-    scale them to what `y_label` says.
+    `stacks`: bar -> component -> value (zero or more). `options`: those of `cluster_chart`.
     """
-    return cluster_chart(
-        {name: {"": stack} for name, stack in stacks.items()}, title=title, y_label=y_label,
-        x_label=x_label, references=references, width=width, height=height, unit=unit,
-    )  # fmt: skip
+    return cluster_chart({name: {"": stack} for name, stack in stacks.items()}, **options)
 
 
 def cluster_chart(
@@ -116,6 +101,8 @@ def cluster_chart(
     A bar's name is written above it, and its total where it has none. `legend`: component ->
     entry of the legend, where several share one, and its colour: those are told apart by the
     lines between them and by what hovering says. Colours go by the order of all entries.
+    `unit` words the totals and tooltips ("B", "s", ...); the axis shows the bare values, so
+    scale them to what `y_label` says.
     """
     bars = {
         (i, tag): (f"{cluster} {tag}".strip(), stack)
