@@ -16,7 +16,7 @@ from .cost.hardware import Hardware
 from .cost.hardware import hardware as hardware
 from .cost.plan import Estimate, estimate
 from .cost.setup import EXTRA, Setup
-from .ledger import SOURCES, Ledger
+from .ledger import ONLINE, SOURCES, Ledger
 from .models import BUNDLED, Model, load
 from .tokens import planned_lengths
 from .widgets.text import format_number, html_table, table
@@ -41,8 +41,9 @@ def predict(plan: Any, data: Any = None) -> Estimate:
     elif "prompt_length" not in settings and model.name in BUNDLED:
         settings = {**_lengths_of_stories(plan.stage, model, settings), **settings}
     roles = {}
-    if plan.stage == "ppo" and "reward" in model.paths:
-        roles = dict.fromkeys(("reward", "value"), model.config_dict("reward"))
+    if plan.stage in ONLINE and "reward" in model.paths:
+        judges = ("reward", "value") if plan.stage == "ppo" else ("reward",)
+        roles = dict.fromkeys(judges, model.config_dict("reward"))
     return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
 
 
@@ -64,7 +65,8 @@ def _lengths_of_stories(stage: str, model: Model, settings: Mapping[str, Any]) -
     """Lengths of the bundled data, looked up once."""
     from .data import load_data
 
-    asked = ("per_device_train_batch_size", "response_length", "max_length")
+    asked = ("per_device_train_batch_size", "response_length", "max_length",
+             "gradient_accumulation_steps", "steps_per_generation")  # fmt: skip
     key = (stage, model.name, *(settings.get(name) for name in asked))
     if key not in _STORIES:
         data = load_data("stories")

@@ -38,12 +38,12 @@ def _parser() -> argparse.ArgumentParser:
         "  rlhf-lab train dpo --data p.csv --field chosen=better --field rejected=worse\n"
         "  rlhf-lab train dpo --set beta=0.5           any field of the stage's settings",
     )
-    train.add_argument("stage", choices=["sft", "reward", "ppo", "dpo", "all"])
+    train.add_argument("stage", choices=["sft", "reward", "ppo", "dpo", "rloo", "grpo", "all"])
     _model_and_data(train)
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
     train.add_argument("--steps", type=_positive, help="optimizer steps (PPO: iterations) a stage")
     train.add_argument("--seed", type=int, default=0, help="seed of data and training [0]")
-    train.add_argument("--reward-model", help="PPO: folder of the reward model [the model's own]")
+    train.add_argument("--reward-model", help="PPO, RLOO, GRPO: folder of the reward model")
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                        help="a setting of the stage's trainer; may be repeated")  # fmt: skip
     train.add_argument("--overwrite", action="store_true", help="replace a run that is there")

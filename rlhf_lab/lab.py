@@ -24,6 +24,7 @@ from .cost.hardware import hardware as find_hardware
 from .cost.plan import Estimate
 from .cost.setup import EXTRA
 from .data import Data, load_data
+from .ledger import ONLINE
 from .models import Model, load
 from .runs import Run
 from .tokens import planned_lengths
@@ -31,7 +32,7 @@ from .tokens import planned_lengths
 if TYPE_CHECKING:
     from .widgets.text import Shown
 
-STAGES = ("sft", "reward", "ppo", "dpo")
+STAGES = ("sft", "reward", "ppo", "dpo", "rloo", "grpo")
 PLANNED = (*STAGES, "inference")
 """What can be planned; inference (prefill and decode) is no training."""
 
@@ -43,6 +44,13 @@ _TRL = {
     "warmup_steps": 5,
     "max_length": 512,
 }
+_ONLINE = {
+    "learning_rate": 1e-3, "per_device_train_batch_size": 32, "steps_per_generation": 2,
+    "num_iterations": 2, "num_generations": 4, "max_steps": 176, "logging_steps": 4,
+    "response_length": 64, "beta": 0.15, "missing_eos_penalty": 1.0, "disable_dropout": True,
+}  # fmt: skip
+"""RLOO and GRPO as much as PPO: 44 times 64 responses, each in two minibatches, twice. RLOO's β
+is PPO's `kl_coef`; GRPO's reward is in standard deviations of its group."""
 DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "sft": {**_TRL, "learning_rate": 1e-3, "per_device_train_batch_size": 32,
             "num_train_epochs": 1},
@@ -54,6 +62,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
             "num_ppo_epochs": 2, "max_steps": 44, "response_length": 64, "temperature": 1.0,
             "kl_coef": 0.15, "missing_eos_penalty": 1.0, "report_to": "none",
             "local_rollout_forward_batch_size": 32},
+    "rloo": dict(_ONLINE), "grpo": dict(_ONLINE),
     "inference": {"per_device_train_batch_size": 64, "response_length": 64},
 })  # fmt: skip
 """The lab's settings of each stage, chosen for the bundled model; the rest are the library's.
@@ -177,8 +186,8 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Plan a stage for a model: the lab's defaults, then your settings.
 
-    `stage`: sft, reward, ppo, dpo, or inference (prefill and decode, which is planned only).
-    Settings are the fields of TRL's SFTConfig, RewardConfig and DPOConfig, and of our PPOConfig;
+    `stage`: sft, reward, ppo, dpo, rloo, grpo, or inference (prefill and decode, which is planned
+    only). Settings are the fields of TRL's config of that stage, for PPO of our PPOConfig;
     `lora_r=16` trains LoRA adapters instead of the whole model (`LORA`); what is no trainer's
     (lengths, GPUs, sharding, …) is in `cost.setup.EXTRA`. `hardware`: a name of the catalogue, a
     Hardware, or "here". With `data` the lengths and the number of rows are those of the data.
@@ -187,7 +196,8 @@ def plan(
     if stage not in PLANNED:
         hint = did_you_mean(stage, PLANNED)
         raise ValueError(f"no stage {stage!r}; {hint}choose from {', '.join(PLANNED)}")
-    handle, chosen = load(model), {**DEFAULTS[stage], **settings}
+    handle, settings = load(model), _one_length(stage, settings)
+    chosen = {**DEFAULTS[stage], **settings}
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         chosen["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
     find_hardware(hardware)
@@ -195,6 +205,16 @@ def plan(
         found = planned_lengths(stage, handle.tokenizer, load_data(data), chosen)
         chosen = {**found, **chosen}
     return Plan(stage, handle, hardware, chosen)
+
+
+def _one_length(stage: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """TRL's name of the longest response as ours."""
+    if stage not in ("rloo", "grpo") or "max_completion_length" not in settings:
+        return settings
+    if "response_length" in settings:
+        raise ValueError("response_length is max_completion_length: say one of them")
+    rest = {k: v for k, v in settings.items() if k != "max_completion_length"}
+    return {**rest, "response_length": settings["max_completion_length"]}
 
 
 def _check_type(name: str, value: Any, field) -> None:
@@ -217,6 +237,10 @@ def _config_class(stage: str):
         from .stages.ppo_config import PPOConfig
 
         return PPOConfig
+    if stage in ("rloo", "grpo"):
+        from .stages import online
+
+        return online.RLOOConfig if stage == "rloo" else online.GRPOConfig
     import trl
 
     return {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig}[stage]
@@ -279,10 +303,10 @@ def _check(plan: Plan, data: Data) -> None:
     if not need.get(plan.stage, data.prompts).train:
         what = "completion" if plan.stage == "sft" else "chosen and rejected"
         raise ValueError(f"{data.name} has nothing to train {plan.stage} on: no {what} fields")
-    if plan.stage == "ppo" and "reward" not in plan.model.paths:
+    if plan.stage in ONLINE and "reward" not in plan.model.paths:
         raise ValueError(
-            f"PPO needs a reward model: train one first (rlhf-lab train reward --model "
-            f"{plan.model.name}) and use model.with_stage('reward', run.model_path)"
+            f"{plan.stage.upper()} needs a reward model: train one first (rlhf-lab train reward "
+            f"--model {plan.model.name}) and use model.with_stage('reward', run.model_path)"
         )
 
 

@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any, overload
 
 STAGES = ("sft", "reward", "ppo", "dpo", "rloo", "grpo", "distill", "inference")
+ONLINE = ("ppo", "rloo", "grpo")
+"""Stages whose policy samples responses, which a reward model scores, while it is trained."""
 ROLES = ("policy", "reference", "reward", "value", "teacher", "student")
 PHASES = (
     *("rollout", "old_logprobs", "reference", "score", "value", "advantage"),

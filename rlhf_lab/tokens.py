@@ -10,6 +10,8 @@ from typing import Any
 
 from jinja2 import TemplateError  # what transformers writes chat templates in
 
+from .ledger import ONLINE
+
 
 def encode_prompt(tokenizer, prompt: Any) -> list[int]:
     """Token ids of a text prompt, a conversation (list of messages) or ids already made.
@@ -126,18 +128,19 @@ def expected_longest(lengths: list[int], count: int) -> float:
 def planned_lengths(stage: str, tokenizer, data: Any, settings: Any) -> dict[str, float]:
     """What a plan has to know of the data: longest prompt and response in tokens, the length that
     a batch is padded to on average, and the number of rows."""
-    sets = {"sft": data.sft, "ppo": data.prompts, "inference": data.prompts}
-    rows = sets.get(stage, data.preferences).train
+    samples = stage in (*ONLINE, "inference")
+    rows = (data.prompts if samples else data.sft if stage == "sft" else data.preferences).train
     if not rows:
         return {}
     looked = rows[:LOOKED_AT]
     prompts = [len(encode_prompt(tokenizer, r["prompt"])) for r in looked]
     batch = int(settings.get("per_device_train_batch_size", 8))
-    if stage in ("ppo", "inference"):
+    if samples:
         limit = int(settings.get("response_length", 53))
         answers = [min(limit, len(encode_response(tokenizer, r["completion"])))
                    for r in data.sft.train[:LOOKED_AT]] or [limit]  # fmt: skip
-        size = batch * int(settings.get("gradient_accumulation_steps", 1))
+        passes = settings.get("steps_per_generation")  # RLOO's and GRPO's
+        size = batch * int(passes or settings.get("gradient_accumulation_steps", 1))
         mean = sum(answers) / len(answers)
         return {"prompt_length": max(prompts), "rows": len(rows), "mean_response": mean,
                 "padded_prompt": expected_longest(prompts, size),

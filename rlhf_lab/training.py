@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .data import Data
+from .ledger import ONLINE
 from .runs import Run
 from .tokens import pair_rows, prompt_rows, prompt_text, sft_rows
 from .widgets.progress import Progress, watched
@@ -33,13 +34,13 @@ class Prepared:
 def prepare(plan, data: Data, quiet: bool = True) -> Prepared:
     """Tokens and weights of a stage. Raises ValueError with one line for what does not fit."""
     model, tokenizer, args = plan.model, plan.model.tokenizer, plan.config()
-    answer = args.response_length if plan.stage == "ppo" else 64
+    answer = args.response_length if plan.stage in ONLINE else 64
     room = model.context - answer
     if room < 1:
         raise ValueError(f"response_length={answer} leaves no room for a prompt: {model.name} "
                          f"takes {model.context} tokens")  # fmt: skip
     held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
-    if plan.stage == "ppo":
+    if plan.stage in ONLINE:
         train, counts = prompt_rows(tokenizer, watched(data.prompts.train, "tokens", quiet), room)
         test, length = [], room
     else:
@@ -61,7 +62,7 @@ def prepare(plan, data: Data, quiet: bool = True) -> Prepared:
 def load_roles(plan) -> dict[str, Any]:
     """The models of a stage, each a separate copy; with LoRA, adapters on the one that is trained.
 
-    DPO on adapters needs no reference: it is the same model with the adapters off.
+    TRL's trainers on adapters need no reference: it is the same model with the adapters off.
     """
     model, stage = plan.model, plan.stage
     seed = int(plan.settings.get("seed", 42))
@@ -70,6 +71,10 @@ def load_roles(plan) -> dict[str, Any]:
     roles = {"policy": model.base if stage == "sft" else model.sft}
     if stage == "ppo":
         roles |= {"reference": model.sft, "reward": model.reward, "value": model.reward}
+    if stage in ("rloo", "grpo"):
+        roles["reward"] = model.reward
+        if plan.config().beta and not plan.lora:
+            roles["reference"] = model.sft
     return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
 
 
@@ -134,7 +139,7 @@ def _stoppable(work: Callable[[], Any], should_stop) -> tuple[float, bool]:
 
 def _costs(job: Job, seconds: float) -> dict[str, Any]:
     """What every stage reports of its cost (measured) and of the rows it could not use."""
-    phase = "rollout" if job.plan.stage == "ppo" else "forward"
+    phase = "rollout" if job.plan.stage in ONLINE else "forward"
     tokens = sum(n for (p, _), n in job.meter.tokens.items() if p == phase)
     return {"seconds": seconds, "tokens_per_second": tokens / seconds,
             "peak_bytes": job.meter.peak, "rows": len(job.ready.train),
@@ -238,6 +243,27 @@ def _ppo(job: Job):
     return figures | _wins(job, reward, told, answers), stopped
 
 
+def _online(job: Job):
+    """RLOO and GRPO, with the figures of PPO."""
+    from .stages.online import Judge, OnlineWatch, online_trainer
+
+    roles, stage = job.ready.models, job.plan.stage
+    reward = roles["reward"]
+    before, told = _policy_figures(job, roles["policy"], reward_model=reward, keep="sft")
+    judge = Judge(reward, job.tokenizer, job.args, meter=job.meter, on_sample=job.run.sample,
+                  metric_funcs=_gold_metrics(job.data))  # fmt: skip
+    watch = OnlineWatch(job.meter, judge, job.run.log, job.progress, job.should_stop)
+    trainer = online_trainer(roles["policy"], roles.get("reference"), job.tokenizer,
+                             job.ready.train, job.args, judge, watch)  # fmt: skip
+    seconds, stopped = _stoppable(trainer.train, job.should_stop)
+    watch.close()
+    job.save(trainer.model)
+    reference = roles.get("reference") or job.plan.model.sft
+    after, answers = _policy_figures(job, job.whole(trainer.model), reference, reward, keep=stage)
+    figures = _costs(job, seconds) | _before_after(before, after)
+    return figures | _wins(job, reward, told, answers), stopped
+
+
 def _gold_metrics(data: Data) -> dict[str, Callable]:
     """The gold reward and its parts as functions that PPO watches (it never trains on them)."""
     if not data.has_gold:
@@ -296,4 +322,5 @@ def _before_after(before: dict, after: dict) -> dict[str, float]:
     return after | {f"before/{name}": value for name, value in before.items()}
 
 
-STAGE_FUNCTIONS = {"sft": _sft, "reward": _reward, "ppo": _ppo, "dpo": _dpo}
+STAGE_FUNCTIONS = {"sft": _sft, "reward": _reward, "ppo": _ppo, "dpo": _dpo,
+                   "rloo": _online, "grpo": _online}  # fmt: skip

@@ -13,6 +13,7 @@ import rlhf_lab as lab
 from rlhf_lab.cli import main
 
 STAGES = ("sft", "reward", "ppo", "dpo")
+TRAINED = (*STAGES, "rloo", "grpo")
 SHORT = {"max_steps": 2, "seed": 0}
 
 
@@ -59,7 +60,7 @@ def test_an_unknown_model_is_refused_in_one_line():
 # ------------------------------------------------------------------------------------------- runs
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TRAINED)
 def test_a_stage_trains_and_its_run_reads_back(stage, data, tmp_path):
     """Settings, metrics, measured ledger, samples and a model that plain transformers loads."""
     from transformers import AutoConfig
@@ -89,7 +90,7 @@ def test_ppo_logs_what_it_must(data, tmp_path):
     assert roles >= {"policy", "reference", "reward", "value"}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TRAINED)
 def test_the_same_seed_gives_the_same_metrics(stage, data, tmp_path):
     """Times and memory aside, two runs agree to the last digit."""
     one, two = (train(stage, data, tmp_path / n).metrics for n in ("one", "two"))
@@ -113,11 +114,12 @@ def test_a_run_is_not_overwritten_unasked(data, tmp_path):
         train("sft", data, folder)
 
 
-def test_ppo_without_a_reward_model_says_what_to_do(data, tmp_path):
+@pytest.mark.parametrize("stage", ["ppo", "rloo", "grpo"])
+def test_without_a_reward_model_it_says_what_to_do(stage, data, tmp_path):
     model = lab.load("tiny")
     model = type(model)("bare", {"base": model.paths["base"]})
-    with pytest.raises(ValueError, match="needs a reward model"):
-        lab.train(lab.plan("ppo", model), data, out=tmp_path / "r")
+    with pytest.raises(ValueError, match=f"{stage.upper()} needs a reward model"):
+        lab.train(lab.plan(stage, model), data, out=tmp_path / "r")
     assert not (tmp_path / "r").exists()
 
 

@@ -113,10 +113,10 @@ def complaint(place: tuple[str, ...], item: Import) -> str | None:
         if there in WINGS and not (there == "widgets" and item.late):
             return "the ground floor knows no wing (it may show itself with widgets/, late)"
     elif here == "stages":
-        metering = target[1:3] in (["cost", "meter"], ["cost", "callback"])
+        metering = target[1:2] == ["cost"] and target[2] in ("meter", "callback", "patch")
         allowed = there in GROUND | {"stages"} or metering
         if not allowed and there in WINGS:
-            return "stages/ may use the ground floor, cost.meter and cost.callback"
+            return "stages/ may use the ground floor, cost.meter, cost.callback and cost.patch"
     elif here == "cost" and there in WINGS - {"cost"}:
         return "cost/ is given the step to run: it imports no other wing"
     elif here == "widgets" and there in WINGS - {"widgets", "cost"}:

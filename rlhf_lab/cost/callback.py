@@ -8,7 +8,8 @@
 A training step is three phases: *forward* is `compute_loss`, *backward* is accelerate's
 `backward`, *optimizer* all after the last backward of a step (clipping, the step, the schedule,
 gradients set to none). A reference's pass, which DPO makes inside `compute_loss`, is a phase of
-its own, and so is evaluation.
+its own, and so is evaluation. Trainers that sample (RLOO, GRPO) have two or three more before the
+step: *rollout*, *old_logprobs* and *reference*; a reward function measures itself.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ class MeterCallback(TrainerCallback):
                 self.meter.watch("reference", trainer.ref_model)
             # With adapters the reference is the policy itself, with adapters off and no gradients.
             self._hook_reference(trainer.ref_model or model)
+        if hasattr(trainer, "_generate_single_turn"):
+            self._wrap(trainer, "_generate_single_turn", functools.partial(self._rollout, model))
+            self._wrap(trainer, "_get_per_token_logps_and_entropies", self._log_probabilities)
 
     def on_step_end(self, args, state, control, **kwargs):
         self._end_step()
@@ -81,7 +85,8 @@ class MeterCallback(TrainerCallback):
             return original(model, inputs, *args, **kwargs)
         self._end_step()
         self.meter.hold(*inputs.values())
-        self._shape, self._tokens = batch_shape(model, inputs), real_tokens(inputs)
+        rows = joined(inputs) if "completion_ids" in inputs else inputs
+        self._shape, self._tokens = batch_shape(model, rows), real_tokens(rows)
         self._in_loss = True
         try:
             with self.meter.phase("forward", self.role, self._shape, self._tokens):
@@ -100,6 +105,28 @@ class MeterCallback(TrainerCallback):
         if self._stepping is not None:
             self._stepping.__exit__(None, None, None)
             self._stepping = None
+
+    def _rollout(self, model, original: Callable, *args, **kwargs):
+        """Sampling: every call of the model is a pass of its own."""
+        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        with self.meter.phase("rollout", self.role, calls=inner):
+            out = original(*args, **kwargs)
+        ids = out[0] if isinstance(out, tuple) else out  # GRPO: and what the sampler said of them
+        self.meter.count("rollout", self.role, sum(map(len, ids)))
+        return out
+
+    def _log_probabilities(self, original: Callable, model, ids, mask, kept, *args, **kwargs):
+        """A scoring pass between sampling and the step: whose it is, the model tells."""
+        if self._in_loss:
+            return original(model, ids, mask, kept, *args, **kwargs)
+        policy = model.training and not adapters_off(model)
+        at = ("old_logprobs", self.role) if policy else ("reference", "reference")
+        answers = mask.clone()
+        answers[:, :-kept] = 0
+        shape = batch_shape(model, {"input_ids": ids, "completion_mask": answers})
+        self.meter.hold(ids, mask)
+        with self.meter.phase(*at, shape, int(mask.sum())):
+            return original(model, ids, mask, kept, *args, **kwargs)
 
     def _evaluate(self, original: Callable, *args, **kwargs):
         with self.meter.phase("evaluation"):
@@ -135,6 +162,22 @@ def batch_shape(model, inputs: Mapping[str, Any], args: tuple = ()) -> tuple[int
     if labelled is None or not labelled.is_cuda:
         return shape
     return (*shape, int(labelled[:, 1:].sum()))
+
+
+def joined(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Prompts and sampled completions as the rows that the model is given."""
+    masks = inputs["prompt_mask"], inputs["completion_mask"]
+    return {
+        "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+        "attention_mask": torch.cat(masks, 1),
+        "completion_mask": torch.cat([torch.zeros_like(masks[0]), masks[1]], 1),
+    }
+
+
+def adapters_off(model: Any) -> bool:
+    """Whether a model has adapters that do nothing now (whole models have a method so named)."""
+    switches = (getattr(m, "disable_adapters", None) for m in model.modules())
+    return next((s for s in switches if isinstance(s, bool)), False)
 
 
 def real_tokens(inputs: Mapping[str, Any]) -> int:
