@@ -31,8 +31,8 @@ from rlhf_lab import corpus
 from rlhf_lab.data import bundled_pairs, judge
 from rlhf_lab.gold import PARTS
 from rlhf_lab.models import load_causal_lm, load_reward_model
+from rlhf_lab.stages.best_of_n import draw, expected_best
 from rlhf_lab.stages.evaluate import (
-    best_of,
     gold_gaps,
     noise_free_accuracy,
     pair_accuracy,
@@ -60,9 +60,9 @@ def one_seed(seed: int, out: Path, prompt_count: int, long: bool) -> dict:
     tokenizer = lab.load("tiny").tokenizer
     policy = load_causal_lm(runs["sft"].model_path)
     judge_model = load_reward_model(runs["reward"].model_path)
+    told = draw(policy, tokenizer, judge_model, prompts, 4, gold_reward=data.gold_reward)
     for n in (2, 4):
-        told = best_of(n, policy, tokenizer, judge_model, prompts)
-        figures[f"best-of-{n} gold"] = mean(map(data.gold_reward, prompts, told))
+        figures[f"best-of-{n} gold"] = float(expected_best(told.scores, told.golds, n).mean())
     if long:
         model = lab.load("tiny").with_stage("sft", runs["sft"].model_path)
         model = model.with_stage("reward", runs["reward"].model_path)

@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load": "models", "load_data": "data", "Run": "runs", "Ledger": "ledger",
-    "plan": "lab", "train": "lab", "Plan": "lab",
+    "plan": "lab", "train": "lab", "Plan": "lab", "best_of_n": "baseline",
     "xray": "budget", "compare": "budget", "sweep": "budget", "project": "budget",
     "hardware": "budget", "calibrate": "budget",
     "train_all": "course", "stage_table": "course", "cost_table": "course",

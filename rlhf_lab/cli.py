@@ -1,4 +1,4 @@
-"""The command line: `rlhf-lab train`, `plan`, `xray`, `measure`, `data` and `doctor`.
+"""The command line: `rlhf-lab train`, `best-of-n`, `plan`, `xray`, `measure`, `data`, `doctor`.
 
 Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to do), 1 ours.
 """
@@ -28,12 +28,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
-        help="train one stage, or all four in a row",
+        help="train one stage, or four in a row",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train one stage, or all four in a row (SFT, reward model, PPO, DPO).",
+        description="Train one stage, or four in a row (all: SFT, reward model, PPO, DPO).",
         epilog="examples:\n"
         "  rlhf-lab train all                          the bundled model and world, minutes\n"
         "  rlhf-lab train ppo --steps 20 --seed 1      a short PPO run\n"
+        "  rlhf-lab train grpo --set num_generations=8 without a critic; or rloo\n"
         "  rlhf-lab train all --data mine.json         your own instructions and preferences\n"
         "  rlhf-lab train dpo --data p.csv --field chosen=better --field rejected=worse\n"
         "  rlhf-lab train dpo --set beta=0.5           any field of the stage's settings",
@@ -48,6 +49,17 @@ def _parser() -> argparse.ArgumentParser:
                        help="a setting of the stage's trainer; may be repeated")  # fmt: skip
     train.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
+    best = commands.add_parser(
+        "best-of-n", help="the baseline without training: the best of n responses",
+        description="Draw n responses to each held-out prompt, keep the reward model's favourite.",
+    )  # fmt: skip
+    _model_and_data(best)
+    best.add_argument("-n", type=_positive, nargs="+", default=[1, 2, 4, 8, 16], metavar="N",
+                      help="sizes to compare [1 2 4 8 16]")  # fmt: skip
+    best.add_argument("--prompts", type=_positive, default=256, help="held-out prompts [256]")
+    best.add_argument("--response-length", type=_positive, default=64, help="most tokens [64]")
+    best.add_argument("--reward-model", help="folder of the reward model [the model's own]")
+    best.add_argument("--quiet", action="store_true", help="no progress bar")
     about = commands.add_parser(
         "data", help="what a file or data set holds, before you train on it",
         description="Say what a file or data set holds: its shape, rows, token lengths, drops.",
@@ -70,7 +82,7 @@ def _model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="bundled name, folder or hub id [tiny]")
     parser.add_argument("--trust-remote-code", action="store_true",
                         help="run Python code that comes with the model")  # fmt: skip
-    if parser.prog.endswith("train"):
+    if parser.prog.endswith(("train", "best-of-n")):
         parser.add_argument("--data", default="stories", dest="source",
                             help="'stories', a file, or a hub id [stories]")  # fmt: skip
     parser.add_argument("--field", action="append", default=[], metavar="OURS=COLUMN",
@@ -134,15 +146,31 @@ def _doctor(args: argparse.Namespace) -> int:
     return int(any(f.state == "fix" for f in findings))
 
 
+def _judged(model, args: argparse.Namespace):
+    """The model with the reward model that the arguments name."""
+    from .models import load
+
+    if not args.reward_model:
+        return model
+    return model.with_stage("reward", load(args.reward_model).paths["base"])
+
+
+def _best_of_n(args: argparse.Namespace) -> int:
+    from .baseline import best_of_n
+
+    model, data = _load(args, seed=0)
+    print(best_of_n(_judged(model, args), data, args.n, prompts=args.prompts,
+                    response_length=args.response_length, quiet=args.quiet))  # fmt: skip
+    return 0
+
+
 def _train(args: argparse.Namespace) -> int:
     from . import course, lab
-    from .models import load
     from .widgets.text import table
 
     settings = _settings(args)
     model, data = _load(args, args.seed)
-    if args.reward_model:
-        model = model.with_stage("reward", load(args.reward_model).paths["base"])
+    model = _judged(model, args)
     common = {"overwrite": args.overwrite, "quiet": args.quiet}
     if args.stage == "all":
         folder = args.out or lab.free_folder("all")
@@ -161,7 +189,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; → exit code."""
     args = _parser().parse_args(argv)
     try:
-        run = {"train": _train, "data": _data, "doctor": _doctor, **cli_cost.RUN}
+        run = {"train": _train, "best-of-n": _best_of_n, "data": _data, "doctor": _doctor,
+               **cli_cost.RUN}  # fmt: skip
         return run[args.command](args)
     except KeyboardInterrupt:
         print("rlhf-lab: interrupted", file=sys.stderr)

@@ -45,6 +45,7 @@ ROOF = {
     "cli",
     "cli_cost",
     "budget",
+    "baseline",
     "rehearsal",
     "stand_ins",
 }

@@ -108,20 +108,6 @@ def win_rate(reward_model, tokenizer, prompts: Sequence, before: Sequence[str],
     return float(((new > old).float() + (new == old).float() / 2).mean())
 
 
-def best_of(
-    n: int, model, tokenizer, reward_model, prompts: Sequence[str], seed: int = 99,
-    max_new_tokens: int = 64,
-) -> list[str]:  # fmt: skip
-    """The response of n with the highest reward-model score, for each prompt: no training."""
-    sampled = sample_texts(
-        model, tokenizer, prompts, samples=n, seed=seed, max_new_tokens=max_new_tokens
-    )
-    flat = [r for row in sampled for r in row]
-    repeated = [p for p in prompts for _ in range(n)]
-    scores = score_texts(reward_model, tokenizer, repeated, flat).view(len(prompts), n)
-    return [row[int(i)] for row, i in zip(sampled, scores.argmax(1), strict=True)]
-
-
 def sample_pairs(model, tokenizer, prompts: Sequence[str], *, seed: int = 0, progress=None,
                  max_new_tokens: int = 64) -> list[dict]:  # fmt: skip
     """Two different responses of a model for each prompt: {"prompt", "first", "second"}."""

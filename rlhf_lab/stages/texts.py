@@ -14,7 +14,7 @@ from .sampling import row_keys
 
 
 @torch.no_grad()
-def sample_texts(
+def sample_ids(
     model,
     tokenizer,
     prompts: Sequence[str],
@@ -25,13 +25,13 @@ def sample_texts(
     seed: int = 0,
     batch: int = 256,
     progress: Callable[[int], None] | None = None,
-) -> list[list[str]]:
-    """`samples` responses for each prompt, as text. The same seed gives the same responses."""
+) -> list[list[list[int]]]:
+    """`samples` responses for each prompt, as ids up to and with eos. A seed gives the same."""
     model.eval()
     jobs = [(i, s) for i in range(len(prompts)) for s in range(samples)]
     encoded = [encode_prompt(tokenizer, p) for p in prompts]
     jobs.sort(key=lambda job: len(encoded[job[0]]))  # less padding; the noise does not change
-    texts: dict[tuple[int, int], str] = {}
+    said: dict[tuple[int, int], list[int]] = {}
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
         ids, mask = pad_prompts([encoded[i] for i, _ in part], tokenizer.pad_token_id)
@@ -42,11 +42,20 @@ def sample_texts(
             max_new_tokens=max_new_tokens, stop_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id, temperature=temperature,
         )  # fmt: skip
-        for job, text in zip(part, decode(tokenizer, responses), strict=True):
-            texts[job] = text
+        real = response_mask(responses, tokenizer.eos_token_id)
+        for job, row, m in zip(part, responses, real, strict=True):
+            said[job] = row[m].tolist()
         if progress:
             progress(len(part))
-    return [[texts[i, s] for s in range(samples)] for i in range(len(prompts))]
+    return [[said[i, s] for s in range(samples)] for i in range(len(prompts))]
+
+
+def sample_texts(model, tokenizer, prompts: Sequence[str], **settings) -> list[list[str]]:
+    """The same as text; settings are those of `sample_ids`."""
+    return [
+        tokenizer.batch_decode(rows, skip_special_tokens=True)
+        for rows in sample_ids(model, tokenizer, prompts, **settings)
+    ]
 
 
 def decode(tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str]:
