@@ -8,7 +8,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-STAGES = ("sft", "reward", "ppo", "dpo")
+XRAYED = ("sft", "reward", "ppo", "dpo")
+STAGES = (*XRAYED, "rloo", "grpo")
 FLAGS = {
     "--gpus": "devices in all [1]", "--nodes": "machines they are in [1]",
     "--prompt-length": "tokens of a prompt", "--response-length": "tokens of a response",
@@ -39,7 +40,7 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
         "xray", help="exact memory and FLOPs of a step, by running it on fake tensors",
         description="Run one real step of a stage on tensors without data: no weights, no GPU.",
     )  # fmt: skip
-    xray.add_argument("stage", choices=STAGES)
+    xray.add_argument("stage", choices=XRAYED)
     _what(xray, positive)
     measure = commands.add_parser(
         "measure", help="measure this machine, or a few steps of a stage on it",
@@ -149,7 +150,7 @@ def run_measure(args: argparse.Namespace) -> int:
                 **{**settings_of(args), "max_steps": args.steps})  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = train(made, out=f"{folder}/run", quiet=args.json)
-        seen = compare(made, xray(made), run)
+        seen = compare(made, *([xray(made)] if args.stage in XRAYED else []), run)
     print(_rows(seen.ledger) if args.json else seen)
     return 0
 

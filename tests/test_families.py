@@ -35,6 +35,22 @@ def test_all_four_stages(family, pad, tmp_path):
     assert len(model.tokenizer) <= model.sft.get_input_embeddings().num_embeddings
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_critic(family, tmp_path):
+    """TRL's trainer too has no dropout (OPT's is no module) and no KL before the first step."""
+    model = lab.load(make_folder(tmp_path / "model", family))
+    judge = tmp_path / "judge"
+    model.new_reward().save_pretrained(judge)
+    model.tokenizer.save_pretrained(judge)
+    plan = lab.plan(
+        "grpo", model.with_stage("reward", judge), seed=0, max_steps=8, num_generations=2,
+        per_device_train_batch_size=4, response_length=6,
+    )  # fmt: skip
+    run = lab.train(plan, lab.load_data(rows()), out=tmp_path / "grpo", quiet=True)
+    before, after = run.series("kl")[1]
+    assert abs(before) < 1e-4 and abs(after) > 1e-3
+
+
 @pytest.mark.parametrize(("family", "pad"), VARIANTS)
 def test_the_same_ids_in_every_stage(family, pad, tmp_path):
     """SFT, reward model, DPO and PPO see a (prompt, response) as the same tokens."""

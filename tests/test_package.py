@@ -55,7 +55,7 @@ COST_TORCH = {
 }
 COST_PURE = {
     *("architecture", "hardware", "setup", "tape", "layers", "heads", "memory", "states", "phases"),
-    *("seconds", "plan", "remedies", "launch"),
+    *("seconds", "plan", "remedies", "launch", "online"),
 }
 
 

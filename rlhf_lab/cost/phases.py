@@ -48,9 +48,10 @@ class Phase:
 
 def phases(s: Setup) -> list[Phase]:
     """The phases of one optimizer step, or of one PPO iteration, in their order."""
-    return {"sft": _sft, "reward": _reward, "dpo": _dpo, "ppo": _ppo, "inference": _inference}[
-        s.stage
-    ](s)
+    from .online import online  # built from what is here
+
+    return {"sft": _sft, "reward": _reward, "dpo": _dpo, "ppo": _ppo, "rloo": online,
+            "grpo": online, "inference": _inference}[s.stage](s)  # fmt: skip
 
 
 @dataclass

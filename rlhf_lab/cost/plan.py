@@ -77,6 +77,9 @@ class Estimate:
             return s.steps
         if s.rows is None:
             return None
+        if s.stage in ("rloo", "grpo"):  # TRL leaves out what does not fill a generation
+            whole = s.rows * s.samples_per_prompt // (s.rollout_batch * s.replicas)
+            return max(1, math.ceil(whole * s.epochs * s.updates))
         rows = s.rows * s.epochs * (s.samples_per_prompt if s.stage == "ppo" else 1)
         return max(1, math.ceil(rows / (s.rollout_batch * s.replicas)))
 

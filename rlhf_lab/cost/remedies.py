@@ -83,10 +83,10 @@ def _changes(e: Estimate) -> Iterator[tuple[str, dict[str, Any]]]:
     if training and s.batch > 1 and s.stage != "ppo":
         smaller = max(d for d in range(1, s.batch) if s.batch % d == 0)
         more = s.gradient_accumulation_steps * s.batch // smaller
-        yield (
-            f"smaller passes: {smaller} rows, accumulated {more} times",
-            {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": more},
-        )
+        change = {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": more}
+        if s.steps_per_generation:
+            change["steps_per_generation"] = s.rollout_batch // smaller
+        yield f"smaller passes: {smaller} rows, accumulated {more} times", change
     if s.stage == "ppo":
         if s.batch > 1:
             yield (f"one row a pass, accumulated {s.rollout_batch} times",

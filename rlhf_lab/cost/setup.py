@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..ledger import ONLINE
 from .architecture import Architecture
 from .choices import did_you_mean
 from .hardware import Hardware
 
-STAGES = ("sft", "reward", "dpo", "ppo", "inference")
+STAGES = ("sft", "reward", "dpo", "ppo", "rloo", "grpo", "inference")
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 CHOICES = {
     "stage": STAGES,
@@ -97,6 +98,9 @@ class Setup:
     num_mini_batches: int = 1
     local_rollout_forward_batch_size: int = 64
     samples_per_prompt: int = 1
+    num_iterations: int = 1
+    steps_per_generation: int | None = None
+    beta: float = 0.0
     layout: str = "four"
     rule_reward: bool = False
     ema: bool = False
@@ -110,7 +114,8 @@ class Setup:
                                  f"{', '.join(choices)}")  # fmt: skip
         for name in ("batch", "prompt", "response", "gpus", "nodes", "tensor_parallel",
                      "gradient_accumulation_steps", "num_ppo_epochs", "num_mini_batches",
-                     "local_rollout_forward_batch_size", "samples_per_prompt"):  # fmt: skip
+                     "local_rollout_forward_batch_size", "samples_per_prompt",
+                     "num_iterations"):  # fmt: skip
             value = getattr(self, name)
             if type(value) is not int or value < (0 if name in ("prompt", "response") else 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -147,6 +152,12 @@ class Setup:
         yield (self.stage == "ppo" and batch % k != 0,
                f"a rollout batch of {batch} does not split into num_mini_batches={k}: choose "
                f"{_divisor(batch, k)}")  # fmt: skip
+        group = self.samples_per_prompt
+        yield (
+            self.stage in ("rloo", "grpo") and batch * self.replicas % group != 0,
+            f"a generation of {batch * self.replicas} responses does not split into groups of "
+            f"num_generations={group}: choose {_divisor(batch * self.replicas, group)}",
+        )
         yield (self.layout == "adapters" and not self.lora_r,
                "layout='adapters' needs a rank: set lora_r, for example 16")  # fmt: skip
         yield (self.sharding == "none" and n > self.tensor_parallel,
@@ -183,8 +194,25 @@ class Setup:
 
     @property
     def rollout_batch(self) -> int:
-        """Responses of one device in one PPO iteration."""
-        return self.batch * self.gradient_accumulation_steps
+        """Responses of one device in one PPO iteration, or one generation of RLOO and GRPO."""
+        return self.batch * (self.steps_per_generation or self.gradient_accumulation_steps)
+
+    @property
+    def passes_per_generation(self) -> int:
+        """Passes that learn from one generation of RLOO or GRPO."""
+        return self.num_iterations * self.rollout_batch // self.batch
+
+    @property
+    def updates(self) -> float:
+        """Optimizer steps that one generation of RLOO or GRPO is good for."""
+        return self.passes_per_generation / self.gradient_accumulation_steps
+
+    @property
+    def old_logprobs(self) -> bool:
+        """Whether the sampling policy scores what it sampled: RLOO's always does, GRPO's unless
+        a step ends with every generation."""
+        together = self.gradient_accumulation_steps % self.passes_per_generation == 0
+        return self.stage == "rloo" or not together
 
     @property
     def replicas(self) -> int:
@@ -200,9 +228,13 @@ def _divisor(n: int, near: int, also: int = 0) -> int:
 
 RENAMED = {"per_device_train_batch_size": "batch", "prompt_length": "prompt",
            "response_length": "response", "num_train_epochs": "epochs", "max_steps": "steps",
-           "lora_target_modules": "lora_targets"}  # fmt: skip
-EPOCHS = {"sft": 3.0, "reward": 1.0, "dpo": 1.0, "ppo": 3.0, "inference": 1.0}
+           "lora_target_modules": "lora_targets",
+           "num_generations": "samples_per_prompt"}  # fmt: skip
+EPOCHS = {"sft": 3.0, "reward": 1.0, "dpo": 1.0, "ppo": 3.0, "rloo": 3.0, "grpo": 3.0,
+          "inference": 1.0}  # fmt: skip
 """What TRL's configs (and transformers', for PPO) train when nothing is said."""
+GROUPS = {"rloo": {"samples_per_prompt": 2, "beta": 0.05}, "grpo": {"samples_per_prompt": 8}}
+"""The same of TRL's RLOOConfig and GRPOConfig."""
 
 
 def make_setup(
@@ -219,15 +251,15 @@ def make_setup(
     chosen["gpu"] = hw.kind == "gpu"
     if chosen.get("dtype", "float32") == "float32" and not {"bf16", "fp16"} & chosen.keys():
         chosen["bf16"] = chosen["gpu"] and "bf16" in hw.flops
-    chosen.setdefault("epochs", EPOCHS.get(stage, 1.0))
+    chosen = {"epochs": EPOCHS.get(stage, 1.0), **GROUPS.get(stage, {}), **chosen}
     if (chosen.get("steps") or 0) <= 0:
         chosen.pop("steps", None)
     if isinstance(chosen.get("lora_targets"), list):
         chosen["lora_targets"] = tuple(chosen["lora_targets"])
     room = min(int(said.get("max_length") or model.context), model.context)
-    if stage != "ppo" and not {"prompt", "response"} & chosen.keys():
+    if stage not in ONLINE and not {"prompt", "response"} & chosen.keys():
         chosen["prompt"], chosen["response"] = room // 2, room - room // 2
-    elif stage == "ppo":
+    elif stage in ONLINE:
         chosen.setdefault("response", 53)
         chosen.setdefault("prompt", max(1, min(64, room - chosen["response"])))
     if chosen.get("gpus", 1) > 1:

@@ -123,9 +123,9 @@ def test_steps_hours_and_money():
     assert unknown.hours is None and unknown.money is None
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "rloo", "grpo"])
 def test_a_ledger_adds_up_to_the_plan(stage):
-    e = plan(stage)
+    e = plan(stage, num_generations=2)
     assert e.ledger.peak() == pytest.approx(e.peak)
     assert e.ledger.total(quantity="seconds") == pytest.approx(e.steps * e.step_seconds)
     assert e.ledger.total(quantity="flops") == pytest.approx(e.steps * e.flops)
