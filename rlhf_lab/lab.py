@@ -78,7 +78,8 @@ LORA = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout
 
 POSITIVE = {"learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size",
             "gradient_accumulation_steps", "num_train_epochs", "max_length", "lora_r",
-            "num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size"}  # fmt: skip
+            "num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size",
+            "num_generations", "num_iterations", "steps_per_generation"}  # fmt: skip
 """Settings that make no sense at 0 or below, and that the trainers do not all check."""
 
 

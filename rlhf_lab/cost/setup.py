@@ -252,6 +252,9 @@ def make_setup(
     if chosen.get("dtype", "float32") == "float32" and not {"bf16", "fp16"} & chosen.keys():
         chosen["bf16"] = chosen["gpu"] and "bf16" in hw.flops
     chosen = {"epochs": EPOCHS.get(stage, 1.0), **GROUPS.get(stage, {}), **chosen}
+    if whole := said.get("generation_batch_size"):  # the other way to say it
+        once = chosen.get("batch", 8) * chosen.get("gpus", 1)
+        chosen["steps_per_generation"] = max(1, int(whole) // once)
     if (chosen.get("steps") or 0) <= 0:
         chosen.pop("steps", None)
     if isinstance(chosen.get("lora_targets"), list):

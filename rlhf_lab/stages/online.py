@@ -247,9 +247,14 @@ class OnlineWatch(Watch):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         clipped = ("policy" if isinstance(args, trl.GRPOConfig) else "response") + "_clip_fraction"
-        names = {**NAMES, "clip_ratio/region_mean": clipped} | {
-            name: name for name in self.judge.metric_funcs
-        }
+        names = {n: n for n in self.judge.metric_funcs}
+        names |= {**NAMES, "clip_ratio/region_mean": clipped}
         ours = {names[k]: v for k, v in (logs or {}).items() if k in names}
-        if "train_loss" not in (logs or {}):
-            super().on_log(args, state, control, {**ours, "episodes": self.judge.episodes})
+        if "train_loss" in (logs or {}):
+            return
+        ours["episodes"] = self.judge.episodes * args.world_size
+        super().on_log(args, state, control, ours)
+        if self.bar:
+            shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
+            self.bar.update(0, "  ".join(f"{n} {ours[k]:.2f}" for n, k in shown.items()
+                                         if isinstance(ours.get(k), float)))  # fmt: skip

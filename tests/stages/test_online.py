@@ -12,6 +12,7 @@ from online_kit import Online
 import rlhf_lab as lab
 from rlhf_lab.cost.flop_counter import FlopCounter
 from rlhf_lab.cost.meter import NoMeter
+from rlhf_lab.models import CHAT_TEMPLATE
 from rlhf_lab.stages.online import GRPOConfig, Judge
 from rlhf_lab.stages.texts import score_texts
 from rlhf_lab.stages.trl_stages import trl_settings
@@ -93,6 +94,19 @@ def test_groups_are_sampled_purely_and_from_our_tokens(stage, tiny, tmp_path):
     (asked,) = online.asked
     assert len(asked["prompts"]) == 8 and asked["prompts"][::2] == asked["prompts"][1::2]
     assert all(1 <= len(ids) <= 6 and tiny.eos not in ids[:-1] for ids in asked["ids"])
+
+
+@BOTH
+def test_conversations_are_encoded_as_everywhere(stage, tiny, tmp_path):
+    talks = [[{"role": "user", "content": f"w{i} w{i + 1}"}] for i in range(8)]
+    online = Online(stage, tiny, tmp_path, prompts=talks, max_steps=1)
+    online.tokenizer.chat_template = CHAT_TEMPLATE
+    online.trainer.train()
+    (asked,) = online.asked
+    assert asked["prompts"][0] in talks and asked["kl"] == pytest.approx(0, abs=1e-6)
+    ids, _, _ = online.trainer._tokenize_prompts(talks[:2])
+    assert ids == [encode_prompt(online.tokenizer, t) for t in talks[:2]]
+    assert len(ids[0]) > 2
 
 
 @BOTH

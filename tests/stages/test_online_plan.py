@@ -103,3 +103,14 @@ def test_groups_that_do_not_fit_are_one_line():
     ) as e:
         lab.plan("grpo", "tiny", num_generations=5).estimate  # noqa: B018
     assert "\n" not in str(e.value)
+
+
+def test_smaller_passes_learn_from_the_same_generation():
+    e = lab.plan("grpo", "Qwen/Qwen2.5-0.5B", hardware="h100", rows=1000).estimate
+    (smaller,) = (r for r in e.cheaper() if r.does.startswith("smaller passes"))
+    new = smaller.estimate.setup
+    assert new.batch < e.setup.batch and smaller.saves_bytes > 0
+    assert (new.rollout_batch, new.updates) == (e.setup.rollout_batch, e.setup.updates)
+    assert smaller.estimate.steps == e.steps
+    said = {"steps_per_generation": None, "generation_batch_size": 128}
+    assert lab.plan("grpo", "tiny", **said).estimate.setup.rollout_batch == 128
