@@ -12,6 +12,8 @@ from .tape import LOGITS, Store, Tape, Value, product
 
 FUSED_ROWS, FUSED_COLUMNS = 4096, 32768
 """Size of the tile that TRL's fused head computes logits in (trl.kernels.chunked_logprob)."""
+BLOCK = 2**20
+"""Logits that the update's log-probabilities work on at a time (`stages/logprobs.py`)."""
 SAMPLING = 40
 """Operations of one step of our sampler beside the model: keyed noise, the draw, the masks."""
 
@@ -108,36 +110,35 @@ def plain(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
 
 
 def log_probabilities(tape: Tape, model: Architecture, p: Passes, x: Value, response: int,
-                      with_entropy: bool) -> Value:  # fmt: skip
-    """Our PPO's: logits of the response, divided by the temperature in fp32, one number a token."""
-    width, vocabulary, b = model.head_width, model.vocabulary, p.b
-    kept = tape.copy(x, b * (response + 1) * width)
+                      trained: bool) -> Value:  # fmt: skip
+    """Our PPO's: logits of the response, one number a token; `trained`: the entropy as well.
+
+    Without gradients the logits of a chunk are worked on at once. The update works on a block at a
+    time, and its backward pass writes their gradient into the logits.
+    """
+    width, vocabulary, n = model.head_width, model.vocabulary, p.b * response
+    kept = tape.copy(x, n * width)
     tape.kind = LOGITS
     logits = tape.linear(kept, width, vocabulary, p.item, trained=p.trained)
     del kept
-    numel = b * response * vocabulary
-    if with_entropy:
-        Store(tape, numel * (12 + (4 if logits.item != 4 else 0)), LOGITS)
-        tape.forward.moved += 40.0 * numel
-        tape.forward.curved += 2.0 * numel
-        tape.forward.launched += 6
-        # The logits are a variable of the pass, which goes on with the value model.
-        tape.cache.append(logits.store)
-    cut = tape.split(logits, numel)[0]
-    scaled = tape.mul(tape.cast(cut, 4))
-    chosen = tape._out(b * response, 4, [(scaled, "new")], ())
-    sums = tape._out(
-        b * response,
-        4,
-        [(scaled, "new")],
-        (scaled.store,),
-        scratch=4 * numel,
-        costs=(0.0, numel, 0.0),
-    )
-    tape.forward.moved += 12.0 * numel
-    tape.forward.curved += numel
-    tape.forward.launched += 3
-    return tape.add(sums, chosen)
+    if not trained:
+        Store(tape, 8 * logits.numel, LOGITS)  # divided by the temperature, and their log softmax
+        tape.forward.moved += 20.0 * logits.numel
+        tape.forward.curved += logits.numel
+        tape.forward.launched += 4
+        return tape._out(n, 4, [])
+    block = min(logits.numel, max(1, BLOCK // vocabulary) * vocabulary)
+    steps = -(-logits.numel // block)
+    Store(tape, 12 * block, LOGITS)
+    tape.forward.moved += 24.0 * logits.numel  # a block stays in the cache for half of its work
+    tape.forward.curved += 2.0 * logits.numel
+    tape.forward.launched += 9 * steps
+    statistics = Store(tape, n * (4 + 4 + 8))  # norms, entropies and tokens
+    return tape._out(
+        n, 4, [(logits, logits.store)], (logits.store, statistics),
+        scratch=(4 if logits.item == 4 else 8) * block,
+        costs=(16.0 * logits.numel, float(logits.numel), 6.0 * steps),
+    )  # fmt: skip
 
 
 def scores(tape: Tape, model: Architecture, p: Passes, x: Value, positions: int) -> Value:

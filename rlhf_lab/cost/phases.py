@@ -250,14 +250,17 @@ def _ppo(s: Setup) -> list[Phase]:
                         ("value", "value"), ("reward", "score")):  # fmt: skip
         if name not in roles:
             continue
+        # The last token predicts nothing: only the reward model is given it.
         p = _passes(s, roles[name].model, min(s.local_rollout_forward_batch_size, s.rollout_batch),
-                    s.length, trained=False, adapters=roles[name].adapters)  # fmt: skip
+                    max(1, s.length - (name != "reward")), trained=False,
+                    adapters=roles[name].adapters)  # fmt: skip
         row = _scoring(s, roles[name], p)
         peak, _ = forward_peak(row, heads.standing(roles[name].model, p))
         cached += cache[name] if name != "policy" else 0
         stage.phase(phase, name, activations=peak[0], logits=peak[2], workspace=cached,
                     work=works(row, "forward"),
-                    times=s.rollout_batch / p.b, tokens=_tokens(s, p))  # fmt: skip
+                    times=s.rollout_batch / p.b,
+                    tokens=_tokens(s, replace(p, s=s.length)))  # fmt: skip
     advantage = Work(launched=GAE * s.response + 50.0)
     stage.phase("advantage", "", work=advantage, workspace=cached)
     _update(stage, s, roles, state)
@@ -355,11 +358,13 @@ def kv_bytes(s: Setup, model: Architecture) -> float:
 def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, State]) -> None:
     """Minibatches: policy and value forward, one backward pass through both, one step."""
     policy, value = roles["policy"], roles["value"]
-    p = _passes(s, policy.model, s.pass_rows, s.length, trained=True, adapters=policy.adapters)
+    length = max(1, s.length - 1)  # without the last token, which predicts nothing
+    p = _passes(s, policy.model, s.pass_rows, length, trained=True, adapters=policy.adapters)
+    tokens = _tokens(s, replace(p, s=s.length))
     row = (*trunk(policy.model, p, checkpoint=s.gradient_checkpointing,
                   tied=policy.model.tied and p.trained),
            ending(policy.model, p, heads.log_probabilities, s.response, True))  # fmt: skip
-    q = _passes(s, value.model, s.pass_rows, s.length, trained=True, adapters=value.adapters)
+    q = _passes(s, value.model, s.pass_rows, length, trained=True, adapters=value.adapters)
     second = () if s.layout == "shared" else trunk(
         value.model, q, checkpoint=s.gradient_checkpointing)  # fmt: skip
     second = (*second, ending(value.model, q, heads.scores, q.b * s.response))
@@ -375,14 +380,14 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     work = works(row + second, "forward")
     stage.phase("forward", "policy", activations=peak[0] - of_second, logits=peak[2], more=both,
                 gradients=held["policy"], work=work, times=passes,
-                tokens=_tokens(s, p))  # fmt: skip
+                tokens=tokens)  # fmt: skip
     worst = backward_peak(together, live, stay=not grown)
     of_value = 0.0 if grown else min(worst[1], state["value"].gradients)
     of_policy = worst[1] - of_value
     stage.phase("backward", "policy", activations=worst[0], logits=worst[2],
                 gradients=held["policy"] + of_policy, work=works(row + second, "backward"),
                 more={("value", "gradients"): held["value"] + of_value}, times=passes,
-                tokens=_tokens(s, p))  # fmt: skip
+                tokens=tokens)  # fmt: skip
     step = _step(state["policy"], state["value"])
     stage.phase("optimizer", "policy", gradients=state["policy"].gradients,
                 workspace=state["policy"].workspace + state["value"].workspace, times=steps,

@@ -137,10 +137,11 @@ class Tape:
 
     def _out(self, numel, item, inputs, saved=(), weights=(), scratch=0, work=None, store=None,
              last=0, costs=NOTHING):  # fmt: skip
-        """The result of an operation. `inputs`: (value, "new" | "same": is its gradient a new
-        tensor or the one that came in); `weights`: bytes of the gradients of parameters; `last`: 1
-        for a product, which saves its inputs and not its result; `costs`: of undoing it, beside
-        what follows from sizes: bytes moved, curved numbers, operations."""
+        """The result of an operation. `inputs`: (value, "new" | "same" | a store: is its gradient a
+        new tensor, the one that came in, or written into something that is there); `weights`: bytes
+        of the gradients of parameters; `last`: 1 for a product, which saves its inputs and not its
+        result; `costs`: of undoing it, beside what follows from sizes: bytes moved, curved numbers,
+        operations."""
         store = store or Store(self, numel * item, self.kind)
         if not self.grad:
             return Value(store, numel, item)
@@ -332,7 +333,7 @@ class Tape:
         temporary = Store(self, node.scratch, node.kind) if node.scratch else None
         for size in node.weights:
             self.kept_gradients.append(Store(self, size, GRADIENT))
-        made = [(t, g if how == "same" else Store(self, size, t.kind))
+        made = [(t, g if how == "same" else Store(self, size, t.kind) if how == "new" else how)
                 for t, size, how in node.inputs]  # fmt: skip
         if not node.work:
             moved = 0

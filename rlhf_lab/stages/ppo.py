@@ -323,7 +323,7 @@ class PPOTrainer(Bookkeeping):
         for _ in range(args.num_ppo_epochs):
             order = torch.randperm(args.rollout_batch_size, generator=generator)
             for chosen in order.split(size):
-                minibatch = rollout.rows(chosen.to(rollout.ids.device))
+                minibatch = rollout.rows(chosen.to(rollout.ids.device)).trimmed()
                 stats = self.step(minibatch)
                 first = first or stats
                 for name, value in stats.items():

@@ -1,7 +1,9 @@
-"""Rollouts: sample responses, then score them with the four models.
+"""Rollouts: sample responses, then pass them through models that play the four roles.
 
-Shapes: b = responses, p = prompt length, t = response length. Prompts are padded on the left, so
-every response starts at position p; responses are padded on the right.
+Shapes: b = responses, p = prompt length, t = response length, s = p + t. Prompts are padded on the
+left, so every response starts at position p; responses are padded on the right. A pass is a trunk's
+pass and a head on the positions that matter: a model's own head in a scoring pass would make logits
+of the prompt as well.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from .maths import entropy, token_logprobs
+from .logprobs import language_head, logprobs_and_entropy
+from .maths import token_logprobs, wide
 from .sampling import sample_tokens, uniforms
 
 
@@ -100,9 +103,12 @@ def forward_model(model, ids: Tensor, mask: Tensor, **kwargs):
     )
 
 
-def response_logits(model, ids: Tensor, mask: Tensor, length: int) -> Tensor:
-    """Logits that predict the last `length` tokens: those at t−1 (10). → (b, length, vocab)."""
-    return forward_model(model, ids, mask, logits_to_keep=length + 1).logits[:, :-1]
+def before_responses(model, ids: Tensor, mask: Tensor, length: int) -> Tensor:
+    """What the trunk says at t−1 of every response token (10). → hidden states (b, length, h).
+
+    The last token predicts nothing and is left out of the pass.
+    """
+    return forward_model(trunk_of(model), ids[:, :-1], mask[:, :-1]).last_hidden_state[:, -length:]
 
 
 def pass_shape(ids: Tensor, responses: Tensor) -> tuple[int, int, int, int]:
@@ -112,25 +118,28 @@ def pass_shape(ids: Tensor, responses: Tensor) -> tuple[int, int, int, int]:
 
 
 def trunk_of(model):
-    """The transformer below the head of a reward or value model."""
+    """The transformer below the head of a language, reward or value model; adapters stay in it."""
+    model = model.get_base_model() if hasattr(model, "peft_config") else model
     return getattr(model, model.base_model_prefix)
 
 
-def token_values(model, ids: Tensor, mask: Tensor, length: int) -> Tensor:
-    """The value head at the positions before each response token. → (b, length) fp32.
+def score_head(model, hidden: Tensor) -> Tensor:
+    """The score of each hidden state, (…, h) → (…). `score_offset` of its config belongs to the
+    head (rule 16)."""
+    scores = model.score(hidden).squeeze(-1)
+    return wide(scores) + getattr(model.config, "score_offset", 0.0)
 
-    `score_offset` in the model's config (rule 16) is part of the head.
-    """
-    hidden = forward_model(trunk_of(model), ids, mask).last_hidden_state[:, -length - 1 : -1]
-    return model.score(hidden).squeeze(-1).float() + getattr(model.config, "score_offset", 0.0)
+
+def token_values(model, ids: Tensor, mask: Tensor, length: int) -> Tensor:
+    """The value head at the positions before each response token. → (b, length), fp32."""
+    return score_head(model, before_responses(model, ids, mask, length))
 
 
 def sequence_scores(model, ids: Tensor, mask: Tensor) -> Tensor:
     """The reward model's score of each sequence, at its last real token. → (b,) fp32 (rule 6)."""
     hidden = forward_model(trunk_of(model), ids, mask).last_hidden_state
     last = (mask.long() * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-    hidden = hidden[torch.arange(len(ids), device=ids.device), last]
-    return model.score(hidden).squeeze(-1).float() + getattr(model.config, "score_offset", 0.0)
+    return score_head(model, hidden[torch.arange(len(ids), device=ids.device), last])
 
 
 def in_chunks(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:
@@ -143,10 +152,17 @@ def response_logprobs(model, ids, mask, responses, temperature=1.0, rows: int = 
     """log π of every response token, without keeping logits beyond a chunk. → (b, t) fp32."""
 
     def chunk(ids, mask, responses):
-        logits = response_logits(model, ids, mask, responses.shape[1])
-        return token_logprobs(logits, responses, temperature)
+        hidden = before_responses(model, ids, mask, responses.shape[1])
+        return token_logprobs(language_head(model, hidden), responses, temperature)
 
     return in_chunks(chunk, rows, ids, mask, responses)
+
+
+def trained_logprobs(model, hidden: Tensor, responses: Tensor, temperature: float):
+    """The same with gradients, and the entropy. hidden: (b, t, h) → log π, entropy (b, t) each."""
+    logits = language_head(model, hidden).flatten(0, 1)
+    both = logprobs_and_entropy(logits, responses.flatten(), temperature)
+    return tuple(x.view(responses.shape) for x in both)
 
 
 @dataclass
@@ -169,6 +185,19 @@ class Rollout:
     def rows(self, chosen: Tensor) -> Rollout:
         return Rollout(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
+    def trimmed(self) -> Rollout:
+        """Without the columns that are padding in every row: prompts on the left, responses on the
+        right."""
+        t = self.responses.shape[1]
+        prompt, said = self.attention[:, :-t].any(0), (self.mask | self.value_mask).any(0)
+        left = len(prompt) - int(prompt.sum())
+        right = t - max(1, int(said.sum()))
+        ends = {"ids": slice(left, -right or None), "attention": slice(left, -right or None)}
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Rollout(**{
+            n: x[:, ends.get(n, slice(t - right))] if x.dim() == 2 else x for n, x in parts.items()
+        })  # fmt: skip
+
 
 class ActorCritic(nn.Module):
     """Policy and value model as one module: the one thing that accelerate wraps."""
@@ -180,8 +209,6 @@ class ActorCritic(nn.Module):
     def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, temperature: float):
         """→ log π (b, t), entropy (b, t), V (b, t): the pass of the update phase."""
         length = responses.shape[1]
-        logits = response_logits(self.policy, ids, attention, length)
-        with torch.no_grad():
-            spread = entropy(logits, temperature)
-        logprobs = token_logprobs(logits, responses, temperature)
+        hidden = before_responses(self.policy, ids, attention, length)
+        logprobs, spread = trained_logprobs(self.policy, hidden, responses, temperature)
         return logprobs, spread, token_values(self.value, ids, attention, length)

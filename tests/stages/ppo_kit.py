@@ -33,6 +33,11 @@ def prefixes(r, row):
     return real[: len(real) - n], real[len(real) - n :]
 
 
+def response_logits(model, ids, mask, length):
+    """Logits of the last `length` tokens by the model's own forward pass. → (b, length, vocab)."""
+    return rollout.forward_model(model, ids, mask, logits_to_keep=length + 1).logits[:, :-1]
+
+
 @torch.no_grad()
 def naive_logprobs(model, r, row, temperature=T):
     """log π of each real token of a row: one unpadded forward pass per token."""

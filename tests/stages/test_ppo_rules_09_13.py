@@ -62,10 +62,11 @@ def check_logprob_index(trainer):
 
 
 def off_by_one(_):
-    def logits(model, ids, mask, length):
-        return rollout.forward_model(model, ids, mask, logits_to_keep=length).logits
+    def hidden(model, ids, mask, length):
+        trunk = rollout.trunk_of(model)
+        return rollout.forward_model(trunk, ids, mask).last_hidden_state[:, -length:]
 
-    return logits
+    return hidden
 
 
 def other_constant(score):
@@ -79,7 +80,7 @@ def other_constant(score):
 
 @pytest.mark.parametrize(
     "where, name, broken",
-    [(rollout, "response_logits", off_by_one), (PPOTrainer, "score", other_constant)],
+    [(rollout, "before_responses", off_by_one), (PPOTrainer, "score", other_constant)],
     ids=["off by one", "two constants"],
 )
 def test_rule_10_logprobs_come_from_the_position_before(make, monkeypatch, where, name, broken):

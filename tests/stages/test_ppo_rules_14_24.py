@@ -13,6 +13,7 @@ from ppo_kit import (
     naive_score,
     one_rollout,
     prefixes,
+    response_logits,
     scored,
     swap,
 )
@@ -20,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from rlhf_lab import tokens
 from rlhf_lab.models import load_reward_model, new_reward_model
-from rlhf_lab.stages import maths, ppo, rollout
+from rlhf_lab.stages import maths, ppo
 from rlhf_lab.stages.ppo import PPOTrainer
 from rlhf_lab.stages.ppo_config import PPOConfig
 
@@ -429,7 +430,7 @@ def check_largest_logits(make, tiny):
     scored(trainer, responses.tolist())
     for handle in handles:
         handle.remove()
-    one_row = 4 * (3 + 1) * tiny.words  # fp32, one position more than the response
+    one_row = 4 * 3 * tiny.words  # fp32
     assert 0 < peak[0] <= one_row, f"{peak[0] // one_row} rows of logits at once"
     assert not any(not ref.expired() for ref, _ in alive.values())
 
@@ -440,7 +441,7 @@ def keeps_everything(_):
 
     def broken(model, ids, attention, responses, temperature, rows):
         pieces = zip(ids.split(rows), attention.split(rows), strict=True)
-        kept.extend(rollout.response_logits(model, i, a, responses.shape[1]) for i, a in pieces)
+        kept.extend(response_logits(model, i, a, responses.shape[1]) for i, a in pieces)
         return maths.token_logprobs(torch.cat(kept[-len(ids) :]), responses, temperature)
 
     return broken

