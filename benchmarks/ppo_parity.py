@@ -249,8 +249,8 @@ def our_trainer(folder: Path, job: dict, base=None, **extra):
     settings = dict(job["settings"])
     settings["temperature"] += EPSILON
     args = PPOConfig(
-        output_dir=str(folder / "our_output"), report_to="none", use_cpu=True, max_grad_norm=0.0,
-        **settings,
+        output_dir=str(folder / "our_output"), report_to="none", use_cpu=True,
+        **({"max_grad_norm": 0.0} | settings),
     )  # fmt: skip
     dtype = getattr(torch, job["dtype"])
     prompts = json.loads((folder / "prompts.json").read_text())

@@ -1,0 +1,268 @@
+"""Our PPO against TRL 1.12.0's: speed, gold reward, memory; and what ours promises by itself.
+
+    python benchmarks/ppo_vs_trl.py                        # every section, an hour and a half
+    python benchmarks/ppo_vs_trl.py --only speed memory    # some of them
+    python benchmarks/ppo_vs_trl.py --quick                # one short repeat of each: does it run?
+
+    speed    episodes/s at equal work: the same four models, prompts and settings, 64 x 1 responses
+             and 16 optimizer steps an iteration; 40 new tokens, and a limit of 128 that the
+             responses reach half of. One process for each side, in turn: while one trains, the
+             other sleeps. Warm-up iterations, loading and imports do not count.
+    gold     gold reward and KL of held-out responses against training seconds (`ppo_vs_trl_gold`)
+    memory   peak at equal work with a vocabulary of 50,257: by the kernel (resident set) and by
+             torch's allocator, in a fresh process each
+    rate     share of the machine's matrix products in the update phase (`ppo_vs_trl_rate`)
+    layouts  four models, a shared trunk, adapters: gold reward, KL, memory (`ppo_vs_trl_lab`)
+    resume   training killed at random moments and resumed: is the curve the same?
+
+Both sides run in float32 with the same optimizer, each with the allocator settings that it brings:
+rlhf_lab sets glibc's (`stages/machine.py`), TRL does not. Speed therefore has a third worker, TRL
+with those settings, and the ratio is to the faster TRL. At equal work ours does as TRL does: no
+gradient clipping, the score one position later. Let nothing else run meanwhile: two trainings at
+once are ten times slower each. Results: benchmarks/results/ppo_vs_trl.json, section by section; a
+section that is run replaces its own part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from ppo_parity import ROOT, make_world, random_world, trl_python
+from ppo_vs_trl_report import (
+    EQUAL,
+    GIB,
+    RESULTS,
+    Options,
+    Worker,
+    job_of,
+    keep,
+    median,
+    repository,
+    show,
+    show_targets,
+    spread,
+    target,
+)
+
+# -------------------------------------------------------------------------------------------- speed
+
+CASES = {"equal work": {"response_length": 40}, "short responses": {"response_length": 128}}
+FASTER = {"equal work": 1.3, "short responses": 1.5}
+SIDES = {"TRL": ("TRL", False), "TRL, our malloc": ("TRL", True), "ours": ("ours", True)}
+"""Row of the table: side, and whether glibc's allocator is set as rlhf_lab sets it."""
+
+
+def speed(options: Options) -> dict:
+    """Episodes a second of both sides in turn, in the same world from the same start."""
+    folder = options.scratch / "speed"
+    folder.mkdir()
+    make_world(folder, str(options.model), 1024)
+    cases: dict[str, dict] = {}
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(side, options, malloc))
+                   for name, (side, malloc) in SIDES.items()}  # fmt: skip
+        versions = {name: w.ask("versions") for name, w in workers.items()}
+        for case, more in CASES.items():
+            runs: dict[str, list[dict]] = {name: [] for name in workers}
+            for repeat in range(options.repeats):
+                for name, worker in workers.items():
+                    runs[name].append(_timed(worker, folder, EQUAL | more, repeat, options))
+            cases[case] = _case(case, EQUAL | more, runs)
+            cases[case]["phases"] = _phases(workers["ours"], folder, EQUAL | more, options)
+    targets = [t for c in cases.values() for t in c.pop("targets")]
+    return {"model": options.model.name, "versions": versions, "cases": cases, "targets": targets}
+
+
+def _timed(worker: Worker, folder: Path, settings: dict, repeat: int, options: Options) -> dict:
+    """One repeat: a fresh trainer, its warm-up, and the iterations that count."""
+    job = job_of(folder, settings, options.warm_up + options.iterations, 1000 * (repeat + 1))
+    found = worker.ask("train", warm_up=options.warm_up, **job)
+    episodes = found["iterations"] * settings["per_device_train_batch_size"]
+    counted = found["log"][options.warm_up :]
+    last = counted[-max(1, len(counted) // 3) :]
+    mean = {n: sum(line[n] for line in lines) / len(lines)
+            for n, lines in (("length", counted), ("score", last), ("kl", last))}  # fmt: skip
+    return {"episodes_per_second": episodes / found["seconds"], **found, **mean}
+
+
+def _case(case: str, settings: dict, runs: dict[str, list[dict]]) -> dict:
+    """The table of a case, and its targets."""
+    rows, rates = [], {}
+    for name, found in runs.items():
+        of = {n: [run[n] for run in found]
+              for n in ("episodes_per_second", "length", "score", "kl")}  # fmt: skip
+        rates[name] = median(of["episodes_per_second"])
+        rows.append({"side": name, "episodes/s": spread(of["episodes_per_second"]),
+                     "mean response": f"{median(of['length']):.1f}",
+                     "score at the end": spread(of["score"]), "KL": spread(of["kl"])})  # fmt: skip
+    ratios = {n: rates["ours"] / r for n, r in rates.items() if n != "ours"}
+    show(f"speed, {case}: at most {settings['response_length']} new tokens", rows)
+    targets = [target(f"{case}: ours / faster TRL, episodes/s", min(ratios.values()), FASTER[case],
+                      at_least=True)]  # fmt: skip
+    if case == "short responses":
+        longest = max(median([r["length"] for r in found]) for found in runs.values())
+        share = longest / settings["response_length"]
+        targets.append(target("short responses: length / limit", share, 0.5, at_least=False))
+    return {"settings": settings, "ratios": ratios, "runs": runs, "targets": targets}
+
+
+def _phases(worker: Worker, folder: Path, settings: dict, options: Options) -> dict[str, float]:
+    """Seconds of an iteration of ours by phase, from one more run with a meter."""
+    count = options.warm_up + options.iterations
+    found = worker.ask("phases", warm_up=options.warm_up, **job_of(folder, settings, count, 1000))
+    names = dict.fromkeys(n for line in found["phases"] for n in line)
+    phases = {n: median([line.get(n, 0.0) for line in found["phases"]]) for n in names}
+    whole = median(found["wall"])
+    rest = whole - sum(phases.values())
+    phases |= {"between phases": rest}
+    show(f"ours, an iteration of {whole:.3f} s by phase",
+         [{"phase": n, "seconds": f"{s:.3f}", "share": f"{s / whole:.0%}"}
+          for n, s in phases.items()])  # fmt: skip
+    return phases
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+VOCABULARY = 50_257
+LARGE = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 4, "intermediate_size": 688, "vocab_size": VOCABULARY}  # fmt: skip
+FACTOR = 0.5
+
+
+def sized_world(folder: Path, prompts: int, **sizes) -> None:
+    """`random_world` with models of other sizes; its prompts have 3 to 20 tokens."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    folder.mkdir()
+    random_world(folder, prompts)
+    config = LlamaConfig(
+        num_labels=1, max_position_embeddings=128, pad_token_id=0, eos_token_id=1,
+        bos_token_id=None, tie_word_embeddings=True, **sizes,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for roles, made in ((("policy", "ref"), LlamaForCausalLM),
+                        (("reward", "value"), LlamaForSequenceClassification)):  # fmt: skip
+        model = made(config)
+        for role in roles:
+            model.save_pretrained(folder / role)
+
+
+def memory(options: Options) -> dict:
+    """Peak memory of two whole iterations: the second has the optimizer's state there."""
+    folder = options.scratch / "memory"
+    sized_world(folder, 256, **LARGE)
+    weights = sum(f.stat().st_size for f in folder.glob("*/model.safetensors"))
+    job = job_of(folder, EQUAL, 2, 1000)
+    runs: dict[str, list[dict]] = {"TRL": [], "ours": []}
+    for profiler in (*[False] * options.repeats, True):
+        for side, found in runs.items():
+            with Worker(side, options, malloc=side == "ours") as worker:
+                answer = worker.ask("memory", profiler=profiler, **job)
+            found.append({"profiler": profiler, **answer})
+    return _memory_report(weights, runs)
+
+
+def _memory_report(weights: int, runs: dict[str, list[dict]]) -> dict:
+    rows, ratios = [], {}
+    for profiler, witness in ((False, "resident set"), (True, "torch's allocator")):
+        whole, bare = {}, {}
+        for side, found in runs.items():
+            growth = median([r["growth"] for r in found if r["profiler"] is profiler])
+            whole[side] = growth + weights
+            bare[side] = growth - median([r["state"] for r in found])
+            rows.append({"witness": witness, "side": side, "peak, GiB": f"{whole[side] / GIB:.2f}",
+                         "of it weights": f"{weights / GIB:.2f}",
+                         "optimizer state": f"{(growth - bare[side]) / GIB:.2f}",
+                         "everything else": f"{bare[side] / GIB:.2f}"})  # fmt: skip
+        for name, of in (("peak", whole), ("peak less weights and optimizer state", bare)):
+            ratios[f"{name}, {witness}"] = of["ours"] / of["TRL"]
+    show(f"memory: vocabulary {VOCABULARY:,}, 64 responses of 40 tokens", rows)
+    show("ours / TRL", [{"": n, "ratio": f"{r:.3f}"} for n, r in ratios.items()])
+    targets = [target(f"ours / TRL, {n}", r, FACTOR, at_least=False) for n, r in ratios.items()
+               if n.startswith("peak, ")]  # fmt: skip
+    return {"model": LARGE, "settings": EQUAL, "weights": weights, "runs": runs, "ratios": ratios,
+            "targets": targets}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+def sections() -> dict:
+    """Sections by name, in the order in which they run."""
+    import ppo_vs_trl_gold
+    import ppo_vs_trl_lab
+    import ppo_vs_trl_rate
+
+    return {
+        "speed": speed,
+        "gold": ppo_vs_trl_gold.gold,
+        "memory": memory,
+        "rate": ppo_vs_trl_rate.rate,
+        "layouts": ppo_vs_trl_lab.layouts,
+        "resume": ppo_vs_trl_lab.resume,
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    known = ("speed", "gold", "memory", "rate", "layouts", "resume")
+    parser.add_argument("--only", nargs="+", choices=known, default=known, metavar="SECTION",
+                        help=f"of {', '.join(known)}")  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=5, help="of every measurement [5]")
+    parser.add_argument("--iterations", type=int, default=10, help="of a repeat of speed [10]")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads of a worker [2]")
+    parser.add_argument("--budget", type=float, default=90,
+                        help="gold: TRL's seconds of training; ours has half [90]")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=5, help="layouts: seeds of each [5]")
+    parser.add_argument("--kills", type=int, default=20, help="resume: trainings to kill [20]")
+    parser.add_argument("--model", type=Path, default=ROOT / "small_models" / "tiny",
+                        help="folder with sft/ and reward/")  # fmt: skip
+    parser.add_argument("--quick", action="store_true",
+                        help="one short repeat of everything: does it run?")  # fmt: skip
+    parser.add_argument("--trl-python", type=Path, help="an interpreter that has TRL 1.12.0")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the numbers go")
+    args = parser.parse_args()
+    if args.quick:
+        args.repeats, args.iterations, args.seeds, args.kills = 1, 2, 1, 1
+        args.budget = min(args.budget, 20)
+    return args
+
+
+def main() -> int:
+    """Exit status 1 when a target is missed."""
+    args = arguments()
+    os.environ["HF_HUB_OFFLINE"], os.environ["CUDA_VISIBLE_DEVICES"] = "1", ""
+    python = args.trl_python or trl_python()
+    repository()
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if (load := os.getloadavg()[0]) > 0.5:
+        print(f"the machine is busy (load {load:.1f}): what is timed now is not to be trusted")
+    met = True
+    for name, section in sections().items():
+        if name not in args.only:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            options = Options(python, args.model, args.repeats, args.iterations, args.threads,
+                              args.budget, args.quick, args.kills, args.seeds,
+                              Path(scratch))  # fmt: skip
+            found = section(options)
+            if picture := found.pop("picture", None):
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(picture, args.out.with_name(f"{args.out.stem}_{name}.svg"))
+        show_targets(found)
+        keep(args.out, name, found, options)
+        met &= all(t["met"] for t in found.get("targets", []))
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
