@@ -272,8 +272,8 @@ def our_trainer(folder: Path, job: dict, base=None, **extra):
 def double_precision(on: bool):
     """In the float64 check, `.float()` inside rlhf_lab keeps float64 (a float32 run is unchanged).
 
-    Only there: transformers' own `.float()` calls, in norms and position embeddings, are the same
-    on both sides and stay what they are.
+    Only there: transformers' own `.float()` calls, in position embeddings, are the same on both
+    sides and stay what they are; for its norms see `parity_precision.py`.
     """
     import torch
 
@@ -293,6 +293,7 @@ def double_precision(on: bool):
 def our_iteration(folder: Path, job: dict, responses):
     """One iteration of ours on given responses. → (tensors as TRL's half writes them, log)."""
     import torch
+    from parity_precision import exact_norms
 
     from rlhf_lab.stages.ppo import PPOTrainer
     from rlhf_lab.stages.rollout import pad_prompts
@@ -330,7 +331,7 @@ def our_iteration(folder: Path, job: dict, responses):
         return optimizer_step(*args, **kwargs)
 
     trainer.optimizer.step = recording_step
-    with double_precision(job["dtype"] == "float64"):
+    with double_precision(job["dtype"] == "float64"), exact_norms(job["dtype"]):
         state = trainer.train()
     found.update({name: torch.stack(values) for name, values in steps.items()})
     for name, p in trainer.actor_critic.named_parameters():

@@ -25,6 +25,7 @@ import torch
 from accelerate import __version__ as accelerate_version
 from datasets import Dataset
 from datasets import __version__ as datasets_version
+from parity_precision import exact_norms
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -139,7 +140,8 @@ def inject(folder: Path, job: dict, trainer: PPOTrainer) -> dict[str, torch.Tens
     # Quotients of counts (the variance's n / (n - 1)) take torch's default precision.
     torch.set_default_dtype(getattr(torch, job["dtype"]))
     try:
-        trainer.train()
+        with exact_norms(job["dtype"]):
+            trainer.train()
     finally:
         ppo_trainer.batch_generation, np.random.permutation = originals
         torch.set_default_dtype(torch.float32)
