@@ -326,7 +326,7 @@ def our_iteration(folder: Path, job: dict, responses):
 
     def recording_step(*args, **kwargs):
         if len(steps["loss"]) == 1:  # the first step of the iteration
-            for name, p in trainer.actor_critic.named_parameters():
+            for name, p in trainer.roles.trained.named_parameters():
                 found[f"gradient/{name}"] = p.grad.detach().clone()
         return optimizer_step(*args, **kwargs)
 
@@ -334,7 +334,7 @@ def our_iteration(folder: Path, job: dict, responses):
     with double_precision(job["dtype"] == "float64"), exact_norms(job["dtype"]):
         state = trainer.train()
     found.update({name: torch.stack(values) for name, values in steps.items()})
-    for name, p in trainer.actor_critic.named_parameters():
+    for name, p in trainer.roles.trained.named_parameters():
         found[f"weight/{name}"] = p.detach().clone()
     return found, state.log_history[-1]
 

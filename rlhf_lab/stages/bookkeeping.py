@@ -1,11 +1,9 @@
-"""The bookkeeping of a trainer: averages over processes, reward calls, callbacks, records.
+"""The bookkeeping of a trainer: averages over processes, callbacks, records.
 
 Kept apart so that `ppo.py` reads as the algorithm.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,12 +12,13 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from ..tokens import prompt_text
+from .rewards import call_rewards
 from .rollout import Rollout
-from .texts import call_reward, decode
+from .texts import decode
 
 
 class Bookkeeping:
-    """What `PPOTrainer` uses to average, to call reward functions, and to tell others."""
+    """What `PPOTrainer` uses to average and to tell others."""
 
     def _sum(self, x: Tensor) -> Tensor:
         """Sum over processes."""
@@ -35,24 +34,13 @@ class Bookkeeping:
         total, count = self._sum(torch.stack([(x * mask).sum(), mask.sum().to(x)])).unbind()
         return float(total / count.clamp(min=1))
 
-    def _call(
-        self, functions: list[Callable], rows: list[dict], responses: Tensor, mask: Tensor
-    ) -> list[Tensor]:
-        """What each function says of the responses, decoded once for all of them. → (b,) each."""
-        if not functions:
-            return []
-        texts = decode(self.tokenizer, responses, mask)
-        ids = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
-        return [call_reward(f, rows, texts, ids) for f in functions]
-
     def _watched(self, rows: list[dict], rollout: Rollout) -> dict[str, float]:
         """Metrics that are only watched, and a few samples for the record."""
         if not self.metric_funcs and not self.on_sample:
             return {}
         with self.meter.phase("evaluation"):
-            said = self._call(
-                list(self.metric_funcs.values()), rows, rollout.responses, rollout.mask
-            )
+            functions = list(self.metric_funcs.values())
+            said = call_rewards(functions, self.tokenizer, rows, rollout.responses, rollout.mask)
             values = dict(zip(self.metric_funcs, said, strict=True))
             if self.on_sample and self.accelerator.is_main_process:
                 few = rows[:4]

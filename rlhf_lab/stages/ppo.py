@@ -30,9 +30,10 @@ from ..cost.meter import Meter
 from ..tokens import encode_prompt
 from . import maths
 from .bookkeeping import Bookkeeping
+from .layouts import four_models
 from .ppo_config import PPOConfig
+from .rewards import Rewards
 from .rollout import (
-    ActorCritic,
     Rollout,
     generate,
     in_chunks,
@@ -40,7 +41,6 @@ from .rollout import (
     pad_prompts,
     pass_shape,
     response_logprobs,
-    sequence_scores,
     token_values,
 )
 from .sampling import row_keys
@@ -77,17 +77,12 @@ class PPOTrainer(Bookkeeping):
         on_sample: Callable[[int, list[dict]], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ):
-        if ref_model is model or value_model is reward_model or value_model is model:
-            raise ValueError("policy, reference, reward and value model must be separate copies")
         if len(train_dataset) == 0:
             raise ValueError("train_dataset has no prompts")
         if processing_class.pad_token_id in (None, processing_class.eos_token_id):
             raise ValueError("the tokenizer's pad token must exist and not be eos (rule 6)")
         self.args, self.tokenizer = args, processing_class
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs or ())
-        if reward_model is None and not self.reward_funcs:
-            raise ValueError("PPO needs a reward_model or reward_funcs")
         self.metric_funcs = metric_funcs or {}
         self.meter = meter or Meter("ppo")
         self.on_log, self.on_sample, self.should_stop = on_log, on_sample, should_stop
@@ -105,18 +100,18 @@ class PPOTrainer(Bookkeeping):
         if args.stop_token_id is None and args.stop_token == "eos":
             self.stop_token_id = processing_class.eos_token_id
 
-        self._wrap(model, value_model, ref_model, reward_model)
+        device = self.accelerator.device
+        self.roles = four_models(model, ref_model, value_model, reward_model, device)
+        self.rewards = Rewards(self.roles.reward, reward_funcs, processing_class)
+        self.beta = args.kl_coef
+        self._wrap()
         self._set_up_callbacks(callbacks)
 
-    def _wrap(self, policy, value, reference, reward) -> None:
-        """Put models on devices and into accelerate: the one place where a model is wrapped."""
-        device, args = self.accelerator.device, self.args
-        for frozen in (reference, reward):
-            if frozen is not None:
-                frozen.eval().requires_grad_(False).to(device)
-        self.reference, self.reward_model = reference, reward
-        module = ActorCritic(policy, value).eval()  # eval: dropout is off in all four models (4)
-        trained = [p for p in module.parameters() if p.requires_grad]
+    def _wrap(self) -> None:
+        """Make the optimizer and put what is trained into accelerate: the one place where a model
+        is wrapped."""
+        args, roles = self.args, self.roles
+        trained = [p for p in roles.trained.parameters() if p.requires_grad]
         made, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)  # `optim`, as every trainer
         optimizer = made(trained, weight_decay=args.weight_decay, **kwargs)
         self.episodes_per_iteration = args.rollout_batch_size * self.accelerator.num_processes
@@ -128,54 +123,61 @@ class PPOTrainer(Bookkeeping):
             args.lr_scheduler_type, optimizer, args.get_warmup_steps(self.iterations),
             self.iterations,
         )  # fmt: skip
-        self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
-        self.meter.watch("reference", reference)
-        self.meter.watch("reward", reward)
-        self.meter.watch("policy", policy, self.optimizer)
-        self.meter.watch("value", value, self.optimizer)
-
-    @property
-    def actor_critic(self) -> ActorCritic:
-        return self.accelerator.unwrap_model(self.model)
+        self.model, self.optimizer = self.accelerator.prepare(roles.trained, optimizer)
+        self.meter.watch("reference", roles.reference)
+        self.meter.watch("reward", roles.reward)
+        self.meter.watch("policy", roles.policy, self.optimizer)
+        self.meter.watch("value", roles.value, self.optimizer)
 
     @property
     def policy(self) -> nn.Module:
-        return self.actor_critic.policy
+        return self.roles.policy
+
+    @property
+    def reference(self) -> nn.Module:
+        return self.roles.reference
+
+    @property
+    def reward_model(self) -> nn.Module | None:
+        return self.roles.reward
 
     @property
     def value_model(self) -> nn.Module:
-        return self.actor_critic.value
+        return self.roles.value
 
     # ------------------------------------------------------------------------------- the main loop
 
     def train(self) -> TrainerState:
         """Run every iteration; returns the state with its log history."""
         args, state = self.args, self.state
-        beta = args.kl_coef
         state.max_steps = self.iterations
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
         for iteration in range(state.global_step, self.iterations):
             self.control = self.callback_handler.on_step_begin(args, state, self.control)
-            index = self.next_prompts(iteration)
-            rollout, metrics = self.make_rollout(index, iteration, beta)
-            metrics |= self.update(rollout, iteration)
-            metrics |= {"kl_coef": beta, "learning_rate": self.scheduler.get_last_lr()[0]}
-            self.scheduler.step()
-            state.global_step += 1
-            state.epoch = state.global_step * self.episodes_per_iteration / len(self.train_dataset)
-            metrics["episodes"] = state.global_step * self.episodes_per_iteration
-            self.log(metrics)
-            if args.kl_target is not None:  # adaptive controller (18)
-                beta = maths.adapt_kl_coef(
-                    beta, metrics["kl"], args.kl_target, args.kl_horizon,
-                    self.episodes_per_iteration,
-                )  # fmt: skip
+            self.log(self.iterate(iteration))
             self.control = self.callback_handler.on_step_end(args, state, self.control)
             if self.control.should_training_stop or (self.should_stop and self.should_stop()):
                 break
         self.meter.close()
         self.control = self.callback_handler.on_train_end(args, state, self.control)
         return state
+
+    def iterate(self, iteration: int) -> dict[str, float]:
+        """One iteration: a rollout and the update that learns from it. → its metrics."""
+        args, state = self.args, self.state
+        rollout, metrics = self.make_rollout(self.next_prompts(iteration), iteration, self.beta)
+        metrics |= self.update(rollout, iteration)
+        metrics |= {"kl_coef": self.beta, "learning_rate": self.scheduler.get_last_lr()[0]}
+        self.scheduler.step()
+        state.global_step += 1
+        metrics["episodes"] = state.global_step * self.episodes_per_iteration
+        state.epoch = metrics["episodes"] / len(self.train_dataset)
+        if args.kl_target is not None:  # adaptive controller (18)
+            self.beta = maths.adapt_kl_coef(
+                self.beta, metrics["kl"], args.kl_target, args.kl_horizon,
+                self.episodes_per_iteration,
+            )  # fmt: skip
+        return metrics
 
     def next_prompts(self, iteration: int) -> Tensor:
         """Which prompts this process samples: a seeded permutation per pass over the data set."""
@@ -245,12 +247,7 @@ class PPOTrainer(Bookkeeping):
                 lambda i, a: token_values(self.value_model, i, a, length), chunk, ids, attention
             )
         with self.meter.phase("score", "reward", *pass_):
-            scores = torch.zeros(len(ids), device=ids.device)
-            if (judge := self.reward_model) is not None:
-                scores = in_chunks(lambda *x: sequence_scores(judge, *x), chunk, ids, attention)
-            for said in self._call(self.reward_funcs, rows, responses, mask):
-                # A reward of None does not apply: it adds nothing.
-                scores = scores + said.nan_to_num(0.0).to(scores)
+            scores = self.rewards.score(ids, attention, responses, mask, rows, chunk)
 
         penalised = self._without_stop(scores, mask, responses)
         value_mask = mask

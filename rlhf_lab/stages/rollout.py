@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .logprobs import language_head, logprobs_and_entropy
 from .maths import token_logprobs, wide
@@ -197,18 +197,3 @@ class Rollout:
         return Rollout(**{
             n: x[:, ends.get(n, slice(t - right))] if x.dim() == 2 else x for n, x in parts.items()
         })  # fmt: skip
-
-
-class ActorCritic(nn.Module):
-    """Policy and value model as one module: the one thing that accelerate wraps."""
-
-    def __init__(self, policy: nn.Module, value: nn.Module):
-        super().__init__()
-        self.policy, self.value = policy, value
-
-    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, temperature: float):
-        """→ log π (b, t), entropy (b, t), V (b, t): the pass of the update phase."""
-        length = responses.shape[1]
-        hidden = before_responses(self.policy, ids, attention, length)
-        logprobs, spread = trained_logprobs(self.policy, hidden, responses, temperature)
-        return logprobs, spread, token_values(self.value, ids, attention, length)

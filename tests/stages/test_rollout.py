@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlhf_lab.stages import maths, rollout
+from rlhf_lab.stages import layouts, maths, rollout
 from rlhf_lab.stages.sampling import row_keys, uniforms
 from rlhf_lab.stages.texts import decode, sample_texts, score_texts
 
@@ -131,7 +131,7 @@ def test_an_eos_inside_the_prompt_does_not_end_the_sequence(tiny):
 
 def test_actor_critic_agrees_with_the_scoring_passes(played):
     """The update's pass and the rollout's are the same numbers: ratio 1 at the first step."""
-    both = rollout.ActorCritic(played.policy, played.reward)
+    both = layouts.ActorCritic(played.policy, played.reward)
     logprobs, entropy, values = both(played.ids, played.attention, played.responses, 0.7)
     args = (played.ids, played.attention)
     expected = rollout.response_logprobs(played.policy, *args, played.responses, 0.7)
