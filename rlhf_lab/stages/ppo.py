@@ -15,10 +15,10 @@ model passes are `rollout.py`. Shapes: b responses, s = p + t tokens (prompt + r
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +30,7 @@ from ..cost.meter import Meter
 from ..tokens import encode_prompt
 from . import maths
 from .bookkeeping import Bookkeeping
-from .layouts import four_models
+from .layouts import Roles, make_roles
 from .ppo_config import PPOConfig
 from .rewards import Rewards
 from .rollout import (
@@ -49,12 +49,13 @@ from .sampling import row_keys
 class PPOTrainer(Bookkeeping):
     """Trains a policy against a reward model, held near a reference by a KL penalty.
 
-    The arguments keep the names of TRL 1.12's PPOTrainer. `train_dataset` and `eval_dataset` are
-    rows with a `prompt` (text or messages) or ready-made `input_ids`. `reward_funcs` are called
-    as GRPOTrainer calls them, `f(prompts=…, completions=…, **columns) → list of floats`, and are
-    added to the reward model's score. `metric_funcs` have the same form and are only logged.
-    `meter` times every phase; `on_log(step, metrics)` and `on_sample(step, rows)` receive what
-    the run records; `should_stop()` ends training after an iteration.
+    The arguments keep the names of TRL 1.12's PPOTrainer; `layouts.py` says which models a layout
+    needs, and where `reward_model` may be the folder of an adapter. `train_dataset` and
+    `eval_dataset` are rows with a `prompt` (text or messages) or ready-made `input_ids`.
+    `reward_funcs` are called as GRPOTrainer calls them, `f(prompts=…, completions=…, **columns) →
+    list of floats`, and are added to the reward model's score. `metric_funcs` have the same form
+    and are only logged. `meter` times every phase; `on_log(step, metrics)` and `on_sample(step,
+    rows)` receive what the run records; `should_stop()` ends training after an iteration.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class PPOTrainer(Bookkeeping):
         processing_class,
         model: nn.Module,
         ref_model: nn.Module | None,
-        reward_model: nn.Module | None,
+        reward_model: nn.Module | str | Path | None,
         train_dataset: Sequence[dict],
-        value_model: nn.Module,
+        value_model: nn.Module | None = None,
         eval_dataset: Sequence[dict] | None = None,
         reward_funcs: Callable | Sequence[Callable] | None = None,
         peft_config=None,
@@ -91,26 +92,27 @@ class PPOTrainer(Bookkeeping):
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
         self.accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
         set_seed(args.seed)  # the same on every rank: no seed differs
-        ref_model = ref_model if ref_model is not None else copy.deepcopy(model)
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
         self.stop_token_id = args.stop_token_id
         if args.stop_token_id is None and args.stop_token == "eos":
             self.stop_token_id = processing_class.eos_token_id
 
-        device = self.accelerator.device
-        self.roles = four_models(model, ref_model, value_model, reward_model, device)
+        self.roles = self._play(model, ref_model, value_model, reward_model, peft_config)
         self.rewards = Rewards(self.roles.reward, reward_funcs, processing_class)
         self.beta = args.kl_coef
         self._wrap()
         self._set_up_callbacks(callbacks)
 
+    def _play(self, policy, reference, value, reward, peft_config) -> Roles:
+        """The four roles, in the layout that the settings name (`layouts.py`)."""
+        return make_roles(self.args.layout, policy, reference, value, reward, peft_config)
+
     def _wrap(self) -> None:
         """Make the optimizer and put what is trained into accelerate: the one place where a model
         is wrapped."""
         args, roles = self.args, self.roles
+        for frozen in (roles.reference, roles.reward):
+            if frozen is not None:
+                frozen.to(self.accelerator.device)
         trained = [p for p in roles.trained.parameters() if p.requires_grad]
         made, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)  # `optim`, as every trainer
         optimizer = made(trained, weight_decay=args.weight_decay, **kwargs)

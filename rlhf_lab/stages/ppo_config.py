@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+LAYOUTS = ("four", "shared", "adapters")
+"""What `layouts.py` can make of the roles."""
+
 
 @dataclass
 class PPOConfig(TrainingArguments):
@@ -23,6 +26,9 @@ class PPOConfig(TrainingArguments):
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping; 0 is off."})
     total_episodes: int | None = field(
         default=None, metadata={"help": "Responses to sample in all; else from num_train_epochs."}
+    )
+    layout: str = field(
+        default="four", metadata={"help": "Who plays the roles: four models, shared, adapters."}
     )
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout batch."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps per pass."})
@@ -67,6 +73,8 @@ class PPOConfig(TrainingArguments):
             (self.response_length < 1, f"response_length must be ≥ 1, got {self.response_length}"),
             (self.kl_estimator not in ("k1", "k2", "k3"),
              f"kl_estimator {self.kl_estimator!r}: choose k1, k2 or k3"),
+            (self.layout not in LAYOUTS,
+             f"layout {self.layout!r}: choose from {', '.join(LAYOUTS)}"),
             (self.stop_token not in (None, "eos"),
              f"stop_token {self.stop_token!r}: choose 'eos' or None"),
         ):  # fmt: skip
