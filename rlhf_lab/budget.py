@@ -77,7 +77,7 @@ def _lengths_of_stories(stage: str, model: Model, settings: Mapping[str, Any]) -
 def unplannable(settings: Mapping[str, Any]) -> str | None:
     """A setting that can be planned and that `train` does not do from here; None where all can."""
     plain = {"gpus": 1, "nodes": 1, "sharding": "none", "offload": "none", "tensor_parallel": 1,
-             "dtype": "float32", "load_in_4bit": False, "layout": "four", "rule_reward": False,
+             "dtype": "float32", "load_in_4bit": False, "rule_reward": False,
              "loss": "fused", "pairs_together": True, "samples_per_prompt": 1, "ema": False,
              "joint_update": True, "attn_implementation": "sdpa", "adapter_dtype": "float32",
              "use_bnb_nested_quant": False}  # fmt: skip

@@ -304,7 +304,10 @@ def _check(plan: Plan, data: Data) -> None:
     if not need.get(plan.stage, data.prompts).train:
         what = "completion" if plan.stage == "sft" else "chosen and rejected"
         raise ValueError(f"{data.name} has nothing to train {plan.stage} on: no {what} fields")
-    if plan.stage in ONLINE and "reward" not in plan.model.paths:
+    judged = {"reward"} | (
+        {"reward_adapter"} if plan.settings.get("layout") == "adapters" else set()
+    )
+    if plan.stage in ONLINE and not judged & plan.model.paths.keys():
         raise ValueError(
             f"{plan.stage.upper()} needs a reward model: train one first (rlhf-lab train reward "
             f"--model {plan.model.name}) and use model.with_stage('reward', run.model_path)"

@@ -16,6 +16,9 @@ from .files import hub_reachable
 
 BUNDLED = ("tiny", "small")
 
+ADAPTER_FILE = "adapter_config.json"
+"""What makes a folder one of peft's."""
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -39,7 +42,8 @@ class Model:
     """A light handle on a model and its stages. Make one with `load`.
 
     `name` is what the user said. `paths` maps a stage (base, sft, reward) to a folder or hub id;
-    a stage that has no checkpoint of its own starts from the nearest earlier one.
+    a stage that has no checkpoint of its own starts from the nearest earlier one. `reward_adapter`
+    is the folder of a reward model that is a LoRA adapter on the SFT model.
     """
 
     def __init__(self, name: str, paths: dict[str, str], trust_remote_code: bool = False):
@@ -121,6 +125,7 @@ def load(name: str | Path | Model, *, trust_remote_code: bool = False) -> Model:
         stages = [s for s in ("base", "sft", "reward") if (folder / s / "config.json").is_file()]
         if "base" not in stages:
             raise ValueError(f"the bundled model {name!r} is missing from {folder}; reinstall")
+        stages += [s for s in ("reward_adapter",) if (folder / s / ADAPTER_FILE).is_file()]
         return Model(str(name), {s: str(folder / s) for s in stages})
     local = Path(name).expanduser()
     if local.is_dir():

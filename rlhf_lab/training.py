@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from .data import Data
 from .ledger import ONLINE
 from .runs import Run
+from .stages.adapters import POLICY, SCORE_FILE
 from .tokens import pair_rows, prompt_rows, prompt_text, sft_rows
 from .widgets.progress import Progress, watched
 
@@ -70,12 +72,22 @@ def load_roles(plan) -> dict[str, Any]:
         return {"reward": _adapted(plan, model.new_reward(seed), "SEQ_CLS")}
     roles = {"policy": model.base if stage == "sft" else model.sft}
     if stage == "ppo":
-        roles |= {"reference": model.sft, "reward": model.reward, "value": model.reward}
+        roles |= _judges(plan)
     if stage in ("rloo", "grpo"):
         roles["reward"] = model.reward
         if plan.config().beta and not plan.lora:
             roles["reference"] = model.sft
     return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
+
+
+def _judges(plan) -> dict[str, Any]:
+    """What stands beside PPO's policy in the plan's layout (`stages/layouts.py`)."""
+    model, layout = plan.model, plan.config().layout
+    if layout == "adapters":
+        adapter = model.paths.get("reward_adapter")
+        return {"reference": None, "value": None, "reward": adapter or model.reward}
+    value = model.reward if layout == "four" else None
+    return {"reference": model.sft, "value": value, "reward": model.reward}
 
 
 def _adapted(plan, model, task: str):
@@ -115,14 +127,15 @@ class Job:
 
     def save(self, model) -> None:
         """A model in the transformers layout, its tokenizer beside it; adapters in `adapter/`."""
-        folder = self.run.folder / ("adapter" if hasattr(model, "peft_config") else "model")
-        model.save_pretrained(folder)
+        adapted = hasattr(model, "peft_config")
+        folder = self.run.folder / ("adapter" if adapted else "model")
+        model.save_pretrained(folder, **({"selected_adapters": [POLICY]} if adapted else {}))
         self.tokenizer.save_pretrained(folder)
 
     def whole(self, model):
         """The trained model with its adapters merged in, saved; one without them as it is."""
         if hasattr(model, "peft_config"):
-            model = model.merge_and_unload()
+            model = model.merge_and_unload(adapter_names=[POLICY])
             self.save(model)
         return model
 
@@ -194,6 +207,9 @@ def _reward(job: Job):
     demonstrations = (job.data.sft.train or job.data.preferences.train)[:256]
     figures["score_offset"] = set_score_offset(model, job.tokenizer, demonstrations)
     job.save(model)
+    if job.plan.lora:  # what its config says of a whole model
+        beside = job.run.folder / "adapter" / SCORE_FILE
+        beside.write_text(json.dumps({"score_offset": figures["score_offset"]}) + "\n")
     return figures, stopped
 
 
@@ -213,13 +229,13 @@ def _ppo(job: Job):
     from .stages.ppo import PPOTrainer
 
     roles = job.ready.models
-    policy, reward = roles["policy"], roles["reward"]
-    before, told = _policy_figures(job, policy, reward_model=reward, keep="sft")
     trainer = PPOTrainer(
-        job.args, job.tokenizer, policy, roles["reference"], reward, job.ready.train,
-        roles["value"], metric_funcs=_gold_metrics(job.data), meter=job.meter,
+        job.args, job.tokenizer, roles["policy"], roles["reference"], roles["reward"],
+        job.ready.train, roles["value"], metric_funcs=_gold_metrics(job.data), meter=job.meter,
         on_sample=job.run.sample, should_stop=job.should_stop,
     )  # fmt: skip
+    policy, reference, reward = trainer.policy, trainer.reference, trainer.reward_model
+    before, told = _policy_figures(job, policy, reward_model=reward, keep="sft")
     bar = job.progress(trainer.iterations)
 
     def record(step: int, metrics: dict) -> None:
@@ -235,12 +251,13 @@ def _ppo(job: Job):
     job.meter.close()
     if bar:
         bar.close()
-    job.save(trainer.policy)
-    after, answers = _policy_figures(
-        job, job.whole(trainer.policy), roles["reference"], reward, keep="ppo"
-    )
+    model = getattr(policy, "switched", lambda: policy)()
+    job.save(model)
+    after, answers = _policy_figures(job, policy, reference, reward, keep="ppo")
     figures = _costs(job, seconds) | _before_after(before, after)
-    return figures | _wins(job, reward, told, answers), stopped
+    figures |= _wins(job, reward, told, answers)
+    job.whole(model)  # last: whoever shares the base with it is lost
+    return figures, stopped
 
 
 def _online(job: Job):

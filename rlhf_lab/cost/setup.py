@@ -1,7 +1,7 @@
 """Everything a cost depends on, in one flat record, checked.
 
 The names are those of TRL's configs and ModelConfig and of our PPOConfig; what no trainer has
-(GPUs, sharding, lengths, layout, size of the data) is in `EXTRA`.
+(GPUs, sharding, lengths, size of the data) is in `EXTRA`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EXTRA = {
     "dtype": "precision of the weights", "attn_implementation": "sdpa, eager, flash_attention_2",
     "load_in_4bit": "base weights in NF4 (QLoRA)", "use_bnb_nested_quant": "double quantisation",
     "adapter_dtype": "precision of adapters", "loss": "fused or plain cross-entropy",
-    "pairs_together": "chosen and rejected in one pass", "layout": ", ".join(CHOICES["layout"]),
+    "pairs_together": "chosen and rejected in one pass",
     "rule_reward": "PPO without a reward model", "padded": "rows of a batch differ in length",
     "samples_per_prompt": "responses to each prompt", "ema": "an averaged copy of the policy (PPO)",
     "joint_update": "policy and value in one backward pass, as our PPO; False: one after the other",

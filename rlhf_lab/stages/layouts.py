@@ -121,9 +121,13 @@ class View(nn.Module):
     def device(self) -> torch.device:
         return next(self.whole.parameters()).device
 
-    def forward(self, *args, **kwargs):
+    def switched(self) -> nn.Module:
+        """The model that the role lives in, as this role."""
         self._turn()
-        return self.whole(*args, **kwargs)
+        return self.whole
+
+    def forward(self, *args, **kwargs):
+        return self.switched()(*args, **kwargs)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.whole.get_output_embeddings()
