@@ -7,9 +7,11 @@ lab.sweep("model", ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B"], stage="sft")
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cost.hardware import Hardware
@@ -17,7 +19,7 @@ from .cost.hardware import hardware as hardware
 from .cost.plan import Estimate, estimate
 from .cost.setup import EXTRA, Setup
 from .ledger import ONLINE, SOURCES, Ledger
-from .models import BUNDLED, Model, load
+from .models import ADAPTER_FILE, BUNDLED, Model, load
 from .tokens import planned_lengths
 from .widgets.text import format_number, html_table, table
 
@@ -41,10 +43,22 @@ def predict(plan: Any, data: Any = None) -> Estimate:
     elif "prompt_length" not in settings and model.name in BUNDLED:
         settings = {**_lengths_of_stories(plan.stage, model, settings), **settings}
     roles = {}
-    if plan.stage in ONLINE and "reward" in model.paths:
+    if settings.get("layout") == "adapters" and "reward_adapter" in model.paths:
+        settings |= _judge_adapter(model.paths["reward_adapter"])
+    elif plan.stage in ONLINE and "reward" in model.paths:
         judges = ("reward", "value") if plan.stage == "ppo" else ("reward",)
         roles = dict.fromkeys(judges, model.config_dict("reward"))
     return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
+
+
+def _judge_adapter(folder: str) -> dict[str, Any]:
+    """What the plan must know of a reward adapter, like which the value adapter is made."""
+    said = json.loads((Path(folder) / ADAPTER_FILE).read_text())
+    return {"judge_r": said["r"], "judge_targets": _hashable(said["target_modules"])}
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def predicted(plan: Any, data: Any, quiet: bool = True) -> Ledger:
@@ -125,7 +139,8 @@ def _rehearse(e: Estimate, s: Setup) -> XRay:
         gradient_accumulation_steps=s.gradient_accumulation_steps,
         num_mini_batches=s.num_mini_batches, num_ppo_epochs=s.num_ppo_epochs,
         local_rollout_forward_batch_size=s.local_rollout_forward_batch_size,
-        device="gpu" if s.gpu else "cpu",
+        device="gpu" if s.gpu else "cpu", layout=s.layout, judge_r=s.judge_r,
+        judge_targets=s.judge_targets, own_reward=s.reward is not None,
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ class Setup:
 
     `lora_r` 0 trains the whole model; adapters are on the policy (in reward: the reward model), in
     fp32 over bf16 weights as peft makes them. DPO's reference is a frozen copy, with adapters the
-    policy without them. PPO has four models.
+    policy without them. PPO has the models of its layout.
     """
 
     stage: str
@@ -77,6 +77,13 @@ class Setup:
     value_config: dict | None = None
     reward_config: dict | None = None
     """PPO's critics; like the policy where None"""
+    layout: str = "four"
+    """PPO's (`stages/layouts.py`)"""
+    judge_r: int = 0
+    judge_targets: Any = "all-linear"
+    """value and reward adapters on one base; like the policy's where 0"""
+    own_reward: bool = False
+    """one base: the reward model has weights of its own"""
     real: bool | str = False
     """True: real tensors on the CPU under an account; "profiler": under torch's profiler; "clock":
     a few steps, timed"""
@@ -126,9 +133,9 @@ def _simulate(setup: Setup, folder: str) -> XRay:
         stand_ins(account, gpu=gpu, padded=setup.padded),
         account,
     ):
-        for model in models.values():
+        for model in reversed(models.values()):  # what is trained first: others may be parts of it
             materialise(model)
-        with labelled(account, models, phases=setup.stage != "ppo"):
+        with labelled(account, _by_role(models), phases=setup.stage != "ppo"):
             if setup.stage == "ppo":
                 window = setup.config.get("sliding_window") or 0
                 with few_passes(account, setup.prompt, setup.response, window):
@@ -146,7 +153,7 @@ def _measure(setup: Setup, folder: str) -> XRay:
     models, account = _models(setup), StepAccount(1, _widths(setup))
     make = _ppo if setup.stage == "ppo" else _trl
     with head_labelled(account), account:
-        with labelled(account, models, phases=setup.stage != "ppo"):
+        with labelled(account, _by_role(models), phases=setup.stage != "ppo"):
             make(setup, models, folder, account, steps=2).train()
     return XRay.of(account, setup.stage, "cpu", source="measured")
 
@@ -238,13 +245,45 @@ def _models(setup: Setup) -> dict[str, nn.Module]:
         return {"reward": _model(setup, Critic, setup.config, adapted=True)}
     models = {"policy": _model(setup, Language, setup.config, adapted=True)}
     if setup.stage == "ppo":
-        models["value"] = _model(setup, Critic, setup.value_config or setup.config)
-    if setup.stage == "ppo" or (setup.stage == "dpo" and not setup.lora_r):
+        return _ppo_models(setup, models["policy"])
+    if setup.stage == "dpo" and not setup.lora_r:
         models["reference"] = _model(setup, Language, setup.config).requires_grad_(False)
-    if setup.stage == "ppo":
-        reward = _model(setup, Critic, setup.reward_config or setup.config)
-        models["reward"] = reward.requires_grad_(False)
     return models
+
+
+def _ppo_models(setup: Setup, policy: nn.Module) -> dict[str, nn.Module]:
+    """The roles of PPO in the layout; "trained" holds what several of them may share."""
+    from transformers import AutoModelForCausalLM as Language
+    from transformers import AutoModelForSequenceClassification as Critic
+
+    from .stages.layouts import make_roles
+
+    value = reference = None
+    if setup.layout == "four":
+        value = _model(setup, Critic, setup.value_config or setup.config)
+    if setup.layout != "adapters":
+        reference = _model(setup, Language, setup.config)
+    if setup.layout == "adapters" and not setup.own_reward:
+        reward = _lora(setup, setup.judge_r or setup.lora_r,
+                       setup.judge_targets if setup.judge_r else setup.lora_targets)  # fmt: skip
+    else:
+        reward = _model(setup, Critic, setup.reward_config or setup.config)
+    roles = make_roles(setup.layout, policy, reference, value, reward)
+    return {"policy": roles.policy, "value": roles.value, "reference": roles.reference,
+            "reward": roles.reward, "trained": roles.trained}  # fmt: skip
+
+
+def _by_role(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Without what holds several of them."""
+    return {role: model for role, model in models.items() if role != "trained"}
+
+
+def _lora(setup: Setup, rank: int, targets: Any, task: str = "CAUSAL_LM", **settings: Any):
+    from peft import LoraConfig
+
+    targets = targets if isinstance(targets, str) else list(targets)
+    return LoraConfig(task_type=task, r=rank, lora_alpha=2 * rank, target_modules=targets,
+                      **settings)  # fmt: skip
 
 
 def _model(setup: Setup, auto: Any, config: dict, adapted: bool = False) -> nn.Module:
@@ -257,15 +296,11 @@ def _model(setup: Setup, auto: Any, config: dict, adapted: bool = False) -> nn.M
     )  # fmt: skip
     model.config.pad_token_id = PAD
     if adapted and setup.lora_r:
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
-        targets = setup.lora_targets
-        targets = targets if isinstance(targets, str) else list(targets)
         whole = {"modules_to_save": ["score"]} if critic else {}
         task = "SEQ_CLS" if critic else "CAUSAL_LM"
-        lora = LoraConfig(task_type=task, r=setup.lora_r, lora_alpha=2 * setup.lora_r,
-                          target_modules=targets, **whole)  # fmt: skip
-        model = get_peft_model(model, lora)
+        model = get_peft_model(model, _lora(setup, setup.lora_r, setup.lora_targets, task, **whole))
     return model
 
 
@@ -372,6 +407,7 @@ def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, s
          meter: Any = None, callbacks: Sequence[TrainerCallback] = ()):  # fmt: skip
     """Our PPOTrainer, with prompts for one iteration more than it makes."""
     from .cost.meter import NoMeter
+    from .stages.layouts import Roles
     from .stages.ppo import PPOTrainer
     from .stages.ppo_config import PPOConfig
 
@@ -383,7 +419,13 @@ def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, s
                 account.enter(phase, role)
             return nullcontext()
 
-    class Once(PPOTrainer):
+    class Ready(PPOTrainer):
+        """Its roles are made: adapters cannot be put into fake tensors."""
+
+        def _play(self, *_):
+            return Roles(**models)
+
+    class Once(Ready):
         """Its first minibatch stands for all of them, and of that the first passes."""
 
         def step(self, minibatch):
@@ -405,7 +447,7 @@ def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, s
     )  # fmt: skip
     args.bf16 = setup.bf16  # which PPOConfig refuses on a CPU
     rows = [_row(setup, i) for i in range((steps + 1) * args.rollout_batch_size)]
-    return (PPOTrainer if setup.real else Once)(
+    return (Ready if setup.real else Once)(
         args, _tokenizer(), models["policy"], models["reference"], models["reward"], rows,
         models["value"], meter=meter or Phases("ppo"),
         callbacks=[_step(setup, account), *callbacks],

@@ -29,6 +29,8 @@ SHARE = {"tiny": 1.0, "small": 0.5}
 is too few for it to come below the loss of `tiny` (their cards have both)."""
 DEFAULT = "tiny"
 PAIRS = {"train": 8192, "test": 5120}
+ADAPTER = {"lora_r": 8, "learning_rate": 2e-3}
+"""The reward model once more, as LoRA adapters and a score head on the SFT model."""
 VOCABULARY, CONTEXT = 1024, 1024
 SPECIAL = ["<|pad|>", corpus.END, "<|user|>", "<|assistant|>", "<|system|>"]
 CHAT_TEMPLATE = (
@@ -225,6 +227,9 @@ def build_stages(seed: int) -> None:
         reward = lab.train(lab.plan("reward", model, seed=seed), out=Path(scratch) / "reward")
         _adopt(sft, HERE / DEFAULT / "sft", "SFT model", seed, memorised(rows, seed))
         _adopt(reward, HERE / DEFAULT / "reward", "Reward model", seed)
+        adapter = lab.train(lab.plan("reward", model, seed=seed, **ADAPTER),
+                            out=Path(scratch) / "adapter")  # fmt: skip
+        _adopt_adapter(adapter, HERE / DEFAULT / "reward_adapter", seed)
 
 
 def memorised(rows: list[dict], seed: int) -> dict[str, float]:
@@ -253,6 +258,23 @@ def _adopt(run, folder: Path, title: str, seed: int, more: dict | None = None) -
     """Copy a run's model into the repository, with a card from the run's summary."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(run.model_path, folder)
+    _write_card(run, folder, title, seed, more)
+
+
+def _adopt_adapter(run, folder: Path, seed: int) -> None:
+    """The same of a run's reward adapter, which belongs to the SFT model beside it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in ("adapter_model.safetensors", "score.json"):
+        shutil.copy(run.folder / "adapter" / name, folder / name)
+    config = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": f"small_models/{DEFAULT}/sft",
+               "target_modules": sorted(config["target_modules"])}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    _write_card(run, folder, "Reward adapter, for the SFT model", seed)
+
+
+def _write_card(run, folder: Path, title: str, seed: int, more: dict | None = None) -> None:
     settings = ", ".join(f"{k}={v}" for k, v in run.config["settings"].items())
     leave_out = {"seconds", "tokens_per_second", "peak_bytes", "dropped"}
     figures = {k: v for k, v in run.summary.items() if k not in leave_out} | (more or {})

@@ -15,7 +15,7 @@ from .architecture import Architecture
 from .layers import Passes
 from .memory import Stretch, backward_peak, ending, forward_peak, trunk, works
 from .setup import Setup
-from .states import State, states
+from .states import State, adapter_state, states
 from .tape import Work
 
 Key = tuple[str, str]
@@ -216,24 +216,29 @@ class Role:
     trained or frozen."""
 
     name: str
-    model: Architecture
-    trained: bool
-    adapters: bool
+    model: Architecture | None
+    trained: bool = False
+    adapters: bool = False
     own_base: bool = True
 
 
 def _roles(s: Setup) -> dict[str, Role]:
     """Who is there, by layout: four models, a trunk shared by policy and value, one base."""
-    one = s.layout == "adapters"
     reward = None if s.rule_reward else (s.reward or s.model)
-    roles = {
-        "policy": Role("policy", s.model, True, bool(s.lora_r)),
-        "reference": Role("reference", s.model, False, False, own_base=not one),
-        "value": Role("value", s.value or reward or s.model, True, one, s.layout == "four"),
-    }
-    if reward is not None:
-        roles["reward"] = Role("reward", reward, False, one, own_base=not one)
-    return roles
+    if s.layout == "four":
+        roles = [Role("policy", s.model, True, bool(s.lora_r)), Role("reference", s.model),
+                 Role("value", s.value or reward or s.model, True),
+                 Role("reward", reward)]  # fmt: skip
+    elif s.layout == "shared":
+        roles = [Role("policy", s.model, True, bool(s.lora_r)), Role("reference", s.model),
+                 Role("value", s.model, True, False, False), Role("reward", reward)]  # fmt: skip
+    else:  # a reward model that is named is one of its own
+        adapter = s.reward is None
+        roles = [Role("policy", s.model, True, True),
+                 Role("reference", s.model, False, False, False),
+                 Role("value", s.model, True, True, False),
+                 Role("reward", reward, False, adapter, not adapter)]  # fmt: skip
+    return {r.name: r for r in roles if r.model is not None}
 
 
 def _ppo(s: Setup) -> list[Phase]:
@@ -251,9 +256,10 @@ def _ppo(s: Setup) -> list[Phase]:
         if name not in roles:
             continue
         # The last token predicts nothing: only the reward model is given it.
-        p = _passes(s, roles[name].model, min(s.local_rollout_forward_batch_size, s.rollout_batch),
-                    max(1, s.length - (name != "reward")), trained=False,
-                    adapters=roles[name].adapters)  # fmt: skip
+        like = _of_judges(s) if name in ("value", "reward") else s
+        rows = min(s.local_rollout_forward_batch_size, s.rollout_batch)
+        p = _passes(like, roles[name].model, rows, max(1, s.length - (name != "reward")),
+                    trained=False, adapters=roles[name].adapters)  # fmt: skip
         row = _scoring(s, roles[name], p)
         peak, _ = forward_peak(row, heads.standing(roles[name].model, p))
         cached += cache[name] if name != "policy" else 0
@@ -270,14 +276,21 @@ def _ppo(s: Setup) -> list[Phase]:
 def ppo_state(s: Setup, role: Role) -> State:
     """Weights and states of one role; a role without a base of its own adds adapters and head."""
     head = "lm" if role.name in ("policy", "reference") else "score"
-    state = states(s, role.model, head, trained=role.trained, adapters=role.adapters)
-    if not role.own_base:
-        shared = states(s, role.model, head, trained=False).parameters
-        if role.name == "value" and s.layout == "shared":
-            tiny = role.model.head_width * s.item
-            return State(tiny, tiny, 2 * tiny)
-        state.parameters = max(0.0, state.parameters - shared)
-    return state
+    if role.own_base:
+        return states(s, role.model, head, trained=role.trained, adapters=role.adapters)
+    if role.name == "value" and s.layout == "shared":
+        tiny = role.model.head_width * s.item
+        return State(tiny, tiny, 2 * tiny)
+    if not role.adapters:
+        return State(0.0)
+    return adapter_state(_of_judges(s), role.model, head, trained=role.trained)
+
+
+def _of_judges(s: Setup) -> Setup:
+    """With the rank of the value and reward adapters, where they are not made like the policy's."""
+    if not s.judge_r:
+        return s
+    return replace(s, lora_r=s.judge_r, lora_targets=s.judge_targets)
 
 
 def _autocast_copies(s: Setup, roles: dict[str, Role]) -> dict[str, float]:
@@ -364,7 +377,9 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     row = (*trunk(policy.model, p, checkpoint=s.gradient_checkpointing,
                   tied=policy.model.tied and p.trained),
            ending(policy.model, p, heads.log_probabilities, s.response, True))  # fmt: skip
-    q = _passes(s, value.model, s.pass_rows, length, trained=True, adapters=value.adapters)
+    q = _passes(
+        _of_judges(s), value.model, s.pass_rows, length, trained=True, adapters=value.adapters
+    )
     second = () if s.layout == "shared" else trunk(
         value.model, q, checkpoint=s.gradient_checkpointing)  # fmt: skip
     second = (*second, ending(value.model, q, heads.scores, q.b * s.response))

@@ -49,14 +49,36 @@ def states(
     if adapters:
         count, size = _adapters(s, model, head)
         weights += size
-        widest = max(max(x.inputs, x.outputs) for y in model.layers for x in y.linears)
-        largest = s.lora_r * widest * s.adapter_item
+        largest = _largest(s, model)
     else:
         count, size = model.parameters(head), weights
         largest = model.vocabulary * model.head_width * s.item
+    return _trained(s, model, State(weights, size), adapters, count, largest)
+
+
+def adapter_state(s: Setup, model: Architecture, head: str, *, trained: bool) -> State:
+    """Adapters and head alone, on a base that is somebody else's."""
+    count, size = _adapters(s, model, head)
+    if not trained:
+        return _sharded(s, model, State(size), 0)
+    return _trained(s, model, State(size, size), True, count, _largest(s, model))
+
+
+def _largest(s: Setup, model: Architecture) -> float:
+    """Bytes of the largest adapter."""
+    widest = max(max(x.inputs, x.outputs) for y in model.layers for x in y.linears)
+    return s.lora_r * widest * s.adapter_item
+
+
+def _trained(
+    s: Setup, model: Architecture, state: State, adapters: bool, count: float, largest: float
+) -> State:
+    """The same with an optimizer."""
+    size = state.gradients
     optimizer, workspace = _optimizer(s, model, adapters, count, size, largest)
     step = _step(s, size, optimizer, _tensors(s, model, adapters))
-    return _sharded(s, model, State(weights, size, optimizer, workspace, step=step), count)
+    state = replace(state, optimizer=optimizer, workspace=workspace, step=step)
+    return _sharded(s, model, state, count)
 
 
 def _tensors(s: Setup, model: Architecture, adapters: bool) -> float:

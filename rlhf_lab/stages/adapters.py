@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +31,17 @@ def add_adapter(model: nn.Module, config, name: str = POLICY):
     return get_peft_model(model, config)
 
 
-def add_judge(base, folder: str | Path) -> tuple[Tensor, float]:
+def add_judge(base, folder: Any) -> tuple[Tensor, float]:
     """Add the reward adapter that lies in a folder. → weights of its head (1, h), score offset.
 
-    Raises ValueError, one line, for a folder that holds no such adapter for this base.
+    A LoraConfig makes a new one, under a head of zeros: what it costs is the same. Raises
+    ValueError, one line, for a folder that holds no such adapter for this base.
     """
     from peft import LoraConfig, PeftConfig, load_peft_weights, set_peft_model_state_dict
 
+    if isinstance(folder, LoraConfig):
+        add_adapter(base, folder, REWARD)
+        return torch.zeros(1, base.get_output_embeddings().weight.shape[1]), 0.0
     folder = Path(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))

@@ -40,8 +40,9 @@ class Roles:
 def make_roles(layout: str, policy, reference, value, reward, peft_config=None) -> Roles:
     """The roles of a layout from the models that it needs; eval mode everywhere: no dropout (4).
 
-    `reward`: a reward model, with adapters also the folder of a LoRA adapter; `peft_config`: LoRA
-    for the policy. Raises ValueError for models that the layout has no place for.
+    `reward`: a reward model, with adapters also the folder of a LoRA adapter, or a LoraConfig for a
+    new one; `peft_config`: LoRA for the policy. Raises ValueError for models that the layout has no
+    place for.
     """
     if reference is policy or (value is not None and value in (reward, policy)):
         raise ValueError("policy, reference, reward and value model must be separate copies")
@@ -141,6 +142,10 @@ class View(nn.Module):
         if self.score is not None:
             yield from self.score.named_parameters(f"{dot}score")
 
+    def named_buffers(self, *args, **kwargs) -> Iterator:
+        """Those of the shared model, where the rest of it is this role's too."""
+        return self.whole.named_buffers(*args, **kwargs) if self._mine("") else iter(())
+
     def save_pretrained(self, folder: str | Path, **settings) -> None:
         """The policy's adapter alone, as peft saves one."""
         self.whole.save_pretrained(folder, selected_adapters=[POLICY], **settings)
@@ -216,7 +221,8 @@ def one_base(policy, peft_config, reward) -> Roles:
     """Adapters on one base. The value adapter and its head start as the reward's where that is an
     adapter too (rule 15); else as nothing on the base and a head of zeros."""
     base = add_adapter(policy, peft_config)
-    score, offset, judges = zero_head(base), 0.0, isinstance(reward, str | Path)
+    score, offset = zero_head(base), 0.0
+    judges = reward is not None and not isinstance(reward, nn.Module)
     if judges:
         weights, offset = add_judge(base, reward)
         copy_adapter(base, REWARD, VALUE)
