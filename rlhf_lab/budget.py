@@ -95,6 +95,10 @@ def unplannable(settings: Mapping[str, Any]) -> str | None:
              "loss": "fused", "pairs_together": True, "samples_per_prompt": 1, "ema": False,
              "joint_update": True, "attn_implementation": "sdpa", "adapter_dtype": "float32",
              "use_bnb_nested_quant": False}  # fmt: skip
+    if settings.get("layout") == "adapters":  # on one base that may be in 4 bits
+        plain = {
+            k: v for k, v in plain.items() if k not in ("load_in_4bit", "use_bnb_nested_quant")
+        }
     for name, value in settings.items():
         if name in EXTRA.keys() - TRAINED_AS_PLANNED and value != plain.get(name, value):
             return f"{name}={value!r} is planned only: train() does not do it yet"
@@ -118,6 +122,9 @@ def xray(plan: Any) -> XRay:
     steps is not known), at rows of average length, so that they compare with plan and run.
     """
     e = plan.estimate if hasattr(plan, "estimate") else plan
+    if e.setup.load_in_4bit:
+        raise ValueError("no x-ray of load_in_4bit: fake tensors cannot be quantised; the plan and "
+                         "a run know what it takes")  # fmt: skip
     seen = _rehearse(e, e.setup)
     usual = e.usual_setup
     counted = seen if usual == e.setup else _rehearse(e, usual)

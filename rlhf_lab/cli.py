@@ -148,10 +148,15 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _judged(model, args: argparse.Namespace):
     """The model with the reward model that the arguments name."""
-    from .models import load
+    from .models import ADAPTER_FILE, load
 
     if not args.reward_model:
         return model
+    if (Path(args.reward_model) / ADAPTER_FILE).is_file():
+        if "layout=adapters" not in getattr(args, "set", []):
+            raise ValueError(f"{args.reward_model} is an adapter: it needs layout=adapters (PPO); "
+                             "its run saved the whole model beside it")  # fmt: skip
+        return model.with_stage("reward_adapter", args.reward_model)
     return model.with_stage("reward", load(args.reward_model).paths["base"])
 
 

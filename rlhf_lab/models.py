@@ -91,6 +91,13 @@ class Model:
         path = self.paths.get("sft", self.paths["base"])
         return load_causal_lm(path, self.tokenizer, self.trust_remote_code)
 
+    def sft_in_4bit(self, nested: bool = False):
+        """The fine-tuned model with the matrices of its layers in NF4, to put adapters on."""
+        from .quantised import load_in_4bit
+
+        return load_in_4bit(self.paths.get("sft", self.paths["base"]), self.tokenizer, nested,
+                            self.trust_remote_code)  # fmt: skip
+
     @property
     def reward(self):
         """A fresh copy of the reward model; a new head on the SFT model where there is none."""
@@ -194,11 +201,14 @@ def _give_pad_token(tokenizer) -> None:
     tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
 
 
-def load_causal_lm(path: str | Path, tokenizer=None, trust_remote_code: bool = False):
-    """A language model in fp32, in eval mode (no dropout anywhere: rule 4)."""
+def load_causal_lm(
+    path: str | Path, tokenizer=None, trust_remote_code: bool = False, **settings: Any
+):
+    """A language model in fp32, in eval mode (no dropout anywhere: rule 4). `settings` go to
+    transformers' `from_pretrained`."""
     from transformers import AutoModelForCausalLM
 
-    return _weights(AutoModelForCausalLM, path, tokenizer, trust_remote_code)
+    return _weights(AutoModelForCausalLM, path, tokenizer, trust_remote_code, **settings)
 
 
 def load_reward_model(path: str | Path, tokenizer=None, trust_remote_code: bool = False):

@@ -22,7 +22,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainerCallback
 
 from .cost.account import GPU_BLOCK
@@ -30,13 +29,11 @@ from .cost.fake import FakeAccount, StepAccount, materialise
 from .cost.patch import patched
 from .cost.xray import XRay, labelled, prime
 from .ledger import Ledger
+from .rehearsal_models import by_role, models_of
 from .stand_ins import FEW, few_passes, head_labelled, left_alone, stand_ins
 
 TOKEN = 5
 """Every token of the rows: what they say does not matter."""
-PAD = 0
-"""The bundled tokenizer's."""
-
 
 STAGES = ("sft", "reward", "dpo", "ppo")
 
@@ -126,7 +123,7 @@ def _simulate(setup: Setup, folder: str) -> XRay:
 
     gpu = setup.device == "gpu"
     with torch.device("meta"):
-        models = _models(setup)
+        models = models_of(setup)
     account = FakeAccount(GPU_BLOCK if gpu else 1, _widths(setup), setup.response)
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -135,7 +132,7 @@ def _simulate(setup: Setup, folder: str) -> XRay:
     ):
         for model in reversed(models.values()):  # what is trained first: others may be parts of it
             materialise(model)
-        with labelled(account, _by_role(models), phases=setup.stage != "ppo"):
+        with labelled(account, by_role(models), phases=setup.stage != "ppo"):
             if setup.stage == "ppo":
                 window = setup.config.get("sliding_window") or 0
                 with few_passes(account, setup.prompt, setup.response, window):
@@ -150,10 +147,10 @@ def _simulate(setup: Setup, folder: str) -> XRay:
 
 def _measure(setup: Setup, folder: str) -> XRay:
     """Two steps on real tensors under an account; what is told is the second."""
-    models, account = _models(setup), StepAccount(1, _widths(setup))
+    models, account = models_of(setup), StepAccount(1, _widths(setup))
     make = _ppo if setup.stage == "ppo" else _trl
     with head_labelled(account), account:
-        with labelled(account, _by_role(models), phases=setup.stage != "ppo"):
+        with labelled(account, by_role(models), phases=setup.stage != "ppo"):
             make(setup, models, folder, account, steps=2).train()
     return XRay.of(account, setup.stage, "cpu", source="measured")
 
@@ -162,7 +159,7 @@ def _profile(setup: Setup, folder: str) -> XRay:
     """Two steps on real tensors under torch's profiler: the CPU allocator's own peak, no more."""
     from torch.profiler import ProfilerActivity, profile
 
-    models = _models(setup)
+    models = models_of(setup)
     held = {id(t): t for m in models.values() for t in (*m.parameters(), *m.buffers())}
     base = sum(t.untyped_storage().nbytes() for t in held.values())
     trainer = (_ppo if setup.stage == "ppo" else _trl)(setup, models, folder, None, steps=2)
@@ -195,7 +192,7 @@ def _clock(setup: Setup, folder: str) -> XRay:
     from .cost.callback import MeterCallback
     from .cost.meter import Meter
 
-    models, meter = _models(setup), Meter(setup.stage, flops=False, memory=False)
+    models, meter = models_of(setup), Meter(setup.stage, flops=False, memory=False)
     make = _ppo if setup.stage == "ppo" else _trl
     after, more = _Steps(meter), {"meter": meter}
     callbacks = [after]
@@ -231,77 +228,6 @@ def _widths(setup: Setup) -> set[int]:
 
     vocabulary = setup.config["vocab_size"]
     return {vocabulary, TILE, vocabulary % TILE} - {0}
-
-
-# ----------------------------------------------------------------------------------------- models
-
-
-def _models(setup: Setup) -> dict[str, nn.Module]:
-    """Models by role, the trained ones first; adapters in place."""
-    from transformers import AutoModelForCausalLM as Language
-    from transformers import AutoModelForSequenceClassification as Critic
-
-    if setup.stage == "reward":
-        return {"reward": _model(setup, Critic, setup.config, adapted=True)}
-    models = {"policy": _model(setup, Language, setup.config, adapted=True)}
-    if setup.stage == "ppo":
-        return _ppo_models(setup, models["policy"])
-    if setup.stage == "dpo" and not setup.lora_r:
-        models["reference"] = _model(setup, Language, setup.config).requires_grad_(False)
-    return models
-
-
-def _ppo_models(setup: Setup, policy: nn.Module) -> dict[str, nn.Module]:
-    """The roles of PPO in the layout; "trained" holds what several of them may share."""
-    from transformers import AutoModelForCausalLM as Language
-    from transformers import AutoModelForSequenceClassification as Critic
-
-    from .stages.layouts import make_roles
-
-    value = reference = None
-    if setup.layout == "four":
-        value = _model(setup, Critic, setup.value_config or setup.config)
-    if setup.layout != "adapters":
-        reference = _model(setup, Language, setup.config)
-    if setup.layout == "adapters" and not setup.own_reward:
-        reward = _lora(setup, setup.judge_r or setup.lora_r,
-                       setup.judge_targets if setup.judge_r else setup.lora_targets)  # fmt: skip
-    else:
-        reward = _model(setup, Critic, setup.reward_config or setup.config)
-    roles = make_roles(setup.layout, policy, reference, value, reward)
-    return {"policy": roles.policy, "value": roles.value, "reference": roles.reference,
-            "reward": roles.reward, "trained": roles.trained}  # fmt: skip
-
-
-def _by_role(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Without what holds several of them."""
-    return {role: model for role, model in models.items() if role != "trained"}
-
-
-def _lora(setup: Setup, rank: int, targets: Any, task: str = "CAUSAL_LM", **settings: Any):
-    from peft import LoraConfig
-
-    targets = targets if isinstance(targets, str) else list(targets)
-    return LoraConfig(task_type=task, r=rank, lora_alpha=2 * rank, target_modules=targets,
-                      **settings)  # fmt: skip
-
-
-def _model(setup: Setup, auto: Any, config: dict, adapted: bool = False) -> nn.Module:
-    from transformers import AutoConfig
-
-    critic = {"num_labels": 1} if "Sequence" in auto.__name__ else {}
-    model = auto.from_config(
-        AutoConfig.for_model(**{**config, **critic}), dtype=getattr(torch, setup.dtype),
-        attn_implementation=setup.attn_implementation,
-    )  # fmt: skip
-    model.config.pad_token_id = PAD
-    if adapted and setup.lora_r:
-        from peft import get_peft_model
-
-        whole = {"modules_to_save": ["score"]} if critic else {}
-        task = "SEQ_CLS" if critic else "CAUSAL_LM"
-        model = get_peft_model(model, _lora(setup, setup.lora_r, setup.lora_targets, task, **whole))
-    return model
 
 
 # --------------------------------------------------------------------------------------- trainers

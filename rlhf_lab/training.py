@@ -70,7 +70,10 @@ def load_roles(plan) -> dict[str, Any]:
     seed = int(plan.settings.get("seed", 42))
     if stage == "reward":
         return {"reward": _adapted(plan, model.new_reward(seed), "SEQ_CLS")}
-    roles = {"policy": model.base if stage == "sft" else model.sft}
+    if plan.settings.get("load_in_4bit"):
+        roles = {"policy": model.sft_in_4bit(bool(plan.settings.get("use_bnb_nested_quant")))}
+    else:
+        roles = {"policy": model.base if stage == "sft" else model.sft}
     if stage == "ppo":
         roles |= _judges(plan)
     if stage in ("rloo", "grpo"):
@@ -134,6 +137,10 @@ class Job:
 
     def whole(self, model):
         """The trained model with its adapters merged in, saved; one without them as it is."""
+        if self.plan.settings.get("load_in_4bit"):  # merged into weights that were never rounded
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(self.plan.model.sft, self.run.folder / "adapter")
         if hasattr(model, "peft_config"):
             model = model.merge_and_unload(adapter_names=[POLICY])
             self.save(model)

@@ -29,6 +29,7 @@ GROUND = {
     "gold",
     "corpus",
     "models",
+    "quantised",
     "data",
     "files",
     "shapes",
@@ -47,6 +48,7 @@ ROOF = {
     "budget",
     "baseline",
     "rehearsal",
+    "rehearsal_models",
     "stand_ins",
 }
 COST_TORCH = {

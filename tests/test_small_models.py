@@ -13,7 +13,7 @@ import rlhf_lab as lab
 from rlhf_lab.models import BUNDLED, small_models_folder
 
 MILLIONS = {"tiny": (0.35, 0.5), "small": (1.5, 2.0)}
-STAGES = {"tiny": {"base", "sft", "reward"}, "small": {"base"}}
+STAGES = {"tiny": {"base", "sft", "reward", "reward_adapter"}, "small": {"base"}}
 
 
 def test_all_of_it_is_small():
@@ -39,6 +39,26 @@ def test_every_checkpoint_has_a_card_with_recipe_seed_and_figures(name):
         assert "(seed 0)" in card and "Measured when it was built" in card
         assert "Pretrained on" in card or "Recipe: `rlhf-lab train" in card
         assert sum(line.startswith("- ") for line in card.splitlines()) >= 3
+
+
+def test_the_reward_adapter_judges_as_its_card_says():
+    """Plain peft on the SFT model: right about as many pairs, and demonstrations score about 0."""
+    from peft import PeftModel
+
+    from rlhf_lab.stages.evaluate import pair_accuracy
+    from rlhf_lab.stages.texts import score_texts
+
+    model, data = lab.load("tiny"), lab.load_data("stories")
+    folder = small_models_folder() / "tiny" / "reward_adapter"
+    judge = PeftModel.from_pretrained(model.new_reward(), folder).merge_and_unload()
+    said = float((folder / "README.md").read_text().split("- accuracy: ")[1].split()[0])
+    accuracy, _ = pair_accuracy(judge, model.tokenizer, data.preferences.test[:384])
+    assert accuracy == pytest.approx(said, abs=0.05)
+    offset = json.loads((folder / "score.json").read_text())["score_offset"]
+    rows = data.sft.train[:256]
+    prompts, told = ([r[name] for r in rows] for name in ("prompt", "completion"))
+    scores = score_texts(judge, model.tokenizer, prompts, told)
+    assert float(scores.mean()) + offset == pytest.approx(0, abs=1e-3)
 
 
 def test_every_size_speaks_the_same_tokens():

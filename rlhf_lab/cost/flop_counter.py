@@ -62,6 +62,11 @@ def _attention_backward(_, q: Tensor, k: Tensor, v: Tensor, *__, **___) -> int:
     return 2 * prod(q.shape[:3]) * k.shape[2] * (3 * q.shape[3] + 2 * v.shape[3])
 
 
+def _quantised(x: Tensor, _, shape: Any, *__, **___) -> int:
+    """(…, k) @ (n, k)ᵀ, the matrix in 4 bits and of that `shape`."""
+    return 2 * x.numel() * shape[0]
+
+
 def _packets(namespace: Any, *names: str) -> list[Any]:
     """Those operations that this version of torch has."""
     return [getattr(namespace, name) for name in names if hasattr(namespace, name)]
@@ -100,6 +105,8 @@ def _formula(operation: Any) -> Callable[..., int] | None:
         return _grouped
     if name == "transformers.grouped_mm_fallback_backward":
         return _grouped_backward
+    if name in ("bitsandbytes.gemm_4bit", "bitsandbytes.gemv_4bit"):
+        return _quantised
     return flop_registry.get(packet)
 
 

@@ -10,7 +10,8 @@ import torch
 
 from rlhf_lab.cost.fake import FakeAccount
 from rlhf_lab.cost.xray import XRay
-from rlhf_lab.rehearsal import Setup, _models, rehearse
+from rlhf_lab.rehearsal import Setup, rehearse
+from rlhf_lab.rehearsal_models import models_of
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
@@ -49,7 +50,7 @@ def at(x: XRay, phase: str, component: str, role=None) -> float:
 
 def trainables(stage, config=LLAMA, **settings) -> tuple[int, int]:
     """Numbers that are trained, and tensors."""
-    models = _models(Setup(stage, config, **{**SHAPE, **settings})).values()
+    models = models_of(Setup(stage, config, **{**SHAPE, **settings})).values()
     found = [p for m in models for p in m.parameters() if p.requires_grad]
     return sum(p.numel() for p in found), len(found)
 
