@@ -171,6 +171,11 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False):
     return tokenizer
 
 
+def same_vocabulary(one, other) -> bool:
+    """Whether two tokenizers mean the same by a token id."""
+    return one is other or one.get_vocab() == other.get_vocab()
+
+
 def _give_pad_token(tokenizer) -> None:
     """Set a pad token that no text uses, without growing the vocabulary when one is free.
 
