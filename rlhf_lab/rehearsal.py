@@ -77,6 +77,8 @@ class Setup:
     value_config: dict | None = None
     reward_config: dict | None = None
     """PPO's critics; like the policy where None"""
+    rule_reward: bool = False
+    """PPO without a reward model"""
     real: bool | str = False
     """True: real tensors on the CPU under an account; "profiler": under torch's profiler; "clock":
     a few steps, timed"""
@@ -241,7 +243,7 @@ def _models(setup: Setup) -> dict[str, nn.Module]:
         models["value"] = _model(setup, Critic, setup.value_config or setup.config)
     if setup.stage == "ppo" or (setup.stage == "dpo" and not setup.lora_r):
         models["reference"] = _model(setup, Language, setup.config).requires_grad_(False)
-    if setup.stage == "ppo":
+    if setup.stage == "ppo" and not setup.rule_reward:
         reward = _model(setup, Critic, setup.reward_config or setup.config)
         models["reward"] = reward.requires_grad_(False)
     return models
@@ -405,8 +407,11 @@ def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, s
     )  # fmt: skip
     args.bf16 = setup.bf16  # which PPOConfig refuses on a CPU
     rows = [_row(setup, i) for i in range((steps + 1) * args.rollout_batch_size)]
-    return (PPOTrainer if setup.real else Once)(
-        args, _tokenizer(), models["policy"], models["reference"], models["reward"], rows,
-        models["value"], meter=meter or Phases("ppo"),
-        callbacks=[_step(setup, account), *callbacks],
+    trainer = (PPOTrainer if setup.real else Once)(
+        args, _tokenizer(), models["policy"], models["reference"], models.get("reward"), rows,
+        models["value"], reward_funcs=print if setup.rule_reward else None,
+        meter=meter or Phases("ppo"), callbacks=[_step(setup, account), *callbacks],
     )  # fmt: skip
+    if setup.rule_reward:  # a rule reads texts, of which there are none here
+        trainer.rewards.score = lambda ids, *_: torch.zeros(len(ids), device=ids.device)
+    return trainer

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .data import Data
 from .ledger import ONLINE
 from .runs import Run
+from .sources import gold_metrics
 from .tokens import pair_rows, prompt_rows, prompt_text, sft_rows
 from .widgets.progress import Progress, watched
 
@@ -22,16 +23,18 @@ HELD_OUT = 512
 
 @dataclass
 class Prepared:
-    """Models by role, rows with token ids, prompts to judge on, and rows lost on the way."""
+    """Models by role, rows with token ids, prompts to judge on, and rows lost on the way; functions
+    that the stage learns from."""
 
     models: dict[str, Any]
     train: list[dict]
     test: list[dict]
     prompts: list
     counts: dict[str, int]
+    functions: list[Callable]
 
 
-def prepare(plan, data: Data, quiet: bool = True) -> Prepared:
+def prepare(plan, data: Data, quiet: bool = True, functions: Sequence[Callable] = ()) -> Prepared:
     """Tokens and weights of a stage. Raises ValueError with one line for what does not fit."""
     model, tokenizer, args = plan.model, plan.model.tokenizer, plan.config()
     answer = args.response_length if plan.stage in ONLINE else 64
@@ -56,7 +59,19 @@ def prepare(plan, data: Data, quiet: bool = True) -> Prepared:
             f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
             f"({lost}); {model.name} takes {model.context}, max_length may be up to that"
         )
-    return Prepared(load_roles(plan), train, test, [r["prompt"] for r in held_out], counts)
+    if plan.stage == "ppo" and not quiet and (why := _new_critic(plan)):
+        print(f"ppo: the value model starts on the SFT model with a zero head: {why}", flush=True)
+    prompts = [r["prompt"] for r in held_out]
+    return Prepared(load_roles(plan), train, test, prompts, counts, list(functions))
+
+
+def _new_critic(plan) -> str:
+    """Why PPO's value model cannot start as a copy of the reward model; "" where it does (15)."""
+    if plan.settings.get("rule_reward"):
+        return "there is no reward model"
+    if plan.model.foreign_reward:
+        return "the reward model has a vocabulary of its own, and reads texts"
+    return ""
 
 
 def load_roles(plan) -> dict[str, Any]:
@@ -69,10 +84,12 @@ def load_roles(plan) -> dict[str, Any]:
     if stage == "reward":
         return {"reward": _adapted(plan, model.new_reward(seed), "SEQ_CLS")}
     roles = {"policy": model.base if stage == "sft" else model.sft}
-    if stage == "ppo":
-        roles |= {"reference": model.sft, "reward": model.reward, "value": model.reward}
-    if stage in ("rloo", "grpo"):
+    if stage in ONLINE and not plan.settings.get("rule_reward"):
         roles["reward"] = model.reward
+    if stage == "ppo":
+        value = model.new_value() if _new_critic(plan) else model.reward
+        roles |= {"reference": model.sft, "value": value}
+    if stage in ("rloo", "grpo"):
         if plan.config().beta and not plan.lora:
             roles["reference"] = model.sft
     return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
@@ -213,11 +230,12 @@ def _ppo(job: Job):
     from .stages.ppo import PPOTrainer
 
     roles = job.ready.models
-    policy, reward = roles["policy"], roles["reward"]
+    policy, reward = roles["policy"], roles.get("reward")
     before, told = _policy_figures(job, policy, reward_model=reward, keep="sft")
     trainer = PPOTrainer(
         job.args, job.tokenizer, policy, roles["reference"], reward, job.ready.train,
-        roles["value"], metric_funcs=_gold_metrics(job.data), meter=job.meter,
+        roles["value"], reward_funcs=job.ready.functions, metric_funcs=gold_metrics(job.data),
+        reward_processing_class=job.plan.model.reward_tokenizer, meter=job.meter,
         on_sample=job.run.sample, should_stop=job.should_stop,
     )  # fmt: skip
     bar = job.progress(trainer.iterations)
@@ -248,10 +266,11 @@ def _online(job: Job):
     from .stages.online import Judge, OnlineWatch, online_trainer
 
     roles, stage = job.ready.models, job.plan.stage
-    reward = roles["reward"]
+    reward = roles.get("reward")
     before, told = _policy_figures(job, roles["policy"], reward_model=reward, keep="sft")
     judge = Judge(reward, job.tokenizer, job.args, meter=job.meter, on_sample=job.run.sample,
-                  metric_funcs=_gold_metrics(job.data))  # fmt: skip
+                  metric_funcs=gold_metrics(job.data), reward_funcs=job.ready.functions,
+                  reward_tokenizer=job.plan.model.reward_tokenizer)  # fmt: skip
     watch = OnlineWatch(job.meter, judge, job.run.log, job.progress, job.should_stop)
     trainer = online_trainer(roles["policy"], roles.get("reference"), job.tokenizer,
                              job.ready.train, job.args, judge, watch)  # fmt: skip
@@ -262,24 +281,6 @@ def _online(job: Job):
     after, answers = _policy_figures(job, job.whole(trainer.model), reference, reward, keep=stage)
     figures = _costs(job, seconds) | _before_after(before, after)
     return figures | _wins(job, reward, told, answers), stopped
-
-
-def _gold_metrics(data: Data) -> dict[str, Callable]:
-    """The gold reward and its parts as functions that PPO watches (it never trains on them)."""
-    if not data.has_gold:
-        return {}
-    from .gold import PARTS
-
-    def watch(score: Callable[[str, str], float]) -> Callable:
-        def values(prompts, completions, **_):
-            return [score(p, c) for p, c in zip(prompts, completions, strict=True)]
-
-        return values
-
-    parts = {
-        f"gold/{name}": watch(lambda p, c, name=name: data.gold_parts(p, c)[name]) for name in PARTS
-    }
-    return {"gold_reward": watch(data.gold_reward), **parts}
 
 
 def _policy_figures(
@@ -297,6 +298,7 @@ def _policy_figures(
             model, job.tokenizer, prompts, reference=reference, reward_model=reward_model,
             gold_parts=job.data.gold_parts if gold else None,
             gold_reward=job.data.gold_reward if gold else None,
+            reward_tokenizer=job.plan.model.reward_tokenizer if reward_model else None,
             max_new_tokens=int(job.plan.settings.get("response_length", 64)),
         )  # fmt: skip
     if keep:
@@ -311,9 +313,9 @@ def _wins(job: Job, reward_model, before: list[str], after: list[str]) -> dict[s
     """How often the reward model prefers the response after training to the one before."""
     from .stages.evaluate import win_rate
 
-    if not before:
+    if not before or reward_model is None:
         return {}
-    rate = win_rate(reward_model, job.tokenizer, job.ready.prompts, before, after)
+    rate = win_rate(reward_model, job.plan.model.reward_tokenizer, job.ready.prompts, before, after)
     return {"win_rate": rate}
 
 

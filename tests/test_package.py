@@ -46,6 +46,7 @@ ROOF = {
     "cli_cost",
     "budget",
     "baseline",
+    "sources",
     "rehearsal",
     "stand_ins",
 }

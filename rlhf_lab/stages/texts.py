@@ -71,7 +71,10 @@ def decode(tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str
 def score_texts(
     model, tokenizer, prompts: Sequence[str], responses: Sequence[str], batch: int = 256
 ) -> Tensor:
-    """The reward model's score of each (prompt, response), eos appended as in training. → (n,)."""
+    """The reward model's score of each (prompt, response), eos appended as in training. → (n,).
+
+    `tokenizer`: the reward model's.
+    """
     model.eval()
     rows = [
         encode_prompt(tokenizer, p) + encode_response(tokenizer, r)
