@@ -97,7 +97,8 @@ def best_of_n(
     drawn = draw(
         model.sft, model.tokenizer, model.reward, asked, counts[-1], temperature=temperature,
         gold_reward=data.gold_reward if data.has_gold else None, seed=seed,
-        max_new_tokens=response_length, progress=bar.update if bar else None,
+        max_new_tokens=response_length, reward_tokenizer=model.reward_tokenizer,
+        progress=bar.update if bar else None,
     )  # fmt: skip
     if bar:
         bar.close()

@@ -43,11 +43,13 @@ def predict(plan: Any, data: Any = None) -> Estimate:
     elif "prompt_length" not in settings and model.name in BUNDLED:
         settings = {**_lengths_of_stories(plan.stage, model, settings), **settings}
     roles = {}
-    if settings.get("layout") == "adapters" and "reward_adapter" in model.paths:
+    learned = plan.stage in ONLINE and not settings.get("rule_reward")
+    if learned and settings.get("layout") == "adapters" and "reward_adapter" in model.paths:
         settings |= _judge_adapter(model.paths["reward_adapter"])
-    elif plan.stage in ONLINE and "reward" in model.paths:
-        judges = ("reward", "value") if plan.stage == "ppo" else ("reward",)
-        roles = dict.fromkeys(judges, model.config_dict("reward"))
+    elif learned and "reward" in model.paths:
+        roles["reward"] = model.config_dict("reward")
+        if plan.stage == "ppo":  # the value model starts on the SFT model where it has to
+            roles["value"] = model.config_dict("sft" if model.foreign_reward else "reward")
     return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
 
 
@@ -91,7 +93,7 @@ def _lengths_of_stories(stage: str, model: Model, settings: Mapping[str, Any]) -
 def unplannable(settings: Mapping[str, Any]) -> str | None:
     """A setting that can be planned and that `train` does not do from here; None where all can."""
     plain = {"gpus": 1, "nodes": 1, "sharding": "none", "offload": "none", "tensor_parallel": 1,
-             "dtype": "float32", "load_in_4bit": False, "rule_reward": False,
+             "dtype": "float32", "load_in_4bit": False,
              "loss": "fused", "pairs_together": True, "samples_per_prompt": 1, "ema": False,
              "joint_update": True, "attn_implementation": "sdpa", "adapter_dtype": "float32",
              "use_bnb_nested_quant": False}  # fmt: skip
@@ -147,7 +149,8 @@ def _rehearse(e: Estimate, s: Setup) -> XRay:
         num_mini_batches=s.num_mini_batches, num_ppo_epochs=s.num_ppo_epochs,
         local_rollout_forward_batch_size=s.local_rollout_forward_batch_size,
         device="gpu" if s.gpu else "cpu", layout=s.layout, judge_r=s.judge_r,
-        judge_targets=s.judge_targets, own_reward=s.reward is not None,
+        judge_targets=s.judge_targets, own_reward=s.reward is not None, rule_reward=s.rule_reward,
+        **{f"{name}_config": dict(config) for name, config in e.roles.items()},
     )  # fmt: skip
 
 

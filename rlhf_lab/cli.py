@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from . import __version__, cli_cost
+from .ledger import ONLINE
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         "  rlhf-lab train all                          the bundled model and world, minutes\n"
         "  rlhf-lab train ppo --steps 20 --seed 1      a short PPO run\n"
         "  rlhf-lab train grpo --set num_generations=8 without a critic; or rloo\n"
+        "  rlhf-lab train ppo --reward gold            the gold reward instead of the model's\n"
         "  rlhf-lab train all --data mine.json         your own instructions and preferences\n"
         "  rlhf-lab train dpo --data p.csv --field chosen=better --field rejected=worse\n"
         "  rlhf-lab train dpo --set beta=0.5           any field of the stage's settings",
@@ -45,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=_positive, help="optimizer steps (PPO: iterations) a stage")
     train.add_argument("--seed", type=int, default=0, help="seed of data and training [0]")
     train.add_argument("--reward-model", help="PPO, RLOO, GRPO: folder of the reward model")
+    train.add_argument(
+        "--reward",
+        action="append",
+        metavar="NAME",
+        help="learn from this: model, gold, gold/<part>; may be repeated [model]",
+    )
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                        help="a setting of the stage's trainer; may be repeated")  # fmt: skip
     train.add_argument("--overwrite", action="store_true", help="replace a run that is there")
@@ -105,6 +113,10 @@ def _settings(args: argparse.Namespace) -> dict:
     settings: dict = {"seed": args.seed}
     if args.steps:
         settings["max_steps"] = args.steps
+    if args.reward:
+        if args.stage not in (*ONLINE, "all"):
+            raise ValueError(f"--reward is for {', '.join(ONLINE)}: {args.stage} learns from none")
+        settings["rewards"] = args.reward
     settings |= cli_cost.assignments(args.set)
     return settings
 

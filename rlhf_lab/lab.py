@@ -11,7 +11,7 @@ a folder that `lab.Run.load` reads without any training code.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +24,9 @@ from .cost.hardware import hardware as find_hardware
 from .cost.plan import Estimate
 from .cost.setup import EXTRA
 from .data import Data, load_data
-from .ledger import ONLINE
 from .models import Model, load
 from .runs import Run
+from .sources import named, reward_functions, settled
 from .tokens import planned_lengths
 
 if TYPE_CHECKING:
@@ -190,15 +190,15 @@ def plan(
     `stage`: sft, reward, ppo, dpo, rloo, grpo, or inference (prefill and decode, which is planned
     only). Settings are the fields of TRL's config of that stage, for PPO of our PPOConfig;
     `lora_r=16` trains LoRA adapters instead of the whole model (`LORA`); what is no trainer's
-    (lengths, GPUs, sharding, …) is in `cost.setup.EXTRA`. `hardware`: a name of the catalogue, a
-    Hardware, or "here". With `data` the lengths and the number of rows are those of the data.
-    No weights are loaded. Raises ValueError for an unknown stage, model or device.
+    (lengths, GPUs, sharding, `rewards`, …) is in `cost.setup.EXTRA`. `hardware`: a name of the
+    catalogue, a Hardware, or "here". With `data` the lengths and the number of rows are those of
+    the data. No weights are loaded. Raises ValueError for an unknown stage, model or device.
     """
     if stage not in PLANNED:
         hint = did_you_mean(stage, PLANNED)
         raise ValueError(f"no stage {stage!r}; {hint}choose from {', '.join(PLANNED)}")
     handle, settings = load(model), _one_length(stage, settings)
-    chosen = {**DEFAULTS[stage], **settings}
+    chosen = {**DEFAULTS[stage], **settings, **named(settings)}
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         chosen["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
     find_hardware(hardware)
@@ -222,15 +222,22 @@ def _check_type(name: str, value: Any, field) -> None:
     """Numbers are numbers and switches are switches: the trainers find out much later."""
     said = "int" if name == "lora_r" else str(getattr(field, "type", ""))
     kinds = set(re.findall(r"\w+", said))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if said.startswith("list[float]") and value is not None:
+        if not isinstance(value, (list, tuple)) or not all(map(_is_number, value)):
+            raise ValueError(f"{name} must be a list of numbers, got {value!r}")
+        return
     if (value is None and "None" in kinds) or "str" in kinds:
         return
-    if kinds & {"int", "float"} and not number:
+    if kinds & {"int", "float"} and not _is_number(value):
         raise ValueError(f"{name} must be a number, got {value!r}")
     if "bool" in kinds and not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
     if name in POSITIVE and not 0 < value < float("inf"):
         raise ValueError(f"{name} must be above 0, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _config_class(stage: str):
@@ -254,6 +261,7 @@ def train(
     plan: Plan | str,
     data: Data | str | Path = "stories",
     *,
+    reward_funcs: Callable | Sequence[Callable] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     quiet: bool = False,
@@ -263,17 +271,20 @@ def train(
 
     The run's folder (`out`, else runs/<stage>-<number>) holds settings, metrics, samples, the
     ledger (predicted before, measured while it ran) and the final model. Interrupting (Ctrl-C, the
-    notebook's stop button) or a true `should_stop()` ends training and keeps what there is. Raises
+    notebook's stop button) or a true `should_stop()` ends training and keeps what there is.
+    `reward_funcs`: functions that PPO, RLOO and GRPO learn from, `f(prompts=…, completions=…,
+    completion_ids=…) → list of floats` or None, beside the rewards of the plan. Raises
     ValueError before anything is written when the settings or the data do not fit the stage.
     """
     if isinstance(plan, str):
         plan = globals()["plan"](plan)
-    data = load_data(data)
+    data, plan = load_data(data), settled(plan, reward_funcs)
     _check(plan, data)
+    functions = reward_functions(plan, data, reward_funcs)
     from .cost.meter import Meter
     from .training import STAGE_FUNCTIONS, Job, prepare
 
-    ready = prepare(plan, data, quiet)
+    ready = prepare(plan, data, quiet, functions)
     foretold = predicted(plan, data, quiet)
     run = Run.create(
         Path(out) if out else free_folder(plan.stage), stage=plan.stage, model=plan.model.name,
@@ -304,14 +315,6 @@ def _check(plan: Plan, data: Data) -> None:
     if not need.get(plan.stage, data.prompts).train:
         what = "completion" if plan.stage == "sft" else "chosen and rejected"
         raise ValueError(f"{data.name} has nothing to train {plan.stage} on: no {what} fields")
-    judged = {"reward"} | (
-        {"reward_adapter"} if plan.settings.get("layout") == "adapters" else set()
-    )
-    if plan.stage in ONLINE and not judged & plan.model.paths.keys():
-        raise ValueError(
-            f"{plan.stage.upper()} needs a reward model: train one first (rlhf-lab train reward "
-            f"--model {plan.model.name}) and use model.with_stage('reward', run.model_path)"
-        )
 
 
 def free_folder(stage: str) -> Path:

@@ -68,12 +68,30 @@ class Model:
         if path in presets():
             return dict(presets()[path])
         file = Path(path) / "config.json"
-        return json.loads(file.read_text()) if file.is_file() else self.config.to_dict()
+        if file.is_file() or path == self.paths["base"]:
+            return json.loads(file.read_text()) if file.is_file() else self.config.to_dict()
+        from transformers import AutoConfig
+
+        return _ask(AutoConfig, path, "config", **self._trust).to_dict()
 
     @cached_property
     def tokenizer(self):
         """The tokenizer, with a pad token that is not the eos token."""
         return load_tokenizer(self.paths["base"], self.trust_remote_code)
+
+    @cached_property
+    def reward_tokenizer(self):
+        """The reward model's tokenizer: the model's own where the vocabulary is the same."""
+        path = self.paths.get("reward")
+        if path in (None, self.paths["base"]) or not _has_tokenizer(path):
+            return self.tokenizer
+        theirs = load_tokenizer(path, self.trust_remote_code)
+        return self.tokenizer if same_vocabulary(theirs, self.tokenizer) else theirs
+
+    @property
+    def foreign_reward(self) -> bool:
+        """Whether the reward model reads tokens of its own: it is given texts."""
+        return self.reward_tokenizer is not self.tokenizer
 
     @property
     def context(self) -> int:
@@ -102,13 +120,21 @@ class Model:
     def reward(self):
         """A fresh copy of the reward model; a new head on the SFT model where there is none."""
         if "reward" in self.paths:
-            return load_reward_model(self.paths["reward"], self.tokenizer, self.trust_remote_code)
+            return load_reward_model(
+                self.paths["reward"], self.reward_tokenizer, self.trust_remote_code
+            )
         return self.new_reward()
 
     def new_reward(self, seed: int = 0):
         """A reward model with a fresh head on the SFT model."""
         path = self.paths.get("sft", self.paths["base"])
         return new_reward_model(path, self.tokenizer, seed, self.trust_remote_code)
+
+    def new_value(self):
+        """A value model that says 0 of everything: a zero head on the SFT model (rule 15)."""
+        model = self.new_reward()
+        model.score.weight.data.zero_()
+        return model
 
     @property
     def _trust(self) -> dict[str, bool]:
@@ -183,6 +209,17 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False):
     return tokenizer
 
 
+def _has_tokenizer(path: str | Path) -> bool:
+    """Whether a checkpoint brings a tokenizer; on the hub they do."""
+    names = ("tokenizer*.json", "tokenizer.model", "vocab.*", "*.spm", "spiece.model")
+    return not Path(path).is_dir() or any(any(Path(path).glob(name)) for name in names)
+
+
+def same_vocabulary(one, other) -> bool:
+    """Whether two tokenizers mean the same by a token id."""
+    return one is other or one.get_vocab() == other.get_vocab()
+
+
 def _give_pad_token(tokenizer) -> None:
     """Set a pad token that no text uses, without growing the vocabulary when one is free.
 
@@ -213,9 +250,16 @@ def load_causal_lm(
 
 def load_reward_model(path: str | Path, tokenizer=None, trust_remote_code: bool = False):
     """A reward model: one score per sequence, in fp32, in eval mode."""
+    from transformers import AutoConfig
     from transformers import AutoModelForSequenceClassification as Auto
 
-    return _weights(Auto, path, tokenizer, trust_remote_code, num_labels=1)
+    try:
+        return _weights(Auto, path, tokenizer, trust_remote_code, num_labels=1)
+    except ValueError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        labels = _ask(AutoConfig, path, "config", trust_remote_code=trust_remote_code).num_labels
+    raise ValueError(f"the model in {path} has {labels} labels: a reward model has one, its score")
 
 
 HEAD = {"score.weight", "score.bias"}

@@ -81,6 +81,8 @@ class Setup:
     """value and reward adapters on one base; like the policy's where 0"""
     own_reward: bool = False
     """one base: the reward model has weights of its own"""
+    rule_reward: bool = False
+    """PPO without a reward model"""
     real: bool | str = False
     """True: real tensors on the CPU under an account; "profiler": under torch's profiler; "clock":
     a few steps, timed"""
@@ -373,8 +375,11 @@ def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, s
     )  # fmt: skip
     args.bf16 = setup.bf16  # which PPOConfig refuses on a CPU
     rows = [_row(setup, i) for i in range((steps + 1) * args.rollout_batch_size)]
-    return (Ready if setup.real else Once)(
-        args, _tokenizer(), models["policy"], models["reference"], models["reward"], rows,
-        models["value"], meter=meter or Phases("ppo"),
-        callbacks=[_step(setup, account), *callbacks],
+    trainer = (Ready if setup.real else Once)(
+        args, _tokenizer(), models["policy"], models["reference"], models.get("reward"), rows,
+        models["value"], reward_funcs=print if setup.rule_reward else None,
+        meter=meter or Phases("ppo"), callbacks=[_step(setup, account), *callbacks],
     )  # fmt: skip
+    if setup.rule_reward:  # a rule reads texts, of which there are none here
+        trainer.rewards.score = lambda ids, *_: torch.zeros(len(ids), device=ids.device)
+    return trainer

@@ -38,14 +38,17 @@ def _ppo_models(setup: Any, policy: nn.Module) -> dict[str, nn.Module]:
         value = _model(setup, Critic, setup.value_config or setup.config)
     if setup.layout != "adapters":
         reference = _model(setup, Language, setup.config)
-    if setup.layout == "adapters" and not setup.own_reward:
+    if setup.rule_reward:
+        reward = None
+    elif setup.layout == "adapters" and not setup.own_reward:
         reward = _lora(setup, setup.judge_r or setup.lora_r,
                        setup.judge_targets if setup.judge_r else setup.lora_targets)  # fmt: skip
     else:
         reward = _model(setup, Critic, setup.reward_config or setup.config)
     roles = make_roles(setup.layout, policy, reference, value, reward)
-    return {"policy": roles.policy, "value": roles.value, "reference": roles.reference,
+    made = {"policy": roles.policy, "value": roles.value, "reference": roles.reference,
             "reward": roles.reward, "trained": roles.trained}  # fmt: skip
+    return {role: model for role, model in made.items() if model is not None}
 
 
 def by_role(models: dict[str, nn.Module]) -> dict[str, nn.Module]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .data import Data
 from .ledger import ONLINE
 from .runs import Run
+from .sources import gold_metrics
 from .stages.adapters import POLICY, SCORE_FILE
 from .tokens import pair_rows, prompt_rows, prompt_text, sft_rows
 from .widgets.progress import Progress, watched
@@ -24,16 +25,18 @@ HELD_OUT = 512
 
 @dataclass
 class Prepared:
-    """Models by role, rows with token ids, prompts to judge on, and rows lost on the way."""
+    """Models by role, rows with token ids, prompts to judge on, and rows lost on the way; functions
+    that the stage learns from."""
 
     models: dict[str, Any]
     train: list[dict]
     test: list[dict]
     prompts: list
     counts: dict[str, int]
+    functions: list[Callable]
 
 
-def prepare(plan, data: Data, quiet: bool = True) -> Prepared:
+def prepare(plan, data: Data, quiet: bool = True, functions: Sequence[Callable] = ()) -> Prepared:
     """Tokens and weights of a stage. Raises ValueError with one line for what does not fit."""
     model, tokenizer, args = plan.model, plan.model.tokenizer, plan.config()
     answer = args.response_length if plan.stage in ONLINE else 64
@@ -58,7 +61,22 @@ def prepare(plan, data: Data, quiet: bool = True) -> Prepared:
             f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
             f"({lost}); {model.name} takes {model.context}, max_length may be up to that"
         )
-    return Prepared(load_roles(plan), train, test, [r["prompt"] for r in held_out], counts)
+    if plan.stage == "ppo" and not quiet and (why := _new_critic(plan)):
+        print(f"ppo: the value model starts on the SFT model with a zero head: {why}", flush=True)
+    prompts = [r["prompt"] for r in held_out]
+    return Prepared(load_roles(plan), train, test, prompts, counts, list(functions))
+
+
+def _new_critic(plan) -> str:
+    """Why a value model of PPO's cannot start as a copy of the reward model; "" where it does, or
+    where the layout has none (15)."""
+    if plan.config().layout != "four":
+        return ""
+    if plan.settings.get("rule_reward"):
+        return "there is no reward model"
+    if plan.model.foreign_reward:
+        return "the reward model has a vocabulary of its own, and reads texts"
+    return ""
 
 
 def load_roles(plan) -> dict[str, Any]:
@@ -77,7 +95,8 @@ def load_roles(plan) -> dict[str, Any]:
     if stage == "ppo":
         roles |= _judges(plan)
     if stage in ("rloo", "grpo"):
-        roles["reward"] = model.reward
+        if not plan.settings.get("rule_reward"):
+            roles["reward"] = model.reward
         if plan.config().beta and not plan.lora:
             roles["reference"] = model.sft
     return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
@@ -86,11 +105,20 @@ def load_roles(plan) -> dict[str, Any]:
 def _judges(plan) -> dict[str, Any]:
     """What stands beside PPO's policy in the plan's layout (`stages/layouts.py`)."""
     model, layout = plan.model, plan.config().layout
+    reward = None
+    if not plan.settings.get("rule_reward"):
+        reward = _judge_adapter(plan) or model.reward
     if layout == "adapters":
-        adapter = model.paths.get("reward_adapter")
-        return {"reference": None, "value": None, "reward": adapter or model.reward}
-    value = model.reward if layout == "four" else None
-    return {"reference": model.sft, "value": value, "reward": model.reward}
+        return {"reference": None, "value": None, "reward": reward}
+    value = None
+    if layout == "four":
+        value = model.new_value() if _new_critic(plan) else model.reward
+    return {"reference": model.sft, "value": value, "reward": reward}
+
+
+def _judge_adapter(plan) -> str | None:
+    """The folder of the reward adapter, where the layout has a place for one."""
+    return plan.model.paths.get("reward_adapter") if plan.config().layout == "adapters" else None
 
 
 def _adapted(plan, model, task: str):
@@ -235,11 +263,13 @@ def _dpo(job: Job):
 def _ppo(job: Job):
     from .stages.ppo import PPOTrainer
 
-    roles = job.ready.models
+    roles, judge = job.ready.models, _judge_adapter(job.plan)
     trainer = PPOTrainer(
         job.args, job.tokenizer, roles["policy"], roles["reference"], roles["reward"],
-        job.ready.train, roles["value"], metric_funcs=_gold_metrics(job.data), meter=job.meter,
-        on_sample=job.run.sample, should_stop=job.should_stop,
+        job.ready.train, roles["value"], reward_funcs=job.ready.functions,
+        reward_processing_class=None if judge else job.plan.model.reward_tokenizer,
+        metric_funcs=gold_metrics(job.data), meter=job.meter, on_sample=job.run.sample,
+        should_stop=job.should_stop,
     )  # fmt: skip
     policy, reference, reward = trainer.policy, trainer.reference, trainer.reward_model
     before, told = _policy_figures(job, policy, reward_model=reward, keep="sft")
@@ -272,10 +302,11 @@ def _online(job: Job):
     from .stages.online import Judge, OnlineWatch, online_trainer
 
     roles, stage = job.ready.models, job.plan.stage
-    reward = roles["reward"]
+    reward = roles.get("reward")
     before, told = _policy_figures(job, roles["policy"], reward_model=reward, keep="sft")
     judge = Judge(reward, job.tokenizer, job.args, meter=job.meter, on_sample=job.run.sample,
-                  metric_funcs=_gold_metrics(job.data))  # fmt: skip
+                  metric_funcs=gold_metrics(job.data), reward_funcs=job.ready.functions,
+                  reward_tokenizer=job.plan.model.reward_tokenizer)  # fmt: skip
     watch = OnlineWatch(job.meter, judge, job.run.log, job.progress, job.should_stop)
     trainer = online_trainer(roles["policy"], roles.get("reference"), job.tokenizer,
                              job.ready.train, job.args, judge, watch)  # fmt: skip
@@ -286,24 +317,6 @@ def _online(job: Job):
     after, answers = _policy_figures(job, job.whole(trainer.model), reference, reward, keep=stage)
     figures = _costs(job, seconds) | _before_after(before, after)
     return figures | _wins(job, reward, told, answers), stopped
-
-
-def _gold_metrics(data: Data) -> dict[str, Callable]:
-    """The gold reward and its parts as functions that PPO watches (it never trains on them)."""
-    if not data.has_gold:
-        return {}
-    from .gold import PARTS
-
-    def watch(score: Callable[[str, str], float]) -> Callable:
-        def values(prompts, completions, **_):
-            return [score(p, c) for p, c in zip(prompts, completions, strict=True)]
-
-        return values
-
-    parts = {
-        f"gold/{name}": watch(lambda p, c, name=name: data.gold_parts(p, c)[name]) for name in PARTS
-    }
-    return {"gold_reward": watch(data.gold_reward), **parts}
 
 
 def _policy_figures(
@@ -321,6 +334,7 @@ def _policy_figures(
             model, job.tokenizer, prompts, reference=reference, reward_model=reward_model,
             gold_parts=job.data.gold_parts if gold else None,
             gold_reward=job.data.gold_reward if gold else None,
+            reward_tokenizer=job.plan.model.reward_tokenizer if reward_model else None,
             max_new_tokens=int(job.plan.settings.get("response_length", 64)),
         )  # fmt: skip
     if keep:
@@ -335,9 +349,9 @@ def _wins(job: Job, reward_model, before: list[str], after: list[str]) -> dict[s
     """How often the reward model prefers the response after training to the one before."""
     from .stages.evaluate import win_rate
 
-    if not before:
+    if not before or reward_model is None:
         return {}
-    rate = win_rate(reward_model, job.tokenizer, job.ready.prompts, before, after)
+    rate = win_rate(reward_model, job.plan.model.reward_tokenizer, job.ready.prompts, before, after)
     return {"win_rate": rate}
 
 

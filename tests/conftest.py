@@ -91,7 +91,8 @@ def language_model(seed: int = 0, kind: str = "llama", **changes):
 
 def reward_model(seed: int = 1, kind: str = "llama", **changes):
     """A random reward (or value) model: a trunk and a `score` head with one output."""
-    return _model("AutoModelForSequenceClassification", kind, seed, num_labels=1, **changes)
+    changes = {"num_labels": 1, **changes}
+    return _model("AutoModelForSequenceClassification", kind, seed, **changes)
 
 
 @pytest.fixture(scope="session")

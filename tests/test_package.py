@@ -47,6 +47,7 @@ ROOF = {
     "cli_cost",
     "budget",
     "baseline",
+    "sources",
     "rehearsal",
     "rehearsal_models",
     "stand_ins",

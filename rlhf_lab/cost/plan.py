@@ -46,6 +46,8 @@ class Estimate:
     hardware: Hardware
     settings: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    roles: Mapping[str, Any] = field(default_factory=dict)
+    """Configs of the reward and the value model, where they are other ones."""
 
     @cached_property
     def phases(self) -> list[Phase]:
@@ -201,9 +203,13 @@ class Estimate:
 
     def changed(self, **settings: Any) -> Estimate:
         """The same stage with some settings changed. Raises ValueError for what cannot be."""
-        return estimate(self.setup.stage, self.config, self.hardware,
-                        {**self.settings, **settings}, reward=self.setup.reward,
-                        value=self.setup.value)  # fmt: skip
+        return estimate(
+            self.setup.stage,
+            self.config,
+            self.hardware,
+            {**self.settings, **settings},
+            **{"reward": self.setup.reward, "value": self.setup.value, **self.roles},
+        )
 
     def cheaper(self) -> list[Any]:
         """Changes that make it fit, or cheaper, the best first (`remedies.py`)."""
@@ -229,4 +235,5 @@ def estimate(
     hw = hardware(hw)
     made = {k: architecture(v) if isinstance(v, Mapping) else v for k, v in roles.items() if v}
     setup = make_setup(stage, architecture(config), hw, settings or {}, **made)
-    return Estimate(setup, hw, dict(settings or {}), config)
+    configs = {k: v for k, v in roles.items() if isinstance(v, Mapping)}
+    return Estimate(setup, hw, dict(settings or {}), config, configs)

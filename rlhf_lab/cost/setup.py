@@ -43,7 +43,9 @@ EXTRA = {
     "load_in_4bit": "base weights in NF4 (QLoRA)", "use_bnb_nested_quant": "double quantisation",
     "adapter_dtype": "precision of adapters", "loss": "fused or plain cross-entropy",
     "pairs_together": "chosen and rejected in one pass",
-    "rule_reward": "PPO without a reward model", "padded": "rows of a batch differ in length",
+    "rewards": "what is learned from online: of model, gold, gold/<part>",
+    "rule_reward": "PPO, RLOO and GRPO without a reward model",
+    "padded": "rows of a batch differ in length",
     "samples_per_prompt": "responses to each prompt", "ema": "an averaged copy of the policy (PPO)",
     "joint_update": "policy and value in one backward pass, as our PPO; False: one after the other",
 }  # fmt: skip

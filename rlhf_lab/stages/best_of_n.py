@@ -28,8 +28,9 @@ class Drawn:
 
 def draw(
     model, tokenizer, reward_model, prompts: Sequence, samples: int, *,
-    gold_reward: Callable[[str, str], float] | None = None, max_new_tokens: int = 64,
-    temperature: float = 1.0, seed: int = 99, progress: Callable[[int], None] | None = None,
+    gold_reward: Callable[[str, str], float] | None = None, reward_tokenizer=None,
+    max_new_tokens: int = 64, temperature: float = 1.0, seed: int = 99,
+    progress: Callable[[int], None] | None = None,
 ) -> Drawn:  # fmt: skip
     """Sample and score, as the evaluation of every stage does."""
     ids = sample_ids(
@@ -38,7 +39,7 @@ def draw(
     )  # fmt: skip
     texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in ids]
     pairs = [(p, t) for p, row in zip(prompts, texts, strict=True) for t in row]
-    scores = score_texts(reward_model, tokenizer, *zip(*pairs, strict=True))
+    scores = score_texts(reward_model, reward_tokenizer or tokenizer, *zip(*pairs, strict=True))
     golds = None if gold_reward is None else [gold_reward(p, t) for p, t in pairs]
     shape = len(prompts), samples
     return Drawn(

@@ -34,6 +34,14 @@ class Bookkeeping:
         total, count = self._sum(torch.stack([(x * mask).sum(), mask.sum().to(x)])).unbind()
         return float(total / count.clamp(min=1))
 
+    def _rewards(self, scores: Tensor) -> dict[str, float]:
+        """What the sources of reward said before normalisation, clipping and penalties: in all,
+        and each for itself over the responses that it applies to."""
+        said = self.rewards.said.items()
+        return {"reward": self._mean(scores)} | {
+            f"rewards/{name}": self._token_mean(v.nan_to_num(0.0), ~v.isnan()) for name, v in said
+        }
+
     def _watched(self, rows: list[dict], rollout: Rollout) -> dict[str, float]:
         """Metrics that are only watched, and a few samples for the record."""
         if not self.metric_funcs and not self.on_sample:

@@ -50,13 +50,15 @@ def policy_report(
     gold_parts: Callable[[str, str], dict[str, float]] | None = None,
     gold_reward: Callable[[str, str], float] | None = None,
     reward_model=None,
+    reward_tokenizer=None,
     reference=None,
     max_new_tokens: int = 64,
     seed: int = 1234,
 ) -> tuple[dict[str, float], list[str]]:
     """Sample one response per prompt and average what is known of it. → figures, responses.
 
-    `gold_reward`, `gold/<part>`: means over prompts; `reward`: the reward model's mean score;
+    `gold_reward`, `gold/<part>`: means over prompts; `reward`: the reward model's mean score, in
+    tokens of `reward_tokenizer` where it has its own;
     `kl`, `kl_k3`: nats per response from `reference`; `length`: words.
     """
     sampled = sample_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed)
@@ -70,7 +72,8 @@ def policy_report(
         for name in parts[0]:
             figures[f"gold/{name}"] = sum(p[name] for p in parts) / len(parts)
     if reward_model is not None:
-        figures["reward"] = float(score_texts(reward_model, tokenizer, prompts, responses).mean())
+        theirs = reward_tokenizer or tokenizer
+        figures["reward"] = float(score_texts(reward_model, theirs, prompts, responses).mean())
     if reference is not None:
         kl = kl_from_reference(model, reference, tokenizer, prompts, responses).mean(0)
         figures["kl"], figures["kl_k3"] = float(kl[0]), float(kl[1])
@@ -103,7 +106,10 @@ def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> f
 
 def win_rate(reward_model, tokenizer, prompts: Sequence, before: Sequence[str],
              after: Sequence[str]) -> float:  # fmt: skip
-    """Share of prompts whose response after scores higher than the one before; ties count half."""
+    """Share of prompts whose response after scores higher than the one before; ties count half.
+
+    `tokenizer`: the reward model's.
+    """
     old, new = (score_texts(reward_model, tokenizer, prompts, texts) for texts in (before, after))
     return float(((new > old).float() + (new == old).float() / 2).mean())
 

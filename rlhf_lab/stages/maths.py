@@ -101,6 +101,26 @@ def missing_stop_score(scores: Tensor, stopped: Tensor, penalty: float | None) -
     return scores if penalty is None else scores - penalty * (~stopped).to(scores.dtype)
 
 
+def score_constants(scores: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation that give the first rollout's scores mean 0 and variance 1.
+
+    Ziegler et al. (1909.08593, section 2.1) normalise rewards so at the start of training and
+    never again. scores: (b,). Where all scores are equal the deviation is 1: they are only shifted.
+    """
+    values = scores.double()
+    std = float(values.std(correction=0))
+    return float(values.mean()), std if std > 0 else 1.0
+
+
+def normalised_scores(
+    scores: Tensor, mean: float | None, std: float | None, clip: float | None
+) -> Tensor:
+    """(score − mean) / std where the constants are known, then clipped to ±clip. (b,) → (b,)."""
+    if mean is not None:
+        scores = (scores - mean) / std
+    return scores if clip is None else scores.clamp(-clip, clip)
+
+
 def token_rewards(kl: Tensor, scores: Tensor, mask: Tensor, beta: float, late: bool = False):
     """−β·KL on every real token, plus the score on the last one (rules 9 and 11).
 

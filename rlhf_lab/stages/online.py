@@ -11,8 +11,9 @@ scoring them in the same way, positions counted from the mask, and metrics of th
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +25,8 @@ from ..cost.meter import Meter, NoMeter
 from ..cost.patch import patched
 from ..tokens import encode_prompt, prompt_text
 from .maths import kl_estimate, missing_stop_score
-from .rollout import in_chunks, pad_prompts, positions_of, sequence_scores
+from .rewards import Rewards
+from .rollout import pad_prompts, positions_of
 from .texts import call_reward
 from .trl_stages import Watch, _unprinted
 
@@ -67,10 +69,11 @@ class GRPOConfig(_AsPPO, trl.GRPOConfig):
 
 
 class Judge:
-    """A reward model as a reward function, called as TRL's trainers call one.
+    """The rewards as one reward function, called as TRL's trainers call one.
 
-    The score is that of the sampled ids (a response that was cut has no eos), `score_offset`
-    included, less a penalty for a response that never stops: what our PPO makes of it.
+    The reward model's score is that of the sampled ids (a response that was cut has no eos),
+    `score_offset` included, less a penalty for a response that never stops: what our PPO makes of
+    it.
     `metric_funcs` are called in the same way, and only logged.
     """
 
@@ -78,37 +81,43 @@ class Judge:
         self, model, tokenizer, args, *, meter: Meter | None = None,
         metric_funcs: dict[str, Callable] | None = None,
         on_sample: Callable[[int, list[dict]], None] | None = None,
+        reward_funcs: Callable | Sequence[Callable] | None = None, reward_tokenizer=None,
     ):  # fmt: skip
-        self.model, self.tokenizer, self.args = model.eval().requires_grad_(False), tokenizer, args
+        self.model, self.tokenizer, self.args = model, tokenizer, args
+        self.device = torch.device("cpu")
+        if model is not None:
+            self.device = next(model.eval().requires_grad_(False).parameters()).device
+        self.rewards = Rewards(model, reward_funcs, tokenizer, args, reward_tokenizer,
+                               device=self.device)  # fmt: skip
         self.meter, self.metric_funcs = meter or NoMeter("grpo"), metric_funcs or {}
         self.on_sample, self.episodes = on_sample, 0
         self.meter.watch("reward", model)
 
     def scores(self, prompts: list, completion_ids: list[list[int]]) -> Tensor:
-        """What the reward model says, `per_device_train_batch_size` rows at a time. → (n,)."""
+        """What the rewards say, `per_device_train_batch_size` rows at a time. → (n,)."""
         rows = [encode_prompt(self.tokenizer, p) + ids
                 for p, ids in zip(prompts, completion_ids, strict=True)]  # fmt: skip
         ids, mask = pad_prompts(rows, self.tokenizer.pad_token_id)
-        device = next(self.model.parameters()).device
-        count, width = ids.shape
-        shape = (ids.numel(), ids.numel() * width, count)
-        with torch.no_grad(), self.meter.phase("score", "reward", shape, int(mask.sum())):
-            return in_chunks(
-                lambda i, m: sequence_scores(self.model, i, m).cpu(),
-                self.args.per_device_train_batch_size, ids.to(device), mask.to(device),
-            )  # fmt: skip
+        with torch.no_grad():
+            return self.rewards.ask(
+                ids.to(self.device), mask.to(self.device), completion_ids,
+                self.stopped(completion_ids).tolist(), [{"prompt": p} for p in prompts],
+                self.args.per_device_train_batch_size, self.meter,
+            ).cpu()  # fmt: skip
 
     def __call__(self, prompts, completions, completion_ids, *, trainer_state=None,
-                 log_metric=lambda name, value: None, **columns) -> list[float]:  # fmt: skip
+                 log_metric=lambda name, value: None, **columns) -> list[float | None]:  # fmt: skip
         said = self.scores(prompts, completion_ids)
         stopped = self.stopped(completion_ids)
         scores = missing_stop_score(said, stopped, self.args.missing_eos_penalty)
         self.episodes += len(prompts)
-        log_metric("judged", float(said.mean()))
+        log_metric("judged", float(said.nanmean()))
+        for name, value in self.rewards.said.items():
+            log_metric(f"said/{name}", float(value.nanmean()))
         log_metric("stopped", float(stopped.float().mean()))
         with self.meter.phase("evaluation"):
             self._watch(prompts, completion_ids, scores, trainer_state, log_metric)
-        return scores.tolist()
+        return [None if s != s else s for s in scores.tolist()]  # NaN: nobody says anything
 
     def stopped(self, completion_ids: list[list[int]]) -> Tensor:
         """Which responses ended by themselves: short of the limit, or with eos. → (n,) bool."""
@@ -215,7 +224,8 @@ def online_trainer(model, reference, tokenizer, train, args, judge: Judge, watch
     from), for a model with adapters the model with its adapters off; with beta=0 there is none.
     """
     made = _RLOO if isinstance(args, trl.RLOOConfig) else _GRPO
-    lora = None
+    lora, args = None, copy.copy(args)
+    args.reward_weights = None  # the judge has weighted and added up already
     if hasattr(model, "peft_config"):
         lora, model = model.peft_config["default"], model.unload()
     home = sys.modules[made.__mro__[2].__module__]
@@ -241,6 +251,8 @@ calls score; its `kl` is per token, of RLOO k1 when sampling, of GRPO k3 in ever
 class OnlineWatch(Watch):
     """Watch, with the names of PPO's metrics; what a step logs twice or times is left out."""
 
+    plain = staticmethod(str)  # chosen by NAMES already
+
     def __init__(self, meter, judge: Judge, *args, **kwargs):
         super().__init__(meter, "policy", *args, **kwargs)
         self.judge = judge
@@ -248,6 +260,7 @@ class OnlineWatch(Watch):
     def on_log(self, args, state, control, logs=None, **kwargs):
         clipped = ("policy" if isinstance(args, trl.GRPOConfig) else "response") + "_clip_fraction"
         names = {n: n for n in self.judge.metric_funcs}
+        names |= {f"said/{s.name}": f"rewards/{s.name}" for s in self.judge.rewards.sources}
         names |= {**NAMES, "clip_ratio/region_mean": clipped}
         ours = {names[k]: v for k, v in (logs or {}).items() if k in names}
         if "train_loss" in (logs or {}):

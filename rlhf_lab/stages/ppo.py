@@ -52,10 +52,11 @@ class PPOTrainer(Bookkeeping):
     The arguments keep the names of TRL 1.12's PPOTrainer; `layouts.py` says which models a layout
     needs, and where `reward_model` may be the folder of an adapter. `train_dataset` and
     `eval_dataset` are rows with a `prompt` (text or messages) or ready-made `input_ids`.
-    `reward_funcs` are called as GRPOTrainer calls them, `f(prompts=…, completions=…, **columns) →
-    list of floats`, and are added to the reward model's score. `metric_funcs` have the same form
-    and are only logged. `meter` times every phase; `on_log(step, metrics)` and `on_sample(step,
-    rows)` receive what the run records; `should_stop()` ends training after an iteration.
+    `reward_funcs` are called as GRPOTrainer calls them, or are reward models; all is added up
+    (`rewards.py`). `reward_processing_class` is the reward model's tokenizer, where it has its own.
+    `metric_funcs` are functions, `f(prompts=…, completions=…, **columns) → list of floats`, that
+    are only logged. `meter` times every phase; `on_log(step, metrics)` and `on_sample(step, rows)`
+    receive what the run records; `should_stop()` ends training after an iteration.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class PPOTrainer(Bookkeeping):
         peft_config=None,
         callbacks: Sequence | None = None,
         *,
+        reward_processing_class=None,
         metric_funcs: dict[str, Callable] | None = None,
         meter: Meter | None = None,
         on_log: Callable[[int, dict], None] | None = None,
@@ -97,7 +99,10 @@ class PPOTrainer(Bookkeeping):
             self.stop_token_id = processing_class.eos_token_id
 
         self.roles = self._play(model, ref_model, value_model, reward_model, peft_config)
-        self.rewards = Rewards(self.roles.reward, reward_funcs, processing_class)
+        self.rewards = Rewards(
+            self.roles.reward, reward_funcs, processing_class, args, reward_processing_class,
+            self.stop_token_id, self.accelerator.device,
+        )  # fmt: skip
         self.beta = args.kl_coef
         self._wrap()
         self._set_up_callbacks(callbacks)
@@ -127,7 +132,8 @@ class PPOTrainer(Bookkeeping):
         )  # fmt: skip
         self.model, self.optimizer = self.accelerator.prepare(roles.trained, optimizer)
         self.meter.watch("reference", roles.reference)
-        self.meter.watch("reward", roles.reward)
+        for judge in (roles.reward, *self.rewards.further):
+            self.meter.watch("reward", judge)
         self.meter.watch("policy", roles.policy, self.optimizer)
         self.meter.watch("value", roles.value, self.optimizer)
 
@@ -204,7 +210,7 @@ class PPOTrainer(Bookkeeping):
             rollout, scores = self.score(prompt_ids, prompt_mask, responses, index, rows)
             with self.meter.phase("advantage"):
                 metrics = self.judge(rollout, beta)
-        metrics["reward"] = self._mean(scores)  # what the reward model said, without penalties
+        metrics |= self._rewards(scores)
         metrics |= self._watched(rows, rollout)
         return rollout, metrics
 
@@ -248,10 +254,8 @@ class PPOTrainer(Bookkeeping):
             values = in_chunks(
                 lambda i, a: token_values(self.value_model, i, a, length), chunk, ids, attention
             )
-        with self.meter.phase("score", "reward", *pass_):
-            scores = self.rewards.score(ids, attention, responses, mask, rows, chunk)
+        scores = self.rewards.score(ids, attention, responses, mask, rows, chunk, self.meter)
 
-        penalised = self._without_stop(scores, mask, responses)
         value_mask = mask
         if self._late_score:  # one more position where padding exists
             value_mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1)
@@ -259,7 +263,7 @@ class PPOTrainer(Bookkeeping):
         rollout = Rollout(
             index.to(ids.device), ids, attention, responses, mask, value_mask,
             logprobs * mask, ref_logprobs * mask,  # the same constant beyond the end (10)
-            values * value_mask, penalised, nothing, nothing,
+            values * value_mask, scores, nothing, nothing,
         )  # fmt: skip
         return rollout, scores
 
@@ -283,6 +287,7 @@ class PPOTrainer(Bookkeeping):
     def judge(self, r: Rollout, beta: float) -> dict[str, float]:
         """Fill in advantages and returns; → metrics of the rollout, averaged over all ranks."""
         args = self.args
+        r.scores = self._without_stop(self.rewards.normalise(r.scores), r.mask, r.responses)  # (16)
         kl = maths.kl_estimate(r.logprobs, r.ref_logprobs, args.kl_estimator)
         rewards = maths.token_rewards(kl, r.scores, r.mask, beta, self._late_score)  # (9, 11)
         if args.whiten_rewards:  # keeps the mean (13)

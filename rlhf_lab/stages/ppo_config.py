@@ -47,6 +47,15 @@ class PPOConfig(TrainingArguments):
     missing_eos_score: float | None = field(
         default=None, metadata={"help": "Replaces the score of a response that never stops."}
     )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One for each source: reward model, then reward_funcs."}
+    )
+    normalize_scores: bool = field(
+        default=False, metadata={"help": "Scores of mean 0, variance 1 at the start (rule 16)."}
+    )
+    score_clip: float | None = field(
+        default=None, metadata={"help": "Scores are clipped to ± this, after normalisation."}
+    )
     kl_coef: float = field(default=0.05, metadata={"help": "β of the per-token KL penalty."})
     kl_estimator: str = field(default="k1", metadata={"help": "k1, k2 or k3 (rule 19)."})
     kl_target: float | None = field(
@@ -70,6 +79,8 @@ class PPOConfig(TrainingArguments):
             (batch % self.num_mini_batches, f"a rollout batch of {batch} does not split into "
              f"num_mini_batches={self.num_mini_batches}"),
             (self.temperature <= 0, f"temperature must be above 0, got {self.temperature}"),
+            (self.score_clip is not None and not self.score_clip > 0,
+             f"score_clip must be above 0, got {self.score_clip}"),
             (self.response_length < 1, f"response_length must be ≥ 1, got {self.response_length}"),
             (self.kl_estimator not in ("k1", "k2", "k3"),
              f"kl_estimator {self.kl_estimator!r}: choose k1, k2 or k3"),

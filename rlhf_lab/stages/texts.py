@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,7 +71,10 @@ def decode(tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str
 def score_texts(
     model, tokenizer, prompts: Sequence[str], responses: Sequence[str], batch: int = 256
 ) -> Tensor:
-    """The reward model's score of each (prompt, response), eos appended as in training. → (n,)."""
+    """The reward model's score of each (prompt, response), eos appended as in training. → (n,).
+
+    `tokenizer`: the reward model's.
+    """
     model.eval()
     rows = [
         encode_prompt(tokenizer, p) + encode_response(tokenizer, r)
@@ -87,18 +91,37 @@ def score_texts(
 
 
 def call_reward(
-    function: Callable, rows: list[dict], completions: list[str], ids: list[list[int]]
-) -> Tensor:
+    function: Callable, rows: list[dict], completions: list[str], ids: list[list[int]],
+    finite: bool = False,
+) -> Tensor:  # fmt: skip
     """Call a reward function as GRPOTrainer does: prompts, completions, completion_ids, columns.
 
-    → (b,) fp32; None ("does not apply") becomes NaN. Raises ValueError for a wrong count.
+    → (b,) fp32; None ("does not apply") becomes NaN. Raises ValueError for what is no list of one
+    number for each completion, with `finite` for a number that is none to learn from too.
     """
     columns = {k: [r[k] for r in rows] for k in rows[0] if k != "prompt"}
     prompts = [r.get("prompt", r.get("input_ids")) for r in rows]
+    if isinstance(prompts[0], list) and prompts[0] and isinstance(prompts[0][0], dict):
+        completions = [[{"role": "assistant", "content": c}] for c in completions]
     values = function(
         prompts=prompts, completions=completions, completion_ids=ids, **columns
     )  # fmt: skip
-    if len(values) != len(rows):
-        name = getattr(function, "__name__", repr(function))
-        raise ValueError(f"{name} gave {len(values)} rewards for {len(rows)} completions")
-    return torch.tensor([float("nan") if v is None else float(v) for v in values])
+    try:
+        count = len(values)
+        made = [float("nan") if v is None else float(v) for v in values]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name_of(function)} must give a list with a number, or None, for each "
+                         f"completion, and gave {str(values)[:60]!r}") from None  # fmt: skip
+    if count != len(rows):
+        raise ValueError(f"{name_of(function)} gave {count} rewards for {len(rows)} completions")
+    for row, (value, number) in enumerate(zip(values, made, strict=True)):
+        if finite and value is not None and not math.isfinite(number):
+            raise ValueError(f"{name_of(function)} gave {number} for row {row} "
+                             f"({completions[row][:40]!r}): a reward is a finite number, or None "
+                             "where there is none")  # fmt: skip
+    return torch.tensor(made)
+
+
+def name_of(function: Callable) -> str:
+    """What a function is called, in metrics and in complaints."""
+    return getattr(function, "__name__", type(function).__name__)

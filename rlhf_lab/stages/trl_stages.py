@@ -38,6 +38,13 @@ def trl_settings(settings: dict, output_dir: str) -> dict:
 class Watch(MeterCallback):
     """Writes what a trainer logs to a run, meters its phases, moves the progress bar, and stops."""
 
+    @staticmethod
+    def plain(name: str) -> str:
+        """TRL's metric names in ours: `rewards/margins` → `margin`, `eval_rewards/…` → `eval_…`."""
+        for old, new in (("rewards/", ""), ("accuracies", "accuracy"), ("margins", "margin")):
+            name = name.replace(old, new)
+        return name.replace("logps/", "logps_")
+
     def __init__(self, meter, role: str, log_to=None, progress=None, should_stop=None):
         super().__init__(meter, role)
         self.log_to, self.progress, self.should_stop = log_to, progress, should_stop
@@ -63,19 +70,12 @@ class Watch(MeterCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         # Times are the ledger's; the trainer's closing totals are not a step's metrics.
         numbers = {
-            _plain(k): float(v)
+            self.plain(k): float(v)
             for k, v in (logs or {}).items()
             if isinstance(v, int | float) and not k.endswith(("_runtime", "_per_second"))
         }
         if self.log_to and not (numbers.keys() & {"train_loss"}):
             self.log_to(state.global_step, **numbers)
-
-
-def _plain(name: str) -> str:
-    """TRL's metric names in ours: `rewards/margins` → `margin`, `eval_rewards/…` → `eval_…`."""
-    for old, new in (("rewards/", ""), ("accuracies", "accuracy"), ("margins", "margin")):
-        name = name.replace(old, new)
-    return name.replace("logps/", "logps_")
 
 
 def _unprinted(trainer):

@@ -148,7 +148,7 @@ def test_metrics_have_the_names_of_ppo(stage, tiny, tmp_path):
     clipped = "policy_clip_fraction" if stage == "grpo" else "response_clip_fraction"
     assert set(one) == {
         "loss", "grad_norm", "learning_rate", "entropy", "reward", "score", "stopped", "kl",
-        "kl_k3", "response_length", "equal_groups", "episodes", "asked", clipped,
+        "kl_k3", "response_length", "equal_groups", "episodes", "asked", clipped, "rewards/model",
     }  # fmt: skip
     ids = online.asked[0]["ids"]
     assert one["response_length"] == pytest.approx(sum(map(len, ids)) / len(ids))

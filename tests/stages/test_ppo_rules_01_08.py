@@ -54,7 +54,7 @@ from ppo_kit import (
     swap,
 )
 
-from rlhf_lab.stages import maths, ppo, rollout
+from rlhf_lab.stages import maths, ppo, rewards, rollout
 from rlhf_lab.stages.ppo import PPOTrainer
 
 # -------------------------------------------------------------------------------- rules 1, 2 and 3
@@ -278,7 +278,7 @@ def score_at(position):
 )
 def test_rule_06_pad_is_not_eos_and_the_last_token_rule(make, tiny, monkeypatch, position):
     check_last_token(make, tiny)
-    swap(monkeypatch, ppo, "sequence_scores", score_at(position))
+    swap(monkeypatch, rewards, "sequence_scores", score_at(position))
     with must_fail:
         check_last_token(make, tiny)
 
@@ -318,6 +318,7 @@ def check_penalty(make, **settings):
     """Only the response that never stops is touched: 2.5 less, or exactly −4."""
     trainer = make(**settings)
     r, raw = scored(trainer, RESPONSES)
+    trainer.judge(r, beta=0.05)
     expected = raw.clone()
     if "missing_eos_penalty" in settings:
         expected[2] -= 2.5
