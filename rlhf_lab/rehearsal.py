@@ -351,7 +351,7 @@ def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, s
         """Its roles are made: adapters cannot be put into fake tensors."""
 
         def _play(self, *_):
-            return Roles(**models)
+            return Roles(**{"reward": None, **models})
 
     class Once(Ready):
         """Its first minibatch stands for all of them, and of that the first passes."""

@@ -108,6 +108,8 @@ class View(nn.Module):
         self._score = (score,)
         self.config = copy.copy(whole.config)
         self.config.score_offset = offset
+        if score is not None:
+            self.config.num_labels = 1
 
     @property
     def whole(self) -> nn.Module:
