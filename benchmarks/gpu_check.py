@@ -210,7 +210,7 @@ def ppo(case: Case, probe: Probe) -> tuple:
     args = PPOConfig(
         output_dir="nowhere", per_device_train_batch_size=case.batch, learning_rate=RATE,
         response_length=case.response, stop_token=None, temperature=1.0, bf16=False,
-        use_cpu=HERE.type == "cpu", report_to="none", **PPO,
+        use_cpu=HERE.type == "cpu", report_to="none", save_strategy="no", **PPO,
     )  # fmt: skip
     models = [make(case, adapters=True), make(case), make(case, True), make(case, True)]
     rows = [{"input_ids": [5] * case.prompt}] * case.batch

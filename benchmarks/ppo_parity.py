@@ -249,7 +249,7 @@ def our_trainer(folder: Path, job: dict, base=None, **extra):
     settings = dict(job["settings"])
     settings["temperature"] += EPSILON
     args = PPOConfig(
-        output_dir=str(folder / "our_output"), report_to="none", use_cpu=True,
+        output_dir=str(folder / "our_output"), report_to="none", use_cpu=True, save_strategy="no",
         **({"max_grad_norm": 0.0} | settings),
     )  # fmt: skip
     dtype = getattr(torch, job["dtype"])

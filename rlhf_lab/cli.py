@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                        help="a setting of the stage's trainer; may be repeated")  # fmt: skip
     train.add_argument("--overwrite", action="store_true", help="replace a run that is there")
+    train.add_argument("--resume", action="store_true",
+                       help="PPO: go on from the last checkpoint in --out")  # fmt: skip
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     best = commands.add_parser(
         "best-of-n", help="the baseline without training: the best of n responses",
@@ -189,6 +191,8 @@ def _train(args: argparse.Namespace) -> int:
     model, data = _load(args, args.seed)
     model = _judged(model, args)
     common = {"overwrite": args.overwrite, "quiet": args.quiet}
+    if args.resume and (args.stage != "ppo" or not args.out):
+        raise ValueError("--resume is for PPO, and needs --out, the folder of its run")
     if args.stage == "all":
         folder = args.out or lab.free_folder("all")
         runs = course.train_all(model, data, out=folder, settings=settings, **common)
@@ -196,7 +200,8 @@ def _train(args: argparse.Namespace) -> int:
         print(table(course.cost_table(runs)))
         print(f"curves and stories: {folder / 'report.html'}")
         return 0
-    run = lab.train(lab.plan(args.stage, model, **settings), data, out=args.out, **common)
+    run = lab.train(lab.plan(args.stage, model, **settings), data, out=args.out,
+                    resume=args.resume, **common)  # fmt: skip
     print(table(course.stage_table({args.stage: run})))
     print(f"run: {run.folder}")
     return 0

@@ -11,6 +11,7 @@ a folder that `lab.Run.load` reads without any training code.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -264,6 +265,7 @@ def train(
     reward_funcs: Callable | Sequence[Callable] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     quiet: bool = False,
     should_stop: Callable[[], bool] | None = None,
 ) -> Run:
@@ -275,23 +277,33 @@ def train(
     `reward_funcs`: functions that PPO, RLOO and GRPO learn from, `f(prompts=…, completions=…,
     completion_ids=…) → list of floats` or None, beside the rewards of the plan. Raises
     ValueError before anything is written when the settings or the data do not fit the stage.
+
+    `resume`: PPO goes on from the last checkpoint of the run in `out`, to the same figures as if it
+    had never stopped; the plan must be the one that it was started with. A finished run is
+    returned as it is; where there is none yet, training begins.
     """
     if isinstance(plan, str):
         plan = globals()["plan"](plan)
+    if resume:
+        _check_resume(plan.stage, out, overwrite)
     data, plan = load_data(data), settled(plan, reward_funcs)
     _check(plan, data)
     functions = reward_functions(plan, data, reward_funcs)
     from .cost.meter import Meter
     from .training import STAGE_FUNCTIONS, Job, prepare
 
+    said = {"stage": plan.stage, "model": plan.model.name, "settings": dict(plan.settings),
+            "data": data.name, "seed": plan.settings.get("seed", 42)}  # fmt: skip
+    old = Run.reopen(out, **said) if resume else None
+    if old is not None and old.status == "finished":
+        return old
     ready = prepare(plan, data, quiet, functions)
     foretold = predicted(plan, data, quiet)
-    run = Run.create(
-        Path(out) if out else free_folder(plan.stage), stage=plan.stage, model=plan.model.name,
-        settings=dict(plan.settings), data=data.name, seed=plan.settings.get("seed", 42),
-        hardware=plan._where, overwrite=overwrite,
+    run = old or Run.create(
+        Path(out) if out else free_folder(plan.stage), hardware=plan._where, overwrite=overwrite,
+        **said,
     )  # fmt: skip
-    job = Job(plan, data, run, Meter(plan.stage), ready, quiet, should_stop)
+    job = Job(plan, data, run, Meter(plan.stage), ready, quiet, should_stop, resume=bool(old))
     try:
         figures, stopped = STAGE_FUNCTIONS[plan.stage](job)
     except BaseException as error:
@@ -301,6 +313,8 @@ def train(
         raise
     run.save_ledger(foretold + job.meter.ledger())
     run.finish("stopped" if stopped else "finished", **figures)
+    if not stopped:  # the model is there: its checkpoints have served
+        shutil.rmtree(run.folder / "trainer", ignore_errors=True)
     return run
 
 
@@ -315,6 +329,15 @@ def _check(plan: Plan, data: Data) -> None:
     if not need.get(plan.stage, data.prompts).train:
         what = "completion" if plan.stage == "sft" else "chosen and rejected"
         raise ValueError(f"{data.name} has nothing to train {plan.stage} on: no {what} fields")
+
+
+def _check_resume(stage: str, out: Any, overwrite: bool) -> None:
+    if stage != "ppo":
+        raise ValueError(f"only PPO can be resumed, not {stage}: leave resume out")
+    if not out:
+        raise ValueError("resume needs the run's folder: say which (out)")
+    if overwrite:
+        raise ValueError("resume goes on with a run, overwrite replaces it: say one of them")
 
 
 def free_folder(stage: str) -> Path:

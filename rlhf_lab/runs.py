@@ -30,7 +30,7 @@ from typing import Any
 from rlhf_lab.ledger import STAGES, Ledger
 
 STATUSES = ("running", "finished", "stopped", "failed")
-_FILES = ("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "model")
+_FILES = ("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "model", "adapter", "trainer")
 _PACKAGES = (
     *("rlhf-lab", "torch", "transformers", "trl", "accelerate", "peft", "datasets"),
     *("tokenizers", "safetensors", "numpy"),
@@ -111,6 +111,29 @@ class Run:
             for path in (*ours, *folder.glob("checkpoint*"), folder / "run.json"):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
+    @classmethod
+    def reopen(cls, folder: str | os.PathLike[str], **said: Any) -> Run | None:
+        """The run in a folder, to go on with it; None where there is none yet.
+
+        Raises ValueError where it was started with something else than `said` (stage, model, data,
+        seed, settings): the first difference.
+        """
+        run = cls(folder)
+        if not (run.folder / "run.json").is_file():
+            return None
+        config = run.config
+        there = {**config, **{f"settings.{k}": v for k, v in config["settings"].items()}}
+        here = {k: _plain(v) for k, v in said.items()}
+        here |= {f"settings.{k}": v for k, v in here.pop("settings").items()}
+        for name in here.keys() | {n for n in there if n.startswith("settings.")}:
+            old, new = there.get(name), here.get(name)
+            if old != new:
+                raise ValueError(
+                    f"cannot resume {folder}: {name.removeprefix('settings.')} was {old!r} there "
+                    f"and is {new!r} now; say the same as then, or start anew (overwrite)"
+                )
+        return run
+
     # -- writing ------------------------------------------------------------------------------
     def log(self, step: int, **metrics: float | None) -> None:
         """Append the metrics of one step. Several calls may speak of the same step."""
@@ -128,6 +151,21 @@ class Run:
         """Append what the model wrote at one step: one mapping per sample."""
         lines = [{"step": int(step), **{str(k): _plain(v) for k, v in row.items()}} for row in rows]
         self._append("samples.jsonl", lines)
+
+    def rewind(self, step: int) -> None:
+        """Go back to where a checkpoint of `step` was written: metrics and samples of later steps
+        are dropped, and samples that were taken when training had ended."""
+        stage = self.stage
+        for name, kept in (
+            ("metrics.jsonl", [r for r in self.metrics if r["step"] <= step]),
+            ("samples.jsonl", [r for r in self.samples
+                               if r["step"] <= step and r.get("when") != stage]),
+        ):  # fmt: skip
+            draft = self.folder / f".{name}.{os.getpid()}.tmp"
+            lines = [{k: None if v != v else v for k, v in row.items()} for row in kept]
+            draft.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+            draft.replace(self.folder / name)
+        self._write_config({**self._config(), "status": "running", "summary": {}})
 
     def save_ledger(self, ledger: Ledger) -> None:
         """Put the run's costs on disk, in place of what was there."""

@@ -144,6 +144,8 @@ class Job:
     ready: Prepared
     quiet: bool
     should_stop: Callable[[], bool] | None
+    resume: bool = False
+    """go on from the run's last checkpoint"""
 
     @property
     def tokenizer(self):
@@ -268,16 +270,23 @@ def _ppo(job: Job):
         job.args, job.tokenizer, roles["policy"], roles["reference"], roles["reward"],
         job.ready.train, roles["value"], reward_funcs=job.ready.functions,
         reward_processing_class=None if judge else job.plan.model.reward_tokenizer,
+        eval_dataset=[{"prompt": p} for p in job.ready.prompts],
         metric_funcs=gold_metrics(job.data), meter=job.meter, on_sample=job.run.sample,
         should_stop=job.should_stop,
     )  # fmt: skip
     policy, reference, reward = trainer.policy, trainer.reference, trainer.reward_model
-    before, told = _policy_figures(job, policy, reward_model=reward, keep="sft")
-    bar = job.progress(trainer.iterations)
+    kept = any(row.get("when") == "sft" for row in job.run.samples)
+    before, told = _policy_figures(job, policy, reward_model=reward, keep="" if kept else "sft")
+    if job.resume:
+        done = trainer.restore()
+        job.run.rewind(done)
+        if not job.quiet:
+            print(f"ppo: going on after iteration {done} of {trainer.iterations}", flush=True)
+    bar, earlier = job.progress(trainer.iterations - trainer.state.global_step), trainer.seconds
 
     def record(step: int, metrics: dict) -> None:
         job.run.log(step, **metrics)
-        if bar:
+        if bar and "kl" in metrics:  # not held-out figures
             shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
             bar.update(
                 1, "  ".join(f"{n} {metrics[k]:.2f}" for n, k in shown.items() if k in metrics)
@@ -291,7 +300,7 @@ def _ppo(job: Job):
     model = getattr(policy, "switched", lambda: policy)()
     job.save(model)
     after, answers = _policy_figures(job, policy, reference, reward, keep="ppo")
-    figures = _costs(job, seconds) | _before_after(before, after)
+    figures = _costs(job, earlier + seconds) | _before_after(before, after)
     figures |= _wins(job, reward, told, answers)
     job.whole(model)  # last: whoever shares the base with it is lost
     return figures, stopped

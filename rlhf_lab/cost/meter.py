@@ -103,6 +103,7 @@ class Meter:
         self._blocks: list[_Block] = []
         self._accounted: dict[tuple, tuple[int, ...]] = {}  # → largest shape that was accounted
         self._largest: dict[At, tuple[int, ...]] = {}
+        self._before: dict[At, dict[tuple[str, str], int]] = {}  # peaks of a process before
         self._elapsed, self._lost = 0.0, 0.0  # seconds of outermost blocks; to the account
 
     # ------------------------------------------------------------------------------ what is there
@@ -189,7 +190,7 @@ class Meter:
 
     def _byte_rows(self) -> Iterator[tuple[str, str, str, int]]:
         """(phase, role, component, bytes): of each phase its highest peak."""
-        peaks = self._tensors.peaks()
+        peaks = self._peaks()
         for phase in dict.fromkeys(phase for phase, _ in (*self.memory, *peaks)):
             parts = max((p for (name, _), p in peaks.items() if name == phase),
                         key=lambda p: sum(p.values()), default={})  # fmt: skip
@@ -200,6 +201,35 @@ class Meter:
                                 default=0)  # fmt: skip
                 if allocated > sum(parts.values()):
                     yield phase, "", "workspace", allocated - sum(parts.values())
+
+    # ------------------------------------------------------------------------ from run to run
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was measured so far, for a run that goes on in another process."""
+        tables = {name: {at: list(v) for at, v in getattr(self, name).items()}
+                  for name in ("_timed", "_counted")}  # fmt: skip
+        return {**tables, "clock": dict(self.clock), "tokens": dict(self.tokens),
+                "memory": dict(self.memory), "flops": dict(self.flops),
+                "bytes": self._peaks(), "_elapsed": self._elapsed, "_lost": self._lost}  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Measure on from there; what this meter has measured itself is forgotten."""
+        for name in ("_timed", "_counted", "clock", "tokens", "memory"):
+            table = getattr(self, name)
+            table.clear()
+            table.update(state[name])
+        if self._passes is not None:
+            self._passes.flops.clear()
+            self._passes.flops.update(state["flops"])
+        self._before = state["bytes"]
+        self._elapsed, self._lost = state["_elapsed"], state["_lost"]
+
+    def _peaks(self) -> dict[At, dict[tuple[str, str], int]]:
+        """(phase, role) → bytes by (role, component) at its highest peak, in this process or one
+        before."""
+        here = self._tensors.peaks()
+        return {at: max(here.get(at, {}), self._before.get(at, {}), key=lambda p: sum(p.values()))
+                for at in (*self._before, *here)}  # fmt: skip
 
     # ---------------------------------------------------------------------------- for the blocks
 

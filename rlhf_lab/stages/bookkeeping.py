@@ -1,24 +1,54 @@
-"""The bookkeeping of a trainer: averages over processes, callbacks, records.
+"""The bookkeeping of a trainer: averages over processes, callbacks, records, held-out prompts.
 
 Kept apart so that `ppo.py` reads as the algorithm.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from pathlib import Path
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
+from ..cost.meter import NoMeter
 from ..tokens import prompt_text
+from . import checkpoints
+from .maths import kl_estimate
 from .rewards import call_rewards
 from .rollout import Rollout
 from .texts import decode
 
+EVALUATION = -1
+"""The iteration that held-out responses count as: their noise is the same every time."""
+
+
+def prompt_of(row: dict):
+    """Text, messages or ready-made ids."""
+    return row["prompt"] if "prompt" in row else row["input_ids"]
+
 
 class Bookkeeping:
-    """What `PPOTrainer` uses to average and to tell others."""
+    """What `PPOTrainer` uses to average, to tell others, and to be there again after a crash."""
+
+    @property
+    def policy(self) -> nn.Module:
+        return self.roles.policy
+
+    @property
+    def reference(self) -> nn.Module:
+        return self.roles.reference
+
+    @property
+    def reward_model(self) -> nn.Module | None:
+        return self.roles.reward
+
+    @property
+    def value_model(self) -> nn.Module:
+        return self.roles.value
 
     def _sum(self, x: Tensor) -> Tensor:
         """Sum over processes."""
@@ -56,11 +86,65 @@ class Bookkeeping:
                 figures = [{n: float(v[i]) for n, v in values.items()} for i in range(len(few))]
                 shown = zip(few, texts, rollout.scores.tolist(), figures, strict=False)
                 self.on_sample(self.state.global_step + 1, [
-                    {"prompt": prompt_text(row["prompt"] if "prompt" in row else row["input_ids"]),
+                    {"prompt": prompt_text(prompt_of(row)),
                      "response": text, "reward": score, **more}
                     for row, text, score, more in shown
                 ])  # fmt: skip
             return {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Sample every prompt of `eval_dataset` once, always with the same noise, and log what the
+        responses are worth: `eval_reward`, `eval_kl` (nats per response), …, means over prompts."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        mine = torch.arange(len(self.eval_dataset))[rank::ranks]
+        found, meter = defaultdict(list), self.meter
+        with meter.phase("evaluation"), self.accelerator.autocast():
+            self.meter = NoMeter("ppo")
+            try:
+                for index in mine.split(self.args.rollout_batch_size):
+                    for name, value in self._told(index).items():
+                        found[name].append(value)
+            finally:
+                self.meter = meter
+        metrics = {f"eval_{n}": self._mean(torch.cat(v)) for n, v in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _told(self, index: Tensor) -> dict[str, Tensor]:
+        """What is known of one response to each of these held-out prompts. → (b,) each."""
+        rows = [self.eval_dataset[int(i)] for i in index]
+        prompt_ids, prompt_mask, responses = self.sample(rows, index, EVALUATION)
+        r, scores = self.score(prompt_ids, prompt_mask, responses, index, rows)
+        functions = list(self.metric_funcs.values())
+        said = call_rewards(functions, self.tokenizer, rows, r.responses, r.mask)
+        if self.on_sample and self.accelerator.is_main_process and not int(index[0]):
+            texts = decode(self.tokenizer, r.responses[:4], r.mask[:4])
+            shown = zip(rows, texts, scores.tolist(), strict=False)
+            self.on_sample(self.state.global_step, [
+                {"prompt": prompt_text(prompt_of(row)), "response": text, "reward": score,
+                 "when": "held-out"} for row, text, score in shown
+            ])  # fmt: skip
+        return {
+            "reward": scores, "kl": kl_estimate(r.logprobs, r.ref_logprobs, "k1").sum(1),
+            "response_length": r.mask.sum(1).float(),
+            "stopped": self._stopped(r.responses, r.mask).float(),
+            **{n: v.to(scores) for n, v in zip(self.metric_funcs, said, strict=True)},
+        }  # fmt: skip
+
+    def save_checkpoint(self) -> None:
+        """Write all that decides how training goes on (`checkpoints.py`), once."""
+        if self.accelerator.is_main_process:
+            checkpoints.save(self)
+        self.accelerator.wait_for_everyone()
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def restore(self, folder: str | Path | None = None) -> int:
+        """Go to where the newest checkpoint was written (`checkpoints.restore`). → iterations."""
+        return checkpoints.restore(self, folder)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Hand one iteration's metrics to the run and to every callback, once."""

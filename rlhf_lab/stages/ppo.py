@@ -15,6 +15,7 @@ model passes are `rollout.py`. Shapes: b responses, s = p + t tokens (prompt + r
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -29,7 +30,8 @@ from transformers import Trainer, TrainerState, get_scheduler
 from ..cost.meter import Meter
 from ..tokens import encode_prompt
 from . import maths
-from .bookkeeping import Bookkeeping
+from .bookkeeping import Bookkeeping, prompt_of
+from .divergence import check_kl, check_loss
 from .layouts import Roles, make_roles
 from .ppo_config import PPOConfig
 from .rewards import Rewards
@@ -43,7 +45,11 @@ from .rollout import (
     response_logprobs,
     token_values,
 )
-from .sampling import row_keys
+from .sampling import row_keys, shuffled
+
+STATISTICS = ("policy_loss", "value_loss", "policy_clip_fraction", "ratio", "approx_kl", "entropy",
+              "value_clip_fraction")  # fmt: skip
+"""What `losses` returns of a pass, in its order."""
 
 
 class PPOTrainer(Bookkeeping):
@@ -82,6 +88,8 @@ class PPOTrainer(Bookkeeping):
     ):
         if len(train_dataset) == 0:
             raise ValueError("train_dataset has no prompts")
+        if args.eval_strategy != "no" and not eval_dataset:
+            raise ValueError(f"eval_strategy={args.eval_strategy!r} needs an eval_dataset")
         if processing_class.pad_token_id in (None, processing_class.eos_token_id):
             raise ValueError("the tokenizer's pad token must exist and not be eos (rule 6)")
         self.args, self.tokenizer = args, processing_class
@@ -103,7 +111,7 @@ class PPOTrainer(Bookkeeping):
             self.roles.reward, reward_funcs, processing_class, args, reward_processing_class,
             self.stop_token_id, self.accelerator.device,
         )  # fmt: skip
-        self.beta = args.kl_coef
+        self.beta, self.seconds = args.kl_coef, 0.0
         self._wrap()
         self._set_up_callbacks(callbacks)
 
@@ -137,34 +145,32 @@ class PPOTrainer(Bookkeeping):
         self.meter.watch("policy", roles.policy, self.optimizer)
         self.meter.watch("value", roles.value, self.optimizer)
 
-    @property
-    def policy(self) -> nn.Module:
-        return self.roles.policy
-
-    @property
-    def reference(self) -> nn.Module:
-        return self.roles.reference
-
-    @property
-    def reward_model(self) -> nn.Module | None:
-        return self.roles.reward
-
-    @property
-    def value_model(self) -> nn.Module:
-        return self.roles.value
-
     # ------------------------------------------------------------------------------- the main loop
 
-    def train(self) -> TrainerState:
-        """Run every iteration; returns the state with its log history."""
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainerState:
+        """Run every iteration; returns the state with its log history.
+
+        `resume_from_checkpoint`: True goes on from the newest checkpoint in `output_dir`, a folder
+        from that one. Raises `Diverged`, one line, when training has broken.
+        """
+        if resume_from_checkpoint:
+            self.restore(None if resume_from_checkpoint is True else resume_from_checkpoint)
         args, state = self.args, self.state
         state.max_steps = self.iterations
+        state.compute_steps(args, self.iterations)
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
-        for iteration in range(state.global_step, self.iterations):
+        while state.global_step < self.iterations:
+            started = time.perf_counter()
             self.control = self.callback_handler.on_step_begin(args, state, self.control)
-            self.log(self.iterate(iteration))
+            self.log(self.iterate(state.global_step))
             self.control = self.callback_handler.on_step_end(args, state, self.control)
-            if self.control.should_training_stop or (self.should_stop and self.should_stop()):
+            if self.control.should_evaluate:
+                self.evaluate()
+            self.seconds += time.perf_counter() - started
+            stop = self.control.should_training_stop or (self.should_stop and self.should_stop())
+            if self.control.should_save or (stop and args.save_strategy != "no"):
+                self.save_checkpoint()
+            if stop:
                 break
         self.meter.close()
         self.control = self.callback_handler.on_train_end(args, state, self.control)
@@ -188,37 +194,30 @@ class PPOTrainer(Bookkeeping):
         return metrics
 
     def next_prompts(self, iteration: int) -> Tensor:
-        """Which prompts this process samples: a seeded permutation per pass over the data set."""
-        size, n = len(self.train_dataset), self.args.rollout_batch_size
+        """Which prompts this process samples in an iteration. → (b,) places in train_dataset."""
+        n = self.args.rollout_batch_size
         first = iteration * self.episodes_per_iteration + self.accelerator.process_index * n
-        wanted = torch.arange(first, first + n)
-        index = torch.empty(n, dtype=torch.long)
-        for epoch in torch.unique(wanted // size).tolist():
-            generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + epoch)
-            order = torch.randperm(size, generator=generator)
-            here = wanted // size == epoch
-            index[here] = order[wanted[here] % size]
-        return index
+        return shuffled(self.args.seed, len(self.train_dataset), torch.arange(first, first + n))
 
     def make_rollout(self, index: Tensor, iteration: int, beta: float) -> tuple[Rollout, dict]:
         """Prompts → a complete rollout and what to log of it."""
         rows = [self.train_dataset[int(i)] for i in index]
-        prompts = [encode_prompt(self.tokenizer, r["prompt"] if "prompt" in r else r["input_ids"])
-                   for r in rows]  # fmt: skip
         with torch.no_grad(), self.accelerator.autocast():
-            prompt_ids, prompt_mask, responses = self.sample(prompts, index, iteration)
+            prompt_ids, prompt_mask, responses = self.sample(rows, index, iteration)
             rollout, scores = self.score(prompt_ids, prompt_mask, responses, index, rows)
             with self.meter.phase("advantage"):
                 metrics = self.judge(rollout, beta)
+        check_kl(self, metrics)
         metrics |= self._rewards(scores)
         metrics |= self._watched(rows, rollout)
         return rollout, metrics
 
     # ----------------------------------------------------------------------------- 1. sample
 
-    def sample(self, prompts: list[list[int]], index: Tensor, iteration: int):
+    def sample(self, rows: list[dict], index: Tensor, iteration: int):
         """One response per prompt from the policy. → ids (b, p), mask (b, p), responses (b, t)."""
         device, args = self.accelerator.device, self.args
+        prompts = [encode_prompt(self.tokenizer, prompt_of(row)) for row in rows]
         prompt_ids, prompt_mask = pad_prompts(prompts, self.tokenizer.pad_token_id)  # left (5)
         keys = row_keys(args.seed, iteration, index, torch.zeros_like(index)).to(device)
         prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
@@ -323,17 +322,19 @@ class PPOTrainer(Bookkeeping):
         self.meter.hold(*vars(rollout).values())
         generator = torch.Generator().manual_seed(args.seed * 7_919 + iteration)
         size = args.rollout_batch_size // args.num_mini_batches
-        first: dict[str, float] = {}
-        for _ in range(args.num_ppo_epochs):
-            order = torch.randperm(args.rollout_batch_size, generator=generator)
-            for chosen in order.split(size):
-                minibatch = rollout.rows(chosen.to(rollout.ids.device)).trimmed()
-                stats = self.step(minibatch)
-                first = first or stats
-                for name, value in stats.items():
-                    sums[name] += value
-        steps = args.num_ppo_epochs * args.num_mini_batches
+        orders = (torch.randperm(args.rollout_batch_size, generator=generator)
+                  for _ in range(args.num_ppo_epochs))  # fmt: skip
+        first, steps = {}, 0
+        for chosen in (c for order in orders for c in order.split(size)):
+            steps += 1
+            stats = self.step(rollout.rows(chosen.to(rollout.ids.device)).trimmed())
+            first = first or stats
+            for name, value in stats.items():
+                sums[name] += value
+            if args.early_stop_kl is not None and stats["approx_kl"] > args.early_stop_kl:
+                break
         metrics = {name: value / steps for name, value in sums.items()}
+        metrics["optimizer_steps"] = steps
         # Before the first step π is π_old: these two show a broken trainer at once (3).
         metrics["first_ratio_error"] = first["max_log_ratio"]
         metrics["first_approx_kl"] = first["approx_kl"]
@@ -359,22 +360,20 @@ class PPOTrainer(Bookkeeping):
                     self.accelerator.backward(loss * self.accelerator.num_processes)
             stats += sums
             largest = torch.maximum(largest, log_ratio)
+        said = dict(zip(STATISTICS, self._sum(stats).tolist(), strict=True))
+        said["max_log_ratio"] = float(self.accelerator.gather(largest).max())
         with self.meter.phase("optimizer", "policy"):
             norm = torch.tensor(float("nan"))
             if self.args.max_grad_norm:
                 norm = self.accelerator.clip_grad_norm_(
                     self.model.parameters(), self.args.max_grad_norm
                 )
+                if self.accelerator.scaler is None:  # which skips such a step by itself
+                    said["grad_norm"] = float(norm)
+            check_loss(self, said)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        policy, value, clip, ratio, approx, ent, value_clip = self._sum(stats).tolist()
-        largest = self.accelerator.gather(largest).max()
-        return {
-            "policy_loss": policy, "value_loss": value, "policy_clip_fraction": clip,
-            "ratio": ratio, "approx_kl": approx, "entropy": ent,
-            "value_clip_fraction": value_clip, "max_log_ratio": float(largest),
-            "grad_norm": float(norm),
-        }  # fmt: skip
+        return said | {"grad_norm": float(norm)}
 
     def losses(self, mb: Rollout, tokens: Tensor, value_tokens: Tensor):
         """One pass. → loss, statistics (token sums over global counts), largest |log ratio|."""

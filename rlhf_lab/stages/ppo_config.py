@@ -27,6 +27,10 @@ class PPOConfig(TrainingArguments):
     total_episodes: int | None = field(
         default=None, metadata={"help": "Responses to sample in all; else from num_train_epochs."}
     )
+    save_steps: float = field(
+        default=10, metadata={"help": "Iterations between checkpoints; below 1 a share of all."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     layout: str = field(
         default="four", metadata={"help": "Who plays the roles: four models, shared, adapters."}
     )
@@ -61,6 +65,13 @@ class PPOConfig(TrainingArguments):
     kl_target: float | None = field(
         default=None, metadata={"help": "Nats per response the adaptive controller aims at."}
     )
+    max_kl_per_token: float | None = field(
+        default=5.0,
+        metadata={"help": "Nats; further out the policy has diverged: training ends."},
+    )
+    early_stop_kl: float | None = field(
+        default=None, metadata={"help": "An iteration's update ends where approx_kl is above this."}
+    )
     kl_horizon: int = field(default=10_000, metadata={"help": "Episodes for β to adapt (rule 18)."})
     whiten_rewards: bool = field(default=False, metadata={"help": "Scale rewards, keep the mean."})
     gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
@@ -81,6 +92,12 @@ class PPOConfig(TrainingArguments):
             (self.temperature <= 0, f"temperature must be above 0, got {self.temperature}"),
             (self.score_clip is not None and not self.score_clip > 0,
              f"score_clip must be above 0, got {self.score_clip}"),
+            (self.early_stop_kl is not None and not self.early_stop_kl > 0,
+             f"early_stop_kl must be above 0, got {self.early_stop_kl}"),
+            (self.max_kl_per_token is not None and not self.max_kl_per_token > 0,
+             f"max_kl_per_token must be above 0, or None, got {self.max_kl_per_token}"),
+            (self.save_total_limit is not None and self.save_total_limit < 1,
+             f"save_total_limit must be 1 or more, or None, got {self.save_total_limit}"),
             (self.response_length < 1, f"response_length must be ≥ 1, got {self.response_length}"),
             (self.kl_estimator not in ("k1", "k2", "k3"),
              f"kl_estimator {self.kl_estimator!r}: choose k1, k2 or k3"),

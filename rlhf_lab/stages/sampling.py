@@ -41,6 +41,20 @@ def row_keys(seed: int, iteration: int, prompt_index: Tensor, sample: Tensor) ->
     return key
 
 
+def shuffled(seed: int, size: int, wanted: Tensor) -> Tensor:
+    """Rows of a data set in an endless order: pass after pass, each a permutation of its own.
+
+    size: rows of the data set; wanted: (b,) places in the order → (b,) rows.
+    """
+    index = torch.empty_like(wanted)
+    for epoch in torch.unique(wanted // size).tolist():
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(size, generator=generator)
+        here = wanted // size == epoch
+        index[here] = order[wanted[here] % size]
+    return index
+
+
 def uniforms(keys: Tensor, position: int) -> Tensor:
     """One uniform number in (0, 1) per response for one position. keys: (b,) → (b,) fp64."""
     bits = _shift(mix(keys * _STEP + position + 1), 12)  # 52 bits and a half: fp64 holds 53
@@ -54,5 +68,7 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> 
     would lose its tail in fp32.
     """
     cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
-    # The last cumulative value is 1 up to rounding; scaling by it keeps the index in range.
-    return torch.searchsorted(cumulative, (uniform * cumulative[:, -1]).unsqueeze(1)).squeeze(1)
+    # The last cumulative value is 1 up to rounding; scaling by it keeps the index in range. Logits
+    # that are no numbers would give one beyond: whoever trains sees them in the KL.
+    found = torch.searchsorted(cumulative, (uniform * cumulative[:, -1]).unsqueeze(1)).squeeze(1)
+    return found.clamp(max=logits.shape[-1] - 1)
