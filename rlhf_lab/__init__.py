@@ -9,6 +9,7 @@ Names load when they are used: importing the package loads neither torch nor tra
 from __future__ import annotations
 
 import importlib
+import logging
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,9 @@ _HOMES = {
     "show_stories": "course",
 }  # fmt: skip
 __all__ = sorted(_HOMES)
+
+# peft imports bitsandbytes wherever it is, which then warns of a kernel that nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str):

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -58,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     train.add_argument("--resume", action="store_true",
                        help="PPO: go on from the last checkpoint in --out")  # fmt: skip
+    train.add_argument("--accelerate", metavar="HOW",
+                       help="PPO on several processes: ddp, or accelerate's config")  # fmt: skip
+    train.add_argument("--processes", type=_positive, metavar="N",
+                       help="how many [one for each GPU; 2 on a CPU]")  # fmt: skip
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     best = commands.add_parser(
         "best-of-n", help="the baseline without training: the best of n responses",
@@ -187,7 +192,13 @@ def _train(args: argparse.Namespace) -> int:
     from . import course, lab
     from .widgets.text import table
 
-    settings = _settings(args)
+    settings, (rank, processes) = _settings(args), lab.place()
+    if args.accelerate and processes == 1:
+        return _launch(args, settings)
+    if args.processes and not args.accelerate:
+        raise ValueError("--processes needs --accelerate: say how, for example --accelerate ddp")
+    if rank:  # the first process speaks
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     model, data = _load(args, args.seed)
     model = _judged(model, args)
     common = {"overwrite": args.overwrite, "quiet": args.quiet}
@@ -202,14 +213,27 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     run = lab.train(lab.plan(args.stage, model, **settings), data, out=args.out,
                     resume=args.resume, **common)  # fmt: skip
-    print(table(course.stage_table({args.stage: run})))
-    print(f"run: {run.folder}")
+    if rank == 0:
+        print(table(course.stage_table({args.stage: run})))
+        print(f"run: {run.folder}")
     return 0
+
+
+def _launch(args: argparse.Namespace, settings: dict) -> int:
+    """Start the same command in several processes; what is wrong with it is said by one."""
+    from . import lab
+
+    if args.stage != "ppo":
+        raise ValueError(f"--accelerate is for PPO, not {args.stage}")
+    lab.plan(args.stage, args.model, **settings)
+    told = [] if args.out else ["--out", str(lab.free_folder(args.stage))]
+    return lab.launch(args.accelerate, [*args.argv, *told], args.processes)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; → exit code."""
     args = _parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         run = {"train": _train, "best-of-n": _best_of_n, "data": _data, "doctor": _doctor,
                **cli_cost.RUN}  # fmt: skip

@@ -27,6 +27,8 @@ from .cost.setup import EXTRA
 from .data import Data, load_data
 from .models import Model, load
 from .runs import Run
+from .scale.follower import Follower
+from .scale.launch import launch, place  # noqa: F401  (for the command line)
 from .sources import named, reward_functions, settled
 from .tokens import planned_lengths
 
@@ -284,8 +286,11 @@ def train(
     """
     if isinstance(plan, str):
         plan = globals()["plan"](plan)
+    rank, processes = place()
     if resume:
         _check_resume(plan.stage, out, overwrite)
+    if processes > 1 and (plan.stage != "ppo" or not out):
+        raise ValueError("several processes train PPO, in a folder that all of them know (out)")
     data, plan = load_data(data), settled(plan, reward_funcs)
     _check(plan, data)
     functions = reward_functions(plan, data, reward_funcs)
@@ -299,10 +304,13 @@ def train(
         return old
     ready = prepare(plan, data, quiet, functions)
     foretold = predicted(plan, data, quiet)
-    run = old or Run.create(
-        Path(out) if out else free_folder(plan.stage), hardware=plan._where, overwrite=overwrite,
-        **said,
-    )  # fmt: skip
+    if rank:  # the first process writes, the others only train
+        run, quiet = Follower(out), True
+    else:
+        run = old or Run.create(
+            Path(out) if out else free_folder(plan.stage), hardware=plan._where,
+            overwrite=overwrite, **said,
+        )  # fmt: skip
     job = Job(plan, data, run, Meter(plan.stage), ready, quiet, should_stop, resume=bool(old))
     try:
         figures, stopped = STAGE_FUNCTIONS[plan.stage](job)
@@ -313,7 +321,7 @@ def train(
         raise
     run.save_ledger(foretold + job.meter.ledger())
     run.finish("stopped" if stopped else "finished", **figures)
-    if not stopped:  # the model is there: its checkpoints have served
+    if not stopped and run.writes:  # the model is there: its checkpoints have served
         shutil.rmtree(run.folder / "trainer", ignore_errors=True)
     return run
 

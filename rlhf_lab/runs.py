@@ -40,6 +40,9 @@ _PACKAGES = (
 class Run:
     """A run folder. Make one with `Run.create` (to train) or `Run.load` (to look)."""
 
+    writes = True
+    """whether this process writes it (`scale/follower.py`)"""
+
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self._read: dict[str, tuple[Any, Any]] = {}  # file -> (its size and time, its content)

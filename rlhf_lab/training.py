@@ -160,6 +160,8 @@ class Job:
 
     def save(self, model) -> None:
         """A model in the transformers layout, its tokenizer beside it; adapters in `adapter/`."""
+        if not self.run.writes:
+            return
         adapted = hasattr(model, "peft_config")
         folder = self.run.folder / ("adapter" if adapted else "model")
         model.save_pretrained(folder, **({"selected_adapters": [POLICY]} if adapted else {}))
@@ -167,6 +169,8 @@ class Job:
 
     def whole(self, model):
         """The trained model with its adapters merged in, saved; one without them as it is."""
+        if not self.run.writes:
+            return model
         if self.plan.settings.get("load_in_4bit"):  # merged into weights that were never rounded
             from peft import PeftModel
 

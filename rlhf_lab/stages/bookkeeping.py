@@ -68,7 +68,7 @@ class Bookkeeping:
         """What the sources of reward said before normalisation, clipping and penalties: in all,
         and each for itself over the responses that it applies to."""
         said = self.rewards.said.items()
-        return {"reward": self._mean(scores)} | {
+        return {"reward": float(scores.mean())} | {
             f"rewards/{name}": self._token_mean(v.nan_to_num(0.0), ~v.isnan()) for name, v in said
         }
 
@@ -91,6 +91,11 @@ class Bookkeeping:
                     for row, text, score, more in shown
                 ])  # fmt: skip
             return {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}
+
+    def _stops(self) -> bool:
+        """Whether training ends here: on all processes, where one of them wants it."""
+        asked = self.control.should_training_stop or (self.should_stop and self.should_stop())
+        return bool(self._sum(torch.tensor(float(bool(asked)), device=self.accelerator.device)))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -118,21 +123,21 @@ class Bookkeeping:
         """What is known of one response to each of these held-out prompts. → (b,) each."""
         rows = [self.eval_dataset[int(i)] for i in index]
         prompt_ids, prompt_mask, responses = self.sample(rows, index, EVALUATION)
-        r, scores = self.score(prompt_ids, prompt_mask, responses, index, rows)
+        r = self.score(prompt_ids, prompt_mask, responses, index, rows)
         functions = list(self.metric_funcs.values())
         said = call_rewards(functions, self.tokenizer, rows, r.responses, r.mask)
         if self.on_sample and self.accelerator.is_main_process and not int(index[0]):
             texts = decode(self.tokenizer, r.responses[:4], r.mask[:4])
-            shown = zip(rows, texts, scores.tolist(), strict=False)
+            shown = zip(rows, texts, r.scores.tolist(), strict=False)
             self.on_sample(self.state.global_step, [
                 {"prompt": prompt_text(prompt_of(row)), "response": text, "reward": score,
                  "when": "held-out"} for row, text, score in shown
             ])  # fmt: skip
         return {
-            "reward": scores, "kl": kl_estimate(r.logprobs, r.ref_logprobs, "k1").sum(1),
+            "reward": r.scores, "kl": kl_estimate(r.logprobs, r.ref_logprobs, "k1").sum(1),
             "response_length": r.mask.sum(1).float(),
             "stopped": self._stopped(r.responses, r.mask).float(),
-            **{n: v.to(scores) for n, v in zip(self.metric_funcs, said, strict=True)},
+            **{n: v.to(r.scores) for n, v in zip(self.metric_funcs, said, strict=True)},
         }  # fmt: skip
 
     def save_checkpoint(self) -> None:

@@ -20,20 +20,18 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, reduce=None) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """Scale the real positions to variance 1 and, with `shift_mean`, to mean 0 (rule 13).
 
-    values, mask: (b, t). The variance is the unbiased one. `reduce` sums a tensor over all
-    processes, so that every rank whitens with the statistics of the whole rollout batch.
+    values, mask: (b, t). The variance is the unbiased one.
     Masked positions come out as 0. Raises ValueError with fewer than two real positions.
     """
     m = mask.to(values.dtype)
-    reduce = reduce or (lambda x: x)
-    total, count = reduce(torch.stack([(values * m).sum(), m.sum()])).unbind()
+    count = m.sum()
     if count < 2:
         raise ValueError(f"whitening needs at least two real positions, got {int(count)}")
-    mean = total / count
-    variance = reduce((((values - mean) ** 2) * m).sum()) / (count - 1)
+    mean = (values * m).sum() / count
+    variance = (((values - mean) ** 2) * m).sum() / (count - 1)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (whitened if shift_mean else whitened + mean) * m
 
@@ -185,19 +183,16 @@ def value_loss(values, old_values, returns, mask, clip: float = 0.2):
     return 0.5 * torch.maximum(unclipped, clipped) * m, (clipped > unclipped).to(values.dtype) * m
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce=None) -> Tensor:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 − Var(returns − values)/Var(returns) over real positions; 1 is a perfect critic.
 
-    `reduce` sums a tensor over all processes. NaN with fewer than two real positions.
+    NaN with fewer than two real positions.
     """
-    reduce = reduce or (lambda x: x)
     r, error = returns[mask].double(), (returns - values)[mask].double()
-    count = reduce(r.new_tensor(float(r.numel())))
-    means = reduce(torch.stack([r.sum(), error.sum()])) / count.clamp(min=1)
-    spread = reduce(torch.stack([((r - means[0]) ** 2).sum(), ((error - means[1]) ** 2).sum()]))
-    if count < 2:
+    if r.numel() < 2:
         return torch.tensor(float("nan"))
-    return 1 - spread[1] / spread[0].clamp(min=1e-12)
+    spread = ((r - r.mean()) ** 2).sum()
+    return 1 - ((error - error.mean()) ** 2).sum() / spread.clamp(min=1e-12)
 
 
 def importance_weight(train_logprobs: Tensor, rollout_logprobs: Tensor, cap: float = 2.0) -> Tensor:

@@ -34,6 +34,7 @@ from .bookkeeping import Bookkeeping, prompt_of
 from .divergence import check_kl, check_loss
 from .layouts import Roles, make_roles
 from .ppo_config import PPOConfig
+from .processes import part_of, together
 from .rewards import Rewards
 from .rollout import (
     Rollout,
@@ -167,7 +168,7 @@ class PPOTrainer(Bookkeeping):
             if self.control.should_evaluate:
                 self.evaluate()
             self.seconds += time.perf_counter() - started
-            stop = self.control.should_training_stop or (self.should_stop and self.should_stop())
+            stop = self._stops()
             if self.control.should_save or (stop and args.save_strategy != "no"):
                 self.save_checkpoint()
             if stop:
@@ -200,17 +201,18 @@ class PPOTrainer(Bookkeeping):
         return shuffled(self.args.seed, len(self.train_dataset), torch.arange(first, first + n))
 
     def make_rollout(self, index: Tensor, iteration: int, beta: float) -> tuple[Rollout, dict]:
-        """Prompts → a complete rollout and what to log of it."""
+        """This process' prompts → the complete rollout of all of them, and what to log of it."""
         rows = [self.train_dataset[int(i)] for i in index]
         with torch.no_grad(), self.accelerator.autocast():
             prompt_ids, prompt_mask, responses = self.sample(rows, index, iteration)
-            rollout, scores = self.score(prompt_ids, prompt_mask, responses, index, rows)
+            mine = self.score(prompt_ids, prompt_mask, responses, index, rows)
+            whole = together(self.accelerator, mine, self.tokenizer.pad_token_id)
+            # Before `judge` makes of the scores what is learned from.
+            said = self._rewards(whole.scores) | self._watched(rows, mine)
             with self.meter.phase("advantage"):
-                metrics = self.judge(rollout, beta)
+                metrics = self.judge(whole, beta) | said
         check_kl(self, metrics)
-        metrics |= self._rewards(scores)
-        metrics |= self._watched(rows, rollout)
-        return rollout, metrics
+        return whole, metrics
 
     # ----------------------------------------------------------------------------- 1. sample
 
@@ -231,7 +233,7 @@ class PPOTrainer(Bookkeeping):
 
     # ------------------------------------------------------------------------------ 2. score
 
-    def score(self, prompt_ids, prompt_mask, responses, index, rows) -> tuple[Rollout, Tensor]:
+    def score(self, prompt_ids, prompt_mask, responses, index, rows) -> Rollout:
         """Pass the responses through the four models, some rows at a time (24)."""
         args, chunk = self.args, self.args.local_rollout_forward_batch_size
         pad, length = self.tokenizer.pad_token_id, responses.shape[1]
@@ -259,12 +261,11 @@ class PPOTrainer(Bookkeeping):
         if self._late_score:  # one more position where padding exists
             value_mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1)
         nothing = torch.zeros_like(values)
-        rollout = Rollout(
+        return Rollout(
             index.to(ids.device), ids, attention, responses, mask, value_mask,
             logprobs * mask, ref_logprobs * mask,  # the same constant beyond the end (10)
             values * value_mask, scores, nothing, nothing,
         )  # fmt: skip
-        return rollout, scores
 
     def _without_stop(self, scores: Tensor, mask: Tensor, responses: Tensor) -> Tensor:
         """Rule 8: a response that never stops loses a penalty, or gets a fixed score."""
@@ -284,34 +285,30 @@ class PPOTrainer(Bookkeeping):
     # ------------------------------------------------------------------------------ 3. judge
 
     def judge(self, r: Rollout, beta: float) -> dict[str, float]:
-        """Fill in advantages and returns; → metrics of the rollout, averaged over all ranks."""
+        """Fill in advantages and returns; → metrics of the rollout."""
         args = self.args
         r.scores = self._without_stop(self.rewards.normalise(r.scores), r.mask, r.responses)  # (16)
         kl = maths.kl_estimate(r.logprobs, r.ref_logprobs, args.kl_estimator)
         rewards = maths.token_rewards(kl, r.scores, r.mask, beta, self._late_score)  # (9, 11)
         if args.whiten_rewards:  # keeps the mean (13)
-            rewards = maths.whiten(rewards, r.value_mask, shift_mean=False, reduce=self._sum)
+            rewards = maths.whiten(rewards, r.value_mask, shift_mean=False)
         advantages, r.returns = maths.gae(rewards, r.values, r.value_mask, args.gamma, args.lam)
-        r.advantages = maths.whiten(advantages, r.mask, reduce=self._sum)  # returns are older (12)
+        r.advantages = maths.whiten(advantages, r.mask)  # returns are older (12)
         self._last_rewards = rewards
 
         k1 = maths.kl_estimate(r.logprobs, r.ref_logprobs, "k1")
         k3 = maths.kl_estimate(r.logprobs, r.ref_logprobs, "k3")
         kl_response = k1.sum(1)  # masked positions are 0 in both
-        stopped = self._stopped(r.responses, r.mask).float()
-        return {
-            "score": self._mean(r.scores),
-            "kl": self._mean(kl_response),
-            "kl_k2": self._mean((0.5 * k1**2).sum(1)),
-            "kl_k3": self._mean(k3.sum(1)),
-            "kl_per_token": self._token_mean(k1, r.mask),
-            "objective": self._mean(r.scores - beta * kl_response),
-            "sampled_entropy": self._mean(-r.logprobs.sum(1)),
-            "response_length": self._mean(r.mask.sum(1).float()),
-            "stopped": self._mean(stopped),
-            "explained_variance": float(
-                maths.explained_variance(r.values, r.returns, r.value_mask, self._sum)
-            ),
+        means = {
+            "score": r.scores, "kl": kl_response, "kl_k2": (0.5 * k1**2).sum(1),
+            "kl_k3": k3.sum(1), "objective": r.scores - beta * kl_response,
+            "sampled_entropy": -r.logprobs.sum(1), "response_length": r.mask.sum(1).float(),
+            "stopped": self._stopped(r.responses, r.mask).float(),
+        }  # fmt: skip
+        explained = maths.explained_variance(r.values, r.returns, r.value_mask)
+        return {n: float(x.mean()) for n, x in means.items()} | {
+            "kl_per_token": float(maths.masked_mean(k1, r.mask)),
+            "explained_variance": float(explained),
         }
 
     # ----------------------------------------------------------------------------- 4. update
@@ -321,13 +318,14 @@ class PPOTrainer(Bookkeeping):
         args, sums = self.args, defaultdict(float)
         self.meter.hold(*vars(rollout).values())
         generator = torch.Generator().manual_seed(args.seed * 7_919 + iteration)
-        size = args.rollout_batch_size // args.num_mini_batches
-        orders = (torch.randperm(args.rollout_batch_size, generator=generator)
-                  for _ in range(args.num_ppo_epochs))  # fmt: skip
+        batch = self.episodes_per_iteration  # the same minibatches on every number of processes
+        size = batch // args.num_mini_batches
+        orders = (torch.randperm(batch, generator=generator) for _ in range(args.num_ppo_epochs))
         first, steps = {}, 0
         for chosen in (c for order in orders for c in order.split(size)):
             steps += 1
-            stats = self.step(rollout.rows(chosen.to(rollout.ids.device)).trimmed())
+            mine = part_of(self.accelerator, chosen.to(rollout.ids.device))
+            stats = self.step(rollout.rows(mine).trimmed())
             first = first or stats
             for name, value in stats.items():
                 sums[name] += value
@@ -341,7 +339,8 @@ class PPOTrainer(Bookkeeping):
         return metrics
 
     def step(self, mb: Rollout) -> dict[str, float]:
-        """One optimizer step on one minibatch, in passes of `per_device_train_batch_size` rows."""
+        """One optimizer step, from this process' part of a minibatch, in passes of
+        `per_device_train_batch_size` rows."""
         self.meter.hold(*vars(mb).values())
         # Token means over the whole minibatch of all ranks and passes (13).
         tokens = self._sum(mb.mask.sum()).clamp(min=1)

@@ -23,7 +23,8 @@ def scored(trainer, responses):
     prompts = [trainer.tokenizer(r["prompt"])["input_ids"] for r in rows]
     ids, mask = rollout.pad_prompts(prompts, trainer.tokenizer.pad_token_id)
     with torch.no_grad():
-        return trainer.score(ids, mask, torch.tensor(responses), torch.arange(len(rows)), rows)
+        r = trainer.score(ids, mask, torch.tensor(responses), torch.arange(len(rows)), rows)
+        return r, r.scores
 
 
 def prefixes(r, row):

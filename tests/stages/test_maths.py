@@ -75,22 +75,6 @@ def test_whiten_does_not_see_scale_or_shift(seed, scale, shift):
     )
 
 
-@relaxed
-@given(seeds)
-def test_whiten_in_two_processes_equals_whiten_of_the_whole_batch(seed):
-    """`reduce` sums over ranks. Here the ranks are two halves, and the sums are made by hand."""
-    values, _, mask = batch(seed)
-    m = mask.to(DOUBLE)
-    total, count = (values * m).sum(), m.sum()
-    squares = ((values - total / count) ** 2 * m).sum()
-    answers = {2: torch.stack([total, count]), 1: squares}
-    halves = [
-        maths.whiten(v, k, reduce=lambda x: answers[x.numel()])
-        for v, k in zip(values.split(2), mask.split(2), strict=True)
-    ]
-    assert_close(torch.cat(halves), maths.whiten(values, mask))
-
-
 # ------------------------------------------------------------------------------------------- GAE
 
 

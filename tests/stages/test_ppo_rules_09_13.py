@@ -71,9 +71,9 @@ def off_by_one(_):
 
 def other_constant(score):
     def scored(self, *args):
-        r, raw = score(self, *args)
+        r = score(self, *args)
         r.ref_logprobs = r.ref_logprobs.masked_fill(~r.mask, 1.0)
-        return r, raw
+        return r
 
     return scored
 

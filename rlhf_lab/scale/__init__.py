@@ -1,0 +1,1 @@
+"""The same training on several processes: starting them, and who of them writes the run."""

@@ -1,0 +1,50 @@
+"""PPO on several processes: the whole rollout on each of them, a part of every minibatch for each.
+
+Each process samples and scores its own prompts. Then all get all of it (tokens and a few numbers
+for each, which is little beside a model), so that whitening, KL, rewards and shuffling are those of
+one process with the whole batch, and only gradients have to be added up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rollout import Rollout
+
+
+def together(accelerator, mine: Rollout, pad_token_id: int) -> Rollout:
+    """The rollouts of all processes as one, those of the first process first.
+
+    Prompts are padded to the longest of any process on the left, responses on the right.
+    """
+    if accelerator.num_processes == 1:
+        return mine
+    t = mine.responses.shape[1]
+    p = mine.ids.shape[1] - t
+    sizes = accelerator.gather(torch.tensor([[p, t]], device=mine.ids.device)).amax(0)
+    left, right = (sizes - torch.tensor([p, t], device=sizes.device)).tolist()
+    sides = {"ids": left, "attention": left}
+    fill = {"ids": pad_token_id, "responses": pad_token_id}
+    whole = {}
+    for name in (f.name for f in fields(mine)):
+        x = getattr(mine, name)
+        if x.dim() == 2:
+            x = F.pad(x, (sides.get(name, 0), right), value=fill.get(name, 0))
+        whole[name] = _gathered(accelerator, x)
+    return Rollout(**whole)
+
+
+def _gathered(accelerator, x: Tensor) -> Tensor:
+    """Rows of all processes. Not every backend knows bool."""
+    if x.dtype == torch.bool:
+        return accelerator.gather(x.to(torch.uint8)).bool()
+    return accelerator.gather(x.contiguous())
+
+
+def part_of(accelerator, rows: Tensor) -> Tensor:
+    """Of the rows of a minibatch those that this process works on: every n-th."""
+    return rows[accelerator.process_index :: accelerator.num_processes]
