@@ -13,7 +13,9 @@ from .tape import LOGITS, Store, Tape, Value, product
 FUSED_ROWS, FUSED_COLUMNS = 4096, 32768
 """Size of the tile that TRL's fused head computes logits in (trl.kernels.chunked_logprob)."""
 BLOCK = 2**20
-"""Logits that the update's log-probabilities work on at a time (`stages/logprobs.py`)."""
+"""Logits that log-probabilities are made of at a time (`stages/logprobs.py`)."""
+PIECE = 2**25
+"""Logits that a scoring pass holds at a time (`stages/logprobs.py`)."""
 SAMPLING = 40
 """Operations of one step of our sampler beside the model: keyed noise, the draw, the masks."""
 
@@ -113,22 +115,27 @@ def log_probabilities(tape: Tape, model: Architecture, p: Passes, x: Value, resp
                       trained: bool) -> Value:  # fmt: skip
     """Our PPO's: logits of the response, one number a token; `trained`: the entropy as well.
 
-    Without gradients the logits of a chunk are worked on at once. The update works on a block at a
-    time, and its backward pass writes their gradient into the logits.
+    Without gradients logits are made a piece at a time. The update keeps all of a pass, and its
+    backward pass writes their gradient into them. Both work on a block at a time.
     """
     width, vocabulary, n = model.head_width, model.vocabulary, p.b * response
     kept = tape.copy(x, n * width)
     tape.kind = LOGITS
+    block = min(n, max(1, BLOCK // vocabulary)) * vocabulary
+    steps = -(-n * vocabulary // block)
+    if not trained:
+        piece = min(n, max(1, PIECE // vocabulary))
+        logits = tape.linear(tape.split(kept, piece * width)[0], width, vocabulary, p.item,
+                             trained=p.trained)  # fmt: skip
+        one = tape.forward.products[-1]
+        tape.forward.products[-1] = (*one[:2], n / piece)
+        Store(tape, 8 * block, LOGITS)  # divided by the temperature, and their log softmax
+        tape.forward.moved += 20.0 * n * vocabulary
+        tape.forward.curved += n * vocabulary
+        tape.forward.launched += 4 * steps
+        return tape._out(n, 4, [])
     logits = tape.linear(kept, width, vocabulary, p.item, trained=p.trained)
     del kept
-    if not trained:
-        Store(tape, 8 * logits.numel, LOGITS)  # divided by the temperature, and their log softmax
-        tape.forward.moved += 20.0 * logits.numel
-        tape.forward.curved += logits.numel
-        tape.forward.launched += 4
-        return tape._out(n, 4, [])
-    block = min(logits.numel, max(1, BLOCK // vocabulary) * vocabulary)
-    steps = -(-logits.numel // block)
     Store(tape, 12 * block, LOGITS)
     tape.forward.moved += 24.0 * logits.numel  # a block stays in the cache for half of its work
     tape.forward.curved += 2.0 * logits.numel

@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .maths import wide
+from .maths import token_logprobs, wide
 
 BLOCK = 2**20
 """Logits that are worked on at a time: 4 MiB, so that a CPU's cache holds them."""
+PIECE = 2**25
+"""Logits that a scoring pass makes at a time: 128 MiB, and products still large enough."""
 
 
 def language_head(model, hidden: Tensor) -> Tensor:
@@ -30,6 +32,21 @@ def language_head(model, hidden: Tensor) -> Tensor:
     if cap := getattr(config, "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     return logits
+
+
+def scored_logprobs(model, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """log π of each token where no gradient is wanted, without ever holding all logits.
+
+    hidden: (b, t, h), tokens: (b, t) → (b, t), fp32.
+    """
+    rows = max(1, PIECE // model.config.get_text_config().vocab_size)
+
+    def piece(hidden, tokens):
+        blocks = _blocks(language_head(model, hidden), tokens)
+        return torch.cat([token_logprobs(z, chosen, temperature) for z, chosen in blocks])
+
+    pieces = zip(hidden.flatten(0, 1).split(rows), tokens.flatten().split(rows), strict=True)
+    return torch.cat([piece(*part) for part in pieces]).view(tokens.shape)
 
 
 def logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: float):

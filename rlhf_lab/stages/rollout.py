@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from .logprobs import language_head, logprobs_and_entropy
-from .maths import token_logprobs, wide
+from .logprobs import language_head, logprobs_and_entropy, scored_logprobs
+from .maths import wide
 from .sampling import sample_tokens, uniforms
 
 
@@ -153,7 +153,7 @@ def response_logprobs(model, ids, mask, responses, temperature=1.0, rows: int = 
 
     def chunk(ids, mask, responses):
         hidden = before_responses(model, ids, mask, responses.shape[1])
-        return token_logprobs(language_head(model, hidden), responses, temperature)
+        return scored_logprobs(model, hidden, responses, temperature)
 
     return in_chunks(chunk, rows, ids, mask, responses)
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlhf_lab.stages import layouts, maths, rollout
+from rlhf_lab.stages import layouts, logprobs, maths, rollout
 from rlhf_lab.stages.sampling import row_keys, uniforms
 from rlhf_lab.stages.texts import decode, sample_texts, score_texts
 
@@ -259,14 +259,15 @@ def test_scored_texts_end_with_eos_as_in_training(tiny):
 
 
 class LiveLogits(TorchDispatchMode):
-    """Follows every storage that holds a tensor of shape (batch, length, vocabulary).
+    """Follows every storage that holds a tensor of shape (…, vocabulary), the head's weights not.
 
     `peak`: the most bytes that were alive at once; `alive()`: the bytes that still are.
     """
 
-    def __init__(self, vocabulary: int):
+    def __init__(self, head: torch.Tensor):
         super().__init__()
-        self.vocabulary, self.peak, self.storages = vocabulary, 0, {}
+        self.vocabulary, self.peak, self.storages = len(head), 0, {}
+        self.head = head.untyped_storage().data_ptr()
 
     def alive(self) -> int:
         self.storages = {k: v for k, v in self.storages.items() if not v[0].expired()}
@@ -275,8 +276,10 @@ class LiveLogits(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.dim() > 2 and x.shape[-1] == self.vocabulary:
+            if isinstance(x, torch.Tensor) and x.dim() > 1 and x.shape[-1] == self.vocabulary:
                 storage = x.untyped_storage()
+                if storage.data_ptr() == self.head:
+                    continue
                 self.storages[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
         self.peak = max(self.peak, self.alive())
         return out
@@ -291,7 +294,7 @@ def scoring(tiny):
     attention, responses = torch.ones_like(ids, dtype=torch.bool), ids[:, -6:]
 
     def score(rows):
-        with torch.no_grad(), LiveLogits(509) as live:
+        with torch.no_grad(), LiveLogits(model.lm_head.weight) as live:
             out = rollout.response_logprobs(model, ids, attention, responses, 0.7, rows)
         return out, live
 
@@ -310,6 +313,15 @@ def test_the_logits_of_one_chunk_are_all_that_is_ever_alive(scoring):
     assert all_rows.peak >= logits, "the book-keeper must see the logits"
     assert one.peak <= all_rows.peak / 8 + 1
     assert one.peak < logits / 2
+
+
+def test_a_large_chunk_makes_its_logits_a_piece_at_a_time(scoring, monkeypatch):
+    """What bounds memory where the vocabulary is large: five positions at a time, of 48."""
+    whole, all_rows = scoring(8)
+    monkeypatch.setattr(logprobs, "PIECE", 5 * 509)
+    pieces, few = scoring(8)
+    assert_close(pieces, whole, atol=1e-5, rtol=0)
+    assert few.peak <= all_rows.peak * 5 / 48 + 1
 
 
 def test_no_logits_survive_the_scoring_pass(scoring):
