@@ -72,7 +72,8 @@ def sft_rows(tokenizer, rows: Iterable[dict], max_length: int) -> tuple[list[dic
 def pair_rows(
     tokenizer, rows: Iterable[dict], max_length: int
 ) -> tuple[list[dict], dict[str, int]]:
-    """Preference rows with token ids for RewardTrainer and DPOTrainer, and the drops by reason.
+    """Preference rows with token ids for RewardTrainer and DPOTrainer, and the drops by reason
+    (rule 22).
 
     TRL filters over-long pairs silently, or truncates them to identical ones: we count both. A
     pair that is cut is not the pair that was judged, so one that does not fit is dropped whole.

@@ -61,6 +61,13 @@ def test_the_colab_cell_installs_there_and_does_nothing_elsewhere(on_colab, monk
         assert not installed and not enabled
 
 
+def test_the_table_of_rules_follows_the_code():
+    """`python .ci/rules.py` mends what this finds."""
+    script = Path(__file__).parents[1] / ".ci" / "rules.py"
+    checked = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_badges_and_colab_cells_follow_the_one_setting():
     """`python .ci/badges.py` mends what this finds."""
     script = Path(__file__).parents[1] / ".ci" / "badges.py"

@@ -1,0 +1,111 @@
+"""The table of PPO's rules: `python .ci/rules.py [--check]` writes rlhf_lab/stages/RULES.md.
+
+Where a rule is kept is read off the code: the trainer and its helpers name it as "(9)" or "rule 9".
+Its tests are those called `test_rule_09_…`. With --check nothing is written: exit status 1 says
+that the table is out of step, or that a rule has no line or no test.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "rlhf_lab" / "stages" / "RULES.md"
+RULES = (
+    "Sampling uses the temperature only: neither top-k nor top-p.",
+    "Policy and reference are scored at the sampling temperature.",
+    "Before an iteration's first step the ratio is 1; before any update the KL is 0.",
+    "No dropout in any of the four models.",
+    "Prompts are padded on the left; positions are counted from the mask.",
+    "Pad is not eos, and the last token is found under left padding too.",
+    "A response ends after its first stop token, for the reward model too.",
+    "A response that never stops loses a penalty, or gets a fixed score.",
+    "The score lands on the last response token.",
+    "A token's log-probability is read one position before it; masked alike in both models.",
+    "The reward of a token is −β(log π − log π_ref); the score is added at the end.",
+    "GAE runs over response tokens only; returns are made before whitening.",
+    "Whitening is masked and over the whole batch; losses are token means of the whole minibatch.",
+    "Policy and value loss are clipped.",
+    "The value model starts as the reward model, or with a head of zeros.",
+    "Demonstrations score 0 on average; scores may be normalised by the first rollout.",
+    "Adam with ε = 1e-5, a rate that falls to 0, gradients clipped.",
+    "β may adapt to a target KL.",
+    "k1, k2 and k3 estimate KL(π‖π_ref), in that direction.",
+    "Every statistic is masked, and averaged over what was really processed.",
+    "Another engine's samples are weighted by min(π_train/π_rollout, C).",
+    "Pairs that are too long or become identical are dropped and counted; score heads are saved.",
+    "Policy and critic move, reference and reward model do not.",
+    "No logits of a whole rollout are ever held.",
+)
+FIRST = ("stages/ppo.py", "stages/maths.py", "stages/rollout.py", "stages/layouts.py")
+"""Where to look first; the trainer is where a reader begins."""
+NAMED = re.compile(r"(?<![\w.\]])\((\d{1,2}(?:, \d{1,2})*)\)|\brules? (\d{1,2})\b", re.IGNORECASE)
+
+
+def places() -> dict[int, list[tuple[str, int]]]:
+    """Rule → (file in the package, line) of each place that names it, at most one of a file."""
+    package = ROOT / "rlhf_lab"
+    names = [str(p.relative_to(package)) for p in sorted(package.rglob("*.py"))]
+    found: dict[int, list[tuple[str, int]]] = {n: [] for n in range(1, len(RULES) + 1)}
+    for name in (*FIRST, *(n for n in names if n not in FIRST)):
+        if not name.startswith("stages/") and name not in ("tokens.py", "models.py"):
+            continue
+        for number, line in enumerate((package / name).read_text("utf-8").splitlines(), 1):
+            for match in NAMED.finditer(line):
+                for rule in map(int, (match[1] or match[2]).split(", ")):
+                    if rule in found and name not in dict(found[rule]):
+                        found[rule].append((name, number))
+    return found
+
+
+def tests() -> dict[int, list[tuple[str, int]]]:
+    """Rule → (file in tests/, line) of each of its tests."""
+    found: dict[int, list[tuple[str, int]]] = {n: [] for n in range(1, len(RULES) + 1)}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            if match := re.match(r"def test_rule_(\d\d)_", line):
+                found[int(match[1])].append((str(path.relative_to(ROOT / "tests")), number))
+    return found
+
+
+def page() -> str:
+    """The table. Raises ValueError for a rule without a line or without a test."""
+    lines = [
+        "# The rules of PPO, and where they are kept",
+        "",
+        "Each has a test that fails when the rule is broken. Most are Huang et al., *The N+",
+        "Implementation Details of RLHF with PPO* ([2403.17031](https://arxiv.org/abs/2403.17031)).",
+        "Written by `python .ci/rules.py`.",
+        "",
+        "| | rule | line | test |",
+        "| ---: | --- | --- | --- |",
+    ]
+    where, tested = places(), tests()
+    for number, rule in enumerate(RULES, 1):
+        if not where[number] or not tested[number]:
+            raise ValueError(f"rule {number} has no {'test' if where[number] else 'line'}")
+        at = [f"[{n}:{k}]({_up(n)}#L{k})" for n, k in where[number][:2]]
+        by = [f"[{Path(n).name}:{k}](../../tests/{n}#L{k})" for n, k in tested[number][:2]]
+        lines.append(f"| {number} | {rule} | {', '.join(at)} | {', '.join(by)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _up(name: str) -> str:
+    return name.removeprefix("stages/") if name.startswith("stages/") else f"../{name}"
+
+
+def main() -> int:
+    wanted = page()
+    if "--check" in sys.argv[1:]:
+        if not PAGE.is_file() or PAGE.read_text("utf-8") != wanted:
+            print("rlhf_lab/stages/RULES.md is out of step: python .ci/rules.py")
+            return 1
+        return 0
+    PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
