@@ -305,7 +305,8 @@ def our_iteration(folder: Path, job: dict, responses):
         def next_prompts(self, iteration):
             return torch.arange(len(self.train_dataset))
 
-        def sample(self, prompts, index, iteration):
+        def sample(self, rows, index, iteration):
+            prompts = [row["input_ids"] for row in rows]
             return *pad_prompts(prompts, self.tokenizer.pad_token_id), responses[index]
 
         def update(self, rollout, iteration):

@@ -17,7 +17,8 @@ from ppo_vs_trl_report import GIB, QUIET, Options, show, target
 
 # ------------------------------------------------------------------------------------------ layouts
 
-LAYOUTS: dict[str, dict] = {"four": {}, "shared": {}, "adapters": {}}
+LAYOUTS: dict[str, dict] = {"four": {}, "shared": {"learning_rate": 7e-4},
+                            "adapters": {"lora_r": 8, "learning_rate": 3e-3}}  # fmt: skip
 """Layout → settings beyond the lab's defaults, chosen so that all end at the same KL."""
 ROLES = ("policy", "value", "reference", "reward")
 
