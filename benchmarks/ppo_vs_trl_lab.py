@@ -17,9 +17,12 @@ from ppo_vs_trl_report import GIB, QUIET, Options, show, target
 
 # ------------------------------------------------------------------------------------------ layouts
 
-LAYOUTS: dict[str, dict] = {"four": {}, "shared": {"learning_rate": 7e-4},
-                            "adapters": {"lora_r": 8, "learning_rate": 3e-3}}  # fmt: skip
-"""Layout → settings beyond the lab's defaults, chosen so that all end at the same KL."""
+LAYOUTS: dict[str, dict] = {
+    "four": {}, "shared": {"vf_coef": 0.03},
+    "adapters": {"lora_r": 8, "learning_rate": 3.5e-3, "vf_coef": 0.3},
+}  # fmt: skip
+"""Layout → settings beyond the lab's defaults, chosen for one KL on seeds 10 and 11: no seed of
+the section's own."""
 ROLES = ("policy", "value", "reference", "reward")
 
 

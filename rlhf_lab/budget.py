@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as hardware
-from .cost.plan import Estimate, estimate
+from .cost.plan import UPDATE, Estimate, estimate
 from .cost.setup import EXTRA, Setup
 from .ledger import ONLINE, SOURCES, Ledger
+from .lengths import planned_lengths
 from .models import ADAPTER_FILE, BUNDLED, Model, load
-from .tokens import planned_lengths
 from .widgets.text import format_number, html_table, table
 
 if TYPE_CHECKING:
     from .cost.xray import XRay
 
 TRAINED_AS_PLANNED = {"prompt_length", "response_length", "padded_prompt", "padded_response",
-                      "mean_tokens", "mean_response", "rows", "padded"}  # fmt: skip
+                      "padded_update", "mean_tokens", "mean_response",
+                      "rows", "padded"}  # fmt: skip
 """Settings that describe the data; the other ones of `EXTRA` change how a run would be made."""
 
 
@@ -39,7 +40,7 @@ def predict(plan: Any, data: Any = None) -> Estimate:
     """
     model, settings = plan.model, dict(plan.settings)
     if "prompt_length" not in settings and data is not None:
-        settings = {**planned_lengths(plan.stage, model.tokenizer, data, settings), **settings}
+        settings = {**planned_lengths(plan.stage, model, data, settings), **settings}
     elif "prompt_length" not in settings and model.name in BUNDLED:
         settings = {**_lengths_of_stories(plan.stage, model, settings), **settings}
     roles = {}
@@ -81,12 +82,12 @@ def _lengths_of_stories(stage: str, model: Model, settings: Mapping[str, Any]) -
     """Lengths of the bundled data, looked up once."""
     from .data import load_data
 
-    asked = ("per_device_train_batch_size", "response_length", "max_length",
+    asked = ("per_device_train_batch_size", "response_length", "max_length", "num_mini_batches",
              "gradient_accumulation_steps", "steps_per_generation")  # fmt: skip
     key = (stage, model.name, *(settings.get(name) for name in asked))
     if key not in _STORIES:
         data = load_data("stories")
-        _STORIES[key] = planned_lengths(stage, model.tokenizer, data, settings)
+        _STORIES[key] = planned_lengths(stage, model, data, settings)
     return _STORIES[key]
 
 
@@ -130,10 +131,12 @@ def xray(plan: Any) -> XRay:
     seen = _rehearse(e, e.setup)
     usual = e.usual_setup
     counted = seen if usual == e.setup else _rehearse(e, usual)
+    update = counted if e.update_setup == usual else _rehearse(e, e.update_setup)
     times = (e.steps or 1) * e.setup.replicas
     rows = [r for r in seen.ledger if r.quantity != "flops"]
     rows += [replace(r, value=r.value * times, low=None, high=None)
-             for r in counted.ledger if r.quantity == "flops"]  # fmt: skip
+             for x, wanted in ((counted, False), (update, True)) for r in x.ledger
+             if r.quantity == "flops" and (r.phase in UPDATE) is wanted]  # fmt: skip
     return replace(seen, ledger=Ledger(rows))
 
 

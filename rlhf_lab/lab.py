@@ -25,12 +25,12 @@ from .cost.hardware import hardware as find_hardware
 from .cost.plan import Estimate
 from .cost.setup import EXTRA
 from .data import Data, load_data
+from .lengths import planned_lengths
 from .models import Model, load
 from .runs import Run
 from .scale.follower import Follower
 from .scale.launch import launch, place  # noqa: F401  (for the command line)
 from .sources import named, reward_functions, settled
-from .tokens import planned_lengths
 
 if TYPE_CHECKING:
     from .widgets.text import Shown
@@ -206,7 +206,7 @@ def plan(
         chosen["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
     find_hardware(hardware)
     if data is not None:
-        found = planned_lengths(stage, handle.tokenizer, load_data(data), chosen)
+        found = planned_lengths(stage, handle, load_data(data), chosen)
         chosen = {**found, **chosen}
     return Plan(stage, handle, hardware, chosen)
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from jinja2 import TemplateError  # what transformers writes chat templates in
 
-from .ledger import ONLINE
-
 
 def encode_prompt(tokenizer, prompt: Any) -> list[int]:
     """Token ids of a text prompt, a conversation (list of messages) or ids already made.
@@ -114,49 +112,3 @@ def id_rows(tokenizer, rows: Iterable[dict], sizes: dict[str, list[int]]) -> Ite
             made[name] = encode(tokenizer, row[name])
             sizes[name].append(len(made[name]))
         yield made
-
-
-def expected_longest(lengths: list[int], count: int) -> float:
-    """Mean length of the longest of `count` random rows: what a batch is padded to."""
-    n, total, before = len(lengths), 0.0, 0.0
-    for place, length in enumerate(sorted(lengths), 1):
-        here = (place / n) ** count  # the chance that none is longer
-        total += length * (here - before)
-        before = here
-    return total
-
-
-def planned_lengths(stage: str, tokenizer, data: Any, settings: Any) -> dict[str, float]:
-    """What a plan has to know of the data: longest prompt and response in tokens, the length that
-    a batch is padded to on average, and the number of rows."""
-    samples = stage in (*ONLINE, "inference")
-    rows = (data.prompts if samples else data.sft if stage == "sft" else data.preferences).train
-    if not rows:
-        return {}
-    looked = rows[:LOOKED_AT]
-    prompts = [len(encode_prompt(tokenizer, r["prompt"])) for r in looked]
-    batch = int(settings.get("per_device_train_batch_size", 8))
-    if samples:
-        limit = int(settings.get("response_length", 53))
-        answers = [min(limit, len(encode_response(tokenizer, r["completion"])))
-                   for r in data.sft.train[:LOOKED_AT]] or [limit]  # fmt: skip
-        passes = settings.get("steps_per_generation")  # RLOO's and GRPO's
-        size = batch * int(passes or settings.get("gradient_accumulation_steps", 1))
-        mean = sum(answers) / len(answers)
-        return {"prompt_length": max(prompts), "rows": len(rows), "mean_response": mean,
-                "padded_prompt": expected_longest(prompts, size),
-                "padded_response": expected_longest(answers, size),
-                "mean_tokens": sum(prompts) / len(prompts) + mean}  # fmt: skip
-    fields = ("completion",) if stage == "sft" else ("chosen", "rejected")
-    made = [[len(encode_response(tokenizer, r[f])) for f in fields] for r in looked]
-    limit = int(settings.get("max_length") or 2**31)
-    totals = [min(p + n, limit) for p, ns in zip(prompts, made, strict=True) for n in ns]
-    response = max(max(ns) for ns in made)
-    prompt = sum(prompts) / len(prompts)
-    return {"prompt_length": max(1, max(totals) - response), "response_length": response,
-            "rows": len(rows), "padded_prompt": prompt, "mean_tokens": sum(totals) / len(totals),
-            "padded_response": expected_longest(totals, batch * len(fields)) - prompt}  # fmt: skip
-
-
-LOOKED_AT = 2_000
-"""Rows of a set whose lengths a plan looks at."""

@@ -34,6 +34,7 @@ GROUND = {
     "files",
     "shapes",
     "tokens",
+    "lengths",
     "ledger",
     "runs",
 }

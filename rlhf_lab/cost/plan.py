@@ -26,6 +26,8 @@ MEMORY_BAND = 0.94, 1.06
 TIME_BAND = {"gpu": (0.7, 1.3), "cpu": (0.7, 1.4)}
 """All published times of benchmarks/published.py but one lie within 30 %. On a calibrated CPU
 most phases lie within 15 % (benchmarks/cost_accuracy.py, seconds); its own speed drifts more."""
+UPDATE = "forward", "backward", "optimizer"
+"""Phases of PPO's update."""
 NOT_MODELLED_ON_A_GPU = (
     "fragmentation of the allocator and the CUDA context (about half a GB)",
     "scratch space of cuBLAS and attention kernels",
@@ -57,7 +59,11 @@ class Estimate:
     @cached_property
     def average(self) -> list[Phase]:
         """At rows of average length: they set the time."""
-        return self.phases if self.usual_setup == self.setup else phases(self.usual_setup)
+        usual = self.phases if self.usual_setup == self.setup else phases(self.usual_setup)
+        if self.update_setup == self.usual_setup:
+            return usual
+        update = {f.name: f for f in phases(self.update_setup) if f.name in UPDATE}
+        return [update.get(f.name, f) for f in usual]
 
     @cached_property
     def usual_setup(self) -> Setup:
@@ -68,6 +74,14 @@ class Estimate:
         prompt = s.prompt if s.padded_prompt is None else round(s.padded_prompt)
         response = s.response if s.padded_response is None else round(s.padded_response)
         return replace(s, prompt=min(prompt, s.prompt), response=min(response, s.response))
+
+    @cached_property
+    def update_setup(self) -> Setup:
+        """The same for the passes of PPO's update, which put rows of like length together."""
+        s = self.usual_setup
+        if s.stage != "ppo" or s.padded_update is None:
+            return s
+        return replace(s, response=min(max(1, round(s.padded_update) - s.prompt), s.response))
 
     # ------------------------------------------------------------------------------- how much work
 

@@ -33,6 +33,7 @@ EXTRA = {
     "response_length": "tokens of a response (of a completion in SFT, of one answer in DPO)",
     "padded_prompt": "tokens of a prompt as it is padded, on average; else the longest",
     "padded_response": "tokens of a response as it is padded, on average; else the longest",
+    "padded_update": "tokens of a row of PPO's update as it is padded, on average",
     "mean_tokens": "tokens of a row without padding, on average; else as it is padded",
     "mean_response": "tokens of a sampled response, on average; else the longest",
     "rows": "rows of the data set: samples, pairs or prompts",
@@ -69,6 +70,7 @@ class Setup:
     response: int = 64
     padded_prompt: float | None = None
     padded_response: float | None = None
+    padded_update: float | None = None
     mean_tokens: float | None = None
     mean_response: float | None = None
     rows: int | None = None

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerState, get_scheduler
 
 from ..cost.meter import Meter
+from ..lengths import worth_a_pass
 from ..tokens import encode_prompt
 from . import maths
 from .bookkeeping import Bookkeeping, prompt_of
@@ -139,6 +140,7 @@ class PPOTrainer(Bookkeeping):
             args.lr_scheduler_type, optimizer, args.get_warmup_steps(self.iterations),
             self.iterations,
         )  # fmt: skip
+        self.worth = worth_a_pass(roles.policy.config.get_text_config().hidden_size)
         self.model, self.optimizer = self.accelerator.prepare(roles.trained, optimizer)
         self.meter.watch("reference", roles.reference)
         for judge in (roles.reward, *self.rewards.further):
@@ -339,17 +341,17 @@ class PPOTrainer(Bookkeeping):
         return metrics
 
     def step(self, mb: Rollout) -> dict[str, float]:
-        """One optimizer step, from this process' part of a minibatch, in passes of
-        `per_device_train_batch_size` rows."""
+        """One optimizer step, from this process' part of a minibatch, in passes of at most
+        `per_device_train_batch_size` rows, which are of like length (24)."""
         self.meter.hold(*vars(mb).values())
         # Token means over the whole minibatch of all ranks and passes (13).
         tokens = self._sum(mb.mask.sum()).clamp(min=1)
         value_tokens = self._sum(mb.value_mask.sum()).clamp(min=1)
-        parts = torch.arange(len(mb.ids)).split(self.args.per_device_train_batch_size)
+        parts = mb.passes(self.args.per_device_train_batch_size, self.worth)
         stats = torch.zeros(7, device=mb.ids.device)
         largest = torch.zeros((), device=mb.ids.device)
         for number, part in enumerate(parts):
-            micro = mb.rows(part.to(mb.ids.device))
+            micro = mb.rows(part).trimmed()
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, sums, log_ratio = self.losses(micro, tokens, value_tokens)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ..lengths import by_length
 from .logprobs import language_head, logprobs_and_entropy, scored_logprobs
 from .maths import wide
 from .sampling import sample_tokens, uniforms
@@ -184,6 +185,14 @@ class Rollout:
 
     def rows(self, chosen: Tensor) -> Rollout:
         return Rollout(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
+
+    def passes(self, rows: int, least: int) -> list[Tensor]:
+        """Places of rows of like length, pass by pass (`tokens.by_length`)."""
+        t = self.responses.shape[1]
+        prompts = self.attention[:, :-t].sum(1).tolist()
+        said = (self.mask | self.value_mask).sum(1).tolist()
+        device = self.ids.device
+        return [torch.tensor(p, device=device) for p in by_length(prompts, said, rows, least)]
 
     def trimmed(self) -> Rollout:
         """Without the columns that are padding in every row: prompts on the left, responses on the

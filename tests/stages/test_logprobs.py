@@ -7,7 +7,8 @@ from ppo_kit import one_rollout, response_logits, swap
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from rlhf_lab.stages import logprobs, rollout
+from rlhf_lab import lengths
+from rlhf_lab.stages import logprobs, ppo, rollout
 from rlhf_lab.stages.logprobs import logprobs_and_entropy
 
 N, VOCABULARY, T = 7, 11, 0.7
@@ -114,5 +115,25 @@ def test_training_does_not_depend_on_trimming(make, monkeypatch):
     cut = make().train().log_history
     swap(monkeypatch, rollout.Rollout, "trimmed", lambda _: lambda self: self)
     whole = make().train().log_history
+    for a, b in zip(cut, whole, strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_training_does_not_depend_on_passes_of_like_length(make, monkeypatch):
+    """Cut as often as can be, or not at all: the same numbers."""
+    cuts = []
+
+    def count(self, rows, least):
+        cuts.append(len(passes(self, rows, least)))
+        return passes(self, rows, least)
+
+    passes = rollout.Rollout.passes
+    swap(monkeypatch, rollout.Rollout, "passes", lambda _: count)
+    whole = make().train().log_history
+    assert set(cuts) == {1}
+    monkeypatch.setattr(lengths, "SHARE", 0.0)
+    monkeypatch.setattr(ppo, "worth_a_pass", lambda _: 0)
+    cut = make().train().log_history
+    assert max(cuts) > 2
     for a, b in zip(cut, whole, strict=True):
         assert a == pytest.approx(b, abs=1e-4)

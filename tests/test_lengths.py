@@ -1,0 +1,82 @@
+"""Which rows pass together, and what a plan makes of rows' lengths.
+
+pytest tests/test_lengths.py
+"""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rlhf_lab as lab
+from rlhf_lab.lengths import SHARE, by_length, expected_longest
+
+ROWS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 60)), min_size=1, max_size=40)
+
+
+def padded(prompts, responses, places):
+    return len(places) * (max(prompts[i] for i in places) + max(responses[i] for i in places))
+
+
+@given(ROWS, st.integers(1, 20), st.integers(0, 400))
+def test_every_row_passes_once(lengths, rows, least):
+    """And the longest first: what they take is not held beside another pass' gradients."""
+    prompts, responses = zip(*lengths, strict=True)
+    passes = by_length(prompts, responses, rows, least)
+    assert sorted(i for places in passes for i in places) == list(range(len(lengths)))
+    assert max(map(len, passes)) <= rows
+    said = [responses[i] for places in passes for i in places]
+    assert said == sorted(responses, reverse=True)
+
+
+@given(ROWS, st.integers(0, 400))
+def test_a_pass_more_pays(lengths, least):
+    """Cuts save over `least` tokens each, and a fifth; no cut that is left would."""
+    prompts, responses = zip(*lengths, strict=True)
+    passes = by_length(prompts, responses, len(lengths), least)
+    whole = padded(prompts, responses, range(len(lengths)))
+    cut = [padded(prompts, responses, p) for p in passes]
+    assert whole - sum(cut) >= (len(passes) - 1) * (least + 1)
+    assert len(passes) == 1 or sum(cut) < 0.8 * whole
+    for places, cost in zip(passes, cut, strict=True):
+        for k in range(1, len(places)):
+            halves = places[:k], places[k:]
+            saved = cost - sum(padded(prompts, responses, h) for h in halves)
+            assert saved <= max(least, SHARE * cost)
+
+
+def test_a_cut_by_hand():
+    """Two responses of 100 tokens and six of 10, prompts of 5: 8·105 tokens as one pass, 2·105 +
+    6·15 = 300 as two."""
+    prompts, responses = [5] * 8, [10, 100, 10, 10, 10, 100, 10, 10]
+    assert by_length(prompts, responses, 8, 539) == [[1, 5], [0, 2, 3, 4, 6, 7]]
+    assert by_length(prompts, responses, 8, 540) == [[1, 5, 0, 2, 3, 4, 6, 7]]
+    assert by_length(prompts, responses, 4, 10**6) == [[1, 5, 0, 2], [3, 4, 6, 7]]
+    assert by_length([5] * 8, [10, 12] * 4, 8, 0) == [[1, 3, 5, 7, 0, 2, 4, 6]]  # alike: one pass
+
+
+def test_the_longest_of_some_rows_on_average():
+    """Against draws."""
+    draw = random.Random(0)
+    lengths = [draw.randint(1, 50) for _ in range(500)]
+    drawn = [max(draw.choices(lengths, k=8)) for _ in range(20_000)]
+    assert expected_longest(lengths, 8) == pytest.approx(sum(drawn) / len(drawn), rel=0.01)
+
+
+def test_a_plan_counts_the_passes_of_the_trainer():
+    """One response in eight is long: the update's rows are planned at less than half its width."""
+    rows = [{"prompt": "a a", "completion": "a " * (60 if i % 8 == 0 else 3)} for i in range(200)]
+    data = lab.load_data(rows)
+    settings = {"per_device_train_batch_size": 32, "num_mini_batches": 1, "response_length": 64}
+    plan = lab.plan("ppo", "tiny", data=data, **settings)
+    found = plan.settings
+    assert found["padded_update"] < 0.5 * (found["padded_prompt"] + found["padded_response"])
+    assert found["padded_update"] > found["mean_tokens"]
+    alike = {k: v for k, v in found.items() if k != "padded_update"}
+    of_update, of_rollout = (
+        {p.name: p.work.flops * p.times for p in x.estimate.average}
+        for x in (plan, lab.plan("ppo", "tiny", **alike))
+    )
+    assert of_update["forward"] < 0.5 * of_rollout["forward"]
+    assert of_update["reference"] == of_rollout["reference"]
