@@ -46,7 +46,7 @@ def predict(plan: Any, data: Any = None) -> Estimate:
     roles = {}
     learned = plan.stage in ONLINE and not settings.get("rule_reward")
     if learned and settings.get("layout") == "adapters" and "reward_adapter" in model.paths:
-        settings |= _judge_adapter(model.paths["reward_adapter"])
+        settings |= _judge_rank(model.paths["reward_adapter"])
     elif learned and "reward" in model.paths:
         roles["reward"] = model.config_dict("reward")
         if plan.stage == "ppo":  # the value model starts on the SFT model where it has to
@@ -54,7 +54,7 @@ def predict(plan: Any, data: Any = None) -> Estimate:
     return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
 
 
-def _judge_adapter(folder: str) -> dict[str, Any]:
+def _judge_rank(folder: str) -> dict[str, Any]:
     """What the plan must know of a reward adapter, like which the value adapter is made."""
     said = json.loads((Path(folder) / ADAPTER_FILE).read_text())
     return {"judge_r": said["r"], "judge_targets": _hashable(said["target_modules"])}
@@ -94,14 +94,11 @@ def _lengths_of_stories(stage: str, model: Model, settings: Mapping[str, Any]) -
 def unplannable(settings: Mapping[str, Any]) -> str | None:
     """A setting that can be planned and that `train` does not do from here; None where all can."""
     plain = {"gpus": 1, "nodes": 1, "sharding": "none", "offload": "none", "tensor_parallel": 1,
-             "dtype": "float32", "load_in_4bit": False,
-             "loss": "fused", "pairs_together": True, "samples_per_prompt": 1, "ema": False,
-             "joint_update": True, "attn_implementation": "sdpa", "adapter_dtype": "float32",
-             "use_bnb_nested_quant": False}  # fmt: skip
-    if settings.get("layout") == "adapters":  # on one base that may be in 4 bits
-        plain = {
-            k: v for k, v in plain.items() if k not in ("load_in_4bit", "use_bnb_nested_quant")
-        }
+             "dtype": "float32", "loss": "fused", "pairs_together": True, "samples_per_prompt": 1,
+             "ema": False, "joint_update": True, "attn_implementation": "sdpa",
+             "adapter_dtype": "float32"}  # fmt: skip
+    if settings.get("layout") != "adapters":  # one base that may be in 4 bits
+        plain |= {"load_in_4bit": False, "use_bnb_nested_quant": False}
     for name, value in settings.items():
         if name in EXTRA.keys() - TRAINED_AS_PLANNED and value != plain.get(name, value):
             return f"{name}={value!r} is planned only: train() does not do it yet"

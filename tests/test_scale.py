@@ -60,7 +60,7 @@ def test_a_follower_writes_nothing(tmp_path):
     follower.finish("failed", error="x")
     assert before == {p: p.read_bytes() for p in run.folder.iterdir()}
     assert follower.status == "running" and Run.writes and not follower.writes
-    writing = {n for n in ("log", "sample", "save_ledger", "rewind", "finish")}
+    writing = {"log", "sample", "save_ledger", "rewind", "finish"}
     assert writing <= vars(Follower).keys()
 
 

@@ -159,28 +159,29 @@ def test_a_stop_leaves_a_checkpoint(build, make):
     assert build(rewards=None).train(resume_from_checkpoint=True).log_history == expected
 
 
+def metered(build):
+    """A trainer with a meter that watches its models, and what the meter has by row."""
+    trainer = build(rewards=None)
+    trainer.meter = Meter("ppo")
+    trainer._wrap()
+    return trainer, lambda: {
+        (r.phase, r.role, r.quantity, r.component): r.value for r in trainer.meter.ledger()
+    }
+
+
 def test_what_the_meter_measured_goes_on(build):
-    first = build(rewards=None)
-    first.meter = Meter("ppo")
-    first._wrap()
+    first, of_first = metered(build)
     first.should_stop = lambda: first.state.global_step == 2
     first.train()
-    kept = {(r.phase, r.role, r.quantity, r.component): r.value for r in first.meter.ledger()}
-    again = build(rewards=None)
-    again.meter = Meter("ppo")
-    again._wrap()
+    again, of_both = metered(build)
     again.restore()
-    there = {(r.phase, r.role, r.quantity, r.component): r.value for r in again.meter.ledger()}
-    assert there == kept and again.seconds == first.seconds > 0
+    assert of_both() == of_first() and again.seconds == first.seconds > 0
     again.train()
-    after = {(r.phase, r.role, r.quantity, r.component): r.value for r in again.meter.ledger()}
-    whole = build(rewards=None)
-    whole.meter = Meter("ppo")
-    whole._wrap()
+    whole, of_whole = metered(build)
     whole.train()
-    for r in whole.meter.ledger():
-        if r.quantity in ("flops", "tokens"):
-            assert after[r.phase, r.role, r.quantity, r.component] == r.value
+    after = of_both()
+    counted = {at: n for at, n in of_whole().items() if at[2] in ("flops", "tokens")}
+    assert counted == {at: after[at] for at in counted}
 
 
 # ------------------------------------------------------------------------------------- divergence
