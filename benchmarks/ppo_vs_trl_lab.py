@@ -18,11 +18,11 @@ from ppo_vs_trl_report import GIB, QUIET, Options, show, target
 # ------------------------------------------------------------------------------------------ layouts
 
 LAYOUTS: dict[str, dict] = {
-    "four": {}, "shared": {"vf_coef": 0.03},
+    "four": {}, "shared": {"learning_rate": 8e-4, "vf_coef": 0.01, "max_steps": 60},
     "adapters": {"lora_r": 8, "learning_rate": 3.5e-3, "vf_coef": 0.3},
 }  # fmt: skip
-"""Layout → settings beyond the lab's defaults, chosen for one KL on seeds 10 and 11: no seed of
-the section's own."""
+"""Layout → settings beyond the lab's defaults, chosen for one KL on seeds 10 to 12: no seed of the
+section's own. A shared trunk takes a third less time for a step, and gets as many more."""
 ROLES = ("policy", "value", "reference", "reward")
 
 
