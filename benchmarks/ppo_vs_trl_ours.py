@@ -118,10 +118,10 @@ class UpdateProfile(NoMeter):
 
     def __init__(self, watch: Watch, iteration: int) -> None:
         super().__init__("ppo")
-        self.watch, self.iteration, self.profiler = watch, iteration, None
+        self.clock_of, self.iteration, self.profiler = watch, iteration, None
 
     def phase(self, phase: str, role: str = "", shape=None, tokens: int = 0, *, calls=None):
-        reached = len(self.watch.times) == self.iteration + 1  # the first time is the beginning
+        reached = len(self.clock_of.times) == self.iteration + 1  # the first time is the beginning
         if phase == "forward" and reached and self.profiler is None:
             from torch.profiler import ProfilerActivity, profile
 
