@@ -206,9 +206,9 @@ def test_flops_of_a_whole_ppo_run_equal_counting_every_step(ppo):
     assert max(counted(meter).values()) <= 6
     flops = meter.flops
     assert flops["old_logprobs", "policy"] == flops["reference", "reference"]
-    # An iteration's two epochs pass through both models again, on the same rows.
-    assert flops["forward", "policy"] == 2 * flops["old_logprobs", "policy"]
-    assert flops["forward", "value"] == 2 * flops["value", "value"]
+    # An iteration's two epochs pass through both models again, on the same rows, less padded.
+    assert 1 < flops["forward", "policy"] / flops["old_logprobs", "policy"] <= 2
+    assert 1 < flops["forward", "value"] / flops["value", "value"] <= 2
     for role in ("policy", "value"):
         assert 1.9 < flops["backward", role] / flops["forward", role] < 2.5
 
