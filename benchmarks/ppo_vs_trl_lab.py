@@ -23,7 +23,6 @@ LAYOUTS: dict[str, dict] = {
 }  # fmt: skip
 """Layout → settings beyond the lab's defaults, chosen for one KL on seeds 10 to 12: no seed of the
 section's own. A shared trunk takes a third less time for a step, and gets as many more."""
-ROLES = ("policy", "value", "reference", "reward")
 
 
 def layouts(options: Options) -> dict:

@@ -56,11 +56,11 @@ def by_length(
     return [p for at in range(0, len(order), rows) for p in cut(order[at : at + rows])]
 
 
-def worth_a_pass(hidden_size: int) -> int:
+def worth_a_pass(config: Any) -> int:
     """Tokens of padding that one pass more has to save. It calls every layer again, and while it
     runs the gradients of those before are held: about 12 h² numbers a layer, against some 20 h of a
     token's activations, so that h tokens less outweigh them."""
-    return max(PASS, hidden_size)
+    return max(PASS, config.get_text_config().hidden_size)
 
 
 def _padded_update(prompts: list[int], answers: list[int], rows: int, most: int, least: int):
@@ -94,7 +94,7 @@ def planned_lengths(stage: str, model: Model, data: Any, settings: Any) -> dict[
         update = {}
         if stage == "ppo":
             minibatch = max(1, size // int(settings.get("num_mini_batches", 1)))
-            least = worth_a_pass(model.config.get_text_config().hidden_size)
+            least = worth_a_pass(model.config)
             update["padded_update"] = _padded_update(prompts, answers, minibatch, batch, least)
         return {**update, "prompt_length": max(prompts), "rows": len(rows), "mean_response": mean,
                 "padded_prompt": expected_longest(prompts, size),

@@ -140,7 +140,7 @@ class PPOTrainer(Bookkeeping):
             args.lr_scheduler_type, optimizer, args.get_warmup_steps(self.iterations),
             self.iterations,
         )  # fmt: skip
-        self.worth = worth_a_pass(roles.policy.config.get_text_config().hidden_size)
+        self.worth = worth_a_pass(roles.policy.config)
         self.model, self.optimizer = self.accelerator.prepare(roles.trained, optimizer)
         self.meter.watch("reference", roles.reference)
         for judge in (roles.reward, *self.rewards.further):
@@ -327,7 +327,7 @@ class PPOTrainer(Bookkeeping):
         for chosen in (c for order in orders for c in order.split(size)):
             steps += 1
             mine = part_of(self.accelerator, chosen.to(rollout.ids.device))
-            stats = self.step(rollout.rows(mine).trimmed())
+            stats = self.step(rollout.rows(mine))
             first = first or stats
             for name, value in stats.items():
                 sums[name] += value

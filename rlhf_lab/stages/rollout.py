@@ -187,7 +187,7 @@ class Rollout:
         return Rollout(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
     def passes(self, rows: int, least: int) -> list[Tensor]:
-        """Places of rows of like length, pass by pass (`tokens.by_length`)."""
+        """Places of rows of like length, pass by pass (`lengths.by_length`)."""
         t = self.responses.shape[1]
         prompts = self.attention[:, :-t].sum(1).tolist()
         said = (self.mask | self.value_mask).sum(1).tolist()
