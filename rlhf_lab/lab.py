@@ -330,13 +330,28 @@ def _check(plan: Plan, data: Data) -> None:
     """Refuse what cannot work before anything is loaded."""
     if plan.stage not in STAGES:
         raise ValueError(f"{plan.stage} is planned only; to train, choose from {', '.join(STAGES)}")
-    plan.config()
+    _check_reporters(plan.config().report_to)
     if line := unplannable(plan.settings):
         raise ValueError(line)
     need = {"sft": data.sft, "reward": data.preferences, "dpo": data.preferences}
     if not need.get(plan.stage, data.prompts).train:
         what = "completion" if plan.stage == "sft" else "chosen and rejected"
         raise ValueError(f"{data.name} has nothing to train {plan.stage} on: no {what} fields")
+
+
+def _check_reporters(names: Sequence[str]) -> None:
+    """Refuse a tracker that transformers does not know, or that is not installed."""
+    from transformers.integrations import integration_utils as trackers
+
+    known, here = trackers.INTEGRATION_TO_CALLBACK, trackers.get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(f"report_to={name!r}: {hint}transformers has {', '.join(known)}")
+        if name not in here:
+            raise ValueError(
+                f"report_to={name!r} is not installed: pip install {name}, or leave it out"
+            )
 
 
 def _check_resume(stage: str, out: Any, overwrite: bool) -> None:

@@ -7,6 +7,8 @@ import types
 import pytest
 from transformers.integrations import integration_utils
 
+import rlhf_lab as lab
+
 
 class Writer:
     """SummaryWriter's three methods, taken down."""
@@ -49,6 +51,20 @@ def test_every_metric_of_every_iteration_is_reported(make, board):
         assert writer.scalars[f"train/{name}"] == [(h["step"], h[name]) for h in history]
     assert json.loads(writer.texts["args"])["kl_coef"] == trainer.args.kl_coef
     assert json.loads(writer.texts["model_config"])["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("name, says", [
+    ("tensorboard", "report_to='tensorboard' is not installed: pip install tensorboard"),
+    ("tensorbord", "did you mean 'tensorboard'?"),
+])  # fmt: skip
+def test_a_tracker_that_is_not_there_is_refused_before_anything_is_written(
+    name, says, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
+    with pytest.raises(ValueError) as error:
+        lab.train(lab.plan("ppo", report_to=name), out=tmp_path / "run")
+    assert says in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_held_out_prompts_are_reported_apart(make, board):
