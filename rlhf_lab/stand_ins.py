@@ -86,7 +86,6 @@ def few_passes(account: FakeAccount, prompt: int, response: int, window: int = 0
         patched(rollout, "range", lambda *_: generate.visits),
         patched(ppo, "generate", generate),
         patched(rollout, "in_chunks", chunks),
-        patched(ppo, "in_chunks", chunks),
         patched(rollout.Rollout, "trimmed", lambda minibatch: minibatch),  # all rows are as long
         patched(rollout.Rollout, "passes", lambda mb, n, _: torch.arange(len(mb.ids)).split(n)),
         patched(maths, "range", lambda n: range(min(n, FEW))),  # GAE goes token by token

@@ -253,8 +253,8 @@ def _ppo(s: Setup) -> list[Phase]:
     cached = cache["policy"]
     for name, phase in (("policy", "old_logprobs"), ("reference", "reference"),
                         ("value", "value"), ("reward", "score")):  # fmt: skip
-        if name not in roles:
-            continue
+        if name not in roles or (phase, s.layout) == ("value", "shared"):
+            continue  # values come from the pass of the policy
         # The last token predicts nothing: only the reward model is given it.
         like = _of_judges(s) if name in ("value", "reward") else s
         rows = min(s.local_rollout_forward_batch_size, s.rollout_batch)
@@ -310,6 +310,9 @@ def _scoring(s: Setup, role: Role, p: Passes) -> tuple[Stretch, ...]:
     """A pass without gradients: log-probabilities, values, or scores of a chunk of rows."""
     if role.name in ("policy", "reference"):
         end = ending(role.model, p, heads.log_probabilities, s.response, False, grad=False)
+        if role.name == "policy" and s.layout == "shared":
+            value = ending(role.model, p, heads.scores, p.b * s.response, grad=False)
+            return *trunk(role.model, p, grad=False), end, value
     else:
         positions = p.b * s.response if role.name == "value" else p.b
         end = ending(role.model, p, heads.scores, positions, grad=False)

@@ -1,8 +1,8 @@
 """Who plays which role in PPO: four models, a trunk for policy and value, or one base for all.
 
     four      four separate models
-    shared    the value model is a head on the policy's trunk: one pass gives both, and the value
-              loss trains the trunk too; reference and reward model are separate
+    shared    the value model is a head on the policy's trunk: one pass gives both, in scoring
+              and in the update, and the value loss trains the trunk too; reference and reward model are separate
     adapters  one frozen base; policy, value and reward are LoRA adapters on it (the latter two with
               a score head), the reference is the base with its adapters off
 

@@ -40,12 +40,12 @@ from .rewards import Rewards
 from .rollout import (
     Rollout,
     generate,
-    in_chunks,
     join,
+    logprobs_and_values,
     pad_prompts,
     pass_shape,
     response_logprobs,
-    token_values,
+    response_values,
 )
 from .sampling import row_keys, shuffled
 
@@ -245,18 +245,17 @@ class PPOTrainer(Bookkeeping):
         self.meter.hold(ids, attention, responses, mask)
         self.meter.count("rollout", "policy", int(mask.sum()))
 
+        what = ids, attention, responses, args.temperature, chunk  # same temperature for both (2)
         with self.meter.phase("old_logprobs", "policy", *pass_):  # the update's code: ratio 1 (3)
-            logprobs = response_logprobs(
-                self.policy, ids, attention, responses, args.temperature, chunk
-            )
-        with self.meter.phase("reference", "reference", *pass_):  # same temperature for both (2)
-            ref_logprobs = response_logprobs(
-                self.reference, ids, attention, responses, args.temperature, chunk
-            )
-        with self.meter.phase("value", "value", *pass_):
-            values = in_chunks(
-                lambda i, a: token_values(self.value_model, i, a, length), chunk, ids, attention
-            )
+            if args.layout == "shared":
+                logprobs, values = logprobs_and_values(self.policy, self.value_model, *what)
+            else:
+                logprobs = response_logprobs(self.policy, *what)
+        with self.meter.phase("reference", "reference", *pass_):
+            ref_logprobs = response_logprobs(self.reference, *what)
+        if args.layout != "shared":
+            with self.meter.phase("value", "value", *pass_):
+                values = response_values(self.value_model, ids, attention, length, chunk)
         scores = self.rewards.score(ids, attention, responses, mask, rows, chunk, self.meter)
 
         value_mask = mask

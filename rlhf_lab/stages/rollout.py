@@ -159,6 +159,22 @@ def response_logprobs(model, ids, mask, responses, temperature=1.0, rows: int = 
     return in_chunks(chunk, rows, ids, mask, responses)
 
 
+def response_values(model, ids: Tensor, mask: Tensor, length: int, rows: int = 32) -> Tensor:
+    """The value of every response token, some rows at a time. → (b, length) fp32."""
+    return in_chunks(lambda *part: token_values(model, *part, length), rows, ids, mask)
+
+
+def logprobs_and_values(model, value, ids, mask, responses, temperature=1.0, rows: int = 32):
+    """`response_logprobs` and `response_values` from one pass of the trunk that the two share."""
+
+    def chunk(ids, mask, responses):
+        hidden = before_responses(model, ids, mask, responses.shape[1])
+        logprobs = scored_logprobs(model, hidden, responses, temperature)
+        return torch.stack([logprobs, score_head(value, hidden)], -1)
+
+    return in_chunks(chunk, rows, ids, mask, responses).unbind(-1)
+
+
 def trained_logprobs(model, hidden: Tensor, responses: Tensor, temperature: float):
     """The same with gradients, and the entropy. hidden: (b, t, h) → log π, entropy (b, t) each."""
     logits = language_head(model, hidden).flatten(0, 1)
