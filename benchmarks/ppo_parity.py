@@ -261,7 +261,7 @@ def our_trainer(folder: Path, job: dict, base=None, **extra):
         load_causal_lm(folder / "ref").to(dtype),
         load_reward_model(folder / "reward").to(dtype),
         [{"input_ids": p} for p in prompts],
-        load_reward_model(folder / "value").to(dtype),
+        load_reward_model(folder / "value").to(dtype) if args.layout == "four" else None,
         **extra,
     )
     trainer._late_score = job.get("late_score", True)

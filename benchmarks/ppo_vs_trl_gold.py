@@ -3,7 +3,9 @@
 TRL trains for the budget (90 s), ours for half of it, each with settings chosen from the same grid
 by the gold reward at the end of its time, where KL is at most `KL_LIMIT`. In both the learning rate
 falls to 0 linearly along the clock, so that no run is cut off in the middle of its schedule. What
-the grid does not name is the lab's default; TRL gets scoring batches of 64, its fastest.
+the grid does not name is the lab's default; TRL gets scoring batches of 64, its fastest. Ours runs
+as we recommend where time counts: with a trunk that policy and value share (`OURS`), which TRL does
+not have.
 
 The clock stands still while a policy is saved. Saved policies are judged afterwards, TRL's and
 ours alike: one response for each held-out prompt, the mean gold reward and KL to the SFT model
@@ -22,11 +24,13 @@ from ppo_parity import COMMON, make_world
 from ppo_vs_trl_report import Options, Worker, median, show, spread, target
 
 GRID = [
-    {"learning_rate": rate, "kl_coef": beta, "num_ppo_epochs": epochs}
-    for epochs, betas in ((2, (0.05, 0.15)), (4, (0.15,)))
-    for rate, beta in itertools.product((5e-4, 1e-3), betas)
+    {"learning_rate": 1e-3, "kl_coef": beta, "num_ppo_epochs": epochs, "lam": lam}
+    for epochs, lam, beta in itertools.product((1, 2), (0.95, 1.0), (0.15, 0.25))
 ]
-"""Six settings; two minibatches an epoch in all."""
+"""Eight settings; two minibatches an epoch in all. A grid before this one had learning rates of
+5e-4 and four epochs too: neither side chose them."""
+OURS = {"layout": "shared", "vf_coef": 0.01}
+"""A large value loss would pull the trunk that the policy needs."""
 KL_LIMIT = 3.0
 """Nats per response; further out the language begins to break."""
 SHARE = 0.5
@@ -144,10 +148,14 @@ def gold(options: Options) -> dict:
 
 def _race(worker: Worker, folder: Path, choice: dict, seconds: float, repeat: int) -> list[dict]:
     """One run of `seconds`; → what it saved."""
-    settings = settings_of(choice) | {
-        "seed": 1000 * (repeat + 1),
-        "total_episodes": NEVER * COMMON["per_device_train_batch_size"],
-    }
+    settings = (
+        settings_of(choice)
+        | (OURS if worker.side == "ours" else {})
+        | {
+            "seed": 1000 * (repeat + 1),
+            "total_episodes": NEVER * COMMON["per_device_train_batch_size"],
+        }
+    )
     name = "_".join(str(v) for v in choice.values())
     out = folder / "saved" / worker.side / name / str(repeat)
     marks = [seconds * i / MARKS for i in range(1, MARKS)]
@@ -188,7 +196,7 @@ def _report(options: Options, budgets: dict, tried: dict, chosen: dict, curves: 
     file.write_text(_picture(curves, level))
     return {
         "budget_s": budgets, "kl_limit": KL_LIMIT, "recommended": recommended(),
-        "settings": {s: settings_of(r["choice"]) for s, r in chosen.items()},
+        "settings": {s: settings_of(r["choice"]) for s, r in chosen.items()}, "ours_too": OURS,
         "grid": {s: [{"choice": r["choice"], **_bare([r["end"]])[0]} for r in runs]
                  for s, runs in tried.items()},
         "curves": {s: [_bare(c) for c in found] for s, found in curves.items()},

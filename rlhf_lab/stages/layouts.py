@@ -2,7 +2,8 @@
 
     four      four separate models
     shared    the value model is a head on the policy's trunk: one pass gives both, in scoring
-              and in the update, and the value loss trains the trunk too; reference and reward model are separate
+              and in the update, and the value loss trains the trunk too; reference and reward
+              model are separate
     adapters  one frozen base; policy, value and reward are LoRA adapters on it (the latter two with
               a score head), the reference is the base with its adapters off
 
