@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as hardware
-from .cost.plan import UPDATE, Estimate, estimate
+from .cost.plan import Estimate, estimate
 from .cost.setup import EXTRA, Setup
 from .ledger import ONLINE, SOURCES, Ledger
 from .lengths import planned_lengths
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .cost.xray import XRay
 
 TRAINED_AS_PLANNED = {"prompt_length", "response_length", "padded_prompt", "padded_response",
-                      "padded_update", "mean_tokens", "mean_response",
+                      "padded_update", "padded_scoring", "mean_tokens", "mean_response",
                       "rows", "padded"}  # fmt: skip
 """Settings that describe the data; the other ones of `EXTRA` change how a run would be made."""
 
@@ -128,12 +128,12 @@ def xray(plan: Any) -> XRay:
     seen = _rehearse(e, e.setup)
     usual = e.usual_setup
     counted = seen if usual == e.setup else _rehearse(e, usual)
-    update = counted if e.update_setup == usual else _rehearse(e, e.update_setup)
+    like = {phase: x for phases, s in e.like_setups for x in [_rehearse(e, s)] for phase in phases}
     times = (e.steps or 1) * e.setup.replicas
     rows = [r for r in seen.ledger if r.quantity != "flops"]
     rows += [replace(r, value=r.value * times, low=None, high=None)
-             for x, wanted in ((counted, False), (update, True)) for r in x.ledger
-             if r.quantity == "flops" and (r.phase in UPDATE) is wanted]  # fmt: skip
+             for x in {id(x): x for x in (counted, *like.values())}.values() for r in x.ledger
+             if r.quantity == "flops" and like.get(r.phase, counted) is x]  # fmt: skip
     return replace(seen, ledger=Ledger(rows))
 
 

@@ -63,8 +63,8 @@ def worth_a_pass(config: Any) -> int:
     return max(PASS, config.get_text_config().hidden_size)
 
 
-def _padded_update(prompts: list[int], answers: list[int], rows: int, most: int, least: int):
-    """Tokens of a row of PPO's update as it is padded, on average over minibatches of `rows`."""
+def _padded(prompts: list[int], answers: list[int], rows: int, most: int, least: int) -> float:
+    """Tokens of a row as it is padded where `by_length` cuts, on average over batches of `rows`."""
     draw, total, count = random.Random(0), 0, 64
     for _ in range(count):
         p, r = draw.choices(prompts, k=rows), draw.choices(answers, k=rows)
@@ -91,12 +91,14 @@ def planned_lengths(stage: str, model: Model, data: Any, settings: Any) -> dict[
         passes = settings.get("steps_per_generation")  # RLOO's and GRPO's
         size = batch * int(passes or settings.get("gradient_accumulation_steps", 1))
         mean = sum(answers) / len(answers)
-        update = {}
+        cut = {}
         if stage == "ppo":
             minibatch = max(1, size // int(settings.get("num_mini_batches", 1)))
             least = worth_a_pass(model.config)
-            update["padded_update"] = _padded_update(prompts, answers, minibatch, batch, least)
-        return {**update, "prompt_length": max(prompts), "rows": len(rows), "mean_response": mean,
+            cut["padded_update"] = _padded(prompts, answers, minibatch, batch, least)
+            most = int(settings.get("local_rollout_forward_batch_size", 64))
+            cut["padded_scoring"] = _padded(prompts, answers, size, most, PASS)
+        return {**cut, "prompt_length": max(prompts), "rows": len(rows), "mean_response": mean,
                 "padded_prompt": expected_longest(prompts, size),
                 "padded_response": expected_longest(answers, size),
                 "mean_tokens": sum(prompts) / len(prompts) + mean}  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .cost.fake import FakeAccount, StepAccount
 from .cost.patch import fused_head_within, patched
+from .stages.rollout import Passes
 
 FEW = 2
 """Passes that stand for many alike: the first, and one that finds what the first left behind."""
@@ -81,23 +82,31 @@ def few_passes(account: FakeAccount, prompt: int, response: int, window: int = 0
     from .stages import maths, ppo, rollout
 
     generate = _few_tokens(account, prompt, response, window)
-    chunks = _few_chunks(account)
+    passes = _few_passes(account)
     with (
         patched(rollout, "range", lambda *_: generate.visits),
         patched(ppo, "generate", generate),
-        patched(rollout, "in_chunks", chunks),
-        patched(rollout.Rollout, "trimmed", lambda minibatch: minibatch),  # all rows are as long
+        patched(rollout, "in_passes", passes),
+        patched(rollout, "like_rows", _equal_passes),  # all rows are as long
+        patched(ppo, "like_rows", _equal_passes),
+        patched(rollout.Rollout, "trimmed", lambda minibatch: minibatch),
         patched(rollout.Rollout, "passes", lambda mb, n, _: torch.arange(len(mb.ids)).split(n)),
         patched(maths, "range", lambda n: range(min(n, FEW))),  # GAE goes token by token
     ):
         yield
 
 
-def _few_chunks(account: FakeAccount) -> Callable[..., Tensor]:
-    """`rollout.in_chunks` that runs the first chunk for all but the last, and the last."""
+def _equal_passes(mask: Tensor, rows: int) -> Passes:
+    """`rollout.like_rows` where all rows are as long."""
+    whole = slice(0, mask.shape[1])
+    return [(part, whole) for part in torch.arange(len(mask)).split(rows)]
 
-    def in_chunks(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:
-        pieces = list(zip(*(t.split(rows) for t in tensors), strict=True))
+
+def _few_passes(account: FakeAccount) -> Callable[..., Tensor]:
+    """`rollout.in_passes` that runs the first pass for all but the last, and the last."""
+
+    def in_passes(function: Callable[..., Tensor], passes: Passes, *tensors: Tensor) -> Tensor:
+        pieces = list(zip(*(t.split(len(passes[0][0])) for t in tensors), strict=True))
         done: list[Tensor] = []
         if len(pieces) > 1:
             with account.standing_for(len(pieces) - 1):
@@ -105,7 +114,7 @@ def _few_chunks(account: FakeAccount) -> Callable[..., Tensor]:
             done += [torch.empty_like(done[0]) for _ in pieces[2:]]
         return torch.cat([*done, function(*pieces[-1])])
 
-    return in_chunks
+    return in_passes
 
 
 def _few_tokens(account: FakeAccount, prompt: int, response: int, window: int) -> Callable:

@@ -65,18 +65,21 @@ def test_the_longest_of_some_rows_on_average():
 
 
 def test_a_plan_counts_the_passes_of_the_trainer():
-    """One response in eight is long: the update's rows are planned at less than half its width."""
+    """One response in eight is long: rows are planned at less than half its width, those of the
+    update and those that are scored."""
     rows = [{"prompt": "a a", "completion": "a " * (60 if i % 8 == 0 else 3)} for i in range(200)]
     data = lab.load_data(rows)
     settings = {"per_device_train_batch_size": 32, "num_mini_batches": 1, "response_length": 64}
     plan = lab.plan("ppo", "tiny", data=data, **settings)
     found = plan.settings
-    assert found["padded_update"] < 0.5 * (found["padded_prompt"] + found["padded_response"])
-    assert found["padded_update"] > found["mean_tokens"]
-    alike = {k: v for k, v in found.items() if k != "padded_update"}
+    for passes in ("padded_update", "padded_scoring"):
+        assert found[passes] < 0.5 * (found["padded_prompt"] + found["padded_response"])
+        assert found[passes] > found["mean_tokens"]
+    alike = {k: v for k, v in found.items() if k not in ("padded_update", "padded_scoring")}
     of_update, of_rollout = (
         {p.name: p.work.flops * p.times for p in x.estimate.average}
         for x in (plan, lab.plan("ppo", "tiny", **alike))
     )
     assert of_update["forward"] < 0.5 * of_rollout["forward"]
-    assert of_update["reference"] == of_rollout["reference"]
+    assert of_update["reference"] < 0.5 * of_rollout["reference"]
+    assert of_update["rollout"] == of_rollout["rollout"]

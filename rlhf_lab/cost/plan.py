@@ -26,6 +26,7 @@ MEMORY_BAND = 0.94, 1.06
 TIME_BAND = {"gpu": (0.7, 1.3), "cpu": (0.7, 1.4)}
 """All published times of benchmarks/published.py but one lie within 30 %. On a calibrated CPU
 most phases lie within 15 % (benchmarks/cost_accuracy.py, seconds); its own speed drifts more."""
+SCORING = "old_logprobs", "reference", "value", "score"
 UPDATE = "forward", "backward", "optimizer"
 """Phases of PPO's update."""
 NOT_MODELLED_ON_A_GPU = (
@@ -60,10 +61,8 @@ class Estimate:
     def average(self) -> list[Phase]:
         """At rows of average length: they set the time."""
         usual = self.phases if self.usual_setup == self.setup else phases(self.usual_setup)
-        if self.update_setup == self.usual_setup:
-            return usual
-        update = {f.name: f for f in phases(self.update_setup) if f.name in UPDATE}
-        return [update.get(f.name, f) for f in usual]
+        like = {f.name: f for names, s in self.like_setups for f in phases(s) if f.name in names}
+        return [like.get(f.name, f) for f in usual]
 
     @cached_property
     def usual_setup(self) -> Setup:
@@ -76,12 +75,16 @@ class Estimate:
         return replace(s, prompt=min(prompt, s.prompt), response=min(response, s.response))
 
     @cached_property
-    def update_setup(self) -> Setup:
-        """The same for the passes of PPO's update, which put rows of like length together."""
-        s = self.usual_setup
-        if s.stage != "ppo" or s.padded_update is None:
-            return s
-        return replace(s, response=min(max(1, round(s.padded_update) - s.prompt), s.response))
+    def like_setups(self) -> list[tuple[tuple[str, ...], Setup]]:
+        """The same for PPO's passes that put rows of like length together, with their phases, where
+        that makes rows shorter."""
+        s, found = self.usual_setup, []
+        for names, padded in ((SCORING, s.padded_scoring), (UPDATE, s.padded_update)):
+            if s.stage == "ppo" and padded is not None:
+                response = min(max(1, round(padded) - s.prompt), s.response)
+                if response != s.response:
+                    found.append((names, replace(s, response=response)))
+        return found
 
     # ------------------------------------------------------------------------------- how much work
 

@@ -34,6 +34,7 @@ EXTRA = {
     "padded_prompt": "tokens of a prompt as it is padded, on average; else the longest",
     "padded_response": "tokens of a response as it is padded, on average; else the longest",
     "padded_update": "tokens of a row of PPO's update as it is padded, on average",
+    "padded_scoring": "tokens of a row of PPO's scoring as it is padded, on average",
     "mean_tokens": "tokens of a row without padding, on average; else as it is padded",
     "mean_response": "tokens of a sampled response, on average; else the longest",
     "rows": "rows of the data set: samples, pairs or prompts",
@@ -71,6 +72,7 @@ class Setup:
     padded_prompt: float | None = None
     padded_response: float | None = None
     padded_update: float | None = None
+    padded_scoring: float | None = None
     mean_tokens: float | None = None
     mean_response: float | None = None
     rows: int | None = None

@@ -41,11 +41,12 @@ from .rollout import (
     Rollout,
     generate,
     join,
+    like_rows,
     logprobs_and_values,
     pad_prompts,
-    pass_shape,
     response_logprobs,
     response_values,
+    shape_of,
 )
 from .sampling import row_keys, shuffled
 
@@ -238,14 +239,14 @@ class PPOTrainer(Bookkeeping):
     def score(self, prompt_ids, prompt_mask, responses, index, rows) -> Rollout:
         """Pass the responses through the four models, some rows at a time (24)."""
         args, chunk = self.args, self.args.local_rollout_forward_batch_size
-        pad, length = self.tokenizer.pad_token_id, responses.shape[1]
         mask = maths.response_mask(responses, self.stop_token_id)  # truncate after the stop (7)
-        ids, attention = join(prompt_ids, prompt_mask, responses, mask, pad)
-        pass_ = pass_shape(ids, responses), int(attention.sum())
+        ids, attention = join(prompt_ids, prompt_mask, responses, mask, self.tokenizer.pad_token_id)
+        passes = like_rows(attention | self._late_score, chunk)
+        pass_ = shape_of(passes, ids, responses), int(attention.sum())
         self.meter.hold(ids, attention, responses, mask)
         self.meter.count("rollout", "policy", int(mask.sum()))
 
-        what = ids, attention, responses, args.temperature, chunk  # same temperature for both (2)
+        what = ids, attention, responses, args.temperature, passes  # same temperature for both (2)
         with self.meter.phase("old_logprobs", "policy", *pass_):  # the update's code: ratio 1 (3)
             if args.layout == "shared":
                 logprobs, values = logprobs_and_values(self.policy, self.value_model, *what)
@@ -255,7 +256,7 @@ class PPOTrainer(Bookkeeping):
             ref_logprobs = response_logprobs(self.reference, *what)
         if args.layout != "shared":
             with self.meter.phase("value", "value", *pass_):
-                values = response_values(self.value_model, ids, attention, length, chunk)
+                values = response_values(self.value_model, ids, attention, responses, passes)
         scores = self.rewards.score(ids, attention, responses, mask, rows, chunk, self.meter)
 
         value_mask = mask
@@ -354,8 +355,7 @@ class PPOTrainer(Bookkeeping):
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, sums, log_ratio = self.losses(micro, tokens, value_tokens)
-                pass_ = pass_shape(micro.ids, micro.responses), int(micro.attention.sum())
-                with self.meter.phase("backward", "policy", *pass_):
+                with self.meter.phase("backward", "policy", *micro.work):
                     # DDP averages gradients over ranks; our sums are divided by global counts.
                     self.accelerator.backward(loss * self.accelerator.num_processes)
             stats += sums
@@ -378,8 +378,7 @@ class PPOTrainer(Bookkeeping):
     def losses(self, mb: Rollout, tokens: Tensor, value_tokens: Tensor):
         """One pass. → loss, statistics (token sums over global counts), largest |log ratio|."""
         args = self.args
-        pass_ = pass_shape(mb.ids, mb.responses), int(mb.attention.sum())
-        with self.meter.phase("forward", "policy", *pass_), self.accelerator.autocast():
+        with self.meter.phase("forward", "policy", *mb.work), self.accelerator.autocast():
             logprobs, entropy, values = self.model(
                 mb.ids, mb.attention, mb.responses, args.temperature
             )

@@ -134,15 +134,15 @@ class Rewards:
         if not read:
             return {}
         judges = {s.name: s.judge for s in self.sources if s.is_model}
+        passes = {name: rollout.like_rows(mask, chunk) for name, (_, mask) in read.items()}
         shape: list[int] = []
-        for ids, _ in read.values():  # what FLOPs are linear in: tokens, pairs, rows
-            rows, length = ids.shape
-            shape += [rows * length, rows * length**2, rows]
+        for name, (ids, _) in read.items():  # what FLOPs are linear in
+            shape += rollout.shape_of(passes[name], ids)
         tokens = sum(int(mask.sum()) for _, mask in read.values())
         with meter.phase("score", "reward", shape, tokens):
             return {
-                name: rollout.in_chunks(lambda *x, n=name: sequence_scores(judges[n], *x),
-                                        chunk, *read[name])
+                name: rollout.in_passes(lambda *x, n=name: sequence_scores(judges[n], *x),
+                                        passes[name], *read[name])
                 for name in read
             }  # fmt: skip
 

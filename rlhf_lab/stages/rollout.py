@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..lengths import by_length
+from ..lengths import PASS, by_length
 from .logprobs import language_head, logprobs_and_entropy, scored_logprobs
 from .maths import wide
 from .sampling import sample_tokens, uniforms
@@ -112,6 +112,35 @@ def before_responses(model, ids: Tensor, mask: Tensor, length: int) -> Tensor:
     return forward_model(trunk_of(model), ids[:, :-1], mask[:, :-1]).last_hidden_state[:, -length:]
 
 
+Passes = list[tuple[Tensor, slice]]
+"""Rows that pass together, pass by pass, and the columns of their sequences that hold tokens."""
+
+
+def like_rows(mask: Tensor, rows: int, least: int = PASS) -> Passes:
+    """Rows of like length together, at most `rows` of them (`lengths.by_length`). mask: (b, s),
+    padded on the left, on the right, or on both sides."""
+    places = torch.arange(mask.shape[1], device=mask.device)
+    first = mask.long().argmax(1)
+    last = (mask * places).argmax(1)
+    middle = int(first.max())
+    before, after = (middle - first).tolist(), (last + 1 - middle).tolist()
+    found = []
+    for part in by_length(before, after, rows, least):
+        columns = slice(middle - max(before[i] for i in part), middle + max(after[i] for i in part))
+        found.append((torch.tensor(part, device=mask.device), columns))
+    return found
+
+
+def shape_of(passes: Passes, ids: Tensor, responses: Tensor | None = None) -> tuple[int, ...]:
+    """`pass_shape` of all passes together; without `responses` there are no rows of logits."""
+    sizes = [(len(rows), at.stop - at.start, at.stop) for rows, at in passes]
+    tokens, pairs = (sum(n * s**power for n, s, _ in sizes) for power in (1, 2))
+    if responses is None:
+        return tokens, pairs, len(ids)
+    prompt = ids.shape[1] - responses.shape[1]
+    return tokens, pairs, sum(n * (stop - prompt) for n, _, stop in sizes), len(ids)
+
+
 def pass_shape(ids: Tensor, responses: Tensor) -> tuple[int, int, int, int]:
     """What the FLOPs of a scoring pass are linear in: tokens, pairs, rows of logits, rows."""
     rows, length = ids.shape
@@ -143,36 +172,61 @@ def sequence_scores(model, ids: Tensor, mask: Tensor) -> Tensor:
     return score_head(model, hidden[torch.arange(len(ids), device=ids.device), last])
 
 
-def in_chunks(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:
-    """Apply `function` to `rows` rows at a time and join: what it makes inside is freed (24)."""
-    pieces = zip(*(t.split(rows) for t in tensors), strict=True)
-    return torch.cat([function(*piece) for piece in pieces])
+def in_passes(
+    function: Callable[..., Tensor], passes: Passes | int, ids: Tensor, mask: Tensor,
+    responses: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Apply `function` to some rows at a time, without the columns that are padding in all of them,
+    and join: what it makes inside is freed (24). → (b, …); where it says something of every token
+    of `responses`, (b, t, …) with zeros beyond the longest response of a pass.
+
+    passes: from `like_rows`, or how many rows at a time.
+    """
+    found = None
+    for rows, at in like_rows(mask, passes) if isinstance(passes, int) else passes:
+        part = [ids[rows, at], mask[rows, at]]
+        if responses is not None:
+            part.append(responses[rows, : responses.shape[1] - mask.shape[1] + at.stop])
+        said = function(*part)
+        if found is None:
+            by_token = () if responses is None else (responses.shape[1],)
+            found = said.new_zeros(len(mask), *by_token, *said.shape[1 + len(by_token) :])
+        found[(rows,) if responses is None else (rows, slice(said.shape[1]))] = said
+    return found
 
 
-def response_logprobs(model, ids, mask, responses, temperature=1.0, rows: int = 32) -> Tensor:
-    """log π of every response token, without keeping logits beyond a chunk. → (b, t) fp32."""
+def response_logprobs(
+    model, ids, mask, responses, temperature=1.0, passes: Passes | int = 32
+) -> Tensor:
+    """log π of every response token, without keeping logits beyond a pass. → (b, t) fp32."""
 
-    def chunk(ids, mask, responses):
+    def one(ids, mask, responses):
         hidden = before_responses(model, ids, mask, responses.shape[1])
         return scored_logprobs(model, hidden, responses, temperature)
 
-    return in_chunks(chunk, rows, ids, mask, responses)
+    return in_passes(one, passes, ids, mask, responses)
 
 
-def response_values(model, ids: Tensor, mask: Tensor, length: int, rows: int = 32) -> Tensor:
-    """The value of every response token, some rows at a time. → (b, length) fp32."""
-    return in_chunks(lambda *part: token_values(model, *part, length), rows, ids, mask)
+def response_values(model, ids, mask, responses, passes: Passes | int = 32) -> Tensor:
+    """The value at every response token. → (b, t) fp32."""
+
+    def one(ids, mask, responses):
+        return token_values(model, ids, mask, responses.shape[1])
+
+    return in_passes(one, passes, ids, mask, responses)
 
 
-def logprobs_and_values(model, value, ids, mask, responses, temperature=1.0, rows: int = 32):
+def logprobs_and_values(
+    model, value, ids, mask, responses, temperature=1.0, passes: Passes | int = 32
+):
     """`response_logprobs` and `response_values` from one pass of the trunk that the two share."""
 
-    def chunk(ids, mask, responses):
+    def one(ids, mask, responses):
         hidden = before_responses(model, ids, mask, responses.shape[1])
         logprobs = scored_logprobs(model, hidden, responses, temperature)
         return torch.stack([logprobs, score_head(value, hidden)], -1)
 
-    return in_chunks(chunk, rows, ids, mask, responses).unbind(-1)
+    return in_passes(one, passes, ids, mask, responses).unbind(-1)
 
 
 def trained_logprobs(model, hidden: Tensor, responses: Tensor, temperature: float):
@@ -201,6 +255,11 @@ class Rollout:
 
     def rows(self, chosen: Tensor) -> Rollout:
         return Rollout(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
+
+    @property
+    def work(self) -> tuple[tuple[int, ...], int]:
+        """Of one pass: what its FLOPs are linear in, and its real tokens."""
+        return pass_shape(self.ids, self.responses), int(self.attention.sum())
 
     def passes(self, rows: int, least: int) -> list[Tensor]:
         """Places of rows of like length, pass by pass (`lengths.by_length`)."""

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from ppo_kit import response_logits
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing import assert_close
@@ -330,15 +332,50 @@ def test_no_logits_survive_the_scoring_pass(scoring):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4])
-def test_values_and_scores_in_chunks_equal_the_whole(played, rows):
-    for function in (
-        lambda i, a: rollout.sequence_scores(played.reward, i, a),
-        lambda i, a: rollout.token_values(played.reward, i, a, played.length),
-    ):
-        with torch.no_grad():
-            whole = function(played.ids, played.attention)
-            parts = rollout.in_chunks(function, rows, played.ids, played.attention)
-        assert_close(parts, whole, atol=1e-5, rtol=0)
+def test_values_and_scores_in_passes_equal_the_whole(played, rows):
+    """Log-probabilities, values and scores, whichever rows and columns a pass has."""
+    p = played
+    what, least = (p.ids, p.attention, p.responses), 0
+    passes = rollout.like_rows(p.attention, rows, least)
+    with torch.no_grad():
+        both = rollout.logprobs_and_values(p.policy, p.reward, *what, 0.7, passes)
+        found = {
+            "scores": rollout.in_passes(
+                lambda i, a: rollout.sequence_scores(p.reward, i, a), passes, p.ids, p.attention
+            ),
+            "values": rollout.response_values(p.reward, *what, passes),
+            "logprobs": rollout.response_logprobs(p.policy, *what, 0.7, passes),
+            "of both": both[0],
+        }
+        hidden = rollout.before_responses(p.policy, p.ids, p.attention, p.length)
+        whole = {
+            "scores": rollout.sequence_scores(p.reward, p.ids, p.attention),
+            "values": rollout.token_values(p.reward, p.ids, p.attention, p.length),
+            "logprobs": rollout.scored_logprobs(p.policy, hidden, p.responses, 0.7),
+        }
+    whole["of both"] = whole["logprobs"]
+    for name, x in found.items():
+        on = x.dim() == 1 or p.mask
+        assert_close(x * on, whole[name] * on, atol=1e-5, rtol=0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 60)), min_size=1, max_size=24),
+       st.integers(1, 24))  # fmt: skip
+def test_every_row_passes_once_and_whole(lengths, rows):
+    """Prompts padded on the left, responses on the right: no token is left out of its pass, and
+    what the passes cost is counted from their shapes."""
+    p, t = max(1, *(a for a, _ in lengths)), max(b for _, b in lengths)
+    mask = torch.zeros(len(lengths), p + t, dtype=torch.bool)
+    for i, (a, b) in enumerate(lengths):
+        mask[i, p - a : p + b] = True
+    passes = rollout.like_rows(mask, rows, least=16)
+    assert sorted(i for part, _ in passes for i in part.tolist()) == list(range(len(mask)))
+    for part, at in passes:
+        assert len(part) <= rows
+        assert mask[part].sum() == mask[part, at].sum()
+        assert mask[part, at][:, 0].any() and mask[part, at][:, -1].any()
+    alone = [rollout.pass_shape(mask[part, at], mask[part, p : at.stop]) for part, at in passes]
+    assert rollout.shape_of(passes, mask, mask[:, p:]) == tuple(map(sum, zip(*alone, strict=True)))
 
 
 def test_rows_of_a_rollout_belong_together():
