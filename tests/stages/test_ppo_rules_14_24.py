@@ -439,8 +439,8 @@ def keeps_everything(_):
     """What TRL's rollout did: every response's logits stay until the end."""
     kept = []
 
-    def broken(model, ids, attention, responses, temperature, rows):
-        pieces = zip(ids.split(rows), attention.split(rows), strict=True)
+    def broken(model, ids, attention, responses, temperature, passes):
+        pieces = zip(ids.split(1), attention.split(1), strict=True)
         kept.extend(response_logits(model, i, a, responses.shape[1]) for i, a in pieces)
         return maths.token_logprobs(torch.cat(kept[-len(ids) :]), responses, temperature)
 
