@@ -20,8 +20,9 @@ import torch
 
 import rlhf_lab as lab
 from rlhf_lab.cost.meter import Meter, NoMeter
+from rlhf_lab.prepare import prepare
 from rlhf_lab.runs import Run
-from rlhf_lab.training import Job, prepare
+from rlhf_lab.training import Job
 
 RESULTS = Path(__file__).parent / "results" / "meter_overhead.json"
 STEPS = {"ppo": 44, "sft": 40}

@@ -21,6 +21,7 @@ _HOMES = {
     "train_all": "course", "stage_table": "course", "cost_table": "course",
     "stage_shares": "course", "describe_data": "course", "report": "course", "stories": "course",
     "show_stories": "course",
+    "planner": "studio", "dashboard": "studio",
 }  # fmt: skip
 __all__ = sorted(_HOMES)
 

@@ -11,15 +11,15 @@ a folder that `lab.Run.load` reads without any training code.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from .budget import predicted, unplannable
+from .background import Stop, Training, check_free, screen
+from .budget import unplannable
 from .cost.choices import did_you_mean
 from .cost.hardware import hardware as find_hardware
 from .cost.plan import Estimate
@@ -270,12 +270,15 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     should_stop: Callable[[], bool] | None = None,
-) -> Run:
+    background: bool = False,
+) -> Run | Training:
     """Train what was planned and return the run. `plan` may be a stage's name.
 
     The run's folder (`out`, else runs/<stage>-<number>) holds settings, metrics, samples, the
     ledger (predicted before, measured while it ran) and the final model. Interrupting (Ctrl-C, the
-    notebook's stop button) or a true `should_stop()` ends training and keeps what there is.
+    notebook's stop button) or a true `should_stop()` ends training and keeps what there is. In a
+    notebook a dashboard draws while it trains, and stays as a picture. `background`: train in a
+    thread, so that the notebook stays free, and return a `Training` at once: `.stop()`, `.wait()`.
     `reward_funcs`: functions that PPO, RLOO and GRPO learn from, `f(prompts=…, completions=…,
     completion_ids=…) → list of floats` or None, beside the rewards of the plan. Raises
     ValueError before anything is written when the settings or the data do not fit the stage.
@@ -286,44 +289,50 @@ def train(
     """
     if isinstance(plan, str):
         plan = globals()["plan"](plan)
-    rank, processes = place()
     if resume:
         _check_resume(plan.stage, out, overwrite)
+    check_free()
+    stop = Stop(should_stop) if background else should_stop
+    view = screen(plan, quiet, stop)  # first of all: importing the trainers takes seconds
+    try:
+        work = _prepared(plan, data, reward_funcs, out, overwrite, resume, quiet)
+        if isinstance(work, Run):
+            return work
+        if background:
+            started, view = Training(work, stop, view), None
+            return started
+        return work(should_stop=stop, screen=view)
+    finally:
+        if view is not None:
+            view.end()
+
+
+def _prepared(
+    plan: Plan, data: Any, reward_funcs: Any, out: Any, overwrite: bool, resume: bool, quiet: bool
+) -> Run | Callable[..., Run]:
+    """All that can be refused without loading a model; → what is left to do, or the run that is
+    finished already."""
+    rank, processes = place()
     if processes > 1 and (plan.stage != "ppo" or not out):
         raise ValueError("several processes train PPO, in a folder that all of them know (out)")
     data, plan = load_data(data), settled(plan, reward_funcs)
     _check(plan, data)
     functions = reward_functions(plan, data, reward_funcs)
-    from .cost.meter import Meter
-    from .training import STAGE_FUNCTIONS, Job, prepare
-
     said = {"stage": plan.stage, "model": plan.model.name, "settings": dict(plan.settings),
             "data": data.name, "seed": plan.settings.get("seed", 42)}  # fmt: skip
     old = Run.reopen(out, **said) if resume else None
     if old is not None and old.status == "finished":
         return old
-    ready = prepare(plan, data, quiet, functions)
-    foretold = predicted(plan, data, quiet)
-    if rank:  # the first process writes, the others only train
-        run, quiet = Follower(out), True
-    else:
-        run = old or Run.create(
-            Path(out) if out else free_folder(plan.stage), hardware=plan._where,
-            overwrite=overwrite, **said,
-        )  # fmt: skip
-    job = Job(plan, data, run, Meter(plan.stage), ready, quiet, should_stop, resume=bool(old))
-    try:
-        figures, stopped = STAGE_FUNCTIONS[plan.stage](job)
-    except BaseException as error:
-        job.meter.close()  # what was being counted would be counted on and on
-        run.save_ledger(foretold + job.meter.ledger())
-        run.finish("failed", error=f"{type(error).__name__}: {error}")
-        raise
-    run.save_ledger(foretold + job.meter.ledger())
-    run.finish("stopped" if stopped else "finished", **figures)
-    if not stopped and run.writes:  # the model is there: its checkpoints have served
-        shutil.rmtree(run.folder / "trainer", ignore_errors=True)
-    return run
+    folder = Path(out) if out else free_folder(plan.stage)
+
+    def open_run() -> Run:
+        if rank:  # the first process writes, the others only train
+            return Follower(out)
+        return old or Run.create(folder, hardware=plan._where, overwrite=overwrite, **said)
+
+    from .training import conduct
+
+    return partial(conduct, plan, data, functions, open_run, quiet=quiet, resume=bool(old))
 
 
 def _check(plan: Plan, data: Data) -> None:

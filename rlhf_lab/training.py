@@ -1,136 +1,24 @@
-"""One stage from a plan to its figures: what is checked and loaded before, what is measured after.
-
-`prepare` does all that can go wrong because of a user's model or data, and writes nothing.
-"""
+"""One stage from a plan to its figures: the training, and what is measured before and after it."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from .budget import predicted
 from .data import Data
 from .ledger import ONLINE
+from .prepare import Prepared, judge_adapter, prepare
 from .runs import Run
 from .sources import gold_metrics
 from .stages.adapters import POLICY, SCORE_FILE
-from .tokens import pair_rows, prompt_rows, prompt_text, sft_rows
-from .widgets.progress import Progress, watched
-
-HELD_OUT = 512
-"""Held-out prompts that a policy is judged on before and after training."""
-
-
-@dataclass
-class Prepared:
-    """Models by role, rows with token ids, prompts to judge on, and rows lost on the way; functions
-    that the stage learns from."""
-
-    models: dict[str, Any]
-    train: list[dict]
-    test: list[dict]
-    prompts: list
-    counts: dict[str, int]
-    functions: list[Callable]
-
-
-def prepare(plan, data: Data, quiet: bool = True, functions: Sequence[Callable] = ()) -> Prepared:
-    """Tokens and weights of a stage. Raises ValueError with one line for what does not fit."""
-    model, tokenizer, args = plan.model, plan.model.tokenizer, plan.config()
-    answer = args.response_length if plan.stage in ONLINE else 64
-    room = model.context - answer
-    if room < 1:
-        raise ValueError(f"response_length={answer} leaves no room for a prompt: {model.name} "
-                         f"takes {model.context} tokens")  # fmt: skip
-    held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
-    if plan.stage in ONLINE:
-        train, counts = prompt_rows(tokenizer, watched(data.prompts.train, "tokens", quiet), room)
-        test, length = [], room
-    else:
-        length = min(args.max_length or model.context, model.context)
-        make = sft_rows if plan.stage == "sft" else pair_rows
-        rows = data.sft if plan.stage == "sft" else data.preferences
-        (train, counts), (test, _) = (
-            make(tokenizer, watched(r, "tokens", quiet), length) for r in (rows.train, rows.test)
-        )
-    if not train:
-        lost = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
-        raise ValueError(
-            f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
-            f"({lost}); {model.name} takes {model.context}, max_length may be up to that"
-        )
-    if plan.stage == "ppo" and not quiet and (why := _new_critic(plan)):
-        print(f"ppo: the value model starts on the SFT model with a zero head: {why}", flush=True)
-    prompts = [r["prompt"] for r in held_out]
-    return Prepared(load_roles(plan), train, test, prompts, counts, list(functions))
-
-
-def _new_critic(plan) -> str:
-    """Why a value model of PPO's cannot start as a copy of the reward model; "" where it does, or
-    where the layout has none (15)."""
-    if plan.config().layout != "four":
-        return ""
-    if plan.settings.get("rule_reward"):
-        return "there is no reward model"
-    if plan.model.foreign_reward:
-        return "the reward model has a vocabulary of its own, and reads texts"
-    return ""
-
-
-def load_roles(plan) -> dict[str, Any]:
-    """The models of a stage, each a separate copy; with LoRA, adapters on the one that is trained.
-
-    TRL's trainers on adapters need no reference: it is the same model with the adapters off.
-    """
-    model, stage = plan.model, plan.stage
-    seed = int(plan.settings.get("seed", 42))
-    if stage == "reward":
-        return {"reward": _adapted(plan, model.new_reward(seed), "SEQ_CLS")}
-    if plan.settings.get("load_in_4bit"):
-        roles = {"policy": model.sft_in_4bit(bool(plan.settings.get("use_bnb_nested_quant")))}
-    else:
-        roles = {"policy": model.base if stage == "sft" else model.sft}
-    if stage == "ppo":
-        roles |= _judges(plan)
-    if stage in ("rloo", "grpo"):
-        if not plan.settings.get("rule_reward"):
-            roles["reward"] = model.reward
-        if plan.config().beta and not plan.lora:
-            roles["reference"] = model.sft
-    return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
-
-
-def _judges(plan) -> dict[str, Any]:
-    """What stands beside PPO's policy in the plan's layout (`stages/layouts.py`)."""
-    model, layout = plan.model, plan.config().layout
-    reward = None
-    if not plan.settings.get("rule_reward"):
-        reward = _judge_adapter(plan) or model.reward
-    if layout == "adapters":
-        return {"reference": None, "value": None, "reward": reward}
-    value = None
-    if layout == "four":
-        value = model.new_value() if _new_critic(plan) else model.reward
-    return {"reference": model.sft, "value": value, "reward": reward}
-
-
-def _judge_adapter(plan) -> str | None:
-    """The folder of the reward adapter, where the layout has a place for one."""
-    return plan.model.paths.get("reward_adapter") if plan.config().layout == "adapters" else None
-
-
-def _adapted(plan, model, task: str):
-    """The model with LoRA adapters where the plan asks for them (`lora_r`)."""
-    lora = plan.lora
-    if not lora:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    # The score head is new: it is trained whole and saved with the adapters (rule 22).
-    whole = {"modules_to_save": ["score"]} if task == "SEQ_CLS" else {}
-    return get_peft_model(model, LoraConfig(task_type=task, **lora, **whole))
+from .tokens import prompt_text
+from .widgets.progress import Progress
 
 
 @dataclass
@@ -146,6 +34,10 @@ class Job:
     should_stop: Callable[[], bool] | None
     resume: bool = False
     """go on from the run's last checkpoint"""
+    screen: Any = None
+    """a dashboard that shows the run while it is made"""
+    stopped: bool = False
+    """whether somebody ended the training early: what is left is saved, and not judged"""
 
     @property
     def tokenizer(self):
@@ -156,6 +48,9 @@ class Job:
         return self.plan.config(str(self.run.folder / "trainer"))
 
     def progress(self, total: int):
+        """What counts the steps of the loop: the dashboard, a line of text, or nothing."""
+        if self.screen is not None:
+            return self.screen.follow(total)
         return None if self.quiet else Progress(total, self.plan.stage)
 
     def save(self, model) -> None:
@@ -181,14 +76,17 @@ class Job:
         return model
 
 
-def _stoppable(work: Callable[[], Any], should_stop) -> tuple[float, bool]:
-    """Run the training loop; → seconds, whether it was stopped early."""
-    start = time.perf_counter()
+def _looped(job: Job, work: Callable[[], Any]) -> float:
+    """Run the training loop until its end or an interrupt; → seconds. A stop that comes from
+    another thread (`background.Stop`) interrupts nothing but this."""
+    start, asked = time.perf_counter(), job.should_stop
     try:
-        work()
+        with getattr(asked, "armed", nullcontext)():
+            work()
+        job.stopped = bool(asked and asked())
     except KeyboardInterrupt:
-        return time.perf_counter() - start, True
-    return time.perf_counter() - start, bool(should_stop and should_stop())
+        job.stopped = True
+    return time.perf_counter() - start
 
 
 def _costs(job: Job, seconds: float) -> dict[str, Any]:
@@ -200,44 +98,44 @@ def _costs(job: Job, seconds: float) -> dict[str, Any]:
             "dropped": job.ready.counts}  # fmt: skip
 
 
-def _trl_stage(job: Job, role: str, start: Callable) -> tuple[Any, dict[str, Any], bool]:
-    """Run one of TRL's trainers on the model of a role; → trainer, costs, stopped."""
+def _trl_stage(job: Job, role: str, start: Callable) -> tuple[Any, dict[str, Any]]:
+    """Run one of TRL's trainers on the model of a role; → trainer, costs."""
     from .stages.trl_stages import Watch
 
     watch = Watch(job.meter, role, job.run.log, job.progress, job.should_stop)
     ready = job.ready
     trainer = start(ready.models[role], job.tokenizer, ready.train, ready.test, job.args, watch)
-    seconds, stopped = _stoppable(trainer.train, job.should_stop)
+    seconds = _looped(job, trainer.train)
     watch.close()
     job.save(trainer.model)  # before anything else can fail or be interrupted
-    return trainer, _costs(job, seconds), stopped
+    return trainer, _costs(job, seconds)
 
 
-def _trl_policy(job: Job, start: Callable) -> tuple[Any, dict[str, Any], bool]:
-    """Train the policy with TRL; → the trained model, costs and held-out loss, stopped."""
-    trainer, figures, stopped = _trl_stage(job, "policy", start)
-    if job.ready.test:
+def _trl_policy(job: Job, start: Callable) -> tuple[Any, dict[str, Any]]:
+    """Train the policy with TRL; → the trained model, costs and held-out loss."""
+    trainer, figures = _trl_stage(job, "policy", start)
+    if job.ready.test and not job.stopped:
         figures["eval_loss"] = trainer.evaluate()["eval_loss"]
-    return job.whole(trainer.model), figures, stopped
+    return job.whole(trainer.model), figures
 
 
 def _sft(job: Job):
     from .stages.trl_stages import sft_trainer
 
     before, _ = _policy_figures(job, job.ready.models["policy"], keep="base")
-    model, figures, stopped = _trl_policy(job, sft_trainer)
+    model, figures = _trl_policy(job, sft_trainer)
     after, _ = _policy_figures(job, model, keep="sft")
-    return figures | _before_after(before, after), stopped
+    return figures | _before_after(before, after)
 
 
 def _reward(job: Job):
     from .stages.evaluate import noise_free_accuracy, pair_accuracy
     from .stages.trl_stages import reward_trainer, set_score_offset
 
-    trainer, figures, stopped = _trl_stage(job, "reward", reward_trainer)
+    trainer, figures = _trl_stage(job, "reward", reward_trainer)
     model = job.whole(trainer.model)
     pairs = job.data.preferences.test
-    if pairs:
+    if pairs and not job.stopped:
         accuracy, margin = pair_accuracy(model, job.tokenizer, pairs)
         figures |= {"accuracy": accuracy, "held_out_pairs": len(pairs)}
         if job.data.has_gold:
@@ -251,25 +149,25 @@ def _reward(job: Job):
     if job.plan.lora:  # what its config says of a whole model
         beside = job.run.folder / "adapter" / SCORE_FILE
         beside.write_text(json.dumps({"score_offset": figures["score_offset"]}) + "\n")
-    return figures, stopped
+    return figures
 
 
 def _dpo(job: Job):
     from .stages.trl_stages import dpo_trainer
 
     before, told = _policy_figures(job, job.ready.models["policy"], keep="sft")
-    model, figures, stopped = _trl_policy(job, dpo_trainer)
+    model, figures = _trl_policy(job, dpo_trainer)
     after, answers = _policy_figures(job, model, job.plan.model.sft, keep="dpo")
     figures |= _before_after(before, after)
     if "reward" in job.plan.model.paths:
         figures |= _wins(job, job.plan.model.reward, told, answers)
-    return figures, stopped
+    return figures
 
 
 def _ppo(job: Job):
     from .stages.ppo import PPOTrainer
 
-    roles, judge = job.ready.models, _judge_adapter(job.plan)
+    roles, judge = job.ready.models, judge_adapter(job.plan)
     trainer = PPOTrainer(
         job.args, job.tokenizer, roles["policy"], roles["reference"], roles["reward"],
         job.ready.train, roles["value"], reward_funcs=job.ready.functions,
@@ -297,7 +195,7 @@ def _ppo(job: Job):
             )
 
     trainer.on_log = record
-    seconds, stopped = _stoppable(trainer.train, job.should_stop)
+    seconds = _looped(job, trainer.train)
     job.meter.close()
     if bar:
         bar.close()
@@ -307,7 +205,7 @@ def _ppo(job: Job):
     figures = _costs(job, earlier + seconds) | _before_after(before, after)
     figures |= _wins(job, reward, told, answers)
     job.whole(model)  # last: whoever shares the base with it is lost
-    return figures, stopped
+    return figures
 
 
 def _online(job: Job):
@@ -323,13 +221,13 @@ def _online(job: Job):
     watch = OnlineWatch(job.meter, judge, job.run.log, job.progress, job.should_stop)
     trainer = online_trainer(roles["policy"], roles.get("reference"), job.tokenizer,
                              job.ready.train, job.args, judge, watch)  # fmt: skip
-    seconds, stopped = _stoppable(trainer.train, job.should_stop)
+    seconds = _looped(job, trainer.train)
     watch.close()
     job.save(trainer.model)
     reference = roles.get("reference") or job.plan.model.sft
     after, answers = _policy_figures(job, job.whole(trainer.model), reference, reward, keep=stage)
     figures = _costs(job, seconds) | _before_after(before, after)
-    return figures | _wins(job, reward, told, answers), stopped
+    return figures | _wins(job, reward, told, answers)
 
 
 def _policy_figures(
@@ -339,7 +237,7 @@ def _policy_figures(
     from .stages.evaluate import policy_report
 
     prompts = job.ready.prompts
-    if not prompts:
+    if not prompts or job.stopped:
         return {}, []
     gold = job.data.has_gold
     with job.meter.phase("evaluation"):
@@ -362,7 +260,7 @@ def _wins(job: Job, reward_model, before: list[str], after: list[str]) -> dict[s
     """How often the reward model prefers the response after training to the one before."""
     from .stages.evaluate import win_rate
 
-    if not before or reward_model is None:
+    if not before or not after or reward_model is None:
         return {}
     rate = win_rate(reward_model, job.plan.model.reward_tokenizer, job.ready.prompts, before, after)
     return {"win_rate": rate}
@@ -375,3 +273,39 @@ def _before_after(before: dict, after: dict) -> dict[str, float]:
 
 STAGE_FUNCTIONS = {"sft": _sft, "reward": _reward, "ppo": _ppo, "dpo": _dpo,
                    "rloo": _online, "grpo": _online}  # fmt: skip
+
+
+def conduct(
+    plan, data: Data, functions: Sequence[Callable], open_run: Callable[[], Run], *,
+    quiet: bool, should_stop: Callable[[], bool] | None, resume: bool, screen: Any = None,
+) -> Run:  # fmt: skip
+    """Train what was planned, with all that surrounds it; → the run that `open_run` makes, once
+    everything is loaded. `screen`: a dashboard that shows it."""
+    from .cost.meter import Meter
+
+    say = screen.say if screen is not None else lambda text: None
+    say("loading models and data")
+    ready = prepare(plan, data, quiet, functions)
+    foretold = predicted(plan, data, quiet)
+    run, meter = open_run(), Meter(plan.stage)
+    quiet = quiet or not run.writes  # of several processes the first one speaks
+    job = Job(plan, data, run, meter, ready, quiet, should_stop, resume,
+              screen=screen if run.writes else None)  # fmt: skip
+    if job.screen is not None:
+        job.screen.open(run, lambda: foretold + meter.ledger())
+        say("judging the model before training")
+    try:
+        figures = STAGE_FUNCTIONS[plan.stage](job)
+    except KeyboardInterrupt:  # before the loop, or after it
+        job.stopped, figures = True, {}
+    except BaseException as error:
+        meter.close()  # what was being counted would be counted on and on
+        run.save_ledger(foretold + meter.ledger())
+        run.finish("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    meter.close()
+    run.save_ledger(foretold + meter.ledger())
+    run.finish("stopped" if job.stopped else "finished", **figures)
+    if not job.stopped and run.writes:  # the model is there: its checkpoints have served
+        shutil.rmtree(run.folder / "trainer", ignore_errors=True)
+    return run

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import rlhf_lab as lab
-from rlhf_lab import training
+from rlhf_lab import prepare
 from rlhf_lab.cli import main
 
 LAYOUTS = {"shared": {}, "adapters": {"lora_r": 4}}
@@ -24,7 +24,7 @@ def data():
 
 @pytest.fixture(autouse=True)
 def few_held_out(monkeypatch):
-    monkeypatch.setattr(training, "HELD_OUT", 16)
+    monkeypatch.setattr(prepare, "HELD_OUT", 16)
 
 
 def train(layout, data, folder, **settings):

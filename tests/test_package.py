@@ -37,6 +37,7 @@ GROUND = {
     "lengths",
     "ledger",
     "runs",
+    "judgements",
 }
 WINGS = {"stages", "cost", "widgets", "scale", "exercises"}
 ROOF = {
@@ -51,7 +52,10 @@ ROOF = {
     "sources",
     "rehearsal",
     "rehearsal_models",
+    "prepare",
     "stand_ins",
+    "studio",
+    "background",
 }
 COST_TORCH = {
     *("xray", "fake", "meter", "callback", "account", "flop_counter", "watched", "patch"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rlhf_lab as lab
-from rlhf_lab import training
+from rlhf_lab import prepare
 from rlhf_lab.cli import main
 from rlhf_lab.gold import gold_reward
 
@@ -17,7 +17,7 @@ SHORT = {"max_steps": 2, "seed": 0}
 @pytest.fixture(autouse=True)
 def few_prompts(monkeypatch):
     """Judge policies on a few held-out prompts."""
-    monkeypatch.setattr(training, "HELD_OUT", 32)
+    monkeypatch.setattr(prepare, "HELD_OUT", 32)
 
 
 @pytest.fixture(scope="module")

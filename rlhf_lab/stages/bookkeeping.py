@@ -21,9 +21,14 @@ from .maths import kl_estimate
 from .rewards import call_rewards
 from .rollout import Rollout
 from .texts import decode
+from .token_record import token_record
 
 EVALUATION = -1
 """The iteration that held-out responses count as: their noise is the same every time."""
+FEW = 4
+"""Samples that are recorded of a rollout."""
+RECORDS = 100
+"""Iterations of a run, at the least where it has so many, whose samples are kept token by token."""
 
 
 def prompt_of(row: dict):
@@ -73,7 +78,8 @@ class Bookkeeping:
         }
 
     def _watched(self, rows: list[dict], rollout: Rollout) -> dict[str, float]:
-        """Metrics that are only watched, and a few samples for the record."""
+        """Metrics that are only watched, and the start of a few samples for the record."""
+        self._kept: list[dict] = []
         if not self.metric_funcs and not self.on_sample:
             return {}
         with self.meter.phase("evaluation"):
@@ -81,16 +87,30 @@ class Bookkeeping:
             said = call_rewards(functions, self.tokenizer, rows, rollout.responses, rollout.mask)
             values = dict(zip(self.metric_funcs, said, strict=True))
             if self.on_sample and self.accelerator.is_main_process:
-                few = rows[:4]
-                texts = decode(self.tokenizer, rollout.responses[:4], rollout.mask[:4])
+                few = rows[:FEW]
+                texts = decode(self.tokenizer, rollout.responses[:FEW], rollout.mask[:FEW])
                 figures = [{n: float(v[i]) for n, v in values.items()} for i in range(len(few))]
                 shown = zip(few, texts, rollout.scores.tolist(), figures, strict=False)
-                self.on_sample(self.state.global_step + 1, [
-                    {"prompt": prompt_text(prompt_of(row)),
-                     "response": text, "reward": score, **more}
-                    for row, text, score, more in shown
-                ])  # fmt: skip
+                self._kept = [
+                    {"prompt": prompt_text(prompt_of(row)), "response": text, "reward": score,
+                     **more} for row, text, score, more in shown
+                ]  # fmt: skip
             return {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}
+
+    def _keep_samples(self, whole: Rollout) -> None:
+        """Record a few samples of a rollout that is judged; on some `RECORDS` iterations of the
+        run token by token."""
+        if not self._kept:
+            return
+        step = self.state.global_step + 1
+        if (step - 1) % max(1, self.iterations // RECORDS) == 0:
+            first = torch.arange(len(self._kept), device=whole.ids.device)
+            with self.meter.phase("evaluation"):
+                tokens = token_record(
+                    self.tokenizer, whole.rows(first), self._last_rewards[: len(first)]
+                )
+            self._kept = [{**row, "tokens": t} for row, t in zip(self._kept, tokens, strict=True)]
+        self.on_sample(step, self._kept)
 
     def _stops(self) -> bool:
         """Whether training ends here: on all processes, where one of them wants it."""
@@ -127,11 +147,13 @@ class Bookkeeping:
         functions = list(self.metric_funcs.values())
         said = call_rewards(functions, self.tokenizer, rows, r.responses, r.mask)
         if self.on_sample and self.accelerator.is_main_process and not int(index[0]):
-            texts = decode(self.tokenizer, r.responses[:4], r.mask[:4])
-            shown = zip(rows, texts, r.scores.tolist(), strict=False)
+            first = r.rows(torch.arange(min(FEW, len(rows)), device=r.ids.device))
+            texts = decode(self.tokenizer, first.responses, first.mask)
+            tokens = token_record(self.tokenizer, first)
+            shown = zip(rows, texts, r.scores.tolist(), tokens, strict=False)
             self.on_sample(self.state.global_step, [
                 {"prompt": prompt_text(prompt_of(row)), "response": text, "reward": score,
-                 "when": "held-out"} for row, text, score in shown
+                 "when": "held-out", "tokens": t} for row, text, score, t in shown
             ])  # fmt: skip
         return {
             "reward": r.scores, "kl": kl_estimate(r.logprobs, r.ref_logprobs, "k1").sum(1),

@@ -214,6 +214,7 @@ class PPOTrainer(Bookkeeping):
             said = self._rewards(whole.scores) | self._watched(rows, mine)
             with self.meter.phase("advantage"):
                 metrics = self.judge(whole, beta) | said
+            self._keep_samples(whole)
         check_kl(self, metrics)
         return whole, metrics
 

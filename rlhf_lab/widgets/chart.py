@@ -28,6 +28,7 @@ from rlhf_lab.widgets.frame import (
 from rlhf_lab.widgets.text import escape, format_number
 
 MAX_TOOLTIPS = 60
+LIVE_COLUMNS = 60  # a live curve has at most four points in each: it travels at every redraw
 
 Points = tuple[Sequence[float], Sequence[float | None]]
 Reference = tuple[float, str]
@@ -67,13 +68,17 @@ def line_chart(
         frame.add(_band_shape(frame, points, colour(names.index(name) if name in names else i)))
     for key, (level, _) in zip(level_keys, levels):
         frame.add(_level_line(frame, key, level))
+    readings = []
     for key, points in zip(keys, curves.values()):
-        frame.add(*_curve(frame, key, points), *_tooltips(frame, key, points))
+        columns = int(frame.right - frame.left)
+        frame.still += [*_curve(frame, key, points, columns), *_tooltips(frame, key, points)]
+        frame.live += _curve(frame, key, points, min(columns, LIVE_COLUMNS))
+        readings.append(_reading(key, points))
     if not all_y:
         frame.add(words(*frame.middle(), "no data yet", fill=FAINT, anchor="middle"))
     lasts = [f"{name}: last {format_number(_last(points))}" for name, points in curves.items()]
     lasts += [f"{label}: {format_number(level)}" for level, label in levels]
-    return frame.svg(lasts or ["no data yet"])
+    return frame.svg(lasts or ["no data yet"], readings)
 
 
 def bar_chart(stacks: Mapping[str, Mapping[str, float]], **options: Any) -> Picture:
@@ -137,15 +142,15 @@ def cluster_chart(
             label = f"{bars[at][0]}, {part}: {format_number(value, unit)}"
             frame.add(_block(frame, places[at], base, value, colours[entry[part]], label))
             base += value
-    said = {at: at[1] or format_number(total, unit) for at, total in totals.items()}
-    frame.add(*_above_bars(frame, places, totals, said))
+    above = {at: at[1] or format_number(total, unit) for at, total in totals.items()}
+    frame.add(*_above_bars(frame, places, totals, above))
     for key, (level, _) in zip(level_keys, levels):
         frame.add(_level_line(frame, key, level))
     if not clusters:
         frame.add(words(*frame.middle(), "no data yet", fill=FAINT, anchor="middle"))
-    return frame.svg(
-        [f"{bars[at][0]}: {format_number(t, unit)}" for at, t in totals.items()] or ["no data yet"]
-    )
+    said = [f"{bars[at][0]}: {format_number(t, unit)}" for at, t in totals.items()]
+    said += [f"{label}: {format_number(level, unit)}" for level, label in levels]
+    return frame.svg(said or ["no data yet"])
 
 
 # -- lines ------------------------------------------------------------------------------------
@@ -189,7 +194,7 @@ def _span(values: Sequence[float], pad: float) -> tuple[float, float]:
     return (max(low - room, 0.0) if low >= 0 else low - room), high + room
 
 
-def _curve(frame: Frame, key: Key, points: Curve) -> Iterator[str]:
+def _curve(frame: Frame, key: Key, points: Curve, columns: int) -> Iterator[str]:
     """The polyline, broken at gaps; a point with gaps on both sides becomes a dot."""
     path: list[str] = []
     for piece in _pieces(points):
@@ -197,7 +202,7 @@ def _curve(frame: Frame, key: Key, points: Curve) -> Iterator[str]:
             x, y = frame.x(piece[0][0]), frame.y(piece[0][1])
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" style="fill:{key.colour}"/>'
         else:
-            thin = _thinned(piece, columns=int(frame.right - frame.left))
+            thin = _thinned(piece, columns)
             places = (f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in thin)
             path.append("M" + "L".join(places))
     if path:
@@ -244,6 +249,16 @@ def _tooltips(frame: Frame, key: Key, points: Curve) -> Iterator[str]:
             f'<circle class="point" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="5" '
             f'fill-opacity="0" style="fill:{key.colour}"><title>{escape(text)}</title></circle>'
         )
+
+
+def _reading(key: Key, points: Curve) -> str:
+    """The values of a curve for chart.js, worded as a tooltip words them."""
+    known = _thinned([(x, y) for x, y in points if y is not None], LIVE_COLUMNS)
+    xs, ys = (" ".join(format_number(p[i]) for p in known) for i in (0, 1))
+    return (
+        f'<g class="curve" data-name="{escape(key.name)}" data-colour="{key.colour}" '
+        f'data-x="{xs}" data-y="{ys}"/>'
+    )
 
 
 def _band_shape(frame: Frame, points: list[tuple[float, float, float]], fill: str) -> str:

@@ -50,7 +50,9 @@ class Frame:
     ) -> None:
         self.title, self.x_label, self.y_label = title, x_label, y_label
         self.width, self.height, self.categories = width, height, categories
-        self.shapes: list[str] = []
+        # What is drawn, for a picture that stands by itself and for one that chart.js shows.
+        self.still: list[str] = []
+        self.live: list[str] = []
         self.top = 8.0
         # Bold letters are about an eighth wider than the plain ones that are measured.
         for part in wrapped(title, LARGE * 1.12, width - 20):
@@ -81,7 +83,7 @@ class Frame:
                 )
             else:
                 mark = line(x, y, x + 19, y, key.colour, 2.2, key.dash)
-            self.shapes += [mark, words(x + swatch, y + 4, name, full=key.name)]
+            self.add(mark, words(x + swatch, y + 4, name, full=key.name))
             x += needed
 
     def scale(
@@ -152,37 +154,53 @@ class Frame:
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
     def add(self, *shapes: str) -> None:
-        self.shapes += shapes
+        self.still += shapes
+        self.live += shapes
 
-    def svg(self, spoken: Sequence[str]) -> Picture:
-        """The finished picture; `spoken` are the figures a screen reader says."""
+    def svg(self, spoken: Sequence[str], readings: Sequence[str] = ()) -> Picture:
+        """The finished picture; `spoken` are the figures a screen reader says.
+
+        `readings` are elements that draw nothing: the values that chart.js says on hover.
+        """
         said = ". ".join([self.title or self.y_label, "; ".join(spoken)])
-        text = "\n".join(
-            [
-                f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(said)}" '
-                f'viewBox="0 0 {self.width} {self.height}" '
-                f'width="{self.width}" height="{self.height}" '
-                f'style="max-width:100%;height:auto;font-family:{FONT}">',
-                f'<rect width="{self.width}" height="{self.height}" rx="4" style="fill:{PAPER}"/>',
-                *filter(None, self.shapes),
-                "</svg>",
-            ]
+        box = f"{self.left:.1f} {self.top:.1f} {self.right:.1f} {self.bottom:.1f}"
+        plot = (
+            f'<g class="plot" data-box="{box}" data-xs="{self.xs[0]!r} {self.xs[1]!r}" '
+            f'data-ys="{self.ys[0]!r} {self.ys[1]!r}" data-x-label="{escape(self.x_label)}">'
         )
-        return Picture(text, said)
+        size = self.width, self.height
+        live = finished([*self.live, plot, *readings, "</g>"], said, *size)
+        return Picture(finished(self.still, said, *size), said, live, size)
+
+
+def finished(shapes: Sequence[str], said: str, width: float, height: float) -> str:
+    """SVG text: the shapes on paper, and what a screen reader says in their place."""
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(said)}" '
+        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'style="max-width:100%;height:auto;font-family:{FONT}">'
+    )
+    paper = f'<rect width="{width}" height="{height}" rx="4" style="fill:{PAPER}"/>'
+    return "\n".join([head, paper, *filter(None, shapes), "</svg>"])
 
 
 class Picture(str):
     """SVG text that shows itself as the last value of a cell, or through `display`.
 
     A notebook that its reader has not run is not trusted, and JupyterLab draws no SVG there: the
-    last values in words stand in its place.
+    last values in words stand in its place. `live` is the same picture for `live.Chart`: shorter,
+    without tooltips, with the values that its script says instead. `size`: width and height, px.
     """
 
     words: str
+    live: str
+    size: tuple[float, float]
 
-    def __new__(cls, svg: str, words: str) -> Picture:
+    def __new__(
+        cls, svg: str, words: str, live: str = "", size: tuple[float, float] = (0, 0)
+    ) -> Picture:
         picture = super().__new__(cls, svg)
-        picture.words = words
+        picture.words, picture.live, picture.size = words, live or svg, size
         return picture
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:

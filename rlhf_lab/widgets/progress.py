@@ -20,12 +20,46 @@ from typing import Any, TextIO
 _SECONDS_BETWEEN = {"terminal": 0.2, "notebook": 0.5, "log": 10.0}
 
 
-class Progress:
-    """Counts up to `total` (None where it is not known) and shows it.
+class Pace:
+    """Counts up to `total` (None where it is not known), and says how far and how fast."""
 
-    `stream` and `clock` (seconds) are there for tests; a given stream switches the notebook
-    display off.
-    """
+    def __init__(
+        self, total: int | None, label: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.total, self.label, self.done, self.note = total, _one_line(label), 0, ""
+        self._clock, self._start, self._closed = clock, clock(), False
+
+    def count(self, n: int = 1, note: str = "") -> None:
+        """`n` more are done; `note` stays until the next one."""
+        self.done += n
+        self.note = _one_line(note) or self.note
+
+    @property
+    def share(self) -> float | None:
+        """What part is done."""
+        if self.total is None:
+            return None
+        return self.done / self.total if self.total else 1.0
+
+    def line(self) -> str:
+        """What is shown now: `label  37/120  30%  elapsed 0:12  ETA 0:27  note`."""
+        elapsed = self._clock() - self._start
+        parts = [self.label]
+        if self.total is None:
+            parts.append(f"{self.done}")
+        else:
+            # Rounded down: 100% is said when it is done, not a little before.
+            parts += [f"{self.done}/{self.total}", f"{int(100 * self.share):3d}%"]
+        parts.append(f"elapsed {_clock_time(elapsed)}")
+        if self.total is not None and self.done < self.total and not self._closed:
+            left = elapsed * (self.total - self.done) / self.done if self.done else None
+            parts.append(f"ETA {'?' if left is None else _clock_time(left)}")
+        return "  ".join(filter(None, [*parts, self.note]))
+
+
+class Progress(Pace):
+    """Shows it. `stream` and `clock` (seconds) are there for tests; a given stream switches the
+    notebook display off."""
 
     def __init__(
         self,
@@ -35,17 +69,11 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.total = total
-        self.label = _one_line(label)
-        self.done = 0
-        self.note = ""
-        self._clock = clock
+        super().__init__(total, label, clock)
         self._stream = stream if stream is not None else sys.stderr
         self._display = _notebook_display() if stream is None else None
         self._handle: Any = None
         self._width = 0  # characters of the line that the terminal shows now
-        self._closed = False
-        self._start = clock()
         self._mode = "notebook" if self._display else "terminal" if _is_tty(self._stream) else "log"
         self._shown_at = self._start
         # A log starts with silence: what ends within ten seconds leaves one line, not two.
@@ -56,8 +84,7 @@ class Progress:
         """`n` more are done; `note` stays until the next one."""
         if self._closed:
             return
-        self.done += n
-        self.note = _one_line(note) or self.note
+        self.count(n, note)
         if self._clock() - self._shown_at >= _SECONDS_BETWEEN[self._mode]:
             self._show()
 
@@ -75,22 +102,6 @@ class Progress:
 
     def __repr__(self) -> str:
         return f"Progress({self.label!r}, {self.done}/{'?' if self.total is None else self.total})"
-
-    def line(self) -> str:
-        """What is shown now: `label  37/120  30%  elapsed 0:12  ETA 0:27  note`."""
-        elapsed = self._clock() - self._start
-        parts = [self.label]
-        if self.total is None:
-            parts.append(f"{self.done}")
-        else:
-            share = self.done / self.total if self.total else 1.0
-            # Rounded down: 100% is said when it is done, not a little before.
-            parts += [f"{self.done}/{self.total}", f"{int(100 * share):3d}%"]
-        parts.append(f"elapsed {_clock_time(elapsed)}")
-        if self.total is not None and self.done < self.total and not self._closed:
-            left = elapsed * (self.total - self.done) / self.done if self.done else None
-            parts.append(f"ETA {'?' if left is None else _clock_time(left)}")
-        return "  ".join(filter(None, [*parts, self.note]))
 
     def _show(self) -> None:
         self._shown_at = self._clock()
@@ -159,6 +170,11 @@ def _is_tty(stream: Any) -> bool:
         return bool(stream.isatty())
     except (AttributeError, ValueError):  # a replaced or a closed stream
         return False
+
+
+def in_notebook() -> bool:
+    """Whether this is a kernel that shows widgets."""
+    return _notebook_display() is not None
 
 
 def _notebook_display() -> Callable[..., Any] | None:

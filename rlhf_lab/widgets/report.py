@@ -7,138 +7,19 @@ person wrote is escaped.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_lab.runs import Run
-from rlhf_lab.widgets.chart import bar_chart, line_chart
+from rlhf_lab.widgets.chart import line_chart
 from rlhf_lab.widgets.frame import Picture
 from rlhf_lab.widgets.text import escape, html_table
+from rlhf_lab.widgets.views import known_series, time_chart, view_chart, views_of
 
 # Narrower than a widget's chart, so that its letters are still readable on a phone.
 _SIZE = {"width": 390, "height": 250}
 
-
-@dataclass(frozen=True)
-class _Picture:
-    """A chart of a stage: which metrics share it, what its axis says, what to see in it."""
-
-    metrics: tuple[str, ...]
-    y_label: str
-    see: str
-    title: str = ""
-    ceiling: str = ""
-    """the summary figure drawn as a reference line, with its name in `_CEILINGS`"""
-
-
-_CEILINGS = {"accuracy_ceiling": "best possible"}
-
-_LOSS = _Picture(
-    ("loss", "eval_loss"),
-    "loss (nats per token)",
-    "It falls, then flattens; where a held-out curve turns up, the model starts to memorise.",
-    title="loss",
-)
-_GOLD = _Picture(
-    ("gold_reward",),
-    "gold reward",
-    "What we really want, and no training sees: if it falls while the proxy climbs, "
-    "the reward model is being gamed.",
-)
-_KL = _Picture(
-    ("kl", "kl_k3"),
-    "KL to the reference (nats per response)",
-    "How far the policy has drifted; the two estimates agree while the drift is small.",
-    title="KL to the reference",
-)
-_DRIFT = _Picture(
-    ("kl",),
-    "KL to the reference (nats per response)",
-    "How far the policy has moved from the model it started as.",
-    title="KL to the reference",
-)
-_PPO = (
-    _Picture(
-        ("reward",),
-        "reward of the reward model",
-        "The proxy that PPO climbs: it should rise, and its rise alone proves nothing.",
-        title="proxy reward",
-    ),
-    _GOLD,
-    _KL,
-    _Picture(
-        ("entropy",),
-        "entropy (nats per token)",
-        "A slow fall is learning; a plunge towards 0 is a policy that says one thing only.",
-    ),
-    _Picture(
-        ("policy_clip_fraction", "value_clip_fraction"),
-        "share of tokens clipped",
-        "A few per cent is normal; a large share says that the steps are too big.",
-        title="clipping",
-    ),
-    _Picture(
-        ("explained_variance",),
-        "explained variance of the returns",
-        "1 is a perfect critic, 0 is no better than a constant, below 0 it misleads.",
-    ),
-    _Picture(
-        ("response_length",),
-        "response length (tokens)",
-        "A reward that climbs with the length may be paying for the length.",
-    ),
-    _Picture(
-        ("kl_coef",),
-        "β (reward per nat)",
-        "A fixed β is a flat line; an adaptive one rises while the KL is above its target.",
-        title="KL coefficient",
-    ),
-)
-_PICTURES: dict[str, tuple[_Picture, ...]] = {
-    "sft": (_LOSS,),
-    "reward": (
-        _Picture(
-            ("loss", "eval_loss"),
-            "loss (nats per pair)",
-            "ln 2 = 0.69 is a coin's toss; below it, the model has learned to tell the two apart.",
-            title="loss",
-        ),
-        _Picture(
-            ("accuracy", "eval_accuracy"),
-            "share of pairs ranked right",
-            "The annotator's own noise sets a ceiling; the gap below it is the model's error.",
-            title="accuracy",
-            ceiling="accuracy_ceiling",
-        ),
-    ),
-    "ppo": _PPO,
-    "dpo": (
-        _Picture(
-            ("loss",),
-            "loss (nats per pair)",
-            "It starts at ln 2 = 0.69, where policy and reference are the same model.",
-        ),
-        _Picture(
-            ("accuracy",),
-            "share of pairs ranked right",
-            "How often the policy's implicit reward prefers the answer that was chosen.",
-            ceiling="accuracy_ceiling",
-        ),
-        _Picture(
-            ("margin",),
-            "implicit reward margin (nats)",
-            "Chosen minus rejected: it keeps growing after the accuracy has stopped.",
-        ),
-        _DRIFT,
-        _GOLD,
-    ),
-    "rloo": _PPO,
-    "grpo": _PPO,
-    "distill": (_LOSS, _DRIFT, _GOLD),
-}
 
 _STYLE = """
 :root { color-scheme: light dark; --jp-ui-font-color1: #1f2328; --jp-ui-font-color2: #57606a;
@@ -237,26 +118,15 @@ def _section(name: str, run: Run) -> Iterator[str]:
 
 
 def _curves(run: Run) -> Iterator[str]:
-    for picture in _PICTURES.get(run.stage, (_LOSS,)):
-        known = _known_series(run, picture.metrics)
-        if not known:
-            continue
-        best = run.summary.get(picture.ceiling)
-        references = [(best, _CEILINGS[picture.ceiling])] if isinstance(best, (int, float)) else []
-        chart = line_chart(
-            known,
-            title=picture.title or picture.metrics[0].replace("_", " "),
-            x_label="step",
-            y_label=picture.y_label,
-            references=references,
-            **_SIZE,
-        )
-        yield _figure(chart, picture.see)
+    for view in views_of(run.stage):
+        chart = view_chart(run, view, **_SIZE)
+        if chart is not None:
+            yield _figure(chart, view.see)
 
 
 def _gold_parts(run: Run) -> Iterator[str]:
     names = [name for name in run.metric_names if name.startswith("gold/")]
-    known = {n.removeprefix("gold/"): s for n, s in _known_series(run, names).items()}
+    known = {n.removeprefix("gold/"): s for n, s in known_series(run, names).items()}
     if known:
         chart = line_chart(
             known,
@@ -268,30 +138,11 @@ def _gold_parts(run: Run) -> Iterator[str]:
         yield _figure(chart, "Which virtues the policy gains, and which it pays with.")
 
 
-def time_chart(run: Run) -> Picture | None:
-    """Measured seconds by phase, stacked by role, an average over ranks; None without any."""
-    rows = run.ledger.filter(quantity="seconds", source="measured")
-    if not rows:
-        return None
-    ranks = len({row.rank for row in rows})
-    stacks = {
-        phase or "other": {role or "all models": s / ranks for role, s in roles.items()}
-        for phase, roles in rows.pivot("phase", "role").items()
-    }
-    return bar_chart(stacks, title="time by phase", y_label="seconds (measured)", unit="s", **_SIZE)
-
-
 def _seconds(run: Run) -> Iterator[str]:
-    chart = time_chart(run)
+    chart = time_chart(run, **_SIZE)
     if chart is not None:
         see = "The tallest bar is the phase where a faster machine or method pays most."
         yield _figure(chart, see)
-
-
-def _known_series(run: Run, names: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:
-    """The series of those names that the run logged with at least one real value."""
-    logged = {name: run.series(name) for name in names if name in run.metric_names}
-    return {n: (xs, ys) for n, (xs, ys) in logged.items() if any(map(math.isfinite, ys))}
 
 
 def _figure(chart: str, see: str) -> str:

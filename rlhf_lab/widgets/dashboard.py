@@ -1,0 +1,282 @@
+"""The live dashboard of a training: its curves, memory and time, drawn while it runs.
+
+    view = Dashboard("ppo", "tiny").display()      # on the page before anything slow begins
+    view.open(run, ledger)                         # what it draws from
+    bar = view.follow(44)                          # counts like a progress bar
+    bar.update(1, "reward 1.20")
+    view.end()                                     # a static picture in its place
+
+It reads the run's files and a ledger, and never a trainer. Redraws take at most `SHARE` of the
+time. `Replay` draws a run on disk with the same charts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets as w
+import traitlets
+
+from ..ledger import Ledger
+from ..runs import Run
+from .chart import line_chart
+from .frame import Picture
+from .live import Chart, grid, show
+from .progress import Pace
+from .text import escape, format_bytes, format_number, format_seconds, table
+from .views import (
+    AROUND,
+    View,
+    known_series,
+    role_memory_chart,
+    time_stacks,
+    title_of,
+    view_chart,
+    views_of,
+)
+
+SHARE = 0.015
+"""Of the time that goes into drawing, at most."""
+SECONDS_BETWEEN = 0.2
+SIZE = {"width": 380, "height": 230}
+_HERE = Path(__file__).parent
+
+
+class StopButton(anywidget.AnyWidget):
+    """Ends training: by a message where the kernel listens, by an interrupt where it is busy."""
+
+    _esm = _HERE / "stop.js"
+    label = traitlets.Unicode("Stop").tag(sync=True)
+    off = traitlets.Bool(False).tag(sync=True)
+    asked = traitlets.Int(0).tag(sync=True)
+    kernel = traitlets.Unicode("", help="which to interrupt; empty: it listens").tag(sync=True)
+
+    def __repr__(self) -> str:
+        return "StopButton()"
+
+
+class Dashboard:
+    """Curves, memory and time of one training.
+
+    `limit`: bytes of the machine's memory. `stop`: what the button calls where training runs in a
+    thread; without it the button interrupts the kernel.
+    """
+
+    def __init__(
+        self, stage: str, model: str = "", *, limit: float | None = None,
+        stop: Callable[[], None] | None = None, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.stage, self.model, self.limit = stage, model, limit
+        self.run: Run | None = None
+        self._ledger: Callable[[], Ledger] = Ledger
+        self._clock, self._free_at, self._showing = clock, 0.0, None
+        self._pace, self._state = Pace(None, stage, clock), "starting"
+        self._closed = False
+        self.button = StopButton(kernel="" if stop else kernel_id())
+        if stop is not None:
+            self.button.observe(lambda _: stop(), names="asked")
+        self.views = views_of(stage)
+        self.charts = {title_of(v): Chart(_empty(v)) for v in self.views}
+        self.memory, self.time = Chart(), Chart()
+        self.status = w.HTML()
+        self.widget = self._laid_out()
+        self.refresh(now=True)
+
+    def _laid_out(self) -> w.Widget:
+        head = w.HBox([self.button, self.status], layout={"align_items": "center"})
+        shown = [self.charts[title_of(v)] for v in self.views if not v.folded]
+        folded = [self.charts[title_of(v)] for v in self.views if v.folded]
+        parts = [head, _wrapping([*shown, self.memory, self.time])]
+        if folded:
+            more = w.Accordion([_wrapping(folded)], selected_index=None)
+            more.set_title(0, "More: " + ", ".join(title_of(v) for v in self.views if v.folded))
+            parts.append(more)
+        return w.VBox(parts)
+
+    # ------------------------------------------------------------------------ told by who trains
+
+    def display(self) -> Dashboard:
+        self._showing = show(self.widget, self.still, beside=False)
+        return self
+
+    def say(self, state: str) -> None:
+        """What is going on while nothing is counted."""
+        self._state = state
+        self._show_status()
+
+    def open(self, run: Run, ledger: Callable[[], Ledger] | None = None) -> None:
+        """Draw this run from now on; `ledger()`: its costs so far, predicted and measured."""
+        self.run, self._ledger = run, ledger or (lambda: run.ledger)
+        self.refresh(now=True)
+
+    def follow(self, total: int | None) -> Dashboard:
+        """Count up to `total` with `update`, until `close`."""
+        self._pace, self._state = Pace(total, self.stage, self._clock), ""
+        self._closed = False
+        self.refresh(now=True)
+        return self
+
+    def update(self, n: int = 1, note: str = "") -> None:
+        self._pace.count(n, note)
+        self.refresh()
+
+    def close(self) -> None:
+        """The loop is over; judging and saving may follow."""
+        self._closed, self._pace._closed = True, True
+        self.button.off = True
+        self._state = "judging and saving"
+        self.refresh(now=True)
+
+    def end(self, error: str = "") -> None:
+        """Put a picture in the place of the widget; nothing where there was nothing to draw."""
+        self.button.off = True
+        if error:
+            self._state = f"failed: {error}"
+        elif self.run is not None:
+            self._state = self.run.status
+        self.refresh(now=True)
+        if self._showing is not None:
+            self._showing.freeze()
+        self.widget.close()
+
+    # --------------------------------------------------------------------------------- drawing
+
+    def refresh(self, now: bool = False) -> None:
+        """Draw what there is, unless it is too early for that."""
+        start = self._clock()
+        if start < self._free_at and not now:
+            return
+        self._show_status()
+        for view in self.views:
+            picture = self._drawn(view)
+            if picture is not None:
+                self.charts[title_of(view)].draw(picture, now)
+        ledger = self._ledger()
+        self.memory.draw(role_memory_chart(ledger, self.limit, **SIZE), now)
+        self.time.draw(time_stacks(ledger, self._done, **SIZE), now)
+        end = self._clock()
+        self._free_at = end + max(SECONDS_BETWEEN, (end - start) / SHARE)
+
+    def _drawn(self, view: View) -> Picture | None:
+        return None if self.run is None else view_chart(self.run, view, **SIZE)
+
+    @property
+    def _done(self) -> float:
+        return 1.0 if self._pace.share is None else self._pace.share
+
+    @property
+    def headline(self) -> str:
+        """`ppo of tiny  12/44  27%  elapsed 0:09  ETA 0:24  reward 1.20`, in a line."""
+        line = self._pace.line() if self._pace.total is not None else ""
+        parts = [f"{self.stage} of {self.model}", line.removeprefix(self.stage).strip()]
+        return "  ".join(filter(None, [*parts, self._state]))
+
+    def _show_status(self) -> None:
+        self.status.value = f"<b>{escape(self.headline)}</b>"
+
+    def still(self) -> Picture:
+        """All that is not folded away, as one picture."""
+        shown = [self.charts[title_of(v)].picture for v in self.views if not v.folded]
+        drawn = [p for p in [*shown, self.memory.picture, self.time.picture] if p is not None]
+        return grid(drawn, columns=3, title=self.headline)
+
+    def __repr__(self) -> str:
+        """The same numbers as a table."""
+        rows = [] if self.run is None else last_values(self.run, self.views)
+        return "\n".join([self.headline, table(rows) if rows else "nothing logged yet",
+                          cost_line(self._ledger())])  # fmt: skip
+
+
+class Replay(Dashboard):
+    """A run on disk, as its dashboard was: a slider goes through its steps, ▶ plays them."""
+
+    def __init__(self, run: Run, limit: float | None = None) -> None:
+        self._upto = math.inf
+        super().__init__(run.stage, str(run.config.get("model", "")), limit=limit)
+        last = run.last_step
+        self.slider = w.IntSlider(last, min=0, max=max(last, 1), description="to step",
+                                  continuous_update=True)  # fmt: skip
+        play = w.Play(min=0, max=max(last, 1), step=max(1, last // 60), interval=200,
+                      description="play")  # fmt: skip
+        w.jslink((play, "value"), (self.slider, "value"))
+        self.slider.observe(self._moved, names="value")
+        self.again = w.Button(description="Read again", tooltip="look for what was logged since")
+        self.again.on_click(lambda _: self._read())
+        head = w.HBox([play, self.slider, self.again, self.status],
+                      layout={"align_items": "center", "flex_flow": "row wrap"})  # fmt: skip
+        self.widget = w.VBox([head, *self.widget.children[1:]])
+        self._state = run.status
+        self.open(run)
+
+    def _moved(self, change: dict[str, Any]) -> None:
+        self._upto = change["new"]
+        self.refresh(now=True)
+        if self._showing is not None:
+            self._showing.refresh()
+
+    def _read(self) -> None:
+        """What a run that is still being written has logged since."""
+        self._state = self.run.status
+        self.slider.max = max(self.run.last_step, 1)
+        self.slider.value = self.slider.max
+        self.refresh(now=True)
+
+    def _drawn(self, view: View) -> Picture | None:
+        if self.run is None:
+            return None
+        return view_chart(self.run, view, self._upto, **SIZE) or _empty(view)
+
+    def display(self) -> Replay:
+        self._showing = show(self.widget, self.still)
+        return self
+
+    def _ipython_display_(self) -> None:
+        self.display()
+
+
+# ------------------------------------------------------------------------------------------ parts
+
+
+def kernel_id() -> str:
+    """Which kernel this is, as a Jupyter server names it; empty where that is not known."""
+    from .progress import in_notebook
+
+    if not in_notebook():
+        return ""
+    try:
+        from ipykernel.connect import get_connection_file
+
+        return Path(get_connection_file()).stem.removeprefix("kernel-")
+    except RuntimeError:  # a kernel inside another program has no file of its own
+        return ""
+
+
+def last_values(run: Run, views: tuple[View, ...]) -> list[dict[str, str]]:
+    """First and last value of every metric that has a chart."""
+    names = [n for v in views for n in v.metrics]
+    return [{"metric": n, "first": format_number(ys[0]), "last": format_number(ys[-1]),
+             "step": str(xs[-1])} for n, (xs, ys) in known_series(run, names).items()]  # fmt: skip
+
+
+def cost_line(ledger: Ledger) -> str:
+    """Memory and time in a line, predicted and measured."""
+    parts = []
+    for source in ("predicted", "measured"):
+        of = ledger.filter(source=source)
+        if of:
+            seconds = sum(r.value for r in of if r.quantity == "seconds" and r.phase not in AROUND)
+            parts.append(f"{source}: {format_bytes(of.peak())}, {format_seconds(seconds)}")
+    return "; ".join(parts)
+
+
+def _empty(view: View) -> Picture:
+    return line_chart({}, title=title_of(view), x_label="step", y_label=view.y_label, **SIZE)
+
+
+def _wrapping(charts: list[Chart]) -> w.Box:
+    return w.Box(charts, layout={"display": "flex", "flex_flow": "row wrap"})

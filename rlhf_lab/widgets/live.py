@@ -1,0 +1,207 @@
+"""A chart that lives in a notebook: Python draws it again and again, the page shows the last one.
+
+    chart = Chart()
+    showing = show(chart, lambda: chart.picture, beside=False)
+    for step in range(1000):
+        ...
+        chart.draw(lambda: line_chart(...))      # costs nothing when it is too early to redraw
+    showing.freeze()                             # a picture that stays when the kernel is gone
+
+The picture is a synced trait, deflated: a page that is reloaded asks the kernel for it and has the
+whole history back. Nothing here waits for a message from the page (ipykernel delivers none while a
+cell runs) and no thread is started: the last picture is sent by the next `draw` or by `flush`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets
+import traitlets
+
+from .frame import LARGE, Picture, finished, words
+from .progress import _notebook_display
+
+Drawn = "Picture | Callable[[], Picture]"
+
+SECONDS_BETWEEN = 0.2
+# What the wire carries for one chart: 13 kB/s and ten seconds' worth at once make 0.91 MB in the
+# busiest minute; the rest of a megabyte is for the script itself.
+BYTES_PER_SECOND, CREDIT_SECONDS = 13_000, 10.0
+ENVELOPE = 1_500  # bytes that Jupyter's protocol puts around each message
+DRAWING_SHARE = 0.02  # of the time goes into drawing, at most: training comes first
+STILL_SECONDS = 2.0
+GAP = 8  # px between the pictures of a grid
+_HERE = Path(__file__).parent
+
+
+class Chart(anywidget.AnyWidget):
+    """Shows a picture of `chart.py` and redraws it; pointer, arrow keys and touch read values.
+
+    `clock` (seconds) is there for tests.
+    """
+
+    _esm = _HERE / "chart.js"
+    _css = _HERE / "chart.css"
+    svg = traitlets.Bytes(help="the live picture, deflated").tag(sync=True)
+
+    def __init__(
+        self,
+        picture: Drawn | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        **traits: Any,
+    ) -> None:
+        self._clock = clock
+        self._given: Drawn | None = None
+        self._waiting = False
+        self._free_at = -math.inf  # when the next redraw may be sent
+        self._paid_until = -math.inf  # when the bytes sent so far have been paid for
+        super().__init__(**traits)
+        if picture is not None:
+            self.draw(picture, now=True)
+
+    @property
+    def picture(self) -> Picture | None:
+        """The last picture given, sent or not."""
+        if callable(self._given):
+            self._given = self._given()
+        return self._given
+
+    def draw(self, picture: Drawn, now: bool = False) -> None:
+        """Show this picture (or what this function draws) as soon as the wire is free.
+
+        At most five a second and 1 MB a minute; one that comes too early is kept, and only the
+        last one is ever drawn. `now` sends it whatever went before.
+        """
+        self._given, self._waiting = picture, True
+        if now or self._clock() >= self._free_at:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the last picture, if it has not been sent."""
+        if not self._waiting:
+            return
+        self._waiting = False
+        start = self._clock()
+        packed = zlib.compress(self.picture.live.encode())
+        self.svg = packed
+        now = self._clock()
+        seconds = (len(packed) + ENVELOPE) / BYTES_PER_SECOND
+        self._paid_until = max(self._paid_until, now - CREDIT_SECONDS) + seconds
+        pause = max(SECONDS_BETWEEN, (now - start) / DRAWING_SHARE)
+        self._free_at = max(now + pause, self._paid_until)
+
+    def freeze(self) -> dict[str, str]:
+        """The last picture as a static bundle, which needs no kernel."""
+        return bundle(self.picture)
+
+    def __repr__(self) -> str:
+        return "Chart()"
+
+
+def bundle(picture: Picture | None) -> dict[str, str]:
+    """What a picture is in a saved notebook: SVG, and its last values in words."""
+    if picture is None:
+        return {"text/plain": "no picture yet"}
+    return {"image/svg+xml": str(picture), "text/plain": picture.words}
+
+
+def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Picture:
+    """Several pictures as one, row by row."""
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    widths = [
+        max(p.size[0] for p in pictures[i::columns]) for i in range(min(columns, len(pictures)))
+    ]
+    still, live, top = [], [], 0
+    if title:
+        still.append(words(10, 20, title, size=LARGE + 1, weight="600"))
+        live, top = [*still], 28
+    for row in rows:
+        left = 0.0
+        for picture, width in zip(row, widths):
+            still.append(_placed(str(picture), left, top, picture.size))
+            live.append(_placed(picture.live, left, top, picture.size))
+            left += width + GAP
+        top += max(p.size[1] for p in row) + GAP
+    size = sum(widths) + GAP * max(len(widths) - 1, 0), max(top - GAP, 0)
+    said = ". ".join(filter(None, [title, *(p.words for p in pictures)]))
+    return Picture(finished(still, said, *size), said, finished(live, said, *size), size)
+
+
+def _placed(svg: str, x: float, y: float, size: tuple[float, float]) -> str:
+    """A picture inside another: its first tag says where, and no longer speaks for itself."""
+    width, height = size
+    return (
+        f'<svg x="{x:.0f}" y="{y:.0f}" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}">' + svg[svg.index(">") + 1 :]
+    )
+
+
+# -- in a notebook ----------------------------------------------------------------------------
+class _Alive(anywidget.AnyWidget):
+    """An invisible sign that a widget lives, so that the page hides the picture beside it."""
+
+    _esm = 'export default { render({ el }) { el.classList.add("lab-alive"); } };'
+    _css = _HERE / "chart.css"
+
+    def __repr__(self) -> str:
+        return "_Alive()"
+
+
+class Showing:
+    """What `show` returns: the widget's place in a notebook."""
+
+    def __init__(self, widget: Any, still: Callable[[], Picture], beside: bool) -> None:
+        self._still = still
+        self._refreshed_at = time.monotonic()
+        self._picture: Any = None  # the handle of each output, while it may change
+        self._widget: Any = None
+        display = _notebook_display()
+        if display is None:
+            print(still().words)
+            return
+        if beside:
+            self._picture = display(self._marked(), raw=True, display_id=True)
+            widget = ipywidgets.VBox([widget, _Alive()])
+        self._widget = display(widget, display_id=True)
+
+    def _marked(self) -> dict[str, str]:
+        made = bundle(self._still())
+        made["image/svg+xml"] = made["image/svg+xml"].replace("<svg ", '<svg class="lab-still" ', 1)
+        return made
+
+    def refresh(self, now: bool = False) -> None:
+        """Let the saved picture follow the widget: every two seconds at most, or `now`."""
+        at = time.monotonic()
+        if self._picture and (now or at - self._refreshed_at >= STILL_SECONDS):
+            self._refreshed_at = at
+            self._picture.update(self._marked(), raw=True)
+
+    def freeze(self) -> dict[str, str]:
+        """Replace the widget by its picture, for good; → the picture as a static bundle."""
+        made = bundle(self._still())
+        for place, content in ((self._picture or self._widget, made), (self._widget, {})):
+            if place and (content or self._picture):
+                place.update(content, raw=True)
+        self._picture = self._widget = None
+        return made
+
+    def _ipython_display_(self) -> None:
+        """It is on the page already: as the last value of a cell it shows nothing more."""
+
+
+def show(widget: Any, still: Callable[[], Picture], beside: bool = True) -> Showing:
+    """Display a widget so that a saved notebook, reopened without a kernel, shows `still()`.
+
+    `beside`: keep a hidden picture beside the widget from the start, for one that stays (call
+    `refresh` when it changes). Without, the widget stands alone until `freeze`: a run that ends.
+    Outside a notebook the picture's words are printed.
+    """
+    return Showing(widget, still, beside)

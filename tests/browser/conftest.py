@@ -1,0 +1,78 @@
+"""Fixtures of the browser tests: one JupyterLab and one browser a session, a page for each test.
+
+Skipped with one line where there is no Chromium or no playwright; RLHF_LAB_BROWSER=required makes
+that a failure. Screenshots go to RLHF_LAB_SHOTS, or to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from .lab_kit import FLAGS, Book, Server, chromium, write_notebook
+
+
+def missing() -> str | None:
+    """Why there is no browser to test in, or None."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "no playwright (pip install playwright): browser tests left out"
+    if chromium() is None:
+        return "no Chromium (apt install chromium): browser tests left out"
+    return None
+
+
+@pytest.fixture(scope="session")
+def browser():
+    reason = missing()
+    if reason and os.environ.get("RLHF_LAB_BROWSER") == "required":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def lab(browser, tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("lab"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def shots(tmp_path_factory) -> Path:
+    named = os.environ.get("RLHF_LAB_SHOTS")
+    return Path(named) if named else tmp_path_factory.mktemp("shots")
+
+
+@pytest.fixture
+def notebook(browser, lab, shots, request):
+    """`notebook(cells)` opens a notebook of those code cells; `touch=True` on a touch screen.
+
+    Afterwards: no error on any page but those a test has taken out of `book.errors`, and no host
+    but this machine.
+    """
+    opened: list[Book] = []
+
+    def start(cells: list[str], touch: bool = False, width: int = 1280, height: int = 900) -> Book:
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, has_touch=touch, reduced_motion="reduce"
+        )
+        path = write_notebook(lab.root / f"{request.node.name[:60]}_{len(opened)}.ipynb", cells)
+        opened.append(Book(context, lab, path, shots))
+        return opened[-1].open()
+
+    yield start
+    for book in opened:
+        book.close()
+        book.context.close()
+    assert not [error for book in opened for error in book.errors]
+    assert {host for book in opened for host in book.hosts} <= {"127.0.0.1"}

@@ -1,0 +1,286 @@
+"""A real JupyterLab in a real browser: starts both, and drives one notebook.
+
+Everything stays on this machine: a server on loopback with its own configuration folders, and a
+page that notes every host it asks for. Times are in seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# What JupyterLab itself complains about in a fresh configuration.
+NOISE = ("favicon", "status of 404", "Failed to load resource")
+_NOTEBOOK = "window.jupyterapp.shell.currentWidget"
+_IDLE = f"""() => {{
+  const kernel = window.jupyterapp && {_NOTEBOOK}?.sessionContext?.session?.kernel;
+  return kernel && kernel.connectionStatus === 'connected' && kernel.status === 'idle';
+}}"""
+
+
+def chromium() -> str | None:
+    """The browser's program: RLHF_LAB_CHROMIUM, or the first one found."""
+    named = os.environ.get("RLHF_LAB_CHROMIUM")
+    return named or next(filter(None, map(shutil.which, CHROMIUM)), None)
+
+
+class Server:
+    """`jupyter lab` on a free port, in folders of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.token = folder / "notebooks", secrets.token_hex(16)
+        self.root.mkdir(parents=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
+            env[f"JUPYTER_{name}"] = str(folder / name.lower())
+        for name in ("SETTINGS_DIR", "WORKSPACES_DIR"):
+            env[f"JUPYTERLAB_{name}"] = str(folder / name.lower())
+        quiet = folder / "settings_dir" / "@jupyterlab" / "apputils-extension"
+        quiet.mkdir(parents=True)
+        (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+        command = [
+            *(sys.executable, "-m", "jupyterlab", "--no-browser"),
+            *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"),
+            *("--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}"),
+            *(f"--ServerApp.root_dir={self.root}", "--LabApp.expose_app_in_browser=True"),
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        ]
+        if hasattr(os, "getuid") and os.getuid() == 0:
+            command.append("--allow-root")
+        self.log = folder / "jupyter.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.root, env=env, stdout=log, stderr=subprocess.STDOUT
+            )
+        self._wait()
+
+    def _wait(self, seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                self.ask("/api/status")
+                return
+            except (urllib.error.URLError, ConnectionError):
+                if self.process.poll() is not None:
+                    break
+                time.sleep(0.2)
+        self.stop()
+        raise RuntimeError(f"JupyterLab did not start:\n{self.log.read_text()[-3000:]}")
+
+    def ask(self, path: str, method: str = "GET") -> bytes:
+        headers = {"Authorization": f"token {self.token}"}
+        request = urllib.request.Request(self.url + path, method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.read()
+
+    def kill_kernels(self) -> None:
+        import json
+
+        for kernel in json.loads(self.ask("/api/kernels")):
+            self.ask(f"/api/kernels/{kernel['id']}", "DELETE")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Book:
+    """One notebook in a browser. `page` is playwright's; the rest are the moves a test makes.
+
+    `errors`: what the page threw or logged as an error. `hosts`: whom it asked. `received`: bytes
+    of each message that came over a websocket, with its time.
+    """
+
+    def __init__(self, context: Any, server: Server, path: Path, shots: Path) -> None:
+        self.context, self.server, self.path, self.shots = context, server, path, shots
+        self.errors: list[str] = []
+        self.hosts: set[str] = set()
+        self.received: list[tuple[float, int]] = []
+        self.page: Any = None
+        self._dark = False
+
+    # -- opening ------------------------------------------------------------------------------
+    def open(self) -> Book:
+        """Open (or open again) the notebook with a kernel that is connected and idle."""
+        self._new_page()
+        self.page.goto(
+            f"{self.server.url}/lab/tree/{self.path.name}?reset&token={self.server.token}"
+        )
+        self.page.wait_for_function(_IDLE, timeout=60_000)
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
+        return self
+
+    def reload(self) -> Book:
+        """Save and press F5. The kernel lives on."""
+        self.save()
+        self.page.reload()
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        return self
+
+    def reopen_without_kernel(self) -> Book:
+        """Save, shut every kernel down, and open the file with no kernel at all."""
+        self.save()
+        self.page.close()
+        self.server.kill_kernels()
+        self._new_page()
+        self.page.goto(f"{self.server.url}/lab?reset&token={self.server.token}")
+        self.page.wait_for_function(
+            "() => window.jupyterapp?.commands.hasCommand('docmanager:open')"
+        )
+        self.page.evaluate("() => window.jupyterapp.restored")
+        preference = {"shouldStart": False, "canStart": False, "autoStartDefault": False}
+        self.command(
+            "docmanager:open",
+            {"path": self.path.name, "factory": "Notebook", "kernelPreference": preference},
+        )
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        return self
+
+    def _new_page(self) -> None:
+        self.page = page = self.context.new_page()
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self._console)
+        page.on("request", lambda request: self._host(request.url))
+        page.on("websocket", self._socket)
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error" and not any(noise in message.text for noise in NOISE):
+            self.errors.append(message.text)
+
+    def _host(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("data", "blob"):
+            self.hosts.add(parts.hostname or url)
+
+    def _socket(self, socket: Any) -> None:
+        self._host(socket.url)
+        socket.on(
+            "framereceived", lambda frame: self.received.append((time.monotonic(), len(frame)))
+        )
+
+    # -- doing --------------------------------------------------------------------------------
+    def command(self, name: str, args: dict | None = None, wait: bool = True) -> None:
+        """A command of JupyterLab's; without `wait` its end is not awaited."""
+        call = "([n, a]) => { const done = window.jupyterapp.commands.execute(n, a);"
+        self.page.evaluate(
+            call + ("return done.then(() => null)}" if wait else "}"), [name, args or {}]
+        )
+
+    def run_all(self, wait: bool = True) -> Book:
+        """Run every cell; with `wait` until the kernel is idle again."""
+        self.command("notebook:run-all-cells", wait=wait)
+        if wait:
+            self.wait_idle()
+        return self
+
+    def run_until(self, cell: int, selector: str) -> float:
+        """Run one code cell; → seconds until the selector finds something."""
+        return self.page.evaluate(
+            """async ([cell, selector]) => {
+              const app = window.jupyterapp;
+              app.shell.currentWidget.content.activeCellIndex = cell;
+              const start = performance.now();
+              app.commands.execute('notebook:run-cell');
+              while (!document.querySelector(selector)) await new Promise(requestAnimationFrame);
+              return (performance.now() - start) / 1000;
+            }""",
+            [cell, selector],
+        )
+
+    def wait_idle(self, seconds: float = 120) -> None:
+        self.page.wait_for_function(_IDLE, timeout=seconds * 1000)
+
+    def save(self) -> None:
+        self.command("docmanager:save")
+
+    def theme(self, name: str) -> None:
+        """`light` or `dark`."""
+        self.command("apputils:change-theme", {"theme": f"JupyterLab {name.title()}"})
+        self._dark = name != "light"
+        light = "true" if name == "light" else "false"
+        self.page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
+
+    def shot(self, name: str, selector: str = "") -> Path:
+        """A screenshot of the window, or of what the selector finds first."""
+        self.shots.mkdir(parents=True, exist_ok=True)
+        path = self.shots / f"{name}.png"
+        shown = self.page.locator(selector).first if selector else self.page
+        shown.screenshot(path=path)
+        return path
+
+    # -- looking ------------------------------------------------------------------------------
+    def wait_svg(self, selector: str = ".lab-chart svg", seconds: float = 30) -> Any:
+        """The first chart, once it is drawn."""
+        self.page.wait_for_selector(selector, timeout=seconds * 1000)
+        return self.page.locator(selector).first
+
+    def text(self, cell: int) -> str:
+        """What stands in the output of a code cell, hidden parts left out."""
+        return (
+            self.page.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea").first.inner_text()
+        )
+
+    def wait_for(self, what: Callable[[], Any], seconds: float = 10) -> Any:
+        """Ask until the answer is true, and give it."""
+        end = time.monotonic() + seconds
+        while not (answer := what()):
+            if time.monotonic() > end:
+                raise AssertionError(f"still {answer!r} after {seconds} s")
+            self.page.wait_for_timeout(50)
+        return answer
+
+    def saved(self) -> Any:
+        """The notebook as it is on disk after saving."""
+        self.save()
+        return nbformat.read(self.path, as_version=4)
+
+    def close(self) -> None:
+        if not self.page.is_closed():
+            if self._dark:  # the server remembers it
+                self.theme("light")
+            self.page.close()
+        self.server.kill_kernels()
+
+
+def write_notebook(path: Path, cells: Sequence[str]) -> Path:
+    """A notebook of code cells, never run."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    book.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    nbformat.write(book, path)
+    return path

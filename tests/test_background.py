@@ -1,0 +1,110 @@
+"""Training in a thread: stopped where it is, its run kept; errors reach who waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+import rlhf_lab as lab
+from rlhf_lab.background import Stop, Training, check_free
+
+
+def until(what, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_an_armed_loop_is_interrupted_where_it_is():
+    stop, seen, inside = Stop(), [], threading.Event()
+
+    def loop():
+        try:
+            with stop.armed():
+                inside.set()
+                while True:
+                    time.sleep(0.001)
+        except KeyboardInterrupt:
+            seen.append("interrupted")
+        time.sleep(0.05)  # saving
+        seen.append("saved")
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    inside.wait()
+    stop.ask()
+    stop.ask()  # the second one may not hit the saving
+    thread.join(5)
+    assert seen == ["interrupted", "saved"] and stop()
+
+
+def test_what_is_not_armed_is_not_interrupted():
+    stop, seen = Stop(), []
+    thread = threading.Thread(target=lambda: (time.sleep(0.1), seen.append("saved")))
+    thread.start()
+    stop.ask()
+    thread.join(5)
+    assert seen == ["saved"]
+    with pytest.raises(KeyboardInterrupt), stop.armed():
+        raise AssertionError("a loop that begins after the stop must not run")
+
+
+def test_it_also_stops_when_the_caller_says_so():
+    said = []
+    stop = Stop(lambda: bool(said))
+    assert not stop()
+    said.append(1)
+    assert stop()
+
+
+def test_who_waits_gets_the_run_or_the_error():
+    assert Training(lambda **_: "a run", Stop()).wait(5) == "a run"
+
+    def fails(**_):
+        raise ValueError("why it failed")
+
+    training = Training(fails, Stop())
+    with pytest.raises(ValueError, match="why it failed"):
+        training.wait(5)
+    assert repr(training) == "Training(failed)"
+
+
+def test_one_training_at_a_time():
+    door = threading.Event()
+    training = Training(lambda **_: door.wait(10), Stop())
+    with pytest.raises(TimeoutError):
+        training.wait(0.01)
+    with pytest.raises(RuntimeError, match="still training in the background"):
+        check_free()
+    with pytest.raises(RuntimeError, match="still training in the background"):
+        lab.train("sft")
+    door.set()
+    training.wait(5)
+    check_free()
+
+
+@pytest.mark.parametrize("stage", ["ppo", "sft"])
+def test_a_stopped_run_is_complete_and_loads(stage, tmp_path):
+    plan = lab.plan(stage, "tiny", per_device_train_batch_size=8, logging_steps=1, max_steps=500,
+                    seed=3)  # fmt: skip
+    out = tmp_path / "run"
+    training = lab.train(plan, out=out, quiet=True, background=True)
+    until(lambda: (out / "metrics.jsonl").exists() and lab.Run.load(out).last_step >= 2, 120)
+    run = training.stop()
+    assert run.status == "stopped" and 2 <= run.last_step < 500
+    assert lab.Run.load(out).series("kl" if stage == "ppo" else "loss")[0][-1] == run.last_step
+    assert run.ledger.filter(source="measured", quantity="seconds")
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(run.model_path)
+    assert "gold_reward" not in run.summary and "before/gold_reward" in run.summary
+
+
+def test_bad_input_is_said_at_once_and_starts_nothing(tmp_path):
+    with pytest.raises(ValueError, match="response_lenth"):
+        lab.train(lab.plan("ppo", "tiny", response_lenth=3), out=tmp_path / "x", background=True)
+    check_free()
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,166 @@
+"""The dashboard reads a run and a ledger; these tests write both by hand and read what it drew."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from rlhf_lab.ledger import Ledger
+from rlhf_lab.runs import Run
+from rlhf_lab.widgets.dashboard import Dashboard, Replay, cost_line
+from rlhf_lab.widgets.views import known_series, role_memory_chart, time_stacks
+
+MIB = 2**20
+HOSTILE = "<script>alert(1)</script>\"'"
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ledger(*sources: str) -> Ledger:
+    """Two phases; the policy has 3 MiB in each, the reference 1 and 2."""
+    made = Ledger()
+    for i, source in enumerate(sources):
+        for phase, size in (("rollout", 1), ("backward", 2)):
+            for role, amount in (("policy", 3), ("reference", size)):
+                made.add(stage="ppo", role=role, phase=phase, component="parameters",
+                         quantity="bytes", value=(amount + i) * MIB, source=source)  # fmt: skip
+            made.add(stage="ppo", role="policy", phase=phase, quantity="seconds",
+                     value=10.0 * size, source=source)  # fmt: skip
+    if "measured" in sources:
+        made.add(stage="ppo", phase="evaluation", quantity="seconds", value=99.0,
+                 source="measured")  # fmt: skip
+    return made
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run.create(tmp_path / "run", stage="ppo", model=HOSTILE, settings={"kl_target": 2.5},
+                      data="stories", seed=0)  # fmt: skip
+    for step in range(1, 11):
+        made.log(step, reward=step / 10, gold_reward=8 + step / 10, kl=0.2 * step,
+                 kl_k3=0.1 * step, kl_coef=0.15)  # fmt: skip
+    return made
+
+
+def words(svg: str) -> str:
+    return " ".join(t for t in ET.fromstring(svg).itertext())
+
+
+def test_it_draws_what_the_run_logged_and_says_the_last_values(run):
+    view = Dashboard("ppo", "tiny", limit=64 * MIB)
+    assert "no data yet" in view.charts["proxy reward"].picture.words
+    view.open(run, lambda: ledger("predicted", "measured"))
+    assert "reward: last 1" in view.charts["proxy reward"].picture.words
+    kl = view.charts["KL to the reference"].picture.words
+    assert "kl: last 2" in kl and "target KL: 2.5" in kl  # the setting is drawn beside it
+    # P 3+1 and 3+2, M 4+2 and 4+3 MiB; the plan's peak is 5.
+    assert "planned peak: 5" in view.memory.picture.words
+    assert "rollout M: 6" in view.memory.picture.words
+    assert "measured: 30 s" in view.time.picture.words  # evaluation is no training
+
+
+def test_the_prediction_grows_with_what_is_done():
+    said = time_stacks(ledger("predicted"), share=0.5).words
+    assert "predicted: 15 s" in said  # half of 10 + 20
+
+
+def test_a_limit_far_above_is_words_not_a_line():
+    near = role_memory_chart(ledger("measured"), limit=8 * MIB).words
+    far = role_memory_chart(ledger("measured"), limit=500 * MIB).words
+    assert "this machine's memory: 8" in near
+    assert "machine's memory" not in far and "1.0%" in far
+
+
+def test_it_is_redrawn_as_often_as_the_time_allows(run):
+    clock, drawn = Clock(), []
+    view = Dashboard("ppo", "tiny", clock=clock)
+    view.open(run, lambda: drawn.append(1) or Ledger())
+    bar = view.follow(1000)
+    before = len(drawn)
+    for _ in range(1000):  # ten seconds of steps
+        clock.now += 0.01
+        bar.update(1, "reward 1")
+    assert 45 <= len(drawn) - before <= 50  # five a second
+    assert "1000/1000" in view.headline and "reward 1" in view.headline
+
+
+def test_what_it_counts_it_says_with_an_eta(run):
+    clock = Clock()
+    view = Dashboard("ppo", "tiny", clock=clock)
+    view.open(run)
+    view.follow(40)
+    clock.now = 10.0
+    view.update(10)
+    assert "10/40" in view.headline and "ETA 0:30" in view.headline
+    view.say("judging")
+    assert "judging" in view.status.value
+
+
+def test_the_button_asks_once_for_each_click(run):
+    asked = []
+    view = Dashboard("ppo", "tiny", stop=lambda: asked.append(1))
+    assert view.button.kernel == ""  # a kernel that listens is not interrupted
+    view.button.asked = 1
+    assert asked == [1]
+    view.close()
+    assert view.button.off
+
+
+def test_the_end_is_one_picture_of_all_that_is_not_folded(run):
+    view = Dashboard("ppo", HOSTILE)
+    view.open(run, lambda: ledger("measured"))
+    view.follow(10)
+    view.end()
+    still = view.still()
+    ET.fromstring(still)  # well-formed, hostile name and all
+    assert "<script" not in still and HOSTILE in words(still).replace("\n", " ")
+    for title in ("proxy reward", "gold reward", "KL to the reference", "memory by role"):
+        assert title in words(still)
+    assert "entropy" not in words(still)
+
+
+def test_hostile_text_is_escaped_in_the_status(run):
+    view = Dashboard("ppo", HOSTILE)
+    view.say(HOSTILE)
+    assert "<script" not in view.status.value and "&lt;script" in view.status.value
+
+
+def test_outside_a_notebook_it_reads_as_a_table(run):
+    view = Dashboard("ppo", "tiny")
+    view.open(run, lambda: ledger("predicted", "measured"))
+    text = repr(view)
+    assert "reward" in text and "0.1" in text and "measured: 7 MiB, 30 s" in text
+    assert repr(Dashboard("sft", "tiny")).count("nothing logged yet") == 1
+
+
+def test_a_replay_shows_a_run_up_to_a_step(run):
+    replay = Replay(run)
+    assert "reward: last 1" in replay.charts["proxy reward"].picture.words
+    replay.slider.value = 4
+    assert "reward: last 0.4" in replay.charts["proxy reward"].picture.words
+    replay.slider.value = 0
+    assert "no data yet" in replay.charts["proxy reward"].picture.words
+    run.log(11, reward=5.0)
+    replay.again.click()
+    assert replay.slider.value == 11
+    assert "reward: last 5" in replay.charts["proxy reward"].picture.words
+
+
+def test_a_replay_of_a_run_that_logged_nothing(tmp_path):
+    empty = Run.create(tmp_path / "empty", stage="sft", model="tiny", settings={}, data="x", seed=0)
+    assert "nothing logged yet" in repr(Replay(empty))
+
+
+def test_series_end_at_the_step(run):
+    assert known_series(run, ["reward", "nothing"], 3) == {"reward": ([1, 2, 3], [0.1, 0.2, 0.3])}
+
+
+def test_costs_in_a_line():
+    assert cost_line(Ledger()) == ""
+    assert cost_line(ledger("predicted")) == "predicted: 5 MiB, 30 s"

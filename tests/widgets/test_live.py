@@ -1,0 +1,313 @@
+"""The live chart without a browser: what goes over the wire, when, and what stays behind."""
+
+import math
+import random
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rlhf_lab.widgets.live as live
+from rlhf_lab.widgets.chart import bar_chart, line_chart
+from rlhf_lab.widgets.live import Chart, grid, show
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def picture(values=(1.0, 2.0), title="Loss", **more):
+    axes = {"x_label": "step", "y_label": "nats"}
+    return line_chart({"loss": (range(len(values)), values)}, title=title, **axes, **more)
+
+
+def sent(chart: Chart) -> str:
+    return zlib.decompress(chart.svg).decode()
+
+
+# -- what is sent -----------------------------------------------------------------------------
+def test_the_synced_trait_holds_the_whole_picture():
+    """A page that is reloaded asks the kernel for the state: it must be all there."""
+    chart = Chart(picture([3.0, 2.5, 2.25]))
+    assert sent(chart) == chart.picture.live
+    assert chart.get_state()["svg"] == chart.svg
+    path = next(p for p in ET.fromstring(sent(chart)).iter(f"{SVG}path"))
+    assert path.get("d").count("L") == 2
+
+
+def test_live_and_still_differ_only_in_how_values_are_read():
+    chart = picture([3.0, 2.5, 2.25])
+    still, moving = ET.fromstring(chart), ET.fromstring(chart.live)
+    for found in (still, moving):
+        assert found.get("aria-label") == "Loss. loss: last 2.25"
+    assert "<title>loss: 2.25 (step 2)</title>" in chart and "data-x" not in chart
+    assert "<title>" not in chart.live
+    (reading,) = (g for g in moving.iter(f"{SVG}g") if g.get("class") == "curve")
+    assert reading.get("data-name") == "loss"
+    assert reading.get("data-x") == "0 1 2" and reading.get("data-y") == "3 2.5 2.25"
+    drawn = [[p.get("d") for p in svg.iter(f"{SVG}path")] for svg in (still, moving)]
+    assert drawn[0] == drawn[1]
+
+
+def test_a_reading_lies_where_the_axes_say():
+    """The script places dots by data-box, data-xs and data-ys: they must meet the curve."""
+    svg = ET.fromstring(picture([0.0, 1.0, 4.0]).live)
+    plot = next(g for g in svg.iter(f"{SVG}g") if g.get("class") == "plot")
+    left, top, right, bottom = map(float, plot.get("data-box").split())
+    x0, x1 = map(float, plot.get("data-xs").split())
+    y0, y1 = map(float, plot.get("data-ys").split())
+    curve = next(g for g in plot if g.get("class") == "curve")
+    xs, ys = (list(map(float, curve.get(f"data-{a}").split())) for a in "xy")
+    wide, high = (right - left) / (x1 - x0), (bottom - top) / (y1 - y0)
+    placed = [(left + (x - x0) * wide, bottom - (y - y0) * high) for x, y in zip(xs, ys)]
+    (path,) = svg.iter(f"{SVG}path")
+    for here, there in zip(placed, path.get("d")[1:].split("L"), strict=True):
+        assert here == pytest.approx(tuple(map(float, there.split())), abs=0.11)
+
+
+def test_a_long_history_is_thinned_for_the_wire_and_its_spike_survives():
+    values = [math.sin(i / 50) for i in range(50_000)]
+    values[31_234] = 9.0
+    long = picture(values)
+    assert len(zlib.compress(long.live.encode())) < 4_000
+    assert "9" in re.search(r'data-y="([^"]*)"', long.live)[1].split()
+
+
+EVIL = ["<script>alert(1)</script>", '"><b onload="x">', "a & b", "\x00\x1b\ud800", "'/>"]
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_hostile_names_stay_text_in_what_is_sent(evil):
+    made = line_chart(
+        {evil: ([0, 1], [1, 2])}, title=evil, x_label=evil, y_label=evil, references=[(1, evil)]
+    )
+    both = grid([made, bar_chart({evil: {evil: 1.0}}, y_label=evil)], title=evil)
+    for text in (made.live, both, both.live):
+        tags = {e.tag.removeprefix(SVG) for e in ET.fromstring(text).iter()}
+        assert tags <= {"svg", "g", "path", "line", "rect", "circle", "text", "title"}
+        assert not [k for e in ET.fromstring(text).iter() for k in e.attrib if k.startswith("on")]
+
+
+# -- when it is sent --------------------------------------------------------------------------
+def test_redraws_wait_for_one_another_and_the_last_is_never_lost():
+    clock = Clock()
+    chart = Chart(clock=clock)
+    shown = []
+    chart.observe(lambda change: shown.append((clock.now, sent(chart))), "svg")
+    for i in range(101):  # ten a second
+        clock.now = 100 + i / 10
+        chart.draw(picture([1.0, float(i)]))
+    times = [at for at, _ in shown]
+    assert min(b - a for a, b in zip(times, times[1:])) >= 0.2 - 1e-9
+    assert len(times) > 30
+    chart.draw(picture([1.0, 12345.0]))  # comes too early
+    assert "12,345" not in sent(chart) and "12,345" in chart.picture.words
+    chart.flush()
+    assert "last 12,345" in sent(chart)
+    chart.flush()
+    assert len(shown) == len(times) + 1
+
+
+def test_a_redraw_that_is_skipped_is_not_drawn():
+    clock, drawn = Clock(), []
+    chart = Chart(clock=clock)
+    for i in range(10):
+        chart.draw(lambda i=i: drawn.append(i) or picture([i, i + 1]))
+    assert drawn == [0]
+    assert chart.picture.words.endswith("last 10") and drawn == [0, 9]
+    chart.flush()
+    assert drawn == [0, 9]  # drawn once, although asked for and sent
+
+
+def test_now_does_not_wait():
+    clock = Clock()
+    chart = Chart(picture(), clock=clock)
+    chart.draw(picture([5.0, 6.0]), now=True)
+    assert "last 6" in sent(chart)
+
+
+@pytest.mark.parametrize("points", [20, 400])
+def test_no_minute_carries_a_megabyte(points):
+    """A training loop that draws a hundred times a second for three minutes."""
+    clock, random_ = Clock(), random.Random(0)
+    chart = Chart(clock=clock)
+    sizes: list[tuple[float, int]] = []
+    chart.observe(lambda c: sizes.append((clock.now, len(c.new) + live.ENVELOPE)), "svg")
+
+    def noisy():
+        series = {
+            name: (range(points), [random_.gauss(0, 1) for _ in range(points)])
+            for name in ("a", "b", "c", "d")
+        }
+        return line_chart(series, x_label="step", y_label="nats")
+
+    for i in range(18_000):
+        clock.now = 100 + i / 100
+        chart.draw(noisy)
+    busiest = max(sum(s for at, s in sizes if start <= at < start + 60) for start, _ in sizes)
+    assert busiest < 1e6 - len(chart._esm) - len(chart._css)
+    assert len(sizes) > 150
+
+
+def test_drawing_takes_a_small_share_of_the_time():
+    """A picture that takes 50 ms to draw comes every 2.5 s, however often it is asked for."""
+    clock, drawn = Clock(), []
+
+    def slow():
+        clock.now += 0.05
+        drawn.append(clock.now)
+        return picture()
+
+    chart = Chart(clock=clock)
+    for _ in range(10_000):
+        clock.now += 0.001
+        chart.draw(slow)
+    assert len(drawn) == 4
+
+
+@given(st.lists(st.floats(0, 3), min_size=2, max_size=40))
+def test_any_pace_ends_with_the_last_picture(pauses):
+    clock = Clock()
+    chart = Chart(clock=clock)
+    last = picture()
+    for i, pause in enumerate(pauses):
+        clock.now += pause
+        last = picture([0.0, float(i)])
+        chart.draw(last)
+    chart.flush()
+    assert sent(chart) == last.live
+
+
+# -- grids ------------------------------------------------------------------------------------
+def test_a_grid_places_its_pictures_side_by_side():
+    made = grid([picture(title=f"p{i}", width=300, height=200) for i in range(3)], 2, title="All")
+    svg = ET.fromstring(made)
+    inner = [(s.get("x"), s.get("y")) for s in svg.iter(f"{SVG}svg") if s.get("x")]
+    assert inner == [("0", "28"), ("308", "28"), ("0", "236")]
+    assert made.size == (608, 436)
+    assert (svg.get("width"), svg.get("height")) == ("608", "436")
+    assert svg.get("aria-label") == "All. " + ". ".join(f"p{i}. loss: last 2" for i in range(3))
+    assert not [s for s in svg.iter(f"{SVG}svg") if s is not svg and s.get("aria-label")]
+    plots = [g for g in ET.fromstring(made.live).iter(f"{SVG}g") if g.get("class") == "plot"]
+    assert len(plots) == 3
+
+
+def test_grids_nest_and_can_be_empty():
+    assert ET.fromstring(grid([])).get("role") == "img"
+    inner = grid([picture()] * 2)
+    outer = grid([inner, picture()], columns=1)
+    assert len([g for g in ET.fromstring(outer.live).iter() if g.get("class") == "plot"]) == 3
+
+
+# -- what stays -------------------------------------------------------------------------------
+def test_a_frozen_chart_is_a_picture_and_its_words():
+    chart = Chart()
+    assert chart.freeze() == {"text/plain": "no picture yet"}
+    chart.draw(picture([2.0, 1.5]), now=True)
+    frozen = chart.freeze()
+    assert frozen == {
+        "image/svg+xml": str(chart.picture),
+        "text/plain": "Loss. loss: last 1.5",
+    }
+    assert "<title>" in frozen["image/svg+xml"]
+
+
+def test_the_same_widget_is_always_named_the_same():
+    assert repr(Chart(picture())) == repr(Chart()) == "Chart()"
+
+
+def test_outside_a_notebook_the_words_are_printed(capsys):
+    made = picture([2.0, 1.5])
+    showing = show(Chart(made), lambda: made)
+    assert capsys.readouterr().out == "Loss. loss: last 1.5\n"
+    showing.refresh(now=True)
+    assert showing.freeze()["image/svg+xml"] == str(made)
+    assert capsys.readouterr().out == ""
+
+
+class Notebook:
+    """Stands for IPython's display: outputs by number, with what was put there in order."""
+
+    def __init__(self):
+        self.outputs = []
+
+    def __call__(self, shown, raw=False, display_id=None):
+        place = [shown]
+        self.outputs.append(place)
+        handle = type("Handle", (), {"update": lambda _, new, raw=False: place.append(new)})
+        return handle() if display_id else None
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    book = Notebook()
+    monkeypatch.setattr(live, "_notebook_display", lambda: book)
+    return book
+
+
+def test_a_picture_stands_beside_a_widget_and_follows_it(notebook, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(live.time, "monotonic", clock)
+    values = [1.0]
+    chart = Chart()
+    showing = show(chart, lambda: picture(values))
+    beside, box = notebook.outputs
+    assert 'class="lab-still"' in beside[0]["image/svg+xml"]
+    assert chart in box[0].children
+    values.append(7.0)
+    showing.refresh()  # within two seconds: not yet
+    assert len(beside) == 1
+    clock.now += 2.1
+    showing.refresh()
+    assert len(beside) == 2 and beside[1]["text/plain"].endswith("last 7")
+    values.append(8.0)
+    showing.refresh(now=True)
+    assert beside[2]["text/plain"].endswith("last 8")
+
+
+def test_freezing_leaves_the_picture_alone(notebook):
+    showing = show(Chart(), picture)
+    beside, box = notebook.outputs
+    showing.freeze()
+    assert "lab-still" not in beside[-1]["image/svg+xml"]
+    assert box[-1] == {}  # nothing is shown, nothing is saved that a later reader cannot see
+    showing.refresh(now=True)
+    showing.freeze()
+    assert len(beside) == 2
+
+
+def test_a_run_that_ends_has_one_output(notebook):
+    chart = Chart()
+    showing = show(chart, picture, beside=False)
+    showing.refresh(now=True)
+    (place,) = notebook.outputs
+    assert place == [chart]
+    showing.freeze()
+    assert place[-1] == {"image/svg+xml": str(picture()), "text/plain": picture().words}
+
+
+def test_all_our_scripts_are_small_and_ask_nobody():
+    files = [p for p in Path(live.__file__).parent.iterdir() if p.suffix in (".js", ".css")]
+    assert {p.name for p in files} >= {"chart.js", "chart.css"}
+    assert sum(p.stat().st_size for p in files) <= 60_000
+    for path in files:
+        text = path.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert "://" not in re.sub(r"^\s*//.*|\s// .*", "", text, flags=re.M)
+        assert not re.search("innerHTML|outerHTML|insertAdjacentHTML|@import|eval", text), path.name
+
+
+def test_a_script_that_never_draws_loads_no_widgets():
+    code = "import sys, rlhf_lab.widgets.chart; print('ipywidgets' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
