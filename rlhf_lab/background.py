@@ -68,10 +68,9 @@ class Training:
     def __init__(self, work: Callable[..., Run], stop: Stop, view: Any = None) -> None:
         global _current
         self._stop, self._view, self._run, self._error = stop, view, None, None
-        self._folder = ""
-        self._thread = threading.Thread(target=self._do, args=(work,), daemon=True)
+        self._done = threading.Event()  # an interrupted `Thread.join` takes the thread for dead
         _current = self
-        self._thread.start()
+        threading.Thread(target=self._do, args=(work,), daemon=True).start()
 
     def _do(self, work: Callable[..., Run]) -> None:
         try:
@@ -79,12 +78,15 @@ class Training:
         except BaseException as error:  # `wait` raises it, where somebody can see it
             self._error = error
         finally:
-            if self._view is not None:
-                self._view.end("" if self._error is None else str(self._error))
+            try:
+                if self._view is not None:
+                    self._view.end("" if self._error is None else str(self._error))
+            finally:
+                self._done.set()
 
     @property
     def running(self) -> bool:
-        return self._thread.is_alive()
+        return not self._done.is_set()
 
     def stop(self) -> Run:
         """End training where it is, and return the run, which holds all there was."""
@@ -92,8 +94,19 @@ class Training:
         return self.wait()
 
     def wait(self, seconds: float | None = None) -> Run:
-        """The run, when training has ended. Raises what training raised, and TimeoutError."""
-        self._thread.join(seconds)
+        """The run, when training has ended. Raises what training raised, and TimeoutError.
+
+        An interrupt while it waits stops the training, as it would in the cell that trains.
+        """
+        waits = getattr(self._view, "waits", lambda on: None)
+        waits(True)
+        try:
+            self._done.wait(seconds)
+        except KeyboardInterrupt:
+            self._stop.ask()
+            self._done.wait()
+        finally:
+            waits(False)
         if self.running:
             raise TimeoutError(f"still training after {seconds:g} s")
         if self._error is not None:

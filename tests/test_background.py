@@ -72,6 +72,21 @@ def test_who_waits_gets_the_run_or_the_error():
     assert repr(training) == "Training(failed)"
 
 
+def test_an_interrupt_while_waiting_stops_the_training():
+    """What Ctrl-C and the notebook's stop button do to the cell that waits."""
+    import signal
+
+    def work(should_stop, **_):
+        with pytest.raises(KeyboardInterrupt), should_stop.armed():
+            main = threading.main_thread().ident
+            threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT]).start()
+            while True:
+                time.sleep(0.001)
+        return "stopped"
+
+    assert Training(work, Stop()).wait() == "stopped"
+
+
 def test_one_training_at_a_time():
     door = threading.Event()
     training = Training(lambda **_: door.wait(10), Stop())

@@ -43,7 +43,7 @@ from .views import (
 SHARE = 0.015
 """Of the time that goes into drawing, at most."""
 SECONDS_BETWEEN = 0.2
-SIZE = {"width": 380, "height": 230}
+SIZE = {"width": 400, "height": 230}
 _HERE = Path(__file__).parent
 
 
@@ -132,6 +132,10 @@ class Dashboard:
         self._state = "judging and saving"
         self.refresh(now=True)
 
+    def waits(self, on: bool) -> None:
+        """Whether the kernel is busy waiting for this training, and hears no button."""
+        self.button.kernel = kernel_id() if on else ""
+
     def end(self, error: str = "") -> None:
         """Put a picture in the place of the widget; nothing where there was nothing to draw."""
         self.button.off = True
@@ -183,7 +187,7 @@ class Dashboard:
         """All that is not folded away, as one picture."""
         shown = [self.charts[title_of(v)].picture for v in self.views if not v.folded]
         drawn = [p for p in [*shown, self.memory.picture, self.time.picture] if p is not None]
-        return grid(drawn, columns=3, title=self.headline)
+        return grid(drawn, columns=2, title=self.headline)
 
     def __repr__(self) -> str:
         """The same numbers as a table."""
