@@ -44,6 +44,8 @@ test: export HF_HUB_OFFLINE = 1
 test: $(VENV)/.stamp-test
 	@echo '== lint'
 	@$(BIN)/ruff check --quiet .
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || \
+	  echo '== no Chromium here: tests in a browser are left out (Debian, Ubuntu: apt install chromium)'
 	@echo '== tests'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile $(PYTEST_ARGS) tests
 	@echo '== notebooks'

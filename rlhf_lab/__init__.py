@@ -21,7 +21,8 @@ _HOMES = {
     "train_all": "course", "stage_table": "course", "cost_table": "course",
     "stage_shares": "course", "describe_data": "course", "report": "course", "stories": "course",
     "show_stories": "course",
-    "planner": "studio", "dashboard": "studio",
+    "planner": "studio", "dashboard": "studio", "inspect": "studio", "label": "studio",
+    "curves": "widgets.figures", "frontier": "widgets.figures", "stage_costs": "widgets.bars",
 }  # fmt: skip
 __all__ = sorted(_HOMES)
 

@@ -179,6 +179,12 @@ class Comparison:
 
         return memory_chart(self.ledger)
 
+    def figure(self, quantity: str = "bytes"):
+        """The sources beside each other by phase, with the bands they claim: a plotly figure."""
+        from .widgets.bars import sources
+
+        return sources(self, quantity=quantity)
+
 
 def compare(*things: Any) -> Comparison:
     """Plans, x-rays and runs (whatever has a `.ledger`) in one table and one picture."""
@@ -275,19 +281,9 @@ class Sweep:
 
     def figure(self, quantity: str = "flops"):
         """Predicted and measured on log-log paper, a plotly figure."""
-        import plotly.graph_objects as go
+        from .widgets.figures import scaling
 
-        figure = go.Figure()
-        for source, dash in (("predicted", "dash"), ("measured", "solid")):
-            name = f"{quantity} {source}"
-            xy = [(p["x"], p[name]) for p in self.points if p.get(name)]
-            if xy:
-                xs, ys = zip(*xy, strict=True)
-                figure.add_scatter(x=xs, y=ys, name=name, mode="lines+markers",
-                                   line={"dash": dash})  # fmt: skip
-        figure.update_xaxes(type="log", title=f"{self.axis} ({AXES.get(self.axis, '')})")
-        figure.update_yaxes(type="log", title=quantity)
-        return figure
+        return scaling(self, quantity, x_title=f"{self.axis} ({AXES.get(self.axis, '')})")
 
 
 def sweep(

@@ -62,10 +62,10 @@ def _try(e: Estimate, does: str, settings: dict[str, Any]) -> Remedy | None:
         else:
             new = e.changed(**other)
         saved = e.peak - new.peak
+        hours = None if e.hours is None or new.hours is None else e.hours - new.hours
+        money = None if e.money is None or new.money is None else e.money - new.money
     except ValueError:
         return None
-    hours = None if e.hours is None or new.hours is None else e.hours - new.hours
-    money = None if e.money is None or new.money is None else e.money - new.money
     worth = saved > WORTH * e.peak or (hours or 0.0) > WORTH * (e.hours or 1.0)
     return Remedy(does, settings, new, saved, hours, money) if worth else None
 
@@ -99,17 +99,20 @@ def _changes(e: Estimate) -> Iterator[tuple[str, dict[str, Any]]]:
     if training and not s.lora_r:
         yield "LoRA, rank 16", {"lora_r": 16}
     if training and not s.load_in_4bit and s.gpu:
+        half = "bfloat16" if "bf16" in e.hardware.flops else "float16"
         yield ("QLoRA: base in 4 bits, rank 16", {"lora_r": s.lora_r or 16, "load_in_4bit": True,
-               "dtype": "bfloat16", "bf16": False})  # fmt: skip
+               "dtype": half, "bf16": False, **({"fp16": False} if s.fp16 else {})})  # fmt: skip
     if s.stage == "ppo" and s.layout == "four":
         yield "policy and value share a trunk", {"layout": "shared"}
         yield "one base with adapters", {"layout": "adapters", "lora_r": s.lora_r or 16}
         if not s.rule_reward:
             yield "a rule instead of the reward model", {"rule_reward": True}
-    if s.gpus > 1 and s.sharding in ("none", "ddp"):
+    if training and s.gpus > 1 and s.sharding in ("none", "ddp"):
         yield "shard weights and states (FSDP2)", {"sharding": "fsdp2"}
     if training and s.gpu:
-        yield (f"{2 * s.gpus} GPUs, sharded (FSDP2)", {"gpus": 2 * s.gpus, "sharding": "fsdp2"})
+        nodes = -(-2 * s.gpus // e.hardware.devices_per_node)
+        yield (f"{2 * s.gpus} GPUs, sharded (FSDP2)", {"gpus": 2 * s.gpus, "sharding": "fsdp2",
+               **({"nodes": nodes} if nodes > s.nodes else {})})  # fmt: skip
     if s.stage == "ppo":
         yield "DPO instead of PPO", {"stage": "dpo"}
 

@@ -25,7 +25,7 @@ from ..tokens import encode_prompt, encode_response
 from .maths import response_mask
 from .rollout import Rollout, join, pad_prompts, response_logprobs
 
-DIGITS = 4  # significant ones: a record is text in a file that grows with every iteration
+DIGITS, DECIMALS = 4, 6  # a record is text in a file that grows with every iteration
 
 
 @torch.no_grad()
@@ -108,4 +108,5 @@ def _record(tokenizer, ids: list[int], names, numbers: Tensor) -> dict[str, list
 
 
 def _short(x: float) -> float:
-    return float(f"{x:.{DIGITS}g}")
+    """DIGITS significant ones; below DECIMALS it is rounding that fp32 left."""
+    return round(float(f"{x:.{DIGITS}g}"), DECIMALS)

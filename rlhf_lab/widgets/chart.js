@@ -39,7 +39,7 @@ function readPlot(node) {
   const [y0, y1] = numbers(node.dataset.ys);
   const curves = [...node.querySelectorAll(".curve")].map(({ dataset: d }) => ({
     name: d.name, colour: d.colour, xs: numbers(d.x), ys: numbers(d.y),
-    said: d.y ? d.y.split(" ") : [], at: d.x ? d.x.split(" ") : [],
+    xTexts: (d.x ?? "").split(" "), yTexts: (d.y ?? "").split(" "),
   }));
   const blocks = curves.length ? [] : [...node.ownerSVGElement.querySelectorAll(".block")]
     .filter((b) => b.ownerSVGElement === node.ownerSVGElement);
@@ -132,15 +132,15 @@ function render({ model, el }) {
     make(marks, "line", { class: "lab-hair", x1: x, x2: x, y1: plot.top, y2: plot.bottom });
     const rows = [];
     let label = "";
-    for (const { name, colour, xs, ys, said, at: ats } of plot.curves) {
+    for (const { name, colour, xs, ys, xTexts, yTexts } of plot.curves) {
       if (!xs.length) continue;
       const i = nearest(xs, at);
       // A curve with no point at the hair line says where its nearest one is.
-      const elsewhere = xs[i] === at ? "" : ` (${plot.xLabel} ${ats[i]})`;
-      if (!elsewhere) label = `${plot.xLabel} ${ats[i]}`;
-      const dot = make(marks, "circle", { class: "lab-dot", r: 3.4, cx: plot.x(xs[i]), cy: plot.y(ys[i]) });
-      dot.style.fill = colour;
-      rows.push([colour, name, said[i] + elsewhere]);
+      const elsewhere = xs[i] === at ? "" : ` (${plot.xLabel} ${xTexts[i]})`;
+      if (!elsewhere) label = `${plot.xLabel} ${xTexts[i]}`;
+      const dot = { cx: plot.x(xs[i]), cy: plot.y(ys[i]), r: 3.4 };
+      make(marks, "circle", { class: "lab-dot", ...dot }).style.fill = colour;
+      rows.push([colour, name, yTexts[i] + elsewhere]);
     }
     make(box, "div", {}, label);
     return put(plot, x, plot.top, rows, label);
@@ -152,7 +152,8 @@ function render({ model, el }) {
       const row = make(box, "div", {});
       make(row, "i", {}).style.background = colour;
       make(row, "span", {}, name);
-      if (value) row.append(" ", Object.assign(document.createElement("b"), { textContent: value }));
+      row.append(" ");
+      if (value) make(row, "b", {}, value);
     }
     box.hidden = false;
     const place = new DOMPoint(x, y).matrixTransform(plot.node.getScreenCTM());
@@ -161,7 +162,8 @@ function render({ model, el }) {
     const fits = px + 12 + box.offsetWidth <= frame.width;
     box.style.left = `${Math.max(0, fits ? px + 12 : px - 12 - box.offsetWidth)}px`;
     box.style.top = `${Math.max(0, Math.min(py, frame.height - box.offsetHeight))}px`;
-    return [label, ...rows.map(([, name, value]) => `${name} ${value}`.trim())].filter(Boolean).join("; ");
+    const words = rows.map(([, name, value]) => `${name} ${value}`.trim());
+    return [label, ...words].filter(Boolean).join("; ");
   }
 
   function point(event) {
@@ -169,18 +171,21 @@ function render({ model, el }) {
     for (const [number, plot] of plots.entries()) {
       const at = new DOMPoint(event.clientX, event.clientY)
         .matrixTransform(plot.node.getScreenCTM().inverse());
-      if (at.x < plot.left - 6 || at.x > plot.right + 6 || at.y < plot.top || at.y > plot.bottom) continue;
-      if (!plot.bars) return go(number, nearest(plot.stops, plot.value(at.x)));
-      return go(number, plot.stops.indexOf(event.target));
+      const inside = at.x > plot.left - 6 && at.x < plot.right + 6
+        && at.y > plot.top && at.y < plot.bottom;
+      if (!inside) continue;
+      const stop = plot.bars ? plot.stops.indexOf(event.target)
+        : nearest(plot.stops, plot.value(at.x));
+      if (stop >= 0) return go(number, stop);
     }
     leave();
-    if (label) {
-      const frame = root.getBoundingClientRect();
-      box.replaceChildren(label);
-      box.hidden = false;
-      box.style.left = `${Math.max(0, Math.min(event.clientX - frame.left, frame.width - box.offsetWidth))}px`;
-      box.style.top = `${event.clientY - frame.top + 14}px`;
-    }
+    if (!label) return;
+    const frame = root.getBoundingClientRect();
+    box.replaceChildren(label);
+    box.hidden = false;
+    const room = frame.width - box.offsetWidth;
+    box.style.left = `${Math.max(0, Math.min(event.clientX - frame.left, room))}px`;
+    box.style.top = `${event.clientY - frame.top + 14}px`;
   }
 
   function press(event) {

@@ -8,6 +8,7 @@ theme at all: as an image, on GitHub, on Colab. Lengths are px.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -184,6 +185,9 @@ def finished(shapes: Sequence[str], said: str, width: float, height: float) -> s
     return "\n".join([head, paper, *filter(None, shapes), "</svg>"])
 
 
+_READINGS = re.compile(r'\n<g class="plot"[^>]*>(\n<g class="curve"[^>]*/>)*\n</g>')
+
+
 class Picture(str):
     """SVG text that shows itself as the last value of a cell, or through `display`.
 
@@ -202,6 +206,11 @@ class Picture(str):
         picture = super().__new__(cls, svg)
         picture.words, picture.live, picture.size = words, live or svg, size
         return picture
+
+    @property
+    def bare(self) -> str:
+        """Without tooltips and readings: all that shows where SVG is an image, and half as long."""
+        return _READINGS.sub("", self.live)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"image/svg+xml": str(self), "text/plain": self.words}
@@ -292,7 +301,7 @@ def words_width(text: str, size: float) -> float:
         elif letter in "ijlI.,:;'|!()[]tfr ":
             ems += 0.36
         else:
-            ems += 0.82 if letter in "mwMW@%" else 0.7 if letter.isupper() else 0.58
+            ems += 0.86 if letter in "mwMW@%<>=+~#" else 0.7 if letter.isupper() else 0.58
     return ems * size
 
 

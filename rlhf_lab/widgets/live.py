@@ -25,7 +25,7 @@ import anywidget
 import ipywidgets
 import traitlets
 
-from .frame import LARGE, Picture, finished, words
+from .frame import FAINT, LARGE, SMALL, Picture, finished, words
 from .progress import _notebook_display
 
 Drawn = "Picture | Callable[[], Picture]"
@@ -37,6 +37,8 @@ BYTES_PER_SECOND, CREDIT_SECONDS = 13_000, 10.0
 ENVELOPE = 1_500  # bytes that Jupyter's protocol puts around each message
 DRAWING_SHARE = 0.02  # of the time goes into drawing, at most: training comes first
 STILL_SECONDS = 2.0
+STILL_BYTES = 25_000  # a longer picture is saved without its tooltips
+NOTE = "A picture of the last state. Run the cell for its controls."
 GAP = 8  # px between the pictures of a grid
 _HERE = Path(__file__).parent
 
@@ -89,13 +91,14 @@ class Chart(anywidget.AnyWidget):
         if not self._waiting:
             return
         self._waiting = False
-        start = self._clock()
+        start = time.thread_time()
         packed = zlib.compress(self.picture.live.encode())
         self.svg = packed
+        drawing = time.thread_time() - start
         now = self._clock()
         seconds = (len(packed) + ENVELOPE) / BYTES_PER_SECOND
         self._paid_until = max(self._paid_until, now - CREDIT_SECONDS) + seconds
-        pause = max(SECONDS_BETWEEN, (now - start) / DRAWING_SHARE)
+        pause = max(SECONDS_BETWEEN, drawing / DRAWING_SHARE)
         self._free_at = max(now + pause, self._paid_until)
 
     def freeze(self) -> dict[str, str]:
@@ -110,7 +113,8 @@ def bundle(picture: Picture | None) -> dict[str, str]:
     """What a picture is in a saved notebook: SVG, and its last values in words."""
     if picture is None:
         return {"text/plain": "no picture yet"}
-    return {"image/svg+xml": str(picture), "text/plain": picture.words}
+    svg = str(picture) if len(picture) <= STILL_BYTES else picture.bare
+    return {"image/svg+xml": svg, "text/plain": picture.words}
 
 
 def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Picture:
@@ -155,6 +159,12 @@ class _Alive(anywidget.AnyWidget):
         return "_Alive()"
 
 
+class _Held(ipywidgets.VBox):
+    def __repr__(self) -> str:
+        """Where no widget is drawn, as on GitHub, this stands under the picture."""
+        return NOTE
+
+
 class Showing:
     """What `show` returns: the widget's place in a notebook."""
 
@@ -169,13 +179,20 @@ class Showing:
             return
         if beside:
             self._picture = display(self._marked(), raw=True, display_id=True)
-            widget = ipywidgets.VBox([widget, _Alive()])
+            widget = _Held([widget, _Alive()])
         self._widget = display(widget, display_id=True)
 
     def _marked(self) -> dict[str, str]:
-        made = bundle(self._still())
-        made["image/svg+xml"] = made["image/svg+xml"].replace("<svg ", '<svg class="lab-still" ', 1)
-        return made
+        """The picture with a mark, by which chart.css finds it, and a note."""
+        picture = self._still()
+        if picture is None or not all(picture.size):
+            return bundle(picture)
+        width, height = picture.size
+        drawn = _placed(bundle(picture)["image/svg+xml"], 0, 0, picture.size)
+        note = words(10, height + 12, NOTE, size=SMALL, fill=FAINT)
+        svg = finished([drawn, note], picture.words, width, height + 20)
+        marked = svg.replace("<svg ", '<svg class="lab-still" ', 1)
+        return {"image/svg+xml": marked, "text/plain": picture.words}
 
     def refresh(self, now: bool = False) -> None:
         """Let the saved picture follow the widget: every two seconds at most, or `now`."""
@@ -187,9 +204,11 @@ class Showing:
     def freeze(self) -> dict[str, str]:
         """Replace the widget by its picture, for good; → the picture as a static bundle."""
         made = bundle(self._still())
-        for place, content in ((self._picture or self._widget, made), (self._widget, {})):
-            if place and (content or self._picture):
-                place.update(content, raw=True)
+        if self._picture:
+            self._picture.update(made, raw=True)
+            self._widget.update({}, raw=True)  # nothing to show there, nothing to save
+        elif self._widget:
+            self._widget.update(made, raw=True)
         self._picture = self._widget = None
         return made
 

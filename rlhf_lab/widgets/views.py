@@ -77,6 +77,12 @@ PPO = (
     GOLD,
     KL,
     View(
+        ("kl_coef",),
+        "β (reward per nat)",
+        "A fixed β is a flat line; an adaptive one rises while the KL is above its target.",
+        title="KL coefficient",
+    ),
+    View(
         ("entropy",),
         "entropy (nats per token)",
         "A slow fall is learning; a plunge towards 0 is a policy that says one thing only.",
@@ -99,13 +105,6 @@ PPO = (
         ("response_length",),
         "response length (tokens)",
         "A reward that climbs with the length may be paying for the length.",
-        folded=True,
-    ),
-    View(
-        ("kl_coef",),
-        "β (reward per nat)",
-        "A fixed β is a flat line; an adaptive one rises while the KL is above its target.",
-        title="KL coefficient",
         folded=True,
     ),
 )

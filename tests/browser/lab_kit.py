@@ -129,7 +129,7 @@ class Book:
         self.hosts: set[str] = set()
         self.received: list[tuple[float, int]] = []
         self.page: Any = None
-        self._dark = False
+        self._dark = self._no_kernel = False
 
     # -- opening ------------------------------------------------------------------------------
     def open(self) -> Book:
@@ -154,6 +154,7 @@ class Book:
         self.save()
         self.page.close()
         self.server.kill_kernels()
+        self._no_kernel = True
         self._new_page()
         self.page.goto(f"{self.server.url}/lab?reset&token={self.server.token}")
         self.page.wait_for_function(
@@ -170,10 +171,15 @@ class Book:
 
     def _new_page(self) -> None:
         self.page = page = self.context.new_page()
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", self._thrown)
         page.on("console", self._console)
         page.on("request", lambda request: self._host(request.url))
         page.on("websocket", self._socket)
+
+    def _thrown(self, error: Any) -> None:
+        # JupyterLab's own, in any notebook that is opened without a kernel.
+        if not (self._no_kernel and "null (reading 'kernel')" in str(error)):
+            self.errors.append(str(error))
 
     def _console(self, message: Any) -> None:
         if message.type == "error" and not any(noise in message.text for noise in NOISE):

@@ -5,6 +5,7 @@ Run: pytest tests/browser/test_labeller.py        (RLHF_LAB_SHOTS=folder keeps t
 
 import json
 import re
+from urllib.parse import quote
 
 import pytest
 
@@ -146,14 +147,11 @@ def test_a_kernel_killed_in_the_middle_loses_no_answer(open_labeller):
         "code => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
         ".requestExecute({ code }); }", kill,
     )  # fmt: skip
-    page.wait_for_timeout(1500)
+    page.locator(".jp-Dialog button").first.click(timeout=30_000)  # "the kernel has died"
     page.locator(f"{ROOT} button.left").click()
     page.wait_for_selector(f"{ROOT}.lost .note:has-text('Not saved')", timeout=10_000)
     saved = lines(book, file)
     assert [line["judgement"] for line in saved] == ["left"] * 3
-    dismiss = page.locator(".jp-Dialog button")
-    if dismiss.count():
-        dismiss.first.click()
     book.errors.clear()  # a dead kernel is worth a complaint of JupyterLab's
     page.close()
     book.server.kill_kernels()
@@ -206,6 +204,7 @@ def test_agreement_is_hidden_then_shown_in_both_themes(open_labeller):
     assert text(book, ".tally").startswith("How well you agree is hidden until the end.")
     book.shot("labeller-light", ROOT)
     book.theme("dark")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
     book.shot("labeller-dark", ROOT)
     for number in range(3, 9):
         page.locator(ROOT).focus()
@@ -220,6 +219,7 @@ def test_agreement_is_hidden_then_shown_in_both_themes(open_labeller):
     assert re.match(r"\d+% of \d, 95% interval \d+% to \d+%", figures[0])
     book.shot("labeller-done-dark", ROOT)
     book.theme("light")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
     book.shot("labeller-done-light", ROOT)
     page.locator(f"{ROOT} button.undo").click()
     wait_for_pair(book, 8, of=8)
@@ -228,16 +228,20 @@ def test_agreement_is_hidden_then_shown_in_both_themes(open_labeller):
 
 def test_without_a_kernel_the_saved_notebook_shows_the_tally(open_labeller):
     book, file = open_labeller()
-    still = '.jp-OutputArea svg[aria-label^="Your labels: {} of 6"]'
-    for number in range(2, 8):
-        assert not book.page.locator(still.format(number - 2)).is_visible()  # the widget is there
+
+    def still(number):  # JupyterLab shows a saved SVG as an image
+        return f'.jp-OutputArea img[src*="{quote(f"Your labels: {number} of 6")}"]'
+
+    for number in range(1, 7):
         book.page.locator(f"{ROOT} button.left").click()
-        book.page.wait_for_selector(f"{ROOT} .bar[aria-valuenow='{number - 1}']")
-    book.wait_for(lambda: book.page.locator(still.format(6)).count())
+        book.page.wait_for_selector(still(number), state="attached")
+        assert not book.page.locator(still(number)).is_visible()  # the widget itself is there
     book.reopen_without_kernel()
-    book.page.wait_for_selector(still.format(6), state="visible")
-    assert "You agree with the gold reward" in book.text(0)
-    book.shot("labeller-reopened")
+    book.page.wait_for_selector(still(6), state="visible")
+    assert quote("You agree with the gold reward") in book.page.locator(still(6)).get_attribute(
+        "src"
+    )
+    book.shot("labeller-reopened", ".jp-OutputArea")
 
 
 def test_a_narrow_window_stacks_the_responses(open_labeller):

@@ -1,0 +1,322 @@
+"""You are the human: two responses side by side, and you say which one is better.
+
+    labeller = Labeller(pairs, "my_preferences.jsonl", data.gold_reward, data.annotator)
+    labeller                                    # a click, or the keys; each answer is saved at once
+    labeller.ask()                              # the same in a terminal
+
+A reward model of your own taste, and a policy that learns from it:
+
+    mine = lab.train("reward", labeller.preferences)
+    lab.train(lab.plan("ppo", tiny.with_stage("reward", mine.folder / "model")), data)
+
+Every answer is on disk (`judgements.py`) before the next pair appears: a killed kernel loses none,
+and the same file goes on where you stopped. How well you agree with the gold reward and with the
+annotator stays hidden until the end, so that it does not teach you.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from ..gold import Annotator
+from ..judgements import ANSWERS, Judgements, pair_id
+from ..tokens import prompt_text
+from .agreement import Choice, Share, picture, shares
+from .frame import Picture
+from .live import show
+
+LONGEST = 20_000
+"""Characters of a text that are shown."""
+
+_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_SAID = {"left": "left is better", "right": "right is better", "tie": "a tie", "skip": "skipped"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two responses as they are shown; `label` is the one that was preferred before, if known."""
+
+    id: str
+    prompt: Any
+    left: str
+    right: str
+    label: str | None
+
+
+class Labeller(anywidget.AnyWidget):
+    """Asks you which of two responses is better, and keeps every answer in a file.
+
+    `pairs`: rows {"prompt", "chosen", "rejected"} (what an annotator chose, or a data set says) or
+    {"prompt", "first", "second"}. Which response stands left is drawn for each pair, by `seed`.
+    `gold_reward(prompt, response)` and `annotator`, where there are any, are what your choices are
+    compared with. `who`: several people may label into one file under their names. `feedback`:
+    "end" hides the agreement until all pairs are labelled or you ask for it; "each" shows it after
+    every answer. Raises ValueError with one line for pairs or a file that cannot be used.
+    """
+
+    _esm = Path(__file__).with_name("labeller.js")
+    _css = Path(__file__).with_name("labeller.css")
+    view = traitlets.Dict().tag(sync=True)  # all that the browser shows, so that a reload shows it
+
+    def __init__(
+        self,
+        pairs: Iterable[Mapping[str, Any]],
+        file: str | Path,
+        gold_reward: Callable[[str, str], float] | None = None,
+        annotator: Annotator | None = None,
+        *,
+        who: str = "",
+        seed: int = 0,
+        feedback: str = "end",
+    ) -> None:
+        if feedback not in ("end", "each"):
+            raise ValueError(f"feedback={feedback!r}: choose from end, each")
+        self.pairs = _drawn(pairs, annotator, seed)
+        self.judgements = Judgements(file)
+        self.who, self.revealed = who, feedback == "each"
+        self._gold_reward, self._annotator, self._gaps = gold_reward, annotator, {}
+        self._given = [line["id"] for line in self.judgements.standing(who)]  # what undo takes back
+        self._moves, self._since = 0, time.monotonic()
+        super().__init__()
+        self.on_msg(self._hear)
+        self._show("")
+
+    def __repr__(self) -> str:
+        said = f"Labeller({self.done} of {len(self.pairs)} labelled"
+        shown = [f"{row.name[0].lower()}{row.name[1:]}: {row.short}" for row in self._rows()]
+        return "; ".join([said, *shown]) + ")"
+
+    def _ipython_display_(self, **_: Any) -> None:
+        """In a notebook: with a picture of the tally beside it, for readers without a kernel."""
+        showing = show(self, self.still)
+        self.observe(lambda _: showing.refresh(now=True), "view")
+
+    # -- answering ----------------------------------------------------------------------------
+    @property
+    def current(self) -> Pair | None:
+        """The pair that is asked about; None when all are labelled."""
+        answered = self._answered()
+        return next((pair for pair in self.pairs if pair.id not in answered), None)
+
+    @property
+    def done(self) -> int:
+        """How many of the pairs are labelled, ties and skips among them."""
+        answered = self._answered()
+        return sum(pair.id in answered for pair in self.pairs)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of the pairs: {"preferences", "ties", "skips"}."""
+        ours = {pair.id for pair in self.pairs}
+        said = [kind for pair, kind in self._answered().items() if pair in ours]
+        ties, skips = said.count("tie"), said.count("skip")
+        return {"preferences": len(said) - ties - skips, "ties": ties, "skips": skips}
+
+    def answer(self, choice: str, seconds: float | None = None) -> None:
+        """Judge the current pair: "left", "right", "tie" or "skip". Saved when this returns."""
+        pair = self.current
+        if pair is None:
+            raise ValueError(f"all {len(self.pairs)} pairs are labelled; undo takes one back")
+        if seconds is None:
+            seconds = time.monotonic() - self._since
+        given = self.judgements.add(choice, pair.prompt, pair.left, pair.right, seconds=seconds,
+                                    who=self.who)  # fmt: skip
+        self._given.append(given)
+        self._show(f"Saved: {_SAID[choice]}.{self._verdict(pair, choice)}")
+
+    def undo(self) -> None:
+        """Take back the last answer; nothing where there is none."""
+        standing = {line["id"] for line in self.judgements.standing(self.who)}
+        while self._given and self._given[-1] not in standing:
+            self._given.pop()
+        if self._given:
+            self.judgements.undo(self._given[-1], self.who)
+            self._given.pop()
+            self._show("Taken back: judge this pair again.")
+        else:
+            self._show("Nothing to take back.")
+
+    def reveal(self) -> None:
+        """Show the agreement now, and from now on after every answer."""
+        self.revealed = True
+        self._show("")
+
+    # -- what comes of it ---------------------------------------------------------------------
+    @property
+    def preferences(self) -> list[dict[str, Any]]:
+        """Your preferences, all that the file holds: rows {"prompt", "chosen", "rejected"}.
+
+        Ties and skips are left out (`counts`). `lab.load_data` takes these rows.
+        """
+        return self.judgements.preferences(self.who)
+
+    def tally(self) -> list[Share]:
+        """Of the pairs that you decided: how often you agree with the gold reward and with the
+        annotator, how often the annotator is expected to agree with the gold reward (its noise is
+        yours to beat), and how often you chose the left and the longer one."""
+        pairs = {pair.id: pair for pair in self.pairs}
+        lines = [line for line in self.judgements.standing(self.who)
+                 if "chosen" in line and line["pair"] in pairs]  # fmt: skip
+        whose = "the data's labels" if self._annotator is None else "the annotator"
+        return shares([self._choice(pairs[line["pair"]], line) for line in lines], whose)
+
+    def still(self) -> Picture:
+        """The tally as a picture, for a notebook that is read without a kernel."""
+        title = f"Your labels: {self.done} of {len(self.pairs)}"
+        hidden = "Agreement is hidden until all pairs are labelled." if self.done else ""
+        return picture(self._rows(), title, hidden or "No answers yet.")
+
+    def ask(
+        self, read: Callable[[str], str] = input, write: Callable[[str], Any] = print
+    ) -> Labeller:
+        """Label in a terminal, until all is labelled or you say q. → itself."""
+        keys = {"1": "left", "2": "right", "t": "tie", "s": "skip"}
+        while pair := self.current:
+            write(f"\nPair {self.done + 1} of {len(self.pairs)}\n{shown(pair.prompt)}\n\n"
+                  f"[1] {shown(pair.left)}\n\n[2] {shown(pair.right)}\n")  # fmt: skip
+            self._since = time.monotonic()
+            try:
+                said = read("Better: 1 or 2 (t tie, s skip, u undo, q quit): ").strip().lower()
+            except (EOFError, KeyboardInterrupt):
+                said = "q"
+            if said == "q":
+                break
+            if said == "u":
+                self.undo()
+            elif said in keys:
+                self.answer(keys[said])
+            write(self.view["note"] if said in ("u", *keys) else "Say 1, 2, t, s, u or q.")
+        write(f"{self.done} of {len(self.pairs)} labelled, saved in {self.judgements.file}")
+        for row in self._rows():
+            write(f"{row.name}: {row}")
+        return self
+
+    # -- inside -------------------------------------------------------------------------------
+    def _answered(self) -> dict[str, str]:
+        """Pair → answer, of everything in the file."""
+        return {line["pair"]: line["judgement"] for line in self.judgements.standing(self.who)}
+
+    def _rows(self) -> list[Share]:
+        """The tally, where it may be seen."""
+        return self.tally() if self.revealed or self.current is None else []
+
+    def _gap(self, pair: Pair) -> float | None:
+        """Gold reward of the left less that of the right response; None where it is unknown."""
+        if pair.id not in self._gaps:
+            try:
+                left, right = (self._gold_reward(pair.prompt, r) for r in (pair.left, pair.right))
+                gap = float(left) - float(right)
+                # Sums of the same parts may differ in the last digit.
+                self._gaps[pair.id] = 0.0 if abs(gap) < 1e-9 else gap if gap == gap else None
+            except (TypeError, ValueError):  # no gold reward, or none for this prompt
+                self._gaps[pair.id] = None
+        return self._gaps[pair.id]
+
+    def _choice(self, pair: Pair, line: Mapping[str, Any]) -> Choice:
+        left, gap, expected = line["chosen"] == pair.left, self._gap(pair), None
+        if gap and self._annotator is not None:
+            better, worse = (pair.left, pair.right) if gap > 0 else (pair.right, pair.left)
+            expected = self._annotator.prefers_first(pair.prompt, better, worse)
+        return Choice(
+            left=line["judgement"] == "left",
+            longer=len(line["chosen"].split()) - len(line["rejected"].split()),
+            gold=gap if left or gap is None else -gap,
+            label=None if pair.label is None else line["chosen"] == pair.label,
+            expected=expected,
+        )
+
+    def _verdict(self, pair: Pair, choice: str) -> str:
+        """What the gold reward says of an answer, once the agreement may be seen."""
+        gap = self._gap(pair) if self.revealed and choice in ("left", "right") else None
+        if gap is None:
+            return ""
+        says = "has them equal" if gap == 0 else "agrees" if (gap > 0) == (choice == "left") else (
+            "prefers the other")  # fmt: skip
+        return f" The gold reward {says}" + f" (by {abs(gap):.1f})." * (gap != 0) + "." * (gap == 0)
+
+    def _hear(self, _: Any, message: Any, __: Any) -> None:
+        """A message of the browser: {"do": …, "pair": the pair it speaks of, "seconds": …}."""
+        do = message.get("do") if isinstance(message, dict) else None
+        try:
+            pair = self.current
+            if do in ANSWERS and pair is not None and message.get("pair") == pair.id:
+                self.answer(do, _seconds(message.get("seconds")))
+            elif do in ("undo", "reveal"):
+                getattr(self, do)()
+            else:  # a click that came twice: show what is so
+                self._show(self.view["note"])
+        except (OSError, ValueError) as error:
+            self._show(f"Not saved: {error}")
+
+    def _show(self, note: str) -> None:
+        """Send the browser what there is to see."""
+        pair, total = self.current, len(self.pairs)
+        self._moves, self._since = self._moves + 1, time.monotonic()
+        counts = ", ".join(
+            f"{n} {kind if n != 1 else kind[:-1]}" for kind, n in self.counts.items()
+        )
+        self.view = {
+            "moves": self._moves,  # so that every message has an answer
+            "id": pair.id if pair else "", "done": self.done, "total": total, "note": shown(note),
+            "prompt": shown(pair.prompt) if pair else "",
+            "left": shown(pair.left) if pair else "", "right": shown(pair.right) if pair else "",
+            "counts": counts, "file": shown(self.judgements.file.name), "undo": bool(self._given),
+            "revealed": self.revealed or pair is None,
+            "rows": [{"name": r.name, "share": r.share, "low": r.low, "high": r.high,
+                      "short": r.short, "said": str(r)} for r in self._rows()],
+        }  # fmt: skip
+
+
+def shown(text: Any) -> str:
+    """A text (or a conversation) as it can be shown in a browser and a terminal: no control
+    characters, no half characters, nothing that turns the direction of writing."""
+    text = prompt_text(text).replace("\r\n", "\n")
+    more = len(text) - LONGEST
+    if more > 0:
+        text = f"{text[:LONGEST]}… ({more:,} more characters)"
+    return _UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", text).strip("\n")
+
+
+def _drawn(rows: Iterable[Mapping[str, Any]], annotator: Annotator | None, seed: int) -> list[Pair]:
+    """The pairs as they will be shown; each once, and none of two equal responses."""
+    found: dict[str, Pair] = {}
+    for index, row in enumerate(rows):
+        names = ("chosen", "rejected") if "chosen" in row else ("first", "second")
+        one, other = (row.get(name) for name in names)
+        if not (isinstance(one, str) and isinstance(other, str) and "prompt" in row):
+            raise ValueError(
+                f"pair {index} needs a prompt and two texts, chosen and rejected (or first and "
+                f"second); it has {', '.join(map(str, row)) or 'nothing'}"
+            )
+        if one == other:
+            continue
+        label = one if "chosen" in row else None
+        if label is None and annotator is not None:
+            try:
+                label = annotator.label(index, row["prompt"], one, other)["chosen"]
+            except ValueError:  # not a prompt of the annotator's world
+                label = None
+        name = pair_id(row["prompt"], one, other)
+        # Drawn for the pair and not for who won it: the position says nothing.
+        sides = sorted([one, other])
+        random.Random(f"side:{seed}:{name}").shuffle(sides)
+        found.setdefault(name, Pair(name, row["prompt"], *sides, label))
+    if not found:
+        raise ValueError("no pairs to label: each needs two different responses")
+    return list(found.values())
+
+
+def _seconds(value: Any) -> float | None:
+    """What the browser measured, where it is a number that can be so."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value and math.isfinite(value) else None

@@ -1,0 +1,332 @@
+"""The planner: move a slider, and see what a stage would take before anything runs.
+
+    planner = Planner(lab.plan, stage="ppo", model="Qwen/Qwen2.5-7B", hardware="h100", gpus=8)
+    planner                     # controls on the left, the answer on the right
+    planner.plan                # what it shows, ready for lab.train
+    planner.state               # the arguments that bring it back: also those of lab.plan
+    planner.code                # the same as a line of Python
+
+The function that plans is given: this file computes nothing of its own. It imports no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets as w
+import traitlets
+
+from ..models import Model, load
+from .frame import LARGE, Picture, shortened
+from .live import STILL_SECONDS, Chart, bundle, grid, show
+from .planner_controls import Controls, tip
+from .planner_knobs import call, hardware_name, model_name
+from .planner_view import (
+    WIDTH,
+    figures,
+    memory_picture,
+    nothing,
+    remedy_text,
+    settings_text,
+    time_picture,
+    verdict,
+)
+from .progress import _notebook_display, _one_line
+from .text import escape, format_bytes, html_table, table
+
+BEST = 3
+"""Changes that are shown, the best first."""
+KEPT = 64
+"""Answers that are kept: going back to one costs nothing."""
+FITS = {"yes": "fits", "perhaps": "may not fit", "no": "does not fit"}
+MARKS = {"yes": "✓", "perhaps": "≈", "no": "✗", "error": "⚠"}
+_HERE = Path(__file__).parent
+
+
+class Copy(anywidget.AnyWidget):
+    """Text and a button that copies it; `folded`: behind its label."""
+
+    _esm = _HERE / "copy.js"
+    _css = _HERE / "planner.css"
+    text = traitlets.Unicode().tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)
+    folded = traitlets.Bool(False).tag(sync=True)
+
+    def __repr__(self) -> str:
+        return f"Copy({self.label!r})"
+
+
+@dataclass
+class Answer:
+    """What one setting of the controls comes to: a plan, or the line that says why there is none.
+
+    The changes that would be cheaper take longer than all the rest: they come when asked for.
+    """
+
+    plan: Any = None
+    error: str = ""
+    state: str = "error"
+    sentence: str = ""
+    pictures: tuple[Picture, ...] = ()
+    picture: Picture | None = None
+    rows: list[dict[str, str]] = field(default_factory=list)
+    yaml: str = ""
+    best: list[Any] | None = None
+
+
+class Planner:
+    """Controls for every setting that a cost depends on, and the plan that they make.
+
+    `plan`: the function `plan(stage, model, hardware=…, **settings)`, such as `lab.plan`. `state`:
+    its arguments, as a start; those without a control are kept and shown beside the controls.
+    Raises ValueError, one line, for a setting that no control can show; what cannot be planned is
+    said in the widget.
+    """
+
+    def __init__(self, plan: Callable[..., Any], **state: Any) -> None:
+        self._plan = plan
+        self._handles: dict[str, Any] = {}  # models that were found
+        self._unknown: dict[str, str] = {}  # and why others were not
+        self._answers: dict[str, Answer] = {}
+        self._last: tuple[Picture, ...] = ()
+        self._showing: Any = None
+        self._waits = False
+        self.controls = Controls(state, self._moved)
+        self.widget = self._build()
+        self.update()
+
+    # ---------------------------------------------------------------------------------- to read
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What brings this planner back: `lab.planner(**state)`; `lab.plan` takes it too."""
+        return self.controls.said()
+
+    @property
+    def code(self) -> str:
+        """The line of Python that makes the plan."""
+        return call(self.state)
+
+    @property
+    def plan(self) -> Any:
+        """The plan that is shown. Raises ValueError, in the words of the widget, where there is
+        none."""
+        answer = self._answer()
+        if answer.error:
+            raise ValueError(answer.error)
+        return answer.plan
+
+    @property
+    def error(self) -> str:
+        """Why there is no plan; "" where there is one."""
+        return self._answer().error
+
+    def cheaper(self) -> list[Any]:
+        """The three best changes (`cost/remedies.py`); none where there is no plan."""
+        answer = self._answer()
+        if answer.best is None:
+            answer.best = [] if answer.error else answer.plan.estimate.cheaper()[:BEST]
+        return answer.best
+
+    def apply(self, **settings: Any) -> None:
+        """Move the controls: `planner.apply(lora_r=16)`. Raises ValueError, one line, for a setting
+        that no control can show."""
+        self.controls.apply(settings)
+        self.update()
+
+    def __repr__(self) -> str:
+        answer = self._answer()
+        if answer.error:
+            return f"Planner({self._what()}: {_one_line(answer.error)})"
+        e = answer.plan.estimate
+        return (f"Planner({self._what()}: {format_bytes(e.peak)} of "
+                f"{format_bytes(e.hardware.memory)}, {FITS[answer.state]})")  # fmt: skip
+
+    def _what(self) -> str:
+        """Stage, model and machine: `ppo, Qwen/Qwen2.5-7B, 8 x h100`."""
+        said = self.state
+        devices = f"{said['gpus']} x " if "gpus" in said else ""
+        where = f"{devices}{hardware_name(said['hardware'])}"
+        return f"{said['stage']}, {_one_line(model_name(said['model']))}, {where}"
+
+    def __str__(self) -> str:
+        answer = self._answer()
+        if answer.error:
+            return f"{self!r}\n{self.code}"
+        changes = "".join(f"\n  {remedy_text(r)}" for r in self.cheaper())
+        return "\n".join([repr(self), answer.sentence, table(answer.rows),
+                          f"What to change:{changes}" if changes else "", self.code])  # fmt: skip
+
+    # ------------------------------------------------------------------------------ in a notebook
+
+    def _ipython_display_(self) -> None:
+        if _notebook_display() is None:
+            print(self)
+            return
+        self._showing = show(self.widget, self.still)
+
+    def still(self) -> Picture:
+        """The answer as a picture, with all figures in words."""
+        answer = self._answer()
+        said = answer.error or f"{self._what()}: {FITS[answer.state]}"
+        title = shortened(_one_line(said), LARGE * 1.2, WIDTH - 20)
+        parts = answer.pictures or self._last or (nothing(),)
+        picture = grid(parts, columns=1, title=title)
+        return Picture(str(picture), str(self), picture.live, picture.size)
+
+    def freeze(self) -> dict[str, str]:
+        """The answer as a static bundle, which needs no kernel; the widget gives way to it."""
+        return self._showing.freeze() if self._showing else bundle(self.still())
+
+    # ---------------------------------------------------------------------------------- its parts
+
+    def _build(self) -> w.Box:
+        self.chart = Chart()
+        self._pictures = w.VBox([self.chart])
+        self._verdict, self._table = w.HTML(), w.HTML()
+        self._advice = w.HTML()
+        self._buttons = [w.Button(layout=w.Layout(display="none", width="auto", height="auto"))
+                         for _ in range(BEST)]  # fmt: skip
+        for place, button in enumerate(self._buttons):
+            button.add_class("lab-remedy")
+            button.on_click(lambda _, place=place: self._remedy(place))
+        self._code = Copy(label="the call that makes this plan")
+        self._config = Copy(label="accelerate config", folded=True)
+        right = w.VBox(
+            [self._verdict, self._pictures, self._table, self._advice, *self._buttons, self._code,
+             self._config],
+            layout=w.Layout(flex="1 1 420px", min_width="0", max_width="640px", width="auto"),
+        )  # fmt: skip
+        box = w.HBox([self.controls.box, right], layout=w.Layout(flex_flow="row wrap"))
+        box.add_class("lab-planner")
+        return box
+
+    def _moved(self, name: str = "") -> None:
+        """A person moved a control. Whatever goes wrong is said in the widget: a traceback here
+        would end in a log that nobody reads."""
+        if name in ("model", "path"):
+            self._unknown.clear()  # named once more is looked for once more
+        try:
+            self.update()
+        except Exception as error:
+            self._say("error", f"{type(error).__name__}: {error}")
+
+    def _remedy(self, place: int) -> None:
+        best = self.cheaper()
+        if place < len(best):
+            try:
+                self.controls.apply(best[place].settings)
+            except ValueError as error:
+                self._say("error", str(error))
+                return
+            self._moved()
+
+    # -------------------------------------------------------------------------------- its answers
+
+    def update(self) -> None:
+        """Show what the controls say now: verdict and pictures first, then what to change."""
+        answer = self._answer()
+        self._say(answer.state, answer.error or answer.sentence)
+        self._code.text = self.code
+        for part in (self._pictures, self._table, *self._buttons):
+            (part.add_class if answer.error else part.remove_class)("lab-stale")
+        for button in self._buttons:
+            button.disabled = bool(answer.error)
+        if not answer.error:
+            self._last = answer.pictures
+            if answer.picture is not self.chart.picture:
+                self.chart.draw(answer.picture, now=True)
+            self._table.value = html_table(answer.rows)
+            self._config.text = answer.yaml
+            self._advise()
+        self._refresh()
+
+    def _advise(self) -> None:
+        best, fits = self.cheaper(), self._answer().state == "yes"
+        title = "To make it cheaper:" if fits else "To make it fit:"
+        self._advice.value = f'<div class="lab-group">{title}</div>' if best else ""
+        for button, r in zip(self._buttons, [*best, *[None] * BEST]):
+            display = None if r else "none"
+            if button.layout.display != display:
+                button.layout.display = display
+            if r:
+                button.description = remedy_text(r)
+                tip(button, settings_text(r.settings))
+
+    def _say(self, state: str, sentence: str) -> None:
+        words = f"<b>{MARKS[state]}</b> {escape(_one_line(sentence))}"
+        self._verdict.value = f'<div class="lab-verdict {state}" role="status">{words}</div>'
+
+    def _refresh(self) -> None:
+        """The saved picture follows, at once or, where that is too often, a little later."""
+        if self._showing is None:
+            return
+        self._showing.refresh()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if not self._waits:
+            self._waits = True
+            loop.call_later(1.1 * STILL_SECONDS, self._refresh_last)
+
+    def _refresh_last(self) -> None:
+        self._waits = False
+        self._showing.refresh()
+
+    def _answer(self) -> Answer:
+        """The answer to what the controls say, computed once."""
+        said = self.state
+        key = repr({**said, "model": model_name(said["model"])})
+        if key in self._answers:
+            return self._answers[key]
+        answer = self._ask(said)
+        if not answer.error:
+            while len(self._answers) >= KEPT:
+                del self._answers[next(iter(self._answers))]
+            self._answers[key] = answer
+        return answer
+
+    def _ask(self, said: dict[str, Any]) -> Answer:
+        try:
+            plan = self._plan(**{**said, "model": self._handle(said["model"])})
+            e = plan.estimate
+            state, sentence = verdict(e)
+            parts = memory_picture(e), time_picture(e)
+            whole = grid(parts, columns=1)
+            return Answer(plan, "", state, sentence, parts, whole, figures(e), _yaml(e))
+        except Exception as error:  # a name from a text field can lead anywhere
+            line = (str(error).strip().splitlines() or [""])[0]
+            known = isinstance(error, ValueError) and line
+            return Answer(error=line if known else f"{type(error).__name__}: {line}")
+
+    def _handle(self, model: Any) -> Model:
+        """The model's handle. One that had to be looked for is looked for once: it may take seconds
+        to find on the hub, or not to."""
+        if isinstance(model, Model):
+            return model
+        if not model:
+            raise ValueError("name a model: a folder with a config.json, or a hub id (owner/name)")
+        if model in self._unknown:
+            raise ValueError(self._unknown[model])
+        if model not in self._handles:
+            try:
+                found = load(model)
+                found.config_dict()
+            except ValueError as error:
+                self._unknown[model] = str(error)
+                raise
+            self._handles[model] = found
+        return self._handles[model]
+
+
+def _yaml(e: Any) -> str:
+    try:
+        return e.accelerate_config()
+    except ValueError as error:
+        return f"# {error}\n"

@@ -1,0 +1,83 @@
+"""The doors to the widgets: what a notebook calls, on real runs and data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import rlhf_lab as lab
+from rlhf_lab.runs import Run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of PPO whose samples have figures of their tokens."""
+    out = tmp_path_factory.mktemp("runs") / "ppo"
+    plan = lab.plan("ppo", "tiny", max_steps=2, per_device_train_batch_size=8, response_length=12,
+                    seed=0)  # fmt: skip
+    return lab.train(plan, out=out, quiet=True)
+
+
+def test_ppo_keeps_what_the_inspector_colours(run):
+    rows = [r for r in run.samples if "tokens" in r and "when" not in r]
+    assert {r["step"] for r in rows} == {1, 2} and len(rows) == 8
+    for row in rows:
+        tokens = row["tokens"]
+        plain = [t for i, t in enumerate(tokens["text"]) if i not in tokens["special"]]
+        assert "".join(plain) == row["response"]
+        for name in ("logprob", "log_ratio", "value", "reward", "advantage", "return"):
+            assert len(tokens[name]) == len(tokens["text"]), name
+        # Rule 11: β·KL is taken off every token, and the score added to the last.
+        beta = dict(zip(*run.series("kl_coef"), strict=True))[row["step"]]
+        for said, ratio in zip(tokens["reward"][:-1], tokens["log_ratio"][:-1], strict=True):
+            assert said == pytest.approx(-beta * ratio, abs=1e-3)
+    assert all(x == 0 for r in rows if r["step"] == 1 for x in map(round, r["tokens"]["log_ratio"]))
+
+
+def test_a_dashboard_of_a_folder(run):
+    assert "2" in repr(lab.dashboard(run.folder)) and "reward" in repr(
+        lab.dashboard(str(run.folder))
+    )
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        lab.dashboard(run.folder / "nothing")
+
+
+def test_inspecting_a_folder_and_scoring_what_has_no_figures(run):
+    inspector = lab.inspect(run.folder)
+    assert repr(inspector)
+    held_out = next(r for r in run.samples if r.get("when") == "ppo")
+    found = inspector._score(run, held_out)
+    assert len(found["log_ratio"]) == len(found["text"])
+    before = next(r for r in run.samples if r.get("when") == "sft")
+    # Before training the policy is the reference.
+    assert max(map(abs, inspector._score(run, before)["log_ratio"])) < 1e-5
+
+
+def test_labelling_takes_the_datas_own_pairs(tmp_path):
+    mine = lab.label("stories", n=3, out=tmp_path / "mine.jsonl")
+    assert len(mine.pairs) == 3 and not (tmp_path / "mine.jsonl").exists()
+    mine.answer("left")
+    assert len(lab.label("stories", n=3, out=tmp_path / "mine.jsonl").preferences) == 1
+    with pytest.raises(ValueError, match="has no pairs to label"):
+        lab.label([{"prompt": f"a {i}", "completion": "b"} for i in range(20)],
+                  out=tmp_path / "x.jsonl")  # fmt: skip
+
+
+def test_figures_of_a_run(run):
+    assert lab.curves(run, metrics=["reward"]).data[0].y
+    assert lab.compare(lab.plan("ppo", "tiny"), run).figure("seconds").data
+    assert lab.stage_costs(run).data
+
+
+def test_the_planner_opens_without_torch():
+    code = ("import sys, rlhf_lab as lab; p = lab.planner(stage='ppo', model='Qwen/Qwen2.5-7B', "
+            "hardware='h100'); print(repr(p)); assert 'torch' not in sys.modules")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "Qwen2.5-7B" in done.stdout, done.stderr
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(lab, name) is not None for name in lab.__all__)
+    assert isinstance(lab.Run, type) and lab.Run is Run
