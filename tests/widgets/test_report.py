@@ -74,8 +74,8 @@ def test_every_ppo_picture_is_there_with_a_sentence(tmp_path, ppo):
     _, page = write(tmp_path, {"PPO": ppo})
     titles = [label.split(".")[0] for label in page.labels]
     assert titles == [
-        *("proxy reward", "gold reward", "KL to the reference", "entropy", "clipping"),
-        *("explained variance", "response length", "KL coefficient", "gold reward by part"),
+        *("proxy reward", "gold reward", "KL to the reference", "KL coefficient", "entropy"),
+        *("clipping", "explained variance", "response length", "gold reward by part"),
         "time by phase",
     ]
     assert page.tags.count("figcaption") == page.tags.count("svg") == 10
