@@ -85,6 +85,14 @@ class Data:
         split = Split(judge(train, self.annotator), judge(test, self.annotator))
         return replace(self, preferences=split)
 
+    def with_preferences(self, rows: list[dict]) -> Data:
+        """The same data with preferences of your own to train on; the held-out pairs stay, so that
+        accuracy and its ceiling compare. Raises ValueError for none."""
+        if not rows:
+            raise ValueError("no preferences yet: label some pairs first")
+        return replace(self, name=f"{self.name}, your preferences",
+                       preferences=Split(list(rows), self.preferences.test))  # fmt: skip
+
     def _need_gold(self) -> None:
         if self.annotator is None:
             raise ValueError(f"{self.name} has no gold reward: only the bundled world knows it")

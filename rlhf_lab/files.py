@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .judgements import Judgements, is_judgements
+
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 PIECE = 1 << 20
 LONGEST_CELL = 1 << 26
@@ -46,6 +48,8 @@ def _looks_like_a_file(source: str) -> bool:
 def _file_rows(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ValueError(f"no data file {path}: give {_wanted()}, or 'stories'")
+    if is_judgements(path):  # your own, without what was taken back
+        return iter(Judgements(path).preferences())
     suffix = _suffix(path)
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}
     if suffix not in FORMATS:

@@ -66,7 +66,8 @@ def label(
     same `out` goes on where you stopped.
 
         mine = lab.label(data)                                       # click, or ← and →
-        judge = lab.train("reward", mine.preferences)                # a reward model of your taste
+        mine_too = data.with_preferences(mine.preferences)           # held-out pairs stay
+        judge = lab.train("reward", mine_too)                        # a reward model of your taste
         tiny = lab.load("tiny").with_stage("reward", judge.model_path)
         lab.train(lab.plan("ppo", tiny))                             # and a policy that pleases it
 
@@ -91,6 +92,9 @@ def _score(run: Run, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Figures of a sample's tokens under the model that wrote it and the one the run began as."""
     from .stages.token_record import score_tokens
 
+    if row.get("when") in (None, "held-out"):
+        raise ValueError("the model of that step is gone: only what was said before and after "
+                         "training can be scored")  # fmt: skip
     policy, reference, tokenizer = _models(run.folder.resolve(), run.stage, run.config["model"])
     before = row.get("when") in ("sft", "base") and row["when"] != run.stage
     return score_tokens(reference if before else policy, reference, tokenizer, row["prompt"],

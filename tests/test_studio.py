@@ -65,6 +65,24 @@ def test_labelling_takes_the_datas_own_pairs(tmp_path):
                   out=tmp_path / "x.jsonl")  # fmt: skip
 
 
+def test_your_answers_are_data_and_what_you_took_back_is_not(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    mine = lab.label("stories", n=14, out=file)
+    for _ in range(13):
+        mine.answer("left")
+    mine.undo()
+    assert len(mine.preferences) == 12
+    read = lab.load_data(file)
+    assert len(read.preferences.train) + len(read.preferences.test) == 12
+    stories = lab.load_data("stories")
+    yours = stories.with_preferences(mine.preferences)
+    assert yours.preferences.train == mine.preferences
+    assert yours.preferences.test == stories.preferences.test
+    assert yours.accuracy_ceiling() == stories.accuracy_ceiling()
+    with pytest.raises(ValueError, match="no preferences yet"):
+        stories.with_preferences([])
+
+
 def test_figures_of_a_run(run):
     assert lab.curves(run, metrics=["reward"]).data[0].y
     assert lab.compare(lab.plan("ppo", "tiny"), run).figure("seconds").data

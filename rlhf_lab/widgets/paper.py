@@ -21,7 +21,8 @@ from .frame import COLOURS, DASHES, colour, words_width
 
 MIME = "application/vnd.plotly.v1+json"
 _DRAWN_BY_THE_LAB = {"plotly_mimetype", "jupyterlab", "vscode", "nteract"}
-_CONFIG = {"displaylogo": False, "responsive": True}
+_CONFIG = {"displaylogo": False}
+"""Not responsive: the lab resizes figures itself, and with both they vanish when themes change."""
 
 INK = "#7A7A7A"
 THEMES = {

@@ -41,6 +41,8 @@ from .text import escape, format_bytes, html_table, table
 
 BEST = 3
 """Changes that are shown, the best first."""
+REST_SECONDS = 0.08
+"""How long the controls rest before the changes are worked out."""
 KEPT = 64
 """Answers that are kept: going back to one costs nothing."""
 FITS = {"yes": "fits", "perhaps": "may not fit", "no": "does not fit"}
@@ -95,10 +97,12 @@ class Planner:
         self._answers: dict[str, Answer] = {}
         self._last: tuple[Picture, ...] = ()
         self._showing: Any = None
-        self._waits = False
+        self._offered: list[Any] = []
+        self._timers: dict[str, asyncio.TimerHandle] = {}
         self.controls = Controls(state, self._moved)
         self.widget = self._build()
         self.update()
+        self._advise()
 
     # ---------------------------------------------------------------------------------- to read
 
@@ -217,10 +221,9 @@ class Planner:
             self._say("error", f"{type(error).__name__}: {error}")
 
     def _remedy(self, place: int) -> None:
-        best = self.cheaper()
-        if place < len(best):
+        if place < len(self._offered):  # what the button says, whatever has moved since
             try:
-                self.controls.apply(best[place].settings)
+                self.controls.apply(self._offered[place].settings)
             except ValueError as error:
                 self._say("error", str(error))
                 return
@@ -229,26 +232,42 @@ class Planner:
     # -------------------------------------------------------------------------------- its answers
 
     def update(self) -> None:
-        """Show what the controls say now: verdict and pictures first, then what to change."""
+        """Show what the controls say now: verdict and pictures at once, what to change when they
+        rest. So a slider that is dragged does not wait for what takes longest."""
         answer = self._answer()
         self._say(answer.state, answer.error or answer.sentence)
-        self._code.text = self.code
-        for part in (self._pictures, self._table, *self._buttons):
-            (part.add_class if answer.error else part.remove_class)("lab-stale")
-        for button in self._buttons:
-            button.disabled = bool(answer.error)
         if not answer.error:
             self._last = answer.pictures
             if answer.picture is not self.chart.picture:
                 self.chart.draw(answer.picture, now=True)
             self._table.value = html_table(answer.rows)
             self._config.text = answer.yaml
-            self._advise()
-        self._refresh()
+        self._code.text = self.code
+        for part in (self._pictures, self._table, *self._buttons):
+            (part.add_class if answer.error else part.remove_class)("lab-stale")
+        for button in self._buttons:
+            button.disabled = bool(answer.error)
+        self._later(REST_SECONDS, self._advise)
+        if self._showing is not None:
+            self._later(1.1 * STILL_SECONDS, self._showing.refresh)
+
+    def _later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Do this when the controls have rested so long; at once where nothing can wait."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return work()
+        if waits := self._timers.pop(work.__name__, None):
+            waits.cancel()
+        self._timers[work.__name__] = loop.call_later(seconds, work)
 
     def _advise(self) -> None:
-        best, fits = self.cheaper(), self._answer().state == "yes"
-        title = "To make it cheaper:" if fits else "To make it fit:"
+        """Write the best changes on the buttons."""
+        answer = self._answer()
+        if answer.error:
+            return
+        self._offered = best = self.cheaper()
+        title = "To make it cheaper:" if answer.state == "yes" else "To make it fit:"
         self._advice.value = f'<div class="lab-group">{title}</div>' if best else ""
         for button, r in zip(self._buttons, [*best, *[None] * BEST]):
             display = None if r else "none"
@@ -261,23 +280,6 @@ class Planner:
     def _say(self, state: str, sentence: str) -> None:
         words = f"<b>{MARKS[state]}</b> {escape(_one_line(sentence))}"
         self._verdict.value = f'<div class="lab-verdict {state}" role="status">{words}</div>'
-
-    def _refresh(self) -> None:
-        """The saved picture follows, at once or, where that is too often, a little later."""
-        if self._showing is None:
-            return
-        self._showing.refresh()
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        if not self._waits:
-            self._waits = True
-            loop.call_later(1.1 * STILL_SECONDS, self._refresh_last)
-
-    def _refresh_last(self) -> None:
-        self._waits = False
-        self._showing.refresh()
 
     def _answer(self) -> Answer:
         """The answer to what the controls say, computed once."""

@@ -1,6 +1,6 @@
 """Fixtures of the browser tests: one JupyterLab and one browser a session, a page for each test.
 
-Skipped with one line where there is no Chromium or no playwright; RLHF_LAB_BROWSER=required makes
+Skipped where there is no Chromium or no playwright; RLHF_LAB_BROWSER=required makes
 that a failure. Screenshots go to RLHF_LAB_SHOTS, or to a temporary folder.
 """
 
@@ -25,13 +25,19 @@ def missing() -> str | None:
     return None
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Skipped by a mark, which pytest sums up in one line for each file."""
+    reason = missing()
+    if reason and os.environ.get("RLHF_LAB_BROWSER") != "required":
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture(scope="session")
 def browser():
-    reason = missing()
-    if reason and os.environ.get("RLHF_LAB_BROWSER") == "required":
+    if reason := missing():
         pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -76,7 +76,7 @@ def test_it_paints_is_read_and_survives_a_reload(notebook):
     book.page.mouse.move(*middle(book, ".lab-chart .block[data-label^='rollout, kv']"))
     assert box(book) == "rollout, kv cache: 1"
     book.page.mouse.move(5, 5)
-    assert not book.page.locator(".lab-box").is_visible()
+    assert not book.page.locator(".lab-box").first.is_visible()
 
     book.reload()
     book.wait_svg()
@@ -109,7 +109,7 @@ def test_keys_read_it_and_do_not_move_the_notebook(notebook):
     assert book.page.locator(".lab-lit").count() == 1
     assert book.page.evaluate(active) == before
     book.page.keyboard.press("Escape")
-    assert spoken(book) == "" and not book.page.locator(".lab-box").is_visible()
+    assert spoken(book) == "" and not book.page.locator(".lab-box").first.is_visible()
     assert not book.page.evaluate("document.activeElement.matches('.lab-chart')")
     # A curve that has no point at this step says where its nearest one is.
     book.page.locator(".lab-chart").nth(1).focus()

@@ -15,14 +15,19 @@ TRAIN = 'run = lab.train(plan, out="run-{name}", overwrite=True{more})'
 SAY = 'print("status:", run.status, run.last_step, run.model_path.is_dir())'
 
 
-def stop(book) -> float:
-    """Wait for two iterations, press Stop; → seconds until the run on disk says how it ended."""
+def stop(book, by_key: bool = False) -> float:
+    """Wait for the first iteration and press Stop, by mouse or keyboard; → when."""
     book.page.wait_for_function(
         "() => /reward: last/.test(document.querySelector('.lab-chart svg')"
         "?.getAttribute('aria-label') ?? '')",
         timeout=120_000,
     )
-    book.page.locator(".lab-stop").first.click()
+    button = book.page.get_by_role("button", name="Stop").first
+    if by_key:
+        button.focus()
+        book.page.keyboard.press("Enter")
+    else:
+        button.click()
     return time.monotonic()
 
 
@@ -38,7 +43,7 @@ def test_seen_while_it_trains_stopped_and_kept(notebook, mode):
     last = ["run = run.wait()"] if mode == "background" else []
     cells = [PLAN, TRAIN.format(name=mode, more=more), *last, SAY]
     book = notebook(cells).run_all(wait=False)
-    pressed = stop(book)
+    pressed = stop(book, by_key=mode == "background")
     config = ended(book, mode)
     seconds = time.monotonic() - pressed
     assert config["status"] == "stopped"

@@ -6,6 +6,7 @@ against devices whose memory is set to lie where it should turn.
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -359,6 +360,27 @@ def test_a_click_on_a_change_makes_it():
     assert planner.controls.widgets["layout"].value == "shared"
     assert planner._verdict.value.count("Fits: ") == 1
     assert planner._buttons[0].description.split(" → ")[0] != best[0].does
+
+
+def test_in_a_kernel_the_changes_wait_until_the_controls_rest(monkeypatch):
+    asked = []
+    planner = made()
+
+    async def drag():
+        cheaper = Planner.cheaper
+        monkeypatch.setattr(Planner, "cheaper", lambda self: asked.append(1) or cheaper(self))
+        before = [b.description for b in planner._buttons]
+        for size in (16, 32, 64):
+            move(planner, "per_device_train_batch_size", size)
+            await asyncio.sleep(0)
+        assert "494 GiB" in planner._verdict.value  # at once
+        assert [b.description for b in planner._buttons] == before and not asked
+        planner._buttons[0].click()  # does what it says, though the rest has moved on
+        assert planner.state["layout"] == "shared"
+        await asyncio.sleep(0.2)
+        assert asked == [1] and [b.description for b in planner._buttons] != before
+
+    asyncio.run(drag())
 
 
 # -------------------------------------------------------------------------------- what is refused

@@ -104,8 +104,11 @@ def test_tokens_are_shaded_by_their_figure_and_say_all_of_them():
     html = view.tokens_html(tokens, "log_ratio", Scale(0, 2), "", 1)
     spans = re.findall(r'<span class="([^"]*)" data-tip="([^"]*)">([^<]*|&lt;end&gt;)</span>', html)
     assert [c for c, _, _ in spans] == ["t", "t p4 sel", "t m8", "t p2", "t sp"]
-    assert spans[2][1].replace("\xa0", " ") == ("3/5 “ ran” · log-ratio -2 · KL (k3) 4.389 · advantage -1 · value 2 · "
-                           "reward contribution 0.2 · return 2.1 · log π -3")  # fmt: skip
+    said = spans[2][1].replace("\xa0", " ")
+    assert said == (
+        "3/5 “ ran” · log-ratio -2 · KL (k3) 4.389 · advantage -1 · value 2 · "
+        "reward contribution 0.2 · return 2.1 · log π -3"
+    )
     plain = view.tokens_html(tokens, "", None)
     assert not re.search(r"\b[pm]\d", re.sub('data-tip="[^"]*"', "", plain))
 
