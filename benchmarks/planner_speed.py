@@ -3,8 +3,8 @@
 In a real JupyterLab in headless Chromium, and in Python alone. Each move is a press of an arrow key
 on a slider that leads to settings never shown before, so nothing is answered from memory. In the
 browser the clock runs from the key press to the frame that shows the new picture, and to the one
-that shows the new three changes ("everything"; those wait until the slider rests). Needs playwright and a Chromium. Writes
-benchmarks/results/planner_speed.json.
+that shows the new changes too ("everything": these wait until the slider rests). Needs playwright
+and a Chromium. Writes benchmarks/results/planner_speed.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Costs as stacked bars: what was planned beside what was measured, and where the cost goes."""
+"""What was planned beside what was measured, where the cost goes, and how it grows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from typing import Any, NamedTuple
 
 from ..ledger import COMPONENTS, PHASES, ROLES, SOURCES, UNITS, Row
 from .frame import COLOURS
-from .paper import INK, NOTHING, Figure, faint, finish, rounded, safe, unit_of
+from .paper import (
+    INK,
+    NOTHING,
+    Figure,
+    faint,
+    finish,
+    legend_on_top,
+    line_style,
+    rounded,
+    safe,
+    symbol,
+    unit_of,
+)
 from .text import format_number
 
 FILL = {"predicted": 0.3, "simulated": 0.6, "measured": 1.0}
@@ -98,6 +110,36 @@ def stage_costs(
         cells[f"{label} ({count + 1})" if count else label] = peak
     what = "memory at the peak" if quantity == "bytes" else NAMES[quantity]
     return _bars(cells, quantity, by, "stage", what, (), theme)
+
+
+def scaling(
+    sweep: Any, quantity: str = "flops", *, x_title: str = "", theme: str = "both"
+) -> Figure:
+    """A series over one setting (`lab.sweep`) on log-log paper, where a power law is a straight
+    line: predicted and measured, each with its exponent. `x_title`: what is varied, with unit."""
+    found = {source: [(p["x"], p[f"{quantity} {source}"]) for p in sweep.points
+                      if p.get(f"{quantity} {source}")]
+             for source in ("predicted", "measured")}  # fmt: skip
+    top = max((y for points in found.values() for _, y in points), default=0.0)
+    if not top:
+        raise ValueError(f"nothing to draw: this series has no {quantity}")
+    name, size = unit_of(quantity, top)
+    figure, words = Figure(), [f"{quantity} over {sweep.axis}"]
+    for i, (source, points) in enumerate(found.items()):
+        if not points:
+            continue
+        slope = f", exponent {sweep.exponent(quantity, source):.2f}" if len(points) > 1 else ""
+        figure.add_scatter(
+            x=[rounded(x) for x, _ in points], y=[rounded(y / size) for _, y in points],
+            mode="lines+markers", name=f"{source}{slope}", line=line_style(i),
+            marker={"symbol": symbol(i), "size": 8}, hovertemplate=f"%{{x:.4g}}: %{{y:.4g}} {name}",
+        )  # fmt: skip
+        ends = (format_number(y, UNITS[quantity]) for y in (points[0][1], points[-1][1]))
+        words.append(f"{source}{slope}: {' to '.join(ends)}")
+    figure.update_xaxes(type="log", title={"text": safe(x_title or sweep.axis)})
+    figure.update_yaxes(type="log", title={"text": f"{NAMES[quantity]} ({name})"})
+    finish(figure, words=words, plot=320, theme=theme)
+    return legend_on_top(figure, [t.name for t in figure.data])
 
 
 def named(things: Iterable[Any]) -> Iterator[tuple[str, Any]]:

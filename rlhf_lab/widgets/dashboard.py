@@ -205,7 +205,8 @@ class Replay(Dashboard):
         last = run.last_step
         self.slider = w.IntSlider(last, min=0, max=max(last, 1), description="to step",
                                   continuous_update=True)  # fmt: skip
-        play = w.Play(min=0, max=max(last, 1), step=max(1, last // 60), interval=200,
+        # The link sets the slider to the player's value as soon as a page shows them.
+        play = w.Play(value=last, min=0, max=max(last, 1), step=max(1, last // 60), interval=200,
                       description="play")  # fmt: skip
         w.jslink((play, "value"), (self.slider, "value"))
         self.slider.observe(self._moved, names="value")

@@ -20,8 +20,7 @@ from typing import Any
 
 from plotly.subplots import make_subplots
 
-from ..ledger import UNITS
-from .bars import NAMES, named, sources, stage_costs
+from .bars import named, scaling, sources, stage_costs
 from .frame import colour
 from .paper import (
     NOTHING,
@@ -35,7 +34,6 @@ from .paper import (
     rounded,
     safe,
     symbol,
-    unit_of,
 )
 from .text import format_number
 
@@ -373,34 +371,3 @@ def _best_of(figure: Figure, name: str, table: Any, i: int, reward: str, x: Any)
     yield f"{name}: " + "; ".join(
         f"n={p.n} {reward} {format_number(getattr(p, value))} at no more than "
         f"{format_number(p.kl_bound)} nats" for p in points)  # fmt: skip
-
-
-# -- how cost grows -------------------------------------------------------------------------------
-def scaling(
-    sweep: Any, quantity: str = "flops", *, x_title: str = "", theme: str = "both"
-) -> Figure:
-    """A series over one setting (`lab.sweep`) on log-log paper, where a power law is a straight
-    line: predicted and measured, each with its exponent. `x_title`: what is varied, with unit."""
-    found = {source: [(p["x"], p[f"{quantity} {source}"]) for p in sweep.points
-                      if p.get(f"{quantity} {source}")]
-             for source in ("predicted", "measured")}  # fmt: skip
-    top = max((y for points in found.values() for _, y in points), default=0.0)
-    if not top:
-        raise ValueError(f"nothing to draw: this series has no {quantity}")
-    name, size = unit_of(quantity, top)
-    figure, words = Figure(), [f"{quantity} over {sweep.axis}"]
-    for i, (source, points) in enumerate(found.items()):
-        if not points:
-            continue
-        slope = f", exponent {sweep.exponent(quantity, source):.2f}" if len(points) > 1 else ""
-        figure.add_scatter(
-            x=[rounded(x) for x, _ in points], y=[rounded(y / size) for _, y in points],
-            mode="lines+markers", name=f"{source}{slope}", line=line_style(i),
-            marker={"symbol": symbol(i), "size": 8}, hovertemplate=f"%{{x:.4g}}: %{{y:.4g}} {name}",
-        )  # fmt: skip
-        ends = (format_number(y, UNITS[quantity]) for y in (points[0][1], points[-1][1]))
-        words.append(f"{source}{slope}: {' to '.join(ends)}")
-    figure.update_xaxes(type="log", title={"text": safe(x_title or sweep.axis)})
-    figure.update_yaxes(type="log", title={"text": f"{NAMES[quantity]} ({name})"})
-    finish(figure, words=words, plot=320, theme=theme)
-    return legend_on_top(figure, [t.name for t in figure.data])

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import plotly.io as pio
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rlhf_lab.ledger import PHASES, ROLES, Ledger
@@ -169,6 +169,7 @@ def test_long_curves_are_thinned_and_keep_their_peaks(made):
     st.lists(st.one_of(st.none(), st.floats(-1e9, 1e9)), min_size=1, max_size=300),
     st.integers(4, 60),
 )
+@example([0.0] * 10 + [None] + [0.0] * 10, 4)
 def test_thinning_keeps_ends_extremes_and_gaps(column, at_most):
     found = kept(column, at_most=at_most)
     assert found == sorted(set(found)) and {0, len(column) - 1} <= set(found)
