@@ -6,6 +6,7 @@ The names are those of TRL's configs and ModelConfig and of our PPOConfig; what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -231,8 +232,9 @@ class Setup:
 
 def _divisor(n: int, near: int, also: int = 0) -> int:
     """The divisor of n (and of `also`) that is nearest to `near`."""
-    fits = [d for d in range(1, n + 1) if n % d == 0 and also % d == 0]
-    return min(fits, key=lambda d: abs(d - near))
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    fits = [d for k in small for d in (k, n // k) if also % d == 0]
+    return min(fits, key=lambda d: (abs(d - near), d))
 
 
 RENAMED = {"per_device_train_batch_size": "batch", "prompt_length": "prompt",
