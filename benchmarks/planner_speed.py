@@ -127,7 +127,8 @@ def main() -> None:
     print(f"{moves} moves; {sent:,.0f} bytes received for one (median)")
     met = figures["browser: picture and verdict"]["median"] <= TARGET_MS
     print(f"target: {TARGET_MS} ms median in the browser: {'met' if met else 'missed'}")
-    RESULTS.write_text(json.dumps({"moves": moves, "milliseconds": figures, "bytes": sent,
+    rounded = {name: {k: round(v, 1) for k, v in line.items()} for name, line in figures.items()}
+    RESULTS.write_text(json.dumps({"moves": moves, "milliseconds": rounded, "bytes": sent,
                                    "target_ms": TARGET_MS}, indent=1) + "\n")  # fmt: skip
 
 

@@ -41,8 +41,8 @@ from .text import escape, format_bytes, html_table, table
 
 BEST = 3
 """Changes that are shown, the best first."""
-REST_SECONDS = 0.08
-"""How long the controls rest before the changes are worked out."""
+MOMENT_SECONDS, REST_SECONDS = 0.04, 0.1
+"""How long the controls rest before the figures are written, and the changes worked out."""
 KEPT = 64
 """Answers that are kept: going back to one costs nothing."""
 FITS = {"yes": "fits", "perhaps": "may not fit", "no": "does not fit"}
@@ -102,6 +102,7 @@ class Planner:
         self.controls = Controls(state, self._moved)
         self.widget = self._build()
         self.update()
+        self._write()
         self._advise()
 
     # ---------------------------------------------------------------------------------- to read
@@ -232,24 +233,35 @@ class Planner:
     # -------------------------------------------------------------------------------- its answers
 
     def update(self) -> None:
-        """Show what the controls say now: verdict and pictures at once, what to change when they
-        rest. So a slider that is dragged does not wait for what takes longest."""
+        """Show what the controls say now: verdict and pictures at once, figures a moment later,
+        what to change when they rest. So a page that draws has nothing else to do, and a slider
+        that is dragged does not wait for what takes longest."""
         answer = self._answer()
         self._say(answer.state, answer.error or answer.sentence)
         if not answer.error:
             self._last = answer.pictures
             if answer.picture is not self.chart.picture:
                 self.chart.draw(answer.picture, now=True)
-            self._table.value = html_table(answer.rows)
-            self._config.text = answer.yaml
-        self._code.text = self.code
-        for part in (self._pictures, self._table, *self._buttons):
-            (part.add_class if answer.error else part.remove_class)("lab-stale")
-        for button in self._buttons:
-            button.disabled = bool(answer.error)
+        self._mark(bool(answer.error))
+        self._later(MOMENT_SECONDS, self._write)
         self._later(REST_SECONDS, self._advise)
         if self._showing is not None:
             self._later(1.1 * STILL_SECONDS, self._showing.refresh)
+
+    def _mark(self, stale: bool) -> None:
+        """Grey out an answer that is not the controls' any more."""
+        for part in (self._pictures, self._table, *self._buttons):
+            (part.add_class if stale else part.remove_class)("lab-stale")
+        for button in self._buttons:
+            button.disabled = stale
+
+    def _write(self) -> None:
+        """Write the figures, and what can be copied."""
+        answer = self._answer()
+        self._code.text = self.code
+        if not answer.error:
+            self._table.value = html_table(answer.rows)
+            self._config.text = answer.yaml
 
     def _later(self, seconds: float, work: Callable[[], None]) -> None:
         """Do this when the controls have rested so long; at once where nothing can wait."""
