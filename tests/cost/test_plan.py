@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import rlhf_lab as lab
 from rlhf_lab.cost.hardware import hardware
 from rlhf_lab.cost.plan import estimate
 from rlhf_lab.models import presets
@@ -247,3 +248,12 @@ def test_the_planner_loads_nothing_heavy():
             )  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("sharding", ["zero3", "fsdp2"])
+def test_sharded_inference_is_refused_in_one_line(sharding):
+    """Gathering weights for every token would be most of its time, and is not modelled."""
+    plan = lab.plan("inference", "Qwen/Qwen2.5-7B", hardware="h100", gpus=2, sharding=sharding)
+    with pytest.raises(ValueError, match="of inference is not modelled"):
+        plan.estimate  # noqa: B018
+    assert lab.plan("inference", "Qwen/Qwen2.5-7B", hardware="h100", gpus=2).estimate.step_seconds
