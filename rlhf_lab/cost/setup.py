@@ -171,8 +171,8 @@ class Setup:
         yield (self.layout == "adapters" and not self.lora_r,
                "layout='adapters' needs a rank: set lora_r, for example 16")  # fmt: skip
         yield (self.stage == "inference" and self.sharding in ("zero3", "fsdp2"),
-               f"sharding={self.sharding!r} of inference is not modelled: weights would be gathered "
-               "for every token; choose tensor_parallel, or copies (ddp)")  # fmt: skip
+               f"sharding={self.sharding!r} of inference is not modelled: weights would be "
+               "gathered for every token; choose tensor_parallel, or copies (ddp)")  # fmt: skip
         yield (self.sharding == "none" and n > self.tensor_parallel,
                f"gpus={n} need a way to share the work: choose sharding from "
                f"{', '.join(CHOICES['sharding'][1:])}")  # fmt: skip
