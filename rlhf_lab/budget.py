@@ -18,7 +18,7 @@ from .cost.hardware import Hardware
 from .cost.hardware import hardware as hardware
 from .cost.plan import Estimate, estimate
 from .cost.setup import EXTRA, Setup
-from .ledger import ONLINE, SOURCES, Ledger
+from .ledger import AROUND, ONLINE, SOURCES, Ledger
 from .lengths import planned_lengths
 from .models import ADAPTER_FILE, BUNDLED, Model, load
 from .widgets.text import format_number, html_table, table
@@ -321,7 +321,7 @@ def _measured(run: Any, axis: str) -> dict[str, float]:
     """Bytes, and FLOPs and seconds of a step (of the run, along rows and steps), as measured."""
     ledger = run.ledger.filter(source="measured")
     steps = 1 if axis in ("rows", "max_steps") else max(1, run.last_step)
-    training = [r for r in ledger if r.phase not in ("evaluation", "sampling")]
+    training = [r for r in ledger if r.phase not in AROUND]
     out = {"bytes measured": ledger.peak()}
     for quantity in ("flops", "seconds"):
         out[f"{quantity} measured"] = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from .data import Data, load_data
 from .lab import plan, train
-from .ledger import SOURCES, Ledger
+from .ledger import AROUND, SOURCES, Ledger
 from .models import Model, load
 from .runs import Run
 from .widgets.chart import bar_chart
@@ -95,7 +95,7 @@ def cost_table(runs: dict[str, Run]) -> list[dict[str, str]]:
 def _of_training(run: Run, quantity: str, source: str) -> float:
     """A run's total (its peak, of bytes) from one source; evaluation is not training."""
     rows = Ledger(r for r in run.ledger.filter(quantity=quantity, source=source)
-                  if r.phase not in ("evaluation", "sampling"))  # fmt: skip
+                  if r.phase not in AROUND)  # fmt: skip
     return rows.peak() if quantity == "bytes" else rows.total()
 
 
@@ -105,7 +105,7 @@ def stage_shares(runs: dict[str, Run], source: str = "measured") -> Picture:
     for stage, run in runs.items():
         rows = run.ledger.filter(quantity="seconds", source=source)
         for phase, roles in rows.pivot("phase", "role").items():
-            if phase not in ("evaluation", "sampling"):
+            if phase not in AROUND:
                 stacks.setdefault(stage, {})[phase or "other"] = sum(roles.values())
     return bar_chart(stacks, title=f"Where the time goes ({source})", y_label="seconds", unit="s")
 

@@ -35,6 +35,8 @@ PHASES = (
     *("rollout", "old_logprobs", "reference", "score", "value", "advantage"),
     *("forward", "backward", "optimizer", "prefill", "decode", "sampling", "evaluation"),
 )
+AROUND = ("sampling", "evaluation")
+"""Phases around training, which no plan foretells."""
 COMPONENTS = (
     *("parameters", "gradients", "optimizer", "activations"),
     *("logits", "kv_cache", "communication", "workspace"),

@@ -297,13 +297,13 @@ def conduct(
     try:
         figures = STAGE_FUNCTIONS[plan.stage](job)
     except KeyboardInterrupt:  # before the loop, or after it
+        meter.close()
         job.stopped, figures = True, {}
     except BaseException as error:
         meter.close()  # what was being counted would be counted on and on
         run.save_ledger(foretold + meter.ledger())
         run.finish("failed", error=f"{type(error).__name__}: {error}")
         raise
-    meter.close()
     run.save_ledger(foretold + meter.ledger())
     run.finish("stopped" if job.stopped else "finished", **figures)
     if not job.stopped and run.writes:  # the model is there: its checkpoints have served

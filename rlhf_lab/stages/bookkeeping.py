@@ -77,40 +77,43 @@ class Bookkeeping:
             f"rewards/{name}": self._token_mean(v.nan_to_num(0.0), ~v.isnan()) for name, v in said
         }
 
-    def _watched(self, rows: list[dict], rollout: Rollout) -> dict[str, float]:
-        """Metrics that are only watched, and the start of a few samples for the record."""
-        self._kept: list[dict] = []
+    def _watched(self, rows: list[dict], rollout: Rollout) -> tuple[dict[str, float], list[dict]]:
+        """Metrics that are only watched; and a few samples, for the record."""
         if not self.metric_funcs and not self.on_sample:
-            return {}
+            return {}, []
         with self.meter.phase("evaluation"):
             functions = list(self.metric_funcs.values())
             said = call_rewards(functions, self.tokenizer, rows, rollout.responses, rollout.mask)
             values = dict(zip(self.metric_funcs, said, strict=True))
-            if self.on_sample and self.accelerator.is_main_process:
-                few = rows[:FEW]
-                texts = decode(self.tokenizer, rollout.responses[:FEW], rollout.mask[:FEW])
-                figures = [{n: float(v[i]) for n, v in values.items()} for i in range(len(few))]
-                shown = zip(few, texts, rollout.scores.tolist(), figures, strict=False)
-                self._kept = [
-                    {"prompt": prompt_text(prompt_of(row)), "response": text, "reward": score,
-                     **more} for row, text, score, more in shown
-                ]  # fmt: skip
-            return {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}
+            few = [row | {n: float(v[i]) for n, v in values.items()}
+                   for i, row in enumerate(self._few(rows, rollout))]  # fmt: skip
+            return {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}, few
 
-    def _keep_samples(self, whole: Rollout) -> None:
-        """Record a few samples of a rollout that is judged; on some `RECORDS` iterations of the
-        run token by token."""
-        if not self._kept:
+    def _few(self, rows: list[dict], rollout: Rollout) -> list[dict]:
+        """The first samples as a run records them; none where nobody records."""
+        if not self.on_sample or not self.accelerator.is_main_process:
+            return []
+        texts = decode(self.tokenizer, rollout.responses[:FEW], rollout.mask[:FEW])
+        shown = zip(rows, texts, rollout.scores.tolist(), strict=False)
+        return [{"prompt": prompt_text(prompt_of(row)), "response": text, "reward": score}
+                for row, text, score in shown]  # fmt: skip
+
+    def _record(self, few: list[dict], whole: Rollout) -> None:
+        """Hand on the samples of a rollout that is judged; on some `RECORDS` iterations of the run
+        token by token."""
+        if not few:
             return
         step = self.state.global_step + 1
         if (step - 1) % max(1, self.iterations // RECORDS) == 0:
-            first = torch.arange(len(self._kept), device=whole.ids.device)
             with self.meter.phase("evaluation"):
-                tokens = token_record(
-                    self.tokenizer, whole.rows(first), self._last_rewards[: len(first)]
-                )
-            self._kept = [{**row, "tokens": t} for row, t in zip(self._kept, tokens, strict=True)]
-        self.on_sample(step, self._kept)
+                few = self._by_token(few, whole, self._last_rewards[: len(few)])
+        self.on_sample(step, few)
+
+    def _by_token(self, few: list[dict], rollout: Rollout, rewards: Tensor | None = None):
+        """The samples with what is known of their tokens."""
+        first = rollout.rows(torch.arange(len(few), device=rollout.ids.device))
+        tokens = token_record(self.tokenizer, first, rewards)
+        return [{**row, "tokens": t} for row, t in zip(few, tokens, strict=True)]
 
     def _stops(self) -> bool:
         """Whether training ends here: on all processes, where one of them wants it."""
@@ -146,15 +149,10 @@ class Bookkeeping:
         r = self.score(prompt_ids, prompt_mask, responses, index, rows)
         functions = list(self.metric_funcs.values())
         said = call_rewards(functions, self.tokenizer, rows, r.responses, r.mask)
-        if self.on_sample and self.accelerator.is_main_process and not int(index[0]):
-            first = r.rows(torch.arange(min(FEW, len(rows)), device=r.ids.device))
-            texts = decode(self.tokenizer, first.responses, first.mask)
-            tokens = token_record(self.tokenizer, first)
-            shown = zip(rows, texts, r.scores.tolist(), tokens, strict=False)
-            self.on_sample(self.state.global_step, [
-                {"prompt": prompt_text(prompt_of(row)), "response": text, "reward": score,
-                 "when": "held-out", "tokens": t} for row, text, score, t in shown
-            ])  # fmt: skip
+        few = [] if int(index[0]) else self._few(rows, r)
+        if few:
+            held_out = [{**row, "when": "held-out"} for row in few]
+            self.on_sample(self.state.global_step, self._by_token(held_out, r))
         return {
             "reward": r.scores, "kl": kl_estimate(r.logprobs, r.ref_logprobs, "k1").sum(1),
             "response_length": r.mask.sum(1).float(),

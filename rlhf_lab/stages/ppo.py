@@ -211,10 +211,11 @@ class PPOTrainer(Bookkeeping):
             mine = self.score(prompt_ids, prompt_mask, responses, index, rows)
             whole = together(self.accelerator, mine, self.tokenizer.pad_token_id)
             # Before `judge` makes of the scores what is learned from.
-            said = self._rewards(whole.scores) | self._watched(rows, mine)
+            said = self._rewards(whole.scores)
+            watched, few = self._watched(rows, mine)
             with self.meter.phase("advantage"):
-                metrics = self.judge(whole, beta) | said
-            self._keep_samples(whole)
+                metrics = self.judge(whole, beta) | said | watched
+            self._record(few, whole)
         check_kl(self, metrics)
         return whole, metrics
 

@@ -262,12 +262,10 @@ class Rollout:
         return pass_shape(self.ids, self.responses), int(self.attention.sum())
 
     def passes(self, rows: int, least: int) -> list[Tensor]:
-        """Places of rows of like length, pass by pass (`lengths.by_length`)."""
-        t = self.responses.shape[1]
-        prompts = self.attention[:, :-t].sum(1).tolist()
-        said = (self.mask | self.value_mask).sum(1).tolist()
-        device = self.ids.device
-        return [torch.tensor(p, device=device) for p in by_length(prompts, said, rows, least)]
+        """Places of rows of like length, pass by pass (`like_rows`)."""
+        said = self.mask | self.value_mask
+        real = torch.cat([self.attention[:, : -said.shape[1]], said], 1)
+        return [places for places, _ in like_rows(real, rows, least)]
 
     def trimmed(self) -> Rollout:
         """Without the columns that are padding in every row: prompts on the left, responses on the

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..ledger import COMPONENTS, PHASES, ROLES, SOURCES, UNITS, Row
+from ..ledger import AROUND, COMPONENTS, PHASES, ROLES, SOURCES, UNITS, Row
 from .frame import COLOURS
 from .paper import (
     INK,
@@ -45,7 +45,6 @@ _COLOURED = {
         *PHASES[9:],
     ),
 }
-NO_TRAINING = ("evaluation", "sampling")
 
 
 def sources(
@@ -155,7 +154,7 @@ def _rows(thing: Any, quantity: str) -> list[Row]:
     ledger = getattr(thing, "ledger", thing)
     if not hasattr(ledger, "filter"):
         raise ValueError(f"{type(thing).__name__} has no ledger")
-    return [r for r in ledger.filter(quantity=quantity) if r.phase not in NO_TRAINING]
+    return [r for r in ledger.filter(quantity=quantity) if r.phase not in AROUND]
 
 
 def _at_peak(rows: Sequence[Row]) -> list[Row]:

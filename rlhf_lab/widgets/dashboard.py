@@ -27,7 +27,7 @@ from ..runs import Run
 from .chart import line_chart
 from .frame import Picture
 from .live import Chart, grid, show
-from .progress import Pace
+from .progress import Pace, in_notebook
 from .text import escape, format_bytes, format_number, format_seconds, table
 from .views import (
     AROUND,
@@ -76,7 +76,6 @@ class Dashboard:
         self._ledger: Callable[[], Ledger] = Ledger
         self._clock, self._free_at, self._showing = clock, 0.0, None
         self._pace, self._state = Pace(None, stage, clock), "starting"
-        self._closed = False
         self.button = StopButton(kernel="" if stop else kernel_id())
         if stop is not None:
             self.button.observe(lambda _: stop(), names="asked")
@@ -117,7 +116,6 @@ class Dashboard:
     def follow(self, total: int | None) -> Dashboard:
         """Count up to `total` with `update`, until `close`."""
         self._pace, self._state = Pace(total, self.stage, self._clock), ""
-        self._closed = False
         self.refresh(now=True)
         return self
 
@@ -127,7 +125,7 @@ class Dashboard:
 
     def close(self) -> None:
         """The loop is over; judging and saving may follow."""
-        self._closed, self._pace._closed = True, True
+        self._pace.closed = True
         self.button.off = True
         self._state = "judging and saving"
         self.refresh(now=True)
@@ -249,8 +247,6 @@ class Replay(Dashboard):
 
 def kernel_id() -> str:
     """Which kernel this is, as a Jupyter server names it; empty where that is not known."""
-    from .progress import in_notebook
-
     if not in_notebook():
         return ""
     try:

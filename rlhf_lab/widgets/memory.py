@@ -30,7 +30,7 @@ def memory_chart(ledger: Ledger, references: Sequence[Reference] = ()) -> Pictur
                 sizes = {name: size for name, (_, size) in bar.items()}
                 clusters.setdefault(phase or "all", {})[tag] = sizes
     top = max((sum(bar.values()) for tags in clusters.values() for bar in tags.values()), default=0)
-    name, unit = ("GiB", GIB) if top >= GIB else ("MiB", MIB)
+    name, unit = axis_unit(top)
     for bar in (bar for tags in clusters.values() for bar in tags.values()):
         bar.update({part: size / unit for part, size in bar.items()})
     whose = ", ".join(f"{s[0].upper()} {s}" if len(sources) > 1 else s for s in sources)
@@ -39,6 +39,11 @@ def memory_chart(ledger: Ledger, references: Sequence[Reference] = ()) -> Pictur
         references=[(y / unit, label) for y, label in references if y < 3 * top],
         width=max(460, (44 + 26 * len(sources)) * len(clusters)),
     )  # fmt: skip
+
+
+def axis_unit(top: float) -> tuple[str, int]:
+    """The unit in which an axis up to `top` bytes reads well, and its size."""
+    return ("GiB", GIB) if top >= GIB else ("MiB", MIB)
 
 
 def _bar(rows: list) -> dict[str, tuple[str, float]]:

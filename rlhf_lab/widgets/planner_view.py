@@ -8,7 +8,7 @@ from ..cost.plan import TIME_BAND
 from ..ledger import COMPONENTS
 from .chart import bar_chart
 from .frame import Picture
-from .memory import GIB, MIB
+from .memory import axis_unit
 from .text import format_bytes, format_number, format_seconds
 
 WIDTH, MEMORY_HEIGHT, TIME_HEIGHT = 560, 250, 200
@@ -60,7 +60,7 @@ def memory_picture(e: Any) -> Picture:
     """Bytes of one device against its memory, a colour for each component. Several roles: at the
     peak, together and one by one; a single one: phase by phase."""
     peak, room = e.peak_phase, e.hardware.memory
-    name, unit = ("GiB", GIB) if e.peak >= GIB else ("MiB", MIB)
+    name, unit = axis_unit(e.peak)
     bars: dict[str, list[tuple[str, float]]] = {}
     if len({role for role, _ in peak.bytes}) > 1:
         title = f"Memory of one device at the peak ({peak.name})"

@@ -27,7 +27,7 @@ class Pace:
         self, total: int | None, label: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.total, self.label, self.done, self.note = total, _one_line(label), 0, ""
-        self._clock, self._start, self._closed = clock, clock(), False
+        self._clock, self._start, self.closed = clock, clock(), False
 
     def count(self, n: int = 1, note: str = "") -> None:
         """`n` more are done; `note` stays until the next one."""
@@ -51,7 +51,7 @@ class Pace:
             # Rounded down: 100% is said when it is done, not a little before.
             parts += [f"{self.done}/{self.total}", f"{int(100 * self.share):3d}%"]
         parts.append(f"elapsed {_clock_time(elapsed)}")
-        if self.total is not None and self.done < self.total and not self._closed:
+        if self.total is not None and self.done < self.total and not self.closed:
             left = elapsed * (self.total - self.done) / self.done if self.done else None
             parts.append(f"ETA {'?' if left is None else _clock_time(left)}")
         return "  ".join(filter(None, [*parts, self.note]))
@@ -82,7 +82,7 @@ class Progress(Pace):
 
     def update(self, n: int = 1, note: str = "") -> None:
         """`n` more are done; `note` stays until the next one."""
-        if self._closed:
+        if self.closed:
             return
         self.count(n, note)
         if self._clock() - self._shown_at >= _SECONDS_BETWEEN[self._mode]:
@@ -90,8 +90,8 @@ class Progress(Pace):
 
     def close(self) -> None:
         """Show the last state and leave it standing. Closing twice is closing once."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self._show()
 
     def __enter__(self) -> Progress:
@@ -127,7 +127,7 @@ class Progress(Pace):
         line = self.line()[: max(10, columns - 1)]
         padding = " " * (self._width - len(line))  # blanks out what is left of a longer line
         self._width = len(line)
-        return f"\r{line}{padding}" + ("\n" if self._closed else "")
+        return f"\r{line}{padding}" + ("\n" if self.closed else "")
 
     def _write(self, text: str) -> None:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"

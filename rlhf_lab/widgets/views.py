@@ -10,15 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_lab.ledger import ROLES, Ledger
+from rlhf_lab.cost.plan import SCORING
+from rlhf_lab.ledger import AROUND, ROLES, Ledger
 from rlhf_lab.runs import Run
 from rlhf_lab.widgets.chart import Reference, bar_chart, cluster_chart, line_chart
 from rlhf_lab.widgets.frame import Picture
+from rlhf_lab.widgets.memory import GIB, axis_unit
 
-MIB, GIB = 2**20, 2**30
-AROUND = "evaluation", "sampling"
-"""Phases that are no training, and that no plan foretells."""
-SCORING = {"old_logprobs", "reference", "value", "score", "advantage"}
+JUDGING = {*SCORING, "advantage"}
 """Phases that are one colour in a stack: there are fewer colours than phases."""
 
 
@@ -213,7 +212,7 @@ def time_stacks(ledger: Ledger, share: float = 1.0, **size: Any) -> Picture:
     for source, times in (("predicted", share), ("measured", 1.0)):
         for row in ledger.filter(quantity="seconds", source=source):
             if row.phase not in AROUND:
-                phase = "scoring" if row.phase in SCORING else row.phase or "other"
+                phase = "scoring" if row.phase in JUDGING else row.phase or "other"
                 bar = stacks.setdefault(source, {})
                 bar[phase] = bar.get(phase, 0.0) + row.value * times
     return bar_chart(stacks, title="time by phase", y_label="seconds so far", unit="s", **size)
@@ -236,7 +235,7 @@ def role_memory_chart(ledger: Ledger, limit: float | None = None, **size: Any) -
             tags[tag] = {role: bar[role] for role in (*ROLES, "other") if role in bar}
     bars = [bar for tags in clusters.values() for bar in tags.values()]
     top = max((sum(bar.values()) for bar in bars), default=0.0)
-    name, unit = ("GiB", GIB) if top >= GIB else ("MiB", MIB)
+    name, unit = axis_unit(top)
     for bar in bars:
         bar.update({role: value / unit for role, value in bar.items()})
     planned = ledger.filter(source="predicted").peak() / unit
