@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from .ledger import ONLINE
@@ -33,26 +32,19 @@ def expected_longest(lengths: list[int], count: int) -> float:
     return total
 
 
-def by_length(
-    prompts: Sequence[int], responses: Sequence[int], rows: int, least: int
-) -> list[list[int]]:
-    """Which rows to pass together: the longest responses first, at most `rows` at a time, and cut
-    once more wherever that saves over `least` tokens of padding and `SHARE` of the pass. → places,
-    pass by pass."""
+def by_length(lengths: Sequence[int], rows: int, least: int) -> list[list[int]]:
+    """Which rows to pass together: the longest first, at most `rows` at a time, and cut once more
+    wherever that saves over `least` tokens of padding and `SHARE` of the pass. → places, pass by
+    pass."""
 
     def cut(part: list[int]) -> list[list[int]]:
-        n, top = len(part), responses[part[0]]
-        heads = list(accumulate((prompts[i] for i in part), max))
-        tails = list(accumulate((prompts[i] for i in reversed(part)), max))[::-1]
-        costs = [(k * (heads[k - 1] + top) + (n - k) * (tails[k] + responses[part[k]]), k)
-                 for k in range(1, n)]  # fmt: skip
-        whole = n * (heads[-1] + top)
-        cost, k = min(costs, default=(whole, 0))
-        if whole - cost <= max(least, SHARE * whole):
+        n, top = len(part), lengths[part[0]]
+        saved, k = max(((n - k) * (top - lengths[part[k]]), k) for k in range(n))
+        if saved <= max(least, SHARE * n * top):
             return [part]
         return cut(part[:k]) + cut(part[k:])
 
-    order = sorted(range(len(responses)), key=lambda i: -responses[i])
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [p for at in range(0, len(order), rows) for p in cut(order[at : at + rows])]
 
 
@@ -67,9 +59,9 @@ def _padded(prompts: list[int], answers: list[int], rows: int, most: int, least:
     """Tokens of a row as it is padded where `by_length` cuts, on average over batches of `rows`."""
     draw, total, count = random.Random(0), 0, 64
     for _ in range(count):
-        p, r = draw.choices(prompts, k=rows), draw.choices(answers, k=rows)
-        total += sum(len(x) * (max(p[i] for i in x) + max(r[i] for i in x))
-                     for x in by_length(p, r, most, least))  # fmt: skip
+        drawn = (draw.choices(prompts, k=rows), draw.choices(answers, k=rows))
+        both = [p + r for p, r in zip(*drawn, strict=True)]
+        total += sum(len(x) * max(both[i] for i in x) for x in by_length(both, most, least))
     return total / (count * rows)
 
 

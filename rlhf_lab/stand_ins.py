@@ -89,7 +89,8 @@ def few_passes(account: FakeAccount, prompt: int, response: int, window: int = 0
         patched(rollout, "in_passes", passes),
         patched(rollout, "like_rows", _equal_passes),  # all rows are as long
         patched(ppo, "like_rows", _equal_passes),
-        patched(rollout.Rollout, "trimmed", lambda minibatch: minibatch),
+        patched(rollout, "width_of", lambda mask: mask.shape[1]),
+        patched(rollout, "places_of", lambda said: torch.arange(said.numel())),
         patched(rollout.Rollout, "passes", lambda mb, n, _: torch.arange(len(mb.ids)).split(n)),
         patched(maths, "range", lambda n: range(min(n, FEW))),  # GAE goes token by token
     ):
@@ -98,15 +99,14 @@ def few_passes(account: FakeAccount, prompt: int, response: int, window: int = 0
 
 def _equal_passes(mask: Tensor, rows: int) -> Passes:
     """`rollout.like_rows` where all rows are as long."""
-    whole = slice(0, mask.shape[1])
-    return [(part, whole) for part in torch.arange(len(mask)).split(rows)]
+    return list(torch.arange(len(mask)).split(rows))
 
 
 def _few_passes(account: FakeAccount) -> Callable[..., Tensor]:
     """`rollout.in_passes` that runs the first pass for all but the last, and the last."""
 
     def in_passes(function: Callable[..., Tensor], passes: Passes, *tensors: Tensor) -> Tensor:
-        pieces = list(zip(*(t.split(len(passes[0][0])) for t in tensors), strict=True))
+        pieces = list(zip(*(t.split(len(passes[0])) for t in tensors), strict=True))
         done: list[Tensor] = []
         if len(pieces) > 1:
             with account.standing_for(len(pieces) - 1):

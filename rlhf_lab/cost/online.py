@@ -15,7 +15,7 @@ from . import heads
 from .architecture import Architecture
 from .layers import Passes
 from .memory import Stretch, ending, forward_peak, trunk, works
-from .phases import Phase, Role, _generation, _passes, _sampled, _scoring, _Stage, _tokens
+from .phases import Phase, Role, _generation, _passes, _scoring, _Stage, _tokens, sampled
 from .phases import _training as training
 from .setup import Setup
 from .states import states
@@ -40,8 +40,9 @@ def online(s: Setup) -> list[Phase]:
     if s.beta:
         _score(stage, s, "reference", "reference", _head(s, _rows(s, False)))
     if judge:
-        p = _rows(s, False, judge.model)
-        _score(stage, s, "score", "reward", _scoring(s, judge, p), judge.model)
+        bare = replace(s, padded=False)  # rows are moved to the left: no mask
+        p = _rows(bare, False, judge.model)
+        _score(stage, bare, "score", "reward", _scoring(s, judge, p), judge.model)
     p = _passes(s, model, s.batch, s.length, trained=True, adapters=adapters)
     training(stage, "policy", _head(s, p, grad=True), state, heads.standing(model, p),
              tokens=_tokens(s, p), called=AROUND_ONLINE)  # fmt: skip
@@ -78,4 +79,4 @@ def _rollout(stage: _Stage, s: Setup) -> None:
     work.add(decoding)
     cache, activations, logits = max(first, last, key=sum)
     stage.phase("rollout", "policy", kv_cache=cache, activations=activations, logits=logits,
-                work=work, times=1 / s.updates, tokens=s.rollout_batch * _sampled(s))  # fmt: skip
+                work=work, times=1 / s.updates, tokens=s.rollout_batch * sampled(s))  # fmt: skip

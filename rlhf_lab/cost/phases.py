@@ -251,12 +251,13 @@ def _ppo(s: Setup) -> list[Phase]:
     cache = _autocast_copies(s, roles)
     _rollout(stage, s, cache["policy"])
     cached = cache["policy"]
+    bare = replace(s, padded=False)  # rows are moved to the left, and no pass needs a mask
     for name, phase in (("policy", "old_logprobs"), ("reference", "reference"),
                         ("value", "value"), ("reward", "score")):  # fmt: skip
         if name not in roles or (phase, s.layout) == ("value", "shared"):
             continue  # values come from the pass of the policy
         # The last token predicts nothing: only the reward model is given it.
-        like = _of_judges(s) if name in ("value", "reward") else s
+        like = _of_judges(bare) if name in ("value", "reward") else bare
         rows = min(s.local_rollout_forward_batch_size, s.rollout_batch)
         p = _passes(like, roles[name].model, rows, max(1, s.length - (name != "reward")),
                     trained=False, adapters=roles[name].adapters)  # fmt: skip
@@ -269,7 +270,7 @@ def _ppo(s: Setup) -> list[Phase]:
                     tokens=_tokens(s, replace(p, s=s.length)))  # fmt: skip
     advantage = Work(launched=GAE * s.response + 50.0)
     stage.phase("advantage", "", work=advantage, workspace=cached)
-    _update(stage, s, roles, state)
+    _update(stage, bare, roles, state)
     return stage.found
 
 
@@ -335,7 +336,7 @@ def _generation(s: Setup) -> tuple[tuple[Moment, Work], tuple[Moment, Work]]:
     prefill = (per_token * s.prompt, activations, logits), works(row, "forward")
     # The work of a step is linear in the context and in the rows that still go on: a step at the
     # middle with the average number of rows stands for all.
-    going = max(1, round(n * (_sampled(s) - 1) / max(1, s.response - 1)))
+    going = max(1, round(n * (sampled(s) - 1) / max(1, s.response - 1)))
     middle = replace(_passes(s, model, going, 1, trained=False, adapters=adapters),
                      context=s.prompt + (s.response + 1) // 2)  # fmt: skip
     step = _next_token(model, middle)
@@ -347,7 +348,7 @@ def _generation(s: Setup) -> tuple[tuple[Moment, Work], tuple[Moment, Work]]:
     return prefill, ((per_token * length, activations + growing, logits), decoding)
 
 
-def _sampled(s: Setup) -> float:
+def sampled(s: Setup) -> float:
     """Tokens of a response that are sampled, on average."""
     return s.response if s.mean_response is None else min(s.mean_response, s.response)
 
@@ -358,7 +359,7 @@ def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
     work.add(decoding)
     cache, activations, logits = max(first, last, key=sum)
     stage.phase("rollout", "policy", kv_cache=cache, activations=activations, logits=logits,
-                workspace=cached, work=work, tokens=s.rollout_batch * _sampled(s))  # fmt: skip
+                workspace=cached, work=work, tokens=s.rollout_batch * sampled(s))  # fmt: skip
 
 
 def _next_token(model: Architecture, p: Passes) -> tuple[Stretch, ...]:
@@ -417,7 +418,7 @@ def _inference(s: Setup) -> list[Phase]:
     """Generation alone, its two halves apart: one is bound by arithmetic, one by memory."""
     stage, n = _Stage(s), s.rollout_batch
     stage.stand("policy", states(s, s.model, "lm", trained=False))
-    tokens = n * s.prompt, n * _sampled(s)
+    tokens = n * s.prompt, n * sampled(s)
     for name, ((cache, activations, logits), work), count in zip(
         ("prefill", "decode"), _generation(s), tokens, strict=True
     ):

@@ -17,7 +17,7 @@ from typing import Any
 from ..ledger import Ledger
 from .architecture import architecture
 from .hardware import Hardware, hardware
-from .phases import Phase, phases
+from .phases import Phase, phases, sampled
 from .seconds import communication, product_dtype, seconds
 from .setup import Setup, make_setup
 
@@ -81,9 +81,10 @@ class Estimate:
         s, found = self.usual_setup, []
         for names, padded in ((SCORING, s.padded_scoring), (UPDATE, s.padded_update)):
             if s.stage == "ppo" and padded is not None:
-                response = min(max(1, round(padded) - s.prompt), s.response)
-                if response != s.response:
-                    found.append((names, replace(s, response=response)))
+                said = max(1, round(sampled(s)))  # heads pass over real tokens only
+                whole = min(max(said, round(padded)), s.length)
+                if (whole, said) != (s.length, s.response):
+                    found.append((names, replace(s, prompt=whole - said, response=said)))
         return found
 
     # ------------------------------------------------------------------------------- how much work

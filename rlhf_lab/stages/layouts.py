@@ -23,7 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import POLICY, REWARD, VALUE, Switch, add_adapter, add_judge, copy_adapter
-from .rollout import before_responses, score_head, token_values, trained_logprobs, trunk_of
+from .rollout import (
+    before_responses,
+    score_head,
+    spread,
+    token_values,
+    trained_logprobs,
+    trunk_of,
+)
 
 
 @dataclass
@@ -79,12 +86,12 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy, self.value = policy, value
 
-    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, temperature: float):
-        """→ log π (b, t), entropy (b, t), V (b, t): the pass of the update phase."""
-        length = responses.shape[1]
-        hidden = before_responses(self.policy, ids, attention, length)
-        logprobs, spread = trained_logprobs(self.policy, hidden, responses, temperature)
-        return logprobs, spread, token_values(self.value, ids, attention, length)
+    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, said: Tensor, temperature):
+        """→ log π (b, t), entropy (b, t), V (b, t), 0 where `said` is False: the pass of the update
+        phase."""
+        hidden = before_responses(self.policy, ids, attention, said)
+        logprobs, entropy = trained_logprobs(self.policy, hidden, responses, said, temperature)
+        return logprobs, entropy, token_values(self.value, ids, attention, said)
 
 
 # --------------------------------------------------------------------------------- shared weights
@@ -187,11 +194,11 @@ class SharedTrunk(nn.Module):
         self.policy, self.score = policy, zero_head(policy)
         self.view = View(policy, lambda: None, lambda name: False, self.score)
 
-    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, temperature: float):
+    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, said: Tensor, temperature):
         """As `ActorCritic.forward`."""
-        hidden = before_responses(self.policy, ids, attention, responses.shape[1])
-        logprobs, spread = trained_logprobs(self.policy, hidden, responses, temperature)
-        return logprobs, spread, score_head(self.view, hidden)
+        hidden = before_responses(self.policy, ids, attention, said)
+        logprobs, entropy = trained_logprobs(self.policy, hidden, responses, said, temperature)
+        return logprobs, entropy, spread(score_head(self.view, hidden), said)
 
 
 class OneBase(nn.Module):
@@ -215,9 +222,9 @@ class OneBase(nn.Module):
             self.reward = view(REWARD, lambda name: theirs[1] in name, self.reward_score)
         switch.to(POLICY)
 
-    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, temperature: float):
+    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, said: Tensor, temperature):
         """As `ActorCritic.forward`: two passes through the base, each with its adapter."""
-        return ActorCritic.forward(self, ids, attention, responses, temperature)
+        return ActorCritic.forward(self, ids, attention, responses, said, temperature)
 
 
 def one_base(policy, peft_config, reward) -> Roles:

@@ -37,7 +37,7 @@ def language_head(model, hidden: Tensor) -> Tensor:
 def scored_logprobs(model, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """log π of each token where no gradient is wanted, without ever holding all logits.
 
-    hidden: (b, t, h), tokens: (b, t) → (b, t), fp32.
+    hidden: (n, h), tokens: (n,) → (n,), fp32.
     """
     rows = max(1, PIECE // model.config.get_text_config().vocab_size)
 
@@ -45,8 +45,8 @@ def scored_logprobs(model, hidden: Tensor, tokens: Tensor, temperature: float) -
         blocks = _blocks(language_head(model, hidden), tokens)
         return torch.cat([token_logprobs(z, chosen, temperature) for z, chosen in blocks])
 
-    pieces = zip(hidden.flatten(0, 1).split(rows), tokens.flatten().split(rows), strict=True)
-    return torch.cat([piece(*part) for part in pieces]).view(tokens.shape)
+    pieces = zip(hidden.split(rows), tokens.split(rows), strict=True)
+    return torch.cat([piece(*part) for part in pieces])
 
 
 def logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: float):

@@ -243,32 +243,32 @@ class PPOTrainer(Bookkeeping):
         args, chunk = self.args, self.args.local_rollout_forward_batch_size
         mask = maths.response_mask(responses, self.stop_token_id)  # truncate after the stop (7)
         ids, attention = join(prompt_ids, prompt_mask, responses, mask, self.tokenizer.pad_token_id)
-        passes = like_rows(attention | self._late_score, chunk)
-        pass_ = shape_of(passes, ids, responses), int(attention.sum())
+        said = mask  # what values are wanted of
+        if self._late_score:  # one more position where padding exists
+            said = torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1)
+        passes = like_rows(attention, chunk)
+        pass_ = shape_of(passes, attention[:, :-1], said), int(attention.sum())
         self.meter.hold(ids, attention, responses, mask)
         self.meter.count("rollout", "policy", int(mask.sum()))
 
-        what = ids, attention, responses, args.temperature, passes  # same temperature for both (2)
+        what, how = (ids, attention, responses), (args.temperature, passes)  # both alike (2)
         with self.meter.phase("old_logprobs", "policy", *pass_):  # the update's code: ratio 1 (3)
             if args.layout == "shared":
-                logprobs, values = logprobs_and_values(self.policy, self.value_model, *what)
+                both = self.policy, self.value_model
+                logprobs, values = logprobs_and_values(*both, *what, said, *how)
             else:
-                logprobs = response_logprobs(self.policy, *what)
+                logprobs = response_logprobs(self.policy, *what, *how)
         with self.meter.phase("reference", "reference", *pass_):
-            ref_logprobs = response_logprobs(self.reference, *what)
+            ref_logprobs = response_logprobs(self.reference, *what, *how)
         if args.layout != "shared":
             with self.meter.phase("value", "value", *pass_):
-                values = response_values(self.value_model, ids, attention, responses, passes)
+                values = response_values(self.value_model, ids, attention, said, passes)
         scores = self.rewards.score(ids, attention, responses, mask, rows, chunk, self.meter)
-
-        value_mask = mask
-        if self._late_score:  # one more position where padding exists
-            value_mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1)
         nothing = torch.zeros_like(values)
         return Rollout(
-            index.to(ids.device), ids, attention, responses, mask, value_mask,
+            index.to(ids.device), ids, attention, responses, mask, said,
             logprobs * mask, ref_logprobs * mask,  # the same constant beyond the end (10)
-            values * value_mask, scores, nothing, nothing,
+            values * said, scores, nothing, nothing,
         )  # fmt: skip
 
     def _without_stop(self, scores: Tensor, mask: Tensor, responses: Tensor) -> Tensor:
@@ -353,7 +353,7 @@ class PPOTrainer(Bookkeeping):
         stats = torch.zeros(7, device=mb.ids.device)
         largest = torch.zeros((), device=mb.ids.device)
         for number, part in enumerate(parts):
-            micro = mb.rows(part).trimmed()
+            micro = mb.rows(part)
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, sums, log_ratio = self.losses(micro, tokens, value_tokens)
@@ -382,7 +382,7 @@ class PPOTrainer(Bookkeeping):
         args = self.args
         with self.meter.phase("forward", "policy", *mb.work), self.accelerator.autocast():
             logprobs, entropy, values = self.model(
-                mb.ids, mb.attention, mb.responses, args.temperature
+                mb.ids, mb.attention, mb.responses, mb.value_mask, args.temperature
             )
             policy, clipped = maths.ppo_loss(  # both losses are clipped (14)
                 logprobs, mb.logprobs, mb.advantages, mb.mask, args.cliprange

@@ -136,8 +136,8 @@ class Rewards:
         judges = {s.name: s.judge for s in self.sources if s.is_model}
         passes = {name: rollout.like_rows(mask, chunk) for name, (_, mask) in read.items()}
         shape: list[int] = []
-        for name, (ids, _) in read.items():  # what FLOPs are linear in
-            shape += rollout.shape_of(passes[name], ids)
+        for name, (_, mask) in read.items():  # what FLOPs are linear in
+            shape += rollout.shape_of(passes[name], mask)
         tokens = sum(int(mask.sum()) for _, mask in read.values())
         with meter.phase("score", "reward", shape, tokens):
             return {

@@ -1,9 +1,9 @@
 """Rollouts: sample responses, then pass them through models that play the four roles.
 
-Shapes: b = responses, p = prompt length, t = response length, s = p + t. Prompts are padded on the
-left, so every response starts at position p; responses are padded on the right. A pass is a trunk's
-pass and a head on the positions that matter: a model's own head in a scoring pass would make logits
-of the prompt as well.
+Shapes: b = responses, p = prompt length, t = response length, s = p + t, n = real response tokens.
+Prompts are padded on the left, so every response starts at position p; responses are padded on the
+right. A pass moves its rows to the left; it is a trunk's pass and a head on the positions that
+matter: a model's own head would make logits of prompts and of padding as well.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from .sampling import sample_tokens, uniforms
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Left-pad token lists (rule 5). → input_ids (b, p) and a boolean mask (b, p)."""
-    width = max(1, *map(len, prompts))  # even an empty prompt needs a position to start from
+    """Left-pad token lists (rule 5). → input_ids (b, p) and a boolean mask (b, p).
+
+    An empty prompt is one padding token: a response needs a position to start from.
+    """
+    prompts = [prompt if len(prompt) else [pad_token_id] for prompt in prompts]
+    width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), pad_token_id)
     mask = torch.zeros((len(prompts), width), dtype=torch.bool)
     for row, prompt in enumerate(prompts):
-        if len(prompt):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = True
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = True
     return ids, mask
 
 
@@ -93,58 +96,68 @@ def join(prompt_ids: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tenso
     return ids, torch.cat([prompt_mask, mask], 1)
 
 
-def forward_model(model, ids: Tensor, mask: Tensor, **kwargs):
-    """One scoring pass: padding replaced by token 0, positions counted from the mask (rule 5)."""
-    return model(
-        input_ids=ids.masked_fill(~mask, 0),
-        attention_mask=mask,
-        position_ids=positions_of(mask),
-        use_cache=False,
-        **kwargs,
-    )
+def width_of(mask: Tensor) -> int:
+    """Tokens of the longest row."""
+    return int(mask.sum(1).max())
 
 
-def before_responses(model, ids: Tensor, mask: Tensor, length: int) -> Tensor:
-    """What the trunk says at t−1 of every response token (10). → hidden states (b, length, h).
+def forward_model(model, ids: Tensor, mask: Tensor):
+    """One scoring pass of rows moved to the left, as wide as the longest: positions count real
+    tokens from 0 (rule 5), and since nobody looks ahead, what pads a row on the right needs no
+    mask: attention takes its fast path."""
+    width, real = width_of(mask), mask.sum(1, keepdim=True)
+    place = torch.arange(width, device=mask.device)
+    source = mask.long().argmax(1, keepdim=True) + place
+    moved = ids.gather(1, source.clamp(max=ids.shape[1] - 1)).masked_fill(place >= real, 0)
+    return model(input_ids=moved, use_cache=False)
+
+
+def places_of(said: Tensor) -> Tensor:
+    """Where in the flattened mask its True positions are. (b, t) → (n,)"""
+    return said.flatten().nonzero().squeeze(1)
+
+
+def chosen(values: Tensor, said: Tensor) -> Tensor:
+    """The numbers at the n True positions of a mask. (b, t) → (n,)"""
+    return values.flatten()[places_of(said)]
+
+
+def spread(values: Tensor, said: Tensor) -> Tensor:
+    """(n,) numbers to the n True positions of a mask, zeros elsewhere. → (b, t)"""
+    return values.new_zeros(said.shape).masked_scatter(said, values)
+
+
+def before_responses(model, ids: Tensor, mask: Tensor, said: Tensor) -> Tensor:
+    """What the trunk says at t−1 of every response token of `said` (10). ids, mask: (b, s), said:
+    (b, t) → hidden states (n, h), and nothing of padding.
 
     The last token predicts nothing and is left out of the pass.
     """
-    return forward_model(trunk_of(model), ids[:, :-1], mask[:, :-1]).last_hidden_state[:, -length:]
+    ids, mask = ids[:, :-1], mask[:, :-1]
+    hidden = forward_model(trunk_of(model), ids, mask).last_hidden_state
+    place = torch.arange(said.shape[1], device=ids.device) + (ids.shape[1] - said.shape[1])
+    at = place - mask.long().argmax(1, keepdim=True)  # in the rows that were moved
+    at = at + torch.arange(len(ids), device=ids.device).unsqueeze(1) * hidden.shape[1]
+    return hidden.flatten(0, 1).index_select(0, chosen(at, said))
 
 
-Passes = list[tuple[Tensor, slice]]
-"""Rows that pass together, pass by pass, and the columns of their sequences that hold tokens."""
+Passes = list[Tensor]
+"""Rows that pass together, pass by pass."""
 
 
 def like_rows(mask: Tensor, rows: int, least: int = PASS) -> Passes:
-    """Rows of like length together, at most `rows` of them (`lengths.by_length`). mask: (b, s),
-    padded on the left, on the right, or on both sides."""
-    places = torch.arange(mask.shape[1], device=mask.device)
-    first = mask.long().argmax(1)
-    last = (mask * places).argmax(1)
-    middle = int(first.max())
-    before, after = (middle - first).tolist(), (last + 1 - middle).tolist()
-    found = []
-    for part in by_length(before, after, rows, least):
-        columns = slice(middle - max(before[i] for i in part), middle + max(after[i] for i in part))
-        found.append((torch.tensor(part, device=mask.device), columns))
-    return found
+    """Rows of like length together, at most `rows` of them (`lengths.by_length`). mask: (b, s)"""
+    parts = by_length(mask.sum(1).tolist(), rows, least)
+    return [torch.tensor(part, device=mask.device) for part in parts]
 
 
-def shape_of(passes: Passes, ids: Tensor, responses: Tensor | None = None) -> tuple[int, ...]:
-    """`pass_shape` of all passes together; without `responses` there are no rows of logits."""
-    sizes = [(len(rows), at.stop - at.start, at.stop) for rows, at in passes]
-    tokens, pairs = (sum(n * s**power for n, s, _ in sizes) for power in (1, 2))
-    if responses is None:
-        return tokens, pairs, len(ids)
-    prompt = ids.shape[1] - responses.shape[1]
-    return tokens, pairs, sum(n * (stop - prompt) for n, _, stop in sizes), len(ids)
-
-
-def pass_shape(ids: Tensor, responses: Tensor) -> tuple[int, int, int, int]:
-    """What the FLOPs of a scoring pass are linear in: tokens, pairs, rows of logits, rows."""
-    rows, length = ids.shape
-    return rows * length, rows * length**2, responses.numel(), rows
+def shape_of(passes: Passes, mask: Tensor, said: Tensor | None = None) -> tuple[int, ...]:
+    """What the FLOPs of scoring passes are linear in: tokens, pairs, rows of logits, rows. `mask`:
+    of what passes; without `said` there are no logits."""
+    sizes = [(len(rows), width_of(mask[rows])) for rows in passes]
+    tokens, pairs = (sum(n * s**power for n, s in sizes) for power in (1, 2))
+    logits = () if said is None else (int(said.sum()),)
+    return tokens, pairs, *logits, len(mask)
 
 
 def trunk_of(model):
@@ -160,80 +173,71 @@ def score_head(model, hidden: Tensor) -> Tensor:
     return wide(scores) + getattr(model.config, "score_offset", 0.0)
 
 
-def token_values(model, ids: Tensor, mask: Tensor, length: int) -> Tensor:
-    """The value head at the positions before each response token. → (b, length), fp32."""
-    return score_head(model, before_responses(model, ids, mask, length))
+def token_values(model, ids: Tensor, mask: Tensor, said: Tensor) -> Tensor:
+    """The value head at the positions before the response tokens of `said`. → (b, t), fp32."""
+    return spread(score_head(model, before_responses(model, ids, mask, said)), said)
 
 
 def sequence_scores(model, ids: Tensor, mask: Tensor) -> Tensor:
     """The reward model's score of each sequence, at its last real token. → (b,) fp32 (rule 6)."""
     hidden = forward_model(trunk_of(model), ids, mask).last_hidden_state
-    last = (mask.long() * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    last = mask.sum(1) - 1  # rows were moved to the left
     return score_head(model, hidden[torch.arange(len(ids), device=ids.device), last])
 
 
-def in_passes(
-    function: Callable[..., Tensor], passes: Passes | int, ids: Tensor, mask: Tensor,
-    responses: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Apply `function` to some rows at a time, without the columns that are padding in all of them,
-    and join: what it makes inside is freed (24). → (b, …); where it says something of every token
-    of `responses`, (b, t, …) with zeros beyond the longest response of a pass.
+def in_passes(function: Callable[..., Tensor], passes: Passes | int, *tensors: Tensor) -> Tensor:
+    """Apply `function` to some rows of `tensors` at a time and join: what it makes inside is freed
+    (24). → (b, …)
 
-    passes: from `like_rows`, or how many rows at a time.
+    passes: from `like_rows`, or how many rows at a time; the second of the tensors is the mask.
     """
     found = None
-    for rows, at in like_rows(mask, passes) if isinstance(passes, int) else passes:
-        part = [ids[rows, at], mask[rows, at]]
-        if responses is not None:
-            part.append(responses[rows, : responses.shape[1] - mask.shape[1] + at.stop])
-        said = function(*part)
-        if found is None:
-            by_token = () if responses is None else (responses.shape[1],)
-            found = said.new_zeros(len(mask), *by_token, *said.shape[1 + len(by_token) :])
-        found[(rows,) if responses is None else (rows, slice(said.shape[1]))] = said
+    for rows in like_rows(tensors[1], passes) if isinstance(passes, int) else passes:
+        part = function(*(x[rows] for x in tensors))
+        found = part.new_zeros(len(tensors[1]), *part.shape[1:]) if found is None else found
+        found[rows] = part
     return found
 
 
 def response_logprobs(
     model, ids, mask, responses, temperature=1.0, passes: Passes | int = 32
 ) -> Tensor:
-    """log π of every response token, without keeping logits beyond a pass. → (b, t) fp32."""
+    """log π of every response token, without keeping logits beyond a pass. → (b, t) fp32, 0 where
+    the mask says there is none."""
 
     def one(ids, mask, responses):
-        hidden = before_responses(model, ids, mask, responses.shape[1])
-        return scored_logprobs(model, hidden, responses, temperature)
+        said = mask[:, -responses.shape[1] :]
+        hidden = before_responses(model, ids, mask, said)
+        return spread(scored_logprobs(model, hidden, chosen(responses, said), temperature), said)
 
     return in_passes(one, passes, ids, mask, responses)
 
 
-def response_values(model, ids, mask, responses, passes: Passes | int = 32) -> Tensor:
-    """The value at every response token. → (b, t) fp32."""
-
-    def one(ids, mask, responses):
-        return token_values(model, ids, mask, responses.shape[1])
-
-    return in_passes(one, passes, ids, mask, responses)
+def response_values(model, ids, mask, said, passes: Passes | int = 32) -> Tensor:
+    """The value at every response token of `said`. → (b, t) fp32, 0 elsewhere."""
+    return in_passes(lambda *part: token_values(model, *part), passes, ids, mask, said)
 
 
 def logprobs_and_values(
-    model, value, ids, mask, responses, temperature=1.0, passes: Passes | int = 32
+    model, value, ids, mask, responses, said, temperature=1.0, passes: Passes | int = 32
 ):
     """`response_logprobs` and `response_values` from one pass of the trunk that the two share."""
 
-    def one(ids, mask, responses):
-        hidden = before_responses(model, ids, mask, responses.shape[1])
-        logprobs = scored_logprobs(model, hidden, responses, temperature)
-        return torch.stack([logprobs, score_head(value, hidden)], -1)
+    def one(ids, mask, responses, said):
+        hidden = before_responses(model, ids, mask, said)
+        logprobs = scored_logprobs(model, hidden, chosen(responses, said), temperature)
+        both = logprobs, score_head(value, hidden)
+        return torch.stack([spread(x, said) for x in both], -1)
 
-    return in_passes(one, passes, ids, mask, responses).unbind(-1)
+    return in_passes(one, passes, ids, mask, responses, said).unbind(-1)
 
 
-def trained_logprobs(model, hidden: Tensor, responses: Tensor, temperature: float):
-    """The same with gradients, and the entropy. hidden: (b, t, h) → log π, entropy (b, t) each."""
-    logits = language_head(model, hidden).flatten(0, 1)
-    both = logprobs_and_entropy(logits, responses.flatten(), temperature)
-    return tuple(x.view(responses.shape) for x in both)
+def trained_logprobs(model, hidden: Tensor, responses: Tensor, said: Tensor, temperature: float):
+    """log π with its gradient, and the entropy, of the response tokens of `said`, whose hidden
+    states (n, h) are given. → (b, t) each."""
+    logits = language_head(model, hidden)
+    both = logprobs_and_entropy(logits, chosen(responses, said), temperature)
+    return tuple(spread(x, said) for x in both)
 
 
 @dataclass
@@ -259,23 +263,9 @@ class Rollout:
     @property
     def work(self) -> tuple[tuple[int, ...], int]:
         """Of one pass: what its FLOPs are linear in, and its real tokens."""
-        return pass_shape(self.ids, self.responses), int(self.attention.sum())
+        whole = [torch.arange(len(self.ids))]
+        return shape_of(whole, self.attention[:, :-1], self.value_mask), int(self.attention.sum())
 
-    def passes(self, rows: int, least: int) -> list[Tensor]:
+    def passes(self, rows: int, least: int) -> Passes:
         """Places of rows of like length, pass by pass (`like_rows`)."""
-        said = self.mask | self.value_mask
-        real = torch.cat([self.attention[:, : -said.shape[1]], said], 1)
-        return [places for places, _ in like_rows(real, rows, least)]
-
-    def trimmed(self) -> Rollout:
-        """Without the columns that are padding in every row: prompts on the left, responses on the
-        right."""
-        t = self.responses.shape[1]
-        prompt, said = self.attention[:, :-t].any(0), (self.mask | self.value_mask).any(0)
-        left = len(prompt) - int(prompt.sum())
-        right = t - max(1, int(said.sum()))
-        ends = {"ids": slice(left, -right or None), "attention": slice(left, -right or None)}
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Rollout(**{
-            n: x[:, ends.get(n, slice(t - right))] if x.dim() == 2 else x for n, x in parts.items()
-        })  # fmt: skip
+        return like_rows(self.attention, rows, least)

@@ -35,8 +35,13 @@ def prefixes(r, row):
 
 
 def response_logits(model, ids, mask, length):
-    """Logits of the last `length` tokens by the model's own forward pass. → (b, length, vocab)."""
-    return rollout.forward_model(model, ids, mask, logits_to_keep=length + 1).logits[:, :-1]
+    """Logits of the last `length` tokens by the model's own forward pass of padded rows, with a
+    mask. → (b, length, vocab)."""
+    whole = model(
+        input_ids=ids.masked_fill(~mask, 0), attention_mask=mask, use_cache=False,
+        position_ids=rollout.positions_of(mask), logits_to_keep=length + 1,
+    )  # fmt: skip
+    return whole.logits[:, :-1]
 
 
 @torch.no_grad()

@@ -71,7 +71,8 @@ def test_trunk_and_head_are_the_whole_model(tmp_path, family):
     """Every family's own forward pass gives the same logits, soft caps included."""
     model = AutoModelForCausalLM.from_pretrained(make_folder(tmp_path, family)).eval()
     ids, mask = rollout.pad_prompts([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10]], 0)
-    ours = logprobs.language_head(model, rollout.before_responses(model, ids, mask, 3))
+    hidden = rollout.before_responses(model, ids, mask, mask[:, -3:])
+    ours = logprobs.language_head(model, hidden).view(2, 3, -1)
     assert_close(ours, response_logits(model, ids, mask, 3), atol=1e-5, rtol=1e-5)
 
 
@@ -89,34 +90,36 @@ def test_heads_that_scale_their_logits(family, setting):
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).eval()
     ids, mask = rollout.pad_prompts([[4, 5, 6, 7]], 0)
-    ours = logprobs.language_head(model, rollout.before_responses(model, ids, mask, 2))
-    assert_close(ours, response_logits(model, ids, mask, 2), atol=1e-5, rtol=1e-5)
+    ours = logprobs.language_head(model, rollout.before_responses(model, ids, mask, mask[:, -2:]))
+    assert_close(ours, response_logits(model, ids, mask, 2)[0], atol=1e-5, rtol=1e-5)
 
 
-# ------------------------------------------------------------------------------------- trimming
+# -------------------------------------------------------------------------------------- padding
 
 
-def test_a_minibatch_is_cut_to_its_longest_rows(make):
-    """Short rows lose the padding that only longer rows needed; losses and numbers stay."""
+def test_a_minibatch_is_as_wide_as_its_longest_row(make, monkeypatch):
+    """Short rows lose the padding that only longer rows needed, and padding gets no logits."""
     trainer = make()
     r, _ = one_rollout(trainer)
-    lengths, prompts = r.mask.sum(1), r.attention.sum(1) - r.mask.sum(1)
-    few = torch.argsort(lengths + prompts)[:3]
-    whole, cut = r.rows(few), r.rows(few).trimmed()
-    assert cut.responses.shape[1] == lengths[few].max()
-    assert cut.ids.shape[1] == lengths[few].max() + prompts[few].max() < whole.ids.shape[1]
-    n = whole.mask.sum()
-    (loss, stats, _), (same, as_well, _) = (trainer.losses(x, n, n) for x in (whole, cut))
-    assert_close(loss, same, atol=1e-6, rtol=1e-6)
-    assert_close(stats, as_well, atol=1e-6, rtol=1e-6)
+    lengths = r.attention.sum(1)
+    few = r.rows(torch.argsort(lengths)[:3])
+    widths, logits = [], []
 
+    def passed(forward):
+        return lambda *x: widths.append(rollout.width_of(x[2])) or forward(*x)
 
-def test_training_does_not_depend_on_trimming(make, monkeypatch):
-    cut = make().train().log_history
-    swap(monkeypatch, rollout.Rollout, "trimmed", lambda _: lambda self: self)
-    whole = make().train().log_history
-    for a, b in zip(cut, whole, strict=True):
-        assert a == pytest.approx(b, abs=1e-4)
+    def headed(head):
+        return lambda model, hidden: logits.append(len(hidden)) or head(model, hidden)
+
+    swap(monkeypatch, rollout, "forward_model", passed)
+    swap(monkeypatch, rollout, "language_head", headed)
+    n = few.mask.sum()
+    trainer.losses(few, n, n)
+    trainer.meter.close()  # no backward pass will end what began here
+    longest = int(lengths.sort().values[2])
+    assert all(longest - 1 <= width <= longest for width in widths) and len(widths) == 2
+    assert longest < r.ids.shape[1]
+    assert logits == [n]
 
 
 def test_training_does_not_depend_on_passes_of_like_length(make, monkeypatch):

@@ -41,7 +41,7 @@ def check_losses(make):
     loss, stats, _ = trainer.losses(r, n, n)
     trainer.meter.close()  # no backward pass will end what began here
     with torch.no_grad():
-        logp, _, v = trainer.model(r.ids, r.attention, r.responses, T)
+        logp, _, v = trainer.model(r.ids, r.attention, r.responses, r.mask, T)
     policy = value = clipped = 0.0
     for row, t in r.mask.nonzero().tolist():
         ratio = math.exp(logp[row, t] - r.logprobs[row, t])

@@ -45,6 +45,7 @@ def played(request, tiny):
     prompt_ids, prompt_mask, responses, mask = respond(tiny, policy)
     ids, attention = rollout.join(prompt_ids, prompt_mask, responses, mask, tiny.pad)
     said = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
+    assert not attention.all(0).all(), "padding on both sides"
     return SimpleNamespace(
         policy=policy, reward=reward, ids=ids, attention=attention, responses=responses, mask=mask,
         said=said, length=responses.shape[1],
@@ -58,6 +59,23 @@ def test_prompts_are_padded_on_the_left():
     ids, mask = rollout.pad_prompts([[7, 8], [9]], pad_token_id=15)
     assert ids.tolist() == [[7, 8], [15, 9]]
     assert mask.tolist() == [[True, True], [False, True]]
+
+
+@torch.no_grad()
+def test_an_empty_prompt_is_one_padding_token(tiny):
+    """Sampling and scoring then see the same: the response has a token to follow."""
+    ids, mask = rollout.pad_prompts([[7, 8, 9], []], tiny.pad)
+    assert ids[1].tolist() == [tiny.pad] * 3 and mask[1].tolist() == [False, False, True]
+    model, said = tiny.lm(0, "gpt2"), torch.tensor([[5, 6], [3, 4]])
+    whole = rollout.join(ids, mask, said, torch.ones_like(said).bool(), tiny.pad)
+    logits = model(torch.tensor([[tiny.pad, 3]])).logits[0]
+    expected = torch.log_softmax(logits, -1)[[0, 1], [3, 4]]
+    got = rollout.response_logprobs(model, *whole, said)[1]
+    assert_close(got, expected, atol=2e-5, rtol=0)
+    keys = row_keys(0, 0, torch.arange(2), torch.zeros(2, dtype=torch.long))
+    how = {"max_new_tokens": 4, "stop_token_id": None, "pad_token_id": tiny.pad, "temperature": 0}
+    alone = rollout.generate(model, *rollout.pad_prompts([[tiny.pad]], tiny.pad), keys[1:], **how)
+    assert torch.equal(rollout.generate(model, ids, mask, keys, **how)[1:], alone)
 
 
 def test_positions_count_real_tokens_only():
@@ -93,7 +111,7 @@ def test_logprobs_are_those_of_each_token_given_all_before_it(played):
 @torch.no_grad()
 def test_values_are_the_head_before_each_token(played):
     """V_t is read where token t is not yet known: at the last token of the prefix."""
-    got = rollout.token_values(played.reward, played.ids, played.attention, played.length)
+    got = rollout.token_values(played.reward, played.ids, played.attention, played.mask)
     for row, (prompt, said) in enumerate(zip(PROMPTS, played.said, strict=True)):
         for t in range(len(said)):
             expected = played.reward(torch.tensor([prompt + said[:t]])).logits[0, 0]
@@ -115,8 +133,8 @@ def test_what_stands_under_the_padding_does_not_matter(played, tiny):
     dirty = played.ids.masked_fill(~played.attention, tiny.words + 100)
     for function in (
         lambda ids: rollout.sequence_scores(played.reward, ids, played.attention),
-        lambda ids: rollout.token_values(played.reward, ids, played.attention, played.length),
-        lambda ids: response_logits(played.policy, ids, played.attention, played.length),
+        lambda ids: rollout.token_values(played.reward, ids, played.attention, played.mask),
+        lambda ids: rollout.before_responses(played.policy, ids, played.attention, played.mask),
     ):
         assert torch.equal(function(dirty), function(played.ids))
 
@@ -134,15 +152,17 @@ def test_an_eos_inside_the_prompt_does_not_end_the_sequence(tiny):
 def test_actor_critic_agrees_with_the_scoring_passes(played):
     """The update's pass and the rollout's are the same numbers: ratio 1 at the first step."""
     both = layouts.ActorCritic(played.policy, played.reward)
-    logprobs, entropy, values = both(played.ids, played.attention, played.responses, 0.7)
+    logprobs, entropy, values = both(
+        played.ids, played.attention, played.responses, played.mask, 0.7
+    )
     args = (played.ids, played.attention)
     expected = rollout.response_logprobs(played.policy, *args, played.responses, 0.7)
     assert_close(logprobs, expected, atol=1e-6, rtol=0)
-    assert_close(values, rollout.token_values(played.reward, *args, played.length))
+    assert_close(values, rollout.token_values(played.reward, *args, played.mask))
     p = torch.distributions.Categorical(
         logits=response_logits(played.policy, *args, played.length) / 0.7
     )
-    assert_close(entropy, p.entropy(), atol=1e-5, rtol=1e-5)
+    assert_close(entropy, p.entropy() * played.mask, atol=1e-5, rtol=1e-5)
     assert not entropy.requires_grad and logprobs.requires_grad and values.requires_grad
 
 
@@ -333,49 +353,57 @@ def test_no_logits_survive_the_scoring_pass(scoring):
 
 @pytest.mark.parametrize("rows", [1, 3, 4])
 def test_values_and_scores_in_passes_equal_the_whole(played, rows):
-    """Log-probabilities, values and scores, whichever rows and columns a pass has."""
+    """Log-probabilities, values and scores, whichever rows a pass has."""
     p = played
     what, least = (p.ids, p.attention, p.responses), 0
     passes = rollout.like_rows(p.attention, rows, least)
     with torch.no_grad():
-        both = rollout.logprobs_and_values(p.policy, p.reward, *what, 0.7, passes)
+        both = rollout.logprobs_and_values(p.policy, p.reward, *what, p.mask, 0.7, passes)
         found = {
             "scores": rollout.in_passes(
                 lambda i, a: rollout.sequence_scores(p.reward, i, a), passes, p.ids, p.attention
             ),
-            "values": rollout.response_values(p.reward, *what, passes),
+            "values": rollout.response_values(p.reward, p.ids, p.attention, p.mask, passes),
             "logprobs": rollout.response_logprobs(p.policy, *what, 0.7, passes),
             "of both": both[0],
         }
-        hidden = rollout.before_responses(p.policy, p.ids, p.attention, p.length)
+        hidden = rollout.before_responses(p.policy, p.ids, p.attention, p.mask)
+        said = rollout.scored_logprobs(p.policy, hidden, p.responses[p.mask], 0.7)
         whole = {
             "scores": rollout.sequence_scores(p.reward, p.ids, p.attention),
-            "values": rollout.token_values(p.reward, p.ids, p.attention, p.length),
-            "logprobs": rollout.scored_logprobs(p.policy, hidden, p.responses, 0.7),
+            "values": rollout.token_values(p.reward, p.ids, p.attention, p.mask),
+            "logprobs": rollout.spread(said, p.mask),
         }
     whole["of both"] = whole["logprobs"]
     for name, x in found.items():
-        on = x.dim() == 1 or p.mask
-        assert_close(x * on, whole[name] * on, atol=1e-5, rtol=0)
+        assert_close(x, whole[name], atol=1e-5, rtol=0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 60)), min_size=1, max_size=24),
        st.integers(1, 24))  # fmt: skip
-def test_every_row_passes_once_and_whole(lengths, rows):
-    """Prompts padded on the left, responses on the right: no token is left out of its pass, and
-    what the passes cost is counted from their shapes."""
+def test_every_row_is_moved_whole(lengths, rows):
+    """Prompts padded on the left, responses on the right: a pass is given every token of its rows
+    at the place where it counts, then zeros, and is as wide as the longest of them."""
     p, t = max(1, *(a for a, _ in lengths)), max(b for _, b in lengths)
     mask = torch.zeros(len(lengths), p + t, dtype=torch.bool)
     for i, (a, b) in enumerate(lengths):
         mask[i, p - a : p + b] = True
+    ids = torch.arange(1, mask.numel() + 1).view(mask.shape)
     passes = rollout.like_rows(mask, rows, least=16)
-    assert sorted(i for part, _ in passes for i in part.tolist()) == list(range(len(mask)))
-    for part, at in passes:
+    assert sorted(i for part in passes for i in part.tolist()) == list(range(len(mask)))
+    sizes = []
+    for part in passes:
         assert len(part) <= rows
-        assert mask[part].sum() == mask[part, at].sum()
-        assert mask[part, at][:, 0].any() and mask[part, at][:, -1].any()
-    alone = [rollout.pass_shape(mask[part, at], mask[part, p : at.stop]) for part, at in passes]
-    assert rollout.shape_of(passes, mask, mask[:, p:]) == tuple(map(sum, zip(*alone, strict=True)))
+        moved = rollout.forward_model(lambda input_ids, **_: input_ids, ids[part], mask[part])
+        sizes.append(moved.shape)
+        for row, i in zip(moved, part, strict=True):
+            real = ids[i][mask[i]].tolist()
+            assert row.tolist() == real + [0] * (len(row) - len(real))
+        assert max(sum(lengths[i]) for i in part) == moved.shape[1]
+    tokens, pairs = (sum(n * s**k for n, s in sizes) for k in (1, 2))
+    said = mask[:, p:]
+    assert rollout.shape_of(passes, mask, said) == (tokens, pairs, int(said.sum()), len(mask))
+    assert rollout.shape_of(passes, mask) == (tokens, pairs, len(mask))
 
 
 def test_rows_of_a_rollout_belong_together():
