@@ -21,7 +21,7 @@ from .cost.setup import EXTRA, Setup
 from .ledger import AROUND, ONLINE, SOURCES, Ledger
 from .lengths import planned_lengths
 from .models import ADAPTER_FILE, BUNDLED, Model, load
-from .widgets.text import format_number, html_table, table
+from .widgets.text import Shown, format_number, html_table, table
 
 if TYPE_CHECKING:
     from .cost.xray import XRay
@@ -170,8 +170,14 @@ class Comparison:
     def __repr__(self) -> str:
         return str(self)
 
+    def _shown(self) -> Shown:
+        return Shown(str(self), html_table(self.rows), self.picture())
+
     def _repr_html_(self) -> str:
-        return html_table(self.rows) + str(self.picture())
+        return self._shown()._repr_html_()
+
+    def _ipython_display_(self) -> None:
+        self._shown()._ipython_display_()
 
     def picture(self):
         """Memory of each phase, predicted, simulated and measured: an SVG."""

@@ -147,10 +147,10 @@ class Plan:
 
     def show(self) -> Shown:
         """The prediction, to read in a notebook or a terminal."""
-        from .widgets.estimate import html, text
+        from .widgets.estimate import parts, text
         from .widgets.text import Shown
 
-        return Shown(text(self.estimate), html(self.estimate))
+        return Shown(text(self.estimate), *parts(self.estimate))
 
     def config(self, output_dir: str = "unused"):
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""

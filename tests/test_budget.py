@@ -6,6 +6,7 @@ pytest tests/test_budget.py
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import pytest
 
@@ -13,6 +14,14 @@ import rlhf_lab as lab
 from rlhf_lab.budget import predict
 from rlhf_lab.cli import main
 from rlhf_lab.ledger import Ledger, Row
+
+
+def _outputs(shown):
+    """The kind of each output that a cell would have."""
+    with mock.patch("IPython.display.display") as display:
+        shown._ipython_display_()
+    said = [call.args[0] for call in display.call_args_list]
+    return [next(iter(x if isinstance(x, dict) else x._repr_mimebundle_())) for x in said]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +49,8 @@ def test_predicted_simulated_and_measured_agree_on_the_bundled_model(run):
     table = str(lab.compare(plan, seen, run))
     assert "predicted" in table and "measured" in table
     assert "<svg" in lab.compare(plan, seen, run)._repr_html_()
+    assert _outputs(lab.compare(plan, seen, run)) == ["text/html", "image/svg+xml"]
+    assert _outputs(plan.show()) == ["text/html", "image/svg+xml", "text/html"]
 
 
 def test_a_plan_knows_the_lengths_of_its_data():

@@ -81,6 +81,17 @@ def test_no_error_is_stored(path):
     assert "error" not in kinds
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_are_legible_before_anything_is_trusted(path):
+    """A fresh clone is not trusted, and GitHub trusts nobody: SVG is taken out of HTML there, and
+    a picture's words stand in its place."""
+    for output in (o for c in code_cells(path) for o in c["outputs"]):
+        data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
+        assert "<svg" not in data.get("text/html", "")
+        assert "<svg" not in data.get("text/plain", "")
+        assert "image/svg+xml" not in data or data["text/plain"]
+
+
 def test_the_kernel_loses_no_request():
     """ipykernel 7.0 to 7.3 lose one that arrives while they answer another: Run All stands still.
 

@@ -63,12 +63,11 @@ def text(e: Any) -> str:
     return f"{table([summary_row(e)])}\n{table(phase_rows(e))}\n{_notes(e)}"
 
 
-def html(e: Any) -> str:
-    """The plan as HTML: summary, picture, phases."""
+def parts(e: Any) -> tuple[str, str, str]:
+    """The plan as HTML and a picture: summary, memory, phases."""
     card = e.hardware.memory, f"memory of {e.hardware.name}"
-    chart = memory_chart(e.ledger, [card])
-    return (f"{html_table([summary_row(e)])}{chart}{html_table(phase_rows(e))}"
-            f"<p>{escape(_notes(e))}</p>")  # fmt: skip
+    phases = f"{html_table(phase_rows(e))}<p>{escape(_notes(e))}</p>"
+    return html_table([summary_row(e)]), memory_chart(e.ledger, [card]), phases
 
 
 def _notes(e: Any) -> str:

@@ -215,6 +215,9 @@ class Picture(str):
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"image/svg+xml": str(self), "text/plain": self.words}
 
+    def _repr_pretty_(self, printer, cycle: bool) -> None:  # or IPython prints a str
+        printer.text(self.words)
+
 
 # -- ticks ------------------------------------------------------------------------------------
 def nice_ticks(low: float, high: float, at_most: int, whole: bool = False) -> list[float]:

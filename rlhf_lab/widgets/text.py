@@ -166,17 +166,31 @@ def html_table(
 
 
 class Shown:
-    """What `.show()` returns: plain text in a terminal, HTML in a notebook."""
+    """What `.show()` returns: plain text in a terminal, HTML and pictures in a notebook.
 
-    def __init__(self, text: str, html: str) -> None:
-        self.text = text
-        self.html = html
+    A picture is an output of its own. Inside HTML its SVG would be taken out, and its words left
+    as a heap, on GitHub and wherever a notebook is not trusted.
+    """
+
+    def __init__(self, text: str, *parts: str) -> None:
+        self.text, self.parts = text, parts
 
     def __repr__(self) -> str:
         return self.text
 
     def _repr_html_(self) -> str:
-        return self.html
+        return "".join(map(str, self.parts))
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        said = {"text/plain": self.text}  # once
+        for part in self.parts:
+            if hasattr(part, "words"):
+                display(part)
+            else:
+                display({"text/html": part} | said, raw=True)
+                said = {}
 
 
 class Listed(list):

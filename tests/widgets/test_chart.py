@@ -55,6 +55,10 @@ def test_a_notebook_draws_it_and_one_that_is_not_trusted_reads_it():
         "text/plain": "nats. loss: last 0.5",
     }
     assert ET.fromstring(picture).get("aria-label") == "nats. loss: last 0.5"
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, _ = DisplayFormatter().format(picture)
+    assert shown["text/plain"] == picture.words  # though IPython prints a str as a str
 
 
 def test_points_land_where_they_belong():
