@@ -91,13 +91,12 @@ def few_passes(account: FakeAccount, prompt: int, response: int, window: int = 0
         patched(ppo, "like_rows", _equal_passes),
         patched(rollout, "width_of", lambda mask: mask.shape[1]),
         patched(rollout, "places_of", lambda said: torch.arange(said.numel())),
-        patched(rollout.Rollout, "passes", lambda mb, n, _: torch.arange(len(mb.ids)).split(n)),
         patched(maths, "range", lambda n: range(min(n, FEW))),  # GAE goes token by token
     ):
         yield
 
 
-def _equal_passes(mask: Tensor, rows: int) -> Passes:
+def _equal_passes(mask: Tensor, rows: int, least: int = 0) -> Passes:
     """`rollout.like_rows` where all rows are as long."""
     return list(torch.arange(len(mask)).split(rows))
 

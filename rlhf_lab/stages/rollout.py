@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -260,7 +261,7 @@ class Rollout:
     def rows(self, chosen: Tensor) -> Rollout:
         return Rollout(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
-    @property
+    @cached_property  # looks into numbers, which a GPU has to be waited for
     def work(self) -> tuple[tuple[int, ...], int]:
         """Of one pass: what its FLOPs are linear in, and its real tokens."""
         whole = [torch.arange(len(self.ids))]

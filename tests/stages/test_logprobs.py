@@ -122,6 +122,26 @@ def test_a_minibatch_is_as_wide_as_its_longest_row(make, monkeypatch):
     assert logits == [n]
 
 
+def as_wide_as_can_be(_):
+    return lambda mask: mask.shape[1]
+
+
+def test_losses_and_training_do_not_depend_on_the_width(make, monkeypatch):
+    trainer = make()
+    r, _ = one_rollout(trainer)
+    few = r.rows(torch.argsort(r.attention.sum(1))[:3])
+    n = few.mask.sum()
+    loss, stats, _ = trainer.losses(few, n, n)
+    cut = make().train().log_history
+    swap(monkeypatch, rollout, "width_of", as_wide_as_can_be)
+    same, as_well, _ = trainer.losses(few, n, n)
+    trainer.meter.close()  # no backward pass will end what began here
+    assert_close(loss, same, atol=1e-6, rtol=1e-6)
+    assert_close(stats, as_well, atol=1e-6, rtol=1e-6)
+    for a, b in zip(cut, make().train().log_history, strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+
+
 def test_training_does_not_depend_on_passes_of_like_length(make, monkeypatch):
     """Cut as often as can be, or not at all: the same numbers."""
     cuts = []
