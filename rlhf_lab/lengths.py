@@ -16,7 +16,7 @@ from .tokens import encode_prompt, encode_response
 PASS = 128
 """Tokens of padding that a pass more has to save at least: on two CPU cores calling the layers of a
 small model once more takes about as long."""
-SHARE = 0.1
+SHARE = 0.2
 """And of the pass that is cut. Rows of like length stay one pass, so that memory is as planned."""
 LOOKED_AT = 2_000
 """Rows of a set whose lengths a plan looks at."""
