@@ -122,10 +122,6 @@ def test_a_minibatch_is_as_wide_as_its_longest_row(make, monkeypatch):
     assert logits == [n]
 
 
-def as_wide_as_can_be(_):
-    return lambda mask: mask.shape[1]
-
-
 def test_losses_and_training_do_not_depend_on_the_width(make, monkeypatch):
     trainer = make()
     r, _ = one_rollout(trainer)
@@ -133,7 +129,7 @@ def test_losses_and_training_do_not_depend_on_the_width(make, monkeypatch):
     n = few.mask.sum()
     loss, stats, _ = trainer.losses(few, n, n)
     cut = make().train().log_history
-    swap(monkeypatch, rollout, "width_of", as_wide_as_can_be)
+    monkeypatch.setattr(rollout, "width_of", lambda mask: mask.shape[1])
     same, as_well, _ = trainer.losses(few, n, n)
     trainer.meter.close()  # no backward pass will end what began here
     assert_close(loss, same, atol=1e-6, rtol=1e-6)

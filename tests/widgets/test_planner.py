@@ -373,7 +373,7 @@ def test_in_a_kernel_the_changes_wait_until_the_controls_rest(monkeypatch):
         for size in (16, 32, 64):
             move(planner, "per_device_train_batch_size", size)
             await asyncio.sleep(0)
-        peak = planner.plan.estimate.peak / 2**30
+        peak = planner.plan.peak / GIB
         assert f"{peak:.3g} GiB" in planner._verdict.value  # at once
         assert [b.description for b in planner._buttons] == before and not asked
         planner._buttons[0].click()  # does what it says, though the rest has moved on
