@@ -23,7 +23,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab small_models lint constraints clean
+.PHONY: help run test test-lint test-tests test-browser test-notebooks lab small_models lint constraints clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -39,19 +39,28 @@ help:
 run: $(VENV)/.stamp-base
 	@$(BIN)/rlhf-lab train all --out $(OUT) --overwrite $(ARGS)
 
+# Every part runs, also when an earlier one fails; the last line names those that did.
 # Offline: a test that reaches for the hub is a test that fails on a train.
-test: export HF_HUB_OFFLINE = 1
+PARTS := lint tests browser notebooks
 test: $(VENV)/.stamp-test
-	@echo '== lint'
-	@$(BIN)/ruff check --quiet .
-	@echo '== tests'
+	@failed=; for part in $(PARTS); do echo "== $$part"; \
+	  $(MAKE) --no-print-directory test-$$part || failed="$$failed $$part"; done; \
+	if [ -n "$$failed" ]; then echo "== failed:$$failed"; exit 1; fi; echo '== all parts passed'
+
+test-lint test-tests test-browser test-notebooks: export HF_HUB_OFFLINE = 1
+test-lint: $(VENV)/.stamp-test
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
+
+test-tests: $(VENV)/.stamp-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile $(PYTEST_ARGS) \
 	    --ignore tests/browser tests
-	@echo '== in a browser'
+
+test-browser: $(VENV)/.stamp-test
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || \
 	  echo 'no Chromium here: these tests are left out (Debian, Ubuntu: apt install chromium)'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/browser || [ $$? -eq 5 ]
-	@echo '== notebooks'
+
+test-notebooks: $(VENV)/.stamp-test
 	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with tests/sanitize.cfg notebooks
 
