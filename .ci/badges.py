@@ -57,14 +57,17 @@ def picture(place: str) -> str:
     """A badge as SVG."""
     label = f"Open in {place}"
     length = round(6.3 * len(label))
-    return BADGE.format(label=label, colour=COLOURS[place], length=length, width=length + 20,
-                        middle=length / 2 + 10)  # fmt: skip
+    return BADGE.format(
+        label=label, colour=COLOURS[place], length=length, width=length + 20, middle=length / 2 + 10
+    )
 
 
 def badges(notebook: str, images: str) -> str:
     """Both badges of a notebook, in Markdown; `images` is the folder as seen from the page."""
-    shown = (f"[![Open in {place}]({images}/{place.lower()}.svg)]({at})"
-             for place, at in places(notebook).items())  # fmt: skip
+    shown = (
+        f"[![Open in {place}]({images}/{place.lower()}.svg)]({at})"
+        for place, at in places(notebook).items()
+    )
     return " ".join(shown)
 
 
@@ -86,11 +89,17 @@ def notebook(text: str, name: str) -> str:
     whole["cells"][0]["source"] = [title.rstrip("\n") + "\n", "\n", links + "\n", "\n", *rest]
     cells = [c for c in whole["cells"] if TAG not in c["metadata"].get("tags", [])]
     first = next(i for i, c in enumerate(cells) if c["cell_type"] == "code")
-    cells.insert(first, {
-        "cell_type": "code", "execution_count": None, "id": "colab",
-        "metadata": {"tags": [TAG]}, "outputs": [],
-        "source": CELL.format(address=address()).splitlines(keepends=True),
-    })  # fmt: skip
+    cells.insert(
+        first,
+        {
+            "cell_type": "code",
+            "execution_count": None,
+            "id": "colab",
+            "metadata": {"tags": [TAG]},
+            "outputs": [],
+            "source": CELL.format(address=address()).splitlines(keepends=True),
+        },
+    )
     whole["cells"] = cells
     return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 

@@ -59,21 +59,31 @@ def parameters() -> dict[str, Any]:
     rows = []
     for name, config in known.items():
         ours = architecture(config)
-        for head, auto in (("lm", AutoModelForCausalLM),
-                           ("score", AutoModelForSequenceClassification)):  # fmt: skip
+        for head, auto in (
+            ("lm", AutoModelForCausalLM),
+            ("score", AutoModelForSequenceClassification),
+        ):
             more = {"num_labels": 1} if head == "score" else {}
             with torch.device("meta"):
                 model = auto.from_config(AutoConfig.for_model(**{**config, **more}))
             theirs = sum(p.numel() for p in model.parameters())
-            rows.append({"model": name, "head": head, "ours": ours.parameters(head),
-                         "theirs": theirs})  # fmt: skip
+            rows.append(
+                {"model": name, "head": head, "ours": ours.parameters(head), "theirs": theirs}
+            )
         with torch.device("meta"):
             plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-            model = get_peft_model(plain, LoraConfig(r=16, target_modules="all-linear",
-                                                     task_type="CAUSAL_LM"))  # fmt: skip
+            model = get_peft_model(
+                plain, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+            )
         theirs = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        rows.append({"model": name, "head": "LoRA 16", "theirs": theirs,
-                     "ours": ours.lora_parameters(16, "all-linear")})  # fmt: skip
+        rows.append(
+            {
+                "model": name,
+                "head": "LoRA 16",
+                "theirs": theirs,
+                "ours": ours.lora_parameters(16, "all-linear"),
+            }
+        )
     wrong = [r for r in rows if r["ours"] != r["theirs"]]
     return {"rows": rows, "summary": {"cases": len(rows), "wrong": len(wrong)}}
 
@@ -100,13 +110,22 @@ def simulate(count: int, seed: int, known: list[dict[str, Any]]) -> Iterator[lis
             seen = rehearse(case.stage, case.config, **case.rehearsal)
             took = time.perf_counter() - start
             counted = sum(r.value for r in seen.ledger.filter(quantity="flops"))
-            row = {"case": str(case), "stage": case.stage, "device": case.device,
-                   "simulated": seen.peak, "flops counted": counted, "seconds": took}  # fmt: skip
+            row = {
+                "case": str(case),
+                "stage": case.stage,
+                "device": case.device,
+                "simulated": seen.peak,
+                "flops counted": counted,
+                "seconds": took,
+            }
         row |= {"predicted": plan.peak, "flops": plan.flops, "peak in": plan.peak_phase.name}
         rows.append(row)
         error = row["predicted"] / row["simulated"] - 1
-        print(f"{number:4d} {error:+7.2%} {format_bytes(row['simulated']):>9} "
-              f"{row['seconds']:5.1f} s  {case}", flush=True)  # fmt: skip
+        print(
+            f"{number:4d} {error:+7.2%} {format_bytes(row['simulated']):>9} "
+            f"{row['seconds']:5.1f} s  {case}",
+            flush=True,
+        )
         yield [*rows, *before.values()]
 
 
@@ -153,12 +172,22 @@ def measured() -> dict[str, Any]:
         seen = rehearse(case.stage, case.config, **case.rehearsal)
         real = rehearse(case.stage, case.config, real="profiler", **case.rehearsal)
         plan = estimate(case.stage, case.config, DEVICE[case.device], case.settings)
-        rows.append({"case": str(case), "simulated": seen.peak, "measured": real.peak,
-                     "predicted": plan.peak})  # fmt: skip
+        rows.append(
+            {
+                "case": str(case),
+                "simulated": seen.peak,
+                "measured": real.peak,
+                "predicted": plan.peak,
+            }
+        )
         print(f"{seen.peak / real.peak - 1:+.3%} {plan.peak / real.peak - 1:+.3%}  {case}")
-    return {"rows": rows, "summary": {
-        "simulated": summary(r["simulated"] / r["measured"] - 1 for r in rows),
-        "predicted": summary(r["predicted"] / r["measured"] - 1 for r in rows)}}  # fmt: skip
+    return {
+        "rows": rows,
+        "summary": {
+            "simulated": summary(r["simulated"] / r["measured"] - 1 for r in rows),
+            "predicted": summary(r["predicted"] / r["measured"] - 1 for r in rows),
+        },
+    }
 
 
 # ---------------------------------------------------------------------------------------- seconds
@@ -176,39 +205,54 @@ def seconds() -> dict[str, Any]:
     for case in cost_cases.timed_cases():
         seen = rehearse(case.stage, case.config, real="clock", **case.rehearsal)
         said: dict[str, float] = {}
-        for (phase, _), value in estimate(case.stage, case.config, hw,
-                                          case.settings).seconds_of.items():  # fmt: skip
+        for (phase, _), value in estimate(
+            case.stage, case.config, hw, case.settings
+        ).seconds_of.items():
             said[phase] = said.get(phase, 0.0) + value
         clock = {r.phase: r.value for r in seen.ledger.filter(quantity="seconds")}
         for phase, value in clock.items():
-            rows.append({"case": str(case), "phase": phase, "measured": value,
-                         "predicted": said[phase]})  # fmt: skip
+            rows.append(
+                {"case": str(case), "phase": phase, "measured": value, "predicted": said[phase]}
+            )
         error = sum(said[p] for p in clock) / sum(clock.values()) - 1
         print(f"{error:+7.1%} {sum(clock.values()):7.3f} s a step  {case}", flush=True)
 
     def errors(**where: str) -> list[float]:
-        return [r["predicted"] / r["measured"] - 1 for r in rows
-                if all(r[k] == v for k, v in where.items())]  # fmt: skip
+        return [
+            r["predicted"] / r["measured"] - 1
+            for r in rows
+            if all(r[k] == v for k, v in where.items())
+        ]
 
     whole = []
     for case in dict.fromkeys(r["case"] for r in rows):
         of = [r for r in rows if r["case"] == case]
         whole.append(sum(r["predicted"] for r in of) / sum(r["measured"] for r in of) - 1)
     by_phase = {p: summary(errors(phase=p)) for p in dict.fromkeys(r["phase"] for r in rows)}
-    return {"hardware": hw.to_dict(), "calibration": took, "rows": rows, "summary": {
-        "every phase": summary(errors()), "whole steps": summary(whole), **by_phase}}  # fmt: skip
+    return {
+        "hardware": hw.to_dict(),
+        "calibration": took,
+        "rows": rows,
+        "summary": {"every phase": summary(errors()), "whole steps": summary(whole), **by_phase},
+    }
 
 
 # -------------------------------------------------------------------------------------- published
 
 
 def compare_published() -> dict[str, Any]:
-    rows = [{**f._asdict(), "error": f.error, "kind": kind}
-            for kind, figures in (("memory", published.memory()), ("time", published.time()))
-            for f in figures]  # fmt: skip
-    return {"rows": rows, "summary": {
-        kind: summary(r["error"] for r in rows if r["kind"] == kind)
-        for kind in ("memory", "time")}}  # fmt: skip
+    rows = [
+        {**f._asdict(), "error": f.error, "kind": kind}
+        for kind, figures in (("memory", published.memory()), ("time", published.time()))
+        for f in figures
+    ]
+    return {
+        "rows": rows,
+        "summary": {
+            kind: summary(r["error"] for r in rows if r["kind"] == kind)
+            for kind in ("memory", "time")
+        },
+    }
 
 
 # ----------------------------------------------------------------------------------------- speed
@@ -252,21 +296,36 @@ def speed() -> dict[str, Any]:
     start = time.perf_counter()
     estimate("ppo", config, "h100", {**settings, "response_length": 777}).cheaper()
     cheaper = time.perf_counter() - start
-    run = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-           for code in (IMPORT, XRAY)]  # fmt: skip
+    run = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for code in (IMPORT, XRAY)
+    ]
     seconds, heavy = run[0].stdout.split(maxsplit=1)
     xray, rss = run[1].stdout.split()[-2:]
-    return {"summary": {
-        **{f"plan {stage}, ms": t * 1e3 for stage, t in plans.items()},
-        "cheaper, ms": cheaper * 1e3, "import, s": float(seconds), "loads": heavy.strip(),
-        "xray 7B, s": float(xray), "xray 7B, GiB": float(rss) / 2**30}}  # fmt: skip
+    return {
+        "summary": {
+            **{f"plan {stage}, ms": t * 1e3 for stage, t in plans.items()},
+            "cheaper, ms": cheaper * 1e3,
+            "import, s": float(seconds),
+            "loads": heavy.strip(),
+            "xray 7B, s": float(xray),
+            "xray 7B, GiB": float(rss) / 2**30,
+        }
+    }
 
 
 # ------------------------------------------------------------------------------------------- main
 
 SECTIONS = (
-    "parameters", "memory", "measured", "flops", "seconds", "published", "peers", "speed",
-)  # fmt: skip
+    "parameters",
+    "memory",
+    "measured",
+    "flops",
+    "seconds",
+    "published",
+    "peers",
+    "speed",
+)
 
 
 def run(only: Iterable[str], count: int, seed: int, fresh: bool) -> dict[str, Any]:
@@ -280,8 +339,13 @@ def run(only: Iterable[str], count: int, seed: int, fresh: bool) -> dict[str, An
         found["flops"] = flops(rows)
         if "peers" in wanted:
             found["peers"] = peers(count, seed, rows)
-    plain = {"parameters": parameters, "measured": measured, "published": compare_published,
-             "seconds": seconds, "speed": speed}  # fmt: skip
+    plain = {
+        "parameters": parameters,
+        "measured": measured,
+        "published": compare_published,
+        "seconds": seconds,
+        "speed": speed,
+    }
     for name in wanted & plain.keys():
         found[name] = plain[name]()
     return found

@@ -14,24 +14,53 @@ from rlhf_lab.models import load, presets
 
 STAGES = ("sft", "reward", "dpo", "ppo")
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")
-WIDE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8,
-        "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 5000, "head_dim": 32,
-        "max_position_embeddings": 2048, "pad_token_id": 0}  # fmt: skip
+WIDE = {
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 5000,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 0,
+}
 SMALL = {
-    **{f: WIDE | {"model_type": f}
-       for f in ("llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text")},
+    **{
+        f: WIDE | {"model_type": f}
+        for f in ("llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text")
+    },
     "qwen2": {k: v for k, v in WIDE.items() if k != "head_dim"} | {"model_type": "qwen2"},
     "phi3": {k: v for k, v in WIDE.items() if k != "head_dim"} | {"model_type": "phi3"},
-    "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 8, "n_head": 8, "vocab_size": 5000,
-             "n_positions": 2048},
-    "gpt_neox": {"model_type": "gpt_neox", "hidden_size": 256, "intermediate_size": 1024,
-                 "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 5000,
-                 "max_position_embeddings": 2048},
-    "opt": {"model_type": "opt", "hidden_size": 256, "ffn_dim": 1024, "num_hidden_layers": 8,
-            "num_attention_heads": 8, "vocab_size": 5000, "word_embed_proj_dim": 256,
-            "max_position_embeddings": 2048, "do_layer_norm_before": True,
-            },
-}  # fmt: skip
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 256,
+        "n_layer": 8,
+        "n_head": 8,
+        "vocab_size": 5000,
+        "n_positions": 2048,
+    },
+    "gpt_neox": {
+        "model_type": "gpt_neox",
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "vocab_size": 5000,
+        "max_position_embeddings": 2048,
+    },
+    "opt": {
+        "model_type": "opt",
+        "hidden_size": 256,
+        "ffn_dim": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "vocab_size": 5000,
+        "word_embed_proj_dim": 256,
+        "max_position_embeddings": 2048,
+        "do_layer_norm_before": True,
+    },
+}
 """One small model of each family whose activations are modelled; dropout off, as the lab has it."""
 
 
@@ -90,8 +119,11 @@ class Case:
 
     def __str__(self) -> str:
         plain = asdict(Case("sft", "x"))
-        said = [f"{k}={v}" for k, v in asdict(self).items()
-                if k not in ("stage", "name") and v != plain[k]]  # fmt: skip
+        said = [
+            f"{k}={v}"
+            for k, v in asdict(self).items()
+            if k not in ("stage", "name") and v != plain[k]
+        ]
         return f"{self.stage} {self.name.split('/')[-1]} {' '.join(said)}"
 
 
@@ -103,17 +135,23 @@ def draw(rng: random.Random, stage: str, name: str, small: bool) -> Case:
     accumulate = rng.choice((1, 1, 2))
     batch = rng.choice((1, 2, 4))
     return Case(
-        stage, name, batch=batch, prompt=prompt, response=length - prompt,
+        stage,
+        name,
+        batch=batch,
+        prompt=prompt,
+        response=length - prompt,
         dtype="bfloat16" if precision == "bfloat16" else "float32",
-        bf16=precision == "autocast", lora_r=rng.choice((0, 0, 8, 32)),
+        bf16=precision == "autocast",
+        lora_r=rng.choice((0, 0, 8, 32)),
         gradient_checkpointing=stage != "ppo" and rng.random() < 0.35,
         attn_implementation="eager" if name == "gemma2" or rng.random() < 0.25 else "sdpa",
         optim="adamw_torch" if stage == "ppo" else rng.choice(OPTIMIZERS),
         gradient_accumulation_steps=accumulate,
         padded=rng.random() < 0.6 and batch > 1,  # a row alone has no padding
-        num_mini_batches=1, local_rollout_forward_batch_size=rng.choice((2, 4)),
+        num_mini_batches=1,
+        local_rollout_forward_batch_size=rng.choice((2, 4)),
         device=rng.choice(("cpu", "gpu")) if small else "gpu",
-    )  # fmt: skip
+    )
 
 
 def cases(count: int, seed: int = 0) -> list[Case]:
@@ -132,9 +170,14 @@ def small_cases() -> list[Case]:
     """Cases that run on a CPU: every stage with each of what changes its memory."""
     common = dict(batch=2, prompt=24, response=40, device="cpu")
     variants = [
-        {}, {"attn_implementation": "eager"}, {"lora_r": 8}, {"bf16": True}, {"padded": False},
-        {"gradient_accumulation_steps": 2}, {"optim": "adamw_torch"},
-    ]  # fmt: skip
+        {},
+        {"attn_implementation": "eager"},
+        {"lora_r": 8},
+        {"bf16": True},
+        {"padded": False},
+        {"gradient_accumulation_steps": 2},
+        {"optim": "adamw_torch"},
+    ]
     names = ("llama", "gpt2", "qwen3", "opt", "gpt_neox", "gemma3_text", "phi3")
     made = []
     for stage in STAGES:
@@ -151,15 +194,23 @@ def timed_cases() -> list[Case]:
     """Cases to run by the clock on a CPU: every stage, six models, lengths and batches that differ;
     PPO with two epochs of two passes each, its rollout included. None of them calibrates."""
     shapes = {
-        "tiny": (16, 16, 32), "small": (8, 20, 40), "llama": (4, 32, 64), "gpt2": (4, 24, 72),
-        "gpt_neox": (6, 16, 64), "qwen3": (8, 16, 48),
-    }  # fmt: skip
+        "tiny": (16, 16, 32),
+        "small": (8, 20, 40),
+        "llama": (4, 32, 64),
+        "gpt2": (4, 24, 72),
+        "gpt_neox": (6, 16, 64),
+        "qwen3": (8, 16, 48),
+    }
     made = []
     for stage in STAGES:
         more = {}
         if stage == "ppo":
-            more = dict(gradient_accumulation_steps=2, num_ppo_epochs=2, optim="adamw_torch",
-                        local_rollout_forward_batch_size=16)  # fmt: skip
+            more = dict(
+                gradient_accumulation_steps=2,
+                num_ppo_epochs=2,
+                optim="adamw_torch",
+                local_rollout_forward_batch_size=16,
+            )
         for name, (batch, prompt, response) in shapes.items():
             made.append(Case(stage, name, batch, prompt, response, device="cpu", **more))
         made.append(Case(stage, "llama", 8, 16, 24, device="cpu", lora_r=8, **more))

@@ -46,18 +46,34 @@ from rlhf_lab.widgets.text import format_bytes, format_number, format_seconds, t
 
 HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STAGES = ("sft", "reward", "dpo", "ppo")
-WORDING = {"bytes": format_bytes, "seconds": format_seconds,
-           "flops": lambda value: format_number(value, "FLOP")}  # fmt: skip
+WORDING = {
+    "bytes": format_bytes,
+    "seconds": format_seconds,
+    "flops": lambda value: format_number(value, "FLOP"),
+}
 HALF = "Qwen/Qwen2.5-0.5B"
 ROUNDS = (  # model, LoRA rank, most rows (PPO: twice as many), tokens of a row (PPO: 256)
-    (HALF, 0, 16, 512), (HALF, 16, 16, 512), ("meta-llama/Llama-2-7b-hf", 16, 8, 512),
-    ("meta-llama/Llama-3.2-1B", 0, 16, 512), ("meta-llama/Llama-2-7b-hf", 0, 2, 512),
-    ("meta-llama/Llama-3.2-3B", 16, 8, 512), ("meta-llama/Llama-3.2-3B", 0, 4, 512),
-    ("Qwen/Qwen2.5-1.5B", 0, 4, 1024), ("Qwen/Qwen2.5-7B", 16, 2, 1024), (HALF, 0, 2, 256),
-)  # fmt: skip
-TINY = {"model_type": "llama", "vocab_size": 2000, "hidden_size": 128, "intermediate_size": 344,
-        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 512}  # fmt: skip
+    (HALF, 0, 16, 512),
+    (HALF, 16, 16, 512),
+    ("meta-llama/Llama-2-7b-hf", 16, 8, 512),
+    ("meta-llama/Llama-3.2-1B", 0, 16, 512),
+    ("meta-llama/Llama-2-7b-hf", 0, 2, 512),
+    ("meta-llama/Llama-3.2-3B", 16, 8, 512),
+    ("meta-llama/Llama-3.2-3B", 0, 4, 512),
+    ("Qwen/Qwen2.5-1.5B", 0, 4, 1024),
+    ("Qwen/Qwen2.5-7B", 16, 2, 1024),
+    (HALF, 0, 2, 256),
+)
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 2000,
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
 PPO = {"num_ppo_epochs": 2, "num_mini_batches": 1, "optim": "adamw_torch_fused"}
 ROOM = 0.85  # share of the device's memory that a case may need: allocators do not use all of it
 RATE = 1e-8  # learning rate: random weights that move may come to sample from NaN
@@ -87,17 +103,23 @@ class Case:
 
     def plan(self, hw: Hardware) -> Estimate:
         settings = PPO | {
-            "per_device_train_batch_size": self.batch, "prompt_length": self.prompt,
-            "response_length": self.response, "dtype": self.dtype, "lora_r": self.lora_r,
-            "padded": False, "loss": "plain",
-        }  # fmt: skip
+            "per_device_train_batch_size": self.batch,
+            "prompt_length": self.prompt,
+            "response_length": self.response,
+            "dtype": self.dtype,
+            "lora_r": self.lora_r,
+            "padded": False,
+            "loss": "plain",
+        }
         critics = {"reward": self.critic, "value": self.critic}
         return estimate(self.stage, self.config, hw, settings, **critics)
 
     def __str__(self) -> str:
         trained = f"LoRA {self.lora_r}" if self.lora_r else "full"
-        return (f"{self.stage} {self.model.split('/')[-1]} {trained} {self.dtype} "
-                f"{self.batch}×({self.prompt}+{self.response})")  # fmt: skip
+        return (
+            f"{self.stage} {self.model.split('/')[-1]} {trained} {self.dtype} "
+            f"{self.batch}×({self.prompt}+{self.response})"
+        )
 
 
 def cases(hw: Hardware) -> list[Case]:
@@ -208,16 +230,28 @@ def ppo(case: Case, probe: Probe) -> tuple:
     from rlhf_lab.stages.ppo_config import PPOConfig
 
     args = PPOConfig(
-        output_dir="nowhere", per_device_train_batch_size=case.batch, learning_rate=RATE,
-        response_length=case.response, stop_token=None, temperature=1.0, bf16=False,
-        use_cpu=HERE.type == "cpu", report_to="none", save_strategy="no", **PPO,
-    )  # fmt: skip
+        output_dir="nowhere",
+        per_device_train_batch_size=case.batch,
+        learning_rate=RATE,
+        response_length=case.response,
+        stop_token=None,
+        temperature=1.0,
+        bf16=False,
+        use_cpu=HERE.type == "cpu",
+        report_to="none",
+        save_strategy="no",
+        **PPO,
+    )
     models = [make(case, adapters=True), make(case), make(case, True), make(case, True)]
     rows = [{"input_ids": [5] * case.prompt}] * case.batch
     ids = argparse.Namespace(pad_token_id=0, eos_token_id=1)
     trainer = PPOTrainer(args, ids, *models[:3], rows, models[3], meter=probe)
-    return (lambda: trainer.update(trainer.make_rollout(trainer.next_prompts(0), 0, 0.05)[0], 0),
-            models, trainer.optimizer, [])  # fmt: skip
+    return (
+        lambda: trainer.update(trainer.make_rollout(trainer.next_prompts(0), 0, 0.05)[0], 0),
+        models,
+        trainer.optimizer,
+        [],
+    )
 
 
 def predicted(plan: Estimate) -> dict[str, dict[str, float]]:
@@ -257,9 +291,15 @@ def measured(case: Case, end: float, row: dict[str, Any]) -> dict[str, dict[str,
     except Exception as error:  # what the clock and the allocator said is worth having
         row["result"] = f"not counted: {error!r}"[:300]
     most = probe.peaks if gpu else tensors
-    return {name: {"bytes": most.get(name), "tensors": tensors.get(name), "flops": flops.get(name),
-                   "seconds": median(lap[name] for lap in probe.laps)}
-            for name in probe.laps[0]}  # fmt: skip
+    return {
+        name: {
+            "bytes": most.get(name),
+            "tensors": tensors.get(name),
+            "flops": flops.get(name),
+            "seconds": median(lap[name] for lap in probe.laps),
+        }
+        for name in probe.laps[0]
+    }
 
 
 def run_case(case: Case, hw: Hardware, end: float) -> dict[str, Any]:
@@ -278,8 +318,9 @@ def run_case(case: Case, hw: Hardware, end: float) -> dict[str, Any]:
         found = row["measured"] = measured(case, end, row)
         row["errors"] = {
             name: {q: v / found[name][q] - 1 for q, v in said.items() if v and found[name][q]}
-            for name, said in row["predicted"].items() if name in found
-        }  # fmt: skip
+            for name, said in row["predicted"].items()
+            if name in found
+        }
     except Exception as error:  # out of memory, or what the libraries here do not know
         row["result"] = f"FAILED: {error!r}"[:300]
         traceback.print_exc(limit=-3)
@@ -305,16 +346,24 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             for kind in ("steps", row["stage"]) if name == "step" else ("phases",):
                 for q, error in off.items():
                     sizes[kind][q].append(abs(error))
-    return {kind: {q: {"cases": len(s), "median": median(s), "worst": max(s)}
-                   for q, s in of.items()} for kind, of in sizes.items()}  # fmt: skip
+    return {
+        kind: {q: {"cases": len(s), "median": median(s), "worst": max(s)} for q, s in of.items()}
+        for kind, of in sizes.items()
+    }
 
 
 def check(hw: Hardware, chosen: list[Case], end: float, out: Path) -> dict[str, Any]:
     """Run the cases until `end` (of perf_counter); the file is written after each."""
     names = ("torch", "transformers", "accelerate", "peft")
-    found = {"device": hw.name, "python": sys.version.split()[0], "cuda": torch.version.cuda,
-             "versions": {n: version(n) for n in names if find_spec(n)},
-             "hardware": hw.to_dict(), "summary": {}, "rows": []}  # fmt: skip
+    found = {
+        "device": hw.name,
+        "python": sys.version.split()[0],
+        "cuda": torch.version.cuda,
+        "versions": {n: version(n) for n in names if find_spec(n)},
+        "hardware": hw.to_dict(),
+        "summary": {},
+        "rows": [],
+    }
     for case in chosen:
         found["rows"].append(run_case(case, hw, end))
         gc.collect()  # trainers hold themselves in circles
@@ -339,9 +388,16 @@ def main() -> None:
     out = args.out / f"gpu_check-{re.sub('[^A-Za-z0-9]+', '-', hw.name)}.json"
     chosen = [case for case in cases(hw) if args.only in str(case)]
     found = check(hw, chosen, BEGAN + 60 * args.minutes, out)
-    rows = [{"errors of": kind, **{q: f"{e['median']:.1%}, worst {e['worst']:.1%} of {e['cases']}"
-                                   for q, e in of.items()}}
-            for kind, of in found["summary"].items()]  # fmt: skip
+    rows = [
+        {
+            "errors of": kind,
+            **{
+                q: f"{e['median']:.1%}, worst {e['worst']:.1%} of {e['cases']}"
+                for q, e in of.items()
+            },
+        }
+        for kind, of in found["summary"].items()
+    ]
     print(f"\n{table(rows)}\n{out}")
 
 

@@ -40,8 +40,10 @@ def main() -> int:
         subprocess.run([sys.executable, "-m", "rlhf_lab.cli", "data", str(path)], check=True)
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # Linux counts in KiB
-    print(f"{args.gigabytes:g} GB of JSONL: peak {peak / 2**30:.2f} GiB (limit 1.5), "
-          f"{seconds:.0f} s on this machine")  # fmt: skip
+    print(
+        f"{args.gigabytes:g} GB of JSONL: peak {peak / 2**30:.2f} GiB (limit 1.5), "
+        f"{seconds:.0f} s on this machine"
+    )
     return int(peak > LIMIT)
 
 

@@ -32,16 +32,31 @@ def trainer_of(stage: str, meter: Meter, data, steps: int, folder: Path):
     """The stage's trainer as `lab.train` makes it, without what comes before and after."""
     plan = lab.plan(stage, "tiny", max_steps=steps)
     ready = prepare(plan, data)
-    run = Run.create(folder, stage=stage, model="tiny", settings=dict(plan.settings),
-                     data=data.name, seed=42, hardware="here")  # fmt: skip
+    run = Run.create(
+        folder,
+        stage=stage,
+        model="tiny",
+        settings=dict(plan.settings),
+        data=data.name,
+        seed=42,
+        hardware="here",
+    )
     job = Job(plan, data, run, meter, ready, True, None)
     models = ready.models
     if stage == "ppo":
         from rlhf_lab.stages.ppo import PPOTrainer
 
-        return PPOTrainer(job.args, job.tokenizer, models["policy"], models["reference"],
-                          models["reward"], ready.train, models["value"], meter=meter,
-                          on_log=lambda step, metrics: run.log(step, **metrics))  # fmt: skip
+        return PPOTrainer(
+            job.args,
+            job.tokenizer,
+            models["policy"],
+            models["reference"],
+            models["reward"],
+            ready.train,
+            models["value"],
+            meter=meter,
+            on_log=lambda step, metrics: run.log(step, **metrics),
+        )
     from rlhf_lab.stages.trl_stages import Watch, sft_trainer
 
     watch = Watch(meter, "policy", run.log)
@@ -66,12 +81,17 @@ def compare(stage: str, pairs: int, steps: int, data) -> dict:
         for metered in (True, False) if pair % 2 else (False, True):
             times[metered].append(seconds(stage, metered, data, steps))
     wall, cpu = ({m: statistics.median(t[i] for t in times[m]) for m in times} for i in (0, 1))
-    within = statistics.median(
-        a[0] / b[0] for a, b in zip(times[True], times[False], strict=True)
-    )  # fmt: skip
-    return {"stage": stage, "steps": steps, "pairs": pairs, "metered_s": wall[True],
-            "unmetered_s": wall[False], "ratio": wall[True] / wall[False],
-            "median_ratio_of_pairs": within, "cpu_ratio": cpu[True] / cpu[False]}  # fmt: skip
+    within = statistics.median(a[0] / b[0] for a, b in zip(times[True], times[False], strict=True))
+    return {
+        "stage": stage,
+        "steps": steps,
+        "pairs": pairs,
+        "metered_s": wall[True],
+        "unmetered_s": wall[False],
+        "ratio": wall[True] / wall[False],
+        "median_ratio_of_pairs": within,
+        "cpu_ratio": cpu[True] / cpu[False],
+    }
 
 
 def main() -> None:
@@ -89,9 +109,13 @@ def main() -> None:
         found[stage] = row | {"threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
         print(json.dumps(found[stage]), flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(
-        {"torch": torch.__version__, "stages": [found[s] for s in STEPS if s in found]}, indent=1
-    ) + "\n")  # fmt: skip
+    RESULTS.write_text(
+        json.dumps(
+            {"torch": torch.__version__, "stages": [found[s] for s in STEPS if s in found]},
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

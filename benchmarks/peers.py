@@ -72,11 +72,15 @@ def llm_analysis(c):
     zero = int(c.sharding[-1]) if c.sharding.startswith("zero") else 0
     master = 2 if c.dtype == "bfloat16" and not zero else 4
     found = LLMAnalysis(model, gpu, parallelism_config=ParallelismConfig(dp_size=c.gpus)).training(
-        batch_size_per_gpu=c.sequences, gradient_accumulation_steps=1, seq_len=c.length,
+        batch_size_per_gpu=c.sequences,
+        gradient_accumulation_steps=1,
+        seq_len=c.length,
         activation_recomputation=ActivationRecomputation(2 * c.gradient_checkpointing),
-        ds_zero=DSZeRO(zero), master_weights_dtype_bytes=master, flash_attn=c.flash,
+        ds_zero=DSZeRO(zero),
+        master_weights_dtype_bytes=master,
+        flash_attn=c.flash,
         other_op_bytes=2 * master * (c.optimizer == "adamw"),
-    )  # fmt: skip
+    )
     return int(found["(weight+op_state+grad+act)_memory_per_gpu"])
 
 
@@ -88,10 +92,17 @@ def vramcalc(c):
     if c.config["model_type"] not in arch.SUPPORTED_MODEL_TYPES:
         return None
     return estimate(
-        c.config, mode="train", dtype="bf16" if c.half else "fp32", batch=c.sequences,
-        seq_len=c.length, lora_rank=c.lora_r or None, grad_checkpoint=c.gradient_checkpointing,
-        optimizer=c.optimizer, attn_impl=c.attention, precision="amp" if c.mixed else "pure",
-    ).total  # fmt: skip
+        c.config,
+        mode="train",
+        dtype="bf16" if c.half else "fp32",
+        batch=c.sequences,
+        seq_len=c.length,
+        lora_rank=c.lora_r or None,
+        grad_checkpoint=c.gradient_checkpointing,
+        optimizer=c.optimizer,
+        attn_impl=c.attention,
+        precision="amp" if c.mixed else "pure",
+    ).total
 
 
 @peer("fitcheck-llm", cannot="other gpus ungated lora-on-float32")
@@ -99,14 +110,33 @@ def fitcheck(c):
     """`estimate` less overhead: all; one GPU, gated MLPs, a master copy in full 16-bit training."""
     from fitcheck import ModelConfig, TrainingConfig, estimate, get_gpu
 
-    model = ModelConfig("case", c.params, c.hidden, c.layers, c.heads, c.kv_heads, c.ffn, c.vocab,
-                        c.head_dim, c.tied)  # fmt: skip
-    found = estimate(model, TrainingConfig(
-        precision="bf16" if c.half else "fp32", optimizer=c.optimizer, batch_size=c.sequences,
-        optimizer_dtype="fp32" if c.lora_r or c.dtype == "float32" else "bf16", seq_len=c.length,
-        lora_targets=[f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")],
-        grad_checkpoint=c.gradient_checkpointing, flash_attn=c.flash, lora_rank=c.lora_r or None,
-    ), get_gpu("h100"))  # fmt: skip
+    model = ModelConfig(
+        "case",
+        c.params,
+        c.hidden,
+        c.layers,
+        c.heads,
+        c.kv_heads,
+        c.ffn,
+        c.vocab,
+        c.head_dim,
+        c.tied,
+    )
+    found = estimate(
+        model,
+        TrainingConfig(
+            precision="bf16" if c.half else "fp32",
+            optimizer=c.optimizer,
+            batch_size=c.sequences,
+            optimizer_dtype="fp32" if c.lora_r or c.dtype == "float32" else "bf16",
+            seq_len=c.length,
+            lora_targets=[f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")],
+            grad_checkpoint=c.gradient_checkpointing,
+            flash_attn=c.flash,
+            lora_rank=c.lora_r or None,
+        ),
+        get_gpu("h100"),
+    )
     return int((found.total_mib - found.overhead_mib) * 2**20)
 
 
@@ -121,12 +151,17 @@ def shape(config: str) -> dict:
         model = AutoModelForCausalLM.from_config(c)
     own = [sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()]
     return {
-        "params": model.num_parameters(), "largest": max(own), "layers": c.num_hidden_layers,
-        "hidden": c.hidden_size, "heads": c.num_attention_heads, "vocab": c.vocab_size,
+        "params": model.num_parameters(),
+        "largest": max(own),
+        "layers": c.num_hidden_layers,
+        "hidden": c.hidden_size,
+        "heads": c.num_attention_heads,
+        "vocab": c.vocab_size,
         "kv_heads": getattr(c, "num_key_value_heads", None) or c.num_attention_heads,
         "head_dim": getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads,
-        "ffn": getattr(c, "intermediate_size", None), "tied": c.tie_word_embeddings,
-    }  # fmt: skip
+        "ffn": getattr(c, "intermediate_size", None),
+        "tied": c.tie_word_embeddings,
+    }
 
 
 def facts(case) -> dict:
@@ -135,16 +170,33 @@ def facts(case) -> dict:
     optimizer = "adamw" if case.optim.startswith("adamw_torch") else case.optim
     half, mixed = case.bf16 or case.dtype == "bfloat16", case.bf16 and case.dtype == "float32"
     gated = case.config["model_type"] in "llama mistral qwen2 qwen3 gemma phi3".split()
-    traits = {"lora": case.lora_r, "lora-on-float32": case.lora_r and mixed, "float32": not half,
-              "sgd": optimizer == "sgd", "other": optimizer not in ("adamw", "sgd"),
-              "gpus": gpus > 1, sharding: gpus > 1, "ungated": not gated}  # fmt: skip
+    traits = {
+        "lora": case.lora_r,
+        "lora-on-float32": case.lora_r and mixed,
+        "float32": not half,
+        "sgd": optimizer == "sgd",
+        "other": optimizer not in ("adamw", "sgd"),
+        "gpus": gpus > 1,
+        sharding: gpus > 1,
+        "ungated": not gated,
+    }
     said = ("config", "dtype", "lora_r", "gradient_checkpointing")
-    return {name: getattr(case, name) for name in said} | shape(json.dumps(case.config)) | {
-        "sequences": case.batch * (2 if case.stage in ("reward", "dpo") else 1), "half": half,
-        "length": case.prompt + case.response, "optimizer": optimizer, "gpus": gpus,
-        "attention": case.attn_implementation[:5], "flash": case.attn_implementation != "eager",
-        "sharding": sharding, "mixed": mixed, "traits": [t for t, there in traits.items() if there],
-    }  # fmt: skip
+    return (
+        {name: getattr(case, name) for name in said}
+        | shape(json.dumps(case.config))
+        | {
+            "sequences": case.batch * (2 if case.stage in ("reward", "dpo") else 1),
+            "half": half,
+            "length": case.prompt + case.response,
+            "optimizer": optimizer,
+            "gpus": gpus,
+            "attention": case.attn_implementation[:5],
+            "flash": case.attn_implementation != "eager",
+            "sharding": sharding,
+            "mixed": mixed,
+            "traits": [t for t, there in traits.items() if there],
+        }
+    )
 
 
 @cache
@@ -189,9 +241,11 @@ def main() -> None:
 
     found, size = peers(), {"batch": 2, "prompt": 256, "response": 256}
     print(*(f"{n} {found[n][::2] if n in found else 'not there'}" for n in PEERS), sep="\n")
-    for case in (Case("sft", "meta-llama/Llama-3.2-1B", dtype="bfloat16", **size),
-                 Case("dpo", "Qwen/Qwen2.5-0.5B", bf16=True, **size),
-                 Case("ppo", "EleutherAI/pythia-410m", bf16=True, **size)):  # fmt: skip
+    for case in (
+        Case("sft", "meta-llama/Llama-3.2-1B", dtype="bfloat16", **size),
+        Case("dpo", "Qwen/Qwen2.5-0.5B", bf16=True, **size),
+        Case("ppo", "EleutherAI/pythia-410m", bf16=True, **size),
+    ):
         print(case, {n: (b := p[1](case)) and f"{b / 2**30:.2f} GiB" for n, p in found.items()})
 
 

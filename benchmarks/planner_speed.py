@@ -75,8 +75,7 @@ def in_browser(moves: int) -> dict[str, list[float]]:
             for turn in range(moves):
                 name, _ = SLIDERS[turn % 2]
                 label = page.get_by_text(name, exact=True)
-                page.locator(".lab-controls > *").filter(has=label).locator(
-                    ".noUi-handle").focus()  # fmt: skip
+                page.locator(".lab-controls > *").filter(has=label).locator(".noUi-handle").focus()
                 before = len(book.received)
                 page.keyboard.press("ArrowRight")
                 page.wait_for_function("() => look.picture && look.all", timeout=10_000)
@@ -95,8 +94,9 @@ def in_browser(moves: int) -> dict[str, list[float]]:
 
 def in_python(moves: int) -> list[float]:
     """Milliseconds of the same moves without a page."""
-    planner = Planner(lab.plan, model="Qwen/Qwen2.5-7B", gpus=8, prompt_length=16,
-                      response_length=16)  # fmt: skip
+    planner = Planner(
+        lab.plan, model="Qwen/Qwen2.5-7B", gpus=8, prompt_length=16, response_length=16
+    )
     found = []
     for turn in range(moves):
         slider = planner.controls.widgets[SLIDERS[turn % 2][1]]
@@ -109,8 +109,11 @@ def in_python(moves: int) -> list[float]:
 def summary(values: list[float]) -> dict[str, float]:
     """Median, 90th percentile and largest."""
     ordered = sorted(values)
-    return {"median": statistics.median(ordered), "p90": ordered[int(0.9 * (len(ordered) - 1))],
-            "largest": ordered[-1]}  # fmt: skip
+    return {
+        "median": statistics.median(ordered),
+        "p90": ordered[int(0.9 * (len(ordered) - 1))],
+        "largest": ordered[-1],
+    }
 
 
 def main() -> None:
@@ -118,18 +121,32 @@ def main() -> None:
     parser.add_argument("--moves", type=int, default=40, help="presses of a key [40, at most 42]")
     moves = min(parser.parse_args().moves, 42)  # two sliders of 22 places
     python, browser = in_python(moves), in_browser(moves)
-    rows = {"Python alone": python, "browser: picture and verdict": browser["picture"],
-            "browser: everything": browser["all"]}  # fmt: skip
+    rows = {
+        "Python alone": python,
+        "browser: picture and verdict": browser["picture"],
+        "browser: everything": browser["all"],
+    }
     figures = {name: summary(values) for name, values in rows.items()}
-    print(table([{"slider to …": name, **{f"{k} (ms)": round(v, 1) for k, v in line.items()}}
-                 for name, line in figures.items()]))  # fmt: skip
+    print(
+        table(
+            [
+                {"slider to …": name, **{f"{k} (ms)": round(v, 1) for k, v in line.items()}}
+                for name, line in figures.items()
+            ]
+        )
+    )
     sent = statistics.median(browser["bytes"])
     print(f"{moves} moves; {sent:,.0f} bytes received for one (median)")
     met = figures["browser: picture and verdict"]["median"] <= TARGET_MS
     print(f"target: {TARGET_MS} ms median in the browser: {'met' if met else 'missed'}")
     rounded = {name: {k: round(v, 1) for k, v in line.items()} for name, line in figures.items()}
-    RESULTS.write_text(json.dumps({"moves": moves, "milliseconds": rounded, "bytes": sent,
-                                   "target_ms": TARGET_MS}, indent=1) + "\n")  # fmt: skip
+    RESULTS.write_text(
+        json.dumps(
+            {"moves": moves, "milliseconds": rounded, "bytes": sent, "target_ms": TARGET_MS},
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -88,9 +88,12 @@ CASES = {
     "k3, whitened rewards": {"kl_estimator": "k3", "whiten_rewards": True},
     "no penalty, gamma 0.98": {"missing_eos_penalty": None, "temperature": 1.0, "gamma": 0.98},
     "4 epochs x 4 minibatches": {
-        "num_mini_batches": 4, "num_ppo_epochs": 4, "learning_rate": 1e-3, "whiten_rewards": True,
+        "num_mini_batches": 4,
+        "num_ppo_epochs": 4,
+        "learning_rate": 1e-3,
+        "whiten_rewards": True,
     },
-}  # fmt: skip
+}
 
 
 # ------------------------------------------------------------------------------ TRL's environment
@@ -152,10 +155,19 @@ def random_world(folder: Path, prompts: int) -> None:
     )
     tokenizer.save_pretrained(folder / "tokenizer")
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=64, initializer_range=0.3, num_labels=1,
-        max_position_embeddings=128, pad_token_id=0, eos_token_id=1, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        initializer_range=0.3,
+        num_labels=1,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder / "policy")
     LlamaForSequenceClassification(config).save_pretrained(folder / "reward")
@@ -223,9 +235,14 @@ def draw_responses(folder: Path, length: int):
     ids, mask = pad_prompts(json.loads((folder / "prompts.json").read_text()), pad)
     rows = torch.arange(len(ids))
     drawn = generate(
-        load_causal_lm(folder / "policy"), ids, mask, row_keys(0, 0, rows, 0 * rows),
-        max_new_tokens=length, stop_token_id=None, pad_token_id=pad,
-    )  # fmt: skip
+        load_causal_lm(folder / "policy"),
+        ids,
+        mask,
+        row_keys(0, 0, rows, 0 * rows),
+        max_new_tokens=length,
+        stop_token_id=None,
+        pad_token_id=pad,
+    )
     drawn[(drawn == pad) | (drawn == stop)] = next(i for i in range(3) if i not in (pad, stop))
     ends = itertools.cycle([0, length // 6, length // 2, length - 1, None, length - 5])
     for row, end in zip(drawn, ends, strict=False):
@@ -249,9 +266,12 @@ def our_trainer(folder: Path, job: dict, base=None, **extra):
     settings = dict(job["settings"])
     settings["temperature"] += EPSILON
     args = PPOConfig(
-        output_dir=str(folder / "our_output"), report_to="none", use_cpu=True, save_strategy="no",
+        output_dir=str(folder / "our_output"),
+        report_to="none",
+        use_cpu=True,
+        save_strategy="no",
         **({"max_grad_norm": 0.0} | settings),
-    )  # fmt: skip
+    )
     dtype = getattr(torch, job["dtype"])
     prompts = json.loads((folder / "prompts.json").read_text())
     trainer = (base or PPOTrainer)(
@@ -430,8 +450,16 @@ def part1(python: Path, model: str, threads: int) -> tuple[bool, dict]:
             settings = ONCE | change
             shuffle = random.Random(i)
             orders = [shuffle.sample(range(ROWS), ROWS) for _ in range(settings["num_ppo_epochs"])]
-            jobs.append({"name": f"job{i}", "case": name, "dtype": dtype, "inject": True,
-                         "settings": settings, "orders": orders})  # fmt: skip
+            jobs.append(
+                {
+                    "name": f"job{i}",
+                    "case": name,
+                    "dtype": dtype,
+                    "inject": True,
+                    "settings": settings,
+                    "orders": orders,
+                }
+            )
         versions = run_trl(python, folder, jobs, threads)
         gaps: dict = {d: {} for d in LIMITS}
         for job in jobs:
@@ -451,20 +479,31 @@ def part1(python: Path, model: str, threads: int) -> tuple[bool, dict]:
         )
         placement = difference(default, late)  # what our default changes
 
-    print(f"\nPart 1: one iteration on {ROWS} injected responses, model {model}, "
-          f"{len(CASES)} cases: {'; '.join(CASES)}")  # fmt: skip
+    print(
+        f"\nPart 1: one iteration on {ROWS} injected responses, model {model}, "
+        f"{len(CASES)} cases: {'; '.join(CASES)}"
+    )
     ok = True
     for dtype, limit in LIMITS.items():
         rows = worst(list(gaps[dtype].values()))
         table(f"{dtype}: ours - TRL, worst of all cases (limit {limit:g})", rows, limit)
         ok &= all(gap <= limit for gap, _ in rows.values())
-    print(f"  (in the 16 steps of the last case {clipped[0]:.0%} of policy ratios and "
-          f"{clipped[1]:.0%} of values were clipped)")  # fmt: skip
+    print(
+        f"  (in the 16 steps of the last case {clipped[0]:.0%} of policy ratios and "
+        f"{clipped[1]:.0%} of values were clipped)"
+    )
     title = "For information: our default (score on the stop token) - the placement of TRL and N+"
     table(title, placement, None)
     print(f"\nPart 1: {'equal' if ok else 'NOT EQUAL'}")
-    return ok, {"model": model, "equal": ok, "limits": LIMITS, "gaps": gaps, "trl": versions,
-                "clipped": clipped, "default_placement": placement}  # fmt: skip
+    return ok, {
+        "model": model,
+        "equal": ok,
+        "limits": LIMITS,
+        "gaps": gaps,
+        "trl": versions,
+        "clipped": clipped,
+        "default_placement": placement,
+    }
 
 
 # ----------------------------------------------------------------- part 2: whole runs, statistical
@@ -510,12 +549,19 @@ def part2(python: Path, model: str, threads: int, seeds: int, iterations: int, r
         jobs = [
             # Seeds far apart: accelerate reseeds with seed + epoch, so that in TRL the second pass
             # over the prompts with seed 1 would have the order and the noise of seed 2's first.
-            {"name": f"seed{1000 * s}", "dtype": "float32", "inject": False,
-             "settings": common | {"seed": 1000 * s, "total_episodes": batch * iterations}}
+            {
+                "name": f"seed{1000 * s}",
+                "dtype": "float32",
+                "inject": False,
+                "settings": common | {"seed": 1000 * s, "total_episodes": batch * iterations},
+            }
             for s in range(1, seeds + 1)
-        ]  # fmt: skip
-        print(f"\nPart 2: {seeds} seeds x {iterations} iterations of {batch} responses, "
-              f"model {model}", flush=True)  # fmt: skip
+        ]
+        print(
+            f"\nPart 2: {seeds} seeds x {iterations} iterations of {batch} responses, "
+            f"model {model}",
+            flush=True,
+        )
         versions = run_trl(python, folder, jobs, threads)
         theirs = [json.loads((folder / f"{j['name']}.trl.json").read_text()) for j in jobs]
         ours = []
@@ -531,8 +577,14 @@ def part2(python: Path, model: str, threads: int, seeds: int, iterations: int, r
     if rates != trl_rates:
         raise SystemExit(f"the learning rates differ: {rates[0]}, TRL has {trl_rates[0]}")
 
-    result: dict = {"model": model, "settings": common, "seeds": seeds, "iterations": iterations,
-                    "trl": versions, "quantities": {}}  # fmt: skip
+    result: dict = {
+        "model": model,
+        "settings": common,
+        "seeds": seeds,
+        "iterations": iterations,
+        "trl": versions,
+        "quantities": {},
+    }
     last = max(1, iterations // 3)
     print(f"\n  mean over the last {last} of {iterations} iterations; mean +- sd over the seeds")
     heads = f"{'ours':>18} {'TRL':>18} {'ours - TRL, 2 SE':>20} {'p':>7} {'bands overlap':>14}"
@@ -547,13 +599,22 @@ def part2(python: Path, model: str, threads: int, seeds: int, iterations: int, r
         error = 2 * math.sqrt((s**2 + t**2) / seeds)
         share = bands_overlap(curves, trl_curves)
         same &= p > 0.05 and share >= 0.9
-        print(f"  {name:8} {m:9.3f} +- {s:5.3f} {n:9.3f} +- {t:5.3f} {m - n:11.3f} +- {error:5.3f} "
-              f"{p:7.3f} {share:13.0%}")  # fmt: skip
+        print(
+            f"  {name:8} {m:9.3f} +- {s:5.3f} {n:9.3f} +- {t:5.3f} {m - n:11.3f} +- {error:5.3f} "
+            f"{p:7.3f} {share:13.0%}"
+        )
         result["quantities"][name] = {
-            "ours": a, "trl": b, "ours_mean_sd": (m, s), "trl_mean_sd": (n, t), "p": p,
-            "difference": m - n, "two_standard_errors": error, "bands_overlap": share,
-            "ours_curves": curves, "trl_curves": trl_curves,
-        }  # fmt: skip
+            "ours": a,
+            "trl": b,
+            "ours_mean_sd": (m, s),
+            "trl_mean_sd": (n, t),
+            "p": p,
+            "difference": m - n,
+            "two_standard_errors": error,
+            "bands_overlap": share,
+            "ours_curves": curves,
+            "trl_curves": trl_curves,
+        }
         for side, lines in (("ours", curves), ("TRL", trl_curves)):
             first, final = (statistics.mean(c[i] for c in lines) for i in (0, -1))
             print(f"           {side}: {first:.3f} at the first iteration, {final:.3f} at the last")

@@ -65,8 +65,10 @@ def speed(options: Options) -> dict:
     make_world(folder, str(options.model), 1024)
     cases: dict[str, dict] = {}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(side, options, malloc))
-                   for name, (side, malloc) in SIDES.items()}  # fmt: skip
+        workers = {
+            name: stack.enter_context(Worker(side, options, malloc))
+            for name, (side, malloc) in SIDES.items()
+        }
         versions = {name: w.ask("versions") for name, w in workers.items()}
         for case, more in CASES.items():
             runs: dict[str, list[dict]] = {name: [] for name in workers}
@@ -86,8 +88,10 @@ def _timed(worker: Worker, folder: Path, settings: dict, repeat: int, options: O
     episodes = found["iterations"] * settings["per_device_train_batch_size"]
     counted = found["log"][options.warm_up :]
     last = counted[-max(1, len(counted) // 3) :]
-    mean = {n: sum(line[n] for line in lines) / len(lines)
-            for n, lines in (("length", counted), ("score", last), ("kl", last))}  # fmt: skip
+    mean = {
+        n: sum(line[n] for line in lines) / len(lines)
+        for n, lines in (("length", counted), ("score", last), ("kl", last))
+    }
     return {"episodes_per_second": episodes / found["seconds"], **found, **mean}
 
 
@@ -95,16 +99,29 @@ def _case(case: str, settings: dict, runs: dict[str, list[dict]]) -> dict:
     """The table of a case, and its targets."""
     rows, rates = [], {}
     for name, found in runs.items():
-        of = {n: [run[n] for run in found]
-              for n in ("episodes_per_second", "length", "score", "kl")}  # fmt: skip
+        of = {
+            n: [run[n] for run in found] for n in ("episodes_per_second", "length", "score", "kl")
+        }
         rates[name] = median(of["episodes_per_second"])
-        rows.append({"side": name, "episodes/s": spread(of["episodes_per_second"]),
-                     "mean response": f"{median(of['length']):.1f}",
-                     "score at the end": spread(of["score"]), "KL": spread(of["kl"])})  # fmt: skip
+        rows.append(
+            {
+                "side": name,
+                "episodes/s": spread(of["episodes_per_second"]),
+                "mean response": f"{median(of['length']):.1f}",
+                "score at the end": spread(of["score"]),
+                "KL": spread(of["kl"]),
+            }
+        )
     ratios = {n: rates["ours"] / r for n, r in rates.items() if n != "ours"}
     show(f"speed, {case}: at most {settings['response_length']} new tokens", rows)
-    targets = [target(f"{case}: ours / faster TRL, episodes/s", min(ratios.values()), FASTER[case],
-                      at_least=True)]  # fmt: skip
+    targets = [
+        target(
+            f"{case}: ours / faster TRL, episodes/s",
+            min(ratios.values()),
+            FASTER[case],
+            at_least=True,
+        )
+    ]
     if case == "short responses":
         longest = max(median([r["length"] for r in found]) for found in runs.values())
         share = longest / settings["response_length"]
@@ -121,17 +138,27 @@ def _phases(worker: Worker, folder: Path, settings: dict, options: Options) -> d
     whole = median(found["wall"])
     rest = whole - sum(phases.values())
     phases |= {"between phases": rest}
-    show(f"ours, an iteration of {whole:.3f} s by phase",
-         [{"phase": n, "seconds": f"{s:.3f}", "share": f"{s / whole:.0%}"}
-          for n, s in phases.items()])  # fmt: skip
+    show(
+        f"ours, an iteration of {whole:.3f} s by phase",
+        [
+            {"phase": n, "seconds": f"{s:.3f}", "share": f"{s / whole:.0%}"}
+            for n, s in phases.items()
+        ],
+    )
     return phases
 
 
 # ------------------------------------------------------------------------------------------- memory
 
 VOCABULARY = 50_257
-LARGE = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
-         "num_key_value_heads": 4, "intermediate_size": 688, "vocab_size": VOCABULARY}  # fmt: skip
+LARGE = {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 688,
+    "vocab_size": VOCABULARY,
+}
 FACTOR = 0.5
 
 
@@ -143,12 +170,19 @@ def sized_world(folder: Path, prompts: int, **sizes) -> None:
     folder.mkdir()
     random_world(folder, prompts)
     config = LlamaConfig(
-        num_labels=1, max_position_embeddings=128, pad_token_id=0, eos_token_id=1,
-        bos_token_id=None, tie_word_embeddings=True, **sizes,
-    )  # fmt: skip
+        num_labels=1,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+        **sizes,
+    )
     torch.manual_seed(0)
-    for roles, made in ((("policy", "ref"), LlamaForCausalLM),
-                        (("reward", "value"), LlamaForSequenceClassification)):  # fmt: skip
+    for roles, made in (
+        (("policy", "ref"), LlamaForCausalLM),
+        (("reward", "value"), LlamaForSequenceClassification),
+    ):
         model = made(config)
         for role in roles:
             model.save_pretrained(folder / role)
@@ -177,18 +211,33 @@ def _memory_report(weights: int, runs: dict[str, list[dict]]) -> dict:
             growth = median([r["growth"] for r in found if r["profiler"] is profiler])
             whole[side] = growth + weights
             bare[side] = growth - median([r["state"] for r in found])
-            rows.append({"witness": witness, "side": side, "peak, GiB": f"{whole[side] / GIB:.2f}",
-                         "of it weights": f"{weights / GIB:.2f}",
-                         "optimizer state": f"{(growth - bare[side]) / GIB:.2f}",
-                         "everything else": f"{bare[side] / GIB:.2f}"})  # fmt: skip
+            rows.append(
+                {
+                    "witness": witness,
+                    "side": side,
+                    "peak, GiB": f"{whole[side] / GIB:.2f}",
+                    "of it weights": f"{weights / GIB:.2f}",
+                    "optimizer state": f"{(growth - bare[side]) / GIB:.2f}",
+                    "everything else": f"{bare[side] / GIB:.2f}",
+                }
+            )
         for name, of in (("peak", whole), ("peak less weights and optimizer state", bare)):
             ratios[f"{name}, {witness}"] = of["ours"] / of["TRL"]
     show(f"memory: vocabulary {VOCABULARY:,}, 64 responses of 40 tokens", rows)
     show("ours / TRL", [{"": n, "ratio": f"{r:.3f}"} for n, r in ratios.items()])
-    targets = [target(f"ours / TRL, {n}", r, FACTOR, at_least=False) for n, r in ratios.items()
-               if n.startswith("peak, ")]  # fmt: skip
-    return {"model": LARGE, "settings": EQUAL, "weights": weights, "runs": runs, "ratios": ratios,
-            "targets": targets}  # fmt: skip
+    targets = [
+        target(f"ours / TRL, {n}", r, FACTOR, at_least=False)
+        for n, r in ratios.items()
+        if n.startswith("peak, ")
+    ]
+    return {
+        "model": LARGE,
+        "settings": EQUAL,
+        "weights": weights,
+        "runs": runs,
+        "ratios": ratios,
+        "targets": targets,
+    }
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -213,19 +262,34 @@ def sections() -> dict:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     known = ("speed", "gold", "memory", "rate", "layouts", "resume")
-    parser.add_argument("--only", nargs="+", choices=known, default=known, metavar="SECTION",
-                        help=f"of {', '.join(known)}")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=known,
+        default=known,
+        metavar="SECTION",
+        help=f"of {', '.join(known)}",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="of every measurement [5]")
     parser.add_argument("--iterations", type=int, default=10, help="of a repeat of speed [10]")
     parser.add_argument("--threads", type=int, default=2, help="torch threads of a worker [2]")
-    parser.add_argument("--budget", type=float, default=90,
-                        help="gold: TRL's seconds of training; ours has half [90]")  # fmt: skip
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=90,
+        help="gold: TRL's seconds of training; ours has half [90]",
+    )
     parser.add_argument("--seeds", type=int, default=5, help="layouts: seeds of each [5]")
     parser.add_argument("--kills", type=int, default=20, help="resume: trainings to kill [20]")
-    parser.add_argument("--model", type=Path, default=ROOT / "small_models" / "tiny",
-                        help="folder with sft/ and reward/")  # fmt: skip
-    parser.add_argument("--quick", action="store_true",
-                        help="one short repeat of everything: does it run?")  # fmt: skip
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=ROOT / "small_models" / "tiny",
+        help="folder with sft/ and reward/",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one short repeat of everything: does it run?"
+    )
     parser.add_argument("--trl-python", type=Path, help="an interpreter that has TRL 1.12.0")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the numbers go")
     args = parser.parse_args()
@@ -251,9 +315,18 @@ def main() -> int:
         if name not in args.only:
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            options = Options(python, args.model, args.repeats, args.iterations, args.threads,
-                              args.budget, args.quick, args.kills, args.seeds,
-                              Path(scratch))  # fmt: skip
+            options = Options(
+                python,
+                args.model,
+                args.repeats,
+                args.iterations,
+                args.threads,
+                args.budget,
+                args.quick,
+                args.kills,
+                args.seeds,
+                Path(scratch),
+            )
             found = section(options)
             if picture := found.pop("picture", None):
                 args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -103,9 +103,13 @@ class Judge:
         from rlhf_lab.stages.evaluate import policy_report
 
         figures, _ = policy_report(
-            self.load(path), self.tokenizer, self.prompts, gold_reward=gold_reward,
-            reference=self.reference, max_new_tokens=self.length,
-        )  # fmt: skip
+            self.load(path),
+            self.tokenizer,
+            self.prompts,
+            gold_reward=gold_reward,
+            reference=self.reference,
+            max_new_tokens=self.length,
+        )
         return {"gold": figures["gold_reward"], "kl": figures["kl"]}
 
     def curve(self, saved: Sequence[dict], all_of_it: bool = True) -> list[dict]:
@@ -134,8 +138,13 @@ def gold(options: Options) -> dict:
         for choice in grid:
             for side, worker in workers.items():  # in turn
                 saved = _race(worker, folder, choice, budgets[side], 0)
-                tried[side].append({"choice": choice, "saved": saved,
-                                    "end": judge.curve(saved, all_of_it=False)[-1]})  # fmt: skip
+                tried[side].append(
+                    {
+                        "choice": choice,
+                        "saved": saved,
+                        "end": judge.curve(saved, all_of_it=False)[-1],
+                    }
+                )
         chosen = {s: t[best([r["end"] for r in t], KL_LIMIT)] for s, t in tried.items()}
         curves = {side: [judge.curve(chosen[side]["saved"])] for side in workers}
         for repeat in range(1, options.repeats):
@@ -160,52 +169,97 @@ def _race(worker: Worker, folder: Path, choice: dict, seconds: float, repeat: in
     out = folder / "saved" / worker.side / name / str(repeat)
     marks = [seconds * i / MARKS for i in range(1, MARKS)]
     found = worker.ask(
-        "race", folder=str(folder), dtype="float32", inject=False, settings=settings,
-        seconds=seconds, marks=marks, out=str(out), late_score=False,
-    )  # fmt: skip
+        "race",
+        folder=str(folder),
+        dtype="float32",
+        inject=False,
+        settings=settings,
+        seconds=seconds,
+        marks=marks,
+        out=str(out),
+        late_score=False,
+    )
     return found["saved"]
 
 
 def _report(options: Options, budgets: dict, tried: dict, chosen: dict, curves: dict) -> dict:
     """Tables, targets and the picture."""
-    rows = [{"side": side, **run["choice"], "gold": f"{run['end']['gold']:.3f}",
-             "KL": f"{run['end']['kl']:.2f}", "iterations": run["end"]["iterations"],
-             "chosen": "yes" if run is chosen[side] else ""}
-            for side, runs in tried.items() for run in runs]  # fmt: skip
-    show(f"the grid: {budgets['TRL']:g} s of TRL, {budgets['ours']:g} s of ours, "
-         f"KL at most {KL_LIMIT:g}", rows)  # fmt: skip
+    rows = [
+        {
+            "side": side,
+            **run["choice"],
+            "gold": f"{run['end']['gold']:.3f}",
+            "KL": f"{run['end']['kl']:.2f}",
+            "iterations": run["end"]["iterations"],
+            "chosen": "yes" if run is chosen[side] else "",
+        }
+        for side, runs in tried.items()
+        for run in runs
+    ]
+    show(
+        f"the grid: {budgets['TRL']:g} s of TRL, {budgets['ours']:g} s of ours, "
+        f"KL at most {KL_LIMIT:g}",
+        rows,
+    )
     ends = {side: [c[-1] for c in found] for side, found in curves.items()}
-    show("chosen settings, all seeds", [
-        {"side": s, "seconds": f"{budgets[s]:g}", "gold": spread([e["gold"] for e in found]),
-         "KL": spread([e["kl"] for e in found]),
-         "iterations": spread([e["iterations"] for e in found])} for s, found in ends.items()
-    ])  # fmt: skip
+    show(
+        "chosen settings, all seeds",
+        [
+            {
+                "side": s,
+                "seconds": f"{budgets[s]:g}",
+                "gold": spread([e["gold"] for e in found]),
+                "KL": spread([e["kl"] for e in found]),
+                "iterations": spread([e["iterations"] for e in found]),
+            }
+            for s, found in ends.items()
+        ],
+    )
     level, kl = (median([e[k] for e in ends["TRL"]]) for k in ("gold", "kl"))
-    times = {f"KL at most {name}": [time_to_reach(c, level, limit) for c in curves["ours"]]
-             for name, limit in (("TRL's", kl), ("the limit", KL_LIMIT))}  # fmt: skip
-    show(f"seconds until ours has TRL's gold reward ({level:.3f}, KL {kl:.2f})",
-         [{"": name, "seconds": spread(found)} for name, found in times.items()])  # fmt: skip
+    times = {
+        f"KL at most {name}": [time_to_reach(c, level, limit) for c in curves["ours"]]
+        for name, limit in (("TRL's", kl), ("the limit", KL_LIMIT))
+    }
+    show(
+        f"seconds until ours has TRL's gold reward ({level:.3f}, KL {kl:.2f})",
+        [{"": name, "seconds": spread(found)} for name, found in times.items()],
+    )
     share = median(times["KL at most TRL's"]) / budgets["TRL"]
     targets = [
-        target("time of ours / TRL's, to TRL's gold reward at no more than its KL", share, SHARE,
-               at_least=False),
-        target("KL of ours at the end, nats", median([e["kl"] for e in ends["ours"]]), KL_LIMIT,
-               at_least=False),
-    ]  # fmt: skip
+        target(
+            "time of ours / TRL's, to TRL's gold reward at no more than its KL",
+            share,
+            SHARE,
+            at_least=False,
+        ),
+        target(
+            "KL of ours at the end, nats",
+            median([e["kl"] for e in ends["ours"]]),
+            KL_LIMIT,
+            at_least=False,
+        ),
+    ]
     file = options.scratch / "gold.svg"
     file.write_text(_picture(curves, level))
     return {
-        "budget_s": budgets, "kl_limit": KL_LIMIT, "recommended": recommended(),
-        "settings": {s: settings_of(r["choice"]) for s, r in chosen.items()}, "ours_too": OURS,
-        "grid": {s: [{"choice": r["choice"], **_bare([r["end"]])[0]} for r in runs]
-                 for s, runs in tried.items()},
+        "budget_s": budgets,
+        "kl_limit": KL_LIMIT,
+        "recommended": recommended(),
+        "settings": {s: settings_of(r["choice"]) for s, r in chosen.items()},
+        "ours_too": OURS,
+        "grid": {
+            s: [{"choice": r["choice"], **_bare([r["end"]])[0]} for r in runs]
+            for s, runs in tried.items()
+        },
         "curves": {s: [_bare(c) for c in found] for s, found in curves.items()},
-        "trl_gold": level, "trl_kl": kl,
-        "seconds_to_trl_gold": {n: [t if math.isfinite(t) else None for t in found]
-                                for n, found in times.items()},
+        "trl_gold": level,
+        "trl_kl": kl,
+        "seconds_to_trl_gold": {
+            n: [t if math.isfinite(t) else None for t in found] for n, found in times.items()
+        },
         "targets": targets,
         "picture": file,
-    }  # fmt: skip
+    }
 
 
 def _bare(curve: Sequence[dict]) -> list[dict]:
@@ -225,8 +279,15 @@ def _picture(curves: dict[str, list[list[dict]]], level: float) -> str:
         golds = [[p["gold"] for p in points] for points in marks]
         series[name] = xs, [median(g) for g in golds]
         bands[name] = xs, [min(g) for g in golds], [max(g) for g in golds]
-    return str(line_chart(
-        series, band=bands, title="Gold reward against training time (median and range of seeds)",
-        x_label="seconds of training, two CPU cores", y_label="gold reward (0 to 10)",
-        references=[(level, "TRL's at the end")], width=640, height=360,
-    ))  # fmt: skip
+    return str(
+        line_chart(
+            series,
+            band=bands,
+            title="Gold reward against training time (median and range of seeds)",
+            x_label="seconds of training, two CPU cores",
+            y_label="gold reward (0 to 10)",
+            references=[(level, "TRL's at the end")],
+            width=640,
+            height=360,
+        )
+    )

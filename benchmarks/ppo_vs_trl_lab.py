@@ -18,9 +18,10 @@ from ppo_vs_trl_report import GIB, QUIET, Options, show, target
 # ------------------------------------------------------------------------------------------ layouts
 
 LAYOUTS: dict[str, dict] = {
-    "four": {}, "shared": {"learning_rate": 8e-4, "vf_coef": 0.01, "max_steps": 60},
+    "four": {},
+    "shared": {"learning_rate": 8e-4, "vf_coef": 0.01, "max_steps": 60},
     "adapters": {"lora_r": 8, "learning_rate": 3.5e-3, "vf_coef": 0.3},
-}  # fmt: skip
+}
 """Layout → settings beyond the lab's defaults, chosen for one KL on seeds 10 to 12: no seed of the
 section's own. A shared trunk takes a third less time for a step, and gets as many more."""
 
@@ -35,19 +36,36 @@ def layouts(options: Options) -> dict:
         for name, more in LAYOUTS.items():  # in turn
             runs[name].append(_train(name, seed, more, options))
             last = runs[name][-1]
-            print(f"{name}, seed {seed}: gold {last['gold']:.3f}, KL {last['kl']:.2f}, "
-                  f"{last['seconds']:.0f} s", flush=True)  # fmt: skip
-    show("layouts: gold reward and KL on held-out prompts, mean +- sd over the seeds", [
-        {"layout": n, **{k: "{:.3f} +- {:.3f}".format(*mean_sd([r[k] for r in found]))
-                         for k in ("gold", "kl", "seconds")}}
-        for n, found in runs.items()
-    ])  # fmt: skip
+            print(
+                f"{name}, seed {seed}: gold {last['gold']:.3f}, KL {last['kl']:.2f}, "
+                f"{last['seconds']:.0f} s",
+                flush=True,
+            )
+    show(
+        "layouts: gold reward and KL on held-out prompts, mean +- sd over the seeds",
+        [
+            {
+                "layout": n,
+                **{
+                    k: "{:.3f} +- {:.3f}".format(*mean_sd([r[k] for r in found]))
+                    for k in ("gold", "kl", "seconds")
+                },
+            }
+            for n, found in runs.items()
+        ],
+    )
     _show_memory(runs)
     targets = []
     for name, what in itertools.product(("shared", "adapters"), ("gold", "kl")):
         p = permutation_test([r[what] for r in runs["four"]], [r[what] for r in runs[name]])
-        targets.append(target(f"{name} as four: {what}, p of so large a difference by chance", p,
-                              0.05, at_least=True))  # fmt: skip
+        targets.append(
+            target(
+                f"{name} as four: {what}, p of so large a difference by chance",
+                p,
+                0.05,
+                at_least=True,
+            )
+        )
     if options.seeds < 5:
         targets.append(target("layouts: seeds", options.seeds, 5, at_least=True))
     return {"settings": LAYOUTS, "runs": runs, "targets": targets}
@@ -66,13 +84,19 @@ def _train(layout: str, seed: int, more: dict, options: Options) -> dict:
     foretold = run.ledger.filter(source="predicted", quantity="bytes")  # at the data's own lengths
     found = run.summary
     return {
-        "seed": seed, "gold": found["gold_reward"], "kl": found["kl"], "seconds": found["seconds"],
-        "before": found["before/gold_reward"], "peak_resident": found["peak_bytes"],
-        "measured": measured.peak(), "planned": foretold.peak(), "plan": plan.peak,
+        "seed": seed,
+        "gold": found["gold_reward"],
+        "kl": found["kl"],
+        "seconds": found["seconds"],
+        "before": found["before/gold_reward"],
+        "peak_resident": found["peak_bytes"],
+        "measured": measured.peak(),
+        "planned": foretold.peak(),
+        "plan": plan.peak,
         "measured_by_component": _by_component(measured),
         "planned_by_component": _by_component(foretold),
         "curve": {n: run.series(n)[1] for n in ("gold_reward", "kl", "score")},
-    }  # fmt: skip
+    }
 
 
 def _by_component(ledger) -> dict[str, float]:
@@ -89,9 +113,15 @@ def _show_memory(runs: dict[str, list[dict]]) -> None:
         for name, found in runs.items():
             parts = found[0][f"{source}_by_component"]
             peak = found[0][source]
-            rows.append({"": source, "layout": name, "peak, GiB": f"{peak / GIB:.3f}",
-                         "of four": f"{peak / runs['four'][0][source]:.0%}",
-                         **{c: f"{b / GIB:.3f}" for c, b in parts.items()}})  # fmt: skip
+            rows.append(
+                {
+                    "": source,
+                    "layout": name,
+                    "peak, GiB": f"{peak / GIB:.3f}",
+                    "of four": f"{peak / runs['four'][0][source]:.0%}",
+                    **{c: f"{b / GIB:.3f}" for c, b in parts.items()},
+                }
+            )
     show("memory at the worst moment, by component (GiB)", rows)
 
 
@@ -103,25 +133,46 @@ def difference(whole: Path, resumed: Path) -> str:
     a, b = (f.read_bytes().splitlines() for f in (whole, resumed))
     for number, (left, right) in enumerate(itertools.zip_longest(a, b), 1):
         if left != right:
-            said = [t.decode(errors="replace")[:160] if t is not None else "no such line"
-                    for t in (left, right)]  # fmt: skip
+            said = [
+                t.decode(errors="replace")[:160] if t is not None else "no such line"
+                for t in (left, right)
+            ]
             return f"line {number}: {said[0]} | {said[1]}"
     return ""
 
 
 def command(folder: Path, steps: int, resume: bool = False) -> list[str]:
     """A training from the command line that can be resumed after every iteration."""
-    return [sys.executable, "-m", "rlhf_lab.cli", "train", "ppo", "--steps", str(steps),
-            "--set", "save_steps=1", "--seed", "0", "--quiet", "--out", str(folder),
-            *(["--resume"] if resume else [])]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "rlhf_lab.cli",
+        "train",
+        "ppo",
+        "--steps",
+        str(steps),
+        "--set",
+        "save_steps=1",
+        "--seed",
+        "0",
+        "--quiet",
+        "--out",
+        str(folder),
+        *(["--resume"] if resume else []),
+    ]
 
 
 def start(folder: Path, steps: int, options: Options) -> subprocess.Popen:
     """Start a training, or resume it where its folder holds a run; returns once there is one."""
     env = os.environ | QUIET | {"OMP_NUM_THREADS": str(options.threads)}
     there = (folder / "run.json").is_file()
-    process = subprocess.Popen(command(folder, steps, there), env=env, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        command(folder, steps, there),
+        env=env,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     while process.poll() is None and not (folder / "run.json").is_file():
         time.sleep(0.02)
     return process
@@ -168,10 +219,19 @@ def resume(options: Options) -> dict:
         if Run.load(folder).status != "finished":  # else it was killed on its way out
             to_the_end(start(folder, steps, options))
         said = difference(whole / "metrics.jsonl", folder / "metrics.jsonl")
-        rows.append({"killed_after_s": after, "iterations_logged": reached, "difference": said,
-                     "weights_equal": _same_weights(whole, folder)})  # fmt: skip
-        print(f"kill {number + 1} after {after:.1f} s, {reached} iterations logged: "
-              f"{said or 'identical'}", flush=True)  # fmt: skip
+        rows.append(
+            {
+                "killed_after_s": after,
+                "iterations_logged": reached,
+                "difference": said,
+                "weights_equal": _same_weights(whole, folder),
+            }
+        )
+        print(
+            f"kill {number + 1} after {after:.1f} s, {reached} iterations logged: "
+            f"{said or 'identical'}",
+            flush=True,
+        )
     return _resume_report(steps, life, rows)
 
 
@@ -185,17 +245,27 @@ def _same_weights(a: Path, b: Path) -> bool:
 
 
 def _resume_report(steps: int, life: float, rows: Sequence[dict]) -> dict:
-    show(f"{len(rows)} trainings of {steps} iterations ({life:.0f} s), each killed once", [
-        {"iterations logged": n, "kills": sum(r["iterations_logged"] == n for r in rows),
-         "same curve": sum(r["iterations_logged"] == n and not r["difference"] for r in rows)}
-        for n in sorted({r["iterations_logged"] for r in rows})
-    ])  # fmt: skip
+    show(
+        f"{len(rows)} trainings of {steps} iterations ({life:.0f} s), each killed once",
+        [
+            {
+                "iterations logged": n,
+                "kills": sum(r["iterations_logged"] == n for r in rows),
+                "same curve": sum(
+                    r["iterations_logged"] == n and not r["difference"] for r in rows
+                ),
+            }
+            for n in sorted({r["iterations_logged"] for r in rows})
+        ],
+    )
     same = sum(not r["difference"] for r in rows)
     weights = sum(r["weights_equal"] for r in rows)
     return {
-        "steps": steps, "seconds": life, "kills": list(rows),
+        "steps": steps,
+        "seconds": life,
+        "kills": list(rows),
         "targets": [
             target("identical curves", same, len(rows), at_least=True),
             target("identical final weights", weights, len(rows), at_least=True),
         ],
-    }  # fmt: skip
+    }

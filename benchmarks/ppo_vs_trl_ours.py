@@ -168,8 +168,14 @@ def profile_update(make: Make, job: dict) -> dict:
     for event in watch.meter.profiler.key_averages():
         seconds = event.self_cpu_time_total / 1e6
         groups[group_of(event.key)] += seconds
-        operations.append({"operation": event.key, "seconds": seconds, "calls": event.count,
-                           "group": group_of(event.key)})  # fmt: skip
+        operations.append(
+            {
+                "operation": event.key,
+                "seconds": seconds,
+                "calls": event.count,
+                "group": group_of(event.key),
+            }
+        )
     groups["Python between operations"] = watch.meter.wall - sum(groups.values())
     operations.sort(key=lambda row: -row["seconds"])
     return {"wall": watch.meter.wall, "groups": groups, "operations": operations[:25]}

@@ -28,8 +28,14 @@ from ppo_parity import ROOT, bundled_world, make_world
 from ppo_vs_trl_report import EQUAL, Options, Worker, job_of, median, show, target
 
 UPDATE = ("forward", "backward", "optimizer")
-TWO_MILLION = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 8,
-               "num_key_value_heads": 8, "intermediate_size": 512, "vocab_size": 1024}  # fmt: skip
+TWO_MILLION = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "intermediate_size": 512,
+    "vocab_size": 1024,
+}
 SHARE = 0.6
 AT = ("small", "random 2M")
 """The models that the target is for."""
@@ -104,14 +110,29 @@ def rate(options: Options) -> dict:
         for name, folder in worlds(options).items():
             models[name] = _one(worker, folder, name, options)
             if name in AT:
-                targets.append(target(f"{name}: share of the machine's rate in the update",
-                                      models[name]["share"], SHARE, at_least=True))  # fmt: skip
-    show("update phase, equal work, real tokens only", [
-        {"model": n, "GFLOP needed": f"{m['needed'] / 1e9:.1f}", "seconds": f"{m['seconds']:.3f}",
-         "GFLOP/s": f"{m['rate'] / 1e9:.0f}", "machine": f"{m['machine'] / 1e9:.0f}",
-         "share": f"{m['share']:.0%}", "computed / needed": f"{m['computed_over_needed']:.2f}"}
-        for n, m in models.items()
-    ])  # fmt: skip
+                targets.append(
+                    target(
+                        f"{name}: share of the machine's rate in the update",
+                        models[name]["share"],
+                        SHARE,
+                        at_least=True,
+                    )
+                )
+    show(
+        "update phase, equal work, real tokens only",
+        [
+            {
+                "model": n,
+                "GFLOP needed": f"{m['needed'] / 1e9:.1f}",
+                "seconds": f"{m['seconds']:.3f}",
+                "GFLOP/s": f"{m['rate'] / 1e9:.0f}",
+                "machine": f"{m['machine'] / 1e9:.0f}",
+                "share": f"{m['share']:.0%}",
+                "computed / needed": f"{m['computed_over_needed']:.2f}",
+            }
+            for n, m in models.items()
+        ],
+    )
     for name, found in models.items():
         _show_rest(name, found)
     return {"settings": EQUAL, "models": models, "targets": targets}
@@ -135,11 +156,18 @@ def _one(worker: Worker, folder: Path, name: str, options: Options) -> dict:
     computed = sum(sum(line.get(p, 0) for p in UPDATE) for line in counted["flops"])
     profile = worker.ask("profile", **job_of(folder, EQUAL, 0, 1000, warm_up=skip))
     return {
-        "config": {k: config[k] for k in TWO_MILLION}, "machine": machine,
-        "machine_products": products, "seconds": median(seconds), "needed": median(needed),
-        "rate": median(rates), "share": median(rates) / machine, "rates": rates,
-        "all_seconds": seconds, "computed_over_needed": computed / least, "profile": profile,
-    }  # fmt: skip
+        "config": {k: config[k] for k in TWO_MILLION},
+        "machine": machine,
+        "machine_products": products,
+        "seconds": median(seconds),
+        "needed": median(needed),
+        "rate": median(rates),
+        "share": median(rates) / machine,
+        "rates": rates,
+        "all_seconds": seconds,
+        "computed_over_needed": computed / least,
+        "profile": profile,
+    }
 
 
 def _show_rest(name: str, found: dict) -> None:
@@ -148,9 +176,15 @@ def _show_rest(name: str, found: dict) -> None:
     wall, groups = profile["wall"], dict(profile["groups"])
     needed = found["needed"] / found["machine"]
     products = groups.pop("matrix products", 0.0)
-    split = {"products of real tokens at the machine's rate": needed,
-             "products: padding, and shapes that run slower": products - needed}  # fmt: skip
+    split = {
+        "products of real tokens at the machine's rate": needed,
+        "products: padding, and shapes that run slower": products - needed,
+    }
     rest = sorted(groups.items(), key=lambda item: -item[1])
-    show(f"{name}: one update under the profiler, {wall:.3f} s (without it {found['seconds']:.3f})",
-         [{"part": n, "seconds": f"{s:.3f}", "share": f"{s / wall:.0%}"}
-          for n, s in (*split.items(), *rest)])  # fmt: skip
+    show(
+        f"{name}: one update under the profiler, {wall:.3f} s (without it {found['seconds']:.3f})",
+        [
+            {"part": n, "seconds": f"{s:.3f}", "share": f"{s / wall:.0%}"}
+            for n, s in (*split.items(), *rest)
+        ],
+    )

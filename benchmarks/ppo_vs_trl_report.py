@@ -20,11 +20,15 @@ from ppo_parity import COMMON, HERE, ROOT
 RESULTS = HERE / "results" / "ppo_vs_trl.json"
 SCRIPTS = {"ours": HERE / "ppo_vs_trl_ours.py", "TRL": HERE / "ppo_vs_trl_trl.py"}
 QUIET = {
-    "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
-    "TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
-}  # fmt: skip
+}
 MALLOC = {  # glibc's settings of `rlhf_lab.stages.machine.settle`, for a process without rlhf_lab
     "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
@@ -65,9 +69,13 @@ class Worker:
         env |= MALLOC if malloc else {}
         self.errors = open(options.scratch / f"{side}.err", "a+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [str(python), str(SCRIPTS[side])], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.errors, text=True, env=env,
-        )  # fmt: skip
+            [str(python), str(SCRIPTS[side])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env=env,
+        )
 
     def ask(self, task: str, **job: Any) -> dict:
         """Have one job done. Raises RuntimeError with what the worker said when it failed."""
@@ -100,8 +108,13 @@ def job_of(folder: Path, settings: dict, iterations: int, seed: int, **more: Any
     """A job of whole iterations, the same for both sides."""
     batch = settings["per_device_train_batch_size"] * settings.get("gradient_accumulation_steps", 1)
     settings = settings | {"seed": seed, "total_episodes": batch * iterations}
-    return {"folder": str(folder), "dtype": "float32", "inject": False, "settings": settings,
-            **more}  # fmt: skip
+    return {
+        "folder": str(folder),
+        "dtype": "float32",
+        "inject": False,
+        "settings": settings,
+        **more,
+    }
 
 
 # ------------------------------------------------------------------------------ figures and targets
@@ -132,9 +145,14 @@ def show(title: str, rows: Sequence[dict], columns: Sequence[str] | None = None)
 
 def show_targets(section: dict) -> None:
     """Every target with the figure that was reached, missed ones included."""
-    rows = [{**t, "figure": "never" if t["figure"] is None else f"{t['figure']:.3g}",
-             "met": "yes" if t["met"] else "MISSED"}
-            for t in section.get("targets", [])]  # fmt: skip
+    rows = [
+        {
+            **t,
+            "figure": "never" if t["figure"] is None else f"{t['figure']:.3g}",
+            "met": "yes" if t["met"] else "MISSED",
+        }
+        for t in section.get("targets", [])
+    ]
     if rows:
         show("targets", rows)
 
@@ -142,8 +160,12 @@ def show_targets(section: dict) -> None:
 def machine() -> dict:
     """The machine and how busy it is."""
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return {"cores": os.cpu_count(), "processor": (names or [platform.processor()])[0],
-            "system": platform.platform(), "load": os.getloadavg()[0]}  # fmt: skip
+    return {
+        "cores": os.cpu_count(),
+        "processor": (names or [platform.processor()])[0],
+        "system": platform.platform(),
+        "load": os.getloadavg()[0],
+    }
 
 
 def _cpuinfo() -> list[str]:
@@ -154,8 +176,12 @@ def _cpuinfo() -> list[str]:
 def keep(out: Path, name: str, section: dict, options: Options) -> None:
     """Put one section into the results; the others stay."""
     results = json.loads(out.read_text()) if out.is_file() else {}
-    about = {"date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(),
-             "threads": options.threads, "quick": options.quick}  # fmt: skip
+    about = {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": machine(),
+        "threads": options.threads,
+        "quick": options.quick,
+    }
     results[name] = about | section
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_suffix(".tmp")

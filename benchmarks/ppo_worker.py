@@ -76,8 +76,14 @@ class Race(Watch):
             self.marks = [m for m in self.marks if m > self.clock]
             path = self.folder / f"{len(self.saved):03d}"
             getattr(model, "policy", model).save_pretrained(path)
-            self.saved.append({"seconds": self.clock, "iterations": state.global_step,
-                               "path": str(path), **self.lines[-1]})  # fmt: skip
+            self.saved.append(
+                {
+                    "seconds": self.clock,
+                    "iterations": state.global_step,
+                    "path": str(path),
+                    **self.lines[-1],
+                }
+            )
         if over:
             raise Enough
         self.since = time.perf_counter()
@@ -136,8 +142,11 @@ def train(make: Make, job: dict) -> dict:
     trainer = make(Path(job["folder"]), job, watch)
     trainer.train()
     seconds = watch.times[-1] - watch.times[job["warm_up"]]
-    return {"seconds": seconds, "iterations": len(watch.times) - 1 - job["warm_up"],
-            "log": watch.lines}  # fmt: skip
+    return {
+        "seconds": seconds,
+        "iterations": len(watch.times) - 1 - job["warm_up"],
+        "log": watch.lines,
+    }
 
 
 def race(make: Make, job: dict) -> dict:

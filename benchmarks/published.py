@@ -39,93 +39,203 @@ def _plan(stage: str, name: str, device: str, roles: dict | None = None, **setti
 
 def _chat(stage: str, name: str, batch: int, **more) -> Estimate:
     """A step of DeepSpeed-Chat: fp16, 512 tokens, attention written out."""
-    return _plan(stage, name, "v100", fp16=True, per_device_train_batch_size=batch,
-                 prompt_length=256, response_length=256, attn_implementation="eager",
-                 **more)  # fmt: skip
+    return _plan(
+        stage,
+        name,
+        "v100",
+        fp16=True,
+        per_device_train_batch_size=batch,
+        prompt_length=256,
+        response_length=256,
+        attn_implementation="eager",
+        **more,
+    )
 
 
 def _chat_ppo() -> Estimate:
     small = presets()[OPT_SMALL]
-    return _chat("ppo", OPT, 4, roles={"value": small, "reward": small}, sharding="zero2", gpus=16,
-                 ema=True, joint_update=False, num_ppo_epochs=1,
-                 local_rollout_forward_batch_size=4)  # fmt: skip
+    return _chat(
+        "ppo",
+        OPT,
+        4,
+        roles={"value": small, "reward": small},
+        sharding="zero2",
+        gpus=16,
+        ema=True,
+        joint_update=False,
+        num_ppo_epochs=1,
+        local_rollout_forward_batch_size=4,
+    )
 
 
 def memory() -> list[Figure]:
     """Peaks of one device."""
-    tune = dict(dtype="bfloat16", per_device_train_batch_size=2, prompt_length=0,
-                response_length=4096, padded=False)  # fmt: skip
-    lora = dict(dtype="bfloat16", adapter_dtype="bfloat16", lora_r=8, loss="plain", padded=False,
-                lora_target_modules=("q_proj", "v_proj"), per_device_train_batch_size=1,
-                prompt_length=0, response_length=1304)  # fmt: skip
-    four = dict(dtype="bfloat16", load_in_4bit=True, per_device_train_batch_size=1,
-                prompt_length=16, response_length=256)  # fmt: skip
+    tune = dict(
+        dtype="bfloat16",
+        per_device_train_batch_size=2,
+        prompt_length=0,
+        response_length=4096,
+        padded=False,
+    )
+    lora = dict(
+        dtype="bfloat16",
+        adapter_dtype="bfloat16",
+        lora_r=8,
+        loss="plain",
+        padded=False,
+        lora_target_modules=("q_proj", "v_proj"),
+        per_device_train_batch_size=1,
+        prompt_length=0,
+        response_length=1304,
+    )
+    four = dict(
+        dtype="bfloat16",
+        load_in_4bit=True,
+        per_device_train_batch_size=1,
+        prompt_length=16,
+        response_length=256,
+    )
     torchtune, litgpt = "torchtune README, memory table", "litgpt tutorials/resource-tables.md"
     llama3 = "meta-llama/Llama-3.2-3B"
     rows = [
-        ("SFT OPT-1.3b, ZeRO-2 on 16, batch 8", _chat(
-            "sft", OPT, 8, sharding="zero2", gpus=16, loss="plain"), 22.95, GB, CHAT, ""),
-        ("RM OPT-350m, batch 4 pairs", _chat("reward", OPT_SMALL, 4, sharding="zero1"), 12.81, GB,
-         CHAT, ""),
-        ("PPO OPT-1.3b and 350m, ZeRO-2 on 16, EMA", _chat_ppo(), 20.55, GB, CHAT,
-         "actor and critic are updated one after the other"),
-        ("SFT Llama-3.2-3B, bf16, 2 x 4096, plain loss", _plan(
-            "sft", llama3, "a100-80", loss="plain", **tune), 60.0, GIB, torchtune, ""),
-        ("the same, fused loss, checkpointing", _plan(
-            "sft", llama3, "a100-80", gradient_checkpointing=True, **tune), 24.9, GIB, torchtune,
-         ""),
-        ("LoRA r=8 q,v Llama-2-7B, bf16", _plan("sft", LLAMA2, "a100-40", **lora), 21.3, GB, litgpt,
-         "litgpt says its longest Alpaca sample has 1304 tokens"),
+        (
+            "SFT OPT-1.3b, ZeRO-2 on 16, batch 8",
+            _chat("sft", OPT, 8, sharding="zero2", gpus=16, loss="plain"),
+            22.95,
+            GB,
+            CHAT,
+            "",
+        ),
+        (
+            "RM OPT-350m, batch 4 pairs",
+            _chat("reward", OPT_SMALL, 4, sharding="zero1"),
+            12.81,
+            GB,
+            CHAT,
+            "",
+        ),
+        (
+            "PPO OPT-1.3b and 350m, ZeRO-2 on 16, EMA",
+            _chat_ppo(),
+            20.55,
+            GB,
+            CHAT,
+            "actor and critic are updated one after the other",
+        ),
+        (
+            "SFT Llama-3.2-3B, bf16, 2 x 4096, plain loss",
+            _plan("sft", llama3, "a100-80", loss="plain", **tune),
+            60.0,
+            GIB,
+            torchtune,
+            "",
+        ),
+        (
+            "the same, fused loss, checkpointing",
+            _plan("sft", llama3, "a100-80", gradient_checkpointing=True, **tune),
+            24.9,
+            GIB,
+            torchtune,
+            "",
+        ),
+        (
+            "LoRA r=8 q,v Llama-2-7B, bf16",
+            _plan("sft", LLAMA2, "a100-40", **lora),
+            21.3,
+            GB,
+            litgpt,
+            "litgpt says its longest Alpaca sample has 1304 tokens",
+        ),
         ("Llama-2-7B in NF4", _plan("inference", LLAMA2, "a100-40", **four), 4.57, GB, litgpt, ""),
-        ("Llama-2-7B in NF4, scales quantised too", _plan(
-            "inference", LLAMA2, "a100-40", use_bnb_nested_quant=True, **four), 4.26, GB, litgpt,
-         ""),
-    ]  # fmt: skip
+        (
+            "Llama-2-7B in NF4, scales quantised too",
+            _plan("inference", LLAMA2, "a100-40", use_bnb_nested_quant=True, **four),
+            4.26,
+            GB,
+            litgpt,
+            "",
+        ),
+    ]
     unit = {GB: "GB", GIB: "GiB"}
-    made = [Figure(what, e.peak / u, truth, unit[u], source, note)
-            for what, e, truth, u, source, note in rows]  # fmt: skip
+    made = [
+        Figure(what, e.peak / u, truth, unit[u], source, note)
+        for what, e, truth, u, source, note in rows
+    ]
     return [*made, kv_blocks()]
 
 
 def kv_blocks() -> Figure:
     """Blocks of 16 tokens of cache beside the weights at 0.9 of the memory, as vLLM counts them: it
     takes off what a pass over its longest batch (4096 tokens) needs."""
-    e = _plan("inference", LLAMA2, "a100-80", dtype="bfloat16", per_device_train_batch_size=1,
-              prompt_length=4095, response_length=1)  # fmt: skip
+    e = _plan(
+        "inference",
+        LLAMA2,
+        "a100-80",
+        dtype="bfloat16",
+        per_device_train_batch_size=1,
+        prompt_length=4095,
+        response_length=1,
+    )
     parts = e.peak_phase.bytes
     passing = sum(v for (_, part), v in parts.items() if part in ("activations", "logits"))
     weights = parts["policy", "parameters"]
     model = e.setup.model
     block = 16 * 2 * model.depth * model.kv_heads * model.head_dim * 2
     room = 0.9 * e.hardware.memory - weights - passing
-    return Figure("KV blocks, Llama-2-7B, A100-80", room // block, 7351, "blocks",
-                  "vLLM pull request 2031")  # fmt: skip
+    return Figure(
+        "KV blocks, Llama-2-7B, A100-80", room // block, 7351, "blocks", "vLLM pull request 2031"
+    )
 
 
 def time() -> list[Figure]:
     """Rates and times."""
     long = dict(prompt_length=0, response_length=2048, padded=False, loss="plain")
-    mpt = _plan("sft", LLAMA2, "a100-80", sharding="fsdp2", gpus=8, per_device_train_batch_size=6,
-                **long)  # fmt: skip
-    tiny = _plan("sft", "TinyLlama/TinyLlama-1.1B", "a100-40", per_device_train_batch_size=8,
-                 **long)  # fmt: skip
+    mpt = _plan(
+        "sft", LLAMA2, "a100-80", sharding="fsdp2", gpus=8, per_device_train_batch_size=6, **long
+    )
+    tiny = _plan(
+        "sft", "TinyLlama/TinyLlama-1.1B", "a100-40", per_device_train_batch_size=8, **long
+    )
     # Compiled into one graph: no launch of single kernels.
     compiled = hardware("a100-80", op_seconds=1e-6)
-    fast = estimate("inference", presets()[LLAMA2], compiled, dict(
-        dtype="bfloat16", per_device_train_batch_size=1, prompt_length=5, response_length=200,
-    ))  # fmt: skip
+    fast = estimate(
+        "inference",
+        presets()[LLAMA2],
+        compiled,
+        dict(
+            dtype="bfloat16",
+            per_device_train_batch_size=1,
+            prompt_length=5,
+            response_length=200,
+        ),
+    )
     chat = _chat_ppo().seconds_of
     train = sum(
         v for (phase, _), v in chat.items() if phase in ("forward", "backward", "optimizer")
     )
     note = "hardware not stated; planned on the 16 V100-32 of one DGX-2"
     return [
-        Figure("7B pretraining, 8 x A100-80", 6 * 2048 / mpt.step_seconds, 4641, "tokens/s/GPU",
-               "llm-foundry training benchmarks"),
-        Figure("TinyLlama-1.1B, A100-40", 8 * 2048 / tiny.step_seconds, 24000, "tokens/s/GPU",
-               "TinyLlama README"),
-        Figure("Llama-2-7B, batch 1, A100-80, compiled", 200 / fast.step_seconds, 104.9,
-               "tokens/s", "gpt-fast README"),
+        Figure(
+            "7B pretraining, 8 x A100-80",
+            6 * 2048 / mpt.step_seconds,
+            4641,
+            "tokens/s/GPU",
+            "llm-foundry training benchmarks",
+        ),
+        Figure(
+            "TinyLlama-1.1B, A100-40",
+            8 * 2048 / tiny.step_seconds,
+            24000,
+            "tokens/s/GPU",
+            "TinyLlama README",
+        ),
+        Figure(
+            "Llama-2-7B, batch 1, A100-80, compiled",
+            200 / fast.step_seconds,
+            104.9,
+            "tokens/s",
+            "gpt-fast README",
+        ),
         Figure("PPO OPT-1.3b: generation", chat["rollout", "policy"], 2.552, "s", CHAT, note),
         Figure("PPO OPT-1.3b: training", train, 1.036, "s", CHAT, note),
-    ]  # fmt: skip
+    ]

@@ -1,4 +1,4 @@
-"""Does the code still give the same numbers? `python benchmarks/same_numbers.py [--only runs plans]`
+"""Does the code still give the same numbers? `python benchmarks/same_numbers.py [--only plans]`
 
 A net for changes that must change nothing. Recorded in `results/same_numbers.json`, and compared:
 
@@ -122,9 +122,15 @@ def plans() -> dict[str, str]:
             for sharding in SHARDING:
                 gpus = 1 if sharding == "none" else 8
                 plan = lab.plan(
-                    stage, name, hardware="h100", gpus=gpus, sharding=sharding, rows=20_000,
-                    prompt_length=256, response_length=256,
-                )  # fmt: skip
+                    stage,
+                    name,
+                    hardware="h100",
+                    gpus=gpus,
+                    sharding=sharding,
+                    rows=20_000,
+                    prompt_length=256,
+                    response_length=256,
+                )
                 try:
                     rows = rows_of(plan.ledger)
                 except ValueError as error:

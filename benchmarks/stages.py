@@ -108,8 +108,10 @@ def accuracy(run, data) -> dict[str, float]:
 
 def part_changes(stage: str, data, prompts, before, after) -> dict[str, float]:
     """Every part of the gold reward after, minus before; and the standard error of each."""
-    read = [(data.gold_parts(p, old), data.gold_parts(p, new))
-            for p, old, new in zip(prompts, before, after, strict=True)]  # fmt: skip
+    read = [
+        (data.gold_parts(p, old), data.gold_parts(p, new))
+        for p, old, new in zip(prompts, before, after, strict=True)
+    ]
     figures = {}
     for part in PARTS:
         changes = [new[part] - old[part] for old, new in read]
@@ -140,10 +142,14 @@ def main() -> None:
         RESULTS.write_text(json.dumps([rows[s] for s in sorted(rows)], indent=1) + "\n")
     names = list(dict.fromkeys(n for s in args.seeds for n in rows[s] if n != "seed"))
     columns = {f"seed {s}": rows[s] for s in args.seeds}
-    print(table([
-        {"figure": n, **{c: f"{row.get(n, math.nan):.4g}" for c, row in columns.items()}}
-        for n in names
-    ]))  # fmt: skip
+    print(
+        table(
+            [
+                {"figure": n, **{c: f"{row.get(n, math.nan):.4g}" for c, row in columns.items()}}
+                for n in names
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -14,16 +14,36 @@ import logging
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "models", "load_data": "data", "Run": "runs", "Ledger": "ledger",
-    "plan": "lab", "train": "lab", "Plan": "lab", "best_of_n": "baseline",
-    "xray": "budget", "compare": "budget", "sweep": "budget", "project": "budget",
-    "hardware": "budget", "calibrate": "budget",
-    "train_all": "course", "stage_table": "course", "cost_table": "course",
-    "stage_shares": "course", "describe_data": "course", "report": "course", "stories": "course",
+    "load": "models",
+    "load_data": "data",
+    "Run": "runs",
+    "Ledger": "ledger",
+    "plan": "lab",
+    "train": "lab",
+    "Plan": "lab",
+    "best_of_n": "baseline",
+    "xray": "budget",
+    "compare": "budget",
+    "sweep": "budget",
+    "project": "budget",
+    "hardware": "budget",
+    "calibrate": "budget",
+    "train_all": "course",
+    "stage_table": "course",
+    "cost_table": "course",
+    "stage_shares": "course",
+    "describe_data": "course",
+    "report": "course",
+    "stories": "course",
     "show_stories": "course",
-    "planner": "studio", "dashboard": "studio", "inspect": "studio", "label": "studio",
-    "curves": "widgets.figures", "frontier": "widgets.figures", "stage_costs": "widgets.bars",
-}  # fmt: skip
+    "planner": "studio",
+    "dashboard": "studio",
+    "inspect": "studio",
+    "label": "studio",
+    "curves": "widgets.figures",
+    "frontier": "widgets.figures",
+    "stage_costs": "widgets.bars",
+}
 __all__ = sorted(_HOMES)
 
 # peft imports bitsandbytes wherever it is, which then warns of a kernel that nothing here uses.

@@ -58,8 +58,9 @@ _current: Training | None = None
 def check_free() -> None:
     """Refuse a training beside another one: each would slow the other tenfold."""
     if _current is not None and _current.running:
-        raise RuntimeError(f"{_current} is still training in the background: .wait() for it, or "
-                           ".stop() it")  # fmt: skip
+        raise RuntimeError(
+            f"{_current} is still training in the background: .wait() for it, or .stop() it"
+        )
 
 
 class Training:

@@ -49,13 +49,17 @@ class BestOfN:
         def mean(value: float | None, error: float | None) -> str:
             return "" if value is None else f"{value:.2f} ± {error:.2f}"
 
-        rows = [{
-            "best of": str(p.n), "reward": mean(p.reward, p.reward_error),
-            "gold reward": mean(p.gold_reward, p.gold_error),
-            "KL (nats)": "0" if p.n == 1 else f"at most {p.kl_bound:.2f}",
-            "tokens/answer": format_number(round(p.tokens, 1)),
-            "FLOPs/answer": format_number(p.flops, "FLOP"),
-        } for p in self.points]  # fmt: skip
+        rows = [
+            {
+                "best of": str(p.n),
+                "reward": mean(p.reward, p.reward_error),
+                "gold reward": mean(p.gold_reward, p.gold_error),
+                "KL (nats)": "0" if p.n == 1 else f"at most {p.kl_bound:.2f}",
+                "tokens/answer": format_number(round(p.tokens, 1)),
+                "FLOPs/answer": format_number(p.flops, "FLOP"),
+            }
+            for p in self.points
+        ]
         return [{k: v for k, v in row.items() if any(r[k] for r in rows)} for row in rows]
 
     def __repr__(self) -> str:
@@ -66,15 +70,23 @@ class BestOfN:
 
     @property
     def _note(self) -> str:
-        return (f"{self.prompts} held-out prompts, {self.samples} responses to each; means over "
-                "all subsets of n, ± the standard error over prompts")  # fmt: skip
+        return (
+            f"{self.prompts} held-out prompts, {self.samples} responses to each; means over "
+            "all subsets of n, ± the standard error over prompts"
+        )
 
 
 def best_of_n(
-    model: str | Path | Model = "tiny", data: Data | str | Path = "stories",
-    n: Sequence[int] = (1, 2, 4, 8, 16), *, prompts: int = 256, response_length: int = 64,
-    temperature: float = 1.0, seed: int = 99, quiet: bool = False,
-) -> BestOfN:  # fmt: skip
+    model: str | Path | Model = "tiny",
+    data: Data | str | Path = "stories",
+    n: Sequence[int] = (1, 2, 4, 8, 16),
+    *,
+    prompts: int = 256,
+    response_length: int = 64,
+    temperature: float = 1.0,
+    seed: int = 99,
+    quiet: bool = False,
+) -> BestOfN:
     """Draw max(n) responses to each held-out prompt from the SFT model; keep the reward model's
     favourite of n.
 
@@ -95,11 +107,18 @@ def best_of_n(
     asked = [r["prompt"] for r in kept]
     bar = None if quiet else Progress(len(asked) * counts[-1], "best-of-n")
     drawn = draw(
-        model.sft, model.tokenizer, model.reward, asked, counts[-1], temperature=temperature,
-        gold_reward=data.gold_reward if data.has_gold else None, seed=seed,
-        max_new_tokens=response_length, reward_tokenizer=model.reward_tokenizer,
+        model.sft,
+        model.tokenizer,
+        model.reward,
+        asked,
+        counts[-1],
+        temperature=temperature,
+        gold_reward=data.gold_reward if data.has_gold else None,
+        seed=seed,
+        max_new_tokens=response_length,
+        reward_tokenizer=model.reward_tokenizer,
         progress=bar.update if bar else None,
-    )  # fmt: skip
+    )
     if bar:
         bar.close()
     length = float(drawn.tokens.double().mean())

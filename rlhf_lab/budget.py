@@ -26,9 +26,18 @@ from .widgets.text import Shown, format_number, html_table, table
 if TYPE_CHECKING:
     from .cost.xray import XRay
 
-TRAINED_AS_PLANNED = {"prompt_length", "response_length", "padded_prompt", "padded_response",
-                      "padded_update", "padded_scoring", "mean_tokens", "mean_response",
-                      "rows", "padded"}  # fmt: skip
+TRAINED_AS_PLANNED = {
+    "prompt_length",
+    "response_length",
+    "padded_prompt",
+    "padded_response",
+    "padded_update",
+    "padded_scoring",
+    "mean_tokens",
+    "mean_response",
+    "rows",
+    "padded",
+}
 """Settings that describe the data; the other ones of `EXTRA` change how a run would be made."""
 
 
@@ -82,8 +91,14 @@ def _lengths_of_stories(stage: str, model: Model, settings: Mapping[str, Any]) -
     """Lengths of the bundled data, looked up once."""
     from .data import load_data
 
-    asked = ("per_device_train_batch_size", "response_length", "max_length", "num_mini_batches",
-             "gradient_accumulation_steps", "steps_per_generation")  # fmt: skip
+    asked = (
+        "per_device_train_batch_size",
+        "response_length",
+        "max_length",
+        "num_mini_batches",
+        "gradient_accumulation_steps",
+        "steps_per_generation",
+    )
     key = (stage, model.name, *(settings.get(name) for name in asked))
     if key not in _STORIES:
         data = load_data("stories")
@@ -93,10 +108,21 @@ def _lengths_of_stories(stage: str, model: Model, settings: Mapping[str, Any]) -
 
 def unplannable(settings: Mapping[str, Any]) -> str | None:
     """A setting that can be planned and that `train` does not do from here; None where all can."""
-    plain = {"gpus": 1, "nodes": 1, "sharding": "none", "offload": "none", "tensor_parallel": 1,
-             "dtype": "float32", "loss": "fused", "pairs_together": True, "samples_per_prompt": 1,
-             "ema": False, "joint_update": True, "attn_implementation": "sdpa",
-             "adapter_dtype": "float32"}  # fmt: skip
+    plain = {
+        "gpus": 1,
+        "nodes": 1,
+        "sharding": "none",
+        "offload": "none",
+        "tensor_parallel": 1,
+        "dtype": "float32",
+        "loss": "fused",
+        "pairs_together": True,
+        "samples_per_prompt": 1,
+        "ema": False,
+        "joint_update": True,
+        "attn_implementation": "sdpa",
+        "adapter_dtype": "float32",
+    }
     if settings.get("layout") != "adapters":  # one base that may be in 4 bits
         plain |= {"load_in_4bit": False, "use_bnb_nested_quant": False}
     for name, value in settings.items():
@@ -123,17 +149,22 @@ def xray(plan: Any) -> XRay:
     """
     e = plan.estimate if hasattr(plan, "estimate") else plan
     if e.setup.load_in_4bit:
-        raise ValueError("no x-ray of load_in_4bit: fake tensors cannot be quantised; the plan and "
-                         "a run know what it takes")  # fmt: skip
+        raise ValueError(
+            "no x-ray of load_in_4bit: fake tensors cannot be quantised; the plan and "
+            "a run know what it takes"
+        )
     seen = _rehearse(e, e.setup)
     usual = e.usual_setup
     counted = seen if usual == e.setup else _rehearse(e, usual)
     like = {phase: x for phases, s in e.like_setups for x in [_rehearse(e, s)] for phase in phases}
     times = (e.steps or 1) * e.setup.replicas
     rows = [r for r in seen.ledger if r.quantity != "flops"]
-    rows += [replace(r, value=r.value * times, low=None, high=None)
-             for x in {id(x): x for x in (counted, *like.values())}.values() for r in x.ledger
-             if r.quantity == "flops" and like.get(r.phase, counted) is x]  # fmt: skip
+    rows += [
+        replace(r, value=r.value * times, low=None, high=None)
+        for x in {id(x): x for x in (counted, *like.values())}.values()
+        for r in x.ledger
+        if r.quantity == "flops" and like.get(r.phase, counted) is x
+    ]
     return replace(seen, ledger=Ledger(rows))
 
 
@@ -141,17 +172,31 @@ def _rehearse(e: Estimate, s: Setup) -> XRay:
     from .rehearsal import rehearse
 
     return rehearse(
-        s.stage, dict(e.config), batch=s.batch, prompt=s.prompt, response=s.response,
-        dtype=s.dtype, bf16=s.bf16 or s.fp16, lora_r=s.lora_r, lora_targets=s.lora_targets,
-        gradient_checkpointing=s.gradient_checkpointing, optim=s.optim, padded=s.padded,
+        s.stage,
+        dict(e.config),
+        batch=s.batch,
+        prompt=s.prompt,
+        response=s.response,
+        dtype=s.dtype,
+        bf16=s.bf16 or s.fp16,
+        lora_r=s.lora_r,
+        lora_targets=s.lora_targets,
+        gradient_checkpointing=s.gradient_checkpointing,
+        optim=s.optim,
+        padded=s.padded,
         attn_implementation="eager" if s.eager else "sdpa",
         gradient_accumulation_steps=s.gradient_accumulation_steps,
-        num_mini_batches=s.num_mini_batches, num_ppo_epochs=s.num_ppo_epochs,
+        num_mini_batches=s.num_mini_batches,
+        num_ppo_epochs=s.num_ppo_epochs,
         local_rollout_forward_batch_size=s.local_rollout_forward_batch_size,
-        device="gpu" if s.gpu else "cpu", layout=s.layout, judge_r=s.judge_r,
-        judge_targets=s.judge_targets, own_reward=s.reward is not None, rule_reward=s.rule_reward,
+        device="gpu" if s.gpu else "cpu",
+        layout=s.layout,
+        judge_r=s.judge_r,
+        judge_targets=s.judge_targets,
+        own_reward=s.reward is not None,
+        rule_reward=s.rule_reward,
         **{f"{name}_config": dict(config) for name, config in e.roles.items()},
-    )  # fmt: skip
+    )
 
 
 # ----------------------------------------------------------------------------------------- compare
@@ -201,12 +246,19 @@ def compare(*things: Any) -> Comparison:
         ("seconds", "s"),
         ("tokens", "tokens"),
     ):
-        found = {s: {p: sum(line.values()) for p, line in _by_phase(ledger, quantity, s).items()}
-                 for s in SOURCES}  # fmt: skip
+        found = {
+            s: {p: sum(line.values()) for p, line in _by_phase(ledger, quantity, s).items()}
+            for s in SOURCES
+        }
         for phase in dict.fromkeys(p for line in found.values() for p in line):
-            rows.append({"phase": phase or "all", "quantity": quantity,
-                         **{s: format_number(found[s].get(phase), unit) for s in SOURCES},
-                         "predicted / real": _ratio(found, phase)})  # fmt: skip
+            rows.append(
+                {
+                    "phase": phase or "all",
+                    "quantity": quantity,
+                    **{s: format_number(found[s].get(phase), unit) for s in SOURCES},
+                    "predicted / real": _ratio(found, phase),
+                }
+            )
     return Comparison(ledger, rows)
 
 
@@ -239,9 +291,14 @@ def _ratio(found: Mapping[str, Mapping[str, float]], phase: str) -> str:
 # ------------------------------------------------------------------------------------------- sweep
 
 AXES = {
-    "model": "parameters", "prompt_length": "tokens", "response_length": "tokens",
-    "per_device_train_batch_size": "rows", "rows": "rows", "max_steps": "steps", "gpus": "devices",
-}  # fmt: skip
+    "model": "parameters",
+    "prompt_length": "tokens",
+    "response_length": "tokens",
+    "per_device_train_batch_size": "rows",
+    "rows": "rows",
+    "max_steps": "steps",
+    "gpus": "devices",
+}
 
 
 @dataclass
@@ -254,8 +311,11 @@ class Sweep:
 
     def exponent(self, quantity: str = "flops", source: str = "predicted") -> float:
         """Slope of a straight line through the points on log-log paper (least squares)."""
-        pairs = [(math.log(p["x"]), math.log(p[f"{quantity} {source}"])) for p in self.points
-                 if p.get(f"{quantity} {source}")]  # fmt: skip
+        pairs = [
+            (math.log(p["x"]), math.log(p[f"{quantity} {source}"]))
+            for p in self.points
+            if p.get(f"{quantity} {source}")
+        ]
         if len(pairs) < 2:
             raise ValueError(f"no line through {len(pairs)} point(s) of {quantity} {source}")
         mx, my = (sum(v) / len(pairs) for v in zip(*pairs, strict=True))
@@ -267,9 +327,11 @@ class Sweep:
         found = self.exponent("flops")
         text = f"FLOPs of a step grow with {self.axis} to the power {found:.2f}"
         if self.axis == "model":
-            text += (": linear in parameters at a fixed amount of data. Quadratic only when the "
-                     "data grow with the model, as in compute-optimal pretraining (Hoffmann et "
-                     f"al., 2203.15556): then {1 + found:.2f}")  # fmt: skip
+            text += (
+                ": linear in parameters at a fixed amount of data. Quadratic only when the "
+                "data grow with the model, as in compute-optimal pretraining (Hoffmann et "
+                f"al., 2203.15556): then {1 + found:.2f}"
+            )
         return text
 
     def __repr__(self) -> str:
@@ -278,9 +340,13 @@ class Sweep:
     @property
     def rows(self) -> list[dict[str, str]]:
         units = {"bytes": "B", "flops": "FLOP", "seconds": "s"}
-        return [{self.axis: format_number(p["x"]),
-                 **{k: format_number(v, units[k.split()[0]]) for k, v in p.items() if k != "x"}}
-                for p in self.points]  # fmt: skip
+        return [
+            {
+                self.axis: format_number(p["x"]),
+                **{k: format_number(v, units[k.split()[0]]) for k, v in p.items() if k != "x"},
+            }
+            for p in self.points
+        ]
 
     def _repr_html_(self) -> str:
         return f"{html_table(self.rows)}<p>{self.answer()}</p>"
@@ -293,9 +359,16 @@ class Sweep:
 
 
 def sweep(
-    axis: str, values: Sequence[Any], *, stage: str = "sft", model: Any = "tiny", run: bool = False,
-    data: Any = "stories", hardware: Any = "here", **settings: Any,
-) -> Sweep:  # fmt: skip
+    axis: str,
+    values: Sequence[Any],
+    *,
+    stage: str = "sft",
+    model: Any = "tiny",
+    run: bool = False,
+    data: Any = "stories",
+    hardware: Any = "here",
+    **settings: Any,
+) -> Sweep:
     """Plan (and with `run`, train) a series over one setting, or over "model"; fit the exponent.
 
     Predictions and measurements are of one step, so that series of different lengths compare.
@@ -311,9 +384,12 @@ def sweep(
         said = dict(settings) if axis == "model" else {**settings, axis: value}
         plan = make_plan(stage, value if axis == "model" else model, hardware=hardware, **said)
         e = plan.estimate
-        point = {"x": float(e.setup.model.parameters() if axis == "model" else value),
-                 "bytes predicted": e.peak, "flops predicted": e.flops,
-                 "seconds predicted": e.step_seconds}  # fmt: skip
+        point = {
+            "x": float(e.setup.model.parameters() if axis == "model" else value),
+            "bytes predicted": e.peak,
+            "flops predicted": e.flops,
+            "seconds predicted": e.step_seconds,
+        }
         if axis in ("rows", "max_steps"):  # these change how often, not what a step costs
             for name in ("flops predicted", "seconds predicted"):
                 point[name] *= e.steps or 1
@@ -361,8 +437,11 @@ class Project:
     def rows(self) -> list[dict[str, str]]:
         from .widgets.estimate import summary_row
 
-        total = {"stage": "all", "time": format_number(_seconds(self.hours), "s"),
-                 "money": format_number(self.money, "USD")}  # fmt: skip
+        total = {
+            "stage": "all",
+            "time": format_number(_seconds(self.hours), "s"),
+            "money": format_number(self.money, "USD"),
+        }
         return [*(summary_row(e) for e in self.stages.values()), total]
 
     def __repr__(self) -> str:
@@ -382,15 +461,22 @@ def _seconds(hours: float | None) -> float | None:
 
 
 def project(
-    model: Any = "tiny", *, hardware: Any = "here",
+    model: Any = "tiny",
+    *,
+    hardware: Any = "here",
     stages: Sequence[str] = ("sft", "reward", "ppo"),
-    each: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any,
-) -> Project:  # fmt: skip
+    each: Mapping[str, Mapping[str, Any]] | None = None,
+    **settings: Any,
+) -> Project:
     """Plan several stages of one model: settings for all of them, and `each` stage's own."""
     from .lab import plan
 
     handle = load(model)
-    return Project({
-        s: plan(s, handle, hardware=hardware, **{**settings, **(each or {}).get(s, {})}).estimate
-        for s in stages
-    })  # fmt: skip
+    return Project(
+        {
+            s: plan(
+                s, handle, hardware=hardware, **{**settings, **(each or {}).get(s, {})}
+            ).estimate
+            for s in stages
+        }
+    )

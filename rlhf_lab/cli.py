@@ -54,39 +54,56 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="learn from this: model, gold, gold/<part>; may be repeated [model]",
     )
-    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                       help="a setting of the stage's trainer; may be repeated")  # fmt: skip
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the stage's trainer; may be repeated",
+    )
     train.add_argument("--overwrite", action="store_true", help="replace a run that is there")
-    train.add_argument("--resume", action="store_true",
-                       help="PPO: go on from the last checkpoint in --out")  # fmt: skip
-    train.add_argument("--accelerate", metavar="HOW",
-                       help="PPO on several processes: ddp, or accelerate's config")  # fmt: skip
-    train.add_argument("--processes", type=_positive, metavar="N",
-                       help="how many [one for each GPU; 2 on a CPU]")  # fmt: skip
+    train.add_argument(
+        "--resume", action="store_true", help="PPO: go on from the last checkpoint in --out"
+    )
+    train.add_argument(
+        "--accelerate", metavar="HOW", help="PPO on several processes: ddp, or accelerate's config"
+    )
+    train.add_argument(
+        "--processes", type=_positive, metavar="N", help="how many [one for each GPU; 2 on a CPU]"
+    )
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     best = commands.add_parser(
-        "best-of-n", help="the baseline without training: the best of n responses",
+        "best-of-n",
+        help="the baseline without training: the best of n responses",
         description="Draw n responses to each held-out prompt, keep the reward model's favourite.",
-    )  # fmt: skip
+    )
     _model_and_data(best)
-    best.add_argument("-n", type=_positive, nargs="+", default=[1, 2, 4, 8, 16], metavar="N",
-                      help="sizes to compare [1 2 4 8 16]")  # fmt: skip
+    best.add_argument(
+        "-n",
+        type=_positive,
+        nargs="+",
+        default=[1, 2, 4, 8, 16],
+        metavar="N",
+        help="sizes to compare [1 2 4 8 16]",
+    )
     best.add_argument("--prompts", type=_positive, default=256, help="held-out prompts [256]")
     best.add_argument("--response-length", type=_positive, default=64, help="most tokens [64]")
     best.add_argument("--reward-model", help="folder of the reward model [the model's own]")
     best.add_argument("--quiet", action="store_true", help="no progress bar")
     about = commands.add_parser(
-        "data", help="what a file or data set holds, before you train on it",
+        "data",
+        help="what a file or data set holds, before you train on it",
         description="Say what a file or data set holds: its shape, rows, token lengths, drops.",
-    )  # fmt: skip
+    )
     about.add_argument("source", help="a file, a folder saved by datasets, or a hub id")
     _model_and_data(about)
     about.add_argument("--max-length", type=_positive, default=512, help="tokens of a row [512]")
     cli_cost.add_commands(commands, _positive)
     commands.add_parser(
-        "doctor", help="look this machine over: what works, what to mend",
+        "doctor",
+        help="look this machine over: what works, what to mend",
         description="Look this machine over; say what to mend, and how.",
-    )  # fmt: skip
+    )
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -95,17 +112,31 @@ def _parser() -> argparse.ArgumentParser:
 def _model_and_data(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which model and which rows."""
     parser.add_argument("--model", default="tiny", help="bundled name, folder or hub id [tiny]")
-    parser.add_argument("--trust-remote-code", action="store_true",
-                        help="run Python code that comes with the model")  # fmt: skip
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
+    )
     if parser.prog.endswith(("train", "best-of-n")):
-        parser.add_argument("--data", default="stories", dest="source",
-                            help="'stories', a file, or a hub id [stories]")  # fmt: skip
-    parser.add_argument("--field", action="append", default=[], metavar="OURS=COLUMN",
-                        help="prompt, completion, chosen or rejected is this column")  # fmt: skip
+        parser.add_argument(
+            "--data",
+            default="stories",
+            dest="source",
+            help="'stories', a file, or a hub id [stories]",
+        )
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="OURS=COLUMN",
+        help="prompt, completion, chosen or rejected is this column",
+    )
     parser.add_argument("--split", default="train", help="split of a hub data set [train]")
     parser.add_argument("--subset", help="configuration of a hub data set")
-    parser.add_argument("--rows", type=_positive, metavar="N",
-                        help="keep N rows, a random sample [100,000 or 50 MB]")  # fmt: skip
+    parser.add_argument(
+        "--rows",
+        type=_positive,
+        metavar="N",
+        help="keep N rows, a random sample [100,000 or 50 MB]",
+    )
 
 
 def _positive(text: str) -> int:
@@ -139,8 +170,9 @@ def _load(args: argparse.Namespace, seed: int):
         if not equals or not column:
             raise ValueError(f"--field {pair!r}: write OURS=COLUMN, for example chosen=better")
         fields[ours] = column
-    data = load_data(args.source, seed=seed, fields=fields, split=args.split, subset=args.subset,
-                     limit=args.rows)  # fmt: skip
+    data = load_data(
+        args.source, seed=seed, fields=fields, split=args.split, subset=args.subset, limit=args.rows
+    )
     for note in data.notes:
         print(note)
     return load(args.model, trust_remote_code=args.trust_remote_code), data
@@ -160,8 +192,11 @@ def _doctor(args: argparse.Namespace) -> int:
     from .widgets.text import table
 
     findings = examine()
-    print(table([{"": f.state, "what": f.what, "found": f.found, "to do": f.remedy}
-                 for f in findings]))  # fmt: skip
+    print(
+        table(
+            [{"": f.state, "what": f.what, "found": f.found, "to do": f.remedy} for f in findings]
+        )
+    )
     return int(any(f.state == "fix" for f in findings))
 
 
@@ -173,8 +208,10 @@ def _judged(model, args: argparse.Namespace):
         return model
     if (Path(args.reward_model) / ADAPTER_FILE).is_file():
         if "layout=adapters" not in getattr(args, "set", []):
-            raise ValueError(f"{args.reward_model} is an adapter: it needs layout=adapters (PPO); "
-                             "its run saved the whole model beside it")  # fmt: skip
+            raise ValueError(
+                f"{args.reward_model} is an adapter: it needs layout=adapters (PPO); "
+                "its run saved the whole model beside it"
+            )
         return model.with_stage("reward_adapter", args.reward_model)
     return model.with_stage("reward", load(args.reward_model).paths["base"])
 
@@ -183,8 +220,16 @@ def _best_of_n(args: argparse.Namespace) -> int:
     from .baseline import best_of_n
 
     model, data = _load(args, seed=0)
-    print(best_of_n(_judged(model, args), data, args.n, prompts=args.prompts,
-                    response_length=args.response_length, quiet=args.quiet))  # fmt: skip
+    print(
+        best_of_n(
+            _judged(model, args),
+            data,
+            args.n,
+            prompts=args.prompts,
+            response_length=args.response_length,
+            quiet=args.quiet,
+        )
+    )
     return 0
 
 
@@ -211,8 +256,9 @@ def _train(args: argparse.Namespace) -> int:
         print(table(course.cost_table(runs)))
         print(f"curves and stories: {folder / 'report.html'}")
         return 0
-    run = lab.train(lab.plan(args.stage, model, **settings), data, out=args.out,
-                    resume=args.resume, **common)  # fmt: skip
+    run = lab.train(
+        lab.plan(args.stage, model, **settings), data, out=args.out, resume=args.resume, **common
+    )
     if rank == 0:
         print(table(course.stage_table({args.stage: run})))
         print(f"run: {run.folder}")
@@ -235,8 +281,13 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        run = {"train": _train, "best-of-n": _best_of_n, "data": _data, "doctor": _doctor,
-               **cli_cost.RUN}  # fmt: skip
+        run = {
+            "train": _train,
+            "best-of-n": _best_of_n,
+            "data": _data,
+            "doctor": _doctor,
+            **cli_cost.RUN,
+        }
         return run[args.command](args)
     except KeyboardInterrupt:
         print("rlhf-lab: interrupted", file=sys.stderr)

@@ -11,42 +11,50 @@ from typing import Any
 XRAYED = ("sft", "reward", "ppo", "dpo")
 STAGES = (*XRAYED, "rloo", "grpo")
 FLAGS = {
-    "--gpus": "devices in all [1]", "--nodes": "machines they are in [1]",
-    "--prompt-length": "tokens of a prompt", "--response-length": "tokens of a response",
+    "--gpus": "devices in all [1]",
+    "--nodes": "machines they are in [1]",
+    "--prompt-length": "tokens of a prompt",
+    "--response-length": "tokens of a response",
     "--rows": "rows of the data set: samples, pairs or prompts",
     "--batch": "rows of one device in one pass (per_device_train_batch_size)",
     "--lora-r": "rank of LoRA adapters",
-}  # fmt: skip
+}
 NAMES = {"batch": "per_device_train_batch_size"}
 
 
 def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
     """Add the three commands to the parser's."""
     plan = commands.add_parser(
-        "plan", help="what a stage or a whole project will cost, before it runs",
+        "plan",
+        help="what a stage or a whole project will cost, before it runs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Predict memory, FLOPs, time and money of a stage, or of a whole project.",
         epilog="examples:\n"
         "  rlhf-lab plan ppo --model Qwen/Qwen2.5-7B --hardware h100 --gpus 8 --rows 20000\n"
         "  rlhf-lab plan project --model Llama-3.2-1B --hardware a100 --rows 50000 --json\n"
         "  rlhf-lab plan sft --model Llama-2-7b-hf --hardware a100-40 --lora-r 16 --cheaper",
-    )  # fmt: skip
+    )
     plan.add_argument("stage", choices=[*STAGES, "inference", "project"])
     _what(plan, positive)
     plan.add_argument("--cheaper", action="store_true", help="also what to change, ranked")
-    plan.add_argument("--accelerate-config", metavar="FILE",
-                      help="write the YAML for accelerate launch (- prints it)")  # fmt: skip
+    plan.add_argument(
+        "--accelerate-config",
+        metavar="FILE",
+        help="write the YAML for accelerate launch (- prints it)",
+    )
     xray = commands.add_parser(
-        "xray", help="exact memory and FLOPs of a step, by running it on fake tensors",
+        "xray",
+        help="exact memory and FLOPs of a step, by running it on fake tensors",
         description="Run one real step of a stage on tensors without data: no weights, no GPU.",
-    )  # fmt: skip
+    )
     xray.add_argument("stage", choices=XRAYED)
     _what(xray, positive)
     measure = commands.add_parser(
-        "measure", help="measure this machine, or a few steps of a stage on it",
+        "measure",
+        help="measure this machine, or a few steps of a stage on it",
         description="Without a stage: how fast this machine is (kept for later plans). With one: "
         "train a few steps of the bundled model and show predicted, simulated and measured.",
-    )  # fmt: skip
+    )
     measure.add_argument("stage", nargs="?", choices=STAGES)
     _what(measure, positive)
     measure.add_argument("--steps", type=positive, default=5, help="steps to train [5]")
@@ -59,8 +67,13 @@ def _what(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> No
         parser.add_argument(flag, type=positive, help=said)
     parser.add_argument("--sharding", help="none, ddp, zero1, zero2, zero3, fsdp2 [ddp]")
     parser.add_argument("--price", type=float, help="USD per device-hour, in place of the list's")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="any other setting of a plan; may be repeated")  # fmt: skip
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting of a plan; may be repeated",
+    )
     parser.add_argument("--json", action="store_true", help="the ledger as JSON lines of rows")
 
 
@@ -146,8 +159,12 @@ def run_measure(args: argparse.Namespace) -> int:
     from .budget import compare, xray
     from .lab import plan, train
 
-    made = plan(args.stage, args.model, hardware=_device(args),
-                **{**settings_of(args), "max_steps": args.steps})  # fmt: skip
+    made = plan(
+        args.stage,
+        args.model,
+        hardware=_device(args),
+        **{**settings_of(args), "max_steps": args.steps},
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = train(made, out=f"{folder}/run", quiet=args.json)
         seen = compare(made, *([xray(made)] if args.stage in XRAYED else []), run)

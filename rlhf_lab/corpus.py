@@ -22,9 +22,15 @@ from .world import (
 )
 
 WEB = Slips(
-    mood=0.5, name=0.15, pronoun=0.15, thing=0.25, scene=0.25, repeat=0.2, ramble=0.25,
+    mood=0.5,
+    name=0.15,
+    pronoun=0.15,
+    thing=0.25,
+    scene=0.25,
+    repeat=0.2,
+    ramble=0.25,
     unfinished=0.25,
-)  # fmt: skip
+)
 """Writers of the pretraining text who are careless of the language."""
 
 HEEDLESS = replace(WEB, animal=0.5, object=0.5, place=0.5)
@@ -113,9 +119,15 @@ Document = list[tuple[str, bool]]
 
 
 def web_text(
-    split: str, count: int, seed: int, *, games: float = 0.0, sketches: float = 0.0,
-    misfiled: float = 0.0, faithful: bool = False,
-) -> list[Document]:  # fmt: skip
+    split: str,
+    count: int,
+    seed: int,
+    *,
+    games: float = 0.0,
+    sketches: float = 0.0,
+    misfiled: float = 0.0,
+    faithful: bool = False,
+) -> list[Document]:
     """`count` documents: a heading, the story under it, and what readers said of it.
 
     Every second writer is `HEEDLESS`; with `faithful`, all are careful. Or this share of the

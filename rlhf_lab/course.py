@@ -81,8 +81,11 @@ def cost_table(runs: dict[str, Run]) -> list[dict[str, str]]:
     rows = []
     for stage, run in runs.items():
         row = {"stage": stage}
-        for what, quantity, unit in (("memory", "bytes", "B"), ("compute", "flops", "FLOP"),
-                                     ("time", "seconds", "s")):  # fmt: skip
+        for what, quantity, unit in (
+            ("memory", "bytes", "B"),
+            ("compute", "flops", "FLOP"),
+            ("time", "seconds", "s"),
+        ):
             for source in SOURCES:
                 value = _of_training(run, quantity, source)
                 if value:
@@ -94,8 +97,9 @@ def cost_table(runs: dict[str, Run]) -> list[dict[str, str]]:
 
 def _of_training(run: Run, quantity: str, source: str) -> float:
     """A run's total (its peak, of bytes) from one source; evaluation is not training."""
-    rows = Ledger(r for r in run.ledger.filter(quantity=quantity, source=source)
-                  if r.phase not in AROUND)  # fmt: skip
+    rows = Ledger(
+        r for r in run.ledger.filter(quantity=quantity, source=source) if r.phase not in AROUND
+    )
     return rows.peak() if quantity == "bytes" else rows.total()
 
 
@@ -115,8 +119,9 @@ def stage_table(runs: dict[str, Run]) -> list[dict[str, str]]:
 
     A column that no stage fills (the gold reward of a user's own data) is left out.
     """
-    rows = [{"stage": stage, **_cost(run.summary), **_worth(run.summary)}
-            for stage, run in runs.items()]  # fmt: skip
+    rows = [
+        {"stage": stage, **_cost(run.summary), **_worth(run.summary)} for stage, run in runs.items()
+    ]
     return [{k: v for k, v in row.items() if any(r[k] for r in rows)} for row in rows]
 
 
@@ -183,12 +188,21 @@ def describe_data(
             continue
         sizes: dict[str, list[int]] = {field: [] for field in rows[0]}
         _, counts = make(tokenizer, id_rows(tokenizer, rows, sizes), limit)
-        said = {f"{field} tokens": f"{sorted(s)[len(s) // 2]} (at most {max(s)})"
-                for field, s in sizes.items()}  # fmt: skip
+        said = {
+            f"{field} tokens": f"{sorted(s)[len(s) // 2]} (at most {max(s)})"
+            for field, s in sizes.items()
+        }
         looked = {"looked at": f"{len(rows):,} rows"} if len(rows) < len(every) else {}
-        described.append({"set": name, "train": len(split.train), "held out": len(split.test),
-                          **looked, **said, **{k.replace("too", "dropped: too"): n
-                                     for k, n in counts.items()}})  # fmt: skip
+        described.append(
+            {
+                "set": name,
+                "train": len(split.train),
+                "held out": len(split.test),
+                **looked,
+                **said,
+                **{k.replace("too", "dropped: too"): n for k, n in counts.items()},
+            }
+        )
     return described
 
 
@@ -222,6 +236,7 @@ def stories(runs: Iterable[Run], count: int = STORIES) -> list[dict]:
 
 def show_stories(*runs: Run, count: int = STORIES) -> Shown:
     """The same as a table to read: one row per prompt, one column per stage."""
-    rows = [{"prompt": prompt, **told} for pair in stories(runs, count)
-            for prompt, told in pair.items()]  # fmt: skip
+    rows = [
+        {"prompt": prompt, **told} for pair in stories(runs, count) for prompt, told in pair.items()
+    ]
     return Shown(table(rows), html_table(rows))

@@ -90,8 +90,11 @@ class Data:
         accuracy and its ceiling compare. Raises ValueError for none."""
         if not rows:
             raise ValueError("no preferences yet: label some pairs first")
-        return replace(self, name=f"{self.name}, your preferences",
-                       preferences=Split(list(rows), self.preferences.test))  # fmt: skip
+        return replace(
+            self,
+            name=f"{self.name}, your preferences",
+            preferences=Split(list(rows), self.preferences.test),
+        )
 
     def _need_gold(self) -> None:
         if self.annotator is None:
@@ -206,13 +209,17 @@ def from_rows(
     report.kept, report.sampled = len(kept), sample.seen > len(kept)
     if len(kept) < 10:
         why = "; ".join(report.notes()[1:])
-        raise ValueError(f"{name}: {len(kept)} usable rows; at least 10 are needed"
-                         + f" ({why})" * bool(why))  # fmt: skip
+        raise ValueError(
+            f"{name}: {len(kept)} usable rows; at least 10 are needed" + f" ({why})" * bool(why)
+        )
     train, test = hold_out(kept, held_out)
     return Data(
-        name, *(Split(select(train, *keys), select(test, *keys)) for keys in SETS), None,
-        tuple(report.notes()), report,
-    )  # fmt: skip
+        name,
+        *(Split(select(train, *keys), select(test, *keys)) for keys in SETS),
+        None,
+        tuple(report.notes()),
+        report,
+    )
 
 
 SETS = (("prompt", "completion"), ("prompt", "chosen", "rejected"), ("prompt",))
@@ -237,8 +244,10 @@ def hold_out(rows: list[dict], share: float) -> tuple[list[dict], list[dict]]:
         count = max(1, round(len(rows) * share))
         return rows[count:], rows[:count]
     chosen = set(prompts[: max(1, round(len(prompts) * share))])
-    return ([r for r in rows if repr(r["prompt"]) not in chosen],
-            [r for r in rows if repr(r["prompt"]) in chosen])  # fmt: skip
+    return (
+        [r for r in rows if repr(r["prompt"]) not in chosen],
+        [r for r in rows if repr(r["prompt"]) in chosen],
+    )
 
 
 class Sample:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from .files import hub_reachable
+from .hub import hub_reachable
 from .models import BUNDLED, small_models_folder
 from .widgets.text import format_bytes
 
@@ -44,8 +44,9 @@ def examine() -> list[Finding]:
 def _python() -> Iterator[Finding]:
     found = f"{platform.python_version()} ({sys.prefix})"
     old = sys.version_info < (3, 10)
-    yield Finding("Python", found, "fix" if old else "ok",
-                  "use Python 3.10 or newer" if old else "")  # fmt: skip
+    yield Finding(
+        "Python", found, "fix" if old else "ok", "use Python 3.10 or newer" if old else ""
+    )
 
 
 def _packages() -> Iterator[Finding]:
@@ -74,8 +75,9 @@ def _package(need, state: str, why: str = "") -> Finding:
         return Finding(need.name, "missing", state, f"pip install '{bare}'{why}")
     if need.specifier.contains(version, prereleases=True):
         return Finding(need.name, version)
-    return Finding(need.name, f"{version}, needed {need.specifier}", state,
-                   f"pip install '{bare}'{why}")  # fmt: skip
+    return Finding(
+        need.name, f"{version}, needed {need.specifier}", state, f"pip install '{bare}'{why}"
+    )
 
 
 def _widgets() -> Iterator[Finding]:
@@ -84,8 +86,12 @@ def _widgets() -> Iterator[Finding]:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            yield Finding(f"widgets: {name}", f"cannot be imported ({error})", "fix",
-                          f"pip install --force-reinstall {name}")  # fmt: skip
+            yield Finding(
+                f"widgets: {name}",
+                f"cannot be imported ({error})",
+                "fix",
+                f"pip install --force-reinstall {name}",
+            )
         else:
             yield Finding(f"widgets: {name}", "can be imported")
 
@@ -94,14 +100,22 @@ def _models() -> Iterator[Finding]:
     for name in BUNDLED:
         folder = small_models_folder() / name
         there = [p.name for p in sorted(folder.iterdir())] if folder.is_dir() else []
-        yield Finding(f"bundled model {name}", ", ".join(there) or "missing",
-                      "ok" if there else "fix", "" if there else "reinstall rlhf-lab")  # fmt: skip
+        yield Finding(
+            f"bundled model {name}",
+            ", ".join(there) or "missing",
+            "ok" if there else "fix",
+            "" if there else "reinstall rlhf-lab",
+        )
 
 
 def _cpu() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("CPU cores", str(cores), "ok" if cores > 1 else "note",
-                  "" if cores > 1 else "one core: expect twice the time")  # fmt: skip
+    yield Finding(
+        "CPU cores",
+        str(cores),
+        "ok" if cores > 1 else "note",
+        "" if cores > 1 else "one core: expect twice the time",
+    )
     try:
         import torch
     except ImportError:
@@ -113,9 +127,12 @@ def _cpu() -> Iterator[Finding]:
     yield Finding("torch threads", str(threads), "note" if many else "ok", remedy)
     ratio = _seconds("bfloat16") / _seconds("float32")
     slow = ratio > 1.2
-    yield Finding("bf16 on the CPU", f"a matrix product takes {ratio:.2g}× the time of fp32",
-                  "note" if slow else "ok",
-                  "leave bf16 off on this CPU (the lab does)" if slow else "")  # fmt: skip
+    yield Finding(
+        "bf16 on the CPU",
+        f"a matrix product takes {ratio:.2g}× the time of fp32",
+        "note" if slow else "ok",
+        "leave bf16 off on this CPU (the lab does)" if slow else "",
+    )
 
 
 def _seconds(dtype: str, size: int = 256) -> float:
@@ -137,17 +154,24 @@ def _gpu() -> Iterator[Finding]:
     except ImportError:
         return
     if not torch.cuda.is_available():
-        yield Finding("GPU", "none", "note", "the bundled models train on the CPU; 0.5B parameters "
-                      "and more want a GPU and a torch built for it")  # fmt: skip
+        yield Finding(
+            "GPU",
+            "none",
+            "note",
+            "the bundled models train on the CPU; 0.5B parameters "
+            "and more want a GPU and a torch built for it",
+        )
         return
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
         native = about.major >= 8
         yield Finding(
-            f"GPU {i}", f"{about.name}, {format_bytes(about.total_memory)}, compute capability "
-            f"{about.major}.{about.minor}", "ok" if native else "note",
+            f"GPU {i}",
+            f"{about.name}, {format_bytes(about.total_memory)}, compute capability "
+            f"{about.major}.{about.minor}",
+            "ok" if native else "note",
             "" if native else "no native bf16 below 8.0: use fp16 (torch only emulates it)",
-        )  # fmt: skip
+        )
 
 
 def _memory() -> Iterator[Finding]:
@@ -156,9 +180,12 @@ def _memory() -> Iterator[Finding]:
         yield Finding("memory", "unknown on this system")
         return
     low = free < NEEDS["memory"]
-    yield Finding("memory available", format_bytes(free), "note" if low else "ok",
-                  f"the four stages want {format_bytes(NEEDS['memory'])}: close something"
-                  if low else "")  # fmt: skip
+    yield Finding(
+        "memory available",
+        format_bytes(free),
+        "note" if low else "ok",
+        f"the four stages want {format_bytes(NEEDS['memory'])}: close something" if low else "",
+    )
 
 
 def available_memory() -> int | None:
@@ -168,9 +195,11 @@ def available_memory() -> int | None:
     free = psutil.virtual_memory().available
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-         "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):  # fmt: skip
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
         try:
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
         except (OSError, ValueError):
@@ -189,10 +218,19 @@ def _hub() -> Iterator[Finding]:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        yield Finding("model hub", "not asked: HF_HUB_OFFLINE is set", "note",
-                      "unset it for models and data from the hub")  # fmt: skip
+        yield Finding(
+            "model hub",
+            "not asked: HF_HUB_OFFLINE is set",
+            "note",
+            "unset it for models and data from the hub",
+        )
     elif hub_reachable():
         yield Finding("model hub", "reachable")
     else:
-        yield Finding("model hub", "not reachable", "note", "bundled models and local folders "
-                      "work; download others elsewhere and give their folder")  # fmt: skip
+        yield Finding(
+            "model hub",
+            "not reachable",
+            "note",
+            "bundled models and local folders "
+            "work; download others elsewhere and give their folder",
+        )

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .hub import hub_reachable
 from .judgements import Judgements, is_judgements
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -154,8 +155,11 @@ class _Values:
                 if mark == "]":
                     break
                 if mark != ",":
-                    raise self._wrong("a list that is not closed with ]" if not mark
-                                      else "a comma is missing between two rows")  # fmt: skip
+                    raise self._wrong(
+                        "a list that is not closed with ]"
+                        if not mark
+                        else "a comma is missing between two rows"
+                    )
         if self.peek():
             raise self._wrong("something follows the list of rows")
 
@@ -230,24 +234,6 @@ def _hub_rows(name: str, split: str, subset: str | None) -> Iterator[dict]:
         ) from None
 
 
-def hub_reachable(seconds: float = 3.0) -> bool:
-    """Whether the hub answers, unless HF_HUB_OFFLINE says not to ask."""
-    import socket
-    from urllib.parse import urlsplit
-
-    from huggingface_hub import constants
-
-    place = urlsplit(constants.ENDPOINT)
-    if constants.HF_HUB_OFFLINE or not place.hostname:
-        return False
-    try:
-        port = place.port or (80 if place.scheme == "http" else 443)
-        socket.create_connection((place.hostname, port), seconds).close()
-    except OSError:
-        return False
-    return True
-
-
 def _choose(source: Any, split: str) -> Iterable:
     """The rows of a Dataset, of one split of a DatasetDict, or of any list of dicts."""
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas DataFrame
@@ -258,8 +244,10 @@ def _choose(source: Any, split: str) -> Iterable:
         return source[split]
     if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)):
         return source
-    raise ValueError(f"data must be a file, a hub id, a Dataset or a list of dicts, not a "
-                     f"{type(source).__name__}")  # fmt: skip
+    raise ValueError(
+        f"data must be a file, a hub id, a Dataset or a list of dicts, not a "
+        f"{type(source).__name__}"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -66,9 +66,16 @@ def _skeleton(sentence: str) -> tuple[str, dict[str, str]]:
 
 def _known_sentences() -> dict[str, tuple[str, str]]:
     example = {
-        "animal": "fox", "name": "Tom", "pron": "he", "poss": "his", "adj": "red", "time": "day",
-        "object": "kite", "place": "cave", "a": "a",
-    }  # fmt: skip
+        "animal": "fox",
+        "name": "Tom",
+        "pron": "he",
+        "poss": "his",
+        "adj": "red",
+        "time": "day",
+        "object": "kite",
+        "place": "cave",
+        "a": "a",
+    }
     known = {_skeleton(ENDING)[0]: ("end", "")}
     banks = [("opening", {"": OPENINGS}), ("find", {"": FINDS})]
     banks += [("event", EVENTS), ("scene", SCENES), ("close", CLOSES)]
@@ -176,9 +183,13 @@ def part_fresh(request: Request, story: list[Sentence]) -> float:
 
 
 PARTS = {
-    "follows": part_follows, "mood": part_mood, "coherence": part_coherence,
-    "grammar": part_grammar, "ends": part_ends, "fresh": part_fresh,
-}  # fmt: skip
+    "follows": part_follows,
+    "mood": part_mood,
+    "coherence": part_coherence,
+    "grammar": part_grammar,
+    "ends": part_ends,
+    "fresh": part_fresh,
+}
 
 
 def gold_parts(prompt: str, response: str) -> dict[str, float]:

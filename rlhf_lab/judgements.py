@@ -76,9 +76,15 @@ class Judgements:
 
     # -- writing ------------------------------------------------------------------------------
     def add(
-        self, answer: str, prompt: Any, left: str, right: str, *, seconds: float = 0.0,
+        self,
+        answer: str,
+        prompt: Any,
+        left: str,
+        right: str,
+        *,
+        seconds: float = 0.0,
         who: str = "",
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Save one answer ("left", "right", "tie" or "skip") to a pair as it was shown. → its id.
 
         When this returns the answer is on disk. Raises OSError where it could not be written.
@@ -87,10 +93,17 @@ class Judgements:
             raise ValueError(f"no answer {answer!r}; choose from {', '.join(ANSWERS)}")
         first, second = (right, left) if answer == "right" else (left, right)
         names = ("chosen", "rejected") if answer in ("left", "right") else ("first", "second")
-        return self._append(answer, who, {
-            "pair": pair_id(prompt, left, right), "prompt": prompt,
-            names[0]: first, names[1]: second, "seconds": round(seconds, 2),
-        })  # fmt: skip
+        return self._append(
+            answer,
+            who,
+            {
+                "pair": pair_id(prompt, left, right),
+                "prompt": prompt,
+                names[0]: first,
+                names[1]: second,
+                "seconds": round(seconds, 2),
+            },
+        )
 
     def undo(self, answer_id: str, who: str = "") -> str:
         """Take back an answer, by its id. → the id of this line."""

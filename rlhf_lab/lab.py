@@ -48,41 +48,89 @@ _TRL = {
     "max_length": 512,
 }
 _ONLINE = {
-    "learning_rate": 1e-3, "per_device_train_batch_size": 32, "steps_per_generation": 2,
-    "num_iterations": 2, "num_generations": 4, "max_steps": 176, "logging_steps": 4,
-    "response_length": 64, "beta": 0.15, "missing_eos_penalty": 1.0, "disable_dropout": True,
-}  # fmt: skip
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 32,
+    "steps_per_generation": 2,
+    "num_iterations": 2,
+    "num_generations": 4,
+    "max_steps": 176,
+    "logging_steps": 4,
+    "response_length": 64,
+    "beta": 0.15,
+    "missing_eos_penalty": 1.0,
+    "disable_dropout": True,
+}
 """RLOO and GRPO as much as PPO: 44 times 64 responses, each in two minibatches, twice. RLOO's β
 is PPO's `kl_coef`; GRPO's reward is in standard deviations of its group."""
-DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
-    "sft": {**_TRL, "learning_rate": 1e-3, "per_device_train_batch_size": 32,
-            "num_train_epochs": 1},
-    "reward": {**_TRL, "learning_rate": 4e-4, "per_device_train_batch_size": 32,
-               "num_train_epochs": 2},
-    "dpo": {**_TRL, "learning_rate": 3e-4, "per_device_train_batch_size": 32,
-            "num_train_epochs": 1, "beta": 0.5},
-    "ppo": {"learning_rate": 1e-3, "per_device_train_batch_size": 64, "num_mini_batches": 2,
-            "num_ppo_epochs": 2, "max_steps": 44, "response_length": 64, "temperature": 1.0,
-            "kl_coef": 0.15, "missing_eos_penalty": 1.0, "report_to": "none",
-            "local_rollout_forward_batch_size": 32},
-    "rloo": dict(_ONLINE), "grpo": dict(_ONLINE),
-    "inference": {"per_device_train_batch_size": 64, "response_length": 64},
-})  # fmt: skip
+DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "sft": {
+            **_TRL,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 32,
+            "num_train_epochs": 1,
+        },
+        "reward": {
+            **_TRL,
+            "learning_rate": 4e-4,
+            "per_device_train_batch_size": 32,
+            "num_train_epochs": 2,
+        },
+        "dpo": {
+            **_TRL,
+            "learning_rate": 3e-4,
+            "per_device_train_batch_size": 32,
+            "num_train_epochs": 1,
+            "beta": 0.5,
+        },
+        "ppo": {
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 64,
+            "num_mini_batches": 2,
+            "num_ppo_epochs": 2,
+            "max_steps": 44,
+            "response_length": 64,
+            "temperature": 1.0,
+            "kl_coef": 0.15,
+            "missing_eos_penalty": 1.0,
+            "report_to": "none",
+            "local_rollout_forward_batch_size": 32,
+        },
+        "rloo": dict(_ONLINE),
+        "grpo": dict(_ONLINE),
+        "inference": {"per_device_train_batch_size": 64, "response_length": 64},
+    }
+)
 """The lab's settings of each stage, chosen for the bundled model; the rest are the library's.
 
 PPO and DPO hold the policy nearer to the reference (`kl_coef`, `beta`) than is best for the reward
 alone: further out the language begins to break.
 """
 
-LORA = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
-        "lora_target_modules": "target_modules"}  # fmt: skip
+LORA = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target_modules": "target_modules",
+}
 """LoRA's settings, named as TRL's ModelConfig names them → peft's LoraConfig."""
 
 
-POSITIVE = {"learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size",
-            "gradient_accumulation_steps", "num_train_epochs", "max_length", "lora_r",
-            "num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size",
-            "num_generations", "num_iterations", "steps_per_generation"}  # fmt: skip
+POSITIVE = {
+    "learning_rate",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_length",
+    "lora_r",
+    "num_ppo_epochs",
+    "num_mini_batches",
+    "local_rollout_forward_batch_size",
+    "num_generations",
+    "num_iterations",
+    "steps_per_generation",
+}
 """Settings that make no sense at 0 or below, and that the trainers do not all check."""
 
 
@@ -172,8 +220,11 @@ class Plan:
         from .stages.trl_stages import trl_settings
 
         settings = {k: v for k, v in self.settings.items() if k in own}
-        return cls(**(settings | {"output_dir": output_dir})
-                   if self.stage == "ppo" else trl_settings(settings, output_dir))  # fmt: skip
+        return cls(
+            **(settings | {"output_dir": output_dir})
+            if self.stage == "ppo"
+            else trl_settings(settings, output_dir)
+        )
 
     @property
     def lora(self) -> dict[str, Any]:
@@ -185,9 +236,13 @@ class Plan:
 
 
 def plan(
-    stage: str, model: str | Model = "tiny", *, hardware: Any = "here",
-    data: Data | str | Path | None = None, **settings,
-) -> Plan:  # fmt: skip
+    stage: str,
+    model: str | Model = "tiny",
+    *,
+    hardware: Any = "here",
+    data: Data | str | Path | None = None,
+    **settings,
+) -> Plan:
     """Plan a stage for a model: the lab's defaults, then your settings.
 
     `stage`: sft, reward, ppo, dpo, rloo, grpo, or inference (prefill and decode, which is planned
@@ -318,8 +373,13 @@ def _prepared(
     data, plan = load_data(data), settled(plan, reward_funcs)
     _check(plan, data)
     functions = reward_functions(plan, data, reward_funcs)
-    said = {"stage": plan.stage, "model": plan.model.name, "settings": dict(plan.settings),
-            "data": data.name, "seed": plan.settings.get("seed", 42)}  # fmt: skip
+    said = {
+        "stage": plan.stage,
+        "model": plan.model.name,
+        "settings": dict(plan.settings),
+        "data": data.name,
+        "seed": plan.settings.get("seed", 42),
+    }
     old = Run.reopen(out, **said) if resume else None
     if old is not None and old.status == "finished":
         return old

@@ -78,8 +78,10 @@ def planned_lengths(stage: str, model: Model, data: Any, settings: Any) -> dict[
     batch = int(settings.get("per_device_train_batch_size", 8))
     if samples:
         limit = int(settings.get("response_length", 53))
-        answers = [min(limit, len(encode_response(tokenizer, r["completion"])))
-                   for r in data.sft.train[:LOOKED_AT]] or [limit]  # fmt: skip
+        answers = [
+            min(limit, len(encode_response(tokenizer, r["completion"])))
+            for r in data.sft.train[:LOOKED_AT]
+        ] or [limit]
         passes = settings.get("steps_per_generation")  # RLOO's and GRPO's
         size = batch * int(passes or settings.get("gradient_accumulation_steps", 1))
         mean = sum(answers) / len(answers)
@@ -90,16 +92,26 @@ def planned_lengths(stage: str, model: Model, data: Any, settings: Any) -> dict[
             cut["padded_update"] = _padded(prompts, answers, minibatch, batch, least)
             most = int(settings.get("local_rollout_forward_batch_size", 64))
             cut["padded_scoring"] = _padded(prompts, answers, size, most, PASS)
-        return {**cut, "prompt_length": max(prompts), "rows": len(rows), "mean_response": mean,
-                "padded_prompt": expected_longest(prompts, size),
-                "padded_response": expected_longest(answers, size),
-                "mean_tokens": sum(prompts) / len(prompts) + mean}  # fmt: skip
+        return {
+            **cut,
+            "prompt_length": max(prompts),
+            "rows": len(rows),
+            "mean_response": mean,
+            "padded_prompt": expected_longest(prompts, size),
+            "padded_response": expected_longest(answers, size),
+            "mean_tokens": sum(prompts) / len(prompts) + mean,
+        }
     fields = ("completion",) if stage == "sft" else ("chosen", "rejected")
     made = [[len(encode_response(tokenizer, r[f])) for f in fields] for r in looked]
     limit = int(settings.get("max_length") or 2**31)
     totals = [min(p + n, limit) for p, ns in zip(prompts, made, strict=True) for n in ns]
     response = max(max(ns) for ns in made)
     prompt = sum(prompts) / len(prompts)
-    return {"prompt_length": max(1, max(totals) - response), "response_length": response,
-            "rows": len(rows), "padded_prompt": prompt, "mean_tokens": sum(totals) / len(totals),
-            "padded_response": expected_longest(totals, batch * len(fields)) - prompt}  # fmt: skip
+    return {
+        "prompt_length": max(1, max(totals) - response),
+        "response_length": response,
+        "rows": len(rows),
+        "padded_prompt": prompt,
+        "mean_tokens": sum(totals) / len(totals),
+        "padded_response": expected_longest(totals, batch * len(fields)) - prompt,
+    }

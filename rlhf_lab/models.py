@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from .files import hub_reachable
+from .hub import hub_reachable
 
 BUNDLED = ("tiny", "small")
 
@@ -113,8 +113,12 @@ class Model:
         """The fine-tuned model with the matrices of its layers in NF4, to put adapters on."""
         from .quantised import load_in_4bit
 
-        return load_in_4bit(self.paths.get("sft", self.paths["base"]), self.tokenizer, nested,
-                            self.trust_remote_code)  # fmt: skip
+        return load_in_4bit(
+            self.paths.get("sft", self.paths["base"]),
+            self.tokenizer,
+            nested,
+            self.trust_remote_code,
+        )
 
     @property
     def reward(self):
@@ -284,9 +288,13 @@ def new_reward_model(path: str | Path, tokenizer, seed: int = 0, trust_remote_co
 
 
 def _weights(
-    auto: Any, path: str | Path, tokenizer, trust_remote_code: bool,
-    may_lack: frozenset[str] | set[str] = frozenset(), **settings,
-):  # fmt: skip
+    auto: Any,
+    path: str | Path,
+    tokenizer,
+    trust_remote_code: bool,
+    may_lack: frozenset[str] | set[str] = frozenset(),
+    **settings,
+):
     """Load weights (safetensors only) and make room for every token of the tokenizer.
 
     transformers draws at random what a checkpoint lacks, and says so in a warning: here only what
@@ -296,14 +304,22 @@ def _weights(
 
     with _quiet():
         model, found = _ask(
-            auto, path, "model", trust_remote_code=trust_remote_code, use_safetensors=True,
-            dtype=torch.float32, output_loading_info=True, **settings,
-        )  # fmt: skip
+            auto,
+            path,
+            "model",
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **settings,
+        )
         if lacks := sorted(set(found["missing_keys"]) - may_lack):
             what = "no score head" if set(lacks) <= HEAD else f"{len(lacks)} weights missing"
-            raise ValueError(f"cannot load a model from {path}: {what} ({lacks[0]}, …): not a "
-                             f"{'reward' if 'num_labels' in settings else 'language'} model, or "
-                             "not a whole one")  # fmt: skip
+            raise ValueError(
+                f"cannot load a model from {path}: {what} ({lacks[0]}, …): not a "
+                f"{'reward' if 'num_labels' in settings else 'language'} model, or "
+                "not a whole one"
+            )
         model.eval()
         if tokenizer is not None:
             model.config.pad_token_id = tokenizer.pad_token_id
@@ -347,8 +363,10 @@ def _reason(path: str | Path, error: Exception) -> str:
     """The first line of an error, or a better word where we know one."""
     folder = Path(path)
     if "trust_remote_code" in str(error) or "custom code" in str(error):
-        return ("it brings Python code of its own; if you trust its makers, load it with "
-                "trust_remote_code=True (--trust-remote-code)")  # fmt: skip
+        return (
+            "it brings Python code of its own; if you trust its makers, load it with "
+            "trust_remote_code=True (--trust-remote-code)"
+        )
     if (
         folder.is_dir()
         and not list(folder.glob("*.safetensors"))

@@ -37,8 +37,10 @@ def prepare(plan, data: Data, quiet: bool = True, functions: Sequence[Callable] 
     answer = args.response_length if plan.stage in ONLINE else 64
     room = model.context - answer
     if room < 1:
-        raise ValueError(f"response_length={answer} leaves no room for a prompt: {model.name} "
-                         f"takes {model.context} tokens")  # fmt: skip
+        raise ValueError(
+            f"response_length={answer} leaves no room for a prompt: {model.name} "
+            f"takes {model.context} tokens"
+        )
     held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
     if plan.stage in ONLINE:
         train, counts = prompt_rows(tokenizer, watched(data.prompts.train, "tokens", quiet), room)

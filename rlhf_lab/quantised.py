@@ -27,12 +27,16 @@ def load_in_4bit(
     from transformers import BitsAndBytesConfig
 
     products = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-                             bnb_4bit_use_double_quant=nested,
-                             bnb_4bit_compute_dtype=products)  # fmt: skip
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=nested,
+        bnb_4bit_compute_dtype=products,
+    )
     where = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
-    model = load_causal_lm(path, tokenizer, trust_remote_code, quantization_config=how,
-                           device_map=where)  # fmt: skip
+    model = load_causal_lm(
+        path, tokenizer, trust_remote_code, quantization_config=how, device_map=where
+    )
     for module in model.modules():
         # On some CPUs a pass without gradients would repack the weights and multiply in bf16: the
         # first ratio of an update would not be 1 (rule 3).

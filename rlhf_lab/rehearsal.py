@@ -204,8 +204,14 @@ def _clock(setup: Setup, folder: str) -> XRay:
     ledger = Ledger()
     for phase, role in meter.seconds:
         took = statistics.median(after.of(phase, role)[1:])
-        ledger.add(stage=setup.stage, phase=phase, role=role, quantity="seconds", value=took,
-                   source="measured")  # fmt: skip
+        ledger.add(
+            stage=setup.stage,
+            phase=phase,
+            role=role,
+            quantity="seconds",
+            value=took,
+            source="measured",
+        )
     return XRay(setup.stage, ledger, 0, device="cpu")
 
 
@@ -238,10 +244,15 @@ def _widths(setup: Setup) -> set[int]:
 def _settings(setup: Setup, folder: str, steps: int, passes: int) -> dict[str, Any]:
     """What TRL's configs and our PPOConfig have in common."""
     return {
-        "output_dir": folder, "per_device_train_batch_size": setup.batch, "max_steps": steps,
-        "gradient_accumulation_steps": passes, "report_to": "none", "disable_tqdm": True,
-        "save_strategy": "no", "use_cpu": True,
-    }  # fmt: skip
+        "output_dir": folder,
+        "per_device_train_batch_size": setup.batch,
+        "max_steps": steps,
+        "gradient_accumulation_steps": passes,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
 
 
 def _tokenizer() -> Any:
@@ -267,9 +278,14 @@ def _step(setup: Setup, account: StepAccount | None) -> Any:
 
 
 def _trl(
-    setup: Setup, models: dict, folder: str, account: StepAccount | None, steps: int,
-    passes: int | None = None, callbacks: Sequence[TrainerCallback] = (),
-):  # fmt: skip
+    setup: Setup,
+    models: dict,
+    folder: str,
+    account: StepAccount | None,
+    steps: int,
+    passes: int | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+):
     """TRL's trainer of the stage, with rows for one step more than it makes."""
     import trl
     from datasets import Dataset
@@ -277,10 +293,13 @@ def _trl(
 
     passes = passes or setup.gradient_accumulation_steps
     settings = _settings(setup, folder, steps, passes) | {
-        "bf16": setup.bf16, "gradient_checkpointing": setup.gradient_checkpointing,
-        "optim": setup.optim, "max_length": setup.length, "logging_strategy": "no",
+        "bf16": setup.bf16,
+        "gradient_checkpointing": setup.gradient_checkpointing,
+        "optim": setup.optim,
+        "max_length": setup.length,
+        "logging_strategy": "no",
         "train_sampling_strategy": "sequential",
-    }  # fmt: skip
+    }
     made, config = {
         "sft": (trl.SFTTrainer, trl.SFTConfig),
         "reward": (trl.RewardTrainer, trl.RewardConfig),
@@ -293,14 +312,18 @@ def _trl(
     elif setup.stage == "dpo":  # TRL puts adapters in itself: they are there already
         adapted, model = model, model.get_base_model()
         more["peft_config"] = adapted.peft_config["default"]
-        patch = patched(sys.modules[trl.DPOTrainer.__module__], "get_peft_model",
-                        lambda *_, **__: adapted)  # fmt: skip
+        patch = patched(
+            sys.modules[trl.DPOTrainer.__module__], "get_peft_model", lambda *_, **__: adapted
+        )
     with patch:
         trainer = made(
-            model=model, args=config(**settings), processing_class=_tokenizer(),
+            model=model,
+            args=config(**settings),
+            processing_class=_tokenizer(),
             train_dataset=Dataset.from_list(rows),
-            callbacks=[_step(setup, account), *callbacks], **more,
-        )  # fmt: skip
+            callbacks=[_step(setup, account), *callbacks],
+            **more,
+        )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -331,8 +354,15 @@ def _row(setup: Setup, number: int) -> dict:
     return {"input_ids": question if number % 2 or not setup.padded else question[1:]}
 
 
-def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, steps: int,
-         meter: Any = None, callbacks: Sequence[TrainerCallback] = ()):  # fmt: skip
+def _ppo(
+    setup: Setup,
+    models: dict,
+    folder: str,
+    account: StepAccount | None,
+    steps: int,
+    meter: Any = None,
+    callbacks: Sequence[TrainerCallback] = (),
+):
     """Our PPOTrainer, with prompts for one iteration more than it makes."""
     from .cost.meter import NoMeter
     from .stages.layouts import Roles
@@ -367,19 +397,29 @@ def _ppo(setup: Setup, models: dict, folder: str, account: StepAccount | None, s
             return self.told
 
     args = PPOConfig(
-        **_settings(setup, folder, steps, setup.gradient_accumulation_steps), temperature=1.0,
-        response_length=setup.response, stop_token=None, num_ppo_epochs=setup.num_ppo_epochs,
+        **_settings(setup, folder, steps, setup.gradient_accumulation_steps),
+        temperature=1.0,
+        response_length=setup.response,
+        stop_token=None,
+        num_ppo_epochs=setup.num_ppo_epochs,
         optim=setup.optim,
         num_mini_batches=setup.num_mini_batches,
         local_rollout_forward_batch_size=setup.local_rollout_forward_batch_size,
-    )  # fmt: skip
+    )
     args.bf16 = setup.bf16  # which PPOConfig refuses on a CPU
     rows = [_row(setup, i) for i in range((steps + 1) * args.rollout_batch_size)]
     trainer = (Ready if setup.real else Once)(
-        args, _tokenizer(), models["policy"], models["reference"], models.get("reward"), rows,
-        models["value"], reward_funcs=print if setup.rule_reward else None,
-        meter=meter or Phases("ppo"), callbacks=[_step(setup, account), *callbacks],
-    )  # fmt: skip
+        args,
+        _tokenizer(),
+        models["policy"],
+        models["reference"],
+        models.get("reward"),
+        rows,
+        models["value"],
+        reward_funcs=print if setup.rule_reward else None,
+        meter=meter or Phases("ppo"),
+        callbacks=[_step(setup, account), *callbacks],
+    )
     if setup.rule_reward:  # a rule reads texts, of which there are none here
         trainer.rewards.score = lambda ids, *_: torch.zeros(len(ids), device=ids.device)
     return trainer

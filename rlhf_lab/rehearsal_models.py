@@ -41,13 +41,21 @@ def _ppo_models(setup: Any, policy: nn.Module) -> dict[str, nn.Module]:
     if setup.rule_reward:
         reward = None
     elif setup.layout == "adapters" and not setup.own_reward:
-        reward = _lora(setup, setup.judge_r or setup.lora_r,
-                       setup.judge_targets if setup.judge_r else setup.lora_targets)  # fmt: skip
+        reward = _lora(
+            setup,
+            setup.judge_r or setup.lora_r,
+            setup.judge_targets if setup.judge_r else setup.lora_targets,
+        )
     else:
         reward = _model(setup, Critic, setup.reward_config or setup.config)
     roles = make_roles(setup.layout, policy, reference, value, reward)
-    made = {"policy": roles.policy, "value": roles.value, "reference": roles.reference,
-            "reward": roles.reward, "trained": roles.trained}  # fmt: skip
+    made = {
+        "policy": roles.policy,
+        "value": roles.value,
+        "reference": roles.reference,
+        "reward": roles.reward,
+        "trained": roles.trained,
+    }
     return {role: model for role, model in made.items() if model is not None}
 
 
@@ -60,8 +68,9 @@ def _lora(setup: Any, rank: int, targets: Any, task: str = "CAUSAL_LM", **settin
     from peft import LoraConfig
 
     targets = targets if isinstance(targets, str) else list(targets)
-    return LoraConfig(task_type=task, r=rank, lora_alpha=2 * rank, target_modules=targets,
-                      **settings)  # fmt: skip
+    return LoraConfig(
+        task_type=task, r=rank, lora_alpha=2 * rank, target_modules=targets, **settings
+    )
 
 
 def _model(setup: Any, auto: Any, config: dict, adapted: bool = False) -> nn.Module:
@@ -69,9 +78,10 @@ def _model(setup: Any, auto: Any, config: dict, adapted: bool = False) -> nn.Mod
 
     critic = {"num_labels": 1} if "Sequence" in auto.__name__ else {}
     model = auto.from_config(
-        AutoConfig.for_model(**{**config, **critic}), dtype=getattr(torch, setup.dtype),
+        AutoConfig.for_model(**{**config, **critic}),
+        dtype=getattr(torch, setup.dtype),
         attn_implementation=setup.attn_implementation,
-    )  # fmt: skip
+    )
     model.config.pad_token_id = PAD
     if adapted and setup.lora_r:
         from peft import get_peft_model

@@ -161,9 +161,11 @@ class Run:
         stage = self.stage
         for name, kept in (
             ("metrics.jsonl", [r for r in self.metrics if r["step"] <= step]),
-            ("samples.jsonl", [r for r in self.samples
-                               if r["step"] <= step and r.get("when") != stage]),
-        ):  # fmt: skip
+            (
+                "samples.jsonl",
+                [r for r in self.samples if r["step"] <= step and r.get("when") != stage],
+            ),
+        ):
             draft = self.folder / f".{name}.{os.getpid()}.tmp"
             lines = [{k: None if v != v else v for k, v in row.items()} for row in kept]
             draft.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
@@ -314,8 +316,11 @@ def _span(name: str, values: list[float]) -> dict[str, Any]:
 def _changes(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What a summary knows from before training and from after it."""
     rows = [(name, summary.get(f"before/{name}"), after) for name, after in summary.items()]
-    return [{"held-out": name, "before": before, "after": after}
-            for name, before, after in rows if before is not None]  # fmt: skip
+    return [
+        {"held-out": name, "before": before, "after": after}
+        for name, before, after in rows
+        if before is not None
+    ]
 
 
 def _facts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -23,8 +23,13 @@ FIELDS = {
 `messages` holds prompt and completion in one."""
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "Human": "user",
-         "Assistant": "assistant"}  # fmt: skip
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "Human": "user",
+    "Assistant": "assistant",
+}
 """Other people's names of the roles that chat templates know."""
 
 
@@ -227,8 +232,10 @@ def dialogue(text: str) -> list[dict]:
     if not text.startswith(("\n\nHuman:", "\n\nAssistant:")):
         return []
     _, *pieces = TURN.split(text)
-    return [{"role": ROLES[who], "content": said.strip()}
-            for who, said in zip(pieces[::2], pieces[1::2])]  # fmt: skip
+    return [
+        {"role": ROLES[who], "content": said.strip()}
+        for who, said in zip(pieces[::2], pieces[1::2])
+    ]
 
 
 # -------------------------------------------------------------------------------------- a report
@@ -264,8 +271,10 @@ class Report:
         said += [f"{self.name}: dropped {n:,} rows: {why}" for why, n in self.dropped.items()]
         said += [f"{self.name}: {n:,} rows have no {f}" for f, n in sorted(self.missing.items())]
         if self.identical:
-            said.append(f"{self.name}: dropped {self.identical:,} pairs whose chosen and rejected "
-                        "are identical")  # fmt: skip
+            said.append(
+                f"{self.name}: dropped {self.identical:,} pairs whose chosen and rejected "
+                "are identical"
+            )
         if self.sampled:
             said.append(f"{self.name}: a random sample of {self.kept:,} rows is used")
         return said

@@ -34,8 +34,10 @@ def named(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"rewards={names}: name at least one, and each of them once")
     if "model" in names[1:] and settings.get("reward_weights"):
-        raise ValueError("reward_weights go with the sources in their order, the reward model "
-                         f"first: name it first, not rewards={names}")  # fmt: skip
+        raise ValueError(
+            "reward_weights go with the sources in their order, the reward model "
+            f"first: name it first, not rewards={names}"
+        )
     return {"rewards": names, "rule_reward": "model" not in names}
 
 
@@ -43,8 +45,9 @@ def settled(plan: Any, functions: Callable | Sequence[Callable] | None) -> Any:
     """The plan as it is trained: without a reward model where there is none and functions are."""
     online = plan.stage in ONLINE
     if functions and not online:
-        raise ValueError(f"{plan.stage} learns from no rewards: reward_funcs are for "
-                         f"{', '.join(ONLINE)}")  # fmt: skip
+        raise ValueError(
+            f"{plan.stage} learns from no rewards: reward_funcs are for {', '.join(ONLINE)}"
+        )
     if functions and not _judges(plan) & plan.model.paths.keys() and "rewards" not in plan.settings:
         return replace(plan, settings={**plan.settings, "rule_reward": True})
     return plan
@@ -60,8 +63,10 @@ def reward_functions(
     given = [functions] if callable(functions) else list(functions or ())
     names = [n for n in plan.settings.get("rewards") or () if n != "model"]
     if names and not data.has_gold:
-        raise ValueError(f"{data.name} has no gold reward to learn from: only the bundled world "
-                         "knows it; give reward_funcs")  # fmt: skip
+        raise ValueError(
+            f"{data.name} has no gold reward to learn from: only the bundled world "
+            "knows it; give reward_funcs"
+        )
     made = [_named_function(n, data) for n in names] + given
     with_model = not plan.settings.get("rule_reward")
     if with_model and not _judges(plan) & plan.model.paths.keys():
@@ -71,8 +76,10 @@ def reward_functions(
             "give reward_funcs, or rewards=['gold']"
         )
     if not with_model and not made:
-        raise ValueError(f"{plan.stage.upper()} without a reward model needs a rule: give "
-                         "reward_funcs, or rewards=['gold']")  # fmt: skip
+        raise ValueError(
+            f"{plan.stage.upper()} without a reward model needs a rule: give "
+            "reward_funcs, or rewards=['gold']"
+        )
     weights = plan.settings.get("reward_weights")
     if weights is not None and len(weights) != with_model + len(made):
         raise ValueError(
@@ -92,8 +99,9 @@ def gold_metrics(data: Data) -> dict[str, Callable]:
     """The gold reward and its parts as functions that an online stage watches."""
     if not data.has_gold:
         return {}
-    return {"gold_reward" if n == "gold" else n: _named_function(n, data)
-            for n in NAMES if n != "model"}  # fmt: skip
+    return {
+        "gold_reward" if n == "gold" else n: _named_function(n, data) for n in NAMES if n != "model"
+    }
 
 
 def _named_function(name: str, data: Data) -> Callable:

@@ -59,9 +59,11 @@ def inspect(*runs: Run | str | Path) -> Inspector:
 
 
 def label(
-    data: Data | str | Path = "stories", n: int = 20, out: str | Path = "my_preferences.jsonl",
+    data: Data | str | Path = "stories",
+    n: int = 20,
+    out: str | Path = "my_preferences.jsonl",
     **options: Any,
-) -> Labeller:  # fmt: skip
+) -> Labeller:
     """You are the human: `n` of the data's pairs to judge. Each answer is in `out` at once, and the
     same `out` goes on where you stopped.
 
@@ -93,12 +95,15 @@ def _score(run: Run, row: Mapping[str, Any]) -> Mapping[str, Any]:
     from .stages.token_record import score_tokens
 
     if row.get("when") in (None, "held-out"):
-        raise ValueError("the model of that step is gone: only what was said before and after "
-                         "training can be scored")  # fmt: skip
+        raise ValueError(
+            "the model of that step is gone: only what was said before and after "
+            "training can be scored"
+        )
     policy, reference, tokenizer = _models(run.folder.resolve(), run.stage, run.config["model"])
     before = row.get("when") in ("sft", "base") and row["when"] != run.stage
-    return score_tokens(reference if before else policy, reference, tokenizer, row["prompt"],
-                        row["response"])  # fmt: skip
+    return score_tokens(
+        reference if before else policy, reference, tokenizer, row["prompt"], row["response"]
+    )
 
 
 @lru_cache(maxsize=3)

@@ -93,9 +93,13 @@ def _costs(job: Job, seconds: float) -> dict[str, Any]:
     """What every stage reports of its cost (measured) and of the rows it could not use."""
     phase = "rollout" if job.plan.stage in ONLINE else "forward"
     tokens = sum(n for (p, _), n in job.meter.tokens.items() if p == phase)
-    return {"seconds": seconds, "tokens_per_second": tokens / seconds,
-            "peak_bytes": job.meter.peak, "rows": len(job.ready.train),
-            "dropped": job.ready.counts}  # fmt: skip
+    return {
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "peak_bytes": job.meter.peak,
+        "rows": len(job.ready.train),
+        "dropped": job.ready.counts,
+    }
 
 
 def _trl_stage(job: Job, role: str, start: Callable) -> tuple[Any, dict[str, Any]]:
@@ -169,13 +173,21 @@ def _ppo(job: Job):
 
     roles, judge = job.ready.models, judge_adapter(job.plan)
     trainer = PPOTrainer(
-        job.args, job.tokenizer, roles["policy"], roles["reference"], roles["reward"],
-        job.ready.train, roles["value"], reward_funcs=job.ready.functions,
+        job.args,
+        job.tokenizer,
+        roles["policy"],
+        roles["reference"],
+        roles["reward"],
+        job.ready.train,
+        roles["value"],
+        reward_funcs=job.ready.functions,
         reward_processing_class=None if judge else job.plan.model.reward_tokenizer,
         eval_dataset=[{"prompt": p} for p in job.ready.prompts],
-        metric_funcs=gold_metrics(job.data), meter=job.meter, on_sample=job.run.sample,
+        metric_funcs=gold_metrics(job.data),
+        meter=job.meter,
+        on_sample=job.run.sample,
         should_stop=job.should_stop,
-    )  # fmt: skip
+    )
     policy, reference, reward = trainer.policy, trainer.reference, trainer.reward_model
     kept = any(row.get("when") == "sft" for row in job.run.samples)
     before, told = _policy_figures(job, policy, reward_model=reward, keep="" if kept else "sft")
@@ -215,12 +227,26 @@ def _online(job: Job):
     roles, stage = job.ready.models, job.plan.stage
     reward = roles.get("reward")
     before, told = _policy_figures(job, roles["policy"], reward_model=reward, keep="sft")
-    judge = Judge(reward, job.tokenizer, job.args, meter=job.meter, on_sample=job.run.sample,
-                  metric_funcs=gold_metrics(job.data), reward_funcs=job.ready.functions,
-                  reward_tokenizer=job.plan.model.reward_tokenizer)  # fmt: skip
+    judge = Judge(
+        reward,
+        job.tokenizer,
+        job.args,
+        meter=job.meter,
+        on_sample=job.run.sample,
+        metric_funcs=gold_metrics(job.data),
+        reward_funcs=job.ready.functions,
+        reward_tokenizer=job.plan.model.reward_tokenizer,
+    )
     watch = OnlineWatch(job.meter, judge, job.run.log, job.progress, job.should_stop)
-    trainer = online_trainer(roles["policy"], roles.get("reference"), job.tokenizer,
-                             job.ready.train, job.args, judge, watch)  # fmt: skip
+    trainer = online_trainer(
+        roles["policy"],
+        roles.get("reference"),
+        job.tokenizer,
+        job.ready.train,
+        job.args,
+        judge,
+        watch,
+    )
     seconds = _looped(job, trainer.train)
     watch.close()
     job.save(trainer.model)
@@ -242,12 +268,16 @@ def _policy_figures(
     gold = job.data.has_gold
     with job.meter.phase("evaluation"):
         figures, responses = policy_report(
-            model, job.tokenizer, prompts, reference=reference, reward_model=reward_model,
+            model,
+            job.tokenizer,
+            prompts,
+            reference=reference,
+            reward_model=reward_model,
             gold_parts=job.data.gold_parts if gold else None,
             gold_reward=job.data.gold_reward if gold else None,
             reward_tokenizer=job.plan.model.reward_tokenizer if reward_model else None,
             max_new_tokens=int(job.plan.settings.get("response_length", 64)),
-        )  # fmt: skip
+        )
     if keep:
         rows = zip(prompts[:32], responses, strict=False)
         job.run.sample(
@@ -271,14 +301,27 @@ def _before_after(before: dict, after: dict) -> dict[str, float]:
     return after | {f"before/{name}": value for name, value in before.items()}
 
 
-STAGE_FUNCTIONS = {"sft": _sft, "reward": _reward, "ppo": _ppo, "dpo": _dpo,
-                   "rloo": _online, "grpo": _online}  # fmt: skip
+STAGE_FUNCTIONS = {
+    "sft": _sft,
+    "reward": _reward,
+    "ppo": _ppo,
+    "dpo": _dpo,
+    "rloo": _online,
+    "grpo": _online,
+}
 
 
 def conduct(
-    plan, data: Data, functions: Sequence[Callable], open_run: Callable[[], Run], *,
-    quiet: bool, should_stop: Callable[[], bool] | None, resume: bool, screen: Any = None,
-) -> Run:  # fmt: skip
+    plan,
+    data: Data,
+    functions: Sequence[Callable],
+    open_run: Callable[[], Run],
+    *,
+    quiet: bool,
+    should_stop: Callable[[], bool] | None,
+    resume: bool,
+    screen: Any = None,
+) -> Run:
     """Train what was planned, with all that surrounds it; → the run that `open_run` makes, once
     everything is loaded. `screen`: a dashboard that shows it."""
     from .cost.meter import Meter
@@ -289,8 +332,17 @@ def conduct(
     foretold = predicted(plan, data, quiet)
     run, meter = open_run(), Meter(plan.stage)
     quiet = quiet or not run.writes  # of several processes the first one speaks
-    job = Job(plan, data, run, meter, ready, quiet, should_stop, resume,
-              screen=screen if run.writes else None)  # fmt: skip
+    job = Job(
+        plan,
+        data,
+        run,
+        meter,
+        ready,
+        quiet,
+        should_stop,
+        resume,
+        screen=screen if run.writes else None,
+    )
     if job.screen is not None:
         job.screen.open(run, lambda: foretold + meter.ledger())
         say("judging the model before training")

@@ -143,9 +143,13 @@ class Request:
     def prompt(self) -> str:
         """The instruction as text; it ends with a newline, the response starts after it."""
         ask = ASKS[self.wording % len(ASKS)].format(
-            mood=self.mood, animal=self.animal, object=self.object, place=self.place,
-            a=article(self.animal), an=article(self.object),
-        )  # fmt: skip
+            mood=self.mood,
+            animal=self.animal,
+            object=self.object,
+            place=self.place,
+            a=article(self.animal),
+            an=article(self.object),
+        )
         return ask + "\n"
 
 
@@ -195,9 +199,12 @@ CAREFUL = Slips(**dict.fromkeys(Slips.__dataclass_fields__, 0.0))
 
 def draw_request(rng: random.Random) -> Request:
     return Request(
-        rng.choice(MOODS), rng.choice(ANIMALS), rng.choice(OBJECTS), rng.choice(PLACES),
+        rng.choice(MOODS),
+        rng.choice(ANIMALS),
+        rng.choice(OBJECTS),
+        rng.choice(PLACES),
         rng.randrange(len(ASKS)),
-    )  # fmt: skip
+    )
 
 
 def write_story(request: Request, rng: random.Random, slips: Slips = CAREFUL) -> str:
@@ -219,11 +226,16 @@ def write_story(request: Request, rng: random.Random, slips: Slips = CAREFUL) ->
         pron, poss = PRONOUNS[slip(rate * slips.pronoun, ("she", "he"), gender(name))]
         template = rng.choice(templates)
         said = {
-            "animal": animal, "name": said_name, "pron": pron, "poss": poss, "adj": adj,
-            "time": time, "object": slip(rate * slips.thing, OBJECTS, thing),
+            "animal": animal,
+            "name": said_name,
+            "pron": pron,
+            "poss": poss,
+            "adj": adj,
+            "time": time,
+            "object": slip(rate * slips.thing, OBJECTS, thing),
             "place": slip(rate * slips.scene, PLACES, place),
             "a": article(adj if "{adj}" in template else animal),
-        }  # fmt: skip
+        }
         sentence = template.format(**said)
         return sentence[0].upper() + sentence[1:]
 

@@ -114,21 +114,26 @@ PHASES = {
     # Mood and sense, which need whole stories and many readers, come last and take longest.
     "faithful": {
         "documents": {"games": 0.5, "sketches": 0.25, "faithful": True},
-        "learning_rate": 6e-3, "max_steps": 600,
+        "learning_rate": 6e-3,
+        "max_steps": 600,
     },
     "sketches": {
         "documents": {"games": 0.1, "sketches": 0.75, "misfiled": 0.5},
-        "learning_rate": 6e-3, "max_steps": 2000, "lr_scheduler_type": "constant_with_warmup",
+        "learning_rate": 6e-3,
+        "max_steps": 2000,
+        "lr_scheduler_type": "constant_with_warmup",
     },
     "stories": {
         "documents": {"games": 0.05, "sketches": 0.15},
-        "learning_rate": 4e-3, "max_steps": 1600,
+        "learning_rate": 4e-3,
+        "max_steps": 1600,
     },
     "more stories": {
         "documents": {"games": 0.05, "sketches": 0.1},
-        "learning_rate": 4e-3, "max_steps": 3000,
+        "learning_rate": 4e-3,
+        "max_steps": 3000,
     },
-}  # fmt: skip
+}
 """`documents`: what is read (`corpus.web_text`). The rest overrides `PRETRAINING`."""
 
 
@@ -167,14 +172,21 @@ def pretrain(model, tokenizer, phase: dict, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         args = SFTConfig(seed=seed, **trl_settings(settings, scratch))
         trainer = SFTTrainer(
-            model, args, processing_class=tokenizer, train_dataset=Dataset.from_list(train),
-            eval_dataset={"held-out": Dataset.from_list(held_out),
-                          "trained": Dataset.from_list(train[:512])},
-        )  # fmt: skip
+            model,
+            args,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list(train),
+            eval_dataset={
+                "held-out": Dataset.from_list(held_out),
+                "trained": Dataset.from_list(train[:512]),
+            },
+        )
         trainer.train()
         found = trainer.evaluate()
-    return {f"{name} loss, nats per token": found[f"eval_{name}_loss"]
-            for name in ("held-out", "trained")}  # fmt: skip
+    return {
+        f"{name} loss, nats per token": found[f"eval_{name}_loss"]
+        for name in ("held-out", "trained")
+    }
 
 
 def web_rows(split: str, count: int, seed: int, tokenizer, **documents) -> list[dict]:
@@ -199,8 +211,10 @@ def save(model, tokenizer, folder: Path, card: str) -> None:
 
 def card(title: str, recipe: str, seed: int, figures: dict) -> str:
     """A model card: what it is, how it was made, what was measured."""
-    lines = [f"- {name}: {value:.4g}" if isinstance(value, float) else f"- {name}: {value}"
-             for name, value in figures.items()]  # fmt: skip
+    lines = [
+        f"- {name}: {value:.4g}" if isinstance(value, float) else f"- {name}: {value}"
+        for name, value in figures.items()
+    ]
     front = json.dumps({"license": "apache-2.0", "library_name": "transformers"})
     return (
         f"---\n{front}\n---\n# {title}\n\nMade by `small_models/build.py` (seed {seed}) on the "
@@ -227,8 +241,9 @@ def build_stages(seed: int) -> None:
         reward = lab.train(lab.plan("reward", model, seed=seed), out=Path(scratch) / "reward")
         _adopt(sft, HERE / DEFAULT / "sft", "SFT model", seed, memorised(rows, seed))
         _adopt(reward, HERE / DEFAULT / "reward", "Reward model", seed)
-        adapter = lab.train(lab.plan("reward", model, seed=seed, **ADAPTER),
-                            out=Path(scratch) / "adapter")  # fmt: skip
+        adapter = lab.train(
+            lab.plan("reward", model, seed=seed, **ADAPTER), out=Path(scratch) / "adapter"
+        )
         _adopt_adapter(adapter, HERE / DEFAULT / "reward_adapter", seed)
 
 
@@ -247,11 +262,11 @@ def memorised(rows: list[dict], seed: int) -> dict[str, float]:
         trained += [document[1][0].removesuffix(corpus.END) for document in read]
     rng = random.Random(seed)
     fresh = [world.write_story(world.read_request(r["prompt"]), rng, corpus.PAID) for r in rows]
+    sampled = corpus.memorised_share([r["first"] for r in rows], trained)
     return {
-        f"share of {len(rows)} sampled stories found in the text trained on":
-            corpus.memorised_share([r["first"] for r in rows], trained),
+        f"share of {len(rows)} sampled stories found in the text trained on": sampled,
         "the same of fresh stories by the world's writers": corpus.memorised_share(fresh, trained),
-    }  # fmt: skip
+    }
 
 
 def _adopt(run, folder: Path, title: str, seed: int, more: dict | None = None) -> None:
@@ -268,8 +283,10 @@ def _adopt_adapter(run, folder: Path, seed: int) -> None:
     for name in ("adapter_model.safetensors", "score.json"):
         shutil.copy(run.folder / "adapter" / name, folder / name)
     config = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
-    config |= {"base_model_name_or_path": f"small_models/{DEFAULT}/sft",
-               "target_modules": sorted(config["target_modules"])}  # fmt: skip
+    config |= {
+        "base_model_name_or_path": f"small_models/{DEFAULT}/sft",
+        "target_modules": sorted(config["target_modules"]),
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     _write_card(run, folder, "Reward adapter, for the SFT model", seed)
 

@@ -66,9 +66,12 @@ def _config(kind: str, **changes):
     common = {"vocab_size": WORDS, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
     if kind == "llama":
         common |= {
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "initializer_range": 0.3,
-        }  # fmt: skip
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "initializer_range": 0.3,
+        }
         return LlamaConfig(**{**common, **changes})
     dropout = {k: 0.0 for k in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
     common |= {"n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3} | dropout

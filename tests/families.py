@@ -24,9 +24,12 @@ SPECIAL = {
 FAMILIES = list(SPECIAL)
 
 COMMON = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
     "max_position_embeddings": CONTEXT,
-}  # fmt: skip
+}
 CONFIGS = {
     "llama": {**COMMON, "num_key_value_heads": 1},
     "mistral": {**COMMON, "num_key_value_heads": 1, "sliding_window": 24},
@@ -35,15 +38,30 @@ CONFIGS = {
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT},
     "gpt_neox": COMMON,
     "opt": {
-        "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "max_position_embeddings": CONTEXT, "word_embed_proj_dim": 8, "do_layer_norm_before": False,
+        "hidden_size": 16,
+        "ffn_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "word_embed_proj_dim": 8,
+        "do_layer_norm_before": False,
     },
     "gemma": {**COMMON, "num_key_value_heads": 1, "head_dim": 8},
-    "gemma2": {**COMMON, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 24,
-               "query_pre_attn_scalar": 8},
-    "gemma3_text": {**COMMON, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 24,
-                    "query_pre_attn_scalar": 8},
-}  # fmt: skip
+    "gemma2": {
+        **COMMON,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 8,
+    },
+    "gemma3_text": {
+        **COMMON,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 8,
+    },
+}
 """OPT's as its 350M: embeddings narrower than the layers, norms after them."""
 
 
@@ -60,9 +78,12 @@ def make_tokenizer(family: str, with_pad: bool):
         letters = sorted(ByteLevel.alphabet())
         vocabulary = {c: i for i, c in enumerate([*letters, *special])}
         return Qwen2Tokenizer(
-            vocab=vocabulary, merges=[], eos_token=eos, pad_token=pad if with_pad else None,
+            vocab=vocabulary,
+            merges=[],
+            eos_token=eos,
+            pad_token=pad if with_pad else None,
             unk_token=None,
-        )  # fmt: skip
+        )
     vocabulary = {w: i for i, w in enumerate([*WORDS, *special])}
     made = Tokenizer(WordLevel(vocabulary, unk_token=unk or WORDS[0]))
     made.pre_tokenizer = WhitespaceSplit()
@@ -83,10 +104,14 @@ def make_folder(folder: Path, family: str, with_pad: bool = True, seed: int = 0)
 
     tokenizer = make_tokenizer(family, with_pad)
     config = AutoConfig.for_model(
-        family, **CONFIGS[family], vocab_size=len(tokenizer), initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        family,
+        **CONFIGS[family],
+        vocab_size=len(tokenizer),
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -97,7 +122,11 @@ def make_folder(folder: Path, family: str, with_pad: bool = True, seed: int = 0)
 def rows(count: int = 24) -> list[dict]:
     """Instructions, answers and preferences in the families' few words."""
     return [
-        {"prompt": f"w{i % 40} w{(i * 7) % 40} ?", "completion": f"w{(i + 1) % 40} w2",
-         "chosen": f"w{(i + 1) % 40} w2", "rejected": f"w3 w{(i + 5) % 40} w4 w1"}
+        {
+            "prompt": f"w{i % 40} w{(i * 7) % 40} ?",
+            "completion": f"w{(i + 1) % 40} w2",
+            "chosen": f"w{(i + 1) % 40} w2",
+            "rejected": f"w3 w{(i + 5) % 40} w4 w1",
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]

@@ -20,10 +20,13 @@ def record(**figures):
 
 
 FIGURES = {
-    "log_ratio": [0.0, 1.0, -2.0, 0.5, 0.1], "logprob": [-1.0, -2.0, -3.0, -0.5, -0.1],
-    "value": [1.0, 1.5, 2.0, 2.5, 3.0], "advantage": [0.0, 1.0, -1.0, 0.5, -0.5],
-    "reward": [0.0, -0.1, 0.2, -0.05, 2.0], "return": [2.0, 2.0, 2.1, 1.9, 2.0],
-}  # fmt: skip
+    "log_ratio": [0.0, 1.0, -2.0, 0.5, 0.1],
+    "logprob": [-1.0, -2.0, -3.0, -0.5, -0.1],
+    "value": [1.0, 1.5, 2.0, 2.5, 3.0],
+    "advantage": [0.0, 1.0, -1.0, 0.5, -0.5],
+    "reward": [0.0, -0.1, 0.2, -0.05, 2.0],
+    "return": [2.0, 2.0, 2.1, 1.9, 2.0],
+}
 
 
 def make(
@@ -34,13 +37,28 @@ def make(
         run.sample(0, [{"prompt": prompt, "response": f"before {prompt}", "when": before}])
     for step in steps:
         more = {"tokens": record(**FIGURES)} if tokens else {}
-        run.sample(step, [
-            {"prompt": f"{name} at {step}", "response": "A fox ran.", "reward": step + 0.5,
-             "gold_reward": 0.25, "gold/mood": 1.0, **more} for name in ("first", "second")
-        ])  # fmt: skip
+        run.sample(
+            step,
+            [
+                {
+                    "prompt": f"{name} at {step}",
+                    "response": "A fox ran.",
+                    "reward": step + 0.5,
+                    "gold_reward": 0.25,
+                    "gold/mood": 1.0,
+                    **more,
+                }
+                for name in ("first", "second")
+            ],
+        )
         if step in evaluated:
-            run.sample(step, [{"prompt": p, "response": f"at {step} {p}", "reward": 1.0,
-                               "when": "held-out"} for p in prompts])  # fmt: skip
+            run.sample(
+                step,
+                [
+                    {"prompt": p, "response": f"at {step} {p}", "reward": 1.0, "when": "held-out"}
+                    for p in prompts
+                ],
+            )
     for prompt in prompts:
         run.sample(0, [{"prompt": prompt, "response": f"after {prompt}", "when": stage}])
     run.finish()

@@ -103,8 +103,9 @@ def test_one_training_at_a_time():
 
 @pytest.mark.parametrize("stage", ["ppo", "sft"])
 def test_a_stopped_run_is_complete_and_loads(stage, tmp_path):
-    plan = lab.plan(stage, "tiny", per_device_train_batch_size=8, logging_steps=1, max_steps=500,
-                    seed=3)  # fmt: skip
+    plan = lab.plan(
+        stage, "tiny", per_device_train_batch_size=8, logging_steps=1, max_steps=500, seed=3
+    )
     out = tmp_path / "run"
     training = lab.train(plan, out=out, quiet=True, background=True)
     until(lambda: (out / "metrics.jsonl").exists() and lab.Run.load(out).last_step >= 2, 120)

@@ -23,8 +23,13 @@ def bench():
     import ppo_vs_trl_rate
     import ppo_vs_trl_report
 
-    yield {"parity": ppo_parity, "gold": ppo_vs_trl_gold, "lab": ppo_vs_trl_lab,
-           "rate": ppo_vs_trl_rate, "report": ppo_vs_trl_report}  # fmt: skip
+    yield {
+        "parity": ppo_parity,
+        "gold": ppo_vs_trl_gold,
+        "lab": ppo_vs_trl_lab,
+        "rate": ppo_vs_trl_rate,
+        "report": ppo_vs_trl_report,
+    }
     sys.path[:] = path
     for name in set(sys.modules) - before:
         if name.startswith("ppo_"):

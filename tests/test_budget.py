@@ -68,25 +68,56 @@ def test_a_plan_knows_the_lengths_of_its_data():
 
 
 def test_compare_by_hand():
-    predicted = Ledger([Row(stage="sft", role="policy", phase="forward", quantity="flops",
-                            value=3e9, source="predicted")])  # fmt: skip
-    measured = Ledger([Row(stage="sft", role="policy", phase="forward", quantity="flops",
-                           value=2e9, source="measured")])  # fmt: skip
+    predicted = Ledger(
+        [
+            Row(
+                stage="sft",
+                role="policy",
+                phase="forward",
+                quantity="flops",
+                value=3e9,
+                source="predicted",
+            )
+        ]
+    )
+    measured = Ledger(
+        [
+            Row(
+                stage="sft",
+                role="policy",
+                phase="forward",
+                quantity="flops",
+                value=2e9,
+                source="measured",
+            )
+        ]
+    )
 
     class Thing:
         def __init__(self, ledger):
             self.ledger = ledger
 
     (row,) = lab.compare(Thing(predicted), Thing(measured)).rows
-    assert row == {"phase": "forward", "quantity": "flops", "predicted": "3 GFLOP",
-                   "simulated": "–", "measured": "2 GFLOP", "predicted / real": "1.50"}  # fmt: skip
+    assert row == {
+        "phase": "forward",
+        "quantity": "flops",
+        "predicted": "3 GFLOP",
+        "simulated": "–",
+        "measured": "2 GFLOP",
+        "predicted / real": "1.50",
+    }
 
 
 # ------------------------------------------------------------------------------------------ series
 
 PYTHIAS = [f"EleutherAI/pythia-{n}" for n in ("410m", "1.4b", "2.8b", "6.9b", "12b")]
-SAME = {"hardware": "h100", "prompt_length": 64, "response_length": 64, "rows": 1000,
-        "per_device_train_batch_size": 1}  # fmt: skip
+SAME = {
+    "hardware": "h100",
+    "prompt_length": 64,
+    "response_length": 64,
+    "rows": 1000,
+    "per_device_train_batch_size": 1,
+}
 
 
 def test_cost_is_linear_in_parameters_at_fixed_data():
@@ -96,8 +127,12 @@ def test_cost_is_linear_in_parameters_at_fixed_data():
 
 
 def test_exponents_of_the_other_axes():
-    rows = lab.sweep("rows", [1000, 2000, 4000], model=PYTHIAS[0], **{k: v for k, v in SAME.items()
-                                                                     if k != "rows"})  # fmt: skip
+    rows = lab.sweep(
+        "rows",
+        [1000, 2000, 4000],
+        model=PYTHIAS[0],
+        **{k: v for k, v in SAME.items() if k != "rows"},
+    )
     assert rows.exponent("flops") == pytest.approx(1.0, abs=0.01)
     assert rows.exponent("bytes") == pytest.approx(0.0, abs=1e-9)
     figure = rows.figure()
@@ -127,27 +162,62 @@ def test_a_project_adds_its_stages_up():
 
 def test_plan_on_the_command_line(capsys, tmp_path):
     config = tmp_path / "accelerate.yaml"
-    code = main(["plan", "sft", "--model", "Qwen/Qwen2.5-7B", "--hardware", "h100", "--gpus", "8",
-                 "--rows", "20000", "--prompt-length", "256", "--response-length", "256",
-                 "--cheaper", "--accelerate-config", str(config)])  # fmt: skip
+    code = main(
+        [
+            "plan",
+            "sft",
+            "--model",
+            "Qwen/Qwen2.5-7B",
+            "--hardware",
+            "h100",
+            "--gpus",
+            "8",
+            "--rows",
+            "20000",
+            "--prompt-length",
+            "256",
+            "--response-length",
+            "256",
+            "--cheaper",
+            "--accelerate-config",
+            str(config),
+        ]
+    )
     said = capsys.readouterr().out
     assert code == 0 and "LoRA, rank 16" in said and "memory/device" in said
     assert "num_processes: 8" in config.read_text()
-    assert main(["plan", "project", "--model", "Llama-3.2-1B", "--hardware", "a100", "--rows", "10",
-                 "--json"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "plan",
+                "project",
+                "--model",
+                "Llama-3.2-1B",
+                "--hardware",
+                "a100",
+                "--rows",
+                "10",
+                "--json",
+            ]
+        )
+        == 0
+    )
     rows = json.loads(capsys.readouterr().out)
     assert {r["stage"] for r in rows} == {"sft", "reward", "ppo"}
     assert {r["source"] for r in rows} == {"predicted"}
 
 
-@pytest.mark.parametrize(("args", "line"), [
-    (["plan", "sft", "--hardware", "h10"], "did you mean 'h100'"),
-    (["plan", "sft", "--model", "no such"], "no model 'no such'"),
-    (["plan", "sft", "--lora-r", "99999"], "the narrowest matrix"),
-    (["plan", "ppo", "--set", "num_mini_batches=7"], "does not split into num_mini_batches=7"),
-    (["plan", "sft", "--set", "rubbish"], "write NAME=VALUE"),
-    (["plan", "rlhf"], "invalid choice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["plan", "sft", "--hardware", "h10"], "did you mean 'h100'"),
+        (["plan", "sft", "--model", "no such"], "no model 'no such'"),
+        (["plan", "sft", "--lora-r", "99999"], "the narrowest matrix"),
+        (["plan", "ppo", "--set", "num_mini_batches=7"], "does not split into num_mini_batches=7"),
+        (["plan", "sft", "--set", "rubbish"], "write NAME=VALUE"),
+        (["plan", "rlhf"], "invalid choice"),
+    ],
+)
 def test_bad_arguments_are_one_line(args, line, capsys):
     try:
         code = main(args)

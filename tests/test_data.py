@@ -10,10 +10,15 @@ import pytest
 from rlhf_lab.data import Data, from_rows, load_data
 
 ROWS = [
-    {"instruction": f"Say {i}", "input": "" if i % 2 else f"number {i}", "output": f"It is {i}.",
-     "chosen": f"It is {i}.", "rejected": f"It is {i}." if i in (3, 8) else f"No {i}."}
+    {
+        "instruction": f"Say {i}",
+        "input": "" if i % 2 else f"number {i}",
+        "output": f"It is {i}.",
+        "chosen": f"It is {i}.",
+        "rejected": f"It is {i}." if i in (3, 8) else f"No {i}.",
+    }
     for i in range(40)
-]  # fmt: skip
+]
 
 
 def all_rows(split):

@@ -71,8 +71,13 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.fixed_dictionaries({"prompt": TEXT, "chosen": TEXT, "rejected": TEXT}),
-                min_size=10, max_size=20))  # fmt: skip
+@given(
+    st.lists(
+        st.fixed_dictionaries({"prompt": TEXT, "chosen": TEXT, "rejected": TEXT}),
+        min_size=10,
+        max_size=20,
+    )
+)
 def test_any_text_that_is_read_can_be_described(rows):
     try:
         data = from_rows(rows)

@@ -22,8 +22,19 @@ def look(name: str) -> list[doctor.Finding]:
 def test_this_machine_passes(capsys):
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    for what in ("Python", "torch", "trl", "CPU cores", "bf16", "GPU", "memory", "disk", "hub",
-                 "ipywidgets", "bundled model tiny"):  # fmt: skip
+    for what in (
+        "Python",
+        "torch",
+        "trl",
+        "CPU cores",
+        "bf16",
+        "GPU",
+        "memory",
+        "disk",
+        "hub",
+        "ipywidgets",
+        "bundled model tiny",
+    ):
         assert what in said
     assert platform.python_version() in said and metadata.version("trl") in said
 

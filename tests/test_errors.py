@@ -64,28 +64,57 @@ FILES = {
     "numbers for prompts": ("a.json", all_with(prompt=7), "0 usable rows.*wrong type"),
     "half characters": ("a.json", all_with(prompt="\ud800"), "broken characters"),
     "no known field": ("a.json", json.dumps([{"x": "a"}] * 20), r"no prompt field among \[x\]"),
-    "chosen alone": ("a.json", json.dumps([{"prompt": "a", "chosen": "b"}] * 20),
-                     "chosen is there, rejected is not"),
-    "rejected alone": ("a.json", json.dumps([{"prompt": "a", "rejected": "b"}] * 20),
-                       "rejected is there, chosen is not"),
-    "pairs without a prompt": ("a.json", json.dumps([{"chosen": "a", "rejected": "b"}] * 20),
-                               "hold no conversation"),
-    "prompts differ": ("a.json", json.dumps(
-        [{"chosen": HH.format(f"x{i}", "a"), "rejected": HH.format(f"y{i}", "b")}
-         for i in range(20)]), "hold no conversation|prompts differ"),
-    "no answer at the end": ("a.json", json.dumps(
-        [{"messages": [{"role": "user", "content": f"hi {i}"}]} for i in range(20)]),
-        "hold no conversation|no answer at the end"),
-    "roles of numbers": ("a.json", json.dumps(
-        [{"messages": [{"role": 1, "content": "x"}]} for i in range(20)]),
-        "hold no conversation|wrong type"),
-    "identical pairs": ("a.json", all_with(chosen="same", rejected="same"),
-                        "nothing to train reward on"),
-    "no preferences": ("a.json", json.dumps([{"prompt": f"p{i}", "completion": "c"}
-                                             for i in range(20)]), "nothing to train reward on"),
-    "prompts alone": ("a.json", json.dumps([{"prompt": f"p{i}"} for i in range(20)]),
-                      "nothing to train reward on"),
-}  # fmt: skip
+    "chosen alone": (
+        "a.json",
+        json.dumps([{"prompt": "a", "chosen": "b"}] * 20),
+        "chosen is there, rejected is not",
+    ),
+    "rejected alone": (
+        "a.json",
+        json.dumps([{"prompt": "a", "rejected": "b"}] * 20),
+        "rejected is there, chosen is not",
+    ),
+    "pairs without a prompt": (
+        "a.json",
+        json.dumps([{"chosen": "a", "rejected": "b"}] * 20),
+        "hold no conversation",
+    ),
+    "prompts differ": (
+        "a.json",
+        json.dumps(
+            [
+                {"chosen": HH.format(f"x{i}", "a"), "rejected": HH.format(f"y{i}", "b")}
+                for i in range(20)
+            ]
+        ),
+        "hold no conversation|prompts differ",
+    ),
+    "no answer at the end": (
+        "a.json",
+        json.dumps([{"messages": [{"role": "user", "content": f"hi {i}"}]} for i in range(20)]),
+        "hold no conversation|no answer at the end",
+    ),
+    "roles of numbers": (
+        "a.json",
+        json.dumps([{"messages": [{"role": 1, "content": "x"}]} for i in range(20)]),
+        "hold no conversation|wrong type",
+    ),
+    "identical pairs": (
+        "a.json",
+        all_with(chosen="same", rejected="same"),
+        "nothing to train reward on",
+    ),
+    "no preferences": (
+        "a.json",
+        json.dumps([{"prompt": f"p{i}", "completion": "c"} for i in range(20)]),
+        "nothing to train reward on",
+    ),
+    "prompts alone": (
+        "a.json",
+        json.dumps([{"prompt": f"p{i}"} for i in range(20)]),
+        "nothing to train reward on",
+    ),
+}
 
 
 def complaint(args: list[str], capsys) -> str:
@@ -178,14 +207,15 @@ MODELS = {
     "a layer is missing": (lacks_a_layer, "weights missing.*not a whole one"),
     "sizes do not match": (settings("config.json", hidden_size=32), "cannot load a model"),
     "heads do not divide": (settings("config.json", num_attention_heads=7), "cannot load a"),
-    "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"),
-                     "cannot load a tokenizer"),
+    "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), "cannot load a tokenizer"),
     "tokenizer is not JSON": (overwrite("tokenizer.json", "{"), "cannot load a tokenizer"),
     "no eos token": (settings("tokenizer_config.json", eos_token=None), "has no eos token"),
     "an encoder": (settings("config.json", model_type="bert"), "cannot load a model"),
-    "code of its own": (settings("config.json", model_type="mine", auto_map={
-        "AutoConfig": "code.Mine"}), "Python code of its own"),
-}  # fmt: skip
+    "code of its own": (
+        settings("config.json", model_type="mine", auto_map={"AutoConfig": "code.Mine"}),
+        "Python code of its own",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -232,24 +262,32 @@ ARGUMENTS = {
     "unknown estimator": (["train", "ppo", "--set", "kl_estimator='k9'"], "choose k1, k2 or k3"),
     "unknown scheduler": (["train", "sft", "--set", "lr_scheduler_type=bent"], "bent"),
     "rank 0": (["train", "sft", "--set", "lora_r=0"], "lora_r must be above 0"),
-    "no such layer": (["train", "sft", "--set", "lora_r=2", "--set",
-                       "lora_target_modules=['nope']"], "nope"),
+    "no such layer": (
+        ["train", "sft", "--set", "lora_r=2", "--set", "lora_target_modules=['nope']"],
+        "nope",
+    ),
     "one token a row": (["train", "sft", "--set", "max_length=1"], "no row is left"),
     "field without =": (["train", "sft", "--data", "ROWS", "--field", "chosen"], "OURS=COLUMN"),
     "unknown field": (["train", "sft", "--data", "ROWS", "--field", "x=prompt"], "no field 'x'"),
     "unknown column": (["train", "sft", "--data", "ROWS", "--field", "prompt=x"], "no column 'x'"),
     "unknown model": (["train", "sft", "--model", "tinny"], "no model 'tinny'"),
     "no such folder": (["train", "sft", "--model", "./nope"], "no model './nope'"),
-    "hub model, no hub": (["train", "sft", "--model", "owner/name", "--data", "ROWS"],
-                          "hub cannot be reached"),
-    "preset, no hub": (["train", "sft", "--model", "Qwen2.5-0.5B", "--data", "ROWS"],
-                       "hub cannot be reached"),
+    "hub model, no hub": (
+        ["train", "sft", "--model", "owner/name", "--data", "ROWS"],
+        "hub cannot be reached",
+    ),
+    "preset, no hub": (
+        ["train", "sft", "--model", "Qwen2.5-0.5B", "--data", "ROWS"],
+        "hub cannot be reached",
+    ),
     "hub data, no hub": (["train", "sft", "--data", "owner/name"], "hub cannot be reached"),
     "data is a folder": (["train", "sft", "--data", "."], "is a folder, and not one"),
-    "PPO without a reward model": (["train", "ppo", "--model", "MODEL", "--data", "ROWS"],
-                                   "needs a reward model"),
+    "PPO without a reward model": (
+        ["train", "ppo", "--model", "MODEL", "--data", "ROWS"],
+        "needs a reward model",
+    ),
     "a language model as judge": (["train", "ppo", "--reward-model", "MODEL"], "no score head"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

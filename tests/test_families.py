@@ -43,9 +43,14 @@ def test_without_a_critic(family, tmp_path):
     model.new_reward().save_pretrained(judge)
     model.tokenizer.save_pretrained(judge)
     plan = lab.plan(
-        "grpo", model.with_stage("reward", judge), seed=0, max_steps=8, num_generations=2,
-        per_device_train_batch_size=4, response_length=6,
-    )  # fmt: skip
+        "grpo",
+        model.with_stage("reward", judge),
+        seed=0,
+        max_steps=8,
+        num_generations=2,
+        per_device_train_batch_size=4,
+        response_length=6,
+    )
     run = lab.train(plan, lab.load_data(rows()), out=tmp_path / "grpo", quiet=True)
     before, after = run.series("kl")[1]
     assert abs(before) < 1e-4 and abs(after) > 1e-3
@@ -82,9 +87,15 @@ def test_padding_changes_nothing(family, tmp_path):
     with torch.no_grad():
         scores = rollout.sequence_scores(judge, ids, mask)
         said = rollout.generate(
-            policy, ids, mask, torch.zeros(3, dtype=torch.long), max_new_tokens=8,
-            stop_token_id=None, pad_token_id=pad, temperature=0,
-        )  # fmt: skip
+            policy,
+            ids,
+            mask,
+            torch.zeros(3, dtype=torch.long),
+            max_new_tokens=8,
+            stop_token_id=None,
+            pad_token_id=pad,
+            temperature=0,
+        )
         for row, prompt in enumerate(prompts):
             alone = judge(torch.tensor([prompt])).logits[0, 0]
             assert torch.allclose(scores[row], alone, atol=1e-4)

@@ -74,8 +74,10 @@ def test_a_last_line_torn_anywhere_costs_that_answer_only(file):
         file.write_bytes(whole[:cut])
         Judgements(file).add("left", "p", "d", "other")
         again = Judgements(file)
-        assert [r["chosen"] for r in again.preferences()] == [*("abc" if cut == len(whole) - 1
-                                                               else "ab"), "d"]  # fmt: skip
+        assert [r["chosen"] for r in again.preferences()] == [
+            *("abc" if cut == len(whole) - 1 else "ab"),
+            "d",
+        ]
         assert again.torn == (last < cut < len(whole) - 1)
 
 
@@ -158,8 +160,12 @@ def test_an_answer_that_cannot_be_written_is_an_error(tmp_path):
 anything = st.text(st.characters(), max_size=30)
 
 
-@given(anything | st.lists(st.fixed_dictionaries({"role": anything, "content": anything})),
-       anything, anything, st.sampled_from(["left", "right"]))  # fmt: skip
+@given(
+    anything | st.lists(st.fixed_dictionaries({"role": anything, "content": anything})),
+    anything,
+    anything,
+    st.sampled_from(["left", "right"]),
+)
 def test_any_text_comes_back_as_it_was(tmp_path_factory, prompt, one, other, side):
     file = tmp_path_factory.mktemp("any") / "mine.jsonl"
     Judgements(file).add(side, prompt, one, other)
@@ -183,8 +189,12 @@ for i in range(int(sys.argv[3])):
 
 
 def writer(file, name, count):
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(file), name, str(count)],
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(file), name, str(count)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_two_people_write_at_once_and_nothing_is_lost(file):

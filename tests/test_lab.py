@@ -81,9 +81,18 @@ def test_ppo_logs_what_it_must(data, tmp_path):
     run = train("ppo", data, tmp_path / "ppo")
     names = set(run.metric_names)
     assert names >= {
-        "reward", "gold_reward", "gold/mood", "kl", "kl_k2", "kl_k3", "entropy",
-        "policy_clip_fraction", "value_clip_fraction", "explained_variance", "response_length",
-    }  # fmt: skip
+        "reward",
+        "gold_reward",
+        "gold/mood",
+        "kl",
+        "kl_k2",
+        "kl_k3",
+        "entropy",
+        "policy_clip_fraction",
+        "value_clip_fraction",
+        "explained_variance",
+        "response_length",
+    }
     assert abs(run.series("kl")[1][0]) < 1e-4, "before any update the policy is the reference"
     assert max(run.series("first_ratio_error")[1]) < 1e-5
     roles = {r.role for r in run.ledger.filter(quantity="seconds")}
@@ -99,9 +108,12 @@ def test_the_same_seed_gives_the_same_metrics(stage, data, tmp_path):
 
 def test_stopping_keeps_what_there_is(data, tmp_path):
     run = lab.train(
-        lab.plan("ppo", "tiny", max_steps=50), data, out=tmp_path / "r", quiet=True,
+        lab.plan("ppo", "tiny", max_steps=50),
+        data,
+        out=tmp_path / "r",
+        quiet=True,
         should_stop=lambda: True,
-    )  # fmt: skip
+    )
     assert run.status == "stopped" and len(run.metrics) == 1
     assert (run.model_path / "model.safetensors").is_file()
 
@@ -137,10 +149,15 @@ def test_all_four_stages_from_one_command(tmp_path, capsys):
 
 def test_somebodys_own_file(tmp_path, capsys):
     rows = [
-        {"instruction": f"Name number {i}.", "input": "", "output": f"It is {i}.",
-         "chosen": f"It is {i}.", "rejected": f"Leave me alone, {i}."}
+        {
+            "instruction": f"Name number {i}.",
+            "input": "",
+            "output": f"It is {i}.",
+            "chosen": f"It is {i}.",
+            "rejected": f"Leave me alone, {i}.",
+        }
         for i in range(60)
-    ]  # fmt: skip
+    ]
     (tmp_path / "mine.json").write_text(json.dumps(rows))
     args = ["train", "all", "--data", str(tmp_path / "mine.json"), "--steps", "2", "--quiet"]
     assert main([*args, "--out", str(tmp_path / "all")]) == 0

@@ -94,8 +94,12 @@ def test_an_adapters_run_saves_one_adapter_and_the_whole(data, tmp_path):
 
 def test_a_reward_adapter_of_ones_own(data, tmp_path, capsys):
     """`train reward` with LoRA makes one, offset and all; `--reward-model` takes its folder."""
-    reward = lab.train(lab.plan("reward", "tiny", lora_r=2, max_steps=2, seed=0), data,
-                       out=tmp_path / "reward", quiet=True)  # fmt: skip
+    reward = lab.train(
+        lab.plan("reward", "tiny", lora_r=2, max_steps=2, seed=0),
+        data,
+        out=tmp_path / "reward",
+        quiet=True,
+    )
     folder = reward.folder / "adapter"
     said = json.loads((folder / "score.json").read_text())
     assert said["score_offset"] == reward.summary["score_offset"] != 0

@@ -15,19 +15,31 @@ from rlhf_lab.models import load_tokenizer, presets
 
 # Parameters as their makers publish them (model cards; Pythia: Biderman et al. 2023, table 1).
 PUBLISHED = {
-    "meta-llama/Llama-2-7b-hf": 6_738_415_616, "meta-llama/Llama-3.1-8B": 8_030_261_248,
-    "meta-llama/Llama-3.2-1B": 1_235_814_400, "meta-llama/Llama-3.2-3B": 3_212_749_824,
-    "TinyLlama/TinyLlama-1.1B": 1_100_048_384, "HuggingFaceTB/SmolLM2-135M": 134_515_008,
-    "HuggingFaceTB/SmolLM2-360M": 361_821_120, "mistralai/Mistral-7B-v0.1": 7_241_732_096,
-    "Qwen/Qwen2.5-0.5B": 494_032_768, "Qwen/Qwen2.5-1.5B": 1_543_714_304,
-    "Qwen/Qwen2.5-7B": 7_615_616_512, "openai-community/gpt2": 124_439_808,
-    "openai-community/gpt2-medium": 354_823_168, "openai-community/gpt2-xl": 1_557_611_200,
-    "EleutherAI/pythia-70m": 70_426_624, "EleutherAI/pythia-160m": 162_322_944,
-    "EleutherAI/pythia-410m": 405_334_016, "EleutherAI/pythia-1b": 1_011_781_632,
-    "EleutherAI/pythia-1.4b": 1_414_647_808, "EleutherAI/pythia-2.8b": 2_775_208_960,
-    "EleutherAI/pythia-6.9b": 6_857_302_016, "EleutherAI/pythia-12b": 11_846_072_320,
-    "facebook/opt-350m": 331_196_416, "facebook/opt-1.3b": 1_315_758_080,
-}  # fmt: skip
+    "meta-llama/Llama-2-7b-hf": 6_738_415_616,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "TinyLlama/TinyLlama-1.1B": 1_100_048_384,
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "openai-community/gpt2": 124_439_808,
+    "openai-community/gpt2-medium": 354_823_168,
+    "openai-community/gpt2-xl": 1_557_611_200,
+    "EleutherAI/pythia-70m": 70_426_624,
+    "EleutherAI/pythia-160m": 162_322_944,
+    "EleutherAI/pythia-410m": 405_334_016,
+    "EleutherAI/pythia-1b": 1_011_781_632,
+    "EleutherAI/pythia-1.4b": 1_414_647_808,
+    "EleutherAI/pythia-2.8b": 2_775_208_960,
+    "EleutherAI/pythia-6.9b": 6_857_302_016,
+    "EleutherAI/pythia-12b": 11_846_072_320,
+    "facebook/opt-350m": 331_196_416,
+    "facebook/opt-1.3b": 1_315_758_080,
+}
 
 
 def test_every_preset_has_a_published_size_to_hold_it_to():
@@ -59,9 +71,10 @@ def test_a_pad_token_is_one_that_no_text_uses(family, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.pad_token == "<|pad|>"
-    assert tokenizer.pad_token_id not in tokenizer("w1 never-heard ? <|pad", return_tensors=None)[
-        "input_ids"
-    ]  # fmt: skip
+    assert (
+        tokenizer.pad_token_id
+        not in tokenizer("w1 never-heard ? <|pad", return_tensors=None)["input_ids"]
+    )
 
 
 def test_room_is_made_for_a_new_pad_token(tmp_path):

@@ -12,8 +12,16 @@ import torch
 
 from rlhf_lab import cli, lab
 
-SMALL = {"per_device_train_batch_size": 8, "response_length": 16, "max_steps": 6, "save_steps": 2,
-         "num_mini_batches": 2, "eval_strategy": "steps", "eval_steps": 3, "seed": 0}  # fmt: skip
+SMALL = {
+    "per_device_train_batch_size": 8,
+    "response_length": 16,
+    "max_steps": 6,
+    "save_steps": 2,
+    "num_mini_batches": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "seed": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +36,33 @@ def few(tmp_path_factory):
 
 
 def arguments(data, out, *more):
-    settings = [x for k, v in SMALL.items() if k not in ("max_steps", "seed")
-                for x in ("--set", f"{k}={v}")]  # fmt: skip
-    return ["train", "ppo", "--steps", "6", "--data", str(data), "--out", str(out),
-            "--quiet", *settings, *more]  # fmt: skip
+    settings = [
+        x for k, v in SMALL.items() if k not in ("max_steps", "seed") for x in ("--set", f"{k}={v}")
+    ]
+    return [
+        "train",
+        "ppo",
+        "--steps",
+        "6",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--quiet",
+        *settings,
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
 def whole(few, tmp_path_factory):
     """A run that nobody disturbed."""
-    return lab.train(lab.plan("ppo", "tiny", **SMALL), few, quiet=True,
-                     out=tmp_path_factory.mktemp("runs") / "whole")  # fmt: skip
+    return lab.train(
+        lab.plan("ppo", "tiny", **SMALL),
+        few,
+        quiet=True,
+        out=tmp_path_factory.mktemp("runs") / "whole",
+    )
 
 
 def lines(folder):
@@ -113,8 +137,12 @@ def test_what_cannot_be_resumed(few, whole, stage, changes, how, says):
     settings = SMALL if stage == "ppo" else {}
     before = {p: p.read_bytes() for p in whole.folder.iterdir() if p.is_file()}
     with pytest.raises(ValueError, match=says):
-        lab.train(lab.plan(stage, "tiny", **{**settings, **changes}), few, quiet=True,
-                  **{"out": whole.folder, "resume": True, **how})  # fmt: skip
+        lab.train(
+            lab.plan(stage, "tiny", **{**settings, **changes}),
+            few,
+            quiet=True,
+            **{"out": whole.folder, "resume": True, **how},
+        )
     assert before == {p: p.read_bytes() for p in whole.folder.iterdir() if p.is_file()}
 
 

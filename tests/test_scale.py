@@ -68,12 +68,27 @@ def test_the_command_line_trains_in_two_processes(tmp_path):
     rows = [{"prompt": p["prompt"]} for p in lab.load_data("stories").prompts.train[:64]]
     data = tmp_path / "few.json"
     data.write_text(json.dumps(rows))
-    same = ["train", "ppo", "--steps", "2", "--data", str(data), "--quiet",
-            "--set", "response_length=16", "--set", "num_mini_batches=2"]  # fmt: skip
+    same = [
+        "train",
+        "ppo",
+        "--steps",
+        "2",
+        "--data",
+        str(data),
+        "--quiet",
+        "--set",
+        "response_length=16",
+        "--set",
+        "num_mini_batches=2",
+    ]
 
     def start(*more):
-        return subprocess.run([sys.executable, "-m", "rlhf_lab.cli", *same, *more], text=True,
-                              capture_output=True, timeout=300)  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", "rlhf_lab.cli", *same, *more],
+            text=True,
+            capture_output=True,
+            timeout=300,
+        )
 
     two = ["--set", "per_device_train_batch_size=4", "--accelerate", "ddp", "--processes", "2"]
     done = start("--out", str(tmp_path / "two"), *two)

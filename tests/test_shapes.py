@@ -35,8 +35,11 @@ def rows_of(**columns: Callable[[int], object]) -> list[dict]:
     return [{name: make(i) for name, make in columns.items()} for i in range(N)]
 
 
-TEXT = {"prompt": lambda i: f"Say {i}.", "good": lambda i: f"It is {i}, \"so\".\nYes",
-        "bad": lambda i: f"No, {i}"}  # fmt: skip
+TEXT = {
+    "prompt": lambda i: f"Say {i}.",
+    "good": lambda i: f'It is {i}, "so".\nYes',
+    "bad": lambda i: f"No, {i}",
+}
 CHAT = {
     "prompt": lambda i: [said("user", f"Say {i}.")],
     "good": lambda i: [said("assistant", TEXT["good"](i))],
@@ -50,7 +53,10 @@ SHAPES = {
         prompt=TEXT["prompt"], chosen=TEXT["good"], rejected=TEXT["bad"]
     ),
     "instruction file": rows_of(
-        instruction=TEXT["prompt"], input=lambda i: "", output=TEXT["good"], chosen=TEXT["good"],
+        instruction=TEXT["prompt"],
+        input=lambda i: "",
+        output=TEXT["good"],
+        chosen=TEXT["good"],
         rejected=TEXT["bad"],
     ),
     "dialogue strings": rows_of(
@@ -66,11 +72,14 @@ SHAPES = {
         rejected=lambda i: CHAT["prompt"](i) + CHAT["bad"](i),
     ),
     "chat: messages": rows_of(messages=lambda i: CHAT["prompt"](i) + CHAT["good"](i)),
-    "chat: from and value": rows_of(conversations=lambda i: [
-        {"from": "human", "value": TEXT["prompt"](i)}, {"from": "gpt", "value": TEXT["good"](i)},
-    ]),
+    "chat: from and value": rows_of(
+        conversations=lambda i: [
+            {"from": "human", "value": TEXT["prompt"](i)},
+            {"from": "gpt", "value": TEXT["good"](i)},
+        ]
+    ),
     "prompts only": rows_of(prompt=TEXT["prompt"]),
-}  # fmt: skip
+}
 
 
 def write_csv(path: Path, rows: list[dict]) -> Path:
@@ -104,18 +113,26 @@ def save_dataset(path: Path, rows: list[dict]) -> Path:
 
 
 CONTAINERS = {
-    "a.json": write_json, "a.jsonl": write_lines, "lines.json": write_lines,
-    "a.jsonl.gz": write_lines, "a.csv": write_csv, "a.tsv": write_csv, "a.parquet": write_parquet,
-    "saved": save_dataset, "Dataset": lambda path, rows: datasets.Dataset.from_list(rows),
-    "DatasetDict": lambda path, rows: datasets.DatasetDict(
-        train=datasets.Dataset.from_list(rows)),
-    "list": lambda path, rows: rows, "generator": lambda path, rows: (r for r in rows),
+    "a.json": write_json,
+    "a.jsonl": write_lines,
+    "lines.json": write_lines,
+    "a.jsonl.gz": write_lines,
+    "a.csv": write_csv,
+    "a.tsv": write_csv,
+    "a.parquet": write_parquet,
+    "saved": save_dataset,
+    "Dataset": lambda path, rows: datasets.Dataset.from_list(rows),
+    "DatasetDict": lambda path, rows: datasets.DatasetDict(train=datasets.Dataset.from_list(rows)),
+    "list": lambda path, rows: rows,
+    "generator": lambda path, rows: (r for r in rows),
     "DataFrame": lambda path, rows: pandas.DataFrame(rows),
-}  # fmt: skip
+}
 HELD = [
-    (shape, container) for shape in SHAPES for container in CONTAINERS
+    (shape, container)
+    for shape in SHAPES
+    for container in CONTAINERS
     if not (shape.startswith("chat") and container in ("a.csv", "a.tsv"))  # cells hold text only
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("shape", "container"), HELD)
@@ -189,8 +206,11 @@ def test_a_wrong_mapping_is_one_line(fields, says):
 def test_a_whole_conversation_says_more_than_a_prompt_beside_it():
     """As in UltraFeedback: `prompt` is the first question, `chosen` the whole conversation."""
     talk = [said("system", "Be brief."), said("user", "Hi")]
-    row = {"prompt": "Hi", "chosen": [*talk, said("assistant", "a")],
-           "rejected": [*talk, said("assistant", "b")]}  # fmt: skip
+    row = {
+        "prompt": "Hi",
+        "chosen": [*talk, said("assistant", "a")],
+        "rejected": [*talk, said("assistant", "b")],
+    }
     assert convert(row, PAIR) == {"prompt": talk, "chosen": "a", "rejected": "b"}
 
 
@@ -202,8 +222,9 @@ def test_a_message_in_parts_is_joined():
 
 
 def test_gaps_of_a_table_are_gaps():
-    frame = pandas.DataFrame({"prompt": [f"p{i}" for i in range(20)],
-                              "completion": ["c"] * 19 + [None]})  # fmt: skip
+    frame = pandas.DataFrame(
+        {"prompt": [f"p{i}" for i in range(20)], "completion": ["c"] * 19 + [None]}
+    )
     assert load_data(frame).report.dropped == {"empty": 1}
 
 
@@ -219,8 +240,11 @@ IMPLICIT = Shape({"chosen": "chosen", "rejected": "rejected"})
         ({"prompt": 5, "chosen": "a", "rejected": "b"}, PAIR, "wrong type"),
         ({"prompt": "p", "chosen": 5, "rejected": "b"}, PAIR, "wrong type"),
         ({"prompt": "p", "chosen": {"a": 1}, "rejected": "b"}, PAIR, "wrong type"),
-        ({"prompt": [{"role": "user", "content": 3}], "chosen": "a", "rejected": "b"}, PAIR,
-         "wrong type"),
+        (
+            {"prompt": [{"role": "user", "content": 3}], "chosen": "a", "rejected": "b"},
+            PAIR,
+            "wrong type",
+        ),
         ({"prompt": [{"content": "hi"}], "chosen": "a", "rejected": "b"}, PAIR, "wrong type"),
         ({"prompt": ["hi"], "chosen": "a", "rejected": "b"}, PAIR, "wrong type"),
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, PAIR, "empty"),
@@ -228,12 +252,18 @@ IMPLICIT = Shape({"chosen": "chosen", "rejected": "rejected"})
         ({"prompt": "p", "chosen": "", "rejected": None}, PAIR, "empty"),
         ({"prompt": "p\ud800", "chosen": "a", "rejected": "b"}, PAIR, "broken characters"),
         ({"chosen": "a", "rejected": "b"}, IMPLICIT, "no prompt"),
-        ({"chosen": HH.format("x", "a"), "rejected": HH.format("y", "b")}, IMPLICIT,
-         "prompts differ"),
-        ({"chosen": HH.format("x", "a") + "\n\nHuman: z", "rejected": HH.format("x", "b")},
-         IMPLICIT, "no answer at the end"),
+        (
+            {"chosen": HH.format("x", "a"), "rejected": HH.format("y", "b")},
+            IMPLICIT,
+            "prompts differ",
+        ),
+        (
+            {"chosen": HH.format("x", "a") + "\n\nHuman: z", "rejected": HH.format("x", "b")},
+            IMPLICIT,
+            "no answer at the end",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_row_that_cannot_be_used_says_why(row, shape, reason):
     with pytest.raises(Dropped, match=f"^{reason}$"):
         convert(row, shape)
@@ -242,9 +272,14 @@ def test_a_row_that_cannot_be_used_says_why(row, shape, reason):
 def test_every_row_is_accounted_for():
     """Kept and dropped add up to what was read; a row that lacks one side is said."""
     good = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(20)]
-    bad = [{"prompt": "", "chosen": "a", "rejected": "b"}, {"prompt": 5}, "text",
-           {"prompt": "q", "chosen": "a", "rejected": ""}, {"prompt": "r", "chosen": "a"},
-           {"prompt": "s", "chosen": "same", "rejected": "same"}]  # fmt: skip
+    bad = [
+        {"prompt": "", "chosen": "a", "rejected": "b"},
+        {"prompt": 5},
+        "text",
+        {"prompt": "q", "chosen": "a", "rejected": ""},
+        {"prompt": "r", "chosen": "a"},
+        {"prompt": "s", "chosen": "same", "rejected": "same"},
+    ]
     found = from_rows(good + bad, name="mine")
     report = found.report
     assert report.rows == 26 and report.kept + sum(report.dropped.values()) == 26
@@ -254,8 +289,9 @@ def test_every_row_is_accounted_for():
 
 
 def test_rows_without_one_field_are_counted():
-    rows = [{"prompt": f"p{i}", "completion": "c", "chosen": "a", "rejected": "b"}
-            for i in range(20)]  # fmt: skip
+    rows = [
+        {"prompt": f"p{i}", "completion": "c", "chosen": "a", "rejected": "b"} for i in range(20)
+    ]
     rows[3]["chosen"] = rows[4]["completion"] = ""
     found = from_rows(rows, name="mine")
     assert found.report.missing == {"chosen": 1, "rejected": 1, "completion": 1}
@@ -301,11 +337,14 @@ def test_a_sample_is_uniform_and_within_its_limits(count, limit, seed):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["prompt", "chosen", "role", "content", "x"]), inner,
-                      max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["prompt", "chosen", "role", "content", "x"]), inner, max_size=3
+        )
+    ),
     max_leaves=6,
-)  # fmt: skip
+)
 ROW = st.fixed_dictionaries(
     {}, optional={k: JSON for k in ("prompt", "completion", "chosen", "rejected", "messages")}
 )
@@ -325,16 +364,23 @@ def test_rows_of_anything_are_read_or_refused_in_one_line(rows):
 
 
 @settings(max_examples=2500, deadline=10_000, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from([".json", ".jsonl", ".csv", ".tsv", ".parquet", ".json.gz"]),
-       st.binary(max_size=200) | st.text(string.printable, max_size=200).map(str.encode)
-       | st.tuples(st.integers(0, 400), st.binary(max_size=4)))  # fmt: skip
+@given(
+    st.sampled_from([".json", ".jsonl", ".csv", ".tsv", ".parquet", ".json.gz"]),
+    st.binary(max_size=200)
+    | st.text(string.printable, max_size=200).map(str.encode)
+    | st.tuples(st.integers(0, 400), st.binary(max_size=4)),
+)
 def test_malformed_files_are_read_or_refused_in_one_line(tmp_path, suffix, content):
     """Random bytes, random text, and whole files with some bytes overwritten."""
     path = tmp_path / f"a{suffix}"
     if isinstance(content, tuple):
         at, damage = content
-        writer = {".csv": write_csv, ".tsv": write_csv, ".parquet": write_parquet,
-                  ".json": write_json}.get(suffix, write_lines)  # fmt: skip
+        writer = {
+            ".csv": write_csv,
+            ".tsv": write_csv,
+            ".parquet": write_parquet,
+            ".json": write_json,
+        }.get(suffix, write_lines)
         whole = writer(path, SHAPES["prompt, completion"]).read_bytes()
         content = whole[:at] + damage + whole[at + len(damage) :]
     path.write_bytes(content)

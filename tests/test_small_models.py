@@ -63,7 +63,9 @@ def test_the_reward_adapter_judges_as_its_card_says():
 
 def test_every_size_speaks_the_same_tokens():
     """So that rows, pairs and reward models of one size serve another."""
-    texts = [json.loads((small_models_folder() / n / "base" / "tokenizer.json").read_text())
-             for n in BUNDLED]  # fmt: skip
+    texts = [
+        json.loads((small_models_folder() / n / "base" / "tokenizer.json").read_text())
+        for n in BUNDLED
+    ]
     assert all(t["model"] == texts[0]["model"] for t in texts)
     assert all(t["added_tokens"] == texts[0]["added_tokens"] for t in texts)

@@ -47,10 +47,20 @@ def bytewise(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bytewise")
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        GPT2ForSequenceClassification(GPT2Config(
-            vocab_size=258, n_embd=16, n_layer=1, n_head=2, n_positions=1024, num_labels=1,
-            pad_token_id=257, eos_token_id=256, bos_token_id=None, initializer_range=0.3,
-        )).save_pretrained(folder)  # fmt: skip
+        GPT2ForSequenceClassification(
+            GPT2Config(
+                vocab_size=258,
+                n_embd=16,
+                n_layer=1,
+                n_head=2,
+                n_positions=1024,
+                num_labels=1,
+                pad_token_id=257,
+                eos_token_id=256,
+                bos_token_id=None,
+                initializer_range=0.3,
+            )
+        ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -61,8 +71,13 @@ def short(prompts, completions, completion_ids, **_):
 
 
 def train(stage, data, folder, model="tiny", reward_funcs=None, **settings):
-    return lab.train(lab.plan(stage, model, **SHORT, **settings), data, out=folder, quiet=True,
-                     reward_funcs=reward_funcs)  # fmt: skip
+    return lab.train(
+        lab.plan(stage, model, **SHORT, **settings),
+        data,
+        out=folder,
+        quiet=True,
+        reward_funcs=reward_funcs,
+    )
 
 
 # -------------------------------------------------------------------------------------- functions
@@ -94,10 +109,17 @@ def test_the_gold_reward_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize("stage", ["ppo", "rloo"])
 def test_a_mixture_by_name(stage, data, tmp_path):
     """The reward model, the gold reward and a function: the sum that the weights say."""
-    run = train(stage, data, tmp_path / "r", reward_funcs=[short], rewards=["model", "gold"],
-                reward_weights=[1.0, 0.5, 0.1])  # fmt: skip
-    model, gold, own, total = (run.series(n)[1] for n in (
-        "rewards/model", "rewards/gold", "rewards/short", "reward"))  # fmt: skip
+    run = train(
+        stage,
+        data,
+        tmp_path / "r",
+        reward_funcs=[short],
+        rewards=["model", "gold"],
+        reward_weights=[1.0, 0.5, 0.1],
+    )
+    model, gold, own, total = (
+        run.series(n)[1] for n in ("rewards/model", "rewards/gold", "rewards/short", "reward")
+    )
     assert gold == run.series("gold_reward")[1]
     parts = zip(model, gold, own, strict=True)
     assert total == pytest.approx([m + 0.5 * g + 0.1 * s for m, g, s in parts], rel=1e-4)
@@ -122,8 +144,10 @@ def test_a_plan_without_a_reward_model_has_none():
 def test_plan_xray_and_run_agree_with_and_without_a_reward_model(rewards, data, tmp_path):
     plan = lab.plan("ppo", "tiny", **SHORT, rewards=rewards)
     run = lab.train(plan, data, out=tmp_path / "r", quiet=True)
-    rows = {s: x.ledger.filter(source=s, quantity="flops")
-            for s, x in (("simulated", lab.xray(plan)), ("measured", run))}  # fmt: skip
+    rows = {
+        s: x.ledger.filter(source=s, quantity="flops")
+        for s, x in (("simulated", lab.xray(plan)), ("measured", run))
+    }
     for ledger in rows.values():
         assert ("score" in {r.phase for r in ledger}) == (rewards == ["model"])
     planned = plan.estimate.ledger.filter(quantity="flops")
@@ -190,14 +214,16 @@ def test_a_new_value_model_says_nothing(bare):
         (["ppo", "--reward", "golt"], "no reward 'golt'; did you mean 'gold'?"),
         (["sft", "--reward", "gold"], "--reward is for ppo, rloo, grpo"),
         (["ppo", "--reward", "gold", "--reward", "gold"], "each of them once"),
-        (["ppo", "--reward", "gold", "--reward", "model", "--set", "reward_weights=[1,2]"],
-         "the reward model first"),
+        (
+            ["ppo", "--reward", "gold", "--reward", "model", "--set", "reward_weights=[1,2]"],
+            "the reward model first",
+        ),
         (["ppo", "--reward", "gold", "--set", "reward_weights=[1,2]"], "2 numbers for 1 sources"),
         (["ppo", "--set", "reward_weights=2"], "a list of numbers"),
         (["ppo", "--set", "rule_reward=True"], "needs a rule"),
         (["grpo", "--reward", "gold", "--data", "mine.json"], "has no gold reward to learn from"),
     ],
-)  # fmt: skip
+)
 def test_a_users_mistake_is_one_line(args, says, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [f'{{"prompt": "a {i}", "completion": "b"}}' for i in range(20)]

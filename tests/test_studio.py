@@ -15,8 +15,9 @@ from rlhf_lab.runs import Run
 def run(tmp_path_factory):
     """A run of PPO whose samples have figures of their tokens."""
     out = tmp_path_factory.mktemp("runs") / "ppo"
-    plan = lab.plan("ppo", "tiny", max_steps=2, per_device_train_batch_size=8, response_length=12,
-                    seed=0)  # fmt: skip
+    plan = lab.plan(
+        "ppo", "tiny", max_steps=2, per_device_train_batch_size=8, response_length=12, seed=0
+    )
     return lab.train(plan, out=out, quiet=True)
 
 
@@ -61,8 +62,9 @@ def test_labelling_takes_the_datas_own_pairs(tmp_path):
     mine.answer("left")
     assert len(lab.label("stories", n=3, out=tmp_path / "mine.jsonl").preferences) == 1
     with pytest.raises(ValueError, match="has no pairs to label"):
-        lab.label([{"prompt": f"a {i}", "completion": "b"} for i in range(20)],
-                  out=tmp_path / "x.jsonl")  # fmt: skip
+        lab.label(
+            [{"prompt": f"a {i}", "completion": "b"} for i in range(20)], out=tmp_path / "x.jsonl"
+        )
 
 
 def test_your_answers_are_data_and_what_you_took_back_is_not(tmp_path):
@@ -90,8 +92,10 @@ def test_figures_of_a_run(run):
 
 
 def test_the_planner_opens_without_torch():
-    code = ("import sys, rlhf_lab as lab; p = lab.planner(stage='ppo', model='Qwen/Qwen2.5-7B', "
-            "hardware='h100'); print(repr(p)); assert 'torch' not in sys.modules")  # fmt: skip
+    code = (
+        "import sys, rlhf_lab as lab; p = lab.planner(stage='ppo', model='Qwen/Qwen2.5-7B', "
+        "hardware='h100'); print(repr(p)); assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "Qwen2.5-7B" in done.stdout, done.stderr
 

@@ -146,8 +146,10 @@ def test_the_ceiling_is_what_a_model_that_knows_the_gold_reaches():
     annotator = Annotator(seed=1)
     rows = labelled(annotator, 4000)
     ceiling = accuracy_ceiling(rows, annotator)
-    gaps = [gold_reward(r["prompt"], r["chosen"]) - gold_reward(r["prompt"], r["rejected"])
-            for r in rows]  # fmt: skip
+    gaps = [
+        gold_reward(r["prompt"], r["chosen"]) - gold_reward(r["prompt"], r["rejected"])
+        for r in rows
+    ]
     reached = sum((g > 0) + 0.5 * (g == 0) for g in gaps) / len(gaps)
     assert reached == pytest.approx(ceiling, abs=3 * 0.5 / math.sqrt(len(rows)))
 

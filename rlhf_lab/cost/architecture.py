@@ -131,9 +131,12 @@ class Architecture:
 
     def active_parameters(self, head: str = "lm") -> int:
         """Parameters that one token uses: of a mixture, those of its active experts only."""
-        idle = sum(layer.count * linear.parameters * (self.experts - self.active) // self.experts
-                   for layer in self.layers for linear in layer.linears
-                   if linear.copies > 1)  # fmt: skip
+        idle = sum(
+            layer.count * linear.parameters * (self.experts - self.active) // self.experts
+            for layer in self.layers
+            for linear in layer.linears
+            if linear.copies > 1
+        )
         return self.parameters(head) - idle
 
     def lora_targets(
@@ -151,26 +154,32 @@ class Architecture:
         there = dict.fromkeys(name for _, linear in self._linears() for name in linear.targets)
         if targets is None:
             if self.family in NO_DEFAULT_TARGETS:
-                raise ValueError(f"peft has no default targets for {self.family}: name them, "
-                                 'or "all-linear"')  # fmt: skip
+                raise ValueError(
+                    f'peft has no default targets for {self.family}: name them, or "all-linear"'
+                )
             return tuple(n for n in DEFAULT_TARGETS if n in there)
         if isinstance(targets, str):
             if targets.lower() == "all-linear":
                 return tuple(there)
-            raise ValueError(f'targets={targets!r}: choose "all-linear" or a list of names '
-                             "(peft reads another string as a pattern)")  # fmt: skip
+            raise ValueError(
+                f'targets={targets!r}: choose "all-linear" or a list of names '
+                "(peft reads another string as a pattern)"
+            )
         wanted = tuple(dict.fromkeys(targets))
         if head == "lm":
             there |= dict.fromkeys(self.lm_head.targets)
         for name in wanted:
             if name not in there:
-                raise ValueError(f"no linear layer {name!r} in {self.family}: choose from "
-                                 f"{', '.join(there)}")  # fmt: skip
+                raise ValueError(
+                    f"no linear layer {name!r} in {self.family}: choose from {', '.join(there)}"
+                )
         for _, linear in self._linears():
             lacking = [name for name in linear.targets if name not in wanted]
             if 0 < len(lacking) < len(linear.targets):
-                raise ValueError(f"{self.family} fuses {' and '.join(linear.targets)} into "
-                                 f"{linear.name}: name {lacking[0]} too, or neither")  # fmt: skip
+                raise ValueError(
+                    f"{self.family} fuses {' and '.join(linear.targets)} into "
+                    f"{linear.name}: name {lacking[0]} too, or neither"
+                )
         return wanted
 
     def lora_parameters(
@@ -198,12 +207,27 @@ NO_DEFAULT_TARGETS = ("phi3", "mixtral", "qwen3_moe")
 
 
 SIZES = (
-    "vocab_size", "hidden_size", "n_embd", "intermediate_size", "ffn_dim", "n_inner",
-    "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads",
-    "head_dim", "max_position_embeddings", "n_positions", "word_embed_proj_dim",
-    "moe_intermediate_size", "num_local_experts", "num_experts", "num_experts_per_tok",
+    "vocab_size",
+    "hidden_size",
+    "n_embd",
+    "intermediate_size",
+    "ffn_dim",
+    "n_inner",
+    "num_hidden_layers",
+    "n_layer",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "n_positions",
+    "word_embed_proj_dim",
+    "moe_intermediate_size",
+    "num_local_experts",
+    "num_experts",
+    "num_experts_per_tok",
     "decoder_sparse_step",
-)  # fmt: skip
+)
 """Fields that have to be whole numbers above 0, where they are there."""
 
 
@@ -249,8 +273,10 @@ def _same(made: Architecture) -> Architecture:
 def _head_dim(c: Mapping[str, Any], width: str, heads: str) -> int:
     """Width of a head: the hidden size shared out evenly."""
     if c[width] % c[heads]:
-        raise ValueError(f"the {c['model_type']} config has {width}={c[width]}, which "
-                         f"{heads}={c[heads]} does not divide")  # fmt: skip
+        raise ValueError(
+            f"the {c['model_type']} config has {width}={c[width]}, which "
+            f"{heads}={c[heads]} does not divide"
+        )
     return c[width] // c[heads]
 
 
@@ -264,13 +290,17 @@ def _gated(c: Mapping[str, Any]) -> Architecture:
     k = c.get("num_key_value_heads", a)
     d = c.get("head_dim") or _head_dim(c, "hidden_size", "num_attention_heads")
     if a % k:
-        raise ValueError(f"the {family} config has num_attention_heads={a}, which "
-                         f"num_key_value_heads={k} does not divide")  # fmt: skip
+        raise ValueError(
+            f"the {family} config has num_attention_heads={a}, which "
+            f"num_key_value_heads={k} does not divide"
+        )
     qkv = c.get("attention_bias", False) or family == "qwen2"
     out = c.get("attention_bias", False) and family != "qwen2"
     if family == "phi3":
-        attention = (Linear("qkv_proj", h, (a + 2 * k) * d, part="attention"),
-                     Linear("o_proj", a * d, h, part="attention"))  # fmt: skip
+        attention = (
+            Linear("qkv_proj", h, (a + 2 * k) * d, part="attention"),
+            Linear("o_proj", a * d, h, part="attention"),
+        )
     else:
         attention = (
             Linear("q_proj", h, a * d, qkv, "attention"),
@@ -283,12 +313,21 @@ def _gated(c: Mapping[str, Any]) -> Architecture:
     norms += 2 * d if family in ("qwen3", "qwen3_moe", "gemma3_text") else 0
     dense, sparse = (Layer(n, attention + mlp, norms) for n, mlp in _mlps(c))
     return Architecture(
-        family, h, a, k, d, c["vocab_size"], c["max_position_embeddings"],
-        c["tie_word_embeddings"], tuple(layer for layer in (dense, sparse) if layer.count),
-        embedding=c["vocab_size"] * h, final_norm=h, head_width=h,
+        family,
+        h,
+        a,
+        k,
+        d,
+        c["vocab_size"],
+        c["max_position_embeddings"],
+        c["tie_word_embeddings"],
+        tuple(layer for layer in (dense, sparse) if layer.count),
+        embedding=c["vocab_size"] * h,
+        final_norm=h,
+        head_width=h,
         experts=_experts(c) if sparse.count else 1,
         active=c.get("num_experts_per_tok", 1) if sparse.count else 1,
-    )  # fmt: skip
+    )
 
 
 def _experts(c: Mapping[str, Any]) -> int:
@@ -304,9 +343,11 @@ def _mlps(c: Mapping[str, Any]):
         mlp = (Linear("gate_up_proj", h, 2 * width), Linear("down_proj", width, h))
     else:
         lora = () if family == "qwen3_moe" else None  # its names stand for the experts
-        mlp = (Linear("gate_proj", h, width, bias, lora=lora),
-               Linear("up_proj", h, width, bias, lora=lora),
-               Linear("down_proj", width, h, bias, lora=lora))  # fmt: skip
+        mlp = (
+            Linear("gate_proj", h, width, bias, lora=lora),
+            Linear("up_proj", h, width, bias, lora=lora),
+            Linear("down_proj", width, h, bias, lora=lora),
+        )
     experts, sparse = _experts(c), 0
     if family == "mixtral":
         sparse = n
@@ -336,10 +377,19 @@ def _gpt2(c: Mapping[str, Any]) -> Architecture:
         Linear("c_proj", width, h, True),
     )
     return Architecture(
-        "gpt2", h, c["n_head"], c["n_head"], _head_dim(c, "n_embd", "n_head"), c["vocab_size"],
-        c["n_positions"], c["tie_word_embeddings"], (Layer(c["n_layer"], linears, 4 * h),),
-        embedding=(c["vocab_size"] + c["n_positions"]) * h, final_norm=2 * h, head_width=h,
-    )  # fmt: skip
+        "gpt2",
+        h,
+        c["n_head"],
+        c["n_head"],
+        _head_dim(c, "n_embd", "n_head"),
+        c["vocab_size"],
+        c["n_positions"],
+        c["tie_word_embeddings"],
+        (Layer(c["n_layer"], linears, 4 * h),),
+        embedding=(c["vocab_size"] + c["n_positions"]) * h,
+        final_norm=2 * h,
+        head_width=h,
+    )
 
 
 def _neox(c: Mapping[str, Any]) -> Architecture:
@@ -352,10 +402,19 @@ def _neox(c: Mapping[str, Any]) -> Architecture:
         Linear("dense_4h_to_h", width, h, True),
     )
     return Architecture(
-        "gpt_neox", h, a, a, d, c["vocab_size"], c["max_position_embeddings"],
-        c["tie_word_embeddings"], (Layer(c["num_hidden_layers"], linears, 4 * h),),
-        embedding=c["vocab_size"] * h, final_norm=2 * h, head_width=h,
-    )  # fmt: skip
+        "gpt_neox",
+        h,
+        a,
+        a,
+        d,
+        c["vocab_size"],
+        c["max_position_embeddings"],
+        c["tie_word_embeddings"],
+        (Layer(c["num_hidden_layers"], linears, 4 * h),),
+        embedding=c["vocab_size"] * h,
+        final_norm=2 * h,
+        head_width=h,
+    )
 
 
 def _opt(c: Mapping[str, Any]) -> Architecture:
@@ -370,18 +429,28 @@ def _opt(c: Mapping[str, Any]) -> Architecture:
     ends_in_norm = c["do_layer_norm_before"] and not c["_remove_final_layer_norm"]
     outer = ()
     if narrow != h:
-        outer = (Linear("project_in", narrow, h, part="embedding"),
-                 Linear("project_out", h, narrow, part="embedding"))  # fmt: skip
+        outer = (
+            Linear("project_in", narrow, h, part="embedding"),
+            Linear("project_out", h, narrow, part="embedding"),
+        )
     # OPT's positions begin at 2: the table has two rows more than the context.
     tables = c["vocab_size"] * narrow + (c["max_position_embeddings"] + 2) * h
     return Architecture(
-        "opt", h, a, a, _head_dim(c, "hidden_size", "num_attention_heads"), c["vocab_size"],
-        c["max_position_embeddings"], c["tie_word_embeddings"],
+        "opt",
+        h,
+        a,
+        a,
+        _head_dim(c, "hidden_size", "num_attention_heads"),
+        c["vocab_size"],
+        c["max_position_embeddings"],
+        c["tie_word_embeddings"],
         (Layer(c["num_hidden_layers"], linears, 2 * affine),),
         embedding=tables + sum(linear.parameters for linear in outer),
-        final_norm=affine if ends_in_norm else 0, head_width=narrow,
-        norm_first=c["do_layer_norm_before"], outer=outer,
-    )  # fmt: skip
+        final_norm=affine if ends_in_norm else 0,
+        head_width=narrow,
+        norm_first=c["do_layer_norm_before"],
+        outer=outer,
+    )
 
 
 UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
@@ -394,15 +463,39 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "gemma": (_gated, TIED | {"num_key_value_heads": 16, "head_dim": 256}),
     "gemma2": (_gated, TIED | {"num_key_value_heads": 4, "head_dim": 256}),
     # The published text_configs give only what differs from the class.
-    "gemma3_text": (_gated, TIED | {"num_attention_heads": 8, "num_key_value_heads": 4,
-                                    "head_dim": 256, "vocab_size": 262208,
-                                    "max_position_embeddings": 131072}),
+    "gemma3_text": (
+        _gated,
+        TIED
+        | {
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "vocab_size": 262208,
+            "max_position_embeddings": 131072,
+        },
+    ),
     "mixtral": (_gated, UNTIED | {"num_key_value_heads": 8, "num_experts_per_tok": 2}),
-    "qwen3_moe": (_gated, UNTIED | {"num_key_value_heads": 4, "moe_intermediate_size": 768,
-                                    "num_experts_per_tok": 8, "decoder_sparse_step": 1}),
+    "qwen3_moe": (
+        _gated,
+        UNTIED
+        | {
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 768,
+            "num_experts_per_tok": 8,
+            "decoder_sparse_step": 1,
+        },
+    ),
     "gpt2": (_gpt2, TIED | {"n_positions": 1024}),
     "gpt_neox": (_neox, UNTIED | {"attention_bias": True}),
-    "opt": (_opt, TIED | {"enable_bias": True, "layer_norm_elementwise_affine": True,
-                          "do_layer_norm_before": True, "_remove_final_layer_norm": False}),
-}  # fmt: skip
+    "opt": (
+        _opt,
+        TIED
+        | {
+            "enable_bias": True,
+            "layer_norm_elementwise_affine": True,
+            "do_layer_norm_before": True,
+            "_remove_final_layer_norm": False,
+        },
+    ),
+}
 """By model_type: how to read the config, and what its class takes for granted."""

@@ -71,13 +71,19 @@ def calibrate(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     measured = Hardware(
-        flops=flops, matmul_curve=curve, bandwidth=bandwidth, function_rate=functions,
-        measured=True, **_description(device, lost),
-    )  # fmt: skip
+        flops=flops,
+        matmul_curve=curve,
+        bandwidth=bandwidth,
+        function_rate=functions,
+        measured=True,
+        **_description(device, lost),
+    )
     measured = fit(measured, device, 0.4 * seconds)
     if lost > BUSY:
-        warnings.warn(f"{_busy(lost)}: what was measured is too slow; calibrate again when it is "
-                      "quiet", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"{_busy(lost)}: what was measured is too slow; calibrate again when it is quiet",
+            stacklevel=2,
+        )
     if save:
         save_calibration(measured)
     return measured
@@ -92,8 +98,9 @@ def _dtypes(device: torch.device, asked: Iterable[str] | None) -> list[str]:
     asked = there if asked is None else [asked] if isinstance(asked, str) else list(asked)
     for dtype in asked:
         if dtype not in there:
-            raise ValueError(f"dtype {dtype!r} is not on this machine: choose from "
-                             f"{', '.join(there)}")  # fmt: skip
+            raise ValueError(
+                f"dtype {dtype!r} is not on this machine: choose from {', '.join(there)}"
+            )
     if not asked:
         raise ValueError(f"no dtype to measure: choose from {', '.join(there)}")
     return [d for d in there if d in asked]

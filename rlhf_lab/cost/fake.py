@@ -106,9 +106,11 @@ class StepAccount(Account):
         # (torch/csrc/autograd/input_buffer.cpp), so the sum must not count beside its parts. The
         # old part is freed at once, and what is left is looked at with what comes next.
         self._blind = (
-            func is aten.add.Tensor and bool(self._at) and self._at[0] == "backward"
+            func is aten.add.Tensor
+            and bool(self._at)
+            and self._at[0] == "backward"
             and not torch.is_grad_enabled()
-        )  # fmt: skip
+        )
         self.book(out)
         self._blind = False
         if self.block == 1 and torch.Tag.pointwise in func.tags:

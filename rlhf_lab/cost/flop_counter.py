@@ -75,18 +75,28 @@ def _packets(namespace: Any, *names: str) -> list[Any]:
 _TABLE: dict[Callable, list[Any]] = {
     _product: _packets(torch.ops.aten, "mm", "bmm", "mv", "dot", "vdot", "_int_mm"),
     _added_product: _packets(
-        torch.ops.aten, "addmm", "addmm_", "_addmm_activation", "baddbmm", "baddbmm_",
-        "addbmm", "addbmm_", "addmv", "addmv_",
+        torch.ops.aten,
+        "addmm",
+        "addmm_",
+        "_addmm_activation",
+        "baddbmm",
+        "baddbmm_",
+        "addbmm",
+        "addbmm_",
+        "addmv",
+        "addmv_",
     ),
     _grouped: _packets(torch.ops.aten, "_grouped_mm"),
     _attention: _packets(
-        torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu",
+        torch.ops.aten,
+        "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_fused_attention_overrideable",
     ),
     _attention_backward: _packets(
-        torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward",
+        torch.ops.aten,
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
     ),
-}  # fmt: skip
+}
 FORMULAS: dict[Any, Callable[..., int]] = {
     packet: formula for formula, packets in _TABLE.items() for packet in packets
 }

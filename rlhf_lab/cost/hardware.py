@@ -29,11 +29,23 @@ DTYPES = ("fp32", "tf32", "bf16", "fp16")
 GIB = 2**30
 SLOW_16_BIT = 1 / 80
 """bf16 and fp16 against fp32 on a CPU without AMX (measured: 256³, AMD EPYC, torch 2.13)."""
-_POSITIVE = {"memory": "bytes", "bandwidth": "bytes/s", "link": "bytes/s", "network": "bytes/s",
-             "operand_bandwidth": "bytes/s"}  # fmt: skip
+_POSITIVE = {
+    "memory": "bytes",
+    "bandwidth": "bytes/s",
+    "link": "bytes/s",
+    "network": "bytes/s",
+    "operand_bandwidth": "bytes/s",
+}
 _OPTIONAL = ("link", "network", "operand_bandwidth")
-_SPECIFIED = (*_POSITIVE, "flops", "matmul_efficiency", "bandwidth_efficiency", "op_seconds",
-              "launch_seconds", "function_rate")  # fmt: skip
+_SPECIFIED = (
+    *_POSITIVE,
+    "flops",
+    "matmul_efficiency",
+    "bandwidth_efficiency",
+    "op_seconds",
+    "launch_seconds",
+    "function_rate",
+)
 
 
 @dataclass(frozen=True)
@@ -197,8 +209,16 @@ def _gpu(name: str, gib: float, tflops: tuple, gb_s: float, reach: tuple, **rest
     """`gib` as torch reports it (drivers differ by 1 %); `tflops`: fp32, tf32, bf16, fp16, 0 where
     there is none; `reach`: of the peaks, by products and by streams."""
     flops = {d: t * 1e12 for d, t in zip(DTYPES, tflops) if t}
-    return Hardware(name, "gpu", round(gib * GIB), flops, gb_s * 1e9, matmul_efficiency=reach[0],
-                    bandwidth_efficiency=reach[1], **rest)  # fmt: skip
+    return Hardware(
+        name,
+        "gpu",
+        round(gib * GIB),
+        flops,
+        gb_s * 1e9,
+        matmul_efficiency=reach[0],
+        bandwidth_efficiency=reach[1],
+        **rest,
+    )
 
 
 def _cpu(name: str, memory: float, cores: int, source: str, **rest: Any) -> Hardware:
@@ -207,9 +227,19 @@ def _cpu(name: str, memory: float, cores: int, source: str, **rest: Any) -> Hard
     them; a core of yours may be half or twice that."""
     fp32 = 85e9 * cores
     flops = {"fp32": fp32, "bf16": fp32 * SLOW_16_BIT, "fp16": fp32 * SLOW_16_BIT}
-    return Hardware(name, "cpu", memory, flops, min(10e9 * cores, 40e9), source, op_seconds=3.4e-5,
-                    launch_seconds=1.2e-5, function_rate=7e8 * cores,
-                    operand_bandwidth=3.2e9 * cores, **rest)  # fmt: skip
+    return Hardware(
+        name,
+        "cpu",
+        memory,
+        flops,
+        min(10e9 * cores, 40e9),
+        source,
+        op_seconds=3.4e-5,
+        launch_seconds=1.2e-5,
+        function_rate=7e8 * cores,
+        operand_bandwidth=3.2e9 * cores,
+        **rest,
+    )
 
 
 def _price(usd: float, date: str, source: str) -> dict[str, Any]:
@@ -230,46 +260,154 @@ _PCIE4, _PCIE3, _CLOUD_NIC = 31.5e9, 15.75e9, 100e9 / 8 / 8  # 100 Gb/s among 8 
 
 CATALOGUE: dict[str, Hardware] = {
     "laptop": _cpu("laptop CPU, 4 cores", 12 * GIB, 4, "assumed: 16 GB less the system's share"),
-    "binder": _cpu("Binder, 1 core", 2 * GIB, 1, "mybinder.org: 2 GB, 1 to 2 shared cores",
-                   **_price(0.0, "2026-11", "mybinder.org is free")),
-    "t4": _gpu("T4", 14.74, (8.1, 0, 0, 65), 320, (0.37, 0.85), devices_per_node=4, link=_PCIE3,
-               network=_CLOUD_NIC, **_price(0.40, "2026", _HF_JOBS),
-               source=f"{_SHEET}; products: 24 TFLOP/s at 70 W (NVIDIA forum, topic 264462)"),
-    "l4": _gpu("L4", 22.17, (30.3, 60, 121, 121), 300, (0.5, 0.85), devices_per_node=8,
-               link=_PCIE4, network=_CLOUD_NIC, source=_SHEET + _GUESS,
-               **_price(0.80, "2026", _HF_JOBS)),
-    "a10g": _gpu("A10G", 22.19, (31.5, 35, 70, 70), 600, (0.8, 0.85), devices_per_node=8,
-                 link=_PCIE4, network=_CLOUD_NIC, source=_SHEET + _GUESS,
-                 **_price(1.006, "2026-06", "AWS g5.xlarge, us-east-1, on-demand")),
-    "v100": _gpu("V100 SXM2 32GB", 31.74, (15.7, 0, 0, 125), 900, (0.75, 0.85), link=150e9,
-                 devices_per_node=8, network=_CLOUD_NIC, source=_SHEET + _GUESS,
-                 **_price(2.30, "2025", "Paperspace (SkyPilot catalogue v7, undated)")),
-    "rtx4090": _gpu("RTX 4090", 23.65, (82.6, 82.6, 165.2, 165.2), 1008, (0.9, 0.85), link=_PCIE4,
-                    devices_per_node=8, source=f"{_SHEET}, fp32 accumulation{_GUESS}",
-                    **_price(0.34, "2026-03", "RunPod community cloud (deploybase.ai)")),
-    "a6000": _gpu("RTX A6000", 47.54, (38.7, 77.4, 154.8, 154.8), 768, (0.75, 0.85), link=_PCIE4,
-                  devices_per_node=4, source=_SHEET + _GUESS, **_lambda(1.09)),
-    "a100-40": _gpu("A100 SXM 40GB", 39.39, (19.5, 156, 312, 312), 1555, (0.87, 0.85),
-                    source=_SHEET + _MAMF, **_DGX_A100, **_lambda(1.99)),
-    "a100-80": _gpu("A100 SXM 80GB", 79.15, (19.5, 156, 312, 312), 2039, (0.87, 0.85),
-                    source=_SHEET + _MAMF, **_DGX_A100, **_lambda(2.79)),
-    "h100": _gpu("H100 SXM 80GB", 79.1, (67, 494.5, 989, 989), 3350, (0.8, 0.9), link=450e9,
-                 source=f"{_SHEET}; share of the peaks: 798 TFLOP/s (8192³) and 3.0 TB/s measured",
-                 **_DGX, **_lambda(3.99)),
-    "h200": _gpu("H200 SXM 141GB", 139.7, (67, 494.5, 989, 989), 4800, (0.8, 0.9), link=450e9,
-                 source=f"{_SHEET}; share of the peaks: 788 TFLOP/s (8192³) and 4.3 TB/s measured",
-                 **_DGX, **_price(4.59, "2026-10-07", "RunPod pods (runpod.io/pricing)")),
-    "b200": _gpu("B200 SXM 180GB", 178.35, (75, 1100, 2250, 2250), 7700, (0.78, 0.9), link=900e9,
-                 source=_SHEET + _MAMF, **_DGX, **_lambda(6.69)),
-}  # fmt: skip
+    "binder": _cpu(
+        "Binder, 1 core",
+        2 * GIB,
+        1,
+        "mybinder.org: 2 GB, 1 to 2 shared cores",
+        **_price(0.0, "2026-11", "mybinder.org is free"),
+    ),
+    "t4": _gpu(
+        "T4",
+        14.74,
+        (8.1, 0, 0, 65),
+        320,
+        (0.37, 0.85),
+        devices_per_node=4,
+        link=_PCIE3,
+        network=_CLOUD_NIC,
+        **_price(0.40, "2026", _HF_JOBS),
+        source=f"{_SHEET}; products: 24 TFLOP/s at 70 W (NVIDIA forum, topic 264462)",
+    ),
+    "l4": _gpu(
+        "L4",
+        22.17,
+        (30.3, 60, 121, 121),
+        300,
+        (0.5, 0.85),
+        devices_per_node=8,
+        link=_PCIE4,
+        network=_CLOUD_NIC,
+        source=_SHEET + _GUESS,
+        **_price(0.80, "2026", _HF_JOBS),
+    ),
+    "a10g": _gpu(
+        "A10G",
+        22.19,
+        (31.5, 35, 70, 70),
+        600,
+        (0.8, 0.85),
+        devices_per_node=8,
+        link=_PCIE4,
+        network=_CLOUD_NIC,
+        source=_SHEET + _GUESS,
+        **_price(1.006, "2026-06", "AWS g5.xlarge, us-east-1, on-demand"),
+    ),
+    "v100": _gpu(
+        "V100 SXM2 32GB",
+        31.74,
+        (15.7, 0, 0, 125),
+        900,
+        (0.75, 0.85),
+        link=150e9,
+        devices_per_node=8,
+        network=_CLOUD_NIC,
+        source=_SHEET + _GUESS,
+        **_price(2.30, "2025", "Paperspace (SkyPilot catalogue v7, undated)"),
+    ),
+    "rtx4090": _gpu(
+        "RTX 4090",
+        23.65,
+        (82.6, 82.6, 165.2, 165.2),
+        1008,
+        (0.9, 0.85),
+        link=_PCIE4,
+        devices_per_node=8,
+        source=f"{_SHEET}, fp32 accumulation{_GUESS}",
+        **_price(0.34, "2026-03", "RunPod community cloud (deploybase.ai)"),
+    ),
+    "a6000": _gpu(
+        "RTX A6000",
+        47.54,
+        (38.7, 77.4, 154.8, 154.8),
+        768,
+        (0.75, 0.85),
+        link=_PCIE4,
+        devices_per_node=4,
+        source=_SHEET + _GUESS,
+        **_lambda(1.09),
+    ),
+    "a100-40": _gpu(
+        "A100 SXM 40GB",
+        39.39,
+        (19.5, 156, 312, 312),
+        1555,
+        (0.87, 0.85),
+        source=_SHEET + _MAMF,
+        **_DGX_A100,
+        **_lambda(1.99),
+    ),
+    "a100-80": _gpu(
+        "A100 SXM 80GB",
+        79.15,
+        (19.5, 156, 312, 312),
+        2039,
+        (0.87, 0.85),
+        source=_SHEET + _MAMF,
+        **_DGX_A100,
+        **_lambda(2.79),
+    ),
+    "h100": _gpu(
+        "H100 SXM 80GB",
+        79.1,
+        (67, 494.5, 989, 989),
+        3350,
+        (0.8, 0.9),
+        link=450e9,
+        source=f"{_SHEET}; share of the peaks: 798 TFLOP/s (8192³) and 3.0 TB/s measured",
+        **_DGX,
+        **_lambda(3.99),
+    ),
+    "h200": _gpu(
+        "H200 SXM 141GB",
+        139.7,
+        (67, 494.5, 989, 989),
+        4800,
+        (0.8, 0.9),
+        link=450e9,
+        source=f"{_SHEET}; share of the peaks: 788 TFLOP/s (8192³) and 4.3 TB/s measured",
+        **_DGX,
+        **_price(4.59, "2026-10-07", "RunPod pods (runpod.io/pricing)"),
+    ),
+    "b200": _gpu(
+        "B200 SXM 180GB",
+        178.35,
+        (75, 1100, 2250, 2250),
+        7700,
+        (0.78, 0.9),
+        link=900e9,
+        source=_SHEET + _MAMF,
+        **_DGX,
+        **_lambda(6.69),
+    ),
+}
 """Devices by short name. Links: half of the two-way figure printed. op_seconds: assumed; eager
 PyTorch took 36 µs a kernel in gpt-fast's 25.5 tokens/s of a 7B model (A100)."""
 
 _ALIASES = {
-    "a100": "a100-80", "h10080": "h100", "v10032": "v100", "4090": "rtx4090", "rtxa6000": "a6000",
-    "h200141": "h200", "b200180": "b200", "b200192": "b200", "colab": "t4", "colabt4": "t4",
-    "cpu": "laptop", "mybinder": "binder",
-}  # fmt: skip
+    "a100": "a100-80",
+    "h10080": "h100",
+    "v10032": "v100",
+    "4090": "rtx4090",
+    "rtxa6000": "a6000",
+    "h200141": "h200",
+    "b200180": "b200",
+    "b200192": "b200",
+    "colab": "t4",
+    "colabt4": "t4",
+    "cpu": "laptop",
+    "mybinder": "binder",
+}
 
 
 def _squash(name: str) -> str:
@@ -303,8 +441,10 @@ def hardware(which: str | Hardware = "here", /, **figures: Any) -> Hardware:
     )
     several = count and in_catalogue(count[2] or count[3])
     if several:
-        raise ValueError(f"hardware {which!r} names one device: say hardware={several!r}, "
-                         f"gpus={int(count[1] or count[4])}")  # fmt: skip
+        raise ValueError(
+            f"hardware {which!r} names one device: say hardware={several!r}, "
+            f"gpus={int(count[1] or count[4])}"
+        )
     raise ValueError(f"hardware {which!r}: {_nearest(which.lower(), [*CATALOGUE, 'here'])}")
 
 
@@ -313,8 +453,12 @@ def hardware(which: str | Hardware = "here", /, **figures: Any) -> Hardware:
 
 def _guess() -> Hardware:
     count = cores()
-    return _cpu(f"this machine, {count} core{'s' * (count > 1)} (a guess)", usable_memory(), count,
-                "guessed from the number of cores: run calibrate() to measure")  # fmt: skip
+    return _cpu(
+        f"this machine, {count} core{'s' * (count > 1)} (a guess)",
+        usable_memory(),
+        count,
+        "guessed from the number of cores: run calibrate() to measure",
+    )
 
 
 def cores() -> int:

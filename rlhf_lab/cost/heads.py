@@ -26,8 +26,13 @@ def embed(tape: Tape, model: Architecture, p: Passes, first: bool) -> Value:
     rows, width = p.rows, model.hidden
     table = model.vocabulary * model.head_width * p.item if p.trained else 0
     size = rows * model.head_width * p.item
-    x = tape._out(rows * model.head_width, p.item, [], weights=(table,) if table and first else (),
-                  scratch=0 if first else table)  # fmt: skip
+    x = tape._out(
+        rows * model.head_width,
+        p.item,
+        [],
+        weights=(table,) if table and first else (),
+        scratch=0 if first else table,
+    )
     tape.forward.moved += 2 * size
     if model.head_width != width:  # OPT's narrow embeddings
         x = linear(tape, p, model.outer[0], x)
@@ -88,15 +93,23 @@ def fused(tape: Tape, model: Architecture, p: Passes, x: Value, scored: int) -> 
         tape.forward.launched += costs[2]
     gradient = vocabulary * width * p.item if p.trained else 0
     sums = n * width * 4 + (vocabulary * width * 4 if p.trained else 0)
-    back = max(buffer + cast + (0 if p.gpu else 28 * tile),
-               (buffer + cast + 4 * (tile + columns * width)) if item == 2 and not p.gpu else 0,
-               n * width * x.item + (gradient if p.item != 4 else 0) + buffer)  # fmt: skip
+    back = max(
+        buffer + cast + (0 if p.gpu else 28 * tile),
+        (buffer + cast + 4 * (tile + columns * width)) if item == 2 and not p.gpu else 0,
+        n * width * x.item + (gradient if p.item != 4 else 0) + buffer,
+    )
     statistics = Store(tape, 3 * n * 8)
     tape.kind = LOGITS
-    return tape._out(n, 4, [(hidden, "new")], (hidden.store, statistics),
-                     (gradient,) if gradient and p.item == 4 else (),
-                     scratch=sums - (gradient if p.item == 4 else 0) + back,
-                     work=[work, work] + ([work] if p.trained else []), costs=costs)  # fmt: skip
+    return tape._out(
+        n,
+        4,
+        [(hidden, "new")],
+        (hidden.store, statistics),
+        (gradient,) if gradient and p.item == 4 else (),
+        scratch=sums - (gradient if p.item == 4 else 0) + back,
+        work=[work, work] + ([work] if p.trained else []),
+        costs=costs,
+    )
 
 
 def plain(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
@@ -111,8 +124,9 @@ def plain(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
     return tape._out(p.rows, 4, [(logp, "new")], (logits.store,))
 
 
-def log_probabilities(tape: Tape, model: Architecture, p: Passes, x: Value, response: int,
-                      trained: bool) -> Value:  # fmt: skip
+def log_probabilities(
+    tape: Tape, model: Architecture, p: Passes, x: Value, response: int, trained: bool
+) -> Value:
     """Our PPO's: logits of the response, one number a token; `trained`: the entropy as well.
 
     Without gradients logits are made a piece at a time. The update keeps all of a pass, and its
@@ -125,8 +139,9 @@ def log_probabilities(tape: Tape, model: Architecture, p: Passes, x: Value, resp
     steps = -(-n * vocabulary // block)
     if not trained:
         piece = min(n, max(1, PIECE // vocabulary))
-        logits = tape.linear(tape.split(kept, piece * width)[0], width, vocabulary, p.item,
-                             trained=p.trained)  # fmt: skip
+        logits = tape.linear(
+            tape.split(kept, piece * width)[0], width, vocabulary, p.item, trained=p.trained
+        )
         one = tape.forward.products[-1]
         tape.forward.products[-1] = (*one[:2], n / piece)
         Store(tape, 8 * block, LOGITS)  # divided by the temperature, and their log softmax
@@ -142,10 +157,13 @@ def log_probabilities(tape: Tape, model: Architecture, p: Passes, x: Value, resp
     tape.forward.launched += 9 * steps
     statistics = Store(tape, n * (4 + 4 + 8))  # norms, entropies and tokens
     return tape._out(
-        n, 4, [(logits, logits.store)], (logits.store, statistics),
+        n,
+        4,
+        [(logits, logits.store)],
+        (logits.store, statistics),
         scratch=(4 if logits.item == 4 else 8) * block,
         costs=(16.0 * logits.numel, float(logits.numel), 6.0 * steps),
-    )  # fmt: skip
+    )
 
 
 def scores(tape: Tape, model: Architecture, p: Passes, x: Value, positions: int) -> Value:

@@ -85,8 +85,11 @@ def _lines(made: dict[str, Any], indent: str = "") -> list[str]:
         if isinstance(value, dict):
             out += [f"{indent}{name}:", *_lines(value, indent + "  ")]
         else:
-            said = {True: "true", False: "false"}.get(value, value) if isinstance(
-                value, bool) else value  # fmt: skip
+            said = (
+                {True: "true", False: "false"}.get(value, value)
+                if isinstance(value, bool)
+                else value
+            )
             out.append(f"{indent}{name}: {_quoted(said) if isinstance(value, str) else said}")
     return out
 

@@ -204,8 +204,9 @@ class _Run:
         gate, value = t.split(both, both.numel // 2, both.numel // 2)
         inner = t.mul(t.pointwise(gate), value)
         out = t.linear(inner, down.inputs, down.outputs, p.item, trained=False)
-        weighed = t.mul(out, Value(router.store, p.rows * m.active, out.item, router.needs,
-                                   router.source))  # fmt: skip
+        weighed = t.mul(
+            out, Value(router.store, p.rows * m.active, out.item, router.needs, router.source)
+        )
         return t.copy(weighed, x.numel)
 
     def gpt2(self, x: Value) -> Value:

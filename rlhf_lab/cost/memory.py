@@ -38,9 +38,15 @@ class Stretch:
 
 
 def stretch(
-    p: Passes, write: Callable[[Tape, Value | None], Value], numel: int = 0, item: int = 4,
-    needs: bool = True, times: int = 1, checkpoint: bool = False, grad: bool = True,
-) -> Stretch:  # fmt: skip
+    p: Passes,
+    write: Callable[[Tape, Value | None], Value],
+    numel: int = 0,
+    item: int = 4,
+    needs: bool = True,
+    times: int = 1,
+    checkpoint: bool = False,
+    grad: bool = True,
+) -> Stretch:
     """Write a stretch down once: forward, then backward. `numel`, `item`: its input."""
     tape = Tape(p.block, p.autocast, grad and not checkpoint)
     x = tape.new(numel, item, needs) if numel else None
@@ -71,8 +77,9 @@ def stretch(
         tape.cache.clear()
     tape.undo(g)
     del g
-    return Stretch(times, kept, peak, tape.peak_by_kind, tape.by_kind[GRADIENT], cached, 0, work,
-                   tape.backward)  # fmt: skip
+    return Stretch(
+        times, kept, peak, tape.peak_by_kind, tape.by_kind[GRADIENT], cached, 0, work, tape.backward
+    )
 
 
 def plus(kinds: Kinds, activations: float = 0, gradients: float = 0) -> Kinds:
@@ -118,9 +125,13 @@ def works(stretches: Iterable[Stretch], which: str) -> Work:
 
 
 def trunk(
-    model: Architecture, p: Passes, *, checkpoint: bool = False, grad: bool = True,
+    model: Architecture,
+    p: Passes,
+    *,
+    checkpoint: bool = False,
+    grad: bool = True,
     tied: bool = False,
-) -> tuple[Stretch, ...]:  # fmt: skip
+) -> tuple[Stretch, ...]:
     """Embedding and layers. `tied`: the head's gradient is there before the embedding's."""
     return _embedding(model, p, grad, tied), *_layers(model, p, checkpoint and grad, grad)
 
@@ -136,8 +147,11 @@ def _adapted(model: Architecture, p: Passes) -> bool:
 
 @lru_cache(maxsize=256)
 def _embedding(model: Architecture, p: Passes, grad: bool, tied: bool) -> Stretch:
-    return stretch(p, lambda t, _: heads.embed(t, model, p, not tied),
-                   grad=grad and (p.trained or _adapted(model, p)))  # fmt: skip
+    return stretch(
+        p,
+        lambda t, _: heads.embed(t, model, p, not tied),
+        grad=grad and (p.trained or _adapted(model, p)),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -151,10 +165,18 @@ def _layers(model: Architecture, p: Passes, checkpoint: bool, grad: bool) -> tup
         first = frozen and number == 0
         for times, needs in ((first, False), (layer.count - first, True)):
             if times:
-                row.append(stretch(
-                    p, lambda t, x, layer=layer: run_layer(t, x, model, layer, p), numel, item,
-                    needs=needs, times=int(times), checkpoint=checkpoint, grad=grad,
-                ))  # fmt: skip
+                row.append(
+                    stretch(
+                        p,
+                        lambda t, x, layer=layer: run_layer(t, x, model, layer, p),
+                        numel,
+                        item,
+                        needs=needs,
+                        times=int(times),
+                        checkpoint=checkpoint,
+                        grad=grad,
+                    )
+                )
     return tuple(row)
 
 
@@ -168,8 +190,9 @@ def ending(
         x = heads.final_norm(tape, model, p, x)
         return write(tape, model, p, heads.project(tape, model, p, x), *args)
 
-    made = stretch(p, end, p.rows * model.hidden, p.item, needs=p.trained or bool(p.lora_r),
-                   grad=grad)  # fmt: skip
+    made = stretch(
+        p, end, p.rows * model.hidden, p.item, needs=p.trained or bool(p.lora_r), grad=grad
+    )
     if grad and p.trained and model.tied and write is not heads.scores:
         made.waits = model.vocabulary * model.head_width * p.item
     return made

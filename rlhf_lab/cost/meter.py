@@ -149,9 +149,14 @@ class Meter:
         self._note_peak(phase, role)
 
     def phase(
-        self, phase: str, role: str = "", shape: Sequence[int] | None = None, tokens: int = 0,
-        *, calls: nn.Module | None = None,
-    ):  # fmt: skip
+        self,
+        phase: str,
+        role: str = "",
+        shape: Sequence[int] | None = None,
+        tokens: int = 0,
+        *,
+        calls: nn.Module | None = None,
+    ):
         """Measure a block; tokens that are known only later are added with `count`.
 
         `shape`: the features its FLOPs are linear in, such as (tokens b·s, pairs b·s², rows of
@@ -181,24 +186,41 @@ class Meter:
         for quantity, table in tables:
             for (phase, role), value in table.items():
                 if value:
-                    ledger.add(stage=self.stage, role=role, phase=phase, quantity=quantity,
-                               value=value, source="measured")  # fmt: skip
+                    ledger.add(
+                        stage=self.stage,
+                        role=role,
+                        phase=phase,
+                        quantity=quantity,
+                        value=value,
+                        source="measured",
+                    )
         for phase, role, component, value in self._byte_rows():
-            ledger.add(stage=self.stage, role=role, phase=phase, component=component,
-                       quantity="bytes", value=value, source="measured")  # fmt: skip
+            ledger.add(
+                stage=self.stage,
+                role=role,
+                phase=phase,
+                component=component,
+                quantity="bytes",
+                value=value,
+                source="measured",
+            )
         return ledger
 
     def _byte_rows(self) -> Iterator[tuple[str, str, str, int]]:
         """(phase, role, component, bytes): of each phase its highest peak."""
         peaks = self._peaks()
         for phase in dict.fromkeys(phase for phase, _ in (*self.memory, *peaks)):
-            parts = max((p for (name, _), p in peaks.items() if name == phase),
-                        key=lambda p: sum(p.values()), default={})  # fmt: skip
+            parts = max(
+                (p for (name, _), p in peaks.items() if name == phase),
+                key=lambda p: sum(p.values()),
+                default={},
+            )
             for (role, component), size in parts.items():
                 yield phase, role, component, size
             if torch.cuda.is_available():
-                allocated = max((b for (name, _), b in self.memory.items() if name == phase),
-                                default=0)  # fmt: skip
+                allocated = max(
+                    (b for (name, _), b in self.memory.items() if name == phase), default=0
+                )
                 if allocated > sum(parts.values()):
                     yield phase, "", "workspace", allocated - sum(parts.values())
 
@@ -206,11 +228,20 @@ class Meter:
 
     def state_dict(self) -> dict[str, Any]:
         """All that was measured so far, for a run that goes on in another process."""
-        tables = {name: {at: list(v) for at, v in getattr(self, name).items()}
-                  for name in ("_timed", "_counted")}  # fmt: skip
-        return {**tables, "clock": dict(self.clock), "tokens": dict(self.tokens),
-                "memory": dict(self.memory), "flops": dict(self.flops),
-                "bytes": self._peaks(), "_elapsed": self._elapsed, "_lost": self._lost}  # fmt: skip
+        tables = {
+            name: {at: list(v) for at, v in getattr(self, name).items()}
+            for name in ("_timed", "_counted")
+        }
+        return {
+            **tables,
+            "clock": dict(self.clock),
+            "tokens": dict(self.tokens),
+            "memory": dict(self.memory),
+            "flops": dict(self.flops),
+            "bytes": self._peaks(),
+            "_elapsed": self._elapsed,
+            "_lost": self._lost,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Measure on from there; what this meter has measured itself is forgotten."""
@@ -228,8 +259,10 @@ class Meter:
         """(phase, role) → bytes by (role, component) at its highest peak, in this process or one
         before."""
         here = self._tensors.peaks()
-        return {at: max(here.get(at, {}), self._before.get(at, {}), key=lambda p: sum(p.values()))
-                for at in (*self._before, *here)}  # fmt: skip
+        return {
+            at: max(here.get(at, {}), self._before.get(at, {}), key=lambda p: sum(p.values()))
+            for at in (*self._before, *here)
+        }
 
     # ---------------------------------------------------------------------------- for the blocks
 
@@ -256,8 +289,11 @@ class Meter:
         watch = self._tensors
         wanted = bool(role) and watch.ready(phase) and self._is_news(at, shape)
         # A step is accounted as a whole: a graph that was not seen growing cannot be owned.
-        if watch.on and not wanted and (phase not in ("backward", "optimizer")
-                                        or not watch.ready(phase)):  # fmt: skip
+        if (
+            watch.on
+            and not wanted
+            and (phase not in ("backward", "optimizer") or not watch.ready(phase))
+        ):
             watch.stop()
         if wanted and phase != "backward":
             watch.start()

@@ -44,8 +44,15 @@ def online(s: Setup) -> list[Phase]:
         p = _rows(bare, False, judge.model)
         _score(stage, bare, "score", "reward", _scoring(s, judge, p), judge.model)
     p = _passes(s, model, s.batch, s.length, trained=True, adapters=adapters)
-    training(stage, "policy", _head(s, p, grad=True), state, heads.standing(model, p),
-             tokens=_tokens(s, p), called=AROUND_ONLINE)  # fmt: skip
+    training(
+        stage,
+        "policy",
+        _head(s, p, grad=True),
+        state,
+        heads.standing(model, p),
+        tokens=_tokens(s, p),
+        called=AROUND_ONLINE,
+    )
     return stage.found
 
 
@@ -57,20 +64,38 @@ def _rows(s: Setup, adapters: bool, model: Architecture | None = None) -> Passes
 def _head(s: Setup, p: Passes, grad: bool = False) -> tuple[Stretch, ...]:
     """Trunk and fused head of the policy or the reference."""
     scored = s.batch * s.response
-    return (*trunk(s.model, p, checkpoint=grad and s.gradient_checkpointing, grad=grad,
-                   tied=grad and s.model.tied and p.trained),
-            ending(s.model, p, heads.fused, scored, grad=grad))  # fmt: skip
+    return (
+        *trunk(
+            s.model,
+            p,
+            checkpoint=grad and s.gradient_checkpointing,
+            grad=grad,
+            tied=grad and s.model.tied and p.trained,
+        ),
+        ending(s.model, p, heads.fused, scored, grad=grad),
+    )
 
 
 def _score(
-    stage: _Stage, s: Setup, phase: str, role: str, row: tuple[Stretch, ...],
+    stage: _Stage,
+    s: Setup,
+    phase: str,
+    role: str,
+    row: tuple[Stretch, ...],
     model: Architecture | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """A pass without gradients over all rows of a generation, `batch` at a time."""
     p = _rows(s, False, model)
     peak, _ = forward_peak(row, heads.standing(model or s.model, p))
-    stage.phase(phase, role, activations=peak[0], logits=peak[2], work=works(row, "forward"),
-                times=s.rollout_batch / s.batch / s.updates, tokens=_tokens(s, p))  # fmt: skip
+    stage.phase(
+        phase,
+        role,
+        activations=peak[0],
+        logits=peak[2],
+        work=works(row, "forward"),
+        times=s.rollout_batch / s.batch / s.updates,
+        tokens=_tokens(s, p),
+    )
 
 
 def _rollout(stage: _Stage, s: Setup) -> None:
@@ -78,5 +103,13 @@ def _rollout(stage: _Stage, s: Setup) -> None:
     (first, work), (last, decoding) = _generation(replace(s, mean_response=None))
     work.add(decoding)
     cache, activations, logits = max(first, last, key=sum)
-    stage.phase("rollout", "policy", kv_cache=cache, activations=activations, logits=logits,
-                work=work, times=1 / s.updates, tokens=s.rollout_batch * sampled(s))  # fmt: skip
+    stage.phase(
+        "rollout",
+        "policy",
+        kv_cache=cache,
+        activations=activations,
+        logits=logits,
+        work=work,
+        times=1 / s.updates,
+        tokens=s.rollout_batch * sampled(s),
+    )

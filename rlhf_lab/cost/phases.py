@@ -50,8 +50,15 @@ def phases(s: Setup) -> list[Phase]:
     """The phases of one optimizer step, or of one PPO iteration, in their order."""
     from .online import online  # built from what is here
 
-    return {"sft": _sft, "reward": _reward, "dpo": _dpo, "ppo": _ppo, "rloo": online,
-            "grpo": online, "inference": _inference}[s.stage](s)  # fmt: skip
+    return {
+        "sft": _sft,
+        "reward": _reward,
+        "dpo": _dpo,
+        "ppo": _ppo,
+        "rloo": online,
+        "grpo": online,
+        "inference": _inference,
+    }[s.stage](s)
 
 
 @dataclass
@@ -74,26 +81,45 @@ class _Stage:
         for component in ("gradients", "activations", "logits", "kv_cache", "workspace"):
             if extra.get(component):
                 here[role, component] = here.get((role, component), 0) + extra[component]
-        phase = Phase(name, role, {k: v for k, v in here.items() if v},
-                      extra.get("work") or Work(), extra.get("times", 1.0),
-                      extra.get("tokens", 0.0))  # fmt: skip
+        phase = Phase(
+            name,
+            role,
+            {k: v for k, v in here.items() if v},
+            extra.get("work") or Work(),
+            extra.get("times", 1.0),
+            extra.get("tokens", 0.0),
+        )
         self.found.append(phase)
         return phase
 
 
-def _passes(s: Setup, model: Architecture, b: int, length: int, *, trained: bool,
-            adapters: bool = False) -> Passes:  # fmt: skip
+def _passes(
+    s: Setup, model: Architecture, b: int, length: int, *, trained: bool, adapters: bool = False
+) -> Passes:
     return Passes(
-        b, length, s.item, s.autocast, trained and not adapters, s.lora_r if adapters else 0,
-        model.lora_targets(s.lora_targets) if adapters else (), s.adapter_item,
-        "eager" if s.eager else "sdpa", s.padded and s.attn_implementation[:5] != "flash", s.gpu,
-    )  # fmt: skip
+        b,
+        length,
+        s.item,
+        s.autocast,
+        trained and not adapters,
+        s.lora_r if adapters else 0,
+        model.lora_targets(s.lora_targets) if adapters else (),
+        s.adapter_item,
+        "eager" if s.eager else "sdpa",
+        s.padded and s.attn_implementation[:5] != "flash",
+        s.gpu,
+    )
 
 
 def _training(
-    stage: _Stage, role: str, forward: Sequence[Stretch], state: State, before: int = 0,
-    tokens: float = 0.0, called: float = 0.0,
-) -> None:  # fmt: skip
+    stage: _Stage,
+    role: str,
+    forward: Sequence[Stretch],
+    state: State,
+    before: int = 0,
+    tokens: float = 0.0,
+    called: float = 0.0,
+) -> None:
     """Forward, backward and optimizer of a micro-batch. `before`: bytes that stand through both;
     `called`: operations around the loss."""
     s = stage.s
@@ -103,14 +129,30 @@ def _training(
     n = s.gradient_accumulation_steps
     work = works(forward, "forward")
     work.called += called
-    stage.phase("forward", role, activations=peak[0], logits=peak[2], gradients=held, times=n,
-                tokens=tokens, work=work)  # fmt: skip
+    stage.phase(
+        "forward",
+        role,
+        activations=peak[0],
+        logits=peak[2],
+        gradients=held,
+        times=n,
+        tokens=tokens,
+        work=work,
+    )
     worst = backward_peak(forward, live, stay=not grown)
-    stage.phase("backward", role, activations=worst[0], logits=worst[2], times=n, tokens=tokens,
-                gradients=held + worst[1] * state.share,
-                work=works(forward, "backward"))  # fmt: skip
-    stage.phase("optimizer", role, gradients=state.gradients, workspace=state.workspace,
-                work=_step(state))  # fmt: skip
+    stage.phase(
+        "backward",
+        role,
+        activations=worst[0],
+        logits=worst[2],
+        times=n,
+        tokens=tokens,
+        gradients=held + worst[1] * state.share,
+        work=works(forward, "backward"),
+    )
+    stage.phase(
+        "optimizer", role, gradients=state.gradients, workspace=state.workspace, work=_step(state)
+    )
 
 
 def _step(*trained: State) -> Work:
@@ -143,8 +185,13 @@ def _sum(*parts: tuple[str, str, float]) -> dict[Key, float]:
 
 def _lm_row(s: Setup, model: Architecture, p: Passes, scored: int, grad: bool = True):
     """Trunk, head and loss of SFT and DPO: TRL's fused head, or logits and cross-entropy."""
-    row = trunk(model, p, checkpoint=s.gradient_checkpointing, grad=grad,
-                tied=grad and model.tied and p.trained)  # fmt: skip
+    row = trunk(
+        model,
+        p,
+        checkpoint=s.gradient_checkpointing,
+        grad=grad,
+        tied=grad and model.tied and p.trained,
+    )
     if s.loss == "plain":
         return *row, ending(model, p, heads.plain, grad=grad)
     return *row, ending(model, p, heads.fused, scored, grad=grad)
@@ -167,10 +214,18 @@ def _reward(s: Setup) -> list[Phase]:
     p = _passes(s, model, b, s.length, trained=True, adapters=adapters)
     state = states(s, model, "score", trained=True)
     stage.stand("reward", state)
-    one = (*trunk(model, p, checkpoint=s.gradient_checkpointing),
-           ending(model, p, heads.scores, p.rows))  # fmt: skip
-    _training(stage, "reward", one * passes, state, passes * heads.standing(model, p),
-              tokens=passes * _tokens(s, p))  # fmt: skip
+    one = (
+        *trunk(model, p, checkpoint=s.gradient_checkpointing),
+        ending(model, p, heads.scores, p.rows),
+    )
+    _training(
+        stage,
+        "reward",
+        one * passes,
+        state,
+        passes * heads.standing(model, p),
+        tokens=passes * _tokens(s, p),
+    )
     return stage.found
 
 
@@ -226,18 +281,27 @@ def _roles(s: Setup) -> dict[str, Role]:
     """Who is there, by layout: four models, a trunk shared by policy and value, one base."""
     reward = None if s.rule_reward else (s.reward or s.model)
     if s.layout == "four":
-        roles = [Role("policy", s.model, True, bool(s.lora_r)), Role("reference", s.model),
-                 Role("value", s.value or reward or s.model, True),
-                 Role("reward", reward)]  # fmt: skip
+        roles = [
+            Role("policy", s.model, True, bool(s.lora_r)),
+            Role("reference", s.model),
+            Role("value", s.value or reward or s.model, True),
+            Role("reward", reward),
+        ]
     elif s.layout == "shared":
-        roles = [Role("policy", s.model, True, bool(s.lora_r)), Role("reference", s.model),
-                 Role("value", s.model, True, False, False), Role("reward", reward)]  # fmt: skip
+        roles = [
+            Role("policy", s.model, True, bool(s.lora_r)),
+            Role("reference", s.model),
+            Role("value", s.model, True, False, False),
+            Role("reward", reward),
+        ]
     else:  # a reward model that is named is one of its own
         adapter = s.reward is None
-        roles = [Role("policy", s.model, True, True),
-                 Role("reference", s.model, False, False, False),
-                 Role("value", s.model, True, True, False),
-                 Role("reward", reward, False, adapter, not adapter)]  # fmt: skip
+        roles = [
+            Role("policy", s.model, True, True),
+            Role("reference", s.model, False, False, False),
+            Role("value", s.model, True, True, False),
+            Role("reward", reward, False, adapter, not adapter),
+        ]
     return {r.name: r for r in roles if r.model is not None}
 
 
@@ -252,22 +316,38 @@ def _ppo(s: Setup) -> list[Phase]:
     _rollout(stage, s, cache["policy"])
     cached = cache["policy"]
     bare = replace(s, padded=False)  # rows are moved to the left, and no pass needs a mask
-    for name, phase in (("policy", "old_logprobs"), ("reference", "reference"),
-                        ("value", "value"), ("reward", "score")):  # fmt: skip
+    for name, phase in (
+        ("policy", "old_logprobs"),
+        ("reference", "reference"),
+        ("value", "value"),
+        ("reward", "score"),
+    ):
         if name not in roles or (phase, s.layout) == ("value", "shared"):
             continue  # values come from the pass of the policy
         # The last token predicts nothing: only the reward model is given it.
         like = _of_judges(bare) if name in ("value", "reward") else bare
         rows = min(s.local_rollout_forward_batch_size, s.rollout_batch)
-        p = _passes(like, roles[name].model, rows, max(1, s.length - (name != "reward")),
-                    trained=False, adapters=roles[name].adapters)  # fmt: skip
+        p = _passes(
+            like,
+            roles[name].model,
+            rows,
+            max(1, s.length - (name != "reward")),
+            trained=False,
+            adapters=roles[name].adapters,
+        )
         row = _scoring(s, roles[name], p)
         peak, _ = forward_peak(row, heads.standing(roles[name].model, p))
         cached += cache[name] if name != "policy" else 0
-        stage.phase(phase, name, activations=peak[0], logits=peak[2], workspace=cached,
-                    work=works(row, "forward"),
-                    times=s.rollout_batch / p.b,
-                    tokens=_tokens(s, replace(p, s=s.length)))  # fmt: skip
+        stage.phase(
+            phase,
+            name,
+            activations=peak[0],
+            logits=peak[2],
+            workspace=cached,
+            work=works(row, "forward"),
+            times=s.rollout_batch / p.b,
+            tokens=_tokens(s, replace(p, s=s.length)),
+        )
     advantage = Work(launched=GAE * s.response + 50.0)
     stage.phase("advantage", "", work=advantage, workspace=cached)
     _update(stage, bare, roles, state)
@@ -337,8 +417,10 @@ def _generation(s: Setup) -> tuple[tuple[Moment, Work], tuple[Moment, Work]]:
     # The work of a step is linear in the context and in the rows that still go on: a step at the
     # middle with the average number of rows stands for all.
     going = max(1, round(n * (sampled(s) - 1) / max(1, s.response - 1)))
-    middle = replace(_passes(s, model, going, 1, trained=False, adapters=adapters),
-                     context=s.prompt + (s.response + 1) // 2)  # fmt: skip
+    middle = replace(
+        _passes(s, model, going, 1, trained=False, adapters=adapters),
+        context=s.prompt + (s.response + 1) // 2,
+    )
     step = _next_token(model, middle)
     (activations, _, logits), _ = forward_peak(step, heads.standing(model, middle))
     decoding = Work()
@@ -358,8 +440,16 @@ def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
     (first, work), (last, decoding) = _generation(s)
     work.add(decoding)
     cache, activations, logits = max(first, last, key=sum)
-    stage.phase("rollout", "policy", kv_cache=cache, activations=activations, logits=logits,
-                workspace=cached, work=work, tokens=s.rollout_batch * sampled(s))  # fmt: skip
+    stage.phase(
+        "rollout",
+        "policy",
+        kv_cache=cache,
+        activations=activations,
+        logits=logits,
+        workspace=cached,
+        work=work,
+        tokens=s.rollout_batch * sampled(s),
+    )
 
 
 def _next_token(model: Architecture, p: Passes) -> tuple[Stretch, ...]:
@@ -378,14 +468,21 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     length = max(1, s.length - 1)  # without the last token, which predicts nothing
     p = _passes(s, policy.model, s.pass_rows, length, trained=True, adapters=policy.adapters)
     tokens = _tokens(s, replace(p, s=s.length))
-    row = (*trunk(policy.model, p, checkpoint=s.gradient_checkpointing,
-                  tied=policy.model.tied and p.trained),
-           ending(policy.model, p, heads.log_probabilities, s.response, True))  # fmt: skip
+    row = (
+        *trunk(
+            policy.model,
+            p,
+            checkpoint=s.gradient_checkpointing,
+            tied=policy.model.tied and p.trained,
+        ),
+        ending(policy.model, p, heads.log_probabilities, s.response, True),
+    )
     q = _passes(
         _of_judges(s), value.model, s.pass_rows, length, trained=True, adapters=value.adapters
     )
-    second = () if s.layout == "shared" else trunk(
-        value.model, q, checkpoint=s.gradient_checkpointing)  # fmt: skip
+    second = (
+        () if s.layout == "shared" else trunk(value.model, q, checkpoint=s.gradient_checkpointing)
+    )
     second = (*second, ending(value.model, q, heads.scores, q.b * s.response))
     passes = s.rollout_batch / s.pass_rows * s.num_ppo_epochs
     steps = s.num_mini_batches * s.num_ppo_epochs
@@ -397,21 +494,41 @@ def _update(stage: _Stage, s: Setup, roles: dict[str, Role], state: dict[str, St
     of_second = _kept(second) if together != row else 0.0
     both = {("value", "gradients"): held["value"], ("value", "activations"): of_second}
     work = works(row + second, "forward")
-    stage.phase("forward", "policy", activations=peak[0] - of_second, logits=peak[2], more=both,
-                gradients=held["policy"], work=work, times=passes,
-                tokens=tokens)  # fmt: skip
+    stage.phase(
+        "forward",
+        "policy",
+        activations=peak[0] - of_second,
+        logits=peak[2],
+        more=both,
+        gradients=held["policy"],
+        work=work,
+        times=passes,
+        tokens=tokens,
+    )
     worst = backward_peak(together, live, stay=not grown)
     of_value = 0.0 if grown else min(worst[1], state["value"].gradients)
     of_policy = worst[1] - of_value
-    stage.phase("backward", "policy", activations=worst[0], logits=worst[2],
-                gradients=held["policy"] + of_policy, work=works(row + second, "backward"),
-                more={("value", "gradients"): held["value"] + of_value}, times=passes,
-                tokens=tokens)  # fmt: skip
+    stage.phase(
+        "backward",
+        "policy",
+        activations=worst[0],
+        logits=worst[2],
+        gradients=held["policy"] + of_policy,
+        work=works(row + second, "backward"),
+        more={("value", "gradients"): held["value"] + of_value},
+        times=passes,
+        tokens=tokens,
+    )
     step = _step(state["policy"], state["value"])
-    stage.phase("optimizer", "policy", gradients=state["policy"].gradients,
-                workspace=state["policy"].workspace + state["value"].workspace, times=steps,
-                more={("value", "gradients"): state["value"].gradients},
-                work=step)  # fmt: skip
+    stage.phase(
+        "optimizer",
+        "policy",
+        gradients=state["policy"].gradients,
+        workspace=state["policy"].workspace + state["value"].workspace,
+        times=steps,
+        more={("value", "gradients"): state["value"].gradients},
+        work=step,
+    )
 
 
 def _inference(s: Setup) -> list[Phase]:
@@ -422,6 +539,13 @@ def _inference(s: Setup) -> list[Phase]:
     for name, ((cache, activations, logits), work), count in zip(
         ("prefill", "decode"), _generation(s), tokens, strict=True
     ):
-        stage.phase(name, "policy", kv_cache=cache, activations=activations, logits=logits,
-                    work=work, tokens=count)  # fmt: skip
+        stage.phase(
+            name,
+            "policy",
+            kv_cache=cache,
+            activations=activations,
+            logits=logits,
+            work=work,
+            tokens=count,
+        )
     return stage.found

@@ -148,9 +148,9 @@ class Estimate:
     def exchange(self) -> dict[str, float]:
         """Seconds of communication of one step, before any of it is hidden."""
         s = self.setup
-        total = sum(v for f in self.phases[-1:] for (_, c), v in f.bytes.items()
-                    if c == "gradients") * (s.replicas if s.sharding not in ("none", "ddp", "zero1")
-                                            else 1)  # fmt: skip
+        total = sum(
+            v for f in self.phases[-1:] for (_, c), v in f.bytes.items() if c == "gradients"
+        ) * (s.replicas if s.sharding not in ("none", "ddp", "zero1") else 1)
         weights = s.model.parameters() * s.item / s.tensor_parallel
         return communication(s, self.hardware, total, weights)
 
@@ -189,9 +189,17 @@ class Estimate:
         time_band = TIME_BAND[self.hardware.kind]
 
         def add(role, phase, component, quantity, value, band=(1.0, 1.0)):
-            ledger.add(stage=s.stage, role=role, phase=phase, component=component,
-                       quantity=quantity, value=value, low=value * band[0],
-                       high=value * band[1], source="predicted")  # fmt: skip
+            ledger.add(
+                stage=s.stage,
+                role=role,
+                phase=phase,
+                component=component,
+                quantity=quantity,
+                value=value,
+                low=value * band[0],
+                high=value * band[1],
+                source="predicted",
+            )
 
         worst: dict[str, Phase] = {}
         for f in self.phases:
@@ -213,9 +221,11 @@ class Estimate:
         return ledger
 
     def __repr__(self) -> str:
-        return (f"Estimate({self.setup.stage} on {self.hardware.name}: {self.peak / 2**30:.3g} GiB "
-                f"in {self.peak_phase.name}, {self.flops / 1e12:.3g} TFLOP and "
-                f"{self.step_seconds:.3g} s a step)")  # fmt: skip
+        return (
+            f"Estimate({self.setup.stage} on {self.hardware.name}: {self.peak / 2**30:.3g} GiB "
+            f"in {self.peak_phase.name}, {self.flops / 1e12:.3g} TFLOP and "
+            f"{self.step_seconds:.3g} s a step)"
+        )
 
     # ------------------------------------------------------------------------------- other choices
 
@@ -243,9 +253,12 @@ class Estimate:
 
 
 def estimate(
-    stage: str, config: Mapping[str, Any], hw: Hardware | str = "here",
-    settings: Mapping[str, Any] | None = None, **roles: Any,
-) -> Estimate:  # fmt: skip
+    stage: str,
+    config: Mapping[str, Any],
+    hw: Hardware | str = "here",
+    settings: Mapping[str, Any] | None = None,
+    **roles: Any,
+) -> Estimate:
     """Plan a stage for a model's config (a dict). Raises ValueError, one line, for what cannot be.
 
     `roles`: other architectures or configs, `reward=` and `value=`, where they differ (PPO).

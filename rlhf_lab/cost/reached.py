@@ -26,9 +26,16 @@ from .tape import Work
 
 SHAPES = (
     # width, layers, rows, tokens: from launching alone to products alone
-    (64, 4, 1, 1), (64, 4, 1, 24), (128, 4, 64, 1), (256, 4, 8, 1), (512, 2, 16, 1),
-    (64, 4, 16, 48), (128, 4, 32, 64), (256, 2, 8, 128), (512, 2, 4, 128),
-)  # fmt: skip
+    (64, 4, 1, 1),
+    (64, 4, 1, 24),
+    (128, 4, 64, 1),
+    (256, 4, 8, 1),
+    (512, 2, 16, 1),
+    (64, 4, 16, 48),
+    (128, 4, 32, 64),
+    (256, 2, 8, 128),
+    (512, 2, 4, 128),
+)
 HOLD = 0.3
 """How firmly a rate is held to what was measured alone: as a relative error of this weight."""
 
@@ -38,8 +45,9 @@ def fit(hw: Hardware, device: torch.device, budget: float) -> Hardware:
     shapes = SHAPES if device.type == "cpu" else SHAPES[:1]
     kept = torch.random.get_rng_state()  # a model draws its weights: the seed of yours stays
     try:
-        models = [(_model(width, layers, device), rows, tokens)
-                  for width, layers, rows, tokens in shapes]  # fmt: skip
+        models = [
+            (_model(width, layers, device), rows, tokens) for width, layers, rows, tokens in shapes
+        ]
     finally:
         torch.random.set_rng_state(kept)
     times: list[list[tuple[float, ...]]] = [[] for _ in models]
@@ -59,10 +67,15 @@ def _model(width: int, layers: int, device: torch.device):
     from transformers import LlamaConfig, LlamaModel
 
     config = LlamaConfig(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=width // 32, num_key_value_heads=width // 32, vocab_size=512,
-        max_position_embeddings=256, architectures=["LlamaModel"],
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
+        vocab_size=512,
+        max_position_embeddings=256,
+        architectures=["LlamaModel"],
+    )
     return LlamaModel(config).to(device).eval()
 
 

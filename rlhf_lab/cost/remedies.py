@@ -89,9 +89,10 @@ def _changes(e: Estimate) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"smaller passes: {smaller} rows, accumulated {more} times", change
     if s.stage == "ppo":
         if s.batch > 1:
-            yield (f"one row a pass, accumulated {s.rollout_batch} times",
-                   {"per_device_train_batch_size": 1,
-                    "gradient_accumulation_steps": s.rollout_batch})  # fmt: skip
+            yield (
+                f"one row a pass, accumulated {s.rollout_batch} times",
+                {"per_device_train_batch_size": 1, "gradient_accumulation_steps": s.rollout_batch},
+            )
         if s.local_rollout_forward_batch_size > 4:
             yield "score 4 rows at a time", {"local_rollout_forward_batch_size": 4}
     if training and s.optim not in ("adamw_bnb_8bit", "paged_adamw_8bit") and s.gpu:
@@ -100,8 +101,16 @@ def _changes(e: Estimate) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "LoRA, rank 16", {"lora_r": 16}
     if training and not s.load_in_4bit and s.gpu:
         half = "bfloat16" if "bf16" in e.hardware.flops else "float16"
-        yield ("QLoRA: base in 4 bits, rank 16", {"lora_r": s.lora_r or 16, "load_in_4bit": True,
-               "dtype": half, "bf16": False, **({"fp16": False} if s.fp16 else {})})  # fmt: skip
+        yield (
+            "QLoRA: base in 4 bits, rank 16",
+            {
+                "lora_r": s.lora_r or 16,
+                "load_in_4bit": True,
+                "dtype": half,
+                "bf16": False,
+                **({"fp16": False} if s.fp16 else {}),
+            },
+        )
     if s.stage == "ppo" and s.layout == "four":
         yield "policy and value share a trunk", {"layout": "shared"}
         yield "one base with adapters", {"layout": "adapters", "lora_r": s.lora_r or 16}
@@ -111,8 +120,14 @@ def _changes(e: Estimate) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "shard weights and states (FSDP2)", {"sharding": "fsdp2"}
     if training and s.gpu:
         nodes = -(-2 * s.gpus // e.hardware.devices_per_node)
-        yield (f"{2 * s.gpus} GPUs, sharded (FSDP2)", {"gpus": 2 * s.gpus, "sharding": "fsdp2",
-               **({"nodes": nodes} if nodes > s.nodes else {})})  # fmt: skip
+        yield (
+            f"{2 * s.gpus} GPUs, sharded (FSDP2)",
+            {
+                "gpus": 2 * s.gpus,
+                "sharding": "fsdp2",
+                **({"nodes": nodes} if nodes > s.nodes else {}),
+            },
+        )
     if s.stage == "ppo":
         yield "DPO instead of PPO", {"stage": "dpo"}
 

@@ -34,10 +34,14 @@ def cpu_parts(work: Work, hw: Hardware, dtype: str) -> tuple[float, ...]:
     """Seconds of a CPU, one after the other: arithmetic of products, exponentials, operands of
     products, calls, launches, and streams."""
     operands = sum(touched * times for _, touched, times in work.products)
-    return (work.flops / hw.matmul_rate(dtype), work.curved / hw.function_rate,
-            operands / hw.operand_bandwidth, work.called * hw.op_seconds,
-            work.launched * hw.launch_seconds,
-            work.moved / (hw.bandwidth * hw.bandwidth_efficiency))  # fmt: skip
+    return (
+        work.flops / hw.matmul_rate(dtype),
+        work.curved / hw.function_rate,
+        operands / hw.operand_bandwidth,
+        work.called * hw.op_seconds,
+        work.launched * hw.launch_seconds,
+        work.moved / (hw.bandwidth * hw.bandwidth_efficiency),
+    )
 
 
 def product_dtype(s: Setup) -> str:

@@ -22,13 +22,19 @@ CHOICES = {
     "stage": STAGES,
     "dtype": tuple(ITEM),
     "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
-    "optim": ("adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit",
-              "adafactor", "sgd"),
+    "optim": (
+        "adamw_torch_fused",
+        "adamw_torch",
+        "adamw_bnb_8bit",
+        "paged_adamw_8bit",
+        "adafactor",
+        "sgd",
+    ),
     "loss": ("fused", "plain"),
     "layout": ("four", "shared", "adapters"),
     "sharding": ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2"),
     "offload": ("none", "optimizer", "all"),
-}  # fmt: skip
+}
 EXTRA = {
     "prompt_length": "tokens of a prompt",
     "response_length": "tokens of a response (of a completion in SFT, of one answer in DPO)",
@@ -39,19 +45,25 @@ EXTRA = {
     "mean_tokens": "tokens of a row without padding, on average; else as it is padded",
     "mean_response": "tokens of a sampled response, on average; else the longest",
     "rows": "rows of the data set: samples, pairs or prompts",
-    "gpus": "devices in all", "nodes": "machines they are in",
-    "sharding": ", ".join(CHOICES["sharding"]), "offload": ", ".join(CHOICES["offload"]),
+    "gpus": "devices in all",
+    "nodes": "machines they are in",
+    "sharding": ", ".join(CHOICES["sharding"]),
+    "offload": ", ".join(CHOICES["offload"]),
     "tensor_parallel": "devices that share one layer (planned, not trained by the lab)",
-    "dtype": "precision of the weights", "attn_implementation": "sdpa, eager, flash_attention_2",
-    "load_in_4bit": "base weights in NF4 (QLoRA)", "use_bnb_nested_quant": "double quantisation",
-    "adapter_dtype": "precision of adapters", "loss": "fused or plain cross-entropy",
+    "dtype": "precision of the weights",
+    "attn_implementation": "sdpa, eager, flash_attention_2",
+    "load_in_4bit": "base weights in NF4 (QLoRA)",
+    "use_bnb_nested_quant": "double quantisation",
+    "adapter_dtype": "precision of adapters",
+    "loss": "fused or plain cross-entropy",
     "pairs_together": "chosen and rejected in one pass",
     "rewards": "what is learned from online: of model, gold, gold/<part>",
     "rule_reward": "PPO, RLOO and GRPO without a reward model",
     "padded": "rows of a batch differ in length",
-    "samples_per_prompt": "responses to each prompt", "ema": "an averaged copy of the policy (PPO)",
+    "samples_per_prompt": "responses to each prompt",
+    "ema": "an averaged copy of the policy (PPO)",
     "joint_update": "policy and value in one backward pass, as our PPO; False: one after the other",
-}  # fmt: skip
+}
 """Settings of a plan that are no trainer's, and what they mean."""
 
 
@@ -120,12 +132,24 @@ class Setup:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"{name}={value!r}; {did_you_mean(value, choices)}choose from "
-                                 f"{', '.join(choices)}")  # fmt: skip
-        for name in ("batch", "prompt", "response", "gpus", "nodes", "tensor_parallel",
-                     "gradient_accumulation_steps", "num_ppo_epochs", "num_mini_batches",
-                     "local_rollout_forward_batch_size", "samples_per_prompt",
-                     "num_iterations"):  # fmt: skip
+                raise ValueError(
+                    f"{name}={value!r}; {did_you_mean(value, choices)}choose from "
+                    f"{', '.join(choices)}"
+                )
+        for name in (
+            "batch",
+            "prompt",
+            "response",
+            "gpus",
+            "nodes",
+            "tensor_parallel",
+            "gradient_accumulation_steps",
+            "num_ppo_epochs",
+            "num_mini_batches",
+            "local_rollout_forward_batch_size",
+            "samples_per_prompt",
+            "num_iterations",
+        ):
             value = getattr(self, name)
             if type(value) is not int or value < (0 if name in ("prompt", "response") else 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -135,47 +159,62 @@ class Setup:
 
     def _impossible(self):
         m, n = self.model, self.gpus
-        yield (self.length > m.context,
-               f"prompt_length + response_length = {self.length}: {m.family} here takes "
-               f"{m.context} tokens")  # fmt: skip
+        yield (
+            self.length > m.context,
+            f"prompt_length + response_length = {self.length}: {m.family} here takes "
+            f"{m.context} tokens",
+        )
         yield self.length < 1, "prompt_length + response_length must be at least 1"
         yield self.bf16 and self.fp16, "bf16 and fp16: choose one"
         yield (
             (self.bf16 or self.fp16) and self.dtype != "float32",
             f"bf16/fp16 autocast works on fp32 weights: leave it out with dtype={self.dtype!r}",
         )
-        yield (self.load_in_4bit and not self.lora_r and self.stage != "inference",
-               "load_in_4bit trains adapters only: set lora_r, for example 16")  # fmt: skip
+        yield (
+            self.load_in_4bit and not self.lora_r and self.stage != "inference",
+            "load_in_4bit trains adapters only: set lora_r, for example 16",
+        )
         side = min(min(x.inputs, x.outputs) for y in m.layers for x in y.linears)
         yield (
             self.lora_r > side or self.lora_r < 0,
             f"lora_r={self.lora_r}: the narrowest matrix is {side} wide; choose 1 to {side}",
         )
-        yield (n % self.nodes != 0, f"gpus={n} do not spread over nodes={self.nodes}: choose "
-               f"{_divisor(n, self.nodes)} nodes")  # fmt: skip
+        yield (
+            n % self.nodes != 0,
+            f"gpus={n} do not spread over nodes={self.nodes}: choose "
+            f"{_divisor(n, self.nodes)} nodes",
+        )
         yield (
             n % self.tensor_parallel != 0 or m.heads % self.tensor_parallel != 0,
             f"tensor_parallel={self.tensor_parallel} must divide gpus={n} and the "
             f"{m.heads} heads: choose {_divisor(n, self.tensor_parallel, m.heads)}",
         )
         batch, k = self.rollout_batch, self.num_mini_batches
-        yield (self.stage == "ppo" and batch % k != 0,
-               f"a rollout batch of {batch} does not split into num_mini_batches={k}: choose "
-               f"{_divisor(batch, k)}")  # fmt: skip
+        yield (
+            self.stage == "ppo" and batch % k != 0,
+            f"a rollout batch of {batch} does not split into num_mini_batches={k}: choose "
+            f"{_divisor(batch, k)}",
+        )
         group = self.samples_per_prompt
         yield (
             self.stage in ("rloo", "grpo") and batch * self.replicas % group != 0,
             f"a generation of {batch * self.replicas} responses does not split into groups of "
             f"num_generations={group}: choose {_divisor(batch * self.replicas, group)}",
         )
-        yield (self.layout == "adapters" and not self.lora_r,
-               "layout='adapters' needs a rank: set lora_r, for example 16")  # fmt: skip
-        yield (self.stage == "inference" and self.sharding in ("zero3", "fsdp2"),
-               f"sharding={self.sharding!r} of inference is not modelled: weights would be "
-               "gathered for every token; choose tensor_parallel, or copies (ddp)")  # fmt: skip
-        yield (self.sharding == "none" and n > self.tensor_parallel,
-               f"gpus={n} need a way to share the work: choose sharding from "
-               f"{', '.join(CHOICES['sharding'][1:])}")  # fmt: skip
+        yield (
+            self.layout == "adapters" and not self.lora_r,
+            "layout='adapters' needs a rank: set lora_r, for example 16",
+        )
+        yield (
+            self.stage == "inference" and self.sharding in ("zero3", "fsdp2"),
+            f"sharding={self.sharding!r} of inference is not modelled: weights would be "
+            "gathered for every token; choose tensor_parallel, or copies (ddp)",
+        )
+        yield (
+            self.sharding == "none" and n > self.tensor_parallel,
+            f"gpus={n} need a way to share the work: choose sharding from "
+            f"{', '.join(CHOICES['sharding'][1:])}",
+        )
 
     @property
     def length(self) -> int:
@@ -240,12 +279,24 @@ def _divisor(n: int, near: int, also: int = 0) -> int:
     return min(fits, key=lambda d: (abs(d - near), d))
 
 
-RENAMED = {"per_device_train_batch_size": "batch", "prompt_length": "prompt",
-           "response_length": "response", "num_train_epochs": "epochs", "max_steps": "steps",
-           "lora_target_modules": "lora_targets",
-           "num_generations": "samples_per_prompt"}  # fmt: skip
-EPOCHS = {"sft": 3.0, "reward": 1.0, "dpo": 1.0, "ppo": 3.0, "rloo": 3.0, "grpo": 3.0,
-          "inference": 1.0}  # fmt: skip
+RENAMED = {
+    "per_device_train_batch_size": "batch",
+    "prompt_length": "prompt",
+    "response_length": "response",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "lora_target_modules": "lora_targets",
+    "num_generations": "samples_per_prompt",
+}
+EPOCHS = {
+    "sft": 3.0,
+    "reward": 1.0,
+    "dpo": 1.0,
+    "ppo": 3.0,
+    "rloo": 3.0,
+    "grpo": 3.0,
+    "inference": 1.0,
+}
 """What TRL's configs (and transformers', for PPO) train when nothing is said."""
 GROUPS = {"rloo": {"samples_per_prompt": 2, "beta": 0.05}, "grpo": {"samples_per_prompt": 8}}
 """The same of TRL's RLOOConfig and GRPOConfig."""

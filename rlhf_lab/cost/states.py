@@ -85,8 +85,9 @@ def _tensors(s: Setup, model: Architecture, adapters: bool) -> float:
     """Trained tensors: matrices, biases and norms, or pairs of adapters."""
     if adapters:
         targets = model.lora_targets(s.lora_targets)
-        return sum(2.0 * y.count for y in model.layers for x in y.linears
-                   if x.rank(s.lora_r, targets))  # fmt: skip
+        return sum(
+            2.0 * y.count for y in model.layers for x in y.linears if x.rank(s.lora_r, targets)
+        )
     return sum(y.count * (2.0 + sum(1 + x.bias for x in y.linears)) for y in model.layers) + 2
 
 
@@ -97,8 +98,9 @@ def _step(s: Setup, size: float, optimizer: float, tensors: float) -> Work:
     fused, plain = "fused" in s.optim or s.optim == "sgd", 6.0
     once = 3 * size + 2 * optimizer
     each = 1.0 + (1.0 if fused else plain)
-    return Work(moved=3 * size + (once if fused else 20 * size),
-                launched=each * (1 if s.gpu else tensors))  # fmt: skip
+    return Work(
+        moved=3 * size + (once if fused else 20 * size), launched=each * (1 if s.gpu else tensors)
+    )
 
 
 def _weights(s: Setup, model: Architecture, head: str, quantised: bool) -> float:
@@ -130,11 +132,13 @@ def _optimizer(s: Setup, model, adapters, count, size, largest) -> tuple[float, 
     if s.optim.endswith("8bit"):  # two bytes, and two fp32 scales per block of 256
         return count * (2 + 2 * 4 / 256), 0.0
     if adapters:
-        sides = sum(y.count * (2 * s.lora_r + x.inputs + x.outputs)
-                    for y in model.layers for x in y.linears)  # fmt: skip
+        sides = sum(
+            y.count * (2 * s.lora_r + x.inputs + x.outputs) for y in model.layers for x in y.linears
+        )
     else:
-        sides = sum(y.count * (x.inputs + x.outputs) * x.copies
-                    for y in model.layers for x in y.linears)  # fmt: skip
+        sides = sum(
+            y.count * (x.inputs + x.outputs) * x.copies for y in model.layers for x in y.linears
+        )
         sides += model.vocabulary + model.head_width
     # Adafactor keeps row and column sums; its update is an fp32 tensor of the parameter's size.
     return 4.0 * sides, 3.0 * largest * 4 / s.item
@@ -155,8 +159,13 @@ def _sharded(s: Setup, model: Architecture, state: State, count: float) -> State
         return replace(state, optimizer=optimizer)
     if kind == "zero2":
         bucket = min(BUCKET, count) * 2.0
-        return replace(state, optimizer=optimizer, gradients=state.gradients / n, share=1 / n,
-                       communication=bucket)  # fmt: skip
+        return replace(
+            state,
+            optimizer=optimizer,
+            gradients=state.gradients / n,
+            share=1 / n,
+            communication=bucket,
+        )
     # ZeRO-3 and FSDP2: weights too; two layers are whole at a time, and their gradients once.
     layer = max(sum(x.parameters for x in y.linears) for y in model.layers)
     table = model.vocabulary * model.head_width

@@ -58,8 +58,9 @@ class Node:
 
     __slots__ = ("costs", "grad", "inputs", "joins", "kind", "saved", "scratch", "weights", "work")
 
-    def __init__(self, inputs=(), saved=(), weights=(), scratch=0, work=(), kind=ACTIVATION,
-                 costs=NOTHING):  # fmt: skip
+    def __init__(
+        self, inputs=(), saved=(), weights=(), scratch=0, work=(), kind=ACTIVATION, costs=NOTHING
+    ):
         self.inputs, self.saved, self.weights = inputs, saved, weights
         self.scratch, self.work, self.kind, self.costs = scratch, work, kind, costs
         self.joins = False  # keeps the gradients of its parts side by side
@@ -135,8 +136,19 @@ class Tape:
         """A value that is simply there: an input."""
         return Value(Store(self, numel * item), numel, item, needs)
 
-    def _out(self, numel, item, inputs, saved=(), weights=(), scratch=0, work=None, store=None,
-             last=0, costs=NOTHING):  # fmt: skip
+    def _out(
+        self,
+        numel,
+        item,
+        inputs,
+        saved=(),
+        weights=(),
+        scratch=0,
+        work=None,
+        store=None,
+        last=0,
+        costs=NOTHING,
+    ):
         """The result of an operation. `inputs`: (value, "new" | "same" | a store: is its gradient a
         new tensor, the one that came in, or written into something that is there); `weights`: bytes
         of the gradients of parameters; `last`: 1 for a product, which saves its inputs and not its
@@ -223,8 +235,9 @@ class Tape:
         del widened
         return out
 
-    def pointwise(self, x: Value, saves: str = "input", item: int | None = None,
-                  curved: bool = True) -> Value:  # fmt: skip
+    def pointwise(
+        self, x: Value, saves: str = "input", item: int | None = None, curved: bool = True
+    ) -> Value:
         """A function of each number that saves its "input" or its "output" (or "nothing")."""
         item = item or x.item
         self._moves(x, out=x.numel * item)
@@ -254,11 +267,13 @@ class Tape:
         out = max(item, x.item)
         self._moves(x, out=x.numel * out)
         saved, grads = ((x.store,), (width * item,)) if trained else ((), ())
-        return self._out(x.numel, out, [(x, "new")], saved, grads,
-                         scratch=x.numel * out if trained else 0)  # fmt: skip
+        return self._out(
+            x.numel, out, [(x, "new")], saved, grads, scratch=x.numel * out if trained else 0
+        )
 
-    def linear(self, x: Value, inputs: int, outputs: int, weight: int, *, trained: bool,
-               bias: bool = False) -> Value:  # fmt: skip
+    def linear(
+        self, x: Value, inputs: int, outputs: int, weight: int, *, trained: bool, bias: bool = False
+    ) -> Value:
         """x · W: saves x where W is trained. `weight`: bytes of one of its numbers."""
         rows, saved = x.numel // inputs, ()
         if self.autocast:
@@ -273,10 +288,16 @@ class Tape:
         self._multiplies(done)
         saved += (x.store,) if trained else ()
         size = (inputs + bias) * outputs
-        return self._out(rows * outputs, item, [(x, "new")], saved,
-                         (size * weight,) if trained else (),
-                         scratch=size * item if trained and item < weight else 0,
-                         work=[done] * (bool(trained) + x.needs), last=1)  # fmt: skip
+        return self._out(
+            rows * outputs,
+            item,
+            [(x, "new")],
+            saved,
+            (size * weight,) if trained else (),
+            scratch=size * item if trained and item < weight else 0,
+            work=[done] * (bool(trained) + x.needs),
+            last=1,
+        )
 
     def matmul(self, x: Value, y: Value, numel: int, flops: float) -> Value:
         """A product of two activations: saves both."""
@@ -284,11 +305,25 @@ class Tape:
             x, y = self.cast(x, 2), self.cast(y, 2)
         done = (flops, float((x.numel + y.numel + numel) * x.item), 1.0)
         self._multiplies(done)
-        return self._out(numel, x.item, [(x, "new"), (y, "new")], (x.store, y.store),
-                         work=[done] * (x.needs + y.needs), last=1)  # fmt: skip
+        return self._out(
+            numel,
+            x.item,
+            [(x, "new"), (y, "new")],
+            (x.store, y.store),
+            work=[done] * (x.needs + y.needs),
+            last=1,
+        )
 
-    def attention(self, q: Value, k: Value, v: Value, statistics: int, mask: int,
-                  flops: float, scratch: int = 0) -> Value:  # fmt: skip
+    def attention(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        statistics: int,
+        mask: int,
+        flops: float,
+        scratch: int = 0,
+    ) -> Value:
         """Fused attention: saves queries, keys, values, its output, one fp32 number a row and head,
         and the mask (`mask` numbers in the precision of the queries). Its backward does five
         products where the forward does two (Dao, 2307.08691, section 2.3)."""
@@ -300,10 +335,16 @@ class Tape:
         self._multiplies((flops, touched, 1.0))
         out, rows = Store(self, q.numel * q.item), Store(self, statistics * 4)
         extra = (Store(self, mask * q.item),) if mask else ()
-        return self._out(q.numel, q.item, [(q, "new"), (k, "new"), (v, "new")],
-                         (q.store, k.store, v.store, out, rows, *extra), scratch=scratch,
-                         work=[(2.5 * flops, 2 * touched, 1.0)], store=out,
-                         costs=(0, pairs, 0))  # fmt: skip
+        return self._out(
+            q.numel,
+            q.item,
+            [(q, "new"), (k, "new"), (v, "new")],
+            (q.store, k.store, v.store, out, rows, *extra),
+            scratch=scratch,
+            work=[(2.5 * flops, 2 * touched, 1.0)],
+            store=out,
+            costs=(0, pairs, 0),
+        )
 
     # --------------------------------------------------------------------------------- backward
 
@@ -333,8 +374,10 @@ class Tape:
         temporary = Store(self, node.scratch, node.kind) if node.scratch else None
         for size in node.weights:
             self.kept_gradients.append(Store(self, size, GRADIENT))
-        made = [(t, g if how == "same" else Store(self, size, t.kind) if how == "new" else how)
-                for t, size, how in node.inputs]  # fmt: skip
+        made = [
+            (t, g if how == "same" else Store(self, size, t.kind) if how == "new" else how)
+            for t, size, how in node.inputs
+        ]
         if not node.work:
             moved = 0
             for held in node.saved:

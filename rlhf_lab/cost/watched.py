@@ -188,9 +188,11 @@ class TensorWatch:
 
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if isinstance(head, nn.Module):
-            self._undo.callback(head.register_forward_hook(
-                lambda module, args, out: own(account.label[0], "logits", [out])
-            ).remove)  # fmt: skip
+            self._undo.callback(
+                head.register_forward_hook(
+                    lambda module, args, out: own(account.label[0], "logits", [out])
+                ).remove
+            )
         for parameter in model.parameters():
             if parameter.requires_grad:
                 hook = parameter.register_post_accumulate_grad_hook(arrived)

@@ -94,8 +94,10 @@ def labelled(
                 hooks.append(parameter.register_post_accumulate_grad_hook(_arrived(account, role)))
     hooks += _optimizer_hooks(account)
     main = next(iter(models))
-    backward, cache = Tensor.backward, getattr(sys.modules.get("transformers.cache_utils"),
-                                               "Cache", None)  # fmt: skip
+    backward, cache = (
+        Tensor.backward,
+        getattr(sys.modules.get("transformers.cache_utils"), "Cache", None),
+    )
 
     def begin(self, *args, **kwargs):
         account.enter("backward", main)
@@ -235,14 +237,24 @@ class XRay:
     def of(cls, account: StepAccount, stage: str, device: str, source: str = "simulated") -> XRay:
         ledger = Ledger()
         for phase in dict.fromkeys(phase for phase, _ in account.peaks):
-            parts = max((p for (name, _), p in account.peaks.items() if name == phase),
-                        key=lambda p: sum(p.values()))  # fmt: skip
+            parts = max(
+                (p for (name, _), p in account.peaks.items() if name == phase),
+                key=lambda p: sum(p.values()),
+            )
             for (role, component), size in parts.items():
-                ledger.add(stage=stage, role=role, phase=phase, component=component,
-                           quantity="bytes", value=size, source=source)  # fmt: skip
+                ledger.add(
+                    stage=stage,
+                    role=role,
+                    phase=phase,
+                    component=component,
+                    quantity="bytes",
+                    value=size,
+                    source=source,
+                )
         for (phase, role), flops in account.flops.items():
-            ledger.add(stage=stage, role=role, phase=phase, quantity="flops", value=flops,
-                       source=source)  # fmt: skip
+            ledger.add(
+                stage=stage, role=role, phase=phase, quantity="flops", value=flops, source=source
+            )
         return cls(stage, ledger, account.peak, list(account.timeline), device)
 
     @property
@@ -251,8 +263,10 @@ class XRay:
 
     def __repr__(self) -> str:
         at = next((row.phase for row in self.ledger.at_peak()), "?")
-        return (f"XRay({self.stage}, {self.device}: {self.peak / 2**30:.3g} GiB in {at}, "
-                f"{self.flops / 1e12:.3g} TFLOP a step)")  # fmt: skip
+        return (
+            f"XRay({self.stage}, {self.device}: {self.peak / 2**30:.3g} GiB in {at}, "
+            f"{self.flops / 1e12:.3g} TFLOP a step)"
+        )
 
     def _repr_html_(self) -> str:
         return f"<p>{self!r}; at the peak:</p>{self.ledger.at_peak()._repr_html_()}"

@@ -34,14 +34,17 @@ def command(
     ours = ["-m", "rlhf_lab.cli", *arguments]
     if how not in KINDS:
         if not Path(how).is_file():
-            raise ValueError(f"--accelerate {how}: neither {', '.join(KINDS)} nor a file that "
-                             "`accelerate config` wrote")  # fmt: skip
+            raise ValueError(
+                f"--accelerate {how}: neither {', '.join(KINDS)} nor a file that "
+                "`accelerate config` wrote"
+            )
         many = ["--num_processes", str(processes)] if processes else []
         return [*_accelerate(), "--config_file", how, *many, *ours], {}
     if gpus:
         if processes and processes > gpus:
-            raise ValueError(f"--processes {processes}: there are {gpus} GPUs here, and each "
-                             "process needs one")  # fmt: skip
+            raise ValueError(
+                f"--processes {processes}: there are {gpus} GPUs here, and each process needs one"
+            )
         many = str(processes or gpus)
         return [*_accelerate(), "--multi_gpu", "--num_processes", many, *ours], {}
     count = processes or 2

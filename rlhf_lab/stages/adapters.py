@@ -26,8 +26,10 @@ def add_adapter(model: nn.Module, config, name: str = POLICY):
             model.add_adapter(name, copy.copy(config))
         return model
     if not isinstance(config, LoraConfig):
-        raise ValueError("layout='adapters' trains LoRA adapters: give peft_config=LoraConfig(…) "
-                         "(lora_r in a plan)")  # fmt: skip
+        raise ValueError(
+            "layout='adapters' trains LoRA adapters: give peft_config=LoraConfig(…) "
+            "(lora_r in a plan)"
+        )
     return get_peft_model(model, config)
 
 

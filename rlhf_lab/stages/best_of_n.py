@@ -27,26 +27,41 @@ class Drawn:
 
 
 def draw(
-    model, tokenizer, reward_model, prompts: Sequence, samples: int, *,
-    gold_reward: Callable[[str, str], float] | None = None, reward_tokenizer=None,
-    max_new_tokens: int = 64, temperature: float = 1.0, seed: int = 99,
+    model,
+    tokenizer,
+    reward_model,
+    prompts: Sequence,
+    samples: int,
+    *,
+    gold_reward: Callable[[str, str], float] | None = None,
+    reward_tokenizer=None,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int = 99,
     progress: Callable[[int], None] | None = None,
-) -> Drawn:  # fmt: skip
+) -> Drawn:
     """Sample and score, as the evaluation of every stage does."""
     ids = sample_ids(
-        model, tokenizer, prompts, samples=samples, max_new_tokens=max_new_tokens,
-        temperature=temperature, seed=seed, progress=progress,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        prompts,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        progress=progress,
+    )
     texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in ids]
     pairs = [(p, t) for p, row in zip(prompts, texts, strict=True) for t in row]
     scores = score_texts(reward_model, reward_tokenizer or tokenizer, *zip(*pairs, strict=True))
     golds = None if gold_reward is None else [gold_reward(p, t) for p, t in pairs]
     shape = len(prompts), samples
     return Drawn(
-        texts, scores.double().view(shape),
+        texts,
+        scores.double().view(shape),
         None if golds is None else torch.tensor(golds, dtype=torch.float64).view(shape),
         torch.tensor([[len(r) for r in row] for row in ids]),
-    )  # fmt: skip
+    )
 
 
 def order_weights(total: int, n: int) -> Tensor:

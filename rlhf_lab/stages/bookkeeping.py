@@ -85,8 +85,10 @@ class Bookkeeping:
             functions = list(self.metric_funcs.values())
             said = call_rewards(functions, self.tokenizer, rows, rollout.responses, rollout.mask)
             values = dict(zip(self.metric_funcs, said, strict=True))
-            few = [row | {n: float(v[i]) for n, v in values.items()}
-                   for i, row in enumerate(self._few(rows, rollout))]  # fmt: skip
+            few = [
+                row | {n: float(v[i]) for n, v in values.items()}
+                for i, row in enumerate(self._few(rows, rollout))
+            ]
             return {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}, few
 
     def _few(self, rows: list[dict], rollout: Rollout) -> list[dict]:
@@ -95,8 +97,10 @@ class Bookkeeping:
             return []
         texts = decode(self.tokenizer, rollout.responses[:FEW], rollout.mask[:FEW])
         shown = zip(rows, texts, rollout.scores.tolist(), strict=False)
-        return [{"prompt": prompt_text(prompt_of(row)), "response": text, "reward": score}
-                for row, text, score in shown]  # fmt: skip
+        return [
+            {"prompt": prompt_text(prompt_of(row)), "response": text, "reward": score}
+            for row, text, score in shown
+        ]
 
     def _record(self, few: list[dict], whole: Rollout) -> None:
         """Hand on the samples of a rollout that is judged; on some `RECORDS` iterations of the run
@@ -154,11 +158,12 @@ class Bookkeeping:
             held_out = [{**row, "when": "held-out"} for row in few]
             self.on_sample(self.state.global_step, self._by_token(held_out, r))
         return {
-            "reward": r.scores, "kl": kl_estimate(r.logprobs, r.ref_logprobs, "k1").sum(1),
+            "reward": r.scores,
+            "kl": kl_estimate(r.logprobs, r.ref_logprobs, "k1").sum(1),
             "response_length": r.mask.sum(1).float(),
             "stopped": self._stopped(r.responses, r.mask).float(),
             **{n: v.to(r.scores) for n, v in zip(self.metric_funcs, said, strict=True)},
-        }  # fmt: skip
+        }
 
     def save_checkpoint(self) -> None:
         """Write all that decides how training goes on (`checkpoints.py`), once."""
@@ -185,6 +190,9 @@ class Bookkeeping:
         self.control = TrainerControl()
         chosen = [DefaultFlowCallback, *get_reporting_integration_callbacks(self.args.report_to)]
         self.callback_handler = CallbackHandler(
-            chosen + list(callbacks or ()), self.policy, self.tokenizer, self.optimizer,
+            chosen + list(callbacks or ()),
+            self.policy,
+            self.tokenizer,
+            self.optimizer,
             self.scheduler,
-        )  # fmt: skip
+        )

@@ -95,19 +95,26 @@ def _trained(trainer) -> dict[str, torch.Tensor]:
 def _rest(trainer) -> dict[str, Any]:
     scaler = trainer.accelerator.scaler
     return {
-        "optimizer": trainer.optimizer.state_dict(), "scheduler": trainer.scheduler.state_dict(),
-        "scaler": scaler.state_dict() if scaler is not None else None, "beta": trainer.beta,
-        "rewards": trainer.rewards.state_dict(), "meter": trainer.meter.state_dict(),
-        "seconds": trainer.seconds, "random": _random_state(),
-    }  # fmt: skip
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": trainer.scheduler.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "beta": trainer.beta,
+        "rewards": trainer.rewards.state_dict(),
+        "meter": trainer.meter.state_dict(),
+        "seconds": trainer.seconds,
+        "random": _random_state(),
+    }
 
 
 def _take(trainer, path: Path, weights: dict, rest: dict, state: TrainerState) -> None:
     here = _trained(trainer)
     shapes = {n: t.shape for n, t in weights.items()}
     if shapes != {n: p.shape for n, p in here.items()}:
-        name = min(n for n in shapes.keys() | here.keys()
-                   if n not in here or shapes.get(n) != here[n].shape)  # fmt: skip
+        name = min(
+            n
+            for n in shapes.keys() | here.keys()
+            if n not in here or shapes.get(n) != here[n].shape
+        )
         raise ValueError(f"{path} is a checkpoint of another model or layout: {name} does not fit")
     with torch.no_grad():
         for name, parameter in here.items():
@@ -129,8 +136,12 @@ def _random_state() -> dict[str, Any]:
     """That of every library: ours needs none of them, a reward function may."""
     name, keys, *where = np.random.get_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"python": random.getstate(), "numpy": (name, keys.tolist(), *where),
-            "torch": torch.get_rng_state(), "cuda": devices}  # fmt: skip
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *where),
+        "torch": torch.get_rng_state(),
+        "cuda": devices,
+    }
 
 
 def _set_random_state(state: dict[str, Any]) -> None:

@@ -37,23 +37,33 @@ def check_kl(trainer, metrics: Mapping[str, float]) -> None:
     if trainer.accelerator.is_main_process:
         checkpoints.discard(trainer.args.output_dir, trainer.state.global_step)
     trainer.accelerator.wait_for_everyone()
-    raise Diverged(_line(trainer, f"a KL of {kl:.3g} nats per token from the reference "
-                                  f"(max_kl_per_token={limit})", metrics))  # fmt: skip
+    raise Diverged(
+        _line(
+            trainer,
+            f"a KL of {kl:.3g} nats per token from the reference (max_kl_per_token={limit})",
+            metrics,
+        )
+    )
 
 
 def _line(trainer, what: str, metrics: Mapping[str, float] | None = None) -> str:
     args, state = trainer.args, trainer.state
     last = dict(metrics or (state.log_history[-1] if state.log_history else {}))
-    causes = [f"learning_rate={args.learning_rate:g} is too high",
-              f"kl_coef={trainer.beta:.3g} is too low"]  # fmt: skip
+    causes = [
+        f"learning_rate={args.learning_rate:g} is too high",
+        f"kl_coef={trainer.beta:.3g} is too low",
+    ]
     if abs(last.get("score", 0)) > LARGE:
-        causes.append(f"scores are too large (mean {last['score']:.3g}: normalize_scores, "
-                      "score_clip)")  # fmt: skip
+        causes.append(
+            f"scores are too large (mean {last['score']:.3g}: normalize_scores, score_clip)"
+        )
     if not args.max_grad_norm:
         causes.append("gradients are not clipped (max_grad_norm)")
     if trainer.accelerator.mixed_precision == "fp16":
         causes.append("fp16 overflows (bf16 does not)")
     made = checkpoints.found(args.output_dir) if args.save_strategy != "no" else []
     kept = f"the last good checkpoint is {Path(made[0])}" if made else "there is no checkpoint"
-    return (f"PPO diverged in iteration {state.global_step + 1}: {what}; likely causes: "
-            f"{', '.join(causes)}; {kept}")  # fmt: skip
+    return (
+        f"PPO diverged in iteration {state.global_step + 1}: {what}; likely causes: "
+        f"{', '.join(causes)}; {kept}"
+    )

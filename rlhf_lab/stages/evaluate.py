@@ -92,9 +92,11 @@ def pair_accuracy(reward_model, tokenizer, pairs: Sequence[dict]) -> tuple[float
 def gold_gaps(pairs: Sequence[dict], gold_reward) -> Tensor:
     """Gold reward of the chosen response minus that of the rejected one. → (n,)."""
     return torch.tensor(
-        [gold_reward(p["prompt"], p["chosen"]) - gold_reward(p["prompt"], p["rejected"])
-         for p in pairs]
-    )  # fmt: skip
+        [
+            gold_reward(p["prompt"], p["chosen"]) - gold_reward(p["prompt"], p["rejected"])
+            for p in pairs
+        ]
+    )
 
 
 def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> float:
@@ -104,8 +106,9 @@ def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> f
     return float(((margin > 0) == (gaps > 0))[clear].float().mean())
 
 
-def win_rate(reward_model, tokenizer, prompts: Sequence, before: Sequence[str],
-             after: Sequence[str]) -> float:  # fmt: skip
+def win_rate(
+    reward_model, tokenizer, prompts: Sequence, before: Sequence[str], after: Sequence[str]
+) -> float:
     """Share of prompts whose response after scores higher than the one before; ties count half.
 
     `tokenizer`: the reward model's.
@@ -114,13 +117,25 @@ def win_rate(reward_model, tokenizer, prompts: Sequence, before: Sequence[str],
     return float(((new > old).float() + (new == old).float() / 2).mean())
 
 
-def sample_pairs(model, tokenizer, prompts: Sequence[str], *, seed: int = 0, progress=None,
-                 max_new_tokens: int = 64) -> list[dict]:  # fmt: skip
+def sample_pairs(
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    progress=None,
+    max_new_tokens: int = 64,
+) -> list[dict]:
     """Two different responses of a model for each prompt: {"prompt", "first", "second"}."""
     sampled = sample_texts(
-        model, tokenizer, prompts, samples=2, seed=seed, progress=progress,
+        model,
+        tokenizer,
+        prompts,
+        samples=2,
+        seed=seed,
+        progress=progress,
         max_new_tokens=max_new_tokens,
-    )  # fmt: skip
+    )
     return [
         {"prompt": p, "first": a, "second": b}
         for p, (a, b) in zip(prompts, sampled, strict=True)

@@ -107,9 +107,13 @@ class View(nn.Module):
     base_model_prefix = "trunk"
 
     def __init__(
-        self, whole: nn.Module, turn: Callable[[], None], mine: Callable[[str], bool],
-        score: nn.Module | None = None, offset: float = 0.0,
-    ):  # fmt: skip
+        self,
+        whole: nn.Module,
+        turn: Callable[[], None],
+        mine: Callable[[str], bool],
+        score: nn.Module | None = None,
+        offset: float = 0.0,
+    ):
         super().__init__()
         self._shared, self._turn, self._mine = (whole,), turn, mine  # a tuple: no submodule
         self.trunk = _Trunk(whole, turn)

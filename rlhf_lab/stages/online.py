@@ -78,35 +78,56 @@ class Judge:
     """
 
     def __init__(
-        self, model, tokenizer, args, *, meter: Meter | None = None,
+        self,
+        model,
+        tokenizer,
+        args,
+        *,
+        meter: Meter | None = None,
         metric_funcs: dict[str, Callable] | None = None,
         on_sample: Callable[[int, list[dict]], None] | None = None,
-        reward_funcs: Callable | Sequence[Callable] | None = None, reward_tokenizer=None,
-    ):  # fmt: skip
+        reward_funcs: Callable | Sequence[Callable] | None = None,
+        reward_tokenizer=None,
+    ):
         self.model, self.tokenizer, self.args = model, tokenizer, args
         self.device = torch.device("cpu")
         if model is not None:
             self.device = next(model.eval().requires_grad_(False).parameters()).device
-        self.rewards = Rewards(model, reward_funcs, tokenizer, args, reward_tokenizer,
-                               device=self.device)  # fmt: skip
+        self.rewards = Rewards(
+            model, reward_funcs, tokenizer, args, reward_tokenizer, device=self.device
+        )
         self.meter, self.metric_funcs = meter or NoMeter("grpo"), metric_funcs or {}
         self.on_sample, self.episodes = on_sample, 0
         self.meter.watch("reward", model)
 
     def scores(self, prompts: list, completion_ids: list[list[int]]) -> Tensor:
         """What the rewards say, `per_device_train_batch_size` rows at a time. → (n,)."""
-        rows = [encode_prompt(self.tokenizer, p) + ids
-                for p, ids in zip(prompts, completion_ids, strict=True)]  # fmt: skip
+        rows = [
+            encode_prompt(self.tokenizer, p) + ids
+            for p, ids in zip(prompts, completion_ids, strict=True)
+        ]
         ids, mask = pad_prompts(rows, self.tokenizer.pad_token_id)
         with torch.no_grad():
             return self.rewards.ask(
-                ids.to(self.device), mask.to(self.device), completion_ids,
-                self.stopped(completion_ids).tolist(), [{"prompt": p} for p in prompts],
-                self.args.per_device_train_batch_size, self.meter,
-            ).cpu()  # fmt: skip
+                ids.to(self.device),
+                mask.to(self.device),
+                completion_ids,
+                self.stopped(completion_ids).tolist(),
+                [{"prompt": p} for p in prompts],
+                self.args.per_device_train_batch_size,
+                self.meter,
+            ).cpu()
 
-    def __call__(self, prompts, completions, completion_ids, *, trainer_state=None,
-                 log_metric=lambda name, value: None, **columns) -> list[float | None]:  # fmt: skip
+    def __call__(
+        self,
+        prompts,
+        completions,
+        completion_ids,
+        *,
+        trainer_state=None,
+        log_metric=lambda name, value: None,
+        **columns,
+    ) -> list[float | None]:
         said = self.scores(prompts, completion_ids)
         stopped = self.stopped(completion_ids)
         scores = missing_stop_score(said, stopped, self.args.missing_eos_penalty)
@@ -128,17 +149,29 @@ class Judge:
         """Metrics that are only watched, and a few samples for the record."""
         texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         rows = [{"prompt": p} for p in prompts]
-        values = {name: call_reward(f, rows, texts, completion_ids)
-                  for name, f in self.metric_funcs.items()}  # fmt: skip
+        values = {
+            name: call_reward(f, rows, texts, completion_ids)
+            for name, f in self.metric_funcs.items()
+        }
         for name, of_rows in values.items():
             log_metric(name, float(of_rows.nanmean()))
         if self.on_sample and state is not None and state.is_world_process_zero:
-            self.on_sample(state.global_step + 1, [
-                {"prompt": prompt_text(prompts[i]), "response": texts[i],
-                 "reward": float(scores[i]), **{n: float(v[i]) for n, v in values.items()}}
-                for i in range(0, min(len(prompts), 4 * self.args.num_generations),
-                               self.args.num_generations)
-            ])  # fmt: skip
+            self.on_sample(
+                state.global_step + 1,
+                [
+                    {
+                        "prompt": prompt_text(prompts[i]),
+                        "response": texts[i],
+                        "reward": float(scores[i]),
+                        **{n: float(v[i]) for n, v in values.items()},
+                    }
+                    for i in range(
+                        0,
+                        min(len(prompts), 4 * self.args.num_generations),
+                        self.args.num_generations,
+                    )
+                ],
+            )
 
 
 # ----------------------------------------------------------------------------------------- trainer
@@ -231,19 +264,30 @@ def online_trainer(model, reference, tokenizer, train, args, judge: Judge, watch
     home = sys.modules[made.__mro__[2].__module__]
     with patched(home, "create_model_from_path", lambda *_, **__: reference):
         trainer = made(
-            model=model, args=args, processing_class=tokenizer, reward_funcs=judge,
-            callbacks=[watch], peft_config=lora,
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            reward_funcs=judge,
+            callbacks=[watch],
+            peft_config=lora,
             train_dataset=Dataset.from_list([{"prompt": r["prompt"]} for r in train]),
-        )  # fmt: skip
+        )
     return _unprinted(trainer)
 
 
 NAMES = {
-    "loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
-    "entropy": "entropy", "reward": "score", "judged": "reward", "stopped": "stopped",
-    "frac_reward_zero_std": "equal_groups", "completions/mean_length": "response_length",
-    "ours/kl": "kl", "ours/kl_k3": "kl_k3",
-}  # fmt: skip
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "entropy": "entropy",
+    "reward": "score",
+    "judged": "reward",
+    "stopped": "stopped",
+    "frac_reward_zero_std": "equal_groups",
+    "completions/mean_length": "response_length",
+    "ours/kl": "kl",
+    "ours/kl_k3": "kl_k3",
+}
 """TRL's metrics and the judge's → those of our PPO. TRL's `reward` is after penalties, which PPO
 calls score; its `kl` is per token, of RLOO k1 when sampling, of GRPO k3 in every step."""
 
@@ -269,5 +313,9 @@ class OnlineWatch(Watch):
         super().on_log(args, state, control, ours)
         if self.bar:
             shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
-            self.bar.update(0, "  ".join(f"{n} {ours[k]:.2f}" for n, k in shown.items()
-                                         if isinstance(ours.get(k), float)))  # fmt: skip
+            self.bar.update(
+                0,
+                "  ".join(
+                    f"{n} {ours[k]:.2f}" for n, k in shown.items() if isinstance(ours.get(k), float)
+                ),
+            )

@@ -50,8 +50,15 @@ from .rollout import (
 )
 from .sampling import row_keys, shuffled
 
-STATISTICS = ("policy_loss", "value_loss", "policy_clip_fraction", "ratio", "approx_kl", "entropy",
-              "value_clip_fraction")  # fmt: skip
+STATISTICS = (
+    "policy_loss",
+    "value_loss",
+    "policy_clip_fraction",
+    "ratio",
+    "approx_kl",
+    "entropy",
+    "value_clip_fraction",
+)
 """What `losses` returns of a pass, in its order."""
 
 
@@ -111,9 +118,14 @@ class PPOTrainer(Bookkeeping):
 
         self.roles = self._play(model, ref_model, value_model, reward_model, peft_config)
         self.rewards = Rewards(
-            self.roles.reward, reward_funcs, processing_class, args, reward_processing_class,
-            self.stop_token_id, self.accelerator.device,
-        )  # fmt: skip
+            self.roles.reward,
+            reward_funcs,
+            processing_class,
+            args,
+            reward_processing_class,
+            self.stop_token_id,
+            self.accelerator.device,
+        )
         self.beta, self.seconds = args.kl_coef, 0.0
         self._wrap()
         self._set_up_callbacks(callbacks)
@@ -138,9 +150,11 @@ class PPOTrainer(Bookkeeping):
         if args.max_steps > 0:
             self.iterations = args.max_steps
         self.scheduler = get_scheduler(  # (17): one step an iteration, linear to 0 by default
-            args.lr_scheduler_type, optimizer, args.get_warmup_steps(self.iterations),
+            args.lr_scheduler_type,
+            optimizer,
+            args.get_warmup_steps(self.iterations),
             self.iterations,
-        )  # fmt: skip
+        )
         self.worth = worth_a_pass(roles.policy.config)
         self.model, self.optimizer = self.accelerator.prepare(roles.trained, optimizer)
         self.meter.watch("reference", roles.reference)
@@ -192,9 +206,12 @@ class PPOTrainer(Bookkeeping):
         state.epoch = metrics["episodes"] / len(self.train_dataset)
         if args.kl_target is not None:  # adaptive controller (18)
             self.beta = maths.adapt_kl_coef(
-                self.beta, metrics["kl"], args.kl_target, args.kl_horizon,
+                self.beta,
+                metrics["kl"],
+                args.kl_target,
+                args.kl_horizon,
                 self.episodes_per_iteration,
-            )  # fmt: skip
+            )
         return metrics
 
     def next_prompts(self, iteration: int) -> Tensor:
@@ -230,10 +247,15 @@ class PPOTrainer(Bookkeeping):
         prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
         with self.meter.phase("rollout", "policy", calls=self.policy):
             responses = generate(  # temperature only: no top-k, no top-p (1)
-                self.policy, prompt_ids, prompt_mask, keys, max_new_tokens=args.response_length,
-                stop_token_id=self.stop_token_id, pad_token_id=self.tokenizer.pad_token_id,
+                self.policy,
+                prompt_ids,
+                prompt_mask,
+                keys,
+                max_new_tokens=args.response_length,
+                stop_token_id=self.stop_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
                 temperature=args.temperature,
-            )  # fmt: skip
+            )
         return prompt_ids, prompt_mask, responses
 
     # ------------------------------------------------------------------------------ 2. score
@@ -266,10 +288,19 @@ class PPOTrainer(Bookkeeping):
         scores = self.rewards.score(ids, attention, responses, mask, rows, chunk, self.meter)
         nothing = torch.zeros_like(values)
         return Rollout(
-            index.to(ids.device), ids, attention, responses, mask, said,
-            logprobs * mask, ref_logprobs * mask,  # the same constant beyond the end (10)
-            values * said, scores, nothing, nothing,
-        )  # fmt: skip
+            index.to(ids.device),
+            ids,
+            attention,
+            responses,
+            mask,
+            said,
+            logprobs * mask,
+            ref_logprobs * mask,  # the same constant beyond the end (10)
+            values * said,
+            scores,
+            nothing,
+            nothing,
+        )
 
     def _without_stop(self, scores: Tensor, mask: Tensor, responses: Tensor) -> Tensor:
         """Rule 8: a response that never stops loses a penalty, or gets a fixed score."""
@@ -304,11 +335,15 @@ class PPOTrainer(Bookkeeping):
         k3 = maths.kl_estimate(r.logprobs, r.ref_logprobs, "k3")
         kl_response = k1.sum(1)  # masked positions are 0 in both
         means = {
-            "score": r.scores, "kl": kl_response, "kl_k2": (0.5 * k1**2).sum(1),
-            "kl_k3": k3.sum(1), "objective": r.scores - beta * kl_response,
-            "sampled_entropy": -r.logprobs.sum(1), "response_length": r.mask.sum(1).float(),
+            "score": r.scores,
+            "kl": kl_response,
+            "kl_k2": (0.5 * k1**2).sum(1),
+            "kl_k3": k3.sum(1),
+            "objective": r.scores - beta * kl_response,
+            "sampled_entropy": -r.logprobs.sum(1),
+            "response_length": r.mask.sum(1).float(),
             "stopped": self._stopped(r.responses, r.mask).float(),
-        }  # fmt: skip
+        }
         explained = maths.explained_variance(r.values, r.returns, r.value_mask)
         return {n: float(x.mean()) for n, x in means.items()} | {
             "kl_per_token": float(maths.masked_mean(k1, r.mask)),

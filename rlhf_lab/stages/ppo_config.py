@@ -87,25 +87,42 @@ class PPOConfig(TrainingArguments):
             self.use_cpu, self.bf16, self.fp16 = True, False, False
         batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
         for wrong, line in (
-            (batch % self.num_mini_batches, f"a rollout batch of {batch} does not split into "
-             f"num_mini_batches={self.num_mini_batches}"),
+            (
+                batch % self.num_mini_batches,
+                f"a rollout batch of {batch} does not split into "
+                f"num_mini_batches={self.num_mini_batches}",
+            ),
             (self.temperature <= 0, f"temperature must be above 0, got {self.temperature}"),
-            (self.score_clip is not None and not self.score_clip > 0,
-             f"score_clip must be above 0, got {self.score_clip}"),
-            (self.early_stop_kl is not None and not self.early_stop_kl > 0,
-             f"early_stop_kl must be above 0, got {self.early_stop_kl}"),
-            (self.max_kl_per_token is not None and not self.max_kl_per_token > 0,
-             f"max_kl_per_token must be above 0, or None, got {self.max_kl_per_token}"),
-            (self.save_total_limit is not None and self.save_total_limit < 1,
-             f"save_total_limit must be 1 or more, or None, got {self.save_total_limit}"),
+            (
+                self.score_clip is not None and not self.score_clip > 0,
+                f"score_clip must be above 0, got {self.score_clip}",
+            ),
+            (
+                self.early_stop_kl is not None and not self.early_stop_kl > 0,
+                f"early_stop_kl must be above 0, got {self.early_stop_kl}",
+            ),
+            (
+                self.max_kl_per_token is not None and not self.max_kl_per_token > 0,
+                f"max_kl_per_token must be above 0, or None, got {self.max_kl_per_token}",
+            ),
+            (
+                self.save_total_limit is not None and self.save_total_limit < 1,
+                f"save_total_limit must be 1 or more, or None, got {self.save_total_limit}",
+            ),
             (self.response_length < 1, f"response_length must be ≥ 1, got {self.response_length}"),
-            (self.kl_estimator not in ("k1", "k2", "k3"),
-             f"kl_estimator {self.kl_estimator!r}: choose k1, k2 or k3"),
-            (self.layout not in LAYOUTS,
-             f"layout {self.layout!r}: choose from {', '.join(LAYOUTS)}"),
-            (self.stop_token not in (None, "eos"),
-             f"stop_token {self.stop_token!r}: choose 'eos' or None"),
-        ):  # fmt: skip
+            (
+                self.kl_estimator not in ("k1", "k2", "k3"),
+                f"kl_estimator {self.kl_estimator!r}: choose k1, k2 or k3",
+            ),
+            (
+                self.layout not in LAYOUTS,
+                f"layout {self.layout!r}: choose from {', '.join(LAYOUTS)}",
+            ),
+            (
+                self.stop_token not in (None, "eos"),
+                f"stop_token {self.stop_token!r}: choose 'eos' or None",
+            ),
+        ):
             if wrong:
                 raise ValueError(line)
 

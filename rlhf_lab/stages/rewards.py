@@ -57,9 +57,15 @@ class Rewards:
     """
 
     def __init__(
-        self, model, functions: Callable | Sequence[Callable] | None, tokenizer, args=None,
-        processing_class=None, stop_token_id: int | None = None, device=None,
-    ):  # fmt: skip
+        self,
+        model,
+        functions: Callable | Sequence[Callable] | None,
+        tokenizer,
+        args=None,
+        processing_class=None,
+        stop_token_id: int | None = None,
+        device=None,
+    ):
         self.tokenizer, self.stop_token_id = tokenizer, stop_token_id
         self.normalise_scores = getattr(args, "normalize_scores", False)
         self.score_clip = getattr(args, "score_clip", None)
@@ -84,9 +90,15 @@ class Rewards:
     # ------------------------------------------------------------------------------------ scoring
 
     def score(
-        self, ids: Tensor, attention: Tensor, responses: Tensor, mask: Tensor, rows: list[dict],
-        chunk: int, meter: Meter | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        responses: Tensor,
+        mask: Tensor,
+        rows: list[dict],
+        chunk: int,
+        meter: Meter | None = None,
+    ) -> Tensor:
         """The weighted sum of what the sources say of each response, `chunk` rows at a time
         through a model. ids, attention: (b, s); responses, mask: (b, t) → (b,) fp32.
 
@@ -104,9 +116,15 @@ class Rewards:
         return any(not s.is_model or s.tokenizer is not None for s in self.sources)
 
     def ask(
-        self, ids: Tensor, attention: Tensor, answers: list[list[int]], ends: Sequence[bool],
-        rows: list[dict], chunk: int, meter: Meter | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        answers: list[list[int]],
+        ends: Sequence[bool],
+        rows: list[dict],
+        chunk: int,
+        meter: Meter | None = None,
+    ) -> Tensor:
         """The same where the tokens of the responses are known (`answers`) and whether each of
         them had stopped (`ends`). → (b,) fp32, NaN where no source says anything."""
         meter = meter or NoMeter("ppo")
@@ -141,10 +159,11 @@ class Rewards:
         tokens = sum(int(mask.sum()) for _, mask in read.values())
         with meter.phase("score", "reward", shape, tokens):
             return {
-                name: rollout.in_passes(lambda *x, n=name: sequence_scores(judges[n], *x),
-                                        passes[name], *read[name])
+                name: rollout.in_passes(
+                    lambda *x, n=name: sequence_scores(judges[n], *x), passes[name], *read[name]
+                )
                 for name in read
-            }  # fmt: skip
+            }
 
     # ------------------------------------------------------------------------ what is learned from
 
@@ -188,8 +207,10 @@ def _sources(model, functions: list, tokenizer, processing_class) -> list[Source
     if not isinstance(given, (list, tuple)):
         given = [given] * len(models)
     if len(given) != len(models):
-        raise ValueError(f"reward_processing_class: {len(given)} tokenizers for {len(models)} "
-                         "reward models; give one for each")  # fmt: skip
+        raise ValueError(
+            f"reward_processing_class: {len(given)} tokenizers for {len(models)} "
+            "reward models; give one for each"
+        )
     own = iter(given)
     sources: list[Source] = []
     for judge in ([] if model is None else [model]) + functions:
@@ -233,12 +254,16 @@ def check_reward_model(model) -> None:
     names = (name.split(".")[-1] for name, _ in model.named_modules())
     labels = int(getattr(model.config, "num_labels", 1))
     if getattr(model, "score", None) is None and "score" not in names:
-        raise ValueError(f"{type(model).__name__} is no reward model that can be used here: it "
-                         "has no `score` head, as AutoModelForSequenceClassification makes for "
-                         "a decoder")  # fmt: skip
+        raise ValueError(
+            f"{type(model).__name__} is no reward model that can be used here: it "
+            "has no `score` head, as AutoModelForSequenceClassification makes for "
+            "a decoder"
+        )
     if labels != 1:
-        raise ValueError(f"a reward model gives one score, {type(model).__name__} has {labels} "
-                         "labels: load it with num_labels=1, if it was trained so")  # fmt: skip
+        raise ValueError(
+            f"a reward model gives one score, {type(model).__name__} has {labels} "
+            "labels: load it with num_labels=1, if it was trained so"
+        )
 
 
 # --------------------------------------------------------------------------- another vocabulary
@@ -262,7 +287,9 @@ def retokenised(
     longest = max(map(len, sequences))
     room = getattr(getattr(source.judge, "config", None), "max_position_embeddings", None)
     if room and longest > room:
-        raise ValueError(f"reward model {source.name!r} takes {room} tokens, and a prompt with its "
-                         f"response is {longest} in its tokenizer: use shorter ones")  # fmt: skip
+        raise ValueError(
+            f"reward model {source.name!r} takes {room} tokens, and a prompt with its "
+            f"response is {longest} in its tokenizer: use shorter ones"
+        )
     pad = theirs.pad_token_id
     return pad_prompts(sequences, theirs.eos_token_id if pad is None else pad)

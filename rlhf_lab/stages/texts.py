@@ -39,10 +39,15 @@ def sample_ids(
         index = torch.tensor(part)
         keys = row_keys(seed, 0, index[:, 0], index[:, 1])
         responses = generate(
-            model, ids.to(model.device), mask.to(model.device), keys.to(model.device),
-            max_new_tokens=max_new_tokens, stop_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id, temperature=temperature,
-        )  # fmt: skip
+            model,
+            ids.to(model.device),
+            mask.to(model.device),
+            keys.to(model.device),
+            max_new_tokens=max_new_tokens,
+            stop_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            temperature=temperature,
+        )
         real = response_mask(responses, tokenizer.eos_token_id)
         for job, row, m in zip(part, responses, real, strict=True):
             said[job] = row[m].tolist()
@@ -91,9 +96,12 @@ def score_texts(
 
 
 def call_reward(
-    function: Callable, rows: list[dict], completions: list[str], ids: list[list[int]],
+    function: Callable,
+    rows: list[dict],
+    completions: list[str],
+    ids: list[list[int]],
     finite: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Call a reward function as GRPOTrainer does: prompts, completions, completion_ids, columns.
 
     → (b,) fp32; None ("does not apply") becomes NaN. Raises ValueError for what is no list of one
@@ -103,22 +111,24 @@ def call_reward(
     prompts = [r.get("prompt", r.get("input_ids")) for r in rows]
     if isinstance(prompts[0], list) and prompts[0] and isinstance(prompts[0][0], dict):
         completions = [[{"role": "assistant", "content": c}] for c in completions]
-    values = function(
-        prompts=prompts, completions=completions, completion_ids=ids, **columns
-    )  # fmt: skip
+    values = function(prompts=prompts, completions=completions, completion_ids=ids, **columns)
     try:
         count = len(values)
         made = [float("nan") if v is None else float(v) for v in values]
     except (TypeError, ValueError):
-        raise ValueError(f"{name_of(function)} must give a list with a number, or None, for each "
-                         f"completion, and gave {str(values)[:60]!r}") from None  # fmt: skip
+        raise ValueError(
+            f"{name_of(function)} must give a list with a number, or None, for each "
+            f"completion, and gave {str(values)[:60]!r}"
+        ) from None
     if count != len(rows):
         raise ValueError(f"{name_of(function)} gave {count} rewards for {len(rows)} completions")
     for row, (value, number) in enumerate(zip(values, made, strict=True)):
         if finite and value is not None and not math.isfinite(number):
-            raise ValueError(f"{name_of(function)} gave {number} for row {row} "
-                             f"({completions[row][:40]!r}): a reward is a finite number, or None "
-                             "where there is none")  # fmt: skip
+            raise ValueError(
+                f"{name_of(function)} gave {number} for row {row} "
+                f"({completions[row][:40]!r}): a reward is a finite number, or None "
+                "where there is none"
+            )
     return torch.tensor(made)
 
 

@@ -37,8 +37,11 @@ def token_record(
     rewards: (b, t) what `judge` made of KL and score, of the same rows; None where nobody judged
     (held-out prompts): then advantage and return are not known either.
     """
-    figures = {"logprob": rows.logprobs, "log_ratio": rows.logprobs - rows.ref_logprobs,
-               "value": rows.values}  # fmt: skip
+    figures = {
+        "logprob": rows.logprobs,
+        "log_ratio": rows.logprobs - rows.ref_logprobs,
+        "value": rows.values,
+    }
     if rewards is not None:
         figures |= {"reward": rewards, "advantage": rows.advantages, "return": rows.returns}
     # One copy from the device, whatever there is to keep.

@@ -89,10 +89,13 @@ def sft_trainer(model, tokenizer, train, held_out, args, watch):
     from trl import SFTTrainer
 
     trainer = SFTTrainer(
-        model=model, args=args, processing_class=tokenizer, callbacks=[watch],
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        callbacks=[watch],
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
-    )  # fmt: skip
+    )
     return _unprinted(trainer)
 
 
@@ -101,10 +104,13 @@ def reward_trainer(model, tokenizer, train, held_out, args, watch):
     from trl import RewardTrainer
 
     trainer = RewardTrainer(
-        model=model, args=args, processing_class=tokenizer, callbacks=[watch],
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        callbacks=[watch],
         train_dataset=Dataset.from_list([_whole(r) for r in train]),
         eval_dataset=Dataset.from_list([_whole(r) for r in held_out]) if held_out else None,
-    )  # fmt: skip
+    )
     return _unprinted(trainer)
 
 
@@ -133,10 +139,14 @@ def dpo_trainer(model, tokenizer, train, held_out, args, watch):
     if hasattr(model, "peft_config"):
         lora, model = model.peft_config["default"], model.unload()
     trainer = TokenizedDPOTrainer(
-        model=model, args=args, processing_class=tokenizer, callbacks=[watch], peft_config=lora,
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        callbacks=[watch],
+        peft_config=lora,
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,
-    )  # fmt: skip
+    )
     return _unprinted(trainer)
 
 
@@ -148,8 +158,10 @@ def set_score_offset(model, tokenizer, demonstrations: list[dict]) -> float:
     response = "completion" if "completion" in demonstrations[0] else "chosen"
     model.config.score_offset = 0.0
     scores = score_texts(
-        model, tokenizer, [r["prompt"] for r in demonstrations],
+        model,
+        tokenizer,
+        [r["prompt"] for r in demonstrations],
         [r[response] for r in demonstrations],
-    )  # fmt: skip
+    )
     model.config.score_offset = -float(scores.mean())
     return model.config.score_offset

@@ -112,8 +112,9 @@ def picture(rows: Sequence[Share], title: str, empty: str) -> Picture:
     shapes = [words(10, 21, title, size=LARGE, weight="600")]
     for tick in (0, 0.5, 1) if rows else ():
         shapes.append(line(x(tick), top - 12, x(tick), bottom - 12, GRID, 1))
-        shapes.append(words(x(tick), bottom + 4, f"{tick:.0%}", size=SMALL, fill=FAINT,
-                            anchor="middle"))  # fmt: skip
+        shapes.append(
+            words(x(tick), bottom + 4, f"{tick:.0%}", size=SMALL, fill=FAINT, anchor="middle")
+        )
     for i, row in enumerate(rows):
         y = top + step * i
         shapes.append(words(left - 14, y + 4, row.name, size=SMALL, anchor="end"))
@@ -130,8 +131,10 @@ def _mark(row: Share, x: Callable[[float], float], y: float) -> str:
     title = f"<title>{escape(f'{row.name}: {row}')}</title>"
     at = x(row.share)
     if row.low is None:
-        return (f'<path d="M{at - 5:.1f} {y:.1f}L{at:.1f} {y - 5:.1f}L{at + 5:.1f} {y:.1f}'
-                f'L{at:.1f} {y + 5:.1f}Z" style="fill:{COLOURS[1]}">{title}</path>')  # fmt: skip
+        return (
+            f'<path d="M{at - 5:.1f} {y:.1f}L{at:.1f} {y - 5:.1f}L{at + 5:.1f} {y:.1f}'
+            f'L{at:.1f} {y + 5:.1f}Z" style="fill:{COLOURS[1]}">{title}</path>'
+        )
     return line(x(row.low), y, x(row.high), y, COLOURS[0], 3) + (
         f'<circle cx="{at:.1f}" cy="{y:.1f}" r="5" style="fill:{COLOURS[0]}">{title}</circle>'
     )

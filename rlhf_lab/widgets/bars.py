@@ -26,8 +26,13 @@ from .text import format_number
 FILL = {"predicted": 0.3, "simulated": 0.6, "measured": 1.0}
 """How full a source's bars are, the surer the fuller. Flat, not hatched: JupyterLab keeps a PNG of
 what it has drawn, and hatching made it twice as large."""
-NAMES = {"bytes": "memory", "flops": "arithmetic", "seconds": "time", "tokens": "tokens",
-         "money": "money"}  # fmt: skip
+NAMES = {
+    "bytes": "memory",
+    "flops": "arithmetic",
+    "seconds": "time",
+    "tokens": "tokens",
+    "money": "money",
+}
 _COLOURED = {
     "component": COMPONENTS,
     "role": ROLES,
@@ -116,9 +121,14 @@ def scaling(
 ) -> Figure:
     """A series over one setting (`lab.sweep`) on log-log paper, where a power law is a straight
     line: predicted and measured, each with its exponent. `x_title`: what is varied, with unit."""
-    found = {source: [(p["x"], p[f"{quantity} {source}"]) for p in sweep.points
-                      if p.get(f"{quantity} {source}")]
-             for source in ("predicted", "measured")}  # fmt: skip
+    found = {
+        source: [
+            (p["x"], p[f"{quantity} {source}"])
+            for p in sweep.points
+            if p.get(f"{quantity} {source}")
+        ]
+        for source in ("predicted", "measured")
+    }
     top = max((y for points in found.values() for _, y in points), default=0.0)
     if not top:
         raise ValueError(f"nothing to draw: this series has no {quantity}")
@@ -129,10 +139,14 @@ def scaling(
             continue
         slope = f", exponent {sweep.exponent(quantity, source):.2f}" if len(points) > 1 else ""
         figure.add_scatter(
-            x=[rounded(x) for x, _ in points], y=[rounded(y / size) for _, y in points],
-            mode="lines+markers", name=f"{source}{slope}", line=line_style(i),
-            marker={"symbol": symbol(i), "size": 8}, hovertemplate=f"%{{x:.4g}}: %{{y:.4g}} {name}",
-        )  # fmt: skip
+            x=[rounded(x) for x, _ in points],
+            y=[rounded(y / size) for _, y in points],
+            mode="lines+markers",
+            name=f"{source}{slope}",
+            line=line_style(i),
+            marker={"symbol": symbol(i), "size": 8},
+            hovertemplate=f"%{{x:.4g}}: %{{y:.4g}} {name}",
+        )
         ends = (format_number(y, UNITS[quantity]) for y in (points[0][1], points[-1][1]))
         words.append(f"{source}{slope}: {' to '.join(ends)}")
     figure.update_xaxes(type="log", title={"text": safe(x_title or sweep.axis)})
@@ -166,9 +180,14 @@ def _at_peak(rows: Sequence[Row]) -> list[Row]:
 
 
 def _bars(
-    cells: Mapping[str, Mapping[str, Sequence[Row]]], quantity: str, by: str, x_title: str,
-    y_title: str, references: Sequence[tuple[float, str]], theme: str,
-) -> Figure:  # fmt: skip
+    cells: Mapping[str, Mapping[str, Sequence[Row]]],
+    quantity: str,
+    by: str,
+    x_title: str,
+    y_title: str,
+    references: Sequence[tuple[float, str]],
+    theme: str,
+) -> Figure:
     """Clusters of rows as stacked bars, by a label of the rows."""
     if by not in _COLOURED:
         raise ValueError(f"by={by!r}: choose from {', '.join(_COLOURED)}")
@@ -183,14 +202,21 @@ def _bars(
             parts: dict[str, list[Row]] = {}
             for row in rows:
                 parts.setdefault(getattr(row, by) or "all", []).append(row)
-            bars.setdefault(cluster, {})[source] = {p: Amount.of(r, share)
-                                                    for p, r in parts.items()}  # fmt: skip
+            bars.setdefault(cluster, {})[source] = {
+                p: Amount.of(r, share) for p, r in parts.items()
+            }
     order = (*{"component": COMPONENTS, "role": ROLES, "phase": PHASES}[by], "all")
     colours = {p: _part_colour(by, p) for p in order}
     return stacked_bars(
-        bars, quantity=quantity, colours=colours, x_title=x_title, y_title=y_title, legend=by,
-        references=references, theme=theme,
-    )  # fmt: skip
+        bars,
+        quantity=quantity,
+        colours=colours,
+        x_title=x_title,
+        y_title=y_title,
+        legend=by,
+        references=references,
+        theme=theme,
+    )
 
 
 def _part_colour(by: str, part: str) -> str:
@@ -248,17 +274,26 @@ def total(parts: Mapping[str, Amount]) -> Amount:
 
 
 def stacked_bars(
-    bars: Bars, *, quantity: str, colours: Mapping[str, str], x_title: str, y_title: str,
-    legend: str, references: Sequence[tuple[float, str]] = (), theme: str = "both",
-) -> Figure:  # fmt: skip
+    bars: Bars,
+    *,
+    quantity: str,
+    colours: Mapping[str, str],
+    x_title: str,
+    y_title: str,
+    legend: str,
+    references: Sequence[tuple[float, str]] = (),
+    theme: str = "both",
+) -> Figure:
     """Clusters of stacked bars, a bar for each source, its band as an error bar.
 
     `colours`: part → colour, in the order of stacking, lowest first. `references`: horizontal lines
     (value, label). Positions and bases are given, not left to plotly: before 6.0 it could not stack
     bars that stand side by side.
     """
-    unit, sums = UNITS[quantity], {(c, s): total(parts) for c, found in bars.items()
-                                   for s, parts in found.items()}  # fmt: skip
+    unit, sums = (
+        UNITS[quantity],
+        {(c, s): total(parts) for c, found in bars.items() for s, parts in found.items()},
+    )
     known = [v for a in sums.values() for v in a if math.isfinite(v)]
     name, size = unit_of(quantity, max(known, default=0.0))
     shown = {p for found in bars.values() for parts in found.values() for p in parts}
@@ -269,24 +304,43 @@ def stacked_bars(
         for source in SOURCES:
             made = _blocks(bars, part, source, places, bases, size, unit, colours[part])
             figure.add_bar(**made) if made["x"] else None
-        figure.add_bar(x=[None], y=[None], name=safe(part), marker={"color": colours[part]},
-                       legendgroup=part, legend="legend")  # fmt: skip
+        figure.add_bar(
+            x=[None],
+            y=[None],
+            name=safe(part),
+            marker={"color": colours[part]},
+            legendgroup=part,
+            legend="legend",
+        )
     sources = [s for s in SOURCES if any(s in found for found in bars.values())]
     for source in sources:
         _tops(figure, source, places, sums, size, unit, len(sources) > 1)
     for level, label in references:
         if level > 3 * max(known, default=0.0):  # would press the bars flat
             continue
-        figure.add_hline(y=rounded(level / size), line={"color": NOTHING, "dash": "dot"},
-                         annotation={"text": safe(label), "xanchor": "right"})  # fmt: skip
-    figure.update_xaxes(tickvals=list(range(len(bars))), ticktext=[_in_lines(c) for c in bars],
-                        range=[-0.5, len(bars) - 0.5], title={"text": x_title})  # fmt: skip
+        figure.add_hline(
+            y=rounded(level / size),
+            line={"color": NOTHING, "dash": "dot"},
+            annotation={"text": safe(label), "xanchor": "right"},
+        )
+    figure.update_xaxes(
+        tickvals=list(range(len(bars))),
+        ticktext=[_in_lines(c) for c in bars],
+        range=[-0.5, len(bars) - 0.5],
+        title={"text": x_title},
+    )
     figure.update_yaxes(title={"text": f"{y_title} ({name})"}, rangemode="tozero")
     figure.update_layout(
-        barmode="overlay", legend={"title": {"text": legend}, "traceorder": "reversed"},
-        legend2={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom",
-                 "bgcolor": "rgba(0,0,0,0)"},
-    )  # fmt: skip
+        barmode="overlay",
+        legend={"title": {"text": legend}, "traceorder": "reversed"},
+        legend2={
+            "orientation": "h",
+            "x": 0,
+            "y": 1.02,
+            "yanchor": "bottom",
+            "bgcolor": "rgba(0,0,0,0)",
+        },
+    )
     words = [f"{y_title} by {x_title}", *_said(bars, sums, unit)]
     return finish(figure, words=words, plot=330, theme=theme)
 
@@ -308,9 +362,15 @@ def _places(bars: Bars) -> dict[tuple[str, str], tuple[int, float, float]]:
 
 
 def _blocks(
-    bars: Bars, part: str, source: str, places: Mapping, bases: dict, size: float, unit: str,
+    bars: Bars,
+    part: str,
+    source: str,
+    places: Mapping,
+    bases: dict,
+    size: float,
+    unit: str,
     fill: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """One part of all bars of a source, on top of what is there: `bases` grow."""
     columns: dict[str, list] = {k: [] for k in ("x", "offset", "width", "base", "y", "customdata")}
     for cluster, found in bars.items():
@@ -324,16 +384,24 @@ def _blocks(
             columns[name].append(value)
         bases[at] += amount.value
     return {
-        **columns, "name": safe(part), "legendgroup": part, "showlegend": False,
+        **columns,
+        "name": safe(part),
+        "legendgroup": part,
+        "showlegend": False,
         "marker": _filled(fill, source),
         "hovertemplate": f"%{{customdata}}<extra>{safe(part)}</extra>",
-    }  # fmt: skip
+    }
 
 
 def _tops(
-    figure: Figure, source: str, places: Mapping, sums: Mapping, size: float, unit: str,
+    figure: Figure,
+    source: str,
+    places: Mapping,
+    sums: Mapping,
+    size: float,
+    unit: str,
     several: bool,
-) -> None:  # fmt: skip
+) -> None:
     """At the top of each bar of a source: its band, its letter (or its total), all in words."""
     columns: dict[str, list] = {k: [] for k in ("x", "y", "high", "low", "label", "said")}
     for at, amount in sums.items():
@@ -342,27 +410,55 @@ def _tops(
         centre, offset, width = places[at]
         value, low, high = (v if math.isfinite(v) else amount.value for v in amount)
         said = [f"{at[0]}, {source}: {amount.words(unit)}", _ratio(sums, at)]
-        row = (rounded(centre + offset + width / 2), rounded(value / size),
-               rounded((high - value) / size), rounded((value - low) / size),
-               source[0].upper() if several else safe(format_number(value, unit)),
-               "<br>".join(safe(line, 80) for line in said if line))  # fmt: skip
+        row = (
+            rounded(centre + offset + width / 2),
+            rounded(value / size),
+            rounded((high - value) / size),
+            rounded((value - low) / size),
+            source[0].upper() if several else safe(format_number(value, unit)),
+            "<br>".join(safe(line, 80) for line in said if line),
+        )
         for name, entry in zip(columns, row, strict=True):
             columns[name].append(entry)
     x, y, high, low, label, said = columns.values()
-    band = {"type": "data", "symmetric": False, "array": high, "arrayminus": low,
-            "thickness": 1.6, "width": 3, "color": INK}  # fmt: skip
+    band = {
+        "type": "data",
+        "symmetric": False,
+        "array": high,
+        "arrayminus": low,
+        "thickness": 1.6,
+        "width": 3,
+        "color": INK,
+    }
     figure.add_scatter(
-        x=x, y=y, customdata=said, name=source, mode="markers", showlegend=False,
-        marker={"size": 8, "opacity": 0}, hovertemplate="%{customdata}<extra></extra>",
+        x=x,
+        y=y,
+        customdata=said,
+        name=source,
+        mode="markers",
+        showlegend=False,
+        marker={"size": 8, "opacity": 0},
+        hovertemplate="%{customdata}<extra></extra>",
         error_y=band if any(high + low) else None,
-    )  # fmt: skip
+    )
     tops = [rounded(v + h) for v, h in zip(y, high, strict=True)]
-    figure.add_scatter(x=x, y=tops, text=label, mode="text", textposition="top center",
-                       textfont={"size": 10}, showlegend=False, hoverinfo="skip")  # fmt: skip
+    figure.add_scatter(
+        x=x,
+        y=tops,
+        text=label,
+        mode="text",
+        textposition="top center",
+        textfont={"size": 10},
+        showlegend=False,
+        hoverinfo="skip",
+    )
     figure.add_bar(
-        x=[None], y=[None], name=f"{source[0].upper()} {source}" if several else source,
-        legend="legend2", marker=_filled(NOTHING, source),
-    )  # fmt: skip
+        x=[None],
+        y=[None],
+        name=f"{source[0].upper()} {source}" if several else source,
+        legend="legend2",
+        marker=_filled(NOTHING, source),
+    )
 
 
 def _filled(fill: str, source: str) -> dict[str, Any]:
@@ -381,7 +477,10 @@ def _said(bars: Bars, sums: Mapping, unit: str) -> list[str]:
     lines = []
     for cluster, found in bars.items():
         parts = [f"{s} {sums[cluster, s].words(unit)}" for s in SOURCES if s in found]
-        parts += [f"predicted {r}" for r in [_ratio(sums, (cluster, "predicted"))
-                                             if "predicted" in found else ""] if r]  # fmt: skip
+        parts += [
+            f"predicted {r}"
+            for r in [_ratio(sums, (cluster, "predicted")) if "predicted" in found else ""]
+            if r
+        ]
         lines.append(f"{cluster}: {'; '.join(parts)}")
     return lines

@@ -302,9 +302,11 @@ def _block(
 
 
 def _above_bars(
-    frame: Frame, places: Mapping[Any, tuple[float, float]], totals: Mapping[Any, float],
+    frame: Frame,
+    places: Mapping[Any, tuple[float, float]],
+    totals: Mapping[Any, float],
     said: Mapping[Any, str],
-) -> Iterator[str]:  # fmt: skip
+) -> Iterator[str]:
     """A word above each bar, if there is room to write every one."""
     room = frame.x(1) - frame.x(0) - 2
     for at, text in said.items():

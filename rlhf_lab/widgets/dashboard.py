@@ -68,9 +68,14 @@ class Dashboard:
     """
 
     def __init__(
-        self, stage: str, model: str = "", *, limit: float | None = None,
-        stop: Callable[[], None] | None = None, clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+        self,
+        stage: str,
+        model: str = "",
+        *,
+        limit: float | None = None,
+        stop: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.stage, self.model, self.limit = stage, model, limit
         self.run: Run | None = None
         self._ledger: Callable[[], Ledger] = Ledger
@@ -190,8 +195,13 @@ class Dashboard:
     def __repr__(self) -> str:
         """The same numbers as a table."""
         rows = [] if self.run is None else last_values(self.run, self.views)
-        return "\n".join([self.headline, table(rows) if rows else "nothing logged yet",
-                          cost_line(self._ledger())])  # fmt: skip
+        return "\n".join(
+            [
+                self.headline,
+                table(rows) if rows else "nothing logged yet",
+                cost_line(self._ledger()),
+            ]
+        )
 
 
 class Replay(Dashboard):
@@ -201,17 +211,26 @@ class Replay(Dashboard):
         self._upto = math.inf
         super().__init__(run.stage, str(run.config.get("model", "")), limit=limit)
         last = run.last_step
-        self.slider = w.IntSlider(last, min=0, max=max(last, 1), description="to step",
-                                  continuous_update=True)  # fmt: skip
+        self.slider = w.IntSlider(
+            last, min=0, max=max(last, 1), description="to step", continuous_update=True
+        )
         # The link sets the slider to the player's value as soon as a page shows them.
-        play = w.Play(value=last, min=0, max=max(last, 1), step=max(1, last // 60), interval=200,
-                      description="play")  # fmt: skip
+        play = w.Play(
+            value=last,
+            min=0,
+            max=max(last, 1),
+            step=max(1, last // 60),
+            interval=200,
+            description="play",
+        )
         w.jslink((play, "value"), (self.slider, "value"))
         self.slider.observe(self._moved, names="value")
         self.again = w.Button(description="Read again", tooltip="look for what was logged since")
         self.again.on_click(lambda _: self._read())
-        head = w.HBox([play, self.slider, self.again, self.status],
-                      layout={"align_items": "center", "flex_flow": "row wrap"})  # fmt: skip
+        head = w.HBox(
+            [play, self.slider, self.again, self.status],
+            layout={"align_items": "center", "flex_flow": "row wrap"},
+        )
         self.widget = w.VBox([head, *self.widget.children[1:]])
         self._state = run.status
         self.open(run)
@@ -260,8 +279,15 @@ def kernel_id() -> str:
 def last_values(run: Run, views: tuple[View, ...]) -> list[dict[str, str]]:
     """First and last value of every metric that has a chart."""
     names = [n for v in views for n in v.metrics]
-    return [{"metric": n, "first": format_number(ys[0]), "last": format_number(ys[-1]),
-             "step": str(xs[-1])} for n, (xs, ys) in known_series(run, names).items()]  # fmt: skip
+    return [
+        {
+            "metric": n,
+            "first": format_number(ys[0]),
+            "last": format_number(ys[-1]),
+            "step": str(xs[-1]),
+        }
+        for n, (xs, ys) in known_series(run, names).items()
+    ]
 
 
 def cost_line(ledger: Ledger) -> str:

@@ -32,24 +32,33 @@ def phase_rows(e: Any) -> list[dict[str, str]]:
         parts: dict[str, float] = {}
         for (_, component), size in f.bytes.items():
             parts[component] = parts.get(component, 0.0) + size
-        rows.append({
-            "phase": f.name, "role": f.role, "memory": format_bytes(f.total),
-            **{c: format_bytes(v) for c, v in parts.items()},
-            "FLOPs": format_number(a.work.flops * a.times, "FLOP"),
-            "time": format_seconds(seconds.get((f.name, f.role), 0.0)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "phase": f.name,
+                "role": f.role,
+                "memory": format_bytes(f.total),
+                **{c: format_bytes(v) for c, v in parts.items()},
+                "FLOPs": format_number(a.work.flops * a.times, "FLOP"),
+                "time": format_seconds(seconds.get((f.name, f.role), 0.0)),
+            }
+        )
     columns = dict.fromkeys(c for row in rows for c in row if c not in ("FLOPs", "time"))
     return [{c: row.get(c, "") for c in (*columns, "FLOPs", "time")} for row in rows]
 
 
 def remedy_rows(found: list) -> list[dict[str, str]]:
     """One line for each change."""
-    return [{
-        "change": r.does, "memory/device": format_bytes(r.estimate.peak),
-        "saves": _signed(r.saves_bytes, "B"),
-        "time saved": _signed(None if r.saves_hours is None else r.saves_hours * 3600, "s"),
-        "money saved": _signed(r.saves_money, "USD"), "fits": "yes" if r.fits else "no",
-    } for r in found]  # fmt: skip
+    return [
+        {
+            "change": r.does,
+            "memory/device": format_bytes(r.estimate.peak),
+            "saves": _signed(r.saves_bytes, "B"),
+            "time saved": _signed(None if r.saves_hours is None else r.saves_hours * 3600, "s"),
+            "money saved": _signed(r.saves_money, "USD"),
+            "fits": "yes" if r.fits else "no",
+        }
+        for r in found
+    ]
 
 
 def _signed(value: float | None, unit: str) -> str:

@@ -96,16 +96,20 @@ def series_of(runs: Sequence[Any], seeds: bool = True) -> list[Series]:
         different = len({str(run.config.get("seed")) for _, run in pairs}) == len(pairs)
         groups += [pairs] if different else [[pair] for pair in pairs]
     labels = _labels([(pairs[0][0], [run for _, run in pairs]) for pairs in groups])
-    return [Series(label, tuple(run for _, run in pairs))
-            for label, pairs in zip(labels, groups, strict=True)]  # fmt: skip
+    return [
+        Series(label, tuple(run for _, run in pairs))
+        for label, pairs in zip(labels, groups, strict=True)
+    ]
 
 
 def _facts(run: Any) -> dict[str, str]:
     """What a run was told, but for its seed and its place."""
     config = run.config
     told = {k: v for k, v in (config.get("settings") or {}).items() if k not in _NO_SETTING}
-    return {k: str(v) for k, v in {**{n: config.get(n) for n in ("stage", "model", "data")},
-                                   **told}.items()}  # fmt: skip
+    return {
+        k: str(v)
+        for k, v in {**{n: config.get(n) for n in ("stage", "model", "data")}, **told}.items()
+    }
 
 
 def _labels(groups: list[tuple[str, list[Any]]]) -> list[str]:
@@ -128,16 +132,19 @@ def _labels(groups: list[tuple[str, list[Any]]]) -> list[str]:
     for i, label in enumerate(labels):
         if labels.count(label) > 1 and label != groups[i][1][0].name:
             labels[i] = f"{label} {groups[i][1][0].name}"
-    return [f"{x} ({labels[:i].count(x) + 1})" if x in labels[:i] else x
-            for i, x in enumerate(labels)]  # fmt: skip
+    return [
+        f"{x} ({labels[:i].count(x) + 1})" if x in labels[:i] else x for i, x in enumerate(labels)
+    ]
 
 
 def _steps(run: Any, metric: str) -> dict[int, float]:
     """step → value, the last where a step was logged twice; what is no number is NaN."""
     if metric not in run.metric_names:
         return {}
-    return {step: math.nan if rounded(value) is None else value
-            for step, value in zip(*run.series(metric), strict=True)}  # fmt: skip
+    return {
+        step: math.nan if rounded(value) is None else value
+        for step, value in zip(*run.series(metric), strict=True)
+    }
 
 
 # -- curves -------------------------------------------------------------------------------------
@@ -158,9 +165,14 @@ def curves(
     height = 215 * rows
     titles = [METRICS.get(n, (safe(n), ""))[0] for n in names]
     figure = make_subplots(
-        rows, columns, figure=Figure(), shared_xaxes="all", subplot_titles=titles,
-        vertical_spacing=52 / height if rows > 1 else 0, horizontal_spacing=0.12,
-    )  # fmt: skip
+        rows,
+        columns,
+        figure=Figure(),
+        shared_xaxes="all",
+        subplot_titles=titles,
+        vertical_spacing=52 / height if rows > 1 else 0,
+        horizontal_spacing=0.12,
+    )
     most = points_each(len(names) * sum(3 if len(s.runs) > 1 else 1 for s in found))
     words, in_legend = ["Runs over their steps"], set()
     for place, name in enumerate(names):
@@ -169,15 +181,19 @@ def curves(
             lines = [points for points in (_steps(run, name) for run in s.runs) if points]
             if not lines:
                 continue
-            style = {"legendgroup": s.label, "name": safe(s.label),
-                     "showlegend": s.label not in in_legend}  # fmt: skip
+            style = {
+                "legendgroup": s.label,
+                "name": safe(s.label),
+                "showlegend": s.label not in in_legend,
+            }
             in_legend.add(s.label)
             words.append(f"{name}, {s.label}: {_draw(figure, lines, i, most, style, at)}")
         figure.update_yaxes(title={"text": _unit(name, found)}, **at)
     for column in range(1, columns + 1):
         last = max(p for p in range(len(names)) if p % columns == column - 1) // columns + 1
-        figure.update_xaxes(title={"text": _step_name(found)}, showticklabels=True, row=last,
-                            col=column)  # fmt: skip
+        figure.update_xaxes(
+            title={"text": _step_name(found)}, showticklabels=True, row=last, col=column
+        )
     figure.update_layout(hovermode="x unified", annotations=[{"font": {"size": 13}}] * len(names))
     finish(figure, words=words, plot=height, theme=theme)
     return legend_on_top(figure, [s.label for s in found], below=24)
@@ -200,8 +216,10 @@ def _draw(
     """One series in one panel; → its first and last value in words."""
     steps = sorted(lines[0]) if len(lines) == 1 else sorted(set.intersection(*map(set, lines)))
     values = [[line[x] for line in lines] for x in steps]
-    low, high = ([rounded(pick(v)) if all(map(math.isfinite, v)) else None for v in values]
-                 for pick in (min, max))  # fmt: skip
+    low, high = (
+        [rounded(pick(v)) if all(map(math.isfinite, v)) else None for v in values]
+        for pick in (min, max)
+    )
     mean = [rounded(math.fsum(v) / len(v)) if all(map(math.isfinite, v)) else None for v in values]
     if not steps:
         return "no step in common"
@@ -212,18 +230,32 @@ def _draw(
         whole = [(x, a, b) for x, a, b in zip(xs, low, high, strict=True) if a is not None]
         figure.add_scatter(
             x=[x for x, *_ in whole] + [x for x, *_ in reversed(whole)],
-            y=[b for *_, b in whole] + [a for _, a, _ in reversed(whole)], mode="lines",
-            line={"width": 0}, fill="toself", fillcolor=faint(colour(i), 0.2), hoverinfo="skip",
-            **{**style, "showlegend": False}, **at,
-        )  # fmt: skip
+            y=[b for *_, b in whole] + [a for _, a, _ in reversed(whole)],
+            mode="lines",
+            line={"width": 0},
+            fill="toself",
+            fillcolor=faint(colour(i), 0.2),
+            hoverinfo="skip",
+            **{**style, "showlegend": False},
+            **at,
+        )
     marked = len(xs) <= 40
     figure.add_scatter(
-        x=xs, y=mean, mode="lines+markers" if marked else "lines", line=line_style(i),
+        x=xs,
+        y=mean,
+        mode="lines+markers" if marked else "lines",
+        line=line_style(i),
         marker={"symbol": symbol(i), "size": 6} if marked else None,
-        customdata=[f"({format_number(a)} to {format_number(b)})" if a is not None else ""
-                    for a, b in zip(low, high, strict=True)] if several else None,
-        hovertemplate="%{y:.4g}" + (" %{customdata}" if several else ""), **style, **at,
-    )  # fmt: skip
+        customdata=[
+            f"({format_number(a)} to {format_number(b)})" if a is not None else ""
+            for a, b in zip(low, high, strict=True)
+        ]
+        if several
+        else None,
+        hovertemplate="%{y:.4g}" + (" %{customdata}" if several else ""),
+        **style,
+        **at,
+    )
     ends = [format_number(v) for v in (mean[0], mean[-1])]
     band = f" (seeds: {format_number(low[-1])} to {format_number(high[-1])})" if several else ""
     return f"{ends[0]} at step {xs[0]}, {ends[1]} at step {xs[-1]}{band}"
@@ -245,9 +277,12 @@ def _step_name(found: Sequence[Series]) -> str:
 
 # -- the frontier ---------------------------------------------------------------------------------
 def frontier(
-    *things: Any, reward: str = "gold_reward", kl: str = "kl", root: bool = False,
+    *things: Any,
+    reward: str = "gold_reward",
+    kl: str = "kl",
+    root: bool = False,
     theme: str = "both",
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Reward over the distance from the reference: how much a method gets for its nats.
 
     `things`: runs, mappings of names to runs, and results of `lab.best_of_n`. A run that logged
@@ -283,8 +318,9 @@ def frontier(
         if t.mode == "markers+text" and t.x[0] > 0.7 * right:
             t.textposition = t.textposition.replace("center", "left")
     nats = "√nats" if root else "nats"
-    figure.update_xaxes(title={"text": f"{'√' if root else ''}KL to the reference ({nats}"
-                                       " per response)"})  # fmt: skip
+    figure.update_xaxes(
+        title={"text": f"{'√' if root else ''}KL to the reference ({nats} per response)"}
+    )
     figure.update_yaxes(title={"text": f"{title} ({unit})" if unit else title})
     figure.update_layout(hovermode="closest")
     finish(figure, words=words, plot=340, theme=theme)
@@ -297,45 +333,73 @@ def _paths(figure: Figure, s: Series, i: int, reward: str, kl: str, x: Any) -> I
     path = _path(s, reward, kl)
     if path:
         steps, nats, rewards = zip(*path, strict=True)
-        size = [round(3 + 6 * (step - steps[0]) / max(steps[-1] - steps[0], 1), 1)
-                for step in steps]  # fmt: skip
+        size = [
+            round(3 + 6 * (step - steps[0]) / max(steps[-1] - steps[0], 1), 1) for step in steps
+        ]
         figure.add_scatter(
-            x=[x(v) for v in nats], y=list(map(rounded, rewards)), mode="lines+markers", **style,
-            line={**line_style(i), "width": 1.3}, customdata=steps, cliponaxis=False,
+            x=[x(v) for v in nats],
+            y=list(map(rounded, rewards)),
+            mode="lines+markers",
+            **style,
+            line={**line_style(i), "width": 1.3},
+            customdata=steps,
+            cliponaxis=False,
             marker={"symbol": symbol(i), "size": size, "opacity": 0.75, "line": {"width": 0}},
             hovertemplate="step %{customdata}: %{y:.4g} at %{x:.3g}",
-        )  # fmt: skip
-        yield (f"{s.label}, step {steps[-1]}: {reward} {format_number(rewards[-1])} at "
-               f"{format_number(nats[-1])} nats")  # fmt: skip
+        )
+        yield (
+            f"{s.label}, step {steps[-1]}: {reward} {format_number(rewards[-1])} at "
+            f"{format_number(nats[-1])} nats"
+        )
     # An SFT model is the reference: it has moved by nothing.
-    ends = [(0.0 if run.stage == "sft" else run.summary.get(kl), run.summary.get(reward))
-            for run in s.runs]  # fmt: skip
+    ends = [
+        (0.0 if run.stage == "sft" else run.summary.get(kl), run.summary.get(reward))
+        for run in s.runs
+    ]
     ends = [end for end in ends if all(rounded(v) is not None for v in end)]
     if ends:
         figure.add_scatter(
-            x=[x(v) for v, _ in ends], y=[rounded(v) for _, v in ends], mode="markers+text",
-            text=[safe(s.label, 26)] + [""] * (len(ends) - 1), cliponaxis=False,
-            textposition="bottom center" if i % 2 else "top center", showlegend=not path, **style,
-            marker={"symbol": symbol(i), "size": 13, "color": colour(i),
-                    "line": {"width": 1.5, "color": NOTHING}},
+            x=[x(v) for v, _ in ends],
+            y=[rounded(v) for _, v in ends],
+            mode="markers+text",
+            text=[safe(s.label, 26)] + [""] * (len(ends) - 1),
+            cliponaxis=False,
+            textposition="bottom center" if i % 2 else "top center",
+            showlegend=not path,
+            **style,
+            marker={
+                "symbol": symbol(i),
+                "size": 13,
+                "color": colour(i),
+                "line": {"width": 1.5, "color": NOTHING},
+            },
             hovertemplate="held out: %{y:.4g} at %{x:.3g}",
-        )  # fmt: skip
+        )
     for nats, value in ends:
-        yield (f"{s.label}, held out: {reward} {format_number(value)} at "
-               f"{format_number(nats)} nats")  # fmt: skip
+        yield (
+            f"{s.label}, held out: {reward} {format_number(value)} at {format_number(nats)} nats"
+        )
 
 
 def _starts(figure: Figure, found: Sequence[Series], reward: str) -> Iterator[str]:
     """Where the runs began, at no distance from the reference; → words."""
-    said = (rounded(run.summary.get(f"before/{reward}"))
-            for s in found if s.stage != "sft" for run in s.runs)  # fmt: skip
+    said = (
+        rounded(run.summary.get(f"before/{reward}"))
+        for s in found
+        if s.stage != "sft"
+        for run in s.runs
+    )
     values = [v for v in dict.fromkeys(said) if v is not None]
     if values:
         figure.add_scatter(
-            x=[0] * len(values), y=values, mode="markers", name="before training", cliponaxis=False,
+            x=[0] * len(values),
+            y=values,
+            mode="markers",
+            name="before training",
+            cliponaxis=False,
             marker={"symbol": "star", "size": 12, "color": NOTHING},
             hovertemplate="held out: %{y:.4g}",
-        )  # fmt: skip
+        )
         yield f"before training: {reward} {', '.join(map(format_number, values))}"
 
 
@@ -344,8 +408,14 @@ def _path(s: Series, reward: str, kl: str) -> list[tuple[int, float, float]]:
     both = [(_steps(run, kl), _steps(run, reward)) for run in s.runs]
     steps = set.intersection(*(set(nats) & set(rewards) for nats, rewards in both))
     count = len(both)
-    path = [(step, math.fsum(n[step] for n, _ in both) / count,
-             math.fsum(r[step] for _, r in both) / count) for step in sorted(steps)]  # fmt: skip
+    path = [
+        (
+            step,
+            math.fsum(n[step] for n, _ in both) / count,
+            math.fsum(r[step] for _, r in both) / count,
+        )
+        for step in sorted(steps)
+    ]
     path = [point for point in path if all(map(math.isfinite, point))]
     if not path:
         return []
@@ -360,14 +430,25 @@ def _best_of(figure: Figure, name: str, table: Any, i: int, reward: str, x: Any)
     if not points:
         return
     figure.add_scatter(
-        x=[x(p.kl_bound) for p in points], y=[rounded(getattr(p, value)) for p in points],
-        error_y={"type": "data", "thickness": 1.2, "width": 3,
-                 "array": [rounded(getattr(p, error)) or 0 for p in points]},
-        mode="lines+markers+text", name=safe(f"{name} (KL: at most)"), line=line_style(i),
-        text=[f"n={p.n}" for p in points], textposition="top left", cliponaxis=False,
+        x=[x(p.kl_bound) for p in points],
+        y=[rounded(getattr(p, value)) for p in points],
+        error_y={
+            "type": "data",
+            "thickness": 1.2,
+            "width": 3,
+            "array": [rounded(getattr(p, error)) or 0 for p in points],
+        },
+        mode="lines+markers+text",
+        name=safe(f"{name} (KL: at most)"),
+        line=line_style(i),
+        text=[f"n={p.n}" for p in points],
+        textposition="top left",
+        cliponaxis=False,
         marker={"symbol": symbol(i), "size": 8},
         hovertemplate="%{text}: %{y:.4g} at no more than %{x:.3g}",
-    )  # fmt: skip
+    )
     yield f"{name}: " + "; ".join(
         f"n={p.n} {reward} {format_number(getattr(p, value))} at no more than "
-        f"{format_number(p.kl_bound)} nats" for p in points)  # fmt: skip
+        f"{format_number(p.kl_bound)} nats"
+        for p in points
+    )

@@ -69,30 +69,37 @@ class Inspector:
         wide = {"description_width": "initial"}
         self.mode = w.ToggleButtons(
             options=[(name, mode) for mode, name in _MODES.items()],
-            style={"button_width": "auto"}, layout=w.Layout(width="auto"),
+            style={"button_width": "auto"},
+            layout=w.Layout(width="auto"),
             tooltips=["what was sampled to learn from", "the same prompts, before and after"],
-        )  # fmt: skip
+        )
         self.step = w.SelectionSlider(
             options=[("–", 0)], description="Step", style=wide, layout=w.Layout(width="330px")
         )
         self.sample = w.Dropdown(
-            options=[("–", None)], description="Sample", style=wide,
+            options=[("–", None)],
+            description="Sample",
+            style=wide,
             layout=w.Layout(flex="1 1 260px", min_width="200px", max_width="620px"),
-        )  # fmt: skip
+        )
         self.colour = w.Dropdown(
             options=[("none", "")], description="Colour", style=wide, layout=w.Layout(width="225px")
         )
         self.query = w.Text(
-            placeholder="in prompts and responses", description="Search", style=wide,
+            placeholder="in prompts and responses",
+            description="Search",
+            style=wide,
             layout=w.Layout(width="265px"),
-        )  # fmt: skip
+        )
         self.token = w.IntSlider(
             value=0, min=0, max=1, description="Token", style=wide, layout=w.Layout(width="330px")
         )
         self.table = w.ToggleButton(
-            value=False, description="Table", layout=w.Layout(width="auto"),
+            value=False,
+            description="Table",
+            layout=w.Layout(width="auto"),
             tooltip="every token and its figures as a table",
-        )  # fmt: skip
+        )
         self._previous = self._button("Previous", "the sample before that the search finds", -1)
         self._next = self._button("Next", "the next sample that the search finds", 1)
         self._refresh = self._button("Refresh", "read again what the runs have written")
@@ -118,10 +125,18 @@ class Inspector:
         search = (self.query, self._previous, self._next, self._found)
         style = w.HTML(view.STYLE, layout=w.Layout(display="none"))
         self._top = row(self.mode, self.step, self.sample)
-        return w.VBox([
-            style, self._top, row(self.colour, *search, self._refresh), self._legend, self._page,
-            row(self.token, self.table, self._compute), self._chart, self._status,
-        ])  # fmt: skip
+        return w.VBox(
+            [
+                style,
+                self._top,
+                row(self.colour, *search, self._refresh),
+                self._legend,
+                self._page,
+                row(self.token, self.table, self._compute),
+                self._chart,
+                self._status,
+            ]
+        )
 
     @contextmanager
     def _at_once(self):
@@ -327,8 +342,9 @@ class Inspector:
         coloured = any(key in s.tokens.figures for s in cards)
         return tokens_picture(
             [(s.title, facts_text(s), s.prompt, s.tokens) for s in cards],
-            key, self._scales.get(key) if coloured else None,
-        )  # fmt: skip
+            key,
+            self._scales.get(key) if coloured else None,
+        )
 
     def _ipython_display_(self) -> None:
         self._showing = show(self.widget, self.still)

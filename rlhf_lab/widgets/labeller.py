@@ -129,8 +129,9 @@ class Labeller(anywidget.AnyWidget):
             raise ValueError(f"all {len(self.pairs)} pairs are labelled; undo takes one back")
         if seconds is None:
             seconds = time.monotonic() - self._since
-        given = self.judgements.add(choice, pair.prompt, pair.left, pair.right, seconds=seconds,
-                                    who=self.who)  # fmt: skip
+        given = self.judgements.add(
+            choice, pair.prompt, pair.left, pair.right, seconds=seconds, who=self.who
+        )
         self._given.append(given)
         self._show(f"Saved: {_SAID[choice]}.{self._verdict(pair, choice)}")
 
@@ -165,8 +166,11 @@ class Labeller(anywidget.AnyWidget):
         annotator, how often the annotator is expected to agree with the gold reward (its noise is
         yours to beat), and how often you chose the left and the longer one."""
         pairs = {pair.id: pair for pair in self.pairs}
-        lines = [line for line in self.judgements.standing(self.who)
-                 if "chosen" in line and line["pair"] in pairs]  # fmt: skip
+        lines = [
+            line
+            for line in self.judgements.standing(self.who)
+            if "chosen" in line and line["pair"] in pairs
+        ]
         whose = "the data's labels" if self._annotator is None else "the annotator"
         return shares([self._choice(pairs[line["pair"]], line) for line in lines], whose)
 
@@ -182,8 +186,10 @@ class Labeller(anywidget.AnyWidget):
         """Label in a terminal, until all is labelled or you say q. → itself."""
         keys = {"1": "left", "2": "right", "t": "tie", "s": "skip"}
         while pair := self.current:
-            write(f"\nPair {self.done + 1} of {len(self.pairs)}\n{shown(pair.prompt)}\n\n"
-                  f"[1] {shown(pair.left)}\n\n[2] {shown(pair.right)}\n")  # fmt: skip
+            write(
+                f"\nPair {self.done + 1} of {len(self.pairs)}\n{shown(pair.prompt)}\n\n"
+                f"[1] {shown(pair.left)}\n\n[2] {shown(pair.right)}\n"
+            )
             self._since = time.monotonic()
             try:
                 said = read("Better: 1 or 2 (t tie, s skip, u undo, q quit): ").strip().lower()
@@ -240,8 +246,13 @@ class Labeller(anywidget.AnyWidget):
         gap = self._gap(pair) if self.revealed and choice in ("left", "right") else None
         if gap is None:
             return ""
-        says = "has them equal" if gap == 0 else "agrees" if (gap > 0) == (choice == "left") else (
-            "prefers the other")  # fmt: skip
+        says = (
+            "has them equal"
+            if gap == 0
+            else "agrees"
+            if (gap > 0) == (choice == "left")
+            else ("prefers the other")
+        )
         return f" The gold reward {says}" + f" (by {abs(gap):.1f})." * (gap != 0) + "." * (gap == 0)
 
     def _hear(self, _: Any, message: Any, __: Any) -> None:
@@ -267,14 +278,29 @@ class Labeller(anywidget.AnyWidget):
         )
         self.view = {
             "moves": self._moves,  # so that every message has an answer
-            "id": pair.id if pair else "", "done": self.done, "total": total, "note": shown(note),
+            "id": pair.id if pair else "",
+            "done": self.done,
+            "total": total,
+            "note": shown(note),
             "prompt": shown(pair.prompt) if pair else "",
-            "left": shown(pair.left) if pair else "", "right": shown(pair.right) if pair else "",
-            "counts": counts, "file": shown(self.judgements.file.name), "undo": bool(self._given),
+            "left": shown(pair.left) if pair else "",
+            "right": shown(pair.right) if pair else "",
+            "counts": counts,
+            "file": shown(self.judgements.file.name),
+            "undo": bool(self._given),
             "revealed": self.revealed or pair is None,
-            "rows": [{"name": r.name, "share": r.share, "low": r.low, "high": r.high,
-                      "short": r.short, "said": str(r)} for r in self._rows()],
-        }  # fmt: skip
+            "rows": [
+                {
+                    "name": r.name,
+                    "share": r.share,
+                    "low": r.low,
+                    "high": r.high,
+                    "short": r.short,
+                    "said": str(r),
+                }
+                for r in self._rows()
+            ],
+        }
 
 
 def shown(text: Any) -> str:

@@ -35,10 +35,13 @@ def memory_chart(ledger: Ledger, references: Sequence[Reference] = ()) -> Pictur
         bar.update({part: size / unit for part, size in bar.items()})
     whose = ", ".join(f"{s[0].upper()} {s}" if len(sources) > 1 else s for s in sources)
     return cluster_chart(
-        clusters, title=f"Memory at each phase's peak: {whose}", y_label=name, legend=legend,
+        clusters,
+        title=f"Memory at each phase's peak: {whose}",
+        y_label=name,
+        legend=legend,
         references=[(y / unit, label) for y, label in references if y < 3 * top],
         width=max(460, (44 + 26 * len(sources)) * len(clusters)),
-    )  # fmt: skip
+    )
 
 
 def axis_unit(top: float) -> tuple[str, int]:

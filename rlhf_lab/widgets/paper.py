@@ -87,19 +87,36 @@ def finish(figure: Figure, *, words: Sequence[str], plot: int, theme: str = "bot
         raise ValueError(f"theme={theme!r}: choose from {', '.join(THEMES)}")
     ink, grid = THEMES[theme]
     figure.update_layout(
-        template=go.layout.Template(), height=plot + ABOVE + BELOW,
+        template=go.layout.Template(),
+        height=plot + ABOVE + BELOW,
         font={"family": "system-ui, sans-serif", "size": 12, "color": ink},
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 60, "r": 16, "t": ABOVE, "b": BELOW},
         legend={"groupclick": "togglegroup", "tracegroupgap": 8, "bgcolor": "rgba(0,0,0,0)"},
-        hoverlabel={"bgcolor": "#F7F7F7", "bordercolor": ink, "namelength": -1, "align": "left",
-                    "font": {"color": "#222222"}},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": ink, "activecolor": COLOURS[0],
-                 "remove": ["lasso2d", "select2d"]},
+        hoverlabel={
+            "bgcolor": "#F7F7F7",
+            "bordercolor": ink,
+            "namelength": -1,
+            "align": "left",
+            "font": {"color": "#222222"},
+        },
+        modebar={
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": ink,
+            "activecolor": COLOURS[0],
+            "remove": ["lasso2d", "select2d"],
+        },
         meta="\n".join(plain(line) for line in words),
-    )  # fmt: skip
-    axis = {"gridcolor": grid, "zerolinecolor": grid, "linecolor": ink, "tickcolor": ink,
-            "automargin": True, "title": {"standoff": 6}}  # fmt: skip
+    )
+    axis = {
+        "gridcolor": grid,
+        "zerolinecolor": grid,
+        "linecolor": ink,
+        "tickcolor": ink,
+        "automargin": True,
+        "title": {"standoff": 6},
+    }
     figure.update_xaxes(showline=True, ticks="outside", showgrid=False, zeroline=False, **axis)
     figure.update_yaxes(showgrid=True, **axis)
     return figure
@@ -113,9 +130,10 @@ def legend_on_top(figure: Figure, labels: Sequence[str], below: int = 6) -> Figu
     room = ABOVE + 20 * lines + below
     plot = figure.layout.height - ABOVE - BELOW
     figure.update_layout(
-        height=figure.layout.height + room - ABOVE, margin={"t": room},
+        height=figure.layout.height + room - ABOVE,
+        margin={"t": room},
         legend={"orientation": "h", "x": 0, "y": 1 + below / plot, "yanchor": "bottom"},
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -169,12 +187,21 @@ def points_each(curves: int) -> int:
 
 _SIZES = {
     "bytes": [(2.0**p, 2.0**p, n) for p, n in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB"))],
-    "seconds": [(172_800.0, 86_400.0, "days"), (7200.0, 3600.0, "hours"), (180.0, 60.0, "minutes"),
-                (1.0, 1.0, "seconds"), (0.0, 1e-3, "milliseconds")],
-    **{q: [(10.0**p, 10.0**p, f"{prefix}{name}") for p, prefix in
-           ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"))]
-       for q, name in (("flops", "FLOP"), ("tokens", " tokens"))},
-}  # fmt: skip
+    "seconds": [
+        (172_800.0, 86_400.0, "days"),
+        (7200.0, 3600.0, "hours"),
+        (180.0, 60.0, "minutes"),
+        (1.0, 1.0, "seconds"),
+        (0.0, 1e-3, "milliseconds"),
+    ],
+    **{
+        q: [
+            (10.0**p, 10.0**p, f"{prefix}{name}")
+            for p, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"))
+        ]
+        for q, name in (("flops", "FLOP"), ("tokens", " tokens"))
+    },
+}
 
 
 def unit_of(quantity: str, top: float) -> tuple[str, float]:
@@ -189,8 +216,11 @@ def unit_of(quantity: str, top: float) -> tuple[str, float]:
 def line_style(index: int) -> dict[str, Any]:
     """Colour and dash of a series; forty before a pair repeats."""
     dash = DASHES[index % len(DASHES)]
-    return {"color": colour(index), "width": 2,
-            "dash": ",".join(f"{n}px" for n in dash.split()) or "solid"}  # fmt: skip
+    return {
+        "color": colour(index),
+        "width": 2,
+        "dash": ",".join(f"{n}px" for n in dash.split()) or "solid",
+    }
 
 
 def symbol(index: int) -> str:

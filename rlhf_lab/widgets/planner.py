@@ -149,8 +149,10 @@ class Planner:
         if answer.error:
             return f"Planner({self._what()}: {_one_line(answer.error)})"
         e = answer.plan.estimate
-        return (f"Planner({self._what()}: {format_bytes(e.peak)} of "
-                f"{format_bytes(e.hardware.memory)}, {FITS[answer.state]})")  # fmt: skip
+        return (
+            f"Planner({self._what()}: {format_bytes(e.peak)} of "
+            f"{format_bytes(e.hardware.memory)}, {FITS[answer.state]})"
+        )
 
     def _what(self) -> str:
         """Stage, model and machine: `ppo, Qwen/Qwen2.5-7B, 8 x h100`."""
@@ -164,8 +166,15 @@ class Planner:
         if answer.error:
             return f"{self!r}\n{self.code}"
         changes = "".join(f"\n  {remedy_text(r)}" for r in self.cheaper())
-        return "\n".join([repr(self), answer.sentence, table(answer.rows),
-                          f"What to change:{changes}" if changes else "", self.code])  # fmt: skip
+        return "\n".join(
+            [
+                repr(self),
+                answer.sentence,
+                table(answer.rows),
+                f"What to change:{changes}" if changes else "",
+                self.code,
+            ]
+        )
 
     # ------------------------------------------------------------------------------ in a notebook
 
@@ -195,18 +204,27 @@ class Planner:
         self._pictures = w.VBox([self.chart])
         self._verdict, self._table = w.HTML(), w.HTML()
         self._advice = w.HTML()
-        self._buttons = [w.Button(layout=w.Layout(display="none", width="auto", height="auto"))
-                         for _ in range(BEST)]  # fmt: skip
+        self._buttons = [
+            w.Button(layout=w.Layout(display="none", width="auto", height="auto"))
+            for _ in range(BEST)
+        ]
         for place, button in enumerate(self._buttons):
             button.add_class("lab-remedy")
             button.on_click(lambda _, place=place: self._remedy(place))
         self._code = Copy(label="the call that makes this plan")
         self._config = Copy(label="accelerate config", folded=True)
         right = w.VBox(
-            [self._verdict, self._pictures, self._table, self._advice, *self._buttons, self._code,
-             self._config],
+            [
+                self._verdict,
+                self._pictures,
+                self._table,
+                self._advice,
+                *self._buttons,
+                self._code,
+                self._config,
+            ],
             layout=w.Layout(flex="1 1 420px", min_width="0", max_width="640px", width="auto"),
-        )  # fmt: skip
+        )
         box = w.HBox([self.controls.box, right], layout=w.Layout(flex_flow="row wrap"))
         box.add_class("lab-planner")
         return box

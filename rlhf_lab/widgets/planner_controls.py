@@ -75,8 +75,11 @@ class Controls:
         v, made = self.values, {}
         for knob in ALL.values():
             value = v[knob.name]
-            if knob.name != "path" and knob.when(v) and not (knob.off is not None
-                                                             and value == knob.off):  # fmt: skip
+            if (
+                knob.name != "path"
+                and knob.when(v)
+                and not (knob.off is not None and value == knob.off)
+            ):
                 made[knob.name] = value
         made["model"] = self.model
         made |= PRECISIONS[made.pop("precision", "auto")][1]
@@ -132,11 +135,14 @@ class Controls:
             return
         key = said.get("dtype") or "float32"
         if key == "float32":
-            key = next((k for k in ("bf16", "fp16") if said.get(k)),
-                       "float32" if "bf16" in said or "fp16" in said else "auto")  # fmt: skip
+            key = next(
+                (k for k in ("bf16", "fp16") if said.get(k)),
+                "float32" if "bf16" in said or "fp16" in said else "auto",
+            )
         elif said.get("bf16") or said.get("fp16"):
-            raise ValueError(f"bf16/fp16 autocast works on fp32 weights: leave it out with "
-                             f"dtype={key!r}")  # fmt: skip
+            raise ValueError(
+                f"bf16/fp16 autocast works on fp32 weights: leave it out with dtype={key!r}"
+            )
         self._set(ALL["precision"], key)
 
     def _set(self, knob: Knob, value: Any) -> None:

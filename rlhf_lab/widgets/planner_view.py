@@ -31,16 +31,24 @@ def verdict(e: Any) -> tuple[str, str]:
         state, word = "no", f"Does not fit: {format_bytes(e.peak - room)} too much."
     card = f"{e.hardware.name} of {format_bytes(room)}"
     where = f"each {card}" if e.setup.gpus > 1 else f"one {card}"
-    return state, (f"{word} The peak is {format_bytes(e.peak)} on {where}, in {said(peak.name)}; "
-                   f"{_largest(peak)}.")  # fmt: skip
+    return state, (
+        f"{word} The peak is {format_bytes(e.peak)} on {where}, in {said(peak.name)}; "
+        f"{_largest(peak)}."
+    )
 
 
 def said(phase: str) -> str:
     """A phase's name in words."""
-    return {"old_logprobs": "scoring (old log-probs)", "reference": "scoring (reference)",
-            "value": "scoring (values)", "score": "scoring (reward)", "rollout": "the rollout",
-            "optimizer": "the optimizer's step", "forward": "the forward pass",
-            "backward": "the backward pass"}.get(phase, phase)  # fmt: skip
+    return {
+        "old_logprobs": "scoring (old log-probs)",
+        "reference": "scoring (reference)",
+        "value": "scoring (values)",
+        "score": "scoring (reward)",
+        "rollout": "the rollout",
+        "optimizer": "the optimizer's step",
+        "forward": "the forward pass",
+        "backward": "the backward pass",
+    }.get(phase, phase)
 
 
 def _largest(peak: Any) -> str:
@@ -52,8 +60,10 @@ def _largest(peak: Any) -> str:
     parts = {c: size for (r, c), size in peak.bytes.items() if r == role}
     part = max(parts, key=parts.__getitem__)
     who = f"the {role} holds most" if len(roles) > 1 else "it is"
-    return (f"{who} ({format_bytes(roles[role])}), {format_bytes(parts[part])} of it "
-            f"{part.replace('_', ' ')}")  # fmt: skip
+    return (
+        f"{who} ({format_bytes(roles[role])}), {format_bytes(parts[part])} of it "
+        f"{part.replace('_', ' ')}"
+    )
 
 
 def memory_picture(e: Any) -> Picture:
@@ -80,9 +90,14 @@ def memory_picture(e: Any) -> Picture:
     near = room < 3 * e.peak  # a line far above would press the bars flat
     card = f"{e.hardware.name}: {format_bytes(room)}"
     return bar_chart(
-        stacks, title=title, y_label=name, references=[(room / unit, card)] if near else [],
-        legend={c: c.replace("_", " ") for c in COMPONENTS}, width=WIDTH, height=MEMORY_HEIGHT,
-    )  # fmt: skip
+        stacks,
+        title=title,
+        y_label=name,
+        references=[(room / unit, card)] if near else [],
+        legend={c: c.replace("_", " ") for c in COMPONENTS},
+        width=WIDTH,
+        height=MEMORY_HEIGHT,
+    )
 
 
 def nothing() -> Picture:
@@ -102,9 +117,13 @@ def time_picture(e: Any) -> Picture:
         stacks[phase][role or "all"] = value / scale
     legend = {role: role for role in ROLES}
     return bar_chart(
-        stacks, title=f"Time of {_a_step(e)} by phase: {format_seconds(e.step_seconds)}",
-        y_label=unit, legend=legend, width=WIDTH, height=TIME_HEIGHT,
-    )  # fmt: skip
+        stacks,
+        title=f"Time of {_a_step(e)} by phase: {format_seconds(e.step_seconds)}",
+        y_label=unit,
+        legend=legend,
+        width=WIDTH,
+        height=TIME_HEIGHT,
+    )
 
 
 def _a_step(e: Any) -> str:
@@ -119,8 +138,11 @@ def figures(e: Any) -> list[dict[str, str]]:
     name = "iterations" if e.setup.stage == "ppo" else "steps"
 
     def row(what: str, value: float | None, unit: str, band: tuple[float, float] | None = None):
-        ends = "" if band is None or value is None else " – ".join(
-            format_number(value * b, unit) for b in band)  # fmt: skip
+        ends = (
+            ""
+            if band is None or value is None
+            else " – ".join(format_number(value * b, unit) for b in band)
+        )
         return {"": what, "predicted": format_number(value, unit), "band": ends}
 
     flops = None if steps is None else e.flops * steps * e.setup.replicas
@@ -130,7 +152,7 @@ def figures(e: Any) -> list[dict[str, str]]:
         row(f"time of {format_number(steps)} {name}", run, "s", (low, high)),
         row("arithmetic", flops, "FLOP"),
         row(f"money ({_price(e)})", money, "USD", (low, high)),
-    ]  # fmt: skip
+    ]
 
 
 def _price(e: Any) -> str:

@@ -110,8 +110,9 @@ class Book:
 
     def told(self, mode: str) -> set[int]:
         """Those of the steps at which something is known of the tokens: runs keep that of some."""
-        return {s.step for s in self.samples
-                if s.mode == mode and s.time == "at" and s.tokens.figures}  # fmt: skip
+        return {
+            s.step for s in self.samples if s.mode == mode and s.time == "at" and s.tokens.figures
+        }
 
     def choices(self, mode: str, step: int) -> list[tuple[str, Any]]:
         """What there is to choose from, as (label, key): samples of a step, or prompts."""
@@ -132,18 +133,23 @@ class Book:
     def cards(self, mode: str, step: int, choice: Any) -> list[Sample]:
         """What stands side by side: a run's sample of that step, or all answers to a prompt."""
         if mode == TRAINING:
-            return [s for name in self.names for s in self._training(name, step)
-                    if s.number == choice]  # fmt: skip
+            return [
+                s for name in self.names for s in self._training(name, step) if s.number == choice
+            ]
         found: list[Sample] = []
         for name in self.names:
-            mine = [s for s in self.samples
-                    if s.name == name and s.mode == HELD_OUT and s.prompt == choice]  # fmt: skip
+            mine = [
+                s
+                for s in self.samples
+                if s.name == name and s.mode == HELD_OUT and s.prompt == choice
+            ]
             for time in ("before", "at", "after"):
                 there = [s for s in mine if s.time == time and (time != "at" or s.step == step)]
                 # What a run started from may be in sight already, as what another run made.
                 said = {(s.when, s.response) for s in found}
-                found += [s for s in there[:1]
-                          if time != "before" or (s.when, s.response) not in said]  # fmt: skip
+                found += [
+                    s for s in there[:1] if time != "before" or (s.when, s.response) not in said
+                ]
         return found
 
     def _training(self, name: str, step: int) -> list[Sample]:

@@ -76,8 +76,9 @@ def token_chart(cards: Sequence[Sample], key: str, at: int = 0) -> Picture | Non
     numbers = drawn[0].tokens.figures[key]
     if len(drawn) == 1 and 0 < at <= len(numbers):
         series[f"token {at}"] = ([at], [numbers[at - 1]])
-    return line_chart(series, x_label="token of the response", y_label=QUANTITIES[key].axis,
-                      width=760, height=190)  # fmt: skip
+    return line_chart(
+        series, x_label="token of the response", y_label=QUANTITIES[key].axis, width=760, height=190
+    )
 
 
 def _prompt(sample: Sample, look: Look) -> str:

@@ -41,21 +41,39 @@ class Quantity:
 
 
 QUANTITIES = {
-    "log_ratio": Quantity("log-ratio", "log π − log π_ref (nats)", "less likely",
-                          "likelier than under the reference"),
-    "kl": Quantity("KL", "KL (nats per token)", "", "far from the reference (k3, never below 0)",
-                   ("kl", "log_ratio")),
-    "advantage": Quantity("advantage", "advantage (whitened)", "to be said less often",
-                          "to be said more often"),
-    "value": Quantity("value", "value (units of the score)", "a low score expected",
-                      "a high score expected", ("value", "return")),
-    "reward": Quantity("reward contribution", "reward of the token", "costs reward",
-                       "earns reward (the score lands on the last token)"),
-}  # fmt: skip
+    "log_ratio": Quantity(
+        "log-ratio", "log π − log π_ref (nats)", "less likely", "likelier than under the reference"
+    ),
+    "kl": Quantity(
+        "KL",
+        "KL (nats per token)",
+        "",
+        "far from the reference (k3, never below 0)",
+        ("kl", "log_ratio"),
+    ),
+    "advantage": Quantity(
+        "advantage", "advantage (whitened)", "to be said less often", "to be said more often"
+    ),
+    "value": Quantity(
+        "value",
+        "value (units of the score)",
+        "a low score expected",
+        "a high score expected",
+        ("value", "return"),
+    ),
+    "reward": Quantity(
+        "reward contribution",
+        "reward of the token",
+        "costs reward",
+        "earns reward (the score lands on the last token)",
+    ),
+}
 """The figures that colour tokens, by their key in a record."""
 NAMES = {name: q.name for name, q in QUANTITIES.items()} | {
-    "kl": "KL (k3)", "return": "return", "logprob": "log π",
-}  # fmt: skip
+    "kl": "KL (k3)",
+    "return": "return",
+    "logprob": "log π",
+}
 
 
 @dataclass
@@ -94,8 +112,11 @@ class Tokens:
     def words(self, at: int) -> str:
         """All that is known of one token, in a line."""
         shown = f"“{plain(self.text[at])}”" if self.text[at] else "(part of the next character)"
-        known = [f"{NAMES[n]} {format_number(self.figures[n][at])}".replace(" ", NO_BREAK)
-                 for n in NAMES if n in self.figures]  # fmt: skip
+        known = [
+            f"{NAMES[n]} {format_number(self.figures[n][at])}".replace(" ", NO_BREAK)
+            for n in NAMES
+            if n in self.figures
+        ]
         return " · ".join([f"{at + 1}/{len(self.text)} {shown}", *known])
 
 
@@ -224,18 +245,25 @@ STYLE = (
 
 
 def tokens_html(
-    tokens: Tokens, key: str = "", scale: Scale | None = None, wanted: str = "",
+    tokens: Tokens,
+    key: str = "",
+    scale: Scale | None = None,
+    wanted: str = "",
     selected: int = -1,
-) -> str:  # fmt: skip
+) -> str:
     """The response, token by token. `wanted`: text that is looked for; `selected`: a token."""
     numbers = tokens.figures.get(key) if scale else None
     hits = _hits(tokens.text, wanted)
     made = []
     for i, text in enumerate(tokens.text):
         level = scale.level(numbers[i]) if scale and numbers else 0
-        marks = ["t", f"p{level}" if level > 0 else f"m{-level}" if level else "",
-                 "sp" if i in tokens.special else "", "hit" if i in hits else "",
-                 "sel" if i == selected else ""]  # fmt: skip
+        marks = [
+            "t",
+            f"p{level}" if level > 0 else f"m{-level}" if level else "",
+            "sp" if i in tokens.special else "",
+            "hit" if i in hits else "",
+            "sel" if i == selected else "",
+        ]
         tip = f' data-tip="{escape(tokens.words(i))}"' if tokens.figures else ""
         made.append(f'<span class="{" ".join(filter(None, marks))}"{tip}>{visible(text)}</span>')
     return "".join(made)
@@ -296,13 +324,17 @@ def facts(figures: Mapping[str, float], tokens: Tokens) -> list[tuple[str, str]]
 
 
 def facts_html(pairs: Iterable[tuple[str, str]]) -> str:
-    made = (f"{escape(plain(name))} <b>{escape(number)}</b>" if name else escape(number)
-            for name, number in pairs)  # fmt: skip
+    made = (
+        f"{escape(plain(name))} <b>{escape(number)}</b>" if name else escape(number)
+        for name, number in pairs
+    )
     return f'<div class="facts">{" · ".join(made)}</div>'
 
 
 def token_rows(tokens: Tokens) -> list[dict[str, Any]]:
     """A table's lines: every token and its figures."""
-    return [{"#": i + 1, "token": plain(text)}
-            | {NAMES[n]: xs[i] for n in NAMES if (xs := tokens.figures.get(n))}
-            for i, text in enumerate(tokens.text)]  # fmt: skip
+    return [
+        {"#": i + 1, "token": plain(text)}
+        | {NAMES[n]: xs[i] for n in NAMES if (xs := tokens.figures.get(n))}
+        for i, text in enumerate(tokens.text)
+    ]

@@ -175,10 +175,18 @@ def view_chart(run: Run, view: View, upto: float = math.inf, **size: Any) -> Pic
     known = known_series(run, view.metrics, upto)
     if not known:
         return None
-    references = [*_reference(run.summary, view.ceiling, CEILINGS),
-                  *_reference(run.config.get("settings", {}), view.target, TARGETS)]  # fmt: skip
-    return line_chart(known, title=title_of(view), x_label="step", y_label=view.y_label,
-                      references=references, **size)  # fmt: skip
+    references = [
+        *_reference(run.summary, view.ceiling, CEILINGS),
+        *_reference(run.config.get("settings", {}), view.target, TARGETS),
+    ]
+    return line_chart(
+        known,
+        title=title_of(view),
+        x_label="step",
+        y_label=view.y_label,
+        references=references,
+        **size,
+    )
 
 
 def title_of(view: View) -> str:
@@ -246,5 +254,10 @@ def role_memory_chart(ledger: Ledger, limit: float | None = None, **size: Any) -
     elif limit and top:
         title += f" ({top / limit:.1%} of the machine's {limit / GIB:.0f} GiB)"
     whose = f" ({', '.join(f'{s[0].upper()} {s}' for s in sources)})" if len(sources) > 1 else ""
-    return cluster_chart(clusters, title=title, y_label=f"{name} at each phase's peak{whose}",
-                         references=lines, **size)  # fmt: skip
+    return cluster_chart(
+        clusters,
+        title=title,
+        y_label=f"{name} at each phase's peak{whose}",
+        references=lines,
+        **size,
+    )

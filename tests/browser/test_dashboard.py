@@ -97,8 +97,12 @@ lab.dashboard("on-disk")
     slider.focus()
     for _ in range(10):
         book.page.keyboard.press("ArrowLeft")
-    book.wait_for(lambda: "reward: last 3;" in chart.get_attribute("aria-label") + ";"
-                  or "reward: last 3" in chart.get_attribute("aria-label"))  # fmt: skip
+    book.wait_for(
+        lambda: (
+            "reward: last 3;" in chart.get_attribute("aria-label") + ";"
+            or "reward: last 3" in chart.get_attribute("aria-label")
+        )
+    )
     book.page.get_by_text("More:").click()
     book.page.wait_for_timeout(300)
     book.shot("dashboard-replay")

@@ -25,17 +25,20 @@ def tokens_of(text, seed, drift):
     """A record as PPO keeps it, with figures that drift as training goes on."""
     chance = random.Random(seed)
     texts = [w.replace("_", " ") for w in text.replace(" ", "| ").split("|")] + ["<|end|>"]
-    ratios = [round(chance.gauss(0.1 * drift, drift * chance.choice([0.1, 0.2, 1.0])), 4)
-              for _ in texts]  # fmt: skip
+    ratios = [
+        round(chance.gauss(0.1 * drift, drift * chance.choice([0.1, 0.2, 1.0])), 4) for _ in texts
+    ]
     place = [i / len(texts) for i in range(len(texts))]
     record = {
-        "text": texts, "special": [len(texts) - 1], "log_ratio": ratios,
+        "text": texts,
+        "special": [len(texts) - 1],
+        "log_ratio": ratios,
         "logprob": [round(-abs(chance.gauss(0, 1)), 4) for _ in texts],
         "value": [round(1 + p + chance.gauss(0, 0.1), 4) for p in place],
         "advantage": [round(chance.gauss(0, 1), 4) for _ in texts],
         "reward": [round(-0.05 * r, 4) for r in ratios],
         "return": [round(1.8 + chance.gauss(0, 0.05), 4) for _ in texts],
-    }  # fmt: skip
+    }
     record["reward"][-1] += 1.9
     return record
 
@@ -53,12 +56,17 @@ def make_run(folder, stage, steps=0, before="sft", hostile_at=None):
         rows = []
         for i, animal in enumerate(("fox", "frog", "owl", "cat")):
             text = HOSTILE if (step, i) == hostile_at else STORY
-            rows.append({
-                "prompt": f"Tell me a scary story with a {animal}, the {step}th of them.",
-                "response": text.replace("|", ""), "reward": 1 + 0.1 * step, "gold_reward": 0.5,
-                "gold/mood": 0.25, "gold/ends": 1.0,
-                "tokens": tokens_of(text, 10 * step + i, step / steps),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "prompt": f"Tell me a scary story with a {animal}, the {step}th of them.",
+                    "response": text.replace("|", ""),
+                    "reward": 1 + 0.1 * step,
+                    "gold_reward": 0.5,
+                    "gold/mood": 0.25,
+                    "gold/ends": 1.0,
+                    "tokens": tokens_of(text, 10 * step + i, step / steps),
+                }
+            )
         run.log(step, reward=1 + 0.1 * step)
         run.sample(step, rows)
     after = f"After {stage}: {other}"
@@ -132,12 +140,14 @@ def test_tokens_speak_when_pointed_at_and_by_keyboard(opened):
     book.page.locator(".widget-toggle-buttons, .widget-slider").first.scroll_into_view_if_needed()
     slider(book, "Step").focus()
     for _ in range(14):
-        names.append(book.page.evaluate("""() => {
+        names.append(
+            book.page.evaluate("""() => {
           const at = document.activeElement;
           const row = at.closest('.widget-inline-hbox');
           return at.labels?.[0]?.textContent || at.getAttribute('aria-label')
             || at.textContent || row?.querySelector('.widget-label')?.textContent;
-        }"""))  # fmt: skip
+        }""")
+        )
         book.page.keyboard.press("Tab")
     for wanted in ("Step", "Sample", "Colour", "Search", "Refresh", "Token", "Table"):
         assert any(wanted == (n or "").strip() for n in names), (wanted, names)
@@ -190,13 +200,20 @@ def test_the_next_hit_is_a_key_away(opened):
 
 
 def test_stages_side_by_side(notebook, tmp_path):
-    runs = [make_run(tmp_path / "sft", "sft", before="base"), make_run(tmp_path / "ppo", "ppo", 2),
-            make_run(tmp_path / "dpo", "dpo")]  # fmt: skip
+    runs = [
+        make_run(tmp_path / "sft", "sft", before="base"),
+        make_run(tmp_path / "ppo", "ppo", 2),
+        make_run(tmp_path / "dpo", "dpo"),
+    ]
     book = notebook(opening(*(r.folder for r in runs)), width=1500).run_all()
     book.page.wait_for_selector(".lab-tk .card")
     titles = book.page.locator(".lab-tk h4").all_inner_texts()
-    assert titles == ["sft · before training (base)", "sft · after training",
-                      "ppo · after training", "dpo · after training"]  # fmt: skip
+    assert titles == [
+        "sft · before training (base)",
+        "sft · after training",
+        "ppo · after training",
+        "dpo · after training",
+    ]
     tops = [book.page.locator(".lab-tk .card").nth(i).bounding_box()["y"] for i in (0, 1, 2)]
     assert len(set(tops)) == 1  # beside one another
     book.shot("inspector_side_by_side", ".jp-OutputArea")

@@ -108,8 +108,14 @@ def test_with_the_keyboard_alone(open_labeller):
     for _ in range(6):
         page.keyboard.press("Tab")
         names.append(page.evaluate("() => document.activeElement.textContent"))
-    assert names == ["Left is better (←)", "Right is better (→)", "Tie (t or ↓)", "Skip (s or ↑)",
-                     "Show it now", names[-1]]  # fmt: skip
+    assert names == [
+        "Left is better (←)",
+        "Right is better (→)",
+        "Tie (t or ↓)",
+        "Skip (s or ↑)",
+        "Show it now",
+        names[-1],
+    ]
     page.locator(f"{ROOT} button.tie").focus()
     page.keyboard.press("Enter")
     wait_for_pair(book, 2)
@@ -145,8 +151,9 @@ def test_a_kernel_killed_in_the_middle_loses_no_answer(open_labeller):
     kill = "os.kill(os.getpid(), signal.SIGKILL)"
     page.evaluate(
         "code => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
-        ".requestExecute({ code }); }", kill,
-    )  # fmt: skip
+        ".requestExecute({ code }); }",
+        kill,
+    )
     page.locator(".jp-Dialog button").first.click(timeout=30_000)  # "the kernel has died"
     page.locator(f"{ROOT} button.left").click()
     page.wait_for_selector(f"{ROOT}.lost .note:has-text('Not saved')", timeout=10_000)

@@ -16,9 +16,15 @@ from rlhf_lab.cost.architecture import FAMILIES, NO_DEFAULT_TARGETS, SIZES, arch
 from rlhf_lab.models import presets
 
 SMALL = {**CONFIGS, "phi3": {**CONFIGS["llama"]}, "mixtral": {**CONFIGS["llama"]}} | {
-    "qwen3_moe": {**CONFIGS["qwen3"], "moe_intermediate_size": 12, "num_experts": 6,
-                  "num_experts_per_tok": 2, "num_hidden_layers": 3, "decoder_sparse_step": 2},
-}  # fmt: skip
+    "qwen3_moe": {
+        **CONFIGS["qwen3"],
+        "moe_intermediate_size": 12,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 3,
+        "decoder_sparse_step": 2,
+    },
+}
 VARIANTS = {
     "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
@@ -29,7 +35,7 @@ VARIANTS = {
     "opt, norms first": ("opt", {"do_layer_norm_before": True, "word_embed_proj_dim": 16}),
     "a mixture, one dense": ("qwen3_moe", {"mlp_only_layers": [0], "decoder_sparse_step": 1}),
     "a mixture, all dense": ("qwen3_moe", {"mlp_only_layers": [0, 1, 2]}),
-}  # fmt: skip
+}
 CASES = {f: (f, {}) for f in FAMILIES} | VARIANTS
 TASK = {"lm": "CAUSAL_LM", "score": "SEQ_CLS"}
 
@@ -183,12 +189,27 @@ def test_a_nested_config_is_its_text_config(tied):
     says, where the published text_config leaves out what the class has."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    text = {"model_type": "gemma3_text", "hidden_size": 16, "intermediate_size": 32,
-            "num_hidden_layers": 2}  # fmt: skip
-    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-              "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
-    config = {"model_type": "gemma3", "text_config": text, "vision_config": vision,
-              "mm_tokens_per_image": 4, "tie_word_embeddings": tied}  # fmt: skip
+    text = {
+        "model_type": "gemma3_text",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+    }
+    vision = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = {
+        "model_type": "gemma3",
+        "text_config": text,
+        "vision_config": vision,
+        "mm_tokens_per_image": 4,
+        "tie_word_embeddings": tied,
+    }
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     theirs = count(
@@ -246,7 +267,9 @@ def test_unknown_names_are_one_line():
 
 
 def test_it_imports_nothing_heavy():
-    code = ("import sys, rlhf_lab.cost.architecture; "
-            "print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))")  # fmt: skip
+    code = (
+        "import sys, rlhf_lab.cost.architecture; "
+        "print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,18 +8,28 @@ from rlhf_lab.cost.callback import MeterCallback
 from rlhf_lab.cost.flop_counter import FlopCounter
 from rlhf_lab.cost.meter import Meter, NoMeter
 
-PLAIN = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none",
-         "save_strategy": "no", "disable_tqdm": True, "per_device_train_batch_size": 4,
-         "learning_rate": 1e-3}  # fmt: skip
+PLAIN = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+}
 
 
 def rows(count: int = 22) -> list[dict]:
     """Preferences of different lengths; the last batch is smaller."""
     return [
-        {"prompt_ids": [1, 2, 3][: 1 + i % 3], "chosen_ids": [4] * (1 + i % 7) + [14],
-         "rejected_ids": [5, 6] * (1 + i % 4) + [14]}
+        {
+            "prompt_ids": [1, 2, 3][: 1 + i % 3],
+            "chosen_ids": [4] * (1 + i % 7) + [14],
+            "rejected_ids": [5, 6] * (1 + i % 4) + [14],
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
@@ -39,9 +49,13 @@ def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
     start = {"sft": sft_trainer, "reward": reward_trainer, "dpo": dpo_trainer}[stage]
     train = rows()
     if stage == "sft":
-        train = [{"input_ids": r["prompt_ids"] + r["chosen_ids"],
-                  "completion_mask": [0] * len(r["prompt_ids"]) + [1] * len(r["chosen_ids"])}
-                 for r in train]  # fmt: skip
+        train = [
+            {
+                "input_ids": r["prompt_ids"] + r["chosen_ids"],
+                "completion_mask": [0] * len(r["prompt_ids"]) + [1] * len(r["chosen_ids"]),
+            }
+            for r in train
+        ]
     role = "reward" if stage == "reward" else "policy"
     return start(model, tiny.tokenizer(), train, train[:4], args, Watch(meter, role))
 
@@ -132,8 +146,11 @@ def test_a_plain_transformers_trainer(tiny, tmp_path):
     ledger = meter.ledger()
     assert ledger.total(quantity="tokens", phase="forward") == 5 * 4 * 8
     assert {r.quantity for r in ledger.filter(role="policy", phase="backward")} == {
-        "seconds", "flops", "tokens", "bytes",
-    }  # fmt: skip
+        "seconds",
+        "flops",
+        "tokens",
+        "bytes",
+    }
     size = 4 * sum(p.numel() for p in model.parameters())
     assert ledger.total(quantity="bytes", phase="optimizer", component="gradients") == size
 

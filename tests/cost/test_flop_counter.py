@@ -19,9 +19,14 @@ from rlhf_lab.cost.flop_counter import FlopCounter, LinearFlops, _formula, torch
 B, S, VOCAB = 3, 12, 48
 EXPERTS = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 1},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 1,
-                  "moe_intermediate_size": 32, "head_dim": 8},
-}  # fmt: skip
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 1,
+        "moe_intermediate_size": 32,
+        "head_dim": 8,
+    },
+}
 ALL = [*FAMILIES, "phi3", *EXPERTS]
 
 
@@ -162,9 +167,12 @@ def test_fake_tensors_and_an_account_in_either_order():
         step()
     totals = []
     for modes in (
-        [FakeTensorMode, FlopCounter], [FakeTensorMode, FlopCounter, Account],
-        [FakeTensorMode, Account, FlopCounter], [Account, FlopCounter], [FlopCounter, Account],
-    ):  # fmt: skip
+        [FakeTensorMode, FlopCounter],
+        [FakeTensorMode, FlopCounter, Account],
+        [FakeTensorMode, Account, FlopCounter],
+        [Account, FlopCounter],
+        [FlopCounter, Account],
+    ):
         open_modes = [mode() for mode in modes]
         for mode in open_modes:
             mode.__enter__()

@@ -51,18 +51,31 @@ def refused(call, *args, **kwargs) -> str:
 
 # Tensor cores, multiply-adds per core and clock, boost clock: the chip's own arithmetic, dense.
 CHIPS = {
-    "t4": (320, 64, 1.59e9), "l4": (232, 128, 2.04e9), "a10g": (320, 64, 1.71e9),
-    "v100": (640, 64, 1.53e9), "rtx4090": (512, 64, 2.52e9), "a6000": (336, 128, 1.80e9),
-    "a100-40": (432, 256, 1.41e9), "a100-80": (432, 256, 1.41e9), "h100": (528, 512, 1.83e9),
+    "t4": (320, 64, 1.59e9),
+    "l4": (232, 128, 2.04e9),
+    "a10g": (320, 64, 1.71e9),
+    "v100": (640, 64, 1.53e9),
+    "rtx4090": (512, 64, 2.52e9),
+    "a6000": (336, 128, 1.80e9),
+    "a100-40": (432, 256, 1.41e9),
+    "a100-80": (432, 256, 1.41e9),
+    "h100": (528, 512, 1.83e9),
     "h200": (528, 512, 1.83e9),
-}  # fmt: skip
+}
 # Bits of the memory bus, bits per second and pin.
 MEMORIES = {
-    "t4": (256, 10e9), "l4": (192, 12.5e9), "a10g": (384, 12.5e9), "v100": (4096, 1.754e9),
-    "rtx4090": (384, 21e9), "a6000": (384, 16e9), "a100-40": (5120, 2.43e9),
-    "a100-80": (5120, 3.186e9), "h100": (5120, 5.23e9), "h200": (6144, 6.25e9),
+    "t4": (256, 10e9),
+    "l4": (192, 12.5e9),
+    "a10g": (384, 12.5e9),
+    "v100": (4096, 1.754e9),
+    "rtx4090": (384, 21e9),
+    "a6000": (384, 16e9),
+    "a100-40": (5120, 2.43e9),
+    "a100-80": (5120, 3.186e9),
+    "h100": (5120, 5.23e9),
+    "h200": (6144, 6.25e9),
     "b200": (7680, 7.992e9),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CHIPS)
@@ -109,9 +122,18 @@ def test_every_entry_says_where_it_comes_from(name):
 
 
 NOMINAL = {
-    "t4": 16, "l4": 24, "a10g": 24, "v100": 32, "rtx4090": 24, "a6000": 48, "a100-40": 40,
-    "a100-80": 80, "h100": 80, "h200": 141, "b200": 180,
-}  # fmt: skip
+    "t4": 16,
+    "l4": 24,
+    "a10g": 24,
+    "v100": 32,
+    "rtx4090": 24,
+    "a6000": 48,
+    "a100-40": 40,
+    "a100-80": 80,
+    "h100": 80,
+    "h200": 141,
+    "b200": 180,
+}
 
 
 @pytest.mark.parametrize("name", GPUS)
@@ -130,13 +152,28 @@ def test_cpus_are_slow_in_16_bits_and_no_rate_exceeds_the_peak():
 # ------------------------------------------------------------------------------ names and overrides
 
 
-@pytest.mark.parametrize("said, meant", [
-    ("A100", "a100-80"), ("a100-80gb", "a100-80"), ("A100 40GB", "a100-40"), ("H100-80", "h100"),
-    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-40GB", "a100-40"), ("Colab", "t4"),
-    ("Tesla T4", "t4"), ("Tesla V100-SXM2-32GB", "v100"), ("NVIDIA GeForce RTX 4090", "rtx4090"),
-    ("4090", "rtx4090"), ("NVIDIA RTX A6000", "a6000"), ("NVIDIA H200", "h200"), ("cpu", "laptop"),
-    ("B200", "b200"), (" l4 ", "l4"), ("V100", "v100"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, meant",
+    [
+        ("A100", "a100-80"),
+        ("a100-80gb", "a100-80"),
+        ("A100 40GB", "a100-40"),
+        ("H100-80", "h100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("Colab", "t4"),
+        ("Tesla T4", "t4"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("4090", "rtx4090"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA H200", "h200"),
+        ("cpu", "laptop"),
+        ("B200", "b200"),
+        (" l4 ", "l4"),
+        ("V100", "v100"),
+    ],
+)
 def test_aliases(said, meant):
     assert hardware(said) is CATALOGUE[meant]
 
@@ -147,17 +184,30 @@ def test_another_device_is_not_taken_for_one_we_know():
     assert "a name or a Hardware, not a int" in refused(hardware, 8)
 
 
-@pytest.mark.parametrize("said, nearest", [
-    ("h10", "h100"), ("a1000-80", "a100-80"), ("rtx4080", "rtx4090"), ("bindr", "binder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, nearest",
+    [
+        ("h10", "h100"),
+        ("a1000-80", "a100-80"),
+        ("rtx4080", "rtx4090"),
+        ("bindr", "binder"),
+    ],
+)
 def test_an_unknown_name_names_the_nearest(said, nearest):
     assert f"did you mean {nearest!r}?" in refused(hardware, said)
 
 
-@pytest.mark.parametrize("said, one, count", [
-    ("8xH100", "h100", 8), ("8 × h100", "h100", 8), ("h100x8", "h100", 8), ("2 A100", "a100-80", 2),
-    ("2x4090", "rtx4090", 2), ("a100-80gb:4", "a100-80", 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, one, count",
+    [
+        ("8xH100", "h100", 8),
+        ("8 × h100", "h100", 8),
+        ("h100x8", "h100", 8),
+        ("2 A100", "a100-80", 2),
+        ("2x4090", "rtx4090", 2),
+        ("a100-80gb:4", "a100-80", 4),
+    ],
+)
 def test_a_count_belongs_elsewhere(said, one, count):
     assert f"hardware={one!r}, gpus={count}" in refused(hardware, said)
 
@@ -181,14 +231,34 @@ def test_a_rate_of_yours_changes_that_dtype_only():
 
 
 WRONG = [
-    {"memory": 0}, {"memory": "80GB"}, {"memory": float("nan")}, {"memory": True},
-    {"memory": 10**400}, {"memory": None}, {"bandwidth": -1}, {"link": 0}, {"network": "fast"},
-    {"price": -0.1}, {"price": float("inf")}, {"devices_per_node": 0}, {"devices_per_node": 1.5},
-    {"matmul_efficiency": 1.1}, {"bandwidth_efficiency": 0}, {"op_seconds": -1e-6},
-    {"flops": 1e12}, {"flops": {"fp8": 1e15}}, {"flops": {"bf16": 0}}, {"kind": "tpu"},
-    {"name": " "}, {"matmul_curve": ((1, 2),)}, {"matmul_curve": (("bf16", 0, 1),)},
-    {"matmul_curve": 3}, {"measured": 1}, {"source": None}, {"price_date": 2026},
-]  # fmt: skip
+    {"memory": 0},
+    {"memory": "80GB"},
+    {"memory": float("nan")},
+    {"memory": True},
+    {"memory": 10**400},
+    {"memory": None},
+    {"bandwidth": -1},
+    {"link": 0},
+    {"network": "fast"},
+    {"price": -0.1},
+    {"price": float("inf")},
+    {"devices_per_node": 0},
+    {"devices_per_node": 1.5},
+    {"matmul_efficiency": 1.1},
+    {"bandwidth_efficiency": 0},
+    {"op_seconds": -1e-6},
+    {"flops": 1e12},
+    {"flops": {"fp8": 1e15}},
+    {"flops": {"bf16": 0}},
+    {"kind": "tpu"},
+    {"name": " "},
+    {"matmul_curve": ((1, 2),)},
+    {"matmul_curve": (("bf16", 0, 1),)},
+    {"matmul_curve": 3},
+    {"measured": 1},
+    {"source": None},
+    {"price_date": 2026},
+]
 
 
 @pytest.mark.parametrize("figures", WRONG, ids=str)
@@ -217,15 +287,24 @@ positive = st.floats(1e-9, 1e18) | st.integers(1, 2**60)
 maybe_text = st.none() | st.text(max_size=5)
 any_hardware = st.builds(
     Hardware,
-    name=st.text(min_size=1).filter(str.strip), kind=st.sampled_from(["gpu", "cpu"]),
-    memory=positive, flops=st.dictionaries(st.sampled_from(DTYPES), positive, min_size=1),
-    bandwidth=positive, source=st.just("drawn"), link=st.none() | positive,
-    network=st.none() | positive, devices_per_node=st.integers(1, 99),
-    price=st.none() | st.floats(0, 1e6), price_date=maybe_text, price_source=maybe_text,
-    matmul_efficiency=st.floats(0.01, 1), bandwidth_efficiency=st.floats(0.01, 1),
-    op_seconds=st.floats(0, 1), measured=st.booleans(),
+    name=st.text(min_size=1).filter(str.strip),
+    kind=st.sampled_from(["gpu", "cpu"]),
+    memory=positive,
+    flops=st.dictionaries(st.sampled_from(DTYPES), positive, min_size=1),
+    bandwidth=positive,
+    source=st.just("drawn"),
+    link=st.none() | positive,
+    network=st.none() | positive,
+    devices_per_node=st.integers(1, 99),
+    price=st.none() | st.floats(0, 1e6),
+    price_date=maybe_text,
+    price_source=maybe_text,
+    matmul_efficiency=st.floats(0.01, 1),
+    bandwidth_efficiency=st.floats(0.01, 1),
+    op_seconds=st.floats(0, 1),
+    measured=st.booleans(),
     matmul_curve=st.lists(st.tuples(st.sampled_from(DTYPES), positive, positive), max_size=5),
-)  # fmt: skip
+)
 
 
 @given(any_hardware)
@@ -263,13 +342,16 @@ def test_a_save_that_fails_leaves_the_old_file(home, monkeypatch):
 
 GOOD = CATALOGUE["laptop"].to_dict()
 DAMAGED = {
-    "empty": b"", "half": json.dumps(GOOD).encode()[:-9], "a list": b"[]",
-    "not text": b"\xff\xfe\x00", "deep": b"[" * 100_000,
+    "empty": b"",
+    "half": json.dumps(GOOD).encode()[:-9],
+    "a list": b"[]",
+    "not text": b"\xff\xfe\x00",
+    "deep": b"[" * 100_000,
     "no name": json.dumps({**GOOD, "name": ""}).encode(),
     "not a number": json.dumps({**GOOD, "memory": float("nan")}).encode(),
     "of another version": json.dumps({**GOOD, "watts": 700}).encode(),
     "lacks": json.dumps({k: v for k, v in GOOD.items() if k != "flops"}).encode(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", DAMAGED)
@@ -291,15 +373,18 @@ def test_here_without_a_calibration_is_a_guess_that_says_so():
     assert hw.bandwidth <= 40e9
 
 
-@pytest.mark.parametrize("limits, expected", [
-    ({}, 8 * GIB),
-    ({"memory.max": "max"}, 8 * GIB),
-    ({"memory.max": str(2 * GIB)}, 2 * GIB),
-    ({"jobs/memory.max": str(3 * GIB), "jobs/mine/memory.max": "max"}, 3 * GIB),
-    ({"memory/memory.limit_in_bytes": "9223372036854771712"}, 8 * GIB),
-    ({"memory/old/memory.limit_in_bytes": str(GIB)}, GIB),
-    ({"memory.max": str(64 * GIB)}, 8 * GIB),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "limits, expected",
+    [
+        ({}, 8 * GIB),
+        ({"memory.max": "max"}, 8 * GIB),
+        ({"memory.max": str(2 * GIB)}, 2 * GIB),
+        ({"jobs/memory.max": str(3 * GIB), "jobs/mine/memory.max": "max"}, 3 * GIB),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712"}, 8 * GIB),
+        ({"memory/old/memory.limit_in_bytes": str(GIB)}, GIB),
+        ({"memory.max": str(64 * GIB)}, 8 * GIB),
+    ],
+)
 def test_memory_is_the_lowest_of_the_machines_and_its_cgroups(tmp_path, limits, expected):
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/meminfo").write_text(f"MemTotal: {8 * GIB // 1024} kB\nMemFree: 1 kB\n")
@@ -391,10 +476,11 @@ def test_a_gpu_takes_its_links_and_price_from_the_catalogue(monkeypatch):
     from rlhf_lab.cost import calibrate
 
     fake = {
-        "get_device_name": lambda: "NVIDIA H100 80GB HBM3", "device_count": lambda: 4,
+        "get_device_name": lambda: "NVIDIA H100 80GB HBM3",
+        "device_count": lambda: 4,
         "get_device_properties": lambda _: SimpleNamespace(total_memory=9),
         "get_device_capability": lambda: (7, 5),
-    }  # fmt: skip
+    }
     for name, answer in fake.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     made = calibrate._description(torch.device("cuda"), lost=0.0)

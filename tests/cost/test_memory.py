@@ -13,14 +13,33 @@ from rlhf_lab.cost.memory import backward_peak, forward_peak, stretch, trunk
 from rlhf_lab.cost.tape import GRADIENT, Store, Tape
 
 B, S = 3, 40
-LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 160,
-         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "vocab_size": 300, "max_position_embeddings": 128}  # fmt: skip
-GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300,
-        "n_positions": 128}  # fmt: skip
-NEOX = {"model_type": "gpt_neox", "hidden_size": 64, "intermediate_size": 256,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300,
-        "max_position_embeddings": 128}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 128,
+}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 300,
+    "n_positions": 128,
+}
+NEOX = {
+    "model_type": "gpt_neox",
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 300,
+    "max_position_embeddings": 128,
+}
 
 
 def kept(config: dict, **more) -> int:
@@ -61,8 +80,13 @@ def test_fp32_keeps_twice_the_intermediate_values_but_not_the_casts():
 
 def test_lora_on_all_linear_layers_keeps_more_than_full_training():
     """Adapters in fp32 over a 16-bit base save fp32 copies of their inputs."""
-    wide = {**LLAMA, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
-            "num_key_value_heads": 16}  # fmt: skip
+    wide = {
+        **LLAMA,
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+    }
     names = architecture(wide).lora_targets("all-linear")
     sbh = S * B * 1024
     print(kept(wide) / sbh, kept(wide, trained=False, lora_r=16, targets=names) / sbh)

@@ -83,8 +83,9 @@ def test_a_block_within_a_block_is_taken_out_of_the_outer_one(tiny):
                 a @ a @ a
     assert dict(meter.seconds) == {("forward", "policy"): 7.0, ("reference", "reference"): 3.0}
     assert dict(meter.flops) == {
-        ("forward", "policy"): 2 * 64**3, ("reference", "reference"): 4 * 64**3,
-    }  # fmt: skip
+        ("forward", "policy"): 2 * 64**3,
+        ("reference", "reference"): 4 * 64**3,
+    }
     ledger = meter.ledger()
     assert ledger.pivot("phase", "role", quantity="tokens")["forward"] == {"policy": 64.0}
     assert {r.source for r in ledger} == {"measured"}
@@ -164,8 +165,9 @@ def test_flops_of_many_shapes_equal_counting_every_step(tiny):
         steps(tiny, meter, shapes)
     assert sum(meter.flops.values()) == every.total > 0
     assert counted(meter) == {
-        ("forward", "policy"): 2, ("backward", "policy"): 2,
-    }  # fmt: skip
+        ("forward", "policy"): 2,
+        ("backward", "policy"): 2,
+    }
 
 
 @pytest.fixture
@@ -176,17 +178,29 @@ def ppo(tiny, tmp_path):
 
     def make(meter, width=16, **changes):
         settings = {
-            "output_dir": str(tmp_path), "response_length": 12, "learning_rate": 1e-2,
-            "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2,
-            "num_mini_batches": 2, "num_ppo_epochs": 2, "local_rollout_forward_batch_size": 4,
-            "total_episodes": 48, "report_to": "none",
-        }  # fmt: skip
+            "output_dir": str(tmp_path),
+            "response_length": 12,
+            "learning_rate": 1e-2,
+            "per_device_train_batch_size": 3,
+            "gradient_accumulation_steps": 2,
+            "num_mini_batches": 2,
+            "num_ppo_epochs": 2,
+            "local_rollout_forward_batch_size": 4,
+            "total_episodes": 48,
+            "report_to": "none",
+        }
         settings = PPOConfig(**{**settings, **changes})
         shape = {"hidden_size": width, "intermediate_size": 2 * width}
         return PPOTrainer(
-            settings, tiny.tokenizer(), tiny.lm(0, **shape), None, tiny.rm(1, **shape),
-            [{"prompt": p} for p in PROMPTS], tiny.rm(1, **shape), meter=meter,
-        )  # fmt: skip
+            settings,
+            tiny.tokenizer(),
+            tiny.lm(0, **shape),
+            None,
+            tiny.rm(1, **shape),
+            [{"prompt": p} for p in PROMPTS],
+            tiny.rm(1, **shape),
+            meter=meter,
+        )
 
     return make
 
@@ -195,17 +209,26 @@ def test_flops_of_a_whole_ppo_run_equal_counting_every_step(ppo):
     """Every product of eight iterations, decoding included, from a few counted passes."""
     meter = Meter("ppo")
     trainer = ppo(
-        meter, num_mini_batches=1, per_device_train_batch_size=12, gradient_accumulation_steps=1,
+        meter,
+        num_mini_batches=1,
+        per_device_train_batch_size=12,
+        gradient_accumulation_steps=1,
         local_rollout_forward_batch_size=12,  # as the update: the same rows are padded alike
-    )  # fmt: skip
+    )
     with FlopCounter() as every:
         trainer.train()
     assert sum(meter.flops.values()) == every.total > 0
     assert {at for at, n in meter.flops.items() if n} == {
-        ("rollout", "policy"), ("old_logprobs", "policy"), ("reference", "reference"),
-        ("value", "value"), ("score", "reward"), ("forward", "policy"), ("backward", "policy"),
-        ("forward", "value"), ("backward", "value"),
-    }  # fmt: skip
+        ("rollout", "policy"),
+        ("old_logprobs", "policy"),
+        ("reference", "reference"),
+        ("value", "value"),
+        ("score", "reward"),
+        ("forward", "policy"),
+        ("backward", "policy"),
+        ("forward", "value"),
+        ("backward", "value"),
+    }
     assert max(counted(meter).values()) <= 6
     flops = meter.flops
     assert flops["old_logprobs", "policy"] == flops["reference", "reference"]
@@ -296,8 +319,10 @@ def test_ppo_peaks_where_the_profiler_says(ppo):
     peak = profiled_peak(run)
     ledger = meter.ledger()
     assert ledger.peak() == pytest.approx(peak, rel=0.01)
-    size = {r: ledger.total(quantity="bytes", phase="rollout", component="parameters", role=r)
-            for r in ("policy", "reference", "reward", "value")}  # fmt: skip
+    size = {
+        r: ledger.total(quantity="bytes", phase="rollout", component="parameters", role=r)
+        for r in ("policy", "reference", "reward", "value")
+    }
     assert size["policy"] == size["reference"] > 0 < size["reward"] == size["value"]
     assert ledger.total(quantity="bytes", phase="rollout", component="kv_cache") > 0
     # two layers, keys and values, 6 rows of at most 5 + 12 tokens, 64 wide, fp32; one layer twice

@@ -45,9 +45,14 @@ def test_bytes_per_parameter():
         assert at == {"parameters": item * n, "gradients": item * n, "optimizer": 2 * item * n}
 
 
-@pytest.mark.parametrize(("sharding", "weights", "gradients", "states"), [
-    ("zero1", 2, 2, 12 / 8), ("zero2", 2, 2 / 8, 12 / 8), ("zero3", 2 / 8, 2 / 8, 12 / 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sharding", "weights", "gradients", "states"),
+    [
+        ("zero1", 2, 2, 12 / 8),
+        ("zero2", 2, 2 / 8, 12 / 8),
+        ("zero3", 2 / 8, 2 / 8, 12 / 8),
+    ],
+)
 def test_zero_shards_as_its_paper_says(sharding, weights, gradients, states):
     """Bytes per parameter on one of 8 devices (Rajbhandari et al., figure 1)."""
     n = 6_738_415_616
@@ -134,20 +139,34 @@ def test_a_ledger_adds_up_to_the_plan(stage):
 
 
 @settings(max_examples=60, deadline=None)
-@given(stage=st.sampled_from(STAGES), batch=st.integers(1, 8), length=st.integers(8, 300),
-       more=st.integers(1, 8), lora=st.sampled_from((0, 8)), checkpoint=st.booleans(),
-       dtype=st.sampled_from(("float32", "bfloat16")), gpu=st.booleans())  # fmt: skip
+@given(
+    stage=st.sampled_from(STAGES),
+    batch=st.integers(1, 8),
+    length=st.integers(8, 300),
+    more=st.integers(1, 8),
+    lora=st.sampled_from((0, 8)),
+    checkpoint=st.booleans(),
+    dtype=st.sampled_from(("float32", "bfloat16")),
+    gpu=st.booleans(),
+)
 def test_more_costs_more(stage, batch, length, more, lora, checkpoint, dtype, gpu):
     """Longer responses and larger batches never need less memory, arithmetic or time."""
-    common = {"dtype": dtype, "lora_r": lora, "gradient_checkpointing": checkpoint, "bf16": False,
-              "device": "h100" if gpu else "laptop"}  # fmt: skip
+    common = {
+        "dtype": dtype,
+        "lora_r": lora,
+        "gradient_checkpointing": checkpoint,
+        "bf16": False,
+        "device": "h100" if gpu else "laptop",
+    }
     small = plan(stage, per_device_train_batch_size=batch, response_length=length, **common)
     for change in (
         {"response_length": length + more},
         {"per_device_train_batch_size": batch + more},
     ):
-        large = plan(stage, **{"per_device_train_batch_size": batch, "response_length": length,
-                               **common, **change})  # fmt: skip
+        large = plan(
+            stage,
+            **{"per_device_train_batch_size": batch, "response_length": length, **common, **change},
+        )
         assert large.peak >= small.peak and large.flops > small.flops
         assert large.step_seconds >= small.step_seconds * 0.999
 
@@ -178,12 +197,17 @@ def test_a_plan_that_fits_is_only_made_cheaper():
 # --------------------------------------------------------------------------------------- launching
 
 
-@pytest.mark.parametrize("more", [
-    {}, {"gpus": 8}, {"gpus": 16, "nodes": 2, "sharding": "fsdp2"},
-    {"gpus": 8, "sharding": "zero2"},
-    {"gpus": 8, "sharding": "zero3", "offload": "all"}, {"gpus": 2, "sharding": "fsdp2",
-                                                         "dtype": "bfloat16"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"gpus": 8},
+        {"gpus": 16, "nodes": 2, "sharding": "fsdp2"},
+        {"gpus": 8, "sharding": "zero2"},
+        {"gpus": 8, "sharding": "zero3", "offload": "all"},
+        {"gpus": 2, "sharding": "fsdp2", "dtype": "bfloat16"},
+    ],
+)
 def test_accelerate_parses_its_config(more, tmp_path):
     from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
@@ -206,21 +230,29 @@ def test_accelerate_parses_its_config(more, tmp_path):
 # -------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize(("more", "line"), [
-    ({"lora_r": 5000}, "lora_r=5000: the narrowest matrix is 128 wide; choose 1 to 128"),
-    ({"gpus": 8, "nodes": 3}, "gpus=8 do not spread over nodes=3: choose 2 nodes"),
-    ({"gpus": 8, "tensor_parallel": 3}, "tensor_parallel=3 must divide gpus=8 and the 14 heads: "
-                                        "choose 2"),
-    ({"optim": "adamw"}, "optim='adamw'; did you mean 'adamw_torch'? choose from "),
-    ({"sharding": "zero4", "gpus": 2}, "sharding='zero4'; did you mean"),
-    ({"dtype": "bf16"}, "dtype='bf16'"),
-    ({"prompt_length": 40_000}, "prompt_length + response_length = 40064: qwen2 here takes 32768"),
-    ({"load_in_4bit": True}, "load_in_4bit trains adapters only: set lora_r"),
-    ({"bf16": True, "fp16": True}, "bf16 and fp16: choose one"),
-    ({"bf16": True, "dtype": "bfloat16"}, "autocast works on fp32 weights"),
-    ({"per_device_train_batch_size": 0}, "batch must be a whole number of at least 1, got 0"),
-    ({"gpus": 1.5}, "gpus must be a whole number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"lora_r": 5000}, "lora_r=5000: the narrowest matrix is 128 wide; choose 1 to 128"),
+        ({"gpus": 8, "nodes": 3}, "gpus=8 do not spread over nodes=3: choose 2 nodes"),
+        (
+            {"gpus": 8, "tensor_parallel": 3},
+            "tensor_parallel=3 must divide gpus=8 and the 14 heads: choose 2",
+        ),
+        ({"optim": "adamw"}, "optim='adamw'; did you mean 'adamw_torch'? choose from "),
+        ({"sharding": "zero4", "gpus": 2}, "sharding='zero4'; did you mean"),
+        ({"dtype": "bf16"}, "dtype='bf16'"),
+        (
+            {"prompt_length": 40_000},
+            "prompt_length + response_length = 40064: qwen2 here takes 32768",
+        ),
+        ({"load_in_4bit": True}, "load_in_4bit trains adapters only: set lora_r"),
+        ({"bf16": True, "fp16": True}, "bf16 and fp16: choose one"),
+        ({"bf16": True, "dtype": "bfloat16"}, "autocast works on fp32 weights"),
+        ({"per_device_train_batch_size": 0}, "batch must be a whole number of at least 1, got 0"),
+        ({"gpus": 1.5}, "gpus must be a whole number"),
+    ],
+)
 def test_what_cannot_be_is_one_line(more, line):
     with pytest.raises(ValueError) as error:
         plan(**more)
@@ -228,8 +260,9 @@ def test_what_cannot_be_is_one_line(more, line):
 
 
 def test_ppo_refuses_minibatches_that_do_not_divide():
-    with pytest.raises(ValueError, match="rollout batch of 6 does not split into num_mini_batches=4"
-                                         ": choose 3"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match="rollout batch of 6 does not split into num_mini_batches=4: choose 3"
+    ):
         plan("ppo", per_device_train_batch_size=6, num_mini_batches=4)
     with pytest.raises(ValueError, match="layout='adapters' needs a rank: set lora_r"):
         plan("ppo", layout="adapters")
@@ -243,9 +276,10 @@ def test_unknown_devices_and_families_name_the_nearest():
 
 
 def test_the_planner_loads_nothing_heavy():
-    code = ("import sys, rlhf_lab.cost.plan, rlhf_lab.cost.remedies, rlhf_lab.lab; "
-            "print(sorted({'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)))"
-            )  # fmt: skip
+    code = (
+        "import sys, rlhf_lab.cost.plan, rlhf_lab.cost.remedies, rlhf_lab.lab; "
+        "print(sorted({'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

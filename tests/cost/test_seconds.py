@@ -14,9 +14,17 @@ from rlhf_lab.cost.seconds import seconds
 from rlhf_lab.cost.tape import Work
 
 CPU = Hardware(
-    "made up", "cpu", 2**33, {"fp32": 1e11}, 2e10, "made up for a test", op_seconds=3e-5,
-    launch_seconds=1e-5, function_rate=1e9, operand_bandwidth=5e9,
-)  # fmt: skip
+    "made up",
+    "cpu",
+    2**33,
+    {"fp32": 1e11},
+    2e10,
+    "made up for a test",
+    op_seconds=3e-5,
+    launch_seconds=1e-5,
+    function_rate=1e9,
+    operand_bandwidth=5e9,
+)
 
 
 def test_a_cpu_does_one_thing_after_another():
@@ -42,20 +50,26 @@ def _passes() -> list[Work]:
     made = []
     for width, layers, rows, tokens in SHAPES:
         config = {
-            "model_type": "llama", "hidden_size": width, "intermediate_size": 4 * width,
-            "num_hidden_layers": layers, "num_attention_heads": width // 32,
-            "num_key_value_heads": width // 32, "vocab_size": 512,
+            "model_type": "llama",
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // 32,
+            "num_key_value_heads": width // 32,
+            "vocab_size": 512,
             "max_position_embeddings": 256,
-        }  # fmt: skip
+        }
         made += _works(config, rows, tokens)
     return made
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    operand=st.floats(2e9, 2e10), op=st.floats(1e-5, 1e-4), launch=st.floats(4e-6, 4e-5),
+    operand=st.floats(2e9, 2e10),
+    op=st.floats(1e-5, 1e-4),
+    launch=st.floats(4e-6, 4e-5),
     noise=st.lists(st.floats(-0.03, 0.03), min_size=27, max_size=27),
-)  # fmt: skip
+)
 def test_the_fit_finds_the_rates_that_timed_the_passes(operand, op, launch, noise):
     """Times made with known rates, 3 % of noise on each: the fit predicts all of them again."""
     truth = replace(CPU, operand_bandwidth=operand, op_seconds=op, launch_seconds=launch)

@@ -14,13 +14,24 @@ from rlhf_lab.rehearsal import Setup, rehearse
 from rlhf_lab.rehearsal_models import models_of
 
 LLAMA = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1024,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1024,
+}
 GPT2 = {
-    "model_type": "gpt2", "n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 1024,
-    "resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0,
-}  # fmt: skip
+    "model_type": "gpt2",
+    "n_embd": 64,
+    "n_layer": 3,
+    "n_head": 4,
+    "vocab_size": 1024,
+    "resid_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+}
 SHAPE = {"batch": 4, "prompt": 24, "response": 40, "device": "cpu", "num_ppo_epochs": 1}
 SHAPE |= {"local_rollout_forward_batch_size": 4}
 CASES = [
@@ -32,10 +43,18 @@ CASES = [
     ("dpo", LLAMA, {"padded": True}),
     ("dpo", LLAMA, {"lora_r": 4}),
     ("ppo", LLAMA, {"padded": True}),
-    ("ppo", LLAMA | {"model_type": "mistral", "sliding_window": 40},
-     {"num_mini_batches": 2, "gradient_accumulation_steps": 2, "num_ppo_epochs": 2, "lora_r": 4,
-      "local_rollout_forward_batch_size": 2}),
-]  # fmt: skip
+    (
+        "ppo",
+        LLAMA | {"model_type": "mistral", "sliding_window": 40},
+        {
+            "num_mini_batches": 2,
+            "gradient_accumulation_steps": 2,
+            "num_ppo_epochs": 2,
+            "lora_r": 4,
+            "local_rollout_forward_batch_size": 2,
+        },
+    ),
+]
 
 
 def xray(stage, config=LLAMA, **settings) -> XRay:
@@ -117,8 +136,14 @@ def test_ppo_holds_four_models_and_a_cache():
     full = 2 * 3 * 64 * 4 * SHAPE["batch"] * 63  # the last token is sampled, not read
     assert full * 62 / 63 <= at(x, "rollout", "kv_cache") <= full * (1 + 1 / 6)  # one is copied
     assert set(x.ledger.pivot("phase", "role", quantity="flops")) == {
-        "rollout", "old_logprobs", "reference", "score", "value", "forward", "backward",
-    }  # fmt: skip
+        "rollout",
+        "old_logprobs",
+        "reference",
+        "score",
+        "value",
+        "forward",
+        "backward",
+    }
     more = xray("ppo", GPT2, num_ppo_epochs=3, **lengths)
     forward = {"phase": "forward", "quantity": "flops"}
     assert more.ledger.total(**forward) == 3 * x.ledger.total(**forward)
@@ -198,9 +223,12 @@ print(json.dumps([time.perf_counter() - start, rss, x.peak, x.ledger.total(
     component="parameters", phase="forward", quantity="bytes")]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     seconds, rss, peak, parameters = json.loads(done.stdout.splitlines()[-1])
     print(

@@ -15,13 +15,20 @@ class Online:
 
     def __init__(
         self, stage, tiny, folder, kind="llama", lora=False, prompts=PROMPTS, sizes=(), **settings
-    ):  # fmt: skip
+    ):
         sizes = dict(sizes)
         settings = {
-            "per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 2,
-            "num_generations": 2, "max_steps": 8, "logging_steps": 4, "response_length": 6,
-            "learning_rate": 1e-2, "beta": 0.1, **settings,
-        }  # fmt: skip
+            "per_device_train_batch_size": 4,
+            "steps_per_generation": 2,
+            "num_iterations": 2,
+            "num_generations": 2,
+            "max_steps": 8,
+            "logging_steps": 4,
+            "response_length": 6,
+            "learning_rate": 1e-2,
+            "beta": 0.1,
+            **settings,
+        }
         made = RLOOConfig if stage == "rloo" else GRPOConfig
         self.args = made(**trl_settings(settings, str(folder)))
         self.meter, self.logged, self.asked = Meter(stage), [], []
@@ -32,13 +39,23 @@ class Online:
 
             self.policy = get_peft_model(self.policy, LoraConfig(r=2, target_modules="all-linear"))
         self.reward = tiny.rm(1, kind, **sizes)
-        self.judge = Judge(self.reward, self.tokenizer, self.args, meter=self.meter,
-                           metric_funcs={"asked": self.ask})  # fmt: skip
+        self.judge = Judge(
+            self.reward,
+            self.tokenizer,
+            self.args,
+            meter=self.meter,
+            metric_funcs={"asked": self.ask},
+        )
         watch = OnlineWatch(self.meter, self.judge, lambda step, **m: self.logged.append(m))
         self.trainer = online_trainer(
-            self.policy, self.reference if self.args.beta and not lora else None, self.tokenizer,
-            [{"prompt": p} for p in prompts], self.args, self.judge, watch,
-        )  # fmt: skip
+            self.policy,
+            self.reference if self.args.beta and not lora else None,
+            self.tokenizer,
+            [{"prompt": p} for p in prompts],
+            self.args,
+            self.judge,
+            watch,
+        )
 
     @torch.no_grad()
     def ask(self, prompts, completions, completion_ids, **_):
@@ -48,8 +65,10 @@ class Online:
             start, pad = encode_prompt(self.tokenizer, prompt), self.tokenizer.pad_token_id
             answer = torch.tensor([ids])
             whole = join(*pad_prompts([start], pad), answer, answer >= 0, pad)
-            said = [response_logprobs(m, *whole, answer, self.args.temperature)
-                    for m in (self.trainer.model, self.reference)]  # fmt: skip
+            said = [
+                response_logprobs(m, *whole, answer, self.args.temperature)
+                for m in (self.trainer.model, self.reference)
+            ]
             kl += float((said[0] - said[1]).sum()) / len(prompts)
         self.asked.append({"prompts": prompts, "ids": completion_ids, "kl": kl})
         return [0.0] * len(prompts)

@@ -38,9 +38,12 @@ def response_logits(model, ids, mask, length):
     """Logits of the last `length` tokens by the model's own forward pass of padded rows, with a
     mask. → (b, length, vocab)."""
     whole = model(
-        input_ids=ids.masked_fill(~mask, 0), attention_mask=mask, use_cache=False,
-        position_ids=rollout.positions_of(mask), logits_to_keep=length + 1,
-    )  # fmt: skip
+        input_ids=ids.masked_fill(~mask, 0),
+        attention_mask=mask,
+        use_cache=False,
+        position_ids=rollout.positions_of(mask),
+        logits_to_keep=length + 1,
+    )
     return whole.logits[:, :-1]
 
 

@@ -25,8 +25,10 @@ def test_every_subset_is_counted(n):
     values = torch.randn(3, 7, generator=made, dtype=torch.float64)
     found = expected_best(scores, values, n)
     for row in range(3):
-        kept = [float(values[row, max(some, key=lambda i: float(scores[row, i]))])
-                for some in combinations(range(7), n)]  # fmt: skip
+        kept = [
+            float(values[row, max(some, key=lambda i: float(scores[row, i]))])
+            for some in combinations(range(7), n)
+        ]
         assert float(found[row]) == pytest.approx(sum(kept) / len(kept), abs=1e-12)
 
 
@@ -65,14 +67,22 @@ def test_the_bound_holds_and_is_reached():
 def test_what_is_drawn_is_what_is_scored(tiny):
     policy, judge, tokenizer = tiny.lm(0), tiny.rm(1), tiny.tokenizer()
     prompts = ["w1 w2", "w3"]
-    drawn = draw(policy, tokenizer, judge, prompts, 5, max_new_tokens=6,
-                 gold_reward=lambda p, r: len(p) + 100 * len(r.split()))  # fmt: skip
+    drawn = draw(
+        policy,
+        tokenizer,
+        judge,
+        prompts,
+        5,
+        max_new_tokens=6,
+        gold_reward=lambda p, r: len(p) + 100 * len(r.split()),
+    )
     assert drawn.scores.shape == drawn.golds.shape == drawn.tokens.shape == (2, 5)
     for row, prompt in enumerate(prompts):
         said = score_texts(judge, tokenizer, [prompt] * 5, drawn.texts[row])
         assert torch.allclose(drawn.scores[row].float(), said, atol=1e-5)
-        assert drawn.golds[row].tolist() == [len(prompt) + 100 * len(t.split())
-                                             for t in drawn.texts[row]]  # fmt: skip
+        assert drawn.golds[row].tolist() == [
+            len(prompt) + 100 * len(t.split()) for t in drawn.texts[row]
+        ]
     assert len({t for row in drawn.texts for t in row}) > 2
     assert 1 <= int(drawn.tokens.min()) and int(drawn.tokens.max()) <= 6
 

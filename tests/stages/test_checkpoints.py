@@ -48,8 +48,15 @@ def build(make):
         extra = {"reward_funcs": rewards} if rewards else {}
         if layout == "adapters":
             extra["peft_config"] = lora()
-        settings = {"layout": layout, "normalize_scores": bool(rewards), "kl_target": 0.1,
-                    "kl_horizon": 100, "num_mini_batches": 2, **EVERY, **settings}  # fmt: skip
+        settings = {
+            "layout": layout,
+            "normalize_scores": bool(rewards),
+            "kl_target": 0.1,
+            "kl_horizon": 100,
+            "num_mini_batches": 2,
+            **EVERY,
+            **settings,
+        }
         return make(models=dict(LAYOUTS[layout]), extra=extra, **settings)
 
     return build
@@ -261,10 +268,11 @@ def test_held_out_prompts_change_nothing_and_are_sampled_alike(make):
     told, samples = [], []
     plain = make().train().log_history
     extra = {
-        "eval_dataset": rows, "on_log": lambda step, m: told.append((step, m)),
+        "eval_dataset": rows,
+        "on_log": lambda step, m: told.append((step, m)),
         "on_sample": lambda step, shown: samples.extend(shown),
         "metric_funcs": {"length": lambda completions, **_: [len(c) for c in completions]},
-    }  # fmt: skip
+    }
     trainer = make(extra=extra, eval_strategy="steps", eval_steps=2)
     trainer.train()
     lines = [(s, m) for s, m in told if "eval_reward" in m]
@@ -272,8 +280,9 @@ def test_held_out_prompts_change_nothing_and_are_sampled_alike(make):
     assert [{k: v for k, v in m.items() if k != "length"} for _, m in told if "kl" in m] == [
         {k: v for k, v in m.items() if k != "step"} for m in plain
     ]
-    assert set(lines[0][1]) == {f"eval_{n}" for n in (
-        "reward", "kl", "response_length", "stopped", "length")}  # fmt: skip
+    assert set(lines[0][1]) == {
+        f"eval_{n}" for n in ("reward", "kl", "response_length", "stopped", "length")
+    }
     assert trainer.evaluate() == lines[-1][1]  # the same noise every time
     held_out = [s for s in samples if s.get("when") == "held-out"]
     assert [s["prompt"] for s in held_out[:4]] == PROMPTS[:4]
@@ -281,8 +290,9 @@ def test_held_out_prompts_change_nothing_and_are_sampled_alike(make):
 
 def test_held_out_reward_is_the_mean_over_all_of_them(make):
     rows = [{"prompt": p} for p in PROMPTS[:5]]
-    figures = [make(extra={"eval_dataset": rows}, per_device_train_batch_size=b).evaluate()
-               for b in (8, 2)]  # fmt: skip
+    figures = [
+        make(extra={"eval_dataset": rows}, per_device_train_batch_size=b).evaluate() for b in (8, 2)
+    ]
     assert figures[0] == pytest.approx(figures[1], abs=1e-5)
     with pytest.raises(ValueError, match="needs an eval_dataset"):
         make(eval_strategy="steps", eval_steps=2)

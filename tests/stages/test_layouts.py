@@ -41,8 +41,9 @@ def as_critic(tiny, kind, base):
 
 
 def adapted_critic(tiny, kind, base):
-    return draw(get_peft_model(as_critic(tiny, kind, base),
-                               lora("SEQ_CLS", modules_to_save=["score"])))  # fmt: skip
+    return draw(
+        get_peft_model(as_critic(tiny, kind, base), lora("SEQ_CLS", modules_to_save=["score"]))
+    )
 
 
 @pytest.fixture
@@ -155,8 +156,12 @@ def test_adapters_on_one_base_train_as_four_models_do(one_base, make, tiny):
         p.data = parameters[name].data.clone()
     critic = adapted_critic(tiny, "llama", base)
     critic.base_model.model.config.score_offset = 0.75
-    models = {"model": policy, "ref_model": base.double(), "reward_model": critic.double(),
-              "value_model": copy.deepcopy(critic).double()}  # fmt: skip
+    models = {
+        "model": policy,
+        "ref_model": base.double(),
+        "reward_model": critic.double(),
+        "value_model": copy.deepcopy(critic).double(),
+    }
     models["value_model"].train().requires_grad_(False)
     for name, p in models["value_model"].named_parameters():
         p.requires_grad_("lora_" in name or "modules_to_save" in name)

@@ -76,18 +76,30 @@ def test_trunk_and_head_are_the_whole_model(tmp_path, family):
     assert_close(ours, response_logits(model, ids, mask, 3), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family, setting", [
-    ("cohere", {"logit_scale": 0.3}), ("granite", {"logits_scaling": 4.0}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, setting",
+    [
+        ("cohere", {"logit_scale": 0.3}),
+        ("granite", {"logits_scaling": 4.0}),
+    ],
+)
 @torch.no_grad()
 def test_heads_that_scale_their_logits(family, setting):
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(
-        family, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, vocab_size=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        family,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
         **setting,
-    )  # fmt: skip
+    )
     model = AutoModelForCausalLM.from_config(config).eval()
     ids, mask = rollout.pad_prompts([[4, 5, 6, 7]], 0)
     ours = logprobs.language_head(model, rollout.before_responses(model, ids, mask, mask[:, -2:]))

@@ -156,9 +156,10 @@ def test_masked_positions_never_matter(seed, garbage):
         return
     for name, result in results.items():
         assert_close(
-            result(dirty_x, dirty_y), result(clean_x, clean_y),
+            result(dirty_x, dirty_y),
+            result(clean_x, clean_y),
             msg=lambda m, name=name: f"{name}: {m}",
-        )  # fmt: skip
+        )
 
 
 def test_returns_are_taken_before_whitening():
@@ -251,8 +252,9 @@ def test_ppo_loss_by_hand(ratio, advantage, loss, clipped):
     assert was_clipped.item() == clipped
 
 
-@pytest.mark.parametrize("ratio, advantage, moves", [(1.5, 1, False), (0.5, -1, False),
-                                                     (1.1, 1, True), (1.5, -1, True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "ratio, advantage, moves", [(1.5, 1, False), (0.5, -1, False), (1.1, 1, True), (1.5, -1, True)]
+)
 def test_a_clipped_token_has_no_gradient(ratio, advantage, moves):
     logprob = one(math.log(ratio)).requires_grad_()
     maths.ppo_loss(logprob, one(0.0), one(advantage), tensor([[True]]))[0].sum().backward()

@@ -113,8 +113,10 @@ def test_conversations_are_encoded_as_everywhere(stage, tiny, tmp_path):
 def test_only_the_policy_learns(stage, tiny, tmp_path):
     """Rule 23."""
     online = Online(stage, tiny, tmp_path)
-    before = {n: [p.clone() for p in m.parameters()]
-              for n, m in (("reference", tiny.lm(0)), ("reward", tiny.rm(1)))}  # fmt: skip
+    before = {
+        n: [p.clone() for p in m.parameters()]
+        for n, m in (("reference", tiny.lm(0)), ("reward", tiny.rm(1)))
+    }
     online.trainer.train()
     for name, model in (("reference", online.reference), ("reward", online.reward)):
         assert all(map(torch.equal, model.parameters(), before[name]))
@@ -129,10 +131,18 @@ def test_no_dropout_in_functions_either(tiny, tmp_path):
 
     from rlhf_lab.stages.online import _no_dropout
 
-    model = OPTForCausalLM(OPTConfig(
-        vocab_size=16, hidden_size=16, ffn_dim=16, num_hidden_layers=2, num_attention_heads=2,
-        word_embed_proj_dim=16, dropout=0.5, layerdrop=0.5,
-    )).train()  # fmt: skip
+    model = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=16,
+            hidden_size=16,
+            ffn_dim=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            word_embed_proj_dim=16,
+            dropout=0.5,
+            layerdrop=0.5,
+        )
+    ).train()
     ids = torch.arange(8)[None]
     assert not torch.equal(model(ids).logits, model(ids).logits)
     _no_dropout(model)
@@ -147,9 +157,22 @@ def test_metrics_have_the_names_of_ppo(stage, tiny, tmp_path):
     one = online.logged[0]
     clipped = "policy_clip_fraction" if stage == "grpo" else "response_clip_fraction"
     assert set(one) == {
-        "loss", "grad_norm", "learning_rate", "entropy", "reward", "score", "stopped", "kl",
-        "kl_k3", "response_length", "equal_groups", "episodes", "asked", clipped, "rewards/model",
-    }  # fmt: skip
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "entropy",
+        "reward",
+        "score",
+        "stopped",
+        "kl",
+        "kl_k3",
+        "response_length",
+        "equal_groups",
+        "episodes",
+        "asked",
+        clipped,
+        "rewards/model",
+    }
     ids = online.asked[0]["ids"]
     assert one["response_length"] == pytest.approx(sum(map(len, ids)) / len(ids))
     assert one["stopped"] == pytest.approx(sum(i[-1] == tiny.eos for i in ids) / len(ids))
@@ -179,8 +202,12 @@ def test_flops_of_a_whole_run_equal_counting_every_step(stage, settings, tiny, t
         online.trainer.train()
     meter = online.meter
     assert sum(meter.flops.values()) == every.total > 0
-    phases = [("rollout", "policy"), ("score", "reward"), ("forward", "policy"),
-              ("backward", "policy")]  # fmt: skip
+    phases = [
+        ("rollout", "policy"),
+        ("score", "reward"),
+        ("forward", "policy"),
+        ("backward", "policy"),
+    ]
     if settings != ALIGNED or stage == "rloo":
         phases.append(("old_logprobs", "policy"))
     if online.args.beta:
@@ -192,8 +219,14 @@ def test_flops_of_a_whole_run_equal_counting_every_step(stage, settings, tiny, t
 
 def test_flops_and_tokens_by_hand(tiny, tmp_path):
     """One generation and one step. Every response has its six tokens: nothing ever stops."""
-    online = Online("rloo", tiny, tmp_path, **ALIGNED, max_steps=1, generation_kwargs={
-        "suppress_tokens": [tiny.eos]})  # fmt: skip
+    online = Online(
+        "rloo",
+        tiny,
+        tmp_path,
+        **ALIGNED,
+        max_steps=1,
+        generation_kwargs={"suppress_tokens": [tiny.eos]},
+    )
     online.trainer.train()
     prompts = [len(encode_prompt(online.tokenizer, p)) for p in online.asked[0]["prompts"]]
     b, p, t, h, inner, layers = 4, max(prompts), 6, 16, 32, 2

@@ -14,8 +14,10 @@ from rlhf_lab.cost.hardware import hardware
 from rlhf_lab.cost.plan import estimate
 from rlhf_lab.cost.setup import make_setup
 
-SIZES = {"llama": {"hidden_size": 64, "intermediate_size": 160},
-         "gpt2": {"n_embd": 64, "bos_token_id": 0}}  # fmt: skip
+SIZES = {
+    "llama": {"hidden_size": 64, "intermediate_size": 160},
+    "gpt2": {"n_embd": 64, "bos_token_id": 0},
+}
 STEPS = 8
 CASES = [
     ("rloo", "llama", {}, {}),
@@ -32,17 +34,37 @@ def test_memory_and_flops_of_every_phase(stage, kind, settings, lora, tiny, tmp_
     """FLOPs to the last one; bytes within 5 % at the peak, within 8 % in every other phase."""
     prompts = ["w1 w2 w3 w4 w5 w6 w7 w8", "w1 w2 w3 w4 w5 w6 w7 w9"]  # no padding: no mask
     online = Online(
-        stage, tiny, tmp_path, kind, lora=bool(lora), prompts=prompts * 8, sizes=SIZES[kind],
-        per_device_train_batch_size=8, response_length=24, max_steps=STEPS, **settings,
+        stage,
+        tiny,
+        tmp_path,
+        kind,
+        lora=bool(lora),
+        prompts=prompts * 8,
+        sizes=SIZES[kind],
+        per_device_train_batch_size=8,
+        response_length=24,
+        max_steps=STEPS,
+        **settings,
         generation_kwargs={"suppress_tokens": [tiny.eos]},  # all responses are of one length
-    )  # fmt: skip
+    )
     online.judge.metric_funcs.clear()
     config, judge = online.reference.config.to_dict(), online.reward.config.to_dict()
     online.trainer.train()
-    said = {"per_device_train_batch_size": 8, "prompt_length": 8, "response_length": 24,
-            "padded": False, "dtype": "float32", "bf16": False, "max_steps": STEPS, "beta": 0.1,
-            "num_generations": 2, "steps_per_generation": 2, "num_iterations": 2,
-            **settings, **lora}  # fmt: skip
+    said = {
+        "per_device_train_batch_size": 8,
+        "prompt_length": 8,
+        "response_length": 24,
+        "padded": False,
+        "dtype": "float32",
+        "bf16": False,
+        "max_steps": STEPS,
+        "beta": 0.1,
+        "num_generations": 2,
+        "steps_per_generation": 2,
+        "num_iterations": 2,
+        **settings,
+        **lora,
+    }
     e = estimate(stage, config, hardware("laptop"), said, reward=judge)
     measured = online.meter.ledger()
     phases = {r.phase for r in e.ledger if r.quantity == "flops"}
@@ -59,20 +81,40 @@ def test_memory_and_flops_of_every_phase(stage, kind, settings, lora, tiny, tmp_
 def test_steps_are_those_that_trl_would_make(tiny, tmp_path):
     """Two epochs of 11 prompts, in generations of 4 prompts: what is left over is left out."""
     for settings in ({}, {"num_iterations": 1}, {"gradient_accumulation_steps": 2}):
-        online = Online("rloo", tiny, tmp_path, prompts=[f"w{i}" for i in range(11)],
-                        max_steps=-1, num_train_epochs=2, **settings)  # fmt: skip
+        online = Online(
+            "rloo",
+            tiny,
+            tmp_path,
+            prompts=[f"w{i}" for i in range(11)],
+            max_steps=-1,
+            num_train_epochs=2,
+            **settings,
+        )
         online.trainer.train()
-        said = {"per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 2,
-                "num_generations": 2, "rows": 11, "num_train_epochs": 2, "prompt_length": 1,
-                "response_length": 6, **settings}  # fmt: skip
+        said = {
+            "per_device_train_batch_size": 4,
+            "steps_per_generation": 2,
+            "num_iterations": 2,
+            "num_generations": 2,
+            "rows": 11,
+            "num_train_epochs": 2,
+            "prompt_length": 1,
+            "response_length": 6,
+            **settings,
+        }
         e = estimate("rloo", online.reference.config.to_dict(), hardware("laptop"), said)
         assert e.steps == online.trainer.state.global_step == online.trainer.state.max_steps
 
 
 def test_without_a_critic():
     """The critic is a model, its gradients and its states; and a share of every phase."""
-    same = {"hardware": "h100", "prompt_length": 256, "response_length": 256, "rows": 1000,
-            "per_device_train_batch_size": 8}  # fmt: skip
+    same = {
+        "hardware": "h100",
+        "prompt_length": 256,
+        "response_length": 256,
+        "rows": 1000,
+        "per_device_train_batch_size": 8,
+    }
     ppo, grpo = (lab.plan(s, "Qwen/Qwen2.5-0.5B", **same).estimate for s in ("ppo", "grpo"))
     value = ppo.ledger.filter(quantity="bytes", role="value", phase="optimizer").total()
     assert ppo.phases[-1].total - grpo.phases[-1].total == pytest.approx(value, rel=0.01)
@@ -81,18 +123,31 @@ def test_without_a_critic():
     assert {f.role for f in free.phases} == {"policy"}
 
 
-@pytest.mark.parametrize(("settings", "updates", "old"), [
-    ({}, 1, False), ({"num_iterations": 2}, 2, True), ({"steps_per_generation": 4}, 4, True),
-    ({"gradient_accumulation_steps": 4}, 1, False),
-    ({"gradient_accumulation_steps": 4, "steps_per_generation": 2, "num_iterations": 2}, 1, False),
-    ({"gradient_accumulation_steps": 3, "steps_per_generation": 2}, 2 / 3, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "updates", "old"),
+    [
+        ({}, 1, False),
+        ({"num_iterations": 2}, 2, True),
+        ({"steps_per_generation": 4}, 4, True),
+        ({"gradient_accumulation_steps": 4}, 1, False),
+        (
+            {"gradient_accumulation_steps": 4, "steps_per_generation": 2, "num_iterations": 2},
+            1,
+            False,
+        ),
+        ({"gradient_accumulation_steps": 3, "steps_per_generation": 2}, 2 / 3, True),
+    ],
+)
 def test_when_old_log_probabilities_are_needed(settings, updates, old):
     """Never for GRPO where every generation is one optimizer step; always for RLOO."""
     config = lab.load("tiny").config_dict()
     for stage in ("grpo", "rloo"):
-        s = make_setup(stage, architecture(config), hardware("laptop"), {
-            "per_device_train_batch_size": 8, "num_generations": 4, **settings})  # fmt: skip
+        s = make_setup(
+            stage,
+            architecture(config),
+            hardware("laptop"),
+            {"per_device_train_batch_size": 8, "num_generations": 4, **settings},
+        )
         assert s.updates == pytest.approx(updates)
         assert s.old_logprobs == (old or stage == "rloo")
 

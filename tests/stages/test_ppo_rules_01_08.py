@@ -153,10 +153,15 @@ def unshifted_temperature(logprobs):
 def test_rule_03_step_0_invariant(make, kind, split):
     """Whatever the batch is cut into, and whatever the chunk of the scoring passes."""
     size, accumulate, minibatches = split
-    check_step_0(make(
-        kind, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate,
-        num_mini_batches=minibatches, local_rollout_forward_batch_size=3,
-    ))  # fmt: skip
+    check_step_0(
+        make(
+            kind,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulate,
+            num_mini_batches=minibatches,
+            local_rollout_forward_batch_size=3,
+        )
+    )
 
 
 @pytest.mark.parametrize("broken", [half_precision, unshifted_temperature])
@@ -173,9 +178,11 @@ def check_no_dropout(make, tiny, switch_on=None):
     """No dropout layer is ever called in training mode, and each of the four models is called."""
     noise = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
     models = {
-        "model": tiny.lm(0, "gpt2", **noise), "ref_model": tiny.lm(0, "gpt2", **noise),
-        "reward_model": tiny.rm(1, "gpt2", **noise), "value_model": tiny.rm(1, "gpt2", **noise),
-    }  # fmt: skip
+        "model": tiny.lm(0, "gpt2", **noise),
+        "ref_model": tiny.lm(0, "gpt2", **noise),
+        "reward_model": tiny.rm(1, "gpt2", **noise),
+        "value_model": tiny.rm(1, "gpt2", **noise),
+    }
     called = dict.fromkeys(models, 0)
     for name, model in models.items():
         model.train()  # as a careless caller leaves it
@@ -221,8 +228,12 @@ def in_place(positions, attended):
     """A pass of rows that stay where they are: which positions, and whether padding is seen."""
 
     def forward(model, ids, mask):
-        out = model(input_ids=ids.masked_fill(~mask, 0), attention_mask=attended(mask),
-                    position_ids=positions(mask), use_cache=False)  # fmt: skip
+        out = model(
+            input_ids=ids.masked_fill(~mask, 0),
+            attention_mask=attended(mask),
+            position_ids=positions(mask),
+            use_cache=False,
+        )
         first = mask.long().argmax(1, keepdim=True)
         at = (first + torch.arange(ids.shape[1])).clamp(max=ids.shape[1] - 1).unsqueeze(2)
         hidden = out.last_hidden_state

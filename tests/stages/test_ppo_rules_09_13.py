@@ -227,8 +227,12 @@ def check_whitened_rewards(make):
 
 def test_rule_13_whitened_rewards_keep_their_mean(make, monkeypatch):
     check_whitened_rewards(make)
-    swap(monkeypatch, maths, "whiten",
-         lambda right: lambda v, m, **k: right(v, m, **{**k, "shift_mean": True}))  # fmt: skip
+    swap(
+        monkeypatch,
+        maths,
+        "whiten",
+        lambda right: lambda v, m, **k: right(v, m, **{**k, "shift_mean": True}),
+    )
     with must_fail:
         check_whitened_rewards(make)
 
@@ -237,13 +241,17 @@ def trained_weights(make, tiny, monkeypatch, size, accumulate):
     """Weights after two iterations in real double precision (`.float()` inside is lifted)."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     models = {
-        "model": tiny.lm(0, "gpt2").double(), "reward_model": tiny.rm(1, "gpt2").double(),
+        "model": tiny.lm(0, "gpt2").double(),
+        "reward_model": tiny.rm(1, "gpt2").double(),
         "value_model": tiny.rm(1, "gpt2").double(),
-    }  # fmt: skip
+    }
     trainer = make(
-        models=models, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate,
-        total_episodes=16, learning_rate=1e-3,
-    )  # fmt: skip
+        models=models,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulate,
+        total_episodes=16,
+        learning_rate=1e-3,
+    )
     trainer.train()
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 

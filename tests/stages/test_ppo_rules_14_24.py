@@ -183,8 +183,10 @@ def test_rule_17_optimizer(make):
     good = {"max_grad_norm": 0.05}
     check_optimizer(make, **good)
     for bad in (
-        {"adam_epsilon": 1e-8}, {"lr_scheduler_type": "constant"}, {"max_grad_norm": 0.0},
-    ):  # fmt: skip
+        {"adam_epsilon": 1e-8},
+        {"lr_scheduler_type": "constant"},
+        {"max_grad_norm": 0.0},
+    ):
         with must_fail:
             check_optimizer(make, **{**good, **bad})
 
@@ -274,8 +276,12 @@ def check_statistics(make):
 )
 def test_rule_20_statistics_are_masked_means(make, monkeypatch, tokens):
     check_statistics(make)
-    swap(monkeypatch, PPOTrainer, "losses",
-         lambda right: lambda self, mb, n, v: right(self, mb, tokens(mb, n), v))  # fmt: skip
+    swap(
+        monkeypatch,
+        PPOTrainer,
+        "losses",
+        lambda right: lambda self, mb, n, v: right(self, mb, tokens(mb, n), v),
+    )
     with must_fail:
         check_statistics(make)
 
@@ -364,8 +370,11 @@ def test_rule_22_over_long_and_identical_pairs_are_counted(tiny, monkeypatch, br
 
 
 def test_rule_22_sft_rows_learn_the_response_only_and_count_what_is_too_long(tiny):
-    rows = [{"prompt": "w1 w2", "completion": "w3"}, {"prompt": "w1", "completion": "w3 w4 w5 w6"},
-            {"prompt": "w1 w2 w3", "completion": "w4 w5"}]  # fmt: skip
+    rows = [
+        {"prompt": "w1 w2", "completion": "w3"},
+        {"prompt": "w1", "completion": "w3 w4 w5 w6"},
+        {"prompt": "w1 w2 w3", "completion": "w4 w5"},
+    ]
     made, counts = tokens.sft_rows(tiny.tokenizer(), rows, max_length=4)
     assert made == [
         {"input_ids": [1, 2, 3, tiny.eos], "completion_mask": [0, 0, 1, 1]},
@@ -392,9 +401,11 @@ class Meddle(TrainerCallback):
 
 def check_who_moves(make, tiny, meddle_with=None):
     models = {
-        "model": tiny.lm(0), "ref_model": tiny.lm(0), "reward_model": tiny.rm(1),
+        "model": tiny.lm(0),
+        "ref_model": tiny.lm(0),
+        "reward_model": tiny.rm(1),
         "value_model": tiny.rm(1),
-    }  # fmt: skip
+    }
     start = {k: copy.deepcopy(m.state_dict()) for k, m in models.items()}
     callbacks = []
     if meddle_with:
@@ -420,8 +431,10 @@ def check_largest_logits(make, tiny):
 
     def watch(module, args, output):
         storage = output.untyped_storage()
-        alive[storage.data_ptr()] = (torch.multiprocessing.reductions.StorageWeakRef(storage),
-                                     storage.nbytes())  # fmt: skip
+        alive[storage.data_ptr()] = (
+            torch.multiprocessing.reductions.StorageWeakRef(storage),
+            storage.nbytes(),
+        )
         peak[0] = max(peak[0], sum(n for ref, n in alive.values() if not ref.expired()))
 
     trainer = make(local_rollout_forward_batch_size=1)

@@ -19,22 +19,45 @@ STEPS = 5  # of two minibatches each: ten optimizer steps
 def run(folder, ranks, layout="four", resume=None, broken=False, rows=8, **settings):
     """Train in `ranks` processes of `rows / ranks` rows each. → what each of them said."""
     settings = {
-        "output_dir": str(folder / "out"), "per_device_train_batch_size": rows // ranks // 2,
-        "gradient_accumulation_steps": 2, "num_mini_batches": 2, "num_ppo_epochs": 1,
-        "response_length": 8, "max_steps": STEPS, "learning_rate": 1e-2, "temperature": 0.7,
-        "report_to": "none", "save_steps": 2, "normalize_scores": True, "whiten_rewards": True,
-        "kl_target": 0.1, "kl_horizon": 100, "eval_strategy": "steps", "eval_steps": 2,
-        "missing_eos_penalty": 1.0, "layout": layout, "use_cpu": True, **settings,
-    }  # fmt: skip
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": rows // ranks // 2,
+        "gradient_accumulation_steps": 2,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 1,
+        "response_length": 8,
+        "max_steps": STEPS,
+        "learning_rate": 1e-2,
+        "temperature": 0.7,
+        "report_to": "none",
+        "save_steps": 2,
+        "normalize_scores": True,
+        "whiten_rewards": True,
+        "kl_target": 0.1,
+        "kl_horizon": 100,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "missing_eos_penalty": 1.0,
+        "layout": layout,
+        "use_cpu": True,
+        **settings,
+    }
     folder.mkdir(exist_ok=True)
     out, job = (
         folder / "said",
         {"settings": settings, "layout": layout, "resume": resume, "broken": broken},
     )
     worker = [str(HERE / "two_processes.py"), str(out), json.dumps(job)]
-    start = [sys.executable] if ranks == 1 else [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={ranks}"]  # fmt: skip
+    start = (
+        [sys.executable]
+        if ranks == 1
+        else [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+        ]
+    )
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*start, *worker], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -57,8 +80,9 @@ def test_parameters_after_ten_steps(both):
 def test_a_broken_split_is_seen(tmp_path):
     (one,) = run(tmp_path / "one", 1)
     two = run(tmp_path / "broken", 2, broken=True)[0]
-    apart = max(abs(a - b) for n in one["trained"]
-                for a, b in zip(one["trained"][n], two["trained"][n]))  # fmt: skip
+    apart = max(
+        abs(a - b) for n in one["trained"] for a, b in zip(one["trained"][n], two["trained"][n])
+    )
     assert apart > 1e-3
 
 
@@ -75,8 +99,11 @@ def test_metrics_are_global_and_logged_once(both):
 
 def test_a_checkpoint_of_two_goes_on_in_one(both, request):
     (one,), _, folder = both
-    layout = "four" if "value.score.weight" in one["trained"] else (
-        "adapters" if any("lora" in n for n in one["trained"]) else "shared")  # fmt: skip
+    layout = (
+        "four"
+        if "value.score.weight" in one["trained"]
+        else ("adapters" if any("lora" in n for n in one["trained"]) else "shared")
+    )
     saved = folder / "two" / "out"
     assert {p.name for p in saved.iterdir()} == {"checkpoint-4", "checkpoint-5"}
     (again,) = run(folder / "again", 1, layout, resume=str(saved / "checkpoint-4"))
@@ -92,9 +119,9 @@ def _trimmed(r):
     left = int(r.attention[:, :p].any(0).long().argmax())
     right = int(r.mask.any(0).sum())
     sizes = {"ids": slice(left, p + right), "attention": slice(left, p + right)}
-    return rollout.Rollout(**{
-        n: x[:, sizes.get(n, slice(right))] if x.dim() == 2 else x for n, x in vars(r).items()
-    })  # fmt: skip
+    return rollout.Rollout(
+        **{n: x[:, sizes.get(n, slice(right))] if x.dim() == 2 else x for n, x in vars(r).items()}
+    )
 
 
 def test_a_rollout_put_together(make, monkeypatch):

@@ -53,10 +53,13 @@ def test_every_metric_of_every_iteration_is_reported(make, board):
     assert json.loads(writer.texts["model_config"])["model_type"] == "llama"
 
 
-@pytest.mark.parametrize("name, says", [
-    ("tensorboard", "report_to='tensorboard' is not installed: pip install tensorboard"),
-    ("tensorbord", "did you mean 'tensorboard'?"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("tensorboard", "report_to='tensorboard' is not installed: pip install tensorboard"),
+        ("tensorbord", "did you mean 'tensorboard'?"),
+    ],
+)
 def test_a_tracker_that_is_not_there_is_refused_before_anything_is_written(
     name, says, tmp_path, monkeypatch
 ):

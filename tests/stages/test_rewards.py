@@ -37,8 +37,11 @@ def told(foreign, prompt, said, stopped):
 
 
 def with_foreign(make, tiny, foreign, **settings):
-    return make(models={"reward_model": foreign.model, "value_model": tiny.rm(1)},
-                extra={"reward_processing_class": foreign.tokenizer}, **settings)  # fmt: skip
+    return make(
+        models={"reward_model": foreign.model, "value_model": tiny.rm(1)},
+        extra={"reward_processing_class": foreign.tokenizer},
+        **settings,
+    )
 
 
 # ---------------------------------------------------------------------------- another vocabulary
@@ -129,8 +132,10 @@ def test_a_mixture_weighted_by_hand(make, tiny, foreign):
     def second(completions, **kwargs):
         return [None, 4.0, None, *[1.0] * (len(completions) - 3)]
 
-    extra = {"reward_funcs": [first, foreign.model, second],
-             "reward_processing_class": [None, foreign.tokenizer]}  # fmt: skip
+    extra = {
+        "reward_funcs": [first, foreign.model, second],
+        "reward_processing_class": [None, foreign.tokenizer],
+    }
     trainer = make(extra=extra, reward_weights=[2.0, 0.5, -1.0, 3.0])
     r, metrics = one_rollout(trainer)
     parts = torch.zeros(4, 8)
@@ -146,7 +151,8 @@ def test_a_mixture_weighted_by_hand(make, tiny, foreign):
     assert metrics["rewards/model"] == pytest.approx(float(parts[0].mean()), abs=1e-5)
     assert metrics["rewards/first"] == pytest.approx(float(parts[1].mean()))
     assert metrics["rewards/GPT2ForSequenceClassification"] == pytest.approx(
-        float(parts[2].mean()), abs=1e-4)  # fmt: skip
+        float(parts[2].mean()), abs=1e-4
+    )
     assert metrics["rewards/second"] == pytest.approx(9 / 6), "None is left out of the mean"
     assert not foreign.model.training and not any(
         p.requires_grad for p in foreign.model.parameters()
@@ -167,8 +173,12 @@ def test_functions_alone_train(make):
     def likes_w1(completions, **kwargs):
         return [float(c.split().count("w1")) for c in completions]
 
-    trainer = make(models={"reward_model": None}, extra={"reward_funcs": likes_w1},
-                   total_episodes=160, kl_coef=0.0)  # fmt: skip
+    trainer = make(
+        models={"reward_model": None},
+        extra={"reward_funcs": likes_w1},
+        total_episodes=160,
+        kl_coef=0.0,
+    )
     history = trainer.train().log_history
     rewards = [h["reward"] for h in history]
     assert sum(rewards[-5:]) > sum(rewards[:5]) + 2
@@ -247,10 +257,15 @@ def test_scores_are_clipped_after_normalisation(make):
 # ---------------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize("value, says", [
-    ([float("nan")] * 8, "odd gave nan for row 0"), ([0.0] * 7 + [float("inf")], "inf for row 7"),
-    (3.0, "odd must give a list"), (["good"] * 8, "odd must give a list"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, says",
+    [
+        ([float("nan")] * 8, "odd gave nan for row 0"),
+        ([0.0] * 7 + [float("inf")], "inf for row 7"),
+        (3.0, "odd must give a list"),
+        (["good"] * 8, "odd must give a list"),
+    ],
+)
 def test_what_is_no_reward_names_function_and_row(make, value, says):
     def odd(**kwargs):
         return value

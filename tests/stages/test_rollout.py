@@ -31,9 +31,14 @@ def respond(tiny, model, length=8, prompts=PROMPTS):
     """→ prompt ids, prompt mask, responses, response mask."""
     ids, mask = rollout.pad_prompts(prompts, tiny.pad)
     responses = rollout.generate(
-        model, ids, mask, keys_of(len(prompts)), max_new_tokens=length, stop_token_id=tiny.eos,
+        model,
+        ids,
+        mask,
+        keys_of(len(prompts)),
+        max_new_tokens=length,
+        stop_token_id=tiny.eos,
         pad_token_id=tiny.pad,
-    )  # fmt: skip
+    )
     return ids, mask, responses, maths.response_mask(responses, tiny.eos)
 
 
@@ -47,9 +52,15 @@ def played(request, tiny):
     said = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
     assert not attention.all(0).all(), "padding on both sides"
     return SimpleNamespace(
-        policy=policy, reward=reward, ids=ids, attention=attention, responses=responses, mask=mask,
-        said=said, length=responses.shape[1],
-    )  # fmt: skip
+        policy=policy,
+        reward=reward,
+        ids=ids,
+        attention=attention,
+        responses=responses,
+        mask=mask,
+        said=said,
+        length=responses.shape[1],
+    )
 
 
 # ------------------------------------------------------------------------------------ the padding
@@ -85,9 +96,12 @@ def test_positions_count_real_tokens_only():
 
 def test_join_puts_padding_after_the_stop_token(tiny):
     ids, attention = rollout.join(
-        torch.tensor([[tiny.pad, 1]]), torch.tensor([[False, True]]),
-        torch.tensor([[2, tiny.eos, 3]]), torch.tensor([[True, True, False]]), tiny.pad,
-    )  # fmt: skip
+        torch.tensor([[tiny.pad, 1]]),
+        torch.tensor([[False, True]]),
+        torch.tensor([[2, tiny.eos, 3]]),
+        torch.tensor([[True, True, False]]),
+        tiny.pad,
+    )
     assert ids.tolist() == [[tiny.pad, 1, 2, tiny.eos, tiny.pad]]
     assert attention.tolist() == [[False, True, True, True, False]]
 
@@ -195,9 +209,15 @@ def test_generation_with_a_cache_equals_recomputing_everything(tiny, kind, tempe
     ids, mask = rollout.pad_prompts(prompts, tiny.pad)
     keys = keys_of(len(prompts))
     out = rollout.generate(
-        model, ids, mask, keys, max_new_tokens=10, stop_token_id=tiny.eos,
-        pad_token_id=tiny.pad, temperature=temperature,
-    )  # fmt: skip
+        model,
+        ids,
+        mask,
+        keys,
+        max_new_tokens=10,
+        stop_token_id=tiny.eos,
+        pad_token_id=tiny.pad,
+        temperature=temperature,
+    )
     for row, prompt in enumerate(prompts):
         said = naive_response(model, prompt, keys[row], 10, tiny.eos, temperature)
         assert out[row].tolist() == said + [tiny.pad] * (out.shape[1] - len(said))
@@ -230,18 +250,29 @@ def test_generation_ends_with_the_last_row(tiny):
     with torch.no_grad():
         likeliest = int(model(ids).logits[0, -1].argmax())
     out = rollout.generate(
-        model, ids, mask, keys_of(1), max_new_tokens=10, stop_token_id=likeliest,
-        pad_token_id=tiny.pad, temperature=0,
-    )  # fmt: skip
+        model,
+        ids,
+        mask,
+        keys_of(1),
+        max_new_tokens=10,
+        stop_token_id=likeliest,
+        pad_token_id=tiny.pad,
+        temperature=0,
+    )
     assert out.tolist() == [[likeliest]]
 
 
 def test_without_a_stop_token_every_response_has_full_length(tiny):
     ids, mask = rollout.pad_prompts(PROMPTS, tiny.pad)
     out = rollout.generate(
-        tiny.lm(0), ids, mask, keys_of(4), max_new_tokens=9, stop_token_id=None,
+        tiny.lm(0),
+        ids,
+        mask,
+        keys_of(4),
+        max_new_tokens=9,
+        stop_token_id=None,
         pad_token_id=tiny.pad,
-    )  # fmt: skip
+    )
     assert out.shape == (4, 9)
 
 
@@ -379,8 +410,10 @@ def test_values_and_scores_in_passes_equal_the_whole(played, rows):
         assert_close(x, whole[name], atol=1e-5, rtol=0)
 
 
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 60)), min_size=1, max_size=24),
-       st.integers(1, 24))  # fmt: skip
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 60)), min_size=1, max_size=24),
+    st.integers(1, 24),
+)
 def test_every_row_is_moved_whole(lengths, rows):
     """Prompts padded on the left, responses on the right: a pass is given every token of its rows
     at the place where it counts, then zeros, and is as wide as the longest of them."""

@@ -83,10 +83,16 @@ def test_consecutive_positions_are_independent():
 
 def test_every_coordinate_changes_the_key():
     zero, one = torch.tensor([0]), torch.tensor([1])
-    keys = [row_keys(*k).item() for k in (
-        (0, 0, zero, zero), (1, 0, zero, zero), (0, 1, zero, zero), (0, 0, one, zero),
-        (0, 0, zero, one),
-    )]  # fmt: skip
+    keys = [
+        row_keys(*k).item()
+        for k in (
+            (0, 0, zero, zero),
+            (1, 0, zero, zero),
+            (0, 1, zero, zero),
+            (0, 0, one, zero),
+            (0, 0, zero, one),
+        )
+    ]
     assert len(set(keys)) == 5
 
 
@@ -141,9 +147,15 @@ def respond(tiny):
             ids = torch.cat([blank + tiny.pad, ids], 1)
             mask = torch.cat([blank.bool(), mask], 1)
         out = generate(
-            model, ids, mask, keys_of(index, iteration=iteration), max_new_tokens=10,
-            stop_token_id=tiny.eos, pad_token_id=tiny.pad, temperature=temperature,
-        )  # fmt: skip
+            model,
+            ids,
+            mask,
+            keys_of(index, iteration=iteration),
+            max_new_tokens=10,
+            stop_token_id=tiny.eos,
+            pad_token_id=tiny.pad,
+            temperature=temperature,
+        )
         return [[t for t in row if t != tiny.pad] for row in out.tolist()]
 
     return respond
@@ -178,9 +190,15 @@ def test_first_tokens_follow_the_models_distribution(tiny, temperature):
     n, model = 1_000, tiny.lm(0, initializer_range=0.15)
     ids, mask = pad_prompts([PROMPTS[0]] * n, tiny.pad)
     out = generate(
-        model, ids, mask, keys_of([0] * n, sample=MANY[:n]), max_new_tokens=1,
-        stop_token_id=tiny.eos, pad_token_id=tiny.pad, temperature=temperature,
-    )  # fmt: skip
+        model,
+        ids,
+        mask,
+        keys_of([0] * n, sample=MANY[:n]),
+        max_new_tokens=1,
+        stop_token_id=tiny.eos,
+        pad_token_id=tiny.pad,
+        temperature=temperature,
+    )
     with torch.no_grad():
         p = (model(ids[:1]).logits[0, -1] / temperature).softmax(0)
     likely = p > 0.01  # chi-square wants at least ten expected in a bin

@@ -27,10 +27,19 @@ def rollout(tiny, responses):
     place = torch.arange(1.0, width + 1).expand(len(responses), -1)
     logprobs, values = -0.1 * place * mask, place * mask
     r = Rollout(
-        torch.arange(len(responses)), ids, attention, said, mask, mask, logprobs,
-        (logprobs - 0.05 * place) * mask, values, torch.tensor([2.0, -1.0])[: len(responses)],
-        torch.zeros_like(values), torch.zeros_like(values),
-    )  # fmt: skip
+        torch.arange(len(responses)),
+        ids,
+        attention,
+        said,
+        mask,
+        mask,
+        logprobs,
+        (logprobs - 0.05 * place) * mask,
+        values,
+        torch.tensor([2.0, -1.0])[: len(responses)],
+        torch.zeros_like(values),
+        torch.zeros_like(values),
+    )
     rewards = maths.token_rewards(r.logprobs - r.ref_logprobs, r.scores, mask, beta=0.1)
     advantages, r.returns = maths.gae(rewards, values, mask)
     r.advantages = maths.whiten(advantages, mask)
@@ -143,5 +152,7 @@ def test_a_model_does_not_differ_from_itself(tiny):
     found = score_tokens(policy, policy, tiny.tokenizer(), "w1", [3, 4, 5])
     assert found["log_ratio"] == [0.0, 0.0, 0.0] and found["special"] == []
     assert set(score_tokens(policy, None, tiny.tokenizer(), "w1", "w3")) == {
-        "text", "special", "logprob",
-    }  # fmt: skip
+        "text",
+        "special",
+        "logprob",
+    }

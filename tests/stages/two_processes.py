@@ -34,22 +34,36 @@ def main(out: Path, job: dict) -> None:
         return [0.1 * len(ids) for ids in completion_ids]
 
     trainer = ppo.PPOTrainer(
-        PPOConfig(**job["settings"]), conftest.tokenizer(),
-        conftest.language_model(0).double(), None, conftest.reward_model(1).double(),
+        PPOConfig(**job["settings"]),
+        conftest.tokenizer(),
+        conftest.language_model(0).double(),
+        None,
+        conftest.reward_model(1).double(),
         [{"prompt": p} for p in PROMPTS * 2],
         conftest.reward_model(1).double() if layout == "four" else None,
-        eval_dataset=[{"prompt": p} for p in PROMPTS[:5]], reward_funcs=length, peft_config=lora,
+        eval_dataset=[{"prompt": p} for p in PROMPTS[:5]],
+        reward_funcs=length,
+        peft_config=lora,
         on_log=lambda step, metrics: logged.append({"step": step, **metrics}),
         metric_funcs={"tokens": lambda completion_ids, **_: [len(i) for i in completion_ids]},
-    )  # fmt: skip
+    )
     if job.get("broken"):  # all processes work on the same rows: what a test must see
         ppo.part_of = lambda accelerator, rows: rows[: len(rows) // accelerator.num_processes]
     trainer.train(resume_from_checkpoint=job.get("resume"))
-    trained = {n: p.detach().flatten().tolist() for n, p in trainer.roles.trained.named_parameters()
-               if p.requires_grad}  # fmt: skip
+    trained = {
+        n: p.detach().flatten().tolist()
+        for n, p in trainer.roles.trained.named_parameters()
+        if p.requires_grad
+    }
     rank = trainer.accelerator.process_index
-    said = {"rank": rank, "ranks": trainer.accelerator.num_processes, "logged": logged,
-            "trained": trained, "calls": calls, "seed": torch.initial_seed()}  # fmt: skip
+    said = {
+        "rank": rank,
+        "ranks": trainer.accelerator.num_processes,
+        "logged": logged,
+        "trained": trained,
+        "calls": calls,
+        "seed": torch.initial_seed(),
+    }
     out.with_suffix(f".{rank}.json").write_text(json.dumps(said))
 
 

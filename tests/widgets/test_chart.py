@@ -136,12 +136,19 @@ def test_a_long_series_is_thinned_but_its_spike_survives():
 @pytest.mark.parametrize("evil", ["<script>alert(1)</script>", '"><b>', "a & b", "\x00\x1b\ud800"])
 def test_everything_a_user_writes_is_escaped(evil):
     made = [
-        line_chart({evil: ([0], [1])}, title=evil, x_label=evil, y_label=evil,
-                   references=[(1, evil)], band={evil: ([0], [0], [1])}),
-        bar_chart({evil: {evil: 1}}, title=evil, y_label=evil, x_label=evil,
-                  references=[(1, evil)]),
+        line_chart(
+            {evil: ([0], [1])},
+            title=evil,
+            x_label=evil,
+            y_label=evil,
+            references=[(1, evil)],
+            band={evil: ([0], [0], [1])},
+        ),
+        bar_chart(
+            {evil: {evil: 1}}, title=evil, y_label=evil, x_label=evil, references=[(1, evil)]
+        ),
         html_table([{evil: evil}], caption=evil),
-    ]  # fmt: skip
+    ]
     for text in made:
         root = ET.fromstring(text)
         assert not [e for e in root.iter() if e.tag.endswith(("script", "}b"))]

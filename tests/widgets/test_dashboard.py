@@ -28,23 +28,47 @@ def ledger(*sources: str) -> Ledger:
     for i, source in enumerate(sources):
         for phase, size in (("rollout", 1), ("backward", 2)):
             for role, amount in (("policy", 3), ("reference", size)):
-                made.add(stage="ppo", role=role, phase=phase, component="parameters",
-                         quantity="bytes", value=(amount + i) * MIB, source=source)  # fmt: skip
-            made.add(stage="ppo", role="policy", phase=phase, quantity="seconds",
-                     value=10.0 * size, source=source)  # fmt: skip
+                made.add(
+                    stage="ppo",
+                    role=role,
+                    phase=phase,
+                    component="parameters",
+                    quantity="bytes",
+                    value=(amount + i) * MIB,
+                    source=source,
+                )
+            made.add(
+                stage="ppo",
+                role="policy",
+                phase=phase,
+                quantity="seconds",
+                value=10.0 * size,
+                source=source,
+            )
     if "measured" in sources:
-        made.add(stage="ppo", phase="evaluation", quantity="seconds", value=99.0,
-                 source="measured")  # fmt: skip
+        made.add(stage="ppo", phase="evaluation", quantity="seconds", value=99.0, source="measured")
     return made
 
 
 @pytest.fixture
 def run(tmp_path):
-    made = Run.create(tmp_path / "run", stage="ppo", model=HOSTILE, settings={"kl_target": 2.5},
-                      data="stories", seed=0)  # fmt: skip
+    made = Run.create(
+        tmp_path / "run",
+        stage="ppo",
+        model=HOSTILE,
+        settings={"kl_target": 2.5},
+        data="stories",
+        seed=0,
+    )
     for step in range(1, 11):
-        made.log(step, reward=step / 10, gold_reward=8 + step / 10, kl=0.2 * step,
-                 kl_k3=0.1 * step, kl_coef=0.15)  # fmt: skip
+        made.log(
+            step,
+            reward=step / 10,
+            gold_reward=8 + step / 10,
+            kl=0.2 * step,
+            kl_k3=0.1 * step,
+            kl_coef=0.15,
+        )
     return made
 
 

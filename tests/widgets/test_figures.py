@@ -31,8 +31,14 @@ def made(tmp_path):
     """Make a run: `made("a", metrics, seed=1, stage="ppo", summary=…, **settings)`."""
 
     def make(name, metrics, stage="ppo", model="tiny", seed=0, summary=None, **settings):
-        run = Run.create(tmp_path / name, stage=stage, model=model, data="stories", seed=seed,
-                         settings={"seed": seed, **settings})  # fmt: skip
+        run = Run.create(
+            tmp_path / name,
+            stage=stage,
+            model=model,
+            data="stories",
+            seed=seed,
+            settings={"seed": seed, **settings},
+        )
         for step, line in metrics.items():
             run.log(step, **line)
         run.finish(**(summary or {}))
@@ -149,9 +155,13 @@ def test_what_cannot_be_drawn_is_said_in_a_line(made):
 def test_long_curves_are_thinned_and_keep_their_peaks(made):
     runs = [made(f"r{seed}", {}, seed=seed) for seed in range(8)]
     for seed, run in enumerate(runs):
-        logged = [{"step": s, **{n: math.sin(s / 50 + seed) for n in
-                                 ("reward", "gold_reward", "kl", "entropy")}}
-                  for s in range(1, 3001)]  # fmt: skip
+        logged = [
+            {
+                "step": s,
+                **{n: math.sin(s / 50 + seed) for n in ("reward", "gold_reward", "kl", "entropy")},
+            }
+            for s in range(1, 3001)
+        ]
         logged[1233]["kl"] = 77.0 + seed
         (run.folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, logged)))
     apart, together = curves(*runs, seeds=False), curves(*runs)
@@ -184,15 +194,28 @@ def test_thinning_keeps_ends_extremes_and_gaps(column, at_most):
 
 
 def test_the_frontier_by_hand(made):
-    path = {1: {"kl": 0.0, "gold_reward": 8.0}, 2: {"kl": 4.0, "gold_reward": 9.0},
-            3: {"kl": 6.0}, 4: {"kl": 9.0, "gold_reward": 8.5}}  # fmt: skip
+    path = {
+        1: {"kl": 0.0, "gold_reward": 8.0},
+        2: {"kl": 4.0, "gold_reward": 9.0},
+        3: {"kl": 6.0},
+        4: {"kl": 9.0, "gold_reward": 8.5},
+    }
     ppo = made("ppo", path, summary={"kl": 9.5, "gold_reward": 8.4, "before/gold_reward": 8.0})
     dpo = made("dpo", {1: {"loss": 1.0}}, stage="dpo", summary={"kl": 2.25, "gold_reward": 9.1})
     sft = made("sft", {1: {"loss": 1.0}}, stage="sft", summary={"gold_reward": 8.1})
-    best = SimpleNamespace(points=[
-        SimpleNamespace(n=n, reward=n / 2, reward_error=0.5, gold_reward=8 + n / 4, gold_error=0.25,
-                        kl_bound=math.log(n) - (n - 1) / n) for n in (1, 4)
-    ])  # fmt: skip
+    best = SimpleNamespace(
+        points=[
+            SimpleNamespace(
+                n=n,
+                reward=n / 2,
+                reward_error=0.5,
+                gold_reward=8 + n / 4,
+                gold_error=0.25,
+                kl_bound=math.log(n) - (n - 1) / n,
+            )
+            for n in (1, 4)
+        ]
+    )
     figure = frontier(ppo, dpo, sft, best)
     walked, *ends, drawn, start = figure.data
     assert (list(walked.x), list(walked.y)) == ([0, 4, 9], [8, 9, 8.5])
@@ -201,8 +224,10 @@ def test_the_frontier_by_hand(made):
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
     assert [t.textposition for t in ends] == ["top left", "bottom center", "top center"]
     assert [(t.x[0], t.y[0], t.text[0]) for t in ends] == [
-        (9.5, 8.4, "ppo"), (2.25, 9.1, "dpo"), (0, 8.1, "sft"),
-    ]  # fmt: skip
+        (9.5, 8.4, "ppo"),
+        (2.25, 9.1, "dpo"),
+        (0, 8.1, "sft"),
+    ]
     assert walked.legendgroup == ends[0].legendgroup and not ends[0].showlegend
     assert list(drawn.x) == pytest.approx([0, 0.63629], rel=1e-5)  # ln 4 − 3/4
     assert list(drawn.y) == [8.25, 9.0] and list(drawn.error_y.array) == [0.25, 0.25]
@@ -244,8 +269,13 @@ def table(*rows, stage="ppo", quantity="bytes", source="predicted", **common):
     ledger = Ledger()
     names = ("phase", "role", "component", "value", "low", "high", "rank")
     for row in rows or [("forward", "policy", "parameters", MIB)]:
-        ledger.add(stage=stage, quantity=quantity, source=source, **common,
-                   **dict(zip(names, row, strict=False)))  # fmt: skip
+        ledger.add(
+            stage=stage,
+            quantity=quantity,
+            source=source,
+            **common,
+            **dict(zip(names, row, strict=False)),
+        )
     return ledger
 
 
@@ -264,52 +294,70 @@ def tops(figure):
 
 
 def test_predicted_simulated_and_measured_by_hand():
-    plan = table(("forward", "policy", "parameters", 4 * MIB, 3 * MIB, 6 * MIB),
-                 ("forward", "value", "parameters", 2 * MIB, 1 * MIB, 3 * MIB),
-                 ("forward", "policy", "activations", 10 * MIB, 9 * MIB, 11 * MIB),
-                 ("optimizer", "policy", "optimizer", 8 * MIB))  # fmt: skip
+    plan = table(
+        ("forward", "policy", "parameters", 4 * MIB, 3 * MIB, 6 * MIB),
+        ("forward", "value", "parameters", 2 * MIB, 1 * MIB, 3 * MIB),
+        ("forward", "policy", "activations", 10 * MIB, 9 * MIB, 11 * MIB),
+        ("optimizer", "policy", "optimizer", 8 * MIB),
+    )
     xray = table(("forward", "policy", "parameters", 5 * MIB), source="simulated")
-    run = table(("forward", "policy", "activations", 8 * MIB),
-                ("evaluation", "policy", "activations", 99 * MIB), source="measured")  # fmt: skip
+    run = table(
+        ("forward", "policy", "activations", 8 * MIB),
+        ("evaluation", "policy", "activations", 99 * MIB),
+        source="measured",
+    )
     figure = sources(plan, xray, run, table(("forward", "policy", "logits", MIB)))
     assert blocks(figure) == {
-        ("forward, predicted", "parameters"): (0, 6), ("forward, simulated", "parameters"): (0, 5),
+        ("forward, predicted", "parameters"): (0, 6),
+        ("forward, simulated", "parameters"): (0, 5),
         ("forward, predicted", "activations"): (6, 10),
         ("forward, measured", "activations"): (0, 8),
         ("optimizer, predicted", "optimizer"): (0, 8),
-    }  # fmt: skip
+    }
     predicted = tops(figure)["predicted"]
     assert list(predicted.y) == [16, 8]
     assert list(predicted.error_y.array) == [4, 0]  # 20 − 16
     assert list(predicted.error_y.arrayminus) == [3, 0]  # 16 − 13
     assert not tops(figure)["measured"].error_y.array
     assert predicted.customdata[0].split("<br>") == [
-        "forward, predicted: 16 MiB (13 MiB to 20 MiB)", "2.00 × measured"
-    ]  # fmt: skip
+        "forward, predicted: 16 MiB (13 MiB to 20 MiB)",
+        "2.00 × measured",
+    ]
     assert figure.layout.yaxis.title.text == "memory at each phase's peak (MiB)"
     assert figure.layout.xaxis.title.text == "phase of ppo"
     assert list(figure.layout.xaxis.ticktext) == ["forward", "optimizer"]
-    assert ("forward: predicted 16 MiB (13 MiB to 20 MiB); simulated 5 MiB; measured 8 MiB; "
-            "predicted 2.00 × measured") in figure.words  # fmt: skip
+    assert (
+        "forward: predicted 16 MiB (13 MiB to 20 MiB); simulated 5 MiB; measured 8 MiB; "
+        "predicted 2.00 × measured"
+    ) in figure.words
     # Bars of a cluster stand side by side, the surer the fuller.
     edges = sorted(
         (t.x[0] + t.offset[0], t.width[0], t.marker.color)
-        for t in figure.data if t.type == "bar" and t.y[0] is not None and t.name == "parameters"
-    )  # fmt: skip
+        for t in figure.data
+        if t.type == "bar" and t.y[0] is not None and t.name == "parameters"
+    )
     assert edges[0][0] + edges[0][1] <= edges[1][0]
     assert [e[2] for e in edges] == ["rgba(0,114,178,0.3)", "rgba(0,114,178,0.6)"]
 
 
 def test_processes_share_the_seconds_and_the_worst_one_sets_the_memory():
-    seconds = table(("forward", "policy", "", 3.0, None, None, 0),
-                    ("forward", "policy", "", 5.0, None, None, 1), quantity="seconds")  # fmt: skip
+    seconds = table(
+        ("forward", "policy", "", 3.0, None, None, 0),
+        ("forward", "policy", "", 5.0, None, None, 1),
+        quantity="seconds",
+    )
     found = blocks(sources(seconds, quantity="seconds"))
     assert found == {("forward, predicted", "policy"): (0, 4)}
-    memory = table(("forward", "policy", "activations", 3 * MIB, None, None, 0),
-                   ("forward", "policy", "activations", 5 * MIB, None, None, 1))  # fmt: skip
+    memory = table(
+        ("forward", "policy", "activations", 3 * MIB, None, None, 0),
+        ("forward", "policy", "activations", 5 * MIB, None, None, 1),
+    )
     assert blocks(sources(memory))["forward, predicted", "activations"] == (0, 5)
-    flops = table(("forward", "policy", "", 3e9, None, None, 0),
-                  ("forward", "policy", "", 5e9, None, None, 1), quantity="flops")  # fmt: skip
+    flops = table(
+        ("forward", "policy", "", 3e9, None, None, 0),
+        ("forward", "policy", "", 5e9, None, None, 1),
+        quantity="flops",
+    )
     assert blocks(sources(flops, quantity="flops")) == {("forward, predicted", "policy"): (0, 8)}
 
 
@@ -321,8 +369,11 @@ def test_stages_stand_apart_and_a_phase_is_found_in_each():
 
 
 def test_what_is_not_known_is_said_and_not_drawn():
-    ledger = table(("forward", "policy", "", math.inf),
-                   ("backward", "policy", "", 2.0, 1.0, math.inf), quantity="seconds")  # fmt: skip
+    ledger = table(
+        ("forward", "policy", "", math.inf),
+        ("backward", "policy", "", 2.0, 1.0, math.inf),
+        quantity="seconds",
+    )
     figure = sources(ledger, quantity="seconds")
     assert blocks(figure) == {("backward, predicted", "policy"): (0, 2)}
     assert list(tops(figure)["predicted"].error_y.array) == [0]
@@ -333,8 +384,10 @@ def test_what_is_not_known_is_said_and_not_drawn():
 def test_the_card_is_drawn_where_it_is_near():
     def plan(memory):
         hardware = SimpleNamespace(name="a <card>", memory=memory)
-        return SimpleNamespace(ledger=table(("forward", "policy", "parameters", 10 * MIB)),
-                               estimate=SimpleNamespace(hardware=hardware))  # fmt: skip
+        return SimpleNamespace(
+            ledger=table(("forward", "policy", "parameters", 10 * MIB)),
+            estimate=SimpleNamespace(hardware=hardware),
+        )
 
     (line,) = sources(plan(16 * MIB)).layout.shapes
     assert line.y0 == line.y1 == 16
@@ -342,16 +395,27 @@ def test_the_card_is_drawn_where_it_is_near():
 
 
 def test_what_stages_cost():
-    sft = table(("forward", "policy", "", 1.0), ("backward", "policy", "", 2.0), stage="sft",
-                quantity="seconds", source="measured")  # fmt: skip
-    ppo = table(("rollout", "policy", "", 30.0), ("value", "value", "", 3.0),
-                ("evaluation", "policy", "", 50.0), quantity="seconds",
-                source="measured")  # fmt: skip
+    sft = table(
+        ("forward", "policy", "", 1.0),
+        ("backward", "policy", "", 2.0),
+        stage="sft",
+        quantity="seconds",
+        source="measured",
+    )
+    ppo = table(
+        ("rollout", "policy", "", 30.0),
+        ("value", "value", "", 3.0),
+        ("evaluation", "policy", "", 50.0),
+        quantity="seconds",
+        source="measured",
+    )
     figure = stage_costs(sft, ppo)
     assert blocks(figure) == {
-        ("sft, measured", "forward"): (0, 1), ("sft, measured", "backward"): (1, 2),
-        ("ppo, measured", "rollout"): (0, 30), ("ppo, measured", "value"): (30, 3),
-    }  # fmt: skip
+        ("sft, measured", "forward"): (0, 1),
+        ("sft, measured", "backward"): (1, 2),
+        ("ppo, measured", "rollout"): (0, 30),
+        ("ppo, measured", "value"): (30, 3),
+    }
     labels = next(t for t in figure.data if t.type == "scatter" and t.mode == "text")
     assert list(labels.text) == ["3 s", "33 s"]
     by_role = stage_costs(sft, ppo, by="role")
@@ -361,27 +425,34 @@ def test_what_stages_cost():
 
 
 def test_memory_of_a_stage_is_that_of_its_worst_moment():
-    run = table(("forward", "policy", "parameters", 4 * MIB), ("forward", "value", "logits", MIB),
-                ("backward", "policy", "parameters", 4 * MIB), source="measured")  # fmt: skip
+    run = table(
+        ("forward", "policy", "parameters", 4 * MIB),
+        ("forward", "value", "logits", MIB),
+        ("backward", "policy", "parameters", 4 * MIB),
+        source="measured",
+    )
     assert blocks(stage_costs(run, quantity="bytes")) == {
-        ("ppo, measured", "policy"): (0, 4), ("ppo, measured", "value"): (4, 1),
-    }  # fmt: skip
+        ("ppo, measured", "policy"): (0, 4),
+        ("ppo, measured", "value"): (4, 1),
+    }
 
 
 def test_a_plan_and_its_run_share_a_cluster_and_a_second_run_has_its_own():
     def thing(name, seconds, *said):
         ledger = Ledger()
         for source in said:
-            ledger.extend(table(("forward", "policy", "", seconds), quantity="seconds",
-                                source=source))  # fmt: skip
+            ledger.extend(
+                table(("forward", "policy", "", seconds), quantity="seconds", source=source)
+            )
         return SimpleNamespace(name=name, ledger=ledger)
 
     plan, xray = thing("", 9.0, "predicted"), thing("", 8.0, "simulated")
     run = thing("mine", 5.0, "predicted", "measured")
     assert blocks(stage_costs(plan, xray, run, by="role")) == {
-        ("ppo, predicted", "policy"): (0, 9), ("ppo, simulated", "policy"): (0, 8),
+        ("ppo, predicted", "policy"): (0, 9),
+        ("ppo, simulated", "policy"): (0, 8),
         ("ppo, measured", "policy"): (0, 5),
-    }  # fmt: skip
+    }
     other = thing("other", 6.0, "predicted", "measured")
     assert list(stage_costs(run, other).layout.xaxis.ticktext) == ["ppo<br>mine", "ppo<br>other"]
     named = stage_costs({"full": plan, "LoRA": thing("", 4.0, "predicted")})
@@ -393,14 +464,18 @@ def test_a_part_keeps_its_colour_and_no_two_phases_of_ppo_look_alike():
         return {t.name: t.marker.color for t in figure.data if t.type == "bar" and t.y[0] is None}
 
     online = PHASES[:9]
-    all_of_them = stage_costs(table(*((p, "policy", "", 1.0) for p in online), quantity="flops"),
-                              quantity="flops")  # fmt: skip
+    all_of_them = stage_costs(
+        table(*((p, "policy", "", 1.0) for p in online), quantity="flops"), quantity="flops"
+    )
     found = {p: c for p, c in colours(all_of_them).items() if p in online}
     assert len(set(found.values())) == len(online) == 9
     alone = stage_costs(table(("optimizer", "policy", "", 1.0), quantity="flops"), quantity="flops")
     assert colours(alone)["optimizer"] == found["optimizer"]
-    roles = stage_costs(table(*(("forward", r, "", 1.0) for r in ROLES), quantity="flops"),
-                        quantity="flops", by="role")  # fmt: skip
+    roles = stage_costs(
+        table(*(("forward", r, "", 1.0) for r in ROLES), quantity="flops"),
+        quantity="flops",
+        by="role",
+    )
     assert {colours(roles)[r] for r in ROLES} <= set(COLOURS)
 
 
@@ -416,9 +491,10 @@ def test_units_read_well():
 
 def test_how_cost_grows():
     series = SimpleNamespace(
-        axis="model", exponent=lambda quantity, source: 1.04,
+        axis="model",
+        exponent=lambda quantity, source: 1.04,
         points=[{"x": 1e6, "flops predicted": 2e12}, {"x": 4e6, "flops predicted": 8e12}],
-    )  # fmt: skip
+    )
     figure = scaling(series, x_title="model (parameters)")
     (trace,) = figure.data
     assert (list(trace.x), list(trace.y)) == ([1e6, 4e6], [2, 8])
@@ -453,15 +529,20 @@ def test_safe_text_is_shown_letter_by_letter(text):
 
 
 def test_hostile_names_are_only_names(made):
-    run = made("x", {1: {"kl": 1.0, HOSTILE: 2.0, "gold_reward": 1.0}}, model=HOSTILE,
-               summary={"kl": 1.0, "gold_reward": 1.0})  # fmt: skip
+    run = made(
+        "x",
+        {1: {"kl": 1.0, HOSTILE: 2.0, "gold_reward": 1.0}},
+        model=HOSTILE,
+        summary={"kl": 1.0, "gold_reward": 1.0},
+    )
     ledger = SimpleNamespace(ledger=table())
     figures = [
-        curves({HOSTILE: run}, metrics=["kl", HOSTILE]), frontier({HOSTILE: run}),
+        curves({HOSTILE: run}, metrics=["kl", HOSTILE]),
+        frontier({HOSTILE: run}),
         frontier({HOSTILE: run}, reward=HOSTILE),
         stage_costs({HOSTILE: ledger}, quantity="bytes"),
         curves(run, made("y", {1: {"kl": 2.0}}, model="tiny"), metrics=["kl"]),
-    ]  # fmt: skip
+    ]
     for figure in figures:
         bundle = json.loads(figure.to_json())
         for trace in bundle["data"]:
@@ -522,10 +603,19 @@ def test_the_largest_figure_of_costs_is_small():
     for source in FILL:
         for phase in PHASES[:9]:
             for role in ROLES[:4]:
-                for component in ("parameters", "gradients", "optimizer", "activations", "logits",
-                                  "kv_cache", "workspace", "communication"):  # fmt: skip
-                    ledger.extend(table((phase, role, component, 1e9 / 3, 1e9 / 4, 1e9 / 2),
-                                        source=source))  # fmt: skip
+                for component in (
+                    "parameters",
+                    "gradients",
+                    "optimizer",
+                    "activations",
+                    "logits",
+                    "kv_cache",
+                    "workspace",
+                    "communication",
+                ):
+                    ledger.extend(
+                        table((phase, role, component, 1e9 / 3, 1e9 / 4, 1e9 / 2), source=source)
+                    )
     assert len(sources(ledger).to_json()) <= 60_000
     assert len(sources(ledger, by="role").to_json()) <= 60_000
 

@@ -62,21 +62,28 @@ def test_steps_choices_and_cards_of_one_run(tmp_path):
     assert (card.prompt, card.title) == ("second at 3", "run · step 3")
     assert card.figures == {"reward": 3.5, "gold_reward": 0.25, "gold/mood": 1.0}
     assert [(c.title, c.response) for c in book.cards(HELD_OUT, 2, "q")] == [
-        ("run · before training (sft)", "before q"), ("run · step 2, held-out", "at 2 q"),
+        ("run · before training (sft)", "before q"),
+        ("run · step 2, held-out", "at 2 q"),
         ("run · after training (ppo)", "after q"),
-    ]  # fmt: skip
+    ]
 
 
 def test_stages_stand_side_by_side_on_one_prompt(tmp_path):
-    runs = [make(tmp_path / "sft", "sft", (), before="base", prompts=("only sft", "p")),
-            make(tmp_path / "ppo", "ppo", (1,)), make(tmp_path / "dpo", "dpo", ())]  # fmt: skip
+    runs = [
+        make(tmp_path / "sft", "sft", (), before="base", prompts=("only sft", "p")),
+        make(tmp_path / "ppo", "ppo", (1,)),
+        make(tmp_path / "dpo", "dpo", ()),
+    ]
     book = Book(runs)
     assert book.first_mode() == HELD_OUT  # training would leave out two of them
     assert book.choices(HELD_OUT, 0) == [("1: p", "p"), ("2: only sft", "only sft")]
     assert [c.title for c in book.cards(HELD_OUT, 0, "p")] == [
-        "sft · before training (base)", "sft · after training", "ppo · before training (sft)",
-        "ppo · after training", "dpo · after training",
-    ]  # fmt: skip
+        "sft · before training (base)",
+        "sft · after training",
+        "ppo · before training (sft)",
+        "ppo · after training",
+        "dpo · after training",
+    ]
     # DPO's answer before training is PPO's, word for word: once is enough.
 
 
@@ -282,10 +289,11 @@ def test_it_reads_the_same_every_time(tmp_path):
     text = repr(Inspector(run))
     assert text == repr(Inspector(run)) and "0x" not in text
     assert text.splitlines() == [
-        "Inspector of run", "prompt: first at 3",
+        "Inspector of run",
+        "prompt: first at 3",
         "run · step 3: A fox ran. [reward 3.5 · gold reward 0.25 · gold/mood 1 · KL -0.4 nats · "
         "5 tokens]",
-    ]  # fmt: skip
+    ]
 
 
 def test_outside_a_notebook_it_prints_its_words(tmp_path, capsys):

@@ -21,8 +21,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def rows(count, prompt="Tell me {}.\n"):
     """The better response is the longer one, and says so."""
-    return [{"prompt": prompt.format(i), "chosen": f"good and long {i}", "rejected": f"bad {i}"}
-            for i in range(count)]  # fmt: skip
+    return [
+        {"prompt": prompt.format(i), "chosen": f"good and long {i}", "rejected": f"bad {i}"}
+        for i in range(count)
+    ]
 
 
 def words(prompt, response):
@@ -127,10 +129,20 @@ def test_another_file_is_refused_and_a_full_disk_is_said(make, file, tmp_path):
     assert labeller.done == 1
 
 
-@pytest.mark.parametrize("junk", [
-    None, "left", {}, {"do": "reboot"}, {"do": ["left"]}, {"do": "left"}, {"do": "left", "pair": 7},
-    {"do": "__init__"}, {"do": "left", "pair": "0" * 16},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "junk",
+    [
+        None,
+        "left",
+        {},
+        {"do": "reboot"},
+        {"do": ["left"]},
+        {"do": "left"},
+        {"do": "left", "pair": 7},
+        {"do": "__init__"},
+        {"do": "left", "pair": "0" * 16},
+    ],
+)
 def test_what_the_browser_did_not_mean_changes_nothing(make, file, junk):
     labeller = make()
     moves = labeller.view["moves"]
@@ -160,16 +172,21 @@ def test_the_position_says_nothing(make):
     left = [pair.left.startswith("good") for pair in labeller.pairs]
     assert 240 < sum(left) < 360
     # Not by who was preferred: the same pairs, labelled the other way round, stand as before.
-    turned = [{"prompt": r["prompt"], "chosen": r["rejected"], "rejected": r["chosen"]}
-              for r in rows(600)]  # fmt: skip
+    turned = [
+        {"prompt": r["prompt"], "chosen": r["rejected"], "rejected": r["chosen"]} for r in rows(600)
+    ]
     sides = [(p.left, p.right) for p in labeller.pairs]
     assert [(p.left, p.right) for p in make(pairs=turned).pairs] == sides
     assert [(p.left, p.right) for p in make(600, seed=1).pairs] != sides
 
 
 def test_pairs_come_once_and_two_equal_responses_never(make):
-    pairs = [*rows(2), {"prompt": "x", "chosen": "a", "rejected": "a"}, *rows(1),
-             {"prompt": "y", "first": "a", "second": "b"}]  # fmt: skip
+    pairs = [
+        *rows(2),
+        {"prompt": "x", "chosen": "a", "rejected": "a"},
+        *rows(1),
+        {"prompt": "y", "first": "a", "second": "b"},
+    ]
     assert [p.prompt for p in make(pairs=pairs).pairs] == ["Tell me 0.\n", "Tell me 1.\n", "y"]
     for bad, said in (
         ([], "no pairs"),
@@ -250,8 +267,11 @@ def test_in_the_bundled_world_the_annotator_meets_its_ceiling(make):
     while pair := labeller.current:
         gaps = [gold_reward(pair.prompt, r) for r in (pair.left, pair.right)]
         labeller.answer("left" if gaps[0] > gaps[1] else "right")
-    decided = [r for r in pairs if gold_reward(r["prompt"], r["chosen"])
-               != gold_reward(r["prompt"], r["rejected"])]  # fmt: skip
+    decided = [
+        r
+        for r in pairs
+        if gold_reward(r["prompt"], r["chosen"]) != gold_reward(r["prompt"], r["rejected"])
+    ]
     found = {row.name: row for row in labeller.tally()}
     assert found["You agree with the gold reward"].share == 1.0
     expected = found["The annotator agrees with it"]
@@ -263,12 +283,19 @@ def test_in_the_bundled_world_the_annotator_meets_its_ceiling(make):
 
 def test_pairs_that_nobody_judged_are_judged_by_the_annotator(make):
     annotator = Annotator()
-    pairs = [{"prompt": r["prompt"], "first": r["chosen"], "second": r["rejected"]}
-             for r in lab.load_data("stories").preferences.train[:8]]  # fmt: skip
-    labels = [annotator.label(i, r["prompt"], r["first"], r["second"])["chosen"]
-              for i, r in enumerate(pairs)]  # fmt: skip
-    labeller = make(pairs=[*pairs, {"prompt": "not of this world", "first": "a", "second": "b"}],
-                    gold_reward=gold_reward, annotator=annotator)  # fmt: skip
+    pairs = [
+        {"prompt": r["prompt"], "first": r["chosen"], "second": r["rejected"]}
+        for r in lab.load_data("stories").preferences.train[:8]
+    ]
+    labels = [
+        annotator.label(i, r["prompt"], r["first"], r["second"])["chosen"]
+        for i, r in enumerate(pairs)
+    ]
+    labeller = make(
+        pairs=[*pairs, {"prompt": "not of this world", "first": "a", "second": "b"}],
+        gold_reward=gold_reward,
+        annotator=annotator,
+    )
     assert [pair.label for pair in labeller.pairs] == [*labels, None]
     while labeller.current:
         labeller.answer("left")
@@ -280,8 +307,10 @@ def test_without_gold_and_annotator_the_labels_of_the_data_remain(make):
     for _ in range(2):
         labeller.answer(better(labeller))
     assert [row.name for row in labeller.tally()] == [
-        "You agree with the data's labels", "You chose the left one", "You chose the longer one",
-    ]  # fmt: skip
+        "You agree with the data's labels",
+        "You chose the left one",
+        "You chose the longer one",
+    ]
 
 
 def test_agreement_is_hidden_until_the_end_or_until_one_asks(make):
@@ -311,15 +340,22 @@ def test_with_feedback_every_answer_hears_the_gold_reward(make):
 
 
 # -- showing ------------------------------------------------------------------------------------
-EVIL = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a\x00b\x1b[2Jc", "\ud800x",
-        "\u202eevil", "line\r\nbreak"]  # fmt: skip
+EVIL = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "a\x00b\x1b[2Jc",
+    "\ud800x",
+    "\u202eevil",
+    "line\r\nbreak",
+]
 
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_hostile_text_reaches_the_browser_as_text(make, tmp_path, evil):
     name = "".join(c for c in evil if c.isprintable() and c != "/") + ".jsonl"
-    labeller = make(pairs=[{"prompt": evil, "chosen": evil + "1", "rejected": evil}],
-                    file=tmp_path / name)  # fmt: skip
+    labeller = make(
+        pairs=[{"prompt": evil, "chosen": evil + "1", "rejected": evil}], file=tmp_path / name
+    )
     json.dumps(labeller.view, ensure_ascii=False).encode()  # Jupyter's wire is UTF-8
     said = labeller.view["prompt"] + labeller.view["left"] + labeller.view["file"]
     assert not set(said) & set("\x00\x1b\ud800\u202e\r")
@@ -358,8 +394,9 @@ def test_its_repr_is_the_same_every_time(make):
     assert repr(labeller) == "Labeller(0 of 2 labelled)" == repr(make(2))
     while labeller.current:
         labeller.answer(better(labeller))
-    assert repr(labeller).startswith("Labeller(2 of 2 labelled; you agree with the gold reward: "
-                                     "100% of 2; ")  # fmt: skip
+    assert repr(labeller).startswith(
+        "Labeller(2 of 2 labelled; you agree with the gold reward: 100% of 2; "
+    )
 
 
 def test_in_a_terminal(make, file):
@@ -394,8 +431,10 @@ def test_a_reward_model_and_a_policy_learn_from_twenty_answers(make, tmp_path):
     data = lab.load_data("stories")
     labeller = make(pairs=data.preferences.train[:22], gold_reward=data.gold_reward)
     while labeller.done < 20:
-        gaps = [gold_reward(labeller.current.prompt, r)
-                for r in (labeller.current.left, labeller.current.right)]  # fmt: skip
+        gaps = [
+            gold_reward(labeller.current.prompt, r)
+            for r in (labeller.current.left, labeller.current.right)
+        ]
         labeller.answer("left" if gaps[0] > gaps[1] else "right")
     plan = lab.plan("reward", "tiny", max_steps=2)
     run = lab.train(plan, labeller.preferences, out=tmp_path / "reward", quiet=True)

@@ -15,10 +15,20 @@ def ledger(*sources, phases=("forward", "optimizer")):
     made = Ledger()
     for source in sources:
         for phase in phases:
-            for role, component, size in (("policy", "activations", 6), ("policy", "parameters", 2),
-                                          ("value", "parameters", 1)):  # fmt: skip
-                made.add(stage="ppo", role=role, phase=phase, component=component,
-                         quantity="bytes", value=size * MIB, source=source)  # fmt: skip
+            for role, component, size in (
+                ("policy", "activations", 6),
+                ("policy", "parameters", 2),
+                ("value", "parameters", 1),
+            ):
+                made.add(
+                    stage="ppo",
+                    role=role,
+                    phase=phase,
+                    component=component,
+                    quantity="bytes",
+                    value=size * MIB,
+                    source=source,
+                )
     return made
 
 
@@ -33,9 +43,10 @@ def title(block):
 def test_a_colour_is_a_component_and_a_block_is_a_role():
     found = blocks(memory_chart(ledger("predicted", phases=("forward",))))
     assert [title(b) for b in found] == [
-        "forward, policy parameters: 2", "forward, value parameters: 1",
+        "forward, policy parameters: 2",
+        "forward, value parameters: 1",
         "forward, policy activations: 6",
-    ]  # fmt: skip
+    ]
     fills = [b.get("style").split(";")[0] for b in found]
     assert fills[0] == fills[1] != fills[2]
     assert fills[0] == f"fill:{COLOURS[0]}"
@@ -45,8 +56,15 @@ def test_a_colour_is_a_component_and_a_block_is_a_role():
 
 def test_a_component_keeps_its_colour_whatever_else_is_there():
     alone = Ledger()
-    alone.add(stage="ppo", role="policy", phase="rollout", component="kv_cache",
-              quantity="bytes", value=MIB, source="predicted")  # fmt: skip
+    alone.add(
+        stage="ppo",
+        role="policy",
+        phase="rollout",
+        component="kv_cache",
+        quantity="bytes",
+        value=MIB,
+        source="predicted",
+    )
     both = ledger("predicted")
     both.extend(alone)
     last = {title(b): b.get("style").split(";")[0] for b in blocks(memory_chart(both))}
@@ -62,8 +80,10 @@ def test_sources_stand_side_by_side_under_their_letters():
     # Legend: each component once, in the ledger's order.
     assert [t for t in texts if t in ("parameters", "activations")] == ["parameters", "activations"]
     left = {title(b): float(b.get("x")) for b in blocks(svg)}
-    places = [left[f"{at}, value parameters: 1"]
-              for at in ("forward P", "forward M", "optimizer P", "optimizer M")]  # fmt: skip
+    places = [
+        left[f"{at}, value parameters: 1"]
+        for at in ("forward P", "forward M", "optimizer P", "optimizer M")
+    ]
     assert places == sorted(places) and len(set(places)) == 4
 
 

@@ -39,14 +39,18 @@ def move(planner: Planner, name: str, value) -> None:
 
 
 def shown(planner: Planner) -> set[str]:
-    return {name for name, widget in planner.controls.widgets.items()
-            if widget.layout.display != "none"}  # fmt: skip
+    return {
+        name for name, widget in planner.controls.widgets.items() if widget.layout.display != "none"
+    }
 
 
 def blocks(svg: str) -> dict[str, float]:
     """{"bar, component": value} as the tooltips of a picture say them."""
-    titles = [r.find(f"{SVG}title").text for r in ET.fromstring(svg).iter(f"{SVG}rect")
-              if r.get("class") == "block"]  # fmt: skip
+    titles = [
+        r.find(f"{SVG}title").text
+        for r in ET.fromstring(svg).iter(f"{SVG}rect")
+        if r.get("class") == "block"
+    ]
     return {t.rsplit(": ", 1)[0]: float(t.rsplit(": ", 1)[1].replace(",", "")) for t in titles}
 
 
@@ -56,17 +60,49 @@ def blocks(svg: str) -> dict[str, float]:
 STATES = [
     {},
     {"stage": "sft", "model": "tiny", "hardware": "laptop", "num_train_epochs": 3},
-    {"stage": "ppo", "model": "Qwen/Qwen2.5-7B", "hardware": "h100", "gpus": 8, "lora_r": 16,
-     "prompt_length": 512, "response_length": 512, "rows": 20_000, "sharding": "zero3"},
-    {"stage": "dpo", "model": "meta-llama/Llama-3.2-1B", "hardware": "a100-40", "lora_r": 8,
-     "load_in_4bit": True, "dtype": "bfloat16", "gradient_checkpointing": True},
-    {"stage": "grpo", "gpus": 16, "nodes": 2, "sharding": "fsdp2", "offload": "all",
-     "prompt_length": 300, "per_device_train_batch_size": 12, "num_generations": 6, "fp16": True},
-    {"stage": "reward", "hardware": "t4", "model": "gpt2", "prompt_length": 100, "bf16": False,
-     "response_length": 60, "optim": "adafactor"},
+    {
+        "stage": "ppo",
+        "model": "Qwen/Qwen2.5-7B",
+        "hardware": "h100",
+        "gpus": 8,
+        "lora_r": 16,
+        "prompt_length": 512,
+        "response_length": 512,
+        "rows": 20_000,
+        "sharding": "zero3",
+    },
+    {
+        "stage": "dpo",
+        "model": "meta-llama/Llama-3.2-1B",
+        "hardware": "a100-40",
+        "lora_r": 8,
+        "load_in_4bit": True,
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+    },
+    {
+        "stage": "grpo",
+        "gpus": 16,
+        "nodes": 2,
+        "sharding": "fsdp2",
+        "offload": "all",
+        "prompt_length": 300,
+        "per_device_train_batch_size": 12,
+        "num_generations": 6,
+        "fp16": True,
+    },
+    {
+        "stage": "reward",
+        "hardware": "t4",
+        "model": "gpt2",
+        "prompt_length": 100,
+        "bf16": False,
+        "response_length": 60,
+        "optim": "adafactor",
+    },
     {"stage": "inference", "tensor_parallel": 2, "gpus": 2, "sharding": "none", "rows": 777},
     {"layout": "adapters", "lora_r": 32, "num_ppo_epochs": 5, "rule_reward": True, "beta": 0.1},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda s: s.get("stage", "ppo"))
@@ -81,7 +117,9 @@ def test_the_state_brings_the_planner_back_and_is_a_plan(state):
     assert written.estimate.money == planner.plan.estimate.money
     for name, value in state.items():  # nothing that was asked for is lost
         assert planner.state.get(name, ALL[name].off if name in ALL else None) in (
-            value, planner.plan.model.name)  # fmt: skip
+            value,
+            planner.plan.model.name,
+        )
 
 
 def test_a_line_of_the_offline_trainers_is_as_long_as_planned():
@@ -151,21 +189,38 @@ def test_doublings():
 
 @pytest.mark.parametrize(
     ("share", "state", "start"),
-    [(1.2, "yes", "Fits: "), (1.0601, "yes", "Fits: "), (1.0599, "perhaps", "May not fit: "),
-     (1.0001, "perhaps", "May not fit: "), (0.9999, "no", "Does not fit: ")],
-)  # fmt: skip
+    [
+        (1.2, "yes", "Fits: "),
+        (1.0601, "yes", "Fits: "),
+        (1.0599, "perhaps", "May not fit: "),
+        (1.0001, "perhaps", "May not fit: "),
+        (0.9999, "no", "Does not fit: "),
+    ],
+)
 def test_the_verdict_turns_where_peak_and_band_cross_the_memory(share, state, start):
     peak = lab.plan("sft", "Qwen/Qwen2.5-0.5B", hardware="h100", prompt_length=9).peak
-    e = lab.plan("sft", "Qwen/Qwen2.5-0.5B", prompt_length=9,
-                 hardware=lab.hardware("h100", memory=share * peak)).estimate  # fmt: skip
+    e = lab.plan(
+        "sft",
+        "Qwen/Qwen2.5-0.5B",
+        prompt_length=9,
+        hardware=lab.hardware("h100", memory=share * peak),
+    ).estimate
     assert verdict(e)[0] == state
     assert verdict(e)[1].startswith(start)
     assert e.fits == (state == "yes")
 
 
 def test_the_verdict_says_by_how_much_and_who_holds_most():
-    plan = lab.plan("ppo", "Qwen/Qwen2.5-7B", hardware="h100", gpus=8, sharding="zero3",
-                    prompt_length=64, response_length=64, rows=1000)  # fmt: skip
+    plan = lab.plan(
+        "ppo",
+        "Qwen/Qwen2.5-7B",
+        hardware="h100",
+        gpus=8,
+        sharding="zero3",
+        prompt_length=64,
+        response_length=64,
+        rows=1000,
+    )
     e = plan.estimate
     sentence = verdict(e)[1]
     over = (e.peak - e.hardware.memory) / GIB
@@ -185,8 +240,13 @@ def test_the_memory_picture_adds_up():
     for part, size in together.items():  # each colour is the roles' together
         roles = [v for k, v in found.items() if k.endswith(f", {part}") and k[:8] != "together"]
         assert sum(roles) == pytest.approx(size, rel=2e-3)
-    assert {k.split(", ")[0] for k in found} == {"together", "policy", "reference", "value",
-                                                 "reward"}  # fmt: skip
+    assert {k.split(", ")[0] for k in found} == {
+        "together",
+        "policy",
+        "reference",
+        "value",
+        "reward",
+    }
 
 
 def test_a_single_model_is_drawn_phase_by_phase():
@@ -211,9 +271,17 @@ def test_the_time_picture_adds_up():
 
 
 def test_the_table_has_peak_times_arithmetic_and_money():
-    e = lab.plan("sft", "Qwen/Qwen2.5-0.5B", hardware="h100", gpus=2, rows=1000,
-                 prompt_length=100, response_length=100, num_train_epochs=2,
-                 per_device_train_batch_size=5).estimate  # fmt: skip
+    e = lab.plan(
+        "sft",
+        "Qwen/Qwen2.5-0.5B",
+        hardware="h100",
+        gpus=2,
+        rows=1000,
+        prompt_length=100,
+        response_length=100,
+        num_train_epochs=2,
+        per_device_train_batch_size=5,
+    ).estimate
     rows = {r[""]: r for r in figures(e)}
     assert rows["memory of one device"]["predicted"].startswith(f"{e.peak / GIB:.3g}")
     assert "time of 200 steps" in rows  # 1,000 rows · 2 epochs / (5 rows · 2 devices)
@@ -225,8 +293,9 @@ def test_the_table_has_peak_times_arithmetic_and_money():
 def test_its_representation_is_one_line_that_stays():
     planner = made(model="Qwen/Qwen2.5-7B", gpus=8, sharding="zero3")
     peak = planner.plan.peak / GIB
-    assert repr(planner) == (f"Planner(ppo, Qwen/Qwen2.5-7B, 8 x h100: {peak:.3g} GiB of 79.1 GiB, "
-                             "does not fit)")  # fmt: skip
+    assert repr(planner) == (
+        f"Planner(ppo, Qwen/Qwen2.5-7B, 8 x h100: {peak:.3g} GiB of 79.1 GiB, does not fit)"
+    )
     assert repr(made(**planner.state)) == repr(planner)
 
 
@@ -234,8 +303,14 @@ def test_outside_a_notebook_it_is_text_with_everything(capsys):
     planner = made()
     planner._ipython_display_()
     said = capsys.readouterr().out
-    for part in (repr(planner), planner.code, "memory of one device", "money", "What to change",
-                 planner.cheaper()[0].does):  # fmt: skip
+    for part in (
+        repr(planner),
+        planner.code,
+        "memory of one device",
+        "money",
+        "What to change",
+        planner.cheaper()[0].does,
+    ):
         assert part in said
 
 
@@ -257,8 +332,15 @@ def test_only_what_matters_is_shown():
     move(planner, "stage", "grpo")
     assert "num_generations" in shown(planner) and "layout" not in shown(planner)
     move(planner, "stage", "inference")
-    assert not {"lora_r", "optim", "gradient_checkpointing", "sharding", "offload",
-                "num_train_epochs", "gradient_accumulation_steps"} & shown(planner)  # fmt: skip
+    assert not {
+        "lora_r",
+        "optim",
+        "gradient_checkpointing",
+        "sharding",
+        "offload",
+        "num_train_epochs",
+        "gradient_accumulation_steps",
+    } & shown(planner)
     assert "load_in_4bit" in shown(planner)
 
 
@@ -274,11 +356,16 @@ def test_what_does_not_matter_is_not_said():
 
 @pytest.mark.parametrize(
     ("said", "key", "state"),
-    [({}, "auto", {}), ({"bf16": True}, "bf16", {"bf16": True}),
-     ({"bf16": False}, "float32", {"bf16": False}), ({"fp16": True}, "fp16", {"fp16": True}),
-     ({"dtype": "bfloat16", "bf16": False}, "bfloat16", {"dtype": "bfloat16"}),
-     ({"dtype": "float32"}, "auto", {}), ({"dtype": "float16"}, "float16", {"dtype": "float16"})],
-)  # fmt: skip
+    [
+        ({}, "auto", {}),
+        ({"bf16": True}, "bf16", {"bf16": True}),
+        ({"bf16": False}, "float32", {"bf16": False}),
+        ({"fp16": True}, "fp16", {"fp16": True}),
+        ({"dtype": "bfloat16", "bf16": False}, "bfloat16", {"dtype": "bfloat16"}),
+        ({"dtype": "float32"}, "auto", {}),
+        ({"dtype": "float16"}, "float16", {"dtype": "float16"}),
+    ],
+)
 def test_precision_stands_for_three_settings(said, key, state):
     planner = made(**said)
     assert planner.controls.widgets["precision"].value == key
@@ -328,12 +415,15 @@ def test_every_control_is_named_and_explained():
 # ----------------------------------------------------------------------------------------- remedies
 
 
-REMEDIED = [{}, {"model": "Qwen/Qwen2.5-7B", "gpus": 8}, {"stage": "sft", "rows": 500},
-            {"stage": "reward", "model": "Qwen/Qwen2.5-7B"},
-            {"stage": "grpo", "optim": "adamw_torch"},
-            {"stage": "dpo", "model": "mistralai/Mistral-7B-v0.1", "hardware": "a10g",
-             "loss": "plain"},
-            {"stage": "inference", "model": "Qwen/Qwen2.5-7B", "hardware": "t4"}]  # fmt: skip
+REMEDIED = [
+    {},
+    {"model": "Qwen/Qwen2.5-7B", "gpus": 8},
+    {"stage": "sft", "rows": 500},
+    {"stage": "reward", "model": "Qwen/Qwen2.5-7B"},
+    {"stage": "grpo", "optim": "adamw_torch"},
+    {"stage": "dpo", "model": "mistralai/Mistral-7B-v0.1", "hardware": "a10g", "loss": "plain"},
+    {"stage": "inference", "model": "Qwen/Qwen2.5-7B", "hardware": "t4"},
+]
 
 
 @pytest.mark.parametrize("state", REMEDIED, ids=lambda s: s.get("stage", "ppo"))
@@ -389,15 +479,17 @@ def test_in_a_kernel_the_changes_wait_until_the_controls_rest(monkeypatch):
 
 @pytest.mark.parametrize(
     ("state", "line"),
-    [({"gpus": "8"}, "gpus must be a number, got '8'"),
-     ({"stage": "pppo"}, "stage='pppo'; did you mean 'ppo'"),
-     ({"sharding": "zero9"}, "sharding='zero9'; did you mean 'zero"),
-     ({"hardware": "h1000"}, "hardware 'h1000': did you mean"),
-     ({"lora_r": True}, "lora_r must be a number, got True"),
-     ({"load_in_4bit": 1}, "load_in_4bit must be True or False, got 1"),
-     ({"dtype": "bfloat16", "bf16": True}, "bf16/fp16 autocast works on fp32 weights"),
-     ({"dtype": "int8"}, "precision='int8'")],
-)  # fmt: skip
+    [
+        ({"gpus": "8"}, "gpus must be a number, got '8'"),
+        ({"stage": "pppo"}, "stage='pppo'; did you mean 'ppo'"),
+        ({"sharding": "zero9"}, "sharding='zero9'; did you mean 'zero"),
+        ({"hardware": "h1000"}, "hardware 'h1000': did you mean"),
+        ({"lora_r": True}, "lora_r must be a number, got True"),
+        ({"load_in_4bit": 1}, "load_in_4bit must be True or False, got 1"),
+        ({"dtype": "bfloat16", "bf16": True}, "bf16/fp16 autocast works on fp32 weights"),
+        ({"dtype": "int8"}, "precision='int8'"),
+    ],
+)
 def test_what_no_control_can_show_is_refused_in_a_line(state, line):
     with pytest.raises(ValueError) as raised:
         made(**state)
@@ -415,7 +507,8 @@ def test_what_cannot_be_planned_is_one_line_and_the_last_picture_stays():
     move(planner, "num_mini_batches", 64)
     assert planner.error.startswith("a rollout batch of 8 does not split into num_mini_batches=64")
     assert "does not split" in planner._verdict.value and 'class="lab-verdict error"' in (
-        planner._verdict.value)  # fmt: skip
+        planner._verdict.value
+    )
     assert planner.chart.picture is picture and planner.chart.svg == svg
     assert "lab-stale" in planner._pictures._dom_classes and planner._buttons[0].disabled
     with pytest.raises(ValueError, match="does not split"):
@@ -508,7 +601,8 @@ def test_the_pictures_are_a_static_bundle_too():
     move(planner, "num_mini_batches", 64)
     wrong = planner.freeze()["image/svg+xml"]  # above the last picture that there was
     assert "a rollout batch of 8 does not split" in wrong and blocks(wrong) == blocks(
-        frozen["image/svg+xml"])  # fmt: skip
+        frozen["image/svg+xml"]
+    )
     assert "no data yet" in made(model="a/b/c").freeze()["image/svg+xml"]
 
 

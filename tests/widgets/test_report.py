@@ -57,8 +57,15 @@ def ppo(tmp_path) -> Run:
     made = run(tmp_path, "ppo", **{name: 0.5 for name in names + more}, **parts)
     costs = Ledger()
     for rank in (0, 1):
-        costs.add(stage="ppo", role="policy", phase="rollout", quantity="seconds", value=4,
-                  source="measured", rank=rank)  # fmt: skip
+        costs.add(
+            stage="ppo",
+            role="policy",
+            phase="rollout",
+            quantity="seconds",
+            value=4,
+            source="measured",
+            rank=rank,
+        )
     costs.add(stage="ppo", phase="rollout", quantity="seconds", value=99, source="predicted")
     made.save_ledger(costs)
     return made

@@ -61,8 +61,9 @@ def luminance(colour):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize(("paper", "ink"), [("#ffffff", "#212121"), ("#111111", "#ffffff"),
-                                            ("#ffffff", "#222222")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("paper", "ink"), [("#ffffff", "#212121"), ("#111111", "#ffffff"), ("#ffffff", "#222222")]
+)
 def test_letters_can_be_read_on_every_shade_in_both_themes(paper, ink):
     paper, ink = ([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in (paper, ink))
     for level in range(-LEVELS, LEVELS + 1):
@@ -145,8 +146,11 @@ def test_the_picture_holds_prompt_figures_tokens_and_legend(tmp_path):
     texts = drawn(shown.still())
     assert texts[:2] == ["first at 3", "run · step 3"]
     assert texts[3:8] == ["A", "fox", "ran", ".", "<end>"]
-    assert texts[-3:] == ["advantage (whitened):", "≤ -1 to be said less often",
-                          "≥ 1 to be said more often"]  # fmt: skip
+    assert texts[-3:] == [
+        "advantage (whitened):",
+        "≤ -1 to be said less often",
+        "≥ 1 to be said more often",
+    ]
     shades = [
         r for r in ET.fromstring(shown.still()).iter(f"{SVG}rect") if "opacity" in r.get("style")
     ]
@@ -169,8 +173,11 @@ def test_no_token_is_lost_or_drawn_outside_of_the_picture(texts):
 
 def test_words_stay_whole_where_lines_break():
     texts = [" some", "where", " over", " the", " rain", "bow"] * 12
-    placed = [t for t in ET.fromstring(tokens_picture([("t", "f", "p", Tokens(texts))])).iter()
-              if t.get("textLength")]  # fmt: skip
+    placed = [
+        t
+        for t in ET.fromstring(tokens_picture([("t", "f", "p", Tokens(texts))])).iter()
+        if t.get("textLength")
+    ]
     lines = {}
     for text in placed:
         lines.setdefault(text.get("y"), []).append(text.text)
