@@ -1,4 +1,4 @@
-"""The table of PPO's rules: `python .ci/rules.py [--check]` writes rlhf_lab/stages/RULES.md.
+"""The table of PPO's rules: `python .ci/rules.py [--check]` writes rlhf_lab/ppo/RULES.md.
 
 Where a rule is kept is read off the code: the trainer and its helpers name it as "(9)" or "rule 9".
 Its tests are those called `test_rule_09_…`. With --check nothing is written: exit status 1 says
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "rlhf_lab" / "stages" / "RULES.md"
+PAGE = ROOT / "rlhf_lab" / "ppo" / "RULES.md"
 RULES = (
     "Sampling uses the temperature only: neither top-k nor top-p.",
     "Policy and reference are scored at the sampling temperature.",
@@ -39,8 +39,9 @@ RULES = (
     "Policy and critic move, reference and reward model do not.",
     "No logits of a whole rollout are ever held.",
 )
-FIRST = ("stages/ppo.py", "stages/maths.py", "stages/rollout.py", "stages/layouts.py")
+FIRST = ("ppo/trainer.py", "ppo/losses.py", "ppo/rollout.py", "ppo/layouts.py")
 """Where to look first; the trainer is where a reader begins."""
+OTHERS = ("data/tokenize.py", "models/load.py")
 NAMED = re.compile(r"(?<![\w.\]])\((\d{1,2}(?:, \d{1,2})*)\)|\brules? (\d{1,2})\b", re.IGNORECASE)
 
 
@@ -50,7 +51,7 @@ def places() -> dict[int, list[tuple[str, int]]]:
     names = [str(p.relative_to(package)) for p in sorted(package.rglob("*.py"))]
     found: dict[int, list[tuple[str, int]]] = {n: [] for n in range(1, len(RULES) + 1)}
     for name in (*FIRST, *(n for n in names if n not in FIRST)):
-        if not name.startswith("stages/") and name not in ("tokens.py", "models.py"):
+        if not name.startswith(("ppo/", "trainers/")) and name not in OTHERS:
             continue
         for number, line in enumerate((package / name).read_text("utf-8").splitlines(), 1):
             for match in NAMED.finditer(line):
@@ -93,14 +94,14 @@ def page() -> str:
 
 
 def _up(name: str) -> str:
-    return name.removeprefix("stages/") if name.startswith("stages/") else f"../{name}"
+    return name.removeprefix("ppo/") if name.startswith("ppo/") else f"../{name}"
 
 
 def main() -> int:
     wanted = page()
     if "--check" in sys.argv[1:]:
         if not PAGE.is_file() or PAGE.read_text("utf-8") != wanted:
-            print("rlhf_lab/stages/RULES.md is out of step: python .ci/rules.py")
+            print("rlhf_lab/ppo/RULES.md is out of step: python .ci/rules.py")
             return 1
         return 0
     PAGE.write_text(wanted, encoding="utf-8")

@@ -32,9 +32,9 @@ import cost_cases
 import published
 
 from rlhf_lab.cost.architecture import architecture
-from rlhf_lab.cost.plan import estimate
-from rlhf_lab.models import presets
-from rlhf_lab.widgets.text import format_bytes, table
+from rlhf_lab.cost.estimate import estimate
+from rlhf_lab.display import format_bytes, table
+from rlhf_lab.models.load import presets
 
 RESULTS = Path(__file__).parent / "results" / "cost_accuracy.json"
 DEVICE = {"cpu": "laptop", "gpu": "h200"}
@@ -96,7 +96,7 @@ def simulate(count: int, seed: int, known: list[dict[str, Any]]) -> Iterator[lis
 
     What is `known` of a case is not simulated again; it is always planned anew.
     """
-    from rlhf_lab.rehearsal import rehearse
+    from rlhf_lab.simulate.step import rehearse
 
     wanted = cost_cases.cases(count, seed)
     names = {str(case) for case in wanted}
@@ -165,7 +165,7 @@ def peers(count: int, seed: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def measured() -> dict[str, Any]:
     """Simulated against torch.profiler's Total Allocated on real tensors."""
-    from rlhf_lab.rehearsal import rehearse
+    from rlhf_lab.simulate.step import rehearse
 
     rows = []
     for case in cost_cases.small_cases():
@@ -195,8 +195,8 @@ def measured() -> dict[str, Any]:
 
 def seconds() -> dict[str, Any]:
     """Each phase of each run: the median of its steps by the clock, against the plan's seconds."""
-    from rlhf_lab.cost.calibrate import calibrate
-    from rlhf_lab.rehearsal import rehearse
+    from rlhf_lab.metering.calibrate import calibrate
+    from rlhf_lab.simulate.step import rehearse
 
     start, rows = time.perf_counter(), []
     hw = calibrate(save=False)
@@ -260,15 +260,15 @@ def compare_published() -> dict[str, Any]:
 IMPORT = """
 import sys, time
 start = time.perf_counter()
-import rlhf_lab.cost.plan
+import rlhf_lab.cost.estimate
 print(time.perf_counter() - start, sorted({'torch', 'pandas', 'transformers'} & set(sys.modules)))
 """
 XRAY = """
 import time
-from rlhf_lab.cost.meter import peak_bytes
-from rlhf_lab.models import presets
+from rlhf_lab.metering.meter import peak_bytes
+from rlhf_lab.models.load import presets
 start = time.perf_counter()
-from rlhf_lab.rehearsal import rehearse
+from rlhf_lab.simulate.step import rehearse
 seen = rehearse("sft", presets()["meta-llama/Llama-2-7b-hf"], batch=1, prompt=256, response=256,
                 dtype="bfloat16")
 print(time.perf_counter() - start, peak_bytes())

@@ -10,7 +10,7 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlhf_lab.models import load, presets
+from rlhf_lab.models.load import load, presets
 
 STAGES = ("sft", "reward", "dpo", "ppo")
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd")

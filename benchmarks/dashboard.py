@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rlhf_lab.widgets.views import views_of  # noqa: E402
+from rlhf_lab.charts.views import views_of  # noqa: E402
 from tests.browser.lab_kit import FLAGS, Book, Server, chromium, write_notebook  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "dashboard.json"

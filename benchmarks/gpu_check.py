@@ -34,15 +34,15 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from rlhf_lab.cost.account import GPU_BLOCK
-from rlhf_lab.cost.calibrate import calibrate
-from rlhf_lab.cost.fake import StepAccount
+from rlhf_lab.cost.estimate import Estimate, estimate
 from rlhf_lab.cost.hardware import Hardware
-from rlhf_lab.cost.meter import NoMeter
-from rlhf_lab.cost.plan import Estimate, estimate
-from rlhf_lab.cost.xray import fused_silu
-from rlhf_lab.models import presets
-from rlhf_lab.widgets.text import format_bytes, format_number, format_seconds, table
+from rlhf_lab.display import format_bytes, format_number, format_seconds, table
+from rlhf_lab.metering.account import GPU_BLOCK
+from rlhf_lab.metering.calibrate import calibrate
+from rlhf_lab.metering.meter import NoMeter
+from rlhf_lab.models.load import presets
+from rlhf_lab.simulate.account import StepAccount
+from rlhf_lab.simulate.xray import fused_silu
 
 HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STAGES = ("sft", "reward", "dpo", "ppo")
@@ -226,8 +226,8 @@ def plain(case: Case, probe: Probe) -> tuple:
 
 def ppo(case: Case, probe: Probe) -> tuple:
     """Iterations of the lab's own trainer, as `plain`."""
-    from rlhf_lab.stages.ppo import PPOTrainer
-    from rlhf_lab.stages.ppo_config import PPOConfig
+    from rlhf_lab.ppo.config import PPOConfig
+    from rlhf_lab.ppo.trainer import PPOTrainer
 
     args = PPOConfig(
         output_dir="nowhere",

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 import rlhf_lab as lab
-from rlhf_lab.cost.meter import Meter, NoMeter
-from rlhf_lab.prepare import prepare
-from rlhf_lab.runs import Run
-from rlhf_lab.training import Job
+from rlhf_lab.metering.meter import Meter, NoMeter
+from rlhf_lab.runs.run import Run
+from rlhf_lab.trainers.prepare import prepare
+from rlhf_lab.trainers.run_stage import Job
 
 RESULTS = Path(__file__).parent / "results" / "meter_overhead.json"
 STEPS = {"ppo": 44, "sft": 40}
@@ -44,7 +44,7 @@ def trainer_of(stage: str, meter: Meter, data, steps: int, folder: Path):
     job = Job(plan, data, run, meter, ready, True, None)
     models = ready.models
     if stage == "ppo":
-        from rlhf_lab.stages.ppo import PPOTrainer
+        from rlhf_lab.ppo.trainer import PPOTrainer
 
         return PPOTrainer(
             job.args,
@@ -57,7 +57,7 @@ def trainer_of(stage: str, meter: Meter, data, steps: int, folder: Path):
             meter=meter,
             on_log=lambda step, metrics: run.log(step, **metrics),
         )
-    from rlhf_lab.stages.trl_stages import Watch, sft_trainer
+    from rlhf_lab.trainers.trl_stages import Watch, sft_trainer
 
     watch = Watch(meter, "policy", run.log)
     return sft_trainer(models["policy"], job.tokenizer, ready.train, ready.test, job.args, watch)

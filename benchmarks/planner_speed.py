@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 import rlhf_lab as lab
+from rlhf_lab.display import table
 from rlhf_lab.widgets.planner import Planner
-from rlhf_lab.widgets.text import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "planner_speed.json"

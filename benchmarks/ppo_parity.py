@@ -179,9 +179,9 @@ def random_world(folder: Path, prompts: int) -> None:
 
 def bundled_world(folder: Path, model: Path, prompts: int) -> None:
     """The SFT and reward checkpoints under `model`, and instructions of the bundled world."""
-    from rlhf_lab import corpus
-    from rlhf_lab.models import load_causal_lm, load_reward_model, load_tokenizer
-    from rlhf_lab.tokens import encode_prompt
+    from rlhf_lab.data.tokenize import encode_prompt
+    from rlhf_lab.models.load import load_causal_lm, load_reward_model, load_tokenizer
+    from rlhf_lab.world import corpus
 
     tokenizer = load_tokenizer(model / "sft")
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -226,9 +226,9 @@ def draw_responses(folder: Path, length: int):
     import torch
     from safetensors.torch import save_file
 
-    from rlhf_lab.models import load_causal_lm, load_tokenizer
-    from rlhf_lab.stages.rollout import generate, pad_prompts
-    from rlhf_lab.stages.sampling import row_keys
+    from rlhf_lab.models.load import load_causal_lm, load_tokenizer
+    from rlhf_lab.ppo.rollout import generate, pad_prompts
+    from rlhf_lab.ppo.sampling import row_keys
 
     tokenizer = load_tokenizer(folder / "tokenizer")
     pad, stop = tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -259,9 +259,9 @@ def our_trainer(folder: Path, job: dict, base=None, **extra):
     """Our PPOTrainer with the models, prompts and settings of a job."""
     import torch
 
-    from rlhf_lab.models import load_causal_lm, load_reward_model, load_tokenizer
-    from rlhf_lab.stages.ppo import PPOTrainer
-    from rlhf_lab.stages.ppo_config import PPOConfig
+    from rlhf_lab.models.load import load_causal_lm, load_reward_model, load_tokenizer
+    from rlhf_lab.ppo.config import PPOConfig
+    from rlhf_lab.ppo.trainer import PPOTrainer
 
     settings = dict(job["settings"])
     settings["temperature"] += EPSILON
@@ -315,8 +315,8 @@ def our_iteration(folder: Path, job: dict, responses):
     import torch
     from parity_precision import exact_norms
 
-    from rlhf_lab.stages.ppo import PPOTrainer
-    from rlhf_lab.stages.rollout import pad_prompts
+    from rlhf_lab.ppo.rollout import pad_prompts
+    from rlhf_lab.ppo.trainer import PPOTrainer
 
     found: dict = {}
     steps: dict[str, list] = {"pg_loss": [], "vf_loss": [], "loss": []}

@@ -44,7 +44,7 @@ NEVER = 600_000
 
 def settings_of(choice: dict) -> dict:
     """The lab's defaults, under the names that both trainers know, and one point of the grid."""
-    from rlhf_lab.lab import DEFAULTS
+    from rlhf_lab.planning import DEFAULTS
 
     lab = {k: v for k, v in DEFAULTS["ppo"].items() if k not in ("max_steps", "report_to")}
     same = {"local_rollout_forward_batch_size": 64, "optim": "adamw_torch_fused"}
@@ -89,8 +89,8 @@ class Judge:
     """Gold reward and KL of saved policies, on the same prompts with the same noise."""
 
     def __init__(self, folder: Path, prompts: int, length: int) -> None:
-        from rlhf_lab import corpus
-        from rlhf_lab.models import load_causal_lm, load_tokenizer
+        from rlhf_lab.models.load import load_causal_lm, load_tokenizer
+        from rlhf_lab.world import corpus
 
         self.prompts = [r.prompt for r in itertools.islice(corpus.requests("test", 31), prompts)]
         self.tokenizer, self.length = load_tokenizer(folder / "tokenizer"), length
@@ -99,8 +99,8 @@ class Judge:
         self.start = {"seconds": 0.0} | self(folder / "policy")
 
     def __call__(self, path: str | Path) -> dict:
-        from rlhf_lab.gold import gold_reward
-        from rlhf_lab.stages.evaluate import policy_report
+        from rlhf_lab.trainers.evaluate import policy_report
+        from rlhf_lab.world.gold_reward import gold_reward
 
         figures, _ = policy_report(
             self.load(path),
@@ -269,7 +269,7 @@ def _bare(curve: Sequence[dict]) -> list[dict]:
 
 def _picture(curves: dict[str, list[list[dict]]], level: float) -> str:
     """Medians over the seeds at each mark, and their range."""
-    from rlhf_lab.widgets.chart import line_chart
+    from rlhf_lab.charts.chart import line_chart
 
     series, bands = {}, {}
     for side, found in curves.items():

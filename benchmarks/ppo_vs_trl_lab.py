@@ -203,7 +203,7 @@ def resume(options: Options) -> dict:
     The moments are spread over the life of a run, from its folder's first file to the end of the
     process: saving, writing and evaluation included.
     """
-    from rlhf_lab.runs import Run
+    from rlhf_lab.runs.run import Run
 
     steps = 2 if options.quick else 8
     whole = options.scratch / "whole"

@@ -20,7 +20,7 @@ from ppo_worker import Make, Watch, serve
 
 sys.path.insert(0, str(ROOT))
 
-from rlhf_lab.cost.meter import Meter, NoMeter  # noqa: E402
+from rlhf_lab.metering.meter import Meter, NoMeter  # noqa: E402
 
 UPDATE = ("forward", "backward", "optimizer")
 SIZES = (512, 1024, 2048)

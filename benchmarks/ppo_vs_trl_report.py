@@ -29,7 +29,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }
-MALLOC = {  # glibc's settings of `rlhf_lab.stages.machine.settle`, for a process without rlhf_lab
+MALLOC = {  # glibc's settings of `rlhf_lab.launch.machine.settle`, for a process without rlhf_lab
     "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
     "MALLOC_TOP_PAD_": str(32 << 20),
@@ -138,7 +138,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def show(title: str, rows: Sequence[dict], columns: Sequence[str] | None = None) -> None:
-    from rlhf_lab.widgets.text import table
+    from rlhf_lab.display import table
 
     print(f"\n{title}\n{table(rows, columns)}", flush=True)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rlhf_lab.cost.estimate import Estimate, estimate
 from rlhf_lab.cost.hardware import hardware
-from rlhf_lab.cost.plan import Estimate, estimate
-from rlhf_lab.models import presets
+from rlhf_lab.models.load import presets
 
 GB, GIB = 1e9, 2**30
 LLAMA2, OPT, OPT_SMALL = "meta-llama/Llama-2-7b-hf", "facebook/opt-1.3b", "facebook/opt-350m"

@@ -108,9 +108,9 @@ def plans() -> dict[str, str]:
     import cost_cases
 
     import rlhf_lab as lab
-    from rlhf_lab.cost.plan import estimate
-    from rlhf_lab.models import presets
-    from rlhf_lab.rehearsal import rehearse
+    from rlhf_lab.cost.estimate import estimate
+    from rlhf_lab.models.load import presets
+    from rlhf_lab.simulate.step import rehearse
 
     device = {"gpu": "h100", "cpu": "laptop"}
     found = {}

@@ -27,18 +27,13 @@ import tempfile
 from pathlib import Path
 
 import rlhf_lab as lab
-from rlhf_lab import corpus
-from rlhf_lab.data import bundled_pairs, judge
-from rlhf_lab.gold import PARTS
-from rlhf_lab.models import load_causal_lm, load_reward_model
-from rlhf_lab.stages.best_of_n import draw, expected_best
-from rlhf_lab.stages.evaluate import (
-    gold_gaps,
-    noise_free_accuracy,
-    pair_accuracy,
-    policy_report,
-)
-from rlhf_lab.widgets.text import table
+from rlhf_lab.data.load import bundled_pairs, judge
+from rlhf_lab.display import table
+from rlhf_lab.models.load import load_causal_lm, load_reward_model
+from rlhf_lab.trainers.best_of_n import draw, expected_best
+from rlhf_lab.trainers.evaluate import gold_gaps, noise_free_accuracy, pair_accuracy, policy_report
+from rlhf_lab.world import corpus
+from rlhf_lab.world.gold_reward import PARTS
 
 RESULTS = Path(__file__).parent / "results" / "stages.json"
 

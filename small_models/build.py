@@ -16,7 +16,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from rlhf_lab import corpus
+from rlhf_lab.world import corpus
 
 HERE = Path(__file__).parent
 SIZES = {
@@ -147,7 +147,7 @@ def phases_of(size: str, steps: int | None = None) -> dict[str, dict]:
 
 def build_base(size: str, tokenizer, seed: int, steps: int | None = None):
     """Pretrain one size on the world's web text. → the model, losses in nats per token."""
-    from rlhf_lab.stages.machine import settle
+    from rlhf_lab.launch.machine import settle
 
     settle()
     model, losses = new_model(size, tokenizer, seed), {}
@@ -162,7 +162,7 @@ def pretrain(model, tokenizer, phase: dict, seed: int) -> dict[str, float]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from rlhf_lab.stages.trl_stages import trl_settings
+    from rlhf_lab.trainers.trl_stages import trl_settings
 
     settings = PRETRAINING | phase
     documents = settings.pop("documents")
@@ -225,12 +225,12 @@ def card(title: str, recipe: str, seed: int, figures: dict) -> str:
 
 def build_stages(seed: int) -> None:
     """SFT model, the pairs sampled from it, reward model: by the functions that users run."""
-    from rlhf_lab import lab
-    from rlhf_lab.stages.evaluate import sample_pairs
+    from rlhf_lab import planning
+    from rlhf_lab.trainers.evaluate import sample_pairs
 
     with tempfile.TemporaryDirectory() as scratch:
-        sft = lab.train(lab.plan("sft", DEFAULT, seed=seed), out=Path(scratch) / "sft")
-        model = lab.load(DEFAULT).with_stage("sft", sft.model_path)
+        sft = planning.train(planning.plan("sft", DEFAULT, seed=seed), out=Path(scratch) / "sft")
+        model = planning.load(DEFAULT).with_stage("sft", sft.model_path)
         rows = []
         for split, count in PAIRS.items():
             prompts = [r.prompt for r, _ in zip(corpus.requests(split, seed + 11), range(count))]
@@ -238,11 +238,13 @@ def build_stages(seed: int) -> None:
             rows += [{"split": split, **pair} for pair in pairs]
         with gzip.GzipFile(HERE / "pairs.jsonl.gz", "wb", mtime=0) as file:
             file.write("".join(json.dumps(r) + "\n" for r in rows).encode())
-        reward = lab.train(lab.plan("reward", model, seed=seed), out=Path(scratch) / "reward")
+        reward = planning.train(
+            planning.plan("reward", model, seed=seed), out=Path(scratch) / "reward"
+        )
         _adopt(sft, HERE / DEFAULT / "sft", "SFT model", seed, memorised(rows, seed))
         _adopt(reward, HERE / DEFAULT / "reward", "Reward model", seed)
-        adapter = lab.train(
-            lab.plan("reward", model, seed=seed, **ADAPTER), out=Path(scratch) / "adapter"
+        adapter = planning.train(
+            planning.plan("reward", model, seed=seed, **ADAPTER), out=Path(scratch) / "adapter"
         )
         _adopt_adapter(adapter, HERE / DEFAULT / "reward_adapter", seed)
 
@@ -253,15 +255,18 @@ def memorised(rows: list[dict], seed: int) -> dict[str, float]:
     Beside it, the same share of stories that the world's paid writers wrote for the same
     requests: they cannot have memorised anything, so that much is chance.
     """
-    from rlhf_lab import lab, world
+    from rlhf_lab import planning
+    from rlhf_lab.world import generator
 
-    trained = [row["completion"] for row in lab.load_data("stories", seed=seed).sft.train]
+    trained = [row["completion"] for row in planning.load_data("stories", seed=seed).sft.train]
     for number, phase in enumerate(phases_of(DEFAULT).values()):
         count = phase["max_steps"] * PRETRAINING["per_device_train_batch_size"]
         read = corpus.web_text("train", count, seed + 100 * number, **phase["documents"])
         trained += [document[1][0].removesuffix(corpus.END) for document in read]
     rng = random.Random(seed)
-    fresh = [world.write_story(world.read_request(r["prompt"]), rng, corpus.PAID) for r in rows]
+    fresh = [
+        generator.write_story(generator.read_request(r["prompt"]), rng, corpus.PAID) for r in rows
+    ]
     sampled = corpus.memorised_share([r["first"] for r in rows], trained)
     return {
         f"share of {len(rows)} sampled stories found in the text trained on": sampled,

@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-from rlhf_lab.runs import Run
+from rlhf_lab.runs.run import Run
 
 EVIL = [
     "<script>window.hacked = 1</script>",

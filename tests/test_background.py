@@ -8,7 +8,7 @@ import time
 import pytest
 
 import rlhf_lab as lab
-from rlhf_lab.background import Stop, Training, check_free
+from rlhf_lab.widgets.background import Stop, Training, check_free
 
 
 def until(what, seconds=30.0):

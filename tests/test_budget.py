@@ -11,9 +11,9 @@ from unittest import mock
 import pytest
 
 import rlhf_lab as lab
-from rlhf_lab.budget import predict
-from rlhf_lab.cli import main
-from rlhf_lab.ledger import Ledger, Row
+from rlhf_lab.cli.main import main
+from rlhf_lab.runs.ledger import Ledger, Row
+from rlhf_lab.studies import predict
 
 
 def _outputs(shown):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from rlhf_lab.data import Data, from_rows, load_data
+from rlhf_lab.data.load import Data, from_rows, load_data
 
 ROWS = [
     {

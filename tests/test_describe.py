@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rlhf_lab as lab
-from rlhf_lab import course, tokens
-from rlhf_lab.cli import main
-from rlhf_lab.data import from_rows
+from rlhf_lab import pipeline
+from rlhf_lab.cli.main import main
+from rlhf_lab.data import tokenize
+from rlhf_lab.data.load import from_rows
 
 ROWS = [{"prompt": f"Tell me about {i}.\n", "completion": "A fox. " * i} for i in range(1, 41)]
 
@@ -23,7 +24,7 @@ ROWS = [{"prompt": f"Tell me about {i}.\n", "completion": "A fox. " * i} for i i
 def test_lengths_and_drops_are_those_of_the_tokens():
     tokenizer, limit = lab.load("tiny").tokenizer, 60
     data = from_rows(ROWS)
-    (demonstrations, prompts) = course.describe_data(data, "tiny", limit)
+    (demonstrations, prompts) = pipeline.describe_data(data, "tiny", limit)
     asked = {r["prompt"]: len(tokenizer(r["prompt"])["input_ids"]) for r in ROWS}
     told = {r["prompt"]: len(tokenizer(r["completion"])["input_ids"]) + 1 for r in ROWS}
     over = [p for p in asked if asked[p] + told[p] > limit]
@@ -37,20 +38,20 @@ def test_lengths_and_drops_are_those_of_the_tokens():
 
 
 def test_every_text_becomes_tokens_once(monkeypatch):
-    seen, encode = [], tokens.encode_response
+    seen, encode = [], tokenize.encode_response
 
     def count(tokenizer, response):
         seen.extend([response] * isinstance(response, str))
         return encode(tokenizer, response)
 
-    monkeypatch.setattr(tokens, "encode_response", count)
-    course.describe_data(from_rows(ROWS), "tiny", 60)
+    monkeypatch.setattr(tokenize, "encode_response", count)
+    pipeline.describe_data(from_rows(ROWS), "tiny", 60)
     assert sorted(seen) == sorted(r["completion"] for r in ROWS)
 
 
 def test_of_a_large_set_a_part_is_looked_at_and_said(monkeypatch):
-    monkeypatch.setattr(course, "COUNTED", 15)
-    (demonstrations, _) = course.describe_data(from_rows(ROWS), "tiny", 60)
+    monkeypatch.setattr(pipeline, "COUNTED", 15)
+    (demonstrations, _) = pipeline.describe_data(from_rows(ROWS), "tiny", 60)
     assert demonstrations["looked at"] == "15 rows"
 
 
@@ -85,7 +86,7 @@ def test_any_text_that_is_read_can_be_described(rows):
         return
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        described = course.describe_data(data, "tiny")
+        described = pipeline.describe_data(data, "tiny")
     assert {d["set"] for d in described} <= {"demonstrations", "preferences", "prompts"}
 
 

@@ -11,8 +11,8 @@ from importlib import metadata
 
 import pytest
 
-from rlhf_lab import doctor
-from rlhf_lab.cli import main
+from rlhf_lab.cli import doctor
+from rlhf_lab.cli.main import main
 
 
 def look(name: str) -> list[doctor.Finding]:

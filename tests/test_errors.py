@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from families import make_folder, rows
 
-from rlhf_lab.cli import main
+from rlhf_lab.cli.main import main
 
 ROWS = rows()
 PAIRS = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in ROWS]

@@ -10,8 +10,8 @@ import torch
 from families import FAMILIES, make_folder, rows
 
 import rlhf_lab as lab
-from rlhf_lab.stages import rollout
-from rlhf_lab.tokens import encode_prompt, encode_response, pair_rows, sft_rows
+from rlhf_lab.data.tokenize import encode_prompt, encode_response, pair_rows, sft_rows
+from rlhf_lab.ppo import rollout
 
 VARIANTS = [(family, pad) for family in FAMILIES for pad in (True, False)]
 SHORT = {"max_steps": 2, "seed": 0}

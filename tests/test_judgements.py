@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab.judgements import Judgements, is_judgements, pair_id
+from rlhf_lab.data.preferences import Judgements, is_judgements, pair_id
 
 
 def texts(file, who=None):
@@ -178,7 +178,7 @@ def test_any_text_comes_back_as_it_was(tmp_path_factory, prompt, one, other, sid
 
 WRITER = """
 import sys
-from rlhf_lab.judgements import Judgements
+from rlhf_lab.data.preferences import Judgements
 made = Judgements(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

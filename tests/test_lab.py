@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import rlhf_lab as lab
-from rlhf_lab.cli import main
+from rlhf_lab.cli.main import main
 
 STAGES = ("sft", "reward", "ppo", "dpo")
 TRAINED = (*STAGES, "rloo", "grpo")

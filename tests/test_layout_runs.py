@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import rlhf_lab as lab
-from rlhf_lab import prepare
-from rlhf_lab.cli import main
+from rlhf_lab.cli.main import main
+from rlhf_lab.trainers import prepare
 
 LAYOUTS = {"shared": {}, "adapters": {"lora_r": 4}}
 SHORT = {"max_steps": 2, "per_device_train_batch_size": 16, "response_length": 24, "seed": 0}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab import ledger as module
-from rlhf_lab.ledger import Ledger, Row
+from rlhf_lab.runs import ledger as module
+from rlhf_lab.runs.ledger import Ledger, Row
 
 
 def memory(phase: str, role: str, component: str, value: float, **more) -> dict:
@@ -194,8 +194,8 @@ def test_long_tables_say_what_they_leave_out(ppo):
 
 def test_the_ledger_stands_on_the_standard_library():
     code = (
-        "import sys, rlhf_lab.ledger, rlhf_lab.runs, rlhf_lab.widgets.report, "
-        "rlhf_lab.widgets.progress; "
+        "import sys, rlhf_lab.runs.ledger, rlhf_lab.runs.run, rlhf_lab.charts.report, "
+        "rlhf_lab.runs.progress; "
         "print([m for m in ('torch', 'pandas', 'numpy', 'IPython') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rlhf_lab as lab
-from rlhf_lab.lengths import SHARE, by_length, expected_longest
+from rlhf_lab.data.lengths import SHARE, by_length, expected_longest
 
 ROWS = st.lists(st.integers(1, 90), min_size=1, max_size=40)
 

@@ -11,7 +11,7 @@ import pytest
 from families import make_folder, make_tokenizer
 
 import rlhf_lab as lab
-from rlhf_lab.models import load_tokenizer, presets
+from rlhf_lab.models.load import load_tokenizer, presets
 
 # Parameters as their makers publish them (model cards; Pythia: Biderman et al. 2023, table 1).
 PUBLISHED = {

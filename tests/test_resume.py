@@ -10,7 +10,8 @@ import time
 import pytest
 import torch
 
-from rlhf_lab import cli, lab
+from rlhf_lab import planning
+from rlhf_lab.cli import main
 
 SMALL = {
     "per_device_train_batch_size": 8,
@@ -27,7 +28,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """A few of the bundled prompts, so that evaluation takes no time."""
-    from rlhf_lab.data import load_data
+    from rlhf_lab.data.load import load_data
 
     rows = [{"prompt": p["prompt"]} for p in load_data("stories").prompts.train[:64]]
     file = tmp_path_factory.mktemp("data") / "few.json"
@@ -57,8 +58,8 @@ def arguments(data, out, *more):
 @pytest.fixture(scope="module")
 def whole(few, tmp_path_factory):
     """A run that nobody disturbed."""
-    return lab.train(
-        lab.plan("ppo", "tiny", **SMALL),
+    return planning.train(
+        planning.plan("ppo", "tiny", **SMALL),
         few,
         quiet=True,
         out=tmp_path_factory.mktemp("runs") / "whole",
@@ -98,28 +99,28 @@ def test_killed_and_resumed(few, whole, tmp_path, after, capsys):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert lab.Run.load(out).status == "running"
-    assert cli.main(arguments(few, out, "--resume")) == 0
-    run = lab.Run.load(out)
+    assert planning.Run.load(out).status == "running"
+    assert main.main(arguments(few, out, "--resume")) == 0
+    run = planning.Run.load(out)
     assert run.status == "finished" and not (out / "trainer").exists()
     same(run, whole)
     assert flops(run) == flops(whole)  # of the whole training, not of its last part
 
 
 def test_stopped_and_resumed(few, whole, tmp_path):
-    out, plan = tmp_path / "run", lab.plan("ppo", "tiny", **SMALL)
-    stopped = lab.train(plan, few, quiet=True, out=out, should_stop=lambda: lines(out) >= 3)
+    out, plan = tmp_path / "run", planning.plan("ppo", "tiny", **SMALL)
+    stopped = planning.train(plan, few, quiet=True, out=out, should_stop=lambda: lines(out) >= 3)
     assert stopped.status == "stopped" and (out / "model").is_dir()
-    same(lab.train(plan, few, quiet=True, out=out, resume=True), whole)
+    same(planning.train(plan, few, quiet=True, out=out, resume=True), whole)
 
 
 def test_what_is_there_decides(few, whole, tmp_path, capsys):
-    plan = lab.plan("ppo", "tiny", **SMALL)
+    plan = planning.plan("ppo", "tiny", **SMALL)
     before = (whole.folder / "run.json").read_bytes()
-    again = lab.train(plan, few, quiet=True, out=whole.folder, resume=True)
+    again = planning.train(plan, few, quiet=True, out=whole.folder, resume=True)
     assert again.folder == whole.folder  # finished: as it is
     assert (whole.folder / "run.json").read_bytes() == before
-    fresh = lab.train(plan, few, quiet=True, out=tmp_path / "new", resume=True)
+    fresh = planning.train(plan, few, quiet=True, out=tmp_path / "new", resume=True)
     same(fresh, whole)  # nothing there: training begins
 
 
@@ -137,8 +138,8 @@ def test_what_cannot_be_resumed(few, whole, stage, changes, how, says):
     settings = SMALL if stage == "ppo" else {}
     before = {p: p.read_bytes() for p in whole.folder.iterdir() if p.is_file()}
     with pytest.raises(ValueError, match=says):
-        lab.train(
-            lab.plan(stage, "tiny", **{**settings, **changes}),
+        planning.train(
+            planning.plan(stage, "tiny", **{**settings, **changes}),
             few,
             quiet=True,
             **{"out": whole.folder, "resume": True, **how},
@@ -147,5 +148,5 @@ def test_what_cannot_be_resumed(few, whole, stage, changes, how, says):
 
 
 def test_the_command_line_says_it_in_a_line(few, capsys):
-    assert cli.main(["train", "dpo", "--data", str(few), "--out", "x", "--resume"]) == 2
+    assert main.main(["train", "dpo", "--data", str(few), "--out", "x", "--resume"]) == 2
     assert "--resume is for PPO" in capsys.readouterr().err

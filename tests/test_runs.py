@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from rlhf_lab.ledger import Ledger
-from rlhf_lab.runs import Run
+from rlhf_lab.runs.ledger import Ledger
+from rlhf_lab.runs.run import Run
 
 
 def new(folder, **more) -> Run:

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from rlhf_lab import lab
-from rlhf_lab.runs import Run
-from rlhf_lab.scale.follower import Follower
-from rlhf_lab.scale.launch import command, place
+from rlhf_lab import planning
+from rlhf_lab.launch.follower import Follower
+from rlhf_lab.launch.launcher import command, place
+from rlhf_lab.runs.run import Run
 
 OURS = ["-m", "rlhf_lab.cli", "train", "ppo"]
 
@@ -65,7 +65,7 @@ def test_a_follower_writes_nothing(tmp_path):
 
 
 def test_the_command_line_trains_in_two_processes(tmp_path):
-    rows = [{"prompt": p["prompt"]} for p in lab.load_data("stories").prompts.train[:64]]
+    rows = [{"prompt": p["prompt"]} for p in planning.load_data("stories").prompts.train[:64]]
     data = tmp_path / "few.json"
     data.write_text(json.dumps(rows))
     same = [
@@ -118,9 +118,9 @@ def test_the_command_line_trains_in_two_processes(tmp_path):
     ],
 )
 def test_what_cannot_be_started(arguments, says, capsys):
-    from rlhf_lab import cli
+    from rlhf_lab.cli import main
 
-    assert cli.main(["train", *arguments]) == 2
+    assert main.main(["train", *arguments]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1, said
 
@@ -129,4 +129,4 @@ def test_several_processes_need_a_folder(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="in a folder that all of them know"):
-        lab.train("ppo")
+        planning.train("ppo")

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf_lab import data as data_module
-from rlhf_lab.data import Data, Sample, from_rows, load_data
-from rlhf_lab.shapes import Dropped, Shape, convert, dialogue, recognise
+from rlhf_lab.data import load as data_module
+from rlhf_lab.data.load import Data, Sample, from_rows, load_data
+from rlhf_lab.data.schema import Dropped, Shape, convert, dialogue, recognise
 
 N = 30
 

@@ -10,7 +10,7 @@ import json
 import pytest
 
 import rlhf_lab as lab
-from rlhf_lab.models import BUNDLED, small_models_folder
+from rlhf_lab.models.load import BUNDLED, small_models_folder
 
 MILLIONS = {"tiny": (0.35, 0.5), "small": (1.5, 2.0)}
 STAGES = {"tiny": {"base", "sft", "reward", "reward_adapter"}, "small": {"base"}}
@@ -45,8 +45,8 @@ def test_the_reward_adapter_judges_as_its_card_says():
     """Plain peft on the SFT model: right about as many pairs, and demonstrations score about 0."""
     from peft import PeftModel
 
-    from rlhf_lab.stages.evaluate import pair_accuracy
-    from rlhf_lab.stages.texts import score_texts
+    from rlhf_lab.ppo.texts import score_texts
+    from rlhf_lab.trainers.evaluate import pair_accuracy
 
     model, data = lab.load("tiny"), lab.load_data("stories")
     folder = small_models_folder() / "tiny" / "reward_adapter"

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import rlhf_lab as lab
-from rlhf_lab import prepare
-from rlhf_lab.cli import main
-from rlhf_lab.gold import gold_reward
+from rlhf_lab.cli.main import main
+from rlhf_lab.trainers import prepare
+from rlhf_lab.world.gold_reward import gold_reward
 
 SHORT = {"max_steps": 2, "seed": 0}
 
@@ -254,7 +254,7 @@ def test_a_classifier_is_no_reward_model(bytewise, data, tmp_path):
 
 
 def test_gold_is_gold(data):
-    from rlhf_lab.sources import reward_functions
+    from rlhf_lab.data.reward_sources import reward_functions
 
     (named,) = reward_functions(lab.plan("ppo", "tiny", rewards=["gold"]), data)
     rows = data.sft.test[:3]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import rlhf_lab as lab
-from rlhf_lab.runs import Run
+from rlhf_lab.runs.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab import corpus, gold, world
-from rlhf_lab.gold import PARTS, WEIGHTS, Annotator, accuracy_ceiling, gold_parts, gold_reward
+from rlhf_lab.world import corpus, generator
+from rlhf_lab.world import gold_reward as gold_module
+from rlhf_lab.world.gold_reward import (
+    PARTS,
+    WEIGHTS,
+    Annotator,
+    accuracy_ceiling,
+    gold_parts,
+    gold_reward,
+)
 
-REQUEST = world.Request("happy", "fox", "kite", "forest")
+REQUEST = generator.Request("happy", "fox", "kite", "forest")
 STORY = (
     "Once a fox named Mira lived in the forest. One day she found a red kite. "
     "She hugged the kite and smiled. The sun shone over the forest. "
@@ -21,7 +29,7 @@ STORY = (
 )
 
 
-def parts_of(story: str, request: world.Request = REQUEST) -> dict[str, float]:
+def parts_of(story: str, request: generator.Request = REQUEST) -> dict[str, float]:
     return gold_parts(request.prompt, story)
 
 
@@ -30,12 +38,12 @@ def parts_of(story: str, request: world.Request = REQUEST) -> dict[str, float]:
 
 @given(st.integers(0, 10**9))
 def test_a_request_survives_its_wording(seed):
-    request = world.draw_request(random.Random(seed))
-    assert world.read_request(request.prompt) == request
+    request = generator.draw_request(random.Random(seed))
+    assert generator.read_request(request.prompt) == request
 
 
 def test_other_text_is_no_request():
-    assert world.read_request("What is the capital of France?") is None
+    assert generator.read_request("What is the capital of France?") is None
     with pytest.raises(ValueError, match="not of this world"):
         gold_reward("What is the capital of France?", STORY)
 
@@ -43,8 +51,8 @@ def test_other_text_is_no_request():
 @given(st.integers(0, 10**9))
 def test_a_careful_writer_scores_the_full_ten(seed):
     rng = random.Random(seed)
-    request = world.draw_request(rng)
-    assert gold_reward(request.prompt, world.write_story(request, rng)) == pytest.approx(10)
+    request = generator.draw_request(rng)
+    assert gold_reward(request.prompt, generator.write_story(request, rng)) == pytest.approx(10)
 
 
 def test_the_same_seed_writes_the_same_text():
@@ -55,9 +63,9 @@ def test_the_same_seed_writes_the_same_text():
 
 def test_there_are_more_than_a_million_stories():
     """Counted from the templates; and ten thousand drawn stories of one request all but differ."""
-    assert world.count_stories() >= 10**6
+    assert generator.count_stories() >= 10**6
     rng = random.Random(0)
-    drawn = {world.write_story(world.draw_request(rng), rng) for _ in range(10_000)}
+    drawn = {generator.write_story(generator.draw_request(rng), rng) for _ in range(10_000)}
     assert len(drawn) > 9_900
 
 
@@ -135,8 +143,8 @@ def labelled(annotator: Annotator, count: int) -> list[dict]:
     """Pairs of stories by paid writers, as the annotator judged them."""
     rng, rows = random.Random(0), []
     for i in range(count):
-        request = world.draw_request(rng)
-        a, b = (world.write_story(request, rng, corpus.PAID) for _ in range(2))
+        request = generator.draw_request(rng)
+        a, b = (generator.write_story(request, rng, corpus.PAID) for _ in range(2))
         rows.append(annotator.label(i, request.prompt, a, b))
     return rows
 
@@ -169,7 +177,7 @@ def test_splits_share_no_story_and_no_request():
         rows = corpus.demonstrations(split, 1500, seed=5)
         seen[split] = (
             {r["completion"] for r in rows},
-            {str(world.read_request(r["prompt"])).split(", wording")[0] for r in rows},
+            {str(generator.read_request(r["prompt"])).split(", wording")[0] for r in rows},
         )
     for a in seen:
         for b in seen:
@@ -221,16 +229,16 @@ def story_documents(documents) -> list:
     told = []
     for (heading, _), (story, _), *said in documents:
         words = [comment for comment, learned in said if learned]
-        told.append((world.read_request(heading), story.removesuffix(corpus.END), words))
+        told.append((generator.read_request(heading), story.removesuffix(corpus.END), words))
     return told
 
 
 def animals_kept(documents) -> float:
     """Share of stories whose first sentence has the animal of their heading."""
     told = story_documents(documents)
-    return sum(gold.read_story(s)[0].slots.get("animal") == r.animal for r, s, _ in told) / len(
-        told
-    )
+    return sum(
+        gold_module.read_story(s)[0].slots.get("animal") == r.animal for r, s, _ in told
+    ) / len(told)
 
 
 def test_web_stories_heed_their_heading_as_their_writers_do():
@@ -247,7 +255,7 @@ def test_web_stories_heed_their_heading_as_their_writers_do():
 
 def test_a_sketch_is_two_sentences_and_a_verdict_on_each_noun_faults_first():
     for request, story, said in story_documents(corpus.web_text("train", 50, 3, sketches=1.0)):
-        kinds = [s.kind for s in gold.read_story(story)]
+        kinds = [s.kind for s in gold_module.read_story(story)]
         assert kinds in (["opening", "find"], ["opening", "opening"])  # the second by a repeat
         faults, nouns = corpus.faults_of(request, story), ("animal", "place", "object")
         assert set(said) == {f"{noun} {'wrong' if faults[noun] else 'right'}" for noun in nouns}
@@ -272,7 +280,7 @@ def test_the_shares_of_web_text_are_shares_of_all_documents():
 
 
 def test_every_sentence_of_every_bank_is_read_back():
-    kinds = {s.kind for s in gold.read_story(STORY)}
+    kinds = {s.kind for s in gold_module.read_story(STORY)}
     assert kinds == {"opening", "find", "event", "scene", "close", "end"}
-    for bank in (world.EVENTS, world.SCENES, world.CLOSES):
-        assert set(bank) == set(world.MOODS)
+    for bank in (generator.EVENTS, generator.SCENES, generator.CLOSES):
+        assert set(bank) == set(generator.MOODS)

@@ -1,1 +1,1 @@
-"""What RLHF costs. Measured here; predictions and simulations share the same ledger."""
+"""What RLHF will cost, in pure arithmetic: no torch, no transformers."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .choices import did_you_mean
+from ..wording import did_you_mean
 
 DTYPES = ("fp32", "tf32", "bf16", "fp16")
 GIB = 2**30

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from . import heads
+from ..cost import heads
 from .architecture import Architecture
 from .layers import Passes, run_layer
 from .tape import GRADIENT, Store, Tape, Value, Work

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import heads
+from ..cost import heads
 from .architecture import Architecture
 from .layers import Passes
 from .memory import Stretch, ending, forward_peak, trunk, works

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from . import heads
+from ..cost import heads
 from .architecture import Architecture
 from .layers import Passes
 from .memory import Stretch, backward_peak, ending, forward_peak, trunk, works
@@ -48,7 +48,7 @@ class Phase:
 
 def phases(s: Setup) -> list[Phase]:
     """The phases of one optimizer step, or of one PPO iteration, in their order."""
-    from .online import online  # built from what is here
+    from .online import online
 
     return {
         "sft": _sft,

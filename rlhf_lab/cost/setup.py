@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..ledger import ONLINE
+from ..runs.ledger import ONLINE
+from ..wording import did_you_mean
 from .architecture import Architecture
-from .choices import did_you_mean
 from .hardware import Hardware
 
 STAGES = ("sft", "reward", "dpo", "ppo", "rloo", "grpo", "inference")

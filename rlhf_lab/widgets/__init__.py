@@ -1,0 +1,1 @@
+"""What moves in a notebook: live charts, dashboard, planner, inspector, labeller."""

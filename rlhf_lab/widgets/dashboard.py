@@ -22,14 +22,9 @@ import anywidget
 import ipywidgets as w
 import traitlets
 
-from ..ledger import Ledger
-from ..runs import Run
-from .chart import line_chart
-from .frame import Picture
-from .live import Chart, grid, show
-from .progress import Pace, in_notebook
-from .text import escape, format_bytes, format_number, format_seconds, table
-from .views import (
+from ..charts.chart import line_chart
+from ..charts.frame import Picture
+from ..charts.views import (
     AROUND,
     View,
     known_series,
@@ -39,6 +34,11 @@ from .views import (
     view_chart,
     views_of,
 )
+from ..display import escape, format_bytes, format_number, format_seconds, table
+from ..runs.ledger import Ledger
+from ..runs.progress import Pace, in_notebook
+from ..runs.run import Run
+from .live import Chart, grid, show
 
 SHARE = 0.015
 """Of the time that goes into drawing, at most."""

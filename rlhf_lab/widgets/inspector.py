@@ -16,14 +16,14 @@ from typing import Any
 
 import ipywidgets as w
 
-from ..runs import Run
-from . import tokens_view as view
-from .frame import Picture
+from ..charts import tokens_view as view
+from ..charts.frame import Picture
+from ..charts.tokens_picture import tokens_picture
+from ..charts.tokens_view import QUANTITIES, Tokens, plain
+from ..runs.run import Run
 from .live import Chart, Showing, show
-from .sample_book import HELD_OUT, TRAINING, Book, Sample
 from .sample_cards import Look, cards_html, facts_text, note_html, table_html, token_chart
-from .tokens_picture import tokens_picture
-from .tokens_view import QUANTITIES, Tokens, plain
+from .samples import HELD_OUT, TRAINING, Book, Sample
 
 _MODES = {TRAINING: "Training", HELD_OUT: "Held-out prompts"}
 _NO_FIGURES = (

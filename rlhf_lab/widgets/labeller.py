@@ -28,11 +28,11 @@ from typing import Any
 import anywidget
 import traitlets
 
-from ..gold import Annotator
-from ..judgements import ANSWERS, Judgements, pair_id
-from ..tokens import prompt_text
-from .agreement import Choice, Share, picture, shares
-from .frame import Picture
+from ..charts.agreement import Choice, Share, picture, shares
+from ..charts.frame import Picture
+from ..data.preferences import ANSWERS, Judgements, pair_id
+from ..data.tokenize import prompt_text
+from ..world.gold_reward import Annotator
 from .live import show
 
 LONGEST = 20_000

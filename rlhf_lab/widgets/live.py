@@ -25,8 +25,8 @@ import anywidget
 import ipywidgets
 import traitlets
 
-from .frame import FAINT, LARGE, SMALL, Picture, finished, words
-from .progress import _notebook_display
+from ..charts.frame import FAINT, LARGE, SMALL, Picture, finished, words
+from ..runs.progress import _notebook_display
 
 Drawn = "Picture | Callable[[], Picture]"
 

@@ -21,11 +21,13 @@ import anywidget
 import ipywidgets as w
 import traitlets
 
-from ..models import Model, load
-from .frame import LARGE, Picture, shortened
+from ..charts.frame import LARGE, Picture, shortened
+from ..display import escape, format_bytes, html_table, table
+from ..models.load import Model, load
+from ..runs.progress import _notebook_display, _one_line
 from .live import STILL_SECONDS, Chart, bundle, grid, show
 from .planner_controls import Controls, tip
-from .planner_knobs import call, hardware_name, model_name
+from .planner_options import call, hardware_name, model_name
 from .planner_view import (
     WIDTH,
     figures,
@@ -36,8 +38,6 @@ from .planner_view import (
     time_picture,
     verdict,
 )
-from .progress import _notebook_display, _one_line
-from .text import escape, format_bytes, html_table, table
 
 BEST = 3
 """Changes that are shown, the best first."""

@@ -12,8 +12,9 @@ from typing import Any
 import ipywidgets as w
 
 from ..cost.hardware import CATALOGUE, Hardware, hardware, in_catalogue
-from ..models import BUNDLED, presets
-from .planner_knobs import (
+from ..display import format_bytes
+from ..models.load import BUNDLED, presets
+from .planner_options import (
     ALL,
     ANOTHER,
     KNOBS,
@@ -24,7 +25,6 @@ from .planner_knobs import (
     Values,
     model_name,
 )
-from .text import format_bytes
 
 
 class Controls:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cost.plan import TIME_BAND
-from ..ledger import COMPONENTS
-from .chart import bar_chart
-from .frame import Picture
-from .memory import axis_unit
-from .text import format_bytes, format_number, format_seconds
+from ..charts.chart import bar_chart
+from ..charts.frame import Picture
+from ..charts.memory import axis_unit
+from ..cost.estimate import TIME_BAND
+from ..display import format_bytes, format_number, format_seconds
+from ..runs.ledger import COMPONENTS
 
 WIDTH, MEMORY_HEIGHT, TIME_HEIGHT = 560, 250, 200
 ROLES = ("policy", "reference", "reward", "value")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from .chart import line_chart
-from .frame import Picture
-from .sample_book import Sample
-from .text import escape, html_table
-from .tokens_view import (
+from ..charts.chart import line_chart
+from ..charts.frame import Picture
+from ..charts.tokens_view import (
     NAMES,
     QUANTITIES,
     Scale,
@@ -20,6 +18,8 @@ from .tokens_view import (
     token_rows,
     tokens_html,
 )
+from ..display import escape, html_table
+from .samples import Sample
 
 
 class Look(NamedTuple):

@@ -6,7 +6,7 @@ import time
 
 IMPORTS = """
 import time
-from rlhf_lab.widgets.chart import bar_chart, line_chart
+from rlhf_lab.charts.chart import bar_chart, line_chart
 from rlhf_lab.widgets.live import Chart, grid, show
 
 def curves(n, title="Reward while PPO trains", name="gold"):

@@ -82,7 +82,7 @@ def test_a_reload_in_the_middle_loses_nothing(notebook):
 def test_a_run_on_disk_is_replayed_by_keyboard(notebook):
     make = """
 import rlhf_lab as lab
-from rlhf_lab.runs import Run
+from rlhf_lab.runs.run import Run
 run = Run.create("on-disk", stage="ppo", model="<img src=x onerror=hacked=1>", settings={},
                  data="stories", seed=0)
 for step in range(1, 41):

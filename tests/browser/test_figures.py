@@ -8,9 +8,9 @@ HOSTILE = "<script>window.hit=1</script><img src=x onerror='window.hit=1'>"
 CELLS = [
     f"""
 import tempfile
-from rlhf_lab.ledger import Ledger
-from rlhf_lab.runs import Run
-from rlhf_lab.widgets.figures import curves, frontier, stage_costs
+from rlhf_lab.runs.ledger import Ledger
+from rlhf_lab.runs.run import Run
+from rlhf_lab.charts.figures import curves, frontier, stage_costs
 
 def made(name, seed, beta):
     run = Run.create(f"{{tempfile.mkdtemp()}}/{{name}}", stage="ppo", model="tiny", seed=seed,

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from rlhf_lab.runs import Run
+from rlhf_lab.runs.run import Run
 
 STORY = (
     "Once a fox named Rosa lived in the cave. One evening a friend gave Rosa a tiny feather. The "
@@ -78,7 +78,7 @@ def make_run(folder, stage, steps=0, before="sft", hostile_at=None):
 def opening(*folders):
     made = ", ".join(f"Run.load({str(f)!r})" for f in folders)
     return [
-        "from rlhf_lab.runs import Run\nfrom rlhf_lab.widgets.inspector import Inspector\n"
+        "from rlhf_lab.runs.run import Run\nfrom rlhf_lab.widgets.inspector import Inspector\n"
         f"shown = Inspector({made})\nshown"
     ]
 

@@ -13,7 +13,7 @@ import torch
 from families import CONFIGS
 
 from rlhf_lab.cost.architecture import FAMILIES, NO_DEFAULT_TARGETS, SIZES, architecture
-from rlhf_lab.models import presets
+from rlhf_lab.models.load import presets
 
 SMALL = {**CONFIGS, "phi3": {**CONFIGS["llama"]}, "mixtral": {**CONFIGS["llama"]}} | {
     "qwen3_moe": {

@@ -4,9 +4,9 @@ import pytest
 import torch
 import trl
 
-from rlhf_lab.cost.callback import MeterCallback
-from rlhf_lab.cost.flop_counter import FlopCounter
-from rlhf_lab.cost.meter import Meter, NoMeter
+from rlhf_lab.metering.callback import MeterCallback
+from rlhf_lab.metering.flop_counter import FlopCounter
+from rlhf_lab.metering.meter import Meter, NoMeter
 
 PLAIN = {
     "use_cpu": True,
@@ -36,7 +36,7 @@ def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
     """One of TRL's trainers on tiny models, metered."""
     from peft import LoraConfig, get_peft_model
 
-    from rlhf_lab.stages.trl_stages import Watch, dpo_trainer, reward_trainer, sft_trainer
+    from rlhf_lab.trainers.trl_stages import Watch, dpo_trainer, reward_trainer, sft_trainer
 
     config = {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig}[stage]
     args = config(output_dir=str(tmp_path), **{**PLAIN, "num_train_epochs": 2, **settings})

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from families import COMMON, CONFIGS, FAMILIES
 
-from rlhf_lab.cost.account import Account
-from rlhf_lab.cost.flop_counter import FlopCounter, LinearFlops, _formula, torch_counter
+from rlhf_lab.metering.account import Account
+from rlhf_lab.metering.flop_counter import FlopCounter, LinearFlops, _formula, torch_counter
 
 B, S, VOCAB = 3, 12, 48
 EXPERTS = {

@@ -413,7 +413,7 @@ def calibrated(tmp_path_factory):
     """This machine in three seconds, and the seconds that it took."""
     import torch
 
-    from rlhf_lab.cost.calibrate import calibrate
+    from rlhf_lab.metering.calibrate import calibrate
 
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
@@ -461,7 +461,7 @@ def test_the_rate_is_that_of_a_product_timed_here(calibrated):
 
 
 def test_calibration_saves_only_when_asked_and_refuses_in_one_line(home):
-    from rlhf_lab.cost.calibrate import calibrate
+    from rlhf_lab.metering.calibrate import calibrate
 
     for wrong in ({"seconds": 0}, {"seconds": "1"}, {"dtypes": ["fp8"]}, {"dtypes": []}):
         assert next(iter(wrong)).rstrip("s") in refused(calibrate, **wrong)
@@ -473,7 +473,7 @@ def test_a_gpu_takes_its_links_and_price_from_the_catalogue(monkeypatch):
     """What can be tested of the GPU's side without one."""
     import torch
 
-    from rlhf_lab.cost import calibrate
+    from rlhf_lab.metering import calibrate
 
     fake = {
         "get_device_name": lambda: "NVIDIA H100 80GB HBM3",

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from rlhf_lab.cost.flop_counter import FlopCounter
-from rlhf_lab.cost.meter import Meter, NoMeter
+from rlhf_lab.metering.flop_counter import FlopCounter
+from rlhf_lab.metering.meter import Meter, NoMeter
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w10 w11", "w2", "w3 w3", "w12 w1", "w8 w9 w1 w4"]
 
@@ -76,7 +76,7 @@ def test_a_block_within_a_block_is_taken_out_of_the_outer_one(tiny):
     a, meter = torch.randn(64, 64), Meter("dpo")
     ticks = iter([0.0, 1.0, 4.0, 10.0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlhf_lab.cost.meter._now", lambda: next(ticks))
+        patch.setattr("rlhf_lab.metering.meter._now", lambda: next(ticks))
         with meter.phase("forward", "policy", (64,), 64):
             a @ a
             with meter.phase("reference", "reference", (64,), 32):
@@ -98,7 +98,7 @@ def test_what_counting_took_is_not_the_phases_time(tiny):
     ticks = iter([0.0, 9.0, 20.0, 21.0, 30.0, 32.0])
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlhf_lab.cost.meter._now", lambda: next(ticks))
+        patch.setattr("rlhf_lab.metering.meter._now", lambda: next(ticks))
         for tokens in (10, 10, 20):
             with meter.phase("forward", "policy", (8,), tokens):
                 a @ a
@@ -173,8 +173,8 @@ def test_flops_of_many_shapes_equal_counting_every_step(tiny):
 @pytest.fixture
 def ppo(tiny, tmp_path):
     """`ppo(meter, …)` → a PPOTrainer on four tiny models; prompts and responses vary in length."""
-    from rlhf_lab.stages.ppo import PPOTrainer
-    from rlhf_lab.stages.ppo_config import PPOConfig
+    from rlhf_lab.ppo.config import PPOConfig
+    from rlhf_lab.ppo.trainer import PPOTrainer
 
     def make(meter, width=16, **changes):
         settings = {
@@ -293,7 +293,7 @@ def test_components_of_a_step_by_hand(tiny):
 def test_few_steps_are_accounted(tiny, monkeypatch):
     """Steps of one shape are accounted once; larger ones again, as far as `share` allows."""
     entered = Counter()
-    from rlhf_lab.cost.account import Account
+    from rlhf_lab.metering.account import Account
 
     real = Account.__enter__
     monkeypatch.setattr(Account, "__enter__", lambda self: (entered.update(["on"]), real(self))[1])

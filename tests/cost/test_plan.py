@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlhf_lab as lab
+from rlhf_lab.cost.estimate import estimate
 from rlhf_lab.cost.hardware import hardware
-from rlhf_lab.cost.plan import estimate
-from rlhf_lab.models import presets
+from rlhf_lab.models.load import presets
 
 LLAMA2, QWEN = "meta-llama/Llama-2-7b-hf", "Qwen/Qwen2.5-0.5B"
 STAGES = ("sft", "reward", "dpo", "ppo")
@@ -277,7 +277,7 @@ def test_unknown_devices_and_families_name_the_nearest():
 
 def test_the_planner_loads_nothing_heavy():
     code = (
-        "import sys, rlhf_lab.cost.plan, rlhf_lab.cost.remedies, rlhf_lab.lab; "
+        "import sys, rlhf_lab.cost.estimate, rlhf_lab.cost.remedies, rlhf_lab.planning; "
         "print(sorted({'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

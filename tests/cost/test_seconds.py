@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lab.cost.hardware import Hardware, hardware
-from rlhf_lab.cost.reached import SHAPES, _fitted, _works
 from rlhf_lab.cost.seconds import seconds
 from rlhf_lab.cost.tape import Work
+from rlhf_lab.metering.achieved import SHAPES, _fitted, _works
 
 CPU = Hardware(
     "made up",
@@ -93,9 +93,9 @@ def test_a_gpu_is_fitted_to_launches_alone():
 
 def test_ppo_and_sft_run_by_the_clock():
     """Every phase that the plan names takes time, and a second of two steps is no longer."""
-    from rlhf_lab.cost.plan import estimate
-    from rlhf_lab.models import load
-    from rlhf_lab.rehearsal import rehearse
+    from rlhf_lab.cost.estimate import estimate
+    from rlhf_lab.models.load import load
+    from rlhf_lab.simulate.step import rehearse
 
     config = load("tiny").config_dict()
     sizes = {"batch": 2, "prompt": 4, "response": 4}

@@ -3,8 +3,8 @@
 import pytest
 from ppo_kit import PROMPTS, T
 
-from rlhf_lab.stages.ppo import PPOTrainer
-from rlhf_lab.stages.ppo_config import PPOConfig
+from rlhf_lab.ppo.config import PPOConfig
+from rlhf_lab.ppo.trainer import PPOTrainer
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 import torch
 from ppo_kit import PROMPTS
 
-from rlhf_lab.cost.meter import Meter
-from rlhf_lab.stages.online import GRPOConfig, Judge, OnlineWatch, RLOOConfig, online_trainer
-from rlhf_lab.stages.rollout import join, pad_prompts, response_logprobs
-from rlhf_lab.stages.trl_stages import trl_settings
-from rlhf_lab.tokens import encode_prompt
+from rlhf_lab.data.tokenize import encode_prompt
+from rlhf_lab.metering.meter import Meter
+from rlhf_lab.ppo.rollout import join, pad_prompts, response_logprobs
+from rlhf_lab.trainers.online import GRPOConfig, Judge, OnlineWatch, RLOOConfig, online_trainer
+from rlhf_lab.trainers.trl_stages import trl_settings
 
 
 class Online:

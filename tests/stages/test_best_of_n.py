@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import rlhf_lab as lab
-from rlhf_lab.cli import main
-from rlhf_lab.stages.best_of_n import draw, expected_best, kl_bound, order_weights
-from rlhf_lab.stages.texts import score_texts
+from rlhf_lab.cli.main import main
+from rlhf_lab.ppo.texts import score_texts
+from rlhf_lab.trainers.best_of_n import draw, expected_best, kl_bound, order_weights
 
 
 @pytest.mark.parametrize("n", range(1, 8))

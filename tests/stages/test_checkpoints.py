@@ -10,16 +10,16 @@ import pytest
 import torch
 from ppo_kit import PROMPTS
 
-from rlhf_lab.cost.meter import Meter
-from rlhf_lab.stages import checkpoints
-from rlhf_lab.stages.divergence import Diverged
+from rlhf_lab.metering.meter import Meter
+from rlhf_lab.ppo import checkpoint
+from rlhf_lab.ppo.divergence import Diverged
 
 EVERY = {"save_steps": 1, "save_total_limit": None, "total_episodes": 40}
 STEPS = 5
 
 
 def steps_of(folder):
-    return [int(p.name.split("-")[1]) for p in checkpoints.found(folder)]
+    return [int(p.name.split("-")[1]) for p in checkpoint.found(folder)]
 
 
 def lora():
@@ -67,7 +67,7 @@ def build(make):
 def test_goes_on_to_the_same_numbers(build, layout, done):
     whole = build(layout)
     expected = whole.train().log_history
-    for path in checkpoints.found(whole.args.output_dir):
+    for path in checkpoint.found(whole.args.output_dir):
         if int(path.name.split("-")[1]) > done:
             shutil.rmtree(path)
     again = build(layout)
@@ -82,21 +82,21 @@ def test_all_of_it_is_needed(build, monkeypatch, lost):
     """Leave one part out, and the numbers are other ones: the test above would see it."""
     whole = build()
     expected = whole.train().log_history
-    again, take = build(), checkpoints._take
+    again, take = build(), checkpoint._take
 
     def forgetful(trainer, path, weights, rest, state):
         if lost == "weights":
-            weights = {n: p.detach().clone() for n, p in checkpoints._trained(trainer).items()}
+            weights = {n: p.detach().clone() for n, p in checkpoint._trained(trainer).items()}
         elif lost == "beta":
             rest["beta"] = trainer.beta
         elif lost == "random":
-            rest["random"] = checkpoints._random_state()
+            rest["random"] = checkpoint._random_state()
         else:
             part = getattr(trainer, lost)
             rest[lost] = part.state_dict()
         take(trainer, path, weights, rest, state)
 
-    monkeypatch.setattr(checkpoints, "_take", forgetful)
+    monkeypatch.setattr(checkpoint, "_take", forgetful)
     folder = Path(again.args.output_dir) / "checkpoint-3"
     assert again.train(resume_from_checkpoint=folder).log_history != expected
 
@@ -106,14 +106,14 @@ def test_a_kill_while_writing_leaves_the_one_before(build, monkeypatch):
     expected = trainer.train().log_history
     folder = trainer.args.output_dir
     for step in (4, 5):
-        checkpoints.discard(folder, step)
+        checkpoint.discard(folder, step)
 
     def killed(*_):
         raise KeyboardInterrupt
 
     for victim in ("save_file", "_sync"):
         with monkeypatch.context() as m:
-            m.setattr(checkpoints, victim, killed)
+            m.setattr(checkpoint, victim, killed)
             with pytest.raises(KeyboardInterrupt):
                 build(rewards=None).train(resume_from_checkpoint=True)
         assert steps_of(folder) == [3, 2, 1]
@@ -121,7 +121,7 @@ def test_a_kill_while_writing_leaves_the_one_before(build, monkeypatch):
     assert not list(Path(folder).glob(".checkpoint*"))  # what the killed ones left is gone
 
 
-@pytest.mark.parametrize("name", [checkpoints.WEIGHTS, checkpoints.REST, checkpoints.STATE])
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.REST, checkpoint.STATE])
 def test_a_damaged_one_is_passed_over(build, capsys, name):
     trainer = build(rewards=None)
     expected = trainer.train().log_history
@@ -201,7 +201,7 @@ def test_a_loss_that_is_no_number_is_not_learned_from(build, monkeypatch):
     def broken(*args):
         loss, stats, ratio = update(*args)
         if trainer.state.global_step == 3:
-            last.update((n, p.clone()) for n, p in checkpoints._trained(trainer).items())
+            last.update((n, p.clone()) for n, p in checkpoint._trained(trainer).items())
             stats[1] = math.nan
             loss = loss * math.nan
         return loss, stats, ratio
@@ -213,7 +213,7 @@ def test_a_loss_that_is_no_number_is_not_learned_from(build, monkeypatch):
     assert "\n" not in line
     for word in ("iteration 4", "value_loss=nan", "learning_rate=0.01", "kl_coef", "checkpoint-3"):
         assert word in line
-    assert all(torch.equal(p, last[n]) for n, p in checkpoints._trained(trainer).items())
+    assert all(torch.equal(p, last[n]) for n, p in checkpoint._trained(trainer).items())
     assert steps_of(trainer.args.output_dir)[0] == 3 and build(rewards=None).restore() == 3
 
 

@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from ppo_kit import check_step_0, close, naive_logprobs, naive_score, one_rollout, prefixes, swap
 from torch.testing import assert_close
 
-from rlhf_lab.stages import adapters, layouts
-from rlhf_lab.stages.rollout import trunk_of
+from rlhf_lab.ppo import adapters, layouts
+from rlhf_lab.ppo.rollout import trunk_of
 
 KINDS = ["llama", "gpt2"]
 RANK = 4
@@ -272,7 +272,7 @@ def test_a_policys_adapter_is_no_reward_adapter(make, tiny, tmp_path):
 
 def test_every_layout_is_planned_and_made(make):
     from rlhf_lab.cost.setup import CHOICES
-    from rlhf_lab.stages.ppo_config import LAYOUTS
+    from rlhf_lab.ppo.config import LAYOUTS
 
     assert CHOICES["layout"] == LAYOUTS
     assert layouts.__doc__.count("\n    ") >= len(LAYOUTS)

@@ -7,9 +7,9 @@ from ppo_kit import one_rollout, response_logits, swap
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from rlhf_lab import lengths
-from rlhf_lab.stages import logprobs, ppo, rollout
-from rlhf_lab.stages.logprobs import logprobs_and_entropy
+from rlhf_lab.data import lengths
+from rlhf_lab.ppo import logprobs, rollout, trainer
+from rlhf_lab.ppo.logprobs import logprobs_and_entropy
 
 N, VOCABULARY, T = 7, 11, 0.7
 
@@ -163,7 +163,7 @@ def test_training_does_not_depend_on_passes_of_like_length(make, monkeypatch):
     whole = make().train().log_history
     assert set(cuts) == {1}
     monkeypatch.setattr(lengths, "SHARE", 0.0)
-    monkeypatch.setattr(ppo, "worth_a_pass", lambda _: 0)
+    monkeypatch.setattr(trainer, "worth_a_pass", lambda _: 0)
     cut = make().train().log_history
     assert max(cuts) > 2
     for a, b in zip(cut, whole, strict=True):

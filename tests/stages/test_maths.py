@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import tensor
 from torch.testing import assert_close
 
-from rlhf_lab.stages import maths
+from rlhf_lab.ppo import losses
 
 DOUBLE = torch.float64
 relaxed = settings(deadline=None, max_examples=40)
@@ -33,35 +33,35 @@ def batch(seed: int, *, rows: int = 4, length: int = 6):
 def test_masked_mean_averages_the_real_positions_only():
     values = tensor([[1.0, 2.0, 900.0], [6.0, 900.0, 900.0]])
     mask = tensor([[True, True, False], [True, False, False]])
-    assert maths.masked_mean(values, mask) == 3.0  # (1 + 2 + 6) / 3
-    assert maths.masked_mean(values, torch.zeros_like(mask)) == 0.0
+    assert losses.masked_mean(values, mask) == 3.0  # (1 + 2 + 6) / 3
+    assert losses.masked_mean(values, torch.zeros_like(mask)) == 0.0
 
 
 def test_whiten_by_hand():
     """Real positions 1, 2, 3: mean 2, unbiased variance ((−1)² + 0 + 1²) / 2 = 1."""
     values = tensor([[1.0, 2.0], [3.0, 50.0]], dtype=DOUBLE)
     mask = tensor([[True, True], [True, False]])
-    assert_close(maths.whiten(values, mask), tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=DOUBLE))
-    kept = maths.whiten(values, mask, shift_mean=False)  # the mean, 2, comes back
+    assert_close(losses.whiten(values, mask), tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=DOUBLE))
+    kept = losses.whiten(values, mask, shift_mean=False)  # the mean, 2, comes back
     assert_close(kept, tensor([[1.0, 2.0], [3.0, 0.0]], dtype=DOUBLE))
 
 
 def test_whiten_scales_by_the_unbiased_deviation():
     """Real positions 0 and 4: variance 8 (unbiased), not 4: ±2 becomes ±2/√8."""
-    out = maths.whiten(tensor([[0.0, 4.0]], dtype=DOUBLE), tensor([[True, True]]))
+    out = losses.whiten(tensor([[0.0, 4.0]], dtype=DOUBLE), tensor([[True, True]]))
     assert_close(out, tensor([[-2.0, 2.0]], dtype=DOUBLE) / math.sqrt(8))
 
 
 def test_whiten_needs_two_real_positions():
     with pytest.raises(ValueError, match="at least two"):
-        maths.whiten(torch.ones(1, 3), tensor([[True, False, False]]))
+        losses.whiten(torch.ones(1, 3), tensor([[True, False, False]]))
 
 
 @relaxed
 @given(seeds)
 def test_whitened_values_have_mean_0_and_variance_1(seed):
     values, _, mask = batch(seed)
-    real = maths.whiten(3 * values + 7, mask)[mask]
+    real = losses.whiten(3 * values + 7, mask)[mask]
     assert_close(real.mean(), tensor(0.0, dtype=DOUBLE), atol=1e-6, rtol=0)
     assert_close(real.var(), tensor(1.0, dtype=DOUBLE), atol=1e-5, rtol=0)  # var() is unbiased
 
@@ -71,7 +71,7 @@ def test_whitened_values_have_mean_0_and_variance_1(seed):
 def test_whiten_does_not_see_scale_or_shift(seed, scale, shift):
     values, _, mask = batch(seed)
     assert_close(
-        maths.whiten(values * scale + shift, mask), maths.whiten(values, mask), atol=1e-5, rtol=0
+        losses.whiten(values * scale + shift, mask), losses.whiten(values, mask), atol=1e-5, rtol=0
     )
 
 
@@ -88,7 +88,7 @@ def test_gae_by_hand():
     rewards = tensor([[0.1, -0.2, 1.0]], dtype=DOUBLE)
     values = tensor([[0.5, 0.4, 0.3]], dtype=DOUBLE)
     mask = torch.ones(1, 3, dtype=torch.bool)
-    advantages, returns = maths.gae(rewards, values, mask, gamma=1.0, lam=0.95)
+    advantages, returns = losses.gae(rewards, values, mask, gamma=1.0, lam=0.95)
     assert_close(advantages, tensor([[0.34675, 0.365, 0.7]], dtype=DOUBLE))
     # returns = A + V
     assert_close(returns, tensor([[0.84675, 0.765, 1.0]], dtype=DOUBLE))
@@ -96,7 +96,7 @@ def test_gae_by_hand():
 
 def test_gae_discounts_by_hand():
     """γ = ½, λ = ½, two tokens: A₁ = 1 − 2 = −1; A₀ = (0 + ½·2 − 1) + ¼·(−1) = −¼."""
-    advantages, _ = maths.gae(
+    advantages, _ = losses.gae(
         tensor([[0.0, 1.0]]), tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool), 0.5, 0.5
     )
     assert advantages.tolist() == [[-0.25, -1.0]]
@@ -106,7 +106,7 @@ def test_gae_discounts_by_hand():
 @given(seeds)
 def test_gae_with_lambda_1_is_reward_to_go_minus_value(seed):
     rewards, values, mask = batch(seed)
-    advantages, returns = maths.gae(rewards, values, mask, gamma=1.0, lam=1.0)
+    advantages, returns = losses.gae(rewards, values, mask, gamma=1.0, lam=1.0)
     to_go = (rewards * mask).flip(1).cumsum(1).flip(1) * mask
     assert_close(returns, to_go)
     assert_close(advantages, (to_go - values) * mask)
@@ -116,7 +116,7 @@ def test_gae_with_lambda_1_is_reward_to_go_minus_value(seed):
 @given(seeds)
 def test_gae_with_lambda_0_is_the_one_step_error(seed):
     rewards, values, mask = batch(seed)
-    advantages, _ = maths.gae(rewards, values, mask, gamma=0.9, lam=0.0)
+    advantages, _ = losses.gae(rewards, values, mask, gamma=0.9, lam=0.0)
     following = torch.cat([(values * mask)[:, 1:], torch.zeros(len(values), 1)], 1)
     assert_close(advantages, (rewards + 0.9 * following - values) * mask)
 
@@ -126,7 +126,7 @@ def test_gae_with_lambda_0_is_the_one_step_error(seed):
 def test_gae_equals_its_definition_as_a_sum(seed):
     """A_t = Σ_l (γλ)^l δ_{t+l}, row by row over the real tokens: no recursion, no mask."""
     rewards, values, mask = batch(seed)
-    advantages, _ = maths.gae(rewards, values, mask, 0.9, 0.8)
+    advantages, _ = losses.gae(rewards, values, mask, 0.9, 0.8)
     for row in range(len(values)):
         n = int(mask[row].sum())
         r, v = rewards[row, :n].tolist(), values[row, :n].tolist() + [0.0]
@@ -144,13 +144,13 @@ def test_masked_positions_never_matter(seed, garbage):
     dirty_x, dirty_y = x.masked_fill(~mask, garbage), y.masked_fill(~mask, -garbage)
     clean_x, clean_y = x * mask, y * mask
     results = {
-        "masked_mean": lambda a, b: maths.masked_mean(a, mask),
-        "whiten": lambda a, b: maths.whiten(a, mask),
-        "gae": lambda a, b: maths.gae(a, b, mask),
-        "ppo_loss": lambda a, b: maths.ppo_loss(a, a + 0.1, b, mask),
-        "value_loss": lambda a, b: maths.value_loss(a, a + 0.3, b, mask),
-        "token_rewards": lambda a, b: maths.token_rewards(a, b[:, 0] * 0 + 2, mask, 0.1),
-        "explained_variance": lambda a, b: maths.explained_variance(a, b, mask),
+        "masked_mean": lambda a, b: losses.masked_mean(a, mask),
+        "whiten": lambda a, b: losses.whiten(a, mask),
+        "gae": lambda a, b: losses.gae(a, b, mask),
+        "ppo_loss": lambda a, b: losses.ppo_loss(a, a + 0.1, b, mask),
+        "value_loss": lambda a, b: losses.value_loss(a, a + 0.3, b, mask),
+        "token_rewards": lambda a, b: losses.token_rewards(a, b[:, 0] * 0 + 2, mask, 0.1),
+        "explained_variance": lambda a, b: losses.explained_variance(a, b, mask),
     }
     if mask.sum() < 3:
         return
@@ -165,9 +165,9 @@ def test_masked_positions_never_matter(seed, garbage):
 def test_returns_are_taken_before_whitening():
     """Whitening the advantages afterwards must not change what the critic learns."""
     rewards, values, mask = batch(0)
-    advantages, returns = maths.gae(rewards, values, mask)
+    advantages, returns = losses.gae(rewards, values, mask)
     before = returns.clone()
-    whitened = maths.whiten(advantages, mask)
+    whitened = losses.whiten(advantages, mask)
     assert_close(returns, before, rtol=0, atol=0)
     assert_close(returns, advantages + values * mask)
     assert not torch.allclose(returns, whitened + values * mask)
@@ -180,20 +180,20 @@ TOKENS = tensor([[EOS, 1, 1, 1], [1, EOS, 1, EOS], [1, 1, 1, EOS], [1, 1, 1, 1]]
 
 
 def test_first_stop_is_the_first_of_several_or_the_length():
-    assert maths.first_stop(TOKENS, EOS).tolist() == [0, 1, 3, 4]
-    assert maths.first_stop(TOKENS, None).tolist() == [4, 4, 4, 4]
+    assert losses.first_stop(TOKENS, EOS).tolist() == [0, 1, 3, 4]
+    assert losses.first_stop(TOKENS, None).tolist() == [4, 4, 4, 4]
 
 
 def test_response_mask_keeps_the_stop_token_and_nothing_after_it():
-    assert maths.response_mask(TOKENS, EOS).sum(1).tolist() == [1, 2, 4, 4]
-    assert maths.response_mask(TOKENS, EOS)[1].tolist() == [True, True, False, False]
-    assert maths.response_mask(TOKENS, None).all()
+    assert losses.response_mask(TOKENS, EOS).sum(1).tolist() == [1, 2, 4, 4]
+    assert losses.response_mask(TOKENS, EOS)[1].tolist() == [True, True, False, False]
+    assert losses.response_mask(TOKENS, None).all()
 
 
 def test_a_response_without_stop_loses_the_penalty():
     scores, stopped = tensor([2.0, 2.0]), tensor([True, False])
-    assert maths.missing_stop_score(scores, stopped, 1.5).tolist() == [2.0, 0.5]
-    assert maths.missing_stop_score(scores, stopped, None).tolist() == [2.0, 2.0]
+    assert losses.missing_stop_score(scores, stopped, 1.5).tolist() == [2.0, 0.5]
+    assert losses.missing_stop_score(scores, stopped, None).tolist() == [2.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -208,14 +208,14 @@ def test_the_score_lands_on_the_last_real_token(length, expected):
     """β = 0.1 and KL 1, 2, 3, 4: −0.1, −0.2, …; the score 5 on top of the last."""
     kl = tensor([[1.0, 2.0, 3.0, 4.0]])
     mask = (torch.arange(4) < length).unsqueeze(0)
-    assert_close(maths.token_rewards(kl, tensor([5.0]), mask, 0.1), tensor([expected]))
+    assert_close(losses.token_rewards(kl, tensor([5.0]), mask, 0.1), tensor([expected]))
 
 
 def test_late_puts_the_score_one_later_only_where_padding_exists():
     """The private switch for the parity test with TRL."""
     kl = torch.zeros(2, 3)
     mask = tensor([[True, True, False], [True, True, True]])
-    late = maths.token_rewards(kl, tensor([5.0, 5.0]), mask, 0.1, late=True)
+    late = losses.token_rewards(kl, tensor([5.0, 5.0]), mask, 0.1, late=True)
     assert late.tolist() == [[0, 0, 5], [0, 0, 5]]
 
 
@@ -223,7 +223,7 @@ def test_late_puts_the_score_one_later_only_where_padding_exists():
 @given(seeds, st.floats(0, 1))
 def test_rewards_of_a_response_add_up_to_score_minus_beta_kl(seed, beta):
     kl, scores, mask = batch(seed)
-    rewards = maths.token_rewards(kl, scores[:, 0], mask, beta)
+    rewards = losses.token_rewards(kl, scores[:, 0], mask, beta)
     assert_close(rewards.sum(1), scores[:, 0] - beta * (kl * mask).sum(1))
 
 
@@ -245,7 +245,7 @@ def one(x: float):
     ],
 )
 def test_ppo_loss_by_hand(ratio, advantage, loss, clipped):
-    got, was_clipped = maths.ppo_loss(
+    got, was_clipped = losses.ppo_loss(
         one(math.log(ratio)), one(0.0), one(advantage), tensor([[True]]), clip=0.2
     )
     assert got.item() == pytest.approx(loss)
@@ -257,7 +257,7 @@ def test_ppo_loss_by_hand(ratio, advantage, loss, clipped):
 )
 def test_a_clipped_token_has_no_gradient(ratio, advantage, moves):
     logprob = one(math.log(ratio)).requires_grad_()
-    maths.ppo_loss(logprob, one(0.0), one(advantage), tensor([[True]]))[0].sum().backward()
+    losses.ppo_loss(logprob, one(0.0), one(advantage), tensor([[True]]))[0].sum().backward()
     assert bool(logprob.grad.abs() > 0) is moves
 
 
@@ -265,14 +265,14 @@ def test_at_ratio_1_the_gradient_is_that_of_the_policy_gradient():
     """Before the first update, ∇loss = −A ∇log π."""
     logprobs, advantages, mask = batch(3)
     logprobs.requires_grad_()
-    maths.ppo_loss(logprobs, logprobs.detach(), advantages, mask)[0].sum().backward()
+    losses.ppo_loss(logprobs, logprobs.detach(), advantages, mask)[0].sum().backward()
     assert_close(logprobs.grad, -advantages * mask)
 
 
 def test_weight_multiplies_the_loss_of_each_token():
     logprobs, advantages, mask = batch(4)
-    plain, _ = maths.ppo_loss(logprobs, logprobs, advantages, mask)
-    doubled, _ = maths.ppo_loss(
+    plain, _ = losses.ppo_loss(logprobs, logprobs, advantages, mask)
+    doubled, _ = losses.ppo_loss(
         logprobs, logprobs, advantages, mask, weight=torch.full_like(plain, 2)
     )
     assert_close(doubled, 2 * plain)
@@ -287,7 +287,7 @@ def test_weight_multiplies_the_loss_of_each_token():
     ],
 )
 def test_value_loss_by_hand(value, old, target, loss, clipped):
-    got, was_clipped = maths.value_loss(one(value), one(old), one(target), tensor([[True]]))
+    got, was_clipped = losses.value_loss(one(value), one(old), one(target), tensor([[True]]))
     assert got.item() == pytest.approx(loss)
     assert was_clipped.item() == clipped
 
@@ -296,16 +296,16 @@ def test_explained_variance_of_a_perfect_a_constant_and_a_wrong_critic():
     returns = tensor([[1.0, 2.0, 3.0, 99.0]])
     mask = tensor([[True, True, True, False]])
     perfect, constant = returns.clone(), torch.full_like(returns, 2.0)
-    assert maths.explained_variance(perfect, returns, mask) == 1.0
-    assert maths.explained_variance(constant, returns, mask) == 0.0
+    assert losses.explained_variance(perfect, returns, mask) == 1.0
+    assert losses.explained_variance(constant, returns, mask) == 0.0
     # returns − values = 2, 4, 6: variance 4 against 1, so 1 − 4.
-    assert maths.explained_variance(-returns, returns, mask) == -3.0
-    assert maths.explained_variance(returns, returns, mask & False).isnan()
+    assert losses.explained_variance(-returns, returns, mask) == -3.0
+    assert losses.explained_variance(returns, returns, mask & False).isnan()
 
 
 def test_importance_weight_is_the_capped_ratio_and_carries_no_gradient():
     train = tensor([[0.0, math.log(0.5), math.log(9.0)]], requires_grad=True)
-    weight = maths.importance_weight(train, torch.zeros(1, 3), cap=2.0)
+    weight = losses.importance_weight(train, torch.zeros(1, 3), cap=2.0)
     assert_close(weight, tensor([[1.0, 0.5, 2.0]]))
     assert not weight.requires_grad
 
@@ -320,14 +320,14 @@ def test_importance_weight_is_the_capped_ratio_and_carries_no_gradient():
     ],
 )
 def test_adaptive_kl_coefficient_by_hand(kl, expected):
-    assert maths.adapt_kl_coef(0.1, kl, 6.0, 1000, 64) == pytest.approx(expected)
+    assert losses.adapt_kl_coef(0.1, kl, 6.0, 1000, 64) == pytest.approx(expected)
 
 
 def test_bradley_terry_loss_by_hand():
     """−log σ(1) = 0.313262 and −log σ(−1) = 1.313262: mean 0.813262."""
-    loss = maths.bradley_terry_loss(tensor([1.0, 0.0]), tensor([0.0, 1.0]))
+    loss = losses.bradley_terry_loss(tensor([1.0, 0.0]), tensor([0.0, 1.0]))
     assert loss.item() == pytest.approx(0.8132617)
-    assert maths.bradley_terry_loss(tensor([2.0]), tensor([0.0]), margin=2.0).item() == (
+    assert losses.bradley_terry_loss(tensor([2.0]), tensor([0.0]), margin=2.0).item() == (
         pytest.approx(math.log(2))
     )
 
@@ -335,12 +335,12 @@ def test_bradley_terry_loss_by_hand():
 def test_dpo_loss_by_hand():
     """Chosen rose by 2, rejected fell by 1: margin 3, β·3 = 0.3, −log σ(0.3) = 0.554355."""
     args = [tensor([x]) for x in (-10.0, -20.0, -12.0, -19.0)]
-    assert maths.dpo_loss(*args, beta=0.1).item() == pytest.approx(0.5543552)
+    assert losses.dpo_loss(*args, beta=0.1).item() == pytest.approx(0.5543552)
 
 
 def test_dpo_loss_of_an_untrained_policy_is_log_2():
     same = tensor([-3.0, -4.0])
-    assert maths.dpo_loss(same, same * 2, same, same * 2).item() == pytest.approx(math.log(2))
+    assert losses.dpo_loss(same, same * 2, same, same * 2).item() == pytest.approx(math.log(2))
 
 
 # ------------------------------------------------------------- log-probabilities, entropy, and KL
@@ -349,18 +349,18 @@ def test_dpo_loss_of_an_untrained_policy_is_log_2():
 def test_token_logprobs_divide_the_logits_by_the_temperature():
     """Logits 0 and 1 at T = ½ are 0 and 2: log π = 2 − log(1 + e²)."""
     logits = tensor([[[0.0, 1.0]]])
-    got = maths.token_logprobs(logits, tensor([[1]]), temperature=0.5)
+    got = losses.token_logprobs(logits, tensor([[1]]), temperature=0.5)
     assert got.item() == pytest.approx(2 - math.log(1 + math.exp(2)))
 
 
 def test_entropy_of_a_uniform_and_a_certain_distribution():
-    assert maths.entropy(torch.zeros(1, 8)).item() == pytest.approx(math.log(8))
-    assert maths.entropy(tensor([[0.0, 100.0]])).item() == pytest.approx(0, abs=1e-6)
+    assert losses.entropy(torch.zeros(1, 8)).item() == pytest.approx(math.log(8))
+    assert losses.entropy(tensor([[0.0, 100.0]])).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_unknown_kl_estimator_is_refused():
     with pytest.raises(ValueError, match="k1, k2 or k3"):
-        maths.kl_estimate(one(0.0), one(0.0), "k4")
+        losses.kl_estimate(one(0.0), one(0.0), "k4")
 
 
 @pytest.fixture
@@ -374,7 +374,7 @@ def two():
 def expected(theta, ref, kind):
     """E over tokens of π of the estimate: enumerated, not sampled. π itself is held still."""
     logp = theta.log_softmax(0)
-    return (logp.exp().detach() * maths.kl_estimate(logp, ref, kind)).sum()
+    return (logp.exp().detach() * losses.kl_estimate(logp, ref, kind)).sum()
 
 
 def reverse_kl(theta, ref):
@@ -400,8 +400,8 @@ def test_k1_and_k3_are_unbiased_estimates_of_the_kl(two, kind):
 def test_k2_is_biased_and_k3_is_never_negative(two):
     theta, ref = two
     assert abs(expected(theta, ref, "k2") - reverse_kl(theta, ref)) > 1e-2
-    assert (maths.kl_estimate(theta.log_softmax(0), ref, "k3") >= 0).all()
-    assert (maths.kl_estimate(theta.log_softmax(0), ref, "k1") < 0).any()
+    assert (losses.kl_estimate(theta.log_softmax(0), ref, "k3") >= 0).all()
+    assert (losses.kl_estimate(theta.log_softmax(0), ref, "k1") < 0).any()
 
 
 @pytest.mark.parametrize("kind", ["k1", "k3"])
@@ -418,7 +418,7 @@ def test_summed_over_a_response_the_estimate_is_the_kl_of_the_response(kind):
             logr = torch.stack([ref[0][a], ref[1][a, b]])
             p = logp.sum().exp()
             exact += p * (logp.sum() - logr.sum())
-            estimate += p * maths.kl_estimate(logp, logr, kind).sum()
+            estimate += p * losses.kl_estimate(logp, logr, kind).sum()
     assert_close(estimate, exact)
 
 

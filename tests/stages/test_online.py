@@ -10,13 +10,13 @@ import torch
 from online_kit import Online
 
 import rlhf_lab as lab
-from rlhf_lab.cost.flop_counter import FlopCounter
-from rlhf_lab.cost.meter import NoMeter
-from rlhf_lab.models import CHAT_TEMPLATE
-from rlhf_lab.stages.online import GRPOConfig, Judge
-from rlhf_lab.stages.texts import score_texts
-from rlhf_lab.stages.trl_stages import trl_settings
-from rlhf_lab.tokens import encode_prompt
+from rlhf_lab.data.tokenize import encode_prompt
+from rlhf_lab.metering.flop_counter import FlopCounter
+from rlhf_lab.metering.meter import NoMeter
+from rlhf_lab.models.load import CHAT_TEMPLATE
+from rlhf_lab.ppo.texts import score_texts
+from rlhf_lab.trainers.online import GRPOConfig, Judge
+from rlhf_lab.trainers.trl_stages import trl_settings
 
 BOTH = pytest.mark.parametrize("stage", ["rloo", "grpo"])
 ALIGNED = {"num_iterations": 1, "steps_per_generation": 1}
@@ -129,7 +129,7 @@ def test_no_dropout_in_functions_either(tiny, tmp_path):
     online = Online("grpo", tiny, tmp_path, disable_dropout=True)
     from transformers import OPTConfig, OPTForCausalLM
 
-    from rlhf_lab.stages.online import _no_dropout
+    from rlhf_lab.trainers.online import _no_dropout
 
     model = OPTForCausalLM(
         OPTConfig(

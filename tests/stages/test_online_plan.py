@@ -10,8 +10,8 @@ from online_kit import Online
 
 import rlhf_lab as lab
 from rlhf_lab.cost.architecture import architecture
+from rlhf_lab.cost.estimate import estimate
 from rlhf_lab.cost.hardware import hardware
-from rlhf_lab.cost.plan import estimate
 from rlhf_lab.cost.setup import make_setup
 
 SIZES = {

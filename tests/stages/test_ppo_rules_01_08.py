@@ -54,8 +54,8 @@ from ppo_kit import (
     swap,
 )
 
-from rlhf_lab.stages import maths, ppo, rewards, rollout
-from rlhf_lab.stages.ppo import PPOTrainer
+from rlhf_lab.ppo import losses, rewards, rollout, trainer
+from rlhf_lab.ppo.trainer import PPOTrainer
 
 # -------------------------------------------------------------------------------- rules 1, 2 and 3
 
@@ -135,7 +135,7 @@ def test_rule_02_policy_and_reference_share_the_temperature(make, monkeypatch):
 
         return score
 
-    swap(monkeypatch, ppo, "response_logprobs", reference_at_1)
+    swap(monkeypatch, trainer, "response_logprobs", reference_at_1)
     with must_fail:
         check_temperature(make)
 
@@ -166,7 +166,7 @@ def test_rule_03_step_0_invariant(make, kind, split):
 
 @pytest.mark.parametrize("broken", [half_precision, unshifted_temperature])
 def test_rule_03_breaks_when_the_two_paths_differ(make, monkeypatch, broken):
-    swap(monkeypatch, ppo, "response_logprobs", broken)
+    swap(monkeypatch, trainer, "response_logprobs", broken)
     with must_fail:
         check_step_0(make())
 
@@ -326,7 +326,7 @@ def check_truncation(make, tiny):
 
 def test_rule_07_the_reward_model_scores_truncated_text(make, tiny, monkeypatch):
     check_truncation(make, tiny)
-    swap(monkeypatch, maths, "response_mask", lambda _: lambda t, stop: torch.ones_like(t).bool())
+    swap(monkeypatch, losses, "response_mask", lambda _: lambda t, stop: torch.ones_like(t).bool())
     with must_fail:
         check_truncation(make, tiny)
 
@@ -364,6 +364,6 @@ def test_rule_08_breaks_when_an_ending_at_the_limit_counts_as_none(make, monkeyp
     def length_decides(_):
         return lambda scores, stopped, penalty: scores - penalty * torch.tensor([0.0, 1.0, 1.0])
 
-    swap(monkeypatch, maths, "missing_stop_score", length_decides)
+    swap(monkeypatch, losses, "missing_stop_score", length_decides)
     with must_fail:
         check_penalty(make, missing_eos_penalty=2.5)

@@ -13,8 +13,8 @@ from ppo_kit import (
     swap,
 )
 
-from rlhf_lab.stages import maths, rollout
-from rlhf_lab.stages.ppo import PPOTrainer
+from rlhf_lab.ppo import losses, rollout
+from rlhf_lab.ppo.trainer import PPOTrainer
 
 # ----------------------------------------------------------------------------------- rules 9 to 12
 
@@ -44,7 +44,7 @@ def test_rule_09_the_score_lands_on_the_last_token(make, tiny, monkeypatch, plac
 
         return rewards
 
-    swap(monkeypatch, maths, "token_rewards", elsewhere)
+    swap(monkeypatch, losses, "token_rewards", elsewhere)
     with must_fail:
         check_score_position(make, tiny)
 
@@ -118,7 +118,7 @@ def check_rewards(make, tiny):
 )
 def test_rule_11_reward_is_score_minus_beta_kl(make, tiny, monkeypatch, broken):
     check_rewards(make, tiny)
-    swap(monkeypatch, maths, "token_rewards", broken)
+    swap(monkeypatch, losses, "token_rewards", broken)
     with must_fail:
         check_rewards(make, tiny)
 
@@ -141,7 +141,7 @@ def check_returns(make, tiny):
 def whitened_returns(gae):
     def broken(rewards, values, mask, *args):
         advantages, _ = gae(rewards, values, mask, *args)
-        return advantages, (maths.whiten(advantages, mask) + values) * mask
+        return advantages, (losses.whiten(advantages, mask) + values) * mask
 
     return broken
 
@@ -167,7 +167,7 @@ def bootstraps_beyond_the_end(gae):
 @pytest.mark.parametrize("broken", [whitened_returns, forwards, bootstraps_beyond_the_end])
 def test_rule_12_returns_are_advantages_plus_values(make, tiny, monkeypatch, broken):
     check_returns(make, tiny)
-    swap(monkeypatch, maths, "gae", broken)
+    swap(monkeypatch, losses, "gae", broken)
     with must_fail:
         check_returns(make, tiny)
 
@@ -208,7 +208,7 @@ def row_by_row(whiten):
 )
 def test_rule_13_advantages_are_whitened_over_the_batch(make, monkeypatch, broken):
     check_whitening(make)
-    swap(monkeypatch, maths, "whiten", broken)
+    swap(monkeypatch, losses, "whiten", broken)
     with must_fail:
         check_whitening(make)
 
@@ -229,7 +229,7 @@ def test_rule_13_whitened_rewards_keep_their_mean(make, monkeypatch):
     check_whitened_rewards(make)
     swap(
         monkeypatch,
-        maths,
+        losses,
         "whiten",
         lambda right: lambda v, m, **k: right(v, m, **{**k, "shift_mean": True}),
     )

@@ -19,11 +19,11 @@ from ppo_kit import (
 )
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
-from rlhf_lab import tokens
-from rlhf_lab.models import load_reward_model, new_reward_model
-from rlhf_lab.stages import maths, ppo
-from rlhf_lab.stages.ppo import PPOTrainer
-from rlhf_lab.stages.ppo_config import PPOConfig
+from rlhf_lab.data import tokenize
+from rlhf_lab.models.load import load_reward_model, new_reward_model
+from rlhf_lab.ppo import losses, trainer
+from rlhf_lab.ppo.config import PPOConfig
+from rlhf_lab.ppo.trainer import PPOTrainer
 
 # ----------------------------------------------------------------------------------- rules 14 to 17
 
@@ -69,7 +69,7 @@ def check_losses(make):
 )
 def test_rule_14_both_losses_are_clipped(make, monkeypatch, name, broken):
     check_losses(make)
-    swap(monkeypatch, maths, name, broken)
+    swap(monkeypatch, losses, name, broken)
     with must_fail:
         check_losses(make)
 
@@ -212,7 +212,7 @@ def test_rule_18_adaptive_kl_coefficient(make, monkeypatch):
     def unclipped(beta, kl, target, horizon, episodes):
         return beta * (1 + (kl / target - 1) * episodes / horizon)
 
-    monkeypatch.setattr(maths, "adapt_kl_coef", unclipped)
+    monkeypatch.setattr(losses, "adapt_kl_coef", unclipped)
     with must_fail:
         check_controller(make)
 
@@ -221,9 +221,9 @@ def check_kl_estimators(pi, ref):
     """Exact expectations under π: k1 and k3 give KL(π‖ref); k2 = k1²/2; k3 ≥ 0."""
     exact = (pi.exp() * (pi - ref)).sum()
     for kind in ("k1", "k3"):
-        close((pi.exp() * maths.kl_estimate(pi, ref, kind)).sum(), exact, atol=1e-9)
-    close(maths.kl_estimate(pi, ref, "k2"), (pi - ref) ** 2 / 2, atol=1e-12)
-    assert (maths.kl_estimate(pi, ref, "k3") >= 0).all()
+        close((pi.exp() * losses.kl_estimate(pi, ref, kind)).sum(), exact, atol=1e-9)
+    close(losses.kl_estimate(pi, ref, "k2"), (pi - ref) ** 2 / 2, atol=1e-12)
+    assert (losses.kl_estimate(pi, ref, "k3") >= 0).all()
 
 
 @pytest.mark.parametrize("broken", ["other direction", "k3 of the wrong sign"])
@@ -238,7 +238,7 @@ def test_rule_19_kl_estimators(monkeypatch, broken):
             return lambda a, b, kind="k1": right(b, a, kind)
         return lambda a, b, kind="k1": right(b, a, kind) if kind == "k3" else right(a, b, kind)
 
-    swap(monkeypatch, maths, "kl_estimate", wrong)
+    swap(monkeypatch, losses, "kl_estimate", wrong)
     with must_fail:
         check_kl_estimators(pi, ref)
 
@@ -291,9 +291,9 @@ def check_importance():
     g = torch.Generator().manual_seed(0)
     train, engine = torch.randn(2, 6, generator=g, dtype=torch.float64).log_softmax(-1)
     f = torch.arange(6.0, dtype=torch.float64)
-    weight = maths.importance_weight(train, engine, cap=math.inf)
+    weight = losses.importance_weight(train, engine, cap=math.inf)
     close((engine.exp() * weight * f).sum(), (train.exp() * f).sum(), atol=1e-9)
-    capped = maths.importance_weight(train, engine, cap=1.1)
+    capped = losses.importance_weight(train, engine, cap=1.1)
     close(capped, [min(float(w), 1.1) for w in (train - engine).exp()], atol=1e-9)
     assert float((train - engine).exp().max()) > 1.1
 
@@ -309,7 +309,7 @@ def check_importance():
 def test_rule_21_importance_weight_is_capped(monkeypatch, broken):
     """A pure function until a rollout engine differs."""
     check_importance()
-    swap(monkeypatch, maths, "importance_weight", broken)
+    swap(monkeypatch, losses, "importance_weight", broken)
     with must_fail:
         check_importance()
 
@@ -325,7 +325,7 @@ PAIRS = [
 
 def check_pairs(tokenizer):
     """Over-long pairs are dropped whole, never cut; every drop is counted; each row ends in eos."""
-    made, dropped = tokens.pair_rows(tokenizer, PAIRS, max_length=5)
+    made, dropped = tokenize.pair_rows(tokenizer, PAIRS, max_length=5)
     assert dropped == {"too long": 2, "identical": 1}
     assert len(made) == len(PAIRS) - sum(dropped.values())
     assert made[0] == {"prompt_ids": [1, 2], "chosen_ids": [3, 14], "rejected_ids": [4, 5, 14]}
@@ -364,7 +364,7 @@ def pad_is_eos(right):
 @pytest.mark.parametrize("broken", [silently_cut, silently_filtered, pad_is_eos])
 def test_rule_22_over_long_and_identical_pairs_are_counted(tiny, monkeypatch, broken):
     check_pairs(tiny.tokenizer())
-    swap(monkeypatch, tokens, "pair_rows", broken)
+    swap(monkeypatch, tokenize, "pair_rows", broken)
     with must_fail:
         check_pairs(tiny.tokenizer())
 
@@ -375,7 +375,7 @@ def test_rule_22_sft_rows_learn_the_response_only_and_count_what_is_too_long(tin
         {"prompt": "w1", "completion": "w3 w4 w5 w6"},
         {"prompt": "w1 w2 w3", "completion": "w4 w5"},
     ]
-    made, counts = tokens.sft_rows(tiny.tokenizer(), rows, max_length=4)
+    made, counts = tokenize.sft_rows(tiny.tokenizer(), rows, max_length=4)
     assert made == [
         {"input_ids": [1, 2, 3, tiny.eos], "completion_mask": [0, 0, 1, 1]},
         {"input_ids": [1, 3, 4, 5], "completion_mask": [0, 1, 1, 1]},  # cut: no eos to learn
@@ -455,7 +455,7 @@ def keeps_everything(_):
     def broken(model, ids, attention, responses, temperature, passes):
         pieces = zip(ids.split(1), attention.split(1), strict=True)
         kept.extend(response_logits(model, i, a, responses.shape[1]) for i, a in pieces)
-        return maths.token_logprobs(torch.cat(kept[-len(ids) :]), responses, temperature)
+        return losses.token_logprobs(torch.cat(kept[-len(ids) :]), responses, temperature)
 
     return broken
 
@@ -467,6 +467,6 @@ def all_at_once(right):
 @pytest.mark.parametrize("broken", [keeps_everything, all_at_once])
 def test_rule_24_no_logits_outlive_a_chunk(make, tiny, monkeypatch, broken):
     check_largest_logits(make, tiny)
-    swap(monkeypatch, ppo, "response_logprobs", broken)
+    swap(monkeypatch, trainer, "response_logprobs", broken)
     with must_fail:
         check_largest_logits(make, tiny)

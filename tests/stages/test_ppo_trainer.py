@@ -14,7 +14,7 @@ from ppo_kit import (
     swap,
 )
 
-from rlhf_lab.stages.ppo import PPOTrainer
+from rlhf_lab.ppo.trainer import PPOTrainer
 
 # ------------------------------------------------------------- what follows from the rules together
 

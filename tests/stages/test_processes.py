@@ -10,7 +10,7 @@ import pytest
 import torch
 from ppo_kit import PROMPTS
 
-from rlhf_lab.stages import processes, rollout
+from rlhf_lab.ppo import distributed, rollout
 
 HERE = Path(__file__).resolve().parent
 STEPS = 5  # of two minibatches each: ten optimizer steps
@@ -139,7 +139,7 @@ def test_a_rollout_put_together(make, monkeypatch):
         def gather(self, x):
             return torch.tensor(shapes) if x.shape == (1, 2) else x
 
-    parts = [processes.together(Other(), half, 15) for half in halves]
+    parts = [distributed.together(Other(), half, 15) for half in halves]
     for name in vars(r):
         whole = torch.cat([getattr(p, name) for p in parts])
         assert torch.equal(whole, getattr(r, name))
@@ -154,5 +154,5 @@ def test_every_row_has_one_process():
     found = []
     for rank in range(3):
         Rank.process_index = rank
-        found += processes.part_of(Rank, rows).tolist()
+        found += distributed.part_of(Rank, rows).tolist()
     assert sorted(found) == rows.tolist()

@@ -10,9 +10,9 @@ import torch
 from families import make_tokenizer
 from ppo_kit import PROMPTS, RESPONSES, close, naive_score, one_rollout, scored
 
-from rlhf_lab.models import CHAT_TEMPLATE
-from rlhf_lab.stages import maths
-from rlhf_lab.stages.rewards import Rewards, weighted
+from rlhf_lab.models.load import CHAT_TEMPLATE
+from rlhf_lab.ppo import losses
+from rlhf_lab.ppo.rewards import Rewards, weighted
 
 FAMILY = "gpt2"
 """Of the foreign reward model: absolute positions, 42 tokens, w0 … w39 with ids of their own."""
@@ -210,13 +210,13 @@ def test_conversations_are_answered_in_messages(make, tiny):
 def test_rule_16_scores_have_mean_0_and_variance_1_at_the_start():
     """By hand: 1, 3, 5, 7 have mean 4 and variance 5. Equal scores are only shifted."""
     scores = torch.tensor([1.0, 3.0, 5.0, 7.0])
-    mean, std = maths.score_constants(scores)
+    mean, std = losses.score_constants(scores)
     assert mean == 4.0 and std == pytest.approx(5**0.5)
-    close(maths.normalised_scores(scores, mean, std, None), (scores - 4) / 5**0.5)
-    close(maths.normalised_scores(scores, mean, std, 1.0), [-1.0, -1 / 5**0.5, 1 / 5**0.5, 1.0])
-    assert maths.normalised_scores(scores, None, None, None) is scores
-    assert maths.normalised_scores(scores, None, None, 4.0).tolist() == [1.0, 3.0, 4.0, 4.0]
-    assert maths.score_constants(torch.full((3,), 2.0)) == (2.0, 1.0)
+    close(losses.normalised_scores(scores, mean, std, None), (scores - 4) / 5**0.5)
+    close(losses.normalised_scores(scores, mean, std, 1.0), [-1.0, -1 / 5**0.5, 1 / 5**0.5, 1.0])
+    assert losses.normalised_scores(scores, None, None, None) is scores
+    assert losses.normalised_scores(scores, None, None, 4.0).tolist() == [1.0, 3.0, 4.0, 4.0]
+    assert losses.score_constants(torch.full((3,), 2.0)) == (2.0, 1.0)
 
 
 def test_rule_16_the_constants_of_the_first_rollout_are_kept(make):

@@ -15,9 +15,9 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlhf_lab.stages import layouts, logprobs, maths, rollout
-from rlhf_lab.stages.sampling import row_keys, uniforms
-from rlhf_lab.stages.texts import decode, sample_texts, score_texts
+from rlhf_lab.ppo import layouts, logprobs, losses, rollout
+from rlhf_lab.ppo.sampling import row_keys, uniforms
+from rlhf_lab.ppo.texts import decode, sample_texts, score_texts
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11]]
 ARCHITECTURES = ["llama", "gpt2"]  # rotary and learned absolute positions
@@ -39,7 +39,7 @@ def respond(tiny, model, length=8, prompts=PROMPTS):
         stop_token_id=tiny.eos,
         pad_token_id=tiny.pad,
     )
-    return ids, mask, responses, maths.response_mask(responses, tiny.eos)
+    return ids, mask, responses, losses.response_mask(responses, tiny.eos)
 
 
 @pytest.fixture(params=ARCHITECTURES)

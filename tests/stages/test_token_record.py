@@ -11,10 +11,10 @@ from families import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lab.stages import maths
-from rlhf_lab.stages.rollout import Rollout, join, pad_prompts
-from rlhf_lab.stages.texts import decode
-from rlhf_lab.stages.token_record import score_tokens, token_record, token_texts
+from rlhf_lab.ppo import losses
+from rlhf_lab.ppo.rollout import Rollout, join, pad_prompts
+from rlhf_lab.ppo.texts import decode
+from rlhf_lab.ppo.token_record import score_tokens, token_record, token_texts
 
 
 def rollout(tiny, responses):
@@ -22,7 +22,7 @@ def rollout(tiny, responses):
     ids, attention = pad_prompts([[1, 2]] * len(responses), tiny.pad)
     width = max(map(len, responses))
     said = torch.tensor([r + [tiny.pad] * (width - len(r)) for r in responses])
-    mask = maths.response_mask(said, tiny.eos)
+    mask = losses.response_mask(said, tiny.eos)
     ids, attention = join(ids, attention, said, mask, tiny.pad)
     place = torch.arange(1.0, width + 1).expand(len(responses), -1)
     logprobs, values = -0.1 * place * mask, place * mask
@@ -40,9 +40,9 @@ def rollout(tiny, responses):
         torch.zeros_like(values),
         torch.zeros_like(values),
     )
-    rewards = maths.token_rewards(r.logprobs - r.ref_logprobs, r.scores, mask, beta=0.1)
-    advantages, r.returns = maths.gae(rewards, values, mask)
-    r.advantages = maths.whiten(advantages, mask)
+    rewards = losses.token_rewards(r.logprobs - r.ref_logprobs, r.scores, mask, beta=0.1)
+    advantages, r.returns = losses.gae(rewards, values, mask)
+    r.advantages = losses.whiten(advantages, mask)
     return r, rewards
 
 

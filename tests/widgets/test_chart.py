@@ -8,15 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab.widgets.chart import bar_chart, line_chart
-from rlhf_lab.widgets.frame import nice_ticks, tick_text, wrapped
-from rlhf_lab.widgets.text import (
-    format_bytes,
-    format_number,
-    format_seconds,
-    html_table,
-    table,
-)
+from rlhf_lab.charts.chart import bar_chart, line_chart
+from rlhf_lab.charts.frame import nice_ticks, tick_text, wrapped
+from rlhf_lab.display import format_bytes, format_number, format_seconds, html_table, table
 
 SVG = "{http://www.w3.org/2000/svg}"
 

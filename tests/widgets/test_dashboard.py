@@ -6,10 +6,10 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from rlhf_lab.ledger import Ledger
-from rlhf_lab.runs import Run
+from rlhf_lab.charts.views import known_series, role_memory_chart, time_stacks
+from rlhf_lab.runs.ledger import Ledger
+from rlhf_lab.runs.run import Run
 from rlhf_lab.widgets.dashboard import Dashboard, Replay, cost_line
-from rlhf_lab.widgets.views import known_series, role_memory_chart, time_stacks
 
 MIB = 2**20
 HOSTILE = "<script>alert(1)</script>\"'"

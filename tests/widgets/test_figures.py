@@ -15,12 +15,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rlhf_lab.ledger import PHASES, ROLES, Ledger
-from rlhf_lab.runs import Run
-from rlhf_lab.widgets.bars import FILL
-from rlhf_lab.widgets.figures import curves, frontier, scaling, sources, stage_costs
-from rlhf_lab.widgets.frame import COLOURS
-from rlhf_lab.widgets.paper import MIME, THEMES, Figure, kept, safe, unit_of
+from rlhf_lab.charts.bars import FILL
+from rlhf_lab.charts.figures import curves, frontier, scaling, sources, stage_costs
+from rlhf_lab.charts.frame import COLOURS
+from rlhf_lab.charts.plotly_style import MIME, THEMES, Figure, kept, safe, unit_of
+from rlhf_lab.runs.ledger import PHASES, ROLES, Ledger
+from rlhf_lab.runs.run import Run
 
 MIB = 2**20
 HOSTILE = '<script>alert(1)</script> <img src=x onerror="go()"> &lt;b&gt; $x$ %{y} \x1b[31m\x00'
@@ -621,6 +621,6 @@ def test_the_largest_figure_of_costs_is_small():
 
 
 def test_no_torch_for_a_figure():
-    code = "import sys, rlhf_lab.widgets.figures; print('torch' in sys.modules)"
+    code = "import sys, rlhf_lab.charts.figures; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

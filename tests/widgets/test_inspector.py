@@ -9,10 +9,10 @@ import xml.etree.ElementTree as ET
 import pytest
 from sample_runs import EVIL, FIGURES, HARMLESS, OURS, Read, make, record
 
-from rlhf_lab.runs import Run
-from rlhf_lab.widgets import tokens_view as view
+from rlhf_lab.charts import tokens_view as view
+from rlhf_lab.runs.run import Run
 from rlhf_lab.widgets.inspector import Inspector
-from rlhf_lab.widgets.sample_book import HELD_OUT, TRAINING, Book
+from rlhf_lab.widgets.samples import HELD_OUT, TRAINING, Book
 
 SVG = "{http://www.w3.org/2000/svg}"
 

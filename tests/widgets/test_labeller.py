@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rlhf_lab as lab
-from rlhf_lab.gold import Annotator, accuracy_ceiling, gold_reward
-from rlhf_lab.widgets.agreement import Choice, shares, wilson
+from rlhf_lab.charts.agreement import Choice, shares, wilson
 from rlhf_lab.widgets.labeller import LONGEST, Labeller, shown
+from rlhf_lab.world.gold_reward import Annotator, accuracy_ceiling, gold_reward
 
 SVG = "{http://www.w3.org/2000/svg}"
 

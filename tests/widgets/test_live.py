@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rlhf_lab.widgets.live as live
-from rlhf_lab.widgets.chart import bar_chart, line_chart
+from rlhf_lab.charts.chart import bar_chart, line_chart
 from rlhf_lab.widgets.live import Chart, grid, show
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -320,6 +320,6 @@ def test_all_our_scripts_are_small_and_ask_nobody():
 
 
 def test_a_script_that_never_draws_loads_no_widgets():
-    code = "import sys, rlhf_lab.widgets.chart; print('ipywidgets' in sys.modules)"
+    code = "import sys, rlhf_lab.charts.chart; print('ipywidgets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -4,9 +4,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from rlhf_lab.ledger import Ledger
-from rlhf_lab.widgets.frame import COLOURS
-from rlhf_lab.widgets.memory import MIB, memory_chart
+from rlhf_lab.charts.frame import COLOURS
+from rlhf_lab.charts.memory import MIB, memory_chart
+from rlhf_lab.runs.ledger import Ledger
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -20,7 +20,7 @@ import rlhf_lab as lab
 from rlhf_lab.cost.hardware import CATALOGUE
 from rlhf_lab.widgets import planner as planner_module
 from rlhf_lab.widgets.planner import Planner
-from rlhf_lab.widgets.planner_knobs import ALL, ANOTHER, KNOBS, call, doublings
+from rlhf_lab.widgets.planner_options import ALL, ANOTHER, KNOBS, call, doublings
 from rlhf_lab.widgets.planner_view import figures, memory_picture, time_picture, verdict
 
 ROOT = Path(__file__).resolve().parents[2]

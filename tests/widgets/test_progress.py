@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from rlhf_lab.widgets.progress import Progress
+from rlhf_lab.runs.progress import Progress
 
 
 class Clock:

@@ -4,9 +4,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rlhf_lab.ledger import Ledger
-from rlhf_lab.runs import Run
-from rlhf_lab.widgets.report import write_report
+from rlhf_lab.charts.report import write_report
+from rlhf_lab.runs.ledger import Ledger
+from rlhf_lab.runs.run import Run
 
 
 class Page(HTMLParser):

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_runs import EVIL, FIGURES, Read, make, record
 
-from rlhf_lab.widgets import tokens_view as view
+from rlhf_lab.charts import tokens_view as view
+from rlhf_lab.charts.tokens_picture import WIDTH, tokens_picture
+from rlhf_lab.charts.tokens_view import LEVELS, STYLE, Scale, Tokens, scale_of, shade
 from rlhf_lab.widgets.inspector import Inspector
-from rlhf_lab.widgets.tokens_picture import WIDTH, tokens_picture
-from rlhf_lab.widgets.tokens_view import LEVELS, STYLE, Scale, Tokens, scale_of, shade
 
 SVG = "{http://www.w3.org/2000/svg}"
 anything = st.text(st.characters(exclude_categories=()), max_size=40) | st.sampled_from(EVIL)

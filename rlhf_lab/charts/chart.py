@@ -1,0 +1,325 @@
+"""The one renderer of small charts: lines over steps and stacked bars, as SVG text.
+
+The live widget, the frozen output of a cell, report.html and the tests all show what these two
+functions return. No script and no ids, so any number of charts can share a page; each has
+`role="img"` and an `aria-label` with its last values. Series differ by Okabe-Ito colour *and*
+dash pattern. Everything a caller writes is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..display import escape, format_number
+from .frame import (
+    DASHES,
+    FAINT,
+    PAPER,
+    SMALL,
+    Frame,
+    Key,
+    Picture,
+    colour,
+    line,
+    words,
+    words_width,
+)
+
+MAX_TOOLTIPS = 60
+LIVE_COLUMNS = 60  # a live curve has at most four points in each: it travels at every redraw
+
+Points = tuple[Sequence[float], Sequence[float | None]]
+Reference = tuple[float, str]
+
+
+def line_chart(
+    series: Mapping[str, Points],
+    *,
+    title: str = "",
+    x_label: str,
+    y_label: str,
+    references: Sequence[Reference] = (),
+    width: int = 460,
+    height: int = 260,
+    band: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]] | None = None,
+) -> Picture:
+    """Curves as SVG text, which a notebook shows as a picture.
+
+    `series` maps a name to (xs, ys); None, NaN and infinity make a gap. `references` are
+    horizontal lines, (y, label). `band` maps a name to (xs, lows, highs), shaded in the colour
+    of the series of that name. Labels carry their units: `y_label="KL (nats per response)"`.
+    """
+    curves = {name: _finite(xs, ys) for name, (xs, ys) in series.items()}
+    bands = {n: _finite_band(*b) for n, b in (band or {}).items()}
+    levels = [(float(y), label) for y, label in references if _real(y)]
+    all_x = [x for c in curves.values() for x, _ in c] + [x for b in bands.values() for x, *_ in b]
+    all_y = [y for c in curves.values() for _, y in c if y is not None] + [y for y, _ in levels]
+    all_y += [y for b in bands.values() for _, *ends in b for y in ends]
+    keys = [Key(name, colour(i), DASHES[i % len(DASHES)]) for i, name in enumerate(curves)]
+    level_keys = [Key(label, FAINT, "1 3") for _, label in levels]
+    frame = Frame(title, x_label, y_label, keys + level_keys, width, height)
+    whole = all(x == round(x) for x in all_x)
+    frame.scale(_span(all_x, pad=0.02), _span(all_y, pad=0.06), whole_x=whole)
+
+    names = list(curves)
+    for i, (name, points) in enumerate(bands.items()):
+        frame.add(_band_shape(frame, points, colour(names.index(name) if name in names else i)))
+    for key, (level, _) in zip(level_keys, levels):
+        frame.add(_level_line(frame, key, level))
+    readings = []
+    for key, points in zip(keys, curves.values()):
+        columns = int(frame.right - frame.left)
+        frame.still += [*_curve(frame, key, points, columns), *_tooltips(frame, key, points)]
+        frame.live += _curve(frame, key, points, min(columns, LIVE_COLUMNS))
+        readings.append(_reading(key, points))
+    if not all_y:
+        frame.add(words(*frame.middle(), "no data yet", fill=FAINT, anchor="middle"))
+    lasts = [f"{name}: last {format_number(_last(points))}" for name, points in curves.items()]
+    lasts += [f"{label}: {format_number(level)}" for level, label in levels]
+    return frame.svg(lasts or ["no data yet"], readings)
+
+
+def bar_chart(stacks: Mapping[str, Mapping[str, float]], **options: Any) -> Picture:
+    """Stacked bars as SVG text, which a notebook shows as a picture.
+
+    `stacks`: bar -> component -> value (zero or more). `options`: those of `cluster_chart`.
+    """
+    return cluster_chart({name: {"": stack} for name, stack in stacks.items()}, **options)
+
+
+def cluster_chart(
+    clusters: Mapping[str, Mapping[str, Mapping[str, float]]],
+    *,
+    title: str = "",
+    y_label: str,
+    x_label: str = "",
+    references: Sequence[Reference] = (),
+    width: int = 460,
+    height: int = 260,
+    unit: str | None = None,
+    legend: Mapping[str, str] | None = None,
+) -> Picture:
+    """Stacked bars that stand together in clusters: cluster -> bar -> component -> value.
+
+    A bar's name is written above it, and its total where it has none. `legend`: component ->
+    entry of the legend, where several share one, and its colour: those are told apart by the
+    lines between them and by what hovering says. Colours go by the order of all entries.
+    `unit` words the totals and tooltips ("B", "s", ...); the axis shows the bare values, so
+    scale them to what `y_label` says.
+    """
+    bars = {
+        (i, tag): (f"{cluster} {tag}".strip(), stack)
+        for i, (cluster, tags) in enumerate(clusters.items())
+        for tag, stack in tags.items()
+    }
+    heights = {at: _clean_stack(name, stack) for at, (name, stack) in bars.items()}
+    totals = {at: math.fsum(stack.values()) for at, stack in heights.items()}
+    entry = dict(legend or {})
+    parts = dict.fromkeys(part for stack in heights.values() for part in stack)
+    entry |= {part: part for part in parts if part not in entry}
+    colours = {name: colour(i) for i, name in enumerate(dict.fromkeys(entry.values()))}
+    shown = {entry[part] for part in parts}
+    levels = [(float(y), label) for y, label in references if _real(y)]
+    level_keys = [Key(label, FAINT, "1 3") for _, label in levels]
+    keys = [Key(name, colours[name], None) for name in colours if name in shown]
+    frame = Frame(title, x_label, y_label, keys + level_keys, width, height, list(clusters))
+    top = max([*totals.values(), *(y for y, _ in levels)], default=0.0)
+    # Room above the highest bar for its total.
+    frame.scale(
+        (0.0, max(len(clusters), 1)),
+        (min([0.0, *(y for y, _ in levels)]), top * 1.12 if top > 1e-200 else 1.0),
+    )
+
+    places = {}
+    for i, tags in enumerate(clusters.values()):
+        for j, tag in enumerate(tags):
+            places[i, tag] = _bar_place(frame, i, j, len(tags))
+    for at, stack in heights.items():
+        base = 0.0
+        for part, value in stack.items():
+            label = f"{bars[at][0]}, {part}: {format_number(value, unit)}"
+            frame.add(_block(frame, places[at], base, value, colours[entry[part]], label))
+            base += value
+    above = {at: at[1] or format_number(total, unit) for at, total in totals.items()}
+    frame.add(*_above_bars(frame, places, totals, above))
+    for key, (level, _) in zip(level_keys, levels):
+        frame.add(_level_line(frame, key, level))
+    if not clusters:
+        frame.add(words(*frame.middle(), "no data yet", fill=FAINT, anchor="middle"))
+    said = [f"{bars[at][0]}: {format_number(t, unit)}" for at, t in totals.items()]
+    said += [f"{label}: {format_number(level, unit)}" for level, label in levels]
+    return frame.svg(said or ["no data yet"])
+
+
+# -- lines ------------------------------------------------------------------------------------
+Curve = list[tuple[float, float | None]]  # (x, y); y is None in a gap
+
+
+def _real(value: float | None) -> bool:
+    """Whether it can be drawn. A diverged run's 1e250 is a gap too: spans must not overflow."""
+    return value is not None and math.isfinite(value) and abs(value) < 1e200
+
+
+def _finite(xs: Sequence[float], ys: Sequence[float | None]) -> Curve:
+    """Pairs with every kind of missing y as None; a point without an x is left out."""
+    if len(xs) != len(ys):
+        raise ValueError(f"a series has {len(xs)} xs but {len(ys)} ys")
+    return [(float(x), float(y) if _real(y) else None) for x, y in zip(xs, ys) if _real(x)]
+
+
+def _finite_band(
+    xs: Sequence[float], lows: Sequence[float], highs: Sequence[float]
+) -> list[tuple[float, float, float]]:
+    points = zip(xs, lows, highs)
+    return [tuple(map(float, point)) for point in points if all(map(_real, point))]
+
+
+def _last(points: Curve) -> float | None:
+    return next((y for _, y in reversed(points) if y is not None), None)
+
+
+def _span(values: Sequence[float], pad: float) -> tuple[float, float]:
+    """The range to show: a little more than the data, never empty, never below a natural 0."""
+    if not values:
+        return 0.0, 1.0
+    low, high = min(values), max(values)
+    if max(abs(low), abs(high)) < 1e-200:
+        return (-0.5, 0.5) if low < 0 else (0.0, 0.5)
+    room = (high - low) * pad
+    # A constant (or one that differs by rounding only) sits in the middle of a range around it.
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        room = abs(high) * 0.1 or 0.5
+    return (max(low - room, 0.0) if low >= 0 else low - room), high + room
+
+
+def _curve(frame: Frame, key: Key, points: Curve, columns: int) -> Iterator[str]:
+    """The polyline, broken at gaps; a point with gaps on both sides becomes a dot."""
+    path: list[str] = []
+    for piece in _pieces(points):
+        if len(piece) == 1:
+            x, y = frame.x(piece[0][0]), frame.y(piece[0][1])
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" style="fill:{key.colour}"/>'
+        else:
+            thin = _thinned(piece, columns)
+            places = (f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in thin)
+            path.append("M" + "L".join(places))
+    if path:
+        dash = f' stroke-dasharray="{key.dash}"' if key.dash else ""
+        yield (
+            f'<path d="{"".join(path)}" fill="none" stroke-width="1.9" stroke-linejoin="round"'
+            f'{dash} style="stroke:{key.colour}"/>'
+        )
+
+
+def _pieces(points: Curve) -> Iterator[list[tuple[float, float]]]:
+    """The runs of points between gaps."""
+    piece: list[tuple[float, float]] = []
+    for x, y in [*points, (0.0, None)]:
+        if y is not None:
+            piece.append((x, y))
+        elif piece:
+            yield piece
+            piece = []
+
+
+def _thinned(piece: list[tuple[float, float]], columns: int) -> list[tuple[float, float]]:
+    """At most four points per pixel column: first, lowest, highest, last. A spike survives."""
+    if len(piece) <= 4 * columns:
+        return piece
+    size = math.ceil(len(piece) / columns)
+    kept = []
+    for start in range(0, len(piece), size):
+        group = piece[start : start + size]
+        ys = [y for _, y in group]
+        marks = {0, ys.index(min(ys)), ys.index(max(ys)), len(group) - 1}
+        kept += [group[i] for i in sorted(marks)]
+    return kept
+
+
+def _tooltips(frame: Frame, key: Key, points: Curve) -> Iterator[str]:
+    """Invisible discs that a pointer finds, evenly thinned, the last point always among them."""
+    known = [(x, y) for x, y in points if y is not None]
+    count = min(len(known), MAX_TOOLTIPS)
+    for i in range(count):
+        x, y = known[round(i * (len(known) - 1) / max(count - 1, 1))]
+        text = f"{key.name}: {format_number(y)} ({frame.x_label} {format_number(x)})"
+        yield (
+            f'<circle class="point" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="5" '
+            f'fill-opacity="0" style="fill:{key.colour}"><title>{escape(text)}</title></circle>'
+        )
+
+
+def _reading(key: Key, points: Curve) -> str:
+    """The values of a curve for chart.js, worded as a tooltip words them."""
+    known = _thinned([(x, y) for x, y in points if y is not None], LIVE_COLUMNS)
+    xs, ys = (" ".join(format_number(p[i]) for p in known) for i in (0, 1))
+    return (
+        f'<g class="curve" data-name="{escape(key.name)}" data-colour="{key.colour}" '
+        f'data-x="{xs}" data-y="{ys}"/>'
+    )
+
+
+def _band_shape(frame: Frame, points: list[tuple[float, float, float]], fill: str) -> str:
+    if not points:
+        return ""
+    there = [f"{frame.x(x):.1f} {frame.y(high):.1f}" for x, _, high in points]
+    back = [f"{frame.x(x):.1f} {frame.y(low):.1f}" for x, low, _ in reversed(points)]
+    return f'<path d="M{"L".join(there + back)}Z" fill-opacity="0.18" style="fill:{fill}"/>'
+
+
+def _level_line(frame: Frame, key: Key, level: float) -> str:
+    """A horizontal reference line; a thick invisible one under it carries the tooltip."""
+    y = frame.y(level)
+    title = f"<title>{escape(f'{key.name}: {format_number(level)}')}</title>"
+    return line(frame.left, y, frame.right, y, key.colour, 1.4, key.dash or "") + (
+        f'<rect x="{frame.left:.1f}" y="{y - 4:.1f}" width="{frame.right - frame.left:.1f}" '
+        f'height="8" fill-opacity="0" style="fill:{key.colour}">{title}</rect>'
+    )
+
+
+# -- bars -------------------------------------------------------------------------------------
+def _clean_stack(name: str, stack: Mapping[str, float]) -> dict[str, float]:
+    """Unknown parts are left out; a negative one has no place in a stack."""
+    known = {part: float(value) for part, value in stack.items() if _real(value)}
+    for part, value in known.items():
+        if value < 0:
+            raise ValueError(f"bar {name!r}, {part!r}: {value} is negative, a stack cannot show it")
+    return known
+
+
+def _block(
+    frame: Frame, place: tuple[float, float], base: float, value: float, fill: str, label: str
+) -> str:
+    x, width = place
+    top, bottom = frame.y(base + value), frame.y(base)
+    return (
+        f'<rect class="block" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" '
+        f'height="{bottom - top:.1f}" stroke-width="0.8" style="fill:{fill};stroke:{PAPER}">'
+        f"<title>{escape(label)}</title></rect>"
+    )
+
+
+def _above_bars(
+    frame: Frame,
+    places: Mapping[Any, tuple[float, float]],
+    totals: Mapping[Any, float],
+    said: Mapping[Any, str],
+) -> Iterator[str]:
+    """A word above each bar, if there is room to write every one."""
+    room = frame.x(1) - frame.x(0) - 2
+    for at, text in said.items():
+        if words_width(text, SMALL) > (places[at][1] + 4 if at[1] else room):
+            return
+    for at, text in said.items():
+        x, width = places[at]
+        height = frame.y(totals[at]) - 4
+        yield words(x + width / 2, height, text, size=SMALL, anchor="middle")
+
+
+def _bar_place(frame: Frame, slot: int, number: int, bars: int) -> tuple[float, float]:
+    """(left edge, width) in px: all bars of a cluster have 70 % of its slot, 70 px each at most."""
+    room = frame.x(1) - frame.x(0)
+    width = min(0.7 * room / max(bars, 1), 70.0)
+    return frame.x(slot + 0.5) + (number - bars / 2) * width, width

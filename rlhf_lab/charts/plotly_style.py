@@ -1,0 +1,233 @@
+"""The paper of the figures people study: how they look, what they say, how they travel.
+
+Studied figures are plotly's. In JupyterLab one travels as data only, which the lab's own extension
+draws: no copy of plotly.js (5 MB) goes into the notebook. Paper is transparent and ink mid-grey, so
+that a saved figure reads in the light theme and in the dark one. Names, which may be anybody's, are
+shown letter by letter.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from ..runs.ledger import UNITS
+from .frame import COLOURS, DASHES, colour, words_width
+
+MIME = "application/vnd.plotly.v1+json"
+_DRAWN_BY_THE_LAB = {"plotly_mimetype", "jupyterlab", "vscode", "nteract"}
+_CONFIG = {"displaylogo": False}
+"""Not responsive: the lab resizes figures itself, and with both they vanish when themes change."""
+
+INK = "#7A7A7A"
+THEMES = {
+    "both": (INK, "rgba(127,127,127,0.28)"),
+    "light": ("#222222", "#DDDDDD"),
+    "dark": ("#E6E6E6", "#3F3F3F"),
+}
+"""Ink and grid. INK has 4.3 : 1 against white as against JupyterLab's #111, the best that one
+colour can do for both."""
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
+NOTHING = "#9A9A9A"
+DIGITS = 5
+MOST_POINTS, FEWEST_POINTS, ALL_POINTS = 400, 24, 2500
+"""Of a curve; the last is what all curves of a figure share, about 45 KB."""
+
+
+class Figure(go.Figure):
+    """A plotly figure that can also be read aloud, and that keeps notebooks small."""
+
+    @property
+    def words(self) -> str:
+        """What the figure says, as plain text."""
+        return self.layout.meta or ""
+
+    def __repr__(self) -> str:
+        return self.words or super().__repr__()
+
+    def _repr_mimebundle_(self, include=None, exclude=None, **options: Any) -> dict[str, Any]:
+        if not _lab_draws():
+            return super()._repr_mimebundle_(include, exclude, **options)
+        return {MIME: {**json.loads(self.to_json()), "config": _CONFIG}, "text/plain": self.words}
+
+    def _ipython_display_(self) -> None:
+        if not _lab_draws():  # Colab has its own way, a terminal opens a browser
+            return super()._ipython_display_()
+        from IPython.display import display
+
+        display(self._repr_mimebundle_(), raw=True)
+
+    def show(self, *args: Any, **options: Any) -> None:
+        """plotly's `show`; without arguments the figure looks as it does at the end of a cell."""
+        if args or options or not _lab_draws():
+            return super().show(*args, **options)
+        self._ipython_display_()
+
+
+def _lab_draws() -> bool:
+    """Whether plotly found itself in a lab; before 7.0 it adds "+notebook" there, which is the
+    copy of plotly.js."""
+    import plotly.io as pio
+
+    return bool(_DRAWN_BY_THE_LAB & set(str(pio.renderers.default).split("+")))
+
+
+ABOVE, BELOW = 34, 48
+"""px around the plot: for the buttons that appear on hovering, for ticks and the axis' title."""
+
+
+def finish(figure: Figure, *, words: Sequence[str], plot: int, theme: str = "both") -> Figure:
+    """Put on the looks that all figures share, and what it says. `plot`: height without margins."""
+    if theme not in THEMES:
+        raise ValueError(f"theme={theme!r}: choose from {', '.join(THEMES)}")
+    ink, grid = THEMES[theme]
+    figure.update_layout(
+        template=go.layout.Template(),
+        height=plot + ABOVE + BELOW,
+        font={"family": "system-ui, sans-serif", "size": 12, "color": ink},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 60, "r": 16, "t": ABOVE, "b": BELOW},
+        legend={"groupclick": "togglegroup", "tracegroupgap": 8, "bgcolor": "rgba(0,0,0,0)"},
+        hoverlabel={
+            "bgcolor": "#F7F7F7",
+            "bordercolor": ink,
+            "namelength": -1,
+            "align": "left",
+            "font": {"color": "#222222"},
+        },
+        modebar={
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": ink,
+            "activecolor": COLOURS[0],
+            "remove": ["lasso2d", "select2d"],
+        },
+        meta="\n".join(plain(line) for line in words),
+    )
+    axis = {
+        "gridcolor": grid,
+        "zerolinecolor": grid,
+        "linecolor": ink,
+        "tickcolor": ink,
+        "automargin": True,
+        "title": {"standoff": 6},
+    }
+    figure.update_xaxes(showline=True, ticks="outside", showgrid=False, zeroline=False, **axis)
+    figure.update_yaxes(showgrid=True, **axis)
+    return figure
+
+
+def legend_on_top(figure: Figure, labels: Sequence[str], below: int = 6) -> Figure:
+    """Put the legend between the buttons and the plot, whose width it leaves alone. `below`: px
+    between the two. plotly sets entries in columns as wide as the longest."""
+    widest = max((words_width(html.unescape(safe(x)), 12) for x in labels), default=0.0) + 50
+    lines = math.ceil(len(labels) / max(1, 600 // widest))
+    room = ABOVE + 20 * lines + below
+    plot = figure.layout.height - ABOVE - BELOW
+    figure.update_layout(
+        height=figure.layout.height + room - ABOVE,
+        margin={"t": room},
+        legend={"orientation": "h", "x": 0, "y": 1 + below / plot, "yanchor": "bottom"},
+    )
+    return figure
+
+
+# -- words and numbers ------------------------------------------------------------------------
+_READ = {c: f"&#{ord(c)};" for c in "<>&$%{}"}
+
+
+def plain(text: Any) -> str:
+    """One line without control characters: a terminal would obey them."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def safe(text: Any, room: int = 40) -> str:
+    """Any text, as plotly shows it letter by letter, cut where it is longer than `room`.
+
+    plotly reads a subset of HTML, entities, TeX between dollars and %{…} in hover texts.
+    """
+    line = " ".join(str(text).split())
+    line = line if len(line) <= room else line[: room - 1].rstrip() + "…"
+    return "".join(_READ.get(c, c) for c in plain(line))
+
+
+def rounded(value: float | None) -> float | None:
+    """Five digits are more than a screen shows; None, a gap, for what is no number."""
+    known = value is not None and math.isfinite(value) and abs(value) < 1e200
+    return float(f"{value:.{DIGITS}g}") if known else None
+
+
+def kept(*columns: Sequence[float | None], at_most: int) -> list[int]:
+    """Which points of curves over the same x to keep: first, last, and of every stretch the
+    lowest and the highest of each column, and one gap. No spike is lost."""
+    count = len(columns[0])
+    if count <= at_most:
+        return list(range(count))
+    stretches = max(1, at_most // (2 * len(columns)))
+    found = {0, count - 1}
+    for i in range(stretches):
+        part = range(i * count // stretches, (i + 1) * count // stretches)
+        for column in columns:
+            real = [j for j in part if column[j] is not None]
+            if real:
+                found |= {min(real, key=column.__getitem__), max(real, key=column.__getitem__)}
+            found |= set([j for j in part if column[j] is None][:1])
+    return sorted(found)
+
+
+def points_each(curves: int) -> int:
+    """How many points each of so many curves may have."""
+    return min(MOST_POINTS, max(FEWEST_POINTS, ALL_POINTS // max(curves, 1)))
+
+
+_SIZES = {
+    "bytes": [(2.0**p, 2.0**p, n) for p, n in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB"))],
+    "seconds": [
+        (172_800.0, 86_400.0, "days"),
+        (7200.0, 3600.0, "hours"),
+        (180.0, 60.0, "minutes"),
+        (1.0, 1.0, "seconds"),
+        (0.0, 1e-3, "milliseconds"),
+    ],
+    **{
+        q: [
+            (10.0**p, 10.0**p, f"{prefix}{name}")
+            for p, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"))
+        ]
+        for q, name in (("flops", "FLOP"), ("tokens", " tokens"))
+    },
+}
+
+
+def unit_of(quantity: str, top: float) -> tuple[str, float]:
+    """→ the unit in which an axis up to `top` reads well, and its size."""
+    for least, size, name in _SIZES.get(quantity, ()):
+        if top >= least:
+            return name.strip(), size
+    return UNITS[quantity], 1.0
+
+
+# -- series -----------------------------------------------------------------------------------
+def line_style(index: int) -> dict[str, Any]:
+    """Colour and dash of a series; forty before a pair repeats."""
+    dash = DASHES[index % len(DASHES)]
+    return {
+        "color": colour(index),
+        "width": 2,
+        "dash": ",".join(f"{n}px" for n in dash.split()) or "solid",
+    }
+
+
+def symbol(index: int) -> str:
+    return SYMBOLS[index % len(SYMBOLS)]
+
+
+def faint(hex_colour: str, opacity: float) -> str:
+    """A colour that lets the paper through."""
+    red, green, blue = (int(hex_colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"

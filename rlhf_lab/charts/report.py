@@ -1,0 +1,167 @@
+"""report.html: what a set of runs did, in one file that needs nothing else.
+
+The stages in a table, each stage's curves, where its time went, and what the model wrote before
+and after. No scripts, no network; light and dark, phone and paper. Everything that a model or a
+person wrote is escaped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ..display import escape, html_table
+from ..runs.run import Run
+from .chart import line_chart
+from .frame import Picture
+from .views import known_series, time_chart, view_chart, views_of
+
+# Narrower than a widget's chart, so that its letters are still readable on a phone.
+_SIZE = {"width": 390, "height": 250}
+
+
+_STYLE = """
+:root { color-scheme: light dark; --jp-ui-font-color1: #1f2328; --jp-ui-font-color2: #57606a;
+  --jp-border-color2: #e2e5e9; --jp-layout-color0: #fff; --page: #f6f7f9; }
+@media (prefers-color-scheme: dark) { :root { --jp-ui-font-color1: #e6e8eb;
+  --jp-ui-font-color2: #a3abb5; --jp-border-color2: #363c44; --jp-layout-color0: #1b1f24;
+  --page: #121519; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem clamp(0.75rem, 3vw, 2.5rem) 3rem; max-width: 82rem;
+  background: var(--page); color: var(--jp-ui-font-color1);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; }
+h2 { font-size: 1.25rem; margin: 2.2rem 0 0.2rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 0.5rem; }
+p.facts { margin: 0 0 0.8rem; color: var(--jp-ui-font-color2); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; background: var(--jp-layout-color0); font-size: 0.93rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: 0.4rem 0.8rem; border: 1px solid var(--jp-border-color2); }
+.grid { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+figure, .story { margin: 0; padding: 0.7rem 0.8rem; background: var(--jp-layout-color0);
+  border: 1px solid var(--jp-border-color2); border-radius: 8px; break-inside: avoid; }
+figure svg { display: block; width: 100%; max-width: 36rem !important; height: auto; }
+figcaption { margin-top: 0.3rem; font-size: 0.9rem; color: var(--jp-ui-font-color2); }
+.story h4 { margin: 0 0 0.3rem; font-size: 0.9rem; color: var(--jp-ui-font-color2); }
+.story p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media print { :root { color-scheme: light; --jp-ui-font-color1: #000; --jp-ui-font-color2: #444;
+  --jp-border-color2: #ccc; --jp-layout-color0: #fff; --page: #fff; }
+  body { padding: 0; font-size: 11px; max-width: none; }
+  .grid { grid-template-columns: repeat(2, 1fr); } h2, h3 { break-after: avoid; } }
+"""
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    runs: Mapping[str, Run],
+    *,
+    title: str,
+    table_rows: Sequence[Mapping[str, str]] = (),
+    cost_rows: Sequence[Mapping[str, str]] = (),
+    shares: Picture | None = None,
+    stories: Sequence[Mapping[str, Mapping[str, str]]] = (),
+) -> Path:
+    """Write a self-contained HTML report and return where it is.
+
+    `runs` maps a heading to a run, in the order to show; `table_rows` are the stage table's
+    lines (column -> text), `cost_rows` those of the cost table, and `shares` the picture of where
+    the time went; `stories` hold prompt -> {label: what was written}, the labels
+    ("SFT", "PPO") in the order to stand side by side.
+    """
+    path = Path(path)
+    parts = [f"<h1>{escape(title)}</h1>"]
+    if table_rows:
+        parts.append(f'<div class="scroll">{html_table(table_rows)}</div>')
+    if cost_rows:
+        parts.append("<h2>What it cost: predicted, simulated, measured</h2>")
+        parts.append(f'<div class="scroll">{html_table(cost_rows)}</div>')
+    if shares is not None:
+        see = "How the stages share the time, and which phases take it."
+        parts.append(f'<div class="grid">{_figure(shares, see)}</div>')
+    for name, run in runs.items():
+        parts += _section(name, run)
+    parts += _stories(stories)
+    page = "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            # The browser itself refuses scripts and requests, whatever a model wrote.
+            '<meta http-equiv="Content-Security-Policy" '
+            "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
+            *parts,
+            "</body>\n</html>\n",
+        ]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def _section(name: str, run: Run) -> Iterator[str]:
+    """One run: a heading, its facts, its curves, its seconds."""
+    config = run.config
+    facts = [config["stage"], str(config["model"]), f"seed {config['seed']}"]
+    facts.append(f"{run.last_step} steps")
+    yield f"<h2>{escape(name)}</h2>"
+    yield f'<p class="facts">{escape(" · ".join([*facts, run.status]))}</p>'
+    figures = [*_curves(run), *_gold_parts(run), *_seconds(run)]
+    if figures:
+        yield '<div class="grid">\n' + "\n".join(figures) + "\n</div>"
+    else:
+        yield "<p>This run has logged nothing that this report draws.</p>"
+
+
+def _curves(run: Run) -> Iterator[str]:
+    for view in views_of(run.stage):
+        chart = view_chart(run, view, **_SIZE)
+        if chart is not None:
+            yield _figure(chart, view.see)
+
+
+def _gold_parts(run: Run) -> Iterator[str]:
+    names = [name for name in run.metric_names if name.startswith("gold/")]
+    known = {n.removeprefix("gold/"): s for n, s in known_series(run, names).items()}
+    if known:
+        chart = line_chart(
+            known,
+            title="gold reward by part",
+            x_label="step",
+            y_label="reward of the part",
+            **_SIZE,
+        )
+        yield _figure(chart, "Which virtues the policy gains, and which it pays with.")
+
+
+def _seconds(run: Run) -> Iterator[str]:
+    chart = time_chart(run, **_SIZE)
+    if chart is not None:
+        see = "The tallest bar is the phase where a faster machine or method pays most."
+        yield _figure(chart, see)
+
+
+def _figure(chart: str, see: str) -> str:
+    return f"<figure>\n{chart}\n<figcaption>{escape(see)}</figcaption></figure>"
+
+
+def _stories(stories: Sequence[Mapping[str, Mapping[str, str]]]) -> Iterator[str]:
+    prompts = [pair for story in stories for pair in story.items()]
+    if not prompts:
+        return
+    yield "<h2>What the models write</h2>"
+    yield (
+        '<p class="facts">The same prompt, answered by each model: look for what the request '
+        "asked for, and for what a reward has taught the model to overdo.</p>"
+    )
+    for prompt, texts in prompts:
+        yield f"<h3>{escape(prompt)}</h3>"
+        cards = (
+            f'<div class="story"><h4>{escape(label)}</h4><p>{escape(text)}</p></div>'
+            for label, text in texts.items()
+        )
+        yield '<div class="grid">' + "\n".join(cards) + "</div>"

@@ -1,0 +1,254 @@
+"""Rows out of whatever holds them: files of four formats, a hub id, a data set, a list.
+
+`open_rows` returns an iterator: a file is read piece by piece and never held whole. What cannot be
+read raises ValueError with one line that says what is wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..models.hub import hub_reachable
+from .preferences import Judgements, is_judgements
+
+FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+PIECE = 1 << 20
+LONGEST_CELL = 1 << 26
+"""Characters that one CSV cell or one JSON row may have before it is taken for a damaged file."""
+
+
+def open_rows(source: Any, split: str = "train", subset: str | None = None) -> Iterator[Any]:
+    """The rows of a file, a folder saved by `datasets`, a hub id, a Dataset, or a list of dicts.
+
+    `split` and `subset` choose among what a hub id or a DatasetDict holds. A row is whatever the
+    source holds at that place: the caller judges whether it is a dict.
+    """
+    if not isinstance(source, (str, Path)):
+        return iter(_choose(source, split))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return iter(_choose(_saved_dataset(path), split))
+    if path.exists() or _looks_like_a_file(str(source)):
+        return _file_rows(path)
+    return _hub_rows(str(source), split, subset)
+
+
+def _looks_like_a_file(source: str) -> bool:
+    return source.count("/") != 1 or source[0] in "./~" or Path(source).suffix in FORMATS
+
+
+def _file_rows(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise ValueError(f"no data file {path}: give {_wanted()}, or 'stories'")
+    if is_judgements(path):  # your own, without what was taken back
+        return iter(Judgements(path).preferences())
+    suffix = _suffix(path)
+    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}
+    if suffix not in FORMATS:
+        raise ValueError(
+            f"{path}: {suffix or 'no suffix'} is not a format we read; give {_wanted()}"
+        )
+    return readers.get(suffix, _json_rows)(path)
+
+
+def _suffix(path: Path) -> str:
+    """What the name says of the format, compression aside."""
+    return (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
+
+
+def _wanted() -> str:
+    return f"a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+
+
+@contextmanager
+def _text(path: Path, newline: str | None = None) -> Iterator[io.TextIOBase]:
+    """A file as text, unzipped where its name ends in .gz; one line when it is not UTF-8."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline=newline) as text:
+            yield text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} is not a whole gzip file: {error}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+# --------------------------------------------------------------------------------------------- JSON
+
+
+def _json_rows(path: Path) -> Iterator[Any]:
+    """The elements of one JSON list, or JSON values one after the other (a line each, or not)."""
+    with _text(path) as text:
+        values = _Values(path, text)
+        if values.peek() == "[" and _suffix(path) == ".json":
+            yield from values.elements()
+        else:
+            while values.peek():
+                yield values.next()
+
+
+class _Values:
+    """Reads JSON values off a text, holding little more than one of them at a time."""
+
+    def __init__(self, path: Path, text: io.TextIOBase):
+        self.path, self.text = path, text
+        self.buffer, self.at, self.line = "", 0, 1
+        self.decode = json.JSONDecoder().raw_decode
+
+    def _more(self) -> bool:
+        piece = self.text.read(max(PIECE, len(self.buffer) - self.at))
+        if piece:
+            self.line += self.buffer.count("\n", 0, self.at)
+            self.buffer, self.at = self.buffer[self.at :] + piece, 0
+        return bool(piece)
+
+    def peek(self) -> str:
+        """The next character that is not white space; '' at the end of the text."""
+        while True:
+            while self.at < len(self.buffer) and self.buffer[self.at] in " \t\r\n":
+                self.at += 1
+            if self.at < len(self.buffer):
+                return self.buffer[self.at]
+            if not self._more():
+                return ""
+
+    def next(self) -> Any:
+        self.peek()
+        while True:
+            try:
+                value, end = self.decode(self.buffer, self.at)
+            except RecursionError:
+                raise self._wrong("brackets are nested too deeply") from None
+            except json.JSONDecodeError as error:
+                # Wrong, or cut off by the end of the buffer?
+                cut = error.pos + 16 > len(self.buffer) or "Unterminated" in error.msg
+                long = len(self.buffer) - self.at > LONGEST_CELL
+                if not cut or long or not self._more():
+                    raise self._wrong(error.msg.removesuffix(" starting at"), error.pos) from None
+                continue
+            if end == len(self.buffer) and self._more():
+                continue  # a number may go on
+            self.at = end
+            return value
+
+    def elements(self) -> Iterator[Any]:
+        """The elements of a list whose opening bracket comes next."""
+        self.at += 1
+        if self.peek() == "]":
+            self.at += 1
+        else:
+            while True:
+                yield self.next()
+                mark = self.peek()
+                self.at += 1
+                if mark == "]":
+                    break
+                if mark != ",":
+                    raise self._wrong(
+                        "a list that is not closed with ]"
+                        if not mark
+                        else "a comma is missing between two rows"
+                    )
+        if self.peek():
+            raise self._wrong("something follows the list of rows")
+
+    def _wrong(self, what: str, at: int | None = None) -> ValueError:
+        at = min(self.at if at is None else at, len(self.buffer))
+        line = self.line + self.buffer.count("\n", 0, at)
+        return ValueError(f"{self.path} is not valid JSON: {what}, line {line}")
+
+
+# ---------------------------------------------------------------------------------- tables and hub
+
+
+def _csv_rows(path: Path) -> Iterator[dict]:
+    """Rows of a table; the first line names the columns."""
+    csv.field_size_limit(min(LONGEST_CELL, sys.maxsize))
+    with _text(path, newline="") as text:
+        reader = csv.reader(text, delimiter="\t" if _suffix(path) == ".tsv" else ",", strict=True)
+        try:
+            head = next(reader, None)
+            if not head:
+                return
+            if len(set(head)) < len(head):
+                raise ValueError(f"{path}: two columns have the same name in its first line")
+            for cells in reader:
+                if len(cells) > len(head):
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: {len(cells)} cells where the first line "
+                        f"names {len(head)} columns; put text that holds the separator in quotes"
+                    )
+                if cells:
+                    yield dict(zip(head, cells))
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[dict]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable Parquet file: {_first_line(error)}") from None
+
+
+def _saved_dataset(path: Path) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(path))
+    except (OSError, ValueError):
+        raise ValueError(
+            f"{path} is a folder, and not one that datasets.save_to_disk made: give a file in it"
+        ) from None
+
+
+def _hub_rows(name: str, split: str, subset: str | None) -> Iterator[dict]:
+    import datasets
+
+    if not hub_reachable():
+        raise ValueError(
+            f"no data {name!r}: no such file here, and the hub cannot be reached: download the "
+            "data elsewhere and give the file"
+        )
+    try:
+        return iter(datasets.load_dataset(name, subset, split=split, streaming=True))
+    except Exception as error:  # the hub has many ways to say no; each becomes one line
+        raise ValueError(
+            f"no data {name!r}: no such file here, and the hub says: {_first_line(error)}"
+        ) from None
+
+
+def _choose(source: Any, split: str) -> Iterable:
+    """The rows of a Dataset, of one split of a DatasetDict, or of any list of dicts."""
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas DataFrame
+        return source.astype(object).where(source.notna(), None).to_dict("records")
+    if hasattr(source, "keys"):  # a DatasetDict
+        if split not in source:
+            raise ValueError(f"no split {split!r} among {', '.join(map(str, source))}")
+        return source[split]
+    if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)):
+        return source
+    raise ValueError(
+        f"data must be a file, a hub id, a Dataset or a list of dicts, not a "
+        f"{type(source).__name__}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,117 @@
+"""How long rows are, and what that makes of a batch: padding, and which rows pass together.
+
+Needs no torch: a plan counts with it what the trainer does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from ..models.load import Model
+from ..runs.ledger import ONLINE
+from .tokenize import encode_prompt, encode_response
+
+PASS = 128
+"""Tokens of padding that a pass more has to save at least: on two CPU cores calling the layers of a
+small model once more takes about as long."""
+SHARE = 0.2
+"""And of the pass that is cut. Rows of like length stay one pass, so that memory is as planned."""
+LOOKED_AT = 2_000
+"""Rows of a set whose lengths a plan looks at."""
+
+
+def expected_longest(lengths: list[int], count: int) -> float:
+    """Mean length of the longest of `count` random rows: what a batch is padded to."""
+    n, total, before = len(lengths), 0.0, 0.0
+    for place, length in enumerate(sorted(lengths), 1):
+        here = (place / n) ** count  # the chance that none is longer
+        total += length * (here - before)
+        before = here
+    return total
+
+
+def by_length(lengths: Sequence[int], rows: int, least: int) -> list[list[int]]:
+    """Which rows to pass together: the longest first, at most `rows` at a time, and cut once more
+    wherever that saves over `least` tokens of padding and `SHARE` of the pass. → places, pass by
+    pass."""
+
+    def cut(part: list[int]) -> list[list[int]]:
+        n, top = len(part), lengths[part[0]]
+        saved, k = max(((n - k) * (top - lengths[part[k]]), k) for k in range(n))
+        if saved <= max(least, SHARE * n * top):
+            return [part]
+        return cut(part[:k]) + cut(part[k:])
+
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [p for at in range(0, len(order), rows) for p in cut(order[at : at + rows])]
+
+
+def worth_a_pass(config: Any) -> int:
+    """Tokens of padding that one pass more has to save. It calls every layer again, and while it
+    runs the gradients of those before are held: about 12 h² numbers a layer, against some 20 h of a
+    token's activations, so that h tokens less outweigh them."""
+    return max(PASS, config.get_text_config().hidden_size)
+
+
+def _padded(prompts: list[int], answers: list[int], rows: int, most: int, least: int) -> float:
+    """Tokens of a row as it is padded where `by_length` cuts, on average over batches of `rows`."""
+    draw, total, count = random.Random(0), 0, 64
+    for _ in range(count):
+        drawn = (draw.choices(prompts, k=rows), draw.choices(answers, k=rows))
+        both = [p + r for p, r in zip(*drawn, strict=True)]
+        total += sum(len(x) * max(both[i] for i in x) for x in by_length(both, most, least))
+    return total / (count * rows)
+
+
+def planned_lengths(stage: str, model: Model, data: Any, settings: Any) -> dict[str, float]:
+    """What a plan has to know of the data: longest prompt and response in tokens, the length that
+    a batch is padded to on average, and the number of rows."""
+    tokenizer = model.tokenizer
+    samples = stage in (*ONLINE, "inference")
+    rows = (data.prompts if samples else data.sft if stage == "sft" else data.preferences).train
+    if not rows:
+        return {}
+    looked = rows[:LOOKED_AT]
+    prompts = [len(encode_prompt(tokenizer, r["prompt"])) for r in looked]
+    batch = int(settings.get("per_device_train_batch_size", 8))
+    if samples:
+        limit = int(settings.get("response_length", 53))
+        answers = [
+            min(limit, len(encode_response(tokenizer, r["completion"])))
+            for r in data.sft.train[:LOOKED_AT]
+        ] or [limit]
+        passes = settings.get("steps_per_generation")  # RLOO's and GRPO's
+        size = batch * int(passes or settings.get("gradient_accumulation_steps", 1))
+        mean = sum(answers) / len(answers)
+        cut = {}
+        if stage == "ppo":
+            minibatch = max(1, size // int(settings.get("num_mini_batches", 1)))
+            least = worth_a_pass(model.config)
+            cut["padded_update"] = _padded(prompts, answers, minibatch, batch, least)
+            most = int(settings.get("local_rollout_forward_batch_size", 64))
+            cut["padded_scoring"] = _padded(prompts, answers, size, most, PASS)
+        return {
+            **cut,
+            "prompt_length": max(prompts),
+            "rows": len(rows),
+            "mean_response": mean,
+            "padded_prompt": expected_longest(prompts, size),
+            "padded_response": expected_longest(answers, size),
+            "mean_tokens": sum(prompts) / len(prompts) + mean,
+        }
+    fields = ("completion",) if stage == "sft" else ("chosen", "rejected")
+    made = [[len(encode_response(tokenizer, r[f])) for f in fields] for r in looked]
+    limit = int(settings.get("max_length") or 2**31)
+    totals = [min(p + n, limit) for p, ns in zip(prompts, made, strict=True) for n in ns]
+    response = max(max(ns) for ns in made)
+    prompt = sum(prompts) / len(prompts)
+    return {
+        "prompt_length": max(1, max(totals) - response),
+        "response_length": response,
+        "rows": len(rows),
+        "padded_prompt": prompt,
+        "mean_tokens": sum(totals) / len(totals),
+        "padded_response": expected_longest(totals, batch * len(fields)) - prompt,
+    }

@@ -1,0 +1,1 @@
+"""Measuring a live run: seconds, FLOPs, tokens, memory by phase and role."""

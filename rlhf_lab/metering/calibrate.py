@@ -1,0 +1,263 @@
+"""Measure the machine at hand in twenty seconds: products, streams, exponentials, small models.
+
+    hw = calibrate()                    # saved: hardware("here") is this machine from now on
+
+Medians after a warm-up, with the threads torch is set to. What is measured one by one is then
+fitted to small models (`reached.py`): the rates are those that a model reaches, so both
+efficiencies are 1. Nothing else should run meanwhile: a busy machine measures slower.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+
+import torch
+
+from ..cost.hardware import (
+    CATALOGUE,
+    DTYPES,
+    Hardware,
+    calibration_file,
+    cores,
+    in_catalogue,
+    save_calibration,
+    usable_memory,
+)
+from .achieved import fit
+
+TORCH = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+TOKENS, WIDTHS = (256, 1024, 4096), (64, 128, 256, 512, 1024, 2048)
+SAMPLE = 2e-3
+"""Seconds that one timed sample lasts at least, so that clock and sync cost little of it."""
+FAR_SLOWER = 4
+"""A dtype this many times slower than fp32 on a CPU is emulated: the probe's rate is enough."""
+
+BUSY = 0.25
+"""Share of the processor that others may take before `calibrate` warns."""
+
+
+def calibrate(
+    save: bool = True, seconds: float = 20, dtypes: Iterable[str] | None = None
+) -> Hardware:
+    """The machine at hand as a `Hardware`, measured in about `seconds` (the small models alone
+    take some); on a GPU, the current one.
+
+    `dtypes`: of fp32, tf32, bf16, fp16; default: those that the device has. `save`: for "here".
+    """
+    if isinstance(seconds, bool) or not (isinstance(seconds, (int, float)) and 0 < seconds < 3600):
+        raise ValueError(f"seconds must be above 0 and below 3600, not {seconds!r}")
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    wanted = _dtypes(device, dtypes)
+    if save:  # find out now, not after measuring, that there is no place for it
+        calibration_file().parent.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode(False), torch.no_grad():
+        flops, curve, lost = _products(device, wanted, 0.25 * seconds)
+        bandwidth = _bandwidth(device, 0.06 * seconds)
+        functions = _functions(device, 0.03 * seconds)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    measured = Hardware(
+        flops=flops,
+        matmul_curve=curve,
+        bandwidth=bandwidth,
+        function_rate=functions,
+        measured=True,
+        **_description(device, lost),
+    )
+    measured = fit(measured, device, 0.4 * seconds)
+    if lost > BUSY:
+        warnings.warn(
+            f"{_busy(lost)}: what was measured is too slow; calibrate again when it is quiet",
+            stacklevel=2,
+        )
+    if save:
+        save_calibration(measured)
+    return measured
+
+
+def _dtypes(device: torch.device, asked: Iterable[str] | None) -> list[str]:
+    """The dtypes to measure, fp32 first; ValueError for one that is not there."""
+    there = ["fp32", "bf16", "fp16"]
+    if device.type == "cuda":
+        modern = torch.cuda.get_device_capability()[0] >= 8  # before Ampere bf16 is emulated
+        there = list(DTYPES) if modern else ["fp32", "fp16"]
+    asked = there if asked is None else [asked] if isinstance(asked, str) else list(asked)
+    for dtype in asked:
+        if dtype not in there:
+            raise ValueError(
+                f"dtype {dtype!r} is not on this machine: choose from {', '.join(there)}"
+            )
+    if not asked:
+        raise ValueError(f"no dtype to measure: choose from {', '.join(there)}")
+    return [d for d in there if d in asked]
+
+
+def _busy(lost: float) -> str:
+    return f"other programs took {lost:.0%} of the processor"
+
+
+def _description(device: torch.device, lost: float) -> dict:
+    """Name, memory and origin; of a GPU of the catalogue also its links and its price."""
+    today = datetime.date.today().isoformat()
+    made = {"kind": "cpu", "memory": usable_memory()}
+    threads = torch.get_num_threads()
+    made["name"] = f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+    if device.type == "cuda":
+        torch_name = torch.cuda.get_device_name()
+        known = CATALOGUE.get(in_catalogue(torch_name) or "")
+        made = {"kind": "gpu", "memory": torch.cuda.get_device_properties(device).total_memory}
+        made |= {"name": torch_name, "devices_per_node": torch.cuda.device_count()}
+        for figure in ("link", "network", "price", "price_date", "price_source") if known else ():
+            made[figure] = getattr(known, figure)
+    busy = f" while {_busy(lost)}" if lost > BUSY else ""
+    return made | {"source": f"calibrated on {today} with torch {torch.__version__}{busy}"}
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as text:
+            names = [
+                line.split(":", 1)[1].strip() for line in text if line.startswith("model name")
+            ]
+    except (OSError, ValueError):
+        names = []
+    return names[0] if names else platform.processor() or platform.machine() or "CPU"
+
+
+# -------------------------------------------------------------------------------------- the clock
+
+
+def _seconds_of(run: Callable[[], object], device: torch.device, budget: float = 0) -> float:
+    """Median seconds of one `run()`: two to warm up, then samples until `budget` seconds are over,
+    at least 3 and at most 100."""
+
+    def sample(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / times
+
+    end = time.perf_counter() + budget
+    sample(1)
+    times = max(1, math.ceil(SAMPLE / max(sample(1), 1e-7)))
+    samples = [sample(times) for _ in range(3)]
+    while time.perf_counter() < end and len(samples) < 100:
+        samples.append(sample(times))
+    return statistics.median(samples)
+
+
+# ---------------------------------------------------------------------------------------- products
+
+
+@contextmanager
+def _precision(dtype: str):
+    """fp32 products in full fp32, or in tf32, whatever was set before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _product(m: int, k: int, n: int, dtype: str, device: torch.device) -> Callable[[], object]:
+    """[m, k] · [k, n] on random numbers, of a generator of its own: the seed of yours stays."""
+    draw = torch.Generator(device).manual_seed(0)
+    left = torch.randn(m, k, generator=draw, device=device, dtype=torch.float32)
+    right = torch.randn(k, n, generator=draw, device=device, dtype=torch.float32)
+    left, right = left.to(TORCH[dtype]), right.to(TORCH[dtype])
+    out = torch.empty(m, n, dtype=TORCH[dtype], device=device)
+    return lambda: torch.mm(left, right, out=out)
+
+
+def _products(device: torch.device, dtypes: list[str], budget: float):
+    """FLOP/s of a large product by dtype, on a GPU the curve of small ones, and what share of the
+    processor other programs took meanwhile."""
+    end = time.perf_counter() + budget
+    flops, curve, lost, cpu_only = {}, [], [], device.type == "cpu"
+    for dtype in dtypes:
+        with _precision(dtype):
+            flops[dtype] = _rate(256, dtype, device)
+    slow = max(flops.values()) / FAR_SLOWER if cpu_only else 0
+    worth = [dtype for dtype in dtypes if flops[dtype] >= slow]
+    for left, dtype in zip(range(len(worth), 0, -1), worth):
+        share = (end - time.perf_counter()) / left
+        with _precision(dtype):
+            wall, cpu = time.perf_counter(), time.process_time()
+            size, flops[dtype] = _peak(dtype, device, share if cpu_only else 0.4 * share)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            points = {} if cpu_only else _curve(dtype, device, flops[dtype], 0.6 * share)
+        if points:
+            points[2.0 * size**3] = flops[dtype]
+        curve += [(dtype, f, r) for f, r in points.items()]
+        # A product that has its cores keeps all its threads at work; short ones tell nothing.
+        if cpu_only and wall > 0.3:
+            lost.append(1 - cpu / wall / min(torch.get_num_threads(), cores()))
+    return flops, tuple(curve), max(lost, default=0.0)
+
+
+def _rate(size: int, dtype: str, device: torch.device, budget: float = 0) -> float:
+    return 2 * size**3 / _seconds_of(_product(size, size, size, dtype, device), device, budget)
+
+
+def _peak(dtype: str, device: torch.device, budget: float) -> tuple[int, float]:
+    """The largest square product that can be repeated within the budget, and its FLOP/s."""
+    end = time.perf_counter() + budget
+    largest, size = (8192 if device.type == "cuda" else 2048), 256
+    rate = _rate(size, dtype, device)
+    while size < largest:
+        six_runs = 6 * 2 * (2 * size) ** 3 / rate
+        if six_runs > end - time.perf_counter():
+            break
+        size *= 2
+        rate = _rate(size, dtype, device)
+    left = end - time.perf_counter()
+    return size, _rate(size, dtype, device, left) if left > 0 else rate
+
+
+def _curve(dtype: str, device: torch.device, peak: float, budget: float) -> dict[float, float]:
+    """FLOP/s by FLOPs of the product, [tokens, width] · [width, width], small ones first. Shapes
+    of equal FLOPs give their median; what the budget does not allow is left out."""
+    end = time.perf_counter() + budget
+    shapes = sorted(((m, k) for m in TOKENS for k in WIDTHS), key=lambda s: s[0] * s[1] ** 2)
+    rates: dict[float, list[float]] = {}
+    for left, (m, k) in zip(range(len(shapes), 0, -1), shapes):
+        flops, spare = 2.0 * m * k * k, end - time.perf_counter()
+        if not rates or max(6 * flops / peak, 5 * SAMPLE) < spare:
+            run = _product(m, k, k, dtype, device)
+            rates.setdefault(flops, []).append(flops / _seconds_of(run, device, spare / left))
+    return {flops: statistics.median(found) for flops, found in rates.items()}
+
+
+# ----------------------------------------------------------------------- streams and exponentials
+
+
+def _bandwidth(device: torch.device, budget: float) -> float:
+    """Bytes read and written per second by large copies or sums, whichever is faster."""
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else usable_memory() // 2
+    size = min(2**30 if device.type == "cuda" else 2**27, free // 8)  # bytes: far beyond the caches
+    a, b, c = (torch.ones(size // 4, dtype=torch.float32, device=device) for _ in range(3))
+    copy = 2 * size / _seconds_of(lambda: c.copy_(a), device, budget / 2)
+    return max(copy, 3 * size / _seconds_of(lambda: torch.add(a, b, out=c), device, budget / 2))
+
+
+def _functions(device: torch.device, budget: float) -> float:
+    """Exponentials per second, on as many numbers as a layer's hidden states have."""
+    numbers = torch.ones(2**19, dtype=torch.float32, device=device)
+    return numbers.numel() / _seconds_of(lambda: torch.exp(numbers), device, budget)

@@ -1,0 +1,197 @@
+"""The meter as a transformers callback, for any TRL or transformers trainer.
+
+    meter = Meter("dpo")
+    trainer = DPOTrainer(..., callbacks=[MeterCallback(meter)])
+    trainer.train()
+    meter.ledger()
+
+A training step is three phases: *forward* is `compute_loss`, *backward* is accelerate's
+`backward`, *optimizer* all after the last backward of a step (clipping, the step, the schedule,
+gradients set to none). A reference's pass, which DPO makes inside `compute_loss`, is a phase of
+its own, and so is evaluation. Trainers that sample (RLOO, GRPO) have two or three more before the
+step: *rollout*, *old_logprobs* and *reference*; a reward function measures itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from .memory_tracker import call_shape
+from .meter import Meter, NoMeter
+
+
+class MeterCallback(TrainerCallback):
+    """Meters the trainer it is given to. `role`: whose the trained model is; by default `reward`
+    for a reward model's trainer and `policy` for every other."""
+
+    def __init__(self, meter: Meter, role: str = ""):
+        self.meter, self.role = meter, role or ("reward" if meter.stage == "reward" else "policy")
+        self._undo: list[Callable[[], None]] = []
+        self._stepping = None  # the optimizer's block, while it is open
+        self._in_loss = False
+
+    # ------------------------------------------------------------------------ what the trainer says
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+        self.close()  # a run that was interrupted may have left something open
+        if isinstance(self.meter, NoMeter):
+            return
+        self.meter.watch(self.role, model, optimizer)
+        trainer = _running_trainer(self, model)
+        if trainer is None:
+            raise ValueError("MeterCallback works inside a transformers Trainer's train() only")
+        self._wrap(trainer, "compute_loss", self._loss)
+        self._wrap(trainer, "evaluate", self._evaluate)
+        self._wrap(trainer.accelerator, "backward", functools.partial(self._backward, trainer))
+        if hasattr(trainer, "ref_model"):
+            if trainer.ref_model is not None:
+                self.meter.watch("reference", trainer.ref_model)
+            # With adapters the reference is the policy itself, with adapters off and no gradients.
+            self._hook_reference(trainer.ref_model or model)
+        if hasattr(trainer, "_generate_single_turn"):
+            self._wrap(trainer, "_generate_single_turn", functools.partial(self._rollout, model))
+            self._wrap(trainer, "_get_per_token_logps_and_entropies", self._log_probabilities)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._end_step()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """Leave the trainer as it was."""
+        self._stepping, self._in_loss = None, False
+        self.meter.close()
+        while self._undo:
+            self._undo.pop()()
+
+    # ------------------------------------------------------------------------------- the phases
+
+    def _wrap(self, owner: Any, name: str, around: Callable) -> None:
+        """Run `around(original, …)` in place of a method of one object."""
+        original = getattr(owner, name)
+        wrapped = functools.wraps(original)(functools.partial(around, original))
+        setattr(owner, name, wrapped)
+        self._undo.append(lambda: delattr(owner, name))
+
+    def _loss(self, original: Callable, model, inputs, *args, **kwargs):
+        if not model.training:
+            return original(model, inputs, *args, **kwargs)
+        self._end_step()
+        self.meter.hold(*inputs.values())
+        rows = joined(inputs) if "completion_ids" in inputs else inputs
+        self._shape, self._tokens = batch_shape(model, rows), real_tokens(rows)
+        self._in_loss = True
+        try:
+            with self.meter.phase("forward", self.role, self._shape, self._tokens):
+                return original(model, inputs, *args, **kwargs)
+        finally:
+            self._in_loss = False
+
+    def _backward(self, trainer, original: Callable, loss, *args, **kwargs):
+        with self.meter.phase("backward", self.role, self._shape, self._tokens):
+            original(loss, *args, **kwargs)
+        if trainer.accelerator.sync_gradients:
+            self._stepping = self.meter.phase("optimizer", self.role)
+            self._stepping.__enter__()
+
+    def _end_step(self) -> None:
+        if self._stepping is not None:
+            self._stepping.__exit__(None, None, None)
+            self._stepping = None
+
+    def _rollout(self, model, original: Callable, *args, **kwargs):
+        """Sampling: every call of the model is a pass of its own."""
+        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        with self.meter.phase("rollout", self.role, calls=inner):
+            out = original(*args, **kwargs)
+        ids = out[0] if isinstance(out, tuple) else out  # GRPO: and what the sampler said of them
+        self.meter.count("rollout", self.role, sum(map(len, ids)))
+        return out
+
+    def _log_probabilities(self, original: Callable, model, ids, mask, kept, *args, **kwargs):
+        """A scoring pass between sampling and the step: whose it is, the model tells."""
+        if self._in_loss:
+            return original(model, ids, mask, kept, *args, **kwargs)
+        policy = model.training and not adapters_off(model)
+        at = ("old_logprobs", self.role) if policy else ("reference", "reference")
+        answers = mask.clone()
+        answers[:, :-kept] = 0
+        shape = batch_shape(model, {"input_ids": ids, "completion_mask": answers})
+        self.meter.hold(ids, mask)
+        with self.meter.phase(*at, shape, int(mask.sum())):
+            return original(model, ids, mask, kept, *args, **kwargs)
+
+    def _evaluate(self, original: Callable, *args, **kwargs):
+        with self.meter.phase("evaluation"):
+            return original(*args, **kwargs)
+
+    def _hook_reference(self, model) -> None:
+        """Its passes, between a hook before and a hook after, are the phase `reference`."""
+        open_blocks: list[Any] = []
+
+        def before(module, args, kwargs):
+            if self._in_loss and not torch.is_grad_enabled():
+                shape = batch_shape(module, kwargs, args)
+                block = self.meter.phase("reference", "reference", shape, self._tokens)
+                open_blocks.append(block)
+                open_blocks[-1].__enter__()
+
+        def after(module, args, output):
+            if open_blocks:
+                open_blocks.pop().__exit__(None, None, None)
+
+        for hook in (
+            model.register_forward_pre_hook(before, with_kwargs=True),
+            model.register_forward_hook(after, always_call=True),
+        ):
+            self._undo.append(hook.remove)
+
+
+def batch_shape(model, inputs: Mapping[str, Any], args: tuple = ()) -> tuple[int, ...]:
+    """`call_shape`, and the rows that TRL's fused head scores: on a GPU those with a label only."""
+    shape = call_shape(model, args, inputs)
+    said = inputs.get("labels")
+    labelled = (said != -100) if said is not None else inputs.get("completion_mask")
+    if labelled is None or not labelled.is_cuda:
+        return shape
+    return (*shape, int(labelled[:, 1:].sum()))
+
+
+def joined(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Prompts and sampled completions as the rows that the model is given."""
+    masks = inputs["prompt_mask"], inputs["completion_mask"]
+    return {
+        "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+        "attention_mask": torch.cat(masks, 1),
+        "completion_mask": torch.cat([torch.zeros_like(masks[0]), masks[1]], 1),
+    }
+
+
+def adapters_off(model: Any) -> bool:
+    """Whether a model has adapters that do nothing now (whole models have a method so named)."""
+    switches = (getattr(m, "disable_adapters", None) for m in model.modules())
+    return next((s for s in switches if isinstance(s, bool)), False)
+
+
+def real_tokens(inputs: Mapping[str, Any]) -> int:
+    """Tokens of a batch that are not padding."""
+    mask = inputs.get("attention_mask")
+    return int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+
+
+def _running_trainer(callback: TrainerCallback, model: Any) -> Any:
+    """The trainer that is calling `callback`. Callbacks are not told; the call stack knows."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if hasattr(found, "compute_loss") and hasattr(found, "accelerator"):
+            return found
+        frame = frame.f_back
+    return None

@@ -1,0 +1,235 @@
+"""All four stages in a row, and what to show of them: the table and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .charts.chart import bar_chart
+from .charts.frame import Picture
+from .data.load import Data, load_data
+from .display import Shown, format_bytes, format_number, format_seconds, html_table, table
+from .models.load import Model, load
+from .planning import plan, train
+from .runs.ledger import AROUND, SOURCES, Ledger
+from .runs.run import Run
+
+STORIES = 4
+"""Held-out prompts whose responses the report shows before and after."""
+
+
+def train_all(
+    model: str | Model = "tiny",
+    data: Data | str | Path = "stories",
+    *,
+    out: str | Path = "runs/all",
+    settings: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    hardware: Any = "here",
+) -> dict[str, Run]:
+    """SFT, reward model, PPO and DPO, each from what the one before it made. → runs by stage.
+
+    PPO and DPO both start from the SFT model; PPO scores with the new reward model. Writes
+    `report.html` into `out`. `settings` go to every stage that has them.
+    """
+    model, data, out = load(model), load_data(data), Path(out)
+    for stage in ("sft", "reward", "dpo"):
+        # A wrong setting is said before the first stage has run for a minute.
+        plan(stage, model, **(settings or {})).config()
+        target = out / stage
+        if target.exists() and any(target.iterdir()) and not overwrite:
+            raise ValueError(f"{target} is there already; choose another --out, or --overwrite")
+    common: dict[str, Any] = {"overwrite": overwrite, "quiet": quiet}
+    runs: dict[str, Run] = {}
+    for stage in ("sft", "reward", "ppo", "dpo"):
+        planned = plan(stage, model, hardware=hardware, **(settings or {}))
+        runs[stage] = train(planned, data, out=out / stage, **common)
+        if stage in ("sft", "reward"):
+            model = model.with_stage(stage, runs[stage].model_path)
+        _simulate(planned, data, runs[stage], quiet)
+    report(runs, out / "report.html")
+    return runs
+
+
+def _simulate(planned: Any, data: Data, run: Run, quiet: bool) -> None:
+    """Put the x-ray of a run's step beside what was predicted and measured."""
+    from .studies import predict, xray
+
+    try:
+        estimate = predict(planned, data)
+    except ValueError:
+        return  # not modelled: `train` has said so
+    if not quiet:
+        print(f"{run.stage}: x-ray", flush=True)
+    run.save_ledger(run.ledger + xray(estimate).ledger)
+
+
+def cost_table(runs: dict[str, Run]) -> list[dict[str, str]]:
+    """One row per stage: memory, FLOPs and time, predicted before, simulated, and measured.
+
+    Memory is that of tensors at the worst moment; time is that of training, without evaluation.
+    """
+    rows = []
+    for stage, run in runs.items():
+        row = {"stage": stage}
+        for what, quantity, unit in (
+            ("memory", "bytes", "B"),
+            ("compute", "flops", "FLOP"),
+            ("time", "seconds", "s"),
+        ):
+            for source in SOURCES:
+                value = _of_training(run, quantity, source)
+                if value:
+                    row[f"{what} {source}"] = format_number(value, unit)
+        rows.append(row)
+    columns = list(dict.fromkeys(c for row in rows for c in row))
+    return [{c: row.get(c, "") for c in columns} for row in rows]
+
+
+def _of_training(run: Run, quantity: str, source: str) -> float:
+    """A run's total (its peak, of bytes) from one source; evaluation is not training."""
+    rows = Ledger(
+        r for r in run.ledger.filter(quantity=quantity, source=source) if r.phase not in AROUND
+    )
+    return rows.peak() if quantity == "bytes" else rows.total()
+
+
+def stage_shares(runs: dict[str, Run], source: str = "measured") -> Picture:
+    """Seconds of each stage as a bar, by phase: SFT : RM : PPO : DPO."""
+    stacks: dict[str, dict[str, float]] = {}
+    for stage, run in runs.items():
+        rows = run.ledger.filter(quantity="seconds", source=source)
+        for phase, roles in rows.pivot("phase", "role").items():
+            if phase not in AROUND:
+                stacks.setdefault(stage, {})[phase or "other"] = sum(roles.values())
+    return bar_chart(stacks, title=f"Where the time goes ({source})", y_label="seconds", unit="s")
+
+
+def stage_table(runs: dict[str, Run]) -> list[dict[str, str]]:
+    """One row per stage: what it cost (measured) and what it changed on held-out data.
+
+    A column that no stage fills (the gold reward of a user's own data) is left out.
+    """
+    rows = [
+        {"stage": stage, **_cost(run.summary), **_worth(run.summary)} for stage, run in runs.items()
+    ]
+    return [{k: v for k, v in row.items() if any(r[k] for r in rows)} for row in rows]
+
+
+def _cost(summary: dict) -> dict[str, str]:
+    return {
+        "time": format_seconds(summary["seconds"]) if "seconds" in summary else "",
+        "tokens/s": f"{summary['tokens_per_second']:,.0f}"
+        if "tokens_per_second" in summary
+        else "",
+        "peak memory": format_bytes(summary["peak_bytes"]) if "peak_bytes" in summary else "",
+    }
+
+
+def _worth(summary: dict) -> dict[str, str]:
+    def change(name: str, digits: int = 2) -> str:
+        after, before = summary.get(name), summary.get(f"before/{name}")
+        if after is None:
+            return ""
+        return (
+            f"{after:.{digits}f}" if before is None else f"{before:.{digits}f} → {after:.{digits}f}"
+        )
+
+    accuracy = ""
+    if "accuracy" in summary:
+        accuracy = f"{summary['accuracy']:.1%}"
+        if "accuracy_ceiling" in summary:
+            accuracy += f" of at most {summary['accuracy_ceiling']:.1%}"
+    loss = f"{summary['eval_loss']:.3f}" if "eval_loss" in summary else ""
+    return {
+        "held-out loss": loss,
+        "RM accuracy": accuracy,
+        "gold reward": change("gold_reward"),
+        "RM score": change("reward"),
+        "wins by RM": f"{summary['win_rate']:.0%}" if "win_rate" in summary else "",
+        "KL (nats)": change("kl", 1),
+    }
+
+
+COUNTED = 2000
+"""Rows of a set whose tokens are counted when data are described."""
+
+
+def describe_data(
+    data: Data, model: str | Model = "tiny", max_length: int = 512
+) -> list[dict[str, Any]]:
+    """What the stages will make of the data: one row for each of its sets.
+
+    Lengths are in tokens of the model, eos counted; `truncated` and the drops are those of
+    `max_length` (of a prompt, what leaves room for a response of 64). Of a larger set the first
+    COUNTED rows, which are random ones, are looked at, and the row says so.
+    """
+    from .data.tokenize import id_rows, pair_rows, prompt_rows, sft_rows
+
+    tokenizer = load(model).tokenizer
+    described = []
+    for name, split, make, limit in (
+        ("demonstrations", data.sft, sft_rows, max_length),
+        ("preferences", data.preferences, pair_rows, max_length),
+        ("prompts", data.prompts, prompt_rows, max_length - 64),
+    ):
+        every = split.train + split.test
+        rows = every[:COUNTED]
+        if not rows:
+            continue
+        sizes: dict[str, list[int]] = {field: [] for field in rows[0]}
+        _, counts = make(tokenizer, id_rows(tokenizer, rows, sizes), limit)
+        said = {
+            f"{field} tokens": f"{sorted(s)[len(s) // 2]} (at most {max(s)})"
+            for field, s in sizes.items()
+        }
+        looked = {"looked at": f"{len(rows):,} rows"} if len(rows) < len(every) else {}
+        described.append(
+            {
+                "set": name,
+                "train": len(split.train),
+                "held out": len(split.test),
+                **looked,
+                **said,
+                **{k.replace("too", "dropped: too"): n for k, n in counts.items()},
+            }
+        )
+    return described
+
+
+def report(runs: dict[str, Run], path: str | Path = "report.html") -> Path:
+    """Write a self-contained page: the table, every stage's curves, stories before and after."""
+    from .charts.report import write_report
+
+    return write_report(
+        path,
+        runs,
+        title="Four stages of RLHF",
+        table_rows=stage_table(runs),
+        cost_rows=cost_table(runs),
+        shares=stage_shares(runs),
+        stories=stories(runs.values()),
+    )
+
+
+def stories(runs: Iterable[Run], count: int = STORIES) -> list[dict]:
+    """Responses to the same held-out prompts after each stage that made a policy.
+
+    → one {prompt: {stage: response}} per prompt.
+    """
+    told: dict[str, dict[str, str]] = {}
+    for run in runs:
+        for sample in run.samples:
+            if "when" in sample:
+                told.setdefault(sample["prompt"], {}).setdefault(sample["when"], sample["response"])
+    return [{prompt: texts} for prompt, texts in list(told.items())[:count]]
+
+
+def show_stories(*runs: Run, count: int = STORIES) -> Shown:
+    """The same as a table to read: one row per prompt, one column per stage."""
+    rows = [
+        {"prompt": prompt, **told} for pair in stories(runs, count) for prompt, told in pair.items()
+    ]
+    return Shown(table(rows), html_table(rows))

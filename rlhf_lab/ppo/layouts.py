@@ -1,0 +1,245 @@
+"""Who plays which role in PPO: four models, a trunk for policy and value, or one base for all.
+
+    four      four separate models
+    shared    the value model is a head on the policy's trunk: one pass gives both, in scoring
+              and in the update, and the value loss trains the trunk too; reference and reward
+              model are separate
+    adapters  one frozen base; policy, value and reward are LoRA adapters on it (the latter two with
+              a score head), the reference is the base with its adapters off
+
+Whatever the layout, `Roles` has four things to pass tokens through and one module, `trained`, that
+accelerate wraps: the pass of the update phase. A role without a model of its own is a `View`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import POLICY, REWARD, VALUE, Switch, add_adapter, add_judge, copy_adapter
+from .rollout import before_responses, score_head, spread, token_values, trained_logprobs, trunk_of
+
+
+@dataclass
+class Roles:
+    """The four roles of PPO, and the module whose parameters are trained."""
+
+    policy: Any
+    reference: Any
+    value: Any
+    reward: Any
+    """None where only functions give rewards"""
+    trained: nn.Module
+
+
+def make_roles(layout: str, policy, reference, value, reward, peft_config=None) -> Roles:
+    """The roles of a layout from the models that it needs; eval mode everywhere: no dropout (4).
+
+    `reward`: a reward model, with adapters also the folder of a LoRA adapter, or a LoraConfig for a
+    new one; `peft_config`: LoRA for the policy. Raises ValueError for models that the layout has no
+    place for.
+    """
+    if reference is policy or (value is not None and value in (reward, policy)):
+        raise ValueError("policy, reference, reward and value model must be separate copies")
+    if layout != "four" and value is not None:
+        raise ValueError(f"layout={layout!r} makes its own value head: leave value_model out")
+    if layout == "adapters":
+        if reference is not None:
+            raise ValueError("layout='adapters' takes the base as reference: leave ref_model out")
+        return one_base(policy, peft_config, reward)
+    if layout == "four" and value is None:
+        raise ValueError("layout='four' needs a value_model")
+    reference = reference if reference is not None else copy.deepcopy(policy)
+    for frozen in (reference, reward):
+        if frozen is not None:
+            frozen.eval().requires_grad_(False)
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        policy = get_peft_model(policy, peft_config)
+    if layout == "four":
+        return Roles(policy, reference, value, reward, ActorCritic(policy, value).eval())
+    trained = SharedTrunk(policy).eval()
+    return Roles(policy, reference, trained.view, reward, trained)
+
+
+# ------------------------------------------------------------------------------------ four models
+
+
+class ActorCritic(nn.Module):
+    """Policy and value model as one module."""
+
+    def __init__(self, policy: nn.Module, value: nn.Module):
+        super().__init__()
+        self.policy, self.value = policy, value
+
+    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, said: Tensor, temperature):
+        """→ log π (b, t), entropy (b, t), V (b, t), 0 where `said` is False: the pass of the update
+        phase."""
+        hidden = before_responses(self.policy, ids, attention, said)
+        logprobs, entropy = trained_logprobs(self.policy, hidden, responses, said, temperature)
+        return logprobs, entropy, token_values(self.value, ids, attention, said)
+
+
+# --------------------------------------------------------------------------------- shared weights
+
+
+class View(nn.Module):
+    """A role that lives in a model of others: used as the model that it stands for.
+
+    `turn` prepares the shared model for this role before each pass; `mine` says of a parameter's
+    name whether it is this role's; `score` is the role's own head.
+    """
+
+    base_model_prefix = "trunk"
+
+    def __init__(
+        self,
+        whole: nn.Module,
+        turn: Callable[[], None],
+        mine: Callable[[str], bool],
+        score: nn.Module | None = None,
+        offset: float = 0.0,
+    ):
+        super().__init__()
+        self._shared, self._turn, self._mine = (whole,), turn, mine  # a tuple: no submodule
+        self.trunk = _Trunk(whole, turn)
+        self._score = (score,)
+        self.config = copy.copy(whole.config)
+        self.config.score_offset = offset
+        if score is not None:
+            self.config.num_labels = 1
+
+    @property
+    def whole(self) -> nn.Module:
+        """The model that the role lives in."""
+        return self._shared[0]
+
+    @property
+    def score(self) -> nn.Module | None:
+        return self._score[0]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.whole.parameters()).device
+
+    def switched(self) -> nn.Module:
+        """The model that the role lives in, as this role."""
+        self._turn()
+        return self.whole
+
+    def forward(self, *args, **kwargs):
+        return self.switched()(*args, **kwargs)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.whole.get_output_embeddings()
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True, **_) -> Iterator:
+        """Of the shared model those that are this role's, and its head's."""
+        dot = f"{prefix}." if prefix else ""
+        for name, parameter in self.whole.named_parameters():
+            if self._mine(name):
+                yield dot + name, parameter
+        if self.score is not None:
+            yield from self.score.named_parameters(f"{dot}score")
+
+    def named_buffers(self, *args, **kwargs) -> Iterator:
+        """Those of the shared model, where the rest of it is this role's too."""
+        return self.whole.named_buffers(*args, **kwargs) if self._mine("") else iter(())
+
+    def save_pretrained(self, folder: str | Path, **settings) -> None:
+        """The policy's adapter alone, as peft saves one."""
+        self.whole.save_pretrained(folder, selected_adapters=[POLICY], **settings)
+
+
+class _Trunk(nn.Module):
+    """The trunk of a shared model, prepared for a role before every pass."""
+
+    def __init__(self, whole: nn.Module, turn: Callable[[], None]):
+        super().__init__()
+        self._shared, self._turn = (whole,), turn
+
+    def forward(self, *args, **kwargs):
+        self._turn()
+        return trunk_of(self._shared[0])(*args, **kwargs)
+
+
+def zero_head(model: nn.Module) -> nn.Linear:
+    """A score head that says 0 of everything (rule 15), in the type of the model's own head."""
+    like = model.get_output_embeddings().weight
+    head = nn.Linear(_width(model), 1, bias=False, dtype=like.dtype, device=like.device)
+    nn.init.zeros_(head.weight)
+    return head
+
+
+def _width(model: nn.Module) -> int:
+    """Numbers in a hidden state where the heads read it (OPT may project them down)."""
+    return model.get_output_embeddings().weight.shape[1]
+
+
+class SharedTrunk(nn.Module):
+    """A policy with a value head on its trunk: one pass gives log-probabilities and values."""
+
+    def __init__(self, policy: nn.Module):
+        super().__init__()
+        self.policy, self.score = policy, zero_head(policy)
+        self.view = View(policy, lambda: None, lambda name: False, self.score)
+
+    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, said: Tensor, temperature):
+        """As `ActorCritic.forward`."""
+        hidden = before_responses(self.policy, ids, attention, said)
+        logprobs, entropy = trained_logprobs(self.policy, hidden, responses, said, temperature)
+        return logprobs, entropy, spread(score_head(self.view, hidden), said)
+
+
+class OneBase(nn.Module):
+    """A base with the adapters of policy, value and reward, and the heads of the latter two."""
+
+    def __init__(self, base: nn.Module, score: nn.Linear, offset: float, judges: bool):
+        super().__init__()
+        self.base, self.score = base, score
+        switch = Switch(base)
+
+        def view(adapter: str | None, mine: Callable[[str], bool], head=None) -> View:
+            return View(base, lambda: switch.to(adapter), mine, head, offset if head else 0.0)
+
+        theirs = (f".{VALUE}.", f".{REWARD}.")
+        self.policy = view(POLICY, lambda name: not any(x in name for x in theirs))
+        self.reference = view(None, lambda name: False)
+        self.value = view(VALUE, lambda name: theirs[0] in name, score)
+        self.reward = None
+        if judges:
+            self.reward_score = copy.deepcopy(score).requires_grad_(False)
+            self.reward = view(REWARD, lambda name: theirs[1] in name, self.reward_score)
+        switch.to(POLICY)
+
+    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, said: Tensor, temperature):
+        """As `ActorCritic.forward`: two passes through the base, each with its adapter."""
+        return ActorCritic.forward(self, ids, attention, responses, said, temperature)
+
+
+def one_base(policy, peft_config, reward) -> Roles:
+    """Adapters on one base. The value adapter and its head start as the reward's where that is an
+    adapter too (rule 15); else as nothing on the base and a head of zeros."""
+    base = add_adapter(policy, peft_config)
+    score, offset = zero_head(base), 0.0
+    judges = reward is not None and not isinstance(reward, nn.Module)
+    if judges:
+        weights, offset = add_judge(base, reward)
+        copy_adapter(base, REWARD, VALUE)
+        with torch.no_grad():
+            score.weight.copy_(weights)
+    else:
+        add_adapter(base, base.peft_config[POLICY], VALUE)
+        if reward is not None:
+            reward.eval().requires_grad_(False)
+    trained = OneBase(base, score, offset, judges).eval()
+    return Roles(
+        trained.policy, trained.reference, trained.value, trained.reward or reward, trained
+    )

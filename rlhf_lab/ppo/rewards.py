@@ -1,0 +1,295 @@
+"""What a response is worth: reward models and reward functions, weighted and added up.
+
+A **source** is a reward model or a function in GRPOTrainer's calling convention. A reward model
+with the policy's vocabulary reads the sampled token ids. One with another vocabulary reads the
+text, in tokens of its own: special tokens stay behind, and its own eos ends a response that had
+stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.tokenize import encode_prompt, encode_response
+from ..metering.meter import Meter, NoMeter
+from ..models.load import same_vocabulary
+from ..ppo import rollout
+from .losses import normalised_scores, score_constants
+from .rollout import pad_prompts, sequence_scores
+from .texts import call_reward, name_of
+
+
+def call_rewards(
+    functions: Sequence[Callable], tokenizer, rows: list[dict], responses: Tensor, mask: Tensor
+) -> list[Tensor]:
+    """What each function says of the responses, decoded once for all of them. → (b,) each."""
+    if not functions:
+        return []
+    ids = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [call_reward(f, rows, texts, ids) for f in functions]
+
+
+@dataclass
+class Source:
+    """One reward model or function; `tokenizer` of a model that does not read the policy's ids."""
+
+    name: str
+    judge: Any
+    is_model: bool
+    tokenizer: Any = None
+
+
+class Rewards:
+    """Scores whole responses by every source.
+
+    `model`: the reward model or None; `functions`: callables and further reward models, one or a
+    list. `args`: a config with `reward_weights` (one for each source, the reward model first), and
+    PPO's `normalize_scores` and `score_clip` (rule 16). `processing_class`: the reward models'
+    tokenizer, or a list of one for each (None: the policy's). `stop_token_id`: ends a response.
+    Raises ValueError, one line, for what cannot be a source.
+    """
+
+    def __init__(
+        self,
+        model,
+        functions: Callable | Sequence[Callable] | None,
+        tokenizer,
+        args=None,
+        processing_class=None,
+        stop_token_id: int | None = None,
+        device=None,
+    ):
+        self.tokenizer, self.stop_token_id = tokenizer, stop_token_id
+        self.normalise_scores = getattr(args, "normalize_scores", False)
+        self.score_clip = getattr(args, "score_clip", None)
+        weights = getattr(args, "reward_weights", None)
+        self.mean: float | None = None
+        self.std: float | None = None
+        self.said: dict[str, Tensor] = {}  # of the last call, (b,) each; NaN: does not apply
+        functions = [functions] if callable(functions) else list(functions or ())
+        if model is None and not functions:
+            raise ValueError("PPO needs a reward_model or reward_funcs")
+        self.sources = _sources(model, functions, tokenizer, processing_class)
+        self.further = [s.judge for s in self.sources if s.is_model and s.judge is not model]
+        for judge in self.further:
+            judge.eval().requires_grad_(False).to(device)
+        if weights is not None and len(weights) != len(self.sources):
+            raise ValueError(
+                f"reward_weights has {len(weights)} numbers for {len(self.sources)} sources of "
+                f"reward ({', '.join(s.name for s in self.sources)}): give one for each"
+            )
+        self.weights = [1.0] * len(self.sources) if weights is None else list(map(float, weights))
+
+    # ------------------------------------------------------------------------------------ scoring
+
+    def score(
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        responses: Tensor,
+        mask: Tensor,
+        rows: list[dict],
+        chunk: int,
+        meter: Meter | None = None,
+    ) -> Tensor:
+        """The weighted sum of what the sources say of each response, `chunk` rows at a time
+        through a model. ids, attention: (b, s); responses, mask: (b, t) → (b,) fp32.
+
+        A source that says None of a response adds nothing to it.
+        """
+        answers: list[list[int]] = []
+        if self.reads_texts:
+            answers = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
+        ends = [self.stop_token_id in a for a in answers]
+        return self.ask(ids, attention, answers, ends, rows, chunk, meter).nan_to_num(0.0)
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether a source needs the responses as text."""
+        return any(not s.is_model or s.tokenizer is not None for s in self.sources)
+
+    def ask(
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        answers: list[list[int]],
+        ends: Sequence[bool],
+        rows: list[dict],
+        chunk: int,
+        meter: Meter | None = None,
+    ) -> Tensor:
+        """The same where the tokens of the responses are known (`answers`) and whether each of
+        them had stopped (`ends`). → (b,) fp32, NaN where no source says anything."""
+        meter = meter or NoMeter("ppo")
+        said: dict[str, Tensor] = {}
+        read = {s.name: (ids, attention) for s in self.sources if s.is_model}
+        # No role of its own: functions, and the work of reading text anew.
+        with meter.phase("score") if self.reads_texts else nullcontext():
+            if self.reads_texts:
+                texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+            for source in self.sources:
+                if source.tokenizer is not None:
+                    told = retokenised(source, self.tokenizer, rows, texts, ends)
+                    read[source.name] = tuple(x.to(ids.device) for x in told)
+                elif not source.is_model:
+                    value = call_reward(source.judge, rows, texts, answers, finite=True)
+                    said[source.name] = value.to(ids.device)
+        said |= self._model_scores(read, chunk, meter)
+        self.said = {s.name: said[s.name] for s in self.sources}
+        return weighted(list(self.said.values()), self.weights)
+
+    def _model_scores(
+        self, read: dict[str, tuple[Tensor, Tensor]], chunk: int, meter: Meter
+    ) -> dict[str, Tensor]:
+        """What each reward model says of the sequences that it reads. → (b,) each."""
+        if not read:
+            return {}
+        judges = {s.name: s.judge for s in self.sources if s.is_model}
+        passes = {name: rollout.like_rows(mask, chunk) for name, (_, mask) in read.items()}
+        shape: list[int] = []
+        for name, (_, mask) in read.items():  # what FLOPs are linear in
+            shape += rollout.shape_of(passes[name], mask)
+        tokens = sum(int(mask.sum()) for _, mask in read.values())
+        with meter.phase("score", "reward", shape, tokens):
+            return {
+                name: rollout.in_passes(
+                    lambda *x, n=name: sequence_scores(judges[n], *x), passes[name], *read[name]
+                )
+                for name in read
+            }
+
+    # ------------------------------------------------------------------------ what is learned from
+
+    def normalise(self, scores: Tensor) -> Tensor:
+        """Rule 16: the scores of a whole rollout batch, all processes', as they are learned from.
+
+        The mean and deviation of the first batch that comes by are kept for the whole run. (b,) →
+        (b,); without `normalise_scores` and `score_clip` the same tensor.
+        """
+        if self.normalise_scores and self.mean is None:
+            self.mean, self.std = score_constants(scores)
+        return normalised_scores(scores, self.mean, self.std, self.score_clip)
+
+    def state_dict(self) -> dict[str, float | None]:
+        """The constants of the normalisation; None before the first rollout."""
+        return {"mean": self.mean, "std": self.std}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        self.mean, self.std = state["mean"], state["std"]
+
+
+def weighted(said: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ weight · value over the sources that say something. (b,) each → (b,), NaN where none does.
+
+    A source alone, of weight 1, is returned as it is.
+    """
+    if len(said) == 1 and weights[0] == 1:
+        return said[0]
+    total = sum(w * s.nan_to_num(0.0) for w, s in zip(weights, said, strict=True))
+    silent = torch.stack([s.isnan() for s in said]).all(0)
+    return total.masked_fill(silent, float("nan"))
+
+
+# ------------------------------------------------------------------------------------- the sources
+
+
+def _sources(model, functions: list, tokenizer, processing_class) -> list[Source]:
+    """The reward model first, then the functions and models in their order, each with a name."""
+    models = [m for m in (model, *functions) if m is not None and _is_model(m, model)]
+    given = processing_class
+    if not isinstance(given, (list, tuple)):
+        given = [given] * len(models)
+    if len(given) != len(models):
+        raise ValueError(
+            f"reward_processing_class: {len(given)} tokenizers for {len(models)} "
+            "reward models; give one for each"
+        )
+    own = iter(given)
+    sources: list[Source] = []
+    for judge in ([] if model is None else [model]) + functions:
+        if _is_model(judge, model):
+            name = "model" if judge is model else _model_name(judge)
+            check_reward_model(judge)
+            theirs = next(own)
+            if theirs is not None and same_vocabulary(theirs, tokenizer):
+                theirs = None
+            sources.append(Source(_unused(name, sources), judge, True, theirs))
+        elif callable(judge):
+            sources.append(Source(_unused(name_of(judge), sources), judge, False))
+        else:
+            raise ValueError(f"reward_funcs: {judge!r} is neither a function nor a reward model")
+    return sources
+
+
+def _is_model(judge: Any, reward_model: Any) -> bool:
+    return judge is reward_model or isinstance(judge, nn.Module)
+
+
+def _model_name(judge) -> str:
+    """As GRPOTrainer calls it: the last part of where it came from."""
+    path = getattr(getattr(judge, "config", None), "_name_or_path", "")
+    return path.rstrip("/").split("/")[-1] or type(judge).__name__
+
+
+def _unused(name: str, sources: list[Source]) -> str:
+    taken, number, wanted = {s.name for s in sources}, 1, name
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
+
+
+def check_reward_model(model) -> None:
+    """Raises ValueError for a transformers model that is no reward model: it needs a `score` head
+    with one output."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        return
+    names = (name.split(".")[-1] for name, _ in model.named_modules())
+    labels = int(getattr(model.config, "num_labels", 1))
+    if getattr(model, "score", None) is None and "score" not in names:
+        raise ValueError(
+            f"{type(model).__name__} is no reward model that can be used here: it "
+            "has no `score` head, as AutoModelForSequenceClassification makes for "
+            "a decoder"
+        )
+    if labels != 1:
+        raise ValueError(
+            f"a reward model gives one score, {type(model).__name__} has {labels} "
+            "labels: load it with num_labels=1, if it was trained so"
+        )
+
+
+# --------------------------------------------------------------------------- another vocabulary
+
+
+def retokenised(
+    source: Source, policy_tokenizer, rows: list[dict], texts: list[str], ends: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """Prompts and responses in tokens of the source's own. → left-padded ids and mask, (b, s').
+
+    A prompt of ready-made ids is decoded with the policy's tokenizer first. Raises ValueError for
+    a row that is longer than the reward model can read.
+    """
+    theirs, sequences = source.tokenizer, []
+    for row, text, ended in zip(rows, texts, ends, strict=True):
+        prompt = row["prompt"] if "prompt" in row else row["input_ids"]
+        if not isinstance(prompt, str) and len(prompt) and not isinstance(prompt[0], dict):
+            prompt = policy_tokenizer.decode(list(prompt), skip_special_tokens=True)
+        response = encode_response(theirs, text)
+        sequences.append(encode_prompt(theirs, prompt) + (response if ended else response[:-1]))
+    longest = max(map(len, sequences))
+    room = getattr(getattr(source.judge, "config", None), "max_position_embeddings", None)
+    if room and longest > room:
+        raise ValueError(
+            f"reward model {source.name!r} takes {room} tokens, and a prompt with its "
+            f"response is {longest} in its tokenizer: use shorter ones"
+        )
+    pad = theirs.pad_token_id
+    return pad_prompts(sequences, theirs.eos_token_id if pad is None else pad)

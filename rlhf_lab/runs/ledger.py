@@ -1,0 +1,344 @@
+"""The table every cost number lives in.
+
+A cost is a row: whose it is (stage, role, phase, component), what it is (quantity, value and a
+band low..high, unit, rank) and where it comes from (source): **predicted** by a formula,
+**simulated** by an x-ray, or **measured** by a run. One shape for all three makes a comparison
+a join, a picture a pivot, and a claim without a source impossible.
+
+    ledger = Ledger()
+    ledger.add(stage="ppo", role="policy", phase="rollout", component="kv_cache",
+               quantity="bytes", value=3 * 2**20, source="predicted")
+    ledger.peak(rank=0)                            # bytes at the phase that needs the most
+    ledger.pivot("phase", "role", quantity="bytes")
+
+Bytes of a phase are the composition *at that phase's peak*: they add up over roles and
+components, never over phases (hence `peak`, and an error from `total`). What lives through the
+whole run, such as parameters, is written once per phase.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from pathlib import Path
+from typing import Any, overload
+
+STAGES = ("sft", "reward", "ppo", "dpo", "rloo", "grpo", "distill", "inference")
+ONLINE = ("ppo", "rloo", "grpo")
+"""Stages whose policy samples responses, which a reward model scores, while it is trained."""
+ROLES = ("policy", "reference", "reward", "value", "teacher", "student")
+PHASES = (
+    *("rollout", "old_logprobs", "reference", "score", "value", "advantage"),
+    *("forward", "backward", "optimizer", "prefill", "decode", "sampling", "evaluation"),
+)
+AROUND = ("sampling", "evaluation")
+"""Phases around training, which no plan foretells."""
+COMPONENTS = (
+    *("parameters", "gradients", "optimizer", "activations"),
+    *("logits", "kv_cache", "communication", "workspace"),
+)
+UNITS = {"bytes": "B", "flops": "FLOP", "seconds": "s", "tokens": "tokens", "money": "USD"}
+SOURCES = ("predicted", "simulated", "measured")
+
+_VOCABULARY: dict[str, tuple[str, ...]] = {
+    "stage": STAGES,
+    "role": ROLES,
+    "phase": PHASES,
+    "component": COMPONENTS,
+    "quantity": tuple(UNITS),
+    "unit": tuple(UNITS.values()),
+    "source": SOURCES,
+}
+_MAY_BE_EMPTY = ("role", "phase", "component")
+_LABELS = (*_VOCABULARY, "rank")
+_SHOWN_ROWS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One cost. `''` for a role, phase or component that does not apply."""
+
+    stage: str
+    role: str = ""
+    phase: str = ""
+    component: str = ""
+    quantity: str
+    value: float
+    """in `unit`; not negative; infinity where the answer is not known"""
+    low: float | None = None
+    """lower end of the band, in `unit`; None where no band is claimed"""
+    high: float | None = None
+    """upper end of the band, in `unit`"""
+    unit: str = ""
+    """follows from `quantity` and may be left out"""
+    rank: int = 0
+    """the process (one per accelerator) this cost falls on"""
+    source: str
+
+    def __post_init__(self) -> None:
+        for name in _VOCABULARY:
+            if name != "unit":
+                _check_word(name, getattr(self, name))
+        unit = UNITS[self.quantity]
+        if self.unit not in ("", unit):
+            raise ValueError(f"unit={self.unit!r}: {self.quantity} are counted in {unit!r}")
+        object.__setattr__(self, "unit", unit)
+        for name in ("value", "low", "high"):
+            object.__setattr__(self, name, _check_amount(name, getattr(self, name)))
+        low = self.value if self.low is None else self.low
+        high = self.value if self.high is None else self.high
+        if not low <= self.value <= high:
+            band = f"low={self.low!r}, high={self.high!r}"
+            raise ValueError(f"value={self.value!r} lies outside its band: {band}")
+        _check_rank(self.rank)
+
+
+def _check_word(name: str, word: Any) -> None:
+    if word == "" and name in _MAY_BE_EMPTY:
+        return
+    if word not in _VOCABULARY[name]:
+        empty = " (or '' where it does not apply)" if name in _MAY_BE_EMPTY else ""
+        raise ValueError(f"{name}={word!r}: choose from {', '.join(_VOCABULARY[name])}{empty}")
+
+
+def _check_amount(name: str, value: Any) -> float | None:
+    if value is None and name != "value":
+        return None
+    # Real takes numpy's scalars in without importing numpy.
+    if isinstance(value, bool) or not isinstance(value, Real) or not value >= 0:
+        raise ValueError(f"{name}={value!r}: a cost is a number, zero or more (never NaN)")
+    return float(value)
+
+
+def _check_rank(rank: Any) -> None:
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+        raise ValueError(f"rank={rank!r}: a process number, 0 or more")
+
+
+class Ledger:
+    """A list of rows with the few questions a cost table is asked.
+
+    Every method that takes `**fields` keeps the rows whose labels match; a tuple, list or set
+    names several allowed values: `ledger.filter(phase=("forward", "backward"), rank=0)`.
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._rows = list(rows)
+
+    # -- like a list ------------------------------------------------------------------------
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Ledger: ...
+    def __getitem__(self, index: int | slice) -> Row | Ledger:
+        return Ledger(self._rows[index]) if isinstance(index, slice) else self._rows[index]
+
+    def __eq__(self, other: object) -> bool:
+        return self._rows == other._rows if isinstance(other, Ledger) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # it grows, so it must not be a dict key
+
+    def __add__(self, other: Iterable[Row]) -> Ledger:
+        """Both tables one under the other: how predicted, simulated and measured meet."""
+        return Ledger([*self._rows, *other])
+
+    def add(self, **row_fields: Any) -> Row:
+        """Append one row, checked; the fields are those of `Row`."""
+        _check_fields(row_fields, tuple(f.name for f in fields(Row)))
+        missing = [n for n in ("stage", "quantity", "value", "source") if n not in row_fields]
+        if missing:
+            raise ValueError(f"a row needs {', '.join(missing)}")
+        row = Row(**row_fields)
+        self._rows.append(row)
+        return row
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        self._rows.extend(rows)
+
+    # -- questions --------------------------------------------------------------------------
+    def filter(self, **wanted: Any) -> Ledger:
+        """The rows whose labels match. A word that no row could hold is an error, not nothing."""
+        _check_fields(wanted, _LABELS)
+        allowed = {name: _as_choices(name, value) for name, value in wanted.items()}
+        return Ledger(
+            row
+            for row in self._rows
+            if all(getattr(row, name) in choices for name, choices in allowed.items())
+        )
+
+    def total(self, **wanted: Any) -> float:
+        """The sum of the matching values, in their one unit (0.0 where nothing matches)."""
+        found = self.filter(**wanted)
+        found._check_adds_up(apart=())
+        return math.fsum(row.value for row in found)
+
+    def at_peak(self, **wanted: Any) -> Ledger:
+        """The bytes rows of the phase that needs the most memory, on the rank that does."""
+        wanted.setdefault("quantity", "bytes")
+        found = self.filter(**wanted)
+        found._check_adds_up(apart=("phase", "rank", "stage"))
+        moments: dict[tuple[str, int, str], list[Row]] = {}
+        for row in found:
+            moments.setdefault((row.stage, row.rank, row.phase), []).append(row)
+        return Ledger(max(moments.values(), key=lambda m: sum(r.value for r in m), default=[]))
+
+    def peak(self, **wanted: Any) -> float:
+        """Bytes at the worst moment: summed over role and component in each phase, the largest
+        phase of any one rank. `at_peak` says which phase that is and what it is made of."""
+        return math.fsum(row.value for row in self.at_peak(**wanted))
+
+    def pivot(self, rows: str, columns: str, **wanted: Any) -> dict[str, dict[str, float]]:
+        """Sums by two labels: `{row: {column: value}}`, both in the order of the vocabulary.
+
+        A cell that no row speaks of is absent, since not said is not zero.
+        """
+        _check_fields((rows, columns), _LABELS)
+        found = self.filter(**wanted)
+        found._check_adds_up(apart=(rows, columns))
+        cells: dict[str, dict[str, float]] = {}
+        column_order = _place(columns)
+        for row in sorted(found, key=_place(rows)):
+            cells.setdefault(str(getattr(row, rows)), {})
+        for row in sorted(found, key=column_order):
+            line = cells[str(getattr(row, rows))]
+            column = str(getattr(row, columns))
+            line[column] = line.get(column, 0.0) + row.value
+        return cells
+
+    def _check_adds_up(self, apart: Collection[str]) -> None:
+        """Refuse a sum that means nothing, unless the label is kept `apart`."""
+        for name in ("quantity", "source"):
+            kinds = list(dict.fromkeys(getattr(row, name) for row in self._rows))
+            if len(kinds) > 1 and name not in apart:
+                raise ValueError(f"adding up {' and '.join(kinds)} means nothing: give one {name}=")
+        phases = dict.fromkeys(row.phase for row in self._rows if row.quantity == "bytes")
+        if len(phases) > 1 and "phase" not in apart:
+            named = ", ".join(p or "''" for p in phases)
+            raise ValueError(
+                f"bytes do not add up over phases ({named}): give phase= or use peak()"
+            )
+
+    # -- in and out -------------------------------------------------------------------------
+    def to_pandas(self) -> Any:
+        """The table as a `pandas.DataFrame`, one column per field."""
+        import pandas  # late: a plan must open where pandas is slow to load or absent
+
+        names = [f.name for f in fields(Row)]
+        return pandas.DataFrame([asdict(row) for row in self._rows], columns=names)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one JSON object per line; the old file stays whole until the new one is."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(_to_json(row)) + "\n" for row in self._rows)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        draft.write_text("".join(lines), encoding="utf-8")
+        draft.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Ledger:
+        """Read what `save` wrote; a line that is not a row is named with its number."""
+        ledger = cls()
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                ledger.add(**_from_json(line))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}, line {number} is not a ledger row: {error}") from None
+        return ledger
+
+    # -- how it looks -----------------------------------------------------------------------
+    def __repr__(self) -> str:
+        count = f"{len(self)} row{'' if len(self) == 1 else 's'}"
+        said = [
+            ", ".join(dict.fromkeys(getattr(row, name) for row in self._rows))
+            for name in ("stage", "quantity", "source")
+        ]
+        return f"Ledger({'; '.join([count, *filter(None, said)])})"
+
+    def __str__(self) -> str:
+        # Imported when shown: the ledger itself stands on nothing.
+        from ..display import table
+
+        return table(self._shown()) + self._unshown() if self._rows else "Ledger(0 rows)"
+
+    def _repr_html_(self) -> str:
+        from ..display import html_table
+
+        return html_table(self._shown()) + (f"<p>{self._unshown()}</p>" if self._unshown() else "")
+
+    def _shown(self) -> list[dict[str, str]]:
+        """The first rows as text; columns that say nothing in any row are left out."""
+        from ..display import format_number
+
+        def band(row: Row) -> str:
+            ends = [
+                format_number(end, row.unit) if end is not None else ""
+                for end in (row.low, row.high)
+            ]
+            return " .. ".join(ends) if any(ends) else ""
+
+        lines = [
+            {
+                **{n: getattr(row, n) for n in ("stage", "role", "phase", "component", "quantity")},
+                "value": format_number(row.value, row.unit),
+                "band": band(row),
+                "rank": str(row.rank),
+                "source": row.source,
+            }
+            for row in self._rows[:_SHOWN_ROWS]
+        ]
+        dull = {"role", "phase", "component", "band"} & {
+            name for name in (lines[0] if lines else ()) if not any(line[name] for line in lines)
+        }
+        return [{k: v for k, v in line.items() if k not in dull} for line in lines]
+
+    def _unshown(self) -> str:
+        rest = len(self) - _SHOWN_ROWS
+        return f"\n… and {rest} more rows" if rest > 0 else ""
+
+
+def _check_fields(given: Iterable[str], allowed: Sequence[str]) -> None:
+    for name in given:
+        if name not in allowed:
+            raise ValueError(f"field {name!r} is not one of {', '.join(allowed)}")
+
+
+def _as_choices(name: str, value: Any) -> Collection[Any]:
+    choices = value if isinstance(value, (tuple, list, set, frozenset)) else (value,)
+    for choice in choices:
+        _check_rank(choice) if name == "rank" else _check_word(name, choice)
+    return choices
+
+
+def _place(name: str) -> Any:
+    """A sort key: where a row's label stands in its vocabulary ('' comes last)."""
+    words = _VOCABULARY.get(name, ())
+    places = {word: place for place, word in enumerate((*words, ""))}
+    return lambda row: places.get(getattr(row, name), row.rank)
+
+
+def _to_json(row: Row) -> dict[str, Any]:
+    """JSON has no infinity, so it travels as the word `inf`, which `float` reads back."""
+    return {k: "inf" if v == math.inf else v for k, v in asdict(row).items()}
+
+
+def _from_json(line: str) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    return {
+        k: math.inf if v == "inf" and k in ("value", "low", "high") else v for k, v in row.items()
+    }

@@ -1,0 +1,1 @@
+"""The x-ray: the real trainers' step on tensors without data."""

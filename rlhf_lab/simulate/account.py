@@ -1,0 +1,250 @@
+"""Accounts of one training step: where in the step each byte is, on real or on fake tensors.
+
+A fake tensor has a shape and a type but no numbers (`torch._subclasses.fake_tensor`). Code that
+reads numbers, such as a loss to log or how many positions a mask selects, is answered with
+stand-ins: `FakeAccount`. `StepAccount` is the same account for real tensors: the witness.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..metering.account import Account, Key
+from ..metering.flop_counter import _KNOWN, FlopCounter, _look_up
+
+aten = torch.ops.aten
+
+
+class StepAccount(Account):
+    """An account that knows where in a step it is.
+
+    `enter` begins a phase, which lasts until the next. A new storage is `logits` where its last
+    dimension is one of `widths` (the vocabulary, or a tile of it), of the model whose pass it is;
+    else it is of the current component.
+    """
+
+    def __init__(self, block: int = 1, widths: Iterable[int] = ()):
+        super().__init__(block)
+        self.widths = frozenset(widths)
+        self.flops: Counter[Key] = Counter()
+        """(phase, role) → FLOPs"""
+        self.timeline: list[tuple[str, int]] = []
+        self.owners: dict[int, str] = {}
+        """id of a parameter → its role"""
+        self._blind = False
+
+    @property
+    def at(self) -> Key | None:
+        """(phase, role) at hand"""
+        return self._at
+
+    def enter(self, phase: str, role: str, component: str = "activations") -> None:
+        """A phase begins, and ends where the next begins. One met again keeps the higher peak."""
+        if self._at != (phase, role):
+            self._at = phase, role
+            self._most = sum(self.peaks.get(self._at, {}).values())
+            self._look()
+        self.call(role, component)
+
+    def call(self, role: str, component: str = "activations") -> Key:
+        """New storages are of this role and component from now on; → what it was before."""
+        before, self.label = self.label, (role, component)
+        return before
+
+    def mark(self, name: str) -> None:
+        """A point of the timeline: "<phase> <role> <name>"."""
+        phase = self._at[0] if self._at else ""
+        self.timeline.append((f"{phase} {self.label[0]} {name}".strip(), self.total))
+
+    def count(self, flops: int) -> None:
+        """Add work to the phase and role at hand."""
+        if self._at:
+            self.flops[self._at[0], self.label[0]] += flops
+
+    @contextmanager
+    def standing_for(self, passes: Fraction | int) -> Iterator[None]:
+        """The work of this block stands for so many like it."""
+        before = Counter(self.flops)
+        yield
+        for at, flops in self.flops.items():
+            more = flops - before[at]
+            self.flops[at] = before[at] + int(more * passes)
+
+    def restart(self) -> None:
+        """Forget what happened; what is alive stays."""
+        for table in (self.peaks, self.flops, self.timeline):
+            table.clear()
+        self.peak, self._most = self.total, 0
+
+    def own_states(self, optimizer: Any) -> None:
+        """The optimizer's states belong to the roles of their parameters."""
+        for parameter, state in optimizer.state.items():
+            tensors = [x for x in tree_leaves(state) if isinstance(x, Tensor)]
+            self.own(self.owners.get(id(parameter), ""), "optimizer", tensors)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "prim":  # fake tensors are asked for their device
+            return func(*args, **(kwargs or {}))
+        return self.run(func, args, kwargs or {})
+
+    def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """Run one operation, count its work, and book what it made."""
+        out = self.answer(func, args, kwargs)
+        formula = (_KNOWN.get(func) or _look_up(func))[0]
+        if formula is not None:
+            self.count(FlopCounter._flops(formula, args, kwargs, out))
+        # A gradient that reaches a value twice: without a dispatch mode autograd adds it in place
+        # (torch/csrc/autograd/input_buffer.cpp), so the sum must not count beside its parts. The
+        # old part is freed at once, and what is left is looked at with what comes next.
+        self._blind = (
+            func is aten.add.Tensor
+            and bool(self._at)
+            and self._at[0] == "backward"
+            and not torch.is_grad_enabled()
+        )
+        self.book(out)
+        self._blind = False
+        if self.block == 1 and torch.Tag.pointwise in func.tags:
+            self._see_casts(func, args)
+        if self.trace is not None:
+            self.trace.append((str(func), self.total))
+        return out
+
+    def answer(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        return func(*args, **kwargs)
+
+    def _see_casts(self, func: Any, args: tuple) -> None:
+        """Within a pointwise operation on a CPU, inputs of another type than the common one are
+        copies for a moment (ATen/TensorIterator.cpp); a GPU casts each number as it reads it."""
+        inputs = [x for x in args if isinstance(x, Tensor) and x.dim()]
+        if func._overloadpacket in _MASKED or len({x.dtype for x in inputs}) < 2:
+            return
+        common = reduce(torch.promote_types, (x.dtype for x in inputs))
+        size = sum(x.numel() for x in inputs if x.dtype != common) * common.itemsize
+        self._count((self.label[0], "workspace"), size)
+        self._look()
+        self._count((self.label[0], "workspace"), -size)
+
+    def book(self, out: Any) -> None:
+        """New tensors: under the label at hand."""
+        for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                self._add(leaf, self.label)
+        self._look()
+
+    def _look(self) -> None:
+        if not self._blind:
+            super()._look()
+
+    def _add(self, tensor: Tensor, label: Key, relabel: bool = False) -> None:
+        if not relabel and tensor.dim() > 1 and tensor.shape[-1] in self.widths:
+            # A critic has no vocabulary: what autograd does between two passes is the policy's.
+            role = "policy" if label[0] in ("reward", "value") else label[0]
+            label = role, "logits"
+        super()._add(tensor, label, relabel)
+
+
+class FakeAccount(StepAccount):
+    """An account that answers what cannot be known without numbers.
+
+    A number read from a tensor is 1, a condition is true (but "less than", "is NaN" and "is
+    infinite" are false), `unique` finds one value. A mask selects all positions; one of two
+    dimensions (rows, n) selects `response` positions of each row where n is at least that.
+    """
+
+    def __init__(self, block: int = 1, widths: Iterable[int] = (), response: int = 0):
+        super().__init__(block, widths)
+        self.response = response
+
+    def answer(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        packet = func._overloadpacket
+        if packet is aten._local_scalar_dense:
+            return _number(args[0])
+        if packet in _FOUND:
+            return _FOUND[packet](self, *args)
+        if packet in _SELECT:
+            args = (args[0], self._positions(args[1]), *args[2:])
+        out = func(*args, **kwargs)
+        if packet in _FALSE:
+            out.is_false = True
+        return out
+
+    def selected(self, mask: Tensor) -> int:
+        """How many positions a mask selects."""
+        if mask.dim() == 2 and 0 < self.response <= mask.shape[1]:
+            return mask.shape[0] * self.response
+        return mask.numel()
+
+    def _positions(self, indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+        """Masks become positions, as the kernels themselves do it."""
+        made: list[Tensor | None] = []
+        for index in indices:
+            if index is None or index.dtype not in (torch.bool, torch.uint8):
+                made.append(index)
+            else:
+                places = torch.zeros(self.selected(index), dtype=torch.long, device=index.device)
+                made += [places] * index.dim()
+        return made
+
+    def _nonzero(self, mask: Tensor) -> Tensor:
+        return torch.zeros(self.selected(mask), mask.dim(), dtype=torch.long, device=mask.device)
+
+    def _masked_select(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x.new_empty(self.selected(mask))
+
+    def _unique(self, x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        places = torch.zeros(x.shape, dtype=torch.long)
+        return x.new_empty(1), places, torch.zeros(1, dtype=torch.long)
+
+    def _grouped_mm(self, a: Tensor, b: Tensor, ends: Tensor, *_: Any) -> Tensor:
+        """Experts: rows (S, m) by (groups, m, n), or (m, S) by (S, n); fake tensors refuse fp32."""
+        shape = (a.shape[0], b.shape[2]) if b.dim() == 3 else (len(ends), a.shape[0], b.shape[1])
+        return a.new_empty(shape)
+
+
+_MASKED = {aten.where, aten.masked_fill, aten.masked_fill_}
+_FALSE = {aten.lt, aten.isnan, aten.isinf}
+_SELECT = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+_FOUND: dict[Any, Callable] = {
+    aten.nonzero: FakeAccount._nonzero,
+    aten.masked_select: FakeAccount._masked_select,
+    aten._unique2: FakeAccount._unique,
+    aten._grouped_mm: FakeAccount._grouped_mm,
+}
+
+
+def _number(x: Tensor) -> bool | int | float:
+    if x.dtype == torch.bool:
+        return not getattr(x, "is_false", False)
+    return 1.0 if x.dtype.is_floating_point else 1
+
+
+def materialise(model: nn.Module) -> nn.Module:
+    """Give a model made on the meta device tensors of the current mode (fake ones, in a fake mode).
+
+    Shared tensors stay shared, and each keeps its type and whether it is trained. Adapters must be
+    in place before: peft cannot inject them into fake tensors.
+    """
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, old in list(module._parameters.items()):
+            if old is not None:
+                if id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
+                module._parameters[name] = made[id(old)]
+        for name, old in list(module._buffers.items()):
+            if old is not None:
+                if id(old) not in made:
+                    made[id(old)] = torch.empty(old.shape, dtype=old.dtype)
+                module._buffers[name] = made[id(old)]
+    return model

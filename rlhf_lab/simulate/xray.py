@@ -1,0 +1,272 @@
+"""X-ray: the memory and work of one training step, seen by running the real code on fake tensors.
+
+A step of a 7B model runs on a laptop in seconds, without weights. An account (`fake.py`) follows
+every storage; the hooks here tell it whose it is and what for: bytes by role and component at each
+phase's peak, a timeline of live bytes layer by layer, FLOPs by role and phase. What is run is given
+by the roof (`rehearsal.py`): this file knows models and optimizers, no trainer.
+
+    with FakeTensorMode(), account, labelled(account, {"policy": model}):
+        trainer.train()
+    XRay.of(account, "sft", "gpu").ledger
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import optimizer as optim
+
+from ..metering.account import Key
+from ..metering.patch import patched
+from ..runs.ledger import Ledger
+from .account import StepAccount
+
+aten = torch.ops.aten
+
+# --------------------------------------------------------------------------------------- the models
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """The transformer below the head of a transformers or peft model."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    return getattr(inner, getattr(inner, "base_model_prefix", "") or "_", inner)
+
+
+def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module): the layers of a model, and what stands before and after them."""
+
+    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+        for child_name, child in module.named_children():
+            path = f"{name}.{child_name}" if name else child_name
+            if isinstance(child, nn.ModuleList):
+                yield from ((f"{path}.{i}", part) for i, part in enumerate(child))
+            elif any(isinstance(m, nn.ModuleList) for m in child.modules()):
+                yield from walk(child, path)
+            else:
+                yield path, child
+
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    return walk(inner, "")
+
+
+# --------------------------------------------------------------------------------------- the labels
+
+
+@contextmanager
+def fused_silu() -> Iterator[None]:
+    """Under a dispatch mode autograd takes SiLU's gradient apart into eight operations with five
+    temporaries (`math_silu_backward`). While this lasts it is one kernel, as it is without one."""
+
+    def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+        return aten.silu_backward.grad_input(grad, x, grad_input=torch.empty_like(x))
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("silu_backward", silu_backward, "Python")
+    try:
+        yield
+    finally:
+        library._destroy()
+
+
+@contextmanager
+def labelled(
+    account: StepAccount, models: Mapping[str, nn.Module], phases: bool = True
+) -> Iterator[None]:
+    """While it lasts, what these models do is booked to their roles.
+
+    `models`: role → model. `phases`: a pass of a trained model begins the phase "forward", one of a
+    frozen model (or without gradients) is the phase "reference"; else the phases are somebody
+    else's to tell. Backward passes and optimizer steps begin theirs in either case.
+    """
+    hooks: list[Any] = []
+    account.owners = {id(p): role for role, model in models.items() for p in model.parameters()}
+    for role, model in models.items():
+        account.own(role, "parameters", [*model.parameters(), *model.buffers()])
+        hooks += _role_hooks(account, role, model, phases) + _part_hooks(account, role, model)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                hooks.append(parameter.register_post_accumulate_grad_hook(_arrived(account, role)))
+    hooks += _optimizer_hooks(account)
+    main = next(iter(models))
+    backward, cache = (
+        Tensor.backward,
+        getattr(sys.modules.get("transformers.cache_utils"), "Cache", None),
+    )
+
+    def begin(self, *args, **kwargs):
+        account.enter("backward", main)
+        return backward(self, *args, **kwargs)
+
+    with ExitStack() as stack:
+        stack.enter_context(fused_silu())
+        stack.enter_context(patched(Tensor, "backward", begin))
+        if cache is not None:
+            stack.enter_context(patched(cache, "update", _keeping(account, cache.update)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _arrived(account: StepAccount, role: str) -> Callable[[Tensor], None]:
+    def arrived(parameter: Tensor) -> None:
+        account.own(role, "gradients", [parameter.grad])
+
+    return arrived
+
+
+def _keeping(account: StepAccount, update: Callable) -> Callable:
+    """A cache's `update`, in which what is made is `kv_cache`, and what it gives is too."""
+
+    def kept(cache, *args, **kwargs):
+        before = account.call(account.label[0], "kv_cache")
+        out = update(cache, *args, **kwargs)
+        account.own(account.label[0], "kv_cache", out)
+        account.call(*before)
+        return out
+
+    return kept
+
+
+def _role_hooks(account: StepAccount, role: str, model: nn.Module, phases: bool) -> list[Any]:
+    """What a model (or its trunk, called alone) makes in a forward pass is its role's."""
+    calls: list[tuple[Key | None, Key]] = []
+    trained = any(p.requires_grad for p in model.parameters())
+
+    def enter(module: nn.Module, args: Any) -> None:
+        calls.append((account.at, account.label))
+        if len(calls) > 1:
+            return  # the trunk within its model
+        if not phases:
+            account.call(role)
+        elif trained and torch.is_grad_enabled():
+            account.enter("forward", role)
+        else:
+            account.enter("reference", "reference")
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        at, label = calls.pop()
+        if calls:
+            return
+        if not phases:
+            account.call(*label)
+        elif account.at == ("reference", "reference") and at:
+            account.enter(*at)
+
+    hooks = []
+    for module in dict.fromkeys((model, trunk_of(model))):
+        hooks.append(module.register_forward_pre_hook(enter))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
+    return hooks
+
+
+def _part_hooks(account: StepAccount, role: str, model: nn.Module) -> list[Any]:
+    """A point of the timeline after each layer's forward pass, and before its backward pass."""
+
+    def hook(name: str) -> Callable:
+        def undo(grad: Tensor) -> None:
+            account.call(role)
+            account.mark(name)
+
+        def done(module: nn.Module, args: Any, out: Any) -> None:
+            account.mark(name)
+            first = out[0] if isinstance(out, tuple) else out
+            if isinstance(first, Tensor) and first.requires_grad:
+                first.register_hook(undo)
+
+        return done
+
+    return [part.register_forward_hook(hook(name)) for name, part in parts_of(model)]
+
+
+def _optimizer_hooks(account: StepAccount) -> list[Any]:
+    """The phase of the optimizer, and whose its states are."""
+
+    def begin(optimizer, args, kwargs) -> None:
+        account.enter("optimizer", next(iter(account.owners.values())), "workspace")
+
+    def end(optimizer, args, kwargs) -> None:
+        account.own_states(optimizer)
+
+    return [
+        optim.register_optimizer_step_pre_hook(begin),
+        optim.register_optimizer_step_post_hook(end),
+    ]
+
+
+def prime(account: StepAccount, optimizer: Any, foreach: bool | None = None) -> None:
+    """Give an optimizer the state it has after a first step. `foreach`: see torch.optim.AdamW."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    for group in optimizer.param_groups:
+        if foreach is not None and "foreach" in group and not group.get("fused"):
+            group["foreach"] = foreach
+        for parameter in group["params"]:
+            parameter.grad = torch.empty_like(parameter)
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):  # the same without the step
+        for group in optimizer.param_groups:
+            optimizer._init_group(group, [], [], [], [], [], [])
+    else:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    account.own_states(optimizer)
+
+
+# --------------------------------------------------------------------------------------- the result
+
+
+@dataclass
+class XRay:
+    """What one training step takes: rows of the ledger, the peak, and live bytes layer by layer."""
+
+    stage: str
+    ledger: Ledger
+    peak: int
+    """most bytes at any moment"""
+    timeline: list[tuple[str, int]] = field(repr=False, default_factory=list)
+    """("<phase> <role> <layer>", live bytes) in the order of events"""
+    device: str = "gpu"
+
+    @classmethod
+    def of(cls, account: StepAccount, stage: str, device: str, source: str = "simulated") -> XRay:
+        ledger = Ledger()
+        for phase in dict.fromkeys(phase for phase, _ in account.peaks):
+            parts = max(
+                (p for (name, _), p in account.peaks.items() if name == phase),
+                key=lambda p: sum(p.values()),
+            )
+            for (role, component), size in parts.items():
+                ledger.add(
+                    stage=stage,
+                    role=role,
+                    phase=phase,
+                    component=component,
+                    quantity="bytes",
+                    value=size,
+                    source=source,
+                )
+        for (phase, role), flops in account.flops.items():
+            ledger.add(
+                stage=stage, role=role, phase=phase, quantity="flops", value=flops, source=source
+            )
+        return cls(stage, ledger, account.peak, list(account.timeline), device)
+
+    @property
+    def flops(self) -> float:
+        return self.ledger.total(quantity="flops")
+
+    def __repr__(self) -> str:
+        at = next((row.phase for row in self.ledger.at_peak()), "?")
+        return (
+            f"XRay({self.stage}, {self.device}: {self.peak / 2**30:.3g} GiB in {at}, "
+            f"{self.flops / 1e12:.3g} TFLOP a step)"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}; at the peak:</p>{self.ledger.at_peak()._repr_html_()}"

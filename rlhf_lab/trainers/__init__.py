@@ -1,0 +1,1 @@
+"""SFT, reward model, DPO, RLOO and GRPO, thin over TRL; what surrounds a stage's training."""

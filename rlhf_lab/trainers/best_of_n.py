@@ -1,0 +1,95 @@
+"""Best-of-n: draw n responses from a policy, keep the one that the reward model likes best.
+
+The baseline that trains nothing: all of its cost falls on every answer (n responses are sampled
+and scored for one that is read), where PPO pays once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..ppo.texts import sample_ids, score_texts
+
+
+@dataclass
+class Drawn:
+    """`samples` responses to each of p prompts: what each scores, is worth, and took."""
+
+    texts: list[list[str]]
+    scores: Tensor  # (p, samples) fp64, of the reward model
+    golds: Tensor | None  # (p, samples) fp64, where the data have a gold reward
+    tokens: Tensor  # (p, samples), eos counted
+
+
+def draw(
+    model,
+    tokenizer,
+    reward_model,
+    prompts: Sequence,
+    samples: int,
+    *,
+    gold_reward: Callable[[str, str], float] | None = None,
+    reward_tokenizer=None,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int = 99,
+    progress: Callable[[int], None] | None = None,
+) -> Drawn:
+    """Sample and score, as the evaluation of every stage does."""
+    ids = sample_ids(
+        model,
+        tokenizer,
+        prompts,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        progress=progress,
+    )
+    texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in ids]
+    pairs = [(p, t) for p, row in zip(prompts, texts, strict=True) for t in row]
+    scores = score_texts(reward_model, reward_tokenizer or tokenizer, *zip(*pairs, strict=True))
+    golds = None if gold_reward is None else [gold_reward(p, t) for p, t in pairs]
+    shape = len(prompts), samples
+    return Drawn(
+        texts,
+        scores.double().view(shape),
+        None if golds is None else torch.tensor(golds, dtype=torch.float64).view(shape),
+        torch.tensor([[len(r) for r in row] for row in ids]),
+    )
+
+
+def order_weights(total: int, n: int) -> Tensor:
+    """How often each of `total` sorted samples is the largest of n drawn without replacement.
+
+    The i-th smallest is the largest of C(i−1, n−1) of the C(total, n) subsets. → (total,) fp64.
+    """
+    if not 1 <= n <= total:
+        raise ValueError(f"best of {n} out of {total} samples: choose 1 to {total}")
+    ways = math.comb(total, n)
+    return torch.tensor([math.comb(i, n - 1) / ways for i in range(total)], dtype=torch.float64)
+
+
+def expected_best(scores: Tensor, values: Tensor, n: int) -> Tensor:
+    """The mean of `values` where n of the samples are drawn and that of highest score is kept,
+    over all subsets of n: as if they had all been tried. scores, values: (p, total) → (p,).
+
+    An unbiased estimate of best-of-n's value from more samples than n. Of equal scores the later
+    sample counts as the higher one.
+    """
+    order = scores.argsort(dim=1, stable=True)
+    return values.gather(1, order) @ order_weights(scores.shape[1], n).to(values)
+
+
+def kl_bound(n: int) -> float:
+    """log n − (n−1)/n: KL(best-of-n ‖ policy) in nats per response is at most this.
+
+    Stiennon et al. (2009.01325) use it as the value; Beirami et al. (2401.01879) show that it is
+    an upper bound, reached where no response is drawn twice.
+    """
+    return math.log(n) - (n - 1) / n

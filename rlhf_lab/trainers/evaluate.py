@@ -1,0 +1,143 @@
+"""What a model is worth, on prompts and pairs that no stage has trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..data.tokenize import encode_prompt, encode_response
+from ..ppo.losses import kl_estimate, response_mask
+from ..ppo.rollout import join, pad_prompts, response_logprobs
+from ..ppo.texts import sample_texts, score_texts
+
+
+@torch.no_grad()
+def kl_from_reference(model, reference, tokenizer, prompts, responses: Sequence[str]) -> Tensor:
+    """k1 and k3 estimates of KL(policy‖reference) in nats per response. → (n, 2).
+
+    A response that is text only is scored with its stop token, as if it had stopped there.
+    """
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    answers = [encode_response(tokenizer, r) for r in responses]
+    encoded = [encode_prompt(tokenizer, p) for p in prompts]
+    out = torch.empty(len(answers), 2)
+    order = sorted(range(len(answers)), key=lambda i: len(answers[i]))
+    for start in range(0, len(order), 64):
+        part = order[start : start + 64]
+        prompt_ids, prompt_mask = pad_prompts([encoded[i] for i in part], pad)
+        width = max(len(answers[i]) for i in part)
+        rows = torch.full((len(part), width), eos)
+        for row, i in enumerate(part):
+            rows[row, : len(answers[i])] = torch.tensor(answers[i])
+        mask = response_mask(rows, eos)
+        ids, attention = (
+            x.to(model.device) for x in join(prompt_ids, prompt_mask, rows, mask, pad)
+        )
+        rows, mask = rows.to(model.device), mask.to(model.device)
+        new, old = (response_logprobs(m, ids, attention, rows) for m in (model, reference))
+        for column, kind in enumerate(("k1", "k3")):
+            out[part, column] = (kl_estimate(new, old, kind) * mask).sum(1).cpu()
+    return out
+
+
+def policy_report(
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    *,
+    gold_parts: Callable[[str, str], dict[str, float]] | None = None,
+    gold_reward: Callable[[str, str], float] | None = None,
+    reward_model=None,
+    reward_tokenizer=None,
+    reference=None,
+    max_new_tokens: int = 64,
+    seed: int = 1234,
+) -> tuple[dict[str, float], list[str]]:
+    """Sample one response per prompt and average what is known of it. → figures, responses.
+
+    `gold_reward`, `gold/<part>`: means over prompts; `reward`: the reward model's mean score, in
+    tokens of `reward_tokenizer` where it has its own;
+    `kl`, `kl_k3`: nats per response from `reference`; `length`: words.
+    """
+    sampled = sample_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed)
+    responses = [s[0] for s in sampled]
+    figures = {"length": sum(len(r.split()) for r in responses) / len(responses)}
+    if gold_reward:
+        golds = [gold_reward(p, r) for p, r in zip(prompts, responses, strict=True)]
+        figures["gold_reward"] = sum(golds) / len(golds)
+    if gold_parts:
+        parts = [gold_parts(p, r) for p, r in zip(prompts, responses, strict=True)]
+        for name in parts[0]:
+            figures[f"gold/{name}"] = sum(p[name] for p in parts) / len(parts)
+    if reward_model is not None:
+        theirs = reward_tokenizer or tokenizer
+        figures["reward"] = float(score_texts(reward_model, theirs, prompts, responses).mean())
+    if reference is not None:
+        kl = kl_from_reference(model, reference, tokenizer, prompts, responses).mean(0)
+        figures["kl"], figures["kl_k3"] = float(kl[0]), float(kl[1])
+    return figures, responses
+
+
+def pair_accuracy(reward_model, tokenizer, pairs: Sequence[dict]) -> tuple[float, Tensor]:
+    """Share of pairs whose chosen response scores higher. → accuracy, score differences (n,)."""
+    prompts = [p["prompt"] for p in pairs]
+    chosen = score_texts(reward_model, tokenizer, prompts, [p["chosen"] for p in pairs])
+    rejected = score_texts(reward_model, tokenizer, prompts, [p["rejected"] for p in pairs])
+    margin = chosen - rejected
+    return float((margin > 0).float().mean()), margin
+
+
+def gold_gaps(pairs: Sequence[dict], gold_reward) -> Tensor:
+    """Gold reward of the chosen response minus that of the rejected one. → (n,)."""
+    return torch.tensor(
+        [
+            gold_reward(p["prompt"], p["chosen"]) - gold_reward(p["prompt"], p["rejected"])
+            for p in pairs
+        ]
+    )
+
+
+def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> float:
+    """Accuracy on what the annotator would have said without noise; ties of the gold left out."""
+    gaps = gold_gaps(pairs, gold_reward)
+    clear = gaps.abs() > 1e-9
+    return float(((margin > 0) == (gaps > 0))[clear].float().mean())
+
+
+def win_rate(
+    reward_model, tokenizer, prompts: Sequence, before: Sequence[str], after: Sequence[str]
+) -> float:
+    """Share of prompts whose response after scores higher than the one before; ties count half.
+
+    `tokenizer`: the reward model's.
+    """
+    old, new = (score_texts(reward_model, tokenizer, prompts, texts) for texts in (before, after))
+    return float(((new > old).float() + (new == old).float() / 2).mean())
+
+
+def sample_pairs(
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    progress=None,
+    max_new_tokens: int = 64,
+) -> list[dict]:
+    """Two different responses of a model for each prompt: {"prompt", "first", "second"}."""
+    sampled = sample_texts(
+        model,
+        tokenizer,
+        prompts,
+        samples=2,
+        seed=seed,
+        progress=progress,
+        max_new_tokens=max_new_tokens,
+    )
+    return [
+        {"prompt": p, "first": a, "second": b}
+        for p, (a, b) in zip(prompts, sampled, strict=True)
+        if a != b
+    ]

@@ -1,0 +1,321 @@
+"""RLOO and GRPO: policy gradients without a critic, thin over TRL's trainers.
+
+Both draw several responses to a prompt and compare each with the others of its group, where PPO
+asks a value model: RLOO with the mean of the others (Ahmadian et al., 2402.14740), GRPO with the
+group's mean, in units of its standard deviation (Shao et al., 2402.03300). So they hold one model
+less, and need `num_generations` responses to a prompt.
+
+What is ours is what makes them comparable with our PPO: the same tokens, the same reward model
+scoring them in the same way, positions counted from the mask, and metrics of the same names.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import trl
+from datasets import Dataset
+from torch import Tensor
+
+from ..data.tokenize import encode_prompt, prompt_text
+from ..metering.meter import Meter, NoMeter
+from ..metering.patch import patched
+from ..ppo.losses import kl_estimate, missing_stop_score
+from ..ppo.rewards import Rewards
+from ..ppo.rollout import pad_prompts, positions_of
+from ..ppo.texts import call_reward
+from .trl_stages import Watch, _unprinted
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+@dataclass
+class _AsPPO:
+    """Settings that PPOConfig has too, under its names."""
+
+    response_length: int | None = field(
+        default=None, metadata={"help": "Most tokens of a response: TRL's max_completion_length."}
+    )
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Subtracted from the score of a response that never stops."}
+    )
+
+    def __post_init__(self):
+        if self.response_length is None:
+            self.response_length = self.max_completion_length
+        self.max_completion_length = self.response_length
+        if self.response_length < 1:
+            raise ValueError(f"response_length must be ≥ 1, got {self.response_length}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        super().__post_init__()
+
+
+@dataclass
+class RLOOConfig(_AsPPO, trl.RLOOConfig):
+    """TRL's RLOOConfig and what PPO has too."""
+
+
+@dataclass
+class GRPOConfig(_AsPPO, trl.GRPOConfig):
+    """TRL's GRPOConfig and what PPO has too."""
+
+
+# ------------------------------------------------------------------------------------------ reward
+
+
+class Judge:
+    """The rewards as one reward function, called as TRL's trainers call one.
+
+    The reward model's score is that of the sampled ids (a response that was cut has no eos),
+    `score_offset` included, less a penalty for a response that never stops: what our PPO makes of
+    it.
+    `metric_funcs` are called in the same way, and only logged.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        args,
+        *,
+        meter: Meter | None = None,
+        metric_funcs: dict[str, Callable] | None = None,
+        on_sample: Callable[[int, list[dict]], None] | None = None,
+        reward_funcs: Callable | Sequence[Callable] | None = None,
+        reward_tokenizer=None,
+    ):
+        self.model, self.tokenizer, self.args = model, tokenizer, args
+        self.device = torch.device("cpu")
+        if model is not None:
+            self.device = next(model.eval().requires_grad_(False).parameters()).device
+        self.rewards = Rewards(
+            model, reward_funcs, tokenizer, args, reward_tokenizer, device=self.device
+        )
+        self.meter, self.metric_funcs = meter or NoMeter("grpo"), metric_funcs or {}
+        self.on_sample, self.episodes = on_sample, 0
+        self.meter.watch("reward", model)
+
+    def scores(self, prompts: list, completion_ids: list[list[int]]) -> Tensor:
+        """What the rewards say, `per_device_train_batch_size` rows at a time. → (n,)."""
+        rows = [
+            encode_prompt(self.tokenizer, p) + ids
+            for p, ids in zip(prompts, completion_ids, strict=True)
+        ]
+        ids, mask = pad_prompts(rows, self.tokenizer.pad_token_id)
+        with torch.no_grad():
+            return self.rewards.ask(
+                ids.to(self.device),
+                mask.to(self.device),
+                completion_ids,
+                self.stopped(completion_ids).tolist(),
+                [{"prompt": p} for p in prompts],
+                self.args.per_device_train_batch_size,
+                self.meter,
+            ).cpu()
+
+    def __call__(
+        self,
+        prompts,
+        completions,
+        completion_ids,
+        *,
+        trainer_state=None,
+        log_metric=lambda name, value: None,
+        **columns,
+    ) -> list[float | None]:
+        said = self.scores(prompts, completion_ids)
+        stopped = self.stopped(completion_ids)
+        scores = missing_stop_score(said, stopped, self.args.missing_eos_penalty)
+        self.episodes += len(prompts)
+        log_metric("judged", float(said.nanmean()))
+        for name, value in self.rewards.said.items():
+            log_metric(f"said/{name}", float(value.nanmean()))
+        log_metric("stopped", float(stopped.float().mean()))
+        with self.meter.phase("evaluation"):
+            self._watch(prompts, completion_ids, scores, trainer_state, log_metric)
+        return [None if s != s else s for s in scores.tolist()]  # NaN: nobody says anything
+
+    def stopped(self, completion_ids: list[list[int]]) -> Tensor:
+        """Which responses ended by themselves: short of the limit, or with eos. → (n,) bool."""
+        limit, eos = self.args.response_length, self.tokenizer.eos_token_id
+        return torch.tensor([len(ids) < limit or ids[-1] == eos for ids in completion_ids])
+
+    def _watch(self, prompts, completion_ids, scores: Tensor, state, log_metric) -> None:
+        """Metrics that are only watched, and a few samples for the record."""
+        texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        rows = [{"prompt": p} for p in prompts]
+        values = {
+            name: call_reward(f, rows, texts, completion_ids)
+            for name, f in self.metric_funcs.items()
+        }
+        for name, of_rows in values.items():
+            log_metric(name, float(of_rows.nanmean()))
+        if self.on_sample and state is not None and state.is_world_process_zero:
+            self.on_sample(
+                state.global_step + 1,
+                [
+                    {
+                        "prompt": prompt_text(prompts[i]),
+                        "response": texts[i],
+                        "reward": float(scores[i]),
+                        **{n: float(v[i]) for n, v in values.items()},
+                    }
+                    for i in range(
+                        0,
+                        min(len(prompts), 4 * self.args.num_generations),
+                        self.args.num_generations,
+                    )
+                ],
+            )
+
+
+# ----------------------------------------------------------------------------------------- trainer
+
+
+class _Ours:
+    """What we change in TRL's two trainers: whose tokens, whose positions, and one KL for both."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                whole = model.get_base_model() if hasattr(model, "peft_config") else model
+                whole.register_forward_pre_hook(_position, with_kwargs=True)
+                if self.args.disable_dropout:
+                    _no_dropout(whole)
+
+    def _tokenize_prompts(self, prompts):
+        return [encode_prompt(self._tokenizer, p) for p in prompts], None, {}
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        out = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        self._said.append(out[0].detach())
+        return out
+
+    def _generate_and_score_completions(self, inputs):
+        self._said = []
+        output = super()._generate_and_score_completions(inputs)
+        if self.beta and "ref_per_token_logps" not in output:  # RLOO keeps their sums only
+            output["old_per_token_logps"], output["ref_per_token_logps"] = self._said
+        return output
+
+    def _compute_loss(self, model, inputs):
+        self._said = []
+        loss = super()._compute_loss(model, inputs)
+        if "ref_per_token_logps" in inputs:
+            # Without old log-probabilities this is the first step after sampling: π is π_old.
+            old = inputs.get("old_per_token_logps", self._said[0])
+            self._log_kl(old, inputs["ref_per_token_logps"], inputs["completion_mask"])
+        return loss
+
+    @torch.no_grad()
+    def _log_kl(self, old: Tensor, reference: Tensor, mask: Tensor) -> None:
+        """KL of the policy that sampled, in nats per response, as PPO's metrics of those names.
+
+        old, reference, mask: (b, t). All slices of a generation are of a size, so that the mean
+        of their means is that of the whole.
+        """
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, kind in (("kl", "k1"), ("kl_k3", "k3")):
+            kl = (kl_estimate(old, reference, kind) * mask).sum(1)
+            metrics[f"ours/{name}"].append(float(self.accelerator.gather(kl).mean()))
+
+
+def _position(module, args, kwargs):
+    """Positions counted from the mask in scoring passes too (rule 5): TRL leaves them out, which
+    shifts prompts that are padded on the left where a model has absolute positions (GPT-2)."""
+    if kwargs.get("fused_lm_head") and kwargs.get("position_ids") is None:
+        kwargs["position_ids"] = positions_of(kwargs["attention_mask"])
+    return args, kwargs
+
+
+def _no_dropout(model) -> None:
+    """Rule 4 where dropout is no module, which TRL's own `disable_dropout` would find (OPT)."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and name.endswith(("dropout", "layerdrop")):
+                setattr(module, name, 0.0)
+
+
+class _RLOO(_Ours, trl.RLOOTrainer):
+    pass
+
+
+class _GRPO(_Ours, trl.GRPOTrainer):
+    pass
+
+
+def online_trainer(model, reference, tokenizer, train, args, judge: Judge, watch: OnlineWatch):
+    """TRL's RLOOTrainer or GRPOTrainer, whichever `args` are of. `train`: rows with a `prompt`.
+
+    The reference is the frozen copy that is given (TRL would load one from where the policy came
+    from), for a model with adapters the model with its adapters off; with beta=0 there is none.
+    """
+    made = _RLOO if isinstance(args, trl.RLOOConfig) else _GRPO
+    lora, args = None, copy.copy(args)
+    args.reward_weights = None  # the judge has weighted and added up already
+    if hasattr(model, "peft_config"):
+        lora, model = model.peft_config["default"], model.unload()
+    home = sys.modules[made.__mro__[2].__module__]
+    with patched(home, "create_model_from_path", lambda *_, **__: reference):
+        trainer = made(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            reward_funcs=judge,
+            callbacks=[watch],
+            peft_config=lora,
+            train_dataset=Dataset.from_list([{"prompt": r["prompt"]} for r in train]),
+        )
+    return _unprinted(trainer)
+
+
+NAMES = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "entropy": "entropy",
+    "reward": "score",
+    "judged": "reward",
+    "stopped": "stopped",
+    "frac_reward_zero_std": "equal_groups",
+    "completions/mean_length": "response_length",
+    "ours/kl": "kl",
+    "ours/kl_k3": "kl_k3",
+}
+"""TRL's metrics and the judge's → those of our PPO. TRL's `reward` is after penalties, which PPO
+calls score; its `kl` is per token, of RLOO k1 when sampling, of GRPO k3 in every step."""
+
+
+class OnlineWatch(Watch):
+    """Watch, with the names of PPO's metrics; what a step logs twice or times is left out."""
+
+    plain = staticmethod(str)  # chosen by NAMES already
+
+    def __init__(self, meter, judge: Judge, *args, **kwargs):
+        super().__init__(meter, "policy", *args, **kwargs)
+        self.judge = judge
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        clipped = ("policy" if isinstance(args, trl.GRPOConfig) else "response") + "_clip_fraction"
+        names = {n: n for n in self.judge.metric_funcs}
+        names |= {f"said/{s.name}": f"rewards/{s.name}" for s in self.judge.rewards.sources}
+        names |= {**NAMES, "clip_ratio/region_mean": clipped}
+        ours = {names[k]: v for k, v in (logs or {}).items() if k in names}
+        if "train_loss" in (logs or {}):
+            return
+        ours["episodes"] = self.judge.episodes * args.world_size
+        super().on_log(args, state, control, ours)
+        if self.bar:
+            shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
+            self.bar.update(
+                0,
+                "  ".join(
+                    f"{n} {ours[k]:.2f}" for n, k in shown.items() if isinstance(ours.get(k), float)
+                ),
+            )

@@ -1,0 +1,130 @@
+"""What a stage needs before it starts: tokens, weights, and the models of its roles.
+
+`prepare` does all that can go wrong because of a user's model or data, and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.load import Data
+from ..data.tokenize import pair_rows, prompt_rows, sft_rows
+from ..runs.ledger import ONLINE
+from ..runs.progress import watched
+
+HELD_OUT = 512
+"""Held-out prompts that a policy is judged on before and after training."""
+
+
+@dataclass
+class Prepared:
+    """Models by role, rows with token ids, prompts to judge on, and rows lost on the way; functions
+    that the stage learns from."""
+
+    models: dict[str, Any]
+    train: list[dict]
+    test: list[dict]
+    prompts: list
+    counts: dict[str, int]
+    functions: list[Callable]
+
+
+def prepare(plan, data: Data, quiet: bool = True, functions: Sequence[Callable] = ()) -> Prepared:
+    """Tokens and weights of a stage. Raises ValueError with one line for what does not fit."""
+    model, tokenizer, args = plan.model, plan.model.tokenizer, plan.config()
+    answer = args.response_length if plan.stage in ONLINE else 64
+    room = model.context - answer
+    if room < 1:
+        raise ValueError(
+            f"response_length={answer} leaves no room for a prompt: {model.name} "
+            f"takes {model.context} tokens"
+        )
+    held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
+    if plan.stage in ONLINE:
+        train, counts = prompt_rows(tokenizer, watched(data.prompts.train, "tokens", quiet), room)
+        test, length = [], room
+    else:
+        length = min(args.max_length or model.context, model.context)
+        make = sft_rows if plan.stage == "sft" else pair_rows
+        rows = data.sft if plan.stage == "sft" else data.preferences
+        (train, counts), (test, _) = (
+            make(tokenizer, watched(r, "tokens", quiet), length) for r in (rows.train, rows.test)
+        )
+    if not train:
+        lost = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
+        raise ValueError(
+            f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
+            f"({lost}); {model.name} takes {model.context}, max_length may be up to that"
+        )
+    if plan.stage == "ppo" and not quiet and (why := _new_critic(plan)):
+        print(f"ppo: the value model starts on the SFT model with a zero head: {why}", flush=True)
+    prompts = [r["prompt"] for r in held_out]
+    return Prepared(load_roles(plan), train, test, prompts, counts, list(functions))
+
+
+def _new_critic(plan) -> str:
+    """Why a value model of PPO's cannot start as a copy of the reward model; "" where it does, or
+    where the layout has none (15)."""
+    if plan.config().layout != "four":
+        return ""
+    if plan.settings.get("rule_reward"):
+        return "there is no reward model"
+    if plan.model.foreign_reward:
+        return "the reward model has a vocabulary of its own, and reads texts"
+    return ""
+
+
+def load_roles(plan) -> dict[str, Any]:
+    """The models of a stage, each a separate copy; with LoRA, adapters on the one that is trained.
+
+    TRL's trainers on adapters need no reference: it is the same model with the adapters off.
+    """
+    model, stage = plan.model, plan.stage
+    seed = int(plan.settings.get("seed", 42))
+    if stage == "reward":
+        return {"reward": _adapted(plan, model.new_reward(seed), "SEQ_CLS")}
+    if plan.settings.get("load_in_4bit"):
+        roles = {"policy": model.sft_in_4bit(bool(plan.settings.get("use_bnb_nested_quant")))}
+    else:
+        roles = {"policy": model.base if stage == "sft" else model.sft}
+    if stage == "ppo":
+        roles |= _judges(plan)
+    if stage in ("rloo", "grpo"):
+        if not plan.settings.get("rule_reward"):
+            roles["reward"] = model.reward
+        if plan.config().beta and not plan.lora:
+            roles["reference"] = model.sft
+    return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
+
+
+def _judges(plan) -> dict[str, Any]:
+    """What stands beside PPO's policy in the plan's layout (`stages/layouts.py`)."""
+    model, layout = plan.model, plan.config().layout
+    reward = None
+    if not plan.settings.get("rule_reward"):
+        reward = judge_adapter(plan) or model.reward
+    if layout == "adapters":
+        return {"reference": None, "value": None, "reward": reward}
+    value = None
+    if layout == "four":
+        value = model.new_value() if _new_critic(plan) else model.reward
+    return {"reference": model.sft, "value": value, "reward": reward}
+
+
+def judge_adapter(plan) -> str | None:
+    """The folder of the reward adapter, where the layout has a place for one."""
+    return plan.model.paths.get("reward_adapter") if plan.config().layout == "adapters" else None
+
+
+def _adapted(plan, model, task: str):
+    """The model with LoRA adapters where the plan asks for them (`lora_r`)."""
+    lora = plan.lora
+    if not lora:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    # The score head is new: it is trained whole and saved with the adapters (rule 22).
+    whole = {"modules_to_save": ["score"]} if task == "SEQ_CLS" else {}
+    return get_peft_model(model, LoraConfig(task_type=task, **lora, **whole))
