@@ -96,7 +96,7 @@ def simulate(count: int, seed: int, known: list[dict[str, Any]]) -> Iterator[lis
 
     What is `known` of a case is not simulated again; it is always planned anew.
     """
-    from rlhf_lab.simulate.step import rehearse
+    from rlhf_lab.simulate.step import simulate_step
 
     wanted = cost_cases.cases(count, seed)
     names = {str(case) for case in wanted}
@@ -107,7 +107,7 @@ def simulate(count: int, seed: int, known: list[dict[str, Any]]) -> Iterator[lis
         row = before.pop(str(case), None)
         if row is None:
             start = time.perf_counter()
-            seen = rehearse(case.stage, case.config, **case.rehearsal)
+            seen = simulate_step(case.stage, case.config, **case.simulation)
             took = time.perf_counter() - start
             counted = sum(r.value for r in seen.ledger.filter(quantity="flops"))
             row = {
@@ -165,12 +165,12 @@ def peers(count: int, seed: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def measured() -> dict[str, Any]:
     """Simulated against torch.profiler's Total Allocated on real tensors."""
-    from rlhf_lab.simulate.step import rehearse
+    from rlhf_lab.simulate.step import simulate_step
 
     rows = []
     for case in cost_cases.small_cases():
-        seen = rehearse(case.stage, case.config, **case.rehearsal)
-        real = rehearse(case.stage, case.config, real="profiler", **case.rehearsal)
+        seen = simulate_step(case.stage, case.config, **case.simulation)
+        real = simulate_step(case.stage, case.config, real="profiler", **case.simulation)
         plan = estimate(case.stage, case.config, DEVICE[case.device], case.settings)
         rows.append(
             {
@@ -196,14 +196,14 @@ def measured() -> dict[str, Any]:
 def seconds() -> dict[str, Any]:
     """Each phase of each run: the median of its steps by the clock, against the plan's seconds."""
     from rlhf_lab.metering.calibrate import calibrate
-    from rlhf_lab.simulate.step import rehearse
+    from rlhf_lab.simulate.step import simulate_step
 
     start, rows = time.perf_counter(), []
     hw = calibrate(save=False)
     took = time.perf_counter() - start
     print(f"calibrated in {took:.1f} s: {hw.name}, {hw.source}")
     for case in cost_cases.timed_cases():
-        seen = rehearse(case.stage, case.config, real="clock", **case.rehearsal)
+        seen = simulate_step(case.stage, case.config, real="clock", **case.simulation)
         said: dict[str, float] = {}
         for (phase, _), value in estimate(
             case.stage, case.config, hw, case.settings
@@ -268,8 +268,8 @@ import time
 from rlhf_lab.metering.meter import peak_bytes
 from rlhf_lab.models.load import presets
 start = time.perf_counter()
-from rlhf_lab.simulate.step import rehearse
-seen = rehearse("sft", presets()["meta-llama/Llama-2-7b-hf"], batch=1, prompt=256, response=256,
+from rlhf_lab.simulate.step import simulate_step
+seen = simulate_step("sft", presets()["meta-llama/Llama-2-7b-hf"], batch=1, prompt=256, response=256,
                 dtype="bfloat16")
 print(time.perf_counter() - start, peak_bytes())
 """

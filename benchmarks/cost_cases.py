@@ -111,8 +111,8 @@ class Case:
         return made
 
     @property
-    def rehearsal(self) -> dict[str, Any]:
-        """As `rehearse` wants them (beside stage and config)."""
+    def simulation(self) -> dict[str, Any]:
+        """As `simulate_step` wants them (beside stage and config)."""
         made = asdict(self)
         made.pop("stage"), made.pop("name")
         return made

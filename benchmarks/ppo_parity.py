@@ -299,14 +299,14 @@ def double_precision(on: bool):
 
     single = torch.Tensor.float
 
-    def wide(tensor, *args, **kwargs):
+    def to_fp32(tensor, *args, **kwargs):
         ours = sys._getframe(1).f_globals.get("__name__", "").startswith("rlhf_lab")
         return tensor.double() if ours else single(tensor, *args, **kwargs)
 
     if not on:
         yield
         return
-    with mock.patch.object(torch.Tensor, "float", wide):
+    with mock.patch.object(torch.Tensor, "float", to_fp32):
         yield
 
 

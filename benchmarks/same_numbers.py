@@ -110,7 +110,7 @@ def plans() -> dict[str, str]:
     import rlhf_lab as lab
     from rlhf_lab.cost.estimate import estimate
     from rlhf_lab.models.load import presets
-    from rlhf_lab.simulate.step import rehearse
+    from rlhf_lab.simulate.step import simulate_step
 
     device = {"gpu": "h100", "cpu": "laptop"}
     found = {}
@@ -137,7 +137,7 @@ def plans() -> dict[str, str]:
                     rows = f"refused: {error}"
                 found[f"{stage} {name} {sharding}"] = rows
     for case in cost_cases.small_cases()[::4][:XRAYS]:
-        seen = rehearse(case.stage, case.config, **case.rehearsal)
+        seen = simulate_step(case.stage, case.config, **case.simulation)
         found[f"x-ray of {case}"] = rows_of(seen.ledger)
     return found
 

@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 
 import rlhf_lab as lab
-from rlhf_lab.data.load import bundled_pairs, judge
+from rlhf_lab.data.load import bundled_pairs, annotate
 from rlhf_lab.display import table
 from rlhf_lab.models.load import load_causal_lm, load_reward_model
 from rlhf_lab.trainers.best_of_n import draw, expected_best
@@ -88,7 +88,7 @@ def accuracy(run, data) -> dict[str, float]:
     Labels are drawn, so even the gold reward itself misses the ceiling by luck, about half a point
     on 5,000 pairs: "gold's accuracy" is what it reaches on the same labels.
     """
-    pairs = judge(bundled_pairs()["test"], data.annotator)
+    pairs = annotate(bundled_pairs()["test"], data.annotator)
     gaps = gold_gaps(pairs, data.gold_reward).tolist()
     model, tokenizer = load_reward_model(run.model_path), lab.load("tiny").tokenizer
     share, margin = pair_accuracy(model, tokenizer, pairs)

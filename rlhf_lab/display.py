@@ -165,7 +165,7 @@ def html_table(
     )
 
 
-class Shown:
+class Display:
     """What `.show()` returns: plain text in a terminal, HTML and pictures in a notebook.
 
     A picture is an output of its own. Inside HTML its SVG would be taken out, and its words left

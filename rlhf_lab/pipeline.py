@@ -9,7 +9,7 @@ from typing import Any
 from .charts.chart import bar_chart
 from .charts.frame import Picture
 from .data.load import Data, load_data
-from .display import Shown, format_bytes, format_number, format_seconds, html_table, table
+from .display import Display, format_bytes, format_number, format_seconds, html_table, table
 from .models.load import Model, load
 from .planning import plan, train
 from .runs.ledger import AROUND, SOURCES, Ledger
@@ -227,9 +227,9 @@ def stories(runs: Iterable[Run], count: int = STORIES) -> list[dict]:
     return [{prompt: texts} for prompt, texts in list(told.items())[:count]]
 
 
-def show_stories(*runs: Run, count: int = STORIES) -> Shown:
+def show_stories(*runs: Run, count: int = STORIES) -> Display:
     """The same as a table to read: one row per prompt, one column per stage."""
     rows = [
         {"prompt": prompt, **told} for pair in stories(runs, count) for prompt, told in pair.items()
     ]
-    return Shown(table(rows), html_table(rows))
+    return Display(table(rows), html_table(rows))

@@ -33,7 +33,7 @@ from .widgets.background import Stop, Training, check_free, screen
 from .wording import did_you_mean
 
 if TYPE_CHECKING:
-    from .display import Shown
+    from .display import Display
 
 STAGES = ("sft", "reward", "ppo", "dpo", "rloo", "grpo")
 PLANNED = (*STAGES, "inference")
@@ -193,12 +193,12 @@ class Plan:
         """YAML for `accelerate launch --config_file` that realises the plan."""
         return self.estimate.accelerate_config()
 
-    def show(self) -> Shown:
+    def show(self) -> Display:
         """The prediction, to read in a notebook or a terminal."""
         from .charts.estimate import parts, text
-        from .display import Shown
+        from .display import Display
 
-        return Shown(text(self.estimate), *parts(self.estimate))
+        return Display(text(self.estimate), *parts(self.estimate))
 
     def config(self, output_dir: str = "unused"):
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""
@@ -390,9 +390,9 @@ def _prepared(
             return Follower(out)
         return old or Run.create(folder, hardware=plan._where, overwrite=overwrite, **said)
 
-    from .trainers.run_stage import conduct
+    from .trainers.run_stage import run_plan
 
-    return partial(conduct, plan, data, functions, open_run, quiet=quiet, resume=bool(old))
+    return partial(run_plan, plan, data, functions, open_run, quiet=quiet, resume=bool(old))
 
 
 def _check(plan: Plan, data: Data) -> None:

@@ -19,7 +19,7 @@ from .cost.hardware import Hardware
 from .cost.hardware import hardware as hardware
 from .cost.setup import EXTRA, Setup
 from .data.lengths import planned_lengths
-from .display import Shown, format_number, html_table, table
+from .display import Display, format_number, html_table, table
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load
 from .runs.ledger import AROUND, ONLINE, SOURCES, Ledger
 
@@ -66,7 +66,7 @@ def predict(plan: Any, data: Any = None) -> Estimate:
 def _judge_rank(folder: str) -> dict[str, Any]:
     """What the plan must know of a reward adapter, like which the value adapter is made."""
     said = json.loads((Path(folder) / ADAPTER_FILE).read_text())
-    return {"judge_r": said["r"], "judge_targets": _hashable(said["target_modules"])}
+    return {"critic_lora_r": said["r"], "critic_lora_targets": _hashable(said["target_modules"])}
 
 
 def _hashable(value: Any) -> Any:
@@ -153,10 +153,12 @@ def xray(plan: Any) -> XRay:
             "no x-ray of load_in_4bit: fake tensors cannot be quantised; the plan and "
             "a run know what it takes"
         )
-    seen = _rehearse(e, e.setup)
+    seen = _simulate_step(e, e.setup)
     usual = e.usual_setup
-    counted = seen if usual == e.setup else _rehearse(e, usual)
-    like = {phase: x for phases, s in e.like_setups for x in [_rehearse(e, s)] for phase in phases}
+    counted = seen if usual == e.setup else _simulate_step(e, usual)
+    like = {
+        phase: x for phases, s in e.like_setups for x in [_simulate_step(e, s)] for phase in phases
+    }
     times = (e.steps or 1) * e.setup.replicas
     rows = [r for r in seen.ledger if r.quantity != "flops"]
     rows += [
@@ -168,10 +170,10 @@ def xray(plan: Any) -> XRay:
     return replace(seen, ledger=Ledger(rows))
 
 
-def _rehearse(e: Estimate, s: Setup) -> XRay:
-    from .simulate.step import rehearse
+def _simulate_step(e: Estimate, s: Setup) -> XRay:
+    from .simulate.step import simulate_step
 
-    return rehearse(
+    return simulate_step(
         s.stage,
         dict(e.config),
         batch=s.batch,
@@ -191,8 +193,8 @@ def _rehearse(e: Estimate, s: Setup) -> XRay:
         local_rollout_forward_batch_size=s.local_rollout_forward_batch_size,
         device="gpu" if s.gpu else "cpu",
         layout=s.layout,
-        judge_r=s.judge_r,
-        judge_targets=s.judge_targets,
+        critic_lora_r=s.critic_lora_r,
+        critic_lora_targets=s.critic_lora_targets,
         own_reward=s.reward is not None,
         rule_reward=s.rule_reward,
         **{f"{name}_config": dict(config) for name, config in e.roles.items()},
@@ -215,8 +217,8 @@ class Comparison:
     def __repr__(self) -> str:
         return str(self)
 
-    def _shown(self) -> Shown:
-        return Shown(str(self), html_table(self.rows), self.picture())
+    def _shown(self) -> Display:
+        return Display(str(self), html_table(self.rows), self.picture())
 
     def _repr_html_(self) -> str:
         return self._shown()._repr_html_()

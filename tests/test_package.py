@@ -37,7 +37,7 @@ GROUND = {
     "lengths",
     "ledger",
     "runs",
-    "judgements",
+    "annotations",
 }
 WINGS = {"stages", "cost", "widgets", "scale", "exercises"}
 ROOF = {
@@ -50,7 +50,7 @@ ROOF = {
     "budget",
     "baseline",
     "sources",
-    "rehearsal",
+    "simulation",
     "rehearsal_models",
     "prepare",
     "stand_ins",

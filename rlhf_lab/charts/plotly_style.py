@@ -163,15 +163,15 @@ def rounded(value: float | None) -> float | None:
 
 
 def kept(*columns: Sequence[float | None], at_most: int) -> list[int]:
-    """Which points of curves over the same x to keep: first, last, and of every stretch the
+    """Which points of curves over the same x to keep: first, last, and of every segment the
     lowest and the highest of each column, and one gap. No spike is lost."""
     count = len(columns[0])
     if count <= at_most:
         return list(range(count))
-    stretches = max(1, at_most // (2 * len(columns)))
+    segments = max(1, at_most // (2 * len(columns)))
     found = {0, count - 1}
-    for i in range(stretches):
-        part = range(i * count // stretches, (i + 1) * count // stretches)
+    for i in range(segments):
+        part = range(i * count // segments, (i + 1) * count // segments)
         for column in columns:
             real = [j for j in part if column[j] is not None]
             if real:

@@ -91,7 +91,7 @@ class Architecture:
     outer: tuple[Linear, ...] = ()
 
     def __hash__(self) -> int:
-        return self._hash  # stretches of a model are looked up by it (`memory.py`)
+        return self._hash  # segments of a model are looked up by it (`memory.py`)
 
     @cached_property
     def _hash(self) -> int:

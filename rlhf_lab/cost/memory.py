@@ -1,8 +1,8 @@
-"""Activation memory of a training step over time, from stretches of a model written on a tape.
+"""Activation memory of a training step over time, from segments of a model written on a tape.
 
-A model is a row of stretches: embedding, layers (all alike, so one is written and counted `times`
+A model is a row of segments: embedding, layers (all alike, so one is written and counted `times`
 times), head with loss. Forward, each leaves behind what backward needs; backward, the last
-stretch goes first, gives that back, and leaves the gradients of its weights.
+segment goes first, gives that back, and leaves the gradients of its weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Kinds = Sequence[float]
 
 
 @dataclass
-class Stretch:
+class Segment:
     """Bytes: `peak` and `kept` of the forward pass; `back`, the peak of the backward pass with
     what was kept; `gradients` that it leaves; `cached` until the forward pass ends. Peaks are by
     kind (`tape.KINDS`)."""
@@ -37,7 +37,7 @@ class Stretch:
     backward: Work | None = None
 
 
-def stretch(
+def segment(
     p: Passes,
     write: Callable[[Tape, Value | None], Value],
     numel: int = 0,
@@ -46,14 +46,14 @@ def stretch(
     times: int = 1,
     checkpoint: bool = False,
     grad: bool = True,
-) -> Stretch:
-    """Write a stretch down once: forward, then backward. `numel`, `item`: its input."""
+) -> Segment:
+    """Write a segment down once: forward, then backward. `numel`, `item`: its input."""
     tape = Tape(p.block, p.autocast, grad and not checkpoint)
     x = tape.new(numel, item, needs) if numel else None
     y = write(tape, x)
     size, peak, work, cached = y.numel * y.item, tape.peak_by_kind, tape.forward, 0
     if not grad:
-        return Stretch(times, 0, peak, forward=work)
+        return Segment(times, 0, peak, forward=work)
     if not checkpoint:
         del x
         before = tape.live
@@ -77,7 +77,7 @@ def stretch(
         tape.cache.clear()
     tape.undo(g)
     del g
-    return Stretch(
+    return Segment(
         times, kept, peak, tape.peak_by_kind, tape.by_kind[GRADIENT], cached, 0, work, tape.backward
     )
 
@@ -86,10 +86,10 @@ def plus(kinds: Kinds, activations: float = 0, gradients: float = 0) -> Kinds:
     return kinds[0] + activations, kinds[1] + gradients, kinds[2]
 
 
-def forward_peak(stretches: Iterable[Stretch], before: int = 0) -> tuple[Kinds, int]:
+def forward_peak(segments: Iterable[Segment], before: int = 0) -> tuple[Kinds, int]:
     """→ (peak, bytes kept at the end) of a forward pass that starts with `before` bytes."""
     live, cached, worst = before, 0, (before, 0, 0)
-    for s in stretches:
+    for s in segments:
         stays = s.kept + s.cached
         worst = max(worst, plus(s.peak, live + cached + (s.times - 1) * stays), key=sum)
         live += s.times * s.kept
@@ -97,14 +97,14 @@ def forward_peak(stretches: Iterable[Stretch], before: int = 0) -> tuple[Kinds, 
     return worst, live
 
 
-def backward_peak(stretches: Sequence[Stretch], live: int, stay: bool = True) -> Kinds:
+def backward_peak(segments: Sequence[Segment], live: int, stay: bool = True) -> Kinds:
     """The peak of a backward pass over `live` bytes of what was kept, and what stands.
 
     Without `stay` every gradient is added to one that is there, and freed at once; but that of a
-    head which is the embedding too waits for the embedding's (`Stretch.waits`).
+    head which is the embedding too waits for the embedding's (`Segment.waits`).
     """
     worst, gradients = (live, 0, 0), 0
-    for s in reversed(stretches):
+    for s in reversed(segments):
         left = s.gradients if stay else s.waits
         for done in {0, s.times - 1}:
             before = live - (done + 1) * s.kept
@@ -114,10 +114,10 @@ def backward_peak(stretches: Sequence[Stretch], live: int, stay: bool = True) ->
     return worst
 
 
-def works(stretches: Iterable[Stretch], which: str) -> Work:
-    """The `which` ("forward" or "backward") work of all stretches together."""
+def works(segments: Iterable[Segment], which: str) -> Work:
+    """The `which` ("forward" or "backward") work of all segments together."""
     total = Work()
-    for s in stretches:
+    for s in segments:
         work = getattr(s, which)
         if work is not None:
             total.add(work, s.times)
@@ -131,13 +131,13 @@ def trunk(
     checkpoint: bool = False,
     grad: bool = True,
     tied: bool = False,
-) -> tuple[Stretch, ...]:
+) -> tuple[Segment, ...]:
     """Embedding and layers. `tied`: the head's gradient is there before the embedding's."""
     return _embedding(model, p, grad, tied), *_layers(model, p, checkpoint and grad, grad)
 
 
 # Stages run the same passes more than once (four models of a size), and sliders come back to where
-# they were: a stretch that was written is kept.
+# they were: a segment that was written is kept.
 
 
 def _adapted(model: Architecture, p: Passes) -> bool:
@@ -146,8 +146,8 @@ def _adapted(model: Architecture, p: Passes) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _embedding(model: Architecture, p: Passes, grad: bool, tied: bool) -> Stretch:
-    return stretch(
+def _embedding(model: Architecture, p: Passes, grad: bool, tied: bool) -> Segment:
+    return segment(
         p,
         lambda t, _: heads.embed(t, model, p, not tied),
         grad=grad and (p.trained or _adapted(model, p)),
@@ -155,8 +155,8 @@ def _embedding(model: Architecture, p: Passes, grad: bool, tied: bool) -> Stretc
 
 
 @lru_cache(maxsize=256)
-def _layers(model: Architecture, p: Passes, checkpoint: bool, grad: bool) -> tuple[Stretch, ...]:
-    row: list[Stretch] = []
+def _layers(model: Architecture, p: Passes, checkpoint: bool, grad: bool) -> tuple[Segment, ...]:
+    row: list[Segment] = []
     item, numel = p.item, p.rows * model.hidden
     # The embeddings of adapters are frozen: the first layer's input needs no gradient, unless
     # checkpointing asks for one (peft's enable_input_require_grads).
@@ -166,7 +166,7 @@ def _layers(model: Architecture, p: Passes, checkpoint: bool, grad: bool) -> tup
         for times, needs in ((first, False), (layer.count - first, True)):
             if times:
                 row.append(
-                    stretch(
+                    segment(
                         p,
                         lambda t, x, layer=layer: run_layer(t, x, model, layer, p),
                         numel,
@@ -183,14 +183,14 @@ def _layers(model: Architecture, p: Passes, checkpoint: bool, grad: bool) -> tup
 @lru_cache(maxsize=256)
 def ending(
     model: Architecture, p: Passes, write: Callable[..., Value], *args: int, grad: bool = True
-) -> Stretch:
+) -> Segment:
     """Final norm, and the head and loss that `write(tape, model, p, x, *args)` writes (`heads`)."""
 
     def end(tape: Tape, x: Value) -> Value:
         x = heads.final_norm(tape, model, p, x)
         return write(tape, model, p, heads.project(tape, model, p, x), *args)
 
-    made = stretch(
+    made = segment(
         p, end, p.rows * model.hidden, p.item, needs=p.trained or bool(p.lora_r), grad=grad
     )
     if grad and p.trained and model.tied and write is not heads.scores:
@@ -199,6 +199,6 @@ def ending(
 
 
 def forget() -> None:
-    """Write every stretch anew (for timing plans)."""
+    """Write every segment anew (for timing plans)."""
     for kept in (_embedding, _layers, ending):
         kept.cache_clear()

@@ -14,7 +14,7 @@ from dataclasses import replace
 from ..cost import heads
 from .architecture import Architecture
 from .layers import Passes
-from .memory import Stretch, ending, forward_peak, trunk, works
+from .memory import Segment, ending, forward_peak, trunk, works
 from .phases import Phase, Role, _generation, _passes, _scoring, _Stage, _tokens, sampled
 from .phases import _training as training
 from .setup import Setup
@@ -61,7 +61,7 @@ def _rows(s: Setup, adapters: bool, model: Architecture | None = None) -> Passes
     return _passes(s, model or s.model, s.batch, s.length, trained=False, adapters=adapters)
 
 
-def _head(s: Setup, p: Passes, grad: bool = False) -> tuple[Stretch, ...]:
+def _head(s: Setup, p: Passes, grad: bool = False) -> tuple[Segment, ...]:
     """Trunk and fused head of the policy or the reference."""
     scored = s.batch * s.response
     return (
@@ -81,7 +81,7 @@ def _score(
     s: Setup,
     phase: str,
     role: str,
-    row: tuple[Stretch, ...],
+    row: tuple[Segment, ...],
     model: Architecture | None = None,
 ) -> None:
     """A pass without gradients over all rows of a generation, `batch` at a time."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from ..cost import heads
 from .architecture import Architecture
 from .layers import Passes
-from .memory import Stretch, backward_peak, ending, forward_peak, trunk, works
+from .memory import Segment, backward_peak, ending, forward_peak, trunk, works
 from .setup import Setup
 from .states import State, adapter_state, states
 from .tape import Work
@@ -114,7 +114,7 @@ def _passes(
 def _training(
     stage: _Stage,
     role: str,
-    forward: Sequence[Stretch],
+    forward: Sequence[Segment],
     state: State,
     before: int = 0,
     tokens: float = 0.0,
@@ -168,8 +168,8 @@ def _tokens(s: Setup, p: Passes) -> float:
     return p.rows if s.mean_tokens is None else p.b * min(s.mean_tokens, p.s)
 
 
-def _kept(stretches: Sequence[Stretch]) -> float:
-    return sum(x.times * x.kept for x in stretches)
+def _kept(segments: Sequence[Segment]) -> float:
+    return sum(x.times * x.kept for x in segments)
 
 
 def _sum(*parts: tuple[str, str, float]) -> dict[Key, float]:
@@ -369,9 +369,9 @@ def ppo_state(s: Setup, role: Role) -> State:
 
 def _of_judges(s: Setup) -> Setup:
     """With the rank of the value and reward adapters, where they are not made like the policy's."""
-    if not s.judge_r:
+    if not s.critic_lora_r:
         return s
-    return replace(s, lora_r=s.judge_r, lora_targets=s.judge_targets)
+    return replace(s, lora_r=s.critic_lora_r, lora_targets=s.critic_lora_targets)
 
 
 def _autocast_copies(s: Setup, roles: dict[str, Role]) -> dict[str, float]:
@@ -387,7 +387,7 @@ def _autocast_copies(s: Setup, roles: dict[str, Role]) -> dict[str, float]:
     return copies
 
 
-def _scoring(s: Setup, role: Role, p: Passes) -> tuple[Stretch, ...]:
+def _scoring(s: Setup, role: Role, p: Passes) -> tuple[Segment, ...]:
     """A pass without gradients: log-probabilities, values, or scores of a chunk of rows."""
     if role.name in ("policy", "reference"):
         end = ending(role.model, p, heads.log_probabilities, s.response, False, grad=False)
@@ -452,7 +452,7 @@ def _rollout(stage: _Stage, s: Setup, cached: float) -> None:
     )
 
 
-def _next_token(model: Architecture, p: Passes) -> tuple[Stretch, ...]:
+def _next_token(model: Architecture, p: Passes) -> tuple[Segment, ...]:
     return *trunk(model, p, grad=False), ending(model, p, heads.next_token, grad=False)
 
 

@@ -73,7 +73,7 @@ class Setup:
     and DPO, of one device and one pass.
 
     `dtype`: of the weights; `bf16`, `fp16`: autocast over fp32 weights. `gpu`: kernels and the
-    allocator of a GPU. `judge_r`, `judge_targets`: rank and matrices of value and reward adapters
+    allocator of a GPU. `critic_lora_r`, `critic_lora_targets`: rank and matrices of value and reward adapters
     that are not as the policy's. Raises ValueError, one line, for what cannot be.
     """
 
@@ -122,8 +122,8 @@ class Setup:
     steps_per_generation: int | None = None
     beta: float = 0.0
     layout: str = "four"
-    judge_r: int = 0
-    judge_targets: str | tuple[str, ...] | None = "all-linear"
+    critic_lora_r: int = 0
+    critic_lora_targets: str | tuple[str, ...] | None = "all-linear"
     rule_reward: bool = False
     ema: bool = False
     joint_update: bool = True

@@ -106,7 +106,7 @@ def product(rows: float, inputs: float, outputs: float, item: int) -> tuple[floa
 
 
 class Tape:
-    """Live bytes, their peak, and the operations of one stretch of a model.
+    """Live bytes, their peak, and the operations of one segment of a model.
 
     `block`: bytes every request is rounded up to. `autocast`: matrix products run in 2 bytes
     whatever they are given. `grad`: whether anything is saved.

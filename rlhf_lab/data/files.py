@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.hub import hub_reachable
-from .preferences import Judgements, is_judgements
+from .preferences import Annotations, is_annotations
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 PIECE = 1 << 20
@@ -49,8 +49,8 @@ def _looks_like_a_file(source: str) -> bool:
 def _file_rows(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ValueError(f"no data file {path}: give {_wanted()}, or 'stories'")
-    if is_judgements(path):  # your own, without what was taken back
-        return iter(Judgements(path).preferences())
+    if is_annotations(path):  # your own, without what was taken back
+        return iter(Annotations(path).preferences())
     suffix = _suffix(path)
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}
     if suffix not in FORMATS:

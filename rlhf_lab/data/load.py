@@ -82,7 +82,7 @@ class Data:
     def with_pairs(self, train: list[dict], test: list[dict]) -> Data:
         """The same data with other pairs ({"prompt", "first", "second"}), judged anew."""
         self._need_gold()
-        split = Split(judge(train, self.annotator), judge(test, self.annotator))
+        split = Split(annotate(train, self.annotator), annotate(test, self.annotator))
         return replace(self, preferences=split)
 
     def with_preferences(self, rows: list[dict]) -> Data:
@@ -101,7 +101,7 @@ class Data:
             raise ValueError(f"{self.name} has no gold reward: only the bundled world knows it")
 
 
-def judge(pairs: list[dict], annotator: Annotator) -> list[dict]:
+def annotate(pairs: list[dict], annotator: Annotator) -> list[dict]:
     """Label pairs of responses as the simulated annotator does."""
     rows = (annotator.label(i, p["prompt"], p["first"], p["second"]) for i, p in enumerate(pairs))
     return list(rows)
@@ -153,8 +153,8 @@ def _stories(annotator: Annotator, seed: int) -> Data:
         )
     )
     pairs = bundled_pairs()
-    train = judge(pairs["train"][: SIZES["preferences"]], annotator)
-    split = Split(train, judge(pairs["test"][: SIZES["test_pairs"]], annotator))
+    train = annotate(pairs["train"][: SIZES["preferences"]], annotator)
+    split = Split(train, annotate(pairs["test"][: SIZES["test_pairs"]], annotator))
     return Data("stories", sft, split, prompts, annotator)
 
 

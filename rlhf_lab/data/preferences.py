@@ -2,10 +2,10 @@
 
 One JSON line for each answer, and one for each answer that is taken back:
 
-    {"judgement": "left", "id": …, "pair": …, "who": "", "prompt": …, "chosen": …, "rejected": …,
+    {"annotation": "left", "id": …, "pair": …, "who": "", "prompt": …, "chosen": …, "rejected": …,
      "seconds": 4.1, "time": "2026-03-01T10:20:30+00:00"}
-    {"judgement": "tie", …, "prompt": …, "first": …, "second": …, …}          and so for "skip"
-    {"judgement": "undo", "id": …, "undoes": the id of an answer, …}
+    {"annotation": "tie", …, "prompt": …, "first": …, "second": …, …}          and so for "skip"
+    {"annotation": "undo", "id": …, "undoes": the id of an answer, …}
 
 A line is one write at the end of the file, so that several people (or two browser windows) can
 answer into the same file. A killed process can leave its last line torn: that line is left out, and
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ANSWERS = ("left", "right", "tie", "skip")
-START = b'{"judgement": "'
+START = b'{"annotation": "'
 """How every line of such a file begins, and no other file of ours."""
 
 
@@ -33,8 +33,8 @@ def pair_id(prompt: Any, one: str, other: str) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def is_judgements(file: str | os.PathLike[str]) -> bool:
-    """Whether a file holds judgements."""
+def is_annotations(file: str | os.PathLike[str]) -> bool:
+    """Whether a file holds annotations."""
     path = Path(file).expanduser()
     if not path.is_file():
         return False
@@ -42,8 +42,8 @@ def is_judgements(file: str | os.PathLike[str]) -> bool:
         return lines.read(len(START)) == START
 
 
-class Judgements:
-    """A file of judgements. It need not exist yet: the first answer makes it.
+class Annotations:
+    """A file of annotations. It need not exist yet: the first answer makes it.
 
     Raises ValueError with one line for a file that holds anything else; nothing is written to it.
     """
@@ -54,7 +54,7 @@ class Judgements:
         self.read()
 
     def __repr__(self) -> str:
-        return f"Judgements({self.file.name!r}, {len(self.standing())} answers)"
+        return f"Annotations({self.file.name!r}, {len(self.standing())} answers)"
 
     def standing(self, who: str | None = None) -> list[dict[str, Any]]:
         """The last answer to each pair, oldest first, without what was taken back.
@@ -112,7 +112,7 @@ class Judgements:
     def _append(self, kind: str, who: str, said: dict[str, Any]) -> str:
         self.read()  # a file that has become somebody else's is left alone
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        head = {"judgement": kind, "id": uuid.uuid4().hex[:12], "who": who}
+        head = {"annotation": kind, "id": uuid.uuid4().hex[:12], "who": who}
         line = json.dumps({**head, **said, "time": now}, allow_nan=False).encode() + b"\n"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "ab+", buffering=0) as file:
@@ -164,14 +164,14 @@ class Judgements:
                 raise self._foreign(number) from None
             self.torn += not last
             return
-        known = isinstance(said, dict) and said.get("judgement") in (*ANSWERS, "undo")
+        known = isinstance(said, dict) and said.get("annotation") in (*ANSWERS, "undo")
         if not known or not isinstance(said.get("id"), str):
             raise self._foreign(number)
-        if said["judgement"] == "undo":
+        if said["annotation"] == "undo":
             self._undone.add(str(said.get("undoes")))
             self._answers.pop(str(said.get("undoes")), None)
             return
-        texts = ("chosen", "rejected") if said["judgement"] in ("left", "right") else ()
+        texts = ("chosen", "rejected") if said["annotation"] in ("left", "right") else ()
         texts = ("pair", "who", *texts)
         if "prompt" not in said or not all(isinstance(said.get(t), str) for t in texts):
             raise self._foreign(number)
@@ -180,6 +180,6 @@ class Judgements:
 
     def _foreign(self, number: int) -> ValueError:
         return ValueError(
-            f"{self.file}, line {number} is no judgement: give a new file, or one that was made "
+            f"{self.file}, line {number} is no annotation: give a new file, or one that was made "
             "by labelling"
         )

@@ -46,17 +46,23 @@ class MeterCallback(TrainerCallback):
         trainer = _running_trainer(self, model)
         if trainer is None:
             raise ValueError("MeterCallback works inside a transformers Trainer's train() only")
-        self._wrap(trainer, "compute_loss", self._loss)
-        self._wrap(trainer, "evaluate", self._evaluate)
-        self._wrap(trainer.accelerator, "backward", functools.partial(self._backward, trainer))
+        self.setup_optimizer(trainer, "compute_loss", self._loss)
+        self.setup_optimizer(trainer, "evaluate", self._evaluate)
+        self.setup_optimizer(
+            trainer.accelerator, "backward", functools.partial(self._backward, trainer)
+        )
         if hasattr(trainer, "ref_model"):
             if trainer.ref_model is not None:
                 self.meter.watch("reference", trainer.ref_model)
             # With adapters the reference is the policy itself, with adapters off and no gradients.
             self._hook_reference(trainer.ref_model or model)
         if hasattr(trainer, "_generate_single_turn"):
-            self._wrap(trainer, "_generate_single_turn", functools.partial(self._rollout, model))
-            self._wrap(trainer, "_get_per_token_logps_and_entropies", self._log_probabilities)
+            self.setup_optimizer(
+                trainer, "_generate_single_turn", functools.partial(self._rollout, model)
+            )
+            self.setup_optimizer(
+                trainer, "_get_per_token_logps_and_entropies", self._log_probabilities
+            )
 
     def on_step_end(self, args, state, control, **kwargs):
         self._end_step()
@@ -73,7 +79,7 @@ class MeterCallback(TrainerCallback):
 
     # ------------------------------------------------------------------------------- the phases
 
-    def _wrap(self, owner: Any, name: str, around: Callable) -> None:
+    def setup_optimizer(self, owner: Any, name: str, around: Callable) -> None:
         """Run `around(original, …)` in place of a method of one object."""
         original = getattr(owner, name)
         wrapped = functools.wraps(original)(functools.partial(around, original))

@@ -142,7 +142,7 @@ class Meter:
         return max(self.memory.values(), default=0)
 
     def add(self, phase: str, role: str, seconds: float, tokens: int = 0) -> None:
-        """Count a stretch that was timed elsewhere."""
+        """Count a segment that was timed elsewhere."""
         self.clock[phase, role] += seconds
         self._keep(self._timed, (phase, role), seconds, tokens)
         self.tokens[phase, role] += int(tokens)

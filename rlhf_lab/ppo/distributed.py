@@ -16,7 +16,7 @@ from torch import Tensor
 from .rollout import Rollout
 
 
-def together(accelerator, mine: Rollout, pad_token_id: int) -> Rollout:
+def gather_rollout(accelerator, mine: Rollout, pad_token_id: int) -> Rollout:
     """The rollouts of all processes as one, those of the first process first.
 
     Prompts are padded to the longest of any process on the left, responses on the right.
@@ -45,6 +45,6 @@ def _gathered(accelerator, x: Tensor) -> Tensor:
     return accelerator.gather(x.contiguous())
 
 
-def part_of(accelerator, rows: Tensor) -> Tensor:
+def shard_rows(accelerator, rows: Tensor) -> Tensor:
     """Of the rows of a minibatch those that this process works on: every n-th."""
     return rows[accelerator.process_index :: accelerator.num_processes]

@@ -23,7 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import POLICY, REWARD, VALUE, Switch, add_adapter, add_judge, copy_adapter
-from .rollout import before_responses, score_head, spread, token_values, trained_logprobs, trunk_of
+from .rollout import (
+    response_hidden_states,
+    scatter_masked,
+    score_head,
+    token_values,
+    trained_logprobs,
+    trunk_of,
+)
 
 
 @dataclass
@@ -82,7 +89,7 @@ class ActorCritic(nn.Module):
     def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, said: Tensor, temperature):
         """→ log π (b, t), entropy (b, t), V (b, t), 0 where `said` is False: the pass of the update
         phase."""
-        hidden = before_responses(self.policy, ids, attention, said)
+        hidden = response_hidden_states(self.policy, ids, attention, said)
         logprobs, entropy = trained_logprobs(self.policy, hidden, responses, said, temperature)
         return logprobs, entropy, token_values(self.value, ids, attention, said)
 
@@ -193,9 +200,9 @@ class SharedTrunk(nn.Module):
 
     def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, said: Tensor, temperature):
         """As `ActorCritic.forward`."""
-        hidden = before_responses(self.policy, ids, attention, said)
+        hidden = response_hidden_states(self.policy, ids, attention, said)
         logprobs, entropy = trained_logprobs(self.policy, hidden, responses, said, temperature)
-        return logprobs, entropy, spread(score_head(self.view, hidden), said)
+        return logprobs, entropy, scatter_masked(score_head(self.view, hidden), said)
 
 
 class OneBase(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .losses import token_logprobs, wide
+from .losses import to_fp32, token_logprobs
 
 BLOCK = 2**20
 """Logits that are worked on at a time: 4 MiB, so that a CPU's cache holds them."""
@@ -65,7 +65,7 @@ class _LogProbs(torch.autograd.Function):
     def forward(ctx, logits, tokens, temperature):
         found = []
         for z, chosen in _blocks(logits, tokens):
-            z = wide(z) / temperature
+            z = to_fp32(z) / temperature
             logp = torch.log_softmax(z, -1)
             at = chosen.unsqueeze(-1)
             said, z = (x.gather(-1, at).squeeze(-1) for x in (logp, z))
@@ -82,7 +82,7 @@ class _LogProbs(torch.autograd.Function):
         grad = grad / ctx.temperature
         for z, chosen, n, g in _blocks(logits, tokens, norm, grad):
             g = g.unsqueeze(-1)
-            pi = (wide(z) / ctx.temperature).sub_(n.unsqueeze(-1)).exp_()
+            pi = (to_fp32(z) / ctx.temperature).sub_(n.unsqueeze(-1)).exp_()
             z.copy_(pi.mul_(-g).scatter_add_(-1, chosen.unsqueeze(-1), g))
         return logits, None, None
 

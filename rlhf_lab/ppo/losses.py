@@ -39,7 +39,7 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 # ------------------------------------------------------------------- log-probabilities, KL, entropy
 
 
-def wide(x: Tensor) -> Tensor:
+def to_fp32(x: Tensor) -> Tensor:
     """fp32 at least: what is rounded to 16 bits is not added up in 16 bits."""
     return x.float() if x.element_size() < 4 else x
 
@@ -49,13 +49,13 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
 
     The logits are divided by the sampling temperature first (rule 2).
     """
-    logp = F.log_softmax(wide(logits) / temperature, dim=-1)
+    logp = F.log_softmax(to_fp32(logits) / temperature, dim=-1)
     return logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Entropy of the next-token distribution in nats. logits: (…, vocab) → (…)."""
-    logp = F.log_softmax(wide(logits) / temperature, dim=-1)
+    logp = F.log_softmax(to_fp32(logits) / temperature, dim=-1)
     return -(logp.exp() * logp).sum(-1)
 
 

@@ -41,7 +41,7 @@ class Source:
     """One reward model or function; `tokenizer` of a model that does not read the policy's ids."""
 
     name: str
-    judge: Any
+    function: Any
     is_model: bool
     tokenizer: Any = None
 
@@ -77,9 +77,9 @@ class Rewards:
         if model is None and not functions:
             raise ValueError("PPO needs a reward_model or reward_funcs")
         self.sources = _sources(model, functions, tokenizer, processing_class)
-        self.further = [s.judge for s in self.sources if s.is_model and s.judge is not model]
-        for judge in self.further:
-            judge.eval().requires_grad_(False).to(device)
+        self.further = [s.function for s in self.sources if s.is_model and s.function is not model]
+        for reward_model in self.further:
+            reward_model.eval().requires_grad_(False).to(device)
         if weights is not None and len(weights) != len(self.sources):
             raise ValueError(
                 f"reward_weights has {len(weights)} numbers for {len(self.sources)} sources of "
@@ -139,7 +139,7 @@ class Rewards:
                     told = retokenised(source, self.tokenizer, rows, texts, ends)
                     read[source.name] = tuple(x.to(ids.device) for x in told)
                 elif not source.is_model:
-                    value = call_reward(source.judge, rows, texts, answers, finite=True)
+                    value = call_reward(source.function, rows, texts, answers, finite=True)
                     said[source.name] = value.to(ids.device)
         said |= self._model_scores(read, chunk, meter)
         self.said = {s.name: said[s.name] for s in self.sources}
@@ -151,16 +151,16 @@ class Rewards:
         """What each reward model says of the sequences that it reads. → (b,) each."""
         if not read:
             return {}
-        judges = {s.name: s.judge for s in self.sources if s.is_model}
-        passes = {name: rollout.like_rows(mask, chunk) for name, (_, mask) in read.items()}
+        models = {s.name: s.function for s in self.sources if s.is_model}
+        passes = {name: rollout.length_buckets(mask, chunk) for name, (_, mask) in read.items()}
         shape: list[int] = []
         for name, (_, mask) in read.items():  # what FLOPs are linear in
             shape += rollout.shape_of(passes[name], mask)
         tokens = sum(int(mask.sum()) for _, mask in read.values())
         with meter.phase("score", "reward", shape, tokens):
             return {
-                name: rollout.in_passes(
-                    lambda *x, n=name: sequence_scores(judges[n], *x), passes[name], *read[name]
+                name: rollout.map_chunks(
+                    lambda *x, n=name: sequence_scores(models[n], *x), passes[name], *read[name]
                 )
                 for name in read
             }
@@ -213,29 +213,29 @@ def _sources(model, functions: list, tokenizer, processing_class) -> list[Source
         )
     own = iter(given)
     sources: list[Source] = []
-    for judge in ([] if model is None else [model]) + functions:
-        if _is_model(judge, model):
-            name = "model" if judge is model else _model_name(judge)
-            check_reward_model(judge)
+    for source in ([] if model is None else [model]) + functions:
+        if _is_model(source, model):
+            name = "model" if source is model else _model_name(source)
+            check_reward_model(source)
             theirs = next(own)
             if theirs is not None and same_vocabulary(theirs, tokenizer):
                 theirs = None
-            sources.append(Source(_unused(name, sources), judge, True, theirs))
-        elif callable(judge):
-            sources.append(Source(_unused(name_of(judge), sources), judge, False))
+            sources.append(Source(_unused(name, sources), source, True, theirs))
+        elif callable(source):
+            sources.append(Source(_unused(name_of(source), sources), source, False))
         else:
-            raise ValueError(f"reward_funcs: {judge!r} is neither a function nor a reward model")
+            raise ValueError(f"reward_funcs: {source!r} is neither a function nor a reward model")
     return sources
 
 
-def _is_model(judge: Any, reward_model: Any) -> bool:
-    return judge is reward_model or isinstance(judge, nn.Module)
+def _is_model(source: Any, reward_model: Any) -> bool:
+    return source is reward_model or isinstance(source, nn.Module)
 
 
-def _model_name(judge) -> str:
+def _model_name(source) -> str:
     """As GRPOTrainer calls it: the last part of where it came from."""
-    path = getattr(getattr(judge, "config", None), "_name_or_path", "")
-    return path.rstrip("/").split("/")[-1] or type(judge).__name__
+    path = getattr(getattr(source, "config", None), "_name_or_path", "")
+    return path.rstrip("/").split("/")[-1] or type(source).__name__
 
 
 def _unused(name: str, sources: list[Source]) -> str:
@@ -285,7 +285,7 @@ def retokenised(
         response = encode_response(theirs, text)
         sequences.append(encode_prompt(theirs, prompt) + (response if ended else response[:-1]))
     longest = max(map(len, sequences))
-    room = getattr(getattr(source.judge, "config", None), "max_position_embeddings", None)
+    room = getattr(getattr(source.function, "config", None), "max_position_embeddings", None)
     if room and longest > room:
         raise ValueError(
             f"reward model {source.name!r} takes {room} tokens, and a prompt with its "

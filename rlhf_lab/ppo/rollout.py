@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data.lengths import PASS, by_length
 from .logprobs import language_head, logprobs_and_entropy, scored_logprobs
-from .losses import wide
+from .losses import to_fp32
 from .sampling import sample_tokens, uniforms
 
 
@@ -91,7 +91,9 @@ def generate(
     return out[:, :length]
 
 
-def join(prompt_ids: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor, pad: int):
+def concat_prompt_response(
+    prompt_ids: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor, pad: int
+):
     """Prompt and truncated response as one sequence: ids (b, p+t), attention mask (b, p+t)."""
     ids = torch.cat([prompt_ids, responses.masked_fill(~mask, pad)], 1)
     return ids, torch.cat([prompt_mask, mask], 1)
@@ -118,17 +120,17 @@ def places_of(said: Tensor) -> Tensor:
     return said.flatten().nonzero().squeeze(1)
 
 
-def chosen(values: Tensor, said: Tensor) -> Tensor:
+def gather_masked(values: Tensor, said: Tensor) -> Tensor:
     """The numbers at the n True positions of a mask. (b, t) → (n,)"""
     return values.flatten()[places_of(said)]
 
 
-def spread(values: Tensor, said: Tensor) -> Tensor:
+def scatter_masked(values: Tensor, said: Tensor) -> Tensor:
     """(n,) numbers to the n True positions of a mask, zeros elsewhere. → (b, t)"""
     return values.new_zeros(said.shape).masked_scatter(said, values)
 
 
-def before_responses(model, ids: Tensor, mask: Tensor, said: Tensor) -> Tensor:
+def response_hidden_states(model, ids: Tensor, mask: Tensor, said: Tensor) -> Tensor:
     """What the trunk says at t−1 of every response token of `said` (10). ids, mask: (b, s), said:
     (b, t) → hidden states (n, h), and nothing of padding.
 
@@ -139,14 +141,14 @@ def before_responses(model, ids: Tensor, mask: Tensor, said: Tensor) -> Tensor:
     place = torch.arange(said.shape[1], device=ids.device) + (ids.shape[1] - said.shape[1])
     at = place - mask.long().argmax(1, keepdim=True)  # in the rows that were moved
     at = at + torch.arange(len(ids), device=ids.device).unsqueeze(1) * hidden.shape[1]
-    return hidden.flatten(0, 1).index_select(0, chosen(at, said))
+    return hidden.flatten(0, 1).index_select(0, gather_masked(at, said))
 
 
 Passes = list[Tensor]
 """Rows that pass together, pass by pass."""
 
 
-def like_rows(mask: Tensor, rows: int, least: int = PASS) -> Passes:
+def length_buckets(mask: Tensor, rows: int, least: int = PASS) -> Passes:
     """Rows of like length together, at most `rows` of them (`lengths.by_length`). mask: (b, s)"""
     parts = by_length(mask.sum(1).tolist(), rows, least)
     return [torch.tensor(part, device=mask.device) for part in parts]
@@ -171,12 +173,12 @@ def score_head(model, hidden: Tensor) -> Tensor:
     """The score of each hidden state, (…, h) → (…). `score_offset` of its config belongs to the
     head (rule 16)."""
     scores = model.score(hidden).squeeze(-1)
-    return wide(scores) + getattr(model.config, "score_offset", 0.0)
+    return to_fp32(scores) + getattr(model.config, "score_offset", 0.0)
 
 
 def token_values(model, ids: Tensor, mask: Tensor, said: Tensor) -> Tensor:
     """The value head at the positions before the response tokens of `said`. → (b, t), fp32."""
-    return spread(score_head(model, before_responses(model, ids, mask, said)), said)
+    return scatter_masked(score_head(model, response_hidden_states(model, ids, mask, said)), said)
 
 
 def sequence_scores(model, ids: Tensor, mask: Tensor) -> Tensor:
@@ -186,14 +188,14 @@ def sequence_scores(model, ids: Tensor, mask: Tensor) -> Tensor:
     return score_head(model, hidden[torch.arange(len(ids), device=ids.device), last])
 
 
-def in_passes(function: Callable[..., Tensor], passes: Passes | int, *tensors: Tensor) -> Tensor:
+def map_chunks(function: Callable[..., Tensor], passes: Passes | int, *tensors: Tensor) -> Tensor:
     """Apply `function` to some rows of `tensors` at a time and join: what it makes inside is freed
     (24). → (b, …)
 
-    passes: from `like_rows`, or how many rows at a time; the second of the tensors is the mask.
+    passes: from `length_buckets`, or how many rows at a time; the second of the tensors is the mask.
     """
     found = None
-    for rows in like_rows(tensors[1], passes) if isinstance(passes, int) else passes:
+    for rows in length_buckets(tensors[1], passes) if isinstance(passes, int) else passes:
         part = function(*(x[rows] for x in tensors))
         found = part.new_zeros(len(tensors[1]), *part.shape[1:]) if found is None else found
         found[rows] = part
@@ -208,15 +210,17 @@ def response_logprobs(
 
     def one(ids, mask, responses):
         said = mask[:, -responses.shape[1] :]
-        hidden = before_responses(model, ids, mask, said)
-        return spread(scored_logprobs(model, hidden, chosen(responses, said), temperature), said)
+        hidden = response_hidden_states(model, ids, mask, said)
+        return scatter_masked(
+            scored_logprobs(model, hidden, gather_masked(responses, said), temperature), said
+        )
 
-    return in_passes(one, passes, ids, mask, responses)
+    return map_chunks(one, passes, ids, mask, responses)
 
 
 def response_values(model, ids, mask, said, passes: Passes | int = 32) -> Tensor:
     """The value at every response token of `said`. → (b, t) fp32, 0 elsewhere."""
-    return in_passes(lambda *part: token_values(model, *part), passes, ids, mask, said)
+    return map_chunks(lambda *part: token_values(model, *part), passes, ids, mask, said)
 
 
 def logprobs_and_values(
@@ -225,20 +229,20 @@ def logprobs_and_values(
     """`response_logprobs` and `response_values` from one pass of the trunk that the two share."""
 
     def one(ids, mask, responses, said):
-        hidden = before_responses(model, ids, mask, said)
-        logprobs = scored_logprobs(model, hidden, chosen(responses, said), temperature)
+        hidden = response_hidden_states(model, ids, mask, said)
+        logprobs = scored_logprobs(model, hidden, gather_masked(responses, said), temperature)
         both = logprobs, score_head(value, hidden)
-        return torch.stack([spread(x, said) for x in both], -1)
+        return torch.stack([scatter_masked(x, said) for x in both], -1)
 
-    return in_passes(one, passes, ids, mask, responses, said).unbind(-1)
+    return map_chunks(one, passes, ids, mask, responses, said).unbind(-1)
 
 
 def trained_logprobs(model, hidden: Tensor, responses: Tensor, said: Tensor, temperature: float):
     """log π with its gradient, and the entropy, of the response tokens of `said`, whose hidden
     states (n, h) are given. → (b, t) each."""
     logits = language_head(model, hidden)
-    both = logprobs_and_entropy(logits, chosen(responses, said), temperature)
-    return tuple(spread(x, said) for x in both)
+    both = logprobs_and_entropy(logits, gather_masked(responses, said), temperature)
+    return tuple(scatter_masked(x, said) for x in both)
 
 
 @dataclass
@@ -268,5 +272,5 @@ class Rollout:
         return shape_of(whole, self.attention[:, :-1], self.value_mask), int(self.attention.sum())
 
     def passes(self, rows: int, least: int) -> Passes:
-        """Places of rows of like length, pass by pass (`like_rows`)."""
-        return like_rows(self.attention, rows, least)
+        """Places of rows of like length, pass by pass (`length_buckets`)."""
+        return length_buckets(self.attention, rows, least)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..data.tokenize import encode_prompt, encode_response
 from .losses import response_mask
-from .rollout import Rollout, join, pad_prompts, response_logprobs
+from .rollout import Rollout, concat_prompt_response, pad_prompts, response_logprobs
 
 DIGITS, DECIMALS = 4, 6  # a record is text in a file that grows with every iteration
 
@@ -34,7 +34,7 @@ def token_record(
 ) -> list[dict[str, list[Any]]]:
     """A record for each response of a few rows of a rollout (`rollout.rows(…)`).
 
-    rewards: (b, t) what `judge` made of KL and score, of the same rows; None where nobody judged
+    rewards: (b, t) what `compute_advantages` made of KL and score, of the same rows; None where nobody judged
     (held-out prompts): then advantage and return are not known either.
     """
     figures = {
@@ -62,7 +62,7 @@ def score_tokens(
     answer = torch.tensor([encode_response(tokenizer, response)])
     mask = response_mask(answer, tokenizer.eos_token_id)
     ids, attention = pad_prompts([encode_prompt(tokenizer, prompt)], tokenizer.pad_token_id)
-    ids, attention = join(ids, attention, answer, mask, tokenizer.pad_token_id)
+    ids, attention = concat_prompt_response(ids, attention, answer, mask, tokenizer.pad_token_id)
     what = [x.to(next(policy.parameters()).device) for x in (ids, attention, answer)]
     figures = {"logprob": response_logprobs(policy, *what, temperature)}
     if reference is not None:

@@ -4,7 +4,7 @@ One iteration of `PPOTrainer.train`:
 
     prompts → sample responses                                     `sample`
             → score them: log π, log π_ref, reward, values         `score`
-            → per-token rewards, advantages, returns               `judge`
+            → per-token rewards, advantages, returns               `compute_advantages`
             → a few epochs of minibatch updates                    `update`
 
 Four models: the **policy** is trained, the **reference** holds it near where it began, the
@@ -33,15 +33,15 @@ from ..metering.meter import Meter
 from ..ppo import losses
 from .bookkeeping import Bookkeeping, prompt_of
 from .config import PPOConfig
-from .distributed import part_of, together
+from .distributed import gather_rollout, shard_rows
 from .divergence import check_kl, check_loss
 from .layouts import Roles, make_roles
 from .rewards import Rewards
 from .rollout import (
     Rollout,
+    concat_prompt_response,
     generate,
-    join,
-    like_rows,
+    length_buckets,
     logprobs_and_values,
     pad_prompts,
     response_logprobs,
@@ -116,7 +116,7 @@ class PPOTrainer(Bookkeeping):
         if args.stop_token_id is None and args.stop_token == "eos":
             self.stop_token_id = processing_class.eos_token_id
 
-        self.roles = self._play(model, ref_model, value_model, reward_model, peft_config)
+        self.roles = self.build_roles(model, ref_model, value_model, reward_model, peft_config)
         self.rewards = Rewards(
             self.roles.reward,
             reward_funcs,
@@ -127,14 +127,14 @@ class PPOTrainer(Bookkeeping):
             self.accelerator.device,
         )
         self.beta, self.seconds = args.kl_coef, 0.0
-        self._wrap()
+        self.setup_optimizer()
         self._set_up_callbacks(callbacks)
 
-    def _play(self, policy, reference, value, reward, peft_config) -> Roles:
+    def build_roles(self, policy, reference, value, reward, peft_config) -> Roles:
         """The four roles in their layout: no dropout, value from reward, two frozen (4, 15, 23)."""
         return make_roles(self.args.layout, policy, reference, value, reward, peft_config)
 
-    def _wrap(self) -> None:
+    def setup_optimizer(self) -> None:
         """Make the optimizer and put what is trained into accelerate: the one place where a model
         is wrapped."""
         args, roles = self.args, self.roles
@@ -226,12 +226,12 @@ class PPOTrainer(Bookkeeping):
         with torch.no_grad(), self.accelerator.autocast():
             prompt_ids, prompt_mask, responses = self.sample(rows, index, iteration)
             mine = self.score(prompt_ids, prompt_mask, responses, index, rows)
-            whole = together(self.accelerator, mine, self.tokenizer.pad_token_id)
-            # Before `judge` makes of the scores what is learned from.
+            whole = gather_rollout(self.accelerator, mine, self.tokenizer.pad_token_id)
+            # Before `compute_advantages` makes of the scores what is learned from.
             said = self._rewards(whole.scores)
             watched, few = self._watched(rows, mine)
             with self.meter.phase("advantage"):
-                metrics = self.judge(whole, beta) | said | watched
+                metrics = self.compute_advantages(whole, beta) | said | watched
             self._record(few, whole)
         check_kl(self, metrics)
         return whole, metrics
@@ -264,11 +264,13 @@ class PPOTrainer(Bookkeeping):
         """Pass the responses through the four models, some rows at a time (24)."""
         args, chunk = self.args, self.args.local_rollout_forward_batch_size
         mask = losses.response_mask(responses, self.stop_token_id)  # truncate after the stop (7)
-        ids, attention = join(prompt_ids, prompt_mask, responses, mask, self.tokenizer.pad_token_id)
+        ids, attention = concat_prompt_response(
+            prompt_ids, prompt_mask, responses, mask, self.tokenizer.pad_token_id
+        )
         said = mask  # what values are wanted of
         if self._late_score:  # one more position where padding exists
             said = torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1)
-        passes = like_rows(attention, chunk)
+        passes = length_buckets(attention, chunk)
         pass_ = shape_of(passes, attention[:, :-1], said), int(attention.sum())
         self.meter.hold(ids, attention, responses, mask)
         self.meter.count("rollout", "policy", int(mask.sum()))
@@ -319,7 +321,7 @@ class PPOTrainer(Bookkeeping):
 
     # ------------------------------------------------------------------------------ 3. judge
 
-    def judge(self, r: Rollout, beta: float) -> dict[str, float]:
+    def compute_advantages(self, r: Rollout, beta: float) -> dict[str, float]:
         """Fill in advantages and returns; → metrics of the rollout."""
         args = self.args
         r.scores = self._without_stop(self.rewards.normalise(r.scores), r.mask, r.responses)  # (16)
@@ -363,8 +365,8 @@ class PPOTrainer(Bookkeeping):
         first, steps = {}, 0
         for chosen in (c for order in orders for c in order.split(size)):
             steps += 1
-            mine = part_of(self.accelerator, chosen.to(rollout.ids.device))
-            stats = self.step(rollout.rows(mine))
+            mine = shard_rows(self.accelerator, chosen.to(rollout.ids.device))
+            stats = self.train_minibatch(rollout.rows(mine))
             first = first or stats
             for name, value in stats.items():
                 sums[name] += value
@@ -377,7 +379,7 @@ class PPOTrainer(Bookkeeping):
         metrics["first_approx_kl"] = first["approx_kl"]
         return metrics
 
-    def step(self, mb: Rollout) -> dict[str, float]:
+    def train_minibatch(self, mb: Rollout) -> dict[str, float]:
         """One optimizer step, from this process' part of a minibatch, in passes of at most
         `per_device_train_batch_size` rows, which are of like length (24)."""
         self.meter.hold(*vars(mb).values())

@@ -288,7 +288,7 @@ class Run:
     def show(self) -> Any:
         """The run at a glance: what it changed, what it cost; folded away, every metric's span."""
         # Imported when shown: a run stands on the ground floor, its looks in the widgets' wing.
-        from ..display import Shown, escape, html_table, table
+        from ..display import Display, escape, html_table, table
 
         config = self._config()
         head = (
@@ -301,7 +301,7 @@ class Run:
         page = f"<p>{escape(head)}</p>" + "".join(map(html_table, parts))
         if spans:
             page += f"<details><summary>every metric</summary>{html_table(spans)}</details>"
-        return Shown(text, page)
+        return Display(text, page)
 
     def _repr_html_(self) -> str:
         return self.show()._repr_html_()

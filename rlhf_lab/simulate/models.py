@@ -1,4 +1,4 @@
-"""The models that a rehearsal trains: of random weights, by role, adapters in place."""
+"""The models that a simulation trains: of random weights, by role, adapters in place."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def _ppo_models(setup: Any, policy: nn.Module) -> dict[str, nn.Module]:
     elif setup.layout == "adapters" and not setup.own_reward:
         reward = _lora(
             setup,
-            setup.judge_r or setup.lora_r,
-            setup.judge_targets if setup.judge_r else setup.lora_targets,
+            setup.critic_lora_r or setup.lora_r,
+            setup.critic_lora_targets if setup.critic_lora_r else setup.lora_targets,
         )
     else:
         reward = _model(setup, Critic, setup.reward_config or setup.config)

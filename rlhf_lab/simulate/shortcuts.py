@@ -1,4 +1,4 @@
-"""What a trainer is told while it rehearses a step on fake tensors (see `rehearsal.py`).
+"""What a trainer is told while it rehearses a step on fake tensors (see `simulation.py`).
 
 Where its code looks into numbers, or would do the same thing many times over, it gets a stand-in
 that costs the same memory and counts the same work.
@@ -86,9 +86,9 @@ def few_passes(account: FakeAccount, prompt: int, response: int, window: int = 0
     with (
         patched(rollout, "range", lambda *_: generate.visits),
         patched(trainer, "generate", generate),
-        patched(rollout, "in_passes", passes),
-        patched(rollout, "like_rows", _equal_passes),  # all rows are as long
-        patched(trainer, "like_rows", _equal_passes),
+        patched(rollout, "map_chunks", passes),
+        patched(rollout, "length_buckets", _equal_passes),  # all rows are as long
+        patched(trainer, "length_buckets", _equal_passes),
         patched(rollout, "width_of", lambda mask: mask.shape[1]),
         patched(rollout, "places_of", lambda said: torch.arange(said.numel())),
         patched(losses, "range", lambda n: range(min(n, FEW))),  # GAE goes token by token
@@ -97,14 +97,14 @@ def few_passes(account: FakeAccount, prompt: int, response: int, window: int = 0
 
 
 def _equal_passes(mask: Tensor, rows: int, least: int = 0) -> Passes:
-    """`rollout.like_rows` where all rows are as long."""
+    """`rollout.length_buckets` where all rows are as long."""
     return list(torch.arange(len(mask)).split(rows))
 
 
 def _few_passes(account: FakeAccount) -> Callable[..., Tensor]:
-    """`rollout.in_passes` that runs the first pass for all but the last, and the last."""
+    """`rollout.map_chunks` that runs the first pass for all but the last, and the last."""
 
-    def in_passes(function: Callable[..., Tensor], passes: Passes, *tensors: Tensor) -> Tensor:
+    def map_chunks(function: Callable[..., Tensor], passes: Passes, *tensors: Tensor) -> Tensor:
         pieces = list(zip(*(t.split(len(passes[0])) for t in tensors), strict=True))
         done: list[Tensor] = []
         if len(pieces) > 1:
@@ -113,7 +113,7 @@ def _few_passes(account: FakeAccount) -> Callable[..., Tensor]:
             done += [torch.empty_like(done[0]) for _ in pieces[2:]]
         return torch.cat([*done, function(*pieces[-1])])
 
-    return in_passes
+    return map_chunks
 
 
 def _few_tokens(account: FakeAccount, prompt: int, response: int, window: int) -> Callable:

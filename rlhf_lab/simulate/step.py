@@ -1,6 +1,6 @@
 """Rehearse one training step of a stage without weights or a GPU: what does it take?
 
-    rehearse("sft", config, batch=2, prompt=256, response=256, dtype="bfloat16")
+    simulate_step("sft", config, batch=2, prompt=256, response=256, dtype="bfloat16")
 
 The trainers are the real ones (TRL's for SFT, reward models and DPO, ours for PPO); the tensors
 are fake (see `cost/xray.py`). With `real` the same step runs on real tensors of random numbers on
@@ -40,7 +40,7 @@ STAGES = ("sft", "reward", "dpo", "ppo")
 
 @dataclass(frozen=True)
 class Setup:
-    """The arguments of `rehearse`. Names of settings are those of TRL's configs and our PPOConfig.
+    """The arguments of `simulate_step`. Names of settings are those of TRL's configs and our PPOConfig.
 
     `lora_r` 0 trains the whole model; adapters are on the policy (in reward: the reward model), in
     fp32 over bf16 weights as peft makes them. DPO's reference is a frozen copy, with adapters the
@@ -76,8 +76,8 @@ class Setup:
     """PPO's critics; like the policy where None"""
     layout: str = "four"
     """PPO's (`stages/layouts.py`)"""
-    judge_r: int = 0
-    judge_targets: Any = "all-linear"
+    critic_lora_r: int = 0
+    critic_lora_targets: Any = "all-linear"
     """value and reward adapters on one base; like the policy's where 0"""
     own_reward: bool = False
     """one base: the reward model has weights of its own"""
@@ -100,7 +100,7 @@ class Setup:
         return self.prompt + self.response
 
 
-def rehearse(
+def simulate_step(
     stage: str, config: dict, *, batch: int, prompt: int, response: int, **settings: Any
 ) -> XRay:
     """One optimizer step of a stage (PPO: one iteration), the optimizer's state being there.
@@ -380,20 +380,20 @@ def _ppo(
     class Ready(PPOTrainer):
         """Its roles are made: adapters cannot be put into fake tensors."""
 
-        def _play(self, *_):
+        def build_roles(self, *_):
             return Roles(**{"reward": None, **models})
 
     class Once(Ready):
         """Its first minibatch stands for all of them, and of that the first passes."""
 
-        def step(self, minibatch):
+        def train_minibatch(self, minibatch):
             if not hasattr(self, "told"):
                 rows, first = len(minibatch.ids), FEW * setup.batch
                 if rows % setup.batch == 0 and rows > first:
                     minibatch = minibatch.rows(torch.arange(first))
                 steps = setup.num_ppo_epochs * setup.num_mini_batches
                 with account.standing_for(Fraction(steps * rows, len(minibatch.ids))):
-                    self.told = super().step(minibatch)
+                    self.told = super().train_minibatch(minibatch)
             return self.told
 
     args = PPOConfig(

@@ -3,7 +3,7 @@
 A step of a 7B model runs on a laptop in seconds, without weights. An account (`fake.py`) follows
 every storage; the hooks here tell it whose it is and what for: bytes by role and component at each
 phase's peak, a timeline of live bytes layer by layer, FLOPs by role and phase. What is run is given
-by the roof (`rehearsal.py`): this file knows models and optimizers, no trainer.
+by the roof (`simulation.py`): this file knows models and optimizers, no trainer.
 
     with FakeTensorMode(), account, labelled(account, {"policy": model}):
         trainer.train()

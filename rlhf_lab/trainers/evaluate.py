@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..data.tokenize import encode_prompt, encode_response
 from ..ppo.losses import kl_estimate, response_mask
-from ..ppo.rollout import join, pad_prompts, response_logprobs
+from ..ppo.rollout import concat_prompt_response, pad_prompts, response_logprobs
 from ..ppo.texts import sample_texts, score_texts
 
 
@@ -33,7 +33,8 @@ def kl_from_reference(model, reference, tokenizer, prompts, responses: Sequence[
             rows[row, : len(answers[i])] = torch.tensor(answers[i])
         mask = response_mask(rows, eos)
         ids, attention = (
-            x.to(model.device) for x in join(prompt_ids, prompt_mask, rows, mask, pad)
+            x.to(model.device)
+            for x in concat_prompt_response(prompt_ids, prompt_mask, rows, mask, pad)
         )
         rows, mask = rows.to(model.device), mask.to(model.device)
         new, old = (response_logprobs(m, ids, attention, rows) for m in (model, reference))

@@ -68,7 +68,7 @@ class GRPOConfig(_AsPPO, trl.GRPOConfig):
 # ------------------------------------------------------------------------------------------ reward
 
 
-class Judge:
+class RewardFunction:
     """The rewards as one reward function, called as TRL's trainers call one.
 
     The reward model's score is that of the sampled ids (a response that was cut has no eos),
@@ -250,7 +250,7 @@ class _GRPO(_Ours, trl.GRPOTrainer):
     pass
 
 
-def online_trainer(model, reference, tokenizer, train, args, judge: Judge, watch: OnlineWatch):
+def online_trainer(model, reference, tokenizer, train, args, reward_function: RewardFunction, watch: OnlineWatch):
     """TRL's RLOOTrainer or GRPOTrainer, whichever `args` are of. `train`: rows with a `prompt`.
 
     The reference is the frozen copy that is given (TRL would load one from where the policy came
@@ -258,7 +258,7 @@ def online_trainer(model, reference, tokenizer, train, args, judge: Judge, watch
     """
     made = _RLOO if isinstance(args, trl.RLOOConfig) else _GRPO
     lora, args = None, copy.copy(args)
-    args.reward_weights = None  # the judge has weighted and added up already
+    args.reward_weights = None  # the reward_function has weighted and added up already
     if hasattr(model, "peft_config"):
         lora, model = model.peft_config["default"], model.unload()
     home = sys.modules[made.__mro__[2].__module__]
@@ -267,7 +267,7 @@ def online_trainer(model, reference, tokenizer, train, args, judge: Judge, watch
             model=model,
             args=args,
             processing_class=tokenizer,
-            reward_funcs=judge,
+            reward_funcs=reward_function,
             callbacks=[watch],
             peft_config=lora,
             train_dataset=Dataset.from_list([{"prompt": r["prompt"]} for r in train]),
@@ -288,7 +288,7 @@ NAMES = {
     "ours/kl": "kl",
     "ours/kl_k3": "kl_k3",
 }
-"""TRL's metrics and the judge's → those of our PPO. TRL's `reward` is after penalties, which PPO
+"""TRL's metrics and the reward_function's → those of our PPO. TRL's `reward` is after penalties, which PPO
 calls score; its `kl` is per token, of RLOO k1 when sampling, of GRPO k3 in every step."""
 
 
@@ -297,19 +297,19 @@ class OnlineWatch(Watch):
 
     plain = staticmethod(str)  # chosen by NAMES already
 
-    def __init__(self, meter, judge: Judge, *args, **kwargs):
+    def __init__(self, meter, reward_function: RewardFunction, *args, **kwargs):
         super().__init__(meter, "policy", *args, **kwargs)
-        self.judge = judge
+        self.reward_function = reward_function
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         clipped = ("policy" if isinstance(args, trl.GRPOConfig) else "response") + "_clip_fraction"
-        names = {n: n for n in self.judge.metric_funcs}
-        names |= {f"said/{s.name}": f"rewards/{s.name}" for s in self.judge.rewards.sources}
+        names = {n: n for n in self.reward_function.metric_funcs}
+        names |= {f"said/{s.name}": f"rewards/{s.name}" for s in self.reward_function.rewards.sources}
         names |= {**NAMES, "clip_ratio/region_mean": clipped}
         ours = {names[k]: v for k, v in (logs or {}).items() if k in names}
         if "train_loss" in (logs or {}):
             return
-        ours["episodes"] = self.judge.episodes * args.world_size
+        ours["episodes"] = self.reward_function.episodes * args.world_size
         super().on_log(args, state, control, ours)
         if self.bar:
             shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}

@@ -90,7 +90,7 @@ def load_roles(plan) -> dict[str, Any]:
     else:
         roles = {"policy": model.base if stage == "sft" else model.sft}
     if stage == "ppo":
-        roles |= _judges(plan)
+        roles |= _critics(plan)
     if stage in ("rloo", "grpo"):
         if not plan.settings.get("rule_reward"):
             roles["reward"] = model.reward
@@ -99,12 +99,12 @@ def load_roles(plan) -> dict[str, Any]:
     return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
 
 
-def _judges(plan) -> dict[str, Any]:
+def _critics(plan) -> dict[str, Any]:
     """What stands beside PPO's policy in the plan's layout (`stages/layouts.py`)."""
     model, layout = plan.model, plan.config().layout
     reward = None
     if not plan.settings.get("rule_reward"):
-        reward = judge_adapter(plan) or model.reward
+        reward = reward_adapter(plan) or model.reward
     if layout == "adapters":
         return {"reference": None, "value": None, "reward": reward}
     value = None
@@ -113,7 +113,7 @@ def _judges(plan) -> dict[str, Any]:
     return {"reference": model.sft, "value": value, "reward": reward}
 
 
-def judge_adapter(plan) -> str | None:
+def reward_adapter(plan) -> str | None:
     """The folder of the reward adapter, where the layout has a place for one."""
     return plan.model.paths.get("reward_adapter") if plan.config().layout == "adapters" else None
 

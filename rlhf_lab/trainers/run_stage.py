@@ -18,7 +18,7 @@ from ..runs.ledger import ONLINE
 from ..runs.progress import Progress
 from ..runs.run import Run
 from ..studies import predicted
-from .prepare import Prepared, judge_adapter, prepare
+from .prepare import Prepared, reward_adapter, prepare
 
 
 @dataclass
@@ -171,7 +171,7 @@ def _dpo(job: Job):
 def _ppo(job: Job):
     from ..ppo.trainer import PPOTrainer
 
-    roles, judge = job.ready.models, judge_adapter(job.plan)
+    roles, adapter = job.ready.models, reward_adapter(job.plan)
     trainer = PPOTrainer(
         job.args,
         job.tokenizer,
@@ -181,7 +181,7 @@ def _ppo(job: Job):
         job.ready.train,
         roles["value"],
         reward_funcs=job.ready.functions,
-        reward_processing_class=None if judge else job.plan.model.reward_tokenizer,
+        reward_processing_class=None if adapter else job.plan.model.reward_tokenizer,
         eval_dataset=[{"prompt": p} for p in job.ready.prompts],
         metric_funcs=gold_metrics(job.data),
         meter=job.meter,
@@ -222,12 +222,12 @@ def _ppo(job: Job):
 
 def _online(job: Job):
     """RLOO and GRPO, with the figures of PPO."""
-    from .online import Judge, OnlineWatch, online_trainer
+    from .online import RewardFunction, OnlineWatch, online_trainer
 
     roles, stage = job.ready.models, job.plan.stage
     reward = roles.get("reward")
     before, told = _policy_figures(job, roles["policy"], reward_model=reward, keep="sft")
-    judge = Judge(
+    reward_function = RewardFunction(
         reward,
         job.tokenizer,
         job.args,
@@ -237,14 +237,14 @@ def _online(job: Job):
         reward_funcs=job.ready.functions,
         reward_tokenizer=job.plan.model.reward_tokenizer,
     )
-    watch = OnlineWatch(job.meter, judge, job.run.log, job.progress, job.should_stop)
+    watch = OnlineWatch(job.meter, reward_function, job.run.log, job.progress, job.should_stop)
     trainer = online_trainer(
         roles["policy"],
         roles.get("reference"),
         job.tokenizer,
         job.ready.train,
         job.args,
-        judge,
+        reward_function,
         watch,
     )
     seconds = _looped(job, trainer.train)
@@ -311,7 +311,7 @@ STAGE_FUNCTIONS = {
 }
 
 
-def conduct(
+def run_plan(
     plan,
     data: Data,
     functions: Sequence[Callable],

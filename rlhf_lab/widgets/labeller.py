@@ -9,7 +9,7 @@ A reward model of your own taste, and a policy that learns from it:
     mine = lab.train("reward", labeller.preferences)
     lab.train(lab.plan("ppo", tiny.with_stage("reward", mine.folder / "model")), data)
 
-Every answer is on disk (`judgements.py`) before the next pair appears: a killed kernel loses none,
+Every answer is on disk (`annotations.py`) before the next pair appears: a killed kernel loses none,
 and the same file goes on where you stopped. How well you agree with the gold reward and with the
 annotator stays hidden until the end, so that it does not teach you.
 """
@@ -30,7 +30,7 @@ import traitlets
 
 from ..charts.agreement import Choice, Share, picture, shares
 from ..charts.frame import Picture
-from ..data.preferences import ANSWERS, Judgements, pair_id
+from ..data.preferences import ANSWERS, Annotations, pair_id
 from ..data.tokenize import prompt_text
 from ..world.gold_reward import Annotator
 from .live import show
@@ -82,10 +82,12 @@ class Labeller(anywidget.AnyWidget):
         if feedback not in ("end", "each"):
             raise ValueError(f"feedback={feedback!r}: choose from end, each")
         self.pairs = _drawn(pairs, annotator, seed)
-        self.judgements = Judgements(file)
+        self.annotations = Annotations(file)
         self.who, self.revealed = who, feedback == "each"
         self._gold_reward, self._annotator, self._gaps = gold_reward, annotator, {}
-        self._given = [line["id"] for line in self.judgements.standing(who)]  # what undo takes back
+        self._given = [
+            line["id"] for line in self.annotations.standing(who)
+        ]  # what undo takes back
         self._moves, self._since = 0, time.monotonic()
         super().__init__()
         self.on_msg(self._hear)
@@ -129,7 +131,7 @@ class Labeller(anywidget.AnyWidget):
             raise ValueError(f"all {len(self.pairs)} pairs are labelled; undo takes one back")
         if seconds is None:
             seconds = time.monotonic() - self._since
-        given = self.judgements.add(
+        given = self.annotations.add(
             choice, pair.prompt, pair.left, pair.right, seconds=seconds, who=self.who
         )
         self._given.append(given)
@@ -137,11 +139,11 @@ class Labeller(anywidget.AnyWidget):
 
     def undo(self) -> None:
         """Take back the last answer; nothing where there is none."""
-        standing = {line["id"] for line in self.judgements.standing(self.who)}
+        standing = {line["id"] for line in self.annotations.standing(self.who)}
         while self._given and self._given[-1] not in standing:
             self._given.pop()
         if self._given:
-            self.judgements.undo(self._given[-1], self.who)
+            self.annotations.undo(self._given[-1], self.who)
             self._given.pop()
             self._show("Taken back: judge this pair again.")
         else:
@@ -159,7 +161,7 @@ class Labeller(anywidget.AnyWidget):
 
         Ties and skips are left out (`counts`). `lab.load_data` takes these rows.
         """
-        return self.judgements.preferences(self.who)
+        return self.annotations.preferences(self.who)
 
     def tally(self) -> list[Share]:
         """Of the pairs that you decided: how often you agree with the gold reward and with the
@@ -168,7 +170,7 @@ class Labeller(anywidget.AnyWidget):
         pairs = {pair.id: pair for pair in self.pairs}
         lines = [
             line
-            for line in self.judgements.standing(self.who)
+            for line in self.annotations.standing(self.who)
             if "chosen" in line and line["pair"] in pairs
         ]
         whose = "the data's labels" if self._annotator is None else "the annotator"
@@ -202,7 +204,7 @@ class Labeller(anywidget.AnyWidget):
             elif said in keys:
                 self.answer(keys[said])
             write(self.view["note"] if said in ("u", *keys) else "Say 1, 2, t, s, u or q.")
-        write(f"{self.done} of {len(self.pairs)} labelled, saved in {self.judgements.file}")
+        write(f"{self.done} of {len(self.pairs)} labelled, saved in {self.annotations.file}")
         for row in self._rows():
             write(f"{row.name}: {row}")
         return self
@@ -210,7 +212,7 @@ class Labeller(anywidget.AnyWidget):
     # -- inside -------------------------------------------------------------------------------
     def _answered(self) -> dict[str, str]:
         """Pair → answer, of everything in the file."""
-        return {line["pair"]: line["judgement"] for line in self.judgements.standing(self.who)}
+        return {line["pair"]: line["annotation"] for line in self.annotations.standing(self.who)}
 
     def _rows(self) -> list[Share]:
         """The tally, where it may be seen."""
@@ -234,7 +236,7 @@ class Labeller(anywidget.AnyWidget):
             better, worse = (pair.left, pair.right) if gap > 0 else (pair.right, pair.left)
             expected = self._annotator.prefers_first(pair.prompt, better, worse)
         return Choice(
-            left=line["judgement"] == "left",
+            left=line["annotation"] == "left",
             longer=len(line["chosen"].split()) - len(line["rejected"].split()),
             gold=gap if left or gap is None else -gap,
             label=None if pair.label is None else line["chosen"] == pair.label,
@@ -286,7 +288,7 @@ class Labeller(anywidget.AnyWidget):
             "left": shown(pair.left) if pair else "",
             "right": shown(pair.right) if pair else "",
             "counts": counts,
-            "file": shown(self.judgements.file.name),
+            "file": shown(self.annotations.file.name),
             "undo": bool(self._given),
             "revealed": self.revealed or pair is None,
             "rows": [

@@ -17,11 +17,11 @@ from ..models.load import BUNDLED, presets
 from .planner_options import (
     ALL,
     ANOTHER,
-    KNOBS,
+    CONTROLS,
     OFFLINE,
     PRECISIONS,
     SETTINGS_OF_PRECISION,
-    Knob,
+    Control,
     Values,
     model_name,
 )
@@ -37,19 +37,19 @@ class Controls:
     def __init__(self, said: Values, on_change: Callable[[str], None]):
         self.other: dict[str, Any] = {}
         self._on_change, self._writing = on_change, False
-        self.widgets = {name: _widget(knob) for name, knob in ALL.items()}
-        self._titles = {group: _title(group) for group in KNOBS}
+        self.widgets = {name: _widget(control) for name, control in ALL.items()}
+        self._titles = {group: _title(group) for group in CONTROLS}
         parts = []
-        for group, knobs in KNOBS.items():
-            parts += [self._titles[group], *(self.widgets[k.name] for k in knobs)]
+        for group, controls in CONTROLS.items():
+            parts += [self._titles[group], *(self.widgets[k.name] for k in controls)]
         self.extras = w.HBox(layout=w.Layout(flex_flow="row wrap"))
         self.box = w.VBox([*parts, self.extras], layout=w.Layout(width="330px", flex="0 0 auto"))
         self.box.add_class("lab-controls")
         with self._quietly():
             self._list_models(None)
             self._list_hardware(None)
-            for knob in ALL.values():
-                self._set(knob, knob.start)
+            for control in ALL.values():
+                self._set(control, control.start)
             self._write(said)
             self._settle()
         for name, widget in self.widgets.items():
@@ -73,14 +73,14 @@ class Controls:
     def said(self) -> dict[str, Any]:
         """The arguments of `lab.plan`: what matters and is not off, and what was said beside."""
         v, made = self.values, {}
-        for knob in ALL.values():
-            value = v[knob.name]
+        for control in ALL.values():
+            value = v[control.name]
             if (
-                knob.name != "path"
-                and knob.when(v)
-                and not (knob.off is not None and value == knob.off)
+                control.name != "path"
+                and control.when(v)
+                and not (control.off is not None and value == control.off)
             ):
-                made[knob.name] = value
+                made[control.name] = value
         made["model"] = self.model
         made |= PRECISIONS[made.pop("precision", "auto")][1]
         if v["gpus"] > 1 and "sharding" not in made:
@@ -145,20 +145,20 @@ class Controls:
             )
         self._set(ALL["precision"], key)
 
-    def _set(self, knob: Knob, value: Any) -> None:
-        widget = self.widgets[knob.name]
-        if knob.name == "model":
+    def _set(self, control: Control, value: Any) -> None:
+        widget = self.widgets[control.name]
+        if control.name == "model":
             self._list_models(value)
-        elif knob.name == "hardware":
+        elif control.name == "hardware":
             self._list_hardware(value)
         elif isinstance(widget, w.Checkbox):
             if not isinstance(value, bool):
-                raise ValueError(f"{knob.name} must be True or False, got {value!r}")
+                raise ValueError(f"{control.name} must be True or False, got {value!r}")
             widget.value = value
         elif isinstance(widget, w.Text):
             widget.value = str(value)
         else:
-            pair = knob.pair(value)
+            pair = control.pair(value)
             with widget.hold_sync():
                 if pair not in widget.options:
                     widget.options = sorted([*widget.options, pair], key=lambda o: o[1])
@@ -230,8 +230,8 @@ class Controls:
         v = self.values
         if v["gpus"] == 1 and v["nodes"] != 1:
             self._set(ALL["nodes"], 1)
-        for group, knobs in KNOBS.items():
-            shown = [_display(self.widgets[k.name], k.when(v)) for k in knobs]
+        for group, controls in CONTROLS.items():
+            shown = [_display(self.widgets[k.name], k.when(v)) for k in controls]
             _display(self._titles[group], any(shown))
         texts = {name: f"{name}={value!r}  ✕" for name, value in self.other.items()}
         if [b.description for b in self.extras.children] != list(texts.values()):
@@ -250,18 +250,18 @@ class Controls:
 _STYLE = {"description_width": "88px"}
 
 
-def _widget(knob: Knob) -> Any:
+def _widget(control: Control) -> Any:
     room = w.Layout(width="322px")
-    said = {"description": knob.label, "layout": room, "style": _STYLE}
-    if isinstance(knob.start, bool):
-        made = w.Checkbox(value=knob.start, indent=True, **said)
-    elif knob.slides:
-        made = w.SelectionSlider(options=knob.pairs, value=knob.start, **said)
-    elif knob.name == "path":
+    said = {"description": control.label, "layout": room, "style": _STYLE}
+    if isinstance(control.start, bool):
+        made = w.Checkbox(value=control.start, indent=True, **said)
+    elif control.slides:
+        made = w.SelectionSlider(options=control.pairs, value=control.start, **said)
+    elif control.name == "path":
         made = w.Text(placeholder="folder or owner/name", continuous_update=False, **said)
     else:
-        made = w.Dropdown(options=knob.pairs, **said)
-    tip(made, knob.tip)
+        made = w.Dropdown(options=control.pairs, **said)
+    tip(made, control.tip)
     return made
 
 

@@ -59,7 +59,7 @@ def doublings(low: int, high: int, between: bool = False) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Knob:
+class Control:
     """One control. `choices`: values, or (label, value) pairs; `off`: the value that is as good as
     not said; `when`: whether it matters, given all values; `slides`: a slider of numbers."""
 
@@ -109,17 +109,17 @@ def _ppo(v: Values) -> bool:
 
 
 LENGTHS = doublings(16, 32768, between=True)
-KNOBS: dict[str, tuple[Knob, ...]] = {
+CONTROLS: dict[str, tuple[Control, ...]] = {
     "Job": (
-        Knob(
+        Control(
             "stage",
             "Stage",
             tuple((STAGE_NAMES.get(s, s), s) for s in CHOICES["stage"]),
             "ppo",
             "what is trained",
         ),
-        Knob("model", "Model", (), "Qwen/Qwen2.5-1.5B", "a bundled model, a preset, or another"),
-        Knob(
+        Control("model", "Model", (), "Qwen/Qwen2.5-1.5B", "a bundled model, a preset, or another"),
+        Control(
             "path",
             "Its name",
             (),
@@ -129,9 +129,9 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         ),
     ),
     "Machine": (
-        Knob("hardware", "Hardware", (), "h100", "the kind of device; here: this machine"),
-        Knob("gpus", "Devices", doublings(1, 1024), 1, "devices in all", 1, True),
-        Knob(
+        Control("hardware", "Hardware", (), "h100", "the kind of device; here: this machine"),
+        Control("gpus", "Devices", doublings(1, 1024), 1, "devices in all", 1, True),
+        Control(
             "nodes",
             "Nodes",
             doublings(1, 128),
@@ -141,7 +141,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             True,
             lambda v: v["gpus"] > 1,
         ),
-        Knob(
+        Control(
             "sharding",
             "Sharding",
             SHARDINGS,
@@ -150,7 +150,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             "copies",
             when=_training,
         ),
-        Knob(
+        Control(
             "offload",
             "Offload",
             CHOICES["offload"],
@@ -161,9 +161,9 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         ),
     ),
     "Data": (
-        Knob("prompt_length", "Prompt", LENGTHS, 512, "tokens of a prompt", slides=True),
-        Knob("response_length", "Response", LENGTHS, 512, "tokens of a response", slides=True),
-        Knob(
+        Control("prompt_length", "Prompt", LENGTHS, 512, "tokens of a prompt", slides=True),
+        Control("response_length", "Response", LENGTHS, 512, "tokens of a response", slides=True),
+        Control(
             "rows",
             "Rows",
             tuple(m * 10**k for k in range(2, 7) for m in (1, 2, 5)),
@@ -171,7 +171,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             "samples, pairs or prompts of the data set",
             slides=True,
         ),
-        Knob(
+        Control(
             "num_train_epochs",
             "Epochs",
             (1, 2, 3, 4, 5, 10),
@@ -182,7 +182,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         ),
     ),
     "Training": (
-        Knob(
+        Control(
             "per_device_train_batch_size",
             "Batch",
             doublings(1, 512),
@@ -190,7 +190,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             "rows (or pairs) of one device in one pass",
             slides=True,
         ),
-        Knob(
+        Control(
             "gradient_accumulation_steps",
             "Accumulate",
             doublings(1, 512),
@@ -200,7 +200,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             True,
             _training,
         ),
-        Knob(
+        Control(
             "lora_r",
             "LoRA rank",
             (("off", 0), *doublings(1, 256)),
@@ -210,7 +210,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             True,
             _training,
         ),
-        Knob(
+        Control(
             "load_in_4bit",
             "Base in 4 bits (QLoRA)",
             (),
@@ -219,7 +219,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             False,
             when=lambda v: v["stage"] == "inference" or v["lora_r"] > 0,
         ),
-        Knob(
+        Control(
             "precision",
             "Precision",
             tuple((said, key) for key, (said, _) in PRECISIONS.items()),
@@ -227,7 +227,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             "automatic: bf16 autocast where the device has bf16, else fp32",
             "auto",
         ),
-        Knob(
+        Control(
             "optim",
             "Optimizer",
             CHOICES["optim"],
@@ -236,7 +236,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             "adamw_torch_fused",
             when=_training,
         ),
-        Knob(
+        Control(
             "gradient_checkpointing",
             "Recompute activations",
             (),
@@ -247,7 +247,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         ),
     ),
     "Rollouts": (
-        Knob(
+        Control(
             "layout",
             "Layout",
             tuple((LAYOUT_NAMES.get(x, x), x) for x in CHOICES["layout"]),
@@ -256,7 +256,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             "four",
             when=_ppo,
         ),
-        Knob(
+        Control(
             "num_mini_batches",
             "Minibatches",
             doublings(1, 64),
@@ -265,7 +265,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             slides=True,
             when=_ppo,
         ),
-        Knob(
+        Control(
             "num_ppo_epochs",
             "PPO epochs",
             (1, 2, 3, 4, 6, 8),
@@ -274,7 +274,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
             slides=True,
             when=_ppo,
         ),
-        Knob(
+        Control(
             "num_generations",
             "Per prompt",
             doublings(2, 64),
@@ -285,7 +285,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         ),
     ),
 }
-ALL = {knob.name: knob for knobs in KNOBS.values() for knob in knobs}
+ALL = {control.name: control for controls in CONTROLS.values() for control in controls}
 
 
 # ---------------------------------------------------------------------------------------- in words

@@ -10,8 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from .lab_kit import FLAGS, Book, Server, chromium, write_notebook
+from browser_kit import FLAGS, Book, Server, chromium, write_notebook
 
 
 def missing() -> str | None:

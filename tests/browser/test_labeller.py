@@ -61,7 +61,7 @@ def test_clicks_and_keys_label_pairs_and_each_is_on_disk(open_labeller):
     page.get_by_role("button", name="Left is better (←)").click()
     wait_for_pair(book, 2)
     (line,) = lines(book, file)
-    assert line["judgement"] == "left" and line["chosen"] == left and 0 < line["seconds"] < 60
+    assert line["annotation"] == "left" and line["chosen"] == left and 0 < line["seconds"] < 60
     page.locator(f"{ROOT} .prompt").click()
     assert "The keys are on" in text(book, ".hint")
     for number, (key, answer) in enumerate(
@@ -69,12 +69,12 @@ def test_clicks_and_keys_label_pairs_and_each_is_on_disk(open_labeller):
     ):
         page.keyboard.press(key)
         wait_for_pair(book, number)
-        assert lines(book, file)[-1]["judgement"] == answer
+        assert lines(book, file)[-1]["annotation"] == answer
     page.keyboard.press("z")
     wait_for_pair(book, 4)
     page.keyboard.press("Backspace")
     wait_for_pair(book, 3)
-    assert [line["judgement"] for line in lines(book, file)][-2:] == ["undo", "undo"]
+    assert [line["annotation"] for line in lines(book, file)][-2:] == ["undo", "undo"]
     assert text(book, ".counts").startswith("2 preferences, 0 ties, 0 skips")
     assert text(book, ".note") == "Taken back: judge this pair again."
 
@@ -123,7 +123,7 @@ def test_with_the_keyboard_alone(open_labeller):
     wait_for_pair(book, 3)
     page.keyboard.press("ArrowRight")  # a key acts wherever inside the focus is
     wait_for_pair(book, 4)
-    assert [line["judgement"] for line in lines(book, file)] == ["tie", "tie", "right"]
+    assert [line["annotation"] for line in lines(book, file)] == ["tie", "tie", "right"]
 
 
 def test_a_reload_shows_where_one_was(open_labeller):
@@ -158,7 +158,7 @@ def test_a_kernel_killed_in_the_middle_loses_no_answer(open_labeller):
     page.locator(f"{ROOT} button.left").click()
     page.wait_for_selector(f"{ROOT}.lost .note:has-text('Not saved')", timeout=10_000)
     saved = lines(book, file)
-    assert [line["judgement"] for line in saved] == ["left"] * 3
+    assert [line["annotation"] for line in saved] == ["left"] * 3
     book.errors.clear()  # a dead kernel is worth a complaint of JupyterLab's
     page.close()
     book.server.kill_kernels()

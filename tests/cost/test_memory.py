@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_lab.cost.architecture import architecture
 from rlhf_lab.cost.layers import Passes
-from rlhf_lab.cost.memory import backward_peak, forward_peak, stretch, trunk
+from rlhf_lab.cost.memory import backward_peak, forward_peak, segment, trunk
 from rlhf_lab.cost.tape import GRADIENT, Store, Tape
 
 B, S = 3, 40
@@ -111,7 +111,7 @@ def test_a_stretch_gives_back_all_but_its_gradients():
             x, tape.linear(tape.linear(y, h, h, 4, trained=True), h, h, 4, trained=True)
         )
 
-    made = stretch(Passes(1, rows), write, rows * h)
+    made = segment(Passes(1, rows), write, rows * h)
     assert made.gradients == 3 * h * h * 4
     # Kept: the input, the first product (pointwise saves it), the second's and third's inputs.
     assert made.kept == 4 * rows * h * 4
@@ -121,9 +121,9 @@ def test_a_stretch_gives_back_all_but_its_gradients():
 
 def test_peaks_of_a_row_of_stretches_by_hand():
     """Two layers that keep 10 and peak at 25 forward; backward 30 each with 4 of gradients."""
-    from rlhf_lab.cost.memory import Stretch
+    from rlhf_lab.cost.memory import Segment
 
-    layers = Stretch(2, 10, (25, 0, 0), (28, 2, 0), 4)
+    layers = Segment(2, 10, (25, 0, 0), (28, 2, 0), 4)
     peak, live = forward_peak([layers], 100)
     assert (peak, live) == ((135, 0, 0), 120)
     # The last layer: 110 before it + 28 + 2; the first: 100 + 28 + 2, and 4 of the last.

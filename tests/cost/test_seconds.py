@@ -95,12 +95,12 @@ def test_ppo_and_sft_run_by_the_clock():
     """Every phase that the plan names takes time, and a second of two steps is no longer."""
     from rlhf_lab.cost.estimate import estimate
     from rlhf_lab.models.load import load
-    from rlhf_lab.simulate.step import rehearse
+    from rlhf_lab.simulate.step import simulate_step
 
     config = load("tiny").config_dict()
     sizes = {"batch": 2, "prompt": 4, "response": 4}
     for stage in ("sft", "ppo"):
-        seen = rehearse(stage, config, real="clock", **sizes)
+        seen = simulate_step(stage, config, real="clock", **sizes)
         clock = {r.phase: r.value for r in seen.ledger.filter(quantity="seconds")}
         lengths = {"per_device_train_batch_size": 2, "prompt_length": 4, "response_length": 4}
         plan = estimate(stage, config, "laptop", lengths)

@@ -61,7 +61,7 @@ def test_a_choice_keeps_the_response_that_stood_there(make, file):
         view = labeller.view
         say(labeller, side)
         line = json.loads(file.read_text().splitlines()[-1])
-        assert (line["judgement"], line["seconds"]) == (side, 1.5)
+        assert (line["annotation"], line["seconds"]) == (side, 1.5)
         assert [line["chosen"], line["rejected"]] == [view[side], view[other]]
         assert line["prompt"].strip() == view["prompt"]  # line breaks around it are not shown
     assert labeller.view["id"] == "" and labeller.current is None
@@ -117,7 +117,7 @@ def test_two_people_share_a_file_and_not_their_progress(make):
 
 def test_another_file_is_refused_and_a_full_disk_is_said(make, file, tmp_path):
     file.write_text("my thesis\n")
-    with pytest.raises(ValueError, match="line 1 is no judgement"):
+    with pytest.raises(ValueError, match="line 1 is no annotation"):
         make()
     assert file.read_text() == "my thesis\n"
     labeller = make(file=tmp_path / "folder" / "mine.jsonl")
@@ -403,7 +403,7 @@ def test_in_a_terminal(make, file):
     labeller = make(pairs=[*rows(2), {"prompt": "\x1b[2J", "chosen": "a", "rejected": "b"}])
     typed, said = iter(["?", "1", "u", " 2 ", "S", "q"]), []
     assert labeller.ask(lambda _: next(typed), said.append) is labeller
-    lines = [json.loads(line)["judgement"] for line in file.read_text().splitlines()]
+    lines = [json.loads(line)["annotation"] for line in file.read_text().splitlines()]
     assert lines == ["left", "undo", "right", "skip"]
     assert "Say 1, 2, t, s, u or q." in said and "Taken back: judge this pair again." in said
     assert said[-1] == f"2 of 3 labelled, saved in {file}" and "\x1b" not in "".join(said)

@@ -20,7 +20,7 @@ import rlhf_lab as lab
 from rlhf_lab.cost.hardware import CATALOGUE
 from rlhf_lab.widgets import planner as planner_module
 from rlhf_lab.widgets.planner import Planner
-from rlhf_lab.widgets.planner_options import ALL, ANOTHER, KNOBS, call, doublings
+from rlhf_lab.widgets.planner_options import ALL, ANOTHER, CONTROLS, call, doublings
 from rlhf_lab.widgets.planner_view import figures, memory_picture, time_picture, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -409,7 +409,7 @@ def test_every_control_is_named_and_explained():
         assert widget.description, name
         said = "tooltip" if widget.has_trait("tooltip") else "description_tooltip"  # before 8
         assert getattr(widget, said) or name == "optim", name
-    assert set(KNOBS) == {"Job", "Machine", "Data", "Training", "Rollouts"}
+    assert set(CONTROLS) == {"Job", "Machine", "Data", "Training", "Rollouts"}
 
 
 # ----------------------------------------------------------------------------------------- remedies

@@ -1,0 +1,81 @@
+"""Which rows pass together, and what a plan makes of rows' lengths.
+
+pytest tests/data/test_lengths.py
+"""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rlhf_lab as lab
+from rlhf_lab.data.lengths import SHARE, by_length, expected_longest
+
+ROWS = st.lists(st.integers(1, 90), min_size=1, max_size=40)
+
+
+def padded(lengths, places):
+    return len(places) * max(lengths[i] for i in places)
+
+
+@given(ROWS, st.integers(1, 20), st.integers(0, 400))
+def test_every_row_passes_once(lengths, rows, least):
+    """And the longest first: what they take is not held beside another pass' gradients."""
+    passes = by_length(lengths, rows, least)
+    assert sorted(i for places in passes for i in places) == list(range(len(lengths)))
+    assert max(map(len, passes)) <= rows
+    passed = [lengths[i] for places in passes for i in places]
+    assert passed == sorted(lengths, reverse=True)
+
+
+@given(ROWS, st.integers(0, 400))
+def test_a_pass_more_pays(lengths, least):
+    """Cuts save over `least` tokens each, and a fifth; no cut that is left would."""
+    passes = by_length(lengths, len(lengths), least)
+    whole = padded(lengths, range(len(lengths)))
+    cut = [padded(lengths, p) for p in passes]
+    assert whole - sum(cut) >= (len(passes) - 1) * (least + 1)
+    assert len(passes) == 1 or sum(cut) < 0.8 * whole
+    for places, cost in zip(passes, cut, strict=True):
+        for k in range(1, len(places)):
+            saved = cost - sum(padded(lengths, half) for half in (places[:k], places[k:]))
+            assert saved <= max(least, SHARE * cost)
+
+
+def test_a_cut_by_hand():
+    """Two rows of 105 tokens and six of 15: 8·105 tokens as one pass, 2·105 + 6·15 = 300 as two."""
+    lengths = [15, 105, 15, 15, 15, 105, 15, 15]
+    assert by_length(lengths, 8, 539) == [[1, 5], [0, 2, 3, 4, 6, 7]]
+    assert by_length(lengths, 8, 540) == [[1, 5, 0, 2, 3, 4, 6, 7]]
+    assert by_length(lengths, 4, 10**6) == [[1, 5, 0, 2], [3, 4, 6, 7]]
+    assert by_length([15, 17] * 4, 8, 0) == [[1, 3, 5, 7, 0, 2, 4, 6]]  # alike: one pass
+
+
+def test_the_longest_of_some_rows_on_average():
+    """Against draws."""
+    draw = random.Random(0)
+    lengths = [draw.randint(1, 50) for _ in range(500)]
+    drawn = [max(draw.choices(lengths, k=8)) for _ in range(20_000)]
+    assert expected_longest(lengths, 8) == pytest.approx(sum(drawn) / len(drawn), rel=0.01)
+
+
+def test_a_plan_counts_the_passes_of_the_trainer():
+    """One response in eight is long: rows are planned at less than half its width, those of the
+    update and those that are scored."""
+    rows = [{"prompt": "a a", "completion": "a " * (60 if i % 8 == 0 else 3)} for i in range(200)]
+    data = lab.load_data(rows)
+    settings = {"per_device_train_batch_size": 32, "num_mini_batches": 1, "response_length": 64}
+    plan = lab.plan("ppo", "tiny", data=data, **settings)
+    found = plan.settings
+    for passes in ("padded_update", "padded_scoring"):
+        assert found[passes] < 0.5 * (found["padded_prompt"] + found["padded_response"])
+        assert found[passes] > found["mean_tokens"]
+    alike = {k: v for k, v in found.items() if k not in ("padded_update", "padded_scoring")}
+    of_update, of_rollout = (
+        {p.name: p.work.flops * p.times for p in x.estimate.average}
+        for x in (plan, lab.plan("ppo", "tiny", **alike))
+    )
+    assert of_update["forward"] < 0.5 * of_rollout["forward"]
+    assert of_update["reference"] < 0.5 * of_rollout["reference"]
+    assert of_update["rollout"] == of_rollout["rollout"]

@@ -1,0 +1,101 @@
+"""The door for data: the bundled world and users' own files.
+
+pytest tests/data/test_load.py
+"""
+
+import json
+
+import pytest
+
+from rlhf_lab.data.load import Data, from_rows, load_data
+
+ROWS = [
+    {
+        "instruction": f"Say {i}",
+        "input": "" if i % 2 else f"number {i}",
+        "output": f"It is {i}.",
+        "chosen": f"It is {i}.",
+        "rejected": f"It is {i}." if i in (3, 8) else f"No {i}.",
+    }
+    for i in range(40)
+]
+
+
+def all_rows(split):
+    return split.train + split.test
+
+
+def test_instruction_rows_become_three_sets():
+    data = from_rows(ROWS, name="mine")
+    assert len(all_rows(data.sft)) == 40 and len(all_rows(data.prompts)) == 40
+    assert {"prompt": "Say 1\n", "completion": "It is 1."} in all_rows(data.sft)
+    assert any(r["prompt"] == "Say 2\nnumber 2\n" for r in all_rows(data.sft))
+
+
+def test_identical_pairs_are_dropped_and_counted():
+    data = from_rows(ROWS, name="mine")
+    assert len(all_rows(data.preferences)) == 38
+    assert any("dropped 2 pairs" in note and "identical" in note for note in data.notes)
+
+
+def test_a_tenth_is_held_out_and_nothing_stands_twice():
+    data = from_rows(ROWS, name="mine")
+    assert len(data.sft.test) == 4
+    train = {r["prompt"] for r in data.sft.train}
+    assert not train & {r["prompt"] for r in data.sft.test}
+
+
+def test_preferences_alone_also_teach_by_demonstration():
+    rows = [{"prompt": f"p{i}", "chosen": "good", "rejected": "bad"} for i in range(20)]
+    data = from_rows(rows)
+    assert data.sft.train[0]["completion"] == "good"
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+def test_the_same_rows_out_of_every_container(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    if suffix == ".json":
+        path.write_text(json.dumps(ROWS))
+    elif suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(r) for r in ROWS))
+    else:
+        head = list(ROWS[0])
+        path.write_text("\n".join([",".join(head)] + [",".join(r[h] for h in head) for r in ROWS]))
+    assert load_data(path).sft == from_rows(ROWS).sft
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("missing.json", None, "no data file"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.json", "[1, 2]", "list of objects"),
+        ("a.json", "[]", "no rows"),
+        ("a.txt", "hello", "not a format we read"),
+        ("a.json", '[{"x": 1}]', "no prompt field"),
+        ("a.json", json.dumps(ROWS[:3]), "at least 10"),
+    ],
+)
+def test_bad_files_get_one_line(tmp_path, name, text, says):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=says) as error:
+        load_data(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_no_gold_reward_outside_the_world():
+    data = from_rows(ROWS, name="mine")
+    assert not data.has_gold and data.accuracy_ceiling() is None
+    with pytest.raises(ValueError, match="no gold reward"):
+        data.gold_reward("a", "b")
+
+
+def test_the_world_comes_through_the_same_door():
+    data = load_data("stories", seed=0)
+    assert isinstance(data, Data) and data.has_gold
+    row = data.sft.train[0]
+    assert 0 <= data.gold_reward(row["prompt"], row["completion"]) <= 10
+    train = {r["prompt"] for r in data.prompts.train}
+    assert not train & {r["prompt"] for r in data.prompts.test}
+    assert data.preferences.train and 0.75 <= data.accuracy_ceiling() <= 0.85

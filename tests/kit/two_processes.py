@@ -1,0 +1,73 @@
+"""PPO on the processes that torchrun started: what `test_processes.py` runs. Not a test by itself.
+
+torchrun --nproc-per-node 2 two_processes.py OUT.json '{"settings": …, "layout": …}'
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+
+
+def main(out: Path, job: dict) -> None:
+    import conftest
+    from ppo_kit import PROMPTS
+
+    from rlhf_lab.ppo import trainer
+    from rlhf_lab.ppo.config import PPOConfig
+
+    layout, lora = job.get("layout", "four"), None
+    if layout == "adapters":
+        from peft import LoraConfig
+
+        lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
+    calls, logged = [], []
+
+    def length(completions, completion_ids, **_):
+        calls.append(len(completions))
+        return [0.1 * len(ids) for ids in completion_ids]
+
+    trainer = trainer.PPOTrainer(
+        PPOConfig(**job["settings"]),
+        conftest.tokenizer(),
+        conftest.language_model(0).double(),
+        None,
+        conftest.reward_model(1).double(),
+        [{"prompt": p} for p in PROMPTS * 2],
+        conftest.reward_model(1).double() if layout == "four" else None,
+        eval_dataset=[{"prompt": p} for p in PROMPTS[:5]],
+        reward_funcs=length,
+        peft_config=lora,
+        on_log=lambda step, metrics: logged.append({"step": step, **metrics}),
+        metric_funcs={"tokens": lambda completion_ids, **_: [len(i) for i in completion_ids]},
+    )
+    if job.get("broken"):  # all processes work on the same rows: what a test must see
+        trainer.shard_rows = lambda accelerator, rows: rows[
+            : len(rows) // accelerator.num_processes
+        ]
+    trainer.train(resume_from_checkpoint=job.get("resume"))
+    trained = {
+        n: p.detach().flatten().tolist()
+        for n, p in trainer.roles.trained.named_parameters()
+        if p.requires_grad
+    }
+    rank = trainer.accelerator.process_index
+    said = {
+        "rank": rank,
+        "ranks": trainer.accelerator.num_processes,
+        "logged": logged,
+        "trained": trained,
+        "calls": calls,
+        "seed": torch.initial_seed(),
+    }
+    out.with_suffix(f".{rank}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

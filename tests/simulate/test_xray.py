@@ -1,0 +1,240 @@
+"""The x-ray against real tensors: an exact account, torch's profiler, and counts made by hand."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rlhf_lab.simulate.account import FakeAccount
+from rlhf_lab.simulate.models import models_of
+from rlhf_lab.simulate.step import Setup, simulate_step
+from rlhf_lab.simulate.xray import XRay
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1024,
+}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 64,
+    "n_layer": 3,
+    "n_head": 4,
+    "vocab_size": 1024,
+    "resid_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+}
+SHAPE = {"batch": 4, "prompt": 24, "response": 40, "device": "cpu", "num_ppo_epochs": 1}
+SHAPE |= {"local_rollout_forward_batch_size": 4}
+CASES = [
+    ("sft", LLAMA, {}),
+    ("sft", GPT2, {"padded": True, "lora_r": 4, "gradient_accumulation_steps": 2}),
+    ("sft", LLAMA, {"bf16": True, "gradient_checkpointing": True, "optim": "adamw_torch_fused"}),
+    ("reward", LLAMA, {}),
+    ("reward", LLAMA, {"dtype": "bfloat16", "lora_r": 4, "attn_implementation": "eager"}),
+    ("dpo", LLAMA, {"padded": True}),
+    ("dpo", LLAMA, {"lora_r": 4}),
+    ("ppo", LLAMA, {"padded": True}),
+    (
+        "ppo",
+        LLAMA | {"model_type": "mistral", "sliding_window": 40},
+        {
+            "num_mini_batches": 2,
+            "gradient_accumulation_steps": 2,
+            "num_ppo_epochs": 2,
+            "lora_r": 4,
+            "local_rollout_forward_batch_size": 2,
+        },
+    ),
+]
+
+
+def xray(stage, config=LLAMA, **settings) -> XRay:
+    return simulate_step(stage, config, **{**SHAPE, **settings})
+
+
+def at(x: XRay, phase: str, component: str, role=None) -> float:
+    """Bytes of a component at a phase's peak."""
+    more = {"role": role} if role else {}
+    return x.ledger.total(phase=phase, component=component, quantity="bytes", **more)
+
+
+def trainables(stage, config=LLAMA, **settings) -> tuple[int, int]:
+    """Numbers that are trained, and tensors."""
+    models = models_of(Setup(stage, config, **{**SHAPE, **settings})).values()
+    found = [p for m in models for p in m.parameters() if p.requires_grad]
+    return sum(p.numel() for p in found), len(found)
+
+
+@pytest.mark.parametrize(("stage", "config", "settings"), CASES, ids=lambda c: str(c)[:40])
+def test_equals_what_real_tensors_take(stage, config, settings):
+    fake = xray(stage, config, **settings)
+    real = xray(stage, config, real=True, **settings)
+    allocator = xray(stage, config, real="profiler", **settings)
+    assert fake.peak == pytest.approx(real.peak, rel=0.005)
+    assert fake.peak == pytest.approx(allocator.peak, rel=0.015)
+    assert fake.flops == real.flops > 0
+    assert fake.ledger.pivot("role", "phase", quantity="flops") == real.ledger.pivot(
+        "role", "phase", quantity="flops"
+    )
+    assert {r.source for r in fake.ledger} == {"simulated"}
+    assert fake.ledger.peak() == fake.peak
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_gradients_and_adam_states_are_counted_by_hand(dtype):
+    item = {"float32": 4, "bfloat16": 2}[dtype]
+    count, tensors = trainables("sft")
+    x = xray("sft", dtype=dtype)
+    buffers = at(x, "optimizer", "parameters") - item * count
+    assert 0 <= buffers < 100  # the rotary frequencies
+    assert at(x, "optimizer", "gradients") == item * count
+    assert (
+        at(x, "optimizer", "optimizer") == 2 * item * count + 4 * tensors
+    )  # and a step count each
+
+
+def test_adapters_are_fp32_over_bf16_weights():
+    settings = {"dtype": "bfloat16", "lora_r": 4}
+    count, tensors = trainables("sft", **settings)
+    x = xray("sft", **settings)
+    assert 0 < count < 40_000
+    assert at(x, "optimizer", "gradients") == 4 * count
+    assert at(x, "optimizer", "optimizer") == 8 * count + 4 * tensors
+    assert x.peak < xray("sft", dtype="bfloat16").peak
+
+
+def test_checkpointing_and_masks_show():
+    plain = xray("reward")
+    saved = xray("reward", gradient_checkpointing=True)
+    assert at(saved, "backward", "activations") < at(plain, "backward", "activations")
+    assert saved.flops > plain.flops  # the layers are run twice
+    assert xray("reward", padded=True).peak > plain.peak
+
+
+def test_dpo_with_adapters_has_no_second_model():
+    full, lora = xray("dpo"), xray("dpo", lora_r=4)
+    assert at(full, "backward", "parameters", "reference") > 0
+    assert not at(lora, "backward", "parameters", "reference")
+    for x in (full, lora):
+        assert x.ledger.total(phase="reference", role="reference", quantity="flops") > 0
+
+
+def test_ppo_holds_four_models_and_a_cache():
+    lengths = {"prompt": 2, "response": 62}  # the peak of the rollout is its end
+    x = xray("ppo", GPT2, **lengths)
+    roles = set(x.ledger.pivot("role", "component", quantity="bytes", phase="forward"))
+    assert {"policy", "value", "reference", "reward"} <= roles
+    full = 2 * 3 * 64 * 4 * SHAPE["batch"] * 63  # the last token is sampled, not read
+    assert full * 62 / 63 <= at(x, "rollout", "kv_cache") <= full * (1 + 1 / 6)  # one is copied
+    assert set(x.ledger.pivot("phase", "role", quantity="flops")) == {
+        "rollout",
+        "old_logprobs",
+        "reference",
+        "score",
+        "value",
+        "forward",
+        "backward",
+    }
+    more = xray("ppo", GPT2, num_ppo_epochs=3, **lengths)
+    forward = {"phase": "forward", "quantity": "flops"}
+    assert more.ledger.total(**forward) == 3 * x.ledger.total(**forward)
+    assert more.peak == x.peak
+
+
+def test_a_gpu_differs_where_it_must():
+    cpu, gpu = xray("sft"), xray("sft", device="gpu")
+    count, _ = trainables("sft")
+    assert at(gpu, "optimizer", "workspace") == pytest.approx(4 * count, rel=0.01)  # foreach
+    assert at(cpu, "optimizer", "workspace") < 4 * count * 0.6  # one tensor after another
+    assert gpu.flops < cpu.flops  # the head scores the response only
+    assert all(size % 512 == 0 for _, size in gpu.timeline)
+
+
+def test_the_timeline_goes_up_and_down_layer_by_layer():
+    names = [name for name, _ in xray("sft").timeline]
+    down = [f"forward policy model.layers.{i}" for i in range(3)]
+    up = [f"backward policy model.layers.{i}" for i in (2, 1, 0)]
+    assert [n for n in names if "layers" in n] == down + up
+
+
+def test_the_process_is_left_as_it_was():
+    from accelerate.state import AcceleratorState
+
+    backward, state = torch.Tensor.backward, dict(AcceleratorState._shared_state)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    xray("ppo", bf16=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.Tensor.backward is backward
+    assert AcceleratorState._shared_state == state
+    x = torch.randn(5, requires_grad=True)
+    torch.nn.functional.silu(x).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_masks_select_what_they_would():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), FakeAccount(response=3):
+        mask = torch.ones(4, 7, dtype=torch.bool)
+        x = torch.ones(4, 7, 5, requires_grad=True)
+        assert x[mask].shape == (12, 5)
+        x[mask].sum().backward()
+        assert x.grad.shape == x.shape
+        assert mask[0].nonzero().shape == (7, 1)
+        assert bool(mask.all()) and not bool(mask.sum() < 2)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "says"),
+    [
+        ("rlhf", {}, "sft, reward, dpo, ppo"),
+        ("sft", {"device": "tpu"}, "cpu or gpu"),
+        ("ppo", {"gradient_checkpointing": True}, "gradient_checkpointing"),
+    ],
+)
+def test_what_cannot_be_is_one_line(stage, settings, says):
+    with pytest.raises(ValueError, match=says) as error:
+        xray(stage, **settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_7b_step_is_quick_and_small():
+    code = """
+import json, time
+import torch, rlhf_lab.simulate.step
+from trl import SFTTrainer
+from rlhf_lab.models.load import presets
+start = time.perf_counter()
+x = rlhf_lab.simulate.step.simulate_step("sft", presets()["meta-llama/Llama-2-7b-hf"], batch=1, prompt=512,
+                                response=512, dtype="bfloat16")
+rss = [1024 * int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line][0]
+print(json.dumps([time.perf_counter() - start, rss, x.peak, x.ledger.total(
+    component="parameters", phase="forward", quantity="bytes")]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    seconds, rss, peak, parameters = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"a 7B step: {seconds:.1f} s, {rss / 2**30:.2f} GiB resident, peak {peak / 2**30:.1f} GiB"
+    )
+    assert seconds < 60
+    assert rss < 1 << 30
+    assert parameters == pytest.approx(2 * 6_738_415_616, rel=1e-6)
+    assert 50 < peak / 2**30 < 80

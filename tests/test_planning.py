@@ -1,0 +1,188 @@
+"""The roof: plans, runs and the command line, each stage for two steps on the bundled model.
+
+pytest tests/test_planning.py
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import rlhf_lab as lab
+from rlhf_lab.cli.main import main
+
+STAGES = ("sft", "reward", "ppo", "dpo")
+TRAINED = (*STAGES, "rloo", "grpo")
+SHORT = {"max_steps": 2, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return lab.load_data("stories", seed=0)
+
+
+def train(stage, data, folder, **settings):
+    return lab.train(lab.plan(stage, "tiny", **SHORT, **settings), data, out=folder, quiet=True)
+
+
+# ------------------------------------------------------------------------------------------ plans
+
+
+def test_a_plan_is_the_defaults_and_what_you_say():
+    plan = lab.plan("dpo", "tiny", beta=0.3)
+    assert plan.settings["beta"] == 0.3 and plan.settings["learning_rate"] > 0
+    assert plan.config().beta == 0.3
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "says"),
+    [
+        ("pop", {}, "no stage 'pop'; did you mean 'ppo'"),
+        ("ppo", {"kl_coeff": 1}, "did you mean 'kl_coef'"),
+        ("sft", {"learning_rat": 1}, "did you mean 'learning_rate'"),
+        ("ppo", {"num_mini_batches": 5}, "does not split"),
+        ("ppo", {"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_a_wrong_plan_is_refused_in_one_line(stage, settings, says):
+    with pytest.raises(ValueError, match=says) as error:
+        lab.plan(stage, "tiny", **settings).config()
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_model_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="no model 'tinny'") as error:
+        lab.plan("sft", "tinny")
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------- runs
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_stage_trains_and_its_run_reads_back(stage, data, tmp_path):
+    """Settings, metrics, measured ledger, samples and a model that plain transformers loads."""
+    from transformers import AutoConfig
+
+    run = lab.Run.load(train(stage, data, tmp_path / stage).folder)
+    assert run.status == "finished" and run.stage == stage
+    assert run.config["settings"]["max_steps"] == 2
+    assert max(m["step"] for m in run.metrics) == 2, "the last step is logged, whichever it is"
+    assert AutoConfig.from_pretrained(run.model_path).vocab_size == 1024
+    rows = run.ledger.filter(source="measured", stage=stage)
+    assert {r.quantity for r in rows} == {"seconds", "flops", "tokens", "bytes"}
+    assert 0 < rows.total(quantity="seconds", phase="optimizer") < 60
+    if stage != "reward":
+        assert run.samples and 0 <= run.summary["gold_reward"] <= 10
+
+
+def test_ppo_logs_what_it_must(data, tmp_path):
+    run = train("ppo", data, tmp_path / "ppo")
+    names = set(run.metric_names)
+    assert names >= {
+        "reward",
+        "gold_reward",
+        "gold/mood",
+        "kl",
+        "kl_k2",
+        "kl_k3",
+        "entropy",
+        "policy_clip_fraction",
+        "value_clip_fraction",
+        "explained_variance",
+        "response_length",
+    }
+    assert abs(run.series("kl")[1][0]) < 1e-4, "before any update the policy is the reference"
+    assert max(run.series("first_ratio_error")[1]) < 1e-5
+    roles = {r.role for r in run.ledger.filter(quantity="seconds")}
+    assert roles >= {"policy", "reference", "reward", "value"}
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_the_same_seed_gives_the_same_metrics(stage, data, tmp_path):
+    """Times and memory aside, two runs agree to the last digit."""
+    one, two = (train(stage, data, tmp_path / n).metrics for n in ("one", "two"))
+    assert one and json.dumps(one) == json.dumps(two)
+
+
+def test_stopping_keeps_what_there_is(data, tmp_path):
+    run = lab.train(
+        lab.plan("ppo", "tiny", max_steps=50),
+        data,
+        out=tmp_path / "r",
+        quiet=True,
+        should_stop=lambda: True,
+    )
+    assert run.status == "stopped" and len(run.metrics) == 1
+    assert (run.model_path / "model.safetensors").is_file()
+
+
+def test_a_run_is_not_overwritten_unasked(data, tmp_path):
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    with pytest.raises(OSError, match="r"):
+        train("sft", data, folder)
+
+
+@pytest.mark.parametrize("stage", ["ppo", "rloo", "grpo"])
+def test_without_a_reward_model_it_says_what_to_do(stage, data, tmp_path):
+    model = lab.load("tiny")
+    model = type(model)("bare", {"base": model.paths["base"]})
+    with pytest.raises(ValueError, match=f"{stage.upper()} needs a reward model"):
+        lab.train(lab.plan(stage, model), data, out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+# ----------------------------------------------------------------------------------- command line
+
+
+def test_all_four_stages_from_one_command(tmp_path, capsys):
+    out = tmp_path / "all"
+    assert main(["train", "all", "--steps", "2", "--out", str(out), "--quiet"]) == 0
+    table = capsys.readouterr().out
+    assert all(stage in table for stage in STAGES) and "of at most" in table
+    page = (out / "report.html").read_text()
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_somebodys_own_file(tmp_path, capsys):
+    rows = [
+        {
+            "instruction": f"Name number {i}.",
+            "input": "",
+            "output": f"It is {i}.",
+            "chosen": f"It is {i}.",
+            "rejected": f"Leave me alone, {i}.",
+        }
+        for i in range(60)
+    ]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    args = ["train", "all", "--data", str(tmp_path / "mine.json"), "--steps", "2", "--quiet"]
+    assert main([*args, "--out", str(tmp_path / "all")]) == 0
+    said = capsys.readouterr().out
+    assert "60 rows" in said and "gold" not in said.lower().replace("gold reward", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--model", "nope"], "no model 'nope'"),
+        (["--data", "nope.json"], "no data file"),
+        (["--set", "beta"], "NAME=VALUE"),
+        (["--set", "betta=1"], "did you mean 'beta'"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(args, says, tmp_path, capsys):
+    code = main(["train", "dpo", "--out", str(tmp_path / "r"), *args])
+    said = capsys.readouterr().err
+    assert code == 2 and says in said and said.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_help_reads_well():
+    out = subprocess.run(
+        [sys.executable, "-m", "rlhf_lab.cli", "train", "--help"], capture_output=True, text=True
+    )
+    assert out.returncode == 0 and "examples:" in out.stdout and "--reward-model" in out.stdout
