@@ -269,8 +269,8 @@ from rlhf_lab.metering.meter import peak_bytes
 from rlhf_lab.models.load import presets
 start = time.perf_counter()
 from rlhf_lab.simulate.step import simulate_step
-seen = simulate_step("sft", presets()["meta-llama/Llama-2-7b-hf"], batch=1, prompt=256, response=256,
-                dtype="bfloat16")
+seen = simulate_step("sft", presets()["meta-llama/Llama-2-7b-hf"], batch=1, prompt=256,
+                     response=256, dtype="bfloat16")
 print(time.perf_counter() - start, peak_bytes())
 """
 

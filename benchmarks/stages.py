@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 
 import rlhf_lab as lab
-from rlhf_lab.data.load import bundled_pairs, annotate
+from rlhf_lab.data.load import annotate, bundled_pairs
 from rlhf_lab.display import table
 from rlhf_lab.models.load import load_causal_lm, load_reward_model
 from rlhf_lab.trainers.best_of_n import draw, expected_best

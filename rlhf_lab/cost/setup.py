@@ -73,8 +73,8 @@ class Setup:
     and DPO, of one device and one pass.
 
     `dtype`: of the weights; `bf16`, `fp16`: autocast over fp32 weights. `gpu`: kernels and the
-    allocator of a GPU. `critic_lora_r`, `critic_lora_targets`: rank and matrices of value and reward adapters
-    that are not as the policy's. Raises ValueError, one line, for what cannot be.
+    allocator of a GPU. `critic_lora_r`, `critic_lora_targets`: rank and matrices of value and
+    reward adapters that are not as the policy's. Raises ValueError, one line, for what cannot be.
     """
 
     stage: str

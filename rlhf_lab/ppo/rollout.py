@@ -192,7 +192,7 @@ def map_chunks(function: Callable[..., Tensor], passes: Passes | int, *tensors: 
     """Apply `function` to some rows of `tensors` at a time and join: what it makes inside is freed
     (24). → (b, …)
 
-    passes: from `length_buckets`, or how many rows at a time; the second of the tensors is the mask.
+    passes: from `length_buckets`, or how many rows at a time; the second tensor is the mask.
     """
     found = None
     for rows in length_buckets(tensors[1], passes) if isinstance(passes, int) else passes:

@@ -34,8 +34,8 @@ def token_record(
 ) -> list[dict[str, list[Any]]]:
     """A record for each response of a few rows of a rollout (`rollout.rows(…)`).
 
-    rewards: (b, t) what `compute_advantages` made of KL and score, of the same rows; None where nobody judged
-    (held-out prompts): then advantage and return are not known either.
+    rewards: (b, t) what `compute_advantages` made of KL and score, of the same rows; None for
+    held-out prompts: then advantage and return are not known either.
     """
     figures = {
         "logprob": rows.logprobs,

@@ -40,7 +40,7 @@ STAGES = ("sft", "reward", "dpo", "ppo")
 
 @dataclass(frozen=True)
 class Setup:
-    """The arguments of `simulate_step`. Names of settings are those of TRL's configs and our PPOConfig.
+    """The arguments of `simulate_step`, under the names of TRL's configs and our PPOConfig.
 
     `lora_r` 0 trains the whole model; adapters are on the policy (in reward: the reward model), in
     fp32 over bf16 weights as peft makes them. DPO's reference is a frozen copy, with adapters the

@@ -250,7 +250,9 @@ class _GRPO(_Ours, trl.GRPOTrainer):
     pass
 
 
-def online_trainer(model, reference, tokenizer, train, args, reward_function: RewardFunction, watch: OnlineWatch):
+def online_trainer(
+    model, reference, tokenizer, train, args, reward_function: RewardFunction, watch: OnlineWatch
+):
     """TRL's RLOOTrainer or GRPOTrainer, whichever `args` are of. `train`: rows with a `prompt`.
 
     The reference is the frozen copy that is given (TRL would load one from where the policy came
@@ -288,8 +290,8 @@ NAMES = {
     "ours/kl": "kl",
     "ours/kl_k3": "kl_k3",
 }
-"""TRL's metrics and the reward_function's → those of our PPO. TRL's `reward` is after penalties, which PPO
-calls score; its `kl` is per token, of RLOO k1 when sampling, of GRPO k3 in every step."""
+"""TRL's metrics and the reward function's → those of our PPO. TRL's `reward` is after penalties,
+which PPO calls score; its `kl` is per token, of RLOO k1 when sampling, of GRPO k3 in every step."""
 
 
 class OnlineWatch(Watch):
@@ -304,7 +306,8 @@ class OnlineWatch(Watch):
     def on_log(self, args, state, control, logs=None, **kwargs):
         clipped = ("policy" if isinstance(args, trl.GRPOConfig) else "response") + "_clip_fraction"
         names = {n: n for n in self.reward_function.metric_funcs}
-        names |= {f"said/{s.name}": f"rewards/{s.name}" for s in self.reward_function.rewards.sources}
+        sources = self.reward_function.rewards.sources
+        names |= {f"said/{s.name}": f"rewards/{s.name}" for s in sources}
         names |= {**NAMES, "clip_ratio/region_mean": clipped}
         ours = {names[k]: v for k, v in (logs or {}).items() if k in names}
         if "train_loss" in (logs or {}):

@@ -18,7 +18,7 @@ from ..runs.ledger import ONLINE
 from ..runs.progress import Progress
 from ..runs.run import Run
 from ..studies import predicted
-from .prepare import Prepared, reward_adapter, prepare
+from .prepare import Prepared, prepare, reward_adapter
 
 
 @dataclass
@@ -222,7 +222,7 @@ def _ppo(job: Job):
 
 def _online(job: Job):
     """RLOO and GRPO, with the figures of PPO."""
-    from .online import RewardFunction, OnlineWatch, online_trainer
+    from .online import OnlineWatch, RewardFunction, online_trainer
 
     roles, stage = job.ready.models, job.plan.stage
     reward = roles.get("reward")

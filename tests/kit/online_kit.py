@@ -6,7 +6,13 @@ from ppo_kit import PROMPTS
 from rlhf_lab.data.tokenize import encode_prompt
 from rlhf_lab.metering.meter import Meter
 from rlhf_lab.ppo.rollout import concat_prompt_response, pad_prompts, response_logprobs
-from rlhf_lab.trainers.online import GRPOConfig, RewardFunction, OnlineWatch, RLOOConfig, online_trainer
+from rlhf_lab.trainers.online import (
+    GRPOConfig,
+    OnlineWatch,
+    RewardFunction,
+    RLOOConfig,
+    online_trainer,
+)
 from rlhf_lab.trainers.trl_stages import trl_settings
 
 
@@ -46,7 +52,8 @@ class Online:
             meter=self.meter,
             metric_funcs={"asked": self.ask},
         )
-        watch = OnlineWatch(self.meter, self.reward_function, lambda step, **m: self.logged.append(m))
+        log = lambda step, **m: self.logged.append(m)  # noqa: E731
+        watch = OnlineWatch(self.meter, self.reward_function, log)
         self.trainer = online_trainer(
             self.policy,
             self.reference if self.args.beta and not lora else None,

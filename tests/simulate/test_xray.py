@@ -212,11 +212,12 @@ def test_what_cannot_be_is_one_line(stage, settings, says):
 def test_a_7b_step_is_quick_and_small():
     code = """
 import json, time
-import torch, rlhf_lab.simulate.step
+import torch
+from rlhf_lab.simulate.step import simulate_step
 from trl import SFTTrainer
 from rlhf_lab.models.load import presets
 start = time.perf_counter()
-x = rlhf_lab.simulate.step.simulate_step("sft", presets()["meta-llama/Llama-2-7b-hf"], batch=1, prompt=512,
+x = simulate_step("sft", presets()["meta-llama/Llama-2-7b-hf"], batch=1, prompt=512,
                                 response=512, dtype="bfloat16")
 rss = [1024 * int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line][0]
 print(json.dumps([time.perf_counter() - start, rss, x.peak, x.ledger.total(
