@@ -19,7 +19,7 @@ def main(out: Path, job: dict) -> None:
     import conftest
     from ppo_kit import PROMPTS
 
-    from rlhf_lab.ppo import trainer
+    from rlhf_lab.ppo import trainer as module
     from rlhf_lab.ppo.config import PPOConfig
 
     layout, lora = job.get("layout", "four"), None
@@ -33,7 +33,7 @@ def main(out: Path, job: dict) -> None:
         calls.append(len(completions))
         return [0.1 * len(ids) for ids in completion_ids]
 
-    trainer = trainer.PPOTrainer(
+    trainer = module.PPOTrainer(
         PPOConfig(**job["settings"]),
         conftest.tokenizer(),
         conftest.language_model(0).double(),
@@ -48,7 +48,7 @@ def main(out: Path, job: dict) -> None:
         metric_funcs={"tokens": lambda completion_ids, **_: [len(i) for i in completion_ids]},
     )
     if job.get("broken"):  # all processes work on the same rows: what a test must see
-        trainer.shard_rows = lambda accelerator, rows: rows[
+        module.shard_rows = lambda accelerator, rows: rows[
             : len(rows) // accelerator.num_processes
         ]
     trainer.train(resume_from_checkpoint=job.get("resume"))
