@@ -23,7 +23,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-lint test-tests test-browser test-notebooks lab small_models lint constraints clean
+.PHONY: help run test test-lint test-tests test-browser test-notebooks lab docs small_models lint constraints clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -31,6 +31,7 @@ help:
 	@echo 'make run           the four stages on the bundled model, a table and $(OUT)/report.html'
 	@echo 'make test          lint, tests, and every notebook'
 	@echo 'make lab           JupyterLab on notebooks/'
+	@echo 'make docs          the site, into build/docs'
 	@echo 'make small_models  rebuild the bundled checkpoints'
 	@echo 'make lint          ruff, check and format'
 	@echo 'make constraints   write constraints.txt from what .venv holds'
@@ -69,6 +70,11 @@ lab: $(VENV)/.stamp-lab
 	@$(BIN)/jupyter trust notebooks/0?_*.ipynb >/dev/null  # else their pictures stay hidden
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks
 
+# Nothing is run, nothing is fetched; a warning fails the build.
+docs: $(VENV)/.stamp-docs
+	@$(BIN)/python -m sphinx -W --keep-going -q -E -d build/doctrees docs build/docs
+	@echo 'open build/docs/index.html'
+
 small_models: $(VENV)/.stamp-base
 	@$(BIN)/python small_models/build.py $(ARGS)
 
@@ -77,7 +83,7 @@ lint: $(VENV)/.stamp-test
 	@$(BIN)/ruff format --check .
 
 clean:
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist docs/notebooks docs/reference *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # --- the environment: a stamp stands for each thing installed, and dates it --------------------
@@ -108,10 +114,15 @@ $(VENV)/.stamp-lab: pyproject.toml constraints.txt $(VENV)/.stamp-torch
 	@$(PIP) -e '.[lab]'
 	@touch $(VENV)/.stamp-base $@
 
+$(VENV)/.stamp-docs: pyproject.toml constraints.txt $(VENV)/.stamp-torch
+	@echo '== installing rlhf_lab with Sphinx (once)'
+	@$(PIP) -e '.[docs]'
+	@touch $(VENV)/.stamp-base $@
+
 $(VENV)/.stamp-test: pyproject.toml constraints.txt $(VENV)/.stamp-torch
 	@echo '== installing rlhf_lab with JupyterLab and the test tools (once)'
 	@$(PIP) -e '.[test]'
-	@touch $(VENV)/.stamp-base $(VENV)/.stamp-lab $@
+	@touch $(VENV)/.stamp-base $(VENV)/.stamp-lab $(VENV)/.stamp-docs $@
 
 # --- constraints.txt: what .venv holds, exactly; a pin applies from the oldest Python it supports
 

@@ -1,0 +1,237 @@
+"""The pages of the site that are not written by hand, written anew at each build.
+
+    docs/notebooks/    the notebooks, copied
+    docs/reference/    a page for each public name, one for the stages, one for the command line
+
+The source is parsed, not imported: a build takes seconds and needs neither torch nor TRL. Only
+`rlhf_lab` itself, its list of stages and its argument parser are imported, which are light.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import shutil
+from pathlib import Path
+
+import rlhf_lab
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "rlhf_lab"
+Definition = ast.FunctionDef | ast.ClassDef
+
+GROUPS = {
+    "Plan and train": ("load", "load_data", "plan", "train", "train_all", "Plan", "Run"),
+    "Model and data": ("Model", "Data", "describe_data"),
+    "What it costs": (
+        *("xray", "compare", "sweep", "project", "hardware", "calibrate", "best_of_n"),
+        *("Ledger", "cost_table", "stage_shares", "stage_costs"),
+    ),
+    "Look and play": ("planner", "dashboard", "inspect", "label", "curves", "frontier"),
+    "Tables and report": ("stage_table", "report", "stories", "show_stories"),
+    "PPO": ("PPOTrainer", "PPOConfig"),
+}
+ALSO = {
+    "Model": "models.load",
+    "Data": "data.load",
+    "PPOTrainer": "ppo.trainer",
+    "PPOConfig": "ppo.config",
+}
+"""Classes to document although a notebook gets them from functions only."""
+
+
+def version() -> str:
+    text = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"', text, re.M)[1]
+
+
+def address() -> str:
+    """The repository's address: `project.urls.Repository` of pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.search(r'^Repository = "([^"]+?)/?"$', text, re.M)[1]
+
+
+def homes() -> dict[str, str]:
+    """Name → the module of the package that a user gets it from."""
+    return {**ALSO, **rlhf_lab._HOMES}
+
+
+def source_of(module: str) -> Path:
+    path = PACKAGE / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def definition(name: str, module: str) -> tuple[Definition, Path]:
+    """Where a name is defined; imports between the package's modules are followed.
+
+    Raises LookupError where there is no definition.
+    """
+    path = source_of(module)
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            return node, path
+        if isinstance(node, ast.ImportFrom) and node.level:
+            here = path.relative_to(PACKAGE).with_suffix("").parts[: -node.level]
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return definition(alias.name, ".".join([*here, node.module or ""]).strip("."))
+    raise LookupError(f"no definition of {name} in {path}")
+
+
+# --- one page for each public name -------------------------------------------------------------
+
+
+def signature(node: ast.FunctionDef, method: bool = False) -> str:
+    arguments = ast.parse(ast.unparse(node)).body[0].args  # a copy, to take `self` out of
+    if method:
+        (arguments.posonlyargs or arguments.args).pop(0)
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return f"({ast.unparse(arguments)}){returns}"
+
+
+def document(node: ast.AST) -> str:
+    return inspect.cleandoc(ast.get_docstring(node) or "")
+
+
+def decorators(node: ast.AST) -> set[str]:
+    return {ast.unparse(d).split("(")[0].split(".")[-1] for d in node.decorator_list}
+
+
+def fields(node: ast.ClassDef) -> list[tuple[str, str, str]]:
+    """(name, default, what it is) of a class's annotated fields. What it is stands in the field's
+    metadata (`help`), or in a string after it."""
+    found = []
+    for item, after in zip(node.body, [*node.body[1:], None]):
+        if not isinstance(item, ast.AnnAssign) or item.target.id.startswith("_"):
+            continue
+        default, text = ast.unparse(item.value) if item.value else "", ""
+        if default.startswith("field("):
+            given = {k.arg: k.value for k in item.value.keywords}
+            default = ast.unparse(given["default"]) if "default" in given else ""
+            if "metadata" in given:
+                text = ast.literal_eval(given["metadata"])["help"]
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            text = inspect.cleandoc(str(after.value.value)).replace("\n", " ")
+        found.append((item.target.id, default, text))
+    return found
+
+
+def directive(kind: str, name: str, body: str, depth: int, *options: str) -> str:
+    fence = "`" * depth
+    return "\n".join([f"{fence}{{py:{kind}}} {name}", *options, "", body, fence, ""])
+
+
+def members(node: ast.ClassDef) -> str:
+    """The public methods and properties of a class that have a docstring."""
+    parts = []
+    for item in node.body:
+        if not isinstance(item, ast.FunctionDef) or item.name.startswith("_"):
+            continue
+        if not (text := document(item)):
+            continue
+        kinds = decorators(item)
+        if kinds & {"property", "cached_property"}:
+            of = [f":type: {ast.unparse(item.returns)}"] if item.returns else []
+            parts.append(directive("property", item.name, text, 4, *of))
+        elif "overload" not in kinds:
+            static = "staticmethod" in kinds
+            options = [":classmethod:"] if "classmethod" in kinds else []
+            title = item.name + signature(item, method=not static)
+            parts.append(directive("method", title, text, 4, *options))
+    return "\n".join(parts)
+
+
+def class_signature(node: ast.ClassDef, listed: list[tuple[str, str, str]]) -> str:
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return signature(item, method=True).split(" -> ")[0]
+    if "dataclass" in decorators(node) and len(listed) <= 8:
+        return "(" + ", ".join(f"{n}={d}" if d else n for n, d, _ in listed) + ")"
+    return "(**settings)" if listed else "()"
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def field_table(listed: list[tuple[str, str, str]]) -> str:
+    rows = [f"| `{n}` | {f'`{cell(d)}`' if d else ''} | {cell(t)} |" for n, d, t in listed if t]
+    return "\n".join(["| setting | default | what it is |", "| --- | --- | --- |", *rows, ""])
+
+
+def page(name: str, module: str) -> str:
+    node, path = definition(name, module)
+    title = f"lab.{name}" if name in rlhf_lab.__all__ else name
+    if isinstance(node, ast.ClassDef):
+        listed = fields(node)
+        table = field_table(listed) if any(text for *_, text in listed) else ""
+        body = "\n".join([document(node), "", members(node)])
+        text = directive("class", name + class_signature(node, listed), body, 5) + "\n" + table
+    else:
+        text = directive("function", name + signature(node), document(node), 5)
+    file = path.relative_to(ROOT).as_posix()
+    link = f"Source: [{file}]({address()}/blob/main/{file}#L{node.lineno})"
+    return f"# {title}\n\n{text}\n{link}\n"
+
+
+# --- the stages and the command line -----------------------------------------------------------
+
+
+def stages_page() -> str:
+    from rlhf_lab.stages import STAGES
+
+    lines = ["# The stages", "", "From the one list of stages, `rlhf_lab/stages.py`.", ""]
+    lines += ["| stage | learns from | models in memory | phases of a step | x-ray |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    for s in STAGES.values():
+        rows = ", ".join(["prompt", *s.columns])
+        models, phases = ", ".join(s.roles), ", ".join(s.phases)
+        lines.append(f"| `{s.name}` | {rows} | {models} | {phases} | {'yes' if s.xrayed else ''} |")
+    lines += ["", "## The lab's settings of each", ""]
+    lines += ["Chosen for the bundled model; every other setting is the trainer's own.", ""]
+    for s in STAGES.values():
+        settings = ", ".join(f"`{k}={v!r}`" for k, v in sorted(s.defaults.items()))
+        lines += [f"`{s.name}`\n: {settings}", ""]
+    return "\n".join(lines)
+
+
+def command_page() -> str:
+    os.environ["COLUMNS"] = "88"  # argparse fills lines to the width of the terminal
+    from rlhf_lab.cli import main
+
+    parser = main._parser()
+    (commands,) = (a for a in parser._actions if hasattr(a, "choices") and a.dest == "command")
+    lines = ["# The command line", "", "```text", parser.format_help().rstrip(), "```", ""]
+    for name, command in commands.choices.items():
+        text = command.format_help().rstrip()
+        lines += [f"## rlhf-lab {name}", "", "```text", text, "```", ""]
+    return "\n".join(lines)
+
+
+def index_page() -> str:
+    lines = ["# Reference", "", "`import rlhf_lab as lab`; names load when they are used.", ""]
+    for title, names in GROUPS.items():
+        lines += [f"## {title}", "", "```{toctree}", ":maxdepth: 1", ""]
+        lines += [*names, "```", ""]
+    lines += ["## Lists", "", "```{toctree}", ":maxdepth: 1", "", "stages", "command_line", "```"]
+    return "\n".join(lines) + "\n"
+
+
+def write_all(folder: Path) -> None:
+    """Write both folders anew. Raises LookupError for a public name that no group lists."""
+    found = homes()
+    listed = {name for names in GROUPS.values() for name in names}
+    if listed != set(found):
+        raise LookupError(f"docs/generate.py, GROUPS: {sorted(listed ^ set(found))}")
+    pages = {name: page(name, module) for name, module in found.items()}
+    pages |= {"index": index_page(), "stages": stages_page(), "command_line": command_page()}
+    reference, notebooks = folder / "reference", folder / "notebooks"
+    shutil.rmtree(reference, ignore_errors=True)
+    reference.mkdir()
+    for name, text in pages.items():
+        (reference / f"{name}.md").write_text(text, encoding="utf-8")
+    shutil.rmtree(notebooks, ignore_errors=True)
+    ignored = shutil.ignore_patterns("runs", ".ipynb_checkpoints", "*.jsonl")
+    shutil.copytree(ROOT / "notebooks", notebooks, ignore=ignored)
