@@ -25,10 +25,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "kit")]
+
+from browser_kit import FLAGS, Book, Server, chromium, write_notebook  # noqa: E402
 
 from rlhf_lab.charts.views import views_of  # noqa: E402
-from tests.browser.lab_kit import FLAGS, Book, Server, chromium, write_notebook  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "dashboard.json"
 IMPORT = "import json, time, rlhf_lab as lab\nfrom pathlib import Path"

@@ -54,9 +54,9 @@ WATCH = """() => {
 
 def in_browser(moves: int) -> dict[str, list[float]]:
     """Milliseconds of each move: to the picture, and to everything; bytes received for each."""
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "kit")]
+    from browser_kit import FLAGS, Book, Server, chromium, write_notebook
     from playwright.sync_api import sync_playwright
-    from tests.browser.lab_kit import FLAGS, Book, Server, chromium, write_notebook
 
     found: dict[str, list[float]] = {"picture": [], "all": [], "bytes": []}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:

@@ -29,7 +29,7 @@ from .launch.launcher import launch, place  # noqa: F401  (for the command line)
 from .models.load import Model, load
 from .runs.run import Run
 from .studies import unplannable
-from .widgets.background import Stop, Training, check_free, screen
+from .widgets.background import Stop, Training, check_free, open_dashboard
 from .wording import did_you_mean
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ def train(
         _check_resume(plan.stage, out, overwrite)
     check_free()
     stop = Stop(should_stop) if background else should_stop
-    view = screen(plan, quiet, stop)  # first of all: importing the trainers takes seconds
+    view = open_dashboard(plan, quiet, stop)  # first: importing the trainers takes seconds
     try:
         work = _prepared(plan, data, reward_funcs, out, overwrite, resume, quiet)
         if isinstance(work, Run):
@@ -356,7 +356,7 @@ def train(
         if background:
             started, view = Training(work, stop, view), None
             return started
-        return work(should_stop=stop, screen=view)
+        return work(should_stop=stop, dashboard=view)
     finally:
         if view is not None:
             view.end()

@@ -34,7 +34,7 @@ class Job:
     should_stop: Callable[[], bool] | None
     resume: bool = False
     """go on from the run's last checkpoint"""
-    screen: Any = None
+    dashboard: Any = None
     """a dashboard that shows the run while it is made"""
     stopped: bool = False
     """whether somebody ended the training early: what is left is saved, and not judged"""
@@ -49,8 +49,8 @@ class Job:
 
     def progress(self, total: int):
         """What counts the steps of the loop: the dashboard, a line of text, or nothing."""
-        if self.screen is not None:
-            return self.screen.follow(total)
+        if self.dashboard is not None:
+            return self.dashboard.follow(total)
         return None if self.quiet else Progress(total, self.plan.stage)
 
     def save(self, model) -> None:
@@ -320,13 +320,13 @@ def run_plan(
     quiet: bool,
     should_stop: Callable[[], bool] | None,
     resume: bool,
-    screen: Any = None,
+    dashboard: Any = None,
 ) -> Run:
     """Train what was planned, with all that surrounds it; → the run that `open_run` makes, once
-    everything is loaded. `screen`: a dashboard that shows it."""
+    everything is loaded. `dashboard`: what shows it while it trains."""
     from ..metering.meter import Meter
 
-    say = screen.say if screen is not None else lambda text: None
+    say = dashboard.say if dashboard is not None else lambda text: None
     say("loading models and data")
     ready = prepare(plan, data, quiet, functions)
     foretold = predicted(plan, data, quiet)
@@ -341,10 +341,10 @@ def run_plan(
         quiet,
         should_stop,
         resume,
-        screen=screen if run.writes else None,
+        dashboard=dashboard if run.writes else None,
     )
-    if job.screen is not None:
-        job.screen.open(run, lambda: foretold + meter.ledger())
+    if job.dashboard is not None:
+        job.dashboard.open(run, lambda: foretold + meter.ledger())
         say("judging the model before training")
     try:
         figures = STAGE_FUNCTIONS[plan.stage](job)

@@ -75,7 +75,7 @@ class Training:
 
     def _do(self, work: Callable[..., Run]) -> None:
         try:
-            self._run = work(should_stop=self._stop, screen=self._view)
+            self._run = work(should_stop=self._stop, dashboard=self._view)
         except BaseException as error:  # `wait` raises it, where somebody can see it
             self._error = error
         finally:
@@ -119,7 +119,7 @@ class Training:
         return f"Training({state})"
 
 
-def screen(plan: Any, quiet: bool, stop: Any = None) -> Any:
+def open_dashboard(plan: Any, quiet: bool, stop: Any = None) -> Any:
     """A dashboard for a training, on the page at once; None where there is no notebook."""
     from ..runs.progress import in_notebook
 

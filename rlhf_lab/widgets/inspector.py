@@ -36,7 +36,7 @@ class Inspector:
     """Prompts and responses of one run or several; display it, or make it a cell's last value.
 
     `score(run, row)` computes the `tokens` of a sample from before or after training that has none
-    (`stages.token_record`); with it there is a button that does so. The controls are plain
+    (`ppo/token_record.py`); with it there is a button that does so. The controls are plain
     ipywidgets and can be set from Python: `mode`, `step`, `sample`, `colour`, `query`, `token`.
     """
 
