@@ -185,13 +185,16 @@ class Plan:
     def cheaper(self):
         """Changes that make it fit, or cheaper, the best first, as a table to read."""
         from .charts.estimate import remedy_rows
+        from .cost.remedies import remedies
         from .display import Listed
 
-        return Listed(self.estimate.cheaper(), remedy_rows)
+        return Listed(remedies(self.estimate), remedy_rows)
 
     def accelerate_config(self) -> str:
         """YAML for `accelerate launch --config_file` that realises the plan."""
-        return self.estimate.accelerate_config()
+        from .launch.accelerate_config import accelerate_config
+
+        return accelerate_config(self.estimate.setup)
 
     def show(self) -> Display:
         """The prediction, to read in a notebook or a terminal."""

@@ -1,7 +1,7 @@
 """The plan of a stage: memory, arithmetic, time and money before anything runs.
 
     e = estimate("ppo", config, hardware("h100"), {"lora_r": 16, "rows": 20_000})
-    e.peak, e.fits, e.hours, e.money, e.ledger, e.cheaper(), e.accelerate_config()
+    e.peak, e.fits, e.hours, e.money, e.ledger
 
 Pure arithmetic: no torch, no transformers, about a millisecond.
 """
@@ -238,18 +238,6 @@ class Estimate:
             {**self.settings, **settings},
             **{"reward": self.setup.reward, "value": self.setup.value, **self.roles},
         )
-
-    def cheaper(self) -> list[Any]:
-        """Changes that make it fit, or cheaper, the best first (`remedies.py`)."""
-        from .remedies import remedies
-
-        return remedies(self)
-
-    def accelerate_config(self) -> str:
-        """YAML for `accelerate launch --config_file` that realises this plan."""
-        from .accelerate_config import accelerate_config
-
-        return accelerate_config(self)
 
 
 def estimate(

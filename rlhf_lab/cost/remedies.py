@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .estimate import Estimate
+from .estimate import Estimate, estimate
 
 WORTH = 0.01
 """A change is named when it saves at least this share of memory or of time."""
@@ -56,8 +56,6 @@ def _try(e: Estimate, does: str, settings: dict[str, Any]) -> Remedy | None:
         stage = settings.get("stage", e.setup.stage)
         other = {k: v for k, v in settings.items() if k != "stage"}
         if stage != e.setup.stage:
-            from .estimate import estimate
-
             new = estimate(stage, e.config, e.hardware, {**e.settings, **other})
         else:
             new = e.changed(**other)

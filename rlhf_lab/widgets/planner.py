@@ -135,7 +135,7 @@ class Planner:
         """The three best changes (`cost/remedies.py`); none where there is no plan."""
         answer = self._answer()
         if answer.best is None:
-            answer.best = [] if answer.error else answer.plan.estimate.cheaper()[:BEST]
+            answer.best = [] if answer.error else answer.plan.cheaper()[:BEST]
         return answer.best
 
     def apply(self, **settings: Any) -> None:
@@ -331,7 +331,7 @@ class Planner:
             state, sentence = verdict(e)
             parts = memory_picture(e), time_picture(e)
             whole = grid(parts, columns=1)
-            return Answer(plan, "", state, sentence, parts, whole, figures(e), _yaml(e))
+            return Answer(plan, "", state, sentence, parts, whole, figures(e), _yaml(plan))
         except Exception as error:  # a name from a text field can lead anywhere
             line = (str(error).strip().splitlines() or [""])[0]
             known = isinstance(error, ValueError) and line
@@ -357,8 +357,8 @@ class Planner:
         return self._handles[model]
 
 
-def _yaml(e: Any) -> str:
+def _yaml(plan: Any) -> str:
     try:
-        return e.accelerate_config()
+        return plan.accelerate_config()
     except ValueError as error:
         return f"# {error}\n"

@@ -161,8 +161,9 @@ def test_groups_that_do_not_fit_are_one_line():
 
 
 def test_smaller_passes_learn_from_the_same_generation():
-    e = lab.plan("grpo", "Qwen/Qwen2.5-0.5B", hardware="h100", rows=1000).estimate
-    (smaller,) = (r for r in e.cheaper() if r.does.startswith("smaller passes"))
+    plan = lab.plan("grpo", "Qwen/Qwen2.5-0.5B", hardware="h100", rows=1000)
+    e = plan.estimate
+    (smaller,) = (r for r in plan.cheaper() if r.does.startswith("smaller passes"))
     new = smaller.estimate.setup
     assert new.batch < e.setup.batch and smaller.saves_bytes > 0
     assert (new.rollout_batch, new.updates) == (e.setup.rollout_batch, e.setup.updates)

@@ -428,7 +428,7 @@ REMEDIED = [
 
 @pytest.mark.parametrize("state", REMEDIED, ids=lambda s: s.get("stage", "ppo"))
 def test_every_change_applies_itself_to_the_controls(state):
-    changes = made(**state).plan.estimate.cheaper()
+    changes = made(**state).plan.cheaper()
     for change in changes:
         planner = made(**state)
         planner.apply(**change.settings)

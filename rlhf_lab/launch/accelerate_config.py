@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import yaml
 
-from .setup import Setup
+from ..cost.setup import Setup
 
 FSDP2 = {
     "fsdp_version": 2,
@@ -15,22 +15,21 @@ FSDP2 = {
 }
 
 
-def accelerate_config(estimate: Any) -> str:
+def accelerate_config(s: Setup) -> str:
     """YAML of accelerate's configuration file. Raises ValueError for what it cannot run."""
-    s: Setup = estimate.setup
     if s.tensor_parallel > 1:
         raise ValueError(
             f"tensor_parallel={s.tensor_parallel} is planned only: the lab's trainers do not run it"
         )
-    return "".join(f"{line}\n" for line in _lines(config(s)))
+    return yaml.safe_dump(config(s), sort_keys=False)
 
 
-def config(s: Setup) -> dict[str, Any]:
+def config(s: Setup) -> dict[str, object]:
     """The same as a dict."""
     precision = "fp16" if s.fp16 or s.dtype == "float16" else "no"
     precision = "bf16" if s.bf16 or s.dtype == "bfloat16" else precision
     kind = _distributed(s)
-    made: dict[str, Any] = {
+    made: dict[str, object] = {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,
         "distributed_type": kind,
@@ -64,9 +63,9 @@ def _distributed(s: Setup) -> str:
     return "MULTI_GPU" if s.gpu else "MULTI_CPU"
 
 
-def _deepspeed(s: Setup) -> dict[str, Any]:
+def _deepspeed(s: Setup) -> dict[str, object]:
     stage = int(s.sharding[-1])
-    made: dict[str, Any] = {
+    made: dict[str, object] = {
         "zero_stage": stage,
         "gradient_accumulation_steps": s.gradient_accumulation_steps,
         "offload_optimizer_device": "none" if s.offload == "none" else "cpu",
@@ -76,24 +75,3 @@ def _deepspeed(s: Setup) -> dict[str, Any]:
     if stage == 3:
         made["zero3_save_16bit_model"] = True
     return made
-
-
-def _lines(made: dict[str, Any], indent: str = "") -> list[str]:
-    """YAML of plain words, numbers and switches, one level deep."""
-    out = []
-    for name, value in made.items():
-        if isinstance(value, dict):
-            out += [f"{indent}{name}:", *_lines(value, indent + "  ")]
-        else:
-            said = (
-                {True: "true", False: "false"}.get(value, value)
-                if isinstance(value, bool)
-                else value
-            )
-            out.append(f"{indent}{name}: {_quoted(said) if isinstance(value, str) else said}")
-    return out
-
-
-def _quoted(word: str) -> str:
-    """`no` is a switch in YAML, unless quoted."""
-    return f"'{word}'" if word.lower() in ("no", "yes", "on", "off", "true", "false") else word
