@@ -44,9 +44,9 @@ NEVER = 600_000
 
 def settings_of(choice: dict) -> dict:
     """The lab's defaults, under the names that both trainers know, and one point of the grid."""
-    from rlhf_lab.planning import DEFAULTS
+    from rlhf_lab.stages import STAGES
 
-    lab = {k: v for k, v in DEFAULTS["ppo"].items() if k not in ("max_steps", "report_to")}
+    lab = {k: v for k, v in STAGES["ppo"].defaults.items() if k not in ("max_steps", "report_to")}
     same = {"local_rollout_forward_batch_size": 64, "optim": "adamw_torch_fused"}
     return COMMON | lab | same | {"max_grad_norm": 1.0} | choice
 

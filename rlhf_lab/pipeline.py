@@ -11,9 +11,10 @@ from .charts.frame import Picture
 from .data.load import Data, load_data
 from .display import Display, format_bytes, format_number, format_seconds, html_table, table
 from .models.load import Model, load
-from .planning import plan, train
+from .planning import plan, predict
 from .runs.ledger import AROUND, SOURCES, Ledger
 from .runs.run import Run
+from .training import train
 
 STORIES = 4
 """Held-out prompts whose responses the report shows before and after."""
@@ -55,7 +56,7 @@ def train_all(
 
 def _simulate(planned: Any, data: Data, run: Run, quiet: bool) -> None:
     """Put the x-ray of a run's step beside what was predicted and measured."""
-    from .studies import predict, xray
+    from .studies import xray
 
     try:
         estimate = predict(planned, data)

@@ -1,4 +1,4 @@
-"""What a plan will cost, would cost and did cost: predicted, simulated and measured, side by side.
+"""Studies over plans and runs: x-ray, compare, sweep, a whole project, best-of-n.
 
 plan = lab.plan("ppo", "tiny")
 lab.compare(plan, lab.xray(plan), lab.train(plan))
@@ -7,128 +7,28 @@ lab.sweep("model", ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B"], stage="sft")
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cost.estimate import Estimate, estimate
+from .cost.estimate import Estimate
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as hardware
-from .cost.setup import EXTRA, Setup
-from .data.lengths import planned_lengths
+from .cost.setup import Setup
+from .data.load import Data, load_data
+from .data.tokenize import prompt_rows
 from .display import Display, format_number, html_table, table
-from .models.load import ADAPTER_FILE, BUNDLED, Model, load
-from .runs.ledger import AROUND, ONLINE, SOURCES, Ledger
+from .models.load import Model, load
+from .planning import plan as make_plan
+from .planning import predict
+from .runs.ledger import AROUND, SOURCES, Ledger
+from .runs.progress import Progress
+from .training import train
 
 if TYPE_CHECKING:
     from .simulate.xray import XRay
-
-TRAINED_AS_PLANNED = {
-    "prompt_length",
-    "response_length",
-    "padded_prompt",
-    "padded_response",
-    "padded_update",
-    "padded_scoring",
-    "mean_tokens",
-    "mean_response",
-    "rows",
-    "padded",
-}
-"""Settings that describe the data; the other ones of `EXTRA` change how a run would be made."""
-
-
-def predict(plan: Any, data: Any = None) -> Estimate:
-    """The prediction of a plan, for rows as long as those of `data` (a `Data`).
-
-    Without data, and without a length in its settings, a bundled model is planned for the bundled
-    stories; another for rows as long as `max_length` or its context.
-    """
-    model, settings = plan.model, dict(plan.settings)
-    if "prompt_length" not in settings and data is not None:
-        settings = {**planned_lengths(plan.stage, model, data, settings), **settings}
-    elif "prompt_length" not in settings and model.name in BUNDLED:
-        settings = {**_lengths_of_stories(plan.stage, model, settings), **settings}
-    roles = {}
-    learned = plan.stage in ONLINE and not settings.get("rule_reward")
-    if learned and settings.get("layout") == "adapters" and "reward_adapter" in model.paths:
-        settings |= _judge_rank(model.paths["reward_adapter"])
-    elif learned and "reward" in model.paths:
-        roles["reward"] = model.config_dict("reward")
-        if plan.stage == "ppo":  # the value model starts on the SFT model where it has to
-            roles["value"] = model.config_dict("sft" if model.foreign_reward else "reward")
-    return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
-
-
-def _judge_rank(folder: str) -> dict[str, Any]:
-    """What the plan must know of a reward adapter, like which the value adapter is made."""
-    said = json.loads((Path(folder) / ADAPTER_FILE).read_text())
-    return {"critic_lora_r": said["r"], "critic_lora_targets": _hashable(said["target_modules"])}
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def predicted(plan: Any, data: Any, quiet: bool = True) -> Ledger:
-    """The prediction's rows; none, and unless `quiet` a line that says why, for what the cost model
-    does not know: a run is worth having without."""
-    try:
-        return predict(plan, data).ledger
-    except ValueError as error:
-        if not quiet:
-            print(f"{plan.stage}: no prediction ({error})", flush=True)
-        return Ledger()
-
-
-_STORIES: dict[tuple, dict[str, float]] = {}
-
-
-def _lengths_of_stories(stage: str, model: Model, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Lengths of the bundled data, looked up once."""
-    from .data.load import load_data
-
-    asked = (
-        "per_device_train_batch_size",
-        "response_length",
-        "max_length",
-        "num_mini_batches",
-        "gradient_accumulation_steps",
-        "steps_per_generation",
-    )
-    key = (stage, model.name, *(settings.get(name) for name in asked))
-    if key not in _STORIES:
-        data = load_data("stories")
-        _STORIES[key] = planned_lengths(stage, model, data, settings)
-    return _STORIES[key]
-
-
-def unplannable(settings: Mapping[str, Any]) -> str | None:
-    """A setting that can be planned and that `train` does not do from here; None where all can."""
-    plain = {
-        "gpus": 1,
-        "nodes": 1,
-        "sharding": "none",
-        "offload": "none",
-        "tensor_parallel": 1,
-        "dtype": "float32",
-        "loss": "fused",
-        "pairs_together": True,
-        "samples_per_prompt": 1,
-        "ema": False,
-        "joint_update": True,
-        "attn_implementation": "sdpa",
-        "adapter_dtype": "float32",
-    }
-    if settings.get("layout") != "adapters":  # one base that may be in 4 bits
-        plain |= {"load_in_4bit": False, "use_bnb_nested_quant": False}
-    for name, value in settings.items():
-        if name in EXTRA.keys() - TRAINED_AS_PLANNED and value != plain.get(name, value):
-            return f"{name}={value!r} is planned only: train() does not do it yet"
-    return None
 
 
 def calibrate(seconds: float = 20) -> Hardware:
@@ -376,16 +276,13 @@ def sweep(
     Predictions and measurements are of one step, so that series of different lengths compare.
     Raises ValueError for fewer than two values.
     """
-    from .planning import plan as make_plan
-    from .planning import train
-
     if len(values) < 2:
         raise ValueError(f"a series over {axis} needs two values at least, got {list(values)}")
     points = []
     for value in values:
-        said = dict(settings) if axis == "model" else {**settings, axis: value}
-        plan = make_plan(stage, value if axis == "model" else model, hardware=hardware, **said)
-        e = plan.estimate
+        varied = dict(settings) if axis == "model" else {**settings, axis: value}
+        planned = make_plan(stage, value if axis == "model" else model, hardware=hardware, **varied)
+        e = planned.estimate
         point = {
             "x": float(e.setup.model.parameters() if axis == "model" else value),
             "bytes predicted": e.peak,
@@ -396,7 +293,7 @@ def sweep(
             for name in ("flops predicted", "seconds predicted"):
                 point[name] *= e.steps or 1
         if run:
-            point |= _measured(train(plan, data, quiet=True), axis)
+            point |= _measured(train(planned, data, quiet=True), axis)
         points.append(point)
     return Sweep(axis, stage, points)
 
@@ -471,14 +368,167 @@ def project(
     **settings: Any,
 ) -> Project:
     """Plan several stages of one model: settings for all of them, and `each` stage's own."""
-    from .planning import plan
-
     handle = load(model)
     return Project(
         {
-            s: plan(
+            s: make_plan(
                 s, handle, hardware=hardware, **{**settings, **(each or {}).get(s, {})}
             ).estimate
             for s in stages
         }
     )
+
+
+# -------------------------------------------------------------------------------------- best of n
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """One row: the best of `n` responses. Rewards are means over prompts, and come with the
+    standard error of that mean; `kl_bound` in nats per response; `tokens` sampled and `flops`
+    for one answer (None where the cost model does not know the model)."""
+
+    n: int
+    reward: float
+    reward_error: float
+    gold_reward: float | None
+    gold_error: float | None
+    kl_bound: float
+    tokens: float
+    flops: float | None
+
+
+@dataclass
+class BestOfN:
+    """A table of best-of-n. `points`: one `BestOf` for each n; `prompts`, `samples`: how many
+    prompts there were, and responses to each of them."""
+
+    model: str
+    prompts: int
+    samples: int
+    points: list[BestOf]
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        def mean(value: float | None, error: float | None) -> str:
+            return "" if value is None else f"{value:.2f} ± {error:.2f}"
+
+        rows = [
+            {
+                "best of": str(p.n),
+                "reward": mean(p.reward, p.reward_error),
+                "gold reward": mean(p.gold_reward, p.gold_error),
+                "KL (nats)": "0" if p.n == 1 else f"at most {p.kl_bound:.2f}",
+                "tokens/answer": format_number(round(p.tokens, 1)),
+                "FLOPs/answer": format_number(p.flops, "FLOP"),
+            }
+            for p in self.points
+        ]
+        return [{k: v for k, v in row.items() if any(r[k] for r in rows)} for row in rows]
+
+    def __repr__(self) -> str:
+        return f"{table(self.rows)}\n{self._note}"
+
+    def _repr_html_(self) -> str:
+        return f"{html_table(self.rows)}<p>{self._note}</p>"
+
+    @property
+    def _note(self) -> str:
+        return (
+            f"{self.prompts} held-out prompts, {self.samples} responses to each; means over "
+            "all subsets of n, ± the standard error over prompts"
+        )
+
+
+def best_of_n(
+    model: str | Path | Model = "tiny",
+    data: Data | str | Path = "stories",
+    n: Sequence[int] = (1, 2, 4, 8, 16),
+    *,
+    prompts: int = 256,
+    response_length: int = 64,
+    temperature: float = 1.0,
+    seed: int = 99,
+    quiet: bool = False,
+) -> BestOfN:
+    """Draw max(n) responses to each held-out prompt from the SFT model; keep the reward model's
+    favourite of n.
+
+    `prompts`: how many at most. FLOPs are those of the plan: n prompts read, n responses sampled
+    and (beyond n=1) scored. Raises ValueError, one line, for what cannot be.
+    """
+    from .launch.machine import settle
+    from .trainers.best_of_n import draw, expected_best, kl_bound
+
+    settle()
+    model, data = load(model), load_data(data)
+    counts = sorted(set(n))
+    _check(model, counts, prompts, response_length)
+    rows = (data.prompts.test or data.prompts.train)[:prompts]
+    kept, _ = prompt_rows(model.tokenizer, rows, model.context - response_length)
+    if not kept:
+        raise ValueError(f"{data.name} has no prompt that leaves room for {response_length} tokens")
+    asked = [r["prompt"] for r in kept]
+    bar = None if quiet else Progress(len(asked) * counts[-1], "best-of-n")
+    drawn = draw(
+        model.sft,
+        model.tokenizer,
+        model.reward,
+        asked,
+        counts[-1],
+        temperature=temperature,
+        gold_reward=data.gold_reward if data.has_gold else None,
+        seed=seed,
+        max_new_tokens=response_length,
+        reward_tokenizer=model.reward_tokenizer,
+        progress=bar.update if bar else None,
+    )
+    if bar:
+        bar.close()
+    length = float(drawn.tokens.double().mean())
+    sampling, scoring = _flops(model, data, response_length, length)
+    points = []
+    for count in counts:
+        reward = _mean(expected_best(drawn.scores, drawn.scores, count))
+        gold = (None, None)
+        if drawn.golds is not None:
+            gold = _mean(expected_best(drawn.scores, drawn.golds, count))
+        flops = None if sampling is None else count * (sampling + (scoring if count > 1 else 0))
+        points.append(BestOf(count, *reward, *gold, kl_bound(count), count * length, flops))
+    return BestOfN(model.name, len(asked), counts[-1], points)
+
+
+def _check(model: Model, counts: list[int], prompts: int, response_length: int) -> None:
+    if not counts or any(type(c) is not int or c < 1 for c in counts):
+        raise ValueError(f"n={counts}: give whole numbers of at least 1")
+    if prompts < 1 or not 0 < response_length < model.context:
+        raise ValueError(
+            f"prompts={prompts}, response_length={response_length}: give at least 1 "
+            f"of each, and fewer tokens than the {model.context} that fit"
+        )
+    if "reward" not in model.paths:
+        raise ValueError(
+            f"best-of-n needs a reward model: train one first (rlhf-lab train reward "
+            f"--model {model.name}) and use model.with_stage('reward', …)"
+        )
+
+
+def _mean(values: Any) -> tuple[float, float]:
+    """→ mean over prompts, and its standard error."""
+    count = len(values)
+    spread = float(values.var()) if count > 1 else math.nan
+    return float(values.mean()), math.sqrt(spread / count)
+
+
+def _flops(
+    model: Model, data: Data, response_length: int, length: float
+) -> tuple[float | None, float | None]:
+    """FLOPs of sampling a response of average length, and of scoring it, as planned for PPO."""
+    try:
+        e = predict(
+            make_plan("ppo", model, response_length=response_length, mean_response=length), data
+        )
+    except ValueError:
+        return None, None  # the cost model does not know this architecture
+    of = {f.name: f.work.flops * f.times / e.setup.rollout_batch for f in e.average}
+    return of["rollout"], of["score"]

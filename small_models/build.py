@@ -162,7 +162,7 @@ def pretrain(model, tokenizer, phase: dict, seed: int) -> dict[str, float]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from rlhf_lab.trainers.trl_stages import trl_settings
+    from rlhf_lab.trainers.trl import trl_settings
 
     settings = PRETRAINING | phase
     documents = settings.pop("documents")
@@ -225,11 +225,11 @@ def card(title: str, recipe: str, seed: int, figures: dict) -> str:
 
 def build_stages(seed: int) -> None:
     """SFT model, the pairs sampled from it, reward model: by the functions that users run."""
-    from rlhf_lab import planning
+    from rlhf_lab import planning, training
     from rlhf_lab.trainers.evaluate import sample_pairs
 
     with tempfile.TemporaryDirectory() as scratch:
-        sft = planning.train(planning.plan("sft", DEFAULT, seed=seed), out=Path(scratch) / "sft")
+        sft = training.train(planning.plan("sft", DEFAULT, seed=seed), out=Path(scratch) / "sft")
         model = planning.load(DEFAULT).with_stage("sft", sft.model_path)
         rows = []
         for split, count in PAIRS.items():
@@ -238,12 +238,12 @@ def build_stages(seed: int) -> None:
             rows += [{"split": split, **pair} for pair in pairs]
         with gzip.GzipFile(HERE / "pairs.jsonl.gz", "wb", mtime=0) as file:
             file.write("".join(json.dumps(r) + "\n" for r in rows).encode())
-        reward = planning.train(
+        reward = training.train(
             planning.plan("reward", model, seed=seed), out=Path(scratch) / "reward"
         )
         _adopt(sft, HERE / DEFAULT / "sft", "SFT model", seed, memorised(rows, seed))
         _adopt(reward, HERE / DEFAULT / "reward", "Reward model", seed)
-        adapter = planning.train(
+        adapter = training.train(
             planning.plan("reward", model, seed=seed, **ADAPTER), out=Path(scratch) / "adapter"
         )
         _adopt_adapter(adapter, HERE / DEFAULT / "reward_adapter", seed)

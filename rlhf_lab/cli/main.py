@@ -218,7 +218,7 @@ def _judged(model, args: argparse.Namespace):
 
 
 def _best_of_n(args: argparse.Namespace) -> int:
-    from ..best_of_n import best_of_n
+    from ..studies import best_of_n
 
     model, data = _load(args, seed=0)
     print(
@@ -235,10 +235,10 @@ def _best_of_n(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from .. import pipeline, planning
+    from .. import pipeline, planning, training
     from ..display import table
 
-    settings, (rank, processes) = _settings(args), planning.place()
+    settings, (rank, processes) = _settings(args), training.place()
     if args.accelerate and processes == 1:
         return _launch(args, settings)
     if args.processes and not args.accelerate:
@@ -251,13 +251,13 @@ def _train(args: argparse.Namespace) -> int:
     if args.resume and (args.stage != "ppo" or not args.out):
         raise ValueError("--resume is for PPO, and needs --out, the folder of its run")
     if args.stage == "all":
-        folder = args.out or planning.free_folder("all")
+        folder = args.out or training.free_folder("all")
         runs = pipeline.train_all(model, data, out=folder, settings=settings, **common)
         print(table(pipeline.stage_table(runs)))
         print(table(pipeline.cost_table(runs)))
         print(f"curves and stories: {folder / 'report.html'}")
         return 0
-    run = planning.train(
+    run = training.train(
         planning.plan(args.stage, model, **settings),
         data,
         out=args.out,
@@ -272,13 +272,14 @@ def _train(args: argparse.Namespace) -> int:
 
 def _launch(args: argparse.Namespace, settings: dict) -> int:
     """Start the same command in several processes; what is wrong with it is said by one."""
-    from .. import planning
+    from .. import planning, training
+    from ..launch.launcher import launch
 
     if args.stage != "ppo":
         raise ValueError(f"--accelerate is for PPO, not {args.stage}")
     planning.plan(args.stage, args.model, **settings)
-    told = [] if args.out else ["--out", str(planning.free_folder(args.stage))]
-    return planning.launch(args.accelerate, [*args.argv, *told], args.processes)
+    told = [] if args.out else ["--out", str(training.free_folder(args.stage))]
+    return launch(args.accelerate, [*args.argv, *told], args.processes)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ import trl
 from datasets import Dataset
 from torch import Tensor
 
+from ..data.reward_sources import gold_metrics
 from ..data.tokenize import encode_prompt, prompt_text
 from ..metering.meter import Meter, NoMeter
 from ..metering.patch import patched
@@ -28,7 +29,16 @@ from ..ppo.losses import kl_estimate, missing_stop_score
 from ..ppo.rewards import Rewards
 from ..ppo.rollout import pad_prompts, positions_of
 from ..ppo.texts import call_reward
-from .trl_stages import Watch, _unprinted
+from .job import (
+    Figures,
+    Job,
+    before_and_after,
+    cost_figures,
+    policy_figures,
+    run_loop,
+    win_rate_figures,
+)
+from .trl import Watch, without_printer
 
 # ---------------------------------------------------------------------------------------- settings
 
@@ -274,7 +284,7 @@ def online_trainer(
             peft_config=lora,
             train_dataset=Dataset.from_list([{"prompt": r["prompt"]} for r in train]),
         )
-    return _unprinted(trainer)
+    return without_printer(trainer)
 
 
 NAMES = {
@@ -322,3 +332,37 @@ class OnlineWatch(Watch):
                     f"{n} {ours[k]:.2f}" for n, k in shown.items() if isinstance(ours.get(k), float)
                 ),
             )
+
+
+def train(job: Job) -> Figures:
+    """RLOO and GRPO, with the figures of PPO."""
+    roles, stage = job.ready.models, job.plan.stage
+    reward = roles.get("reward")
+    before, first = policy_figures(job, roles["policy"], reward_model=reward, keep="sft")
+    reward_function = RewardFunction(
+        reward,
+        job.tokenizer,
+        job.args,
+        meter=job.meter,
+        on_sample=job.run.sample,
+        metric_funcs=gold_metrics(job.data),
+        reward_funcs=job.ready.functions,
+        reward_tokenizer=job.plan.model.reward_tokenizer,
+    )
+    watch = OnlineWatch(job.meter, reward_function, job.run.log, job.progress, job.should_stop)
+    trainer = online_trainer(
+        roles["policy"],
+        roles.get("reference"),
+        job.tokenizer,
+        job.ready.train,
+        job.args,
+        reward_function,
+        watch,
+    )
+    seconds = run_loop(job, trainer.train)
+    watch.close()
+    job.save(trainer.model)
+    reference = roles.get("reference") or job.plan.model.sft
+    after, last = policy_figures(job, job.whole(trainer.model), reference, reward, keep=stage)
+    figures = cost_figures(job, seconds) | before_and_after(before, after)
+    return figures | win_rate_figures(job, reward, first, last)

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.load import Data
-from ..data.tokenize import pair_rows, prompt_rows, sft_rows
-from ..runs.ledger import ONLINE
+from ..data.tokenize import prompt_rows
 from ..runs.progress import watched
+from ..stages import STAGES, resolve
+
+if TYPE_CHECKING:
+    from ..planning import Plan
+
+Tokenize = Callable[..., tuple[list[dict], dict[str, int]]]
+"""`tokenize(tokenizer, rows, most tokens)` -> rows with ids, and counts of what was dropped."""
 
 HELD_OUT = 512
 """Held-out prompts that a policy is judged on before and after training."""
@@ -31,10 +37,17 @@ class Prepared:
     functions: list[Callable]
 
 
-def prepare(plan, data: Data, quiet: bool = True, functions: Sequence[Callable] = ()) -> Prepared:
-    """Tokens and weights of a stage. Raises ValueError with one line for what does not fit."""
-    model, tokenizer, args = plan.model, plan.model.tokenizer, plan.config()
-    answer = args.response_length if plan.stage in ONLINE else 64
+def prepare(
+    plan: Plan, data: Data, args: Any, quiet: bool = True, functions: Sequence[Callable] = ()
+) -> Prepared:
+    """Tokens and weights of a stage, whose trainer takes `args`.
+
+    Raises ValueError, one line, for what does not fit.
+    """
+    model, tokenizer, spec = plan.model, plan.model.tokenizer, STAGES[plan.stage]
+    make: Tokenize = resolve(spec.tokenize)
+    rows = getattr(data, spec.rows)
+    answer = args.response_length if spec.online else 64
     room = model.context - answer
     if room < 1:
         raise ValueError(
@@ -42,13 +55,11 @@ def prepare(plan, data: Data, quiet: bool = True, functions: Sequence[Callable] 
             f"takes {model.context} tokens"
         )
     held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
-    if plan.stage in ONLINE:
-        train, counts = prompt_rows(tokenizer, watched(data.prompts.train, "tokens", quiet), room)
+    if spec.online:
+        train, counts = make(tokenizer, watched(rows.train, "tokens", quiet), room)
         test, length = [], room
     else:
         length = min(args.max_length or model.context, model.context)
-        make = sft_rows if plan.stage == "sft" else pair_rows
-        rows = data.sft if plan.stage == "sft" else data.preferences
         (train, counts), (test, _) = (
             make(tokenizer, watched(r, "tokens", quiet), length) for r in (rows.train, rows.test)
         )
@@ -58,16 +69,16 @@ def prepare(plan, data: Data, quiet: bool = True, functions: Sequence[Callable] 
             f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
             f"({lost}); {model.name} takes {model.context}, max_length may be up to that"
         )
-    if plan.stage == "ppo" and not quiet and (why := _new_critic(plan)):
+    if plan.stage == "ppo" and not quiet and (why := _new_critic(plan, args.layout)):
         print(f"ppo: the value model starts on the SFT model with a zero head: {why}", flush=True)
     prompts = [r["prompt"] for r in held_out]
-    return Prepared(load_roles(plan), train, test, prompts, counts, list(functions))
+    return Prepared(load_roles(plan, args), train, test, prompts, counts, list(functions))
 
 
-def _new_critic(plan) -> str:
+def _new_critic(plan: Plan, layout: str) -> str:
     """Why a value model of PPO's cannot start as a copy of the reward model; "" where it does, or
     where the layout has none (15)."""
-    if plan.config().layout != "four":
+    if layout != "four":
         return ""
     if plan.settings.get("rule_reward"):
         return "there is no reward model"
@@ -76,49 +87,49 @@ def _new_critic(plan) -> str:
     return ""
 
 
-def load_roles(plan) -> dict[str, Any]:
+def load_roles(plan: Plan, args: Any) -> dict[str, Any]:
     """The models of a stage, each a separate copy; with LoRA, adapters on the one that is trained.
 
     TRL's trainers on adapters need no reference: it is the same model with the adapters off.
     """
-    model, stage = plan.model, plan.stage
+    model, spec = plan.model, STAGES[plan.stage]
     seed = int(plan.settings.get("seed", 42))
-    if stage == "reward":
+    if spec.roles[0] == "reward":
         return {"reward": _adapted(plan, model.new_reward(seed), "SEQ_CLS")}
     if plan.settings.get("load_in_4bit"):
         roles = {"policy": model.sft_in_4bit(bool(plan.settings.get("use_bnb_nested_quant")))}
     else:
-        roles = {"policy": model.base if stage == "sft" else model.sft}
-    if stage == "ppo":
-        roles |= _critics(plan)
-    if stage in ("rloo", "grpo"):
+        roles = {"policy": getattr(model, spec.starts_from)}
+    if "value" in spec.roles:
+        roles |= _critics(plan, args.layout)
+    elif spec.online:
         if not plan.settings.get("rule_reward"):
             roles["reward"] = model.reward
-        if plan.config().beta and not plan.lora:
+        if args.beta and not plan.lora:
             roles["reference"] = model.sft
     return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
 
 
-def _critics(plan) -> dict[str, Any]:
-    """What stands beside PPO's policy in the plan's layout (`stages/layouts.py`)."""
-    model, layout = plan.model, plan.config().layout
+def _critics(plan: Plan, layout: str) -> dict[str, Any]:
+    """The models beside PPO's policy in a layout (`ppo/layouts.py`)."""
+    model = plan.model
     reward = None
     if not plan.settings.get("rule_reward"):
-        reward = reward_adapter(plan) or model.reward
+        reward = reward_adapter(plan, layout) or model.reward
     if layout == "adapters":
         return {"reference": None, "value": None, "reward": reward}
     value = None
     if layout == "four":
-        value = model.new_value() if _new_critic(plan) else model.reward
+        value = model.new_value() if _new_critic(plan, layout) else model.reward
     return {"reference": model.sft, "value": value, "reward": reward}
 
 
-def reward_adapter(plan) -> str | None:
+def reward_adapter(plan: Plan, layout: str) -> str | None:
     """The folder of the reward adapter, where the layout has a place for one."""
-    return plan.model.paths.get("reward_adapter") if plan.config().layout == "adapters" else None
+    return plan.model.paths.get("reward_adapter") if layout == "adapters" else None
 
 
-def _adapted(plan, model, task: str):
+def _adapted(plan: Plan, model: Any, task: str) -> Any:
     """The model with LoRA adapters where the plan asks for them (`lora_r`)."""
     lora = plan.lora
     if not lora:

@@ -10,8 +10,9 @@ import time
 import pytest
 import torch
 
-from rlhf_lab import planning
+from rlhf_lab import planning, training
 from rlhf_lab.cli import main
+from rlhf_lab.runs.run import Run
 
 SMALL = {
     "per_device_train_batch_size": 8,
@@ -58,7 +59,7 @@ def arguments(data, out, *more):
 @pytest.fixture(scope="module")
 def whole(few, tmp_path_factory):
     """A run that nobody disturbed."""
-    return planning.train(
+    return training.train(
         planning.plan("ppo", "tiny", **SMALL),
         few,
         quiet=True,
@@ -99,9 +100,9 @@ def test_killed_and_resumed(few, whole, tmp_path, after, capsys):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert planning.Run.load(out).status == "running"
+    assert Run.load(out).status == "running"
     assert main.main(arguments(few, out, "--resume")) == 0
-    run = planning.Run.load(out)
+    run = Run.load(out)
     assert run.status == "finished" and not (out / "trainer").exists()
     same(run, whole)
     assert flops(run) == flops(whole)  # of the whole training, not of its last part
@@ -109,18 +110,18 @@ def test_killed_and_resumed(few, whole, tmp_path, after, capsys):
 
 def test_stopped_and_resumed(few, whole, tmp_path):
     out, plan = tmp_path / "run", planning.plan("ppo", "tiny", **SMALL)
-    stopped = planning.train(plan, few, quiet=True, out=out, should_stop=lambda: lines(out) >= 3)
+    stopped = training.train(plan, few, quiet=True, out=out, should_stop=lambda: lines(out) >= 3)
     assert stopped.status == "stopped" and (out / "model").is_dir()
-    same(planning.train(plan, few, quiet=True, out=out, resume=True), whole)
+    same(training.train(plan, few, quiet=True, out=out, resume=True), whole)
 
 
 def test_what_is_there_decides(few, whole, tmp_path, capsys):
     plan = planning.plan("ppo", "tiny", **SMALL)
     before = (whole.folder / "run.json").read_bytes()
-    again = planning.train(plan, few, quiet=True, out=whole.folder, resume=True)
+    again = training.train(plan, few, quiet=True, out=whole.folder, resume=True)
     assert again.folder == whole.folder  # finished: as it is
     assert (whole.folder / "run.json").read_bytes() == before
-    fresh = planning.train(plan, few, quiet=True, out=tmp_path / "new", resume=True)
+    fresh = training.train(plan, few, quiet=True, out=tmp_path / "new", resume=True)
     same(fresh, whole)  # nothing there: training begins
 
 
@@ -138,7 +139,7 @@ def test_what_cannot_be_resumed(few, whole, stage, changes, how, says):
     settings = SMALL if stage == "ppo" else {}
     before = {p: p.read_bytes() for p in whole.folder.iterdir() if p.is_file()}
     with pytest.raises(ValueError, match=says):
-        planning.train(
+        training.train(
             planning.plan(stage, "tiny", **{**settings, **changes}),
             few,
             quiet=True,

@@ -13,7 +13,7 @@ from rlhf_lab.trainers.online import (
     RLOOConfig,
     online_trainer,
 )
-from rlhf_lab.trainers.trl_stages import trl_settings
+from rlhf_lab.trainers.trl import trl_settings
 
 
 class Online:

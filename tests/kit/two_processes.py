@@ -48,9 +48,7 @@ def main(out: Path, job: dict) -> None:
         metric_funcs={"tokens": lambda completion_ids, **_: [len(i) for i in completion_ids]},
     )
     if job.get("broken"):  # all processes work on the same rows: what a test must see
-        module.shard_rows = lambda accelerator, rows: rows[
-            : len(rows) // accelerator.num_processes
-        ]
+        module.shard_rows = lambda accelerator, rows: rows[: len(rows) // accelerator.num_processes]
     trainer.train(resume_from_checkpoint=job.get("resume"))
     trained = {
         n: p.detach().flatten().tolist()

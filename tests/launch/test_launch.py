@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from rlhf_lab import planning
+from rlhf_lab import training
+from rlhf_lab.data.load import load_data
 from rlhf_lab.launch.follower import Follower
 from rlhf_lab.launch.launcher import command, place
 from rlhf_lab.runs.run import Run
@@ -65,7 +66,7 @@ def test_a_follower_writes_nothing(tmp_path):
 
 
 def test_the_command_line_trains_in_two_processes(tmp_path):
-    rows = [{"prompt": p["prompt"]} for p in planning.load_data("stories").prompts.train[:64]]
+    rows = [{"prompt": p["prompt"]} for p in load_data("stories").prompts.train[:64]]
     data = tmp_path / "few.json"
     data.write_text(json.dumps(rows))
     same = [
@@ -129,4 +130,4 @@ def test_several_processes_need_a_folder(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="in a folder that all of them know"):
-        planning.train("ppo")
+        training.train("ppo")

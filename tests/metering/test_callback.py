@@ -36,7 +36,7 @@ def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
     """One of TRL's trainers on tiny models, metered."""
     from peft import LoraConfig, get_peft_model
 
-    from rlhf_lab.trainers.trl_stages import Watch, dpo_trainer, reward_trainer, sft_trainer
+    from rlhf_lab.trainers.trl import Watch
 
     config = {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig}[stage]
     args = config(output_dir=str(tmp_path), **{**PLAIN, "num_train_epochs": 2, **settings})
@@ -46,7 +46,7 @@ def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
         model = type(model).from_pretrained(tmp_path / "model")
     if lora:
         model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
-    start = {"sft": sft_trainer, "reward": reward_trainer, "dpo": dpo_trainer}[stage]
+    stages = {"sft": sft, "reward": reward, "dpo": dpo}
     train = rows()
     if stage == "sft":
         train = [
@@ -57,7 +57,8 @@ def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
             for r in train
         ]
     role = "reward" if stage == "reward" else "policy"
-    return start(model, tiny.tokenizer(), train, train[:4], args, Watch(meter, role))
+    watch = [Watch(meter, role)]
+    return stages[stage].build(model, tiny.tokenizer(), train, train[:4], args, watch)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from rlhf_lab.metering.meter import NoMeter
 from rlhf_lab.models.load import CHAT_TEMPLATE
 from rlhf_lab.ppo.texts import score_texts
 from rlhf_lab.trainers.online import GRPOConfig, RewardFunction
-from rlhf_lab.trainers.trl_stages import trl_settings
+from rlhf_lab.trainers.trl import trl_settings
 
 BOTH = pytest.mark.parametrize("stage", ["rloo", "grpo"])
 ALIGNED = {"num_iterations": 1, "steps_per_generation": 1}

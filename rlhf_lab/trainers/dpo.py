@@ -1,0 +1,48 @@
+"""Direct preference optimisation, with TRL's DPOTrainer."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from trl import DPOTrainer
+
+from .job import Figures, Job, before_and_after, policy_figures, train_policy, win_rate_figures
+from .trl import without_printer
+
+
+class TokenizedDPOTrainer(DPOTrainer):
+    """DPOTrainer that takes rows whose tokens were made already."""
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        return dataset
+
+
+def build(model, tokenizer, train, held_out, args, callbacks):
+    """Direct preference optimisation with TRL's DPOTrainer.
+
+    The reference is a frozen copy, for a model with adapters the model with its adapters off. TRL
+    takes adapters that are there already for trained ones, of which it would keep a second set as
+    the reference: it gets the model without them, and their config.
+    """
+    lora = None
+    if hasattr(model, "peft_config"):
+        lora, model = model.peft_config["default"], model.unload()
+    trainer = TokenizedDPOTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        peft_config=lora,
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+    )
+    return without_printer(trainer)
+
+
+def train(job: Job) -> Figures:
+    before, first = policy_figures(job, job.ready.models["policy"], keep="sft")
+    model, figures = train_policy(job, build)
+    after, last = policy_figures(job, model, job.plan.model.sft, keep="dpo")
+    figures |= before_and_after(before, after)
+    if "reward" in job.plan.model.paths:
+        figures |= win_rate_figures(job, job.plan.model.reward, first, last)
+    return figures

@@ -1,0 +1,71 @@
+"""The reward model, with TRL's RewardTrainer: the Bradley–Terry loss on pairs."""
+
+from __future__ import annotations
+
+import json
+
+from datasets import Dataset
+from trl import RewardTrainer
+
+from ..ppo.adapters import SCORE_FILE
+from ..ppo.texts import score_texts
+from .evaluate import noise_free_accuracy, pair_accuracy
+from .job import Figures, Job, train_role
+from .trl import without_printer
+
+
+def build(model, tokenizer, train, held_out, args, callbacks):
+    """A reward model with TRL's RewardTrainer: the Bradley–Terry loss on pairs."""
+    trainer = RewardTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        train_dataset=Dataset.from_list([_whole(r) for r in train]),
+        eval_dataset=Dataset.from_list([_whole(r) for r in held_out]) if held_out else None,
+    )
+    return without_printer(trainer)
+
+
+def _whole(row: dict) -> dict:
+    """RewardTrainer wants prompt and response as one sequence."""
+    prompt = row["prompt_ids"]
+    return {f"{k}_ids": prompt + row[f"{k}_ids"] for k in ("chosen", "rejected")}
+
+
+def train(job: Job) -> Figures:
+    trainer, figures = train_role(job, "reward", build)
+    model = job.whole(trainer.model)
+    pairs = job.data.preferences.test
+    if pairs and not job.stopped:
+        accuracy, margin = pair_accuracy(model, job.tokenizer, pairs)
+        figures |= {"accuracy": accuracy, "held_out_pairs": len(pairs)}
+        if job.data.has_gold:
+            figures["accuracy_ceiling"] = job.data.accuracy_ceiling(pairs)
+            gold = job.data.gold_reward
+            figures["noise_free_accuracy"] = noise_free_accuracy(pairs, margin, gold)
+    # Rule 16: demonstrations score 0 on average; kept in the config, where PPO finds it.
+    demonstrations = (job.data.sft.train or job.data.preferences.train)[:256]
+    figures["score_offset"] = set_score_offset(model, job.tokenizer, demonstrations)
+    job.save(model)
+    if job.plan.lora:  # what its config says of a whole model
+        beside = job.run.folder / "adapter" / SCORE_FILE
+        beside.write_text(json.dumps({"score_offset": figures["score_offset"]}) + "\n")
+    return figures
+
+
+def set_score_offset(model, tokenizer, demonstrations: list[dict]) -> float:
+    """Rule 16: a bias in the model's config so that demonstrations score 0 on average.
+
+    `demonstrations`: rows with a `completion`, or a `chosen` response. → the offset.
+    """
+    response = "completion" if "completion" in demonstrations[0] else "chosen"
+    model.config.score_offset = 0.0
+    scores = score_texts(
+        model,
+        tokenizer,
+        [r["prompt"] for r in demonstrations],
+        [r[response] for r in demonstrations],
+    )
+    model.config.score_offset = -float(scores.mean())
+    return model.config.score_offset

@@ -1,0 +1,212 @@
+"""Train what was planned: one stage from a plan to a run's figures.
+
+    run = lab.train(lab.plan("ppo", "tiny"))          # or lab.train("ppo")
+    run.show()
+
+A run is a folder that `lab.Run.load` reads without any training code.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .data.load import Data, load_data
+from .data.reward_sources import reward_functions, settled
+from .launch.follower import Follower
+from .launch.launcher import place
+from .planning import Plan, predicted, unplannable
+from .planning import plan as make_plan
+from .runs.run import Run
+from .stages import STAGES, resolve
+from .widgets.background import Stop, Training, check_free
+from .widgets.background import screen as show_dashboard
+from .wording import did_you_mean
+
+
+def train(
+    plan: Plan | str,
+    data: Data | str | Path = "stories",
+    *,
+    reward_funcs: Callable | Sequence[Callable] | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    quiet: bool = False,
+    should_stop: Callable[[], bool] | None = None,
+    background: bool = False,
+) -> Run | Training:
+    """Train what was planned and return the run. `plan` may be a stage's name.
+
+    The run's folder (`out`, else runs/<stage>-<number>) holds settings, metrics, samples, the
+    ledger (predicted before, measured while it ran) and the final model. Interrupting (Ctrl-C, the
+    notebook's stop button) or a true `should_stop()` ends training and keeps what there is. In a
+    notebook a dashboard draws while it trains, and stays as a picture. `background`: train in a
+    thread, so that the notebook stays free, and return a `Training` at once: `.stop()`, `.wait()`.
+    `reward_funcs`: functions that PPO, RLOO and GRPO learn from, `f(prompts=…, completions=…,
+    completion_ids=…) → list of floats` or None, beside the rewards of the plan. Raises
+    ValueError before anything is written when the settings or the data do not fit the stage.
+
+    `resume`: PPO goes on from the last checkpoint of the run in `out`, to the same figures as if it
+    had never stopped; the plan must be the one that it was started with. A finished run is
+    returned as it is; where there is none yet, training begins.
+    """
+    if isinstance(plan, str):
+        plan = make_plan(plan)
+    _ = plan.trainer_settings  # a mistyped setting is refused before anything slow is imported
+    if resume:
+        _check_resume(plan.stage, out, overwrite)
+    check_free()
+    stop = Stop(should_stop) if background else should_stop
+    dashboard = show_dashboard(
+        plan, quiet, stop
+    )  # first of all: importing the trainers takes seconds
+    try:
+        work = _prepared(plan, data, reward_funcs, out, overwrite, resume, quiet)
+        if isinstance(work, Run):
+            return work
+        if background:
+            started, dashboard = Training(work, stop, dashboard), None
+            return started
+        return work(should_stop=stop, dashboard=dashboard)
+    finally:
+        if dashboard is not None:
+            dashboard.end()
+
+
+def _prepared(
+    plan: Plan, data: Any, reward_funcs: Any, out: Any, overwrite: bool, resume: bool, quiet: bool
+) -> Run | Callable[..., Run]:
+    """All that can be refused without loading a model; → what is left to do, or the run that is
+    finished already."""
+    rank, processes = place()
+    if processes > 1 and not (STAGES[plan.stage].distributed and out):
+        raise ValueError("several processes train PPO, in a folder that all of them know (out)")
+    data, plan = load_data(data), settled(plan, reward_funcs)
+    folder = Path(out) if out else free_folder(plan.stage)
+    args = plan.config(str(folder / "trainer"))
+    _check(plan, data, args)
+    functions = reward_functions(plan, data, reward_funcs)
+    recorded = {
+        "stage": plan.stage,
+        "model": plan.model.name,
+        "settings": dict(plan.settings),
+        "data": data.name,
+        "seed": plan.settings.get("seed", 42),
+    }
+    old = Run.reopen(out, **recorded) if resume else None
+    if old is not None and old.status == "finished":
+        return old
+
+    def open_run() -> Run:
+        if rank:  # the first process writes, the others only train
+            return Follower(out)
+        return old or Run.create(
+            folder, hardware=plan.hardware_name, overwrite=overwrite, **recorded
+        )
+
+    return partial(run_plan, plan, data, args, functions, open_run, quiet=quiet, resume=bool(old))
+
+
+def _check(plan: Plan, data: Data, args: Any) -> None:
+    """Refuse what cannot work before anything is loaded."""
+    _check_reporters(args.report_to)
+    if line := unplannable(plan.settings):
+        raise ValueError(line)
+    spec = STAGES[plan.stage]
+    if not getattr(data, spec.rows).train:
+        what = " and ".join(spec.columns) or "prompt"
+        raise ValueError(f"{data.name} has nothing to train {plan.stage} on: no {what} fields")
+
+
+def _check_reporters(names: Sequence[str]) -> None:
+    """Refuse a tracker that transformers does not know, or that is not installed."""
+    from transformers.integrations import integration_utils as trackers
+
+    known, here = trackers.INTEGRATION_TO_CALLBACK, trackers.get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(f"report_to={name!r}: {hint}transformers has {', '.join(known)}")
+        if name not in here:
+            raise ValueError(
+                f"report_to={name!r} is not installed: pip install {name}, or leave it out"
+            )
+
+
+def _check_resume(stage: str, out: Any, overwrite: bool) -> None:
+    if not STAGES[stage].resumable:
+        raise ValueError(f"only PPO can be resumed, not {stage}: leave resume out")
+    if not out:
+        raise ValueError("resume needs the run's folder: say which (out)")
+    if overwrite:
+        raise ValueError("resume goes on with a run, overwrite replaces it: say one of them")
+
+
+def free_folder(stage: str) -> Path:
+    """The first of runs/STAGE-1, runs/STAGE-2, … that is not there yet."""
+    number = 1
+    while (folder := Path("runs") / f"{stage}-{number}").exists():
+        number += 1
+    return folder
+
+
+def run_plan(
+    plan: Plan,
+    data: Data,
+    args: Any,
+    functions: Sequence[Callable],
+    open_run: Callable[[], Run],
+    *,
+    quiet: bool,
+    should_stop: Callable[[], bool] | None,
+    resume: bool,
+    dashboard: Any = None,
+) -> Run:
+    """Train what was planned, with all that surrounds it; → the run that `open_run` makes, once
+    everything is loaded. `args`: the trainer's settings; `dashboard`: shows the run."""
+    from .launch.machine import settle
+    from .metering.meter import Meter
+    from .trainers.job import Job
+    from .trainers.prepare import prepare
+
+    settle()
+    say = dashboard.say if dashboard is not None else lambda text: None
+    say("loading models and data")
+    ready = prepare(plan, data, args, quiet, functions)
+    prediction = predicted(plan, data, quiet)
+    run, meter = open_run(), Meter(plan.stage)
+    quiet = quiet or not run.writes  # of several processes the first one speaks
+    job = Job(
+        plan,
+        data,
+        run,
+        meter,
+        ready,
+        args,
+        quiet,
+        should_stop,
+        resume,
+        dashboard=dashboard if run.writes else None,
+    )
+    if job.dashboard is not None:
+        job.dashboard.open(run, lambda: prediction + meter.ledger())
+        say("evaluating the model before training")
+    try:
+        figures = resolve(STAGES[plan.stage].train)(job)
+    except KeyboardInterrupt:  # before the loop, or after it
+        meter.close()
+        job.stopped, figures = True, {}
+    except BaseException as error:
+        meter.close()  # what was being counted would be counted on and on
+        run.save_ledger(prediction + meter.ledger())
+        run.finish("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    run.save_ledger(prediction + meter.ledger())
+    run.finish("stopped" if job.stopped else "finished", **figures)
+    if not job.stopped and run.writes:  # the model is there: its checkpoints have served
+        shutil.rmtree(run.folder / "trainer", ignore_errors=True)
+    return run
