@@ -22,7 +22,7 @@ import rlhf_lab as lab
 from rlhf_lab.metering.meter import Meter, NoMeter
 from rlhf_lab.runs.run import Run
 from rlhf_lab.trainers.prepare import prepare
-from rlhf_lab.trainers.run_stage import Job
+from rlhf_lab.trainers.job import Job
 
 RESULTS = Path(__file__).parent / "results" / "meter_overhead.json"
 STEPS = {"ppo": 44, "sft": 40}
@@ -31,7 +31,8 @@ STEPS = {"ppo": 44, "sft": 40}
 def trainer_of(stage: str, meter: Meter, data, steps: int, folder: Path):
     """The stage's trainer as `lab.train` makes it, without what comes before and after."""
     plan = lab.plan(stage, "tiny", max_steps=steps)
-    ready = prepare(plan, data)
+    args = plan.config(str(folder / "trainer"))
+    ready = prepare(plan, data, args)
     run = Run.create(
         folder,
         stage=stage,
@@ -41,7 +42,7 @@ def trainer_of(stage: str, meter: Meter, data, steps: int, folder: Path):
         seed=42,
         hardware="here",
     )
-    job = Job(plan, data, run, meter, ready, True, None)
+    job = Job(plan, data, run, meter, ready, args, True, None)
     models = ready.models
     if stage == "ppo":
         from rlhf_lab.ppo.trainer import PPOTrainer
@@ -57,10 +58,11 @@ def trainer_of(stage: str, meter: Meter, data, steps: int, folder: Path):
             meter=meter,
             on_log=lambda step, metrics: run.log(step, **metrics),
         )
-    from rlhf_lab.trainers.trl_stages import Watch, sft_trainer
+    from rlhf_lab.trainers.sft import build
+    from rlhf_lab.trainers.trl import Watch
 
     watch = Watch(meter, "policy", run.log)
-    return sft_trainer(models["policy"], job.tokenizer, ready.train, ready.test, job.args, watch)
+    return build(models["policy"], job.tokenizer, ready.train, ready.test, job.args, [watch])
 
 
 def seconds(stage: str, metered: bool, data, steps: int) -> tuple[float, float]:

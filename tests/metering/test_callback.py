@@ -36,6 +36,7 @@ def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
     """One of TRL's trainers on tiny models, metered."""
     from peft import LoraConfig, get_peft_model
 
+    from rlhf_lab.trainers import dpo, reward, sft
     from rlhf_lab.trainers.trl import Watch
 
     config = {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig}[stage]
