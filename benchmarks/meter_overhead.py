@@ -21,8 +21,8 @@ import torch
 import rlhf_lab as lab
 from rlhf_lab.metering.meter import Meter, NoMeter
 from rlhf_lab.runs.run import Run
-from rlhf_lab.trainers.prepare import prepare
 from rlhf_lab.trainers.job import Job
+from rlhf_lab.trainers.prepare import prepare
 
 RESULTS = Path(__file__).parent / "results" / "meter_overhead.json"
 STEPS = {"ppo": 44, "sft": 40}
