@@ -22,8 +22,7 @@ from .planning import Plan, predicted, unplannable
 from .planning import plan as make_plan
 from .runs.run import Run
 from .stages import STAGES, resolve
-from .widgets.background import Stop, Training, check_free
-from .widgets.background import screen as show_dashboard
+from .widgets.background import Stop, Training, check_free, open_dashboard
 from .wording import did_you_mean
 
 
@@ -61,9 +60,8 @@ def train(
         _check_resume(plan.stage, out, overwrite)
     check_free()
     stop = Stop(should_stop) if background else should_stop
-    dashboard = show_dashboard(
-        plan, quiet, stop
-    )  # first of all: importing the trainers takes seconds
+    # First of all: importing the trainers takes seconds.
+    dashboard = open_dashboard(plan, quiet, stop)
     try:
         work = _prepared(plan, data, reward_funcs, out, overwrite, resume, quiet)
         if isinstance(work, Run):
