@@ -37,7 +37,7 @@ def train_all(
     """
     model, data, out = load(model), load_data(data), Path(out)
     for stage in ("sft", "reward", "dpo"):
-        # A wrong setting is said before the first stage has run for a minute.
+        # A wrong setting is refused before the first stage has run for a minute.
         plan(stage, model, **(settings or {})).config()
         target = out / stage
         if target.exists() and any(target.iterdir()) and not overwrite:
@@ -61,7 +61,7 @@ def _simulate(planned: Any, data: Data, run: Run, quiet: bool) -> None:
     try:
         estimate = predict(planned, data)
     except ValueError:
-        return  # not modelled: `train` has said so
+        return  # not modelled: `train` has printed a line
     if not quiet:
         print(f"{run.stage}: x-ray", flush=True)
     run.save_ledger(run.ledger + xray(estimate).ledger)
@@ -182,7 +182,7 @@ def describe_data(
             continue
         sizes: dict[str, list[int]] = {field: [] for field in rows[0]}
         _, counts = make(tokenizer, id_rows(tokenizer, rows, sizes), limit)
-        said = {
+        lengths = {
             f"{field} tokens": f"{sorted(s)[len(s) // 2]} (at most {max(s)})"
             for field, s in sizes.items()
         }
@@ -193,7 +193,7 @@ def describe_data(
                 "train": len(split.train),
                 "held out": len(split.test),
                 **looked,
-                **said,
+                **lengths,
                 **{k.replace("too", "dropped: too"): n for k, n in counts.items()},
             }
         )
@@ -220,17 +220,20 @@ def stories(runs: Iterable[Run], count: int = STORIES) -> list[dict]:
 
     → one {prompt: {stage: response}} per prompt.
     """
-    told: dict[str, dict[str, str]] = {}
+    responses: dict[str, dict[str, str]] = {}
     for run in runs:
         for sample in run.samples:
             if "when" in sample:
-                told.setdefault(sample["prompt"], {}).setdefault(sample["when"], sample["response"])
-    return [{prompt: texts} for prompt, texts in list(told.items())[:count]]
+                of_prompt = responses.setdefault(sample["prompt"], {})
+                of_prompt.setdefault(sample["when"], sample["response"])
+    return [{prompt: texts} for prompt, texts in list(responses.items())[:count]]
 
 
 def show_stories(*runs: Run, count: int = STORIES) -> Display:
     """The same as a table to read: one row per prompt, one column per stage."""
     rows = [
-        {"prompt": prompt, **told} for pair in stories(runs, count) for prompt, told in pair.items()
+        {"prompt": prompt, **texts}
+        for pair in stories(runs, count)
+        for prompt, texts in pair.items()
     ]
     return Display(table(rows), html_table(rows))

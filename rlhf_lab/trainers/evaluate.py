@@ -56,7 +56,7 @@ def policy_report(
     max_new_tokens: int = 64,
     seed: int = 1234,
 ) -> tuple[dict[str, float], list[str]]:
-    """Sample one response per prompt and average what is known of it. → figures, responses.
+    """Sample one response per prompt. → means of its figures, the responses.
 
     `gold_reward`, `gold/<part>`: means over prompts; `reward`: the reward model's mean score, in
     tokens of `reward_tokenizer` where it has its own;
@@ -101,7 +101,7 @@ def gold_gaps(pairs: Sequence[dict], gold_reward) -> Tensor:
 
 
 def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> float:
-    """Accuracy on what the annotator would have said without noise; ties of the gold left out."""
+    """Accuracy where the higher gold reward is the better one; ties of the gold are left out."""
     gaps = gold_gaps(pairs, gold_reward)
     clear = gaps.abs() > 1e-9
     return float(((margin > 0) == (gaps > 0))[clear].float().mean())

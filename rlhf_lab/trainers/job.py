@@ -45,7 +45,7 @@ class Job:
     dashboard: Any = None
     """shows the run while it is made"""
     stopped: bool = False
-    """whether somebody ended the training early: what is left is saved, and not judged"""
+    """whether training was ended early: the model is saved, and not evaluated"""
 
     @property
     def tokenizer(self):
@@ -128,7 +128,8 @@ def train_policy(job: Job, build: Build) -> tuple[Any, Figures]:
 def policy_figures(
     job: Job, model, reference=None, reward_model=None, keep=""
 ) -> tuple[Figures, list[str]]:
-    """What a policy is worth on held-out prompts, and what it said; `keep` records some of it."""
+    """Figures of a policy on held-out prompts, and its responses; `keep`: 32 of them are recorded
+    under that name."""
     prompts = job.ready.prompts
     if not prompts or job.stopped:
         return {}, []

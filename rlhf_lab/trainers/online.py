@@ -44,7 +44,7 @@ from .trl import Watch, without_printer
 
 
 @dataclass
-class _AsPPO:
+class _PPONames:
     """Settings that PPOConfig has too, under its names."""
 
     response_length: int | None = field(
@@ -66,12 +66,12 @@ class _AsPPO:
 
 
 @dataclass
-class RLOOConfig(_AsPPO, trl.RLOOConfig):
+class RLOOConfig(_PPONames, trl.RLOOConfig):
     """TRL's RLOOConfig and what PPO has too."""
 
 
 @dataclass
-class GRPOConfig(_AsPPO, trl.GRPOConfig):
+class GRPOConfig(_PPONames, trl.GRPOConfig):
     """TRL's GRPOConfig and what PPO has too."""
 
 
@@ -111,7 +111,7 @@ class RewardFunction:
         self.meter.watch("reward", model)
 
     def scores(self, prompts: list, completion_ids: list[list[int]]) -> Tensor:
-        """What the rewards say, `per_device_train_batch_size` rows at a time. → (n,)."""
+        """The weighted rewards, `per_device_train_batch_size` rows at a time. → (n,)."""
         rows = [
             encode_prompt(self.tokenizer, p) + ids
             for p, ids in zip(prompts, completion_ids, strict=True)
@@ -138,25 +138,25 @@ class RewardFunction:
         log_metric=lambda name, value: None,
         **columns,
     ) -> list[float | None]:
-        said = self.scores(prompts, completion_ids)
+        rewards = self.scores(prompts, completion_ids)
         stopped = self.stopped(completion_ids)
-        scores = missing_stop_score(said, stopped, self.args.missing_eos_penalty)
+        scores = missing_stop_score(rewards, stopped, self.args.missing_eos_penalty)
         self.episodes += len(prompts)
-        log_metric("judged", float(said.nanmean()))
+        log_metric("ours/reward", float(rewards.nanmean()))
         for name, value in self.rewards.said.items():
-            log_metric(f"said/{name}", float(value.nanmean()))
+            log_metric(f"ours/rewards/{name}", float(value.nanmean()))
         log_metric("stopped", float(stopped.float().mean()))
         with self.meter.phase("evaluation"):
-            self._watch(prompts, completion_ids, scores, trainer_state, log_metric)
-        return [None if s != s else s for s in scores.tolist()]  # NaN: nobody says anything
+            self._log_metrics(prompts, completion_ids, scores, trainer_state, log_metric)
+        return [None if s != s else s for s in scores.tolist()]  # NaN: no source applies
 
     def stopped(self, completion_ids: list[list[int]]) -> Tensor:
         """Which responses ended by themselves: short of the limit, or with eos. → (n,) bool."""
         limit, eos = self.args.response_length, self.tokenizer.eos_token_id
         return torch.tensor([len(ids) < limit or ids[-1] == eos for ids in completion_ids])
 
-    def _watch(self, prompts, completion_ids, scores: Tensor, state, log_metric) -> None:
-        """Metrics that are only watched, and a few samples for the record."""
+    def _log_metrics(self, prompts, completion_ids, scores: Tensor, state, log_metric) -> None:
+        """Metrics that nothing learns from, and the first sample of four groups for the record."""
         texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         rows = [{"prompt": p} for p in prompts]
         values = {
@@ -187,8 +187,8 @@ class RewardFunction:
 # ----------------------------------------------------------------------------------------- trainer
 
 
-class _Ours:
-    """What we change in TRL's two trainers: whose tokens, whose positions, and one KL for both."""
+class _PPOConventions:
+    """What is ours in TRL's two trainers: tokens, positions, and one KL for both."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -204,22 +204,22 @@ class _Ours:
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         out = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        self._said.append(out[0].detach())
+        self._logprobs.append(out[0].detach())
         return out
 
     def _generate_and_score_completions(self, inputs):
-        self._said = []
+        self._logprobs = []
         output = super()._generate_and_score_completions(inputs)
         if self.beta and "ref_per_token_logps" not in output:  # RLOO keeps their sums only
-            output["old_per_token_logps"], output["ref_per_token_logps"] = self._said
+            output["old_per_token_logps"], output["ref_per_token_logps"] = self._logprobs
         return output
 
     def _compute_loss(self, model, inputs):
-        self._said = []
+        self._logprobs = []
         loss = super()._compute_loss(model, inputs)
         if "ref_per_token_logps" in inputs:
             # Without old log-probabilities this is the first step after sampling: π is π_old.
-            old = inputs.get("old_per_token_logps", self._said[0])
+            old = inputs.get("old_per_token_logps", self._logprobs[0])
             self._log_kl(old, inputs["ref_per_token_logps"], inputs["completion_mask"])
         return loss
 
@@ -252,11 +252,11 @@ def _no_dropout(model) -> None:
                 setattr(module, name, 0.0)
 
 
-class _RLOO(_Ours, trl.RLOOTrainer):
+class _RLOO(_PPOConventions, trl.RLOOTrainer):
     pass
 
 
-class _GRPO(_Ours, trl.GRPOTrainer):
+class _GRPO(_PPOConventions, trl.GRPOTrainer):
     pass
 
 
@@ -268,14 +268,14 @@ def online_trainer(
     The reference is the frozen copy that is given (TRL would load one from where the policy came
     from), for a model with adapters the model with its adapters off; with beta=0 there is none.
     """
-    made = _RLOO if isinstance(args, trl.RLOOConfig) else _GRPO
+    trainer_class = _RLOO if isinstance(args, trl.RLOOConfig) else _GRPO
     lora, args = None, copy.copy(args)
     args.reward_weights = None  # the reward_function has weighted and added up already
     if hasattr(model, "peft_config"):
         lora, model = model.peft_config["default"], model.unload()
-    home = sys.modules[made.__mro__[2].__module__]
+    home = sys.modules[trainer_class.__mro__[2].__module__]
     with patched(home, "create_model_from_path", lambda *_, **__: reference):
-        trainer = made(
+        trainer = trainer_class(
             model=model,
             args=args,
             processing_class=tokenizer,
@@ -287,13 +287,13 @@ def online_trainer(
     return without_printer(trainer)
 
 
-NAMES = {
+METRIC_NAMES = {
     "loss": "loss",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
     "entropy": "entropy",
     "reward": "score",
-    "judged": "reward",
+    "ours/reward": "reward",
     "stopped": "stopped",
     "frac_reward_zero_std": "equal_groups",
     "completions/mean_length": "response_length",
@@ -307,7 +307,7 @@ which PPO calls score; its `kl` is per token, of RLOO k1 when sampling, of GRPO 
 class OnlineWatch(Watch):
     """Watch, with the names of PPO's metrics; what a step logs twice or times is left out."""
 
-    plain = staticmethod(str)  # chosen by NAMES already
+    plain = staticmethod(str)  # chosen by METRIC_NAMES already
 
     def __init__(self, meter, reward_function: RewardFunction, *args, **kwargs):
         super().__init__(meter, "policy", *args, **kwargs)
@@ -317,8 +317,8 @@ class OnlineWatch(Watch):
         clipped = ("policy" if isinstance(args, trl.GRPOConfig) else "response") + "_clip_fraction"
         names = {n: n for n in self.reward_function.metric_funcs}
         sources = self.reward_function.rewards.sources
-        names |= {f"said/{s.name}": f"rewards/{s.name}" for s in sources}
-        names |= {**NAMES, "clip_ratio/region_mean": clipped}
+        names |= {f"ours/rewards/{s.name}": f"rewards/{s.name}" for s in sources}
+        names |= {**METRIC_NAMES, "clip_ratio/region_mean": clipped}
         ours = {names[k]: v for k, v in (logs or {}).items() if k in names}
         if "train_loss" in (logs or {}):
             return

@@ -21,12 +21,12 @@ Tokenize = Callable[..., tuple[list[dict], dict[str, int]]]
 """`tokenize(tokenizer, rows, most tokens)` -> rows with ids, and counts of what was dropped."""
 
 HELD_OUT = 512
-"""Held-out prompts that a policy is judged on before and after training."""
+"""Held-out prompts that a policy is evaluated on before and after training."""
 
 
 @dataclass
 class Prepared:
-    """Models by role, rows with token ids, prompts to judge on, and rows lost on the way; functions
+    """Models by role, rows with token ids, prompts to evaluate on, counts of dropped rows; functions
     that the stage learns from."""
 
     models: dict[str, Any]
