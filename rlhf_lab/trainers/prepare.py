@@ -26,8 +26,8 @@ HELD_OUT = 512
 
 @dataclass
 class Prepared:
-    """Models by role, rows with token ids, prompts to evaluate on, counts of dropped rows; functions
-    that the stage learns from."""
+    """Models by role, rows with token ids, prompts to evaluate on, counts of dropped rows, and the
+    functions that the stage learns from."""
 
     models: dict[str, Any]
     train: list[dict]

@@ -1,0 +1,79 @@
+"""KTO, with TRL's KTOTrainer: answers that are each labelled good or bad, no pairs needed.
+
+Kahneman-Tversky optimisation (Ethayarajh et al., 2402.01306): a good answer should be more likely
+under the policy than under the reference by more than the policy has drifted on the whole, a bad
+one less likely. The drift, a KL, is estimated in each batch from answers to *other* prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from datasets import Dataset
+from trl import KTOTrainer
+
+from .job import Figures, Job, before_and_after, policy_figures, train_policy, win_rate_figures
+from .trl import without_printer
+
+
+class TokenizedKTOTrainer(KTOTrainer):
+    """KTOTrainer that takes rows whose tokens were made already."""
+
+    def _prepare_dataset(self, dataset, *_):
+        return dataset
+
+
+def build(model, tokenizer, train, held_out, args, callbacks):
+    """Its trainer. The reference is a frozen copy, for a model with adapters the model without.
+
+    `train`, `held_out`: rows with `prompt_ids`, `completion_ids`, `label`. Raises ValueError for a
+    batch of one row, in which there is no other prompt.
+    """
+    lora = None
+    if hasattr(model, "peft_config"):
+        lora, model = model.peft_config["default"], model.unload()
+    trainer = TokenizedKTOTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        peft_config=lora,
+        train_dataset=Dataset.from_list(mismatched(train, args)),
+        eval_dataset=Dataset.from_list(mismatched(held_out, args)) if held_out else None,
+    )
+    return without_printer(trainer)
+
+
+def mismatched(rows: Sequence[dict], args) -> list[dict]:
+    """Rows in the order in which they are trained on, each with an answer to another prompt.
+
+    As TRL: within a batch the answers move on by one row (`KL_completion_ids`), and the order is
+    that of the data set. It is shuffled here first, or the two answers of a pair, which stand side
+    by side, would be taken for answers to different prompts. A last batch of one row is left out.
+    """
+    if args.loss_type == "apo_zero_unpaired":  # has no such term
+        return list(rows)
+    size, rows = args.per_device_train_batch_size, list(rows)
+    random.Random(args.seed).shuffle(rows)
+    if len(rows) % size == 1:
+        rows.pop()
+    found = []
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        answers = [row["completion_ids"] for row in batch]
+        found += [
+            {**row, "KL_completion_ids": other}
+            for row, other in zip(batch, [answers[-1], *answers[:-1]], strict=True)
+        ]
+    return found
+
+
+def train(job: Job) -> Figures:
+    before, first = policy_figures(job, job.ready.models["policy"], keep="sft")
+    model, figures = train_policy(job, build)
+    after, last = policy_figures(job, model, job.plan.model.sft, keep="kto")
+    figures |= before_and_after(before, after)
+    if "reward" in job.plan.model.paths:
+        figures |= win_rate_figures(job, job.plan.model.reward, first, last)
+    return figures
