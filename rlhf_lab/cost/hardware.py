@@ -1,4 +1,4 @@
-"""Devices to plan for: what they hold, how fast they are, what they cost, and who says so.
+"""Devices to plan for: what they hold, how fast they are, what they cost, and from which source.
 
     hw = hardware("a100")                    # the catalogue; names and aliases in any case
     hw = hardware("h100", price=2.49)        # every figure can be yours
@@ -21,10 +21,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..wording import did_you_mean
 
+_DEVICES = Path(__file__).parent / "devices.json"
 DTYPES = ("fp32", "tf32", "bf16", "fp16")
 GIB = 2**30
 SLOW_16_BIT = 1 / 80
@@ -83,14 +84,14 @@ class Hardware:
     measured: bool = False
     matmul_curve: tuple[tuple[str, float, float], ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, text in (("name", self.name), ("source", self.source)):
             self._check(isinstance(text, str) and text.strip(), name, "some text")
         self._check(self.kind in ("gpu", "cpu"), "kind", "'gpu' or 'cpu'")
         for name, unit in _POSITIVE.items():
             value = getattr(self, name)
-            fits = _positive(value) or value is None and name in _OPTIONAL
-            self._check(fits, name, f"a positive number of {unit}")
+            valid = _positive(value) or value is None and name in _OPTIONAL
+            self._check(valid, name, f"a positive number of {unit}")
         self._check_flops()
         whole = type(self.devices_per_node) is int and self.devices_per_node > 0
         self._check(whole, "devices_per_node", "a whole number ≥ 1")
@@ -100,8 +101,8 @@ class Hardware:
             share = getattr(self, name)
             self._check(_positive(share) and share <= 1, name, "a fraction above 0, at most 1")
         for name in ("op_seconds", "launch_seconds"):
-            lasts = getattr(self, name)
-            self._check(_number(lasts) and lasts >= 0, name, "seconds ≥ 0")
+            value = getattr(self, name)
+            self._check(_number(value) and value >= 0, name, "seconds ≥ 0")
         self._check(_positive(self.function_rate), "function_rate", "a positive number a second")
         self._check(isinstance(self.measured, bool), "measured", "True or False")
         for name in ("price_date", "price_source"):
@@ -109,20 +110,20 @@ class Hardware:
             self._check(text is None or isinstance(text, str), name, "some text or None")
 
     def _check_flops(self) -> None:
-        fits = isinstance(self.flops, Mapping) and len(self.flops) > 0
-        fits = fits and all(d in DTYPES and _positive(r) for d, r in self.flops.items())
-        self._check(fits, "flops", f"FLOP/s by dtype ({', '.join(DTYPES)}), each positive")
+        valid = isinstance(self.flops, Mapping) and len(self.flops) > 0
+        valid = valid and all(d in DTYPES and _positive(r) for d, r in self.flops.items())
+        self._check(valid, "flops", f"FLOP/s by dtype ({', '.join(DTYPES)}), each positive")
         object.__setattr__(self, "flops", dict(self.flops))
         try:
             curve = tuple(sorted((d, f, r) for d, f, r in self.matmul_curve))
-            fits = all(d in DTYPES and _positive(f) and _positive(r) for d, f, r in curve)
+            valid = all(d in DTYPES and _positive(f) and _positive(r) for d, f, r in curve)
         except (TypeError, ValueError):
-            fits = False
-        self._check(fits, "matmul_curve", "(dtype, FLOPs, FLOP/s) triples, each positive")
+            valid = False
+        self._check(valid, "matmul_curve", "(dtype, FLOPs, FLOP/s) triples, each positive")
         object.__setattr__(self, "matmul_curve", curve)
 
-    def _check(self, fits: Any, name: str, wanted: str) -> None:
-        if not fits:
+    def _check(self, valid: object, name: str, wanted: str) -> None:
+        if not valid:
             raise ValueError(
                 f"hardware {self.name!r}: {name} must be {wanted}, not {getattr(self, name)!r}"
             )
@@ -166,35 +167,35 @@ class Hardware:
         rate = math.exp((1 - share) * math.log(r0) + share * math.log(r1))
         return rate * self.matmul_efficiency
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain types, for JSON."""
-        made = {f.name: getattr(self, f.name) for f in fields(self)}
-        return made | {
+        figures = {f.name: getattr(self, f.name) for f in fields(self)}
+        return figures | {
             "flops": dict(self.flops),
             "matmul_curve": list(map(list, self.matmul_curve)),
         }
 
     @classmethod
-    def from_dict(cls, made: Mapping[str, Any]) -> Hardware:
+    def from_dict(cls, figures: object) -> Hardware:
         """What `to_dict` gave. Raises ValueError, one line, for anything else."""
-        if not isinstance(made, Mapping):
-            raise ValueError(f"hardware is saved as a JSON object, not a {type(made).__name__}")
+        if not isinstance(figures, Mapping):
+            raise ValueError(f"hardware is saved as a JSON object, not a {type(figures).__name__}")
         known = {f.name for f in fields(cls)}
         needed = {"name", "kind", "memory", "flops", "bandwidth", "source"}
-        for what, names in (("lacks", needed - set(made)), ("has no", set(made) - known)):
+        for what, names in (("lacks", needed - set(figures)), ("has no", set(figures) - known)):
             if names:
                 raise ValueError(f"hardware {what} {', '.join(sorted(map(str, names)))}")
-        return cls(**made)
+        return cls(**figures)
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> TypeGuard[float]:
     try:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) is not bool and isinstance(value, (int, float)) and math.isfinite(value)
     except OverflowError:  # a whole number beyond any float
         return False
 
 
-def _positive(value: Any) -> bool:
+def _positive(value: object) -> TypeGuard[float]:
     return _number(value) and value > 0
 
 
@@ -205,209 +206,42 @@ def _nearest(name: str, known: list[str]) -> str:
 # ------------------------------------------------------------------------------------ the catalogue
 
 
-def _gpu(name: str, gib: float, tflops: tuple, gb_s: float, reach: tuple, **rest: Any) -> Hardware:
-    """`gib` as torch reports it (drivers differ by 1 %); `tflops`: fp32, tf32, bf16, fp16, 0 where
-    there is none; `reach`: of the peaks, by products and by streams."""
-    flops = {d: t * 1e12 for d, t in zip(DTYPES, tflops) if t}
-    return Hardware(
-        name,
-        "gpu",
-        round(gib * GIB),
-        flops,
-        gb_s * 1e9,
-        matmul_efficiency=reach[0],
-        bandwidth_efficiency=reach[1],
-        **rest,
-    )
-
-
-def _cpu(name: str, memory: float, cores: int, source: str, **rest: Any) -> Hardware:
+def _cpu(memory: float, cores: int, name: str, source: str) -> Hardware:
     """85 GFLOP/s in fp32 and 10 GB/s a core, 40 GB/s at most: rates reached. Two cores of an AMD
     EPYC came to 125 to 170 GFLOP/s and 26 to 32 GB/s, and to the other figures as `calibrate` fits
     them; a core of yours may be half or twice that."""
     fp32 = 85e9 * cores
-    flops = {"fp32": fp32, "bf16": fp32 * SLOW_16_BIT, "fp16": fp32 * SLOW_16_BIT}
     return Hardware(
         name,
         "cpu",
         memory,
-        flops,
+        {"fp32": fp32, "bf16": fp32 * SLOW_16_BIT, "fp16": fp32 * SLOW_16_BIT},
         min(10e9 * cores, 40e9),
         source,
         op_seconds=3.4e-5,
         launch_seconds=1.2e-5,
         function_rate=7e8 * cores,
         operand_bandwidth=3.2e9 * cores,
-        **rest,
     )
 
 
-def _price(usd: float, date: str, source: str) -> dict[str, Any]:
-    return {"price": usd, "price_date": date, "price_source": source}
-
-
-def _lambda(usd: float) -> dict[str, Any]:
-    return _price(usd, "2026-09-20", "Lambda on-demand, largest node (lambda.ai/instances)")
-
-
-_HF_JOBS = "Hugging Face Jobs (huggingface.co/docs/hub/jobs-pricing, undated copy)"
-_SHEET = "NVIDIA data sheet, dense"
-_GUESS = "; share of the peaks assumed"
-_MAMF = "; products: github.com/stas00/ml-engineering (MAMF), streams assumed"
-_DGX = {"devices_per_node": 8, "network": 50e9}  # one 400 Gb/s adapter per GPU
-_DGX_A100 = {"devices_per_node": 8, "link": 300e9, "network": 25e9}  # one of 200 Gb/s
-_PCIE4, _PCIE3, _CLOUD_NIC = 31.5e9, 15.75e9, 100e9 / 8 / 8  # 100 Gb/s among 8 GPUs
-
-CATALOGUE: dict[str, Hardware] = {
-    "laptop": _cpu("laptop CPU, 4 cores", 12 * GIB, 4, "assumed: 16 GB less the system's share"),
-    "binder": _cpu(
-        "Binder, 1 core",
-        2 * GIB,
-        1,
-        "mybinder.org: 2 GB, 1 to 2 shared cores",
-        **_price(0.0, "2026-11", "mybinder.org is free"),
-    ),
-    "t4": _gpu(
-        "T4",
-        14.74,
-        (8.1, 0, 0, 65),
-        320,
-        (0.37, 0.85),
-        devices_per_node=4,
-        link=_PCIE3,
-        network=_CLOUD_NIC,
-        **_price(0.40, "2026", _HF_JOBS),
-        source=f"{_SHEET}; products: 24 TFLOP/s at 70 W (NVIDIA forum, topic 264462)",
-    ),
-    "l4": _gpu(
-        "L4",
-        22.17,
-        (30.3, 60, 121, 121),
-        300,
-        (0.5, 0.85),
-        devices_per_node=8,
-        link=_PCIE4,
-        network=_CLOUD_NIC,
-        source=_SHEET + _GUESS,
-        **_price(0.80, "2026", _HF_JOBS),
-    ),
-    "a10g": _gpu(
-        "A10G",
-        22.19,
-        (31.5, 35, 70, 70),
-        600,
-        (0.8, 0.85),
-        devices_per_node=8,
-        link=_PCIE4,
-        network=_CLOUD_NIC,
-        source=_SHEET + _GUESS,
-        **_price(1.006, "2026-06", "AWS g5.xlarge, us-east-1, on-demand"),
-    ),
-    "v100": _gpu(
-        "V100 SXM2 32GB",
-        31.74,
-        (15.7, 0, 0, 125),
-        900,
-        (0.75, 0.85),
-        link=150e9,
-        devices_per_node=8,
-        network=_CLOUD_NIC,
-        source=_SHEET + _GUESS,
-        **_price(2.30, "2025", "Paperspace (SkyPilot catalogue v7, undated)"),
-    ),
-    "rtx4090": _gpu(
-        "RTX 4090",
-        23.65,
-        (82.6, 82.6, 165.2, 165.2),
-        1008,
-        (0.9, 0.85),
-        link=_PCIE4,
-        devices_per_node=8,
-        source=f"{_SHEET}, fp32 accumulation{_GUESS}",
-        **_price(0.34, "2026-03", "RunPod community cloud (deploybase.ai)"),
-    ),
-    "a6000": _gpu(
-        "RTX A6000",
-        47.54,
-        (38.7, 77.4, 154.8, 154.8),
-        768,
-        (0.75, 0.85),
-        link=_PCIE4,
-        devices_per_node=4,
-        source=_SHEET + _GUESS,
-        **_lambda(1.09),
-    ),
-    "a100-40": _gpu(
-        "A100 SXM 40GB",
-        39.39,
-        (19.5, 156, 312, 312),
-        1555,
-        (0.87, 0.85),
-        source=_SHEET + _MAMF,
-        **_DGX_A100,
-        **_lambda(1.99),
-    ),
-    "a100-80": _gpu(
-        "A100 SXM 80GB",
-        79.15,
-        (19.5, 156, 312, 312),
-        2039,
-        (0.87, 0.85),
-        source=_SHEET + _MAMF,
-        **_DGX_A100,
-        **_lambda(2.79),
-    ),
-    "h100": _gpu(
-        "H100 SXM 80GB",
-        79.1,
-        (67, 494.5, 989, 989),
-        3350,
-        (0.8, 0.9),
-        link=450e9,
-        source=f"{_SHEET}; share of the peaks: 798 TFLOP/s (8192³) and 3.0 TB/s measured",
-        **_DGX,
-        **_lambda(3.99),
-    ),
-    "h200": _gpu(
-        "H200 SXM 141GB",
-        139.7,
-        (67, 494.5, 989, 989),
-        4800,
-        (0.8, 0.9),
-        link=450e9,
-        source=f"{_SHEET}; share of the peaks: 788 TFLOP/s (8192³) and 4.3 TB/s measured",
-        **_DGX,
-        **_price(4.59, "2026-10-07", "RunPod pods (runpod.io/pricing)"),
-    ),
-    "b200": _gpu(
-        "B200 SXM 180GB",
-        178.35,
-        (75, 1100, 2250, 2250),
-        7700,
-        (0.78, 0.9),
-        link=900e9,
-        source=_SHEET + _MAMF,
-        **_DGX,
-        **_lambda(6.69),
-    ),
-}
-"""Devices by short name. Links: half of the two-way figure printed. op_seconds: assumed; eager
-PyTorch took 36 µs a kernel in gpt-fast's 25.5 tokens/s of a 7B model (A100)."""
-
-_ALIASES = {
-    "a100": "a100-80",
-    "h10080": "h100",
-    "v10032": "v100",
-    "4090": "rtx4090",
-    "rtxa6000": "a6000",
-    "h200141": "h200",
-    "b200180": "b200",
-    "b200192": "b200",
-    "colab": "t4",
-    "colabt4": "t4",
-    "cpu": "laptop",
-    "mybinder": "binder",
-}
+def _catalogue() -> tuple[dict[str, Hardware], dict[str, str]]:
+    """→ (devices by short name, short name by squashed name or alias)."""
+    devices: dict[str, Hardware] = {}
+    names: dict[str, str] = {}
+    for key, entry in json.loads(_DEVICES.read_text(encoding="utf-8")).items():
+        names |= {_squash(name): key for name in (key, *entry.pop("aliases"))}
+        memory = entry.pop("memory_gib") * GIB
+        if "cores" in entry:
+            cpu = _cpu(memory, entry.pop("cores"), entry.pop("name"), entry.pop("source"))
+            devices[key] = replace(cpu, **entry)
+        else:
+            flops = {dtype: rate * 1e12 for dtype, rate in entry.pop("tflops").items()}
+            for rate in ("bandwidth", "link", "network"):
+                if f"{rate}_gb_s" in entry:
+                    entry[rate] = entry.pop(f"{rate}_gb_s") * 1e9
+            devices[key] = Hardware(kind="gpu", memory=round(memory), flops=flops, **entry)
+    return devices, names
 
 
 def _squash(name: str) -> str:
@@ -415,17 +249,23 @@ def _squash(name: str) -> str:
     return re.sub(r"nvidia|tesla|geforce|sxm\d?|hbm\de?|gb|[^a-z0-9]", "", name.lower())
 
 
+CATALOGUE, _NAMES = _catalogue()
+"""Devices by short name (`devices.json`). `memory_gib`: as torch reports it (drivers differ by
+1 %). `link_gb_s`: half of the two-way figure printed. `network_gb_s`: one adapter per GPU of a DGX
+(400 Gb/s, of an A100 200), or a cloud's 100 Gb/s among 8 GPUs. op_seconds: assumed; eager PyTorch
+took 36 µs a kernel in gpt-fast's 25.5 tokens/s of a 7B model (A100)."""
+
+
 def in_catalogue(name: str) -> str | None:
     """The catalogue's short name of a device, or None."""
-    squashed = _squash(name)
-    return {_squash(key): key for key in CATALOGUE}.get(squashed) or _ALIASES.get(squashed)
+    return _NAMES.get(_squash(name))
 
 
-def hardware(which: str | Hardware = "here", /, **figures: Any) -> Hardware:
+def hardware(which: str | Hardware = "here", /, **figures: object) -> Hardware:
     """A device of the catalogue, "here", or one of your own, with figures of yours in place of its.
 
     "here" is what `calibrate` saved; where it saved nothing, a guess from the number of cores.
-    Raises ValueError, one line, for a name it does not know.
+    Raises ValueError, one line, for an unknown name.
     """
     if isinstance(which, Hardware):
         return which.with_(**figures)
@@ -439,10 +279,10 @@ def hardware(which: str | Hardware = "here", /, **figures: Any) -> Hardware:
     count = re.fullmatch(
         r"\s*(\d+)(?:\s*[x×*]\s*|\s+)(.+)|(.+?)\s*[x×*:]\s*(\d+)\s*", which.lower()
     )
-    several = count and in_catalogue(count[2] or count[3])
-    if several:
+    device = count and in_catalogue(count[2] or count[3])
+    if count and device:
         raise ValueError(
-            f"hardware {which!r} names one device: say hardware={several!r}, "
+            f"hardware {which!r} names one device: give hardware={device!r}, "
             f"gpus={int(count[1] or count[4])}"
         )
     raise ValueError(f"hardware {which!r}: {_nearest(which.lower(), [*CATALOGUE, 'here'])}")
@@ -453,12 +293,9 @@ def hardware(which: str | Hardware = "here", /, **figures: Any) -> Hardware:
 
 def _guess() -> Hardware:
     count = cores()
-    return _cpu(
-        f"this machine, {count} core{'s' * (count > 1)} (a guess)",
-        usable_memory(),
-        count,
-        "guessed from the number of cores: run calibrate() to measure",
-    )
+    name = f"this machine, {count} core{'s' * (count > 1)} (a guess)"
+    source = "guessed from the number of cores: run calibrate() to measure"
+    return _cpu(usable_memory(), count, name, source)
 
 
 def cores() -> int:
@@ -505,7 +342,7 @@ def _memory_elsewhere() -> int:
     except (AttributeError, OSError, ValueError):
         import psutil
 
-        return psutil.virtual_memory().total
+        return int(psutil.virtual_memory().total)
 
 
 def calibration_file() -> Path:
