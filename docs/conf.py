@@ -34,26 +34,16 @@ nb_execution_mode = "off"
 nb_mime_priority_overrides = [("*", "application/vnd.jupyter.widget-view+json", None)]
 nb_ipywidgets_js = {}  # ... and no page asks another host for the widgets' scripts.
 
-LINK = re.compile(r"(\]\(|\bhref=\")\.\./([^)\"\s]+)")
-
-
-def links_for_the_site(text: str, page: str) -> str:
-    """Links out of docs/, which work in the repository, as links of the site: a notebook or
-    another page that is part of it, or else the file in the repository."""
-    up = "../" * page.count("/")
-
-    def link(found: re.Match) -> str:
-        target = found[2]
-        if target.startswith("notebooks/"):
-            return f"{found[1]}{up}{target}"
-        return f"{found[1]}{generate.address()}/blob/main/{target}"
-
-    return LINK.sub(link, text)
-
 
 def read_page(app, page: str, source: list[str]) -> None:
-    if not page.startswith(("notebooks/", "reference/")):
-        source[0] = links_for_the_site(source[0], page)
+    """Links of a hand-written page as links of the site; the first page begins with the README."""
+    file = HERE / f"{page}.md"
+    if page.startswith(("notebooks/", "reference/")):
+        return
+    source[0] = generate.for_the_site(source[0], file, page)
+    if page == "index":
+        readme = generate.ROOT / "README.md"
+        source[0] = generate.for_the_site(readme.read_text("utf-8"), readme, page) + source[0]
 
 
 def setup(app):

@@ -41,6 +41,16 @@ ALSO = {
 }
 """Classes to document although a notebook gets them from functions only."""
 
+PAGES = {
+    "README.md": "index",
+    "CONTRIBUTING.md": "reference/contributing",
+    "CHANGELOG.md": "reference/changelog",
+    "benchmarks/README.md": "reference/benchmarks",
+    "rlhf_lab/ppo/RULES.md": "reference/rules",
+}
+"""Files of the repository that are pages of the site."""
+LINK = re.compile(r"(\]\()([^)\s]+)")
+
 
 def version() -> str:
     text = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
@@ -78,6 +88,42 @@ def definition(name: str, module: str) -> tuple[Definition, Path]:
                 if (alias.asname or alias.name) == name:
                     return definition(alias.name, ".".join([*here, node.module or ""]).strip("."))
     raise LookupError(f"no definition of {name} in {path}")
+
+
+# --- files of the repository as pages -----------------------------------------------------------
+
+
+def site_page(file: Path) -> str | None:
+    """The page of the site that a file of the repository is, without its ending; None for none."""
+    name = file.relative_to(ROOT).as_posix()
+    if name in PAGES:
+        return PAGES[name]
+    if name.startswith("docs/") and file.suffix == ".md":
+        return name.removeprefix("docs/").removesuffix(".md")
+    if name.startswith("notebooks/") and file.suffix == ".ipynb":
+        return name.removesuffix(".ipynb")
+    return None
+
+
+def for_the_site(text: str, file: Path, page: str) -> str:
+    """A file's text with its links, which work in the repository, as links of the site's `page`:
+    to another page, or else to the file in the repository."""
+
+    def link(found: re.Match) -> str:
+        target, _, anchor = found[2].partition("#")
+        there = (file.parent / target).resolve()
+        if not target or not there.exists() or not there.is_relative_to(ROOT):
+            return found[0]
+        name = there.relative_to(ROOT).as_posix()
+        if at := site_page(there):
+            target = os.path.relpath(at, Path(page).parent) + there.suffix
+        elif name.startswith("notebooks/") and there.is_file():
+            target = os.path.relpath(name, Path(page).parent)
+        else:
+            target = f"{address()}/{'tree' if there.is_dir() else 'blob'}/main/{name}"
+        return found[1] + target + (f"#{anchor}" if anchor else "")
+
+    return LINK.sub(link, text)
 
 
 # --- one page for each public name -------------------------------------------------------------
@@ -215,7 +261,6 @@ def index_page() -> str:
     for title, names in GROUPS.items():
         lines += [f"## {title}", "", "```{toctree}", ":maxdepth: 1", ""]
         lines += [*names, "```", ""]
-    lines += ["## Lists", "", "```{toctree}", ":maxdepth: 1", "", "stages", "command_line", "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -227,6 +272,9 @@ def write_all(folder: Path) -> None:
         raise LookupError(f"docs/generate.py, GROUPS: {sorted(listed ^ set(found))}")
     pages = {name: page(name, module) for name, module in found.items()}
     pages |= {"index": index_page(), "stages": stages_page(), "command_line": command_page()}
+    for name, at in PAGES.items() - {("README.md", "index")}:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        pages[Path(at).name] = for_the_site(text, ROOT / name, at)
     reference, notebooks = folder / "reference", folder / "notebooks"
     shutil.rmtree(reference, ignore_errors=True)
     reference.mkdir()
