@@ -41,7 +41,7 @@ RULES = (
 )
 FIRST = ("ppo/trainer.py", "ppo/losses.py", "ppo/rollout.py", "ppo/layouts.py")
 """Where to look first; the trainer is where a reader begins."""
-OTHERS = ("data/tokenize.py", "models/load.py")
+OTHERS = ("data/tokenize.py", "models/load.py", "models/tokenizer.py", "models/weights.py")
 NAMED = re.compile(r"(?<![\w.\]])\((\d{1,2}(?:, \d{1,2})*)\)|\brules? (\d{1,2})\b", re.IGNORECASE)
 
 

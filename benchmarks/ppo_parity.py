@@ -180,7 +180,8 @@ def random_world(folder: Path, prompts: int) -> None:
 def bundled_world(folder: Path, model: Path, prompts: int) -> None:
     """The SFT and reward checkpoints under `model`, and instructions of the bundled world."""
     from rlhf_lab.data.tokenize import encode_prompt
-    from rlhf_lab.models.load import load_causal_lm, load_reward_model, load_tokenizer
+    from rlhf_lab.models.tokenizer import load_tokenizer
+    from rlhf_lab.models.weights import load_causal_lm, load_reward_model
     from rlhf_lab.world import corpus
 
     tokenizer = load_tokenizer(model / "sft")
@@ -226,7 +227,8 @@ def draw_responses(folder: Path, length: int):
     import torch
     from safetensors.torch import save_file
 
-    from rlhf_lab.models.load import load_causal_lm, load_tokenizer
+    from rlhf_lab.models.tokenizer import load_tokenizer
+    from rlhf_lab.models.weights import load_causal_lm
     from rlhf_lab.ppo.rollout import generate, pad_prompts
     from rlhf_lab.ppo.sampling import row_keys
 
@@ -259,7 +261,8 @@ def our_trainer(folder: Path, job: dict, base=None, **extra):
     """Our PPOTrainer with the models, prompts and settings of a job."""
     import torch
 
-    from rlhf_lab.models.load import load_causal_lm, load_reward_model, load_tokenizer
+    from rlhf_lab.models.tokenizer import load_tokenizer
+    from rlhf_lab.models.weights import load_causal_lm, load_reward_model
     from rlhf_lab.ppo.config import PPOConfig
     from rlhf_lab.ppo.trainer import PPOTrainer
 

@@ -89,7 +89,8 @@ class Judge:
     """Gold reward and KL of saved policies, on the same prompts with the same noise."""
 
     def __init__(self, folder: Path, prompts: int, length: int) -> None:
-        from rlhf_lab.models.load import load_causal_lm, load_tokenizer
+        from rlhf_lab.models.tokenizer import load_tokenizer
+        from rlhf_lab.models.weights import load_causal_lm
         from rlhf_lab.world import corpus
 
         self.prompts = [r.prompt for r in itertools.islice(corpus.requests("test", 31), prompts)]

@@ -76,7 +76,8 @@ def update_flops(config: Mapping, rows: Sequence[tuple[int, int]], epochs: int) 
 
 def small_world(folder: Path, tiny: Path, prompts: int) -> None:
     """The bundled prompts with the bundled `small` base model; its critics have a new head."""
-    from rlhf_lab.models.load import load_causal_lm, load_tokenizer, new_reward_model
+    from rlhf_lab.models.tokenizer import load_tokenizer
+    from rlhf_lab.models.weights import load_causal_lm, new_reward_model
 
     folder.mkdir()
     bundled_world(folder, tiny, prompts)

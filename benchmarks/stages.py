@@ -29,7 +29,7 @@ from pathlib import Path
 import rlhf_lab as lab
 from rlhf_lab.data.load import annotate, bundled_pairs
 from rlhf_lab.display import table
-from rlhf_lab.models.load import load_causal_lm, load_reward_model
+from rlhf_lab.models.weights import load_causal_lm, load_reward_model
 from rlhf_lab.trainers.best_of_n import draw, expected_best
 from rlhf_lab.trainers.evaluate import gold_gaps, noise_free_accuracy, pair_accuracy, policy_report
 from rlhf_lab.world import corpus

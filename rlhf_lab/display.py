@@ -1,4 +1,4 @@
-"""How numbers and tables read: the same wording in a terminal, a notebook and a report.
+"""How numbers, tables and hints read: alike in a terminal, a notebook, a report and an error.
 
 Everything here is pure text: no imports beyond the standard library, so that the ledger and
 the runs can show themselves without loading anything.
@@ -6,11 +6,14 @@ the runs can show themselves without loading anything.
 
 from __future__ import annotations
 
+import difflib
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 UNKNOWN = "–"
 _SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -18,12 +21,18 @@ _SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def escape(text: Any) -> str:
+def escape(text: object) -> str:
     """Any text (a model's too) made safe inside HTML and XML, in attributes as well."""
     return html.escape(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", str(text)), quote=True)
 
 
-def _is_number(value: Any) -> bool:
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """`did you mean 'adamw_torch'? `, or nothing where no name is near."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -34,9 +43,8 @@ def _significant(value: float, digits: int = 3) -> str:
         return "0"
     if size < 1e-3 or size >= 1e15:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return (
-            f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
-        )
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        return f"{mantissa}e{int(exponent)}"
     decimals = max(0, digits - 1 - math.floor(math.log10(size)))
     text = f"{value:,.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
@@ -105,30 +113,30 @@ def format_seconds(value: float | None) -> str:
     raise AssertionError("the last unit has no limit")
 
 
-def _cell(value: Any) -> str:
-    if value is None or _is_number(value):
+def _cell(value: object) -> str:
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         return format_number(value)
     return str(value)
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None) -> list[str]:
+def _columns(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None) -> list[str]:
     """The columns asked for, or every key in the order of its first appearance."""
     return list(columns) if columns is not None else list(dict.fromkeys(k for r in rows for k in r))
 
 
-def _right_aligned(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+def _right_aligned(rows: Sequence[Mapping[str, object]], column: str) -> bool:
     """A column reads as numbers when it holds one and nothing but numbers and gaps."""
-    values = [row[column] for row in rows if row.get(column) is not None]
-    return any(_is_number(v) or _looks_numeric(v) for v in values) and all(
-        _is_number(v) or _looks_numeric(v) or v in ("", UNKNOWN) for v in values
-    )
+    values = [row[column] for row in rows if row.get(column) not in (None, "", UNKNOWN)]
+    return bool(values) and all(_is_number(v) or _looks_numeric(v) for v in values)
 
 
-def _looks_numeric(value: Any) -> bool:
+def _looks_numeric(value: object) -> bool:
     return isinstance(value, str) and bool(re.match(r"[-+$≈~<>]*\d", value))
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
     """Rows (column -> value) as an aligned plain-text table; numbers stand on the right."""
     names = _columns(rows, columns)
     if not names:
@@ -145,7 +153,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
 
 
 def html_table(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, caption: str = ""
+    rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None, caption: str = ""
 ) -> str:
     """The same table as HTML; every cell is escaped."""
     names = _columns(rows, columns)
@@ -184,19 +192,24 @@ class Display:
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        said = {"text/plain": self.text}  # once
+        show: Callable[..., object] = display
+        text = {"text/plain": self.text}  # shown once, beside the first part
         for part in self.parts:
             if hasattr(part, "words"):
-                display(part)
+                show(part)
             else:
-                display({"text/html": part} | said, raw=True)
-                said = {}
+                show({"text/html": part} | text, raw=True)
+                text = {}
 
 
-class Listed(list):
+class Listed(list[Item]):
     """A list that shows itself as a table; `rows` turns it into the table's lines."""
 
-    def __init__(self, items: Sequence[Any], rows: Any) -> None:
+    def __init__(
+        self,
+        items: Iterable[Item],
+        rows: Callable[[Sequence[Item]], Sequence[Mapping[str, object]]],
+    ) -> None:
         super().__init__(items)
         self.rows = rows
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data.load import Data, load_data
-from .models.load import load, load_causal_lm, load_tokenizer
+from .models.load import load
+from .models.tokenizer import load_tokenizer
+from .models.weights import load_causal_lm
 from .runs.run import Run
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from .cost.setup import EXTRA
 from .data.lengths import planned_lengths
 from .data.load import Data, load_data
 from .data.reward_sources import named
+from .display import did_you_mean
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load
 from .runs.ledger import Ledger
 from .stages import ONLINE, STAGES, TRAINABLE, resolve
-from .wording import did_you_mean
 
 if TYPE_CHECKING:
     from .display import Display

@@ -16,6 +16,7 @@ from typing import Any
 
 from .data.load import Data, load_data
 from .data.reward_sources import reward_functions, settled
+from .display import did_you_mean
 from .launch.follower import Follower
 from .launch.launcher import place
 from .planning import Plan, predicted, unplannable
@@ -23,7 +24,6 @@ from .planning import plan as make_plan
 from .runs.run import Run
 from .stages import STAGES, resolve
 from .widgets.background import Stop, Training, check_free, open_dashboard
-from .wording import did_you_mean
 
 
 def train(

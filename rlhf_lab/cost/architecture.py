@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from ..wording import did_you_mean
+from ..display import did_you_mean
 
 PARTS = ("embedding", "attention", "mlp", "norms", "head")
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ..wording import did_you_mean
+from ..display import did_you_mean
 
 _DEVICES = Path(__file__).parent / "devices.json"
 DTYPES = ("fp32", "tf32", "bf16", "fp16")

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..display import did_you_mean
 from ..runs.ledger import ONLINE
-from ..wording import did_you_mean
 from .architecture import Architecture
 from .hardware import Hardware
 

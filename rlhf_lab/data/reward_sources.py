@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..display import did_you_mean
 from ..runs.ledger import ONLINE
-from ..wording import did_you_mean
 from ..world.gold_reward import PARTS
 from .load import Data
 

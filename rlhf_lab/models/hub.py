@@ -1,21 +1,73 @@
-"""Whether the hub of models and data sets can be reached from here."""
+"""What is fetched by transformers, from a folder, the hub's cache or the hub."""
 
 from __future__ import annotations
 
+import logging
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
+
+Loaded = TypeVar("Loaded")
 
 
 def hub_reachable(seconds: float = 3.0) -> bool:
     """Whether the hub answers, unless HF_HUB_OFFLINE says not to ask."""
     from huggingface_hub import constants
 
-    place = urlsplit(constants.ENDPOINT)
-    if constants.HF_HUB_OFFLINE or not place.hostname:
+    address = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or not address.hostname:
         return False
     try:
-        port = place.port or (80 if place.scheme == "http" else 443)
-        socket.create_connection((place.hostname, port), seconds).close()
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname, port), seconds).close()
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers logs nothing below an error while this lasts."""
+    from transformers.utils import logging as theirs
+
+    verbosity = theirs.get_verbosity()
+    theirs.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(verbosity)
+
+
+def fetch(
+    from_pretrained: Callable[..., Loaded], path: str | Path, what: str, **settings: object
+) -> Loaded:
+    """`from_pretrained(path, **settings)`; whatever goes wrong becomes a ValueError of one line
+    that says what to do. `what` is the word for it: "model", "config", "tokenizer"."""
+    offline = not Path(path).is_dir() and not hub_reachable()
+    try:
+        with quiet_transformers():
+            return from_pretrained(str(path), local_files_only=offline, **settings)
+    except Exception as error:  # damaged files raise whatever their parsers raise
+        if offline:
+            raise ValueError(
+                f"no {what} {str(path)!r}: neither a folder here nor in the hub's cache, and the "
+                "hub cannot be reached; download the model elsewhere and give its folder"
+            ) from None
+        raise ValueError(f"cannot load a {what} from {path}: {_reason(path, error)}") from None
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    """The first line of an error, or a better word where we know one."""
+    folder = Path(path)
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return (
+            "it brings Python code of its own; if you trust its makers, load it with "
+            "trust_remote_code=True (--trust-remote-code)"
+        )
+    pickled = [*folder.glob("*.bin"), *folder.glob("*.pt*")] if folder.is_dir() else []
+    if pickled and not list(folder.glob("*.safetensors")):
+        return "its weights are pickled (.bin), which can run code; convert them to safetensors"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from .load import load_causal_lm
+from .weights import load_causal_lm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_in_4bit(
-    path: str | Path, tokenizer: Any, nested: bool = False, trust_remote_code: bool = False
-):
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    nested: bool = False,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
     """A language model whose layers' matrices are in NF4; embeddings, head and norms are not.
 
     `nested`: the scales are quantised too. Raises ValueError, one line, without bitsandbytes or for
@@ -26,20 +33,25 @@ def load_in_4bit(
         ) from None
     from transformers import BitsAndBytesConfig
 
-    products = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    how = BitsAndBytesConfig(
+    make_config: Callable[..., object] = BitsAndBytesConfig
+    config = make_config(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=nested,
-        bnb_4bit_compute_dtype=products,
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
     )
-    where = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     model = load_causal_lm(
-        path, tokenizer, trust_remote_code, quantization_config=how, device_map=where
+        path,
+        tokenizer,
+        trust_remote_code,
+        quantization_config=config,
+        device_map={"": device},
     )
+    repacks = "support_avx512bf16_for_cpu"
     for module in model.modules():
         # On some CPUs a pass without gradients would repack the weights and multiply in bf16: the
-        # first ratio of an update would not be 1 (rule 3).
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        # first ratio of an update would not be 1 (rule 3: the first minibatch has ratio 1).
+        if hasattr(module, repacks):
+            setattr(module, repacks, False)
     return model

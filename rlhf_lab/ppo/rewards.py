@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..data.tokenize import encode_prompt, encode_response
 from ..metering.meter import Meter, NoMeter
-from ..models.load import same_vocabulary
+from ..models.tokenizer import same_vocabulary
 from ..ppo import rollout
 from .losses import normalised_scores, score_constants
 from .rollout import pad_prompts, sequence_scores

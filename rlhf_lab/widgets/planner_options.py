@@ -11,10 +11,9 @@ from typing import Any
 
 from ..cost.hardware import CATALOGUE, Hardware
 from ..cost.setup import CHOICES
-from ..display import format_number
+from ..display import did_you_mean, format_number
 from ..models.load import Model
 from ..runs.ledger import ONLINE
-from ..wording import did_you_mean
 
 ANOTHER = "another…"
 """The entry of the model list that opens a field for a folder or a hub id."""

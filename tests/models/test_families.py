@@ -39,12 +39,12 @@ def test_all_four_stages(family, pad, tmp_path):
 def test_without_a_critic(family, tmp_path):
     """TRL's trainer too has no dropout (OPT's is no module) and no KL before the first step."""
     model = lab.load(make_folder(tmp_path / "model", family))
-    judge = tmp_path / "judge"
-    model.new_reward().save_pretrained(judge)
-    model.tokenizer.save_pretrained(judge)
+    reward_model = tmp_path / "reward"
+    model.new_reward().save_pretrained(reward_model)
+    model.tokenizer.save_pretrained(reward_model)
     plan = lab.plan(
         "grpo",
-        model.with_stage("reward", judge),
+        model.with_stage("reward", reward_model),
         seed=0,
         max_steps=8,
         num_generations=2,
@@ -71,7 +71,9 @@ def test_the_same_ids_in_every_stage(family, pad, tmp_path):
     # PPO: the prompt padded on the left, the sampled response put after it.
     ids, mask = rollout.pad_prompts([prompt, prompt[:1]], tokenizer.pad_token_id)
     answer = torch.tensor([whole[len(prompt) :]] * 2)
-    joined, attention = rollout.join(ids, mask, answer, answer >= 0, tokenizer.pad_token_id)
+    joined, attention = rollout.concat_prompt_response(
+        ids, mask, answer, answer >= 0, tokenizer.pad_token_id
+    )
     assert joined[0][attention[0]].tolist() == whole
 
 
@@ -79,14 +81,14 @@ def test_the_same_ids_in_every_stage(family, pad, tmp_path):
 def test_padding_changes_nothing(family, tmp_path):
     """A row scores alike alone and beside a longer one; sampling with a cache is the whole pass."""
     model = lab.load(make_folder(tmp_path / "model", family))
-    tokenizer, policy, judge = model.tokenizer, model.base, model.reward
+    tokenizer, policy, reward_model = model.tokenizer, model.base, model.reward
     prompts = [encode_prompt(tokenizer, r["prompt"]) for r in rows(3)]
     prompts[1] = (prompts[1] * 12)[:30]  # longer than the sliding windows
     pad = tokenizer.pad_token_id
     ids, mask = rollout.pad_prompts(prompts, pad)
     with torch.no_grad():
-        scores = rollout.sequence_scores(judge, ids, mask)
-        said = rollout.generate(
+        scores = rollout.sequence_scores(reward_model, ids, mask)
+        responses = rollout.generate(
             policy,
             ids,
             mask,
@@ -97,10 +99,10 @@ def test_padding_changes_nothing(family, tmp_path):
             temperature=0,
         )
         for row, prompt in enumerate(prompts):
-            alone = judge(torch.tensor([prompt])).logits[0, 0]
+            alone = reward_model(torch.tensor([prompt])).logits[0, 0]
             assert torch.allclose(scores[row], alone, atol=1e-4)
             tokens = list(prompt)
-            for token in said[row].tolist():
+            for token in responses[row].tolist():
                 logits = policy(torch.tensor([tokens])).logits[0, -1]
                 assert logits[token] > logits.max() - 1e-4
                 tokens.append(token)

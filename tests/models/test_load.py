@@ -11,7 +11,8 @@ import pytest
 from families import make_folder, make_tokenizer
 
 import rlhf_lab as lab
-from rlhf_lab.models.load import load_tokenizer, presets
+from rlhf_lab.models.load import presets
+from rlhf_lab.models.tokenizer import load_tokenizer
 
 # Parameters as their makers publish them (model cards; Pythia: Biderman et al. 2023, table 1).
 PUBLISHED = {

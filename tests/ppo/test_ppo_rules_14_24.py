@@ -20,7 +20,7 @@ from ppo_kit import (
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from rlhf_lab.data import tokenize
-from rlhf_lab.models.load import load_reward_model, new_reward_model
+from rlhf_lab.models.weights import load_reward_model, new_reward_model
 from rlhf_lab.ppo import losses, trainer
 from rlhf_lab.ppo.config import PPOConfig
 from rlhf_lab.ppo.trainer import PPOTrainer

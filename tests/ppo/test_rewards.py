@@ -10,7 +10,7 @@ import torch
 from families import make_tokenizer
 from ppo_kit import PROMPTS, RESPONSES, close, naive_score, one_rollout, scored
 
-from rlhf_lab.models.load import CHAT_TEMPLATE
+from rlhf_lab.models.tokenizer import CHAT_TEMPLATE
 from rlhf_lab.ppo import losses
 from rlhf_lab.ppo.rewards import Rewards, weighted
 

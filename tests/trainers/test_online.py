@@ -13,7 +13,7 @@ import rlhf_lab as lab
 from rlhf_lab.data.tokenize import encode_prompt
 from rlhf_lab.metering.flop_counter import FlopCounter
 from rlhf_lab.metering.meter import NoMeter
-from rlhf_lab.models.load import CHAT_TEMPLATE
+from rlhf_lab.models.tokenizer import CHAT_TEMPLATE
 from rlhf_lab.ppo.texts import score_texts
 from rlhf_lab.trainers.online import GRPOConfig, RewardFunction
 from rlhf_lab.trainers.trl import trl_settings

@@ -1,0 +1,66 @@
+"""A tokenizer made ready for training: eos, a pad token of its own, a chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .hub import fetch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""How a conversation is written for a model that comes without a template of its own."""
+
+
+def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer with eos, a pad token that is not eos (rule 6), and a chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = fetch(
+        AutoTokenizer.from_pretrained, path, "tokenizer", trust_remote_code=trust_remote_code
+    )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer in {path} has no eos token, so no response would ever end: set "
+            "eos_token in its tokenizer_config.json"
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        _give_pad_token(tokenizer)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def has_tokenizer(path: str | Path) -> bool:
+    """Whether a checkpoint brings a tokenizer; on the hub they do."""
+    names = ("tokenizer*.json", "tokenizer.model", "vocab.*", "*.spm", "spiece.model")
+    return not Path(path).is_dir() or any(any(Path(path).glob(name)) for name in names)
+
+
+def same_vocabulary(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers mean the same by a token id."""
+    return one is other or one.get_vocab() == other.get_vocab()
+
+
+def _give_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set a pad token that no text uses, without growing the vocabulary when one is free.
+
+    What families have: Llama 2 and Mistral `<unk>` (they write every character in bytes), Llama 3
+    `<|finetune_right_pad_id|>`, Qwen and Gemma a pad token of their own. GPT-2 has nothing to
+    spare and grows by one token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    written = set(tokenizer("\u2603 \U0001f9ff ? \x07", add_special_tokens=False).input_ids)
+    reserved = ("<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>")
+    for token in (*reserved, tokenizer.unk_token):
+        taken = written | {tokenizer.eos_token_id, tokenizer.bos_token_id}
+        if token in vocabulary and vocabulary[token] not in taken:
+            tokenizer.pad_token = token
+            return
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})

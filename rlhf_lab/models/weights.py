@@ -1,0 +1,121 @@
+"""Weights into memory: language models and reward models, in fp32 on the CPU.
+
+Only safetensors are read: a pickled checkpoint can run code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .hub import fetch, quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_causal_lm(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    trust_remote_code: bool = False,
+    **settings: object,
+) -> PreTrainedModel:
+    """A language model in fp32, in eval mode (no dropout anywhere: rule 4). `settings` go to
+    transformers' `from_pretrained`."""
+    from transformers import AutoModelForCausalLM
+
+    load = AutoModelForCausalLM.from_pretrained
+    return _load_weights(load, path, tokenizer, trust_remote_code, (), **settings)
+
+
+def load_reward_model(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A reward model: one score per sequence, in fp32, in eval mode."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    load = AutoModelForSequenceClassification.from_pretrained
+    try:
+        return _load_weights(load, path, tokenizer, trust_remote_code, num_labels=1)
+    except ValueError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+    config = fetch(AutoConfig.from_pretrained, path, "config", trust_remote_code=trust_remote_code)
+    raise ValueError(
+        f"the model in {path} has {config.num_labels} labels: a reward model has one, its score"
+    )
+
+
+SCORE_HEAD = {"score.weight", "score.bias"}
+"""The weights that a language model lacks as a reward model."""
+
+
+def new_reward_model(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A reward model on the trunk of a language model, with a fresh score head.
+
+    The head is drawn with standard deviation 1/√(d+1), d its input width (rule 15: how the score
+    head starts; Huang et al. 2403.17031, detail 11).
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    load = AutoModelForSequenceClassification.from_pretrained
+    model = _load_weights(load, path, tokenizer, trust_remote_code, SCORE_HEAD, num_labels=1)
+    head = model.get_parameter("score.weight")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        head.copy_(torch.randn(head.shape, generator=generator) / (head.shape[1] + 1) ** 0.5)
+    return model
+
+
+def _load_weights(
+    load: Callable[..., object],
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    trust_remote_code: bool,
+    may_lack: Collection[str] = (),
+    **settings: object,
+) -> PreTrainedModel:
+    """Load weights and make room for every token of the tokenizer.
+
+    transformers draws at random what a checkpoint lacks, and says so in a warning: here only what
+    `may_lack` names may be missing.
+    """
+    import torch
+
+    with quiet_transformers():
+        loaded = fetch(
+            load,
+            path,
+            "model",
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **settings,
+        )
+        assert isinstance(loaded, tuple)  # since the loading info is asked for
+        model: PreTrainedModel = loaded[0]
+        info: dict[str, list[str]] = loaded[1]
+        if missing := sorted(set(info["missing_keys"]) - set(may_lack)):
+            head_only = set(missing) <= SCORE_HEAD
+            what = "no score head" if head_only else f"{len(missing)} weights missing"
+            kind = "reward" if "num_labels" in settings else "language"
+            raise ValueError(
+                f"cannot load a model from {path}: {what} ({missing[0]}, …): not a {kind} model, "
+                "or not a whole one"
+            )
+        model.train(False)
+        if tokenizer is not None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+            if len(tokenizer) > model.get_input_embeddings().get_parameter("weight").shape[0]:
+                model.resize_token_embeddings(len(tokenizer))
+    return model
