@@ -23,7 +23,7 @@ _HOMES = {
     "Plan": "planning",
     "best_of_n": "studies",
     "xray": "studies",
-    "compare": "studies",
+    "compare": "charts.comparison",
     "sweep": "studies",
     "project": "studies",
     "hardware": "studies",

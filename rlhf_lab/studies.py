@@ -1,7 +1,6 @@
-"""Studies over plans and runs: x-ray, compare, sweep, a whole project, best-of-n.
+"""Studies over plans and runs: x-ray, sweep, a whole project, best-of-n.
 
 plan = lab.plan("ppo", "tiny")
-lab.compare(plan, lab.xray(plan), lab.train(plan))
 lab.sweep("model", ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B"], stage="sft")
 """
 
@@ -9,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,11 @@ from .cost.hardware import hardware as hardware
 from .cost.setup import Setup
 from .data.load import Data, load_data
 from .data.tokenize import prompt_rows
-from .display import Display, format_number, html_table, table
+from .display import format_number, html_table, table
 from .models.load import Model, load
 from .planning import plan as make_plan
 from .planning import predict
-from .runs.ledger import AROUND, SOURCES, Ledger
+from .runs.ledger import AROUND, Ledger
 from .runs.progress import Progress
 from .training import train
 
@@ -99,95 +98,6 @@ def _simulate_step(e: Estimate, s: Setup) -> XRay:
         rule_reward=s.rule_reward,
         **{f"{name}_config": dict(config) for name, config in e.roles.items()},
     )
-
-
-# ----------------------------------------------------------------------------------------- compare
-
-
-@dataclass
-class Comparison:
-    """One table: a row for each phase and quantity, a column for each source."""
-
-    ledger: Ledger
-    rows: list[dict[str, str]] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return table(self.rows)
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _shown(self) -> Display:
-        return Display(str(self), html_table(self.rows), self.picture())
-
-    def _repr_html_(self) -> str:
-        return self._shown()._repr_html_()
-
-    def _ipython_display_(self) -> None:
-        self._shown()._ipython_display_()
-
-    def picture(self):
-        """Memory of each phase, predicted, simulated and measured: an SVG."""
-        from .charts.memory import memory_chart
-
-        return memory_chart(self.ledger)
-
-    def figure(self, quantity: str = "bytes"):
-        """The sources beside each other by phase, with the bands they claim: a plotly figure."""
-        from .charts.bars import sources
-
-        return sources(self, quantity=quantity)
-
-
-def compare(*things: Any) -> Comparison:
-    """Plans, x-rays and runs (whatever has a `.ledger`) in one table and one picture."""
-    ledger, rows = _together(things), []
-    for quantity, unit in (
-        ("bytes", "B"),
-        ("flops", "FLOP"),
-        ("seconds", "s"),
-        ("tokens", "tokens"),
-    ):
-        found = {
-            s: {p: sum(line.values()) for p, line in _by_phase(ledger, quantity, s).items()}
-            for s in SOURCES
-        }
-        for phase in dict.fromkeys(p for line in found.values() for p in line):
-            rows.append(
-                {
-                    "phase": phase or "all",
-                    "quantity": quantity,
-                    **{s: format_number(found[s].get(phase), unit) for s in SOURCES},
-                    "predicted / real": _ratio(found, phase),
-                }
-            )
-    return Comparison(ledger, rows)
-
-
-def _together(things: Iterable[Any]) -> Ledger:
-    """All rows; what an earlier thing says of a stage from a source is not said twice."""
-    ledger, said = Ledger(), set()
-    for thing in things:
-        new = [r for r in thing.ledger if (r.stage, r.source) not in said]
-        ledger.extend(new)
-        said |= {(r.stage, r.source) for r in new}
-    return ledger
-
-
-def _by_phase(ledger: Ledger, quantity: str, source: str) -> dict[str, dict[str, float]]:
-    """→ {phase: {role and component: value}} of one source."""
-    out: dict[str, dict[str, float]] = {}
-    for row in ledger.filter(quantity=quantity, source=source):
-        line = out.setdefault(row.phase, {})
-        name = " ".join(x for x in (row.role, row.component) if x) or "all"
-        line[name] = line.get(name, 0.0) + row.value
-    return out
-
-
-def _ratio(found: Mapping[str, Mapping[str, float]], phase: str) -> str:
-    predicted = found["predicted"].get(phase)
-    real = found["measured"].get(phase) or found["simulated"].get(phase)
-    return f"{predicted / real:.2f}" if predicted and real else ""
 
 
 # ------------------------------------------------------------------------------------------- sweep

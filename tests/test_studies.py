@@ -12,7 +12,6 @@ import pytest
 
 import rlhf_lab as lab
 from rlhf_lab.cli.main import main
-from rlhf_lab.runs.ledger import Ledger, Row
 from rlhf_lab.studies import predict
 
 
@@ -65,47 +64,6 @@ def test_a_plan_knows_the_lengths_of_its_data():
     assert padded == pytest.approx(settings["mean_tokens"])  # rows of one need no padding
     assert padded < total
     assert predict(lab.plan("sft", "tiny", per_device_train_batch_size=1), data).peak == found.peak
-
-
-def test_compare_by_hand():
-    predicted = Ledger(
-        [
-            Row(
-                stage="sft",
-                role="policy",
-                phase="forward",
-                quantity="flops",
-                value=3e9,
-                source="predicted",
-            )
-        ]
-    )
-    measured = Ledger(
-        [
-            Row(
-                stage="sft",
-                role="policy",
-                phase="forward",
-                quantity="flops",
-                value=2e9,
-                source="measured",
-            )
-        ]
-    )
-
-    class Thing:
-        def __init__(self, ledger):
-            self.ledger = ledger
-
-    (row,) = lab.compare(Thing(predicted), Thing(measured)).rows
-    assert row == {
-        "phase": "forward",
-        "quantity": "flops",
-        "predicted": "3 GFLOP",
-        "simulated": "–",
-        "measured": "2 GFLOP",
-        "predicted / real": "1.50",
-    }
 
 
 # ------------------------------------------------------------------------------------------ series

@@ -138,8 +138,9 @@ def run_plan(args: argparse.Namespace) -> int:
 
 
 def run_xray(args: argparse.Namespace) -> int:
+    from ..charts.comparison import compare
     from ..planning import plan
-    from ..studies import compare, xray
+    from ..studies import xray
 
     made = plan(args.stage, args.model, hardware=_device(args), **settings_of(args))
     seen = xray(made)
@@ -156,8 +157,9 @@ def run_measure(args: argparse.Namespace) -> int:
         return 0
     import tempfile
 
+    from ..charts.comparison import compare
     from ..planning import plan, train
-    from ..studies import compare, xray
+    from ..studies import xray
 
     made = plan(
         args.stage,

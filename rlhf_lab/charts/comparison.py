@@ -1,0 +1,100 @@
+"""Predicted, simulated and measured side by side: one table and one picture of several ledgers.
+
+lab.compare(plan, lab.xray(plan), lab.train(plan))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from ..display import Display, format_number, html_table, table
+from ..runs.ledger import SOURCES, UNITS, Ledger, Row
+from .frame import Picture
+from .memory import memory_chart
+
+if TYPE_CHECKING:
+    from .plotly_style import Figure
+
+
+class HasLedger(Protocol):
+    """A plan, an x-ray, a run: whatever knows its costs."""
+
+    @property
+    def ledger(self) -> Ledger: ...
+
+
+@dataclass
+class Comparison:
+    """One table: a row for each phase and quantity, a column for each source."""
+
+    ledger: Ledger
+    rows: list[dict[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return table(self.rows)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _display(self) -> Display:
+        return Display(str(self), html_table(self.rows), self.picture())
+
+    def _repr_html_(self) -> str:
+        return self._display()._repr_html_()
+
+    def _ipython_display_(self) -> None:
+        self._display()._ipython_display_()
+
+    def picture(self) -> Picture:
+        """Memory of each phase, predicted, simulated and measured: an SVG."""
+        return memory_chart(self.ledger)
+
+    def figure(self, quantity: str = "bytes") -> Figure:
+        """The sources beside each other by phase, with the bands they claim: a plotly figure."""
+        from .bars import sources
+
+        return sources(self, quantity=quantity)
+
+
+def compare(*things: HasLedger) -> Comparison:
+    """Plans, x-rays and runs (whatever has a `.ledger`) in one table and one picture."""
+    ledger, rows = Ledger(first_of_each(thing.ledger for thing in things)), []
+    for quantity in ("bytes", "flops", "seconds", "tokens"):
+        sums = {s: _by_phase(ledger.filter(quantity=quantity, source=s)) for s in SOURCES}
+        for phase in dict.fromkeys(p for by_phase in sums.values() for p in by_phase):
+            rows.append(
+                {
+                    "phase": phase or "all",
+                    "quantity": quantity,
+                    **{s: format_number(sums[s].get(phase), UNITS[quantity]) for s in SOURCES},
+                    "predicted / real": _ratio(sums, phase),
+                }
+            )
+    return Comparison(ledger, rows)
+
+
+def first_of_each(ledgers: Iterable[Iterable[Row]]) -> list[Row]:
+    """The rows of all ledgers; of each stage and source, only those of the first that has it."""
+    rows: list[Row] = []
+    for ledger in ledgers:
+        known = {(row.stage, row.source) for row in rows}
+        rows += [row for row in ledger if (row.stage, row.source) not in known]
+    return rows
+
+
+def _by_phase(rows: Iterable[Row]) -> dict[str, float]:
+    """→ {phase: sum}."""
+    parts: dict[str, dict[tuple[str, str], float]] = {}
+    for row in rows:
+        cells = parts.setdefault(row.phase, {})
+        cells[row.role, row.component] = cells.get((row.role, row.component), 0.0) + row.value
+    return {phase: sum(cells.values()) for phase, cells in parts.items()}
+
+
+def _ratio(sums: Mapping[str, Mapping[str, float]], phase: str) -> str:
+    """The prediction over what was measured (or, without a run, simulated)."""
+    predicted = sums["predicted"].get(phase)
+    real = sums["measured"].get(phase) or sums["simulated"].get(phase)
+    return f"{predicted / real:.2f}" if predicted and real else ""
