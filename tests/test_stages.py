@@ -50,6 +50,14 @@ def test_the_labs_settings_are_settings_of_its_trainer(stage):
     assert lab.plan(stage, "tiny").trainer_settings == dict(STAGES[stage].defaults)
 
 
+@pytest.mark.parametrize("stage", TRAINABLE)
+def test_what_a_plan_takes_for_the_trainers_defaults_is_what_they_are(stage):
+    names = {"epochs": "num_train_epochs", "samples_per_prompt": "num_generations", "beta": "beta"}
+    fields = {f.name: f.default for f in dataclasses.fields(resolve(STAGES[stage].config))}
+    wanted = STAGES[stage].library_defaults
+    assert {k: fields[names[k]] for k in wanted} == dict(wanted)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_is_planned_has_the_phases_and_roles_of_the_list(stage):
     ledger = lab.plan(stage, "tiny", hardware="h100").ledger

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..models.load import Model
-from ..runs.ledger import ONLINE
+from ..stages import STAGES
 from .tokenize import encode_prompt, encode_response
 
 PASS = 128
@@ -69,8 +69,8 @@ def planned_lengths(stage: str, model: Model, data: Any, settings: Any) -> dict[
     """What a plan has to know of the data: longest prompt and response in tokens, the length that
     a batch is padded to on average, and the number of rows."""
     tokenizer = model.tokenizer
-    samples = stage in (*ONLINE, "inference")
-    rows = (data.prompts if samples else data.sft if stage == "sft" else data.preferences).train
+    samples = STAGES[stage].rows == "prompts"
+    rows = getattr(data, STAGES[stage].rows).train
     if not rows:
         return {}
     looked = rows[:LOOKED_AT]
@@ -101,7 +101,7 @@ def planned_lengths(stage: str, model: Model, data: Any, settings: Any) -> dict[
             "padded_response": expected_longest(answers, size),
             "mean_tokens": sum(prompts) / len(prompts) + mean,
         }
-    fields = ("completion",) if stage == "sft" else ("chosen", "rejected")
+    fields = STAGES[stage].columns[: STAGES[stage].answers]
     made = [[len(encode_response(tokenizer, r[f])) for f in fields] for r in looked]
     limit = int(settings.get("max_length") or 2**31)
     totals = [min(p + n, limit) for p, ns in zip(prompts, made, strict=True) for n in ns]

@@ -1,11 +1,14 @@
 """Data for the four stages: the bundled world, or a user's own file, through one door.
 
 `load_data("stories")` is the world; `load_data("mine.json")` reads rows and guesses their fields,
-aloud. Either way the result has three sets, each split into train and test:
+aloud. Either way the result has these sets, each split into train and test:
 
     sft          {"prompt", "completion"}
     preferences  {"prompt", "chosen", "rejected"}
     prompts      {"prompt"}
+
+and labelled answers, {"prompt", "completion", "label"}: those of a file that holds such rows, else
+both answers of every preference.
 """
 
 from __future__ import annotations
@@ -57,6 +60,15 @@ class Data:
     annotator: Annotator | None = None
     notes: tuple[str, ...] = ()
     report: Report | None = None
+    answers: Split = Split()
+    """answers that somebody labelled one by one; good ones have label True"""
+
+    @property
+    def labelled(self) -> Split:
+        """Labelled answers to learn from: `answers`, else both answers of every preference."""
+        if self.answers.train or self.answers.test:
+            return self.answers
+        return Split(unpaired(self.preferences.train), unpaired(self.preferences.test))
 
     @property
     def has_gold(self) -> bool:
@@ -99,6 +111,16 @@ class Data:
     def _need_gold(self) -> None:
         if self.annotator is None:
             raise ValueError(f"{self.name} has no gold reward: only the bundled world knows it")
+
+
+def unpaired(pairs: list[dict]) -> list[dict]:
+    """Preferences as labelled answers: the chosen one is good, the rejected one is not."""
+    labels = (("chosen", True), ("rejected", False))
+    return [
+        {"prompt": pair["prompt"], "completion": pair[name], "label": label}
+        for pair in pairs
+        for name, label in labels
+    ]
 
 
 def annotate(pairs: list[dict], annotator: Annotator) -> list[dict]:
@@ -219,11 +241,14 @@ def from_rows(
         None,
         tuple(report.notes()),
         report,
+        Split(select(train, *LABELLED), select(test, *LABELLED)),
     )
 
 
 SETS = (("prompt", "completion"), ("prompt", "chosen", "rejected"), ("prompt",))
 """The fields of the rows of `Data.sft`, `Data.preferences` and `Data.prompts`."""
+LABELLED = ("prompt", "completion", "label")
+"""Those of `Data.answers`. An answer with a label is no demonstration: it may be a bad one."""
 
 
 def select(rows: list[dict], *keys: str) -> list[dict]:
@@ -233,6 +258,8 @@ def select(rows: list[dict], *keys: str) -> list[dict]:
     """
     if "completion" in keys and not any("completion" in r for r in rows):
         rows = [{**r, "completion": r["chosen"]} for r in rows if "chosen" in r]
+    if "completion" in keys and "label" not in keys:
+        rows = [r for r in rows if "label" not in r]
     found = [{k: r[k] for k in keys} for r in rows if all(k in r for k in keys)]
     return list({repr(r): r for r in found}.values()) if len(keys) == 1 else found
 

@@ -18,6 +18,7 @@ FIELDS = {
     "completion": ("completion", "output", "response", "answer", "messages", "conversations"),
     "chosen": ("chosen", "preferred"),
     "rejected": ("rejected", "dispreferred"),
+    "label": ("label",),
 }
 """Names under which people store each field. An `input` beside `instruction` belongs to the prompt;
 `messages` holds prompt and completion in one."""
@@ -77,6 +78,8 @@ def recognise(rows: Sequence[Any], fields: Mapping[str, str] | None, name: str) 
         for ours, known in FIELDS.items()
     }
     found = {ours: theirs for ours, theirs in found.items() if theirs}
+    if "label" in found and "label" not in fields and not _labels(rows, found):
+        del found["label"]
     if not have:
         raise ValueError(f"{name} must hold a list of objects, one per row: it has none")
     if ("chosen" in found) != ("rejected" in found):
@@ -99,6 +102,13 @@ def recognise(rows: Sequence[Any], fields: Mapping[str, str] | None, name: str) 
             "conversation to take it from; map it with fields={'prompt': COLUMN}"
         )
     return replace(shape, seam=_seam(made, shape))
+
+
+def _labels(rows: Sequence[Any], found: Mapping[str, str]) -> bool:
+    """Whether a column says of each answer that it is a good one (true) or not (false)."""
+    values = [r.get(found["label"]) for r in rows if isinstance(r, Mapping)]
+    known = [v for v in values if v is not None]
+    return "completion" in found and bool(known) and all(isinstance(v, bool) for v in known)
 
 
 def _converted(rows: Sequence[Any], shape: Shape) -> list[dict[str, Any]]:
@@ -163,6 +173,11 @@ def convert(row: Any, shape: Shape) -> dict[str, Any]:
         del answers[pair.pop()]
     if not answers and len(shape.fields) > ("prompt" in shape.fields):
         raise Dropped("empty")
+    if "label" in shape.fields:
+        label = row.get(shape.fields["label"])
+        if label not in (False, True):  # 0 and 1 too
+            raise Dropped("no label")
+        answers["label"] = bool(label)
     return {"prompt": prompt, **answers}
 
 

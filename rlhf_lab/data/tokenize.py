@@ -89,6 +89,25 @@ def pair_rows(
     return made, dropped
 
 
+def labelled_rows(
+    tokenizer, rows: Iterable[dict], max_length: int
+) -> tuple[list[dict], dict[str, int]]:
+    """Rows of one labelled answer with token ids for KTOTrainer, and the drops by reason.
+
+    An answer that is cut is not the answer that was labelled: one that does not fit is dropped.
+    """
+    kept, dropped = [], {"too long": 0}
+    for row in rows:
+        prompt = encode_prompt(tokenizer, row["prompt"])
+        completion = encode_response(tokenizer, row["completion"])
+        if len(prompt) + len(completion) > max_length:
+            dropped["too long"] += 1
+        else:
+            label = bool(row["label"])
+            kept.append({"prompt_ids": prompt, "completion_ids": completion, "label": label})
+    return kept, dropped
+
+
 def prompt_rows(tokenizer, rows: Iterable[dict], room: int) -> tuple[list[dict], dict[str, int]]:
     """Rows whose prompt has at most `room` tokens, and how many were too long."""
     kept, dropped = [], {"too long": 0}
