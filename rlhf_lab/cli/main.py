@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from .. import __version__
-from ..runs.ledger import ONLINE
+from ..stages import ONLINE
 from . import cost as cost_commands
 
 

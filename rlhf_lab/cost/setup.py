@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..display import did_you_mean
-from ..runs.ledger import ONLINE
+from ..stages import ONLINE
 from .architecture import Architecture
 from .hardware import Hardware
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..display import did_you_mean
-from ..runs.ledger import ONLINE
+from ..stages import ONLINE
 from ..world.gold_reward import PARTS
 from .load import Data
 

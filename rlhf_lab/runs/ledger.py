@@ -21,22 +21,26 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, overload
 
-STAGES = ("sft", "reward", "ppo", "dpo", "rloo", "grpo", "distill", "inference")
-ONLINE = ("ppo", "rloo", "grpo")
-"""Stages whose policy samples responses, which a reward model scores, while it is trained."""
+from ..display import format_number, html_table, table
+from ..stages import STAGES
+from .json_files import JsonObject, replace_file
+
+if TYPE_CHECKING:
+    import pandas
+
 ROLES = ("policy", "reference", "reward", "value", "teacher", "student")
 PHASES = (
     *("rollout", "old_logprobs", "reference", "score", "value", "advantage"),
     *("forward", "backward", "optimizer", "prefill", "decode", "sampling", "evaluation"),
 )
 AROUND = ("sampling", "evaluation")
-"""Phases around training, which no plan foretells."""
+"""Phases around training, which no plan predicts."""
 COMPONENTS = (
     *("parameters", "gradients", "optimizer", "activations"),
     *("logits", "kv_cache", "communication", "workspace"),
@@ -45,7 +49,7 @@ UNITS = {"bytes": "B", "flops": "FLOP", "seconds": "s", "tokens": "tokens", "mon
 SOURCES = ("predicted", "simulated", "measured")
 
 _VOCABULARY: dict[str, tuple[str, ...]] = {
-    "stage": STAGES,
+    "stage": tuple(STAGES),
     "role": ROLES,
     "phase": PHASES,
     "component": COMPONENTS,
@@ -88,7 +92,9 @@ class Row:
             raise ValueError(f"unit={self.unit!r}: {self.quantity} are counted in {unit!r}")
         object.__setattr__(self, "unit", unit)
         for name in ("value", "low", "high"):
-            object.__setattr__(self, name, _check_amount(name, getattr(self, name)))
+            amount = getattr(self, name)
+            if name == "value" or amount is not None:
+                object.__setattr__(self, name, _check_amount(name, amount))
         low = self.value if self.low is None else self.low
         high = self.value if self.high is None else self.high
         if not low <= self.value <= high:
@@ -97,7 +103,7 @@ class Row:
         _check_rank(self.rank)
 
 
-def _check_word(name: str, word: Any) -> None:
+def _check_word(name: str, word: object) -> None:
     if word == "" and name in _MAY_BE_EMPTY:
         return
     if word not in _VOCABULARY[name]:
@@ -105,16 +111,15 @@ def _check_word(name: str, word: Any) -> None:
         raise ValueError(f"{name}={word!r}: choose from {', '.join(_VOCABULARY[name])}{empty}")
 
 
-def _check_amount(name: str, value: Any) -> float | None:
-    if value is None and name != "value":
-        return None
+def _check_amount(name: str, value: object) -> float:
     # Real takes numpy's scalars in without importing numpy.
-    if isinstance(value, bool) or not isinstance(value, Real) or not value >= 0:
+    amount = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not amount >= 0:
         raise ValueError(f"{name}={value!r}: a cost is a number, zero or more (never NaN)")
-    return float(value)
+    return amount
 
 
-def _check_rank(rank: Any) -> None:
+def _check_rank(rank: object) -> None:
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
         raise ValueError(f"rank={rank!r}: a process number, 0 or more")
 
@@ -152,13 +157,14 @@ class Ledger:
         """Both tables one under the other: how predicted, simulated and measured meet."""
         return Ledger([*self._rows, *other])
 
-    def add(self, **row_fields: Any) -> Row:
+    def add(self, **row_fields: object) -> Row:
         """Append one row, checked; the fields are those of `Row`."""
         _check_fields(row_fields, tuple(f.name for f in fields(Row)))
         missing = [n for n in ("stage", "quantity", "value", "source") if n not in row_fields]
         if missing:
             raise ValueError(f"a row needs {', '.join(missing)}")
-        row = Row(**row_fields)
+        make_row: Callable[..., Row] = Row  # it checks the types itself
+        row = make_row(**row_fields)
         self._rows.append(row)
         return row
 
@@ -166,7 +172,7 @@ class Ledger:
         self._rows.extend(rows)
 
     # -- questions --------------------------------------------------------------------------
-    def filter(self, **wanted: Any) -> Ledger:
+    def filter(self, **wanted: object) -> Ledger:
         """The rows whose labels match. A word that no row could hold is an error, not nothing."""
         _check_fields(wanted, _LABELS)
         allowed = {name: _as_choices(name, value) for name, value in wanted.items()}
@@ -176,13 +182,13 @@ class Ledger:
             if all(getattr(row, name) in choices for name, choices in allowed.items())
         )
 
-    def total(self, **wanted: Any) -> float:
+    def total(self, **wanted: object) -> float:
         """The sum of the matching values, in their one unit (0.0 where nothing matches)."""
         found = self.filter(**wanted)
         found._check_adds_up(apart=())
         return math.fsum(row.value for row in found)
 
-    def at_peak(self, **wanted: Any) -> Ledger:
+    def at_peak(self, **wanted: object) -> Ledger:
         """The bytes rows of the phase that needs the most memory, on the rank that does."""
         wanted.setdefault("quantity", "bytes")
         found = self.filter(**wanted)
@@ -192,24 +198,23 @@ class Ledger:
             moments.setdefault((row.stage, row.rank, row.phase), []).append(row)
         return Ledger(max(moments.values(), key=lambda m: sum(r.value for r in m), default=[]))
 
-    def peak(self, **wanted: Any) -> float:
+    def peak(self, **wanted: object) -> float:
         """Bytes at the worst moment: summed over role and component in each phase, the largest
         phase of any one rank. `at_peak` says which phase that is and what it is made of."""
         return math.fsum(row.value for row in self.at_peak(**wanted))
 
-    def pivot(self, rows: str, columns: str, **wanted: Any) -> dict[str, dict[str, float]]:
+    def pivot(self, rows: str, columns: str, **wanted: object) -> dict[str, dict[str, float]]:
         """Sums by two labels: `{row: {column: value}}`, both in the order of the vocabulary.
 
-        A cell that no row speaks of is absent, since not said is not zero.
+        A cell that no row is about is absent: unknown is not zero.
         """
         _check_fields((rows, columns), _LABELS)
         found = self.filter(**wanted)
         found._check_adds_up(apart=(rows, columns))
         cells: dict[str, dict[str, float]] = {}
-        column_order = _place(columns)
-        for row in sorted(found, key=_place(rows)):
+        for row in sorted(found, key=_vocabulary_order(rows)):
             cells.setdefault(str(getattr(row, rows)), {})
-        for row in sorted(found, key=column_order):
+        for row in sorted(found, key=_vocabulary_order(columns)):
             line = cells[str(getattr(row, rows))]
             column = str(getattr(row, columns))
             line[column] = line.get(column, 0.0) + row.value
@@ -229,7 +234,7 @@ class Ledger:
             )
 
     # -- in and out -------------------------------------------------------------------------
-    def to_pandas(self) -> Any:
+    def to_pandas(self) -> pandas.DataFrame:
         """The table as a `pandas.DataFrame`, one column per field."""
         import pandas  # late: a plan must open where pandas is slow to load or absent
 
@@ -240,10 +245,7 @@ class Ledger:
         """Write one JSON object per line; the old file stays whole until the new one is."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(_to_json(row)) + "\n" for row in self._rows)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        draft.write_text("".join(lines), encoding="utf-8")
-        draft.replace(path)
+        replace_file(path, "".join(json.dumps(_row_to_json(r)) + "\n" for r in self._rows))
         return path
 
     @classmethod
@@ -254,7 +256,7 @@ class Ledger:
             if not line.strip():
                 continue
             try:
-                ledger.add(**_from_json(line))
+                ledger.add(**_row_from_json(line))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}, line {number} is not a ledger row: {error}") from None
         return ledger
@@ -262,26 +264,20 @@ class Ledger:
     # -- how it looks -----------------------------------------------------------------------
     def __repr__(self) -> str:
         count = f"{len(self)} row{'' if len(self) == 1 else 's'}"
-        said = [
+        labels = [
             ", ".join(dict.fromkeys(getattr(row, name) for row in self._rows))
             for name in ("stage", "quantity", "source")
         ]
-        return f"Ledger({'; '.join([count, *filter(None, said)])})"
+        return f"Ledger({'; '.join([count, *filter(None, labels)])})"
 
     def __str__(self) -> str:
-        # Imported when shown: the ledger itself stands on nothing.
-        from ..display import table
-
-        return table(self._shown()) + self._unshown() if self._rows else "Ledger(0 rows)"
+        return table(self._first_rows()) + self._rest() if self._rows else "Ledger(0 rows)"
 
     def _repr_html_(self) -> str:
-        from ..display import html_table
+        return html_table(self._first_rows()) + (f"<p>{self._rest()}</p>" if self._rest() else "")
 
-        return html_table(self._shown()) + (f"<p>{self._unshown()}</p>" if self._unshown() else "")
-
-    def _shown(self) -> list[dict[str, str]]:
-        """The first rows as text; columns that say nothing in any row are left out."""
-        from ..display import format_number
+    def _first_rows(self) -> list[dict[str, str]]:
+        """The first rows as text; columns that are empty in every row are left out."""
 
         def band(row: Row) -> str:
             ends = [
@@ -300,12 +296,12 @@ class Ledger:
             }
             for row in self._rows[:_SHOWN_ROWS]
         ]
-        dull = {"role", "phase", "component", "band"} & {
+        empty = {"role", "phase", "component", "band"} & {
             name for name in (lines[0] if lines else ()) if not any(line[name] for line in lines)
         }
-        return [{k: v for k, v in line.items() if k not in dull} for line in lines]
+        return [{k: v for k, v in line.items() if k not in empty} for line in lines]
 
-    def _unshown(self) -> str:
+    def _rest(self) -> str:
         rest = len(self) - _SHOWN_ROWS
         return f"\n… and {rest} more rows" if rest > 0 else ""
 
@@ -316,26 +312,28 @@ def _check_fields(given: Iterable[str], allowed: Sequence[str]) -> None:
             raise ValueError(f"field {name!r} is not one of {', '.join(allowed)}")
 
 
-def _as_choices(name: str, value: Any) -> Collection[Any]:
-    choices = value if isinstance(value, (tuple, list, set, frozenset)) else (value,)
+def _as_choices(name: str, value: object) -> Collection[object]:
+    choices: Collection[object] = (
+        value if isinstance(value, (tuple, list, set, frozenset)) else (value,)
+    )
     for choice in choices:
         _check_rank(choice) if name == "rank" else _check_word(name, choice)
     return choices
 
 
-def _place(name: str) -> Any:
-    """A sort key: where a row's label stands in its vocabulary ('' comes last)."""
+def _vocabulary_order(name: str) -> Callable[[Row], int]:
+    """A sort key: the place of a row's label in its vocabulary ('' comes last)."""
     words = _VOCABULARY.get(name, ())
     places = {word: place for place, word in enumerate((*words, ""))}
     return lambda row: places.get(getattr(row, name), row.rank)
 
 
-def _to_json(row: Row) -> dict[str, Any]:
+def _row_to_json(row: Row) -> JsonObject:
     """JSON has no infinity, so it travels as the word `inf`, which `float` reads back."""
     return {k: "inf" if v == math.inf else v for k, v in asdict(row).items()}
 
 
-def _from_json(line: str) -> dict[str, Any]:
+def _row_from_json(line: str) -> JsonObject:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")

@@ -15,9 +15,16 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import Protocol, TextIO, TypeVar
 
+Item = TypeVar("Item")
 _SECONDS_BETWEEN = {"terminal": 0.2, "notebook": 0.5, "log": 10.0}
+
+
+class DisplayHandle(Protocol):
+    """An output of a notebook that can be replaced, as IPython's `display` returns it."""
+
+    def update(self, data: object, *, raw: bool) -> object: ...
 
 
 class Pace:
@@ -26,13 +33,13 @@ class Pace:
     def __init__(
         self, total: int | None, label: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.total, self.label, self.done, self.note = total, _one_line(label), 0, ""
+        self.total, self.label, self.done, self.note = total, one_line(label), 0, ""
         self._clock, self._start, self.closed = clock, clock(), False
 
     def count(self, n: int = 1, note: str = "") -> None:
         """`n` more are done; `note` stays until the next one."""
         self.done += n
-        self.note = _one_line(note) or self.note
+        self.note = one_line(note) or self.note
 
     @property
     def share(self) -> float | None:
@@ -48,8 +55,9 @@ class Pace:
         if self.total is None:
             parts.append(f"{self.done}")
         else:
-            # Rounded down: 100% is said when it is done, not a little before.
-            parts += [f"{self.done}/{self.total}", f"{int(100 * self.share):3d}%"]
+            # Rounded down: 100% stands there when it is done, not a little before.
+            share = self.done / self.total if self.total else 1.0
+            parts += [f"{self.done}/{self.total}", f"{int(100 * share):3d}%"]
         parts.append(f"elapsed {_clock_time(elapsed)}")
         if self.total is not None and self.done < self.total and not self.closed:
             left = elapsed * (self.total - self.done) / self.done if self.done else None
@@ -71,8 +79,8 @@ class Progress(Pace):
     ) -> None:
         super().__init__(total, label, clock)
         self._stream = stream if stream is not None else sys.stderr
-        self._display = _notebook_display() if stream is None else None
-        self._handle: Any = None
+        self._display = notebook_display() if stream is None else None
+        self._handle: DisplayHandle | None = None
         self._width = 0  # characters of the line that the terminal shows now
         self._mode = "notebook" if self._display else "terminal" if _is_tty(self._stream) else "log"
         self._shown_at = self._start
@@ -89,7 +97,7 @@ class Progress(Pace):
             self._show()
 
     def close(self) -> None:
-        """Show the last state and leave it standing. Closing twice is closing once."""
+        """Show the last state and leave it there. Closing twice is closing once."""
         if not self.closed:
             self.closed = True
             self._show()
@@ -117,10 +125,10 @@ class Progress(Pace):
 
     def _show_in_notebook(self) -> None:
         bundle = {"text/plain": self.line()}
-        if self._handle is None:
-            self._handle = self._display(bundle, raw=True, display_id=True)
-        else:
+        if self._handle is not None:
             self._handle.update(bundle, raw=True)
+        elif self._display is not None:
+            self._handle = self._display(bundle, raw=True, display_id=True)
 
     def _terminal_line(self) -> str:
         columns = shutil.get_terminal_size().columns
@@ -139,7 +147,7 @@ MANY = 10_000
 """Items that take long enough to be watched."""
 
 
-def watched(items: Sequence, label: str, quiet: bool = False) -> Iterator:
+def watched(items: Sequence[Item], label: str, quiet: bool = False) -> Iterator[Item]:
     """The items one by one, with progress where they are many."""
     if quiet or len(items) < MANY:
         yield from items
@@ -150,7 +158,7 @@ def watched(items: Sequence, label: str, quiet: bool = False) -> Iterator:
             progress.update()
 
 
-def _one_line(text: object) -> str:
+def one_line(text: object) -> str:
     """Text without line breaks or control characters, which would break the line's rewriting."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
@@ -165,7 +173,7 @@ def _clock_time(seconds: float) -> str:
     return (f"{days} d " if days else "") + f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _is_tty(stream: Any) -> bool:
+def _is_tty(stream: TextIO) -> bool:
     try:
         return bool(stream.isatty())
     except (AttributeError, ValueError):  # a replaced or a closed stream
@@ -174,16 +182,17 @@ def _is_tty(stream: Any) -> bool:
 
 def in_notebook() -> bool:
     """Whether this is a kernel that shows widgets."""
-    return _notebook_display() is not None
+    return notebook_display() is not None
 
 
-def _notebook_display() -> Callable[..., Any] | None:
+def notebook_display() -> Callable[..., DisplayHandle] | None:
     """IPython's `display` inside a kernel, else None. Nothing is imported that is not there yet:
     in a notebook IPython is loaded already, in a script it would cost half a second."""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if hasattr(ipython, "get_ipython") else None
-    if not hasattr(shell, "kernel"):
+    get_shell = getattr(ipython, "get_ipython", None)
+    if get_shell is None or not hasattr(get_shell(), "kernel"):
         return None
     from IPython.display import display
 
-    return display
+    show: Callable[..., DisplayHandle] = display
+    return show

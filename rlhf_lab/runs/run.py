@@ -15,7 +15,6 @@ follows a training in another.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -23,11 +22,22 @@ import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from .ledger import STAGES, Ledger
+from ..display import Display, escape, format_bytes, format_seconds, html_table, table
+from ..stages import STAGES
+from .json_files import (
+    CachedFile,
+    JsonObject,
+    append_lines,
+    json_lines,
+    read_lines,
+    replace_file,
+    to_json_object,
+)
+from .ledger import Ledger
 
 STATUSES = ("running", "finished", "stopped", "failed")
 _FILES = ("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "model", "adapter", "trainer")
@@ -41,11 +51,16 @@ class Run:
     """A run folder. Make one with `Run.create` (to train) or `Run.load` (to look)."""
 
     writes = True
-    """whether this process writes it (`scale/follower.py`)"""
+    """whether this process writes it (`launch/follower.py`)"""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self._read: dict[str, tuple[Any, Any]] = {}  # file -> (its size and time, its content)
+        self._config_file = CachedFile(self.folder / "run.json", _read_config, _no_run)
+        self._metrics_file = CachedFile(self.folder / "metrics.jsonl", _read_metrics, lambda _: [])
+        self._samples_file = CachedFile(self.folder / "samples.jsonl", read_lines, lambda _: [])
+        self._ledger_file = CachedFile(
+            self.folder / "ledger.jsonl", Ledger.load, lambda _: Ledger()
+        )
 
     # -- making one ---------------------------------------------------------------------------
     @classmethod
@@ -55,10 +70,10 @@ class Run:
         *,
         stage: str,
         model: str,
-        settings: Any,
-        data: Any = None,
+        settings: object,
+        data: object = None,
         seed: int = 0,
-        hardware: Any = None,
+        hardware: object = None,
         overwrite: bool = False,
     ) -> Run:
         """Start a run in an empty or new folder (or, with `overwrite`, in place of an old run).
@@ -81,7 +96,7 @@ class Run:
             "status": "running",
             "summary": {},
         }
-        run._write_config(_plain(config))
+        run._write_config(to_json_object(config))
         return run
 
     @classmethod
@@ -91,7 +106,7 @@ class Run:
         if not (run.folder / "run.json").is_file():
             missing = "" if run.folder.is_dir() else "; there is no such folder"
             raise FileNotFoundError(f"no run in {run.folder}: looked for run.json there{missing}")
-        run._config()  # a broken run.json is said here, not at some later attribute
+        _ = run.config  # a broken run.json is reported here, not at some later attribute
         return run
 
     def _make_room(self, overwrite: bool) -> None:
@@ -115,18 +130,18 @@ class Run:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     @classmethod
-    def reopen(cls, folder: str | os.PathLike[str], **said: Any) -> Run | None:
+    def reopen(cls, folder: str | os.PathLike[str], **given: object) -> Run | None:
         """The run in a folder, to go on with it; None where there is none yet.
 
-        Raises ValueError where it was started with something else than `said` (stage, model, data,
-        seed, settings): the first difference.
+        Raises ValueError where it was started with something else than is `given` (stage, model,
+        data, seed, settings): the first difference.
         """
         run = cls(folder)
         if not (run.folder / "run.json").is_file():
             return None
         config = run.config
         there = {**config, **{f"settings.{k}": v for k, v in config["settings"].items()}}
-        here = {k: _plain(v) for k, v in said.items()}
+        here = to_json_object(given)
         here |= {f"settings.{k}": v for k, v in here.pop("settings").items()}
         for name in here.keys() | {n for n in there if n.startswith("settings.")}:
             old, new = there.get(name), here.get(name)
@@ -139,8 +154,8 @@ class Run:
 
     # -- writing ------------------------------------------------------------------------------
     def log(self, step: int, **metrics: float | None) -> None:
-        """Append the metrics of one step. Several calls may speak of the same step."""
-        line: dict[str, Any] = {"step": int(step)}
+        """Append the metrics of one step. Several calls may be of the same step."""
+        line: dict[str, float | None] = {"step": int(step)}
         for name, value in metrics.items():
             try:
                 number = math.nan if value is None else float(value)
@@ -148,53 +163,43 @@ class Run:
                 shown = f"{type(value).__name__} {str(value)[:40]!r}"
                 raise ValueError(f"metric {name!r} must be a number, not {shown}") from None
             line[name] = number if math.isfinite(number) else None
-        self._append("metrics.jsonl", [line])
+        append_lines(self.folder / "metrics.jsonl", [line])
 
-    def sample(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    def sample(self, step: int, rows: Iterable[Mapping[str, object]]) -> None:
         """Append what the model wrote at one step: one mapping per sample."""
-        lines = [{"step": int(step), **{str(k): _plain(v) for k, v in row.items()}} for row in rows]
-        self._append("samples.jsonl", lines)
+        lines = [{"step": int(step), **to_json_object(row)} for row in rows]
+        append_lines(self.folder / "samples.jsonl", lines)
 
     def rewind(self, step: int) -> None:
         """Go back to where a checkpoint of `step` was written: metrics and samples of later steps
         are dropped, and samples that were taken when training had ended."""
-        stage = self.stage
-        for name, kept in (
-            ("metrics.jsonl", [r for r in self.metrics if r["step"] <= step]),
-            (
-                "samples.jsonl",
-                [r for r in self.samples if r["step"] <= step and r.get("when") != stage],
-            ),
-        ):
-            draft = self.folder / f".{name}.{os.getpid()}.tmp"
-            lines = [{k: None if v != v else v for k, v in row.items()} for row in kept]
-            draft.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
-            draft.replace(self.folder / name)
-        self._write_config({**self._config(), "status": "running", "summary": {}})
+        metrics = [
+            {k: None if v != v else v for k, v in line.items()}  # NaN is written as null
+            for line in self.metrics
+            if line["step"] <= step
+        ]
+        samples = [r for r in self.samples if r["step"] <= step and r.get("when") != self.stage]
+        replace_file(self.folder / "metrics.jsonl", json_lines(metrics))
+        replace_file(self.folder / "samples.jsonl", json_lines(samples))
+        self._write_config({**self._config_file.read(), "status": "running", "summary": {}})
 
     def save_ledger(self, ledger: Ledger) -> None:
         """Put the run's costs on disk, in place of what was there."""
         ledger.save(self.folder / "ledger.jsonl")
 
-    def finish(self, status: str = "finished", **summary: Any) -> None:
-        """Say how the run ended; `summary` is added to what the summary already holds."""
+    def finish(self, status: str = "finished", **summary: object) -> None:
+        """Write down how the run ended; `summary` is added to what the summary already holds."""
         if status not in STATUSES[1:]:
             raise ValueError(f"status={status!r}: choose from {', '.join(STATUSES[1:])}")
-        config = dict(self._config())
-        config["summary"] = {**config.get("summary", {}), **_plain(summary)}
+        added = to_json_object(summary)
+        config = self._config_file.read()
+        config = {**config, "summary": {**config.get("summary", {}), **added}}
         self._write_config({**config, "status": status, "ended": _now()})
 
-    def _write_config(self, config: Mapping[str, Any]) -> None:
-        draft = self.folder / f".run.json.{os.getpid()}.tmp"
-        draft.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        draft.replace(self.folder / "run.json")
-        self._read.pop("run.json", None)
-
-    def _append(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        with open(self.folder / name, "ab+") as file:
-            _drop_torn_line(file)
-            file.write(text.encode())  # closing flushes: a reader sees whole lines at once
+    def _write_config(self, config: Mapping[str, object]) -> None:
+        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+        replace_file(self.folder / "run.json", text)
+        self._config_file.forget()
 
     # -- reading ------------------------------------------------------------------------------
     @property
@@ -202,28 +207,29 @@ class Run:
         return self.folder.resolve().name
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """run.json without its summary."""
-        return {key: value for key, value in self._config().items() if key != "summary"}
+        return {k: value for k, value in self._config_file.read().items() if k != "summary"}
 
     @property
     def stage(self) -> str:
-        return self._config()["stage"]
+        return str(self._config_file.read()["stage"])
 
     @property
     def status(self) -> str:
         """`running`, `finished`, `stopped` or `failed`."""
-        return self._config()["status"]
+        return str(self._config_file.read()["status"])
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """What `finish` was told: final figures, by name."""
-        return dict(self._config().get("summary", {}))
+    def summary(self) -> JsonObject:
+        """What `finish` was given: final figures, by name."""
+        summary: JsonObject = self._config_file.read().get("summary", {})
+        return {name_today(name): value for name, value in summary.items()}
 
     @property
     def metrics(self) -> list[dict[str, float]]:
         """Every logged line: `{"step": 10, "loss": 2.31}`, NaN where it was not a number."""
-        return self._cached("metrics.jsonl", lambda path: _read_lines(path, math.nan))
+        return self._metrics_file.read()
 
     @property
     def last_step(self) -> int:
@@ -246,51 +252,31 @@ class Run:
         return list(steps), list(values)
 
     @property
-    def samples(self) -> list[dict[str, Any]]:
+    def samples(self) -> list[JsonObject]:
         """What the model wrote, oldest first, each with its `step`."""
-        return self._cached("samples.jsonl", lambda path: _read_lines(path, None))
+        return self._samples_file.read()
 
     @property
     def ledger(self) -> Ledger:
         """The run's costs; empty until they are saved."""
-        return Ledger(self._cached("ledger.jsonl", Ledger.load))
+        return Ledger(self._ledger_file.read())
 
     @property
     def model_path(self) -> Path:
         """Where the trained model is, or will be once the run saves it."""
         return self.folder / "model"
 
-    def _config(self) -> dict[str, Any]:
-        return self._cached("run.json", _read_config)
-
-    def _cached(self, name: str, read: Callable[[Path], Any]) -> Any:
-        """A file's content, parsed again only when the file has changed."""
-        path = self.folder / name
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            if name == "run.json":
-                raise FileNotFoundError(f"no run in {self.folder}: run.json is gone") from None
-            return []
-        key = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
-        if self._read.get(name, (None,))[0] != key:
-            self._read[name] = (key, read(path))
-        return self._read[name][1]
-
     # -- how it looks -------------------------------------------------------------------------
     def __repr__(self) -> str:
-        config = self._config()
+        config = self.config
         return (
             f"Run({self.name!r}, stage={config['stage']!r}, model={config['model']!r}, "
             f"status={config['status']!r}, steps={self.last_step})"
         )
 
-    def show(self) -> Any:
+    def show(self) -> Display:
         """The run at a glance: what it changed, what it cost; folded away, every metric's span."""
-        # Imported when shown: a run stands on the ground floor, its looks in the widgets' wing.
-        from ..display import Display, escape, html_table, table
-
-        config = self._config()
+        config = self.config
         head = (
             f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, "
             f"{config['status']} at step {self.last_step}"
@@ -307,13 +293,13 @@ class Run:
         return self.show()._repr_html_()
 
 
-def _span(name: str, values: list[float]) -> dict[str, Any]:
+def _span(name: str, values: list[float]) -> dict[str, object]:
     real = [v for v in values if math.isfinite(v)]
     ends = (real[0], real[-1], min(real), max(real)) if real else (math.nan,) * 4
     return {"metric": name, **dict(zip(("first", "last", "lowest", "highest"), ends))}
 
 
-def _changes(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _changes(summary: Mapping[str, object]) -> list[dict[str, object]]:
     """What a summary knows from before training and from after it."""
     rows = [(name, summary.get(f"before/{name}"), after) for name, after in summary.items()]
     return [
@@ -323,24 +309,55 @@ def _changes(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _facts(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _facts(summary: JsonObject) -> list[dict[str, object]]:
     """The rest of a summary, seconds and bytes in words."""
-    from ..display import format_bytes, format_seconds
-
-    words = {"seconds": format_seconds, "peak_bytes": format_bytes}
+    words: dict[str, Callable[[float | None], str]] = {
+        "seconds": format_seconds,
+        "peak_bytes": format_bytes,
+    }
     rest = [n for n in summary if not n.startswith("before/") and f"before/{n}" not in summary]
     return [{"summary": n, "value": words.get(n, _fact)(summary[n])} for n in rest]
 
 
-def _fact(value: Any) -> Any:
+def _fact(value: object) -> object:
     if isinstance(value, Mapping):  # rows dropped, by reason
         return ", ".join(f"{name}: {_fact(part)}" for name, part in value.items())
     return value if isinstance(value, (int, float, str)) or value is None else json.dumps(value)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+# ---------------------------------------------------------------------------------- names and files
+
+
+@cache
+def _renamed() -> dict[str, str]:
+    """Metrics that had another name in an earlier version → what they are called today."""
+    file = Path(__file__).with_name("renamed.json")
+    table: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return table
+
+
+def name_today(metric: str) -> str:
+    """What a metric or figure of a run of any version is called today.
+
+    An entry of `renamed.json` that ends in a slash renames every metric that begins so.
+    """
+    before, slash, name = metric.rpartition("before/")
+    family, mark, member = name.partition("/")
+    known = _renamed()
+    if name in known:
+        name = known[name]
+    elif mark and family + mark in known:
+        name = known[family + mark] + member
+    return before + slash + name
+
+
+def _no_run(path: Path) -> JsonObject:
+    raise FileNotFoundError(f"no run in {path.parent}: run.json is gone")
+
+
+def _read_config(path: Path) -> JsonObject:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: JsonObject = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from None
     missing = [key for key in ("stage", "model", "seed", "status") if key not in config]
@@ -349,58 +366,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_lines(path: Path, null: Any) -> list[dict[str, Any]]:
-    """JSON lines; a last line that a killed process left half-written is left out."""
-    lines = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number} is not JSON: the file was damaged") from None
-        if row is not None:
-            rows.append({k: null if v is None else v for k, v in row.items()})
-    return rows
-
-
-def _drop_torn_line(file: Any) -> None:
-    """Cut off a half-written last line, so that the next one does not grow onto it."""
-    end = size = file.seek(0, os.SEEK_END)
-    block = 4096
-    while end > 0:
-        start = max(0, end - block)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
-            break
-        end = start
-    if end < size:
-        file.truncate(end)
-
-
-def _plain(value: Any) -> Any:
-    """Anything as strict JSON with no memory addresses in it, so that two runs can be compared."""
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((_plain(item) for item in value), key=str)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    for method in ("to_dict", "tolist"):  # TRL's configs; numpy's and torch's numbers
-        if not isinstance(value, type) and callable(getattr(value, method, None)):
-            return _plain(getattr(value, method)())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
-    return str(getattr(value, "__qualname__", None) or getattr(value, "name", type(value).__name__))
+def _read_metrics(path: Path) -> list[dict[str, float]]:
+    return [
+        {name_today(name): math.nan if v is None else v for name, v in line.items()}
+        for line in read_lines(path)
+    ]
 
 
 def _versions() -> dict[str, str]:

@@ -26,7 +26,7 @@ import ipywidgets
 import traitlets
 
 from ..charts.frame import FAINT, LARGE, SMALL, Picture, finished, words
-from ..runs.progress import _notebook_display
+from ..runs.progress import notebook_display
 
 Drawn = "Picture | Callable[[], Picture]"
 
@@ -173,7 +173,7 @@ class Showing:
         self._refreshed_at = time.monotonic()
         self._picture: Any = None  # the handle of each output, while it may change
         self._widget: Any = None
-        display = _notebook_display()
+        display = notebook_display()
         if display is None:
             print(still().words)
             return

@@ -24,7 +24,7 @@ import traitlets
 from ..charts.frame import LARGE, Picture, shortened
 from ..display import escape, format_bytes, html_table, table
 from ..models.load import Model, load
-from ..runs.progress import _notebook_display, _one_line
+from ..runs.progress import notebook_display, one_line
 from .live import STILL_SECONDS, Chart, bundle, grid, show
 from .planner_controls import Controls, tip
 from .planner_options import call, hardware_name, model_name
@@ -147,7 +147,7 @@ class Planner:
     def __repr__(self) -> str:
         answer = self._answer()
         if answer.error:
-            return f"Planner({self._what()}: {_one_line(answer.error)})"
+            return f"Planner({self._what()}: {one_line(answer.error)})"
         e = answer.plan.estimate
         return (
             f"Planner({self._what()}: {format_bytes(e.peak)} of "
@@ -159,7 +159,7 @@ class Planner:
         said = self.state
         devices = f"{said['gpus']} x " if "gpus" in said else ""
         where = f"{devices}{hardware_name(said['hardware'])}"
-        return f"{said['stage']}, {_one_line(model_name(said['model']))}, {where}"
+        return f"{said['stage']}, {one_line(model_name(said['model']))}, {where}"
 
     def __str__(self) -> str:
         answer = self._answer()
@@ -179,7 +179,7 @@ class Planner:
     # ------------------------------------------------------------------------------ in a notebook
 
     def _ipython_display_(self) -> None:
-        if _notebook_display() is None:
+        if notebook_display() is None:
             print(self)
             return
         self._showing = show(self.widget, self.still)
@@ -188,7 +188,7 @@ class Planner:
         """The answer as a picture, with all figures in words."""
         answer = self._answer()
         said = answer.error or f"{self._what()}: {FITS[answer.state]}"
-        title = shortened(_one_line(said), LARGE * 1.2, WIDTH - 20)
+        title = shortened(one_line(said), LARGE * 1.2, WIDTH - 20)
         parts = answer.pictures or self._last or (nothing(),)
         picture = grid(parts, columns=1, title=title)
         return Picture(str(picture), str(self), picture.live, picture.size)
@@ -308,7 +308,7 @@ class Planner:
                 tip(button, settings_text(r.settings))
 
     def _say(self, state: str, sentence: str) -> None:
-        words = f"<b>{MARKS[state]}</b> {escape(_one_line(sentence))}"
+        words = f"<b>{MARKS[state]}</b> {escape(one_line(sentence))}"
         self._verdict.value = f'<div class="lab-verdict {state}" role="status">{words}</div>'
 
     def _answer(self) -> Answer:

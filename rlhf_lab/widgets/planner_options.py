@@ -13,7 +13,7 @@ from ..cost.hardware import CATALOGUE, Hardware
 from ..cost.setup import CHOICES
 from ..display import did_you_mean, format_number
 from ..models.load import Model
-from ..runs.ledger import ONLINE
+from ..stages import ONLINE
 
 ANOTHER = "another…"
 """The entry of the model list that opens a field for a folder or a hub id."""

@@ -161,7 +161,7 @@ def test_pivot_sums_and_keeps_the_order_of_the_vocabulary(ppo):
     table = ppo.pivot("phase", "role", quantity="bytes")
     assert table == {"rollout": {"policy": 150}, "backward": {"policy": 800, "value": 100}}
     assert list(table) == ["rollout", "backward"]  # backward was written first
-    assert "value" not in table["rollout"]  # not said is not zero
+    assert "value" not in table["rollout"]  # unknown is not zero
 
 
 def test_filter_takes_several_values_and_gives_a_ledger(ppo):

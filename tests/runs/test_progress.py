@@ -83,11 +83,11 @@ def test_closing_is_final(clock):
     assert repr(progress) == "Progress('x', 1/3)"
 
 
-@pytest.mark.parametrize(("total", "said"), [(None, "x  2  elapsed"), (0, "2/0  100%")])
-def test_totals_that_are_not_known_or_nothing(clock, total, said):
+@pytest.mark.parametrize(("total", "text"), [(None, "x  2  elapsed"), (0, "2/0  100%")])
+def test_totals_that_are_not_known_or_nothing(clock, total, text):
     progress = Progress(total, "x", stream=io.StringIO(), clock=clock)
     progress.update(2)
-    assert said in progress.line() and "ETA" not in progress.line()
+    assert text in progress.line() and "ETA" not in progress.line()
 
 
 def test_almost_done_is_not_done(clock):

@@ -105,7 +105,6 @@ def test_what_cannot_be_read_is_said(tmp_path):
     good, bad, gone = (make(tmp_path / n) for n in ("good", "bad", "gone"))
     (bad.folder / "samples.jsonl").write_text('{"step": 1}\nno json\n{"step": 2}\n')
     (gone.folder / "run.json").unlink()
-    gone._read.clear()
     shown = Inspector(good, bad, gone)
     assert len(shown.book.problems) == 2
     assert "bad cannot be read" in shown._status.value and "line 2" in shown._status.value

@@ -263,7 +263,7 @@ class Notebook:
 @pytest.fixture
 def notebook(monkeypatch):
     book = Notebook()
-    monkeypatch.setattr(live, "_notebook_display", lambda: book)
+    monkeypatch.setattr(live, "notebook_display", lambda: book)
     return book
 
 
