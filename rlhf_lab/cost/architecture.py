@@ -4,8 +4,8 @@
     a.parameters(), a.by_part(), a.lora_parameters(r=16)
 
 Pure arithmetic: imports no torch and no transformers, so that the planner opens anywhere. A family
-is what its layer is made of: the linear maps (name, in, out, bias) and the width of its norms. The
-same list gives parameters here, and FLOPs and activations elsewhere.
+is what its layer is made of (`families.py`): the linear maps (name, in, out, bias) and the width of
+its norms. The same list gives parameters here, and FLOPs and activations elsewhere.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 from ..display import did_you_mean
+from .families import FAMILIES, Family
 
 PARTS = ("embedding", "attention", "mlp", "norms", "head")
 
@@ -90,6 +90,11 @@ class Architecture:
     norm_first: bool = True
     outer: tuple[Linear, ...] = ()
 
+    @property
+    def facts(self) -> Family:
+        """What its family does differently from others."""
+        return FAMILIES[self.family]
+
     def __hash__(self) -> int:
         return self._hash  # segments of a model are looked up by it (`memory.py`)
 
@@ -153,7 +158,7 @@ class Architecture:
         """
         there = dict.fromkeys(name for _, linear in self._linears() for name in linear.targets)
         if targets is None:
-            if self.family in NO_DEFAULT_TARGETS:
+            if not self.facts.lora_defaults:
                 raise ValueError(
                     f'peft has no default targets for {self.family}: name them, or "all-linear"'
                 )
@@ -200,45 +205,49 @@ class Architecture:
 
 
 DEFAULT_TARGETS = ("q_proj", "v_proj", "c_attn", "query_key_value")
-"""What peft adapts unless told otherwise; a family has either the first two or one of the rest."""
+"""What peft adapts by default; a family has either the first two or one of the rest."""
 
-NO_DEFAULT_TARGETS = ("phi3", "mixtral", "qwen3_moe")
-"""Families for which peft asks for names. (It has some for mixtral, and then finds none there.)"""
-
-
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "n_embd",
-    "intermediate_size",
-    "ffn_dim",
-    "n_inner",
-    "num_hidden_layers",
-    "n_layer",
-    "num_attention_heads",
-    "n_head",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "n_positions",
-    "word_embed_proj_dim",
-    "moe_intermediate_size",
-    "num_local_experts",
-    "num_experts",
-    "num_experts_per_tok",
-    "decoder_sparse_step",
+SIZES = tuple(
+    "vocab_size hidden_size n_embd intermediate_size ffn_dim n_inner num_hidden_layers n_layer "
+    "num_attention_heads n_head num_key_value_heads head_dim max_position_embeddings n_positions "
+    "word_embed_proj_dim moe_intermediate_size num_local_experts num_experts num_experts_per_tok "
+    "decoder_sparse_step".split()
 )
 """Fields that have to be whole numbers above 0, where they are there."""
 
 
-class _Fields(dict):
-    """A config's fields; one that is asked for and not there is a ValueError."""
+@dataclass(frozen=True)
+class _Config:
+    """A config's fields, with the family's defaults and without those that are None."""
 
-    def __missing__(self, name: str):
-        raise ValueError(f"the {self['model_type']} config has no {name}")
+    family: str
+    fields: Mapping[str, object]
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A whole number above 0. Raises ValueError where it is not, or not there."""
+        value = self.fields.get(name, default)
+        if value is None:
+            raise ValueError(f"the {self.family} config has no {name}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(
+                f"the {self.family} config has {name}={value!r}, no whole number above 0"
+            )
+        return value
+
+    def flag(self, name: str) -> bool:
+        return bool(self.fields.get(name, False))
+
+    def share(self, name: str, of: str) -> int:
+        """One size shared out evenly over another: a head's width of the hidden size."""
+        whole, count = self.size(of), self.size(name)
+        if whole % count:
+            raise ValueError(
+                f"the {self.family} config has {of}={whole}, which {name}={count} does not divide"
+            )
+        return whole // count
 
 
-def architecture(config: Mapping[str, Any]) -> Architecture:
+def architecture(config: Mapping[str, object]) -> Architecture:
     """The architecture of a transformers config, as a dict (a config.json, or `.to_dict()`).
 
     Of a nested config (Gemma 3 with images) it is that of the `text_config`. Sizes have to be
@@ -247,129 +256,116 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     """
     if not isinstance(config, Mapping):
         raise ValueError(f"a config is a dict, got a {type(config).__name__}: its .to_dict()?")
-    if isinstance(config.get("text_config"), Mapping):
-        # Whether the head is tied, the outer config says.
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        # Whether the head is tied stands in the outer config.
         tied = {k: config[k] for k in ("tie_word_embeddings",) if config.get(k) is not None}
-        config = {**config["text_config"], **tied}
+        config = {**text, **tied}
     family = str(config.get("model_type") or "")
     if family not in FAMILIES:
         hint = did_you_mean(family, FAMILIES)
         raise ValueError(f"model_type {family!r}: {hint}choose from {', '.join(sorted(FAMILIES))}")
-    build, defaults = FAMILIES[family]
-    fields = _Fields({k: v for k, v in {**defaults, **config}.items() if v is not None})
+    facts = FAMILIES[family]
+    fields = {"tie_word_embeddings": facts.tied, **facts.defaults, **config}
+    c = _Config(family, {k: v for k, v in fields.items() if v is not None})
     for name in SIZES:
-        value = fields.get(name, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"the {family} config has {name}={value!r}, no whole number above 0")
-    return _same(build(fields))
+        if name in c.fields:
+            c.size(name)
+    build = {"gated": _gated, "gpt2": _gpt2, "gpt_neox": _gpt_neox, "opt": _opt}[facts.layer]
+    return _same(build(c, facts))
 
 
 @lru_cache(maxsize=64)
-def _same(made: Architecture) -> Architecture:
-    """Equal architectures are one object: what is kept of one (`memory.py`) is found at once."""
-    return made
+def _same(a: Architecture) -> Architecture:
+    """Equal architectures are one object, so that caches by architecture (`memory.py`) are fast."""
+    return a
 
 
-def _head_dim(c: Mapping[str, Any], width: str, heads: str) -> int:
-    """Width of a head: the hidden size shared out evenly."""
-    if c[width] % c[heads]:
-        raise ValueError(
-            f"the {c['model_type']} config has {width}={c[width]}, which "
-            f"{heads}={c[heads]} does not divide"
-        )
-    return c[width] // c[heads]
-
-
-# --------------------------------------------------------------------- families with gated MLPs
-
-
-def _gated(c: Mapping[str, Any]) -> Architecture:
+def _gated(c: _Config, facts: Family) -> Architecture:
     """Llama and its relatives: RMS norms, gate · up · down, grouped key-value heads."""
-    family, h = c["model_type"], c["hidden_size"]
-    a = c["num_attention_heads"]
-    k = c.get("num_key_value_heads", a)
-    d = c.get("head_dim") or _head_dim(c, "hidden_size", "num_attention_heads")
-    if a % k:
-        raise ValueError(
-            f"the {family} config has num_attention_heads={a}, which "
-            f"num_key_value_heads={k} does not divide"
-        )
-    qkv = c.get("attention_bias", False) or family == "qwen2"
-    out = c.get("attention_bias", False) and family != "qwen2"
-    if family == "phi3":
-        attention = (
-            Linear("qkv_proj", h, (a + 2 * k) * d, part="attention"),
-            Linear("o_proj", a * d, h, part="attention"),
-        )
+    h, a = c.size("hidden_size"), c.size("num_attention_heads")
+    k = c.size("num_key_value_heads", a)
+    if "num_key_value_heads" in c.fields:
+        c.share("num_key_value_heads", of="num_attention_heads")
+    if "head_dim" in c.fields:
+        d = c.size("head_dim")
     else:
-        attention = (
-            Linear("q_proj", h, a * d, qkv, "attention"),
-            Linear("k_proj", h, k * d, qkv, "attention"),
-            Linear("v_proj", h, k * d, qkv, "attention"),
-            Linear("o_proj", a * d, h, out, "attention"),
-        )
-    # Gemma 2 and 3 norm before and after each half; Qwen 3 and Gemma 3 norm queries and keys.
-    norms = (4 if family in ("gemma2", "gemma3_text") else 2) * h
-    norms += 2 * d if family in ("qwen3", "qwen3_moe", "gemma3_text") else 0
-    dense, sparse = (Layer(n, attention + mlp, norms) for n, mlp in _mlps(c))
+        d = c.share("num_attention_heads", of="hidden_size")
+    qkv = facts.qkv_bias or c.flag("attention_bias")
+    out = facts.qkv_bias is None and c.flag("attention_bias")
+    attention: tuple[Linear, ...] = (
+        Linear("q_proj", h, a * d, qkv, "attention"),
+        Linear("k_proj", h, k * d, qkv, "attention"),
+        Linear("v_proj", h, k * d, qkv, "attention"),
+        Linear("o_proj", a * d, h, out, "attention"),
+    )
+    if facts.fused_maps:
+        joint = Linear("qkv_proj", h, (a + 2 * k) * d, part="attention")
+        attention = (joint, Linear("o_proj", a * d, h, part="attention"))
+    norms = (4 if facts.norms_around else 2) * h + (2 * d if facts.qk_norm else 0)
+    sparse = _sparse_layers(c) if facts.experts else 0
+    layers = [Layer(c.size("num_hidden_layers") - sparse, attention + _dense(c, facts), norms)]
+    experts = active = 1
+    if sparse:
+        experts = c.size("num_local_experts", c.size("num_experts", facts.experts))
+        active = c.size("num_experts_per_tok")
+        layers.append(Layer(sparse, attention + _mixture(c, facts, experts), norms))
     return Architecture(
-        family,
+        c.family,
         h,
         a,
         k,
         d,
-        c["vocab_size"],
-        c["max_position_embeddings"],
-        c["tie_word_embeddings"],
-        tuple(layer for layer in (dense, sparse) if layer.count),
-        embedding=c["vocab_size"] * h,
+        c.size("vocab_size"),
+        c.size("max_position_embeddings"),
+        c.flag("tie_word_embeddings"),
+        tuple(layer for layer in layers if layer.count),
+        embedding=c.size("vocab_size") * h,
         final_norm=h,
         head_width=h,
-        experts=_experts(c) if sparse.count else 1,
-        active=c.get("num_experts_per_tok", 1) if sparse.count else 1,
+        experts=experts,
+        active=active,
     )
 
 
-def _experts(c: Mapping[str, Any]) -> int:
-    default = {"mixtral": 8, "qwen3_moe": 128}.get(c["model_type"], 1)
-    return c.get("num_local_experts") or c.get("num_experts") or default
+def _dense(c: _Config, facts: Family) -> tuple[Linear, ...]:
+    """Gate, up and down projection of an ordinary layer."""
+    h, width, bias = c.size("hidden_size"), c.size("intermediate_size"), c.flag("mlp_bias")
+    if facts.fused_maps:
+        return Linear("gate_up_proj", h, 2 * width), Linear("down_proj", width, h)
+    lora = () if facts.experts else None  # in a mixture these names mean the experts
+    return (
+        Linear("gate_proj", h, width, bias, lora=lora),
+        Linear("up_proj", h, width, bias, lora=lora),
+        Linear("down_proj", width, h, bias, lora=lora),
+    )
 
 
-def _mlps(c: Mapping[str, Any]):
-    """→ (dense layers, their MLP), (layers with experts, their router and experts)."""
-    h, width, n = c["hidden_size"], c["intermediate_size"], c["num_hidden_layers"]
-    bias, family = c.get("mlp_bias", False), c["model_type"]
-    if family == "phi3":
-        mlp = (Linear("gate_up_proj", h, 2 * width), Linear("down_proj", width, h))
-    else:
-        lora = () if family == "qwen3_moe" else None  # its names stand for the experts
-        mlp = (
-            Linear("gate_proj", h, width, bias, lora=lora),
-            Linear("up_proj", h, width, bias, lora=lora),
-            Linear("down_proj", width, h, bias, lora=lora),
-        )
-    experts, sparse = _experts(c), 0
-    if family == "mixtral":
-        sparse = n
-    elif family == "qwen3_moe":
-        skip, step = c.get("mlp_only_layers", ()), c["decoder_sparse_step"]
-        sparse = sum(i not in skip and (i + 1) % step == 0 for i in range(n))
-        width = c["moe_intermediate_size"]
-    up = ("w1", "w3") if family == "mixtral" else ("gate_proj", "up_proj")
-    down = ("w2",) if family == "mixtral" else ("down_proj",)
-    mixture = (
+def _sparse_layers(c: _Config) -> int:
+    """Layers that have experts: every `decoder_sparse_step`-th that is not named as dense."""
+    dense, step = c.fields.get("mlp_only_layers", ()), c.size("decoder_sparse_step")
+    dense = dense if isinstance(dense, list | tuple) else ()
+    layers = range(c.size("num_hidden_layers"))
+    return sum(number not in dense and (number + 1) % step == 0 for number in layers)
+
+
+def _mixture(c: _Config, facts: Family, experts: int) -> tuple[Linear, ...]:
+    """Router and experts of a layer."""
+    h, (up, down) = c.size("hidden_size"), facts.expert_maps
+    width = c.size("moe_intermediate_size", c.size("intermediate_size"))
+    return (
         Linear("gate", h, experts),
         Linear("gate_up_proj", h, 2 * width, copies=experts, lora=up),
         Linear("down_proj", width, h, copies=experts, lora=down),
     )
-    return (n - sparse, mlp), (sparse, mixture)
 
 
 # ---------------------------------------------------------------------- GPT-2, GPT-NeoX and OPT
 
 
-def _gpt2(c: Mapping[str, Any]) -> Architecture:
-    h, width = c["n_embd"], c.get("n_inner", 4 * c["n_embd"])
+def _gpt2(c: _Config, facts: Family) -> Architecture:
+    h, heads, context = c.size("n_embd"), c.size("n_head"), c.size("n_positions")
+    width = c.size("n_inner", 4 * h)
     linears = (
         Linear("c_attn", h, 3 * h, True, "attention"),
         Linear("c_proj", h, h, True, "attention"),
@@ -377,24 +373,24 @@ def _gpt2(c: Mapping[str, Any]) -> Architecture:
         Linear("c_proj", width, h, True),
     )
     return Architecture(
-        "gpt2",
+        c.family,
         h,
-        c["n_head"],
-        c["n_head"],
-        _head_dim(c, "n_embd", "n_head"),
-        c["vocab_size"],
-        c["n_positions"],
-        c["tie_word_embeddings"],
-        (Layer(c["n_layer"], linears, 4 * h),),
-        embedding=(c["vocab_size"] + c["n_positions"]) * h,
+        heads,
+        heads,
+        c.share("n_head", of="n_embd"),
+        c.size("vocab_size"),
+        context,
+        c.flag("tie_word_embeddings"),
+        (Layer(c.size("n_layer"), linears, 4 * h),),
+        embedding=(c.size("vocab_size") + context + facts.position_offset) * h,
         final_norm=2 * h,
         head_width=h,
     )
 
 
-def _neox(c: Mapping[str, Any]) -> Architecture:
-    h, width, a = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"]
-    bias, d = c["attention_bias"], _head_dim(c, "hidden_size", "num_attention_heads")
+def _gpt_neox(c: _Config, facts: Family) -> Architecture:
+    h, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    width, bias = c.size("intermediate_size"), c.flag("attention_bias")
     linears = (
         Linear("query_key_value", h, 3 * h, bias, "attention"),
         Linear("dense", h, h, bias, "attention"),
@@ -402,100 +398,52 @@ def _neox(c: Mapping[str, Any]) -> Architecture:
         Linear("dense_4h_to_h", width, h, True),
     )
     return Architecture(
-        "gpt_neox",
+        c.family,
         h,
-        a,
-        a,
-        d,
-        c["vocab_size"],
-        c["max_position_embeddings"],
-        c["tie_word_embeddings"],
-        (Layer(c["num_hidden_layers"], linears, 4 * h),),
-        embedding=c["vocab_size"] * h,
+        heads,
+        heads,
+        c.share("num_attention_heads", of="hidden_size"),
+        c.size("vocab_size"),
+        c.size("max_position_embeddings"),
+        c.flag("tie_word_embeddings"),
+        (Layer(c.size("num_hidden_layers"), linears, 4 * h),),
+        embedding=c.size("vocab_size") * h,
         final_norm=2 * h,
         head_width=h,
     )
 
 
-def _opt(c: Mapping[str, Any]) -> Architecture:
-    h, width, bias = c["hidden_size"], c["ffn_dim"], c["enable_bias"]
-    a, narrow = c["num_attention_heads"], c.get("word_embed_proj_dim", c["hidden_size"])
-    affine = 2 * h if c["layer_norm_elementwise_affine"] else 0
+def _opt(c: _Config, facts: Family) -> Architecture:
+    h, width, heads = (c.size(name) for name in ("hidden_size", "ffn_dim", "num_attention_heads"))
+    bias, narrow = c.flag("enable_bias"), c.size("word_embed_proj_dim", h)
+    affine = 2 * h if c.flag("layer_norm_elementwise_affine") else 0
     linears = (
         *(Linear(n, h, h, bias, "attention") for n in ("q_proj", "k_proj", "v_proj", "out_proj")),
         Linear("fc1", h, width, bias),
         Linear("fc2", width, h, bias),
     )
-    ends_in_norm = c["do_layer_norm_before"] and not c["_remove_final_layer_norm"]
-    outer = ()
+    ends_in_norm = c.flag("do_layer_norm_before") and not c.flag("_remove_final_layer_norm")
+    outer: tuple[Linear, ...] = ()
     if narrow != h:
         outer = (
             Linear("project_in", narrow, h, part="embedding"),
             Linear("project_out", h, narrow, part="embedding"),
         )
-    # OPT's positions begin at 2: the table has two rows more than the context.
-    tables = c["vocab_size"] * narrow + (c["max_position_embeddings"] + 2) * h
+    context = c.size("max_position_embeddings")
+    tables = c.size("vocab_size") * narrow + (context + facts.position_offset) * h
     return Architecture(
-        "opt",
+        c.family,
         h,
-        a,
-        a,
-        _head_dim(c, "hidden_size", "num_attention_heads"),
-        c["vocab_size"],
-        c["max_position_embeddings"],
-        c["tie_word_embeddings"],
-        (Layer(c["num_hidden_layers"], linears, 2 * affine),),
+        heads,
+        heads,
+        c.share("num_attention_heads", of="hidden_size"),
+        c.size("vocab_size"),
+        context,
+        c.flag("tie_word_embeddings"),
+        (Layer(c.size("num_hidden_layers"), linears, 2 * affine),),
         embedding=tables + sum(linear.parameters for linear in outer),
         final_norm=affine if ends_in_norm else 0,
         head_width=narrow,
-        norm_first=c["do_layer_norm_before"],
+        norm_first=c.flag("do_layer_norm_before"),
         outer=outer,
     )
-
-
-UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
-FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "llama": (_gated, UNTIED),
-    "mistral": (_gated, UNTIED | {"num_key_value_heads": 8}),
-    "qwen2": (_gated, UNTIED | {"num_key_value_heads": 32}),
-    "qwen3": (_gated, UNTIED | {"num_key_value_heads": 32, "head_dim": 128}),
-    "phi3": (_gated, UNTIED),
-    "gemma": (_gated, TIED | {"num_key_value_heads": 16, "head_dim": 256}),
-    "gemma2": (_gated, TIED | {"num_key_value_heads": 4, "head_dim": 256}),
-    # The published text_configs give only what differs from the class.
-    "gemma3_text": (
-        _gated,
-        TIED
-        | {
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-            "vocab_size": 262208,
-            "max_position_embeddings": 131072,
-        },
-    ),
-    "mixtral": (_gated, UNTIED | {"num_key_value_heads": 8, "num_experts_per_tok": 2}),
-    "qwen3_moe": (
-        _gated,
-        UNTIED
-        | {
-            "num_key_value_heads": 4,
-            "moe_intermediate_size": 768,
-            "num_experts_per_tok": 8,
-            "decoder_sparse_step": 1,
-        },
-    ),
-    "gpt2": (_gpt2, TIED | {"n_positions": 1024}),
-    "gpt_neox": (_neox, UNTIED | {"attention_bias": True}),
-    "opt": (
-        _opt,
-        TIED
-        | {
-            "enable_bias": True,
-            "layer_norm_elementwise_affine": True,
-            "do_layer_norm_before": True,
-            "_remove_final_layer_norm": False,
-        },
-    ),
-}
-"""By model_type: how to read the config, and what its class takes for granted."""

@@ -36,11 +36,11 @@ def embed(tape: Tape, model: Architecture, p: Passes, first: bool) -> Value:
     tape.forward.moved += 2 * size
     if model.head_width != width:  # OPT's narrow embeddings
         x = linear(tape, p, model.outer[0], x)
-    if model.family in ("gpt2", "opt"):
-        positions = (model.context + (2 if model.family == "opt" else 0)) * width * p.item
+    if model.facts.positions == "learned":
+        positions = (model.context + model.facts.position_offset) * width * p.item
         y = tape._out(p.rows * width, p.item, [], weights=(positions,) if p.trained else ())
         x = tape.add(x, y)
-    elif model.family.startswith("gemma"):
+    elif model.facts.scaled_embedding:
         x = tape.mul(x)
     return x
 
@@ -51,7 +51,8 @@ def standing(model: Architecture, p: Passes) -> int:
     mask = 0
     if p.padded:
         mask = p.b * p.s * p.s * (p.item if p.attention == "eager" else 1)
-    tables = 0 if model.family in ("gpt2", "opt") else 2 * p.rows * model.head_dim * p.item
+    rotary = model.facts.positions == "rotary"
+    tables = 2 * p.rows * model.head_dim * p.item if rotary else 0
     return ids + mask + tables
 
 

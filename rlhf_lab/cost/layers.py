@@ -69,7 +69,7 @@ class _Run:
     def __init__(self, tape: Tape, model: Architecture, layer: Layer, p: Passes):
         self.t, self.m, self.p = tape, model, p
         self.linears = {(lin.part, lin.name): lin for lin in layer.linears}
-        self.family = model.family
+        self.facts = model.facts
 
     # ------------------------------------------------------------------------------ small parts
 
@@ -79,12 +79,12 @@ class _Run:
     def norm(self, x: Value, width: int | None = None) -> Value:
         t, p, width = self.t, self.p, width or self.m.hidden
         rows = x.numel // width
-        if self.family in ("gpt2", "gpt_neox", "opt"):
+        if self.facts.norm == "layer":
             return t.layer_norm(x, rows, width, p.trained, p.item)
         wide = t.cast(x, 4)
         spread = t.pointwise(t.mean(t.pointwise(wide, curved=False), rows), "output")
         normed = t.mul(wide, spread)
-        if self.family.startswith("gemma"):  # (x · w) is cast, not x
+        if self.facts.norm == "rms_fp32":  # (x · w) is cast, not x
             return t.cast(t.scale(normed, width, p.trained, 4), x.item)
         return t.scale(t.cast(normed, x.item), width, p.trained, p.item)
 
@@ -121,15 +121,14 @@ class _Run:
         if p.attention != "eager":
             mask = p.b * p.s * p.s if p.padded else 0
             out = t.attention(q, k, v, p.b * m.heads * p.s, mask, flops)
-            # Queries put together by `cat` lie head by head, and so does the output.
-            return t.copy(out) if self.family in ("gpt_neox", "phi3") else out
-        if self.family == "gpt_neox":
-            v = t.copy(v)  # lies between queries and keys: a batched product needs it apart
+            return t.copy(out) if self.facts.partial_rotary else out
+        if self.facts.interleaved_qkv:
+            v = t.copy(v)  # a batched product needs it apart
         scores = t.mul(t.matmul(q, k, pairs, flops / 2))
-        if self.family == "gemma2":  # soft cap: tanh(scores / c) · c
+        if self.facts.softcap:
             scores = t.mul(t.pointwise(t.mul(scores), "output"))
         scores = t.add(scores, Value(None, pairs, self.stream))
-        if self.family != "gpt2":  # which stays in the precision it is in
+        if self.facts.fp32_softmax:
             scores = t.cast(scores, 4)
         weights = t.cast(t.pointwise(scores, "output"), v.item)
         return t.copy(t.matmul(weights, v, q.numel, flops / 2))
@@ -147,17 +146,12 @@ class _Run:
 
     def layer(self, x: Value) -> Value:
         self.stream = x.item
-        if self.family == "gpt2":
-            return self.gpt2(x)
-        if self.family == "gpt_neox":
-            return self.neox(x)
-        if self.family == "opt":
-            return self.opt(x)
-        return self.gated(x)
+        run = {"gated": self.gated, "gpt2": self.gpt2, "gpt_neox": self.gpt_neox, "opt": self.opt}
+        return run[self.facts.layer](x)
 
     def gated(self, x: Value) -> Value:
         """Llama and its relatives."""
-        around = self.family in ("gemma2", "gemma3_text")
+        around = self.facts.norms_around
         y = self.gated_attention(self.norm(x))
         x = self.t.add(x, self.norm(y) if around else y)
         y = self.gated_mlp(self.norm(x))
@@ -169,7 +163,7 @@ class _Run:
             q, k, v = self.parts(self.linear(x, "qkv_proj"))
         else:
             q, k = self.linear(x, "q_proj"), self.linear(x, "k_proj")
-            if self.family in ("qwen3", "qwen3_moe", "gemma3_text"):
+            if self.facts.qk_norm:
                 q, k = self.norm(q, m.head_dim), self.norm(k, m.head_dim)
             v = self.linear(x, "v_proj")
         q, k = self.rotate(q), self.rotate(k)
@@ -216,7 +210,7 @@ class _Run:
         y = self.gelu_new(self.linear(self.norm(x), "c_fc", "mlp"))
         return self.t.add(x, self.linear(y, "c_proj", "mlp"))
 
-    def neox(self, x: Value) -> Value:
+    def gpt_neox(self, x: Value) -> Value:
         t = self.t
         attended = self.neox_attention(self.norm(x))
         y = t.pointwise(self.linear(self.norm(x), "dense_h_to_4h", "mlp"))

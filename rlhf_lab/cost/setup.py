@@ -236,8 +236,8 @@ class Setup:
 
     @property
     def eager(self) -> bool:
-        """Gemma 2 caps its scores, which fused attention cannot."""
-        return self.attn_implementation == "eager" or self.model.family == "gemma2"
+        """Whether attention is written out, not one fused kernel."""
+        return self.attn_implementation == "eager" or self.model.facts.softcap
 
     @property
     def pass_rows(self) -> int:

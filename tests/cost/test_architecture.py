@@ -12,7 +12,8 @@ import pytest
 import torch
 from families import CONFIGS
 
-from rlhf_lab.cost.architecture import FAMILIES, NO_DEFAULT_TARGETS, SIZES, architecture
+from rlhf_lab.cost.architecture import SIZES, architecture
+from rlhf_lab.cost.families import FAMILIES
 from rlhf_lab.models.load import presets
 
 SMALL = {**CONFIGS, "phi3": {**CONFIGS["llama"]}, "mixtral": {**CONFIGS["llama"]}} | {
@@ -92,7 +93,7 @@ def trained(model) -> int:
 @pytest.mark.parametrize("case", CASES)
 def test_adapters_have_pefts_count(case, targets, head):
     made = architecture(config_of(case))
-    if targets is None and made.family in NO_DEFAULT_TARGETS:
+    if targets is None and not made.facts.lora_defaults:
         with pytest.raises(ValueError, match="peft has no default targets for"):
             made.lora_parameters(3, None, head)
         with pytest.raises(ValueError, match="target_modules"):  # peft's NoMatching… is one too
