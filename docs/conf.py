@@ -4,7 +4,6 @@ Pages are Markdown (MyST); notebooks are chapters, shown as they are stored (not
 reference is written by `generate.py` from the source, which is read and never imported.
 """
 
-import re
 import sys
 from pathlib import Path
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ..display import Display, format_number, html_table, table
+from ..runs.json_files import to_json_object
 from ..runs.ledger import SOURCES, UNITS, Ledger, Row
+from ..runs.run import Run
 from .frame import Picture
 from .memory import memory_chart
 
@@ -59,8 +61,14 @@ class Comparison:
 
 
 def compare(*things: HasLedger) -> Comparison:
-    """Plans, x-rays and runs (whatever has a `.ledger`) in one table and one picture."""
-    ledger, rows = Ledger(first_of_each(thing.ledger for thing in things)), []
+    """Plans, x-rays and runs (whatever has a `.ledger`) in one table and one picture.
+
+    A run knows how long its rows were, which its plan may not have known: where a plan is compared
+    with the run that it became, the run's prediction is shown.
+    """
+    runs = [thing for thing in things if isinstance(thing, Run) and _predicted(thing)]
+    shown = [thing for thing in things if not any(_became(thing, run) for run in runs)]
+    ledger, rows = Ledger(first_of_each(thing.ledger for thing in shown)), []
     for quantity in ("bytes", "flops", "seconds", "tokens"):
         sums = {s: _by_phase(ledger.filter(quantity=quantity, source=s)) for s in SOURCES}
         for phase in dict.fromkeys(p for by_phase in sums.values() for p in by_phase):
@@ -73,6 +81,19 @@ def compare(*things: HasLedger) -> Comparison:
                 }
             )
     return Comparison(ledger, rows)
+
+
+def _predicted(run: Run) -> bool:
+    return any(row.source == "predicted" for row in run.ledger)
+
+
+def _became(thing: object, run: Run) -> bool:
+    """Whether a thing is the plan that a run was trained from."""
+    settings, model = getattr(thing, "settings", None), getattr(thing, "model", None)
+    if not isinstance(settings, Mapping):
+        return False
+    here = (getattr(thing, "stage", ""), getattr(model, "name", ""), to_json_object(settings))
+    return here == (run.stage, run.config["model"], run.config["settings"])
 
 
 def first_of_each(ledgers: Iterable[Iterable[Row]]) -> list[Row]:

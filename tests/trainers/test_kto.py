@@ -97,7 +97,7 @@ def logprob(model, prompt, answer):
 
 
 def test_the_loss_by_hand(tiny, tmp_path):
-    """After some steps: 1 - sigmoid(beta (log-ratio - KL)) of good answers, mirrored of bad ones."""
+    """1 - sigmoid(beta (log-ratio - KL)) of good answers, mirrored of bad ones (eq. 7)."""
     train = rows(tiny)
     made = trainer(tiny, tmp_path, train, max_steps=3)
     made.train()
