@@ -1,0 +1,1 @@
+"""A run on disk, the ledger of its costs, and how far it is."""

@@ -1,0 +1,123 @@
+"""JSON on disk: objects, one a line or one a file, whole whenever they are read.
+
+A file is replaced at once; a file of lines only grows, so that a killed process loses at most its
+last line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeAlias, TypeVar
+
+JsonObject: TypeAlias = dict[str, Any]
+"""An object of a JSON file: its values are whatever stands there."""
+Content = TypeVar("Content")
+
+
+class CachedFile(Generic[Content]):
+    """A file whose content is parsed again only when the file has changed."""
+
+    def __init__(
+        self,
+        path: Path,
+        parse: Callable[[Path], Content],
+        when_missing: Callable[[Path], Content],
+    ) -> None:
+        self.path, self.parse, self.when_missing = path, parse, when_missing
+        self.forget()
+
+    def forget(self) -> None:
+        """Parse it the next time, changed or not."""
+        self.parsed: tuple[tuple[int, int, int], Content] | None = None
+
+    def read(self) -> Content:
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            return self.when_missing(self.path)
+        version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        if self.parsed is None or self.parsed[0] != version:
+            self.parsed = version, self.parse(self.path)
+        return self.parsed[1]
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Put a file in the place of the old one, which stays whole until the new one is."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Add JSON lines to a file."""
+    with open(path, "ab+") as file:
+        _drop_torn_line(file)
+        file.write(json_lines(rows).encode())  # closing flushes: a reader sees whole lines at once
+
+
+def read_lines(path: Path) -> list[JsonObject]:
+    """JSON lines; a last line that a killed process left half-written is left out."""
+    lines = path.read_bytes().split(b"\n")
+    rows: list[JsonObject] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number} is not JSON: the file was damaged") from None
+        if row is not None:
+            rows.append(row)
+    return rows
+
+
+def json_lines(rows: Iterable[Mapping[str, object]]) -> str:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+
+
+def _drop_torn_line(file: BinaryIO) -> None:
+    """Cut off a half-written last line, so that the next one does not grow onto it."""
+    end = size = file.seek(0, os.SEEK_END)
+    block = 4096
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)
+
+
+def to_json_object(mapping: Mapping[str, object]) -> JsonObject:
+    """A mapping as a strict JSON object, see `to_json`."""
+    return {str(key): to_json(value) for key, value in mapping.items()}
+
+
+def to_json(value: object) -> object:
+    """Anything as strict JSON with no memory addresses in it, so that two runs can be compared."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return to_json_object(value)
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((to_json(item) for item in value), key=str)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    for method in ("to_dict", "tolist"):  # TRL's configs; numpy's and torch's numbers
+        if not isinstance(value, type) and callable(getattr(value, method, None)):
+            return to_json(getattr(value, method)())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_json({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+    return str(getattr(value, "__qualname__", None) or getattr(value, "name", type(value).__name__))
