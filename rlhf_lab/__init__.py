@@ -40,9 +40,9 @@ _HOMES = {
     "dashboard": "notebook",
     "inspect": "notebook",
     "label": "notebook",
-    "curves": "charts.figures",
-    "frontier": "charts.figures",
-    "stage_costs": "charts.bars",
+    "curves": "charts.curves",
+    "frontier": "charts.frontier",
+    "stage_costs": "charts.cost_bars",
 }
 __all__ = sorted(_HOMES)
 

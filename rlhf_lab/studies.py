@@ -165,7 +165,7 @@ class Sweep:
 
     def figure(self, quantity: str = "flops"):
         """Predicted and measured on log-log paper, a plotly figure."""
-        from .charts.figures import scaling
+        from .charts.scaling import scaling
 
         return scaling(self, quantity, x_title=f"{self.axis} ({AXES.get(self.axis, '')})")
 

@@ -7,24 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..display import Display, format_number, html_table, table
 from ..runs.json_files import to_json_object
 from ..runs.ledger import SOURCES, UNITS, Ledger, Row
 from ..runs.run import Run
 from .frame import Picture
+from .ledgers import HasLedger, first_of_each
 from .memory import memory_chart
 
 if TYPE_CHECKING:
     from .plotly_style import Figure
-
-
-class HasLedger(Protocol):
-    """A plan, an x-ray, a run: whatever knows its costs."""
-
-    @property
-    def ledger(self) -> Ledger: ...
 
 
 @dataclass
@@ -55,7 +49,7 @@ class Comparison:
 
     def figure(self, quantity: str = "bytes") -> Figure:
         """The sources beside each other by phase, with the bands they claim: a plotly figure."""
-        from .bars import sources
+        from .cost_bars import sources
 
         return sources(self, quantity=quantity)
 
@@ -94,15 +88,6 @@ def _became(thing: object, run: Run) -> bool:
         return False
     here = (getattr(thing, "stage", ""), getattr(model, "name", ""), to_json_object(settings))
     return here == (run.stage, run.config["model"], run.config["settings"])
-
-
-def first_of_each(ledgers: Iterable[Iterable[Row]]) -> list[Row]:
-    """The rows of all ledgers; of each stage and source, only those of the first that has it."""
-    rows: list[Row] = []
-    for ledger in ledgers:
-        known = {(row.stage, row.source) for row in rows}
-        rows += [row for row in ledger if (row.stage, row.source) not in known]
-    return rows
 
 
 def _by_phase(rows: Iterable[Row]) -> dict[str, float]:

@@ -33,7 +33,7 @@ THEMES = {
 """Ink and grid. INK has 4.3 : 1 against white as against JupyterLab's #111, the best that one
 colour can do for both."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
-NOTHING = "#9A9A9A"
+NEUTRAL = "#9A9A9A"
 DIGITS = 5
 MOST_POINTS, FEWEST_POINTS, ALL_POINTS = 400, 24, 2500
 """Of a curve; the last is what all curves of a figure share, about 45 KB."""
@@ -162,7 +162,7 @@ def rounded(value: float | None) -> float | None:
     return float(f"{value:.{DIGITS}g}") if known else None
 
 
-def kept(*columns: Sequence[float | None], at_most: int) -> list[int]:
+def thinned_indices(*columns: Sequence[float | None], at_most: int) -> list[int]:
     """Which points of curves over the same x to keep: first, last, and of every segment the
     lowest and the highest of each column, and one gap. No spike is lost."""
     count = len(columns[0])

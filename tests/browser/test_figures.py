@@ -10,7 +10,9 @@ CELLS = [
 import tempfile
 from rlhf_lab.runs.ledger import Ledger
 from rlhf_lab.runs.run import Run
-from rlhf_lab.charts.figures import curves, frontier, stage_costs
+from rlhf_lab.charts.cost_bars import stage_costs
+from rlhf_lab.charts.curves import curves
+from rlhf_lab.charts.frontier import frontier
 
 def made(name, seed, beta):
     run = Run.create(f"{{tempfile.mkdtemp()}}/{{name}}", stage="ppo", model="tiny", seed=seed,

@@ -1,0 +1,181 @@
+"""What ledgers say as bars: sources beside each other by phase, and what each stage costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from ..runs.ledger import COMPONENTS, PHASES, ROLES, SOURCES, Row
+from .frame import COLOURS
+from .ledgers import first_of_each, named, training_rows
+from .plotly_style import NEUTRAL, Figure
+from .stacked_bars import Amount, stacked_bars
+
+QUANTITY_NAMES = {
+    "bytes": "memory",
+    "flops": "arithmetic",
+    "seconds": "time",
+    "tokens": "tokens",
+    "money": "money",
+}
+_COLOURED = {
+    "component": COMPONENTS,
+    "role": ROLES,
+    # The large ones far apart; advantages, the ninth of PPO's, take next to no time.
+    "phase": (
+        *("rollout", "backward", "reference", "score", "value", "forward", "old_logprobs"),
+        *("optimizer", "advantage", *PHASES[9:]),
+    ),
+}
+"""Parts in the order of their colours."""
+Clusters = Mapping[str, Mapping[str, Sequence[Row]]]
+"""cluster → source → rows"""
+
+
+def sources(
+    *things: object, quantity: str = "bytes", by: str | None = None, theme: str = "both"
+) -> Figure:
+    """Predicted, simulated and measured beside each other, for each phase.
+
+    `things`: whatever has a `.ledger`; where several have rows of one stage and source, the first
+    counts. A bar's parts are components (of bytes) or roles, or what `by` names; its error bar is
+    the band that the ledger claims. Bytes are each phase's peak, on the process that needs most;
+    seconds are an average over processes. Evaluation is left out: no plan predicts it.
+    """
+    by = by or ("component" if quantity == "bytes" else "role")
+    rows = first_of_each(training_rows(thing, quantity) for _, thing in named(things))
+    stages = dict.fromkeys(r.stage for r in rows)
+    clusters: dict[str, dict[str, list[Row]]] = {}
+    for stage in stages:
+        for phase in (*PHASES, ""):
+            for row in (r for r in rows if (r.stage, r.phase) == (stage, phase)):
+                name = " ".join([stage] * (len(stages) > 1) + [phase.replace("_", " ") or "all"])
+                clusters.setdefault(name, {}).setdefault(row.source, []).append(row)
+    y_title = "memory at each phase's peak" if quantity == "bytes" else QUANTITY_NAMES[quantity]
+    x_title = "phase" + (f" of {next(iter(stages))}" if len(stages) == 1 else "")
+    devices = _device_memory(things) if quantity == "bytes" else []
+    return _bars(clusters, quantity, by, x_title, y_title, devices, theme)
+
+
+class _StageCost(NamedTuple):
+    """A cluster of `stage_costs`: the rows of a stage by source, and whose they are."""
+
+    name: str
+    stage: str
+    run_name: str
+    rows: dict[str, list[Row]]
+
+
+def stage_costs(
+    *things: object, quantity: str = "seconds", by: str | None = None, theme: str = "both"
+) -> Figure:
+    """What each stage costs: seconds, flops, tokens, money, or bytes at its peak.
+
+    A cluster for each stage; a second run (or plan) of a stage, and what a mapping names, has its
+    own. Parts are phases (of bytes, roles), or what `by` names: role, phase or component. Training
+    only, without evaluation.
+    """
+    by = by or ("role" if quantity == "bytes" else "phase")
+    costs = _stage_costs(things, quantity)
+    clusters: dict[str, dict[str, list[Row]]] = {}
+    for cost in costs:
+        twice = [(c.name, c.stage) for c in costs].count((cost.name, cost.stage)) > 1
+        several = len({c.stage for c in costs if c.name == cost.name}) > 1
+        label = f"{cost.name}, {cost.stage}" if cost.name and several else cost.name or cost.stage
+        label += f" {cost.run_name}".rstrip() if twice else ""
+        count = sum(1 for c in clusters if c == label or c.startswith(f"{label} ("))
+        clusters[f"{label} ({count + 1})" if count else label] = {
+            source: _at_peak(rows) if quantity == "bytes" else rows
+            for source, rows in cost.rows.items()
+        }
+    y_title = "memory at the peak" if quantity == "bytes" else QUANTITY_NAMES[quantity]
+    return _bars(clusters, quantity, by, "stage", y_title, (), theme)
+
+
+def _stage_costs(things: Iterable[object], quantity: str) -> list[_StageCost]:
+    """A stage of a plan, its x-ray and its run are one entry; a second run is another."""
+    costs: list[_StageCost] = []
+    for name, thing in named(things):
+        rows = training_rows(thing, quantity)
+        for stage in dict.fromkeys(r.stage for r in rows):
+            by_source: dict[str, list[Row]] = {}
+            for row in (r for r in rows if r.stage == stage):
+                by_source.setdefault(row.source, []).append(row)
+            own = max(by_source, key=SOURCES.index)  # a run's is measured, though it keeps its plan
+            for cost in costs:
+                if (cost.name, cost.stage) == (name, stage) and own not in cost.rows:
+                    cost.rows.update({s: r for s, r in by_source.items() if s not in cost.rows})
+                    break
+            else:
+                run_name = str(getattr(thing, "name", ""))
+                costs.append(_StageCost(name, stage, run_name, by_source))
+    return costs
+
+
+def _at_peak(rows: Sequence[Row]) -> list[Row]:
+    """Bytes of the phase, and of the process, that needs the most."""
+    moments: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        moments.setdefault((row.phase, row.rank), []).append(row)
+    return max(moments.values(), key=lambda m: math.fsum(r.value for r in m))
+
+
+def _bars(
+    clusters: Clusters,
+    quantity: str,
+    by: str,
+    x_title: str,
+    y_title: str,
+    references: Sequence[tuple[float, str]],
+    theme: str,
+) -> Figure:
+    """Clusters of rows as stacked bars, by a label of the rows."""
+    if by not in _COLOURED:
+        raise ValueError(f"by={by!r}: choose from {', '.join(_COLOURED)}")
+    if not clusters:
+        raise ValueError(f"nothing to draw: no ledger has {quantity}")
+    bars: dict[str, dict[str, dict[str, Amount]]] = {}
+    for cluster, by_source in clusters.items():
+        for source, rows in by_source.items():
+            share = 1 / len({r.rank for r in rows}) if quantity == "seconds" else 1.0
+            parts: dict[str, list[Row]] = {}
+            for row in _at_peak(rows) if quantity == "bytes" else rows:
+                parts.setdefault(getattr(row, by) or "all", []).append(row)
+            bars.setdefault(cluster, {})[source] = {
+                part: Amount.of(of_part, share) for part, of_part in parts.items()
+            }
+    order = (*{"component": COMPONENTS, "role": ROLES, "phase": PHASES}[by], "all")
+    return stacked_bars(
+        bars,
+        quantity=quantity,
+        colours={part: _part_colour(by, part) for part in order},
+        x_title=x_title,
+        y_title=y_title,
+        legend=by,
+        references=references,
+        theme=theme,
+    )
+
+
+def _part_colour(by: str, part: str) -> str:
+    """A part keeps its colour in every figure; what comes ninth has a darker one."""
+    names = _COLOURED[by]
+    if part not in names:
+        return NEUTRAL
+    place = names.index(part)
+    return COLOURS[place] if place < len(COLOURS) else _darker(COLOURS[place % len(COLOURS)])
+
+
+def _darker(hex_colour: str) -> str:
+    return "#" + "".join(f"{round(0.7 * int(hex_colour[i : i + 2], 16)):02X}" for i in (1, 3, 5))
+
+
+def _device_memory(things: Iterable[object]) -> list[tuple[float, str]]:
+    """The memory of the devices that plans are for, as reference lines (bytes, label)."""
+    lines: dict[tuple[float, str], None] = {}
+    for _, thing in named(things):
+        hardware = getattr(getattr(thing, "estimate", thing), "hardware", None)
+        if hardware is not None and math.isfinite(getattr(hardware, "memory", math.inf)):
+            lines[hardware.memory, f"memory of {hardware.name}"] = None
+    return list(lines)
