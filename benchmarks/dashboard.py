@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "kit")]
 
 from browser_kit import FLAGS, Book, Server, chromium, write_notebook  # noqa: E402
 
-from rlhf_lab.charts.views import views_of  # noqa: E402
+from rlhf_lab.charts.views import charts_of  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "dashboard.json"
 IMPORT = "import json, time, rlhf_lab as lab\nfrom pathlib import Path"
@@ -96,7 +96,7 @@ Path("overhead.json").write_text(json.dumps(found))
         book.wait_for(file.is_file, 3_000)
         found = json.loads(file.read_text())
         book.wait_idle()
-        charts = len(views_of("ppo")) + 2  # memory and time
+        charts = len(charts_of("ppo")) + 2  # memory and time
         wire = {"MB a chart and minute": _busiest_minute(book.received) / 1e6 / charts}
         self.done(book)
         ratio = statistics.median(found["with"]) / statistics.median(found["without"])

@@ -48,8 +48,8 @@ class StageSpec:
     """trained on several processes"""
     xrayed: bool = True
     """one step of it runs on fake tensors"""
-    loss_per: str = ""
-    """what its loss is a mean over"""
+    loss_unit: str = ""
+    """the unit of its loss, and what it is a mean over"""
     answers: int = 1
     """responses of a row that pass through the model"""
     defaults: Mapping[str, object] = field(default_factory=dict)
@@ -109,7 +109,7 @@ _SPECS = (
         phases=_STEP,
         charts=("loss",),
         starts_from="base",
-        loss_per="token",
+        loss_unit="nats per token",
         defaults={**_OFFLINE, "learning_rate": 1e-3, "num_train_epochs": 1},
         library_defaults={"epochs": 3.0},
         config="trl:SFTConfig",
@@ -126,7 +126,7 @@ _SPECS = (
         roles=("reward",),
         phases=_STEP,
         charts=("pair_loss", "pair_accuracy"),
-        loss_per="pair",
+        loss_unit="nats per pair",
         answers=2,
         defaults={**_OFFLINE, "learning_rate": 4e-4, "num_train_epochs": 2},
         library_defaults={"epochs": 3.0},
@@ -178,7 +178,7 @@ _SPECS = (
         roles=("policy", "reference"),
         phases=("reference", *_STEP),
         charts=("dpo_loss", "dpo_accuracy", "dpo_margin", "drift", "gold"),
-        loss_per="pair",
+        loss_unit="nats per pair",
         answers=2,
         defaults={**_OFFLINE, "learning_rate": 3e-4, "num_train_epochs": 1, "beta": 0.5},
         library_defaults={"epochs": 3.0},
@@ -196,7 +196,7 @@ _SPECS = (
         roles=("policy", "reference"),
         phases=("reference", *_STEP),
         charts=("kto_loss", "dpo_margin", "drift", "gold"),
-        loss_per="answer",
+        loss_unit="0 to 1, per answer",
         defaults={**_OFFLINE, "learning_rate": 3e-4, "num_train_epochs": 1, "beta": 0.5},
         library_defaults={"epochs": 3.0},
         config="trl:KTOConfig",

@@ -37,7 +37,7 @@ def test_a_stage_that_trains_has_all_of_its_parts(stage):
         p for p in ("config", "train", "tokenize", "charts", "defaults") if not getattr(spec, p)
     ]
     assert not lacking
-    assert spec.loss_per or spec.online  # a loss is a mean over something
+    assert spec.loss_unit or spec.online
     assert spec.online or spec.build  # what is over TRL says what makes its trainer
     assert spec.library_defaults["epochs"] > 0
     assert set(spec.phases) <= set(PHASES) and set(spec.roles) <= set(ROLES)

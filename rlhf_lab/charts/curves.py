@@ -180,11 +180,11 @@ def _draw_band(
 
 
 def _unit(metric: str, series: Sequence[Series]) -> str:
-    """The unit of a metric; of a loss, what it is a mean over."""
+    """The unit of a metric; of a loss, that of its stages."""
     if metric in ("loss", "eval_loss"):
         specs = (STAGES.get(s.stage) for s in series)
-        units = dict.fromkeys(spec.loss_per for spec in specs if spec and spec.loss_per)
-        return f"nats per {' or '.join(units)}" if units else METRICS[metric][1]
+        units = dict.fromkeys(spec.loss_unit for spec in specs if spec and spec.loss_unit)
+        return " or ".join(units).replace(" or nats per ", " or ") or METRICS[metric][1]
     return METRICS[metric][1] if metric in METRICS else "value"
 
 

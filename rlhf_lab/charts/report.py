@@ -15,10 +15,10 @@ from ..display import escape, html_table
 from ..runs.run import Run
 from .chart import line_chart
 from .frame import Picture
-from .views import known_series, time_chart, view_chart, views_of
+from .views import charts_of, known_series, metric_chart, time_chart
 
 # Narrower than a widget's chart, so that its letters are still readable on a phone.
-_SIZE = {"width": 390, "height": 250}
+_WIDTH, _HEIGHT = 390, 250
 
 
 _STYLE = """
@@ -79,8 +79,8 @@ def write_report(
         parts.append("<h2>What it cost: predicted, simulated, measured</h2>")
         parts.append(f'<div class="scroll">{html_table(cost_rows)}</div>')
     if shares is not None:
-        see = "How the stages share the time, and which phases take it."
-        parts.append(f'<div class="grid">{_figure(shares, see)}</div>')
+        caption = "How the stages share the time, and which phases take it."
+        parts.append(f'<div class="grid">{_figure(shares, caption)}</div>')
     for name, run in runs.items():
         parts += _section(name, run)
     parts += _stories(stories)
@@ -118,10 +118,10 @@ def _section(name: str, run: Run) -> Iterator[str]:
 
 
 def _curves(run: Run) -> Iterator[str]:
-    for view in views_of(run.stage):
-        chart = view_chart(run, view, **_SIZE)
+    for spec in charts_of(run.stage):
+        chart = metric_chart(run, spec, width=_WIDTH, height=_HEIGHT)
         if chart is not None:
-            yield _figure(chart, view.see)
+            yield _figure(chart, spec.caption)
 
 
 def _gold_parts(run: Run) -> Iterator[str]:
@@ -133,20 +133,21 @@ def _gold_parts(run: Run) -> Iterator[str]:
             title="gold reward by part",
             x_label="step",
             y_label="reward of the part",
-            **_SIZE,
+            width=_WIDTH,
+            height=_HEIGHT,
         )
         yield _figure(chart, "Which virtues the policy gains, and which it pays with.")
 
 
 def _seconds(run: Run) -> Iterator[str]:
-    chart = time_chart(run, **_SIZE)
+    chart = time_chart(run, width=_WIDTH, height=_HEIGHT)
     if chart is not None:
-        see = "The tallest bar is the phase where a faster machine or method pays most."
-        yield _figure(chart, see)
+        caption = "The tallest bar is the phase where a faster machine or method pays most."
+        yield _figure(chart, caption)
 
 
-def _figure(chart: str, see: str) -> str:
-    return f"<figure>\n{chart}\n<figcaption>{escape(see)}</figcaption></figure>"
+def _figure(chart: str, caption: str) -> str:
+    return f"<figure>\n{chart}\n<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _stories(stories: Sequence[Mapping[str, Mapping[str, str]]]) -> Iterator[str]:

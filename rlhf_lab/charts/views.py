@@ -1,34 +1,36 @@
-"""What to draw of a run: which metrics share a chart, what its axis says, what to see in it.
+"""The charts of a run: which metrics share one, its axis, its caption; time and memory as bars.
 
-The dashboard, a replay and report.html draw the same charts from here.
+The dashboard, a replay and report.html draw the same charts from here. `stages.py` names those of
+each stage.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..cost.estimate import SCORING
-from ..runs.ledger import AROUND, ROLES, Ledger
+from ..runs.ledger import AROUND, ROLES, Ledger, Row
 from ..runs.run import Run
+from ..stages import STAGES
 from .chart import Reference, bar_chart, cluster_chart, line_chart
 from .frame import Picture
 from .memory import GIB, axis_unit
 
-JUDGING = {*SCORING, "advantage"}
+SCORING_PHASES = {*SCORING, "advantage"}
 """Phases that are one colour in a stack: there are fewer colours than phases."""
 
 
 @dataclass(frozen=True)
-class View:
-    """A chart of a stage: which metrics share it, what its axis says, what to see in it."""
+class ChartSpec:
+    """A chart of a run: the metrics that share it, its axis, and a caption: what to see in it."""
 
     metrics: tuple[str, ...]
     y_label: str
-    see: str
+    caption: str
     title: str = ""
+    """the first metric's name, where it has no other"""
     ceiling: str = ""
     """the summary figure drawn as a reference line, with its name in `CEILINGS`"""
     target: str = ""
@@ -36,124 +38,120 @@ class View:
     folded: bool = False
     """whether a dashboard folds it away"""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.metrics[0].replace("_", " "))
+
 
 CEILINGS = {"accuracy_ceiling": "best possible"}
 TARGETS = {"kl_target": "target KL"}
 
-LOSS = View(
-    ("loss", "eval_loss"),
-    "loss (nats per token)",
-    "It falls, then flattens; where a held-out curve turns up, the model starts to memorise.",
-    title="loss",
-)
-GOLD = View(
-    ("gold_reward",),
-    "gold reward",
-    "What we really want, and no training sees: if it falls while the proxy climbs, "
-    "the reward model is being gamed.",
-)
-KL = View(
-    ("kl", "kl_k3"),
-    "KL to the reference (nats per response)",
-    "How far the policy has drifted; the two estimates agree while the drift is small.",
-    title="KL to the reference",
-    target="kl_target",
-)
-DRIFT = View(
-    ("kl",),
-    "KL to the reference (nats per response)",
-    "How far the policy has moved from the model it started as.",
-    title="KL to the reference",
-)
-PPO = (
-    View(
+CHARTS: Mapping[str, ChartSpec] = {
+    "loss": ChartSpec(
+        ("loss", "eval_loss"),
+        "loss (nats per token)",
+        "It falls, then flattens; where a held-out curve turns up, the model starts to memorise.",
+        title="loss",
+    ),
+    "pair_loss": ChartSpec(
+        ("loss", "eval_loss"),
+        "loss (nats per pair)",
+        "ln 2 = 0.69 is a coin's toss; below it, the model has learned to tell the two apart.",
+        title="loss",
+    ),
+    "pair_accuracy": ChartSpec(
+        ("accuracy", "eval_accuracy"),
+        "share of pairs ranked right",
+        "The annotator's own noise sets a ceiling; the gap below it is the model's error.",
+        title="accuracy",
+        ceiling="accuracy_ceiling",
+    ),
+    "reward": ChartSpec(
         ("reward", "score"),
         "reward of a response (the reward model's unit)",
         "The proxy that PPO climbs: it should rise, and its rise alone proves nothing. "
         "The score is what is learned from: the reward normalised, clipped, and with penalties.",
         title="proxy reward",
     ),
-    GOLD,
-    KL,
-    View(
+    "gold": ChartSpec(
+        ("gold_reward",),
+        "gold reward",
+        "What we really want, and no training sees: if it falls while the proxy climbs, "
+        "the reward model is being gamed.",
+    ),
+    "kl": ChartSpec(
+        ("kl", "kl_k3"),
+        "KL to the reference (nats per response)",
+        "How far the policy has drifted; the two estimates agree while the drift is small.",
+        title="KL to the reference",
+        target="kl_target",
+    ),
+    "drift": ChartSpec(
+        ("kl",),
+        "KL to the reference (nats per response)",
+        "How far the policy has moved from the model it started as.",
+        title="KL to the reference",
+    ),
+    "kl_coef": ChartSpec(
         ("kl_coef",),
         "β (reward per nat)",
         "A fixed β is a flat line; an adaptive one rises while the KL is above its target.",
         title="KL coefficient",
     ),
-    View(
+    "entropy": ChartSpec(
         ("entropy",),
         "entropy (nats per token)",
         "A slow fall is learning; a plunge towards 0 is a policy that says one thing only.",
         folded=True,
     ),
-    View(
+    "clipping": ChartSpec(
         ("policy_clip_fraction", "value_clip_fraction"),
         "share of tokens clipped",
         "A few per cent is normal; a large share says that the steps are too big.",
         title="clipping",
         folded=True,
     ),
-    View(
+    "critic": ChartSpec(
         ("explained_variance",),
         "explained variance of the returns",
         "1 is a perfect critic, 0 is no better than a constant, below 0 it misleads.",
         folded=True,
     ),
-    View(
+    "length": ChartSpec(
         ("response_length",),
         "response length (tokens)",
         "A reward that climbs with the length may be paying for the length.",
         folded=True,
     ),
-)
-VIEWS: dict[str, tuple[View, ...]] = {
-    "sft": (LOSS,),
-    "reward": (
-        View(
-            ("loss", "eval_loss"),
-            "loss (nats per pair)",
-            "ln 2 = 0.69 is a coin's toss; below it, the model has learned to tell the two apart.",
-            title="loss",
-        ),
-        View(
-            ("accuracy", "eval_accuracy"),
-            "share of pairs ranked right",
-            "The annotator's own noise sets a ceiling; the gap below it is the model's error.",
-            title="accuracy",
-            ceiling="accuracy_ceiling",
-        ),
+    "dpo_loss": ChartSpec(
+        ("loss",),
+        "loss (nats per pair)",
+        "It starts at ln 2 = 0.69, where policy and reference are the same model.",
     ),
-    "ppo": PPO,
-    "dpo": (
-        View(
-            ("loss",),
-            "loss (nats per pair)",
-            "It starts at ln 2 = 0.69, where policy and reference are the same model.",
-        ),
-        View(
-            ("accuracy",),
-            "share of pairs ranked right",
-            "How often the policy's implicit reward prefers the answer that was chosen.",
-            ceiling="accuracy_ceiling",
-        ),
-        View(
-            ("margin",),
-            "implicit reward margin (nats)",
-            "Chosen minus rejected: it keeps growing after the accuracy has stopped.",
-        ),
-        DRIFT,
-        GOLD,
+    "dpo_accuracy": ChartSpec(
+        ("accuracy",),
+        "share of pairs ranked right",
+        "How often the policy's implicit reward prefers the answer that was chosen.",
+        ceiling="accuracy_ceiling",
     ),
-    "rloo": PPO,
-    "grpo": PPO,
-    "distill": (LOSS, DRIFT, GOLD),
+    "dpo_margin": ChartSpec(
+        ("margin",),
+        "implicit reward margin (nats)",
+        "Chosen minus rejected: it keeps growing after the accuracy has stopped.",
+    ),
+    "kto_loss": ChartSpec(
+        ("loss",),
+        "loss (of an answer, 0 to 1)",
+        "It starts at 0.5, where policy and reference are the same model, and falls as good "
+        "answers become likelier than under the reference, and bad ones less likely.",
+    ),
 }
+"""Every chart by the name that `stages.py` gives it."""
 
 
-def views_of(stage: str) -> tuple[View, ...]:
+def charts_of(stage: str) -> tuple[ChartSpec, ...]:
     """The charts of a stage; those of a stage that has none of its own: its loss."""
-    return VIEWS.get(stage, (LOSS,))
+    names = STAGES[stage].charts if stage in STAGES else ()
+    return tuple(CHARTS[name] for name in names or ("loss",))
 
 
 # -- curves -----------------------------------------------------------------------------------
@@ -170,37 +168,39 @@ def known_series(
     return found
 
 
-def view_chart(run: Run, view: View, upto: float = math.inf, **size: Any) -> Picture | None:
-    """The chart of a view; None where the run has logged nothing of it."""
-    known = known_series(run, view.metrics, upto)
+def metric_chart(
+    run: Run, chart: ChartSpec, upto: float = math.inf, *, width: int = 460, height: int = 260
+) -> Picture | None:
+    """A chart up to a step; None where the run has logged nothing of it."""
+    known = known_series(run, chart.metrics, upto)
     if not known:
         return None
     references = [
-        *_reference(run.summary, view.ceiling, CEILINGS),
-        *_reference(run.config.get("settings", {}), view.target, TARGETS),
+        *_reference(run.summary, chart.ceiling, CEILINGS),
+        *_reference(run.config.get("settings", {}), chart.target, TARGETS),
     ]
     return line_chart(
         known,
-        title=title_of(view),
+        title=chart.title,
         x_label="step",
-        y_label=view.y_label,
+        y_label=chart.y_label,
         references=references,
-        **size,
+        width=width,
+        height=height,
     )
 
 
-def title_of(view: View) -> str:
-    return view.title or view.metrics[0].replace("_", " ")
-
-
-def _reference(figures: Any, name: str, names: dict[str, str]) -> Iterator[Reference]:
-    value = figures.get(name) if name else None
+def _reference(
+    figures: Mapping[str, object], name: str, labels: Mapping[str, str]
+) -> Iterator[Reference]:
+    """A line at the figure of that name, where it is a number."""
+    value = figures.get(name)
     if isinstance(value, (int, float)):
-        yield value, names[name]
+        yield value, labels[name]
 
 
 # -- costs ------------------------------------------------------------------------------------
-def time_chart(run: Run, **size: Any) -> Picture | None:
+def time_chart(run: Run, *, width: int = 460, height: int = 260) -> Picture | None:
     """Measured seconds by phase, stacked by role, an average over ranks; None without any."""
     rows = run.ledger.filter(quantity="seconds", source="measured")
     if not rows:
@@ -210,37 +210,40 @@ def time_chart(run: Run, **size: Any) -> Picture | None:
         phase or "other": {role or "all models": s / ranks for role, s in roles.items()}
         for phase, roles in rows.pivot("phase", "role").items()
     }
-    return bar_chart(stacks, title="time by phase", y_label="seconds (measured)", unit="s", **size)
+    return _seconds_chart(stacks, "seconds (measured)", width, height)
 
 
-def time_stacks(ledger: Ledger, share: float = 1.0, **size: Any) -> Picture:
+def time_stacks(
+    ledger: Ledger, share: float = 1.0, *, width: int = 460, height: int = 260
+) -> Picture:
     """Seconds of training, stacked by phase: predicted beside measured. `share`: of the run that is
     done, for which the prediction is shown."""
     stacks: dict[str, dict[str, float]] = {}
     for source, times in (("predicted", share), ("measured", 1.0)):
         for row in ledger.filter(quantity="seconds", source=source):
             if row.phase not in AROUND:
-                phase = "scoring" if row.phase in JUDGING else row.phase or "other"
+                phase = "scoring" if row.phase in SCORING_PHASES else row.phase or "other"
                 bar = stacks.setdefault(source, {})
                 bar[phase] = bar.get(phase, 0.0) + row.value * times
-    return bar_chart(stacks, title="time by phase", y_label="seconds so far", unit="s", **size)
+    return _seconds_chart(stacks, "seconds so far", width, height)
 
 
-def role_memory_chart(ledger: Ledger, limit: float | None = None, **size: Any) -> Picture:
+def _seconds_chart(
+    stacks: Mapping[str, Mapping[str, float]], y_label: str, width: int, height: int
+) -> Picture:
+    return bar_chart(
+        stacks, title="time by phase", y_label=y_label, unit="s", width=width, height=height
+    )
+
+
+def role_memory_chart(
+    ledger: Ledger, limit: float | None = None, *, width: int = 460, height: int = 260
+) -> Picture:
     """Bytes at each phase's peak, stacked by role, predicted (P) beside measured (M); the plan's
     peak and the machine's memory as lines, and in words where a line would press the bars flat."""
     rows = [r for r in ledger.filter(quantity="bytes") if r.phase not in AROUND]
     sources = [s for s in ("predicted", "measured") if any(r.source == s for r in rows)]
-    clusters: dict[str, dict[str, dict[str, float]]] = {}
-    for row in rows:
-        if row.source in sources:
-            tag = row.source[0].upper() if len(sources) > 1 else ""
-            bar = clusters.setdefault(row.phase or "all", {}).setdefault(tag, {})
-            role = row.role or "other"
-            bar[role] = bar.get(role, 0.0) + row.value
-    for tags in clusters.values():  # the same order in every bar, whoever was measured first
-        for tag, bar in tags.items():
-            tags[tag] = {role: bar[role] for role in (*ROLES, "other") if role in bar}
+    clusters = _role_clusters(rows, sources)
     bars = [bar for tags in clusters.values() for bar in tags.values()]
     top = max((sum(bar.values()) for bar in bars), default=0.0)
     name, unit = axis_unit(top)
@@ -253,11 +256,32 @@ def role_memory_chart(ledger: Ledger, limit: float | None = None, **size: Any) -
         lines.append((limit / unit, "this machine's memory"))
     elif limit and top:
         title += f" ({top / limit:.1%} of the machine's {limit / GIB:.0f} GiB)"
-    whose = f" ({', '.join(f'{s[0].upper()} {s}' for s in sources)})" if len(sources) > 1 else ""
+    letters = f" ({', '.join(f'{s[0].upper()} {s}' for s in sources)})" if len(sources) > 1 else ""
     return cluster_chart(
         clusters,
         title=title,
-        y_label=f"{name} at each phase's peak{whose}",
+        y_label=f"{name} at each phase's peak{letters}",
         references=lines,
-        **size,
+        width=width,
+        height=height,
     )
+
+
+def _role_clusters(
+    rows: Sequence[Row], sources: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """→ {phase: {the source's letter, where there are several: {role: bytes}}}, roles in the same
+    order in every bar, whoever was measured first."""
+    clusters: dict[str, dict[str, dict[str, float]]] = {}
+    for row in (r for r in rows if r.source in sources):
+        tag = row.source[0].upper() if len(sources) > 1 else ""
+        bar = clusters.setdefault(row.phase or "all", {}).setdefault(tag, {})
+        role = row.role or "other"
+        bar[role] = bar.get(role, 0.0) + row.value
+    return {
+        phase: {
+            tag: {role: bar[role] for role in (*ROLES, "other") if role in bar}
+            for tag, bar in tags.items()
+        }
+        for phase, tags in clusters.items()
+    }

@@ -26,13 +26,12 @@ from ..charts.chart import line_chart
 from ..charts.frame import Picture
 from ..charts.views import (
     AROUND,
-    View,
+    ChartSpec,
+    charts_of,
     known_series,
+    metric_chart,
     role_memory_chart,
     time_stacks,
-    title_of,
-    view_chart,
-    views_of,
 )
 from ..display import escape, format_bytes, format_number, format_seconds, table
 from ..runs.ledger import Ledger
@@ -84,8 +83,8 @@ class Dashboard:
         self.button = StopButton(kernel="" if stop else kernel_id())
         if stop is not None:
             self.button.observe(lambda _: stop(), names="asked")
-        self.views = views_of(stage)
-        self.charts = {title_of(v): Chart(_empty(v)) for v in self.views}
+        self.views = charts_of(stage)
+        self.charts = {v.title: Chart(_empty(v)) for v in self.views}
         self.memory, self.time = Chart(), Chart()
         self.status = w.HTML()
         self.widget = self._laid_out()
@@ -93,12 +92,12 @@ class Dashboard:
 
     def _laid_out(self) -> w.Widget:
         head = w.HBox([self.button, self.status], layout={"align_items": "center"})
-        shown = [self.charts[title_of(v)] for v in self.views if not v.folded]
-        folded = [self.charts[title_of(v)] for v in self.views if v.folded]
+        shown = [self.charts[v.title] for v in self.views if not v.folded]
+        folded = [self.charts[v.title] for v in self.views if v.folded]
         parts = [head, _wrapping([*shown, self.memory, self.time])]
         if folded:
             more = w.Accordion([_wrapping(folded)], selected_index=None)
-            more.set_title(0, "More: " + ", ".join(title_of(v) for v in self.views if v.folded))
+            more.set_title(0, "More: " + ", ".join(v.title for v in self.views if v.folded))
             parts.append(more)
         return w.VBox(parts)
 
@@ -162,15 +161,15 @@ class Dashboard:
         for view in self.views:
             picture = self._drawn(view)
             if picture is not None:
-                self.charts[title_of(view)].draw(picture, now)
+                self.charts[view.title].draw(picture, now)
         ledger = self._ledger()
         self.memory.draw(role_memory_chart(ledger, self.limit, **SIZE), now)
         self.time.draw(time_stacks(ledger, self._done, **SIZE), now)
         end = self._clock()
         self._free_at = end + max(SECONDS_BETWEEN, (end - start) / SHARE)
 
-    def _drawn(self, view: View) -> Picture | None:
-        return None if self.run is None else view_chart(self.run, view, **SIZE)
+    def _drawn(self, view: ChartSpec) -> Picture | None:
+        return None if self.run is None else metric_chart(self.run, view, **SIZE)
 
     @property
     def _done(self) -> float:
@@ -188,7 +187,7 @@ class Dashboard:
 
     def still(self) -> Picture:
         """All that is not folded away, as one picture."""
-        shown = [self.charts[title_of(v)].picture for v in self.views if not v.folded]
+        shown = [self.charts[v.title].picture for v in self.views if not v.folded]
         drawn = [p for p in [*shown, self.memory.picture, self.time.picture] if p is not None]
         return grid(drawn, columns=2, title=self.headline)
 
@@ -248,10 +247,10 @@ class Replay(Dashboard):
         self.slider.value = self.slider.max
         self.refresh(now=True)
 
-    def _drawn(self, view: View) -> Picture | None:
+    def _drawn(self, view: ChartSpec) -> Picture | None:
         if self.run is None:
             return None
-        return view_chart(self.run, view, self._upto, **SIZE) or _empty(view)
+        return metric_chart(self.run, view, self._upto, **SIZE) or _empty(view)
 
     def display(self) -> Replay:
         self._showing = show(self.widget, self.still)
@@ -276,7 +275,7 @@ def kernel_id() -> str:
         return ""
 
 
-def last_values(run: Run, views: tuple[View, ...]) -> list[dict[str, str]]:
+def last_values(run: Run, views: tuple[ChartSpec, ...]) -> list[dict[str, str]]:
     """First and last value of every metric that has a chart."""
     names = [n for v in views for n in v.metrics]
     return [
@@ -301,8 +300,8 @@ def cost_line(ledger: Ledger) -> str:
     return "; ".join(parts)
 
 
-def _empty(view: View) -> Picture:
-    return line_chart({}, title=title_of(view), x_label="step", y_label=view.y_label, **SIZE)
+def _empty(view: ChartSpec) -> Picture:
+    return line_chart({}, title=view.title, x_label="step", y_label=view.y_label, **SIZE)
 
 
 def _wrapping(charts: list[Chart]) -> w.Box:
