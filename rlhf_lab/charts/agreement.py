@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..display import escape
-from .frame import COLOURS, FAINT, GRID, LARGE, SMALL, Picture, finished, line, words
+from .frame import COLOURS, FAINT, GRID, LARGE, SMALL, Picture, svg_document, svg_line, svg_text
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One decided pair: what was chosen, and what is known of it (None where it is not).
+    """One decided pair: which response was chosen, and how it compares (None: not known).
 
     `gold`: gold reward of the chosen less that of the rejected response. `label`: whether the
     annotator chose the same. `expected`: the annotator's probability to choose what the gold
@@ -50,17 +50,18 @@ class Share:
     def __str__(self) -> str:
         if self.low is None:
             return self.short
-        said = f"{self.short}, 95% interval {self.low:.0%} to {self.high:.0%}"
-        return said + f"; {self.note}" * bool(self.note)
+        text = f"{self.short}, 95% interval {self.low:.0%} to {self.high:.0%}"
+        return text + f"; {self.note}" * bool(self.note)
 
 
 def wilson(count: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """The 95 % interval of a share: Wilson's, which holds for few answers too (Wilson 1927)."""
     if not n:
         return 0.0, 1.0
-    p, spread = count / n, z * z / n
-    half = z * math.sqrt(p * (1 - p) / n + spread / (4 * n))
-    low, high = (p + spread / 2 - half) / (1 + spread), (p + spread / 2 + half) / (1 + spread)
+    p, widening = count / n, z * z / n
+    half = z * math.sqrt(p * (1 - p) / n + widening / (4 * n))
+    middle = p + widening / 2
+    low, high = (middle - half) / (1 + widening), (middle + half) / (1 + widening)
     return max(low, 0.0), min(high, 1.0)
 
 
@@ -70,16 +71,17 @@ def shares(choices: Iterable[Choice], labels: str = "the annotator") -> list[Sha
     `labels` names whoever labelled the pairs before.
     """
     choices = list(choices)
-    golden = [c for c in choices if c.gold]
-    long = [c for c in choices if c.longer]
-    better_long = [(c.gold > 0) == (c.longer > 0) for c in long if c.gold]
-    truth = f"by the gold reward {_mean(better_long):.0%}" if better_long else ""
+    unequal_gold = [c for c in choices if c.gold]
+    unequal_length = [c for c in choices if c.longer]
+    longer_better = [(c.gold > 0) == (c.longer > 0) for c in unequal_length if c.gold]
+    truth = f"by the gold reward {_mean(longer_better):.0%}" if longer_better else ""
+    who = f"{labels[:1].upper()}{labels[1:]}"
     rows = [
-        _counted("You agree with the gold reward", [c.gold > 0 for c in golden]),
-        _computed(f"{labels[:1].upper()}{labels[1:]} agrees with it", [c.expected for c in golden]),
+        _counted("You agree with the gold reward", [c.gold > 0 for c in unequal_gold if c.gold]),
+        _computed(f"{who} agrees with it", [c.expected for c in unequal_gold]),
         _counted(f"You agree with {labels}", [c.label for c in choices]),
         _counted("You chose the left one", [c.left for c in choices], "by chance 50%"),
-        _counted("You chose the longer one", [c.longer > 0 for c in long], truth),
+        _counted("You chose the longer one", [c.longer > 0 for c in unequal_length], truth),
     ]
     return [row for row in rows if row]
 
@@ -109,32 +111,32 @@ def picture(rows: Sequence[Share], title: str, empty: str) -> Picture:
     def x(share: float) -> float:
         return left + share * (right - left)
 
-    shapes = [words(10, 21, title, size=LARGE, weight="600")]
+    shapes = [svg_text(10, 21, title, size=LARGE, weight="600")]
     for tick in (0, 0.5, 1) if rows else ():
-        shapes.append(line(x(tick), top - 12, x(tick), bottom - 12, GRID, 1))
+        shapes.append(svg_line(x(tick), top - 12, x(tick), bottom - 12, GRID, 1))
         shapes.append(
-            words(x(tick), bottom + 4, f"{tick:.0%}", size=SMALL, fill=FAINT, anchor="middle")
+            svg_text(x(tick), bottom + 4, f"{tick:.0%}", size=SMALL, fill=FAINT, anchor="middle")
         )
     for i, row in enumerate(rows):
         y = top + step * i
-        shapes.append(words(left - 14, y + 4, row.name, size=SMALL, anchor="end"))
+        shapes.append(svg_text(left - 14, y + 4, row.name, size=SMALL, anchor="end"))
         shapes.append(_mark(row, x, y))
-        shapes.append(words(right + 12, y + 4, row.short, size=SMALL, fill=FAINT, full=str(row)))
+        shapes.append(svg_text(right + 12, y + 4, row.short, size=SMALL, fill=FAINT, full=str(row)))
     if not rows:
-        shapes.append(words(10, top, empty, fill=FAINT))
-    said = ". ".join([title, "; ".join(f"{row.name}: {row}" for row in rows) or empty])
-    return Picture(finished(shapes, said, width, height), said, size=(width, height))
+        shapes.append(svg_text(10, top, empty, fill=FAINT))
+    label = ". ".join([title, "; ".join(f"{row.name}: {row}" for row in rows) or empty])
+    return Picture(svg_document(shapes, label, width, height), label, size=(width, height))
 
 
 def _mark(row: Share, x: Callable[[float], float], y: float) -> str:
     """A dot on its interval; what is computed and not counted is a diamond."""
     title = f"<title>{escape(f'{row.name}: {row}')}</title>"
     at = x(row.share)
-    if row.low is None:
+    if row.low is None or row.high is None:
         return (
             f'<path d="M{at - 5:.1f} {y:.1f}L{at:.1f} {y - 5:.1f}L{at + 5:.1f} {y:.1f}'
             f'L{at:.1f} {y + 5:.1f}Z" style="fill:{COLOURS[1]}">{title}</path>'
         )
-    return line(x(row.low), y, x(row.high), y, COLOURS[0], 3) + (
+    return svg_line(x(row.low), y, x(row.high), y, COLOURS[0], 3) + (
         f'<circle cx="{at:.1f}" cy="{y:.1f}" r="5" style="fill:{COLOURS[0]}">{title}</circle>'
     )

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..display import escape, format_number
 from .frame import (
+    BACKGROUND,
     DASHES,
     FAINT,
-    PAPER,
     SMALL,
     Frame,
-    Key,
+    LegendEntry,
     Picture,
     colour,
-    line,
-    words,
-    words_width,
+    svg_line,
+    svg_text,
+    text_width,
 )
 
 MAX_TOOLTIPS = 60
@@ -32,6 +32,7 @@ LIVE_COLUMNS = 60  # a live curve has at most four points in each: it travels at
 
 Points = tuple[Sequence[float], Sequence[float | None]]
 Reference = tuple[float, str]
+_Bar = tuple[int, str]  # number of its cluster, name in it
 
 
 def line_chart(
@@ -57,15 +58,16 @@ def line_chart(
     all_x = [x for c in curves.values() for x, _ in c] + [x for b in bands.values() for x, *_ in b]
     all_y = [y for c in curves.values() for _, y in c if y is not None] + [y for y, _ in levels]
     all_y += [y for b in bands.values() for _, *ends in b for y in ends]
-    keys = [Key(name, colour(i), DASHES[i % len(DASHES)]) for i, name in enumerate(curves)]
-    level_keys = [Key(label, FAINT, "1 3") for _, label in levels]
+    keys = [LegendEntry(name, colour(i), DASHES[i % len(DASHES)]) for i, name in enumerate(curves)]
+    level_keys = [LegendEntry(label, FAINT, "1 3") for _, label in levels]
     frame = Frame(title, x_label, y_label, keys + level_keys, width, height)
     whole = all(x == round(x) for x in all_x)
     frame.scale(_span(all_x, pad=0.02), _span(all_y, pad=0.06), whole_x=whole)
 
     names = list(curves)
-    for i, (name, points) in enumerate(bands.items()):
-        frame.add(_band_shape(frame, points, colour(names.index(name) if name in names else i)))
+    for i, (name, band_points) in enumerate(bands.items()):
+        place = names.index(name) if name in names else i
+        frame.add(_band_shape(frame, band_points, colour(place)))
     for key, (level, _) in zip(level_keys, levels):
         frame.add(_level_line(frame, key, level))
     readings = []
@@ -75,7 +77,7 @@ def line_chart(
         frame.live += _curve(frame, key, points, min(columns, LIVE_COLUMNS))
         readings.append(_reading(key, points))
     if not all_y:
-        frame.add(words(*frame.middle(), "no data yet", fill=FAINT, anchor="middle"))
+        frame.add(svg_text(*frame.middle(), "no data yet", fill=FAINT, anchor="middle"))
     lasts = [f"{name}: last {format_number(_last(points))}" for name, points in curves.items()]
     lasts += [f"{label}: {format_number(level)}" for level, label in levels]
     return frame.svg(lasts or ["no data yet"], readings)
@@ -122,8 +124,8 @@ def cluster_chart(
     colours = {name: colour(i) for i, name in enumerate(dict.fromkeys(entry.values()))}
     shown = {entry[part] for part in parts}
     levels = [(float(y), label) for y, label in references if _real(y)]
-    level_keys = [Key(label, FAINT, "1 3") for _, label in levels]
-    keys = [Key(name, colours[name], None) for name in colours if name in shown]
+    level_keys = [LegendEntry(label, FAINT, "1 3") for _, label in levels]
+    keys = [LegendEntry(name, colours[name], None) for name in colours if name in shown]
     frame = Frame(title, x_label, y_label, keys + level_keys, width, height, list(clusters))
     top = max([*totals.values(), *(y for y, _ in levels)], default=0.0)
     # Room above the highest bar for its total.
@@ -147,17 +149,17 @@ def cluster_chart(
     for key, (level, _) in zip(level_keys, levels):
         frame.add(_level_line(frame, key, level))
     if not clusters:
-        frame.add(words(*frame.middle(), "no data yet", fill=FAINT, anchor="middle"))
-    said = [f"{bars[at][0]}: {format_number(t, unit)}" for at, t in totals.items()]
-    said += [f"{label}: {format_number(level, unit)}" for level, label in levels]
-    return frame.svg(said or ["no data yet"])
+        frame.add(svg_text(*frame.middle(), "no data yet", fill=FAINT, anchor="middle"))
+    figures = [f"{bars[at][0]}: {format_number(t, unit)}" for at, t in totals.items()]
+    figures += [f"{label}: {format_number(level, unit)}" for level, label in levels]
+    return frame.svg(figures or ["no data yet"])
 
 
 # -- lines ------------------------------------------------------------------------------------
 Curve = list[tuple[float, float | None]]  # (x, y); y is None in a gap
 
 
-def _real(value: float | None) -> bool:
+def _real(value: float | None) -> TypeGuard[float]:
     """Whether it can be drawn. A diverged run's 1e250 is a gap too: spans must not overflow."""
     return value is not None and math.isfinite(value) and abs(value) < 1e200
 
@@ -173,7 +175,7 @@ def _finite_band(
     xs: Sequence[float], lows: Sequence[float], highs: Sequence[float]
 ) -> list[tuple[float, float, float]]:
     points = zip(xs, lows, highs)
-    return [tuple(map(float, point)) for point in points if all(map(_real, point))]
+    return [(float(x), float(a), float(b)) for x, a, b in points if all(map(_real, (x, a, b)))]
 
 
 def _last(points: Curve) -> float | None:
@@ -194,7 +196,7 @@ def _span(values: Sequence[float], pad: float) -> tuple[float, float]:
     return (max(low - room, 0.0) if low >= 0 else low - room), high + room
 
 
-def _curve(frame: Frame, key: Key, points: Curve, columns: int) -> Iterator[str]:
+def _curve(frame: Frame, key: LegendEntry, points: Curve, columns: int) -> Iterator[str]:
     """The polyline, broken at gaps; a point with gaps on both sides becomes a dot."""
     path: list[str] = []
     for piece in _pieces(points):
@@ -229,16 +231,16 @@ def _thinned(piece: list[tuple[float, float]], columns: int) -> list[tuple[float
     if len(piece) <= 4 * columns:
         return piece
     size = math.ceil(len(piece) / columns)
-    kept = []
+    thin = []
     for start in range(0, len(piece), size):
         group = piece[start : start + size]
         ys = [y for _, y in group]
         marks = {0, ys.index(min(ys)), ys.index(max(ys)), len(group) - 1}
-        kept += [group[i] for i in sorted(marks)]
-    return kept
+        thin += [group[i] for i in sorted(marks)]
+    return thin
 
 
-def _tooltips(frame: Frame, key: Key, points: Curve) -> Iterator[str]:
+def _tooltips(frame: Frame, key: LegendEntry, points: Curve) -> Iterator[str]:
     """Invisible discs that a pointer finds, evenly thinned, the last point always among them."""
     known = [(x, y) for x, y in points if y is not None]
     count = min(len(known), MAX_TOOLTIPS)
@@ -251,7 +253,7 @@ def _tooltips(frame: Frame, key: Key, points: Curve) -> Iterator[str]:
         )
 
 
-def _reading(key: Key, points: Curve) -> str:
+def _reading(key: LegendEntry, points: Curve) -> str:
     """The values of a curve for chart.js, worded as a tooltip words them."""
     known = _thinned([(x, y) for x, y in points if y is not None], LIVE_COLUMNS)
     xs, ys = (" ".join(format_number(p[i]) for p in known) for i in (0, 1))
@@ -269,11 +271,11 @@ def _band_shape(frame: Frame, points: list[tuple[float, float, float]], fill: st
     return f'<path d="M{"L".join(there + back)}Z" fill-opacity="0.18" style="fill:{fill}"/>'
 
 
-def _level_line(frame: Frame, key: Key, level: float) -> str:
+def _level_line(frame: Frame, key: LegendEntry, level: float) -> str:
     """A horizontal reference line; a thick invisible one under it carries the tooltip."""
     y = frame.y(level)
     title = f"<title>{escape(f'{key.name}: {format_number(level)}')}</title>"
-    return line(frame.left, y, frame.right, y, key.colour, 1.4, key.dash or "") + (
+    return svg_line(frame.left, y, frame.right, y, key.colour, 1.4, key.dash or "") + (
         f'<rect x="{frame.left:.1f}" y="{y - 4:.1f}" width="{frame.right - frame.left:.1f}" '
         f'height="8" fill-opacity="0" style="fill:{key.colour}">{title}</rect>'
     )
@@ -296,26 +298,26 @@ def _block(
     top, bottom = frame.y(base + value), frame.y(base)
     return (
         f'<rect class="block" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" '
-        f'height="{bottom - top:.1f}" stroke-width="0.8" style="fill:{fill};stroke:{PAPER}">'
+        f'height="{bottom - top:.1f}" stroke-width="0.8" style="fill:{fill};stroke:{BACKGROUND}">'
         f"<title>{escape(label)}</title></rect>"
     )
 
 
 def _above_bars(
     frame: Frame,
-    places: Mapping[Any, tuple[float, float]],
-    totals: Mapping[Any, float],
-    said: Mapping[Any, str],
+    places: Mapping[_Bar, tuple[float, float]],
+    totals: Mapping[_Bar, float],
+    labels: Mapping[_Bar, str],
 ) -> Iterator[str]:
-    """A word above each bar, if there is room to write every one."""
+    """A label above each bar, if there is room to write every one."""
     room = frame.x(1) - frame.x(0) - 2
-    for at, text in said.items():
-        if words_width(text, SMALL) > (places[at][1] + 4 if at[1] else room):
+    for at, text in labels.items():
+        if text_width(text, SMALL) > (places[at][1] + 4 if at[1] else room):
             return
-    for at, text in said.items():
+    for at, text in labels.items():
         x, width = places[at]
         height = frame.y(totals[at]) - 4
-        yield words(x + width / 2, height, text, size=SMALL, anchor="middle")
+        yield svg_text(x + width / 2, height, text, size=SMALL, anchor="middle")
 
 
 def _bar_place(frame: Frame, slot: int, number: int, bars: int) -> tuple[float, float]:

@@ -16,7 +16,6 @@ from ..stages import STAGES
 from .frame import colour
 from .plotly_style import (
     Figure,
-    faint,
     finish,
     legend_on_top,
     line_style,
@@ -25,6 +24,7 @@ from .plotly_style import (
     safe,
     symbol,
     thinned_indices,
+    translucent,
 )
 from .series import Series, series_of, steps_of
 
@@ -173,7 +173,7 @@ def _draw_band(
         mode="lines",
         line={"width": 0},
         fill="toself",
-        fillcolor=faint(colour(i), 0.2),
+        fillcolor=translucent(colour(i), 0.2),
         hoverinfo="skip",
         **{**style, "showlegend": False},
     )

@@ -1,14 +1,16 @@
-"""How a plan reads: a summary, memory by phase, time by phase, and what would be cheaper."""
+"""An estimate as tables and a picture: summary, memory and time by phase, what would be cheaper."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
+from ..cost.estimate import Estimate
+from ..cost.remedies import Remedy
 from ..display import escape, format_bytes, format_number, format_seconds, html_table, table
 from .memory import memory_chart
 
 
-def summary_row(e: Any) -> dict[str, str]:
+def summary_row(e: Estimate) -> dict[str, str]:
     """One line of a plan: stage, memory, work, time and money."""
     s = e.setup
     return {
@@ -24,8 +26,8 @@ def summary_row(e: Any) -> dict[str, str]:
     }
 
 
-def phase_rows(e: Any) -> list[dict[str, str]]:
-    """One line for each phase: what stands in memory, FLOPs and seconds of a step."""
+def phase_rows(e: Estimate) -> list[dict[str, str]]:
+    """One line for each phase: bytes in memory, FLOPs and seconds of a step."""
     seconds = e.seconds_of
     rows = []
     for f, a in zip(e.phases, e.average, strict=True):
@@ -46,7 +48,7 @@ def phase_rows(e: Any) -> list[dict[str, str]]:
     return [{c: row.get(c, "") for c in (*columns, "FLOPs", "time")} for row in rows]
 
 
-def remedy_rows(found: list) -> list[dict[str, str]]:
+def remedy_rows(remedies: Sequence[Remedy]) -> list[dict[str, str]]:
     """One line for each change."""
     return [
         {
@@ -57,7 +59,7 @@ def remedy_rows(found: list) -> list[dict[str, str]]:
             "money saved": _signed(r.saves_money, "USD"),
             "fits": "yes" if r.fits else "no",
         }
-        for r in found
+        for r in remedies
     ]
 
 
@@ -67,18 +69,18 @@ def _signed(value: float | None, unit: str) -> str:
     return ("−" if value < 0 else "") + format_number(abs(value), unit)
 
 
-def text(e: Any) -> str:
+def text(e: Estimate) -> str:
     """The plan as text."""
     return f"{table([summary_row(e)])}\n{table(phase_rows(e))}\n{_notes(e)}"
 
 
-def parts(e: Any) -> tuple[str, str, str]:
+def parts(e: Estimate) -> tuple[str, str, str]:
     """The plan as HTML and a picture: summary, memory, phases."""
     card = e.hardware.memory, f"memory of {e.hardware.name}"
     phases = f"{html_table(phase_rows(e))}<p>{escape(_notes(e))}</p>"
     return html_table([summary_row(e)]), memory_chart(e.ledger, [card]), phases
 
 
-def _notes(e: Any) -> str:
+def _notes(e: Estimate) -> str:
     low, high = (format_bytes(e.peak * b) for b in e.memory_band)
     return f"predicted; memory {low} to {high}. Not modelled: {'; '.join(e.not_modelled)}."

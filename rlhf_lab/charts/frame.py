@@ -1,4 +1,4 @@
-"""What stands around the data of a chart: title, legend, axes, and SVG's few words for them.
+"""Title, legend and axes around the data of a chart, and the SVG elements they are made of.
 
 Colours of text and axes follow JupyterLab's theme through `--jp-*` variables. Each has a
 fallback, and the chart brings its own background, so that it stays legible where there is no
@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..display import escape
 
@@ -22,14 +23,14 @@ DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "4 2")
 TEXT = "var(--jp-ui-font-color1, #222)"
 FAINT = "var(--jp-ui-font-color2, #555)"
 GRID = "var(--jp-border-color2, #ddd)"
-PAPER = "var(--jp-layout-color0, #fff)"
+BACKGROUND = "var(--jp-layout-color0, #fff)"
 FONT = "var(--jp-ui-font-family, system-ui, sans-serif)"
 SMALL, NORMAL, LARGE = 10.5, 11.5, 13.0  # font sizes, px
 
 
 @dataclass(frozen=True)
-class Key:
-    """A legend entry: a line sample, or a filled square where `dash` is None."""
+class LegendEntry:
+    """A name beside a piece of its line, or a filled square where `dash` is None."""
 
     name: str
     colour: str
@@ -44,7 +45,7 @@ class Frame:
         title: str,
         x_label: str,
         y_label: str,
-        keys: Sequence[Key],
+        keys: Sequence[LegendEntry],
         width: int,
         height: int,
         categories: Sequence[str] | None = None,
@@ -58,22 +59,22 @@ class Frame:
         # Bold letters are about an eighth wider than the plain ones that are measured.
         for part in wrapped(title, LARGE * 1.12, width - 20):
             self.top += 16
-            self.add(words(10, self.top - 3, part, size=LARGE, weight="600"))
+            self.add(svg_text(10, self.top - 3, part, size=LARGE, weight="600"))
         self._legend(keys)
         # The y label lies flat on top of its axis: read without turning the head, never cut.
         y_text = shortened(y_label, SMALL, width - 20)
         self.top += 18
-        self.add(words(10, self.top - 3, y_text, size=SMALL, fill=FAINT, full=y_label))
+        self.add(svg_text(10, self.top - 3, y_text, size=SMALL, fill=FAINT, full=y_label))
         self.top += 10
 
-    def _legend(self, keys: Sequence[Key]) -> None:
+    def _legend(self, keys: Sequence[LegendEntry]) -> None:
         """Above the plot, wrapping, so that it never lies over a curve."""
         x, swatch = 10.0, 24.0
         self.top += 17 if keys else 0
         for key in keys:
             room = self.width - 20 - swatch
             name = shortened(key.name, NORMAL, room)
-            needed = swatch + words_width(name, NORMAL) + 14
+            needed = swatch + text_width(name, NORMAL) + 14
             if x > 10 and x + needed - 14 > self.width - 10:
                 x, self.top = 10.0, self.top + 16
             y = self.top - 7
@@ -83,8 +84,8 @@ class Frame:
                     f'style="fill:{key.colour}"/>'
                 )
             else:
-                mark = line(x, y, x + 19, y, key.colour, 2.2, key.dash)
-            self.add(mark, words(x + swatch, y + 4, name, full=key.name))
+                mark = svg_line(x, y, x + 19, y, key.colour, 2.2, key.dash)
+            self.add(mark, svg_text(x + swatch, y + 4, name, full=key.name))
             x += needed
 
     def scale(
@@ -96,7 +97,7 @@ class Frame:
         self._slant = False
         if self.categories:
             slot = (self.width - 70) / len(self.categories)
-            longest = max(words_width(c, SMALL) for c in self.categories)
+            longest = max(text_width(c, SMALL) for c in self.categories)
             self._slant = longest > slot - 4
             bottom += min(0.6 * longest, 70) - 6 if self._slant else 0
         self.bottom = max(self.height - bottom, self.top + 40)
@@ -104,44 +105,48 @@ class Frame:
         self.height = max(self.height, math.ceil(self.bottom + bottom))
         y_ticks = nice_ticks(*ys, at_most=max(2, int((self.bottom - self.top) / 28)))
         y_texts = [tick_text(t, y_ticks) for t in y_ticks]
-        self.left = 16 + max(words_width(t, SMALL) for t in y_texts)
+        self.left = 16 + max(text_width(t, SMALL) for t in y_texts)
         self.right = self.width - 14.0
         self._draw_axes(y_ticks, y_texts)
 
     def _draw_axes(self, y_ticks: Sequence[float], y_texts: Sequence[str]) -> None:
         for tick, text in zip(y_ticks, y_texts):
             y = self.y(tick)
-            self.add(line(self.left, y, self.right, y, GRID, 1))
-            self.add(words(self.left - 6, y + 3.7, text, size=SMALL, fill=FAINT, anchor="end"))
+            self.add(svg_line(self.left, y, self.right, y, GRID, 1))
+            self.add(svg_text(self.left - 6, y + 3.7, text, size=SMALL, fill=FAINT, anchor="end"))
         if self.categories is None:
             room = max(2, int((self.right - self.left) / 44))
             ticks = nice_ticks(*self.xs, at_most=room, whole=self._whole_x)
             for tick in ticks:
                 x = self.x(tick)
-                self.add(line(x, self.bottom, x, self.bottom + 4, FAINT, 1))
+                self.add(svg_line(x, self.bottom, x, self.bottom + 4, FAINT, 1))
                 label = tick_text(tick, ticks)
-                self.add(words(x, self.bottom + 15, label, size=SMALL, fill=FAINT, anchor="middle"))
+                self.add(
+                    svg_text(x, self.bottom + 15, label, size=SMALL, fill=FAINT, anchor="middle")
+                )
         else:
             self._name_bars(self.categories)
-        self.add(line(self.left, self.bottom, self.right, self.bottom, FAINT, 1))
+        self.add(svg_line(self.left, self.bottom, self.right, self.bottom, FAINT, 1))
         x_text = shortened(self.x_label, SMALL, self.right - self.left)
         middle = (self.left + self.right) / 2
         self.add(
-            words(middle, self.height - 7, x_text, size=SMALL, fill=FAINT, anchor="middle")
+            svg_text(middle, self.height - 7, x_text, size=SMALL, fill=FAINT, anchor="middle")
             if self.x_label
             else ""
         )
 
     def _name_bars(self, names: Sequence[str]) -> None:
-        # Where the bars stand closer than a line of text is high, every second (third...) speaks.
+        # Where the bars stand closer than a line of text is high, every second (third...) is named.
         every = math.ceil(15 / (self.x(1) - self.x(0))) if self._slant else 1
         for i, name in list(enumerate(names))[::every]:
             x, y = self.x(i + 0.5), self.bottom + 15
             if self._slant:
                 short = shortened(name, SMALL, min(116, (x - 6) / 0.82))
-                self.add(words(x + 4, y - 3, short, size=SMALL, anchor="end", turn=-35, full=name))
+                self.add(
+                    svg_text(x + 4, y - 3, short, size=SMALL, anchor="end", turn=-35, full=name)
+                )
             else:
-                self.add(words(x, y, name, size=SMALL, anchor="middle"))
+                self.add(svg_text(x, y, name, size=SMALL, anchor="middle"))
 
     def x(self, value: float) -> float:
         low, high = self.xs
@@ -158,34 +163,38 @@ class Frame:
         self.still += shapes
         self.live += shapes
 
-    def svg(self, spoken: Sequence[str], readings: Sequence[str] = ()) -> Picture:
-        """The finished picture; `spoken` are the figures a screen reader says.
+    def svg(self, figures: Sequence[str], readings: Sequence[str] = ()) -> Picture:
+        """The finished picture; `figures` are the values that a screen reader reads out.
 
-        `readings` are elements that draw nothing: the values that chart.js says on hover.
+        `readings` are elements that draw nothing: the values that chart.js shows on hover.
         """
-        said = ". ".join([self.title or self.y_label, "; ".join(spoken)])
+        label = ". ".join([self.title or self.y_label, "; ".join(figures)])
         box = f"{self.left:.1f} {self.top:.1f} {self.right:.1f} {self.bottom:.1f}"
         plot = (
             f'<g class="plot" data-box="{box}" data-xs="{self.xs[0]!r} {self.xs[1]!r}" '
             f'data-ys="{self.ys[0]!r} {self.ys[1]!r}" data-x-label="{escape(self.x_label)}">'
         )
         size = self.width, self.height
-        live = finished([*self.live, plot, *readings, "</g>"], said, *size)
-        return Picture(finished(self.still, said, *size), said, live, size)
+        live = svg_document([*self.live, plot, *readings, "</g>"], label, *size)
+        return Picture(svg_document(self.still, label, *size), label, live, size)
 
 
-def finished(shapes: Sequence[str], said: str, width: float, height: float) -> str:
-    """SVG text: the shapes on paper, and what a screen reader says in their place."""
+def svg_document(shapes: Sequence[str], label: str, width: float, height: float) -> str:
+    """SVG text: the shapes on their background, and what a screen reader reads in their place."""
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(said)}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(label)}" '
         f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'style="max-width:100%;height:auto;font-family:{FONT}">'
     )
-    paper = f'<rect width="{width}" height="{height}" rx="4" style="fill:{PAPER}"/>'
-    return "\n".join([head, paper, *filter(None, shapes), "</svg>"])
+    background = f'<rect width="{width}" height="{height}" rx="4" style="fill:{BACKGROUND}"/>'
+    return "\n".join([head, background, *filter(None, shapes), "</svg>"])
 
 
 _READINGS = re.compile(r'\n<g class="plot"[^>]*>(\n<g class="curve"[^>]*/>)*\n</g>')
+
+
+class _Printer(Protocol):
+    def text(self, text: str) -> None: ...
 
 
 class Picture(str):
@@ -193,7 +202,7 @@ class Picture(str):
 
     A notebook that its reader has not run is not trusted, and JupyterLab draws no SVG there: the
     last values in words stand in its place. `live` is the same picture for `live.Chart`: shorter,
-    without tooltips, with the values that its script says instead. `size`: width and height, px.
+    without tooltips, with the values that its script shows instead. `size`: width and height, px.
     """
 
     words: str
@@ -212,10 +221,10 @@ class Picture(str):
         """Without tooltips and readings: all that shows where SVG is an image, and half as long."""
         return _READINGS.sub("", self.live)
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {"image/svg+xml": str(self), "text/plain": self.words}
 
-    def _repr_pretty_(self, printer, cycle: bool) -> None:  # or IPython prints a str
+    def _repr_pretty_(self, printer: _Printer, cycle: bool) -> None:  # or IPython prints a str
         printer.text(self.words)
 
 
@@ -259,12 +268,12 @@ def tick_text(value: float, ticks: Sequence[float]) -> str:
     return "0" if value == 0 else f"{value / scale:.{min(decimals, 6)}f}{suffix}"
 
 
-# -- SVG's words ------------------------------------------------------------------------------
+# -- SVG elements ------------------------------------------------------------------------------
 def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def line(
+def svg_line(
     x1: float, y1: float, x2: float, y2: float, stroke: str, width: float, dash: str = ""
 ) -> str:
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
@@ -274,7 +283,7 @@ def line(
     )
 
 
-def words(
+def svg_text(
     x: float,
     y: float,
     text: str,
@@ -295,7 +304,7 @@ def words(
     )
 
 
-def words_width(text: str, size: float) -> float:
+def text_width(text: str, size: float) -> float:
     """A generous guess at a text's width, since no font can be asked: em per kind of letter."""
     ems = 0.0
     for letter in text:
@@ -310,9 +319,9 @@ def words_width(text: str, size: float) -> float:
 
 def shortened(text: str, size: float, room: float) -> str:
     """The text, cut with an ellipsis where it is wider than `room`."""
-    if words_width(text, size) <= room:
+    if text_width(text, size) <= room:
         return text
-    while text and words_width(text + "…", size) > room:
+    while text and text_width(text + "…", size) > room:
         text = text[:-1]
     return text.rstrip() + "…"
 
@@ -321,7 +330,7 @@ def wrapped(text: str, size: float, room: float) -> list[str]:
     """The text in lines no wider than `room`; a word too long for a line is cut."""
     lines: list[str] = []
     for word in text.split():
-        if lines and words_width(f"{lines[-1]} {word}", size) <= room:
+        if lines and text_width(f"{lines[-1]} {word}", size) <= room:
             lines[-1] += f" {word}"
         else:
             lines.append(shortened(word, size, room))

@@ -136,12 +136,13 @@ def _add_path(figure: Figure, s: Series, i: int, axes: _Axes) -> Iterator[str]:
 
 def _add_ends(figure: Figure, s: Series, i: int, axes: _Axes) -> Iterator[str]:
     """Where each run of a series ended, on held-out prompts; → words."""
-    # An SFT model is the reference: it has moved by nothing.
-    ends = [
-        (0.0 if run.stage == "sft" else run.summary.get(axes.kl), run.summary.get(axes.reward))
-        for run in s.runs
-    ]
-    ends = [end for end in ends if all(rounded(v) is not None for v in end)]
+    ends: list[tuple[float, float]] = []
+    for run in s.runs:
+        # An SFT model is the reference: it has moved by nothing.
+        nats = 0.0 if run.stage == "sft" else run.summary.get(axes.kl, math.nan)
+        reward = run.summary.get(axes.reward, math.nan)
+        if rounded(nats) is not None and rounded(reward) is not None:
+            ends.append((nats, reward))
     if not ends:
         return
     figure.add_scatter(

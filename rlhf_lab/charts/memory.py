@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..runs.ledger import COMPONENTS, SOURCES, Ledger
+from ..runs.ledger import COMPONENTS, SOURCES, Ledger, Row
 from .chart import Reference, cluster_chart
 from .frame import Picture
 
@@ -23,20 +23,21 @@ def memory_chart(ledger: Ledger, references: Sequence[Reference] = ()) -> Pictur
     clusters: dict[str, dict[str, dict[str, float]]] = {}
     for phase in dict.fromkeys(row.phase for row in rows):
         for source in sources:
-            bar = _bar([row for row in rows if (row.phase, row.source) == (phase, source)])
-            legend |= {name: component for name, (component, _) in bar.items()}
+            parts = _parts([row for row in rows if (row.phase, row.source) == (phase, source)])
+            legend |= {name: component for name, (component, _) in parts.items()}
             tag = source[0].upper() if len(sources) > 1 else ""
-            if bar:
-                sizes = {name: size for name, (_, size) in bar.items()}
+            if parts:
+                sizes = {name: size for name, (_, size) in parts.items()}
                 clusters.setdefault(phase or "all", {})[tag] = sizes
-    top = max((sum(bar.values()) for tags in clusters.values() for bar in tags.values()), default=0)
+    bars = [bar for tags in clusters.values() for bar in tags.values()]
+    top = max((sum(bar.values()) for bar in bars), default=0.0)
     name, unit = axis_unit(top)
-    for bar in (bar for tags in clusters.values() for bar in tags.values()):
+    for bar in bars:
         bar.update({part: size / unit for part, size in bar.items()})
-    whose = ", ".join(f"{s[0].upper()} {s}" if len(sources) > 1 else s for s in sources)
+    letters = ", ".join(f"{s[0].upper()} {s}" if len(sources) > 1 else s for s in sources)
     return cluster_chart(
         clusters,
-        title=f"Memory at each phase's peak: {whose}",
+        title=f"Memory at each phase's peak: {letters}",
         y_label=name,
         legend=legend,
         references=[(y / unit, label) for y, label in references if y < 3 * top],
@@ -49,14 +50,14 @@ def axis_unit(top: float) -> tuple[str, int]:
     return ("GiB", GIB) if top >= GIB else ("MiB", MIB)
 
 
-def _bar(rows: list) -> dict[str, tuple[str, float]]:
+def _parts(rows: Sequence[Row]) -> dict[str, tuple[str, float]]:
     """→ {role and component: (component, bytes)}, components in the order of the ledger's."""
-    found: dict[str, tuple[str, float]] = {}
+    parts: dict[str, tuple[str, float]] = {}
     for row in sorted(rows, key=lambda row: _place(row.component)):
         name = " ".join(x for x in (row.role, row.component) if x) or "all"
-        _, size = found.get(name, ("", 0.0))
-        found[name] = row.component or "all", size + row.value
-    return found
+        _, size = parts.get(name, ("", 0.0))
+        parts[name] = row.component or "all", size + row.value
+    return parts
 
 
 def _place(component: str) -> int:

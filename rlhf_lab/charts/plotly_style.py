@@ -1,9 +1,9 @@
-"""The paper of the figures people study: how they look, what they say, how they travel.
+"""How plotly figures look, their content in words, and what a notebook keeps of them.
 
-Studied figures are plotly's. In JupyterLab one travels as data only, which the lab's own extension
-draws: no copy of plotly.js (5 MB) goes into the notebook. Paper is transparent and ink mid-grey, so
-that a saved figure reads in the light theme and in the dark one. Names, which may be anybody's, are
-shown letter by letter.
+In JupyterLab a figure is saved as data only, which JupyterLab's own extension draws: no copy of
+plotly.js (5 MB) goes into the notebook. The background is transparent and text mid-grey, so that a
+saved figure reads in the light theme and in the dark one. Names, which may be anybody's, are shown
+letter by letter.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import html
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 
 from ..runs.ledger import UNITS
-from .frame import COLOURS, DASHES, colour, words_width
+from .frame import COLOURS, DASHES, colour, text_width
 
 MIME = "application/vnd.plotly.v1+json"
-_DRAWN_BY_THE_LAB = {"plotly_mimetype", "jupyterlab", "vscode", "nteract"}
+_DRAWN_BY_JUPYTER = {"plotly_mimetype", "jupyterlab", "vscode", "nteract"}
 _CONFIG = {"displaylogo": False}
-"""Not responsive: the lab resizes figures itself, and with both they vanish when themes change."""
+"""Not responsive: JupyterLab resizes figures itself; with both they vanish when themes change."""
 
 INK = "#7A7A7A"
 THEMES = {
@@ -30,7 +29,7 @@ THEMES = {
     "light": ("#222222", "#DDDDDD"),
     "dark": ("#E6E6E6", "#3F3F3F"),
 }
-"""Ink and grid. INK has 4.3 : 1 against white as against JupyterLab's #111, the best that one
+"""Text and grid. INK has 4.3 : 1 against white as against JupyterLab's #111, the best that one
 colour can do for both."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
 NEUTRAL = "#9A9A9A"
@@ -39,42 +38,46 @@ MOST_POINTS, FEWEST_POINTS, ALL_POINTS = 400, 24, 2500
 """Of a curve; the last is what all curves of a figure share, about 45 KB."""
 
 
-class Figure(go.Figure):
-    """A plotly figure that can also be read aloud, and that keeps notebooks small."""
+class Figure(go.Figure):  # type: ignore[misc]  # plotly has no types
+    """A plotly figure that has its content in words, and that keeps notebooks small."""
 
     @property
     def words(self) -> str:
-        """What the figure says, as plain text."""
-        return self.layout.meta or ""
+        """The figure's content as plain text."""
+        return str(self.layout.meta or "")
 
     def __repr__(self) -> str:
-        return self.words or super().__repr__()
+        return self.words or str(super().__repr__())
 
-    def _repr_mimebundle_(self, include=None, exclude=None, **options: Any) -> dict[str, Any]:
-        if not _lab_draws():
-            return super()._repr_mimebundle_(include, exclude, **options)
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None, **options: object
+    ) -> dict[str, object]:
+        if not _jupyter_draws():
+            return dict(super()._repr_mimebundle_(include, exclude, **options))
         return {MIME: {**json.loads(self.to_json()), "config": _CONFIG}, "text/plain": self.words}
 
     def _ipython_display_(self) -> None:
-        if not _lab_draws():  # Colab has its own way, a terminal opens a browser
-            return super()._ipython_display_()
+        if not _jupyter_draws():  # Colab has its own way, a terminal opens a browser
+            super()._ipython_display_()
+            return
         from IPython.display import display
 
-        display(self._repr_mimebundle_(), raw=True)
+        display(self._repr_mimebundle_(), raw=True)  # type: ignore[no-untyped-call]
 
-    def show(self, *args: Any, **options: Any) -> None:
+    def show(self, *args: object, **options: object) -> None:
         """plotly's `show`; without arguments the figure looks as it does at the end of a cell."""
-        if args or options or not _lab_draws():
-            return super().show(*args, **options)
-        self._ipython_display_()
+        if args or options or not _jupyter_draws():
+            super().show(*args, **options)
+        else:
+            self._ipython_display_()
 
 
-def _lab_draws() -> bool:
-    """Whether plotly found itself in a lab; before 7.0 it adds "+notebook" there, which is the
+def _jupyter_draws() -> bool:
+    """Whether plotly found itself in JupyterLab; before 7.0 it adds "+notebook" there, which is the
     copy of plotly.js."""
     import plotly.io as pio
 
-    return bool(_DRAWN_BY_THE_LAB & set(str(pio.renderers.default).split("+")))
+    return bool(_DRAWN_BY_JUPYTER & set(str(pio.renderers.default).split("+")))
 
 
 ABOVE, BELOW = 34, 48
@@ -82,7 +85,7 @@ ABOVE, BELOW = 34, 48
 
 
 def finish(figure: Figure, *, words: Sequence[str], plot: int, theme: str = "both") -> Figure:
-    """Put on the looks that all figures share, and what it says. `plot`: height without margins."""
+    """Add the looks that all figures share, and its `words`. `plot`: height without margins, px."""
     if theme not in THEMES:
         raise ValueError(f"theme={theme!r}: choose from {', '.join(THEMES)}")
     ink, grid = THEMES[theme]
@@ -125,7 +128,7 @@ def finish(figure: Figure, *, words: Sequence[str], plot: int, theme: str = "bot
 def legend_on_top(figure: Figure, labels: Sequence[str], below: int = 6) -> Figure:
     """Put the legend between the buttons and the plot, whose width it leaves alone. `below`: px
     between the two. plotly sets entries in columns as wide as the longest."""
-    widest = max((words_width(html.unescape(safe(x)), 12) for x in labels), default=0.0) + 50
+    widest = max((text_width(html.unescape(safe(x)), 12) for x in labels), default=0.0) + 50
     lines = math.ceil(len(labels) / max(1, 600 // widest))
     room = ABOVE + 20 * lines + below
     plot = figure.layout.height - ABOVE - BELOW
@@ -141,12 +144,12 @@ def legend_on_top(figure: Figure, labels: Sequence[str], below: int = 6) -> Figu
 _READ = {c: f"&#{ord(c)};" for c in "<>&$%{}"}
 
 
-def plain(text: Any) -> str:
+def plain(text: object) -> str:
     """One line without control characters: a terminal would obey them."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
-def safe(text: Any, room: int = 40) -> str:
+def safe(text: object, room: int = 40) -> str:
     """Any text, as plotly shows it letter by letter, cut where it is longer than `room`.
 
     plotly reads a subset of HTML, entities, TeX between dollars and %{…} in hover texts.
@@ -163,21 +166,21 @@ def rounded(value: float | None) -> float | None:
 
 
 def thinned_indices(*columns: Sequence[float | None], at_most: int) -> list[int]:
-    """Which points of curves over the same x to keep: first, last, and of every segment the
+    """Which points of curves over the same x are drawn: first, last, and of every segment the
     lowest and the highest of each column, and one gap. No spike is lost."""
     count = len(columns[0])
     if count <= at_most:
         return list(range(count))
     segments = max(1, at_most // (2 * len(columns)))
-    found = {0, count - 1}
+    indices = {0, count - 1}
     for i in range(segments):
         part = range(i * count // segments, (i + 1) * count // segments)
         for column in columns:
-            real = [j for j in part if column[j] is not None]
+            real = [(value, j) for j in part if (value := column[j]) is not None]
             if real:
-                found |= {min(real, key=column.__getitem__), max(real, key=column.__getitem__)}
-            found |= set([j for j in part if column[j] is None][:1])
-    return sorted(found)
+                indices |= {min(real)[1], max(real, key=lambda at: (at[0], -at[1]))[1]}
+            indices |= set([j for j in part if column[j] is None][:1])
+    return sorted(indices)
 
 
 def points_each(curves: int) -> int:
@@ -213,7 +216,7 @@ def unit_of(quantity: str, top: float) -> tuple[str, float]:
 
 
 # -- series -----------------------------------------------------------------------------------
-def line_style(index: int) -> dict[str, Any]:
+def line_style(index: int) -> dict[str, object]:
     """Colour and dash of a series; forty before a pair repeats."""
     dash = DASHES[index % len(DASHES)]
     return {
@@ -227,7 +230,7 @@ def symbol(index: int) -> str:
     return SYMBOLS[index % len(SYMBOLS)]
 
 
-def faint(hex_colour: str, opacity: float) -> str:
-    """A colour that lets the paper through."""
+def translucent(hex_colour: str, opacity: float) -> str:
+    """The colour with an opacity, from 0 to 1."""
     red, green, blue = (int(hex_colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..display import format_number
 from ..runs.ledger import SOURCES, UNITS, Row
-from .plotly_style import INK, NEUTRAL, Figure, faint, finish, rounded, safe, unit_of
+from .plotly_style import INK, NEUTRAL, Figure, finish, rounded, safe, translucent, unit_of
 
 FILL = {"predicted": 0.3, "simulated": 0.6, "measured": 1.0}
 """How full a source's bars are, the surer the fuller. Flat, not hatched: JupyterLab keeps a PNG of
@@ -224,7 +224,7 @@ def _add_tops(
 
 
 def _filled(fill: str, source: str) -> dict[str, object]:
-    return {"color": faint(fill, FILL[source]), "line": {"color": fill, "width": 1}}
+    return {"color": translucent(fill, FILL[source]), "line": {"color": fill, "width": 1}}
 
 
 def _ratio(sums: Mapping[Place, Amount], at: Place) -> str:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .frame import FAINT, GRID, NORMAL, SMALL, TEXT, Picture, finished, line, words, words_width
+from .frame import (
+    FAINT,
+    GRID,
+    NORMAL,
+    SMALL,
+    TEXT,
+    Picture,
+    svg_document,
+    svg_line,
+    svg_text,
+    text_width,
+)
 from .frame import wrapped as wrapped_words
 from .tokens_view import LEVELS, QUANTITIES, Scale, Tokens, plain, shade
 
@@ -23,7 +34,7 @@ class Piece:
 
     @property
     def width(self) -> float:
-        return words_width(self.text, SIZE) if self.text else 5.0
+        return text_width(self.text, SIZE) if self.text else 5.0
 
 
 def tokens_picture(
@@ -31,22 +42,24 @@ def tokens_picture(
 ) -> Picture:
     """Responses one below the other. A card: title, line of figures, prompt, tokens.
 
-    A prompt that was just said is not said again.
+    A prompt that the card above has too is not repeated.
     """
     shapes: list[str] = []
-    top, said, last = 6.0, [], None
+    label_lines: list[str] = []
+    last: str | None = None
+    top = 6.0
     for title, facts, prompt, tokens in cards:
         if prompt != last:
             for text in wrapped_words(plain(prompt.rstrip()), NORMAL, WIDTH - 2 * MARGIN - 10)[:6]:
                 top += 17
-                shapes.append(words(MARGIN + 8, top, text, fill=FAINT))
-            shapes.append(line(MARGIN, top + 5, WIDTH - MARGIN, top + 5, GRID, 1))
+                shapes.append(svg_text(MARGIN + 8, top, text, fill=FAINT))
+            shapes.append(svg_line(MARGIN, top + 5, WIDTH - MARGIN, top + 5, GRID, 1))
             top += 8
         top += 17
-        shapes.append(words(MARGIN, top, plain(title), weight="600"))
+        shapes.append(svg_text(MARGIN, top, plain(title), weight="600"))
         for text in wrapped_words(facts, SMALL, WIDTH - 2 * MARGIN):
             top += 15
-            shapes.append(words(MARGIN, top, text, size=SMALL, fill=FAINT))
+            shapes.append(svg_text(MARGIN, top, text, size=SMALL, fill=FAINT))
         top += 6
         lines = list(_lines(_pieces(tokens, key, scale), WIDTH - 2 * MARGIN))
         for pieces in lines[:MOST_LINES]:
@@ -55,18 +68,18 @@ def tokens_picture(
         if len(lines) > MOST_LINES:
             top += LINE
             left = sum(map(len, lines[MOST_LINES:]))
-            shapes.append(words(MARGIN, top - 6, f"… and {left} more", size=SMALL, fill=FAINT))
+            shapes.append(svg_text(MARGIN, top - 6, f"… and {left} more", size=SMALL, fill=FAINT))
         top += 6
         last = prompt
-        said.append(f"{plain(title)}: {plain(''.join(tokens.text))} ({facts})")
+        label_lines.append(f"{plain(title)}: {plain(''.join(tokens.text))} ({facts})")
     if scale is not None:
         shapes += _legend(key, scale, top + 20)
         top += 24
-    text = " ".join(said) or "no samples yet"
+    text = " ".join(label_lines) or "no samples yet"
     if not cards:
-        shapes, top = [words(MARGIN, 24, text, fill=FAINT)], 30
+        shapes, top = [svg_text(MARGIN, 24, text, fill=FAINT)], 30
     size = WIDTH, round(top + 10)
-    return Picture(finished(shapes, text, *size), "\n".join(said) or text, size=size)
+    return Picture(svg_document(shapes, text, *size), "\n".join(label_lines) or text, size=size)
 
 
 def _pieces(tokens: Tokens, key: str, scale: Scale | None) -> Iterator[Piece]:
@@ -120,7 +133,7 @@ def _words(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
 def _cut(piece: Piece, room: float) -> Iterator[Piece]:
     text, part, used = piece.text, "", 0.0
     for letter in text:
-        width = words_width(letter, SIZE)
+        width = text_width(letter, SIZE)
         if part and used + width > room:
             yield replace(piece, text=part)
             part, used = "", 0.0
@@ -132,12 +145,14 @@ def _drawn(pieces: Sequence[Piece], bottom: float) -> Iterator[str]:
     x = MARGIN
     for piece in pieces:
         bare = piece.text.lstrip(" ")
-        left = x + words_width(piece.text[: len(piece.text) - len(bare)], SIZE)
+        left = x + text_width(piece.text[: len(piece.text) - len(bare)], SIZE)
         if piece.level:
             yield _shaded(x, bottom - LINE + 2, piece.width, LINE - 3, piece.level)
         if bare:
             # Stretched to the width that was guessed, so that letters stand on their own shade.
-            drawn = words(left, bottom - 6, bare, size=SIZE, fill=FAINT if piece.special else TEXT)
+            drawn = svg_text(
+                left, bottom - 6, bare, size=SIZE, fill=FAINT if piece.special else TEXT
+            )
             length = f'<text textLength="{x + piece.width - left:.1f}" '
             yield drawn.replace("<text ", f'{length}lengthAdjust="spacingAndGlyphs" ', 1)
         x += piece.width
@@ -155,9 +170,9 @@ def _legend(key: str, scale: Scale, bottom: float) -> Iterator[str]:
     quantity = QUANTITIES[key]
     x = MARGIN
     for text in (f"{quantity.axis}:", f"{scale.start} {quantity.low}".strip()):
-        yield words(x, bottom, text, size=SMALL, fill=FAINT)
-        x += words_width(text, SMALL) + 6
+        yield svg_text(x, bottom, text, size=SMALL, fill=FAINT)
+        x += text_width(text, SMALL) + 6
     for level in range(0 if scale.one_sided else -LEVELS, LEVELS + 1):
         yield _shaded(x, bottom - 10, 9, 12, level, 0) if level else ""
         x += 9
-    yield words(x + 6, bottom, f"{scale.end} {quantity.high}", size=SMALL, fill=FAINT)
+    yield svg_text(x + 6, bottom, f"{scale.end} {quantity.high}", size=SMALL, fill=FAINT)

@@ -1,11 +1,11 @@
-"""A response as coloured tokens: what each figure means, its scale of colours, and the HTML.
+"""A response as coloured tokens: the figures of a token, their scale of colours, and the HTML.
 
 Blue is below the middle of a scale, orange above, nothing at the middle: Okabe and Ito's two that
-no colour blindness confuses. The colours are laid over the theme's own paper and never so thick
-that the theme's own letters could not be read on them, in the light theme and in the dark one.
+no colour blindness confuses. The colours are laid over the theme's own background, and never so
+thick that its own letters could not be read on them, in the light theme and in the dark one.
 
-What a model or a user wrote is shown, whatever it is: markup as text, line breaks as ⏎ and a break,
-and characters that nobody can see, or that turn the line around, by their number (U+202E).
+Any text of a model or a user is shown in full: markup as text, line breaks as ⏎ and a break, and
+characters that are invisible, or that reverse the line, by their number (U+202E).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..display import escape, format_number
 from .frame import COLOURS
@@ -30,14 +29,14 @@ STRONGEST = 0.72  # opacity of the last shade: letters in the theme's colour kee
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure of a token: its name, what its axis says, and what the colours then mean."""
+    """A figure of a token: its name, the label of its axis, and what low and high values mean."""
 
     name: str
     axis: str
     low: str
     high: str
     drawn: tuple[str, ...] = ()
-    """what the chart shows with it"""
+    """the figures that a chart shows together; itself where empty"""
 
 
 QUANTITIES = {
@@ -51,9 +50,7 @@ QUANTITIES = {
         "far from the reference (k3, never below 0)",
         ("kl", "log_ratio"),
     ),
-    "advantage": Quantity(
-        "advantage", "advantage (whitened)", "to be said less often", "to be said more often"
-    ),
+    "advantage": Quantity("advantage", "advantage (whitened)", "made less likely", "made likelier"),
     "value": Quantity(
         "value",
         "value (units of the score)",
@@ -69,7 +66,7 @@ QUANTITIES = {
     ),
 }
 """The figures that colour tokens, by their key in a record."""
-NAMES = {name: q.name for name, q in QUANTITIES.items()} | {
+FIGURE_NAMES = {name: q.name for name, q in QUANTITIES.items()} | {
     "kl": "KL (k3)",
     "return": "return",
     "logprob": "log π",
@@ -78,17 +75,21 @@ NAMES = {name: q.name for name, q in QUANTITIES.items()} | {
 
 @dataclass
 class Tokens:
-    """The tokens of a response and what is known of each; of a text, its words and nothing."""
+    """The tokens of a response and their figures; without a record, its words and no figures.
+
+    `special`: indices of special tokens. `figures`: name → a value for each token, None where it is
+    not known.
+    """
 
     text: list[str]
     special: frozenset[int] = frozenset()
     figures: dict[str, list[float | None]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, record: Any, response: str) -> Tokens:
-        """From a sample's `tokens`, whatever it holds; without any, the response word by word."""
+    def of(cls, record: object, response: str) -> Tokens:
+        """From a sample's `tokens`, of which nothing is sure; without, the response by words."""
         texts = record.get("text") if isinstance(record, Mapping) else None
-        if not isinstance(texts, list) or not texts:
+        if not isinstance(record, Mapping) or not isinstance(texts, list) or not texts:
             return cls(re.findall(r"\s*\S+|\s+", response))
         figures = {}
         for name in ("logprob", "log_ratio", "value", "reward", "advantage", "return"):
@@ -97,36 +98,37 @@ class Tokens:
                 figures[name] = [_real(x) for x in numbers]
         if "log_ratio" in figures:
             figures["kl"] = [_k3(x) for x in figures["log_ratio"]]
-        special = record.get("special")
-        places = special if isinstance(special, list) else []
+        places = record.get("special")
+        special = [p for p in places if isinstance(p, int)] if isinstance(places, list) else []
         known = {n: xs for n, xs in figures.items() if any(x is not None for x in xs)}
-        special = frozenset(p for p in places if isinstance(p, int))
-        return cls([str(t) for t in texts], special, known)
+        return cls([str(t) for t in texts], frozenset(special), known)
 
     @property
     def kl(self) -> float | None:
-        """The whole response's, in nats: the sum of its log-ratios (k1)."""
+        """KL of the whole response, in nats: the sum of its log-ratios (k1)."""
         known = [x for x in self.figures.get("log_ratio", []) if x is not None]
         return math.fsum(known) if known else None
 
     def words(self, at: int) -> str:
-        """All that is known of one token, in a line."""
+        """One token and all of its figures, in a line."""
         shown = f"“{plain(self.text[at])}”" if self.text[at] else "(part of the next character)"
         known = [
-            f"{NAMES[n]} {format_number(self.figures[n][at])}".replace(" ", NO_BREAK)
-            for n in NAMES
+            f"{FIGURE_NAMES[n]} {format_number(self.figures[n][at])}".replace(" ", NO_BREAK)
+            for n in FIGURE_NAMES
             if n in self.figures
         ]
         return " · ".join([f"{at + 1}/{len(self.text)} {shown}", *known])
 
 
-def _real(x: Any) -> float | None:
-    numeric = isinstance(x, (int, float)) and not isinstance(x, bool)
-    return float(x) if numeric and math.isfinite(x) else None
+def _real(x: object) -> float | None:
+    """A finite number; None for anything else."""
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        return None
+    return float(x) if math.isfinite(x) else None
 
 
 def _k3(k1: float | None) -> float | None:
-    """e^(−k1) − 1 + k1; far outside of what can be drawn it is not known."""
+    """KL's k3 estimate e^(−k1) − 1 + k1; None where it is far too large to be drawn."""
     return None if k1 is None or k1 < -50 else math.expm1(-k1) + k1
 
 
@@ -140,7 +142,7 @@ class Scale:
     one_sided: bool = False
 
     def level(self, value: float | None) -> int:
-        """−LEVELS … LEVELS; 0 too where nothing is known."""
+        """The shade of a value, −LEVELS … LEVELS; 0 for None."""
         if value is None:
             return 0
         share = max(-1.0, min(1.0, (value - self.middle) / self.reach))
@@ -158,13 +160,13 @@ class Scale:
 
 
 def scale_of(key: str, responses: Sequence[Tokens]) -> Scale | None:
-    """One scale for all of these, so that colours can be compared; None where nothing is known.
+    """One scale for all responses, so that colours can be compared; None where none has the figure.
 
     It reaches as far as 98 of 100 tokens; of the reward, without the last token of each response:
     beside the score nothing else would be seen.
     """
-    every = math.ceil(len(responses) / 400)  # enough to know how far they reach
-    values = []
+    every = math.ceil(len(responses) / 400)  # enough of them for the scale
+    values: list[float] = []
     for tokens in responses[:: every or 1]:
         numbers = tokens.figures.get(key, [])
         values += [x for x in (numbers[:-1] if key == "reward" else numbers) if x is not None]
@@ -197,8 +199,8 @@ NEW_LINE = '<i class="nl"></i>\n'  # the style sheet writes the ⏎, so that it 
 
 
 def _unseen(letter: str) -> bool:
-    """Whether a reader could not see it, or it would move what others see. Joiners stay: they
-    make emoji and letters of many scripts."""
+    """Whether it is invisible or moves the text around it. Joiners are not: they make emoji and
+    letters of many scripts."""
     if letter in "\n\t\u200c\u200d":
         return False
     code = ord(letter)
@@ -207,20 +209,18 @@ def _unseen(letter: str) -> bool:
 
 
 def visible(text: str) -> str:
-    """The text as HTML: everything in it can be seen, and nothing in it does anything."""
-    made, run = [], []
-    for letter in text:
-        if letter != "\n" and not _unseen(letter):
-            run.append(letter)
-            continue
-        made.append(escape("".join(run)))
-        run = []
-        made.append(NEW_LINE if letter == "\n" else f'<i class="un">{_code(letter)}</i>')
-    return "".join([*made, escape("".join(run))])
+    """The text as HTML: everything in it is visible, and none of it is markup."""
+    parts, shown = [], 0
+    for at, letter in enumerate(text):
+        if letter == "\n" or _unseen(letter):
+            mark = NEW_LINE if letter == "\n" else f'<i class="un">{_code(letter)}</i>'
+            parts += [escape(text[shown:at]), mark]
+            shown = at + 1
+    return "".join([*parts, escape(text[shown:])])
 
 
 def plain(text: str) -> str:
-    """The same for places that take no markup: one line of text."""
+    """The text in one line, for places that take no markup."""
     swap = {"\n": "⏎", "\t": "⇥"}
     return "".join(swap.get(c) or (f"[{_code(c)}]" if _unseen(c) else c) for c in text)
 
@@ -248,12 +248,12 @@ def tokens_html(
     tokens: Tokens,
     key: str = "",
     scale: Scale | None = None,
-    wanted: str = "",
+    search: str = "",
     selected: int = -1,
 ) -> str:
-    """The response, token by token. `wanted`: text that is looked for; `selected`: a token."""
+    """The response, token by token. `search`: a text to mark; `selected`: the number of a token."""
     numbers = tokens.figures.get(key) if scale else None
-    hits = _hits(tokens.text, wanted)
+    hits = _hits(tokens.text, search)
     made = []
     for i, text in enumerate(tokens.text):
         level = scale.level(numbers[i]) if scale and numbers else 0
@@ -269,30 +269,31 @@ def tokens_html(
     return "".join(made)
 
 
-def marked(text: str, wanted: str) -> str:
-    """A text with what is looked for in it marked."""
-    low = text.casefold()
-    if not wanted or len(low) != len(text) or wanted.casefold() not in low:
+def marked(text: str, search: str) -> str:
+    """A text as HTML, with every place of `search` marked."""
+    low, search = text.casefold(), search.casefold()
+    if not search or len(low) != len(text) or search not in low:
         return visible(text)
-    made, start, wanted = [], 0, wanted.casefold()
-    while (at := low.find(wanted, start)) >= 0:
-        end = at + len(wanted)
-        made += [visible(text[start:at]), f"<mark>{visible(text[at:end])}</mark>"]
+    parts: list[str] = []
+    start = 0
+    while (at := low.find(search, start)) >= 0:
+        end = at + len(search)
+        parts += [visible(text[start:at]), f"<mark>{visible(text[at:end])}</mark>"]
         start = end
-    return "".join([*made, visible(text[start:])])
+    return "".join([*parts, visible(text[start:])])
 
 
-def _hits(texts: Sequence[str], wanted: str) -> set[int]:
-    """The tokens that a text which is looked for touches."""
-    low, wanted = [t.casefold() for t in texts], wanted.casefold()
-    whole, found, start = "".join(low), set(), 0
+def _hits(texts: Sequence[str], search: str) -> set[int]:
+    """The numbers of the tokens that a searched text touches."""
+    low, search = [t.casefold() for t in texts], search.casefold()
+    whole, hits, start = "".join(low), set[int](), 0
     ends = [0]
     for text in low:
         ends.append(ends[-1] + len(text))
-    while wanted and (at := whole.find(wanted, start)) >= 0:
-        start = at + len(wanted)
-        found |= {i for i in range(len(low)) if ends[i] < start and ends[i + 1] > at}
-    return found
+    while search and (at := whole.find(search, start)) >= 0:
+        start = at + len(search)
+        hits |= {i for i in range(len(low)) if ends[i] < start and ends[i + 1] > at}
+    return hits
 
 
 def legend_html(key: str, scale: Scale | None) -> str:
@@ -315,7 +316,7 @@ def legend_html(key: str, scale: Scale | None) -> str:
 
 
 def facts(figures: Mapping[str, float], tokens: Tokens) -> list[tuple[str, str]]:
-    """What is known of a whole response, as (name, number)."""
+    """The figures of a whole response, as (name, number)."""
     known = [(n.replace("_", " "), format_number(x)) for n, x in figures.items()]
     if tokens.kl is not None:
         known.append(("KL", f"{format_number(tokens.kl)} nats"))
@@ -331,10 +332,10 @@ def facts_html(pairs: Iterable[tuple[str, str]]) -> str:
     return f'<div class="facts">{" · ".join(made)}</div>'
 
 
-def token_rows(tokens: Tokens) -> list[dict[str, Any]]:
+def token_rows(tokens: Tokens) -> list[dict[str, object]]:
     """A table's lines: every token and its figures."""
     return [
         {"#": i + 1, "token": plain(text)}
-        | {NAMES[n]: xs[i] for n in NAMES if (xs := tokens.figures.get(n))}
+        | {FIGURE_NAMES[n]: xs[i] for n in FIGURE_NAMES if (xs := tokens.figures.get(n))}
         for i, text in enumerate(tokens.text)
     ]

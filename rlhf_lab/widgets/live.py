@@ -25,7 +25,7 @@ import anywidget
 import ipywidgets
 import traitlets
 
-from ..charts.frame import FAINT, LARGE, SMALL, Picture, finished, words
+from ..charts.frame import FAINT, LARGE, SMALL, Picture, svg_document, svg_text
 from ..runs.progress import notebook_display
 
 Drawn = "Picture | Callable[[], Picture]"
@@ -125,7 +125,7 @@ def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Pict
     ]
     still, live, top = [], [], 0
     if title:
-        still.append(words(10, 20, title, size=LARGE + 1, weight="600"))
+        still.append(svg_text(10, 20, title, size=LARGE + 1, weight="600"))
         live, top = [*still], 28
     for row in rows:
         left = 0.0
@@ -136,7 +136,7 @@ def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Pict
         top += max(p.size[1] for p in row) + GAP
     size = sum(widths) + GAP * max(len(widths) - 1, 0), max(top - GAP, 0)
     said = ". ".join(filter(None, [title, *(p.words for p in pictures)]))
-    return Picture(finished(still, said, *size), said, finished(live, said, *size), size)
+    return Picture(svg_document(still, said, *size), said, svg_document(live, said, *size), size)
 
 
 def _placed(svg: str, x: float, y: float, size: tuple[float, float]) -> str:
@@ -189,8 +189,8 @@ class Showing:
             return bundle(picture)
         width, height = picture.size
         drawn = _placed(bundle(picture)["image/svg+xml"], 0, 0, picture.size)
-        note = words(10, height + 12, NOTE, size=SMALL, fill=FAINT)
-        svg = finished([drawn, note], picture.words, width, height + 20)
+        note = svg_text(10, height + 12, NOTE, size=SMALL, fill=FAINT)
+        svg = svg_document([drawn, note], picture.words, width, height + 20)
         marked = svg.replace("<svg ", '<svg class="lab-still" ', 1)
         return {"image/svg+xml": marked, "text/plain": picture.words}
 

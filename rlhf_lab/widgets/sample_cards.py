@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..charts.chart import line_chart
 from ..charts.frame import Picture
 from ..charts.tokens_view import (
-    NAMES,
+    FIGURE_NAMES,
     QUANTITIES,
     Scale,
     facts,
@@ -71,7 +71,7 @@ def token_chart(cards: Sequence[Sample], key: str, at: int = 0) -> Picture | Non
     for sample in drawn:
         for name in names if len(drawn) == 1 else names[:1]:
             if numbers := sample.tokens.figures.get(name):
-                label = NAMES[name] if len(drawn) == 1 else plain(sample.title)
+                label = FIGURE_NAMES[name] if len(drawn) == 1 else plain(sample.title)
                 series[label] = (range(1, len(numbers) + 1), numbers)
     numbers = drawn[0].tokens.figures[key]
     if len(drawn) == 1 and 0 < at <= len(numbers):

@@ -148,8 +148,8 @@ def test_the_picture_holds_prompt_figures_tokens_and_legend(tmp_path):
     assert texts[3:8] == ["A", "fox", "ran", ".", "<end>"]
     assert texts[-3:] == [
         "advantage (whitened):",
-        "≤ -1 to be said less often",
-        "≥ 1 to be said more often",
+        "≤ -1 made less likely",
+        "≥ 1 made likelier",
     ]
     shades = [
         r for r in ET.fromstring(shown.still()).iter(f"{SVG}rect") if "opacity" in r.get("style")
