@@ -37,7 +37,7 @@ from torch import Tensor
 from rlhf_lab.cost.estimate import Estimate, estimate
 from rlhf_lab.cost.hardware import Hardware
 from rlhf_lab.display import format_bytes, format_number, format_seconds, table
-from rlhf_lab.metering.account import GPU_BLOCK
+from rlhf_lab.metering.memory_tracker import GPU_BLOCK
 from rlhf_lab.metering.calibrate import calibrate
 from rlhf_lab.metering.meter import NoMeter
 from rlhf_lab.models.load import presets

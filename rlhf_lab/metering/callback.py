@@ -16,77 +16,94 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any, TypeAlias
 
 import torch
-from transformers import TrainerCallback
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import Trainer, TrainerCallback
 
-from .memory_tracker import call_shape
 from .meter import Meter, NoMeter
+from .model_memory import call_shape
+
+Method: TypeAlias = Callable[..., Any]
 
 
 class MeterCallback(TrainerCallback):
     """Meters the trainer it is given to. `role`: whose the trained model is; by default `reward`
     for a reward model's trainer and `policy` for every other."""
 
-    def __init__(self, meter: Meter, role: str = ""):
+    def __init__(self, meter: Meter, role: str = "") -> None:
         self.meter, self.role = meter, role or ("reward" if meter.stage == "reward" else "policy")
         self._undo: list[Callable[[], None]] = []
-        self._stepping = None  # the optimizer's block, while it is open
+        self._optimizer_block: AbstractContextManager[None] | None = None  # while it is open
         self._in_loss = False
+        self._shape: tuple[int, ...] = ()  # of the batch at hand, and its tokens
+        self._tokens = 0
 
-    # ------------------------------------------------------------------------ what the trainer says
+    # -------------------------------------------------------------------- what the trainer calls
 
-    def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: object,
+        state: object,
+        control: object,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        **kwargs: object,
+    ) -> None:
         self.close()  # a run that was interrupted may have left something open
         if isinstance(self.meter, NoMeter):
             return
         self.meter.watch(self.role, model, optimizer)
-        trainer = _running_trainer(self, model)
+        trainer = _running_trainer()
         if trainer is None:
             raise ValueError("MeterCallback works inside a transformers Trainer's train() only")
-        self.setup_optimizer(trainer, "compute_loss", self._loss)
-        self.setup_optimizer(trainer, "evaluate", self._evaluate)
-        self.setup_optimizer(
-            trainer.accelerator, "backward", functools.partial(self._backward, trainer)
-        )
+        self._replace(trainer, "compute_loss", self._loss)
+        self._replace(trainer, "evaluate", self._evaluate)
+        self._replace(trainer.accelerator, "backward", functools.partial(self._backward, trainer))
         if hasattr(trainer, "ref_model"):
             if trainer.ref_model is not None:
                 self.meter.watch("reference", trainer.ref_model)
             # With adapters the reference is the policy itself, with adapters off and no gradients.
-            self._hook_reference(trainer.ref_model or model)
+            self._hook_reference(trainer.ref_model or trainer.model)
         if hasattr(trainer, "_generate_single_turn"):
-            self.setup_optimizer(
-                trainer, "_generate_single_turn", functools.partial(self._rollout, model)
-            )
-            self.setup_optimizer(
-                trainer, "_get_per_token_logps_and_entropies", self._log_probabilities
-            )
+            self._replace(trainer, "_generate_single_turn", functools.partial(self._rollout, model))
+            self._replace(trainer, "_get_per_token_logps_and_entropies", self._logprobs)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, *_: object, **__: object) -> None:
         self._end_step()
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, *_: object, **__: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Leave the trainer as it was."""
-        self._stepping, self._in_loss = None, False
+        self._optimizer_block, self._in_loss = None, False
         self.meter.close()
         while self._undo:
             self._undo.pop()()
 
     # ------------------------------------------------------------------------------- the phases
 
-    def setup_optimizer(self, owner: Any, name: str, around: Callable) -> None:
+    def _replace(self, owner: object, name: str, around: Callable[..., object]) -> None:
         """Run `around(original, …)` in place of a method of one object."""
         original = getattr(owner, name)
         wrapped = functools.wraps(original)(functools.partial(around, original))
         setattr(owner, name, wrapped)
         self._undo.append(lambda: delattr(owner, name))
 
-    def _loss(self, original: Callable, model, inputs, *args, **kwargs):
+    def _loss(
+        self,
+        original: Method,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        *args: object,
+        **kwargs: object,
+    ) -> object:
         if not model.training:
             return original(model, inputs, *args, **kwargs)
         self._end_step()
@@ -100,56 +117,66 @@ class MeterCallback(TrainerCallback):
         finally:
             self._in_loss = False
 
-    def _backward(self, trainer, original: Callable, loss, *args, **kwargs):
+    def _backward(
+        self, trainer: Trainer, original: Method, *args: object, **kwargs: object
+    ) -> None:
         with self.meter.phase("backward", self.role, self._shape, self._tokens):
-            original(loss, *args, **kwargs)
+            original(*args, **kwargs)
         if trainer.accelerator.sync_gradients:
-            self._stepping = self.meter.phase("optimizer", self.role)
-            self._stepping.__enter__()
+            self._optimizer_block = self.meter.phase("optimizer", self.role)
+            self._optimizer_block.__enter__()
 
     def _end_step(self) -> None:
-        if self._stepping is not None:
-            self._stepping.__exit__(None, None, None)
-            self._stepping = None
+        if self._optimizer_block is not None:
+            self._optimizer_block.__exit__(None, None, None)
+            self._optimizer_block = None
 
-    def _rollout(self, model, original: Callable, *args, **kwargs):
+    def _rollout(self, model: Any, original: Method, *args: object, **kwargs: object) -> object:
         """Sampling: every call of the model is a pass of its own."""
         inner = model.get_base_model() if hasattr(model, "peft_config") else model
         with self.meter.phase("rollout", self.role, calls=inner):
             out = original(*args, **kwargs)
-        ids = out[0] if isinstance(out, tuple) else out  # GRPO: and what the sampler said of them
+        ids = out[0] if isinstance(out, tuple) else out  # GRPO: with their logprobs
         self.meter.count("rollout", self.role, sum(map(len, ids)))
         return out
 
-    def _log_probabilities(self, original: Callable, model, ids, mask, kept, *args, **kwargs):
-        """A scoring pass between sampling and the step: whose it is, the model tells."""
+    def _logprobs(
+        self,
+        original: Method,
+        model: nn.Module,
+        ids: Tensor,
+        mask: Tensor,
+        logits_to_keep: int,
+        *args: object,
+        **kwargs: object,
+    ) -> object:
+        """A scoring pass between sampling and the step: the policy's, or the reference's."""
         if self._in_loss:
-            return original(model, ids, mask, kept, *args, **kwargs)
+            return original(model, ids, mask, logits_to_keep, *args, **kwargs)
         policy = model.training and not adapters_off(model)
         at = ("old_logprobs", self.role) if policy else ("reference", "reference")
-        answers = mask.clone()
-        answers[:, :-kept] = 0
-        shape = batch_shape(model, {"input_ids": ids, "completion_mask": answers})
+        response_mask = mask.clone()
+        response_mask[:, :-logits_to_keep] = 0
+        shape = batch_shape(model, {"input_ids": ids, "completion_mask": response_mask})
         self.meter.hold(ids, mask)
         with self.meter.phase(*at, shape, int(mask.sum())):
-            return original(model, ids, mask, kept, *args, **kwargs)
+            return original(model, ids, mask, logits_to_keep, *args, **kwargs)
 
-    def _evaluate(self, original: Callable, *args, **kwargs):
+    def _evaluate(self, original: Method, *args: object, **kwargs: object) -> object:
         with self.meter.phase("evaluation"):
             return original(*args, **kwargs)
 
-    def _hook_reference(self, model) -> None:
+    def _hook_reference(self, model: nn.Module) -> None:
         """Its passes, between a hook before and a hook after, are the phase `reference`."""
-        open_blocks: list[Any] = []
+        open_blocks: list[AbstractContextManager[None]] = []
 
-        def before(module, args, kwargs):
+        def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
             if self._in_loss and not torch.is_grad_enabled():
                 shape = batch_shape(module, kwargs, args)
-                block = self.meter.phase("reference", "reference", shape, self._tokens)
-                open_blocks.append(block)
+                open_blocks.append(self.meter.phase("reference", "reference", shape, self._tokens))
                 open_blocks[-1].__enter__()
 
-        def after(module, args, output):
+        def after(module: nn.Module, args: object, output: object) -> None:
             if open_blocks:
                 open_blocks.pop().__exit__(None, None, None)
 
@@ -160,17 +187,19 @@ class MeterCallback(TrainerCallback):
             self._undo.append(hook.remove)
 
 
-def batch_shape(model, inputs: Mapping[str, Any], args: tuple = ()) -> tuple[int, ...]:
+def batch_shape(
+    model: nn.Module, inputs: Mapping[str, Any], args: Sequence[Tensor] = ()
+) -> tuple[int, ...]:
     """`call_shape`, and the rows that TRL's fused head scores: on a GPU those with a label only."""
     shape = call_shape(model, args, inputs)
-    said = inputs.get("labels")
-    labelled = (said != -100) if said is not None else inputs.get("completion_mask")
+    labels = inputs.get("labels")
+    labelled = (labels != -100) if labels is not None else inputs.get("completion_mask")
     if labelled is None or not labelled.is_cuda:
         return shape
     return (*shape, int(labelled[:, 1:].sum()))
 
 
-def joined(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def joined(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Prompts and sampled completions as the rows that the model is given."""
     masks = inputs["prompt_mask"], inputs["completion_mask"]
     return {
@@ -180,24 +209,24 @@ def joined(inputs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def adapters_off(model: Any) -> bool:
+def adapters_off(model: nn.Module) -> bool:
     """Whether a model has adapters that do nothing now (whole models have a method so named)."""
     switches = (getattr(m, "disable_adapters", None) for m in model.modules())
     return next((s for s in switches if isinstance(s, bool)), False)
 
 
-def real_tokens(inputs: Mapping[str, Any]) -> int:
+def real_tokens(inputs: Mapping[str, Tensor]) -> int:
     """Tokens of a batch that are not padding."""
     mask = inputs.get("attention_mask")
     return int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
 
 
-def _running_trainer(callback: TrainerCallback, model: Any) -> Any:
-    """The trainer that is calling `callback`. Callbacks are not told; the call stack knows."""
-    frame = sys._getframe(1)
+def _running_trainer() -> Any:
+    """The trainer that calls this callback, from the call stack: callbacks are not given it."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        found = frame.f_locals.get("self")
-        if hasattr(found, "compute_loss") and hasattr(found, "accelerator"):
-            return found
+        caller = frame.f_locals.get("self")
+        if hasattr(caller, "compute_loss") and hasattr(caller, "accelerator"):
+            return caller
         frame = frame.f_back
     return None

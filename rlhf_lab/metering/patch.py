@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _ABSENT = object()
 
 
 @contextmanager
-def patched(owner: Any, name: str, new: Any) -> Iterator[Any]:
+def patched(owner: object, name: str, new: object) -> Iterator[object]:
     """`owner.name` is `new` while this lasts; → what it was."""
     old = vars(owner).get(name, _ABSENT)
     setattr(owner, name, new)
@@ -25,7 +27,7 @@ def patched(owner: Any, name: str, new: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def fused_head_within(block: Callable[[], AbstractContextManager]) -> Iterator[None]:
+def fused_head_within(block: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """TRL's fused head, forward and backward, runs within a block of its own. Nothing happens
     where TRL was not imported: then nobody calls it."""
     module = sys.modules.get("trl.kernels.chunked_logprob")
@@ -34,8 +36,8 @@ def fused_head_within(block: Callable[[], AbstractContextManager]) -> Iterator[N
         return
     head = module.ChunkedLogProbFunction
 
-    def within(function):
-        def call(*args, **kwargs):
+    def within(function: Callable[..., T]) -> staticmethod[..., T]:
+        def call(*args: object, **kwargs: object) -> T:
             with block():
                 return function(*args, **kwargs)
 

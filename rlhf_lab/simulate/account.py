@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..metering.account import Account, Key
-from ..metering.flop_counter import _KNOWN, FlopCounter, _look_up
+from ..metering.flop_counter import operation_flops
+from ..metering.memory_tracker import MemoryKey, MemoryTracker
 
 aten = torch.ops.aten
 
 
-class StepAccount(Account):
+class StepAccount(MemoryTracker):
     """An account that knows where in a step it is.
 
     `enter` begins a phase, which lasts until the next. A new storage is `logits` where its last
@@ -35,7 +35,7 @@ class StepAccount(Account):
     def __init__(self, block: int = 1, widths: Iterable[int] = ()):
         super().__init__(block)
         self.widths = frozenset(widths)
-        self.flops: Counter[Key] = Counter()
+        self.flops: Counter[MemoryKey] = Counter()
         """(phase, role) → FLOPs"""
         self.timeline: list[tuple[str, int]] = []
         self.owners: dict[int, str] = {}
@@ -43,7 +43,7 @@ class StepAccount(Account):
         self._blind = False
 
     @property
-    def at(self) -> Key | None:
+    def at(self) -> MemoryKey | None:
         """(phase, role) at hand"""
         return self._at
 
@@ -55,7 +55,7 @@ class StepAccount(Account):
             self._look()
         self.call(role, component)
 
-    def call(self, role: str, component: str = "activations") -> Key:
+    def call(self, role: str, component: str = "activations") -> MemoryKey:
         """New storages are of this role and component from now on; → what it was before."""
         before, self.label = self.label, (role, component)
         return before
@@ -99,9 +99,7 @@ class StepAccount(Account):
     def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """Run one operation, count its work, and book what it made."""
         out = self.answer(func, args, kwargs)
-        formula = (_KNOWN.get(func) or _look_up(func))[0]
-        if formula is not None:
-            self.count(FlopCounter._flops(formula, args, kwargs, out))
+        self.count(operation_flops(func, args, kwargs, out) or 0)
         # A gradient that reaches a value twice: without a dispatch mode autograd adds it in place
         # (torch/csrc/autograd/input_buffer.cpp), so the sum must not count beside its parts. The
         # old part is freed at once, and what is left is looked at with what comes next.
@@ -145,7 +143,7 @@ class StepAccount(Account):
         if not self._blind:
             super()._look()
 
-    def _add(self, tensor: Tensor, label: Key, relabel: bool = False) -> None:
+    def _add(self, tensor: Tensor, label: MemoryKey, relabel: bool = False) -> None:
         if not relabel and tensor.dim() > 1 and tensor.shape[-1] in self.widths:
             # A critic has no vocabulary: what autograd does between two passes is the policy's.
             role = "policy" if label[0] in ("reward", "value") else label[0]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from ..metering.account import GPU_BLOCK
+from ..metering.memory_tracker import GPU_BLOCK
 from ..metering.patch import patched
 from ..runs.ledger import Ledger
 from .account import FakeAccount, StepAccount, materialise

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import optimizer as optim
 
-from ..metering.account import Key
+from ..metering.memory_tracker import MemoryKey
 from ..metering.patch import patched
 from ..runs.ledger import Ledger
 from .account import StepAccount
@@ -137,7 +137,7 @@ def _keeping(account: StepAccount, update: Callable) -> Callable:
 
 def _role_hooks(account: StepAccount, role: str, model: nn.Module, phases: bool) -> list[Any]:
     """What a model (or its trunk, called alone) makes in a forward pass is its role's."""
-    calls: list[tuple[Key | None, Key]] = []
+    calls: list[tuple[MemoryKey | None, MemoryKey]] = []
     trained = any(p.requires_grad for p in model.parameters())
 
     def enter(module: nn.Module, args: Any) -> None:

@@ -8,7 +8,7 @@ from families import COMMON, CONFIGS, FAMILIES
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf_lab.metering.account import Account
+from rlhf_lab.metering.memory_tracker import MemoryTracker
 from rlhf_lab.metering.flop_counter import FlopCounter, LinearFlops, _formula, torch_counter
 
 B, S, VOCAB = 3, 12, 48
@@ -163,10 +163,10 @@ def test_fake_tensors_and_an_account_in_either_order():
     totals = []
     for modes in (
         [FakeTensorMode, FlopCounter],
-        [FakeTensorMode, FlopCounter, Account],
-        [FakeTensorMode, Account, FlopCounter],
-        [Account, FlopCounter],
-        [FlopCounter, Account],
+        [FakeTensorMode, FlopCounter, MemoryTracker],
+        [FakeTensorMode, MemoryTracker, FlopCounter],
+        [MemoryTracker, FlopCounter],
+        [FlopCounter, MemoryTracker],
     ):
         open_modes = [mode() for mode in modes]
         for mode in open_modes:

@@ -293,10 +293,10 @@ def test_components_of_a_step_by_hand(tiny):
 def test_few_steps_are_accounted(tiny, monkeypatch):
     """Steps of one shape are accounted once; larger ones again, as far as `share` allows."""
     entered = Counter()
-    from rlhf_lab.metering.account import Account
+    from rlhf_lab.metering.memory_tracker import MemoryTracker
 
-    real = Account.__enter__
-    monkeypatch.setattr(Account, "__enter__", lambda self: (entered.update(["on"]), real(self))[1])
+    real = MemoryTracker.__enter__
+    monkeypatch.setattr(MemoryTracker, "__enter__", lambda self: (entered.update(["on"]), real(self))[1])
     steps(tiny, Meter("sft"), [(4, 24)] * 10)
     assert entered["on"] == 2  # a step, and the optimizer once its state exists
     entered.clear()

@@ -1,0 +1,232 @@
+"""Memory of a live run by role: a `MemoryTracker` that is switched on for a few steps.
+
+When it is switched on, it labels what is there (parameters and buffers, gradients, optimizer
+state, held tensors) and sees every tensor made from then on. What a watched model makes in its
+forward pass is its role's; gradients are labelled as they arrive in `.grad`; what a cache holds is
+`kv_cache`; what an output head returns, and what TRL's fused head makes, is `logits`.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from .memory_tracker import MemoryKey, MemoryTracker, PhaseKey, rounded_bytes
+from .patch import fused_head_within, patched
+
+
+class RemovableHook(Protocol):
+    """What torch returns for a hook."""
+
+    def remove(self) -> None: ...
+
+
+def call_shape(
+    model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """The features that the FLOPs of one call of a transformers model are linear in.
+
+    For b sequences of q tokens, k positions to look at: (tokens b·q, pairs b·q·k, pairs in
+    sliding-window layers, rows of logits, positions q, sequences b).
+    """
+    ids = kwargs.get("input_ids")
+    if ids is None:
+        ids = args[0] if args else kwargs["inputs_embeds"]
+    rows, new = ids.shape[:2]
+    cache = kwargs.get("past_key_values")
+    cached = cache.get_seq_length() if cache is not None else 0
+    window = getattr(getattr(model, "config", None), "sliding_window", None)
+    near = min(cached, window - 1) if window else cached
+    logits = kwargs.get("logits_to_keep", 0)
+    logits = logits if isinstance(logits, int) and 0 < logits < new else new
+    tokens = rows * new
+    return tokens, tokens * (cached + new), tokens * (near + new), rows * logits, new, rows
+
+
+States: TypeAlias = Mapping[Tensor, Mapping[str, object]]
+"""An optimizer's state: parameter → name → tensor or number."""
+
+_Watched: TypeAlias = tuple[str, "weakref.ref[nn.Module]", "weakref.ref[Optimizer] | None"]
+"""(role, model, optimizer of a trained one)"""
+
+
+class ModelMemory:
+    """A `MemoryTracker` that can be switched on in the middle of a run."""
+
+    def __init__(self, block: int = 1, enabled: bool = True) -> None:
+        self.tracker = MemoryTracker(block)
+        self.on = False
+        self._enabled = enabled
+        self._models: list[_Watched] = []
+        self._held: list[weakref.ref[Tensor]] = []
+        self._undo = ExitStack()  # hooks, while it is on
+        self._states: dict[str, int] = {}  # role → bytes of optimizer state
+
+    # ------------------------------------------------------------------------------ what is there
+
+    def add(self, role: str, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """A model of a role; the latest one where a role is named twice."""
+        self._models = [m for m in self._models if m[0] != role]
+        ref = weakref.ref(optimizer) if optimizer is not None else None
+        self._models.append((role, weakref.ref(model), ref))
+
+    def hold(self, tensors: Iterable[object]) -> None:
+        """Count these too, whenever it is switched on while they live."""
+        new = [t for t in tree_leaves(list(tensors)) if isinstance(t, Tensor)]
+        if self.on:
+            self.tracker.own("", "activations", new)
+        self._held = [r for r in self._held if r() is not None] + [weakref.ref(t) for t in new]
+
+    def _alive(self) -> Iterator[tuple[str, nn.Module, States]]:
+        """(role, model, its optimizer's state by parameter)"""
+        for role, model_ref, optimizer_ref in self._models:
+            if (model := model_ref()) is not None:
+                optimizer = optimizer_ref() if optimizer_ref is not None else None
+                yield role, model, optimizer.state if optimizer is not None else {}
+
+    def ready(self, phase: str) -> bool:
+        """Can this phase be tracked? The optimizer's only once its state exists."""
+        if not self._enabled or not self._models:
+            return False
+        optimizers = [ref() for _, _, ref in self._models if ref is not None]
+        return phase != "optimizer" or not optimizers or any(o.state for o in optimizers if o)
+
+    @property
+    def accumulating(self) -> bool:
+        """Does a trained model hold gradients already?"""
+        for _, model, optimizer in self._models:
+            if optimizer is not None and (module := model()) is not None:
+                trained = (p for p in module.parameters() if p.requires_grad)
+                if getattr(next(trained, None), "grad", None) is not None:
+                    return True
+        return False
+
+    def measure_states(self) -> None:
+        """Note how large the optimizer's state is, while there is one."""
+        for role, model, state in self._alive():
+            tensors = (t for p in model.parameters() for t in _tensors(state.get(p)))
+            if size := sum(rounded_bytes(tensor, self.tracker.block) for tensor in tensors):
+                self._states[role] = size
+
+    # ------------------------------------------------------------------------------ on and off
+
+    def start(self) -> None:
+        """Switch on, and label what is there."""
+        if self.on:
+            return
+        self.on = True
+        self._undo.enter_context(self.tracker)
+        own = self.tracker.own
+        for role, model, state in self._alive():
+            parameters = list(model.parameters())
+            own(role, "parameters", [*parameters, *model.buffers()])
+            own(role, "gradients", [p.grad for p in parameters if p.grad is not None])
+            own(role, "optimizer", [t for p in parameters for t in _tensors(state.get(p))])
+            self._hook(role, model)
+        own("", "activations", [t for t in (r() for r in self._held) if t is not None])
+        self._undo.enter_context(_labelled_caches(self.tracker))
+        self._undo.enter_context(fused_head_within(lambda: self.tracker.labelled("logits")))
+
+    def stop(self) -> None:
+        """Switch off: what lives on stays counted, new tensors go unseen."""
+        if not self.on:
+            return
+        self.measure_states()
+        self.on = False
+        self._undo.close()
+
+    def phase(self, phase: str, role: str) -> AbstractContextManager[None]:
+        """A block of the tracker; see `MemoryTracker.phase`."""
+        component = "workspace" if phase == "optimizer" else "activations"
+        return self.tracker.phase(phase, role, component)
+
+    def peaks(self) -> dict[PhaseKey, dict[MemoryKey, int]]:
+        """(phase, role) → bytes by (role, component) at the phase's peak.
+
+        A phase that was tracked before the optimizer's state existed gets it added: it lives
+        through every later one.
+        """
+        self.measure_states()
+        peaks = {at: dict(parts) for at, parts in self.tracker.peaks.items()}
+        for parts in peaks.values():
+            if not any(component == "optimizer" for _, component in parts):
+                parts.update({(role, "optimizer"): size for role, size in self._states.items()})
+        return peaks
+
+    # ----------------------------------------------------------------------------------- labels
+
+    def follow(self, set_role: Callable[[str], None]) -> list[RemovableHook]:
+        """Hooks for a step that trains several models: `set_role(role)` is called when a model
+        begins to run, and in the backward pass when gradients reach what it returned."""
+        trained = [(role, m) for role, ref, o in self._models if o is not None and (m := ref())]
+        if len(trained) < 2:
+            return []
+        hooks: list[RemovableHook] = []
+        for role, model in trained:
+
+            def begin(*_: object, role: str = role) -> None:
+                set_role(role)
+                if self.on:
+                    self.tracker.label = (role, "activations")
+
+            def end(
+                module: nn.Module, args: object, output: object, begin: Callable[..., None] = begin
+            ) -> None:
+                values = list(output.values()) if isinstance(output, dict) else output
+                for tensor in tree_leaves(values):
+                    if isinstance(tensor, Tensor) and tensor.requires_grad:
+                        tensor.register_hook(begin)
+
+            for module in (model, *model.children()):  # the trunk or the head may be called alone
+                hooks.append(module.register_forward_pre_hook(begin))
+                hooks.append(module.register_forward_hook(end))
+        return hooks
+
+    def _hook(self, role: str, model: nn.Module) -> None:
+        """Label what this model makes, while the tracker is on."""
+        tracker, own = self.tracker, self.tracker.own
+
+        def own_gradient(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                own(role, "gradients", [parameter.grad])
+
+        def own_logits(module: nn.Module, args: object, logits: Tensor) -> None:
+            own(tracker.label[0], "logits", [logits])
+
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        if isinstance(head, nn.Module):
+            self._undo.callback(head.register_forward_hook(own_logits).remove)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                hook = parameter.register_post_accumulate_grad_hook(own_gradient)
+                self._undo.callback(hook.remove)
+
+
+def _tensors(state: Mapping[str, object] | None) -> list[Tensor]:
+    """The tensors of one parameter's optimizer state."""
+    return [t for t in (state or {}).values() if isinstance(t, Tensor)]
+
+
+@contextmanager
+def _labelled_caches(tracker: MemoryTracker) -> Iterator[None]:
+    """While it lasts, keys and values that a transformers cache takes in are `kv_cache`."""
+    module = sys.modules.get("transformers.cache_utils")
+    if module is None:  # nobody has a cache
+        yield
+        return
+    update = module.Cache.update
+
+    def labelled(*args: object, **kwargs: object) -> object:
+        keys_and_values = update(*args, **kwargs)
+        tracker.own(tracker.label[0], "kv_cache", keys_and_values)
+        return keys_and_values
+
+    with patched(module.Cache, "update", labelled):
+        yield
