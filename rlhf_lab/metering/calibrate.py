@@ -3,7 +3,7 @@
     hw = calibrate()                    # saved: hardware("here") is this machine from now on
 
 Medians after a warm-up, with the threads torch is set to. What is measured one by one is then
-fitted to small models (`reached.py`): the rates are those that a model reaches, so both
+fitted to small models (`achieved.py`): the rates are those that a model achieves, so both
 efficiencies are 1. Nothing else should run meanwhile: a busy machine measures slower.
 """
 
@@ -15,8 +15,9 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ from ..cost.hardware import (
     save_calibration,
     usable_memory,
 )
-from .achieved import fit
+from .achieved import achieved_rates
 
 TORCH = {
     "fp32": torch.float32,
@@ -61,11 +62,11 @@ def calibrate(
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
-    wanted = _dtypes(device, dtypes)
+    chosen = _dtypes(device, dtypes)
     if save:  # find out now, not after measuring, that there is no place for it
         calibration_file().parent.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode(False), torch.no_grad():
-        flops, curve, lost = _products(device, wanted, 0.25 * seconds)
+        flops, curve, taken = _products(device, chosen, 0.25 * seconds)
         bandwidth = _bandwidth(device, 0.06 * seconds)
         functions = _functions(device, 0.03 * seconds)
     if device.type == "cuda":
@@ -76,12 +77,12 @@ def calibrate(
         bandwidth=bandwidth,
         function_rate=functions,
         measured=True,
-        **_description(device, lost),
+        **_description(device, taken),
     )
-    measured = fit(measured, device, 0.4 * seconds)
-    if lost > BUSY:
+    measured = achieved_rates(measured, device, 0.4 * seconds)
+    if taken > BUSY:
         warnings.warn(
-            f"{_busy(lost)}: what was measured is too slow; calibrate again when it is quiet",
+            f"{_busy(taken)}: what was measured is too slow; calibrate again when it is quiet",
             stacklevel=2,
         )
     if save:
@@ -89,42 +90,46 @@ def calibrate(
     return measured
 
 
-def _dtypes(device: torch.device, asked: Iterable[str] | None) -> list[str]:
-    """The dtypes to measure, fp32 first; ValueError for one that is not there."""
-    there = ["fp32", "bf16", "fp16"]
+def _dtypes(device: torch.device, names: Iterable[str] | None) -> list[str]:
+    """The dtypes to measure, fp32 first. Raises ValueError for one that the device lacks."""
+    supported = ["fp32", "bf16", "fp16"]
     if device.type == "cuda":
         modern = torch.cuda.get_device_capability()[0] >= 8  # before Ampere bf16 is emulated
-        there = list(DTYPES) if modern else ["fp32", "fp16"]
-    asked = there if asked is None else [asked] if isinstance(asked, str) else list(asked)
-    for dtype in asked:
-        if dtype not in there:
-            raise ValueError(
-                f"dtype {dtype!r} is not on this machine: choose from {', '.join(there)}"
-            )
-    if not asked:
-        raise ValueError(f"no dtype to measure: choose from {', '.join(there)}")
-    return [d for d in there if d in asked]
+        supported = list(DTYPES) if modern else ["fp32", "fp16"]
+    names = supported if names is None else [names] if isinstance(names, str) else list(names)
+    choices = f"choose from {', '.join(supported)}"
+    for dtype in names:
+        if dtype not in supported:
+            raise ValueError(f"dtype {dtype!r} is not on this machine: {choices}")
+    if not names:
+        raise ValueError(f"no dtype to measure: {choices}")
+    return [d for d in supported if d in names]
 
 
-def _busy(lost: float) -> str:
-    return f"other programs took {lost:.0%} of the processor"
+def _busy(taken: float) -> str:
+    return f"other programs took {taken:.0%} of the processor"
 
 
-def _description(device: torch.device, lost: float) -> dict:
+def _description(device: torch.device, taken: float) -> dict[str, Any]:
     """Name, memory and origin; of a GPU of the catalogue also its links and its price."""
+    busy = f" while {_busy(taken)}" if taken > BUSY else ""
     today = datetime.date.today().isoformat()
-    made = {"kind": "cpu", "memory": usable_memory()}
-    threads = torch.get_num_threads()
-    made["name"] = f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
-    if device.type == "cuda":
-        torch_name = torch.cuda.get_device_name()
-        known = CATALOGUE.get(in_catalogue(torch_name) or "")
-        made = {"kind": "gpu", "memory": torch.cuda.get_device_properties(device).total_memory}
-        made |= {"name": torch_name, "devices_per_node": torch.cuda.device_count()}
-        for figure in ("link", "network", "price", "price_date", "price_source") if known else ():
-            made[figure] = getattr(known, figure)
-    busy = f" while {_busy(lost)}" if lost > BUSY else ""
-    return made | {"source": f"calibrated on {today} with torch {torch.__version__}{busy}"}
+    source = f"calibrated on {today} with torch {torch.__version__}{busy}"
+    if device.type != "cuda":
+        threads = torch.get_num_threads()
+        name = f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+        return {"kind": "cpu", "name": name, "memory": usable_memory(), "source": source}
+    name = torch.cuda.get_device_name()
+    entry = CATALOGUE.get(in_catalogue(name) or "")
+    figures = ("link", "network", "price", "price_date", "price_source") if entry else ()
+    return {
+        "kind": "gpu",
+        "name": name,
+        "memory": torch.cuda.get_device_properties(device).total_memory,
+        "devices_per_node": torch.cuda.device_count(),
+        "source": source,
+        **{figure: getattr(entry, figure) for figure in figures},
+    }
 
 
 def _processor() -> str:
@@ -166,7 +171,7 @@ def _seconds_of(run: Callable[[], object], device: torch.device, budget: float =
 
 
 @contextmanager
-def _precision(dtype: str):
+def _precision(dtype: str) -> Iterator[None]:
     """fp32 products in full fp32, or in tf32, whatever was set before."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
@@ -186,11 +191,15 @@ def _product(m: int, k: int, n: int, dtype: str, device: torch.device) -> Callab
     return lambda: torch.mm(left, right, out=out)
 
 
-def _products(device: torch.device, dtypes: list[str], budget: float):
+def _products(
+    device: torch.device, dtypes: list[str], budget: float
+) -> tuple[dict[str, float], tuple[tuple[str, float, float], ...], float]:
     """FLOP/s of a large product by dtype, on a GPU the curve of small ones, and what share of the
     processor other programs took meanwhile."""
-    end = time.perf_counter() + budget
-    flops, curve, lost, cpu_only = {}, [], [], device.type == "cpu"
+    end, cpu_only = time.perf_counter() + budget, device.type == "cpu"
+    flops: dict[str, float] = {}
+    curve: list[tuple[str, float, float]] = []
+    taken: list[float] = []
     for dtype in dtypes:
         with _precision(dtype):
             flops[dtype] = _rate(256, dtype, device)
@@ -208,8 +217,8 @@ def _products(device: torch.device, dtypes: list[str], budget: float):
         curve += [(dtype, f, r) for f, r in points.items()]
         # A product that has its cores keeps all its threads at work; short ones tell nothing.
         if cpu_only and wall > 0.3:
-            lost.append(1 - cpu / wall / min(torch.get_num_threads(), cores()))
-    return flops, tuple(curve), max(lost, default=0.0)
+            taken.append(1 - cpu / wall / min(torch.get_num_threads(), cores()))
+    return flops, tuple(curve), max(taken, default=0.0)
 
 
 def _rate(size: int, dtype: str, device: torch.device, budget: float = 0) -> float:

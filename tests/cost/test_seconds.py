@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rlhf_lab.cost.hardware import Hardware, hardware
 from rlhf_lab.cost.seconds import seconds
 from rlhf_lab.cost.tape import Work
-from rlhf_lab.metering.achieved import SHAPES, _fitted, _works
+from rlhf_lab.metering.achieved import SHAPES, fit_rates, predicted_work
 
 CPU = Hardware(
     "made up",
@@ -46,7 +46,7 @@ def test_a_gpu_hides_what_it_can():
 
 
 def _passes() -> list[Work]:
-    """The account of the passes that calibrate."""
+    """The predicted work of the passes that calibrate."""
     made = []
     for width, layers, rows, tokens in SHAPES:
         config = {
@@ -59,7 +59,7 @@ def _passes() -> list[Work]:
             "vocab_size": 512,
             "max_position_embeddings": 256,
         }
-        made += _works(config, rows, tokens)
+        made += predicted_work(config, rows, tokens)
     return made
 
 
@@ -75,7 +75,7 @@ def test_the_fit_finds_the_rates_that_timed_the_passes(operand, op, launch, nois
     truth = replace(CPU, operand_bandwidth=operand, op_seconds=op, launch_seconds=launch)
     works = _passes()
     rows = [(w, seconds(w, truth, "fp32") * (1 + n)) for w, n in zip(works, noise, strict=True)]
-    found = _fitted(replace(CPU, operand_bandwidth=None), rows)
+    found = fit_rates(replace(CPU, operand_bandwidth=None), rows)
     for work, _ in rows:
         assert seconds(work, found, "fp32") == pytest.approx(seconds(work, truth, "fp32"), rel=0.08)
     assert found.op_seconds == pytest.approx(op, rel=0.25)
@@ -85,7 +85,7 @@ def test_the_fit_finds_the_rates_that_timed_the_passes(operand, op, launch, nois
 def test_a_gpu_is_fitted_to_launches_alone():
     gpu = hardware("h100")
     rows = list(zip(_passes()[:3], (1e-3, 2e-3, 3e-3), strict=True))
-    found = _fitted(gpu, rows)
+    found = fit_rates(gpu, rows)
     assert found.op_seconds == pytest.approx(2e-3 / rows[1][0].called)
     assert found.launch_seconds == pytest.approx(3e-3 / rows[2][0].launched)
     assert found.flops == gpu.flops
