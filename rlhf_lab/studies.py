@@ -367,10 +367,10 @@ def best_of_n(
     `prompts`: how many at most. FLOPs are those of the plan: n prompts read, n responses sampled
     and (beyond n=1) scored. Raises ValueError, one line, for what cannot be.
     """
-    from .launch.machine import settle
+    from .launch.machine import prepare_process
     from .trainers.best_of_n import draw, expected_best, kl_bound
 
-    settle()
+    prepare_process()
     model, data = load(model), load_data(data)
     counts = sorted(set(n))
     _check(model, counts, prompts, response_length)

@@ -166,12 +166,12 @@ def run_plan(
 ) -> Run:
     """Train what was planned, with all that surrounds it; → the run that `open_run` makes, once
     everything is loaded. `args`: the trainer's settings; `dashboard`: shows the run."""
-    from .launch.machine import settle
+    from .launch.machine import prepare_process
     from .metering.meter import Meter
     from .trainers.job import Job
     from .trainers.prepare import prepare
 
-    settle()
+    prepare_process()
     say = dashboard.say if dashboard is not None else lambda text: None
     say("loading models and data")
     ready = prepare(plan, data, args, quiet, functions)

@@ -147,9 +147,9 @@ def phases_of(size: str, steps: int | None = None) -> dict[str, dict]:
 
 def build_base(size: str, tokenizer, seed: int, steps: int | None = None):
     """Pretrain one size on the world's web text. → the model, losses in nats per token."""
-    from rlhf_lab.launch.machine import settle
+    from rlhf_lab.launch.machine import prepare_process
 
-    settle()
+    prepare_process()
     model, losses = new_model(size, tokenizer, seed), {}
     for number, (name, phase) in enumerate(phases_of(size, steps).items()):
         losses = pretrain(model, tokenizer, phase, seed + 100 * number)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-from collections.abc import Callable
-from typing import Any
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-XRAYED = ("sft", "reward", "ppo", "dpo")
-STAGES = (*XRAYED, "rloo", "grpo")
-FLAGS = {
+from ..stages import STAGES, TRAINABLE, XRAYED
+
+if TYPE_CHECKING:
+    from ..cost.hardware import Hardware
+    from ..planning import Plan
+    from ..runs.ledger import Row
+
+SIZE_FLAGS = {
     "--gpus": "devices in all [1]",
     "--nodes": "machines they are in [1]",
     "--prompt-length": "tokens of a prompt",
@@ -19,11 +27,19 @@ FLAGS = {
     "--batch": "rows of one device in one pass (per_device_train_batch_size)",
     "--lora-r": "rank of LoRA adapters",
 }
-NAMES = {"batch": "per_device_train_batch_size"}
+SETTING_OF = {"batch": "per_device_train_batch_size"}
+"""Flags whose setting has another name."""
 
 
-def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
-    """Add the three commands to the parser's."""
+Settings: TypeAlias = dict[str, Any]
+"""Settings of a plan by name; it checks them."""
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_commands(commands: Commands, positive: Callable[[str], int]) -> None:
+    """Add the three commands to the parser's; `positive` reads a number of 1 or more."""
     plan = commands.add_parser(
         "plan",
         help="what a stage or a whole project will cost, before it runs",
@@ -34,8 +50,8 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
         "  rlhf-lab plan project --model Llama-3.2-1B --hardware a100 --rows 50000 --json\n"
         "  rlhf-lab plan sft --model Llama-2-7b-hf --hardware a100-40 --lora-r 16 --cheaper",
     )
-    plan.add_argument("stage", choices=[*STAGES, "inference", "project"])
-    _what(plan, positive)
+    plan.add_argument("stage", choices=[*STAGES, "project"])
+    _add_settings(plan, positive)
     plan.add_argument("--cheaper", action="store_true", help="also what to change, ranked")
     plan.add_argument(
         "--accelerate-config",
@@ -48,23 +64,23 @@ def add_commands(commands: Any, positive: Callable[[str], int]) -> None:
         description="Run one real step of a stage on tensors without data: no weights, no GPU.",
     )
     xray.add_argument("stage", choices=XRAYED)
-    _what(xray, positive)
+    _add_settings(xray, positive)
     measure = commands.add_parser(
         "measure",
         help="measure this machine, or a few steps of a stage on it",
         description="Without a stage: how fast this machine is (kept for later plans). With one: "
         "train a few steps of the bundled model and show predicted, simulated and measured.",
     )
-    measure.add_argument("stage", nargs="?", choices=STAGES)
-    _what(measure, positive)
+    measure.add_argument("stage", nargs="?", choices=TRAINABLE)
+    _add_settings(measure, positive)
     measure.add_argument("--steps", type=positive, default=5, help="steps to train [5]")
 
 
-def _what(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+def _add_settings(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
     parser.add_argument("--model", default="tiny", help="bundled, preset, folder or hub id [tiny]")
     parser.add_argument("--hardware", default="here", help="a device of the catalogue [here]")
-    for flag, said in FLAGS.items():
-        parser.add_argument(flag, type=positive, help=said)
+    for flag, text in SIZE_FLAGS.items():
+        parser.add_argument(flag, type=positive, help=text)
     parser.add_argument("--sharding", help="none, ddp, zero1, zero2, zero3, fsdp2 [ddp]")
     parser.add_argument("--price", type=float, help="USD per device-hour, in place of the list's")
     parser.add_argument(
@@ -74,103 +90,99 @@ def _what(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> No
         metavar="NAME=VALUE",
         help="any other setting of a plan; may be repeated",
     )
-    parser.add_argument("--json", action="store_true", help="the ledger as JSON lines of rows")
+    parser.add_argument("--json", action="store_true", help="the ledger's rows as JSON")
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace) -> Settings:
     """The plan's settings that the arguments ask for. Raises ValueError for a bad --set."""
-    made = {}
-    for flag in FLAGS:
+    settings: Settings = {}
+    for flag in SIZE_FLAGS:
         name = flag[2:].replace("-", "_")
         if (value := getattr(args, name)) is not None:
-            made[NAMES.get(name, name)] = value
+            settings[SETTING_OF.get(name, name)] = value
     if args.sharding:
-        made["sharding"] = args.sharding
-    return made | assignments(args.set)
+        settings["sharding"] = args.sharding
+    return settings | assignments(args.set)
 
 
-def assignments(pairs: list[str]) -> dict[str, Any]:
+def assignments(pairs: Iterable[str]) -> Settings:
     """NAME=VALUE pairs as settings; a value that is no Python literal is a word."""
-    made: dict[str, Any] = {}
+    settings: Settings = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--set {pair!r}: write NAME=VALUE, for example --set beta=0.5")
         try:
-            made[name] = ast.literal_eval(value)
+            settings[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            made[name] = value  # a plain word such as `cosine`
-    return made
+            settings[name] = value  # a plain word such as `cosine`
+    return settings
 
 
-def _device(args: argparse.Namespace):
-    from ..studies import hardware
+def _hardware(args: argparse.Namespace) -> Hardware:
+    from ..cost.hardware import hardware
 
     return hardware(args.hardware, **({} if args.price is None else {"price": args.price}))
 
 
-def _rows(ledger) -> str:
-    from dataclasses import asdict
+def _plan(args: argparse.Namespace, **more: int) -> Plan:
+    from ..planning import plan
 
-    return json.dumps([asdict(row) for row in ledger], indent=1)
+    settings = {**settings_of(args), **more}
+    return plan(args.stage, args.model, hardware=_hardware(args), **settings)
+
+
+def _print(ledger: Iterable[Row], view: Callable[[], object], as_json: bool) -> None:
+    """A ledger as JSON, or what `view` makes of it."""
+    print(json.dumps([asdict(row) for row in ledger], indent=1) if as_json else view())
 
 
 def run_plan(args: argparse.Namespace) -> int:
-    from ..planning import plan
     from ..studies import project
 
-    settings, device = settings_of(args), _device(args)
     if args.stage == "project":
-        whole = project(args.model, hardware=device, **settings)
-        print(_rows(whole.ledger) if args.json else whole)
+        whole = project(args.model, hardware=_hardware(args), **settings_of(args))
+        _print(whole.ledger, lambda: whole, args.json)
         return 0
-    made = plan(args.stage, args.model, hardware=device, **settings)
-    print(_rows(made.ledger) if args.json else made.show())
+    plan = _plan(args)
+    _print(plan.ledger, plan.show, args.json)
     if args.cheaper:
-        print(made.cheaper())
+        print(plan.cheaper())
     if args.accelerate_config == "-":
-        print(made.accelerate_config(), end="")
+        print(plan.accelerate_config(), end="")
     elif args.accelerate_config:
         with open(args.accelerate_config, "w", encoding="utf-8") as file:
-            file.write(made.accelerate_config())
+            file.write(plan.accelerate_config())
         print(f"accelerate launch --config_file {args.accelerate_config} …")
     return 0
 
 
 def run_xray(args: argparse.Namespace) -> int:
     from ..charts.comparison import compare
-    from ..planning import plan
     from ..studies import xray
 
-    made = plan(args.stage, args.model, hardware=_device(args), **settings_of(args))
-    seen = xray(made)
-    print(_rows(seen.ledger) if args.json else compare(made, seen))
+    plan = _plan(args)
+    simulated = xray(plan)
+    _print(simulated.ledger, lambda: compare(plan, simulated), args.json)
     return 0
 
 
 def run_measure(args: argparse.Namespace) -> int:
-    from ..studies import calibrate
+    from ..charts.comparison import compare
+    from ..runs.run import Run
+    from ..studies import calibrate, xray
+    from ..training import train
 
     if args.stage is None:
-        found = calibrate()
-        print(json.dumps(found.to_dict(), indent=1) if args.json else found)
+        measured = calibrate()
+        print(json.dumps(measured.to_dict(), indent=1) if args.json else measured)
         return 0
-    import tempfile
-
-    from ..charts.comparison import compare
-    from ..planning import plan, train
-    from ..studies import xray
-
-    made = plan(
-        args.stage,
-        args.model,
-        hardware=_device(args),
-        **{**settings_of(args), "max_steps": args.steps},
-    )
+    plan = _plan(args, max_steps=args.steps)
     with tempfile.TemporaryDirectory() as folder:
-        run = train(made, out=f"{folder}/run", quiet=args.json)
-        seen = compare(made, *([xray(made)] if args.stage in XRAYED else []), run)
-    print(_rows(seen.ledger) if args.json else seen)
+        run = train(plan, out=Path(folder, "run"), quiet=args.json)
+        assert isinstance(run, Run)  # not in the background
+        comparison = compare(plan, *([xray(plan)] if args.stage in XRAYED else []), run)
+    _print(comparison.ledger, lambda: comparison, args.json)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`rlhf-lab doctor`: what this machine has, what is amiss, and what to do about it.
+"""`rlhf-lab doctor`: what this machine has, what is wrong, and what to do about it.
 
 Each finding is measured or read here and now. "fix" means that some part of the lab cannot work.
 """
@@ -6,7 +6,6 @@ Each finding is measured or read here and now. "fix" means that some part of the
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import shutil
 import sys
@@ -15,10 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..cost.hardware import cores as available_cores
 from ..display import format_bytes
 from ..models.hub import hub_reachable
 from ..models.load import BUNDLED, small_models_folder
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 GIB = 2**30
 NEEDS = {"memory": 1.5 * GIB, "disk": 2 * GIB}
@@ -27,7 +31,7 @@ NEEDS = {"memory": 1.5 * GIB, "disk": 2 * GIB}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what was found, how bad it is (ok, note, fix), and the remedy."""
+    """One thing checked: what was found, how bad it is (ok, note, fix), and the remedy."""
 
     what: str
     found: str
@@ -36,9 +40,9 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything. Takes a few seconds, most of them to import torch."""
-    looks = (_python, _packages, _widgets, _models, _cpu, _gpu, _memory, _disk, _hub)
-    return [finding for look in looks for finding in look()]
+    """Check everything. Takes a few seconds, most of them to import torch."""
+    checks = (_python, _packages, _widgets, _models, _cpu, _gpu, _memory, _disk, _hub)
+    return [finding for check in checks for finding in check()]
 
 
 def _python() -> Iterator[Finding]:
@@ -65,7 +69,7 @@ def _packages() -> Iterator[Finding]:
             yield _package(need, "note", " (only notebooks need it)")
 
 
-def _package(need, state: str, why: str = "") -> Finding:
+def _package(need: Requirement, state: str, why: str = "") -> Finding:
     """Whether one requirement is met; `state` if it is not."""
     # Without the marker: pip would skip a requirement that is marked with one of our extras.
     bare = f"{need.name}{need.specifier}"
@@ -99,17 +103,17 @@ def _widgets() -> Iterator[Finding]:
 def _models() -> Iterator[Finding]:
     for name in BUNDLED:
         folder = small_models_folder() / name
-        there = [p.name for p in sorted(folder.iterdir())] if folder.is_dir() else []
+        stages = [p.name for p in sorted(folder.iterdir())] if folder.is_dir() else []
         yield Finding(
             f"bundled model {name}",
-            ", ".join(there) or "missing",
-            "ok" if there else "fix",
-            "" if there else "reinstall rlhf-lab",
+            ", ".join(stages) or "missing",
+            "ok" if stages else "fix",
+            "" if stages else "reinstall rlhf-lab",
         )
 
 
 def _cpu() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = available_cores()
     yield Finding(
         "CPU cores",
         str(cores),
@@ -119,7 +123,7 @@ def _cpu() -> Iterator[Finding]:
     try:
         import torch
     except ImportError:
-        return  # said above
+        return  # reported among the packages
     yield Finding("CPU vectors", torch.backends.cpu.get_cpu_capability())
     threads = torch.get_num_threads()
     many = threads > cores
@@ -192,7 +196,7 @@ def available_memory() -> int | None:
     """Bytes that this process may still take: what is free, within the container's limit."""
     import psutil
 
-    free = psutil.virtual_memory().available
+    free = int(psutil.virtual_memory().available)
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         (
@@ -220,7 +224,7 @@ def _hub() -> Iterator[Finding]:
     if constants.HF_HUB_OFFLINE:
         yield Finding(
             "model hub",
-            "not asked: HF_HUB_OFFLINE is set",
+            "not tried: HF_HUB_OFFLINE is set",
             "note",
             "unset it for models and data from the hub",
         )

@@ -8,27 +8,56 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from .. import __version__
-from ..stages import ONLINE
-from . import cost as cost_commands
+from ..stages import ONLINE, STAGES, TRAINABLE
+from . import cost
+from .cost import Commands, Settings
+
+if TYPE_CHECKING:
+    from ..data.load import Data
+    from ..models.load import Model
 
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one line."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"rlhf-lab: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="rlhf-lab",
         description="What RLHF does and what it costs, on a model small enough to train here.",
     )
     parser.add_argument("--version", action="version", version=f"rlhf-lab {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_best_of_n(commands)
+    data = commands.add_parser(
+        "data",
+        help="what a file or data set holds, before you train on it",
+        description="Show what a file or data set holds: its shape, rows, token lengths, drops.",
+    )
+    data.add_argument("source", help="a file, a folder saved by datasets, or a hub id")
+    _add_model_and_data(data)
+    data.add_argument("--max-length", type=_positive, default=512, help="tokens of a row [512]")
+    cost.add_commands(commands, _positive)
+    commands.add_parser(
+        "doctor",
+        help="check this machine: what works, what to fix",
+        description="Check this machine: what works, what to fix, and how.",
+    )
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_train(commands: Commands) -> None:
     train = commands.add_parser(
         "train",
         help="train one stage, or four in a row",
@@ -43,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         "  rlhf-lab train dpo --data p.csv --field chosen=better --field rejected=worse\n"
         "  rlhf-lab train dpo --set beta=0.5           any field of the stage's settings",
     )
-    train.add_argument("stage", choices=["sft", "reward", "ppo", "dpo", "rloo", "grpo", "all"])
-    _model_and_data(train)
+    train.add_argument("stage", choices=[*TRAINABLE, "all"])
+    _add_model_and_data(train)
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
     train.add_argument("--steps", type=_positive, help="optimizer steps (PPO: iterations) a stage")
     train.add_argument("--seed", type=int, default=0, help="seed of data and training [0]")
@@ -73,12 +102,15 @@ def _parser() -> argparse.ArgumentParser:
         "--processes", type=_positive, metavar="N", help="how many [one for each GPU; 2 on a CPU]"
     )
     train.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_best_of_n(commands: Commands) -> None:
     best = commands.add_parser(
         "best-of-n",
         help="the baseline without training: the best of n responses",
         description="Draw n responses to each held-out prompt, keep the reward model's favourite.",
     )
-    _model_and_data(best)
+    _add_model_and_data(best)
     best.add_argument(
         "-n",
         type=_positive,
@@ -91,27 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     best.add_argument("--response-length", type=_positive, default=64, help="most tokens [64]")
     best.add_argument("--reward-model", help="folder of the reward model [the model's own]")
     best.add_argument("--quiet", action="store_true", help="no progress bar")
-    about = commands.add_parser(
-        "data",
-        help="what a file or data set holds, before you train on it",
-        description="Say what a file or data set holds: its shape, rows, token lengths, drops.",
-    )
-    about.add_argument("source", help="a file, a folder saved by datasets, or a hub id")
-    _model_and_data(about)
-    about.add_argument("--max-length", type=_positive, default=512, help="tokens of a row [512]")
-    cost_commands.add_commands(commands, _positive)
-    commands.add_parser(
-        "doctor",
-        help="look this machine over: what works, what to mend",
-        description="Look this machine over; say what to mend, and how.",
-    )
-    for command in commands.choices.values():
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
 
 
-def _model_and_data(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which model and which rows."""
+def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name the model and the rows."""
     parser.add_argument("--model", default="tiny", help="bundled name, folder or hub id [tiny]")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
@@ -147,30 +162,30 @@ def _positive(text: str) -> int:
     return number
 
 
-def _settings(args: argparse.Namespace) -> dict:
+def _settings(args: argparse.Namespace) -> Settings:
     """The trainer settings that the arguments ask for."""
-    settings: dict = {"seed": args.seed}
+    settings: Settings = {"seed": args.seed}
     if args.steps:
         settings["max_steps"] = args.steps
     if args.reward:
         if args.stage not in (*ONLINE, "all"):
             raise ValueError(f"--reward is for {', '.join(ONLINE)}: {args.stage} learns from none")
         settings["rewards"] = args.reward
-    settings |= cost_commands.assignments(args.set)
+    settings |= cost.assignments(args.set)
     return settings
 
 
-def _load(args: argparse.Namespace, seed: int):
-    """The model's handle and the data that the arguments name; says what was read, and how."""
+def _load(args: argparse.Namespace, seed: int) -> tuple[Model, Data]:
+    """The model's handle and the data that the arguments name; prints what was read, and how."""
     from ..data.load import load_data
     from ..models.load import load
 
     fields = {}
     for pair in args.field:
-        ours, equals, column = pair.partition("=")
+        field, equals, column = pair.partition("=")
         if not equals or not column:
             raise ValueError(f"--field {pair!r}: write OURS=COLUMN, for example chosen=better")
-        fields[ours] = column
+        fields[field] = column
     data = load_data(
         args.source, seed=seed, fields=fields, split=args.split, subset=args.subset, limit=args.rows
     )
@@ -201,7 +216,7 @@ def _doctor(args: argparse.Namespace) -> int:
     return int(any(f.state == "fix" for f in findings))
 
 
-def _judged(model, args: argparse.Namespace):
+def _with_reward_model(model: Model, args: argparse.Namespace) -> Model:
     """The model with the reward model that the arguments name."""
     from ..models.load import ADAPTER_FILE, load
 
@@ -223,7 +238,7 @@ def _best_of_n(args: argparse.Namespace) -> int:
     model, data = _load(args, seed=0)
     print(
         best_of_n(
-            _judged(model, args),
+            _with_reward_model(model, args),
             data,
             args.n,
             prompts=args.prompts,
@@ -235,10 +250,14 @@ def _best_of_n(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from .. import pipeline, planning, training
+    from .. import pipeline
     from ..display import table
+    from ..launch.launcher import place
+    from ..planning import plan
+    from ..runs.run import Run
+    from ..training import free_folder, train
 
-    settings, (rank, processes) = _settings(args), training.place()
+    settings, (rank, processes) = _settings(args), place()
     if args.accelerate and processes == 1:
         return _launch(args, settings)
     if args.processes and not args.accelerate:
@@ -246,40 +265,46 @@ def _train(args: argparse.Namespace) -> int:
     if rank:  # the first process speaks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     model, data = _load(args, args.seed)
-    model = _judged(model, args)
+    model = _with_reward_model(model, args)
     common = {"overwrite": args.overwrite, "quiet": args.quiet}
-    if args.resume and (args.stage != "ppo" or not args.out):
-        raise ValueError("--resume is for PPO, and needs --out, the folder of its run")
+    resumable = [s.name for s in STAGES.values() if s.resumable]
+    if args.resume and (args.stage not in resumable or not args.out):
+        raise ValueError(
+            f"--resume is for {_titles(resumable)}, and needs --out, the folder of its run"
+        )
+    if args.resume and args.overwrite:
+        raise ValueError("--resume goes on with a run, --overwrite replaces it: give one of them")
     if args.stage == "all":
-        folder = args.out or training.free_folder("all")
+        folder = args.out or free_folder("all")
         runs = pipeline.train_all(model, data, out=folder, settings=settings, **common)
         print(table(pipeline.stage_table(runs)))
         print(table(pipeline.cost_table(runs)))
         print(f"curves and stories: {folder / 'report.html'}")
         return 0
-    run = training.train(
-        planning.plan(args.stage, model, **settings),
-        data,
-        out=args.out,
-        resume=args.resume,
-        **common,
-    )
+    planned = plan(args.stage, model, **settings)
+    run = train(planned, data, out=args.out, resume=args.resume, **common)
+    assert isinstance(run, Run)  # not in the background
     if rank == 0:
         print(table(pipeline.stage_table({args.stage: run})))
         print(f"run: {run.folder}")
     return 0
 
 
-def _launch(args: argparse.Namespace, settings: dict) -> int:
-    """Start the same command in several processes; what is wrong with it is said by one."""
-    from .. import planning, training
+def _launch(args: argparse.Namespace, settings: Settings) -> int:
+    """Start the same command in several processes, once it was checked in this one."""
     from ..launch.launcher import launch
+    from ..planning import plan
+    from ..training import free_folder
 
-    if args.stage != "ppo":
-        raise ValueError(f"--accelerate is for PPO, not {args.stage}")
-    planning.plan(args.stage, args.model, **settings)
-    told = [] if args.out else ["--out", str(training.free_folder(args.stage))]
-    return launch(args.accelerate, [*args.argv, *told], args.processes)
+    if args.stage not in (distributed := [s.name for s in STAGES.values() if s.distributed]):
+        raise ValueError(f"--accelerate is for {_titles(distributed)}, not {args.stage}")
+    plan(args.stage, args.model, **settings)
+    out = [] if args.out else ["--out", str(free_folder(args.stage))]
+    return launch(args.accelerate, [*args.argv, *out], args.processes)
+
+
+def _titles(names: Iterable[str]) -> str:
+    return ", ".join(STAGES[name].title for name in names)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -292,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
             "best-of-n": _best_of_n,
             "data": _data,
             "doctor": _doctor,
-            **cost_commands.RUN,
+            **cost.RUN,
         }
         return run[args.command](args)
     except KeyboardInterrupt:
@@ -314,5 +339,12 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+FLAGS = {"say overwrite=True": "give --overwrite", "(overwrite)": "(--overwrite)"}
+"""Arguments of the library, as its messages name them → flags of the command line."""
+
+
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    for argument, flag in FLAGS.items():
+        text = text.replace(argument, flag)
+    return text

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-KINDS = ("ddp",)
-MINE = "rlhf-lab: "
-"""How a complaint of ours begins; what a launcher says after it explains nothing."""
+STRATEGIES = ("ddp",)
+ERROR_PREFIX = "rlhf-lab: "
+"""How an error message of ours begins; what a launcher prints after it explains nothing."""
 
 
 def place(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """This process' rank and the number of processes, as torchrun and accelerate say them."""
+    """This process' rank and the number of processes, as torchrun and accelerate set them."""
     return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
 
 
@@ -31,53 +31,50 @@ def command(
     how: "ddp", or a file that `accelerate config` wrote; processes: as many as there are GPUs, two
     on a CPU, or what the file says. Raises ValueError for something else, in one line.
     """
-    ours = ["-m", "rlhf_lab.cli", *arguments]
-    if how not in KINDS:
+    program = ["-m", "rlhf_lab.cli", *arguments]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+    if how not in STRATEGIES:
         if not Path(how).is_file():
             raise ValueError(
-                f"--accelerate {how}: neither {', '.join(KINDS)} nor a file that "
+                f"--accelerate {how}: neither {', '.join(STRATEGIES)} nor a file that "
                 "`accelerate config` wrote"
             )
-        many = ["--num_processes", str(processes)] if processes else []
-        return [*_accelerate(), "--config_file", how, *many, *ours], {}
+        count = ["--num_processes", str(processes)] if processes else []
+        return [*accelerate, "--config_file", how, *count, *program], {}
     if gpus:
         if processes and processes > gpus:
             raise ValueError(
                 f"--processes {processes}: there are {gpus} GPUs here, and each process needs one"
             )
-        many = str(processes or gpus)
-        return [*_accelerate(), "--multi_gpu", "--num_processes", many, *ours], {}
-    count = processes or 2
+        count = ["--num_processes", str(processes or gpus)]
+        return [*accelerate, "--multi_gpu", *count, *program], {}
+    workers = processes or 2
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    threads = max(1, (os.cpu_count() or 1) // count)
+    threads = max(1, (os.cpu_count() or 1) // workers)
     env = {"ACCELERATE_USE_CPU": "true"}
     if "OMP_NUM_THREADS" not in os.environ:  # else all processes would use all cores
         env["OMP_NUM_THREADS"] = str(threads)
-    return [*torchrun, f"--nproc-per-node={count}", *ours], env
-
-
-def _accelerate() -> list[str]:
-    return [sys.executable, "-m", "accelerate.commands.launch"]
+    return [*torchrun, f"--nproc-per-node={workers}", *program], env
 
 
 def launch(how: str, arguments: Sequence[str], processes: int | None = None) -> int:
     """Run `rlhf-lab ARGUMENTS` in several processes. → exit code.
 
-    What they write to stderr is passed on up to a complaint of ours.
+    What they write to stderr is passed on up to an error message of ours.
     """
     import torch
 
-    line, more = command(how, arguments, processes, torch.cuda.device_count())
-    complained = False
+    program, environment = command(how, arguments, processes, torch.cuda.device_count())
+    failed = False
     with subprocess.Popen(
-        line, env={**os.environ, **more}, stderr=subprocess.PIPE, text=True, bufsize=1
-    ) as started:
+        program, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
         try:
-            for said in started.stderr:
-                if not complained:
-                    sys.stderr.write(said)
-                complained = complained or said.startswith(MINE)
+            for line in process.stderr or ():
+                if not failed:
+                    sys.stderr.write(line)
+                failed = failed or line.startswith(ERROR_PREFIX)
         except KeyboardInterrupt:  # the processes were interrupted too: they end by themselves
             pass
-        code = started.wait()
-    return 2 if complained and code else min(code, 1)
+        code = process.wait()
+    return 2 if failed and code else min(code, 1)

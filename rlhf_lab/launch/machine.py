@@ -1,4 +1,4 @@
-"""Settle a process on a CPU before it trains: memory allocator, threads, quiet libraries."""
+"""Prepare a process for training: memory allocator, threads, quiet libraries."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import warnings
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
-def settle() -> None:
-    """Call once before training. Safe to call again, and on any system.
+def prepare_process() -> None:
+    """Call once, when training starts. Safe to call again, and on any system.
 
     glibc gives every large block back to the kernel when it is freed, and the kernel clears it
     page by page when it is wanted again. Training frees and wants the same blocks thousands of

@@ -176,9 +176,9 @@ def left_alone() -> Iterator[None]:
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from transformers.utils import logging
 
-    from ..launch.machine import settle
+    from ..launch.machine import prepare_process
 
-    settle()
+    prepare_process()
     states = [(s, dict(s._shared_state)) for s in (AcceleratorState, GradientState, PartialState)]
     seeds, verbosity = (random.getstate(), numpy.random.get_state()), logging.get_verbosity()
     logging.set_verbosity_error()

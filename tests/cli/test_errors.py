@@ -306,7 +306,8 @@ def test_a_run_that_is_there_stays(whole, capsys, tmp_path):
     (tmp_path / "mine" / "run.json").write_text("{}")
     args = ["train", "sft", "--model", str(whole / "model"), "--data", str(whole / "rows.json")]
     said = complaint([*args, "--out", "mine"], capsys)
-    assert "already holds a run" in said and (tmp_path / "mine" / "run.json").read_text() == "{}"
+    assert "already holds a run" in said and "give --overwrite" in said
+    assert (tmp_path / "mine" / "run.json").read_text() == "{}"
     (tmp_path / "file").write_text("")
     assert "is a file" in complaint([*args, "--out", "file"], capsys)
     assert complaint([*args, "--out", "file/inside"], capsys)
