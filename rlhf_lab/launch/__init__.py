@@ -1,1 +1,1 @@
-"""Processes: how one settles on its machine, how several start and who of them writes."""
+"""Processes: how one is prepared to train, how several are started, which of them writes."""

@@ -21,7 +21,7 @@ def accelerate_config(s: Setup) -> str:
         raise ValueError(
             f"tensor_parallel={s.tensor_parallel} is planned only: the lab's trainers do not run it"
         )
-    return yaml.safe_dump(config(s), sort_keys=False)
+    return str(yaml.safe_dump(config(s), sort_keys=False))
 
 
 def config(s: Setup) -> dict[str, object]:
