@@ -1,19 +1,21 @@
-"""The house's rules that no single module can hold: who may import whom, sizes, versions, hygiene.
+"""Rules of the whole repository: who may import whom, sizes, versions, hygiene.
 
 Run: pytest tests/test_package.py
 """
 
 from __future__ import annotations
 
-import ast
+import graphlib
+import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+import grimp
 import pytest
+from importlinter.cli import lint_imports
 
 import rlhf_lab
 
@@ -23,189 +25,102 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if "small_models" not in p.parts
 LONGEST = 450  # lines; a longer file is two files
 HEAVY = {"torch", "transformers", "pandas", "trl", "peft", "accelerate", "datasets", "plotly"}
 
-# What stands where. A new top-level module gets its place here, so that it is a decision.
-GROUND = {
-    "world",
-    "gold",
-    "corpus",
-    "models",
-    "quantised",
-    "data",
-    "files",
-    "shapes",
-    "tokens",
-    "lengths",
-    "ledger",
-    "runs",
-    "annotations",
+
+# ------------------------------------------------------------------------------- who imports whom
+
+PROGRAM = "import sys; from importlinter.cli import lint_imports_command as run; run()"
+BROKEN = {
+    # module that imports: what it may not import
+    "rlhf_lab.simulate.xray": "rlhf_lab.widgets.live",
+    "rlhf_lab.simulate.step": "rlhf_lab.cost.estimate",
+    "rlhf_lab.cost.estimate": "torch",
+    "rlhf_lab.cost.memory": "transformers",
+    "rlhf_lab.cost.layers": "rlhf_lab.metering.meter",
+    "rlhf_lab.ppo.trainer": "rlhf_lab.cost.estimate",
+    "rlhf_lab.ppo.rollout": "rlhf_lab.widgets.live",
+    "rlhf_lab.trainers.evaluate": "rlhf_lab.training",
+    "rlhf_lab.widgets.live": "rlhf_lab.ppo.trainer",
+    "rlhf_lab.widgets.dashboard": "trl",
+    "rlhf_lab.world.generator": "rlhf_lab.trainers.sft",
+    "rlhf_lab.runs.run": "rlhf_lab.charts.chart",
+    "rlhf_lab.planning": "rlhf_lab.cli.main",
+    "rlhf_lab.cli.main": "rlhf_lab.trainers.sft",
+    "rlhf_lab.stages": "rlhf_lab.display",
 }
-WINGS = {"stages", "cost", "widgets", "scale", "exercises"}
-ROOF = {
-    "lab",
-    "training",
-    "course",
-    "doctor",
-    "cli",
-    "cli_cost",
-    "budget",
-    "baseline",
-    "sources",
-    "simulation",
-    "rehearsal_models",
-    "prepare",
-    "stand_ins",
-    "studio",
-    "background",
-}
-COST_TORCH = {
-    *("xray", "fake", "meter", "callback", "account", "flop_counter", "watched", "patch"),
-    "calibrate",
-}
-COST_PURE = {
-    *("architecture", "hardware", "setup", "tape", "layers", "heads", "memory", "states", "phases"),
-    *("seconds", "plan", "remedies", "launch", "online"),
+KEPT = {
+    "rlhf_lab.simulate.models": "torch",
+    "rlhf_lab.cost.phases": "rlhf_lab.cost.memory",
+    "rlhf_lab.ppo.losses": "rlhf_lab.metering.meter",
+    "rlhf_lab.ppo.rewards": "rlhf_lab.runs.run",
+    "rlhf_lab.widgets.samples": "rlhf_lab.runs.run",
+    "rlhf_lab.runs.ledger": "pandas",
+    "rlhf_lab.studies": "rlhf_lab.trainers.sft",
+    "rlhf_lab.cli.cost": "rlhf_lab.runs.run",
 }
 
 
-class Import(NamedTuple):
-    """`name` is absolute and dotted; `late` means inside a function, so not paid at import."""
-
-    name: str
-    line: int
-    late: bool
-
-    @property
-    def top(self) -> str:
-        return self.name.split(".")[0]
+def test_imports_keep_the_contracts() -> None:
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
 
 
-def imports(source: str, module: str, is_package: bool = False) -> Iterator[Import]:
-    """Every import in `source`, the text of `module`; type-checking-only imports cost nothing."""
-    package = module.split(".") if is_package else module.split(".")[:-1]
-
-    def walk(node: ast.AST, late: bool) -> Iterator[Import]:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
-        late = late or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield Import(alias.name, node.lineno, late)
-        elif isinstance(node, ast.ImportFrom):
-            parts = package[: len(package) - node.level + 1] if node.level else []
-            parts = parts + (node.module.split(".") if node.module else [])
-            for alias in node.names:  # a.b.C: whether C is a module or a name, its place is known
-                yield Import(".".join([*parts, alias.name]), node.lineno, late)
-        for child in ast.iter_child_nodes(node):
-            yield from walk(child, late)
-
-    yield from walk(ast.parse(source), False)
-
-
-def complaint(place: tuple[str, ...], item: Import) -> str | None:
-    """Why the module at `place` (("cost", "plan"), say) may not have this import, or None."""
-    here, target = place[0], item.name.split(".")
-    if here in WINGS and item.top == "trl" and here != "stages":
-        return "only stages/ knows the trainers of trl"
-    if here == "cost" and place[1:2] and place[1] in COST_PURE:
-        if item.top in HEAVY:
-            return "the pure files of cost/ open anywhere, at once"
-        if target[:2] == ["rlhf_lab", "cost"] and set(target[2:3]) & COST_TORCH:
-            return "the pure files of cost/ know nothing of the ones that need torch"
-    if here in GROUND | {"__init__"} and item.top in HEAVY and not item.late:
-        return "the ground floor loads heavy libraries late, in the function that needs them"
-    if target[0] != "rlhf_lab" or len(target) < 2:
-        return None
-    there = target[1]
-    if there == "cli" or (there in ROOF and here not in ROOF | {"__init__"}):
-        return "nobody imports the roof, and nothing at all the command line"
-    if here in GROUND:
-        if there in WINGS and not (there == "widgets" and item.late):
-            return "the ground floor knows no wing (it may show itself with widgets/, late)"
-    elif here == "stages":
-        metering = target[1:2] == ["cost"] and target[2] in ("meter", "callback", "patch")
-        allowed = there in GROUND | {"stages"} or metering
-        if not allowed and there in WINGS:
-            return "stages/ may use the ground floor, cost.meter, cost.callback and cost.patch"
-    elif here == "cost" and there in WINGS - {"cost"}:
-        return "cost/ is given the step to run: it imports no other wing"
-    elif here == "widgets" and there in WINGS - {"widgets", "cost"}:
-        return "widgets/ read plans, ledgers and runs, never trainers"
-    elif here == "cli" and there in WINGS - {"widgets"}:
-        return "the command line calls the roof and computes nothing of its own"
-    return None
+def test_a_broken_contract_is_noticed_and_a_kept_one_is_not(tmp_path: Path) -> None:
+    """A copy of the package in which modules import what they may, and what they may not."""
+    shutil.copytree(PACKAGE, tmp_path / "rlhf_lab", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for module, imported in [*BROKEN.items(), *KEPT.items()]:
+        path = tmp_path / (module.replace(".", "/") + ".py")
+        assert path.is_file(), f"{module} has moved: name its new place here"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"\n\ndef planted():\n    import {imported}\n")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "--no-cache"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "300"},
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    for module, imported in BROKEN.items():
+        assert re.search(rf"\b{module} -> {imported} \(l\.", done.stdout), (module, imported)
+    for module, imported in KEPT.items():
+        assert f"{module} -> {imported} (l." not in done.stdout, (module, imported)
 
 
-def place_of(path: Path) -> tuple[str, ...]:
-    return path.relative_to(PACKAGE).with_suffix("").parts
+def test_no_two_files_import_each_other_however_late() -> None:
+    graph = grimp.build_graph("rlhf_lab", exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(imports) > 80
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_only_what_its_place_allows(path: Path) -> None:
-    place = place_of(path)
-    known = GROUND | WINGS | ROOF | {"__init__"}
-    assert place[0] in known, f"{path.name} has no place: add it to GROUND, WINGS or ROOF above"
-    module = ".".join(("rlhf_lab", *(p for p in place if p != "__init__")))
-    found = [
-        f"{path.relative_to(ROOT)}:{item.line} imports {item.name}: {reason}"
-        for item in imports(path.read_text("utf-8"), module, place[-1] == "__init__")
-        if (reason := complaint(place, item))
-    ]
-    assert not found, "\n".join(found)
+LIGHT = ("cli.main", "cli.cost", "cost", "data", "display", "models", "notebook", "pipeline")
+LIGHT += ("planning", "runs", "stages", "studies", "training", "world")
 
 
-@pytest.mark.parametrize(
-    ("place", "line"),
-    [
-        ("cost.xray", "from ..stages import ppo"),
-        ("cost.xray", "from rlhf_lab.charts.chart import Chart"),
-        ("cost.plan", "import torch"),
-        ("cost.plan", "def f():\n    from transformers import AutoConfig"),
-        ("cost.plan", "from .meter import Meter"),
-        ("stages.ppo", "from rlhf_lab.cost.estimate import plan"),
-        ("stages.ppo", "from ..widgets import live"),
-        ("stages.ppo", "from .. import lab"),
-        ("widgets.live", "from rlhf_lab.ppo.trainer import PPOTrainer"),
-        ("widgets.live", "def f():\n    import trl"),
-        ("ledger", "import pandas"),
-        ("world", "from .stages import sft"),
-        ("runs", "from rlhf_lab.display import table"),
-        ("lab", "from .cli import main"),
-        ("cli", "from .stages.sft import train"),
-    ],
-)
-def test_a_broken_rule_is_noticed(place: str, line: str) -> None:
-    found = [complaint(tuple(place.split(".")), i) for i in imports(line, f"rlhf_lab.{place}")]
-    assert any(found), f"{line!r} in {place} went unnoticed"
-
-
-@pytest.mark.parametrize(
-    ("place", "line"),
-    [
-        ("cost.xray", "import torch"),
-        ("cost.plan", "from .memory import states"),
-        ("stages.ppo", "from rlhf_lab.metering.meter import Meter"),
-        ("stages.ppo", "from ..runs import Run\nfrom .maths import gae"),
-        ("widgets.live", "from rlhf_lab.runs.run import Run"),
-        ("ledger", "def frame():\n    import pandas"),
-        ("lab", "from .stages import ppo\nfrom .cost import plan\nfrom .widgets import live"),
-        ("cli", "from . import lab\nfrom .runs import Run"),
-    ],
-)
-def test_a_kept_rule_is_left_alone(place: str, line: str) -> None:
-    for item in imports(line, f"rlhf_lab.{place}"):
-        assert complaint(tuple(place.split(".")), item) is None
-
-
-def test_import_rlhf_lab_loads_nothing_heavy() -> None:
-    code = "import sys, rlhf_lab; print(*{m.split('.')[0] for m in sys.modules})"
+def test_heavy_libraries_are_imported_late() -> None:
+    """Importing the lab, and what stands below the trainers, imports none of them."""
+    modules = ["rlhf_lab"]
+    for name in LIGHT:
+        folder = PACKAGE / name
+        stems = sorted(p.stem for p in folder.glob("*.py")) if folder.is_dir() else []
+        modules += [f"rlhf_lab.{name}", *(f"rlhf_lab.{name}.{s}" for s in stems if s[0] != "_")]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules}:\n"
+        "    importlib.import_module(name)\n"
+        f"    print(name, *{{m.split('.')[0] for m in sys.modules}} & {HEAVY})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.split())
-    assert "rlhf_lab" in loaded
-    assert not loaded & HEAVY
+    loaded = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
+    assert loaded.keys() == set(modules) and "rlhf_lab.planning" in loaded
+    assert not any(loaded.values()), next((k, v) for k, v in loaded.items() if v)
 
 
-def test_version_is_said_once() -> None:
+def test_the_version_is_stated_once() -> None:
     stated = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
     assert stated and stated[1] == rlhf_lab.__version__
     assert f"## [{rlhf_lab.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
