@@ -107,9 +107,9 @@ def cluster_chart(
 
     A bar's name is written above it, and its total where it has none. `legend`: component ->
     entry of the legend, where several share one, and its colour: those are told apart by the
-    lines between them and by what hovering says. Colours go by the order of all entries.
+    lines between them and by their tooltips. Colours go by the order of all entries.
     `unit` words the totals and tooltips ("B", "s", ...); the axis shows the bare values, so
-    scale them to what `y_label` says.
+    scale them to the unit in `y_label`.
     """
     bars = {
         (i, tag): (f"{cluster} {tag}".strip(), stack)

@@ -1,4 +1,4 @@
-"""What ledgers say as bars: sources beside each other by phase, and what each stage costs."""
+"""Ledgers as bars: sources beside each other by phase, and what each stage costs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """report.html: what a set of runs did, in one file that needs nothing else.
 
 The stages in a table, each stage's curves, where its time went, and what the model wrote before
-and after. No scripts, no network; light and dark, phone and paper. Everything that a model or a
-person wrote is escaped.
+and after. No scripts, no network; readable in light and dark themes, on a phone and printed.
+Everything that a model or a person wrote is escaped.
 """
 
 from __future__ import annotations
@@ -19,39 +19,7 @@ from .views import charts_of, known_series, metric_chart, time_chart
 
 # Narrower than a widget's chart, so that its letters are still readable on a phone.
 _WIDTH, _HEIGHT = 390, 250
-
-
-_STYLE = """
-:root { color-scheme: light dark; --jp-ui-font-color1: #1f2328; --jp-ui-font-color2: #57606a;
-  --jp-border-color2: #e2e5e9; --jp-layout-color0: #fff; --page: #f6f7f9; }
-@media (prefers-color-scheme: dark) { :root { --jp-ui-font-color1: #e6e8eb;
-  --jp-ui-font-color2: #a3abb5; --jp-border-color2: #363c44; --jp-layout-color0: #1b1f24;
-  --page: #121519; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem clamp(0.75rem, 3vw, 2.5rem) 3rem; max-width: 82rem;
-  background: var(--page); color: var(--jp-ui-font-color1);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; }
-h2 { font-size: 1.25rem; margin: 2.2rem 0 0.2rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 0.5rem; }
-p.facts { margin: 0 0 0.8rem; color: var(--jp-ui-font-color2); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; background: var(--jp-layout-color0); font-size: 0.93rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: 0.4rem 0.8rem; border: 1px solid var(--jp-border-color2); }
-.grid { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
-figure, .story { margin: 0; padding: 0.7rem 0.8rem; background: var(--jp-layout-color0);
-  border: 1px solid var(--jp-border-color2); border-radius: 8px; break-inside: avoid; }
-figure svg { display: block; width: 100%; max-width: 36rem !important; height: auto; }
-figcaption { margin-top: 0.3rem; font-size: 0.9rem; color: var(--jp-ui-font-color2); }
-.story h4 { margin: 0 0 0.3rem; font-size: 0.9rem; color: var(--jp-ui-font-color2); }
-.story p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media print { :root { color-scheme: light; --jp-ui-font-color1: #000; --jp-ui-font-color2: #444;
-  --jp-border-color2: #ccc; --jp-layout-color0: #fff; --page: #fff; }
-  body { padding: 0; font-size: 11px; max-width: none; }
-  .grid { grid-template-columns: repeat(2, 1fr); } h2, h3 { break-after: avoid; } }
-"""
+_STYLE = "\n" + (Path(__file__).parent / "report.css").read_text("utf-8")
 
 
 def write_report(

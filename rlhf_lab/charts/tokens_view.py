@@ -254,7 +254,7 @@ def tokens_html(
     """The response, token by token. `search`: a text to mark; `selected`: the number of a token."""
     numbers = tokens.figures.get(key) if scale else None
     hits = _hits(tokens.text, search)
-    made = []
+    spans = []
     for i, text in enumerate(tokens.text):
         level = scale.level(numbers[i]) if scale and numbers else 0
         marks = [
@@ -265,8 +265,8 @@ def tokens_html(
             "sel" if i == selected else "",
         ]
         tip = f' data-tip="{escape(tokens.words(i))}"' if tokens.figures else ""
-        made.append(f'<span class="{" ".join(filter(None, marks))}"{tip}>{visible(text)}</span>')
-    return "".join(made)
+        spans.append(f'<span class="{" ".join(filter(None, marks))}"{tip}>{visible(text)}</span>')
+    return "".join(spans)
 
 
 def marked(text: str, search: str) -> str:
@@ -325,11 +325,11 @@ def facts(figures: Mapping[str, float], tokens: Tokens) -> list[tuple[str, str]]
 
 
 def facts_html(pairs: Iterable[tuple[str, str]]) -> str:
-    made = (
+    parts = (
         f"{escape(plain(name))} <b>{escape(number)}</b>" if name else escape(number)
         for name, number in pairs
     )
-    return f'<div class="facts">{" · ".join(made)}</div>'
+    return f'<div class="facts">{" · ".join(parts)}</div>'
 
 
 def token_rows(tokens: Tokens) -> list[dict[str, object]]:

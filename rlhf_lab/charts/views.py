@@ -1,4 +1,4 @@
-"""The charts of a run: which metrics share one, its axis, its caption; time and memory as bars.
+"""The charts of a run: which metrics share one, its axis, its caption; its time as bars.
 
 The dashboard, a replay and report.html draw the same charts from here. `stages.py` names those of
 each stage.
@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..cost.estimate import SCORING
-from ..runs.ledger import AROUND, ROLES, Ledger, Row
+from ..runs.ledger import AROUND, Ledger
 from ..runs.run import Run
 from ..stages import STAGES
-from .chart import Reference, bar_chart, cluster_chart, line_chart
+from .chart import Reference, bar_chart, line_chart
 from .frame import Picture
-from .memory import GIB, axis_unit
 
 SCORING_PHASES = {*SCORING, "advantage"}
 """Phases that are one colour in a stack: there are fewer colours than phases."""
@@ -159,13 +158,13 @@ def known_series(
     run: Run, names: Sequence[str], upto: float = math.inf
 ) -> dict[str, tuple[list[int], list[float]]]:
     """Series of those names with at least one real value, up to a step."""
-    found = {}
+    known = {}
     for name in (n for n in names if n in run.metric_names):
         xs, ys = run.series(name)
         count = sum(x <= upto for x in xs)
         if any(map(math.isfinite, ys[:count])):
-            found[name] = xs[:count], ys[:count]
-    return found
+            known[name] = xs[:count], ys[:count]
+    return known
 
 
 def metric_chart(
@@ -199,7 +198,7 @@ def _reference(
         yield value, labels[name]
 
 
-# -- costs ------------------------------------------------------------------------------------
+# -- time -------------------------------------------------------------------------------------
 def time_chart(run: Run, *, width: int = 460, height: int = 260) -> Picture | None:
     """Measured seconds by phase, stacked by role, an average over ranks; None without any."""
     rows = run.ledger.filter(quantity="seconds", source="measured")
@@ -234,54 +233,3 @@ def _seconds_chart(
     return bar_chart(
         stacks, title="time by phase", y_label=y_label, unit="s", width=width, height=height
     )
-
-
-def role_memory_chart(
-    ledger: Ledger, limit: float | None = None, *, width: int = 460, height: int = 260
-) -> Picture:
-    """Bytes at each phase's peak, stacked by role, predicted (P) beside measured (M); the plan's
-    peak and the machine's memory as lines, and in words where a line would press the bars flat."""
-    rows = [r for r in ledger.filter(quantity="bytes") if r.phase not in AROUND]
-    sources = [s for s in ("predicted", "measured") if any(r.source == s for r in rows)]
-    clusters = _role_clusters(rows, sources)
-    bars = [bar for tags in clusters.values() for bar in tags.values()]
-    top = max((sum(bar.values()) for bar in bars), default=0.0)
-    name, unit = axis_unit(top)
-    for bar in bars:
-        bar.update({role: value / unit for role, value in bar.items()})
-    planned = ledger.filter(source="predicted").peak() / unit
-    lines = [(planned, "planned peak")] if planned else []
-    title = "memory by role"
-    if limit and limit < 2 * top:
-        lines.append((limit / unit, "this machine's memory"))
-    elif limit and top:
-        title += f" ({top / limit:.1%} of the machine's {limit / GIB:.0f} GiB)"
-    letters = f" ({', '.join(f'{s[0].upper()} {s}' for s in sources)})" if len(sources) > 1 else ""
-    return cluster_chart(
-        clusters,
-        title=title,
-        y_label=f"{name} at each phase's peak{letters}",
-        references=lines,
-        width=width,
-        height=height,
-    )
-
-
-def _role_clusters(
-    rows: Sequence[Row], sources: Sequence[str]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """→ {phase: {the source's letter, where there are several: {role: bytes}}}, roles in the same
-    order in every bar, whoever was measured first."""
-    clusters: dict[str, dict[str, dict[str, float]]] = {}
-    for row in (r for r in rows if r.source in sources):
-        tag = row.source[0].upper() if len(sources) > 1 else ""
-        bar = clusters.setdefault(row.phase or "all", {}).setdefault(tag, {})
-        role = row.role or "other"
-        bar[role] = bar.get(role, 0.0) + row.value
-    return {
-        phase: {
-            tag: {role: bar[role] for role in (*ROLES, "other") if role in bar}
-            for tag, bar in tags.items()
-        }
-        for phase, tags in clusters.items()
-    }

@@ -24,13 +24,13 @@ import traitlets
 
 from ..charts.chart import line_chart
 from ..charts.frame import Picture
+from ..charts.memory import role_memory_chart
 from ..charts.views import (
     AROUND,
     ChartSpec,
     charts_of,
     known_series,
     metric_chart,
-    role_memory_chart,
     time_stacks,
 )
 from ..display import escape, format_bytes, format_number, format_seconds, table

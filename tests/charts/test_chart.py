@@ -1,4 +1,4 @@
-"""Charts are read back as XML: what is drawn, what is said, and that nothing escapes."""
+"""Charts are read back as XML: what is drawn, the words, and that nothing is left unescaped."""
 
 import math
 import re
@@ -81,7 +81,7 @@ def test_gaps_break_a_line_and_lonely_points_are_dots():
         {"nothing": ([1, 2], [None, math.nan])},
     ],
 )
-def test_no_data_is_said(series):
+def test_a_chart_without_data_has_words_for_it(series):
     svg = lines(series)
     assert "no data yet" in texts(svg) and not curves(svg)
     assert svg.get("aria-label")

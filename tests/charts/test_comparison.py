@@ -37,7 +37,7 @@ def test_the_first_ledger_that_knows_a_stage_from_a_source_counts():
 
 
 def test_a_plan_beside_its_run_shows_the_runs_prediction(tmp_path):
-    """The run knows how long its rows were; the plan, which was not told, took the longest."""
+    """The run knows how long its rows were; the plan, which does not, took the longest."""
     rows = [{"prompt": f"say {i}", "completion": "yes " * (i % 7 + 1)} for i in range(40)]
     plan = lab.plan("sft", "tiny", hardware="h100")
     run = Run.create(tmp_path, stage="sft", model="tiny", settings=dict(plan.settings))

@@ -92,7 +92,7 @@ def test_stages_stand_apart_and_a_phase_is_found_in_each():
     assert list(figure.layout.xaxis.ticktext) == ["sft<br>forward", "dpo<br>forward"]
 
 
-def test_what_is_not_known_is_said_and_not_drawn():
+def test_an_infinite_cost_is_written_and_not_drawn():
     ledger = table(
         ("forward", "policy", "", math.inf),
         ("backward", "policy", "", 2.0, 1.0, math.inf),
@@ -162,9 +162,9 @@ def test_memory_of_a_stage_is_that_of_its_worst_moment():
 
 
 def test_a_plan_and_its_run_share_a_cluster_and_a_second_run_has_its_own():
-    def thing(name, seconds, *said):
+    def thing(name, seconds, *sources):
         ledger = Ledger()
-        for source in said:
+        for source in sources:
             ledger.extend(
                 table(("forward", "policy", "", seconds), quantity="seconds", source=source)
             )

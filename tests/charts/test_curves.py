@@ -81,20 +81,20 @@ def test_a_run_is_called_after_what_tells_it_apart(made):
     )
 
 
-def test_a_gap_stays_a_gap_and_a_later_word_counts(made):
+def test_a_gap_stays_a_gap_and_the_last_value_of_a_step_counts(made):
     run = made("a", {1: {"kl": 1.0}, 2: {"kl": None}, 3: {"kl": 1e300}, 4: {"kl": 2.0}})
     run.log(4, kl=3.0)
     (trace,) = lines(curves(run))
     assert list(trace.y) == [1.0, None, None, 3.0] and not trace.connectgaps
 
 
-def test_loss_is_in_what_the_stages_say(made):
+def test_the_unit_of_a_loss_is_that_of_its_stages(made):
     sft, dpo = (made(s, {1: {"loss": 1.0}}, stage=s) for s in ("sft", "dpo"))
     assert curves(sft).layout.yaxis.title.text == "nats per token"
     assert curves(sft, dpo).layout.yaxis.title.text == "nats per token or pair"
 
 
-def test_what_cannot_be_drawn_is_said_in_a_line(made):
+def test_what_cannot_be_drawn_is_an_error_of_one_line(made):
     run = made("a", {1: {"kl": 1.0}})
     for wrong, message in (
         (lambda: curves(), "give a run"),

@@ -39,7 +39,7 @@ def test_any_tokens_come_back_exactly(texts, wanted):
 
 
 @given(anything)
-def test_in_one_line_of_plain_text_everything_can_be_seen(text):
+def test_in_one_line_of_plain_text_everything_is_visible(text):
     made = view.plain(text)
     assert "\n" not in made and not re.search(
         "[\x00-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", made
@@ -100,13 +100,13 @@ def test_one_wild_token_does_not_take_the_colours_from_all_others():
     assert scale_of("log_ratio", [calm]).reach == pytest.approx(0.1)
 
 
-def test_tokens_are_shaded_by_their_figure_and_say_all_of_them():
+def test_tokens_are_shaded_by_one_figure_and_their_tooltip_has_all():
     tokens = Tokens.of(record(**FIGURES), "")
     html = view.tokens_html(tokens, "log_ratio", Scale(0, 2), "", 1)
     spans = re.findall(r'<span class="([^"]*)" data-tip="([^"]*)">([^<]*|&lt;end&gt;)</span>', html)
     assert [c for c, _, _ in spans] == ["t", "t p4 sel", "t m8", "t p2", "t sp"]
-    said = spans[2][1].replace("\xa0", " ")
-    assert said == (
+    tooltip = spans[2][1].replace("\xa0", " ")
+    assert tooltip == (
         "3/5 “ ran” · log-ratio -2 · KL (k3) 4.389 · advantage -1 · value 2 · "
         "reward contribution 0.2 · return 2.1 · log π -3"
     )
@@ -167,8 +167,8 @@ def test_no_token_is_lost_or_drawn_outside_of_the_picture(texts):
         assert float(text.get("x")) + float(text.get("textLength")) <= WIDTH
         assert float(text.get("y")) <= float(root.get("height"))
     bare = "".join("".join(texts).replace("\n", "⏎").split())
-    said = "".join("".join(t.text for t in placed).split())
-    assert said == bare or any("more" in (t.text or "") for t in root.iter(f"{SVG}text"))
+    drawn_text = "".join("".join(t.text for t in placed).split())
+    assert drawn_text == bare or any("more" in (t.text or "") for t in root.iter(f"{SVG}text"))
 
 
 def test_words_stay_whole_where_lines_break():

@@ -26,12 +26,12 @@ def table(*rows, stage="ppo", quantity="bytes", source="predicted", **common):
 
 
 def blocks(figure):
-    """{(what hovering says before the colon, part): (bottom, height)} of all bars."""
+    """{(its tooltip before the colon, part): (bottom, height)} of all bars."""
     found = {}
     for t in figure.data:
         if t.type == "bar" and t.y[0] is not None:
-            for said, base, y in zip(t.customdata, t.base, t.y, strict=True):
-                found[said.split(":")[0], t.name] = (base, y)
+            for tooltip, base, y in zip(t.customdata, t.base, t.y, strict=True):
+                found[tooltip.split(":")[0], t.name] = (base, y)
     return found
 
 

@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from rlhf_lab.charts.views import known_series, role_memory_chart, time_stacks
+from rlhf_lab.charts.memory import role_memory_chart
+from rlhf_lab.charts.views import known_series, time_stacks
 from rlhf_lab.runs.ledger import Ledger
 from rlhf_lab.runs.run import Run
 from rlhf_lab.widgets.dashboard import Dashboard, Replay, cost_line
