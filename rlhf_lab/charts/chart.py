@@ -138,12 +138,9 @@ def cluster_chart(
     for i, tags in enumerate(clusters.values()):
         for j, tag in enumerate(tags):
             places[i, tag] = _bar_place(frame, i, j, len(tags))
+    fills = {part: colours[entry[part]] for part in parts}
     for at, stack in heights.items():
-        base = 0.0
-        for part, value in stack.items():
-            label = f"{bars[at][0]}, {part}: {format_number(value, unit)}"
-            frame.add(_block(frame, places[at], base, value, colours[entry[part]], label))
-            base += value
+        frame.add(*_blocks(frame, places[at], bars[at][0], stack, fills, unit))
     above = {at: at[1] or format_number(total, unit) for at, total in totals.items()}
     frame.add(*_above_bars(frame, places, totals, above))
     for key, (level, _) in zip(level_keys, levels):
@@ -291,16 +288,25 @@ def _clean_stack(name: str, stack: Mapping[str, float]) -> dict[str, float]:
     return known
 
 
-def _block(
-    frame: Frame, place: tuple[float, float], base: float, value: float, fill: str, label: str
-) -> str:
-    x, width = place
-    top, bottom = frame.y(base + value), frame.y(base)
-    return (
-        f'<rect class="block" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" '
-        f'height="{bottom - top:.1f}" stroke-width="0.8" style="fill:{fill};stroke:{BACKGROUND}">'
-        f"<title>{escape(label)}</title></rect>"
-    )
+def _blocks(
+    frame: Frame,
+    place: tuple[float, float],
+    name: str,
+    stack: Mapping[str, float],
+    fills: Mapping[str, str],
+    unit: str | None,
+) -> Iterator[str]:
+    """The parts of one bar on top of each other, each with its value as a tooltip."""
+    (x, width), base = place, 0.0
+    for part, value in stack.items():
+        top, bottom = frame.y(base + value), frame.y(base)
+        yield (
+            f'<rect class="block" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" '
+            f'height="{bottom - top:.1f}" stroke-width="0.8" '
+            f'style="fill:{fills[part]};stroke:{BACKGROUND}">'
+            f"<title>{escape(f'{name}, {part}: {format_number(value, unit)}')}</title></rect>"
+        )
+        base += value
 
 
 def _above_bars(
