@@ -23,14 +23,14 @@ _DRAWN_BY_JUPYTER = {"plotly_mimetype", "jupyterlab", "vscode", "nteract"}
 _CONFIG = {"displaylogo": False}
 """Not responsive: JupyterLab resizes figures itself; with both they vanish when themes change."""
 
-INK = "#7A7A7A"
+TEXT_GREY = "#7A7A7A"
 THEMES = {
-    "both": (INK, "rgba(127,127,127,0.28)"),
+    "both": (TEXT_GREY, "rgba(127,127,127,0.28)"),
     "light": ("#222222", "#DDDDDD"),
     "dark": ("#E6E6E6", "#3F3F3F"),
 }
-"""Text and grid. INK has 4.3 : 1 against white as against JupyterLab's #111, the best that one
-colour can do for both."""
+"""Text and grid. TEXT_GREY has 4.3 : 1 against white as against JupyterLab's #111, the best that
+one colour can do for both."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
 NEUTRAL = "#9A9A9A"
 DIGITS = 5
@@ -88,25 +88,25 @@ def finish(figure: Figure, *, words: Sequence[str], plot: int, theme: str = "bot
     """Add the looks that all figures share, and its `words`. `plot`: height without margins, px."""
     if theme not in THEMES:
         raise ValueError(f"theme={theme!r}: choose from {', '.join(THEMES)}")
-    ink, grid = THEMES[theme]
+    text, grid = THEMES[theme]
     figure.update_layout(
         template=go.layout.Template(),
         height=plot + ABOVE + BELOW,
-        font={"family": "system-ui, sans-serif", "size": 12, "color": ink},
+        font={"family": "system-ui, sans-serif", "size": 12, "color": text},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 60, "r": 16, "t": ABOVE, "b": BELOW},
         legend={"groupclick": "togglegroup", "tracegroupgap": 8, "bgcolor": "rgba(0,0,0,0)"},
         hoverlabel={
             "bgcolor": "#F7F7F7",
-            "bordercolor": ink,
+            "bordercolor": text,
             "namelength": -1,
             "align": "left",
             "font": {"color": "#222222"},
         },
         modebar={
             "bgcolor": "rgba(0,0,0,0)",
-            "color": ink,
+            "color": text,
             "activecolor": COLOURS[0],
             "remove": ["lasso2d", "select2d"],
         },
@@ -115,8 +115,8 @@ def finish(figure: Figure, *, words: Sequence[str], plot: int, theme: str = "bot
     axis = {
         "gridcolor": grid,
         "zerolinecolor": grid,
-        "linecolor": ink,
-        "tickcolor": ink,
+        "linecolor": text,
+        "tickcolor": text,
         "automargin": True,
         "title": {"standoff": 6},
     }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..display import format_number
 from ..runs.ledger import SOURCES, UNITS, Row
-from .plotly_style import INK, NEUTRAL, Figure, finish, rounded, safe, translucent, unit_of
+from .plotly_style import NEUTRAL, TEXT_GREY, Figure, finish, rounded, safe, translucent, unit_of
 
 FILL = {"predicted": 0.3, "simulated": 0.6, "measured": 1.0}
 """How full a source's bars are, the surer the fuller. Flat, not hatched: JupyterLab keeps a PNG of
@@ -192,7 +192,8 @@ def _add_tops(
         label.append(source[0].upper() if several else safe(format_number(value, scale.unit)))
         lines = [f"{at[0]}, {source}: {amount.text(scale.unit)}", _ratio(sums, at)]
         hover.append("<br>".join(safe(line, 80) for line in lines if line))
-    band = {"type": "data", "symmetric": False, "array": high, "arrayminus": low}
+    looks = {"type": "data", "symmetric": False, "thickness": 1.6, "width": 3, "color": TEXT_GREY}
+    band = {**looks, "array": high, "arrayminus": low}
     figure.add_scatter(
         x=x,
         y=y,
@@ -202,7 +203,7 @@ def _add_tops(
         showlegend=False,
         marker={"size": 8, "opacity": 0},
         hovertemplate="%{customdata}<extra></extra>",
-        error_y={**band, "thickness": 1.6, "width": 3, "color": INK} if any(high + low) else None,
+        error_y=band if any(high + low) else None,
     )
     figure.add_scatter(
         x=x,

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import plotly.io as pio
 import pytest
-from figure_kit import lines, table
+from figure_kit import contrast, lines, rgb, table
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -96,23 +96,11 @@ def test_hostile_names_are_only_names(made):
     assert html.unescape(names[0]).startswith("<script>alert(1)</script>")
 
 
-def luminance(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(one, other):
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_ink_reads_on_light_and_dark_paper():
-    assert contrast("#000000", "#FFFFFF") == pytest.approx(21)
-    for paper in ("#FFFFFF", "#111111"):
-        assert contrast(THEMES["both"][0], paper) >= 4.2
-    assert contrast(THEMES["light"][0], "#FFFFFF") >= 7
-    assert contrast(THEMES["dark"][0], "#111111") >= 7
+def test_text_reads_on_light_and_dark_backgrounds():
+    text, white, black = ({n: rgb(c[0]) for n, c in THEMES.items()}, rgb("#FFFFFF"), rgb("#111111"))
+    assert contrast(rgb("#000000"), white) == pytest.approx(21)
+    assert min(contrast(text["both"], white), contrast(text["both"], black)) >= 4.2
+    assert min(contrast(text["light"], white), contrast(text["dark"], black)) >= 7
     figure = stage_costs(table(), quantity="bytes")
     assert figure.layout.font.color == THEMES["both"][0]
     assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"

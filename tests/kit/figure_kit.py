@@ -1,4 +1,4 @@
-"""A ledger written by hand, and the lines and bars of a plotly figure read back."""
+"""A ledger written by hand; lines and bars of a plotly figure read back; contrast of colours."""
 
 from rlhf_lab.runs.ledger import Ledger
 
@@ -37,3 +37,19 @@ def blocks(figure):
 
 def tops(figure):
     return {t.name: t for t in figure.data if t.type == "scatter" and t.mode == "markers"}
+
+
+def rgb(colour):
+    """Red, green and blue of "#RRGGBB", from 0 to 1."""
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def contrast(one, other):
+    """Of two colours, from 1 to 21 (WCAG 2.2)."""
+
+    def luminance(colour):
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in colour]
+        return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
