@@ -179,19 +179,24 @@ def _add_tops(
 ) -> None:
     """At the top of each bar of a source: its band, its letter (or its total), all in words."""
     geometry = _geometry(bars)
-    x, y, high, low, label, hover = [], [], [], [], [], []
+    rows = []
     for at, amount in sums.items():
         if at[1] != source or not math.isfinite(amount.value):
             continue
         centre, offset, width = geometry[at]
         value, least, most = (v if math.isfinite(v) else amount.value for v in amount)
-        x.append(rounded(centre + offset + width / 2))
-        y.append(rounded(value / scale.size))
-        high.append(rounded((most - value) / scale.size))
-        low.append(rounded((value - least) / scale.size))
-        label.append(source[0].upper() if several else safe(format_number(value, scale.unit)))
         lines = [f"{at[0]}, {source}: {amount.text(scale.unit)}", _ratio(sums, at)]
-        hover.append("<br>".join(safe(line, 80) for line in lines if line))
+        rows.append(
+            (
+                rounded(centre + offset + width / 2),
+                rounded(value / scale.size),
+                rounded((most - value) / scale.size),
+                rounded((value - least) / scale.size),
+                source[0].upper() if several else safe(format_number(value, scale.unit)),
+                "<br>".join(safe(line, 80) for line in lines if line),
+            )
+        )
+    x, y, high, low, label, hover = zip(*rows, strict=True) if rows else [()] * 6
     looks = {"type": "data", "symmetric": False, "thickness": 1.6, "width": 3, "color": TEXT_GREY}
     band = {**looks, "array": high, "arrayminus": low}
     figure.add_scatter(
