@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from datasets import Dataset
-from trl import DPOTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from trl import DPOConfig, DPOTrainer
 
 from .job import Figures, Job, before_and_after, policy_figures, train_policy, win_rate_figures
-from .trl import without_printer
+from .trl import Rows, data_set, without_printer
 
 
 class TokenizedDPOTrainer(DPOTrainer):
     """DPOTrainer that takes rows whose tokens were made already."""
 
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+    def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
         return dataset
 
 
-def build(model, tokenizer, train, held_out, args, callbacks):
+def build(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Rows,
+    held_out: Rows,
+    args: DPOConfig,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
     """Direct preference optimisation with TRL's DPOTrainer.
 
     The reference is a frozen copy, for a model with adapters the model with its adapters off. TRL
@@ -32,8 +40,8 @@ def build(model, tokenizer, train, held_out, args, callbacks):
         processing_class=tokenizer,
         callbacks=callbacks,
         peft_config=lora,
-        train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        train_dataset=data_set(train),
+        eval_dataset=data_set(held_out),
     )
     return without_printer(trainer)
 

@@ -8,6 +8,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from ..data.load import Data
 from ..data.tokenize import prompt_text
 from ..metering.meter import Meter
@@ -17,7 +20,7 @@ from ..runs.run import Run
 from ..stages import ONLINE
 from .evaluate import policy_report, win_rate
 from .prepare import Prepared
-from .trl import Watch
+from .trl import Bar, Watch
 
 if TYPE_CHECKING:
     from ..planning import Plan
@@ -48,16 +51,16 @@ class Job:
     """whether training was ended early: the model is saved, and not evaluated"""
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.plan.model.tokenizer
 
-    def progress(self, total: int):
+    def progress(self, total: int) -> Bar | None:
         """What counts the steps of the loop: the dashboard, a line of text, or nothing."""
         if self.dashboard is not None:
             return self.dashboard.follow(total)
         return None if self.quiet else Progress(total, self.plan.stage)
 
-    def save(self, model) -> None:
+    def save(self, model: PreTrainedModel) -> None:
         """A model in the transformers layout, its tokenizer beside it; adapters in `adapter/`."""
         if not self.run.writes:
             return
@@ -66,7 +69,7 @@ class Job:
         model.save_pretrained(folder, **({"selected_adapters": [POLICY]} if adapted else {}))
         self.tokenizer.save_pretrained(folder)
 
-    def whole(self, model):
+    def whole(self, model: PreTrainedModel) -> PreTrainedModel:
         """The trained model with its adapters merged in, saved; one without them as it is."""
         if not self.run.writes:
             return model
@@ -126,7 +129,11 @@ def train_policy(job: Job, build: Build) -> tuple[Any, Figures]:
 
 
 def policy_figures(
-    job: Job, model, reference=None, reward_model=None, keep=""
+    job: Job,
+    model: nn.Module,
+    reference: nn.Module | None = None,
+    reward_model: nn.Module | None = None,
+    keep: str = "",
 ) -> tuple[Figures, list[str]]:
     """Figures of a policy on held-out prompts, and its responses; `keep`: 32 of them are recorded
     under that name."""
@@ -154,7 +161,9 @@ def policy_figures(
     return figures, responses
 
 
-def win_rate_figures(job: Job, reward_model, before: list[str], after: list[str]) -> Figures:
+def win_rate_figures(
+    job: Job, reward_model: nn.Module | None, before: list[str], after: list[str]
+) -> Figures:
     """How often the reward model prefers the response after training to the one before."""
     if not before or not after or reward_model is None:
         return {}
@@ -162,6 +171,6 @@ def win_rate_figures(job: Job, reward_model, before: list[str], after: list[str]
     return {"win_rate": rate}
 
 
-def before_and_after(before: dict, after: dict) -> Figures:
+def before_and_after(before: Figures, after: Figures) -> Figures:
     """Figures after training, and those from before as `before/<name>`."""
     return after | {f"before/{name}": value for name, value in before.items()}

@@ -8,23 +8,30 @@ one less likely. The drift, a KL, is estimated in each batch from answers to *ot
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 from datasets import Dataset
-from trl import KTOTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from trl import KTOConfig, KTOTrainer
 
 from .job import Figures, Job, before_and_after, policy_figures, train_policy, win_rate_figures
-from .trl import without_printer
+from .trl import Rows, data_set, without_printer
 
 
 class TokenizedKTOTrainer(KTOTrainer):
     """KTOTrainer that takes rows whose tokens were made already."""
 
-    def _prepare_dataset(self, dataset, *_):
+    def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
         return dataset
 
 
-def build(model, tokenizer, train, held_out, args, callbacks):
+def build(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Rows,
+    held_out: Rows,
+    args: KTOConfig,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
     """Its trainer. The reference is a frozen copy, for a model with adapters the model without.
 
     `train`, `held_out`: rows with `prompt_ids`, `completion_ids`, `label`. Raises ValueError for a
@@ -39,13 +46,13 @@ def build(model, tokenizer, train, held_out, args, callbacks):
         processing_class=tokenizer,
         callbacks=callbacks,
         peft_config=lora,
-        train_dataset=Dataset.from_list(mismatched(train, args)),
-        eval_dataset=Dataset.from_list(mismatched(held_out, args)) if held_out else None,
+        train_dataset=data_set(mismatched(train, args)),
+        eval_dataset=data_set(mismatched(held_out, args)),
     )
     return without_printer(trainer)
 
 
-def mismatched(rows: Sequence[dict], args) -> list[dict]:
+def mismatched(rows: Rows, args: KTOConfig) -> Rows:
     """Rows in the order in which they are trained on, each with an answer to another prompt.
 
     As TRL: within a batch the answers move on by one row (`KL_completion_ids`), and the order is

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import json
 
-from datasets import Dataset
-from trl import RewardTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from trl import RewardConfig, RewardTrainer
 
 from ..ppo.adapters import SCORE_FILE
 from ..ppo.texts import score_texts
 from .evaluate import noise_free_accuracy, pair_accuracy
 from .job import Figures, Job, train_role
-from .trl import without_printer
+from .trl import Row, Rows, data_set, without_printer
 
 
-def build(model, tokenizer, train, held_out, args, callbacks):
+def build(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Rows,
+    held_out: Rows,
+    args: RewardConfig,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
     """A reward model with TRL's RewardTrainer: the Bradley–Terry loss on pairs."""
     trainer = RewardTrainer(
         model=model,
         args=args,
         processing_class=tokenizer,
         callbacks=callbacks,
-        train_dataset=Dataset.from_list([_whole(r) for r in train]),
-        eval_dataset=Dataset.from_list([_whole(r) for r in held_out]) if held_out else None,
+        train_dataset=data_set([_whole(r) for r in train]),
+        eval_dataset=data_set([_whole(r) for r in held_out]),
     )
     return without_printer(trainer)
 
 
-def _whole(row: dict) -> dict:
+def _whole(row: Row) -> Row:
     """RewardTrainer wants prompt and response as one sequence."""
     prompt = row["prompt_ids"]
     return {f"{k}_ids": prompt + row[f"{k}_ids"] for k in ("chosen", "rejected")}
@@ -54,7 +61,9 @@ def train(job: Job) -> Figures:
     return figures
 
 
-def set_score_offset(model, tokenizer, demonstrations: list[dict]) -> float:
+def set_score_offset(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, demonstrations: Rows
+) -> float:
     """Rule 16: a bias in the model's config so that demonstrations score 0 on average.
 
     `demonstrations`: rows with a `completion`, or a `chosen` response. → the offset.
@@ -67,5 +76,6 @@ def set_score_offset(model, tokenizer, demonstrations: list[dict]) -> float:
         [r["prompt"] for r in demonstrations],
         [r[response] for r in demonstrations],
     )
-    model.config.score_offset = -float(scores.mean())
-    return model.config.score_offset
+    offset = -float(scores.mean())
+    model.config.score_offset = offset
+    return offset

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from datasets import Dataset
-from trl import SFTTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
 
 from .job import Figures, Job, before_and_after, policy_figures, train_policy
-from .trl import without_printer
+from .trl import Rows, data_set, without_printer
 
 
-def build(model, tokenizer, train, held_out, args, callbacks):
+def build(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Rows,
+    held_out: Rows,
+    args: SFTConfig,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
     """Supervised fine-tuning with TRL's SFTTrainer; loss on the response only."""
     trainer = SFTTrainer(
         model=model,
         args=args,
         processing_class=tokenizer,
         callbacks=callbacks,
-        train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        train_dataset=data_set(train),
+        eval_dataset=data_set(held_out),
     )
     return without_printer(trainer)
 

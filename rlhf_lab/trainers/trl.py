@@ -7,21 +7,38 @@ the run as they come.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
 import torch
-from transformers import PrinterCallback, Trainer
+from datasets import Dataset
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from ..metering.callback import MeterCallback
+from ..metering.meter import Meter
 
+Row = dict[str, Any]
+Rows = list[Row]
+"""Rows with token ids, as `data/tokenize.py` makes them."""
 CPU_SAFE = {"bf16": False, "gradient_checkpointing": False, "report_to": "none"}
 
 
-def trl_settings(settings: dict, output_dir: str) -> dict:
+def trl_settings(settings: Mapping[str, object], output_dir: str) -> dict[str, object]:
     """TRL's settings with defaults that run on the machine at hand.
 
     TRL defaults to bf16 and gradient checkpointing, which crawl on a CPU. Nothing is saved by
     the trainer itself: the run saves the model once, at the end.
     """
-    safe = dict(CPU_SAFE, save_strategy="no", disable_tqdm=True, output_dir=output_dir)
+    safe: dict[str, object] = {
+        **CPU_SAFE,
+        **{"save_strategy": "no", "disable_tqdm": True, "output_dir": output_dir},
+    }
     if not torch.cuda.is_available():
         safe["use_cpu"] = True
     else:
@@ -30,6 +47,14 @@ def trl_settings(settings: dict, output_dir: str) -> dict:
 
 
 # ------------------------------------------------------------------------------- while it trains
+
+
+class Bar(Protocol):
+    """What counts the steps of a loop: a line of text, or a dashboard."""
+
+    def update(self, steps: int = 1, note: str = "") -> object: ...
+
+    def close(self) -> object: ...
 
 
 class Watch(MeterCallback):
@@ -42,15 +67,35 @@ class Watch(MeterCallback):
             name = name.replace(old, new)
         return name.replace("logps/", "logps_")
 
-    def __init__(self, meter, role: str, log_to=None, progress=None, should_stop=None):
+    def __init__(
+        self,
+        meter: Meter,
+        role: str,
+        log_to: Callable[..., None] | None = None,
+        progress: Callable[[int], Bar | None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
         super().__init__(meter, role)
         self.log_to, self.progress, self.should_stop = log_to, progress, should_stop
+        self.bar: Bar | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         self.bar = self.progress(state.max_steps) if self.progress else None
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
         super().on_step_end(args, state, control, **kwargs)
         if self.bar:
             self.bar.update(1)
@@ -59,12 +104,25 @@ class Watch(MeterCallback):
         if state.global_step == state.max_steps or control.should_training_stop:
             control.should_log = True  # the run ends where it says it ended
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
         super().on_train_end(args, state, control, **kwargs)
         if self.bar:
             self.bar.close()
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, object] | None = None,
+        **kwargs: Any,
+    ) -> None:
         # Times are the ledger's; the trainer's closing totals are not a step's metrics.
         numbers = {
             self.plain(k): float(v)
@@ -79,3 +137,8 @@ def without_printer(trainer: Trainer) -> Trainer:
     """The run records every log line; printing them too would bury the progress bar."""
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def data_set(rows: Rows) -> Dataset | None:
+    """Rows as TRL's trainers take them; None for none."""
+    return Dataset.from_list(rows) if rows else None
