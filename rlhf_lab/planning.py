@@ -22,7 +22,7 @@ from .cost.hardware import hardware as find_hardware
 from .cost.setup import EXTRA
 from .data.lengths import planned_lengths
 from .data.load import Data, load_data
-from .data.reward_sources import named
+from .data.reward_sources import reward_settings
 from .display import did_you_mean
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load
 from .runs.ledger import Ledger
@@ -188,7 +188,7 @@ def plan(
         hint = did_you_mean(stage, STAGES)
         raise ValueError(f"no stage {stage!r}; {hint}choose from {', '.join(STAGES)}")
     handle, settings = load(model), _one_length(stage, settings)
-    chosen = {**STAGES[stage].defaults, **settings, **named(settings)}
+    chosen = {**STAGES[stage].defaults, **settings, **reward_settings(settings)}
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         chosen["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
     find_hardware(hardware)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .data.load import Data, load_data
-from .data.reward_sources import reward_functions, settled
+from .data.reward_sources import reward_functions, rewards_to_train
 from .display import did_you_mean
 from .launch.follower import Follower
 from .launch.launcher import place
@@ -83,7 +84,9 @@ def _prepared(
     rank, processes = place()
     if processes > 1 and not (STAGES[plan.stage].distributed and out):
         raise ValueError("several processes train PPO, in a folder that all of them know (out)")
-    data, plan = load_data(data), settled(plan, reward_funcs)
+    data = load_data(data)
+    if more := rewards_to_train(plan, reward_funcs):
+        plan = replace(plan, settings={**plan.settings, **more})
     folder = Path(out) if out else free_folder(plan.stage)
     args = plan.config(str(folder / "trainer"))
     _check(plan, data, args)

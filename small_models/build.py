@@ -108,7 +108,7 @@ PRETRAINING = {
     "max_length": 256,
 }
 PHASES = {
-    # What is hard to find comes first and alone. That a word was said before is found within 200
+    # What is hard to find comes first and alone. That a word came before is found within 200
     # steps of a memory game; that the heading can be copied, where every story keeps to it; that
     # a story departs from it, much sooner in two sentences than in seven. It then carries over.
     # Mood and sense, which need whole stories and many readers, come last and take longest.

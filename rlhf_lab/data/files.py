@@ -12,13 +12,13 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..models.hub import hub_reachable
 from .preferences import Annotations, is_annotations
+from .schema import Example
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 PIECE = 1 << 20
@@ -26,11 +26,11 @@ LONGEST_CELL = 1 << 26
 """Characters that one CSV cell or one JSON row may have before it is taken for a damaged file."""
 
 
-def open_rows(source: Any, split: str = "train", subset: str | None = None) -> Iterator[Any]:
+def open_rows(source: object, split: str = "train", subset: str | None = None) -> Iterator[object]:
     """The rows of a file, a folder saved by `datasets`, a hub id, a Dataset, or a list of dicts.
 
     `split` and `subset` choose among what a hub id or a DatasetDict holds. A row is whatever the
-    source holds at that place: the caller judges whether it is a dict.
+    source holds at that place: the caller finds out whether it is a dict.
     """
     if not isinstance(source, (str, Path)):
         return iter(_choose(source, split))
@@ -46,22 +46,23 @@ def _looks_like_a_file(source: str) -> bool:
     return source.count("/") != 1 or source[0] in "./~" or Path(source).suffix in FORMATS
 
 
-def _file_rows(path: Path) -> Iterator[Any]:
+def _file_rows(path: Path) -> Iterator[object]:
     if not path.is_file():
         raise ValueError(f"no data file {path}: give {_wanted()}, or 'stories'")
     if is_annotations(path):  # your own, without what was taken back
         return iter(Annotations(path).preferences())
     suffix = _suffix(path)
-    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}
     if suffix not in FORMATS:
         raise ValueError(
             f"{path}: {suffix or 'no suffix'} is not a format we read; give {_wanted()}"
         )
-    return readers.get(suffix, _json_rows)(path)
+    if suffix == ".parquet":
+        return _parquet_rows(path)
+    return _csv_rows(path) if suffix in (".csv", ".tsv") else _json_rows(path)
 
 
 def _suffix(path: Path) -> str:
-    """What the name says of the format, compression aside."""
+    """The suffix that tells the format, compression aside."""
     return (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
 
 
@@ -87,7 +88,7 @@ def _text(path: Path, newline: str | None = None) -> Iterator[io.TextIOBase]:
 # --------------------------------------------------------------------------------------------- JSON
 
 
-def _json_rows(path: Path) -> Iterator[Any]:
+def _json_rows(path: Path) -> Iterator[object]:
     """The elements of one JSON list, or JSON values one after the other (a line each, or not)."""
     with _text(path) as text:
         values = _Values(path, text)
@@ -101,7 +102,7 @@ def _json_rows(path: Path) -> Iterator[Any]:
 class _Values:
     """Reads JSON values off a text, holding little more than one of them at a time."""
 
-    def __init__(self, path: Path, text: io.TextIOBase):
+    def __init__(self, path: Path, text: io.TextIOBase) -> None:
         self.path, self.text = path, text
         self.buffer, self.at, self.line = "", 0, 1
         self.decode = json.JSONDecoder().raw_decode
@@ -123,7 +124,7 @@ class _Values:
             if not self._more():
                 return ""
 
-    def next(self) -> Any:
+    def next(self) -> object:
         self.peek()
         while True:
             try:
@@ -142,7 +143,7 @@ class _Values:
             self.at = end
             return value
 
-    def elements(self) -> Iterator[Any]:
+    def elements(self) -> Iterator[object]:
         """The elements of a list whose opening bracket comes next."""
         self.at += 1
         if self.peek() == "]":
@@ -155,11 +156,8 @@ class _Values:
                 if mark == "]":
                     break
                 if mark != ",":
-                    raise self._wrong(
-                        "a list that is not closed with ]"
-                        if not mark
-                        else "a comma is missing between two rows"
-                    )
+                    unclosed = "a list that is not closed with ]"
+                    raise self._wrong("a comma is missing between two rows" if mark else unclosed)
         if self.peek():
             raise self._wrong("something follows the list of rows")
 
@@ -172,7 +170,7 @@ class _Values:
 # ---------------------------------------------------------------------------------- tables and hub
 
 
-def _csv_rows(path: Path) -> Iterator[dict]:
+def _csv_rows(path: Path) -> Iterator[Example]:
     """Rows of a table; the first line names the columns."""
     csv.field_size_limit(min(LONGEST_CELL, sys.maxsize))
     with _text(path, newline="") as text:
@@ -195,7 +193,7 @@ def _csv_rows(path: Path) -> Iterator[dict]:
             raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[dict]:
+def _parquet_rows(path: Path) -> Iterator[Example]:
     import pyarrow
     import pyarrow.parquet
 
@@ -207,7 +205,7 @@ def _parquet_rows(path: Path) -> Iterator[dict]:
         raise ValueError(f"{path} is not a readable Parquet file: {_first_line(error)}") from None
 
 
-def _saved_dataset(path: Path) -> Any:
+def _saved_dataset(path: Path) -> object:
     import datasets
 
     try:
@@ -218,7 +216,7 @@ def _saved_dataset(path: Path) -> Any:
         ) from None
 
 
-def _hub_rows(name: str, split: str, subset: str | None) -> Iterator[dict]:
+def _hub_rows(name: str, split: str, subset: str | None) -> Iterator[object]:
     import datasets
 
     if not hub_reachable():
@@ -234,14 +232,18 @@ def _hub_rows(name: str, split: str, subset: str | None) -> Iterator[dict]:
         ) from None
 
 
-def _choose(source: Any, split: str) -> Iterable:
+def _choose(source: object, split: str) -> Iterable[object]:
     """The rows of a Dataset, of one split of a DatasetDict, or of any list of dicts."""
-    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas DataFrame
-        return source.astype(object).where(source.notna(), None).to_dict("records")
-    if hasattr(source, "keys"):  # a DatasetDict
+    if hasattr(source, "astype") and hasattr(source, "notna"):  # a pandas DataFrame
+        records: list[Example] = (
+            source.astype(object).where(source.notna(), None).to_dict("records")
+        )
+        return records
+    if isinstance(source, Mapping):  # a DatasetDict
         if split not in source:
             raise ValueError(f"no split {split!r} among {', '.join(map(str, source))}")
-        return source[split]
+        rows: Iterable[object] = source[split]
+        return rows
     if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)):
         return source
     raise ValueError(

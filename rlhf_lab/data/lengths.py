@@ -6,18 +6,23 @@ Needs no torch: a plan counts with it what the trainer does.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..models.load import Model
 from ..stages import STAGES
+from .load import Data, Split
 from .tokenize import encode_prompt, encode_response
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 PASS = 128
-"""Tokens of padding that a pass more has to save at least: on two CPU cores calling the layers of a
-small model once more takes about as long."""
+"""Tokens of padding that one more pass has to save at least: on two CPU cores calling the layers
+of a small model once more takes about as long."""
 SHARE = 0.2
-"""And of the pass that is cut. Rows of like length stay one pass, so that memory is as planned."""
+"""And this share of the tokens of the pass that is cut. Rows of like length stay one pass, so that
+memory is as planned."""
 LOOKED_AT = 2_000
 """Rows of a set whose lengths a plan looks at."""
 
@@ -33,9 +38,9 @@ def expected_longest(lengths: list[int], count: int) -> float:
 
 
 def by_length(lengths: Sequence[int], rows: int, least: int) -> list[list[int]]:
-    """Which rows to pass together: the longest first, at most `rows` at a time, and cut once more
-    wherever that saves over `least` tokens of padding and `SHARE` of the pass. → places, pass by
-    pass."""
+    """Which rows to pass through a model together: the longest first, at most `rows` at a time,
+    and cut once more wherever that saves over `least` tokens of padding and `SHARE` of the pass.
+    → indices of rows, pass by pass."""
 
     def cut(part: list[int]) -> list[list[int]]:
         n, top = len(part), lengths[part[0]]
@@ -48,70 +53,84 @@ def by_length(lengths: Sequence[int], rows: int, least: int) -> list[list[int]]:
     return [p for at in range(0, len(order), rows) for p in cut(order[at : at + rows])]
 
 
-def worth_a_pass(config: Any) -> int:
-    """Tokens of padding that one pass more has to save. It calls every layer again, and while it
-    runs the gradients of those before are held: about 12 h² numbers a layer, against some 20 h of a
-    token's activations, so that h tokens less outweigh them."""
-    return max(PASS, config.get_text_config().hidden_size)
+def worth_a_pass(config: PreTrainedConfig) -> int:
+    """Tokens of padding that one more pass has to save in training. It calls every layer again,
+    and while it runs the gradients of those before are held: about 12 h² numbers a layer, against
+    some 20 h of a token's activations, so that h tokens less outweigh them."""
+    return max(PASS, int(config.get_text_config().hidden_size))
 
 
-def _padded(prompts: list[int], answers: list[int], rows: int, most: int, least: int) -> float:
+def _padded(prompts: list[int], responses: list[int], rows: int, most: int, least: int) -> float:
     """Tokens of a row as it is padded where `by_length` cuts, on average over batches of `rows`."""
     draw, total, count = random.Random(0), 0, 64
     for _ in range(count):
-        drawn = (draw.choices(prompts, k=rows), draw.choices(answers, k=rows))
+        drawn = (draw.choices(prompts, k=rows), draw.choices(responses, k=rows))
         both = [p + r for p, r in zip(*drawn, strict=True)]
         total += sum(len(x) * max(both[i] for i in x) for x in by_length(both, most, least))
     return total / (count * rows)
 
 
-def planned_lengths(stage: str, model: Model, data: Any, settings: Any) -> dict[str, float]:
+def planned_lengths(
+    stage: str, model: Model, data: Data, settings: Mapping[str, Any]
+) -> dict[str, float]:
     """What a plan has to know of the data: longest prompt and response in tokens, the length that
-    a batch is padded to on average, and the number of rows."""
-    tokenizer = model.tokenizer
-    samples = STAGES[stage].rows == "prompts"
-    rows = getattr(data, STAGES[stage].rows).train
-    if not rows:
+    a batch is padded to on average, and the number of rows. {} where a stage has no rows."""
+    split: Split = getattr(data, STAGES[stage].rows)
+    if not split.train:
         return {}
-    looked = rows[:LOOKED_AT]
-    prompts = [len(encode_prompt(tokenizer, r["prompt"])) for r in looked]
-    batch = int(settings.get("per_device_train_batch_size", 8))
-    if samples:
-        limit = int(settings.get("response_length", 53))
-        answers = [
-            min(limit, len(encode_response(tokenizer, r["completion"])))
-            for r in data.sft.train[:LOOKED_AT]
-        ] or [limit]
-        passes = settings.get("steps_per_generation")  # RLOO's and GRPO's
-        size = batch * int(passes or settings.get("gradient_accumulation_steps", 1))
-        mean = sum(answers) / len(answers)
-        cut = {}
-        if stage == "ppo":
-            minibatch = max(1, size // int(settings.get("num_mini_batches", 1)))
-            least = worth_a_pass(model.config)
-            cut["padded_update"] = _padded(prompts, answers, minibatch, batch, least)
-            most = int(settings.get("local_rollout_forward_batch_size", 64))
-            cut["padded_scoring"] = _padded(prompts, answers, size, most, PASS)
-        return {
-            **cut,
-            "prompt_length": max(prompts),
-            "rows": len(rows),
-            "mean_response": mean,
-            "padded_prompt": expected_longest(prompts, size),
-            "padded_response": expected_longest(answers, size),
-            "mean_tokens": sum(prompts) / len(prompts) + mean,
-        }
+    prompts = [len(encode_prompt(model.tokenizer, r["prompt"])) for r in split.train[:LOOKED_AT]]
+    if STAGES[stage].rows == "prompts":
+        return _sampled_lengths(stage, model, data, settings, prompts)
     fields = STAGES[stage].columns[: STAGES[stage].answers]
-    made = [[len(encode_response(tokenizer, r[f])) for f in fields] for r in looked]
+    responses = [
+        [len(encode_response(model.tokenizer, r[f])) for f in fields]
+        for r in split.train[:LOOKED_AT]
+    ]
     limit = int(settings.get("max_length") or 2**31)
-    totals = [min(p + n, limit) for p, ns in zip(prompts, made, strict=True) for n in ns]
-    response = max(max(ns) for ns in made)
-    prompt = sum(prompts) / len(prompts)
+    totals = [
+        min(prompt + response, limit)
+        for prompt, of_row in zip(prompts, responses, strict=True)
+        for response in of_row
+    ]
+    longest = max(max(of_row) for of_row in responses)
+    mean_prompt = sum(prompts) / len(prompts)
+    batch = int(settings.get("per_device_train_batch_size", 8))
     return {
-        "prompt_length": max(1, max(totals) - response),
-        "response_length": response,
-        "rows": len(rows),
-        "padded_prompt": prompt,
+        "prompt_length": max(1, max(totals) - longest),
+        "response_length": longest,
+        "rows": len(split.train),
+        "padded_prompt": mean_prompt,
         "mean_tokens": sum(totals) / len(totals),
-        "padded_response": expected_longest(totals, batch * len(fields)) - prompt,
+        "padded_response": expected_longest(totals, batch * len(fields)) - mean_prompt,
+    }
+
+
+def _sampled_lengths(
+    stage: str, model: Model, data: Data, settings: Mapping[str, Any], prompts: list[int]
+) -> dict[str, float]:
+    """The lengths of a stage that samples: its responses are taken to be as long as the
+    demonstrations, or as the limit where there are none. `prompts`: lengths in tokens."""
+    limit = int(settings.get("response_length", 53))
+    responses = [
+        min(limit, len(encode_response(model.tokenizer, r["completion"])))
+        for r in data.sft.train[:LOOKED_AT]
+    ] or [limit]
+    batch = int(settings.get("per_device_train_batch_size", 8))
+    passes = settings.get("steps_per_generation")  # RLOO's and GRPO's
+    size = batch * int(passes or settings.get("gradient_accumulation_steps", 1))
+    mean = sum(responses) / len(responses)
+    cut: dict[str, float] = {}
+    if stage == "ppo":
+        minibatch = max(1, size // int(settings.get("num_mini_batches", 1)))
+        least = worth_a_pass(model.config)
+        cut["padded_update"] = _padded(prompts, responses, minibatch, batch, least)
+        most = int(settings.get("local_rollout_forward_batch_size", 64))
+        cut["padded_scoring"] = _padded(prompts, responses, size, most, PASS)
+    return cut | {
+        "prompt_length": max(prompts),
+        "rows": len(data.prompts.train),
+        "mean_response": mean,
+        "padded_prompt": expected_longest(prompts, size),
+        "padded_response": expected_longest(responses, size),
+        "mean_tokens": sum(prompts) / len(prompts) + mean,
     }

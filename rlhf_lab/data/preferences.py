@@ -1,4 +1,4 @@
-"""What people judged, in a file that only grows: an answer is on disk before the next question.
+"""A person's preferences, in a file that only grows: each is on disk before the next question.
 
 One JSON line for each answer, and one for each answer that is taken back:
 
@@ -20,17 +20,18 @@ import os
 import uuid
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+
+from .schema import Example, Prompt
 
 ANSWERS = ("left", "right", "tie", "skip")
 START = b'{"annotation": "'
 """How every line of such a file begins, and no other file of ours."""
 
 
-def pair_id(prompt: Any, one: str, other: str) -> str:
+def pair_id(prompt: Prompt, one: str, other: str) -> str:
     """The name of a pair: 16 hex digits of its prompt and both responses, in whatever order."""
-    said = json.dumps([prompt, *sorted([one, other])])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    texts = json.dumps([prompt, *sorted([one, other])])
+    return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
 def is_annotations(file: str | os.PathLike[str]) -> bool:
@@ -54,31 +55,31 @@ class Annotations:
         self.read()
 
     def __repr__(self) -> str:
-        return f"Annotations({self.file.name!r}, {len(self.standing())} answers)"
+        return f"Annotations({self.file.name!r}, {len(self.answers())} answers)"
 
-    def standing(self, who: str | None = None) -> list[dict[str, Any]]:
+    def answers(self, who: str | None = None) -> list[Example]:
         """The last answer to each pair, oldest first, without what was taken back.
 
         Each person has answers of their own; `who` picks one person's.
         """
-        last: dict[tuple[str, str], dict[str, Any]] = {}
-        for line in self._answers.values():
+        last: dict[tuple[str, str], Example] = {}
+        for line in self._by_id.values():
             key = line["who"], line["pair"]
             if who is None or who == line["who"]:
                 last.pop(key, None)  # so that it moves to the end
                 last[key] = line
         return list(last.values())
 
-    def preferences(self, who: str | None = None) -> list[dict[str, Any]]:
-        """Rows {"prompt", "chosen", "rejected"} to train on; ties and skips say nothing here."""
+    def preferences(self, who: str | None = None) -> list[Example]:
+        """Rows {"prompt", "chosen", "rejected"} to train on; ties and skips are left out."""
         keys = ("prompt", "chosen", "rejected")
-        return [{k: line[k] for k in keys} for line in self.standing(who) if "chosen" in line]
+        return [{k: line[k] for k in keys} for line in self.answers(who) if "chosen" in line]
 
     # -- writing ------------------------------------------------------------------------------
     def add(
         self,
         answer: str,
-        prompt: Any,
+        prompt: Prompt,
         left: str,
         right: str,
         *,
@@ -91,29 +92,22 @@ class Annotations:
         """
         if answer not in ANSWERS:
             raise ValueError(f"no answer {answer!r}; choose from {', '.join(ANSWERS)}")
-        first, second = (right, left) if answer == "right" else (left, right)
-        names = ("chosen", "rejected") if answer in ("left", "right") else ("first", "second")
-        return self._append(
-            answer,
-            who,
-            {
-                "pair": pair_id(prompt, left, right),
-                "prompt": prompt,
-                names[0]: first,
-                names[1]: second,
-                "seconds": round(seconds, 2),
-            },
-        )
+        texts = {"first": left, "second": right}
+        if answer in ("left", "right"):
+            chosen, rejected = (left, right) if answer == "left" else (right, left)
+            texts = {"chosen": chosen, "rejected": rejected}
+        pair = {"pair": pair_id(prompt, left, right), "prompt": prompt, **texts}
+        return self._append(answer, who, {**pair, "seconds": round(seconds, 2)})
 
     def undo(self, answer_id: str, who: str = "") -> str:
         """Take back an answer, by its id. → the id of this line."""
         return self._append("undo", who, {"undoes": answer_id})
 
-    def _append(self, kind: str, who: str, said: dict[str, Any]) -> str:
+    def _append(self, kind: str, who: str, content: Example) -> str:
         self.read()  # a file that has become somebody else's is left alone
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         head = {"annotation": kind, "id": uuid.uuid4().hex[:12], "who": who}
-        line = json.dumps({**head, **said, "time": now}, allow_nan=False).encode() + b"\n"
+        line = json.dumps({**head, **content, "time": now}, allow_nan=False).encode() + b"\n"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "ab+", buffering=0) as file:
             if file.seek(0, os.SEEK_END):
@@ -128,12 +122,12 @@ class Annotations:
 
     # -- reading ------------------------------------------------------------------------------
     def _forget(self) -> None:
-        self._answers: dict[str, dict[str, Any]] = {}  # by id, in the order of the file
+        self._by_id: dict[str, Example] = {}  # answers in the order of the file
         self._undone: set[str] = set()
         self._offset = self._lines = self.torn = 0
 
     def read(self) -> None:
-        """Take in the lines that were added since, by whomever."""
+        """Read the lines that were added since, by whomever."""
         if self.file.exists() and not self.file.is_file():
             raise ValueError(f"{self.file} is not a file: name one for the answers")
         try:
@@ -158,25 +152,26 @@ class Annotations:
         if not line:
             return
         try:
-            said = json.loads(line)
+            entry = json.loads(line)
         except ValueError:
             if not (line.startswith(START) or START.startswith(line)):
                 raise self._foreign(number) from None
             self.torn += not last
             return
-        known = isinstance(said, dict) and said.get("annotation") in (*ANSWERS, "undo")
-        if not known or not isinstance(said.get("id"), str):
+        known = isinstance(entry, dict) and entry.get("annotation") in (*ANSWERS, "undo")
+        if not known or not isinstance(entry.get("id"), str):
             raise self._foreign(number)
-        if said["annotation"] == "undo":
-            self._undone.add(str(said.get("undoes")))
-            self._answers.pop(str(said.get("undoes")), None)
+        if entry["annotation"] == "undo":
+            self._undone.add(str(entry.get("undoes")))
+            self._by_id.pop(str(entry.get("undoes")), None)
             return
-        texts = ("chosen", "rejected") if said["annotation"] in ("left", "right") else ()
-        texts = ("pair", "who", *texts)
-        if "prompt" not in said or not all(isinstance(said.get(t), str) for t in texts):
+        texts = ["pair", "who"]
+        if entry["annotation"] in ("left", "right"):
+            texts += ["chosen", "rejected"]
+        if "prompt" not in entry or not all(isinstance(entry.get(t), str) for t in texts):
             raise self._foreign(number)
-        if said["id"] not in self._undone:
-            self._answers[said["id"]] = said
+        if entry["id"] not in self._undone:
+            self._by_id[entry["id"]] = entry
 
     def _foreign(self, number: int) -> ValueError:
         return ValueError(

@@ -9,28 +9,41 @@ it the reward model is the one. A plan without "model" has no reward model (`rul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeAlias
 
 from ..display import did_you_mean
+from ..models.load import Model
 from ..stages import ONLINE
 from ..world.gold_reward import PARTS
 from .load import Data
 
-NAMES = ("model", "gold", *(f"gold/{part}" for part in PARTS))
+REWARDS = ("model", "gold", *(f"gold/{part}" for part in PARTS))
+"""Names that the setting `rewards` may hold."""
+RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
+"""`f(prompts=…, completions=…, **columns)` → a number for each completion, as TRL calls one."""
 
 
-def named(settings: Mapping[str, Any]) -> dict[str, Any]:
+class TrainingPlan(Protocol):
+    """What is read here of a `Plan`."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def model(self) -> Model: ...
+    @property
+    def settings(self) -> Mapping[str, object]: ...
+
+
+def reward_settings(settings: Mapping[str, object]) -> dict[str, object]:
     """The settings that follow from `rewards`. Raises ValueError for a name that is none."""
-    said = settings.get("rewards")
-    if said is None:
+    names = _reward_names(settings)
+    if "rewards" not in settings or settings["rewards"] is None:
         return {}
-    names = [said] if isinstance(said, str) else list(said)
     for name in names:
-        if name not in NAMES:
-            hint = did_you_mean(str(name), NAMES)
-            raise ValueError(f"no reward {name!r}; {hint}choose from {', '.join(NAMES)}")
+        if name not in REWARDS:
+            hint = did_you_mean(name, REWARDS)
+            raise ValueError(f"no reward {name!r}; {hint}choose from {', '.join(REWARDS)}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"rewards={names}: name at least one, and each of them once")
     if "model" in names[1:] and settings.get("reward_weights"):
@@ -41,74 +54,91 @@ def named(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"rewards": names, "rule_reward": "model" not in names}
 
 
-def settled(plan: Any, functions: Callable | Sequence[Callable] | None) -> Any:
-    """The plan as it is trained: without a reward model where there is none and functions are."""
-    online = plan.stage in ONLINE
-    if functions and not online:
+def _reward_names(settings: Mapping[str, object]) -> list[str]:
+    names = settings.get("rewards")
+    if isinstance(names, str):
+        return [names]
+    return [str(name) for name in names] if isinstance(names, Iterable) else []
+
+
+def rewards_to_train(
+    plan: TrainingPlan, functions: RewardFunction | Sequence[RewardFunction] | None
+) -> dict[str, object]:
+    """The settings of a plan that follow from the functions it is trained with: no reward model
+    where there is none and functions are."""
+    if not functions:
+        return {}
+    if plan.stage not in ONLINE:
         raise ValueError(
             f"{plan.stage} learns from no rewards: reward_funcs are for {', '.join(ONLINE)}"
         )
-    if functions and not _judges(plan) & plan.model.paths.keys() and "rewards" not in plan.settings:
-        return replace(plan, settings={**plan.settings, "rule_reward": True})
-    return plan
+    without_model = not _has_reward_model(plan) and "rewards" not in plan.settings
+    return {"rule_reward": True} if without_model else {}
 
 
 def reward_functions(
-    plan: Any, data: Data, functions: Callable | Sequence[Callable] | None = None
-) -> list[Callable]:
+    plan: TrainingPlan,
+    data: Data,
+    functions: RewardFunction | Sequence[RewardFunction] | None = None,
+) -> list[RewardFunction]:
     """The functions that a run learns from, named ones first. Raises ValueError, one line, for
     rewards that cannot be had."""
     if plan.stage not in ONLINE:
         return []
     given = [functions] if callable(functions) else list(functions or ())
-    names = [n for n in plan.settings.get("rewards") or () if n != "model"]
+    names = [n for n in _reward_names(plan.settings) if n != "model"]
     if names and not data.has_gold:
         raise ValueError(
             f"{data.name} has no gold reward to learn from: only the bundled world "
             "knows it; give reward_funcs"
         )
-    made = [_named_function(n, data) for n in names] + given
+    every = [_gold_function(n, data) for n in names] + given
     with_model = not plan.settings.get("rule_reward")
-    if with_model and not _judges(plan) & plan.model.paths.keys():
+    if with_model and not _has_reward_model(plan):
         raise ValueError(
             f"{plan.stage.upper()} needs a reward model: train one first (rlhf-lab train reward "
             f"--model {plan.model.name}) and use model.with_stage('reward', run.model_path); or "
             "give reward_funcs, or rewards=['gold']"
         )
-    if not with_model and not made:
+    if not with_model and not every:
         raise ValueError(
             f"{plan.stage.upper()} without a reward model needs a rule: give "
             "reward_funcs, or rewards=['gold']"
         )
     weights = plan.settings.get("reward_weights")
-    if weights is not None and len(weights) != with_model + len(made):
+    if isinstance(weights, Sequence) and len(weights) != with_model + len(every):
         raise ValueError(
-            f"reward_weights has {len(weights)} numbers for {with_model + len(made)} sources of "
+            f"reward_weights has {len(weights)} numbers for {with_model + len(every)} sources of "
             "reward: give one for each, the reward model first"
         )
-    return made
+    return every
 
 
-def _judges(plan: Any) -> set[str]:
-    """Checkpoints that can be the reward model."""
-    one_base = plan.settings.get("layout") == "adapters"
-    return {"reward", "reward_adapter"} if one_base else {"reward"}
+def _has_reward_model(plan: TrainingPlan) -> bool:
+    """Whether a checkpoint can be the reward model; a reward adapter, where the base is shared."""
+    shared_base = plan.settings.get("layout") == "adapters"
+    names = ("reward", "reward_adapter") if shared_base else ("reward",)
+    return any(name in plan.model.paths for name in names)
 
 
-def gold_metrics(data: Data) -> dict[str, Callable]:
+def gold_metrics(data: Data) -> dict[str, RewardFunction]:
     """The gold reward and its parts as functions that an online stage watches."""
     if not data.has_gold:
         return {}
     return {
-        "gold_reward" if n == "gold" else n: _named_function(n, data) for n in NAMES if n != "model"
+        "gold_reward" if n == "gold" else n: _gold_function(n, data)
+        for n in REWARDS
+        if n != "model"
     }
 
 
-def _named_function(name: str, data: Data) -> Callable:
+def _gold_function(name: str, data: Data) -> RewardFunction:
     """The gold reward or a part of it, as GRPOTrainer calls a reward."""
     part = name.partition("/")[2]
 
-    def values(prompts, completions, **_):
+    def values(
+        prompts: Sequence[str], completions: Sequence[str], **_: object
+    ) -> list[float | None]:
         pairs = zip(prompts, completions, strict=True)
         if part:
             return [data.gold_parts(p, c)[part] for p, c in pairs]

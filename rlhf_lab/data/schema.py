@@ -11,7 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
+
+Example: TypeAlias = dict[str, Any]
+"""A row with our fields, or with their token ids."""
+Message: TypeAlias = dict[str, str]
+"""A turn of a conversation: {"role", "content"}."""
+Prompt: TypeAlias = str | list[Message] | list[int]
+"""Text, a conversation, or token ids."""
 
 FIELDS = {
     "prompt": ("prompt", "instruction", "question", "query"),
@@ -24,7 +31,7 @@ FIELDS = {
 `messages` holds prompt and completion in one."""
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLES = {
+ROLE_NAMES = {
     "human": "user",
     "gpt": "assistant",
     "bot": "assistant",
@@ -50,35 +57,36 @@ class Shape:
     seam: str = ""
 
     def __str__(self) -> str:
-        said = [f"{ours} = {theirs!r}" for ours, theirs in self.fields.items()]
+        parts = [f"{ours} = {theirs!r}" for ours, theirs in self.fields.items()]
         if "prompt" not in self.fields:
-            said.insert(0, "prompt = what comes before the last answer")
+            parts.insert(0, "prompt = what comes before the last answer")
         if self.extra:
-            said.append(f"{self.extra!r} added to the prompt")
+            parts.append(f"{self.extra!r} added to the prompt")
         if self.seam:
-            said.append("a line break between prompt and answer")
-        return ", ".join(said)
+            parts.append("a line break between prompt and answer")
+        return ", ".join(parts)
 
 
-def recognise(rows: Sequence[Any], fields: Mapping[str, str] | None, name: str) -> Shape:
-    """The shape of some rows; `fields` (ours → theirs) says what must not be guessed.
+def recognise(rows: Sequence[object], fields: Mapping[str, str] | None, name: str) -> Shape:
+    """The shape of some rows; `fields` (ours → theirs) names what must not be guessed.
 
     Raises ValueError with one line when there is no prompt or nothing to train on.
     """
-    have = list(dict.fromkeys(k for r in rows if isinstance(r, Mapping) for k in r))
-    filled = {k for k in have if any(isinstance(r, Mapping) and r.get(k) for r in rows)}
+    mappings = [r for r in rows if isinstance(r, Mapping)]
+    have = list(dict.fromkeys(k for r in mappings for k in r))
+    filled = {k for k in have if any(r.get(k) for r in mappings)}
     fields = dict(fields or {})
     for ours, theirs in fields.items():
         if ours not in FIELDS:
             raise ValueError(f"{name}: no field {ours!r} to map; choose from {', '.join(FIELDS)}")
         if theirs not in have:
             raise ValueError(f"{name}: no column {theirs!r} for {ours}; there are {_list(have)}")
-    found = {
-        ours: fields.get(ours) or next((k for k in known if k in filled), None)
+    guessed = {
+        ours: fields.get(ours) or next((k for k in known if k in filled), "")
         for ours, known in FIELDS.items()
     }
-    found = {ours: theirs for ours, theirs in found.items() if theirs}
-    if "label" in found and "label" not in fields and not _labels(rows, found):
+    found = {ours: theirs for ours, theirs in guessed.items() if theirs}
+    if "label" in found and "label" not in fields and not _are_labels(mappings, found):
         del found["label"]
     if not have:
         raise ValueError(f"{name} must hold a list of objects, one per row: it has none")
@@ -95,38 +103,37 @@ def recognise(rows: Sequence[Any], fields: Mapping[str, str] | None, name: str) 
         )
     extra = "input" if found.get("prompt") == "instruction" and "input" in filled else None
     shape = Shape(found, extra)
-    made = _converted(rows, shape)
-    if not made and "prompt" not in found:
+    converted = _converted(rows, shape)
+    if not converted and "prompt" not in found:
         raise ValueError(
             f"{name}: no prompt: {', '.join(map(repr, found.values()))} hold no "
             "conversation to take it from; map it with fields={'prompt': COLUMN}"
         )
-    return replace(shape, seam=_seam(made, shape))
+    return replace(shape, seam=_seam(converted, shape))
 
 
-def _labels(rows: Sequence[Any], found: Mapping[str, str]) -> bool:
-    """Whether a column says of each answer that it is a good one (true) or not (false)."""
-    values = [r.get(found["label"]) for r in rows if isinstance(r, Mapping)]
-    known = [v for v in values if v is not None]
+def _are_labels(rows: Sequence[Mapping[str, object]], found: Mapping[str, str]) -> bool:
+    """Whether a column holds for each answer whether it is a good one (true) or not (false)."""
+    known = [v for r in rows if (v := r.get(found["label"])) is not None]
     return "completion" in found and bool(known) and all(isinstance(v, bool) for v in known)
 
 
-def _converted(rows: Sequence[Any], shape: Shape) -> list[dict[str, Any]]:
+def _converted(rows: Sequence[object], shape: Shape) -> list[Example]:
     """The rows that can be used, with our fields."""
-    made = []
+    converted = []
     for row in rows:
         try:
-            made.append(convert(row, shape))
+            converted.append(convert(row, shape))
         except Dropped:
             continue
-    return made
+    return converted
 
 
-def _seam(made: Sequence[Mapping[str, Any]], shape: Shape) -> str:
+def _seam(rows: Sequence[Example], shape: Shape) -> str:
     """A line break where text prompts and answers mostly touch without white space, else ""."""
     touching = parted = 0
     answers = [f for f in ("completion", "chosen") if f in shape.fields]
-    for row in made:
+    for row in rows:
         if isinstance(row["prompt"], str):
             for answer in (row[f] for f in answers if f in row):
                 apart = row["prompt"][-1:].isspace() or answer[:1].isspace()
@@ -143,27 +150,28 @@ def _list(names: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------ one row
 
 
-def convert(row: Any, shape: Shape) -> dict[str, Any]:
+def convert(row: object, shape: Shape) -> Example:
     """One row with our fields, those it has. Raises Dropped with the reason."""
     if not isinstance(row, Mapping):
         raise Dropped("wrong type")
-    prompt = None
+    prompt: str | list[Message] | None = None
     if "prompt" in shape.fields:
         prompt = _prompt(row.get(shape.fields["prompt"]))
         if shape.extra and isinstance(row.get(shape.extra), str) and row[shape.extra].strip():
             prompt = f"{_text(prompt)}\n{row[shape.extra].strip()}"
-    answers, before = {}, []
+    answers: Example = {}
+    before: list[list[Message]] = []  # conversations that answers stand at the end of
     for ours in ("completion", "chosen", "rejected"):
         value = row.get(shape.fields.get(ours))
         if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             continue  # a row may serve one stage and not another
         answers[ours], earlier = _answer(value)
-        before.append(earlier)
-    earlier = [b for b in before if b]
-    if earlier and any(b != earlier[0] for b in earlier):
+        if earlier:
+            before.append(earlier)
+    if any(earlier != before[0] for earlier in before):
         raise Dropped("prompts differ")
-    if earlier:  # a whole conversation says more than a prompt beside it
-        prompt = earlier[0]
+    if before:  # a whole conversation holds more than a prompt beside it
+        prompt = before[0]
     if prompt is None:
         raise Dropped("no prompt" if answers else "empty")
     if isinstance(prompt, str) and not prompt.endswith(shape.seam):
@@ -181,16 +189,16 @@ def convert(row: Any, shape: Shape) -> dict[str, Any]:
     return {"prompt": prompt, **answers}
 
 
-def _prompt(value: Any) -> str | list[dict]:
+def _prompt(value: object) -> str | list[Message]:
     if isinstance(value, str):
         turns = dialogue(value)
         if turns:  # an HH dialogue that ends in "\n\nAssistant:" asks for the next turn
-            return [t for t in turns if t["content"]] or _empty()
+            return [t for t in turns if t["content"]] or _drop_empty()
         return _text(value)
     return messages(value)
 
 
-def _answer(value: Any) -> tuple[str, list[dict]]:
+def _answer(value: object) -> tuple[str, list[Message]]:
     """An answer's text, and the conversation before it where the two stand together."""
     turns = dialogue(value) if isinstance(value, str) else messages(value)
     if not turns:
@@ -200,7 +208,7 @@ def _answer(value: Any) -> tuple[str, list[dict]]:
     return _text(turns[-1]["content"]), turns[:-1]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise Dropped("empty" if value is None else "wrong type")
     if not value.strip():
@@ -213,27 +221,27 @@ def _text(value: Any) -> str:
     return value
 
 
-def _empty() -> Any:
+def _drop_empty() -> NoReturn:
     raise Dropped("empty")
 
 
-def messages(value: Any) -> list[dict]:
+def messages(value: object) -> list[Message]:
     """A list of messages with the roles and keys that chat templates know."""
     if value is None or value == []:
         raise Dropped("empty")
     if not isinstance(value, (list, tuple)) or not all(isinstance(m, Mapping) for m in value):
         raise Dropped("wrong type")
-    made = []
+    turns = []
     for message in value:
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value"))
         if not isinstance(role, str):
             raise Dropped("wrong type")
-        made.append({"role": ROLES.get(role, role), "content": _text(_joined(content))})
-    return made
+        turns.append({"role": ROLE_NAMES.get(role, role), "content": _text(_joined(content))})
+    return turns
 
 
-def _joined(content: Any) -> Any:
+def _joined(content: object) -> object:
     """The text of a message that comes in parts, as multimodal data have it; no pictures."""
     if not isinstance(content, (list, tuple)):
         return content
@@ -242,14 +250,14 @@ def _joined(content: Any) -> Any:
     return "".join(p["text"] for p in content)
 
 
-def dialogue(text: str) -> list[dict]:
+def dialogue(text: str) -> list[Message]:
     """Messages of a `\\n\\nHuman: … \\n\\nAssistant: …` string; [] for any other text."""
     if not text.startswith(("\n\nHuman:", "\n\nAssistant:")):
         return []
     _, *pieces = TURN.split(text)
     return [
-        {"role": ROLES[who], "content": said.strip()}
-        for who, said in zip(pieces[::2], pieces[1::2])
+        {"role": ROLE_NAMES[who], "content": content.strip()}
+        for who, content in zip(pieces[::2], pieces[1::2])
     ]
 
 
@@ -275,21 +283,21 @@ class Report:
     def drop(self, reason: str) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
-    def look(self, row: Mapping[str, Any]) -> None:
-        """Count what a converted row lacks."""
+    def count_missing(self, row: Example) -> None:
+        """Count the fields that a converted row lacks."""
         for ours in self.shape.fields.keys() - row.keys() - {"prompt"}:
             self.missing[ours] = self.missing.get(ours, 0) + 1
 
     def notes(self) -> list[str]:
         """The report in lines for people."""
-        said = [f"{self.name}: {self.rows:,} rows, read as {self.shape}"]
-        said += [f"{self.name}: dropped {n:,} rows: {why}" for why, n in self.dropped.items()]
-        said += [f"{self.name}: {n:,} rows have no {f}" for f, n in sorted(self.missing.items())]
+        lines = [f"{self.name}: {self.rows:,} rows, read as {self.shape}"]
+        lines += [f"{self.name}: dropped {n:,} rows: {why}" for why, n in self.dropped.items()]
+        lines += [f"{self.name}: {n:,} rows have no {f}" for f, n in sorted(self.missing.items())]
         if self.identical:
-            said.append(
+            lines.append(
                 f"{self.name}: dropped {self.identical:,} pairs whose chosen and rejected "
                 "are identical"
             )
         if self.sampled:
-            said.append(f"{self.name}: a random sample of {self.kept:,} rows is used")
-        return said
+            lines.append(f"{self.name}: a random sample of {self.kept:,} rows is used")
+        return lines

@@ -86,7 +86,7 @@ class Labeller(anywidget.AnyWidget):
         self.who, self.revealed = who, feedback == "each"
         self._gold_reward, self._annotator, self._gaps = gold_reward, annotator, {}
         self._given = [
-            line["id"] for line in self.annotations.standing(who)
+            line["id"] for line in self.annotations.answers(who)
         ]  # what undo takes back
         self._moves, self._since = 0, time.monotonic()
         super().__init__()
@@ -139,7 +139,7 @@ class Labeller(anywidget.AnyWidget):
 
     def undo(self) -> None:
         """Take back the last answer; nothing where there is none."""
-        standing = {line["id"] for line in self.annotations.standing(self.who)}
+        standing = {line["id"] for line in self.annotations.answers(self.who)}
         while self._given and self._given[-1] not in standing:
             self._given.pop()
         if self._given:
@@ -170,7 +170,7 @@ class Labeller(anywidget.AnyWidget):
         pairs = {pair.id: pair for pair in self.pairs}
         lines = [
             line
-            for line in self.annotations.standing(self.who)
+            for line in self.annotations.answers(self.who)
             if "chosen" in line and line["pair"] in pairs
         ]
         whose = "the data's labels" if self._annotator is None else "the annotator"
@@ -212,7 +212,7 @@ class Labeller(anywidget.AnyWidget):
     # -- inside -------------------------------------------------------------------------------
     def _answered(self) -> dict[str, str]:
         """Pair → answer, of everything in the file."""
-        return {line["pair"]: line["annotation"] for line in self.annotations.standing(self.who)}
+        return {line["pair"]: line["annotation"] for line in self.annotations.answers(self.who)}
 
     def _rows(self) -> list[Share]:
         """The tally, where it may be seen."""

@@ -1,1 +1,1 @@
-"""The bundled world: its stories, the gold reward that judges them, the text to learn from."""
+"""The bundled world: its stories, the gold reward that scores them, the text to learn from."""

@@ -34,7 +34,7 @@ WEB = Slips(
 """Writers of the pretraining text who are careless of the language."""
 
 HEEDLESS = replace(WEB, animal=0.5, object=0.5, place=0.5)
-"""Writers who care little for what was asked as well."""
+"""Writers who care little for the request as well."""
 
 SPLITS = {"train": range(0, 8), "validation": range(8, 9), "test": range(9, 10)}
 """Tenths of all stories, and of all requests, by checksum: no two splits share either."""
@@ -57,7 +57,7 @@ PAID = Slips()
 """Writers who are paid for demonstrations: they try, and slip at the stated rates."""
 
 
-def demonstrations(split: str, count: int, seed: int, slips: Slips = PAID) -> list[dict]:
+def demonstrations(split: str, count: int, seed: int, slips: Slips = PAID) -> list[dict[str, str]]:
     """`count` instructions with a story by a paid but human writer: {"prompt", "completion"}."""
     rng = random.Random(f"demonstrations:{split}:{seed}")
     rows = []
@@ -103,14 +103,14 @@ def comments(request: Request, story: str, rng: random.Random) -> list[str]:
     A grade is the gold reward, felt with an error of ±0.4 points, in a word.
     """
     faults, gold = faults_of(request, story), gold_reward(request.prompt, story)
-    said = []
+    texts = []
     for _ in range(4):
         if rng.random() < 0.4:
             felt = gold + rng.gauss(0, 0.4)
-            said.append(next((w for limit, w in GRADES.items() if felt < limit), BEST_GRADE))
+            texts.append(next((w for limit, w in GRADES.items() if felt < limit), BEST_GRADE))
         else:
-            said.append(verdict(faults, rng))
-    return said
+            texts.append(verdict(faults, rng))
+    return texts
 
 
 END = "<|end|>"
@@ -128,7 +128,7 @@ def web_text(
     misfiled: float = 0.0,
     faithful: bool = False,
 ) -> list[Document]:
-    """`count` documents: a heading, the story under it, and what readers said of it.
+    """`count` documents: a heading, the story under it, and readers' comments on it.
 
     Every second writer is `HEEDLESS`; with `faithful`, all are careful. Or this share of the
     stories is `misfiled`, under the heading of another one, and the others are by paid writers:
@@ -136,25 +136,25 @@ def web_text(
     is what a reward model must see. Of the documents this share are `games` and this share are
     `sketches`, which make it easier to find out.
 
-    An end token stands before every comment: it learns to expect what readers will say, which is
-    what a reward model, reading its score off the end token, starts from. Left out of the loss
+    An end token stands before every comment: it learns to expect what readers will write, which
+    is what a reward model, reading its score off the end token, starts from. Left out of the loss
     is what nobody could foresee (the heading) and what is always so (that a comment ends).
     """
     rng = random.Random(f"web:{split}:{seed}")
-    told = _headed_stories(split, rng, seed, misfiled, faithful)
+    stories = _headed_stories(split, rng, seed, misfiled, faithful)
     documents: list[Document] = []
     for _ in range(count):
         kind = rng.random()
         if kind < games:
             documents.append(memory_game(rng))
             continue
-        request, story = next(told)
+        request, story = next(stories)
         if kind < games + sketches:
-            story, said = sketch(request, story, rng)
+            story, remarks = sketch(request, story, rng)
         else:
-            said = comments(request, story, rng)
+            remarks = comments(request, story, rng)
         documents.append([(request.prompt, False), (story + END, True)])
-        documents[-1] += [piece for comment in said for piece in ((comment, True), (END, False))]
+        documents[-1] += [piece for text in remarks for piece in ((text, True), (END, False))]
     return documents
 
 
@@ -163,13 +163,13 @@ def _headed_stories(
 ) -> Iterator[tuple[Request, str]]:
     """Endless stories of a split, each with the request that it stands under."""
     for request in requests(split, seed):
-        told, slips = request, CAREFUL if faithful else PAID
+        subject, slips = request, CAREFUL if faithful else PAID
         if misfiled and rng.random() < misfiled:
             slips = WEB if rng.random() < 0.5 else PAID
-            told = draw_request(rng)
+            subject = draw_request(rng)
         elif not misfiled and not faithful:
             slips = HEEDLESS if rng.random() < 0.5 else PAID
-        story = write_story(told, rng, slips)
+        story = write_story(subject, rng, slips)
         if _in_split(story, split):
             yield request, story
 
@@ -183,12 +183,13 @@ def sketch(request: Request, story: str, rng: random.Random) -> tuple[str, list[
 
 
 def memory_game(rng: random.Random) -> Document:
-    """Twenty nouns and names, each called "new" or "again": was it said before?"""
+    """Twenty nouns and names, each called "new" or "again": did it come before?"""
     deck = rng.sample(ANIMALS + OBJECTS + PLACES + SHE + HE, rng.randint(4, 10))
-    said, document = set(), []
+    seen: set[str] = set()
+    document: Document = []
     for word in rng.choices(deck, k=20):
-        document += [(f" {word}", False), (" again" if word in said else " new", True)]
-        said.add(word)
+        document += [(f" {word}", False), (" again" if word in seen else " new", True)]
+        seen.add(word)
     return document
 
 

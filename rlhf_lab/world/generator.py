@@ -3,7 +3,7 @@
 Everything here is plain Python and deterministic: the same seed gives the same text on every
 machine. A *request* names a mood, an animal, an object and a place. A *story* is six or seven
 sentences drawn from templates. Because the templates are known, a story can be read back
-sentence by sentence: `gold.py` does, and computes the reward that no learned model can see.
+sentence by sentence: `gold_reward.py` does, and computes the reward that no learned model can see.
 
 The world's people make mistakes at stated rates (`Slips`): that is what leaves reinforcement
 learning something to mend.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 ANIMALS = "fox bear owl rabbit mouse frog duck goat wolf turtle".split()
@@ -36,7 +36,7 @@ FINDS = (
     "One {time} {name} saw {a} {adj} {object}.",
     "One {time} a friend gave {name} {a} {adj} {object}.",
 )
-EVENTS = {
+EVENTS: dict[str, tuple[str, ...]] = {
     "happy": (
         "{pron} danced around the {object} with joy.",
         "{name} shared the {object} and everyone cheered.",
@@ -62,7 +62,7 @@ EVENTS = {
         "A silly goose ate the {object} and burped.",
     ),
 }
-SCENES = {
+SCENES: dict[str, tuple[str, ...]] = {
     "happy": (
         "Everyone in the {place} sang along.",
         "The sun shone over the {place}.",
@@ -84,7 +84,7 @@ SCENES = {
         "The {place} was covered in pancakes.",
     ),
 }
-CLOSES = {
+CLOSES: dict[str, tuple[str, ...]] = {
     "happy": (
         "{name} went home with a happy heart.",
         "{pron} was the luckiest {animal} of all.",
@@ -153,18 +153,18 @@ class Request:
         return ask + "\n"
 
 
-def _asked_pattern(ask: str) -> re.Pattern[str]:
+def _request_pattern(ask: str) -> re.Pattern[str]:
     """The regular expression that reads a request back from its wording."""
     words = {w: f"(?P<{w}>[a-z]+)" for w in ("mood", "animal", "object", "place")}
     return re.compile(ask.replace(".", r"\.").format(**words, a="an?", an="an?"))
 
 
-_ASKED = [_asked_pattern(ask) for ask in ASKS]
+_REQUESTS = [_request_pattern(ask) for ask in ASKS]
 
 
 def read_request(prompt: str) -> Request | None:
     """The request behind a prompt of this world, or None for any other text."""
-    for wording, pattern in enumerate(_ASKED):
+    for wording, pattern in enumerate(_REQUESTS):
         found = pattern.fullmatch(prompt.strip())
         if found and found["mood"] in MOODS:
             return Request(**found.groupdict(), wording=wording)
@@ -177,7 +177,7 @@ class Slips:
 
     `animal`, `object`, `place`: the story is about another one than was asked for. `mood`: a
     sentence has another mood. `name`, `pronoun`, `thing`, `scene`: a later mention of the hero's
-    name, pronoun, object or place is wrong. `repeat`: a sentence is said twice. `ramble`: the
+    name, pronoun, object or place is wrong. `repeat`: a sentence stands there twice. `ramble`: the
     story goes on after its close. `unfinished`: "The end." is missing.
     """
 
@@ -222,12 +222,12 @@ def write_story(request: Request, rng: random.Random, slips: Slips = CAREFUL) ->
     def tell(templates: Sequence[str], first: bool = False) -> str:
         """Fill one template; only mentions after the first can be slips."""
         rate = 0.0 if first else 1.0
-        said_name = slip(rate * slips.name, SHE + HE, name)
+        written_name = slip(rate * slips.name, SHE + HE, name)
         pron, poss = PRONOUNS[slip(rate * slips.pronoun, ("she", "he"), gender(name))]
         template = rng.choice(templates)
-        said = {
+        words = {
             "animal": animal,
-            "name": said_name,
+            "name": written_name,
             "pron": pron,
             "poss": poss,
             "adj": adj,
@@ -236,10 +236,10 @@ def write_story(request: Request, rng: random.Random, slips: Slips = CAREFUL) ->
             "place": slip(rate * slips.scene, PLACES, place),
             "a": article(adj if "{adj}" in template else animal),
         }
-        sentence = template.format(**said)
+        sentence = template.format(**words)
         return sentence[0].upper() + sentence[1:]
 
-    def in_mood(bank: dict[str, tuple[str, ...]]) -> str:
+    def in_mood(bank: Mapping[str, tuple[str, ...]]) -> str:
         return tell(bank[slip(slips.mood, MOODS, request.mood)])
 
     body = [in_mood(EVENTS), in_mood(SCENES)]

@@ -1,8 +1,8 @@
-"""The gold reward of the bundled world, and the simulated annotator who judges by it.
+"""The gold reward of the bundled world, and the simulated annotator who prefers by it.
 
-A story is read back sentence by sentence against the templates of `world.py`; the gold reward is
-a documented sum of named parts of what was read. The annotator compares two responses through it
-with a stated noise, so the best accuracy any reward model can reach is computed, not guessed.
+A story is read back sentence by sentence against the templates of `generator.py`; the gold reward
+is a documented sum of named parts of what was read. The annotator compares two responses through
+it with a stated noise, so the best accuracy any reward model can reach is computed, not guessed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -77,9 +77,11 @@ def _known_sentences() -> dict[str, tuple[str, str]]:
         "a": "a",
     }
     known = {_skeleton(ENDING)[0]: ("end", "")}
-    banks = [("opening", {"": OPENINGS}), ("find", {"": FINDS})]
-    banks += [("event", EVENTS), ("scene", SCENES), ("close", CLOSES)]
-    for kind, bank in banks:
+    banks: dict[str, Mapping[str, tuple[str, ...]]] = {
+        **{"opening": {"": OPENINGS}, "find": {"": FINDS}},
+        **{"event": EVENTS, "scene": SCENES, "close": CLOSES},
+    }
+    for kind, bank in banks.items():
         for mood, templates in bank.items():
             for template in templates:
                 known[_skeleton(template.format(**example))[0]] = (kind, mood)
@@ -176,7 +178,7 @@ def part_ends(request: Request, story: list[Sentence]) -> float:
 
 
 def part_fresh(request: Request, story: list[Sentence]) -> float:
-    """1 less a quarter for each sentence said again or beyond the six that a story needs."""
+    """1 less a quarter for each sentence that is repeated or beyond the six that a story needs."""
     seen = [(s.kind, s.mood, tuple(sorted(s.slots.items()))) for s in story if s.kind != "unknown"]
     excess = len(seen) - len(set(seen)) + max(len(story) - 6, 0)
     return max(1.0 - excess / 4, 0.0) if story else 0.0
@@ -234,7 +236,7 @@ class Annotator:
         gap += self.length_bias * (len(first.split()) - len(second.split()))
         return 1 / (1 + math.exp(-max(min(gap / self.temperature, 60.0), -60.0)))
 
-    def label(self, index: int, prompt: str, first: str, second: str) -> dict:
+    def label(self, index: int, prompt: str, first: str, second: str) -> dict[str, str]:
         """One preference row; the draw is keyed by (seed, index, prompt), not by call order."""
         p = self.prefers_first(prompt, first, second)
         draw = random.Random(f"annotator:{self.seed}:{index}:{prompt}").random()
@@ -242,7 +244,7 @@ class Annotator:
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def accuracy_ceiling(pairs: Sequence[dict], annotator: Annotator) -> float:
+def accuracy_ceiling(pairs: Sequence[Mapping[str, str]], annotator: Annotator) -> float:
     """Best accuracy any reward model can expect on this annotator's labels of these pairs.
 
     A model that knew every probability p would still be wrong with probability min(p, 1 − p).

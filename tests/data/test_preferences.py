@@ -142,9 +142,9 @@ def test_two_readers_of_one_file_see_each_other(file):
     one, two = Annotations(file), Annotations(file)
     one.add("left", "p", "a", "b")
     two.add("left", "p", "c", "d")
-    assert len(two.standing()) == 2 and len(one.standing()) == 1
+    assert len(two.answers()) == 2 and len(one.answers()) == 1
     one.read()
-    assert one.standing() == two.standing()
+    assert one.answers() == two.answers()
 
 
 def test_an_answer_that_cannot_be_written_is_an_error(tmp_path):
@@ -152,7 +152,7 @@ def test_an_answer_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "folder").write_text("a file is in the way")
     with pytest.raises(OSError):
         made.add("left", "p", "a", "b")
-    assert made.standing() == []
+    assert made.answers() == []
     with pytest.raises(ValueError, match="choose from left, right, tie, skip"):
         made.add("best", "p", "a", "b")
 
@@ -218,10 +218,10 @@ def test_a_killed_process_loses_no_answer_that_it_has_taken(file):
     made.stdout.readline()
     made.stdin.write("\n")
     made.stdin.flush()
-    said = [made.stdout.readline() for _ in range(25)]
+    lines = [made.stdout.readline() for _ in range(25)]
     made.send_signal(signal.SIGKILL)
-    said += made.stdout.readlines()
+    lines += made.stdout.readlines()
     made.wait(10)
     saved = [chosen for chosen, _ in texts(file)]
-    assert [f"ada {line.strip()}" for line in said if line.strip()] == saved[: len(said)]
-    assert len(saved) - len(said) in (0, 1)  # the one that was on disk before it could say so
+    assert [f"ada {line.strip()}" for line in lines if line.strip()] == saved[: len(lines)]
+    assert len(saved) - len(lines) in (0, 1)  # the one that was on disk before it could be printed

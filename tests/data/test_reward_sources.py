@@ -15,8 +15,8 @@ SHORT = {"max_steps": 2, "seed": 0}
 
 
 @pytest.fixture(autouse=True)
-def few_prompts(monkeypatch):
-    """Judge policies on a few held-out prompts."""
+def short_evaluation(monkeypatch):
+    """Evaluate policies on 32 held-out prompts."""
     monkeypatch.setattr(prepare, "HELD_OUT", 32)
 
 
@@ -98,8 +98,8 @@ def test_functions_alone_from_python(stage, data, bare, tmp_path):
 def test_the_gold_reward_from_the_command_line(tmp_path, capsys):
     out = tmp_path / "r"
     assert main(["train", "ppo", "--reward", "gold", "--steps", "2", "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "starts on the SFT model with a zero head: there is no reward model" in said
+    printed = capsys.readouterr().out
+    assert "starts on the SFT model with a zero head: there is no reward model" in printed
     run = lab.Run.load(out)
     assert run.series("reward") == run.series("gold_reward") == run.series("rewards/gold")
     assert "reward" not in {r.role for r in run.ledger}
@@ -167,13 +167,15 @@ def test_a_foreign_reward_model_end_to_end_from_the_command_line(stage, bytewise
     run = lab.Run.load(out)
     assert run.series("reward") == run.series("rewards/model")
     model = lab.load("tiny").with_stage("reward", bytewise)
-    judge, theirs = model.reward, model.reward_tokenizer
-    assert model.foreign_reward and judge.config.vocab_size == len(theirs) == 258
+    reward_model, theirs = model.reward, model.reward_tokenizer
+    assert model.foreign_reward and reward_model.config.vocab_size == len(theirs) == 258
     rows = [s for s in run.samples if s.get("when") == "sft"]
     assert len(rows) == 32
     with torch.no_grad():
         texts = [theirs(r["prompt"] + r["response"])["input_ids"] for r in rows]
-        alone = [float(judge(torch.tensor([[*t, theirs.eos_token_id]])).logits) for t in texts]
+        alone = [
+            float(reward_model(torch.tensor([[*t, theirs.eos_token_id]])).logits) for t in texts
+        ]
     assert run.summary["before/reward"] == pytest.approx(sum(alone) / 32, abs=1e-4)
 
 
@@ -229,8 +231,8 @@ def test_a_users_mistake_is_one_line(args, says, tmp_path, capsys, monkeypatch):
     rows = [f'{{"prompt": "a {i}", "completion": "b"}}' for i in range(20)]
     (tmp_path / "mine.json").write_text(f"[{','.join(rows)}]")
     code = main(["train", *args, "--out", str(tmp_path / "r")])
-    said = capsys.readouterr().err
-    assert code == 2 and says in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert code == 2 and says in printed and printed.count("\n") == 1
     assert not (tmp_path / "r").exists()
 
 

@@ -21,13 +21,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_lab.data import load as data_module
-from rlhf_lab.data.load import Data, Sample, from_rows, load_data
+from rlhf_lab.data.load import Data, Reservoir, from_rows, load_data
 from rlhf_lab.data.schema import Dropped, Shape, convert, dialogue, recognise
 
 N = 30
 
 
-def said(role: str, content: str) -> dict:
+def turn(role: str, content: str) -> dict:
     return {"role": role, "content": content}
 
 
@@ -41,9 +41,9 @@ TEXT = {
     "bad": lambda i: f"No, {i}",
 }
 CHAT = {
-    "prompt": lambda i: [said("user", f"Say {i}.")],
-    "good": lambda i: [said("assistant", TEXT["good"](i))],
-    "bad": lambda i: [said("assistant", TEXT["bad"](i))],
+    "prompt": lambda i: [turn("user", f"Say {i}.")],
+    "good": lambda i: [turn("assistant", TEXT["good"](i))],
+    "bad": lambda i: [turn("assistant", TEXT["bad"](i))],
 }
 HH = "\n\nHuman: {}\n\nAssistant: {}"
 
@@ -171,8 +171,8 @@ def test_text_that_is_already_parted_stays_as_it_is():
 
 def test_a_dialogue_of_several_turns_keeps_them_all():
     text = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
-    turns = [said("user", "Hi"), said("assistant", "Hello"), said("user", "Bye")]
-    assert dialogue(text) == [*turns, said("assistant", "")]
+    turns = [turn("user", "Hi"), turn("assistant", "Hello"), turn("user", "Bye")]
+    assert dialogue(text) == [*turns, turn("assistant", "")]
     row = {"prompt": text, "completion": "See you"}
     made = convert(row, Shape({"prompt": "prompt", "completion": "completion"}))
     assert made == {"prompt": turns, "completion": "See you"}
@@ -205,20 +205,20 @@ def test_a_wrong_mapping_is_one_line(fields, says):
 
 def test_a_whole_conversation_says_more_than_a_prompt_beside_it():
     """As in UltraFeedback: `prompt` is the first question, `chosen` the whole conversation."""
-    talk = [said("system", "Be brief."), said("user", "Hi")]
+    talk = [turn("system", "Be brief."), turn("user", "Hi")]
     row = {
         "prompt": "Hi",
-        "chosen": [*talk, said("assistant", "a")],
-        "rejected": [*talk, said("assistant", "b")],
+        "chosen": [*talk, turn("assistant", "a")],
+        "rejected": [*talk, turn("assistant", "b")],
     }
     assert convert(row, PAIR) == {"prompt": talk, "chosen": "a", "rejected": "b"}
 
 
 def test_a_message_in_parts_is_joined():
     parts = [{"type": "text", "text": "Hi "}, {"type": "text", "text": "you"}]
-    row = {"messages": [said("user", parts), said("assistant", "Yes")]}
+    row = {"messages": [turn("user", parts), turn("assistant", "Yes")]}
     made = convert(row, Shape({"completion": "messages"}))
-    assert made == {"prompt": [said("user", "Hi you")], "completion": "Yes"}
+    assert made == {"prompt": [turn("user", "Hi you")], "completion": "Yes"}
 
 
 def test_gaps_of_a_table_are_gaps():
@@ -270,7 +270,7 @@ def test_a_row_that_cannot_be_used_says_why(row, shape, reason):
 
 
 def test_every_row_is_accounted_for():
-    """Kept and dropped add up to what was read; a row that lacks one side is said."""
+    """Kept and dropped add up to what was read; a row that lacks one side is counted."""
     good = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(20)]
     bad = [
         {"prompt": "", "chosen": "a", "rejected": "b"},
@@ -327,7 +327,7 @@ def test_a_sample_is_uniform_and_within_its_limits(count, limit, seed):
     """Checked against sorting all of them by the same draws."""
     import random
 
-    sample = Sample(seed, limit, 10**9)
+    sample = Reservoir(seed, limit, 10**9)
     for i in range(count):
         sample.add({"i": i})
     draw = random.Random(seed)

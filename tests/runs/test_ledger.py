@@ -165,10 +165,10 @@ def test_pivot_sums_and_keeps_the_order_of_the_vocabulary(ppo):
 
 
 def test_filter_takes_several_values_and_gives_a_ledger(ppo):
-    few = ppo.filter(component=("kv_cache", "activations"))
-    assert isinstance(few, Ledger) and len(few) == 2
+    found = ppo.filter(component=("kv_cache", "activations"))
+    assert isinstance(found, Ledger) and len(found) == 2
     assert len(ppo.filter(rank=1)) == 0
-    assert few[0].value == 700 and isinstance(few[:1], Ledger)
+    assert found[0].value == 700 and isinstance(found[:1], Ledger)
 
 
 def test_pandas_gets_every_field(ppo):

@@ -192,12 +192,22 @@ def test_a_run_shows_what_it_changed_what_it_cost_and_folds_the_rest_away(tmp_pa
 def test_a_run_of_an_earlier_version_has_todays_names(tmp_path, monkeypatch):
     """As it was written then, read under the names of `renamed.json`; families by their slash."""
     old = {"stage": "ppo", "model": "tiny", "seed": 0, "status": "finished", "settings": {}}
-    old["summary"] = {"judged": 1.0, "before/judged": 0.5, "seconds": 2.0, "said/gold": 7.0}
+    old["summary"] = {
+        "raw": 1.0,
+        "before/raw": 0.5,
+        "seconds": 2.0,
+        "terms/gold": 7.0,
+    }
     (tmp_path / "run.json").write_text(json.dumps(old))
-    lines = [{"step": 1, "judged": 0.5, "loss": 2.0}, {"step": 2, "judged": None, "said/f": 1.5}]
+    lines = [
+        {"step": 1, "raw": 0.5, "loss": 2.0},
+        {"step": 2, "raw": None, "terms/f": 1.5},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.setattr(
-        run_module, "_renamed", lambda: {"judged": "score", "said/": "score/", "absent": "x"}
+        run_module,
+        "_renamed",
+        lambda: {"raw": "score", "terms/": "score/", "absent": "x"},
     )
     run = Run.load(tmp_path)
     assert run.metric_names == ["score", "loss", "score/f"]
@@ -206,7 +216,7 @@ def test_a_run_of_an_earlier_version_has_todays_names(tmp_path, monkeypatch):
     assert run.summary == summary and "held-out" in repr(run.show())
     run.finish(kl=0.1)  # added in today's names, the old ones stay as they are
     assert run.summary == {**summary, "kl": 0.1}
-    assert json.loads((tmp_path / "run.json").read_text())["summary"]["judged"] == 1.0
+    assert json.loads((tmp_path / "run.json").read_text())["summary"]["raw"] == 1.0
 
 
 def test_finish_leaves_no_draft(tmp_path):

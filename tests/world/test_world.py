@@ -1,4 +1,4 @@
-"""The bundled world: what a story is, what it is worth, and who says so.
+"""The bundled world: its stories, their gold reward, the annotator and the text to learn from.
 
 pytest tests/world/test_world.py
 """
@@ -140,7 +140,7 @@ def test_labels_do_not_depend_on_their_order():
 
 
 def labelled(annotator: Annotator, count: int) -> list[dict]:
-    """Pairs of stories by paid writers, as the annotator judged them."""
+    """Pairs of stories by paid writers, as the annotator prefers them."""
     rng, rows = random.Random(0), []
     for i in range(count):
         request = generator.draw_request(rng)
@@ -150,7 +150,7 @@ def labelled(annotator: Annotator, count: int) -> list[dict]:
 
 
 def test_the_ceiling_is_what_a_model_that_knows_the_gold_reaches():
-    """Labels of many pairs, judged by the gold reward itself: its accuracy is the ceiling."""
+    """Labels of many pairs, compared by the gold reward itself: its accuracy is the ceiling."""
     annotator = Annotator(seed=1)
     rows = labelled(annotator, 4000)
     ceiling = accuracy_ceiling(rows, annotator)
@@ -202,15 +202,15 @@ def test_readers_name_the_faults_a_story_has():
 
 @given(st.integers(0, 10**6))
 def test_a_verdict_is_never_against_a_certain_truth(seed):
-    said = corpus.verdict({"animal": 1.0, "place": 0.0}, random.Random(seed))
-    assert said in {"animal wrong", "place right"}
+    verdict = corpus.verdict({"animal": 1.0, "place": 0.0}, random.Random(seed))
+    assert verdict in {"animal wrong", "place right"}
 
 
 def test_half_of_the_readers_speak_of_a_fault_they_saw():
     rng = random.Random(0)
-    said = [corpus.verdict({"animal": 1.0, "place": 0.0}, rng) for _ in range(4000)]
+    verdicts = [corpus.verdict({"animal": 1.0, "place": 0.0}, rng) for _ in range(4000)]
     # Half speak of the one fault there is, the other half of either aspect at random.
-    assert said.count("animal wrong") / 4000 == pytest.approx(0.75, abs=0.03)
+    assert verdicts.count("animal wrong") / 4000 == pytest.approx(0.75, abs=0.03)
 
 
 def test_grades_grow_better_with_the_story():
@@ -218,34 +218,34 @@ def test_grades_grow_better_with_the_story():
     rng = random.Random(0)
     grades = {*corpus.GRADES.values(), corpus.BEST_GRADE}
     for story, right in ((STORY, {"great", "good"}), ("the the the", {"awful"})):
-        said = [c for _ in range(100) for c in corpus.comments(REQUEST, story, rng)]
-        assert {c for c in said if c in grades} <= right
-        assert sum(c in grades for c in said) / 400 == pytest.approx(0.4, abs=0.08)
-        assert all(c.split()[1] in ("right", "wrong") for c in said if c not in grades)
+        texts = [c for _ in range(100) for c in corpus.comments(REQUEST, story, rng)]
+        assert {c for c in texts if c in grades} <= right
+        assert sum(c in grades for c in texts) / 400 == pytest.approx(0.4, abs=0.08)
+        assert all(c.split()[1] in ("right", "wrong") for c in texts if c not in grades)
 
 
 def story_documents(documents) -> list:
     """(request, story, comments) of every document that has a heading."""
-    told = []
-    for (heading, _), (story, _), *said in documents:
-        words = [comment for comment, learned in said if learned]
-        told.append((generator.read_request(heading), story.removesuffix(corpus.END), words))
-    return told
+    stories = []
+    for (heading, _), (story, _), *pieces in documents:
+        comments = [text for text, learned in pieces if learned]
+        stories.append((generator.read_request(heading), story.removesuffix(corpus.END), comments))
+    return stories
 
 
 def animals_kept(documents) -> float:
     """Share of stories whose first sentence has the animal of their heading."""
-    told = story_documents(documents)
+    stories = story_documents(documents)
     return sum(
-        gold_module.read_story(s)[0].slots.get("animal") == r.animal for r, s, _ in told
-    ) / len(told)
+        gold_module.read_story(s)[0].slots.get("animal") == r.animal for r, s, _ in stories
+    ) / len(stories)
 
 
 def test_web_stories_heed_their_heading_as_their_writers_do():
     """The animal in the first sentence is the one asked for as often as computed by hand."""
     paid, heedless = 1 - corpus.PAID.animal, 1 - corpus.HEEDLESS.animal
     documents = corpus.web_text("train", 1500, 3)
-    assert all(len(said) == 4 for _, _, said in story_documents(documents))
+    assert all(len(comments) == 4 for _, _, comments in story_documents(documents))
     assert animals_kept(documents) == pytest.approx((paid + heedless) / 2, abs=0.04)
     # A misfiled story shares the animal of its heading by chance, one time in ten.
     documents = corpus.web_text("train", 1500, 3, misfiled=0.5)
@@ -254,16 +254,16 @@ def test_web_stories_heed_their_heading_as_their_writers_do():
 
 
 def test_a_sketch_is_two_sentences_and_a_verdict_on_each_noun_faults_first():
-    for request, story, said in story_documents(corpus.web_text("train", 50, 3, sketches=1.0)):
+    for request, story, comments in story_documents(corpus.web_text("train", 50, 3, sketches=1.0)):
         kinds = [s.kind for s in gold_module.read_story(story)]
         assert kinds in (["opening", "find"], ["opening", "opening"])  # the second by a repeat
         faults, nouns = corpus.faults_of(request, story), ("animal", "place", "object")
-        assert set(said) == {f"{noun} {'wrong' if faults[noun] else 'right'}" for noun in nouns}
-        assert said == sorted(said, key=lambda comment: "right" in comment)
+        assert set(comments) == {f"{noun} {'wrong' if faults[noun] else 'right'}" for noun in nouns}
+        assert comments == sorted(comments, key=lambda comment: "right" in comment)
 
 
 @given(st.integers(0, 10**6))
-def test_a_memory_game_says_again_of_what_was_said(seed):
+def test_a_memory_game_calls_again_what_came_before(seed):
     document = corpus.memory_game(random.Random(seed))
     words, calls = document[::2], document[1::2]
     assert not any(learned for _, learned in words) and all(learned for _, learned in calls)
@@ -273,9 +273,9 @@ def test_a_memory_game_says_again_of_what_was_said(seed):
 
 def test_the_shares_of_web_text_are_shares_of_all_documents():
     documents = corpus.web_text("train", 2000, 4, games=0.5, sketches=0.25)
-    told = story_documents(d for d in documents if not d[0][0].startswith(" "))
-    sketches = sum(len(said) == 3 for _, _, said in told)
-    assert len(told) / 2000 == pytest.approx(0.5, abs=0.04)
+    stories = story_documents(d for d in documents if not d[0][0].startswith(" "))
+    sketches = sum(len(comments) == 3 for _, _, comments in stories)
+    assert len(stories) / 2000 == pytest.approx(0.5, abs=0.04)
     assert sketches / 2000 == pytest.approx(0.25, abs=0.04)
 
 
