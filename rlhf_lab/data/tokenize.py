@@ -58,7 +58,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, response: str | list[int
     return [*ids, tokenizer.eos_token_id]
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Example) -> list[int]:
+def row_prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Example) -> list[int]:
     """Token ids of a row's prompt: those that `prompt_rows` made, else made here."""
     if "prompt_ids" in row:
         ids: list[int] = row["prompt_ids"]

@@ -107,7 +107,7 @@ def call_reward(
     → (b,) fp32; None ("does not apply") becomes NaN. Raises ValueError for what is no list of one
     number for each completion, with `finite` for a number that is none to learn from too.
     """
-    columns = {k: [r[k] for r in rows] for k in rows[0] if k != "prompt"}
+    columns = {k: [r[k] for r in rows] for k in rows[0] if k not in ("prompt", "prompt_ids")}
     prompts = [r.get("prompt", r.get("input_ids")) for r in rows]
     if isinstance(prompts[0], list) and prompts[0] and isinstance(prompts[0][0], dict):
         completions = [[{"role": "assistant", "content": c}] for c in completions]

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerState, get_scheduler
 
 from ..data.lengths import worth_a_pass
-from ..data.tokenize import encode_prompt
+from ..data.tokenize import row_prompt_ids
 from ..metering.meter import Meter
 from ..ppo import losses
-from .bookkeeping import Bookkeeping, prompt_of
+from .bookkeeping import Bookkeeping
 from .config import PPOConfig
 from .distributed import gather_rollout, shard_rows
 from .divergence import check_kl, check_loss
@@ -241,7 +241,7 @@ class PPOTrainer(Bookkeeping):
     def sample(self, rows: list[dict], index: Tensor, iteration: int):
         """One response per prompt from the policy. → ids (b, p), mask (b, p), responses (b, t)."""
         device, args = self.accelerator.device, self.args
-        prompts = [encode_prompt(self.tokenizer, prompt_of(row)) for row in rows]
+        prompts = [row_prompt_ids(self.tokenizer, row) for row in rows]
         prompt_ids, prompt_mask = pad_prompts(prompts, self.tokenizer.pad_token_id)  # left (5)
         keys = row_keys(args.seed, iteration, index, torch.zeros_like(index)).to(device)
         prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)

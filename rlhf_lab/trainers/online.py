@@ -22,7 +22,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..data.reward_sources import gold_metrics
-from ..data.tokenize import encode_prompt, prompt_text
+from ..data.tokenize import prompt_text, row_prompt_ids
 from ..metering.meter import Meter, NoMeter
 from ..metering.patch import patched
 from ..ppo.losses import kl_estimate, missing_stop_score
@@ -110,12 +110,11 @@ class RewardFunction:
         self.on_sample, self.episodes = on_sample, 0
         self.meter.watch("reward", model)
 
-    def scores(self, prompts: list, completion_ids: list[list[int]]) -> Tensor:
+    def scores(
+        self, prompts: list, completion_ids: list[list[int]], prompt_ids: list[list[int]]
+    ) -> Tensor:
         """The weighted rewards, `per_device_train_batch_size` rows at a time. → (n,)."""
-        rows = [
-            encode_prompt(self.tokenizer, p) + ids
-            for p, ids in zip(prompts, completion_ids, strict=True)
-        ]
+        rows = [p + ids for p, ids in zip(prompt_ids, completion_ids, strict=True)]
         ids, mask = pad_prompts(rows, self.tokenizer.pad_token_id)
         with torch.no_grad():
             return self.rewards.ask(
@@ -138,7 +137,11 @@ class RewardFunction:
         log_metric=lambda name, value: None,
         **columns,
     ) -> list[float | None]:
-        rewards = self.scores(prompts, completion_ids)
+        rows = [{"prompt": p} for p in prompts]
+        if "prompt_ids" in columns:  # made by `prompt_rows`
+            rows = [{"prompt_ids": ids} for ids in columns["prompt_ids"]]
+        prompt_ids = [row_prompt_ids(self.tokenizer, row) for row in rows]
+        rewards = self.scores(prompts, completion_ids, prompt_ids)
         stopped = self.stopped(completion_ids)
         scores = missing_stop_score(rewards, stopped, self.args.missing_eos_penalty)
         self.episodes += len(prompts)
@@ -192,6 +195,7 @@ class _PPOConventions:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._inputs: list[dict] = []  # the rows that are sampled from now
         for model in (self.model, self.ref_model):
             if model is not None:
                 whole = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -200,7 +204,10 @@ class _PPOConventions:
                     _no_dropout(whole)
 
     def _tokenize_prompts(self, prompts):
-        return [encode_prompt(self._tokenizer, p) for p in prompts], None, {}
+        rows = self._inputs
+        if [row["prompt"] for row in rows] != prompts:
+            rows = [{"prompt": p} for p in prompts]
+        return [row_prompt_ids(self._tokenizer, row) for row in rows], None, {}
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         out = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
@@ -208,7 +215,7 @@ class _PPOConventions:
         return out
 
     def _generate_and_score_completions(self, inputs):
-        self._logprobs = []
+        self._logprobs, self._inputs = [], inputs
         output = super()._generate_and_score_completions(inputs)
         if self.beta and "ref_per_token_logps" not in output:  # RLOO keeps their sums only
             output["old_per_token_logps"], output["ref_per_token_logps"] = self._logprobs
