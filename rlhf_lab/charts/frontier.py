@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeGuard
+from typing import NamedTuple, Protocol, TypeGuard
 
 from ..display import format_number
 from .curves import METRICS
@@ -43,11 +43,12 @@ class BestOfN(Protocol):
     def points(self) -> Sequence[BestOfNPoint]: ...
 
 
-class _Axes:
+class _Axes(NamedTuple):
     """Which figures are drawn over each other, and whether KL is drawn as its root."""
 
-    def __init__(self, reward: str, kl: str, root: bool) -> None:
-        self.reward, self.kl, self.root = reward, kl, root
+    reward: str
+    kl: str
+    root: bool
 
     def x(self, nats: float) -> float | None:
         return rounded(math.sqrt(max(nats, 0.0)) if self.root else nats)

@@ -40,15 +40,6 @@ Place = tuple[str, str]
 """(cluster, source): where a bar stands"""
 
 
-class _Geometry(NamedTuple):
-    """Where a bar stands, in the x axis' unit: clusters are 1 apart."""
-
-    centre: float
-    offset: float
-    """of its left edge from the centre of the cluster"""
-    width: float
-
-
 class _Scale(NamedTuple):
     """The unit of the ledger, and how many of it are one of the axis."""
 
@@ -118,13 +109,13 @@ def _in_lines(name: str) -> str:
     return "<br>".join(map(safe, parts)) if len(parts) <= 3 else safe(name)
 
 
-def _geometry(bars: Bars) -> dict[Place, _Geometry]:
-    """Where each bar stands."""
+def _geometry(bars: Bars) -> Mapping[Place, tuple[float, float, float]]:
+    """→ {bar: (centre of its cluster, offset of its left edge, width)}; clusters are 1 apart."""
     places = {}
     for i, (cluster, by_source) in enumerate(bars.items()):
         width = min(0.8 / max(len(by_source), 1), 0.5)
         for j, source in enumerate(s for s in SOURCES if s in by_source):
-            places[cluster, source] = _Geometry(i, (j - len(by_source) / 2) * width, width * 0.92)
+            places[cluster, source] = i, (j - len(by_source) / 2) * width, width * 0.92
     return places
 
 
