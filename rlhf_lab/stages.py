@@ -116,7 +116,7 @@ _SPECS = (
         train="rlhf_lab.trainers.sft:train",
         build="rlhf_lab.trainers.sft:build",
         tokenize="rlhf_lab.data.tokenize:sft_rows",
-        estimate="rlhf_lab.cost.phases:sft",
+        estimate="rlhf_lab.cost.offline:sft",
     ),
     StageSpec(
         name="reward",
@@ -134,7 +134,7 @@ _SPECS = (
         train="rlhf_lab.trainers.reward:train",
         build="rlhf_lab.trainers.reward:build",
         tokenize="rlhf_lab.data.tokenize:pair_rows",
-        estimate="rlhf_lab.cost.phases:reward",
+        estimate="rlhf_lab.cost.offline:reward",
     ),
     StageSpec(
         name="ppo",
@@ -168,7 +168,7 @@ _SPECS = (
         config="rlhf_lab.ppo.config:PPOConfig",
         train="rlhf_lab.trainers.ppo:train",
         tokenize="rlhf_lab.data.tokenize:prompt_rows",
-        estimate="rlhf_lab.cost.phases:ppo",
+        estimate="rlhf_lab.cost.ppo:ppo",
     ),
     StageSpec(
         name="dpo",
@@ -186,7 +186,7 @@ _SPECS = (
         train="rlhf_lab.trainers.dpo:train",
         build="rlhf_lab.trainers.dpo:build",
         tokenize="rlhf_lab.data.tokenize:pair_rows",
-        estimate="rlhf_lab.cost.phases:dpo",
+        estimate="rlhf_lab.cost.offline:dpo",
     ),
     StageSpec(
         name="kto",
@@ -203,7 +203,7 @@ _SPECS = (
         train="rlhf_lab.trainers.kto:train",
         build="rlhf_lab.trainers.kto:build",
         tokenize="rlhf_lab.data.tokenize:labelled_rows",
-        estimate="rlhf_lab.cost.phases:kto",
+        estimate="rlhf_lab.cost.offline:kto",
     ),
     StageSpec(
         name="rloo",
@@ -221,7 +221,7 @@ _SPECS = (
         config="rlhf_lab.trainers.online:RLOOConfig",
         train="rlhf_lab.trainers.online:train",
         tokenize="rlhf_lab.data.tokenize:prompt_rows",
-        estimate="rlhf_lab.cost.online:online",
+        estimate="rlhf_lab.cost.online:rloo_grpo",
     ),
     StageSpec(
         name="grpo",
@@ -239,7 +239,7 @@ _SPECS = (
         config="rlhf_lab.trainers.online:GRPOConfig",
         train="rlhf_lab.trainers.online:train",
         tokenize="rlhf_lab.data.tokenize:prompt_rows",
-        estimate="rlhf_lab.cost.online:online",
+        estimate="rlhf_lab.cost.online:rloo_grpo",
     ),
     StageSpec(
         name="inference",
@@ -251,7 +251,7 @@ _SPECS = (
         xrayed=False,
         defaults={"per_device_train_batch_size": 64, "response_length": 64},
         library_defaults={"epochs": 1.0},
-        estimate="rlhf_lab.cost.phases:inference",
+        estimate="rlhf_lab.cost.generation:inference",
     ),
 )
 STAGES: Mapping[str, StageSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})

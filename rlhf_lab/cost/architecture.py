@@ -258,7 +258,7 @@ def architecture(config: Mapping[str, object]) -> Architecture:
         raise ValueError(f"a config is a dict, got a {type(config).__name__}: its .to_dict()?")
     text = config.get("text_config")
     if isinstance(text, Mapping):
-        # Whether the head is tied stands in the outer config.
+        # The outer config has whether the head is tied.
         tied = {k: config[k] for k in ("tie_word_embeddings",) if config.get(k) is not None}
         config = {**text, **tied}
     family = str(config.get("model_type") or "")

@@ -12,12 +12,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TypeAlias
 
 from ..runs.ledger import Ledger
-from .architecture import architecture
+from ..stages import STAGES
+from .architecture import Architecture, architecture
+from .generation import sampled
 from .hardware import Hardware, hardware
-from .phases import Phase, phases, sampled
+from .phases import Phase, phases_of
 from .seconds import communication, product_dtype, seconds
 from .setup import Setup, make_setup
 
@@ -40,6 +42,11 @@ NOT_MODELLED = (
 )
 
 
+Settings: TypeAlias = Mapping[str, object]
+ModelConfig: TypeAlias = Mapping[str, object]
+"""A transformers config as a dict."""
+
+
 @dataclass(frozen=True, repr=False)
 class Estimate:
     """What one stage will cost on one kind of hardware. Bytes are of one device; FLOPs, seconds and
@@ -47,22 +54,24 @@ class Estimate:
 
     setup: Setup
     hardware: Hardware
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    roles: Mapping[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
+    config: ModelConfig = field(default_factory=dict)
+    roles: Mapping[str, ModelConfig] = field(default_factory=dict)
     """Configs of the reward and the value model, where they are other ones."""
 
     @cached_property
     def phases(self) -> list[Phase]:
         """At the longest rows: they set the peak."""
-        return phases(self.setup)
+        return phases_of(self.setup)
 
     @cached_property
     def average(self) -> list[Phase]:
         """At rows of average length: they set the time."""
-        usual = self.phases if self.usual_setup == self.setup else phases(self.usual_setup)
-        like = {f.name: f for names, s in self.like_setups for f in phases(s) if f.name in names}
-        return [like.get(f.name, f) for f in usual]
+        usual = self.phases if self.usual_setup == self.setup else phases_of(self.usual_setup)
+        bucketed = {
+            f.name: f for names, s in self.bucketed_setups for f in phases_of(s) if f.name in names
+        }
+        return [bucketed.get(f.name, f) for f in usual]
 
     @cached_property
     def usual_setup(self) -> Setup:
@@ -75,17 +84,18 @@ class Estimate:
         return replace(s, prompt=min(prompt, s.prompt), response=min(response, s.response))
 
     @cached_property
-    def like_setups(self) -> list[tuple[tuple[str, ...], Setup]]:
-        """The same for PPO's passes that put rows of like length together, with their phases, where
-        that makes rows shorter."""
-        s, found = self.usual_setup, []
+    def bucketed_setups(self) -> list[tuple[tuple[str, ...], Setup]]:
+        """→ (phases, setup) of PPO's passes over length buckets, where those make rows shorter."""
+        s = self.usual_setup
+        setups: list[tuple[tuple[str, ...], Setup]] = []
         for names, padded in ((SCORING, s.padded_scoring), (UPDATE, s.padded_update)):
             if s.stage == "ppo" and padded is not None:
-                said = max(1, round(sampled(s)))  # heads pass over real tokens only
-                whole = min(max(said, round(padded)), s.length)
-                if (whole, said) != (s.length, s.response):
-                    found.append((names, replace(s, prompt=whole - said, response=said)))
-        return found
+                response = max(1, round(sampled(s)))  # heads pass over real tokens only
+                length = min(max(response, round(padded)), s.length)
+                if (length, response) != (s.length, s.response):
+                    shorter = replace(s, prompt=length - response, response=response)
+                    setups.append((names, shorter))
+        return setups
 
     # ------------------------------------------------------------------------------- how much work
 
@@ -97,7 +107,7 @@ class Estimate:
             return s.steps
         if s.rows is None:
             return None
-        if s.stage in ("rloo", "grpo"):  # TRL leaves out what does not fill a generation
+        if STAGES[s.stage].groups:  # TRL leaves out what does not fill a generation
             whole = s.rows * s.samples_per_prompt // (s.rollout_batch * s.replicas)
             return max(1, math.ceil(whole * s.epochs * s.updates))
         rows = s.rows * s.epochs * (s.samples_per_prompt if s.stage == "ppo" else 1)
@@ -151,7 +161,7 @@ class Estimate:
         total = sum(
             v for f in self.phases[-1:] for (_, c), v in f.bytes.items() if c == "gradients"
         ) * (s.replicas if s.sharding not in ("none", "ddp", "zero1") else 1)
-        weights = s.model.parameters() * s.item / s.tensor_parallel
+        weights = s.model.parameters() * s.bytes_per_weight / s.tensor_parallel
         return communication(s, self.hardware, total, weights)
 
     @property
@@ -188,7 +198,14 @@ class Estimate:
         ledger, s, n = Ledger(), self.setup, self.steps or 1
         time_band = TIME_BAND[self.hardware.kind]
 
-        def add(role, phase, component, quantity, value, band=(1.0, 1.0)):
+        def add(
+            role: str,
+            phase: str,
+            component: str,
+            quantity: str,
+            value: float,
+            band: tuple[float, float] = (1.0, 1.0),
+        ) -> None:
             ledger.add(
                 stage=s.stage,
                 role=role,
@@ -229,7 +246,7 @@ class Estimate:
 
     # ------------------------------------------------------------------------------- other choices
 
-    def changed(self, **settings: Any) -> Estimate:
+    def changed(self, **settings: object) -> Estimate:
         """The same stage with some settings changed. Raises ValueError for what cannot be."""
         return estimate(
             self.setup.stage,
@@ -242,17 +259,17 @@ class Estimate:
 
 def estimate(
     stage: str,
-    config: Mapping[str, Any],
+    config: ModelConfig,
     hw: Hardware | str = "here",
-    settings: Mapping[str, Any] | None = None,
-    **roles: Any,
+    settings: Settings | None = None,
+    **roles: Architecture | ModelConfig | None,
 ) -> Estimate:
     """Plan a stage for a model's config (a dict). Raises ValueError, one line, for what cannot be.
 
     `roles`: other architectures or configs, `reward=` and `value=`, where they differ (PPO).
     """
     hw = hardware(hw)
-    made = {k: architecture(v) if isinstance(v, Mapping) else v for k, v in roles.items() if v}
-    setup = make_setup(stage, architecture(config), hw, settings or {}, **made)
+    models = {k: architecture(v) if isinstance(v, Mapping) else v for k, v in roles.items() if v}
+    setup = make_setup(stage, architecture(config), hw, settings or {}, **models)
     configs = {k: v for k, v in roles.items() if isinstance(v, Mapping)}
     return Estimate(setup, hw, dict(settings or {}), config, configs)

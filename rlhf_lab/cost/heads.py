@@ -7,28 +7,28 @@ head, and the log-probabilities of our PPO.
 from __future__ import annotations
 
 from .architecture import Architecture
-from .layers import Passes, _Run, linear
+from .layers import LayerRun, PassConfig, linear
 from .tape import LOGITS, Store, Tape, Value, product
 
 FUSED_ROWS, FUSED_COLUMNS = 4096, 32768
 """Size of the tile that TRL's fused head computes logits in (trl.kernels.chunked_logprob)."""
 BLOCK = 2**20
-"""Logits that log-probabilities are made of at a time (`stages/logprobs.py`)."""
+"""Logits that log-probabilities are made of at a time (`ppo/logprobs.py`)."""
 PIECE = 2**25
-"""Logits that a scoring pass holds at a time (`stages/logprobs.py`)."""
+"""Logits that a scoring pass holds at a time (`ppo/logprobs.py`)."""
 SAMPLING = 40
 """Operations of one step of our sampler beside the model: keyed noise, the draw, the masks."""
 
 
-def embed(tape: Tape, model: Architecture, p: Passes, first: bool) -> Value:
+def embed(tape: Tape, model: Architecture, p: PassConfig, first: bool) -> Value:
     """Token (and position) embeddings. `first`: no gradient of this table exists yet in this
     backward pass (a tied head has made it before)."""
-    rows, width = p.rows, model.hidden
-    table = model.vocabulary * model.head_width * p.item if p.trained else 0
-    size = rows * model.head_width * p.item
+    rows, width = p.tokens, model.hidden
+    table = model.vocabulary * model.head_width * p.bytes_per_weight if p.trained else 0
+    size = rows * model.head_width * p.bytes_per_weight
     x = tape._out(
         rows * model.head_width,
-        p.item,
+        p.bytes_per_weight,
         [],
         weights=(table,) if table and first else (),
         scratch=0 if first else table,
@@ -37,39 +37,41 @@ def embed(tape: Tape, model: Architecture, p: Passes, first: bool) -> Value:
     if model.head_width != width:  # OPT's narrow embeddings
         x = linear(tape, p, model.outer[0], x)
     if model.facts.positions == "learned":
-        positions = (model.context + model.facts.position_offset) * width * p.item
-        y = tape._out(p.rows * width, p.item, [], weights=(positions,) if p.trained else ())
+        positions = (model.context + model.facts.position_offset) * width * p.bytes_per_weight
+        y = tape._out(
+            p.tokens * width, p.bytes_per_weight, [], weights=(positions,) if p.trained else ()
+        )
         x = tape.add(x, y)
     elif model.facts.scaled_embedding:
         x = tape.mul(x)
     return x
 
 
-def standing(model: Architecture, p: Passes) -> int:
-    """Bytes that stand through a whole pass: ids, masks and position tables."""
-    ids = 3 * 8 * p.rows  # ids, positions, mask or labels
+def resident_bytes(model: Architecture, p: PassConfig) -> int:
+    """Bytes that stay through a whole pass: ids, masks and position tables."""
+    ids = 3 * 8 * p.tokens  # ids, positions, mask or labels
     mask = 0
     if p.padded:
-        mask = p.b * p.s * p.s * (p.item if p.attention == "eager" else 1)
+        mask = p.b * p.s * p.s * (p.bytes_per_weight if p.attention == "eager" else 1)
     rotary = model.facts.positions == "rotary"
-    tables = 2 * p.rows * model.head_dim * p.item if rotary else 0
+    tables = 2 * p.tokens * model.head_dim * p.bytes_per_weight if rotary else 0
     return ids + mask + tables
 
 
-def final_norm(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
+def final_norm(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
     if not model.final_norm:
         return x
-    return _Run(tape, model, model.layers[-1], p).norm(x)
+    return LayerRun(tape, model, model.layers[-1], p).norm(x)
 
 
-def project(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
+def project(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
     """OPT's way back to the width of its embeddings."""
     if model.head_width == model.hidden:
         return x
     return linear(tape, p, model.outer[1], x)
 
 
-def fused(tape: Tape, model: Architecture, p: Passes, x: Value, scored: int) -> Value:
+def fused(tape: Tape, model: Architecture, p: PassConfig, x: Value, scored: int) -> Value:
     """TRL's fused head and loss: log-probabilities in tiles, logits made again in backward.
 
     `scored`: positions that count; on a GPU only those are computed, elsewhere all but the last
@@ -77,14 +79,14 @@ def fused(tape: Tape, model: Architecture, p: Passes, x: Value, scored: int) -> 
     """
     width, vocabulary = model.head_width, model.vocabulary
     n = scored if p.gpu else p.b * (p.s - 1)
-    item = 2 if tape.autocast else x.item
+    itemsize = 2 if tape.autocast else x.itemsize
     hidden = tape.copy(x, n * width)  # the slice, or the positions that count
     n_tile, columns = min(n, FUSED_ROWS), min(vocabulary, FUSED_COLUMNS)
-    buffer, tile = min(n, FUSED_ROWS) * FUSED_COLUMNS * item, n_tile * columns
-    cast = width * columns * item if item != p.item else 0
+    buffer, tile = min(n, FUSED_ROWS) * FUSED_COLUMNS * itemsize, n_tile * columns
+    cast = width * columns * itemsize if itemsize != p.bytes_per_weight else 0
     forward = buffer + 7 * n * 4 + cast + (0 if p.gpu else 12 * tile)
     Store(tape, forward, LOGITS)
-    work = product(n, width, vocabulary, item)
+    work = product(n, width, vocabulary, itemsize)
     tape._multiplies(work)
     costs = (0.0, 0.0, 0.0)
     if not p.gpu:  # about ten passes over a tile, an exponential among them, each way
@@ -92,12 +94,12 @@ def fused(tape: Tape, model: Architecture, p: Passes, x: Value, scored: int) -> 
         tape.forward.moved += costs[0]
         tape.forward.curved += costs[1]
         tape.forward.launched += costs[2]
-    gradient = vocabulary * width * p.item if p.trained else 0
+    gradient = vocabulary * width * p.bytes_per_weight if p.trained else 0
     sums = n * width * 4 + (vocabulary * width * 4 if p.trained else 0)
     back = max(
         buffer + cast + (0 if p.gpu else 28 * tile),
-        (buffer + cast + 4 * (tile + columns * width)) if item == 2 and not p.gpu else 0,
-        n * width * x.item + (gradient if p.item != 4 else 0) + buffer,
+        (buffer + cast + 4 * (tile + columns * width)) if itemsize == 2 and not p.gpu else 0,
+        n * width * x.itemsize + (gradient if p.bytes_per_weight != 4 else 0) + buffer,
     )
     statistics = Store(tape, 3 * n * 8)
     tape.kind = LOGITS
@@ -106,27 +108,29 @@ def fused(tape: Tape, model: Architecture, p: Passes, x: Value, scored: int) -> 
         4,
         [(hidden, "new")],
         (hidden.store, statistics),
-        (gradient,) if gradient and p.item == 4 else (),
-        scratch=sums - (gradient if p.item == 4 else 0) + back,
+        (gradient,) if gradient and p.bytes_per_weight == 4 else (),
+        scratch=sums - (gradient if p.bytes_per_weight == 4 else 0) + back,
         work=[work, work] + ([work] if p.trained else []),
         costs=costs,
     )
 
 
-def plain(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
+def plain(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
     """Cross-entropy over all logits, as transformers' own loss: in fp32, whole at once."""
     tape.kind = LOGITS
-    logits = tape.linear(x, model.head_width, model.vocabulary, p.item, trained=p.trained)
-    wide = tape.cast(logits, 4)
-    logp = tape.pointwise(wide, "output")
-    del wide
+    logits = tape.linear(
+        x, model.head_width, model.vocabulary, p.bytes_per_weight, trained=p.trained
+    )
+    fp32 = tape.cast(logits, 4)
+    logp = tape.pointwise(fp32, "output")
+    del fp32
     tape.forward.moved += 4.0 * logp.numel
-    # The gradient of the chosen log-probabilities is a tensor of all of them.
-    return tape._out(p.rows, 4, [(logp, "new")], (logits.store,))
+    # The gradient of the targets' log-probabilities is a tensor of all of them.
+    return tape._out(p.tokens, 4, [(logp, "new")], (logits.store,))
 
 
 def log_probabilities(
-    tape: Tape, model: Architecture, p: Passes, x: Value, response: int, trained: bool
+    tape: Tape, model: Architecture, p: PassConfig, x: Value, response: int, trained: bool
 ) -> Value:
     """Our PPO's: logits of the response, one number a token; `trained`: the entropy as well.
 
@@ -134,14 +138,18 @@ def log_probabilities(
     backward pass writes their gradient into them. Both work on a block at a time.
     """
     width, vocabulary, n = model.head_width, model.vocabulary, p.b * response
-    kept = tape.copy(x, n * width)
+    hidden = tape.copy(x, n * width)
     tape.kind = LOGITS
     block = min(n, max(1, BLOCK // vocabulary)) * vocabulary
     steps = -(-n * vocabulary // block)
     if not trained:
         piece = min(n, max(1, PIECE // vocabulary))
         logits = tape.linear(
-            tape.split(kept, piece * width)[0], width, vocabulary, p.item, trained=p.trained
+            tape.split(hidden, piece * width)[0],
+            width,
+            vocabulary,
+            p.bytes_per_weight,
+            trained=p.trained,
         )
         one = tape.forward.products[-1]
         tape.forward.products[-1] = (*one[:2], n / piece)
@@ -150,8 +158,8 @@ def log_probabilities(
         tape.forward.curved += n * vocabulary
         tape.forward.launched += 4 * steps
         return tape._out(n, 4, [])
-    logits = tape.linear(kept, width, vocabulary, p.item, trained=p.trained)
-    del kept
+    logits = tape.linear(hidden, width, vocabulary, p.bytes_per_weight, trained=p.trained)
+    del hidden
     Store(tape, 12 * block, LOGITS)
     tape.forward.moved += 24.0 * logits.numel  # a block stays in the cache for half of its work
     tape.forward.curved += 2.0 * logits.numel
@@ -162,26 +170,28 @@ def log_probabilities(
         4,
         [(logits, logits.store)],
         (logits.store, statistics),
-        scratch=(4 if logits.item == 4 else 8) * block,
+        scratch=(4 if logits.itemsize == 4 else 8) * block,
         costs=(16.0 * logits.numel, float(logits.numel), 6.0 * steps),
     )
 
 
-def scores(tape: Tape, model: Architecture, p: Passes, x: Value, positions: int) -> Value:
+def scores(tape: Tape, model: Architecture, p: PassConfig, x: Value, positions: int) -> Value:
     """A reward or value head on `positions` tokens of all sequences together."""
-    if positions != p.rows:
+    if positions != p.tokens:
         x = tape.copy(x, positions * model.head_width)
-    return tape.linear(x, model.head_width, 1, p.item, trained=True)
+    return tape.linear(x, model.head_width, 1, p.bytes_per_weight, trained=True)
 
 
-def next_token(tape: Tape, model: Architecture, p: Passes, x: Value) -> Value:
+def next_token(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
     """Logits of the last position, and sampling by the cumulative distribution in fp64."""
     last = tape.copy(x, p.b * model.head_width)
     tape.kind = LOGITS
-    logits = tape.linear(last, model.head_width, model.vocabulary, p.item, trained=False)
-    wide = tape.cast(logits, 4)
-    Store(tape, 16 * wide.numel, LOGITS)
-    tape.forward.moved += 60.0 * wide.numel
-    tape.forward.curved += 2.0 * wide.numel
+    logits = tape.linear(
+        last, model.head_width, model.vocabulary, p.bytes_per_weight, trained=False
+    )
+    fp32 = tape.cast(logits, 4)
+    Store(tape, 16 * fp32.numel, LOGITS)
+    tape.forward.moved += 60.0 * fp32.numel
+    tape.forward.curved += 2.0 * fp32.numel
     tape.forward.launched += SAMPLING
     return tape._out(p.b, 8, [])

@@ -9,27 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .architecture import Architecture, Layer, Linear
-from .tape import Tape, Value
+from .tape import Store, Tape, Value
 
 
 @dataclass(frozen=True)
-class Passes:
+class PassConfig:
     """How a model is run: `b` sequences of `s` tokens.
 
-    `item`: bytes of its weights; `autocast`: matrix products in 2 bytes; `trained`: its own
-    weights are; `lora_r`, `targets`, `adapter`: rank, names and bytes of adapters; `attention`:
-    "sdpa" (fused) or "eager"; `padded`: a mask exists; `gpu`: kernels and the allocator's rounding
-    are a GPU's.
+    `autocast`: matrix products in 2 bytes; `trained`: its own weights are; `lora_r`, `targets`:
+    rank and names of adapters; `attention`: "sdpa" (fused) or "eager"; `padded`: a mask exists;
+    `gpu`: kernels and the allocator's rounding are a GPU's.
     """
 
     b: int
     s: int
-    item: int = 4
+    bytes_per_weight: int = 4
     autocast: bool = False
     trained: bool = True
     lora_r: int = 0
     targets: tuple[str, ...] = ()
-    adapter: int = 4
+    adapter_bytes_per_weight: int = 4
     attention: str = "sdpa"
     padded: bool = True
     gpu: bool = False
@@ -38,35 +37,37 @@ class Passes:
 
     @property
     def block(self) -> int:
+        """Bytes to which the allocator rounds."""
         return 512 if self.gpu else 1
 
     @property
-    def rows(self) -> int:
+    def tokens(self) -> int:
+        """b · s"""
         return self.b * self.s
 
 
-def run_layer(tape: Tape, x: Value, model: Architecture, layer: Layer, p: Passes) -> Value:
+def run_layer(tape: Tape, x: Value, model: Architecture, layer: Layer, p: PassConfig) -> Value:
     """The layer's output, with the same number of values as its input."""
-    return _Run(tape, model, layer, p).layer(x)
+    return LayerRun(tape, model, layer, p).layer(x)
 
 
-def linear(t: Tape, p: Passes, lin: Linear, x: Value) -> Value:
+def linear(t: Tape, p: PassConfig, lin: Linear, x: Value) -> Value:
     """A linear map, with its adapters (peft's Linear.forward) where it has some."""
-    y = t.linear(x, lin.inputs, lin.outputs, p.item, trained=p.trained, bias=lin.bias)
+    y = t.linear(x, lin.inputs, lin.outputs, p.bytes_per_weight, trained=p.trained, bias=lin.bias)
     rank = lin.rank(p.lora_r, p.targets) if p.lora_r else 0
     if not rank:
         return y
-    item = y.item
-    x = t.cast(x, p.adapter)
-    low = t.linear(x, lin.inputs, rank, p.adapter, trained=True)
-    y = t.add(y, t.mul(t.linear(low, rank, lin.outputs, p.adapter, trained=True)))
-    return t.cast(y, item)
+    itemsize = y.itemsize
+    x = t.cast(x, p.adapter_bytes_per_weight)
+    low = t.linear(x, lin.inputs, rank, p.adapter_bytes_per_weight, trained=True)
+    y = t.add(y, t.mul(t.linear(low, rank, lin.outputs, p.adapter_bytes_per_weight, trained=True)))
+    return t.cast(y, itemsize)
 
 
-class _Run:
+class LayerRun:
     """A layer being written on a tape."""
 
-    def __init__(self, tape: Tape, model: Architecture, layer: Layer, p: Passes):
+    def __init__(self, tape: Tape, model: Architecture, layer: Layer, p: PassConfig):
         self.t, self.m, self.p = tape, model, p
         self.linears = {(lin.part, lin.name): lin for lin in layer.linears}
         self.facts = model.facts
@@ -80,25 +81,25 @@ class _Run:
         t, p, width = self.t, self.p, width or self.m.hidden
         rows = x.numel // width
         if self.facts.norm == "layer":
-            return t.layer_norm(x, rows, width, p.trained, p.item)
-        wide = t.cast(x, 4)
-        spread = t.pointwise(t.mean(t.pointwise(wide, curved=False), rows), "output")
-        normed = t.mul(wide, spread)
+            return t.layer_norm(x, rows, width, p.trained, p.bytes_per_weight)
+        fp32 = t.cast(x, 4)
+        scale = t.pointwise(t.mean(t.pointwise(fp32, curved=False), rows), "output")
+        normed = t.mul(fp32, scale)
         if self.facts.norm == "rms_fp32":  # (x · w) is cast, not x
-            return t.cast(t.scale(normed, width, p.trained, 4), x.item)
-        return t.scale(t.cast(normed, x.item), width, p.trained, p.item)
+            return t.cast(t.scale(normed, width, p.trained, 4), x.itemsize)
+        return t.scale(t.cast(normed, x.itemsize), width, p.trained, p.bytes_per_weight)
 
     def rotate(self, x: Value) -> Value:
         """x · cos + rotate_half(x) · sin; the tables have the precision of the hidden states."""
         t = self.t
-        item = max(x.item, self.stream)
-        first = self.by_table(x, item)
+        itemsize = max(x.itemsize, self.stream)
+        first = self.by_table(x, itemsize)
         # The negated half; counted whole, freed at once.
-        return t.add(first, self.by_table(t.pointwise(x, "nothing"), item))
+        return t.add(first, self.by_table(t.pointwise(x, "nothing"), itemsize))
 
-    def by_table(self, x: Value, item: int) -> Value:
-        if item != x.item:  # a product with a wider table is wide
-            return self.t.pointwise(x, "nothing", item)
+    def by_table(self, x: Value, itemsize: int) -> Value:
+        if itemsize != x.itemsize:  # a product with a table of fp32 is fp32
+            return self.t.pointwise(x, "nothing", itemsize)
         return self.t.mul(x)
 
     def gelu_new(self, x: Value) -> Value:
@@ -127,25 +128,26 @@ class _Run:
         scores = t.mul(t.matmul(q, k, pairs, flops / 2))
         if self.facts.softcap:
             scores = t.mul(t.pointwise(t.mul(scores), "output"))
-        scores = t.add(scores, Value(None, pairs, self.stream))
+        # The mask's bytes are counted once for the whole pass (`heads.resident_bytes`).
+        scores = t.add(scores, Value(Store(t, 0), pairs, self.stream))
         if self.facts.fp32_softmax:
             scores = t.cast(scores, 4)
-        weights = t.cast(t.pointwise(scores, "output"), v.item)
+        weights = t.cast(t.pointwise(scores, "output"), v.itemsize)
         return t.copy(t.matmul(weights, v, q.numel, flops / 2))
 
     def read_cache(self, q: Value, flops: float) -> Value:
         """One query against a cache, which is counted elsewhere; reading it is the work."""
         t, p, m = self.t, self.p, self.m
-        cache = 2.0 * p.b * p.context * m.kv_heads * m.head_dim * q.item
+        cache = 2.0 * p.b * p.context * m.kv_heads * m.head_dim * q.itemsize
         t._multiplies((flops, cache, 1.0))
         t.forward.moved += 2 * cache  # keys and values are copied to grow
         t.forward.called += 2
-        return t._out(q.numel, q.item, [])
+        return t._out(q.numel, q.itemsize, [])
 
     # ------------------------------------------------------------------------------------ layers
 
     def layer(self, x: Value) -> Value:
-        self.stream = x.item
+        self.stream = x.itemsize
         run = {"gated": self.gated, "gpt2": self.gpt2, "gpt_neox": self.gpt_neox, "opt": self.opt}
         return run[self.facts.layer](x)
 
@@ -172,7 +174,7 @@ class _Run:
     def parts(self, qkv: Value) -> list[Value]:
         """Queries, keys and values of a joint projection."""
         heads = (self.m.heads, self.m.kv_heads, self.m.kv_heads)
-        return self.t.split(qkv, *(self.p.rows * n * self.m.head_dim for n in heads))
+        return self.t.split(qkv, *(self.p.tokens * n * self.m.head_dim for n in heads))
 
     def gated_mlp(self, x: Value) -> Value:
         t = self.t
@@ -193,13 +195,13 @@ class _Run:
         t, p, m = self.t, self.p, self.m
         up, down = self.linears["mlp", "gate_up_proj"], self.linears["mlp", "down_proj"]
         router = t.pointwise(t.cast(self.linear(x, "gate", "mlp"), 4), "output")
-        chosen = t.copy(x, x.numel * m.active)
-        both = t.linear(chosen, up.inputs, up.outputs, p.item, trained=False)
+        routed = t.copy(x, x.numel * m.active)
+        both = t.linear(routed, up.inputs, up.outputs, p.bytes_per_weight, trained=False)
         gate, value = t.split(both, both.numel // 2, both.numel // 2)
         inner = t.mul(t.pointwise(gate), value)
-        out = t.linear(inner, down.inputs, down.outputs, p.item, trained=False)
+        out = t.linear(inner, down.inputs, down.outputs, p.bytes_per_weight, trained=False)
         weighed = t.mul(
-            out, Value(router.store, p.rows * m.active, out.item, router.needs, router.source)
+            out, Value(router.store, p.tokens * m.active, out.itemsize, router.needs, router.source)
         )
         return t.copy(weighed, x.numel)
 

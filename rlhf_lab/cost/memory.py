@@ -9,27 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeAlias
 
-from ..cost import heads
+from . import heads
 from .architecture import Architecture
-from .layers import Passes, run_layer
+from .layers import PassConfig, run_layer
 from .tape import GRADIENT, Store, Tape, Value, Work
 
-Kinds = Sequence[float]
+KindBytes: TypeAlias = Sequence[float]
 """Bytes of activations, of gradients of weights, of logits."""
 
 
 @dataclass
 class Segment:
-    """Bytes: `peak` and `kept` of the forward pass; `back`, the peak of the backward pass with
-    what was kept; `gradients` that it leaves; `cached` until the forward pass ends. Peaks are by
-    kind (`tape.KINDS`)."""
+    """A piece of a model that occurs `times` times. Bytes: `peak` and `kept` of the forward pass;
+    `back`, the peak of the backward pass with what was kept; `gradients` that it leaves, and of
+    them those that `waits` keep until another segment's; `cached` until the forward pass ends.
+    Peaks are by kind (`tape.BYTE_KINDS`)."""
 
     times: int
     kept: int
-    peak: Kinds
-    back: Kinds = (0, 0, 0)
+    peak: KindBytes
+    back: KindBytes = (0, 0, 0)
     gradients: int = 0
     cached: int = 0
     waits: int = 0
@@ -38,20 +40,20 @@ class Segment:
 
 
 def segment(
-    p: Passes,
-    write: Callable[[Tape, Value | None], Value],
+    p: PassConfig,
+    write: Callable[[Tape, Value], Value],
     numel: int = 0,
-    item: int = 4,
+    itemsize: int = 4,
     needs: bool = True,
     times: int = 1,
     checkpoint: bool = False,
     grad: bool = True,
 ) -> Segment:
-    """Write a segment down once: forward, then backward. `numel`, `item`: its input."""
+    """Write a segment down once: forward, then backward. `numel`, `itemsize`: its input."""
     tape = Tape(p.block, p.autocast, grad and not checkpoint)
-    x = tape.new(numel, item, needs) if numel else None
+    x = tape.new(numel, itemsize, needs)
     y = write(tape, x)
-    size, peak, work, cached = y.numel * y.item, tape.peak_by_kind, tape.forward, 0
+    size, peak, work, cached = y.numel * y.itemsize, tape.peak_by_kind, tape.forward, 0
     if not grad:
         return Segment(times, 0, peak, forward=work)
     if not checkpoint:
@@ -68,7 +70,7 @@ def segment(
         del x, y
         tape = Tape(p.block, p.autocast)
         g = Store(tape, size)
-        again = tape.new(numel, item, needs)
+        again = tape.new(numel, itemsize, needs)
         y = write(tape, again)
         # It stops as soon as all that was saved is there again.
         again_work = replace(tape.forward, products=tape.forward.products[: tape.needed])
@@ -82,13 +84,14 @@ def segment(
     )
 
 
-def plus(kinds: Kinds, activations: float = 0, gradients: float = 0) -> Kinds:
+def plus(kinds: KindBytes, activations: float = 0, gradients: float = 0) -> KindBytes:
     return kinds[0] + activations, kinds[1] + gradients, kinds[2]
 
 
-def forward_peak(segments: Iterable[Segment], before: int = 0) -> tuple[Kinds, int]:
+def forward_peak(segments: Iterable[Segment], before: int = 0) -> tuple[KindBytes, int]:
     """→ (peak, bytes kept at the end) of a forward pass that starts with `before` bytes."""
-    live, cached, worst = before, 0, (before, 0, 0)
+    worst: KindBytes = (before, 0, 0)
+    live, cached = before, 0
     for s in segments:
         stays = s.kept + s.cached
         worst = max(worst, plus(s.peak, live + cached + (s.times - 1) * stays), key=sum)
@@ -97,13 +100,14 @@ def forward_peak(segments: Iterable[Segment], before: int = 0) -> tuple[Kinds, i
     return worst, live
 
 
-def backward_peak(segments: Sequence[Segment], live: int, stay: bool = True) -> Kinds:
-    """The peak of a backward pass over `live` bytes of what was kept, and what stands.
+def backward_peak(segments: Sequence[Segment], live: int, stay: bool = True) -> KindBytes:
+    """The peak of a backward pass that starts with `live` bytes of what was kept and is resident.
 
     Without `stay` every gradient is added to one that is there, and freed at once; but that of a
     head which is the embedding too waits for the embedding's (`Segment.waits`).
     """
-    worst, gradients = (live, 0, 0), 0
+    worst: KindBytes = (live, 0, 0)
+    gradients = 0
     for s in reversed(segments):
         left = s.gradients if stay else s.waits
         for done in {0, s.times - 1}:
@@ -126,7 +130,7 @@ def works(segments: Iterable[Segment], which: str) -> Work:
 
 def trunk(
     model: Architecture,
-    p: Passes,
+    p: PassConfig,
     *,
     checkpoint: bool = False,
     grad: bool = True,
@@ -137,52 +141,43 @@ def trunk(
 
 
 # Stages run the same passes more than once (four models of a size), and sliders come back to where
-# they were: a segment that was written is kept.
+# they were: segments are cached.
 
 
-def _adapted(model: Architecture, p: Passes) -> bool:
+def _adapted(model: Architecture, p: PassConfig) -> bool:
     """Whether the embedding has adapters."""
     return bool(p.lora_r) and any(x.rank(p.lora_r, p.targets) for x in model.outer)
 
 
 @lru_cache(maxsize=256)
-def _embedding(model: Architecture, p: Passes, grad: bool, tied: bool) -> Segment:
-    return segment(
-        p,
-        lambda t, _: heads.embed(t, model, p, not tied),
-        grad=grad and (p.trained or _adapted(model, p)),
-    )
+def _embedding(model: Architecture, p: PassConfig, grad: bool, tied: bool) -> Segment:
+    def write(tape: Tape, _: Value) -> Value:
+        return heads.embed(tape, model, p, not tied)
+
+    return segment(p, write, grad=grad and (p.trained or _adapted(model, p)))
 
 
 @lru_cache(maxsize=256)
-def _layers(model: Architecture, p: Passes, checkpoint: bool, grad: bool) -> tuple[Segment, ...]:
-    row: list[Segment] = []
-    item, numel = p.item, p.rows * model.hidden
+def _layers(
+    model: Architecture, p: PassConfig, checkpoint: bool, grad: bool
+) -> tuple[Segment, ...]:
     # The embeddings of adapters are frozen: the first layer's input needs no gradient, unless
     # checkpointing asks for one (peft's enable_input_require_grads).
     frozen = grad and not p.trained and not checkpoint and not _adapted(model, p)
+    row = []
     for number, layer in enumerate(model.layers):
-        first = frozen and number == 0
+        write = partial(run_layer, model=model, layer=layer, p=p)
+        first = int(frozen and number == 0)
         for times, needs in ((first, False), (layer.count - first, True)):
             if times:
-                row.append(
-                    segment(
-                        p,
-                        lambda t, x, layer=layer: run_layer(t, x, model, layer, p),
-                        numel,
-                        item,
-                        needs=needs,
-                        times=int(times),
-                        checkpoint=checkpoint,
-                        grad=grad,
-                    )
-                )
+                size = p.tokens * model.hidden, p.bytes_per_weight
+                row.append(segment(p, write, *size, needs, times, checkpoint, grad))
     return tuple(row)
 
 
 @lru_cache(maxsize=256)
 def ending(
-    model: Architecture, p: Passes, write: Callable[..., Value], *args: int, grad: bool = True
+    model: Architecture, p: PassConfig, write: Callable[..., Value], *args: int, grad: bool = True
 ) -> Segment:
     """Final norm, and the head and loss that `write(tape, model, p, x, *args)` writes (`heads`)."""
 
@@ -190,15 +185,14 @@ def ending(
         x = heads.final_norm(tape, model, p, x)
         return write(tape, model, p, heads.project(tape, model, p, x), *args)
 
-    made = segment(
-        p, end, p.rows * model.hidden, p.item, needs=p.trained or bool(p.lora_r), grad=grad
-    )
+    needs = p.trained or bool(p.lora_r)
+    last = segment(p, end, p.tokens * model.hidden, p.bytes_per_weight, needs, grad=grad)
     if grad and p.trained and model.tied and write is not heads.scores:
-        made.waits = model.vocabulary * model.head_width * p.item
-    return made
+        last.waits = model.vocabulary * model.head_width * p.bytes_per_weight
+    return last
 
 
 def forget() -> None:
     """Write every segment anew (for timing plans)."""
-    for kept in (_embedding, _layers, ending):
-        kept.cache_clear()
+    for cached in (_embedding, _layers, ending):
+        cached.cache_clear()

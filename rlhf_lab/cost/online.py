@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..cost import heads
+from . import heads
 from .architecture import Architecture
-from .layers import Passes
+from .generation import add_rollout, sampled
+from .layers import PassConfig
 from .memory import Segment, ending, forward_peak, trunk, works
-from .phases import Phase, Role, _generation, _passes, _scoring, _Stage, _tokens, sampled
-from .phases import _training as training
+from .phases import Phase, PhaseList, pass_config, real_tokens
 from .setup import Setup
 from .states import states
 
@@ -24,60 +24,57 @@ AROUND_ONLINE = 150.0
 """Operations' worth of Python in TRL's loss of RLOO and GRPO: ratios, clipping, a dozen metrics."""
 
 
-def online(s: Setup) -> list[Phase]:
-    """The phases of one optimizer step."""
-    stage, adapters, model = _Stage(s), bool(s.lora_r), s.model
+def rloo_grpo(s: Setup) -> list[Phase]:
+    """Rollout, scoring, and passes that learn from a generation."""
+    stage, adapters, model = PhaseList(s), bool(s.lora_r), s.model
     state = states(s, model, "lm", trained=True)
-    stage.stand("policy", state)
+    stage.hold("policy", state)
     if s.beta and not adapters:  # with adapters it is the policy without them
-        stage.stand("reference", states(s, model, "lm", trained=False))
-    judge = None if s.rule_reward else Role("reward", s.reward or model, False, False)
-    if judge:
-        stage.stand("reward", states(s, judge.model, "score", trained=False))
-    _rollout(stage, s)
+        stage.hold("reference", states(s, model, "lm", trained=False))
+    reward = None if s.rule_reward else s.reward or model
+    if reward:
+        stage.hold("reward", states(s, reward, "score", trained=False))
+    # transformers' `generate`: no row leaves before the last one has ended.
+    tokens = s.rollout_batch * sampled(s)
+    add_rollout(stage, replace(s, mean_response=None), times=1 / s.updates, tokens=tokens)
     if s.old_logprobs:
-        _score(stage, s, "old_logprobs", "policy", _head(s, _rows(s, adapters)))
+        _add_scoring(stage, s, "old_logprobs", "policy", _policy(s, _rows(s, model, adapters)))
     if s.beta:
-        _score(stage, s, "reference", "reference", _head(s, _rows(s, False)))
-    if judge:
-        bare = replace(s, padded=False)  # rows are moved to the left: no mask
-        p = _rows(bare, False, judge.model)
-        _score(stage, bare, "score", "reward", _scoring(s, judge, p), judge.model)
-    p = _passes(s, model, s.batch, s.length, trained=True, adapters=adapters)
-    training(
-        stage,
+        _add_scoring(stage, s, "reference", "reference", _policy(s, _rows(s, model)))
+    if reward:
+        unmasked = replace(s, padded=False)  # rows are moved to the left: no mask
+        p = _rows(unmasked, reward)
+        end = ending(reward, p, heads.scores, p.b, grad=False)
+        row = (*trunk(reward, p, grad=False), end)
+        _add_scoring(stage, unmasked, "score", "reward", row, reward)
+    p = pass_config(s, model, s.batch, s.length, trained=True, adapters=adapters)
+    stage.add_training(
         "policy",
-        _head(s, p, grad=True),
+        _policy(s, p, grad=True),
         state,
-        heads.standing(model, p),
-        tokens=_tokens(s, p),
+        heads.resident_bytes(model, p),
+        tokens=real_tokens(s, p),
         called=AROUND_ONLINE,
     )
-    return stage.found
+    return stage.phases
 
 
-def _rows(s: Setup, adapters: bool, model: Architecture | None = None) -> Passes:
+def _rows(s: Setup, model: Architecture, adapters: bool = False) -> PassConfig:
     """A scoring pass."""
-    return _passes(s, model or s.model, s.batch, s.length, trained=False, adapters=adapters)
+    return pass_config(s, model, s.batch, s.length, trained=False, adapters=adapters)
 
 
-def _head(s: Setup, p: Passes, grad: bool = False) -> tuple[Segment, ...]:
+def _policy(s: Setup, p: PassConfig, grad: bool = False) -> tuple[Segment, ...]:
     """Trunk and fused head of the policy or the reference."""
-    scored = s.batch * s.response
+    checkpoint, tied = grad and s.gradient_checkpointing, grad and s.model.tied and p.trained
     return (
-        *trunk(
-            s.model,
-            p,
-            checkpoint=grad and s.gradient_checkpointing,
-            grad=grad,
-            tied=grad and s.model.tied and p.trained,
-        ),
-        ending(s.model, p, heads.fused, scored, grad=grad),
+        *trunk(s.model, p, checkpoint=checkpoint, grad=grad, tied=tied),
+        ending(s.model, p, heads.fused, s.batch * s.response, grad=grad),
     )
 
 
-def _score(
-    stage: _Stage,
+def _add_scoring(
+    stage: PhaseList,
     s: Setup,
     phase: str,
     role: str,
@@ -85,31 +82,15 @@ def _score(
     model: Architecture | None = None,
 ) -> None:
     """A pass without gradients over all rows of a generation, `batch` at a time."""
-    p = _rows(s, False, model)
-    peak, _ = forward_peak(row, heads.standing(model or s.model, p))
-    stage.phase(
+    model = model or s.model
+    p = _rows(s, model)
+    peak, _ = forward_peak(row, heads.resident_bytes(model, p))
+    stage.add(
         phase,
         role,
         activations=peak[0],
         logits=peak[2],
         work=works(row, "forward"),
         times=s.rollout_batch / s.batch / s.updates,
-        tokens=_tokens(s, p),
-    )
-
-
-def _rollout(stage: _Stage, s: Setup) -> None:
-    """Sampling by transformers' `generate`: no row leaves before the last one has ended."""
-    (first, work), (last, decoding) = _generation(replace(s, mean_response=None))
-    work.add(decoding)
-    cache, activations, logits = max(first, last, key=sum)
-    stage.phase(
-        "rollout",
-        "policy",
-        kv_cache=cache,
-        activations=activations,
-        logits=logits,
-        work=work,
-        times=1 / s.updates,
-        tokens=s.rollout_batch * sampled(s),
+        tokens=real_tokens(s, p),
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-from .estimate import Estimate, estimate
+from .estimate import Estimate, Settings, estimate
 
 WORTH = 0.01
 """A change is named when it saves at least this share of memory or of time."""
@@ -18,7 +16,7 @@ class Remedy:
     more, None where the size of the data or the price is not known."""
 
     does: str
-    settings: dict[str, Any]
+    settings: Settings
     estimate: Estimate
     saves_bytes: float
     saves_hours: float | None
@@ -29,31 +27,31 @@ class Remedy:
         return self.estimate.fits
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
+        settings = ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
         saved = f"{self.saves_bytes / 2**30:+.2f} GiB saved"
         hours = "" if self.saves_hours is None else f", {self.saves_hours:+.2f} h"
         money = "" if self.saves_money is None else f", {self.saves_money:+.2f} USD"
-        return f"Remedy({self.does}: {said}: {saved}{hours}{money}, fits={self.fits})"
+        return f"Remedy({self.does}: {settings}: {saved}{hours}{money}, fits={self.fits})"
 
 
 def remedies(e: Estimate) -> list[Remedy]:
-    """Single changes, and where none is enough the gentlest changes together; the best first:
+    """Single changes, and where none is enough the gentlest changes at once; the best first:
     what fits before what does not, then by money (or time), then by memory."""
     found = [r for does, settings in _changes(e) if (r := _try(e, does, settings)) is not None]
     if not e.fits and not any(r.fits for r in found):
-        found += _together(e)
+        found += _combined(e)
     return sorted(found, key=_rank)
 
 
-def _rank(r: Remedy) -> tuple:
+def _rank(r: Remedy) -> tuple[bool, float, float]:
     time = r.saves_money if r.saves_money is not None else r.saves_hours
     return (not r.fits, -(time or 0.0), -r.saves_bytes)
 
 
-def _try(e: Estimate, does: str, settings: dict[str, Any]) -> Remedy | None:
+def _try(e: Estimate, does: str, settings: Settings) -> Remedy | None:
     """The change planned; None where it cannot be made or saves nothing."""
     try:
-        stage = settings.get("stage", e.setup.stage)
+        stage = str(settings.get("stage", e.setup.stage))
         other = {k: v for k, v in settings.items() if k != "stage"}
         if stage != e.setup.stage:
             new = estimate(stage, e.config, e.hardware, {**e.settings, **other})
@@ -68,7 +66,7 @@ def _try(e: Estimate, does: str, settings: dict[str, Any]) -> Remedy | None:
     return Remedy(does, settings, new, saved, hours, money) if worth else None
 
 
-def _changes(e: Estimate) -> Iterator[tuple[str, dict[str, Any]]]:
+def _changes(e: Estimate) -> Iterator[tuple[str, Settings]]:
     """Changes that this plan has not made yet, from the gentlest to the largest."""
     s = e.setup
     training = s.stage != "inference"
@@ -130,17 +128,17 @@ def _changes(e: Estimate) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "DPO instead of PPO", {"stage": "dpo"}
 
 
-def _together(e: Estimate) -> list[Remedy]:
+def _combined(e: Estimate) -> list[Remedy]:
     """The gentlest changes one on top of the other until it fits."""
-    settings: dict[str, Any] = {}
-    said: list[str] = []
+    settings: Settings = {}
+    steps: list[str] = []
     for does, change in _changes(e):
         if "stage" in change or "rule_reward" in change:
             continue
-        tried = _try(e, " + ".join([*said, does]), {**settings, **change})
-        if tried is None:
+        remedy = _try(e, " + ".join([*steps, does]), {**settings, **change})
+        if remedy is None:
             continue
-        settings, said = tried.settings, [*said, does]
-        if tried.fits:
-            return [tried]
+        settings, steps = remedy.settings, [*steps, does]
+        if remedy.fits:
+            return [remedy]
     return []

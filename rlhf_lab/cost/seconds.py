@@ -37,7 +37,7 @@ def cpu_parts(work: Work, hw: Hardware, dtype: str) -> tuple[float, ...]:
     return (
         work.flops / hw.matmul_rate(dtype),
         work.curved / hw.function_rate,
-        operands / hw.operand_bandwidth,
+        operands / hw.operand_bandwidth if hw.operand_bandwidth else 0.0,
         work.called * hw.op_seconds,
         work.launched * hw.launch_seconds,
         work.moved / (hw.bandwidth * hw.bandwidth_efficiency),

@@ -7,29 +7,22 @@ The names are those of TRL's configs and ModelConfig and of our PPOConfig; what 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ..display import did_you_mean
-from ..stages import ONLINE
+from ..stages import ONLINE, STAGES
 from .architecture import Architecture
 from .hardware import Hardware
+from .optimizers import OPTIMIZERS
 
-STAGES = ("sft", "reward", "dpo", "ppo", "rloo", "grpo", "inference")
-ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
 CHOICES = {
-    "stage": STAGES,
-    "dtype": tuple(ITEM),
+    "stage": tuple(STAGES),
+    "dtype": tuple(BYTES_PER_WEIGHT),
     "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
-    "optim": (
-        "adamw_torch_fused",
-        "adamw_torch",
-        "adamw_bnb_8bit",
-        "paged_adamw_8bit",
-        "adafactor",
-        "sgd",
-    ),
+    "optim": tuple(OPTIMIZERS),
     "loss": ("fused", "plain"),
     "layout": ("four", "shared", "adapters"),
     "sharding": ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2"),
@@ -128,7 +121,7 @@ class Setup:
     ema: bool = False
     joint_update: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
@@ -157,7 +150,8 @@ class Setup:
             if wrong:
                 raise ValueError(line)
 
-    def _impossible(self):
+    def _impossible(self) -> Iterator[tuple[bool, str]]:
+        """→ (whether something cannot be, the line that names it)."""
         m, n = self.model, self.gpus
         yield (
             self.length > m.context,
@@ -197,7 +191,7 @@ class Setup:
         )
         group = self.samples_per_prompt
         yield (
-            self.stage in ("rloo", "grpo") and batch * self.replicas % group != 0,
+            STAGES[self.stage].groups and batch * self.replicas % group != 0,
             f"a generation of {batch * self.replicas} responses does not split into groups of "
             f"num_generations={group}: choose {_divisor(batch * self.replicas, group)}",
         )
@@ -221,18 +215,18 @@ class Setup:
         return self.prompt + self.response
 
     @property
-    def item(self) -> int:
-        """Bytes of one weight while it is used; DeepSpeed makes a 16-bit model itself."""
+    def bytes_per_weight(self) -> int:
+        """Of one weight while it is used; DeepSpeed makes a 16-bit model itself."""
         deepspeed = self.sharding.startswith("zero") and (self.bf16 or self.fp16)
-        return 2 if deepspeed else ITEM[self.dtype]
+        return 2 if deepspeed else BYTES_PER_WEIGHT[self.dtype]
 
     @property
     def autocast(self) -> bool:
-        return (self.bf16 or self.fp16) and self.item == 4
+        return (self.bf16 or self.fp16) and self.bytes_per_weight == 4
 
     @property
-    def adapter_item(self) -> int:
-        return ITEM[self.adapter_dtype]
+    def adapter_bytes_per_weight(self) -> int:
+        return BYTES_PER_WEIGHT[self.adapter_dtype]
 
     @property
     def eager(self) -> bool:
@@ -263,8 +257,8 @@ class Setup:
     def old_logprobs(self) -> bool:
         """Whether the sampling policy scores what it sampled: RLOO's always does, GRPO's unless
         a step ends with every generation."""
-        together = self.gradient_accumulation_steps % self.passes_per_generation == 0
-        return self.stage == "rloo" or not together
+        in_step = self.gradient_accumulation_steps % self.passes_per_generation == 0
+        return self.stage == "rloo" or not in_step
 
     @property
     def replicas(self) -> int:
@@ -288,48 +282,41 @@ RENAMED = {
     "lora_target_modules": "lora_targets",
     "num_generations": "samples_per_prompt",
 }
-EPOCHS = {
-    "sft": 3.0,
-    "reward": 1.0,
-    "dpo": 1.0,
-    "ppo": 3.0,
-    "rloo": 3.0,
-    "grpo": 3.0,
-    "inference": 1.0,
-}
-"""What TRL's configs (and transformers', for PPO) train when nothing is said."""
-GROUPS = {"rloo": {"samples_per_prompt": 2, "beta": 0.05}, "grpo": {"samples_per_prompt": 8}}
-"""The same of TRL's RLOOConfig and GRPOConfig."""
 
 
 def make_setup(
-    stage: str, model: Architecture, hw: Hardware, settings: Mapping[str, Any], **roles: Any
+    stage: str,
+    model: Architecture,
+    hw: Hardware,
+    settings: Mapping[str, object],
+    **roles: Architecture,
 ) -> Setup:
     """A Setup from a plan's settings; what they leave out is what the lab's trainers do.
 
     `roles`: architectures of other models, `reward=` and `value=`. Without lengths a row fills
     `max_length` (or the model's context), half of it the prompt.
     """
-    known = {f.name for f in fields(Setup)}
-    said = {RENAMED.get(k, k): v for k, v in settings.items()}
-    chosen = {k: v for k, v in said.items() if k in known and v is not None}
-    chosen["gpu"] = hw.kind == "gpu"
-    if chosen.get("dtype", "float32") == "float32" and not {"bf16", "fp16"} & chosen.keys():
-        chosen["bf16"] = chosen["gpu"] and "bf16" in hw.flops
-    chosen = {"epochs": EPOCHS.get(stage, 1.0), **GROUPS.get(stage, {}), **chosen}
-    if whole := said.get("generation_batch_size"):  # the other way to say it
-        once = chosen.get("batch", 8) * chosen.get("gpus", 1)
-        chosen["steps_per_generation"] = max(1, int(whole) // once)
-    if (chosen.get("steps") or 0) <= 0:
-        chosen.pop("steps", None)
-    if isinstance(chosen.get("lora_targets"), list):
-        chosen["lora_targets"] = tuple(chosen["lora_targets"])
-    room = min(int(said.get("max_length") or model.context), model.context)
-    if stage not in ONLINE and not {"prompt", "response"} & chosen.keys():
-        chosen["prompt"], chosen["response"] = room // 2, room - room // 2
-    elif stage in ONLINE:
-        chosen.setdefault("response", 53)
-        chosen.setdefault("prompt", max(1, min(64, room - chosen["response"])))
-    if chosen.get("gpus", 1) > 1:
-        chosen.setdefault("sharding", "ddp")
-    return Setup(stage=stage, model=model, **chosen, **roles)
+    names = {f.name for f in fields(Setup)}
+    given: dict[str, Any] = {RENAMED.get(k, k): v for k, v in settings.items() if v is not None}
+    known = {k: v for k, v in given.items() if k in names} | roles
+    known["gpu"] = hw.kind == "gpu"
+    if known.get("dtype", "float32") == "float32" and not {"bf16", "fp16"} & known.keys():
+        known["bf16"] = known["gpu"] and "bf16" in hw.flops
+    if stage in STAGES:
+        known = {**STAGES[stage].library_defaults, **known}
+    if whole := given.get("generation_batch_size"):  # TRL's other name for the same
+        once = known.get("batch", 8) * known.get("gpus", 1)
+        known["steps_per_generation"] = max(1, int(whole) // once)
+    if known.get("steps", 0) <= 0:
+        known.pop("steps", None)
+    if isinstance(known.get("lora_targets"), list):
+        known["lora_targets"] = tuple(known["lora_targets"])
+    room = min(int(given.get("max_length") or model.context), model.context)
+    if stage in ONLINE:
+        known.setdefault("response", 53)
+        known.setdefault("prompt", max(1, min(64, room - known["response"])))
+    elif not {"prompt", "response"} & known.keys():
+        known["prompt"], known["response"] = room // 2, room - room // 2
+    if known.get("gpus", 1) > 1:
+        known.setdefault("sharding", "ddp")
+    return Setup(stage=stage, model=model, **known)

@@ -1,4 +1,4 @@
-"""What stands in memory because a model is there and because it is trained, on one device.
+"""What is resident because a model is there and because it is trained, on one device.
 
 Bytes per parameter: weights in their precision, gradients in that of the weights, AdamW two more
 numbers of each (Loshchilov and Hutter, 1711.05101). DeepSpeed in 16 bits keeps 2 of weights, 2 of
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from .architecture import Architecture
+from .optimizers import OPTIMIZERS
 from .setup import Setup
 from .tape import Work
 
@@ -18,7 +19,7 @@ NF4 = {False: 4.5 / 8, True: 4.127 / 8}
 """Bytes per weight in NF4 with its scales: 4 bits and 32 per block of 64, or those in 8 bits again
 (Dettmers et al., 2305.14314, section 3)."""
 BUCKET = 500_000_000
-"""Numbers in DeepSpeed's reduce bucket unless told otherwise (`reduce_bucket_size`)."""
+"""Numbers in DeepSpeed's reduce bucket by default (`reduce_bucket_size`)."""
 
 
 @dataclass
@@ -52,12 +53,12 @@ def states(
         largest = _largest(s, model)
     else:
         count, size = model.parameters(head), weights
-        largest = model.vocabulary * model.head_width * s.item
+        largest = model.vocabulary * model.head_width * s.bytes_per_weight
     return _trained(s, model, State(weights, size), adapters, count, largest)
 
 
 def adapter_state(s: Setup, model: Architecture, head: str, *, trained: bool) -> State:
-    """Adapters and head alone, on a base that is somebody else's."""
+    """Adapters and head alone, on a base that another role holds."""
     count, size = _adapters(s, model, head)
     if not trained:
         return _sharded(s, model, State(size), 0)
@@ -67,7 +68,7 @@ def adapter_state(s: Setup, model: Architecture, head: str, *, trained: bool) ->
 def _largest(s: Setup, model: Architecture) -> float:
     """Bytes of the largest adapter."""
     widest = max(max(x.inputs, x.outputs) for y in model.layers for x in y.linears)
-    return s.lora_r * widest * s.adapter_item
+    return s.lora_r * widest * s.adapter_bytes_per_weight
 
 
 def _trained(
@@ -95,53 +96,53 @@ def _step(s: Setup, size: float, optimizer: float, tensors: float) -> Work:
     """Clipping the gradients' norm (read, then scale), and the optimizer's step. The fused one
     reads and writes everything once; torch's loop over tensors is eight operations, which touch
     twenty tensors and, done in place, take as long as six. GPUs take lists of tensors at once."""
-    fused, plain = "fused" in s.optim or s.optim == "sgd", 6.0
-    once = 3 * size + 2 * optimizer
-    each = 1.0 + (1.0 if fused else plain)
-    return Work(
-        moved=3 * size + (once if fused else 20 * size), launched=each * (1 if s.gpu else tensors)
-    )
+    fused = OPTIMIZERS[s.optim].fused
+    moved = 3 * size + 2 * optimizer if fused else 20 * size
+    each = 1.0 + (1.0 if fused else 6.0)
+    return Work(moved=3 * size + moved, launched=each * (1 if s.gpu else tensors))
 
 
 def _weights(s: Setup, model: Architecture, head: str, quantised: bool) -> float:
     total = model.parameters(head)
     if not quantised:
-        return float(total * s.item)
+        return float(total * s.bytes_per_weight)
     inside = sum(x.parameters * y.count for y in model.layers for x in y.linears)
-    return inside * NF4[s.use_bnb_nested_quant] + (total - inside) * s.item
+    return inside * NF4[s.use_bnb_nested_quant] + (total - inside) * s.bytes_per_weight
 
 
 def _adapters(s: Setup, model: Architecture, head: str) -> tuple[int, float]:
     """→ trained parameters and their bytes; a score head is trained whole (modules_to_save)."""
     count = model.lora_parameters(s.lora_r, s.lora_targets)
-    size = float(count * s.adapter_item)
+    size = float(count * s.adapter_bytes_per_weight)
     if head == "score":
-        count, size = count + model.head_width, size + model.head_width * s.item
+        count, size = count + model.head_width, size + model.head_width * s.bytes_per_weight
     return count, size
 
 
-def _optimizer(s: Setup, model, adapters, count, size, largest) -> tuple[float, float]:
-    """→ bytes of the state, bytes of workspace at the step's peak."""
-    if s.optim == "sgd":
-        return 0.0, 0.0
-    if s.optim == "adamw_torch_fused":
-        return 2.0 * size, 0.0
-    if s.optim == "adamw_torch":
+def _optimizer(
+    s: Setup, model: Architecture, adapters: bool, count: float, size: float, largest: float
+) -> tuple[float, float]:
+    """→ bytes of the state, bytes of workspace at the step's peak. `count`, `size`: trained numbers
+    and their bytes; `largest`: bytes of the largest of them."""
+    kind = OPTIMIZERS[s.optim]
+    workspace = 0.0
+    if kind.workspace == "root":
         # foreach (CUDA's default) makes √v of all parameters at once; a loop, of one at a time.
-        return 2.0 * size, float(size if s.gpu else 2 * largest)
-    if s.optim.endswith("8bit"):  # two bytes, and two fp32 scales per block of 256
-        return count * (2 + 2 * 4 / 256), 0.0
+        workspace = float(size if s.gpu else 2 * largest)
+    elif kind.workspace == "update":
+        workspace = 3.0 * largest * 4 / s.bytes_per_weight
+    if kind.factored:
+        return 4.0 * _sides(s, model, adapters), workspace
+    return kind.moments * size + count * kind.state_bytes, workspace
+
+
+def _sides(s: Setup, model: Architecture, adapters: bool) -> int:
+    """Rows and columns of all trained matrices."""
+    matrices = [(y.count, x) for y in model.layers for x in y.linears]
     if adapters:
-        sides = sum(
-            y.count * (2 * s.lora_r + x.inputs + x.outputs) for y in model.layers for x in y.linears
-        )
-    else:
-        sides = sum(
-            y.count * (x.inputs + x.outputs) * x.copies for y in model.layers for x in y.linears
-        )
-        sides += model.vocabulary + model.head_width
-    # Adafactor keeps row and column sums; its update is an fp32 tensor of the parameter's size.
-    return 4.0 * sides, 3.0 * largest * 4 / s.item
+        return sum(count * (2 * s.lora_r + x.inputs + x.outputs) for count, x in matrices)
+    inside = sum(count * (x.inputs + x.outputs) * x.copies for count, x in matrices)
+    return inside + model.vocabulary + model.head_width
 
 
 def _sharded(s: Setup, model: Architecture, state: State, count: float) -> State:
@@ -151,7 +152,7 @@ def _sharded(s: Setup, model: Architecture, state: State, count: float) -> State
         return replace(state, communication=state.gradients)  # buckets beside the gradients
     if kind in ("none",) or s.gpus == 1 and kind == "fsdp2":
         return state
-    deepspeed = kind.startswith("zero") and s.item == 2 and not s.load_in_4bit
+    deepspeed = kind.startswith("zero") and s.bytes_per_weight == 2 and not s.load_in_4bit
     if deepspeed and count:  # master weights and moments in fp32
         state = replace(state, optimizer=12.0 * count, workspace=0.0)
     optimizer = 0.0 if s.offload != "none" else state.optimizer / n
@@ -169,7 +170,7 @@ def _sharded(s: Setup, model: Architecture, state: State, count: float) -> State
     # ZeRO-3 and FSDP2: weights too; two layers are whole at a time, and their gradients once.
     layer = max(sum(x.parameters for x in y.linears) for y in model.layers)
     table = model.vocabulary * model.head_width
-    item = 2 if s.autocast else s.item
+    item = 2 if s.autocast else s.bytes_per_weight
     whole = (2 * layer + table) * item + (layer * item if count else 0)
     parameters = 0.0 if s.offload == "all" else state.parameters / n
     return replace(

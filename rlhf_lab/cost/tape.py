@@ -3,7 +3,7 @@
 A `Value` is a tensor of which only the size is known. Operations on a `Tape` allocate their result
 and note what autograd saves for the backward pass; a `Store` gives its bytes back when nothing
 refers to it any more, as a tensor does. So a layer written with these operations (`layers.py`)
-tells its memory at every moment, and its work, without a tensor.
+gives its memory at every moment, and its work, without a tensor.
 
 The rules are PyTorch's: what each operation saves is in its derivatives.yaml, and a gradient that
 reaches a value twice is added in place, unless it is also somebody else's.
@@ -11,15 +11,18 @@ reaches a value twice is added in place, unless it is also somebody else's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from sys import getrefcount
+from typing import Literal, TypeAlias
 
-KINDS = ACTIVATION, GRADIENT, LOGITS = 0, 1, 2
-"""What bytes are: intermediate values, gradients of weights, logits and what is made of them."""
-
-
-NOTHING = (0, 0, 0)
+BYTE_KINDS = ACTIVATION, GRADIENT, LOGITS = 0, 1, 2
+"""What bytes hold: intermediate values, gradients of weights, logits and what is made of them."""
+Costs: TypeAlias = tuple[float, float, float]
+"""Of undoing an operation: bytes moved, curved numbers, operations launched."""
+NOTHING: Costs = (0, 0, 0)
+Product: TypeAlias = tuple[float, float, float]
+"""A matrix product: floating point operations, bytes touched, how often."""
 
 
 class Store:
@@ -37,34 +40,42 @@ class Store:
         if live > tape.peak:
             tape.peak, tape.peak_by_kind = live, kinds[:]
 
-    def __del__(self):
+    def __del__(self) -> None:
         tape, size = self.tape, self.size
         tape.live -= size
         tape.by_kind[self.kind] -= size
 
 
+@dataclass(slots=True, eq=False)
 class Value:
-    """`numel` numbers of `item` bytes; `needs` a gradient or not; made by `source`."""
+    """`numel` numbers of `itemsize` bytes; `needs` a gradient or not; made by `source`."""
 
-    __slots__ = ("item", "needs", "numel", "source", "store")
+    store: Store
+    numel: int
+    itemsize: int
+    needs: bool = False
+    source: Node | None = None
 
-    def __init__(self, store, numel: int, item: int, needs: bool = False, source=None):
-        self.store, self.numel, self.item = store, numel, item
-        self.needs, self.source = needs, source
+
+Way: TypeAlias = Store | Literal["new", "same"]
+"""The gradient of an input: a new tensor, the one that came in, or written into what is there."""
 
 
+@dataclass(slots=True, eq=False)
 class Node:
-    """One operation to undo: where gradients go, and what was saved to compute them."""
+    """One operation to undo: where gradients go, and what was saved to compute them. `joins`: it
+    keeps the gradients of the parts of its result side by side."""
 
-    __slots__ = ("costs", "grad", "inputs", "joins", "kind", "saved", "scratch", "weights", "work")
-
-    def __init__(
-        self, inputs=(), saved=(), weights=(), scratch=0, work=(), kind=ACTIVATION, costs=NOTHING
-    ):
-        self.inputs, self.saved, self.weights = inputs, saved, weights
-        self.scratch, self.work, self.kind, self.costs = scratch, work, kind, costs
-        self.joins = False  # keeps the gradients of its parts side by side
-        self.grad = None
+    inputs: Sequence[tuple[Node, int, Way]] = ()
+    saved: Sequence[Store] = ()
+    weights: Sequence[int] = ()
+    scratch: int = 0
+    work: Sequence[Product] = ()
+    kind: int = ACTIVATION
+    costs: Costs = NOTHING
+    joins: bool = False
+    grad: Store | None = None
+    parts: list[Store] = field(default_factory=list)
 
 
 @dataclass
@@ -74,7 +85,7 @@ class Work:
     exponentials and the like; and how many operations, products too, are `called` through the
     Python code of a model and how many `launched` by a backward pass or a plain loop."""
 
-    products: list[tuple[float, float, float]] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     moved: float = 0.0
     curved: float = 0.0
     called: float = 0.0
@@ -99,9 +110,9 @@ class Work:
         self.launched += other.launched * times
 
 
-def product(rows: float, inputs: float, outputs: float, item: int) -> tuple[float, float, float]:
+def product(rows: float, inputs: float, outputs: float, itemsize: int) -> Product:
     """A matrix product of `rows` × `inputs` by `inputs` × `outputs`, done once."""
-    touched = (rows * (inputs + outputs) + inputs * outputs) * item
+    touched = (rows * (inputs + outputs) + inputs * outputs) * itemsize
     return 2.0 * rows * inputs * outputs, float(touched), 1.0
 
 
@@ -114,8 +125,8 @@ class Tape:
 
     def __init__(self, block: int = 1, autocast: bool = False, grad: bool = True):
         self.block, self.autocast, self.grad = block, autocast, grad
-        self.live, self.by_kind = 0, [0] * len(KINDS)
-        self.peak, self.peak_by_kind = 0, [0] * len(KINDS)
+        self.live, self.by_kind = 0, [0] * len(BYTE_KINDS)
+        self.peak, self.peak_by_kind = 0, [0] * len(BYTE_KINDS)
         self.nodes: list[Node] = []
         self.kept_gradients: list[Store] = []
         self.cache: list[Store] = []
@@ -132,169 +143,175 @@ class Tape:
 
     # ------------------------------------------------------------------------------- operations
 
-    def new(self, numel: int, item: int, needs: bool = False) -> Value:
+    def new(self, numel: int, itemsize: int, needs: bool = False) -> Value:
         """A value that is simply there: an input."""
-        return Value(Store(self, numel * item), numel, item, needs)
+        return Value(Store(self, numel * itemsize), numel, itemsize, needs)
 
     def _out(
         self,
-        numel,
-        item,
-        inputs,
-        saved=(),
-        weights=(),
-        scratch=0,
-        work=None,
-        store=None,
-        last=0,
-        costs=NOTHING,
-    ):
-        """The result of an operation. `inputs`: (value, "new" | "same" | a store: is its gradient a
-        new tensor, the one that came in, or written into something that is there); `weights`: bytes
-        of the gradients of parameters; `last`: 1 for a product, which saves its inputs and not its
-        result; `costs`: of undoing it, beside what follows from sizes: bytes moved, curved numbers,
-        operations."""
-        store = store or Store(self, numel * item, self.kind)
+        numel: int,
+        itemsize: int,
+        inputs: Sequence[tuple[Value, Way]],
+        saved: Sequence[Store] = (),
+        weights: Sequence[int] = (),
+        scratch: int = 0,
+        work: Sequence[Product] = (),
+        store: Store | None = None,
+        last: int = 0,
+        costs: Costs = NOTHING,
+    ) -> Value:
+        """The result of an operation. `inputs`: values, and how their gradients come about;
+        `weights`: bytes of the gradients of parameters; `last`: 1 for a product, which saves its
+        inputs and not its result; `costs`: of undoing it, beside what follows from sizes."""
+        store = store or Store(self, numel * itemsize, self.kind)
         if not self.grad:
-            return Value(store, numel, item)
+            return Value(store, numel, itemsize)
         ways = [way for way in inputs if way[0].needs]
         if not (ways or weights or scratch):
-            return Value(store, numel, item)
+            return Value(store, numel, itemsize)
         # A leaf has no source: the segment's own input keeps its gradient in a node of its own.
         targets = []
         for value, how in ways:
             if value.source is None:
                 value.source = Node()
                 self.nodes.insert(0, value.source)
-            targets.append((value.source, value.numel * value.item, how))
+            targets.append((value.source, value.numel * value.itemsize, how))
         if saved or last:
             self.needed = len(self.forward.products) - last
-        node = Node(targets, saved, weights, scratch, work or (), store.kind, costs)
+        node = Node(targets, saved, weights, scratch, work, store.kind, costs)
         self.nodes.append(node)
-        return Value(store, numel, item, True, node)
+        return Value(store, numel, itemsize, True, node)
 
     def split(self, x: Value, *numels: int) -> list[Value]:
-        """Parts of a value, without a copy; their gradients are put together again."""
-        whole = self._out(x.numel, x.item, [(x, "new")], store=x.store)
+        """Parts of a value, without a copy; their gradients are joined again."""
+        whole = self._out(x.numel, x.itemsize, [(x, "new")], store=x.store)
         if whole.source is not None:
             whole.source.joins = True
-        return [Value(x.store, n, x.item, whole.needs, whole.source) for n in numels]
+        return [Value(x.store, n, x.itemsize, whole.needs, whole.source) for n in numels]
 
     def _moves(self, *values: Value, out: float = 0.0) -> None:
         for v in values:
-            out += v.numel * v.item
+            out += v.numel * v.itemsize
         self.forward.moved += out
         self.forward.called += 1
 
-    def _multiplies(self, done: tuple[float, float, float]) -> None:
+    def _multiplies(self, done: Product) -> None:
         self.forward.products.append(done)
         self.forward.called += 1
 
-    def cast(self, x: Value, item: int) -> Value:
+    def cast(self, x: Value, itemsize: int) -> Value:
         """Another precision; nothing where it is the same."""
-        if x.item == item:
+        if x.itemsize == itemsize:
             return x
-        self._moves(x, out=x.numel * item)
-        return self._out(x.numel, item, [(x, "new")])
+        self._moves(x, out=x.numel * itemsize)
+        return self._out(x.numel, itemsize, [(x, "new")])
 
     def copy(self, x: Value, numel: int | None = None) -> Value:
         """A copy, as `contiguous`, `cat` or an expansion make it; `numel` where it grows."""
         numel = numel or x.numel
-        self._moves(x, out=numel * x.item)
-        return self._out(numel, x.item, [(x, "new")])
+        self._moves(x, out=numel * x.itemsize)
+        return self._out(numel, x.itemsize, [(x, "new")])
 
     def add(self, *values: Value) -> Value:
         """A sum: saves nothing; each gradient is the one that came in (cast where it must be)."""
-        item, numel = max(v.item for v in values), max(v.numel for v in values)
-        self._moves(*values, out=numel * item)
-        ways = [(v, "same" if (v.item, v.numel) == (item, numel) else "new") for v in values]
-        widened = self._widened(values, item)
-        out = self._out(numel, item, ways)
+        itemsize, numel = max(v.itemsize for v in values), max(v.numel for v in values)
+        self._moves(*values, out=numel * itemsize)
+        ways: list[tuple[Value, Way]] = [
+            (v, "same" if (v.itemsize, v.numel) == (itemsize, numel) else "new") for v in values
+        ]
+        widened = self._widened(values, itemsize)
+        out = self._out(numel, itemsize, ways)
         del widened
         return out
 
-    def _widened(self, values: Iterable[Value], item: int) -> list[Store]:
+    def _widened(self, values: Iterable[Value], itemsize: int) -> list[Store]:
         """Copies that a CPU makes, for as long as an operation lasts, of inputs of another
         precision than its own (ATen/TensorIterator.cpp); a GPU casts each number as it reads."""
         if self.block > 1:
             return []
-        return [Store(self, v.numel * item, self.kind) for v in values if v.item != item]
+        return [
+            Store(self, v.numel * itemsize, self.kind) for v in values if v.itemsize != itemsize
+        ]
 
     def mul(self, x: Value, y: Value | None = None) -> Value:
         """A product, with a constant where `y` is None; saves the factor of each gradient."""
         if y is None:
-            self._moves(x, out=x.numel * x.item)
-            return self._out(x.numel, x.item, [(x, "new")])
-        item, numel = max(x.item, y.item), max(x.numel, y.numel)
-        self._moves(x, y, out=numel * item)
+            self._moves(x, out=x.numel * x.itemsize)
+            return self._out(x.numel, x.itemsize, [(x, "new")])
+        itemsize, numel = max(x.itemsize, y.itemsize), max(x.numel, y.numel)
+        self._moves(x, y, out=numel * itemsize)
         saved = (*((y.store,) if x.needs else ()), *((x.store,) if y.needs else ()))
-        # The gradient of a factor that was spread out is made whole before it is summed.
-        scratch = numel * item if min(x.numel, y.numel) < numel and x.needs and y.needs else 0
-        widened = self._widened((x, y), item)
-        out = self._out(numel, item, [(x, "new"), (y, "new")], saved, scratch=scratch)
+        # The gradient of a factor that was expanded is made whole before it is summed.
+        scratch = numel * itemsize if min(x.numel, y.numel) < numel and x.needs and y.needs else 0
+        widened = self._widened((x, y), itemsize)
+        out = self._out(numel, itemsize, [(x, "new"), (y, "new")], saved, scratch=scratch)
         del widened
         return out
 
     def pointwise(
-        self, x: Value, saves: str = "input", item: int | None = None, curved: bool = True
+        self, x: Value, saves: str = "input", itemsize: int | None = None, curved: bool = True
     ) -> Value:
         """A function of each number that saves its "input" or its "output" (or "nothing")."""
-        item = item or x.item
-        self._moves(x, out=x.numel * item)
-        store, saved, costs = Store(self, x.numel * item, self.kind), (), NOTHING
+        itemsize = itemsize or x.itemsize
+        self._moves(x, out=x.numel * itemsize)
+        store, costs = Store(self, x.numel * itemsize, self.kind), NOTHING
+        saved: tuple[Store, ...] = ()
         if curved and saves != "nothing":
             self.forward.curved += x.numel
         if saves == "output":
             saved = (store,)
         elif saves == "input":  # the function is computed again on the way back
             saved, costs = (x.store,), (0, x.numel, 0) if curved else NOTHING
-        return self._out(x.numel, item, [(x, "new")], saved, store=store, costs=costs)
+        return self._out(x.numel, itemsize, [(x, "new")], saved, store=store, costs=costs)
 
     def mean(self, x: Value, rows: int) -> Value:
         """One number for each row."""
-        self._moves(x, out=rows * x.item)
-        return self._out(rows, x.item, [(x, "same")])
+        self._moves(x, out=rows * x.itemsize)
+        return self._out(rows, x.itemsize, [(x, "same")])
 
     def layer_norm(self, x: Value, rows: int, width: int, trained: bool, weight: int) -> Value:
         """torch's own layer norm: saves its input, and mean and deviation of every row."""
-        self._moves(x, out=x.numel * x.item)
+        self._moves(x, out=x.numel * x.itemsize)
         statistics = Store(self, 2 * rows * 4)
         grads = (2 * width * weight,) if trained else ()
-        return self._out(x.numel, x.item, [(x, "new")], (x.store, statistics), grads)
+        return self._out(x.numel, x.itemsize, [(x, "new")], (x.store, statistics), grads)
 
-    def scale(self, x: Value, width: int, trained: bool, item: int) -> Value:
+    def scale(self, x: Value, width: int, trained: bool, itemsize: int) -> Value:
         """`weight · x` of an RMS norm: saves x where the weight is trained."""
-        out = max(item, x.item)
+        out = max(itemsize, x.itemsize)
         self._moves(x, out=x.numel * out)
-        saved, grads = ((x.store,), (width * item,)) if trained else ((), ())
-        return self._out(
-            x.numel, out, [(x, "new")], saved, grads, scratch=x.numel * out if trained else 0
-        )
+        if not trained:
+            return self._out(x.numel, out, [(x, "new")])
+        grads = (width * itemsize,)
+        return self._out(x.numel, out, [(x, "new")], (x.store,), grads, scratch=x.numel * out)
 
     def linear(
         self, x: Value, inputs: int, outputs: int, weight: int, *, trained: bool, bias: bool = False
     ) -> Value:
         """x · W: saves x where W is trained. `weight`: bytes of one of its numbers."""
-        rows, saved = x.numel // inputs, ()
+        rows = x.numel // inputs
+        saved: tuple[Store, ...] = ()
         if self.autocast:
             x = self.cast(x, 2)
-        item = x.item
-        if item < weight:  # autocast's copy of the weight lives as long as x's gradient needs it
-            copy = Store(self, (inputs + bias) * outputs * item)
+        itemsize = x.itemsize
+        if (
+            itemsize < weight
+        ):  # autocast's copy of the weight lives as long as x's gradient needs it
+            copy = Store(self, (inputs + bias) * outputs * itemsize)
             saved = (copy,) if x.needs else ()
             if trained:
                 self.cache.append(copy)
-        done = product(rows, inputs, outputs, item)
+        done = product(rows, inputs, outputs, itemsize)
         self._multiplies(done)
         saved += (x.store,) if trained else ()
         size = (inputs + bias) * outputs
         return self._out(
             rows * outputs,
-            item,
+            itemsize,
             [(x, "new")],
             saved,
             (size * weight,) if trained else (),
-            scratch=size * item if trained and item < weight else 0,
+            scratch=size * itemsize if trained and itemsize < weight else 0,
             work=[done] * (bool(trained) + x.needs),
             last=1,
         )
@@ -303,11 +320,11 @@ class Tape:
         """A product of two activations: saves both."""
         if self.autocast:
             x, y = self.cast(x, 2), self.cast(y, 2)
-        done = (flops, float((x.numel + y.numel + numel) * x.item), 1.0)
+        done = (flops, float((x.numel + y.numel + numel) * x.itemsize), 1.0)
         self._multiplies(done)
         return self._out(
             numel,
-            x.item,
+            x.itemsize,
             [(x, "new"), (y, "new")],
             (x.store, y.store),
             work=[done] * (x.needs + y.needs),
@@ -329,15 +346,15 @@ class Tape:
         products where the forward does two (Dao, 2307.08691, section 2.3)."""
         if self.autocast:
             q, k, v = (self.cast(x, 2) for x in (q, k, v))
-        touched = float((2 * q.numel + k.numel + v.numel) * q.item)
+        touched = float((2 * q.numel + k.numel + v.numel) * q.itemsize)
         pairs = flops / 4 * statistics / q.numel
         self.forward.curved += pairs
         self._multiplies((flops, touched, 1.0))
-        out, rows = Store(self, q.numel * q.item), Store(self, statistics * 4)
-        extra = (Store(self, mask * q.item),) if mask else ()
+        out, rows = Store(self, q.numel * q.itemsize), Store(self, statistics * 4)
+        extra = (Store(self, mask * q.itemsize),) if mask else ()
         return self._out(
             q.numel,
-            q.item,
+            q.itemsize,
             [(q, "new"), (k, "new"), (v, "new")],
             (q.store, k.store, v.store, out, rows, *extra),
             scratch=scratch,
@@ -356,13 +373,19 @@ class Tape:
         del grad
         while nodes:
             node = nodes.pop()
-            if node.grad is None:
+            if node.grad is None and not node.parts:
                 continue
             if not (node.inputs or node.weights or node.scratch):
                 last = node.grad
                 continue
             self._undo_one(node)
         return last
+
+    def _arriving(self, g: Store | None, how: Way, size: int, kind: int) -> Store:
+        """The gradient of one input of an operation whose result has the gradient `g`."""
+        if isinstance(how, Store):
+            return how
+        return g if how == "same" and g is not None else Store(self, size, kind)
 
     def _undo_one(self, node: Node) -> None:
         g, node.grad = node.grad, None
@@ -374,24 +397,21 @@ class Tape:
         temporary = Store(self, node.scratch, node.kind) if node.scratch else None
         for size in node.weights:
             self.kept_gradients.append(Store(self, size, GRADIENT))
-        made = [
-            (t, g if how == "same" else Store(self, size, t.kind) if how == "new" else how)
-            for t, size, how in node.inputs
-        ]
+        gradients = [(t, self._arriving(g, how, size, t.kind)) for t, size, how in node.inputs]
         if not node.work:
             moved = 0
             for held in node.saved:
                 moved += held.size
-            for _, held in made:
+            for _, held in gradients:
                 moved += held.size
             self.backward.moved += 2 * moved
-            self.backward.launched += 1 + len(made)
+            self.backward.launched += 1 + len(gradients)
         del temporary
-        node.saved = ()
+        node.saved, node.parts = (), []
         del g
-        for target, store in made:
+        for target, store in gradients:
             if target.joins:
-                target.grad = [*(target.grad or ()), store]
+                target.parts.append(store)
             elif target.grad is None:
                 target.grad = store
             else:

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..cost.architecture import architecture
 from ..cost.hardware import Hardware
-from ..cost.layers import Passes
+from ..cost.layers import PassConfig
 from ..cost.memory import trunk, works
 from ..cost.seconds import cpu_parts
 from ..cost.tape import Work
@@ -117,7 +117,7 @@ def _wait(x: torch.Tensor) -> None:
 
 def predicted_work(config: dict[str, Any], rows: int, tokens: int) -> Iterator[Work]:
     """The plan's prediction of the same three passes."""
-    model, p = architecture(config), Passes(rows, tokens, padded=False)
+    model, p = architecture(config), PassConfig(rows, tokens, padded=False)
     for grad, which in ((False, "forward"), (True, "forward"), (True, "backward")):
         yield works(trunk(model, p, grad=grad), which)
 

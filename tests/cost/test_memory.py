@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf_lab.cost.architecture import architecture
-from rlhf_lab.cost.layers import Passes
+from rlhf_lab.cost.layers import PassConfig
 from rlhf_lab.cost.memory import backward_peak, forward_peak, segment, trunk
 from rlhf_lab.cost.tape import GRADIENT, Store, Tape
 
@@ -44,7 +44,7 @@ NEOX = {
 
 def kept(config: dict, **more) -> int:
     """Bytes that one layer leaves for its backward pass, 16-bit weights, no mask."""
-    p = Passes(B, S, **{"item": 2, "padded": False, **more})
+    p = PassConfig(B, S, **{"bytes_per_weight": 2, "padded": False, **more})
     return trunk(architecture(config), p, checkpoint=False)[-1].kept
 
 
@@ -75,7 +75,7 @@ def test_fp32_keeps_twice_the_intermediate_values_but_not_the_casts():
     norms = 2 * 12 * h  # the stream itself, normed, and scaled, 4 bytes each
     attention = 4 * (h + 2 * h * k // a + h)
     rest = 4 * (4 * i) + 2 * 4  # gate, silu, up, product; one number a row and norm
-    assert kept(LLAMA, item=4) == S * B * (norms + attention + rest) + 4 * a * B * S
+    assert kept(LLAMA, bytes_per_weight=4) == S * B * (norms + attention + rest) + 4 * a * B * S
 
 
 def test_lora_on_all_linear_layers_keeps_more_than_full_training():
@@ -96,12 +96,12 @@ def test_lora_on_all_linear_layers_keeps_more_than_full_training():
 
 
 def test_checkpointing_keeps_the_input_alone():
-    p = Passes(B, S, item=2, padded=False)
+    p = PassConfig(B, S, bytes_per_weight=2, padded=False)
     row = trunk(architecture(LLAMA), p, checkpoint=True)
     assert row[-1].kept == 2 * S * B * 64
 
 
-def test_a_stretch_gives_back_all_but_its_gradients():
+def test_a_segment_gives_back_all_but_its_gradients():
     """After backward only the gradients of the weights are left: 3·h·h numbers here."""
     h, rows = 8, 5
 
@@ -111,7 +111,7 @@ def test_a_stretch_gives_back_all_but_its_gradients():
             x, tape.linear(tape.linear(y, h, h, 4, trained=True), h, h, 4, trained=True)
         )
 
-    made = segment(Passes(1, rows), write, rows * h)
+    made = segment(PassConfig(1, rows), write, rows * h)
     assert made.gradients == 3 * h * h * 4
     # Kept: the input, the first product (pointwise saves it), the second's and third's inputs.
     assert made.kept == 4 * rows * h * 4
@@ -119,7 +119,7 @@ def test_a_stretch_gives_back_all_but_its_gradients():
     assert made.backward.flops == 2 * made.forward.flops
 
 
-def test_peaks_of_a_row_of_stretches_by_hand():
+def test_peaks_of_a_row_of_segments_by_hand():
     """Two layers that keep 10 and peak at 25 forward; backward 30 each with 4 of gradients."""
     from rlhf_lab.cost.memory import Segment
 

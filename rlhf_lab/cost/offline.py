@@ -1,0 +1,77 @@
+"""Phases of the stages that learn from a data set as it is: SFT, reward model, DPO.
+
+As TRL's trainers run them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from . import heads
+from .memory import ending, forward_peak, trunk, works
+from .phases import Phase, PhaseList, RoleBytes, pass_config, policy_segments, real_tokens
+from .setup import Setup
+from .states import states
+
+AROUND_DPO = 150.0
+"""Operations' worth of Python in TRL's DPO loss: a dozen metrics, each gathered, and accelerate
+looks up in every step whether peft is installed."""
+
+
+def sft(s: Setup) -> list[Phase]:
+    """Cross-entropy of the completions."""
+    model, stage = s.model, PhaseList(s)
+    p = pass_config(s, model, s.batch, s.length, trained=True, adapters=bool(s.lora_r))
+    state = states(s, model, "lm", trained=True)
+    stage.hold("policy", state)
+    row = policy_segments(s, model, p, s.batch * s.response)
+    before = heads.resident_bytes(model, p)
+    stage.add_training("policy", row, state, before, tokens=real_tokens(s, p))
+    return stage.phases
+
+
+def reward(s: Setup) -> list[Phase]:
+    """Both answers of a pair, in one pass or one after the other."""
+    model, stage = s.model, PhaseList(s)
+    passes = 1 if s.pairs_together else 2
+    b = 2 * s.batch // passes
+    p = pass_config(s, model, b, s.length, trained=True, adapters=bool(s.lora_r))
+    state = states(s, model, "score", trained=True)
+    stage.hold("reward", state)
+    one = (
+        *trunk(model, p, checkpoint=s.gradient_checkpointing),
+        ending(model, p, heads.scores, p.tokens),
+    )
+    before, tokens = passes * heads.resident_bytes(model, p), passes * real_tokens(s, p)
+    stage.add_training("reward", one * passes, state, before, tokens=tokens)
+    return stage.phases
+
+
+def dpo(s: Setup) -> list[Phase]:
+    """Both answers of a pair in one pass; the reference's pass between the policy's forward and
+    backward. With adapters the reference is the policy without them."""
+    model, stage, adapters = s.model, PhaseList(s), bool(s.lora_r)
+    b, scored = 2 * s.batch, 2 * s.batch * s.response
+    p = pass_config(s, model, b, s.length, trained=True, adapters=adapters)
+    state = states(s, model, "lm", trained=True)
+    stage.hold("policy", state)
+    role = "policy" if adapters else "reference"
+    if not adapters:
+        stage.hold(role, states(s, model, "lm", trained=False))
+    row = policy_segments(s, model, p, scored)
+    q = pass_config(s, model, b, s.length, trained=False)
+    reference = policy_segments(s, model, q, scored, grad=False)
+    before = heads.resident_bytes(model, p)
+    peak, _ = forward_peak(reference, heads.resident_bytes(model, q))
+    _, live = forward_peak(row, before)
+    held: RoleBytes = defaultdict(float)
+    held["policy", "activations"] += live
+    held[role, "activations"] += peak[0]
+    held[role, "logits"] += peak[2]
+    if s.gradient_accumulation_steps > 1:
+        held["policy", "gradients"] += state.gradients
+    times, tokens = s.gradient_accumulation_steps, real_tokens(s, p)
+    work = works(reference, "forward")
+    stage.add("reference", role, others=held, work=work, times=times, tokens=tokens)
+    stage.add_training("policy", row, state, before, tokens=tokens, called=AROUND_DPO)
+    return stage.phases

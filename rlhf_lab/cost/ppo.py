@@ -1,0 +1,221 @@
+"""Phases of PPO, as our trainer runs them: one iteration with its epochs over minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from . import heads
+from .architecture import Architecture
+from .generation import add_rollout, sampled
+from .layers import PassConfig
+from .memory import Segment, backward_peak, ending, forward_peak, trunk, works
+from .phases import Phase, PhaseList, pass_config, real_tokens, step_work
+from .setup import Setup
+from .states import State, adapter_state, states
+from .tape import Work
+
+GAE = 5.0
+"""Operations' worth of a position of generalised advantage estimation (`ppo/losses.py`); about
+fifty more make rewards, whiten and average."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """One of PPO's models: trained or frozen, with adapters of its own or not, and whether its base
+    is its own or the policy's."""
+
+    name: str
+    model: Architecture
+    trained: bool = False
+    adapters: bool = False
+    own_base: bool = True
+
+
+def ppo(s: Setup) -> list[Phase]:
+    """Rollout, scoring by every model, advantages, and the update."""
+    stage, roles = PhaseList(s), _roles(s)
+    state = {name: role_state(s, role) for name, role in roles.items()}
+    for name in roles:
+        stage.hold(name, state[name])
+    if s.ema:  # an average of the policy's weights, as DeepSpeed-Chat keeps one
+        weights = states(s, s.model, "lm", trained=False).parameters
+        stage.resident["policy", "parameters"] += weights
+    copies = _autocast_copies(s, roles)
+    cached = copies["policy"]
+    add_rollout(stage, s, workspace=cached, tokens=s.rollout_batch * sampled(s))
+    unmasked = replace(s, padded=False)  # rows are moved to the left, and no pass needs a mask
+    for name, phase in (
+        ("policy", "old_logprobs"),
+        ("reference", "reference"),
+        ("value", "value"),
+        ("reward", "score"),
+    ):
+        if name not in roles or (phase, s.layout) == ("value", "shared"):
+            continue  # values come from the pass of the policy
+        cached += copies[name] if name != "policy" else 0
+        _add_scoring(stage, unmasked, roles[name], phase, cached)
+    advantage = Work(launched=GAE * s.response + 50.0)
+    stage.add("advantage", "", work=advantage, workspace=cached)
+    _add_update(stage, unmasked, roles, state)
+    return stage.phases
+
+
+def _roles(s: Setup) -> dict[str, Role]:
+    """Roles by layout: four models, a trunk shared by policy and value, or one base."""
+    one_base, lora = s.layout == "adapters", bool(s.lora_r)
+    roles = [
+        Role("policy", s.model, True, lora or one_base),
+        Role("reference", s.model, own_base=not one_base),
+    ]
+    reward = s.reward or s.model
+    if s.layout == "four":
+        value = s.value or (s.model if s.rule_reward else reward)
+        roles.append(Role("value", value, True))
+    else:
+        roles.append(Role("value", s.model, True, one_base, False))
+    if not s.rule_reward:  # a reward model that is named has a base of its own
+        adapter = one_base and s.reward is None
+        roles.append(Role("reward", reward, False, adapter, not adapter))
+    return {role.name: role for role in roles}
+
+
+def role_state(s: Setup, role: Role) -> State:
+    """Weights and states of one role; a role without a base of its own adds adapters and head."""
+    head = "lm" if role.name in ("policy", "reference") else "score"
+    if role.own_base:
+        return states(s, role.model, head, trained=role.trained, adapters=role.adapters)
+    if role.name == "value" and s.layout == "shared":
+        value_head = role.model.head_width * s.bytes_per_weight
+        return State(value_head, value_head, 2 * value_head)
+    if not role.adapters:
+        return State(0.0)
+    return adapter_state(_critic_setup(s), role.model, head, trained=role.trained)
+
+
+def _critic_setup(s: Setup) -> Setup:
+    """With the rank of the value and reward adapters, where they are not made like the policy's."""
+    if not s.critic_lora_r:
+        return s
+    return replace(s, lora_r=s.critic_lora_r, lora_targets=s.critic_lora_targets)
+
+
+def _autocast_copies(s: Setup, roles: Mapping[str, Role]) -> dict[str, float]:
+    """Autocast keeps a 16-bit copy of every trained matrix until its context ends; ours spans the
+    whole rollout."""
+    copies = dict.fromkeys(roles, 0.0)
+    for name, role in roles.items():
+        if s.autocast and s.bytes_per_weight == 4 and role.trained and not role.adapters:
+            parts = role.model.by_part("none")
+            copies[name] = 2.0 * (parts["attention"] + parts["mlp"])
+            if name == "policy":
+                copies[name] += 2.0 * role.model.head_width * role.model.vocabulary
+    return copies
+
+
+def _add_scoring(stage: PhaseList, s: Setup, role: Role, phase: str, workspace: float) -> None:
+    """A pass of one role over all rows of the rollout, a chunk at a time."""
+    # The last token predicts nothing: only the reward model is given it.
+    like = _critic_setup(s) if role.name in ("value", "reward") else s
+    rows = min(s.local_rollout_forward_batch_size, s.rollout_batch)
+    length = max(1, s.length - (role.name != "reward"))
+    p = pass_config(like, role.model, rows, length, trained=False, adapters=role.adapters)
+    row = scoring_segments(s, role, p)
+    peak, _ = forward_peak(row, heads.resident_bytes(role.model, p))
+    stage.add(
+        phase,
+        role.name,
+        activations=peak[0],
+        logits=peak[2],
+        workspace=workspace,
+        work=works(row, "forward"),
+        times=s.rollout_batch / p.b,
+        tokens=real_tokens(s, replace(p, s=s.length)),
+    )
+
+
+def scoring_segments(s: Setup, role: Role, p: PassConfig) -> tuple[Segment, ...]:
+    """A pass without gradients: log-probabilities, values, or scores of a chunk of rows."""
+    if role.name in ("policy", "reference"):
+        end = ending(role.model, p, heads.log_probabilities, s.response, False, grad=False)
+        if role.name == "policy" and s.layout == "shared":
+            value = ending(role.model, p, heads.scores, p.b * s.response, grad=False)
+            return *trunk(role.model, p, grad=False), end, value
+    else:
+        positions = p.b * s.response if role.name == "value" else p.b
+        end = ending(role.model, p, heads.scores, positions, grad=False)
+    return *trunk(role.model, p, grad=False), end
+
+
+def _update_segments(
+    s: Setup, roles: Mapping[str, Role]
+) -> tuple[PassConfig, tuple[Segment, ...], tuple[Segment, ...]]:
+    """→ how the policy is run in the update, its segments, and those of the value model."""
+    policy, value = roles["policy"], roles["value"]
+    length = max(1, s.length - 1)  # without the last token, which predicts nothing
+    checkpoint = s.gradient_checkpointing
+    p = pass_config(s, policy.model, s.pass_rows, length, trained=True, adapters=policy.adapters)
+    tied = policy.model.tied and p.trained
+    first = (
+        *trunk(policy.model, p, checkpoint=checkpoint, tied=tied),
+        ending(policy.model, p, heads.log_probabilities, s.response, True),
+    )
+    q = pass_config(
+        _critic_setup(s), value.model, s.pass_rows, length, trained=True, adapters=value.adapters
+    )
+    second = ending(value.model, q, heads.scores, q.b * s.response)
+    if s.layout == "shared":
+        return p, first, (second,)
+    return p, first, (*trunk(value.model, q, checkpoint=checkpoint), second)
+
+
+def _kept(segments: tuple[Segment, ...]) -> float:
+    return sum(x.times * x.kept for x in segments)
+
+
+def _add_update(
+    stage: PhaseList, s: Setup, roles: Mapping[str, Role], state: Mapping[str, State]
+) -> None:
+    """Minibatches: policy and value forward, one backward pass through both, one step."""
+    p, policy, value = _update_segments(s, roles)
+    tokens = real_tokens(s, replace(p, s=s.length))
+    passes = s.rollout_batch / s.pass_rows * s.num_ppo_epochs
+    steps = s.num_mini_batches * s.num_ppo_epochs
+    accumulates = passes > steps
+    held = {name: state[name].gradients if accumulates else 0.0 for name in ("policy", "value")}
+    both = (*policy, *value) if s.joint_update else max(policy, value, key=_kept)
+    peak, live = forward_peak(both, heads.resident_bytes(roles["policy"].model, p))
+    of_value = _kept(value) if both != policy else 0.0
+    stage.add(
+        "forward",
+        "policy",
+        activations=peak[0] - of_value,
+        logits=peak[2],
+        others={("value", "gradients"): held["value"], ("value", "activations"): of_value},
+        gradients=held["policy"],
+        work=works(policy + value, "forward"),
+        times=passes,
+        tokens=tokens,
+    )
+    worst = backward_peak(both, live, stay=not accumulates)
+    of_value = 0.0 if accumulates else min(worst[1], state["value"].gradients)
+    stage.add(
+        "backward",
+        "policy",
+        activations=worst[0],
+        logits=worst[2],
+        gradients=held["policy"] + (worst[1] - of_value),
+        work=works(policy + value, "backward"),
+        others={("value", "gradients"): held["value"] + of_value},
+        times=passes,
+        tokens=tokens,
+    )
+    stage.add(
+        "optimizer",
+        "policy",
+        gradients=state["policy"].gradients,
+        workspace=state["policy"].workspace + state["value"].workspace,
+        times=steps,
+        others={("value", "gradients"): state["value"].gradients},
+        work=step_work(state["policy"], state["value"]),
+    )
