@@ -151,9 +151,9 @@ def peers(count: int, seed: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     for name, (version, function, covers) in others.peers().items():
         errors = []
         for case, row in zip(cases, rows, strict=True):
-            said = function(case)
-            if said:
-                errors.append(said / row["simulated"] - 1)
+            estimated = function(case)
+            if estimated:
+                errors.append(estimated / row["simulated"] - 1)
         if errors:
             out[f"{name} {version}"] = {**summary(errors), "covers": covers}
     ours = summary(r["predicted"] / r["simulated"] - 1 for r in rows)
@@ -204,17 +204,15 @@ def seconds() -> dict[str, Any]:
     print(f"calibrated in {took:.1f} s: {hw.name}, {hw.source}")
     for case in cost_cases.timed_cases():
         seen = simulate_step(case.stage, case.config, real="clock", **case.simulation)
-        said: dict[str, float] = {}
-        for (phase, _), value in estimate(
-            case.stage, case.config, hw, case.settings
-        ).seconds_of.items():
-            said[phase] = said.get(phase, 0.0) + value
+        predicted: dict[str, float] = {}
+        plan = estimate(case.stage, case.config, hw, case.settings)
+        for (phase, _), value in plan.seconds_of.items():
+            predicted[phase] = predicted.get(phase, 0.0) + value
         clock = {r.phase: r.value for r in seen.ledger.filter(quantity="seconds")}
         for phase, value in clock.items():
-            rows.append(
-                {"case": str(case), "phase": phase, "measured": value, "predicted": said[phase]}
-            )
-        error = sum(said[p] for p in clock) / sum(clock.values()) - 1
+            times = {"measured": value, "predicted": predicted[phase]}
+            rows.append({"case": str(case), "phase": phase, **times})
+        error = sum(predicted[p] for p in clock) / sum(clock.values()) - 1
         print(f"{error:+7.1%} {sum(clock.values()):7.3f} s a step  {case}", flush=True)
 
     def errors(**where: str) -> list[float]:
@@ -363,13 +361,13 @@ def save(found: dict[str, Any]) -> None:
 def show(found: dict[str, Any], wanted: Iterable[str]) -> None:
     for name in SECTIONS:
         if name in wanted and name in found:
-            said = found[name]["summary"]
-            flat = said if not all(isinstance(v, dict) for v in said.values()) else None
-            rows = [said] if flat else [{"": k, **v} for k, v in said.items()]
-            print(f"\n{name}\n{table([{k: _said(v) for k, v in r.items()} for r in rows])}")
+            summary = found[name]["summary"]
+            nested = all(isinstance(v, dict) for v in summary.values())
+            rows = [{"": k, **v} for k, v in summary.items()] if nested else [summary]
+            print(f"\n{name}\n{table([{k: _text(v) for k, v in r.items()} for r in rows])}")
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

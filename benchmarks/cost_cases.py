@@ -1,4 +1,4 @@
-"""The cases on which the cost model is judged: models, settings and lengths, drawn with a seed.
+"""The cases on which the cost model is tested: models, settings and lengths, drawn with a seed.
 
 `cases(count, seed)` mixes stages, families, precisions, LoRA, checkpointing, attention and lengths,
 from tiny models to 7B. `small_cases()` are those that really run on a CPU.
@@ -102,29 +102,23 @@ class Case:
     @property
     def settings(self) -> dict[str, Any]:
         """As a plan wants them."""
-        made = asdict(self)
+        settings = asdict(self)
         for name in ("stage", "name", "device"):
-            made.pop(name)
-        made["per_device_train_batch_size"] = made.pop("batch")
-        made["prompt_length"] = made.pop("prompt")
-        made["response_length"] = made.pop("response")
-        return made
+            settings.pop(name)
+        settings["per_device_train_batch_size"] = settings.pop("batch")
+        settings["prompt_length"] = settings.pop("prompt")
+        settings["response_length"] = settings.pop("response")
+        return settings
 
     @property
     def simulation(self) -> dict[str, Any]:
         """As `simulate_step` wants them (beside stage and config)."""
-        made = asdict(self)
-        made.pop("stage"), made.pop("name")
-        return made
+        return {k: v for k, v in asdict(self).items() if k not in ("stage", "name")}
 
     def __str__(self) -> str:
         plain = asdict(Case("sft", "x"))
-        said = [
-            f"{k}={v}"
-            for k, v in asdict(self).items()
-            if k not in ("stage", "name") and v != plain[k]
-        ]
-        return f"{self.stage} {self.name.split('/')[-1]} {' '.join(said)}"
+        settings = [f"{k}={v}" for k, v in self.simulation.items() if v != plain[k]]
+        return f"{self.stage} {self.name.split('/')[-1]} {' '.join(settings)}"
 
 
 def draw(rng: random.Random, stage: str, name: str, small: bool) -> Case:
@@ -158,12 +152,12 @@ def cases(count: int, seed: int = 0) -> list[Case]:
     """`count` cases, half of small models of every family, half of presets up to 7B."""
     rng = random.Random(seed)
     known = [n for n in presets() if not n.endswith(("12b", "8B"))]
-    made = []
+    drawn = []
     for number in range(count):
         small = number % 2 == 0
         name = rng.choice(list(SMALL) if small else known)
-        made.append(draw(rng, STAGES[number // 2 % 4], name, small))
-    return made
+        drawn.append(draw(rng, STAGES[number // 2 % 4], name, small))
+    return drawn
 
 
 def small_cases() -> list[Case]:
@@ -179,15 +173,15 @@ def small_cases() -> list[Case]:
         {"optim": "adamw_torch"},
     ]
     names = ("llama", "gpt2", "qwen3", "opt", "gpt_neox", "gemma3_text", "phi3")
-    made = []
+    drawn = []
     for stage in STAGES:
         for number, variant in enumerate(variants):
             name = names[(number + STAGES.index(stage)) % len(names)]
             more = {"optim": "adamw_torch"} if stage == "ppo" else {}
-            made.append(Case(stage, name, **{**common, **more, **variant}))
+            drawn.append(Case(stage, name, **{**common, **more, **variant}))
         if stage != "ppo":
-            made.append(Case(stage, "llama", gradient_checkpointing=True, **common))
-    return made
+            drawn.append(Case(stage, "llama", gradient_checkpointing=True, **common))
+    return drawn
 
 
 def timed_cases() -> list[Case]:
@@ -201,7 +195,7 @@ def timed_cases() -> list[Case]:
         "gpt_neox": (6, 16, 64),
         "qwen3": (8, 16, 48),
     }
-    made = []
+    drawn = []
     for stage in STAGES:
         more = {}
         if stage == "ppo":
@@ -212,6 +206,6 @@ def timed_cases() -> list[Case]:
                 local_rollout_forward_batch_size=16,
             )
         for name, (batch, prompt, response) in shapes.items():
-            made.append(Case(stage, name, batch, prompt, response, device="cpu", **more))
-        made.append(Case(stage, "llama", 8, 16, 24, device="cpu", lora_r=8, **more))
-    return made
+            drawn.append(Case(stage, name, batch, prompt, response, device="cpu", **more))
+        drawn.append(Case(stage, "llama", 8, 16, 24, device="cpu", lora_r=8, **more))
+    return drawn

@@ -24,16 +24,16 @@ PEERS = {}
 
 
 def peer(package: str, cannot: str):
-    """Register a peer. `cannot`: traits of a case (see `facts`) that it has no word for."""
+    """Register a peer. `cannot`: traits of a case (see `facts`) that it does not support."""
 
     def register(function):
-        def asked(case) -> int | None:
+        def estimated(case) -> int | None:
             known = facts(case)
-            mute = set(cannot.split()) & set(known["traits"])
-            return None if mute else ask(function.__name__, known)
+            unsupported = set(cannot.split()) & set(known["traits"])
+            return None if unsupported else ask(function.__name__, known)
 
-        PEERS[function.__name__] = package, function, asked
-        return asked
+        PEERS[function.__name__] = package, function, estimated
+        return estimated
 
     return register
 
@@ -166,6 +166,8 @@ def shape(config: str) -> dict:
 
 def facts(case) -> dict:
     """The case and its model in plain values, for another Python; `traits` not all can take."""
+    from rlhf_lab.stages import STAGES  # here: the other Python has no rlhf_lab
+
     gpus, sharding = getattr(case, "gpus", 1), getattr(case, "sharding", "none")
     optimizer = "adamw" if case.optim.startswith("adamw_torch") else case.optim
     half, mixed = case.bf16 or case.dtype == "bfloat16", case.bf16 and case.dtype == "float32"
@@ -180,12 +182,12 @@ def facts(case) -> dict:
         sharding: gpus > 1,
         "ungated": not gated,
     }
-    said = ("config", "dtype", "lora_r", "gradient_checkpointing")
+    plain = ("config", "dtype", "lora_r", "gradient_checkpointing")
     return (
-        {name: getattr(case, name) for name in said}
+        {name: getattr(case, name) for name in plain}
         | shape(json.dumps(case.config))
         | {
-            "sequences": case.batch * (2 if case.stage in ("reward", "dpo") else 1),
+            "sequences": case.batch * STAGES[case.stage].answers,
             "half": half,
             "length": case.prompt + case.response,
             "optimizer": optimizer,
@@ -208,23 +210,23 @@ def other_python() -> tuple[Popen, dict]:
 
 
 def ask(name: str, known: dict) -> int | None:
-    """A peer's figure: a line asks, a line answers. accelerate's is made here."""
+    """A peer's figure: a line with the question, a line with the answer; accelerate runs here."""
     if name == "accelerate":
         return PEERS[name][1](SimpleNamespace(**known))
     there, versions = other_python()
     if name not in versions:
         return None
     print(json.dumps([name, known]), file=there.stdin, flush=True)
-    return json.loads(there.stdout.readline())  # empty if it failed: what it said is above
+    return json.loads(there.stdout.readline())  # empty if it failed: its error is printed above
 
 
 def serve() -> None:
-    """Answer `ask`: first the versions. What the peers say otherwise is not wanted."""
+    """Answer `ask`: first the versions. What else the peers print is dropped."""
     answers, sys.stdout = sys.stdout, open(os.devnull, "w")
     logging.disable(logging.CRITICAL)
     here = {d.metadata["Name"]: d.version for d in metadata.distributions()}
-    told = {name: here[p[0]] for name, p in PEERS.items() if p[0] in here}
-    print(json.dumps(told), file=answers, flush=True)
+    versions = {name: here[p[0]] for name, p in PEERS.items() if p[0] in here}
+    print(json.dumps(versions), file=answers, flush=True)
     for line in sys.stdin:
         name, known = json.loads(line)
         print(json.dumps(PEERS[name][1](SimpleNamespace(**known))), file=answers, flush=True)

@@ -144,7 +144,7 @@ def memory() -> list[Figure]:
             21.3,
             GB,
             litgpt,
-            "litgpt says its longest Alpaca sample has 1304 tokens",
+            "litgpt's longest Alpaca sample has 1304 tokens",
         ),
         ("Llama-2-7B in NF4", _plan("inference", LLAMA2, "a100-40", **four), 4.57, GB, litgpt, ""),
         (
@@ -157,11 +157,11 @@ def memory() -> list[Figure]:
         ),
     ]
     unit = {GB: "GB", GIB: "GiB"}
-    made = [
-        Figure(what, e.peak / u, truth, unit[u], source, note)
-        for what, e, truth, u, source, note in rows
+    figures = [
+        Figure(what, e.peak / u, measured, unit[u], source, note)
+        for what, e, measured, u, source, note in rows
     ]
-    return [*made, kv_blocks()]
+    return [*figures, kv_blocks()]
 
 
 def kv_blocks() -> Figure:

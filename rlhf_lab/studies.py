@@ -56,7 +56,10 @@ def xray(plan: Any) -> XRay:
     usual = e.usual_setup
     counted = seen if usual == e.setup else _simulate_step(e, usual)
     like = {
-        phase: x for phases, s in e.bucketed_setups for x in [_simulate_step(e, s)] for phase in phases
+        phase: x
+        for phases, s in e.bucketed_setups
+        for x in [_simulate_step(e, s)]
+        for phase in phases
     }
     times = (e.steps or 1) * e.setup.replicas
     rows = [r for r in seen.ledger if r.quantity != "flops"]

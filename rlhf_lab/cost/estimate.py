@@ -43,7 +43,7 @@ NOT_MODELLED = (
 
 
 Settings: TypeAlias = Mapping[str, object]
-ModelConfig: TypeAlias = Mapping[str, object]
+ConfigDict: TypeAlias = Mapping[str, object]
 """A transformers config as a dict."""
 
 
@@ -55,8 +55,8 @@ class Estimate:
     setup: Setup
     hardware: Hardware
     settings: Settings = field(default_factory=dict)
-    config: ModelConfig = field(default_factory=dict)
-    roles: Mapping[str, ModelConfig] = field(default_factory=dict)
+    config: ConfigDict = field(default_factory=dict)
+    roles: Mapping[str, ConfigDict] = field(default_factory=dict)
     """Configs of the reward and the value model, where they are other ones."""
 
     @cached_property
@@ -259,10 +259,10 @@ class Estimate:
 
 def estimate(
     stage: str,
-    config: ModelConfig,
+    config: ConfigDict,
     hw: Hardware | str = "here",
     settings: Settings | None = None,
-    **roles: Architecture | ModelConfig | None,
+    **roles: Architecture | ConfigDict | None,
 ) -> Estimate:
     """Plan a stage for a model's config (a dict). Raises ValueError, one line, for what cannot be.
 

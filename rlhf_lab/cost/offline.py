@@ -1,4 +1,4 @@
-"""Phases of the stages that learn from a data set as it is: SFT, reward model, DPO.
+"""Phases of the stages that learn from a data set as it is: SFT, reward model, DPO, KTO.
 
 As TRL's trainers run them.
 """
@@ -13,9 +13,9 @@ from .phases import Phase, PhaseList, RoleBytes, pass_config, policy_segments, r
 from .setup import Setup
 from .states import states
 
-AROUND_DPO = 150.0
-"""Operations' worth of Python in TRL's DPO loss: a dozen metrics, each gathered, and accelerate
-looks up in every step whether peft is installed."""
+AROUND_REFERENCE = 150.0
+"""Operations' worth of Python in TRL's loss of DPO and KTO: a dozen metrics, each gathered, and
+accelerate looks up in every step whether peft is installed."""
 
 
 def sft(s: Setup) -> list[Phase]:
@@ -48,20 +48,38 @@ def reward(s: Setup) -> list[Phase]:
 
 
 def dpo(s: Setup) -> list[Phase]:
-    """Both answers of a pair in one pass; the reference's pass between the policy's forward and
-    backward. With adapters the reference is the policy without them."""
+    """Both answers of a pair in one pass."""
+    return _against_reference(s, 2 * s.batch)
+
+
+def kto(s: Setup) -> list[Phase]:
+    """Single answers, and for the KL an answer to another prompt each, without gradients."""
+    return _against_reference(s, s.batch, kl=True)
+
+
+def _against_reference(s: Setup, b: int, kl: bool = False) -> list[Phase]:
+    """`b` sequences; what needs no gradient is the phase "reference", between the policy's forward
+    and backward pass. With adapters the reference is the policy without them. `kl`: policy and
+    reference have one more pass without gradients."""
     model, stage, adapters = s.model, PhaseList(s), bool(s.lora_r)
-    b, scored = 2 * s.batch, 2 * s.batch * s.response
     p = pass_config(s, model, b, s.length, trained=True, adapters=adapters)
     state = states(s, model, "lm", trained=True)
     stage.hold("policy", state)
     role = "policy" if adapters else "reference"
     if not adapters:
         stage.hold(role, states(s, model, "lm", trained=False))
+    scored = b * s.response
     row = policy_segments(s, model, p, scored)
     q = pass_config(s, model, b, s.length, trained=False)
     reference = policy_segments(s, model, q, scored, grad=False)
-    before = heads.resident_bytes(model, p)
+    before, tokens = heads.resident_bytes(model, p), real_tokens(s, p)
+    work, passes = works(reference, "forward"), 1
+    if kl:
+        before += 3 * 8 * p.tokens  # ids and masks of the other answers
+        other = pass_config(s, model, b, s.length, trained=False, adapters=adapters)
+        for segments in (reference, policy_segments(s, model, other, scored, grad=False)):
+            work.add(works(segments, "forward"))
+        passes = 3
     peak, _ = forward_peak(reference, heads.resident_bytes(model, q))
     _, live = forward_peak(row, before)
     held: RoleBytes = defaultdict(float)
@@ -70,8 +88,7 @@ def dpo(s: Setup) -> list[Phase]:
     held[role, "logits"] += peak[2]
     if s.gradient_accumulation_steps > 1:
         held["policy", "gradients"] += state.gradients
-    times, tokens = s.gradient_accumulation_steps, real_tokens(s, p)
-    work = works(reference, "forward")
-    stage.add("reference", role, others=held, work=work, times=times, tokens=tokens)
-    stage.add_training("policy", row, state, before, tokens=tokens, called=AROUND_DPO)
+    times = s.gradient_accumulation_steps
+    stage.add("reference", role, others=held, work=work, times=times, tokens=passes * tokens)
+    stage.add_training("policy", row, state, before, tokens=tokens, called=AROUND_REFERENCE)
     return stage.phases

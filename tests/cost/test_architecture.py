@@ -50,10 +50,10 @@ def empty(config: dict, head: str):
     """The model without its weights."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    made = AutoConfig.for_model(**config, **({"num_labels": 1} if head == "score" else {}))
+    own = AutoConfig.for_model(**config, **({"num_labels": 1} if head == "score" else {}))
     auto = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
     with torch.device("meta"):
-        model = auto.from_config(made)
+        model = auto.from_config(own)
     return model
 
 
@@ -92,27 +92,27 @@ def trained(model) -> int:
 @pytest.mark.parametrize("targets", [None, "all-linear"])
 @pytest.mark.parametrize("case", CASES)
 def test_adapters_have_pefts_count(case, targets, head):
-    made = architecture(config_of(case))
-    if targets is None and not made.facts.lora_defaults:
+    model = architecture(config_of(case))
+    if targets is None and not model.facts.lora_defaults:
         with pytest.raises(ValueError, match="peft has no default targets for"):
-            made.lora_parameters(3, None, head)
+            model.lora_parameters(3, None, head)
         with pytest.raises(ValueError, match="target_modules"):  # peft's NoMatching… is one too
             adapted(case, None, head)
         return
-    ours = made.lora_parameters(3, targets, head)
+    ours = model.lora_parameters(3, targets, head)
     assert ours == trained(adapted(case, targets, head))
     # The names that "all-linear" stands for come to the same, for us and for peft.
-    names = made.lora_targets(targets)
-    assert made.lora_parameters(3, names, head) == ours == trained(adapted(case, [*names], head))
+    names = model.lora_targets(targets)
+    assert model.lora_parameters(3, names, head) == ours == trained(adapted(case, [*names], head))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_name_has_pefts_count(case):
     """Every map alone, and the language model's head, which only its own name adapts."""
-    made = architecture(config_of(case))
-    linears = [linear for _, linear in made._linears() if linear.targets] + [made.lm_head]
+    model = architecture(config_of(case))
+    linears = [linear for _, linear in model._linears() if linear.targets] + [model.lm_head]
     for names in dict.fromkeys(linear.targets for linear in linears):
-        assert made.lora_parameters(3, names) == trained(adapted(case, [*names])), names
+        assert model.lora_parameters(3, names) == trained(adapted(case, [*names])), names
 
 
 def test_a_score_head_is_trained_and_not_adapted():
@@ -128,26 +128,26 @@ def test_a_score_head_is_trained_and_not_adapted():
 
 def test_ranks_of_a_mixture():
     """The experts' joint gate and up proj has the ranks of both: 2 · 6 experts · 3 · (16 + 24)."""
-    made = architecture(config_of("qwen3_moe"))
-    names = made.lora_targets("all-linear")
-    dense, sparse = (layer.linears[4:] for layer in made.layers)
+    model = architecture(config_of("qwen3_moe"))
+    names = model.lora_targets("all-linear")
+    dense, sparse = (layer.linears[4:] for layer in model.layers)
     assert [x.rank(3, names) for x in sparse] == [3, 6, 3]
     assert [x.lora_parameters(3, names) for x in sparse] == [66, 2 * 6 * 3 * 40, 6 * 3 * 28]
     assert [x.rank(3, names) for x in dense] == [0, 0, 0]  # peft takes their names for the experts'
 
 
 def test_opts_projections_are_linear_maps_of_the_embedding():
-    made = architecture(config_of("opt"))
-    assert [(x.name, x.inputs, x.outputs) for x in made.outer] == [
+    model = architecture(config_of("opt"))
+    assert [(x.name, x.inputs, x.outputs) for x in model.outer] == [
         ("project_in", 8, 16),
         ("project_out", 16, 8),
     ]
-    assert made.by_part()["embedding"] == 50 * 8 + (96 + 2) * 16 + 2 * 8 * 16
+    assert model.by_part()["embedding"] == 50 * 8 + (96 + 2) * 16 + 2 * 8 * 16
     assert architecture(config_of("opt, norms first")).outer == ()
 
 
 def test_a_mixture_uses_its_active_experts():
-    """Two of six experts in one layer of three: four stand idle, 3·h·m parameters each."""
+    """Two of six experts in one layer of three: four are idle, 3·h·m parameters each."""
     model = architecture(config_of("qwen3_moe"))
     h, m = 16, 12
     assert (model.experts, model.active, model.depth) == (6, 2, 3)

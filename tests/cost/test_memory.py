@@ -48,7 +48,7 @@ def kept(config: dict, **more) -> int:
     return trunk(architecture(config), p, checkpoint=False)[-1].kept
 
 
-def test_a_llama_layer_keeps_what_the_formula_says():
+def test_a_llama_layer_keeps_as_much_as_the_formula():
     """sb(20h + 4(k/a)h + 8I) + 4abs, in bytes, 16 bits, fused attention; one number a row and norm
     on top."""
     h, i, a, k = 64, 160, 4, 2
@@ -89,7 +89,6 @@ def test_lora_on_all_linear_layers_keeps_more_than_full_training():
     }
     names = architecture(wide).lora_targets("all-linear")
     sbh = S * B * 1024
-    print(kept(wide) / sbh, kept(wide, trained=False, lora_r=16, targets=names) / sbh)
     assert kept(wide) / sbh == pytest.approx(46.0, abs=0.1)
     adapted = kept(wide, trained=False, lora_r=16, targets=names)
     assert adapted / sbh == pytest.approx(67.8, abs=0.5)
@@ -111,12 +110,12 @@ def test_a_segment_gives_back_all_but_its_gradients():
             x, tape.linear(tape.linear(y, h, h, 4, trained=True), h, h, 4, trained=True)
         )
 
-    made = segment(PassConfig(1, rows), write, rows * h)
-    assert made.gradients == 3 * h * h * 4
+    one = segment(PassConfig(1, rows), write, rows * h)
+    assert one.gradients == 3 * h * h * 4
     # Kept: the input, the first product (pointwise saves it), the second's and third's inputs.
-    assert made.kept == 4 * rows * h * 4
-    assert made.forward.flops == 3 * 2 * rows * h * h
-    assert made.backward.flops == 2 * made.forward.flops
+    assert one.kept == 4 * rows * h * 4
+    assert one.forward.flops == 3 * 2 * rows * h * h
+    assert one.backward.flops == 2 * one.forward.flops
 
 
 def test_peaks_of_a_row_of_segments_by_hand():

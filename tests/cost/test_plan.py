@@ -54,7 +54,7 @@ def test_bytes_per_parameter():
         ("zero3", 2 / 8, 2 / 8, 12 / 8),
     ],
 )
-def test_zero_shards_as_its_paper_says(sharding, weights, gradients, states):
+def test_zero_shards_as_in_its_paper(sharding, weights, gradients, states):
     """Bytes per parameter on one of 8 devices (Rajbhandari et al., figure 1)."""
     n = 6_738_415_616
     e = plan(name=LLAMA2, gpus=8, sharding=sharding)
@@ -90,8 +90,8 @@ def test_the_cache_holds_keys_and_values_of_every_layer():
 
 def test_inference_is_prefill_and_decode():
     """The same work as a rollout; decoding reads every weight for each token of a sequence."""
-    said = {"dtype": "bfloat16", "prompt_length": 100, "response_length": 29}
-    e, rollout = plan("inference", LLAMA2, **said), plan("ppo", LLAMA2, **said).phases[0]
+    common = {"dtype": "bfloat16", "prompt_length": 100, "response_length": 29}
+    e, rollout = plan("inference", LLAMA2, **common), plan("ppo", LLAMA2, **common).phases[0]
     prefill, decode = e.phases
     assert (prefill.name, decode.name, rollout.name) == ("prefill", "decode", "rollout")
     assert prefill.work.flops + decode.work.flops == pytest.approx(rollout.work.flops)
@@ -175,16 +175,16 @@ def test_more_costs_more(stage, batch, length, more, lora, checkpoint, dtype, gp
 # -------------------------------------------------------------------------------------- remedies
 
 
-def test_remedies_save_what_they_say_and_come_ranked():
+def test_remedies_save_what_they_claim_and_come_ranked():
     e = plan("ppo", LLAMA2, "a100-80", per_device_train_batch_size=8)
     assert not e.fits
-    found = remedies(e)
-    assert found and found[0].fits
-    assert [r.fits for r in found] == sorted((r.fits for r in found), reverse=True)
-    for r in found:
+    ranked = remedies(e)
+    assert ranked and ranked[0].fits
+    assert [r.fits for r in ranked] == sorted((r.fits for r in ranked), reverse=True)
+    for r in ranked:
         assert r.saves_bytes == pytest.approx(e.peak - r.estimate.peak)
         assert r.saves_money == pytest.approx(e.money - r.estimate.money)
-    changes = [r for r in found if "stage" not in r.settings]
+    changes = [r for r in ranked if "stage" not in r.settings]
     for r in changes:  # the settings it names are all it takes
         assert e.changed(**r.settings).peak == r.estimate.peak
 

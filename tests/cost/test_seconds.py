@@ -47,7 +47,7 @@ def test_a_gpu_hides_what_it_can():
 
 def _passes() -> list[Work]:
     """The predicted work of the passes that calibrate."""
-    made = []
+    works = []
     for width, layers, rows, tokens in SHAPES:
         config = {
             "model_type": "llama",
@@ -59,8 +59,8 @@ def _passes() -> list[Work]:
             "vocab_size": 512,
             "max_position_embeddings": 256,
         }
-        made += predicted_work(config, rows, tokens)
-    return made
+        works += predicted_work(config, rows, tokens)
+    return works
 
 
 @settings(max_examples=30, deadline=None)
