@@ -167,7 +167,7 @@ FAULTS = [Fault(*row) for row in (
      "cost/plan.py", "cost/estimate.py", "self.hours * self.setup.gpus",
      "self.hours * self.setup.replicas", "plan", "budget planner"),
     ("all heads are cached", "grouped keys and values are forgotten",
-     "cost/phases.py", "cost/phases.py", "2.0 * model.depth * model.kv_heads *",
+     "cost/phases.py", "cost/generation.py", "2.0 * model.depth * model.kv_heads *",
      "2.0 * model.depth * model.heads *", "plan", "memory xray"),
     ("seconds counted twice", "a block within a block counts for both",
      "cost/meter.py", "metering/meter.py", "own = seconds - self.inner", "own = seconds", "meter",
