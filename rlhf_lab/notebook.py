@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .data.load import Data, load_data
 from .models.load import load
@@ -23,16 +23,18 @@ from .models.weights import load_causal_lm
 from .runs.run import Run
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from .widgets.dashboard import Replay
     from .widgets.inspector import Inspector
     from .widgets.labeller import Labeller
     from .widgets.planner import Planner
 
 
-def planner(**state: Any) -> Planner:
+def planner(**state: object) -> Planner:
     """The slider app: what a stage takes in memory, time and money.
 
-    `state`: any argument of `lab.plan` to begin with, and what `planner.state` said earlier.
+    `state`: any argument of `lab.plan` to begin with, and the `planner.state` of an earlier one.
     Raises ValueError for a setting that no control can show.
     """
     from .planning import plan
@@ -64,19 +66,22 @@ def label(
     data: Data | str | Path = "stories",
     n: int = 20,
     out: str | Path = "my_preferences.jsonl",
-    **options: Any,
+    *,
+    who: str = "",
+    seed: int = 0,
+    feedback: str = "end",
 ) -> Labeller:
-    """You are the human: `n` of the data's pairs to judge. Each answer is in `out` at once, and the
-    same `out` goes on where you stopped.
+    """You are the annotator: `n` of the data's pairs to label. Each answer is in `out` at once, and
+    the same `out` goes on where you stopped.
 
         mine = lab.label(data)                                       # click, or ← and →
         mine_too = data.with_preferences(mine.preferences)           # held-out pairs stay
-        judge = lab.train("reward", mine_too)                        # a reward model of your taste
-        tiny = lab.load("tiny").with_stage("reward", judge.model_path)
+        reward = lab.train("reward", mine_too)                       # a reward model of your taste
+        tiny = lab.load("tiny").with_stage("reward", reward.model_path)
         lab.train(lab.plan("ppo", tiny))                             # and a policy that pleases it
 
-    `options`: `who`, `seed`, `feedback` of `widgets.labeller.Labeller`. Raises ValueError for data
-    without pairs.
+    `who`, `seed`, `feedback`: as in `widgets.labeller.Labeller`. Raises ValueError for data without
+    pairs.
     """
     from .widgets.labeller import Labeller
 
@@ -85,31 +90,33 @@ def label(
     if not pairs:
         raise ValueError(f"{data.name} has no pairs to label: no chosen and rejected fields")
     gold = data.gold_reward if data.has_gold else None
-    return Labeller(pairs, out, gold, data.annotator, **options)
+    return Labeller(pairs, out, gold, data.annotator, who=who, seed=seed, feedback=feedback)
 
 
 def _opened(run: Run | str | Path) -> Run:
     return run if isinstance(run, Run) else Run.load(run)
 
 
-def _score(run: Run, row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _score(run: Run, row: Mapping[str, object]) -> Mapping[str, object]:
     """Figures of a sample's tokens under the model that wrote it and the one the run began as."""
     from .ppo.token_record import score_tokens
 
     if row.get("when") in (None, "held-out"):
         raise ValueError(
-            "the model of that step is gone: only what was said before and after "
-            "training can be scored"
+            "the model of that step is gone: only samples from before and after training "
+            "can be scored"
         )
     policy, reference, tokenizer = _models(run.folder.resolve(), run.stage, run.config["model"])
     before = row.get("when") in ("sft", "base") and row["when"] != run.stage
     return score_tokens(
-        reference if before else policy, reference, tokenizer, row["prompt"], row["response"]
+        reference if before else policy, reference, tokenizer, row["prompt"], str(row["response"])
     )
 
 
 @lru_cache(maxsize=3)
-def _models(folder: Path, stage: str, model: str) -> tuple[Any, Any, Any]:
+def _models(
+    folder: Path, stage: str, model: str
+) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
     path = folder / "model"
     handle = load(model)
     reference = handle.base if stage == "sft" else handle.sft

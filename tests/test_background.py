@@ -35,8 +35,8 @@ def test_an_armed_loop_is_interrupted_where_it_is():
     thread = threading.Thread(target=loop)
     thread.start()
     inside.wait()
-    stop.ask()
-    stop.ask()  # the second one may not hit the saving
+    stop.request()
+    stop.request()  # the second one may not hit the saving
     thread.join(5)
     assert seen == ["interrupted", "saved"] and stop()
 
@@ -45,7 +45,7 @@ def test_what_is_not_armed_is_not_interrupted():
     stop, seen = Stop(), []
     thread = threading.Thread(target=lambda: (time.sleep(0.1), seen.append("saved")))
     thread.start()
-    stop.ask()
+    stop.request()
     thread.join(5)
     assert seen == ["saved"]
     with pytest.raises(KeyboardInterrupt), stop.armed():

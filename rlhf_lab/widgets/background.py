@@ -11,24 +11,30 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..runs.run import Run
+
+if TYPE_CHECKING:
+    from .dashboard import Dashboard
+    from .planner_options import PlanLike
 
 
 class Stop:
     """A request to end training, from another thread.
 
-    Calling it says whether it was asked for; a trainer that asks ends after its step. While the
-    loop is `armed`, `ask` also interrupts it where it is, as the notebook's stop button would.
+    Calling it returns whether there is a request (or `should_stop()` is true); a trainer that
+    calls it ends after its step. While the loop is `armed`, `request` also interrupts it where it
+    is, as the notebook's stop button would.
     """
 
-    def __init__(self, also: Callable[[], bool] | None = None) -> None:
-        self._also, self._asked = also, threading.Event()
-        self._lock, self._thread = threading.Lock(), None
+    def __init__(self, should_stop: Callable[[], bool] | None = None) -> None:
+        self._should_stop, self._requested = should_stop, threading.Event()
+        self._lock = threading.Lock()
+        self._thread: int | None = None
 
     def __call__(self) -> bool:
-        return self._asked.is_set() or bool(self._also and self._also())
+        return self._requested.is_set() or bool(self._should_stop and self._should_stop())
 
     @contextmanager
     def armed(self) -> Iterator[None]:
@@ -36,17 +42,17 @@ class Stop:
         with self._lock:
             self._thread = threading.get_ident()
         try:
-            if self._asked.is_set():
+            if self._requested.is_set():
                 raise KeyboardInterrupt
             yield
         finally:
             with self._lock:
                 self._thread = None
 
-    def ask(self) -> None:
+    def request(self) -> None:
         with self._lock:
-            first = not self._asked.is_set()
-            self._asked.set()
+            first = not self._requested.is_set()
+            self._requested.set()
             if first and self._thread is not None:  # a second one would hit the saving
                 target, error = ctypes.c_ulong(self._thread), ctypes.py_object(KeyboardInterrupt)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(target, error)
@@ -66,22 +72,26 @@ def check_free() -> None:
 class Training:
     """A training in a thread of its own."""
 
-    def __init__(self, work: Callable[..., Run], stop: Stop, view: Any = None) -> None:
+    def __init__(
+        self, work: Callable[..., Run], stop: Stop, dashboard: Dashboard | None = None
+    ) -> None:
         global _current
-        self._stop, self._view, self._run, self._error = stop, view, None, None
+        self._stop, self._dashboard = stop, dashboard
+        self._run: Run | None = None
+        self._error: BaseException | None = None
         self._done = threading.Event()  # an interrupted `Thread.join` takes the thread for dead
         _current = self
-        threading.Thread(target=self._do, args=(work,), daemon=True).start()
+        threading.Thread(target=self._train, args=(work,), daemon=True).start()
 
-    def _do(self, work: Callable[..., Run]) -> None:
+    def _train(self, work: Callable[..., Run]) -> None:
         try:
-            self._run = work(should_stop=self._stop, dashboard=self._view)
+            self._run = work(should_stop=self._stop, dashboard=self._dashboard)
         except BaseException as error:  # `wait` raises it, where somebody can see it
             self._error = error
         finally:
             try:
-                if self._view is not None:
-                    self._view.end("" if self._error is None else str(self._error))
+                if self._dashboard is not None:
+                    self._dashboard.end("" if self._error is None else str(self._error))
             finally:
                 self._done.set()
 
@@ -91,7 +101,7 @@ class Training:
 
     def stop(self) -> Run:
         """End training where it is, and return the run, which holds all there was."""
-        self._stop.ask()
+        self._stop.request()
         return self.wait()
 
     def wait(self, seconds: float | None = None) -> Run:
@@ -99,19 +109,20 @@ class Training:
 
         An interrupt while it waits stops the training, as it would in the cell that trains.
         """
-        waits = getattr(self._view, "waits", lambda on: None)
-        waits(True)
+        if self._dashboard is not None:
+            self._dashboard.kernel_waits(True)
         try:
             self._done.wait(seconds)
         except KeyboardInterrupt:
-            self._stop.ask()
+            self._stop.request()
             self._done.wait()
         finally:
-            waits(False)
+            if self._dashboard is not None:
+                self._dashboard.kernel_waits(False)
         if self.running:
             raise TimeoutError(f"still training after {seconds:g} s")
-        if self._error is not None:
-            raise self._error
+        if self._error is not None or self._run is None:
+            raise self._error or RuntimeError("training ended without a run")
         return self._run
 
     def __repr__(self) -> str:
@@ -119,8 +130,13 @@ class Training:
         return f"Training({state})"
 
 
-def open_dashboard(plan: Any, quiet: bool, stop: Any = None) -> Any:
-    """A dashboard for a training, on the page at once; None where there is no notebook."""
+def open_dashboard(
+    plan: PlanLike, quiet: bool, stop: Callable[[], bool] | None = None
+) -> Dashboard | None:
+    """A dashboard for a training, on the page at once; None where there is no notebook.
+
+    Its button requests the end of training where `stop` is a `Stop`; else it interrupts the kernel.
+    """
     from ..runs.progress import in_notebook
 
     if quiet or not in_notebook():
@@ -129,5 +145,5 @@ def open_dashboard(plan: Any, quiet: bool, stop: Any = None) -> Any:
     from .dashboard import Dashboard
 
     limit = hardware(plan.hardware).memory
-    ask = stop.ask if isinstance(stop, Stop) else None
-    return Dashboard(plan.stage, plan.model.name, limit=limit, stop=ask).display()
+    request = stop.request if isinstance(stop, Stop) else None
+    return Dashboard(plan.stage, plan.model.name, limit=limit, stop=request).display()

@@ -6,8 +6,8 @@
     bar.update(1, "reward 1.20")
     view.end()                                     # a static picture in its place
 
-It reads the run's files and a ledger, and never a trainer. Redraws take at most `SHARE` of the
-time. `Replay` draws a run on disk with the same charts.
+It reads the run's files and a ledger, and never a trainer. Redraws take at most `DRAWING_SHARE` of
+the time. `Replay` draws a run on disk with the same charts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import anywidget
 import ipywidgets as w
@@ -26,7 +26,6 @@ from ..charts.chart import line_chart
 from ..charts.frame import Picture
 from ..charts.memory import role_memory_chart
 from ..charts.views import (
-    AROUND,
     ChartSpec,
     charts_of,
     known_series,
@@ -34,15 +33,23 @@ from ..charts.views import (
     time_stacks,
 )
 from ..display import escape, format_bytes, format_number, format_seconds, table
-from ..runs.ledger import Ledger
+from ..runs.ledger import AROUND, Ledger
 from ..runs.progress import Pace, in_notebook
 from ..runs.run import Run
-from .live import Chart, grid, show
+from .live import Chart, Showing, grid, show
 
-SHARE = 0.015
-"""Of the time that goes into drawing, at most."""
+DRAWING_SHARE = 0.015
+"""Share of the time that goes into drawing, at most."""
 SECONDS_BETWEEN = 0.2
-SIZE = {"width": 400, "height": 230}
+
+
+class ChartSize(TypedDict):
+    width: int
+    height: int
+
+
+SIZE: ChartSize = {"width": 400, "height": 230}
+"""px of each chart"""
 _HERE = Path(__file__).parent
 
 
@@ -52,7 +59,7 @@ class StopButton(anywidget.AnyWidget):
     _esm = _HERE / "stop.js"
     label = traitlets.Unicode("Stop").tag(sync=True)
     off = traitlets.Bool(False).tag(sync=True)
-    asked = traitlets.Int(0).tag(sync=True)
+    clicks = traitlets.Int(0).tag(sync=True)
     kernel = traitlets.Unicode("", help="which to interrupt; empty: it listens").tag(sync=True)
 
     def __repr__(self) -> str:
@@ -78,30 +85,31 @@ class Dashboard:
         self.stage, self.model, self.limit = stage, model, limit
         self.run: Run | None = None
         self._ledger: Callable[[], Ledger] = Ledger
-        self._clock, self._free_at, self._showing = clock, 0.0, None
+        self._clock, self._free_at = clock, 0.0
+        self._showing: Showing | None = None
         self._pace, self._state = Pace(None, stage, clock), "starting"
         self.button = StopButton(kernel="" if stop else kernel_id())
         if stop is not None:
-            self.button.observe(lambda _: stop(), names="asked")
+            self.button.observe(lambda _: stop(), names="clicks")
         self.views = charts_of(stage)
         self.charts = {v.title: Chart(_empty(v)) for v in self.views}
         self.memory, self.time = Chart(), Chart()
         self.status = w.HTML()
-        self.widget = self._laid_out()
+        self.widget = self._layout()
         self.refresh(now=True)
 
-    def _laid_out(self) -> w.Widget:
+    def _layout(self) -> w.Widget:
         head = w.HBox([self.button, self.status], layout={"align_items": "center"})
-        shown = [self.charts[v.title] for v in self.views if not v.folded]
+        open_charts = [self.charts[v.title] for v in self.views if not v.folded]
         folded = [self.charts[v.title] for v in self.views if v.folded]
-        parts = [head, _wrapping([*shown, self.memory, self.time])]
+        parts = [head, _wrapping([*open_charts, self.memory, self.time])]
         if folded:
             more = w.Accordion([_wrapping(folded)], selected_index=None)
             more.set_title(0, "More: " + ", ".join(v.title for v in self.views if v.folded))
             parts.append(more)
         return w.VBox(parts)
 
-    # ------------------------------------------------------------------------ told by who trains
+    # ------------------------------------------------------------------- called by who trains
 
     def display(self) -> Dashboard:
         self._showing = show(self.widget, self.still, beside=False)
@@ -128,15 +136,16 @@ class Dashboard:
         self.refresh()
 
     def close(self) -> None:
-        """The loop is over; judging and saving may follow."""
+        """The loop is over; evaluation and saving may follow."""
         self._pace.closed = True
         self.button.off = True
-        self._state = "judging and saving"
+        self._state = "evaluating and saving"
         self.refresh(now=True)
 
-    def waits(self, on: bool) -> None:
-        """Whether the kernel is busy waiting for this training, and hears no button."""
-        self.button.kernel = kernel_id() if on else ""
+    def kernel_waits(self, waiting: bool) -> None:
+        """Whether the kernel is busy waiting for this training, so that it gets no message: the
+        button then interrupts it."""
+        self.button.kernel = kernel_id() if waiting else ""
 
     def end(self, error: str = "") -> None:
         """Put a picture in the place of the widget; nothing where there was nothing to draw."""
@@ -153,26 +162,26 @@ class Dashboard:
     # --------------------------------------------------------------------------------- drawing
 
     def refresh(self, now: bool = False) -> None:
-        """Draw what there is, unless it is too early for that."""
+        """Draw what there is, unless the last drawing was too recent; `now` draws anyway."""
         start = self._clock()
         if start < self._free_at and not now:
             return
         self._show_status()
         for view in self.views:
-            picture = self._drawn(view)
+            picture = self._chart(view)
             if picture is not None:
                 self.charts[view.title].draw(picture, now)
         ledger = self._ledger()
         self.memory.draw(role_memory_chart(ledger, self.limit, **SIZE), now)
-        self.time.draw(time_stacks(ledger, self._done, **SIZE), now)
+        self.time.draw(time_stacks(ledger, self._share_done, **SIZE), now)
         end = self._clock()
-        self._free_at = end + max(SECONDS_BETWEEN, (end - start) / SHARE)
+        self._free_at = end + max(SECONDS_BETWEEN, (end - start) / DRAWING_SHARE)
 
-    def _drawn(self, view: ChartSpec) -> Picture | None:
+    def _chart(self, view: ChartSpec) -> Picture | None:
         return None if self.run is None else metric_chart(self.run, view, **SIZE)
 
     @property
-    def _done(self) -> float:
+    def _share_done(self) -> float:
         return 1.0 if self._pace.share is None else self._pace.share
 
     @property
@@ -187,9 +196,9 @@ class Dashboard:
 
     def still(self) -> Picture:
         """All that is not folded away, as one picture."""
-        shown = [self.charts[v.title].picture for v in self.views if not v.folded]
-        drawn = [p for p in [*shown, self.memory.picture, self.time.picture] if p is not None]
-        return grid(drawn, columns=2, title=self.headline)
+        charts = [self.charts[v.title] for v in self.views if not v.folded]
+        pictures = [c.picture for c in (*charts, self.memory, self.time)]
+        return grid([p for p in pictures if p is not None], columns=2, title=self.headline)
 
     def __repr__(self) -> str:
         """The same numbers as a table."""
@@ -206,8 +215,10 @@ class Dashboard:
 class Replay(Dashboard):
     """A run on disk, as its dashboard was: a slider goes through its steps, ▶ plays them."""
 
+    run: Run
+
     def __init__(self, run: Run, limit: float | None = None) -> None:
-        self._upto = math.inf
+        self._last_step_drawn: float = math.inf
         super().__init__(run.stage, str(run.config.get("model", "")), limit=limit)
         last = run.last_step
         self.slider = w.IntSlider(
@@ -234,8 +245,8 @@ class Replay(Dashboard):
         self._state = run.status
         self.open(run)
 
-    def _moved(self, change: dict[str, Any]) -> None:
-        self._upto = change["new"]
+    def _moved(self, change: dict[str, int]) -> None:
+        self._last_step_drawn = change["new"]
         self.refresh(now=True)
         if self._showing is not None:
             self._showing.refresh()
@@ -247,10 +258,10 @@ class Replay(Dashboard):
         self.slider.value = self.slider.max
         self.refresh(now=True)
 
-    def _drawn(self, view: ChartSpec) -> Picture | None:
+    def _chart(self, view: ChartSpec) -> Picture | None:
         if self.run is None:
             return None
-        return metric_chart(self.run, view, self._upto, **SIZE) or _empty(view)
+        return metric_chart(self.run, view, self._last_step_drawn, **SIZE) or _empty(view)
 
     def display(self) -> Replay:
         self._showing = show(self.widget, self.still)
@@ -293,10 +304,11 @@ def cost_line(ledger: Ledger) -> str:
     """Memory and time in a line, predicted and measured."""
     parts = []
     for source in ("predicted", "measured"):
-        of = ledger.filter(source=source)
-        if of:
-            seconds = sum(r.value for r in of if r.quantity == "seconds" and r.phase not in AROUND)
-            parts.append(f"{source}: {format_bytes(of.peak())}, {format_seconds(seconds)}")
+        rows = ledger.filter(source=source)
+        if rows:
+            times = (r for r in rows if r.quantity == "seconds" and r.phase not in AROUND)
+            seconds = sum(r.value for r in times)
+            parts.append(f"{source}: {format_bytes(rows.peak())}, {format_seconds(seconds)}")
     return "; ".join(parts)
 
 

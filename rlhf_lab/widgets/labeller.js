@@ -100,7 +100,7 @@ function render({ model, el }) {
     dot.style.left = `${100 * row.share}%`;
     track.append(dot);
     track.setAttribute("aria-hidden", "true");
-    return [element("div", "name", row.name), track, element("div", "figure", row.said)];
+    return [element("div", "name", row.name), track, element("div", "figure", row.full)];
   }
 
   function draw() {

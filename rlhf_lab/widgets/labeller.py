@@ -1,4 +1,4 @@
-"""You are the human: two responses side by side, and you say which one is better.
+"""You are the annotator: two responses side by side, and you choose the better one.
 
     labeller = Labeller(pairs, "my_preferences.jsonl", data.gold_reward, data.annotator)
     labeller                                    # a click, or the keys; each answer is saved at once
@@ -9,9 +9,9 @@ A reward model of your own taste, and a policy that learns from it:
     mine = lab.train("reward", labeller.preferences)
     lab.train(lab.plan("ppo", tiny.with_stage("reward", mine.folder / "model")), data)
 
-Every answer is on disk (`annotations.py`) before the next pair appears: a killed kernel loses none,
-and the same file goes on where you stopped. How well you agree with the gold reward and with the
-annotator stays hidden until the end, so that it does not teach you.
+Every answer is on disk (`data/preferences.py`) before the next pair appears: a killed kernel loses
+none, and the same file goes on where you stopped. How well you agree with the gold reward and with
+the annotator stays hidden until the end, so that it does not teach you.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anywidget
 import traitlets
@@ -38,13 +38,21 @@ from .live import show
 LONGEST = 20_000
 """Characters of a text that are shown."""
 
-_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-_SAID = {"left": "left is better", "right": "right is better", "tie": "a tie", "skip": "skipped"}
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_IN_WORDS = {
+    "left": "left is better",
+    "right": "right is better",
+    "tie": "a tie",
+    "skip": "skipped",
+}
+
+
+Row: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two responses as they are shown; `label` is the one that was preferred before, if known."""
+    """Two responses as they are shown; `label`: the one that the annotator or the data prefers."""
 
     id: str
     prompt: Any
@@ -56,7 +64,7 @@ class Pair:
 class Labeller(anywidget.AnyWidget):
     """Asks you which of two responses is better, and keeps every answer in a file.
 
-    `pairs`: rows {"prompt", "chosen", "rejected"} (what an annotator chose, or a data set says) or
+    `pairs`: rows {"prompt", "chosen", "rejected"} (labelled by an annotator, or in a data set) or
     {"prompt", "first", "second"}. Which response stands left is drawn for each pair, by `seed`.
     `gold_reward(prompt, response)` and `annotator`, where there are any, are what your choices are
     compared with. `who`: several people may label into one file under their names. `feedback`:
@@ -66,11 +74,11 @@ class Labeller(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("labeller.js")
     _css = Path(__file__).with_name("labeller.css")
-    view = traitlets.Dict().tag(sync=True)  # all that the browser shows, so that a reload shows it
+    view = traitlets.Dict().tag(sync=True)  # all that the browser shows: a reload shows it again
 
     def __init__(
         self,
-        pairs: Iterable[Mapping[str, Any]],
+        pairs: Iterable[Row],
         file: str | Path,
         gold_reward: Callable[[str, str], float] | None = None,
         annotator: Annotator | None = None,
@@ -81,24 +89,24 @@ class Labeller(anywidget.AnyWidget):
     ) -> None:
         if feedback not in ("end", "each"):
             raise ValueError(f"feedback={feedback!r}: choose from end, each")
-        self.pairs = _drawn(pairs, annotator, seed)
+        self.pairs = _as_shown(pairs, annotator, seed)
         self.annotations = Annotations(file)
         self.who, self.revealed = who, feedback == "each"
-        self._gold_reward, self._annotator, self._gaps = gold_reward, annotator, {}
-        self._given = [
-            line["id"] for line in self.annotations.answers(who)
-        ]  # what undo takes back
+        self._gold_reward, self._annotator = gold_reward, annotator
+        self._gaps: dict[str, float | None] = {}
+        # What undo takes back, the last one first.
+        self._answer_ids = [line["id"] for line in self.annotations.answers(who)]
         self._moves, self._since = 0, time.monotonic()
         super().__init__()
-        self.on_msg(self._hear)
+        self.on_msg(self._on_message)
         self._show("")
 
     def __repr__(self) -> str:
-        said = f"Labeller({self.done} of {len(self.pairs)} labelled"
-        shown = [f"{row.name[0].lower()}{row.name[1:]}: {row.short}" for row in self._rows()]
-        return "; ".join([said, *shown]) + ")"
+        head = f"Labeller({self.done} of {len(self.pairs)} labelled"
+        shares = [f"{row.name[0].lower()}{row.name[1:]}: {row.short}" for row in self._rows()]
+        return "; ".join([head, *shares]) + ")"
 
-    def _ipython_display_(self, **_: Any) -> None:
+    def _ipython_display_(self, **_: object) -> None:
         """In a notebook: with a picture of the tally beside it, for readers without a kernel."""
         showing = show(self, self.still)
         self.observe(lambda _: showing.refresh(now=True), "view")
@@ -106,7 +114,7 @@ class Labeller(anywidget.AnyWidget):
     # -- answering ----------------------------------------------------------------------------
     @property
     def current(self) -> Pair | None:
-        """The pair that is asked about; None when all are labelled."""
+        """The pair to label now; None when all are labelled."""
         answered = self._answered()
         return next((pair for pair in self.pairs if pair.id not in answered), None)
 
@@ -120,32 +128,32 @@ class Labeller(anywidget.AnyWidget):
     def counts(self) -> dict[str, int]:
         """Of the pairs: {"preferences", "ties", "skips"}."""
         ours = {pair.id for pair in self.pairs}
-        said = [kind for pair, kind in self._answered().items() if pair in ours]
-        ties, skips = said.count("tie"), said.count("skip")
-        return {"preferences": len(said) - ties - skips, "ties": ties, "skips": skips}
+        answers = [answer for pair, answer in self._answered().items() if pair in ours]
+        ties, skips = answers.count("tie"), answers.count("skip")
+        return {"preferences": len(answers) - ties - skips, "ties": ties, "skips": skips}
 
     def answer(self, choice: str, seconds: float | None = None) -> None:
-        """Judge the current pair: "left", "right", "tie" or "skip". Saved when this returns."""
+        """Label the current pair: "left", "right", "tie" or "skip". Saved when this returns."""
         pair = self.current
         if pair is None:
             raise ValueError(f"all {len(self.pairs)} pairs are labelled; undo takes one back")
         if seconds is None:
             seconds = time.monotonic() - self._since
-        given = self.annotations.add(
+        answer_id = self.annotations.add(
             choice, pair.prompt, pair.left, pair.right, seconds=seconds, who=self.who
         )
-        self._given.append(given)
-        self._show(f"Saved: {_SAID[choice]}.{self._verdict(pair, choice)}")
+        self._answer_ids.append(answer_id)
+        self._show(f"Saved: {_IN_WORDS[choice]}.{self._verdict(pair, choice)}")
 
     def undo(self) -> None:
         """Take back the last answer; nothing where there is none."""
-        standing = {line["id"] for line in self.annotations.answers(self.who)}
-        while self._given and self._given[-1] not in standing:
-            self._given.pop()
-        if self._given:
-            self.annotations.undo(self._given[-1], self.who)
-            self._given.pop()
-            self._show("Taken back: judge this pair again.")
+        valid = {line["id"] for line in self.annotations.answers(self.who)}
+        while self._answer_ids and self._answer_ids[-1] not in valid:
+            self._answer_ids.pop()
+        if self._answer_ids:
+            self.annotations.undo(self._answer_ids[-1], self.who)
+            self._answer_ids.pop()
+            self._show("Taken back: label this pair again.")
         else:
             self._show("Nothing to take back.")
 
@@ -156,7 +164,7 @@ class Labeller(anywidget.AnyWidget):
 
     # -- what comes of it ---------------------------------------------------------------------
     @property
-    def preferences(self) -> list[dict[str, Any]]:
+    def preferences(self) -> list[dict[str, object]]:
         """Your preferences, all that the file holds: rows {"prompt", "chosen", "rejected"}.
 
         Ties and skips are left out (`counts`). `lab.load_data` takes these rows.
@@ -183,9 +191,9 @@ class Labeller(anywidget.AnyWidget):
         return picture(self._rows(), title, hidden or "No answers yet.")
 
     def ask(
-        self, read: Callable[[str], str] = input, write: Callable[[str], Any] = print
+        self, read: Callable[[str], str] = input, write: Callable[[str], object] = print
     ) -> Labeller:
-        """Label in a terminal, until all is labelled or you say q. → itself."""
+        """Label in a terminal, until all is labelled or you type q. → itself."""
         keys = {"1": "left", "2": "right", "t": "tie", "s": "skip"}
         while pair := self.current:
             write(
@@ -194,22 +202,22 @@ class Labeller(anywidget.AnyWidget):
             )
             self._since = time.monotonic()
             try:
-                said = read("Better: 1 or 2 (t tie, s skip, u undo, q quit): ").strip().lower()
+                key = read("Better: 1 or 2 (t tie, s skip, u undo, q quit): ").strip().lower()
             except (EOFError, KeyboardInterrupt):
-                said = "q"
-            if said == "q":
+                key = "q"
+            if key == "q":
                 break
-            if said == "u":
+            if key == "u":
                 self.undo()
-            elif said in keys:
-                self.answer(keys[said])
-            write(self.view["note"] if said in ("u", *keys) else "Say 1, 2, t, s, u or q.")
+            elif key in keys:
+                self.answer(keys[key])
+            write(self.view["note"] if key in ("u", *keys) else "Type 1, 2, t, s, u or q.")
         write(f"{self.done} of {len(self.pairs)} labelled, saved in {self.annotations.file}")
         for row in self._rows():
             write(f"{row.name}: {row}")
         return self
 
-    # -- inside -------------------------------------------------------------------------------
+    # -- comparisons --------------------------------------------------------------------------
     def _answered(self) -> dict[str, str]:
         """Pair → answer, of everything in the file."""
         return {line["pair"]: line["annotation"] for line in self.annotations.answers(self.who)}
@@ -221,16 +229,21 @@ class Labeller(anywidget.AnyWidget):
     def _gap(self, pair: Pair) -> float | None:
         """Gold reward of the left less that of the right response; None where it is unknown."""
         if pair.id not in self._gaps:
-            try:
-                left, right = (self._gold_reward(pair.prompt, r) for r in (pair.left, pair.right))
-                gap = float(left) - float(right)
-                # Sums of the same parts may differ in the last digit.
-                self._gaps[pair.id] = 0.0 if abs(gap) < 1e-9 else gap if gap == gap else None
-            except (TypeError, ValueError):  # no gold reward, or none for this prompt
-                self._gaps[pair.id] = None
+            self._gaps[pair.id] = self._gold_gap(pair)
         return self._gaps[pair.id]
 
-    def _choice(self, pair: Pair, line: Mapping[str, Any]) -> Choice:
+    def _gold_gap(self, pair: Pair) -> float | None:
+        if self._gold_reward is None:
+            return None
+        try:
+            left, right = (self._gold_reward(pair.prompt, r) for r in (pair.left, pair.right))
+            gap = float(left) - float(right)
+        except (TypeError, ValueError):  # no gold reward for this prompt
+            return None
+        # Sums of the same parts may differ in the last digit.
+        return 0.0 if abs(gap) < 1e-9 else None if math.isnan(gap) else gap
+
+    def _choice(self, pair: Pair, line: Row) -> Choice:
         left, gap, expected = line["chosen"] == pair.left, self._gap(pair), None
         if gap and self._annotator is not None:
             better, worse = (pair.left, pair.right) if gap > 0 else (pair.right, pair.left)
@@ -244,29 +257,29 @@ class Labeller(anywidget.AnyWidget):
         )
 
     def _verdict(self, pair: Pair, choice: str) -> str:
-        """What the gold reward says of an answer, once the agreement may be seen."""
+        """Whether the gold reward agrees with an answer, once the agreement may be seen."""
         gap = self._gap(pair) if self.revealed and choice in ("left", "right") else None
         if gap is None:
             return ""
-        says = (
-            "has them equal"
-            if gap == 0
-            else "agrees"
-            if (gap > 0) == (choice == "left")
-            else ("prefers the other")
-        )
-        return f" The gold reward {says}" + f" (by {abs(gap):.1f})." * (gap != 0) + "." * (gap == 0)
+        if gap == 0:
+            return " The gold reward has them equal."
+        agrees = (gap > 0) == (choice == "left")
+        verdict = "agrees" if agrees else "prefers the other"
+        return f" The gold reward {verdict} (by {abs(gap):.1f})."
 
-    def _hear(self, _: Any, message: Any, __: Any) -> None:
-        """A message of the browser: {"do": …, "pair": the pair it speaks of, "seconds": …}."""
-        do = message.get("do") if isinstance(message, dict) else None
+    def _on_message(self, _: object, message: object, __: object) -> None:
+        """A message of the browser: {"do": …, "pair": the id of the pair on it, "seconds": …}."""
+        fields = message if isinstance(message, dict) else {}
+        do = fields.get("do")
         try:
             pair = self.current
-            if do in ANSWERS and pair is not None and message.get("pair") == pair.id:
-                self.answer(do, _seconds(message.get("seconds")))
-            elif do in ("undo", "reveal"):
-                getattr(self, do)()
-            else:  # a click that came twice: show what is so
+            if do in ANSWERS and pair is not None and fields.get("pair") == pair.id:
+                self.answer(do, _seconds(fields.get("seconds")))
+            elif do == "undo":
+                self.undo()
+            elif do == "reveal":
+                self.reveal()
+            else:  # a click that came twice: send the state again
                 self._show(self.view["note"])
         except (OSError, ValueError) as error:
             self._show(f"Not saved: {error}")
@@ -289,35 +302,29 @@ class Labeller(anywidget.AnyWidget):
             "right": shown(pair.right) if pair else "",
             "counts": counts,
             "file": shown(self.annotations.file.name),
-            "undo": bool(self._given),
+            "undo": bool(self._answer_ids),
             "revealed": self.revealed or pair is None,
             "rows": [
-                {
-                    "name": r.name,
-                    "share": r.share,
-                    "low": r.low,
-                    "high": r.high,
-                    "short": r.short,
-                    "said": str(r),
-                }
+                {"name": r.name, "share": r.share, "low": r.low, "high": r.high}
+                | {"short": r.short, "full": str(r)}
                 for r in self._rows()
             ],
         }
 
 
-def shown(text: Any) -> str:
+def shown(text: object) -> str:
     """A text (or a conversation) as it can be shown in a browser and a terminal: no control
     characters, no half characters, nothing that turns the direction of writing."""
     text = prompt_text(text).replace("\r\n", "\n")
     more = len(text) - LONGEST
     if more > 0:
         text = f"{text[:LONGEST]}… ({more:,} more characters)"
-    return _UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", text).strip("\n")
+    return _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text).strip("\n")
 
 
-def _drawn(rows: Iterable[Mapping[str, Any]], annotator: Annotator | None, seed: int) -> list[Pair]:
+def _as_shown(rows: Iterable[Row], annotator: Annotator | None, seed: int) -> list[Pair]:
     """The pairs as they will be shown; each once, and none of two equal responses."""
-    found: dict[str, Pair] = {}
+    pairs: dict[str, Pair] = {}
     for index, row in enumerate(rows):
         names = ("chosen", "rejected") if "chosen" in row else ("first", "second")
         one, other = (row.get(name) for name in names)
@@ -335,16 +342,18 @@ def _drawn(rows: Iterable[Mapping[str, Any]], annotator: Annotator | None, seed:
             except ValueError:  # not a prompt of the annotator's world
                 label = None
         name = pair_id(row["prompt"], one, other)
-        # Drawn for the pair and not for who won it: the position says nothing.
+        # Drawn for the pair and not for who won it: the position tells nothing.
         sides = sorted([one, other])
         random.Random(f"side:{seed}:{name}").shuffle(sides)
-        found.setdefault(name, Pair(name, row["prompt"], *sides, label))
-    if not found:
+        left, right = sides
+        pairs.setdefault(name, Pair(name, row["prompt"], left, right, label))
+    if not pairs:
         raise ValueError("no pairs to label: each needs two different responses")
-    return list(found.values())
+    return list(pairs.values())
 
 
-def _seconds(value: Any) -> float | None:
-    """What the browser measured, where it is a number that can be so."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if number and 0 <= value and math.isfinite(value) else None
+def _seconds(value: object) -> float | None:
+    """What the browser measured, where it is a number that can be a time."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return float(value) if 0 <= value and math.isfinite(value) else None

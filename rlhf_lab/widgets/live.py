@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeAlias
 
 import anywidget
 import ipywidgets
@@ -28,7 +28,8 @@ import traitlets
 from ..charts.frame import FAINT, LARGE, SMALL, Picture, svg_document, svg_text
 from ..runs.progress import notebook_display
 
-Drawn = "Picture | Callable[[], Picture]"
+PictureSource: TypeAlias = Picture | Callable[[], Picture]
+"""A picture, or what draws it when there is time to."""
 
 SECONDS_BETWEEN = 0.2
 # What the wire carries for one chart: 13 kB/s and ten seconds' worth at once make 0.91 MB in the
@@ -55,13 +56,13 @@ class Chart(anywidget.AnyWidget):
 
     def __init__(
         self,
-        picture: Drawn | None = None,
+        picture: PictureSource | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        **traits: Any,
+        **traits: object,
     ) -> None:
         self._clock = clock
-        self._given: Drawn | None = None
+        self._source: PictureSource | None = None
         self._waiting = False
         self._free_at = -math.inf  # when the next redraw may be sent
         self._paid_until = -math.inf  # when the bytes sent so far have been paid for
@@ -72,17 +73,17 @@ class Chart(anywidget.AnyWidget):
     @property
     def picture(self) -> Picture | None:
         """The last picture given, sent or not."""
-        if callable(self._given):
-            self._given = self._given()
-        return self._given
+        if callable(self._source):
+            self._source = self._source()
+        return self._source
 
-    def draw(self, picture: Drawn, now: bool = False) -> None:
+    def draw(self, picture: PictureSource, now: bool = False) -> None:
         """Show this picture (or what this function draws) as soon as the wire is free.
 
         At most five a second and 1 MB a minute; one that comes too early is kept, and only the
         last one is ever drawn. `now` sends it whatever went before.
         """
-        self._given, self._waiting = picture, True
+        self._source, self._waiting = picture, True
         if now or self._clock() >= self._free_at:
             self.flush()
 
@@ -92,7 +93,10 @@ class Chart(anywidget.AnyWidget):
             return
         self._waiting = False
         start = time.thread_time()
-        packed = zlib.compress(self.picture.live.encode())
+        picture = self.picture
+        if picture is None:
+            return
+        packed = zlib.compress(picture.live.encode())
         self.svg = packed
         drawing = time.thread_time() - start
         now = self._clock()
@@ -103,13 +107,13 @@ class Chart(anywidget.AnyWidget):
 
     def freeze(self) -> dict[str, str]:
         """The last picture as a static bundle, which needs no kernel."""
-        return bundle(self.picture)
+        return mime_bundle(self.picture)
 
     def __repr__(self) -> str:
         return "Chart()"
 
 
-def bundle(picture: Picture | None) -> dict[str, str]:
+def mime_bundle(picture: Picture | None) -> dict[str, str]:
     """What a picture is in a saved notebook: SVG, and its last values in words."""
     if picture is None:
         return {"text/plain": "no picture yet"}
@@ -123,7 +127,9 @@ def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Pict
     widths = [
         max(p.size[0] for p in pictures[i::columns]) for i in range(min(columns, len(pictures)))
     ]
-    still, live, top = [], [], 0
+    still: list[str] = []
+    live: list[str] = []
+    top = 0.0
     if title:
         still.append(svg_text(10, 20, title, size=LARGE + 1, weight="600"))
         live, top = [*still], 28
@@ -135,12 +141,12 @@ def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Pict
             left += width + GAP
         top += max(p.size[1] for p in row) + GAP
     size = sum(widths) + GAP * max(len(widths) - 1, 0), max(top - GAP, 0)
-    said = ". ".join(filter(None, [title, *(p.words for p in pictures)]))
-    return Picture(svg_document(still, said, *size), said, svg_document(live, said, *size), size)
+    text = ". ".join(filter(None, [title, *(p.words for p in pictures)]))
+    return Picture(svg_document(still, text, *size), text, svg_document(live, text, *size), size)
 
 
 def _placed(svg: str, x: float, y: float, size: tuple[float, float]) -> str:
-    """A picture inside another: its first tag says where, and no longer speaks for itself."""
+    """A picture inside another: its first tag has the place in it, and no longer a label."""
     width, height = size
     return (
         f'<svg x="{x:.0f}" y="{y:.0f}" width="{width}" height="{height}" '
@@ -159,36 +165,44 @@ class _Alive(anywidget.AnyWidget):
         return "_Alive()"
 
 
-class _Held(ipywidgets.VBox):
+class _WithNote(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     def __repr__(self) -> str:
         """Where no widget is drawn, as on GitHub, this stands under the picture."""
         return NOTE
 
 
+class OutputHandle(Protocol):
+    """What IPython's `display` returns: an output that can be replaced."""
+
+    def update(self, bundle: dict[str, str], raw: bool) -> None: ...
+
+
 class Showing:
     """What `show` returns: the widget's place in a notebook."""
 
-    def __init__(self, widget: Any, still: Callable[[], Picture], beside: bool) -> None:
+    def __init__(
+        self, widget: ipywidgets.Widget, still: Callable[[], Picture | None], beside: bool
+    ) -> None:
         self._still = still
         self._refreshed_at = time.monotonic()
-        self._picture: Any = None  # the handle of each output, while it may change
-        self._widget: Any = None
+        self._picture: OutputHandle | None = None  # of each output, while it may change
+        self._widget: OutputHandle | None = None
         display = notebook_display()
         if display is None:
-            print(still().words)
+            print(mime_bundle(still())["text/plain"])
             return
         if beside:
             self._picture = display(self._marked(), raw=True, display_id=True)
-            widget = _Held([widget, _Alive()])
+            widget = _WithNote([widget, _Alive()])
         self._widget = display(widget, display_id=True)
 
     def _marked(self) -> dict[str, str]:
         """The picture with a mark, by which chart.css finds it, and a note."""
         picture = self._still()
         if picture is None or not all(picture.size):
-            return bundle(picture)
+            return mime_bundle(picture)
         width, height = picture.size
-        drawn = _placed(bundle(picture)["image/svg+xml"], 0, 0, picture.size)
+        drawn = _placed(mime_bundle(picture)["image/svg+xml"], 0, 0, picture.size)
         note = svg_text(10, height + 12, NOTE, size=SMALL, fill=FAINT)
         svg = svg_document([drawn, note], picture.words, width, height + 20)
         marked = svg.replace("<svg ", '<svg class="lab-still" ', 1)
@@ -203,20 +217,22 @@ class Showing:
 
     def freeze(self) -> dict[str, str]:
         """Replace the widget by its picture, for good; → the picture as a static bundle."""
-        made = bundle(self._still())
-        if self._picture:
-            self._picture.update(made, raw=True)
+        bundle = mime_bundle(self._still())
+        if self._picture and self._widget:
+            self._picture.update(bundle, raw=True)
             self._widget.update({}, raw=True)  # nothing to show there, nothing to save
         elif self._widget:
-            self._widget.update(made, raw=True)
+            self._widget.update(bundle, raw=True)
         self._picture = self._widget = None
-        return made
+        return bundle
 
     def _ipython_display_(self) -> None:
         """It is on the page already: as the last value of a cell it shows nothing more."""
 
 
-def show(widget: Any, still: Callable[[], Picture], beside: bool = True) -> Showing:
+def show(
+    widget: ipywidgets.Widget, still: Callable[[], Picture | None], beside: bool = True
+) -> Showing:
     """Display a widget so that a saved notebook, reopened without a kernel, shows `still()`.
 
     `beside`: keep a hidden picture beside the widget from the start, for one that stays (call

@@ -15,42 +15,42 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import anywidget
 import ipywidgets as w
 import traitlets
 
 from ..charts.frame import LARGE, Picture, shortened
+from ..cost.remedies import Remedy
 from ..display import escape, format_bytes, html_table, table
 from ..models.load import Model, load
 from ..runs.progress import notebook_display, one_line
-from .live import STILL_SECONDS, Chart, bundle, grid, show
-from .planner_controls import Controls, tip
-from .planner_options import call, hardware_name, model_name
+from .live import STILL_SECONDS, Chart, Showing, grid, mime_bundle, show
+from .planner_controls import Controls, set_tooltip, set_visible
+from .planner_options import PlanLike, Values, call, hardware_name, model_name
 from .planner_view import (
     WIDTH,
     figures,
     memory_picture,
-    nothing,
+    no_plan_picture,
     remedy_text,
     settings_text,
     time_picture,
     verdict,
 )
 
-BEST = 3
+REMEDIES = 3
 """Changes that are shown, the best first."""
-MOMENT_SECONDS, REST_SECONDS = 0.04, 0.1
+FIGURES_SECONDS, REMEDIES_SECONDS = 0.04, 0.1
 """How long the controls rest before the figures are written, and the changes worked out."""
-KEPT = 64
-"""Answers that are kept: going back to one costs nothing."""
+CACHED_ANSWERS = 64
+"""Going back to one of them costs nothing."""
 FITS = {"yes": "fits", "perhaps": "may not fit", "no": "does not fit"}
 MARKS = {"yes": "✓", "perhaps": "≈", "no": "✗", "error": "⚠"}
 _HERE = Path(__file__).parent
 
 
-class Copy(anywidget.AnyWidget):
+class CopyButton(anywidget.AnyWidget):
     """Text and a button that copies it; `folded`: behind its label."""
 
     _esm = _HERE / "copy.js"
@@ -60,17 +60,19 @@ class Copy(anywidget.AnyWidget):
     folded = traitlets.Bool(False).tag(sync=True)
 
     def __repr__(self) -> str:
-        return f"Copy({self.label!r})"
+        return f"CopyButton({self.label!r})"
 
 
 @dataclass
 class Answer:
-    """What one setting of the controls comes to: a plan, or the line that says why there is none.
+    """What one setting of the controls comes to: a plan, or the line why there is none (`error`).
 
-    The changes that would be cheaper take longer than all the rest: they come when asked for.
+    `state` and `sentence`: the verdict. `pictures`: memory and time; `picture`: both in one.
+    `rows`: the table of figures. `remedies`: None until they are asked for, since they take longer
+    than all the rest.
     """
 
-    plan: Any = None
+    plan: PlanLike | None = None
     error: str = ""
     state: str = "error"
     sentence: str = ""
@@ -78,7 +80,7 @@ class Answer:
     picture: Picture | None = None
     rows: list[dict[str, str]] = field(default_factory=list)
     yaml: str = ""
-    best: list[Any] | None = None
+    remedies: list[Remedy] | None = None
 
 
 class Planner:
@@ -86,31 +88,31 @@ class Planner:
 
     `plan`: the function `plan(stage, model, hardware=…, **settings)`, such as `lab.plan`. `state`:
     its arguments, as a start; those without a control are kept and shown beside the controls.
-    Raises ValueError, one line, for a setting that no control can show; what cannot be planned is
-    said in the widget.
+    Raises ValueError, one line, for a setting that no control can show; why something cannot be
+    planned stands in the widget.
     """
 
-    def __init__(self, plan: Callable[..., Any], **state: Any) -> None:
+    def __init__(self, plan: Callable[..., PlanLike], **state: object) -> None:
         self._plan = plan
-        self._handles: dict[str, Any] = {}  # models that were found
-        self._unknown: dict[str, str] = {}  # and why others were not
+        self._handles: dict[str, Model] = {}
+        self._load_errors: dict[str, str] = {}  # why other models were not found
         self._answers: dict[str, Answer] = {}
-        self._last: tuple[Picture, ...] = ()
-        self._showing: Any = None
-        self._offered: list[Any] = []
+        self._last_pictures: tuple[Picture, ...] = ()
+        self._showing: Showing | None = None
+        self._offered: list[Remedy] = []  # what the buttons do
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self.controls = Controls(state, self._moved)
         self.widget = self._build()
         self.update()
-        self._write()
-        self._advise()
+        self._write_figures()
+        self._write_remedies()
 
     # ---------------------------------------------------------------------------------- to read
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What brings this planner back: `lab.planner(**state)`; `lab.plan` takes it too."""
-        return self.controls.said()
+        return self.controls.settings()
 
     @property
     def code(self) -> str:
@@ -118,11 +120,11 @@ class Planner:
         return call(self.state)
 
     @property
-    def plan(self) -> Any:
+    def plan(self) -> PlanLike:
         """The plan that is shown. Raises ValueError, in the words of the widget, where there is
         none."""
         answer = self._answer()
-        if answer.error:
+        if answer.plan is None:
             raise ValueError(answer.error)
         return answer.plan
 
@@ -131,14 +133,14 @@ class Planner:
         """Why there is no plan; "" where there is one."""
         return self._answer().error
 
-    def cheaper(self) -> list[Any]:
+    def cheaper(self) -> list[Remedy]:
         """The three best changes (`cost/remedies.py`); none where there is no plan."""
         answer = self._answer()
-        if answer.best is None:
-            answer.best = [] if answer.error else answer.plan.cheaper()[:BEST]
-        return answer.best
+        if answer.remedies is None:
+            answer.remedies = answer.plan.cheaper()[:REMEDIES] if answer.plan else []
+        return answer.remedies
 
-    def apply(self, **settings: Any) -> None:
+    def apply(self, **settings: object) -> None:
         """Move the controls: `planner.apply(lora_r=16)`. Raises ValueError, one line, for a setting
         that no control can show."""
         self.controls.apply(settings)
@@ -146,20 +148,20 @@ class Planner:
 
     def __repr__(self) -> str:
         answer = self._answer()
-        if answer.error:
-            return f"Planner({self._what()}: {one_line(answer.error)})"
+        if answer.plan is None:
+            return f"Planner({self._summary()}: {one_line(answer.error)})"
         e = answer.plan.estimate
         return (
-            f"Planner({self._what()}: {format_bytes(e.peak)} of "
+            f"Planner({self._summary()}: {format_bytes(e.peak)} of "
             f"{format_bytes(e.hardware.memory)}, {FITS[answer.state]})"
         )
 
-    def _what(self) -> str:
+    def _summary(self) -> str:
         """Stage, model and machine: `ppo, Qwen/Qwen2.5-7B, 8 x h100`."""
-        said = self.state
-        devices = f"{said['gpus']} x " if "gpus" in said else ""
-        where = f"{devices}{hardware_name(said['hardware'])}"
-        return f"{said['stage']}, {one_line(model_name(said['model']))}, {where}"
+        state = self.state
+        devices = f"{state['gpus']} x " if "gpus" in state else ""
+        where = f"{devices}{hardware_name(state['hardware'])}"
+        return f"{state['stage']}, {one_line(model_name(state['model']))}, {where}"
 
     def __str__(self) -> str:
         answer = self._answer()
@@ -187,15 +189,15 @@ class Planner:
     def still(self) -> Picture:
         """The answer as a picture, with all figures in words."""
         answer = self._answer()
-        said = answer.error or f"{self._what()}: {FITS[answer.state]}"
-        title = shortened(one_line(said), LARGE * 1.2, WIDTH - 20)
-        parts = answer.pictures or self._last or (nothing(),)
+        line = answer.error or f"{self._summary()}: {FITS[answer.state]}"
+        title = shortened(one_line(line), LARGE * 1.2, WIDTH - 20)
+        parts = answer.pictures or self._last_pictures or (no_plan_picture(),)
         picture = grid(parts, columns=1, title=title)
         return Picture(str(picture), str(self), picture.live, picture.size)
 
     def freeze(self) -> dict[str, str]:
         """The answer as a static bundle, which needs no kernel; the widget gives way to it."""
-        return self._showing.freeze() if self._showing else bundle(self.still())
+        return self._showing.freeze() if self._showing else mime_bundle(self.still())
 
     # ---------------------------------------------------------------------------------- its parts
 
@@ -206,13 +208,13 @@ class Planner:
         self._advice = w.HTML()
         self._buttons = [
             w.Button(layout=w.Layout(display="none", width="auto", height="auto"))
-            for _ in range(BEST)
+            for _ in range(REMEDIES)
         ]
         for place, button in enumerate(self._buttons):
             button.add_class("lab-remedy")
-            button.on_click(lambda _, place=place: self._remedy(place))
-        self._code = Copy(label="the call that makes this plan")
-        self._config = Copy(label="accelerate config", folded=True)
+            button.on_click(lambda _, place=place: self._apply_remedy(place))
+        self._code = CopyButton(label="the call that makes this plan")
+        self._config = CopyButton(label="accelerate config", folded=True)
         right = w.VBox(
             [
                 self._verdict,
@@ -230,50 +232,50 @@ class Planner:
         return box
 
     def _moved(self, name: str = "") -> None:
-        """A person moved a control. Whatever goes wrong is said in the widget: a traceback here
+        """A person moved a control. Whatever goes wrong stands in the widget: a traceback here
         would end in a log that nobody reads."""
         if name in ("model", "path"):
-            self._unknown.clear()  # named once more is looked for once more
+            self._load_errors.clear()  # named once more is looked for once more
         try:
             self.update()
         except Exception as error:
-            self._say("error", f"{type(error).__name__}: {error}")
+            self._show_verdict("error", f"{type(error).__name__}: {error}")
 
-    def _remedy(self, place: int) -> None:
+    def _apply_remedy(self, place: int) -> None:
         if place < len(self._offered):  # what the button says, whatever has moved since
             try:
                 self.controls.apply(self._offered[place].settings)
             except ValueError as error:
-                self._say("error", str(error))
+                self._show_verdict("error", str(error))
                 return
             self._moved()
 
     # -------------------------------------------------------------------------------- its answers
 
     def update(self) -> None:
-        """Show what the controls say now: verdict and pictures at once, figures a moment later,
+        """Show the plan of the controls: verdict and pictures at once, figures a moment later,
         what to change when they rest. So a page that draws has nothing else to do, and a slider
         that is dragged does not wait for what takes longest."""
         answer = self._answer()
-        self._say(answer.state, answer.error or answer.sentence)
-        if not answer.error:
-            self._last = answer.pictures
+        self._show_verdict(answer.state, answer.error or answer.sentence)
+        if answer.picture is not None:
+            self._last_pictures = answer.pictures
             if answer.picture is not self.chart.picture:
                 self.chart.draw(answer.picture, now=True)
-        self._mark(bool(answer.error))
-        self._later(MOMENT_SECONDS, self._write)
-        self._later(REST_SECONDS, self._advise)
+        self._set_stale(bool(answer.error))
+        self._later(FIGURES_SECONDS, self._write_figures)
+        self._later(REMEDIES_SECONDS, self._write_remedies)
         if self._showing is not None:
             self._later(1.1 * STILL_SECONDS, self._showing.refresh)
 
-    def _mark(self, stale: bool) -> None:
+    def _set_stale(self, stale: bool) -> None:
         """Grey out an answer that is not the controls' any more."""
         for part in (self._pictures, self._table, *self._buttons):
             (part.add_class if stale else part.remove_class)("lab-stale")
         for button in self._buttons:
             button.disabled = stale
 
-    def _write(self) -> None:
+    def _write_figures(self) -> None:
         """Write the figures, and what can be copied."""
         answer = self._answer()
         self._code.text = self.code
@@ -282,51 +284,50 @@ class Planner:
             self._config.text = answer.yaml
 
     def _later(self, seconds: float, work: Callable[[], None]) -> None:
-        """Do this when the controls have rested so long; at once where nothing can wait."""
+        """Do this when the controls have rested so long; at once where no loop runs."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return work()
-        if waits := self._timers.pop(work.__name__, None):
-            waits.cancel()
+        if timer := self._timers.pop(work.__name__, None):
+            timer.cancel()
         self._timers[work.__name__] = loop.call_later(seconds, work)
 
-    def _advise(self) -> None:
+    def _write_remedies(self) -> None:
         """Write the best changes on the buttons."""
         answer = self._answer()
         if answer.error:
             return
-        self._offered = best = self.cheaper()
+        self._offered = self.cheaper()
         title = "To make it cheaper:" if answer.state == "yes" else "To make it fit:"
-        self._advice.value = f'<div class="lab-group">{title}</div>' if best else ""
-        for button, r in zip(self._buttons, [*best, *[None] * BEST]):
-            display = None if r else "none"
-            if button.layout.display != display:
-                button.layout.display = display
-            if r:
-                button.description = remedy_text(r)
-                tip(button, settings_text(r.settings))
+        self._advice.value = f'<div class="lab-group">{title}</div>' if self._offered else ""
+        for place, button in enumerate(self._buttons):
+            set_visible(button, place < len(self._offered))
+            if place < len(self._offered):
+                remedy = self._offered[place]
+                button.description = remedy_text(remedy)
+                set_tooltip(button, settings_text(remedy.settings))
 
-    def _say(self, state: str, sentence: str) -> None:
-        words = f"<b>{MARKS[state]}</b> {escape(one_line(sentence))}"
-        self._verdict.value = f'<div class="lab-verdict {state}" role="status">{words}</div>'
+    def _show_verdict(self, state: str, sentence: str) -> None:
+        text = f"<b>{MARKS[state]}</b> {escape(one_line(sentence))}"
+        self._verdict.value = f'<div class="lab-verdict {state}" role="status">{text}</div>'
 
     def _answer(self) -> Answer:
-        """The answer to what the controls say, computed once."""
-        said = self.state
-        key = repr({**said, "model": model_name(said["model"])})
+        """The answer to the settings of the controls, computed once."""
+        settings = self.state
+        key = repr({**settings, "model": model_name(settings["model"])})
         if key in self._answers:
             return self._answers[key]
-        answer = self._ask(said)
+        answer = self._compute_answer(settings)
         if not answer.error:
-            while len(self._answers) >= KEPT:
+            while len(self._answers) >= CACHED_ANSWERS:
                 del self._answers[next(iter(self._answers))]
             self._answers[key] = answer
         return answer
 
-    def _ask(self, said: dict[str, Any]) -> Answer:
+    def _compute_answer(self, settings: Values) -> Answer:
         try:
-            plan = self._plan(**{**said, "model": self._handle(said["model"])})
+            plan = self._plan(**{**settings, "model": self._handle(settings["model"])})
             e = plan.estimate
             state, sentence = verdict(e)
             parts = memory_picture(e), time_picture(e)
@@ -337,27 +338,27 @@ class Planner:
             known = isinstance(error, ValueError) and line
             return Answer(error=line if known else f"{type(error).__name__}: {line}")
 
-    def _handle(self, model: Any) -> Model:
+    def _handle(self, model: str | Model) -> Model:
         """The model's handle. One that had to be looked for is looked for once: it may take seconds
         to find on the hub, or not to."""
         if isinstance(model, Model):
             return model
         if not model:
             raise ValueError("name a model: a folder with a config.json, or a hub id (owner/name)")
-        if model in self._unknown:
-            raise ValueError(self._unknown[model])
+        if model in self._load_errors:
+            raise ValueError(self._load_errors[model])
         if model not in self._handles:
             try:
-                found = load(model)
-                found.config_dict()
+                handle = load(model)
+                handle.config_dict()
             except ValueError as error:
-                self._unknown[model] = str(error)
+                self._load_errors[model] = str(error)
                 raise
-            self._handles[model] = found
+            self._handles[model] = handle
         return self._handles[model]
 
 
-def _yaml(plan: Any) -> str:
+def _yaml(plan: PlanLike) -> str:
     try:
         return plan.accelerate_config()
     except ValueError as error:

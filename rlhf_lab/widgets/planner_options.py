@@ -7,31 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..cost.hardware import CATALOGUE, Hardware
 from ..cost.setup import CHOICES
 from ..display import did_you_mean, format_number
 from ..models.load import Model
-from ..stages import ONLINE
+from ..stages import STAGES
+
+if TYPE_CHECKING:
+    from ..cost.estimate import Estimate
+    from ..cost.remedies import Remedy
+
+Values: TypeAlias = Mapping[str, Any]
+"""Settings by name, as a user gives them: numbers, names, a model's handle, a device."""
+
+
+class PlanLike(Protocol):
+    """What the widgets read of a plan (`planning.Plan`)."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def model(self) -> Model: ...
+    @property
+    def hardware(self) -> str | Hardware: ...
+    @property
+    def estimate(self) -> Estimate: ...
+    def cheaper(self) -> list[Remedy]: ...
+    def accelerate_config(self) -> str: ...
+
 
 ANOTHER = "another…"
 """The entry of the model list that opens a field for a folder or a hub id."""
-PRECISIONS: dict[str, tuple[str, dict[str, Any]]] = {
+PRECISIONS: dict[str, tuple[str, Values]] = {
     "auto": ("automatic", {}),
     "bf16": ("bf16 autocast", {"bf16": True}),
     "fp16": ("fp16 autocast", {"fp16": True}),
     "float32": ("fp32", {"bf16": False}),
     "bfloat16": ("bf16 weights", {"dtype": "bfloat16"}),
     "float16": ("fp16 weights", {"dtype": "float16"}),
-}
-STAGE_NAMES = {
-    "sft": "SFT",
-    "reward": "reward model",
-    "dpo": "DPO",
-    "ppo": "PPO",
-    "rloo": "RLOO",
-    "grpo": "GRPO",
 }
 LAYOUT_NAMES = {"four": "four models", "shared": "shared trunk", "adapters": "one base + adapters"}
 SHARDINGS = (
@@ -42,69 +57,68 @@ SHARDINGS = (
     ("FSDP2", "fsdp2"),
 )
 """`copies`: whole ones, "none" on one device and "ddp" on several."""
-OFFLINE = ("sft", "reward", "dpo")
 SETTINGS_OF_PRECISION = ("dtype", "bf16", "fp16")
-
-Values = Mapping[str, Any]
 
 
 def doublings(low: int, high: int, between: bool = False) -> tuple[int, ...]:
     """low, 2·low, 4·low, … up to high; `between`: and half as much again."""
-    found = []
+    values = []
     while low <= high:
-        found += [low, low * 3 // 2] if between and low * 3 // 2 <= high else [low]
+        values += [low, low * 3 // 2] if between and low * 3 // 2 <= high else [low]
         low *= 2
-    return tuple(found)
+    return tuple(values)
 
 
 @dataclass(frozen=True)
 class Control:
-    """One control. `choices`: values, or (label, value) pairs; `off`: the value that is as good as
-    not said; `when`: whether it matters, given all values; `slides`: a slider of numbers."""
+    """One control. `choices`: values, or (label, value) pairs; `off`: the value that stands for
+    leaving the setting out; `when`: whether it matters, given all values; `slides`: a slider of
+    numbers."""
 
     name: str
     label: str
-    choices: tuple = ()
-    start: Any = None
+    choices: tuple[object, ...] = ()
+    start: object = None
     tip: str = ""
-    off: Any = None
+    off: object = None
     slides: bool = False
     when: Callable[[Values], bool] = lambda v: True
 
     @property
-    def pairs(self) -> list[tuple[str, Any]]:
+    def pairs(self) -> list[tuple[str, object]]:
         """The choices as (label, value)."""
-        return [
-            c if isinstance(c, tuple) else (c if isinstance(c, str) else format_number(c), c)
-            for c in self.choices
-        ]
+        return [c if isinstance(c, tuple) else (_label(c), c) for c in self.choices]
 
-    def pair(self, value: Any) -> tuple[str, Any]:
-        """How a value reads. Raises ValueError for one that the control cannot hold."""
+    def pair(self, value: object) -> tuple[str, object]:
+        """(label, value) of a value. Raises ValueError for one that the control cannot hold."""
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if self.slides and not number:
             raise ValueError(f"{self.name} must be a number, got {value!r}")
-        for said, held in self.pairs:
-            if held == value:
-                return said, held
+        for pair in self.pairs:
+            if pair[1] == value:
+                return pair
         if self.slides:
-            return format_number(value), value
-        known = [held for _, held in self.pairs]
+            return _label(value), value
+        known = [str(choice) for _, choice in self.pairs]
         raise ValueError(
             f"{self.name}={value!r}; {did_you_mean(value, known)}choose from {', '.join(known)}"
         )
 
 
-def _training(v: Values) -> bool:
-    return v["stage"] != "inference"
+def _label(value: object) -> str:
+    return format_number(value) if isinstance(value, (int, float)) else str(value)
+
+
+def _trains(v: Values) -> bool:
+    return STAGES[v["stage"]].trainable
 
 
 def _sharded(v: Values) -> bool:
-    return _training(v) and v["sharding"] != "copies"
+    return _trains(v) and bool(v["sharding"] != "copies")
 
 
-def _ppo(v: Values) -> bool:
-    return v["stage"] == "ppo"
+def _has_value_model(v: Values) -> bool:
+    return "value" in STAGES[v["stage"]].roles
 
 
 LENGTHS = doublings(16, 32768, between=True)
@@ -113,7 +127,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         Control(
             "stage",
             "Stage",
-            tuple((STAGE_NAMES.get(s, s), s) for s in CHOICES["stage"]),
+            tuple((spec.title, name) for name, spec in STAGES.items()),
             "ppo",
             "what is trained",
         ),
@@ -147,7 +161,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "copies",
             "what the devices share of a model",
             "copies",
-            when=_training,
+            when=_trains,
         ),
         Control(
             "offload",
@@ -177,7 +191,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             1,
             "passes over the data set",
             slides=True,
-            when=_training,
+            when=_trains,
         ),
     ),
     "Training": (
@@ -197,7 +211,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "passes that make a step; PPO: passes that a rollout is made of",
             1,
             True,
-            _training,
+            _trains,
         ),
         Control(
             "lora_r",
@@ -207,7 +221,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "rank of adapters; off: all weights are trained",
             0,
             True,
-            _training,
+            _trains,
         ),
         Control(
             "load_in_4bit",
@@ -216,12 +230,12 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             False,
             "needs a LoRA rank",
             False,
-            when=lambda v: v["stage"] == "inference" or v["lora_r"] > 0,
+            when=lambda v: not _trains(v) or v["lora_r"] > 0,
         ),
         Control(
             "precision",
             "Precision",
-            tuple((said, key) for key, (said, _) in PRECISIONS.items()),
+            tuple((label, key) for key, (label, _) in PRECISIONS.items()),
             "auto",
             "automatic: bf16 autocast where the device has bf16, else fp32",
             "auto",
@@ -233,7 +247,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "adamw_torch_fused",
             "",
             "adamw_torch_fused",
-            when=_training,
+            when=_trains,
         ),
         Control(
             "gradient_checkpointing",
@@ -242,7 +256,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             False,
             "gradient checkpointing",
             False,
-            when=_training,
+            when=_trains,
         ),
     ),
     "Rollouts": (
@@ -253,7 +267,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             "four",
             "who plays policy, reference, reward and value",
             "four",
-            when=_ppo,
+            when=_has_value_model,
         ),
         Control(
             "num_mini_batches",
@@ -262,7 +276,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             1,
             "optimizer steps in one pass over a rollout",
             slides=True,
-            when=_ppo,
+            when=_has_value_model,
         ),
         Control(
             "num_ppo_epochs",
@@ -271,7 +285,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             4,
             "passes over a rollout",
             slides=True,
-            when=_ppo,
+            when=_has_value_model,
         ),
         Control(
             "num_generations",
@@ -280,7 +294,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
             4,
             "responses to each prompt",
             slides=True,
-            when=lambda v: v["stage"] in ONLINE and v["stage"] != "ppo",
+            when=lambda v: STAGES[v["stage"]].groups,
         ),
     ),
 }
@@ -290,40 +304,40 @@ ALL = {control.name: control for controls in CONTROLS.values() for control in co
 # ---------------------------------------------------------------------------------------- in words
 
 
-def model_name(model: Any) -> str:
+def model_name(model: object) -> str:
     """What a model is called: a handle's name, or the name itself."""
     return model.name if isinstance(model, Model) else str(model)
 
 
-def hardware_name(which: Any) -> str:
+def hardware_name(device: object) -> str:
     """The catalogue's short name where it is the catalogue's, else the device's own."""
-    return str(getattr(which, "name", which))
+    return str(getattr(device, "name", device))
 
 
-def call(said: Values) -> str:
+def call(settings: Values) -> str:
     """The line of Python that makes this plan."""
-    rest = {k: v for k, v in said.items() if k not in ("stage", "model")}
-    words = [
-        _literal(said["stage"]),
-        _literal(model_name(said["model"])),
+    rest = {k: v for k, v in settings.items() if k not in ("stage", "model")}
+    arguments = [
+        _literal(settings["stage"]),
+        _literal(model_name(settings["model"])),
         *(f"{k}={_literal(v)}" for k, v in rest.items()),
     ]
-    return f"lab.plan({', '.join(words)})"
+    return f"lab.plan({', '.join(arguments)})"
 
 
-def _literal(value: Any) -> str:
+def _literal(value: object) -> str:
     """A value as Python; a device as the catalogue's with figures of one's own."""
     if not isinstance(value, Hardware):
         plain = isinstance(value, str) and not set(repr(value)[1:-1]) & set("\"'\\")
         return f'"{value}"' if plain else repr(value)
-    made = value.to_dict()
+    figures = value.to_dict()
     for key, known in sorted(CATALOGUE.items(), key=lambda item: item[1].name != value.name):
         own = {
-            f.name: made[f.name]
+            f.name: figures[f.name]
             for f in fields(Hardware)
             if getattr(known, f.name) != getattr(value, f.name)
         }
         if known.with_(**own) == value:
-            said = "".join(f", {k}={v!r}" for k, v in own.items())
-            return f'lab.hardware("{key}"{said})'
+            changes = "".join(f", {k}={v!r}" for k, v in own.items())
+            return f'lab.hardware("{key}"{changes})'
     return _literal(value.name)

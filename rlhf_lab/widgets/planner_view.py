@@ -1,24 +1,25 @@
-"""What the planner says of an estimate: a verdict, two pictures, a few figures, what to change."""
+"""An estimate as the planner shows it: a verdict, two pictures, figures, and what to change."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from ..charts.chart import bar_chart
 from ..charts.frame import Picture
 from ..charts.memory import axis_unit
-from ..cost.estimate import TIME_BAND
+from ..cost.estimate import TIME_BAND, Estimate
+from ..cost.phases import Phase
+from ..cost.remedies import Remedy
 from ..display import format_bytes, format_number, format_seconds
-from ..runs.ledger import COMPONENTS
+from ..runs.ledger import COMPONENTS, ROLES
+from ..stages import STAGES
+from .planner_options import Values
 
 WIDTH, MEMORY_HEIGHT, TIME_HEIGHT = 560, 250, 200
-ROLES = ("policy", "reference", "reward", "value")
-SEEN = 1e-3
-"""Of the peak, below which a block is not drawn."""
-SCALES = ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"))
+SMALLEST_BLOCK = 1e-3
+"""Share of the peak below which a block is not drawn."""
+TIME_UNITS = ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
-def verdict(e: Any) -> tuple[str, str]:
+def verdict(e: Estimate) -> tuple[str, str]:
     """→ ("yes", "perhaps" or "no", a sentence): whether it fits, by how much, and what the peak is
     made of."""
     room, high, peak = e.hardware.memory, e.peak * e.memory_band[1], e.peak_phase
@@ -30,15 +31,15 @@ def verdict(e: Any) -> tuple[str, str]:
     else:
         state, word = "no", f"Does not fit: {format_bytes(e.peak - room)} too much."
     card = f"{e.hardware.name} of {format_bytes(room)}"
-    where = f"each {card}" if e.setup.gpus > 1 else f"one {card}"
+    device = f"each {card}" if e.setup.gpus > 1 else f"one {card}"
     return state, (
-        f"{word} The peak is {format_bytes(e.peak)} on {where}, in {said(peak.name)}; "
+        f"{word} The peak is {format_bytes(e.peak)} on {device}, in {phase_words(peak.name)}; "
         f"{_largest(peak)}."
     )
 
 
-def said(phase: str) -> str:
-    """A phase's name in words."""
+def phase_words(phase: str) -> str:
+    """A phase's name as the verdict writes it."""
     return {
         "old_logprobs": "scoring (old log-probs)",
         "reference": "scoring (reference)",
@@ -51,7 +52,7 @@ def said(phase: str) -> str:
     }.get(phase, phase)
 
 
-def _largest(peak: Any) -> str:
+def _largest(peak: Phase) -> str:
     """Which role holds most at the peak, and most of what."""
     roles: dict[str, float] = {}
     for (role, _), size in peak.bytes.items():
@@ -66,7 +67,7 @@ def _largest(peak: Any) -> str:
     )
 
 
-def memory_picture(e: Any) -> Picture:
+def memory_picture(e: Estimate) -> Picture:
     """Bytes of one device against its memory, a colour for each component. Several roles: at the
     peak, together and one by one; a single one: phase by phase."""
     peak, room = e.peak_phase, e.hardware.memory
@@ -85,7 +86,7 @@ def memory_picture(e: Any) -> Picture:
         stack = stacks.setdefault(bar, {})
         for component in COMPONENTS:
             size = sum(size for part, size in parts if part == component)
-            if size > SEEN * e.peak:
+            if size > SMALLEST_BLOCK * e.peak:
                 stack[component] = size / unit
     near = room < 3 * e.peak  # a line far above would press the bars flat
     card = f"{e.hardware.name}: {format_bytes(room)}"
@@ -100,21 +101,21 @@ def memory_picture(e: Any) -> Picture:
     )
 
 
-def nothing() -> Picture:
+def no_plan_picture() -> Picture:
     """What stands there before there is a plan."""
     return bar_chart({}, title="Memory of one device", y_label="GiB", width=WIDTH, height=120)
 
 
-def time_picture(e: Any) -> Picture:
+def time_picture(e: Estimate) -> Picture:
     """Seconds of a step by phase; a colour for each role."""
-    busy = e.seconds_of
-    top: dict[str, float] = {}
-    for (phase, _), value in busy.items():
-        top[phase] = top.get(phase, 0.0) + value
-    scale, unit = next((s for s in SCALES if max(top.values()) >= s[0]), SCALES[-1])
-    stacks: dict[str, dict[str, float]] = {phase: {} for phase in top}
-    for (phase, role), value in busy.items():
-        stacks[phase][role or "all"] = value / scale
+    totals: dict[str, float] = {}
+    for (phase, _), seconds in e.seconds_of.items():
+        totals[phase] = totals.get(phase, 0.0) + seconds
+    longest = max(totals.values())
+    scale, unit = next((s for s in TIME_UNITS if longest >= s[0]), TIME_UNITS[-1])
+    stacks: dict[str, dict[str, float]] = {phase: {} for phase in totals}
+    for (phase, role), seconds in e.seconds_of.items():
+        stacks[phase][role or "all"] = seconds / scale
     legend = {role: role for role in ROLES}
     return bar_chart(
         stacks,
@@ -126,24 +127,23 @@ def time_picture(e: Any) -> Picture:
     )
 
 
-def _a_step(e: Any) -> str:
-    return "an iteration" if e.setup.stage in ("ppo", "rloo", "grpo") else "a step"
+def _a_step(e: Estimate) -> str:
+    return "an iteration" if STAGES[e.setup.stage].online else "a step"
 
 
-def figures(e: Any) -> list[dict[str, str]]:
+def figures(e: Estimate) -> list[dict[str, str]]:
     """The few lines of the table: what, how much, and within what band."""
     low, high = TIME_BAND[e.hardware.kind]
     steps, hours, money = e.steps, e.hours, e.money
     run = None if hours is None else hours * 3600
-    name = "iterations" if e.setup.stage == "ppo" else "steps"
+    name = "iterations" if STAGES[e.setup.stage].iterates else "steps"
 
-    def row(what: str, value: float | None, unit: str, band: tuple[float, float] | None = None):
-        ends = (
-            ""
-            if band is None or value is None
-            else " – ".join(format_number(value * b, unit) for b in band)
-        )
-        return {"": what, "predicted": format_number(value, unit), "band": ends}
+    def row(
+        name: str, value: float | None, unit: str, band: tuple[float, float] | None = None
+    ) -> dict[str, str]:
+        ends = [] if band is None or value is None else [value * b for b in band]
+        band_text = " – ".join(format_number(end, unit) for end in ends)
+        return {"": name, "predicted": format_number(value, unit), "band": band_text}
 
     flops = None if steps is None else e.flops * steps * e.setup.replicas
     return [
@@ -155,7 +155,7 @@ def figures(e: Any) -> list[dict[str, str]]:
     ]
 
 
-def _price(e: Any) -> str:
+def _price(e: Estimate) -> str:
     """What the money is reckoned from."""
     if e.hardware.price is None:
         return "no price known"
@@ -163,17 +163,17 @@ def _price(e: Any) -> str:
     return f"{hours}{format_number(e.hardware.price, 'USD')}/h"
 
 
-def remedy_text(r: Any) -> str:
+def remedy_text(remedy: Remedy) -> str:
     """What a change does, on its button."""
-    parts = [f"{format_bytes(r.estimate.peak)}{'' if r.fits else ', still too much'}"]
-    seconds = None if r.saves_hours is None else r.saves_hours * 3600
-    for value, unit in ((seconds, "s"), (r.saves_money, "USD")):
+    parts = [f"{format_bytes(remedy.estimate.peak)}{'' if remedy.fits else ', still too much'}"]
+    seconds = None if remedy.saves_hours is None else remedy.saves_hours * 3600
+    for value, unit in ((seconds, "s"), (remedy.saves_money, "USD")):
         if value and format_number(abs(value), unit) not in ("0 s", "$0.00"):
             sign = "−" if value > 0 else "+"
             parts.append(f"{sign}{format_number(abs(value), unit)}")
-    return f"{r.does} → {', '.join(parts)}"
+    return f"{remedy.does} → {', '.join(parts)}"
 
 
-def settings_text(settings: dict[str, Any]) -> str:
+def settings_text(settings: Values) -> str:
     """Settings as one would write them."""
     return ", ".join(f"{k}={v!r}" for k, v in settings.items())

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 from ..charts.tokens_view import Tokens, plain
 from ..runs.run import Run
@@ -20,22 +20,27 @@ from ..runs.run import Run
 TRAINING, HELD_OUT = "training", "held-out"
 _NOT_FIGURES = ("step", "prompt", "response", "when", "tokens")
 
+SampleKey: TypeAlias = tuple[str, int, str, int]
+"""name, step, when and number of a sample"""
+Choice: TypeAlias = int | str | None
+"""which samples stand side by side: a number within the step, or a held-out prompt"""
+
 
 @dataclass
-class Sample:
+class RunSample:
     """One response of one run. `name` is the run's, as shown."""
 
-    owner: Run
+    run: Run
     name: str
     stage: str
     step: int
     when: str
-    number: int  # of its moment, from 0
+    number: int  # among the samples of the same step and `when`, from 0
     prompt: str
     response: str
     figures: dict[str, float]  # reward, gold reward and its parts, …
     tokens: Tokens
-    row: Mapping[str, Any] = field(repr=False)
+    row: Mapping[str, object] = field(repr=False)
 
     @property
     def mode(self) -> str:
@@ -57,25 +62,25 @@ class Sample:
         )
 
     @property
-    def key(self) -> tuple:
-        """Where it is, for as long as its file only grows."""
+    def key(self) -> SampleKey:
+        """It stays the same for as long as the run's file only grows."""
         return self.name, self.step, self.when, self.number
 
     def has(self, text: str) -> bool:
         return text in self.prompt.casefold() or text in self.response.casefold()
 
 
-class Book:
+class SampleSet:
     """The samples of several runs. `read` again to see what has come since."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = list(runs)
-        self.scored: dict[tuple, Tokens] = {}  # figures that were computed afterwards
+        self.scored: dict[SampleKey, Tokens] = {}  # figures that were computed afterwards
         self.read()
 
     def read(self) -> None:
         """Everything anew. What cannot be read is a line in `problems`, not an exception."""
-        self.samples: list[Sample] = []
+        self.samples: list[RunSample] = []
         self.problems: list[str] = []
         self.statuses: list[str] = []
         self.names = _names(self.runs)
@@ -96,8 +101,8 @@ class Book:
 
     def modes(self) -> list[str]:
         """The kinds of samples there are."""
-        found = {s.mode for s in self.samples}
-        return [mode for mode in (TRAINING, HELD_OUT) if mode in found]
+        present = {s.mode for s in self.samples}
+        return [mode for mode in (TRAINING, HELD_OUT) if mode in present]
 
     def first_mode(self) -> str:
         """What to look at first: training, unless that leaves out one of several runs."""
@@ -108,13 +113,13 @@ class Book:
         """Steps at which there are samples, of all runs together."""
         return sorted({s.step for s in self.samples if s.mode == mode and s.time == "at"})
 
-    def told(self, mode: str) -> set[int]:
-        """Those of the steps at which something is known of the tokens: runs keep that of some."""
+    def steps_with_figures(self, mode: str) -> set[int]:
+        """The steps whose tokens have figures: runs keep them at some of their steps."""
         return {
             s.step for s in self.samples if s.mode == mode and s.time == "at" and s.tokens.figures
         }
 
-    def choices(self, mode: str, step: int) -> list[tuple[str, Any]]:
+    def choices(self, mode: str, step: int) -> list[tuple[str, Choice]]:
         """What there is to choose from, as (label, key): samples of a step, or prompts."""
         if mode == HELD_OUT:
             runs_of: dict[str, set[str]] = {}
@@ -130,43 +135,43 @@ class Book:
                 first.setdefault(s.number, s.prompt)
         return [(_label(i, first[i]), i) for i in sorted(first)]
 
-    def cards(self, mode: str, step: int, choice: Any) -> list[Sample]:
-        """What stands side by side: a run's sample of that step, or all answers to a prompt."""
+    def select(self, mode: str, step: int, choice: Choice) -> list[RunSample]:
+        """What stands side by side: every run's sample of that step, or all answers to a prompt."""
         if mode == TRAINING:
             return [
                 s for name in self.names for s in self._training(name, step) if s.number == choice
             ]
-        found: list[Sample] = []
+        answers = [s for s in self.samples if s.mode == HELD_OUT and s.prompt == choice]
+        selected: list[RunSample] = []
         for name in self.names:
-            mine = [
-                s
-                for s in self.samples
-                if s.name == name and s.mode == HELD_OUT and s.prompt == choice
-            ]
             for time in ("before", "at", "after"):
-                there = [s for s in mine if s.time == time and (time != "at" or s.step == step)]
-                # What a run started from may be in sight already, as what another run made.
-                said = {(s.when, s.response) for s in found}
-                found += [
-                    s for s in there[:1] if time != "before" or (s.when, s.response) not in said
+                moment = [
+                    s
+                    for s in answers
+                    if s.name == name and s.time == time and (time != "at" or s.step == step)
                 ]
-        return found
+                # What a run started from may be selected already, as what another run wrote.
+                known = {(s.when, s.response) for s in selected}
+                selected += [
+                    s for s in moment[:1] if time != "before" or (s.when, s.response) not in known
+                ]
+        return selected
 
-    def _training(self, name: str, step: int) -> list[Sample]:
+    def _training(self, name: str, step: int) -> list[RunSample]:
         """A run's samples of a step, or of the last one before it that has some."""
         mine = [s for s in self.samples if s.name == name and s.mode == TRAINING]
         last = max((s.step for s in mine if s.step <= step), default=None)
         return [s for s in mine if s.step == last]
 
-    def place(self, sample: Sample, step: int) -> tuple[str, int, Any]:
-        """(mode, step, choice) whose cards show this sample; `step` where any would do."""
+    def locate(self, sample: RunSample, step: int) -> tuple[str, int, Choice]:
+        """(mode, step, choice) that select this sample; `step` where any would do."""
         step = sample.step if sample.time == "at" else step
         return sample.mode, step, sample.prompt if sample.when else sample.number
 
-    def find(self, text: str) -> list[Sample]:
+    def find(self, text: str) -> list[RunSample]:
         """Samples whose prompt or response holds the text, upper and lower case alike."""
-        wanted = text.casefold()
-        return [s for s in self.samples if s.has(wanted)] if wanted else []
+        folded = text.casefold()
+        return [s for s in self.samples if s.has(folded)] if folded else []
 
 
 def _names(runs: Iterable[Run]) -> list[str]:
@@ -184,25 +189,30 @@ def _label(number: int, prompt: str) -> str:
     return f"{number + 1}: {text[:90]}{'…' if len(text) > 90 else ''}"
 
 
-def _samples(run: Run, name: str) -> Iterable[Sample]:
-    count: Counter[tuple] = Counter()
+def _samples(run: Run, name: str) -> Iterable[RunSample]:
+    count: Counter[tuple[int, str]] = Counter()
     stage = run.stage
     for row in run.samples:
         step, when = row.get("step"), row.get("when")
         step = step if isinstance(step, int) else 0
         when = "" if when is None else str(when)
-        figures = {n: float(x) for n, x in row.items() if n not in _NOT_FIGURES and _real(x)}
-        prompt, response = (_said(row.get(n)) for n in ("prompt", "response"))
+        figures = {
+            n: float(x)
+            for n, x in row.items()
+            if n not in _NOT_FIGURES and _is_number(x) and math.isfinite(x)
+        }
+        prompt, response = (_text(row.get(n)) for n in ("prompt", "response"))
         tokens = Tokens.of(row.get("tokens"), response)
         number = count[step, when]
-        yield Sample(run, name, stage, step, when, number, prompt, response, figures, tokens, row)
+        yield RunSample(
+            run, name, stage, step, when, number, prompt, response, figures, tokens, row
+        )
         count[step, when] += 1
 
 
-def _said(value: Any) -> str:
+def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _real(value: Any) -> bool:
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return numeric and math.isfinite(value)
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

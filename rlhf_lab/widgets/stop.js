@@ -22,7 +22,7 @@ export default {
     button.addEventListener("click", async () => {
       button.disabled = true;
       button.textContent = "stopping …";
-      model.set("asked", model.get("asked") + 1);
+      model.set("clicks", model.get("clicks") + 1);
       model.save_changes();
       const kernel = model.get("kernel");
       if (!kernel) return;

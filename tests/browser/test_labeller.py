@@ -76,7 +76,7 @@ def test_clicks_and_keys_label_pairs_and_each_is_on_disk(open_labeller):
     wait_for_pair(book, 3)
     assert [line["annotation"] for line in lines(book, file)][-2:] == ["undo", "undo"]
     assert text(book, ".counts").startswith("2 preferences, 0 ties, 0 skips")
-    assert text(book, ".note") == "Taken back: judge this pair again."
+    assert text(book, ".note") == "Taken back: label this pair again."
 
 
 def test_the_notebook_and_the_labeller_leave_each_others_keys_alone(open_labeller):

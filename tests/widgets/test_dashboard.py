@@ -131,7 +131,7 @@ def test_the_button_asks_once_for_each_click(run):
     asked = []
     view = Dashboard("ppo", "tiny", stop=lambda: asked.append(1))
     assert view.button.kernel == ""  # a kernel that listens is not interrupted
-    view.button.asked = 1
+    view.button.clicks = 1
     assert asked == [1]
     view.close()
     assert view.button.off

@@ -12,7 +12,7 @@ from sample_runs import EVIL, FIGURES, HARMLESS, OURS, Read, make, record
 from rlhf_lab.charts import tokens_view as view
 from rlhf_lab.runs.run import Run
 from rlhf_lab.widgets.inspector import Inspector
-from rlhf_lab.widgets.samples import HELD_OUT, TRAINING, Book
+from rlhf_lab.widgets.samples import HELD_OUT, TRAINING, SampleSet
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -30,7 +30,7 @@ def test_hostile_text_is_shown_everywhere_and_runs_nowhere(tmp_path, evil):
     shown = Inspector(run)
     for mode in (TRAINING, HELD_OUT):
         shown.mode.value = mode
-        for part in (shown._page, shown._status, shown._legend, shown._found):
+        for part in (shown._page, shown._status, shown._legend, shown._count):
             read = Read(part.value)
             assert read.tags <= OURS and read.attributes <= HARMLESS, part.value
             part.value.encode()  # a lone surrogate could not be sent
@@ -53,15 +53,15 @@ def test_hostile_text_is_shown_everywhere_and_runs_nowhere(tmp_path, evil):
 
 # -- the book ---------------------------------------------------------------------------------
 def test_steps_choices_and_cards_of_one_run(tmp_path):
-    book = Book([make(tmp_path / "run", evaluated=(2,), prompts=("p", "q"))])
-    assert book.modes() == [TRAINING, HELD_OUT] and book.first_mode() == TRAINING
-    assert book.steps(TRAINING) == [1, 2, 3] and book.steps(HELD_OUT) == [2]
-    assert book.choices(TRAINING, 2) == [("1: first at 2", 0), ("2: second at 2", 1)]
-    assert book.choices(HELD_OUT, 2) == [("1: p", "p"), ("2: q", "q")]
-    (card,) = book.cards(TRAINING, 3, 1)
+    samples = SampleSet([make(tmp_path / "run", evaluated=(2,), prompts=("p", "q"))])
+    assert samples.modes() == [TRAINING, HELD_OUT] and samples.first_mode() == TRAINING
+    assert samples.steps(TRAINING) == [1, 2, 3] and samples.steps(HELD_OUT) == [2]
+    assert samples.choices(TRAINING, 2) == [("1: first at 2", 0), ("2: second at 2", 1)]
+    assert samples.choices(HELD_OUT, 2) == [("1: p", "p"), ("2: q", "q")]
+    (card,) = samples.select(TRAINING, 3, 1)
     assert (card.prompt, card.title) == ("second at 3", "run · step 3")
     assert card.figures == {"reward": 3.5, "gold_reward": 0.25, "gold/mood": 1.0}
-    assert [(c.title, c.response) for c in book.cards(HELD_OUT, 2, "q")] == [
+    assert [(c.title, c.response) for c in samples.select(HELD_OUT, 2, "q")] == [
         ("run · before training (sft)", "before q"),
         ("run · step 2, held-out", "at 2 q"),
         ("run · after training (ppo)", "after q"),
@@ -74,10 +74,10 @@ def test_stages_stand_side_by_side_on_one_prompt(tmp_path):
         make(tmp_path / "ppo", "ppo", (1,)),
         make(tmp_path / "dpo", "dpo", ()),
     ]
-    book = Book(runs)
-    assert book.first_mode() == HELD_OUT  # training would leave out two of them
-    assert book.choices(HELD_OUT, 0) == [("1: p", "p"), ("2: only sft", "only sft")]
-    assert [c.title for c in book.cards(HELD_OUT, 0, "p")] == [
+    samples = SampleSet(runs)
+    assert samples.first_mode() == HELD_OUT  # training would leave out two of them
+    assert samples.choices(HELD_OUT, 0) == [("1: p", "p"), ("2: only sft", "only sft")]
+    assert [c.title for c in samples.select(HELD_OUT, 0, "p")] == [
         "sft · before training (base)",
         "sft · after training",
         "ppo · before training (sft)",
@@ -88,17 +88,19 @@ def test_stages_stand_side_by_side_on_one_prompt(tmp_path):
 
 
 def test_runs_in_training_stand_at_the_same_step_or_the_last_before_it(tmp_path):
-    book = Book([make(tmp_path / "a", steps=(1, 2, 3, 4)), make(tmp_path / "b", steps=(2, 3))])
-    assert [c.title for c in book.cards(TRAINING, 4, 0)] == ["a · step 4", "b · step 3"]
-    assert [c.title for c in book.cards(TRAINING, 1, 0)] == ["a · step 1"]
+    samples = SampleSet(
+        [make(tmp_path / "a", steps=(1, 2, 3, 4)), make(tmp_path / "b", steps=(2, 3))]
+    )
+    assert [c.title for c in samples.select(TRAINING, 4, 0)] == ["a · step 4", "b · step 3"]
+    assert [c.title for c in samples.select(TRAINING, 1, 0)] == ["a · step 1"]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "y").mkdir()
-    book = Book([make(tmp_path / "x" / "run"), make(tmp_path / "y" / "run")])
-    assert book.names == ["run", "run (2)"]
-    assert len(book.cards(TRAINING, 3, 0)) == 2
+    samples = SampleSet([make(tmp_path / "x" / "run"), make(tmp_path / "y" / "run")])
+    assert samples.names == ["run", "run (2)"]
+    assert len(samples.select(TRAINING, 3, 0)) == 2
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
@@ -106,10 +108,10 @@ def test_what_cannot_be_read_is_said(tmp_path):
     (bad.folder / "samples.jsonl").write_text('{"step": 1}\nno json\n{"step": 2}\n')
     (gone.folder / "run.json").unlink()
     shown = Inspector(good, bad, gone)
-    assert len(shown.book.problems) == 2
+    assert len(shown.sample_set.problems) == 2
     assert "bad cannot be read" in shown._status.value and "line 2" in shown._status.value
     assert "gone cannot be read" in shown._status.value
-    assert [s.name for s in shown.cards] == ["good"]
+    assert [s.name for s in shown.selected] == ["good"]
 
 
 # -- the inspector ----------------------------------------------------------------------------
@@ -164,26 +166,26 @@ def test_search_counts_jumps_and_goes_round(tmp_path):
     shown = Inspector(make(tmp_path / "run", prompts=("p", "q")))
     assert shown._next.disabled
     shown.query.value = "SECOND"
-    assert "1 of 3 found" in shown._found.value and not shown._next.disabled
-    seen = [shown.cards[0].prompt]
+    assert "1 of 3 found" in shown._count.value and not shown._next.disabled
+    seen = [shown.selected[0].prompt]
     for _ in range(3):
         shown._next.click()
-        seen.append(shown.cards[0].prompt)
+        seen.append(shown.selected[0].prompt)
     assert seen == ["second at 1", "second at 2", "second at 3", "second at 1"]
     shown._previous.click()
-    assert "3 of 3 found" in shown._found.value
+    assert "3 of 3 found" in shown._count.value
     assert Read(shown._page.value).text.startswith("second at 3")
     assert "<mark>second</mark>" in shown._page.value
     shown.query.value = "fox r"
-    assert "4 of 6" not in shown._found.value  # already in sight: nothing moves
-    assert shown.cards[0].prompt == "second at 3"
+    assert "4 of 6" not in shown._count.value  # already in sight: nothing moves
+    assert shown.selected[0].prompt == "second at 3"
     assert re.findall(r'class="t[^"]* hit"[^>]*>([^<]*)<', shown._page.value) == [" fox", " ran"]
     shown.query.value = "after q"
     assert shown.mode.value == HELD_OUT and shown.sample.value == "q"
     shown.query.value = "nowhere"
-    assert "0 found" in shown._found.value and shown._next.disabled
+    assert "0 found" in shown._count.value and shown._next.disabled
     shown.query.value = ""
-    assert "found" not in shown._found.value
+    assert "found" not in shown._count.value
 
 
 def test_what_stands_side_by_side_is_one_stop_of_the_search(tmp_path):

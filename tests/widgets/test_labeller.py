@@ -51,7 +51,7 @@ def better(labeller, good=True):
 
 def say(labeller, do, **more):
     """What the browser would send."""
-    labeller._hear(labeller, {"do": do, "pair": labeller.view["id"], "seconds": 1.5, **more}, [])
+    labeller._on_message(labeller, {"do": do, "pair": labeller.view["id"], "seconds": 1.5, **more}, [])
 
 
 # -- asking and keeping -------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_another_file_is_refused_and_a_full_disk_is_said(make, file, tmp_path):
 def test_what_the_browser_did_not_mean_changes_nothing(make, file, junk):
     labeller = make()
     moves = labeller.view["moves"]
-    labeller._hear(labeller, junk, [])
+    labeller._on_message(labeller, junk, [])
     assert labeller.done == 0 and not file.exists()
     assert labeller.view["moves"] == moves + 1  # it hears that nothing came of it
 
@@ -155,7 +155,7 @@ def test_a_double_click_answers_one_pair(make):
     labeller = make()
     first = labeller.view["id"]
     for _ in range(2):
-        labeller._hear(labeller, {"do": "left", "pair": first}, [])
+        labeller._on_message(labeller, {"do": "left", "pair": first}, [])
     assert labeller.done == 1
 
 
@@ -405,7 +405,7 @@ def test_in_a_terminal(make, file):
     assert labeller.ask(lambda _: next(typed), said.append) is labeller
     lines = [json.loads(line)["annotation"] for line in file.read_text().splitlines()]
     assert lines == ["left", "undo", "right", "skip"]
-    assert "Say 1, 2, t, s, u or q." in said and "Taken back: judge this pair again." in said
+    assert "Type 1, 2, t, s, u or q." in said and "Taken back: label this pair again." in said
     assert said[-1] == f"2 of 3 labelled, saved in {file}" and "\x1b" not in "".join(said)
 
     def closed(_):

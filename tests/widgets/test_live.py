@@ -226,7 +226,7 @@ def test_a_frozen_chart_is_a_picture_and_its_words():
 
 def test_a_large_picture_is_saved_without_what_an_image_cannot_show():
     many = grid([picture([i / 7 for i in range(100)], title=f"p{i}") for i in range(6)], title="T")
-    frozen = live.bundle(many)["image/svg+xml"]
+    frozen = live.mime_bundle(many)["image/svg+xml"]
     assert len(frozen) < len(many) / 2
     shown, whole = ET.fromstring(frozen), ET.fromstring(many)
     assert not [e for e in shown.iter() if e.tag == f"{SVG}title" or e.get("data-x")]
@@ -292,7 +292,7 @@ def test_freezing_leaves_the_picture_alone(notebook):
     showing = show(Chart(), picture)
     beside, box = notebook.outputs
     showing.freeze()
-    assert beside[-1] == live.bundle(picture())
+    assert beside[-1] == live.mime_bundle(picture())
     assert box[-1] == {}  # nothing is shown, nothing is saved that a later reader cannot see
     showing.refresh(now=True)
     showing.freeze()
