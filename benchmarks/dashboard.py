@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "kit")]
 
-from browser_kit import FLAGS, Book, Server, chromium, write_notebook  # noqa: E402
+from browser_kit import FLAGS, NotebookPage, Server, chromium, write_notebook  # noqa: E402
 
 from rlhf_lab.charts.views import charts_of  # noqa: E402
 
@@ -52,13 +52,13 @@ class Bench:
         self.browser, self.folder, self.quick = browser, folder, quick
         self.server, self.count = Server(folder / "lab"), 0
 
-    def book(self, cells: list[str]) -> Book:
+    def book(self, cells: list[str]) -> NotebookPage:
         self.count += 1
         path = write_notebook(self.server.root / f"book{self.count}.ipynb", cells)
         context = self.browser.new_context(viewport={"width": 1280, "height": 900})
-        return Book(context, self.server, path, self.folder / "shots").open()
+        return NotebookPage(context, self.server, path, self.folder / "shots").open()
 
-    def done(self, book: Book) -> None:
+    def done(self, book: NotebookPage) -> None:
         book.page.close()
         book.context.close()
         self.server.kill_kernels()

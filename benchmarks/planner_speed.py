@@ -55,7 +55,7 @@ WATCH = """() => {
 def in_browser(moves: int) -> dict[str, list[float]]:
     """Milliseconds of each move: to the picture, and to everything; bytes received for each."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "kit")]
-    from browser_kit import FLAGS, Book, Server, chromium, write_notebook
+    from browser_kit import FLAGS, NotebookPage, Server, chromium, write_notebook
     from playwright.sync_api import sync_playwright
 
     found: dict[str, list[float]] = {"picture": [], "all": [], "bytes": []}
@@ -65,7 +65,7 @@ def in_browser(moves: int) -> dict[str, list[float]]:
         try:
             path = write_notebook(server.root / "planner.ipynb", [CELL])
             context = browser.new_context(viewport={"width": 1280, "height": 900})
-            book = Book(context, server, path, Path(folder)).open()
+            book = NotebookPage(context, server, path, Path(folder)).open()
             book.run_all()
             book.wait_svg(".lab-planner .lab-chart svg")
             page = book.page

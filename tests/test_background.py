@@ -52,11 +52,11 @@ def test_what_is_not_armed_is_not_interrupted():
         raise AssertionError("a loop that begins after the stop must not run")
 
 
-def test_it_also_stops_when_the_caller_says_so():
-    said = []
-    stop = Stop(lambda: bool(said))
+def test_it_also_stops_when_the_caller_requests_it():
+    requests = []
+    stop = Stop(lambda: bool(requests))
     assert not stop()
-    said.append(1)
+    requests.append(1)
     assert stop()
 
 

@@ -32,8 +32,8 @@ def test_ppo_keeps_what_the_inspector_colours(run):
             assert len(tokens[name]) == len(tokens["text"]), name
         # Rule 11: β·KL is taken off every token, and the score added to the last.
         beta = dict(zip(*run.series("kl_coef"), strict=True))[row["step"]]
-        for said, ratio in zip(tokens["reward"][:-1], tokens["log_ratio"][:-1], strict=True):
-            assert said == pytest.approx(-beta * ratio, abs=1e-3)
+        for reward, ratio in zip(tokens["reward"][:-1], tokens["log_ratio"][:-1], strict=True):
+            assert reward == pytest.approx(-beta * ratio, abs=1e-3)
     assert all(x == 0 for r in rows if r["step"] == 1 for x in map(round, r["tokens"]["log_ratio"]))
 
 
@@ -49,8 +49,8 @@ def test_inspecting_a_folder_and_scoring_what_has_no_figures(run):
     inspector = lab.inspect(run.folder)
     assert repr(inspector)
     held_out = next(r for r in run.samples if r.get("when") == "ppo")
-    found = inspector._score(run, held_out)
-    assert len(found["log_ratio"]) == len(found["text"])
+    record = inspector._score(run, held_out)
+    assert len(record["log_ratio"]) == len(record["text"])
     before = next(r for r in run.samples if r.get("when") == "sft")
     # Before training the policy is the reference.
     assert max(map(abs, inspector._score(run, before)["log_ratio"])) < 1e-5

@@ -79,7 +79,7 @@ function render({ model, el }) {
   });
   const canvas = make(root, "div", {});
   const box = make(root, "div", { class: "lab-box", "aria-hidden": "true" });
-  const said = make(root, "span", { class: "lab-said", role: "status" });
+  const spoken = make(root, "span", { class: "lab-spoken", role: "status" });
   box.hidden = true;
   let plots = [], here = null, turn = 0;
 
@@ -105,7 +105,7 @@ function render({ model, el }) {
 
   function leave() {
     here = null;
-    said.textContent = "";
+    spoken.textContent = "";
     clear();
   }
 
@@ -207,7 +207,7 @@ function render({ model, el }) {
     if (event.key === "Escape") {
       leave();
       root.blur();
-    } else if (moves[event.key]) said.textContent = go(...moves[event.key]()) ?? "";
+    } else if (moves[event.key]) spoken.textContent = go(...moves[event.key]()) ?? "";
     else return;
     event.preventDefault();
     event.stopPropagation();

@@ -11,14 +11,14 @@ function render({ model, el }) {
   const button = make(row, "button", { type: "button" });
   text.setAttribute("aria-label", model.get("label"));
   button.setAttribute("aria-label", `Copy ${model.get("label")}`);
-  const said = make(row, "span", { className: "lab-copy-said" });
-  said.setAttribute("role", "status");
+  const spoken = make(row, "span", { className: "lab-copy-spoken" });
+  spoken.setAttribute("role", "status");
   let timer = 0;
 
   function say(words) {
-    button.textContent = said.textContent = words;
+    button.textContent = spoken.textContent = words;
     clearTimeout(timer);
-    timer = setTimeout(() => { button.textContent = "Copy"; said.textContent = ""; }, 2500);
+    timer = setTimeout(() => { button.textContent = "Copy"; spoken.textContent = ""; }, 2500);
   }
 
   // A page that is not served over https, or that may not touch the clipboard, selects instead.

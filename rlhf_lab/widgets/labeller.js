@@ -9,10 +9,10 @@ const KEYS = {
 const PATIENCE = 1500; // ms without an answer of the kernel before we say so
 
 function element(tag, className, text = "") {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.textContent = text;
-  return made;
+  const node = document.createElement(tag);
+  node.className = className;
+  node.textContent = text;
+  return node;
 }
 
 function render({ model, el }) {
@@ -23,12 +23,12 @@ function render({ model, el }) {
 
   const buttons = {};
   const button = (action, label, keys) => {
-    const made = element("button", `act ${action}`, label);
-    made.type = "button";
-    if (keys) made.setAttribute("aria-keyshortcuts", keys);
-    made.addEventListener("click", () => act(action));
-    buttons[action] = made;
-    return made;
+    const node = element("button", `act ${action}`, label);
+    node.type = "button";
+    if (keys) node.setAttribute("aria-keyshortcuts", keys);
+    node.addEventListener("click", () => act(action));
+    buttons[action] = node;
+    return node;
   };
 
   const head = element("div", "head");

@@ -19,14 +19,14 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import anywidget
 import ipywidgets
 import traitlets
 
 from ..charts.frame import FAINT, LARGE, SMALL, Picture, svg_document, svg_text
-from ..runs.progress import notebook_display
+from ..runs.progress import DisplayHandle, notebook_display
 
 PictureSource: TypeAlias = Picture | Callable[[], Picture]
 """A picture, or what draws it when there is time to."""
@@ -171,12 +171,6 @@ class _WithNote(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no typ
         return NOTE
 
 
-class OutputHandle(Protocol):
-    """What IPython's `display` returns: an output that can be replaced."""
-
-    def update(self, bundle: dict[str, str], raw: bool) -> None: ...
-
-
 class Showing:
     """What `show` returns: the widget's place in a notebook."""
 
@@ -185,8 +179,8 @@ class Showing:
     ) -> None:
         self._still = still
         self._refreshed_at = time.monotonic()
-        self._picture: OutputHandle | None = None  # of each output, while it may change
-        self._widget: OutputHandle | None = None
+        self._picture: DisplayHandle | None = None  # of each output, while it may change
+        self._widget: DisplayHandle | None = None
         display = notebook_display()
         if display is None:
             print(mime_bundle(still())["text/plain"])

@@ -72,8 +72,7 @@ def doublings(low: int, high: int, between: bool = False) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Control:
     """One control. `choices`: values, or (label, value) pairs; `off`: the value that stands for
-    leaving the setting out; `when`: whether it matters, given all values; `slides`: a slider of
-    numbers."""
+    leaving the setting out; `when`: whether it matters, given all values."""
 
     name: str
     label: str
@@ -81,13 +80,18 @@ class Control:
     start: object = None
     tip: str = ""
     off: object = None
-    slides: bool = False
     when: Callable[[Values], bool] = lambda v: True
 
     @property
     def pairs(self) -> list[tuple[str, object]]:
         """The choices as (label, value)."""
         return [c if isinstance(c, tuple) else (_label(c), c) for c in self.choices]
+
+    @property
+    def slides(self) -> bool:
+        """A slider: its choices are numbers."""
+        values = [value for _, value in self.pairs]
+        return bool(values) and all(isinstance(v, (int, float)) for v in values)
 
     def pair(self, value: object) -> tuple[str, object]:
         """(label, value) of a value. Raises ValueError for one that the control cannot hold."""
@@ -124,180 +128,59 @@ def _has_value_model(v: Values) -> bool:
 LENGTHS = doublings(16, 32768, between=True)
 CONTROLS: dict[str, tuple[Control, ...]] = {
     "Job": (
-        Control(
-            "stage",
-            "Stage",
-            tuple((spec.title, name) for name, spec in STAGES.items()),
-            "ppo",
-            "what is trained",
-        ),
+        Control("stage", "Stage", tuple((spec.title, name) for name, spec in STAGES.items()),
+                "ppo", "what is trained"),
         Control("model", "Model", (), "Qwen/Qwen2.5-1.5B", "a bundled model, a preset, or another"),
-        Control(
-            "path",
-            "Its name",
-            (),
-            "",
-            "a folder with a config.json, or a hub id (owner/name)",
-            when=lambda v: v["model"] == ANOTHER,
-        ),
+        Control("path", "Its name", (), "", "a folder with a config.json, or a hub id (owner/name)",
+                when=lambda v: v["model"] == ANOTHER),
     ),
     "Machine": (
         Control("hardware", "Hardware", (), "h100", "the kind of device; here: this machine"),
-        Control("gpus", "Devices", doublings(1, 1024), 1, "devices in all", 1, True),
-        Control(
-            "nodes",
-            "Nodes",
-            doublings(1, 128),
-            1,
-            "machines they are in",
-            1,
-            True,
-            lambda v: v["gpus"] > 1,
-        ),
-        Control(
-            "sharding",
-            "Sharding",
-            SHARDINGS,
-            "copies",
-            "what the devices share of a model",
-            "copies",
-            when=_trains,
-        ),
-        Control(
-            "offload",
-            "Offload",
-            CHOICES["offload"],
-            "none",
-            "optimizer states, or weights too, in main memory",
-            "none",
-            when=_sharded,
-        ),
+        Control("gpus", "Devices", doublings(1, 1024), 1, "devices in all", 1),
+        Control("nodes", "Nodes", doublings(1, 128), 1, "machines they are in", 1,
+                lambda v: v["gpus"] > 1),
+        Control("sharding", "Sharding", SHARDINGS, "copies", "what the devices share of a model",
+                "copies", _trains),
+        Control("offload", "Offload", CHOICES["offload"], "none",
+                "optimizer states, or weights too, in main memory", "none", _sharded),
     ),
     "Data": (
-        Control("prompt_length", "Prompt", LENGTHS, 512, "tokens of a prompt", slides=True),
-        Control("response_length", "Response", LENGTHS, 512, "tokens of a response", slides=True),
-        Control(
-            "rows",
-            "Rows",
-            tuple(m * 10**k for k in range(2, 7) for m in (1, 2, 5)),
-            20_000,
-            "samples, pairs or prompts of the data set",
-            slides=True,
-        ),
-        Control(
-            "num_train_epochs",
-            "Epochs",
-            (1, 2, 3, 4, 5, 10),
-            1,
-            "passes over the data set",
-            slides=True,
-            when=_trains,
-        ),
+        Control("prompt_length", "Prompt", LENGTHS, 512, "tokens of a prompt"),
+        Control("response_length", "Response", LENGTHS, 512, "tokens of a response"),
+        Control("rows", "Rows", tuple(m * 10**k for k in range(2, 7) for m in (1, 2, 5)), 20_000,
+                "samples, pairs or prompts of the data set"),
+        Control("num_train_epochs", "Epochs", (1, 2, 3, 4, 5, 10), 1, "passes over the data set",
+                when=_trains),
     ),
     "Training": (
-        Control(
-            "per_device_train_batch_size",
-            "Batch",
-            doublings(1, 512),
-            8,
-            "rows (or pairs) of one device in one pass",
-            slides=True,
-        ),
-        Control(
-            "gradient_accumulation_steps",
-            "Accumulate",
-            doublings(1, 512),
-            1,
-            "passes that make a step; PPO: passes that a rollout is made of",
-            1,
-            True,
-            _trains,
-        ),
-        Control(
-            "lora_r",
-            "LoRA rank",
-            (("off", 0), *doublings(1, 256)),
-            0,
-            "rank of adapters; off: all weights are trained",
-            0,
-            True,
-            _trains,
-        ),
-        Control(
-            "load_in_4bit",
-            "Base in 4 bits (QLoRA)",
-            (),
-            False,
-            "needs a LoRA rank",
-            False,
-            when=lambda v: not _trains(v) or v["lora_r"] > 0,
-        ),
-        Control(
-            "precision",
-            "Precision",
-            tuple((label, key) for key, (label, _) in PRECISIONS.items()),
-            "auto",
-            "automatic: bf16 autocast where the device has bf16, else fp32",
-            "auto",
-        ),
-        Control(
-            "optim",
-            "Optimizer",
-            CHOICES["optim"],
-            "adamw_torch_fused",
-            "",
-            "adamw_torch_fused",
-            when=_trains,
-        ),
-        Control(
-            "gradient_checkpointing",
-            "Recompute activations",
-            (),
-            False,
-            "gradient checkpointing",
-            False,
-            when=_trains,
-        ),
+        Control("per_device_train_batch_size", "Batch", doublings(1, 512), 8,
+                "rows (or pairs) of one device in one pass"),
+        Control("gradient_accumulation_steps", "Accumulate", doublings(1, 512), 1,
+                "passes that make a step; PPO: passes that a rollout is made of", 1, _trains),
+        Control("lora_r", "LoRA rank", (("off", 0), *doublings(1, 256)), 0,
+                "rank of adapters; off: all weights are trained", 0, _trains),
+        Control("load_in_4bit", "Base in 4 bits (QLoRA)", (), False, "needs a LoRA rank", False,
+                lambda v: not _trains(v) or v["lora_r"] > 0),
+        Control("precision", "Precision",
+                tuple((label, key) for key, (label, _) in PRECISIONS.items()),
+                "auto", "automatic: bf16 autocast where the device has bf16, else fp32", "auto"),
+        Control("optim", "Optimizer", CHOICES["optim"], "adamw_torch_fused", "",
+                "adamw_torch_fused", _trains),
+        Control("gradient_checkpointing", "Recompute activations", (), False,
+                "gradient checkpointing", False, _trains),
     ),
     "Rollouts": (
-        Control(
-            "layout",
-            "Layout",
-            tuple((LAYOUT_NAMES.get(x, x), x) for x in CHOICES["layout"]),
-            "four",
-            "who plays policy, reference, reward and value",
-            "four",
-            when=_has_value_model,
-        ),
-        Control(
-            "num_mini_batches",
-            "Minibatches",
-            doublings(1, 64),
-            1,
-            "optimizer steps in one pass over a rollout",
-            slides=True,
-            when=_has_value_model,
-        ),
-        Control(
-            "num_ppo_epochs",
-            "PPO epochs",
-            (1, 2, 3, 4, 6, 8),
-            4,
-            "passes over a rollout",
-            slides=True,
-            when=_has_value_model,
-        ),
-        Control(
-            "num_generations",
-            "Per prompt",
-            doublings(2, 64),
-            4,
-            "responses to each prompt",
-            slides=True,
-            when=lambda v: STAGES[v["stage"]].groups,
-        ),
+        Control("layout", "Layout", tuple((LAYOUT_NAMES.get(x, x), x) for x in CHOICES["layout"]),
+                "four", "which models policy, reference, reward and value share",
+                "four", _has_value_model),
+        Control("num_mini_batches", "Minibatches", doublings(1, 64), 1,
+                "optimizer steps in one pass over a rollout", when=_has_value_model),
+        Control("num_ppo_epochs", "PPO epochs", (1, 2, 3, 4, 6, 8), 4, "passes over a rollout",
+                when=_has_value_model),
+        Control("num_generations", "Per prompt", doublings(2, 64), 4, "responses to each prompt",
+                when=lambda v: STAGES[v["stage"]].groups),
     ),
-}
+}  # fmt: skip
 ALL = {control.name: control for controls in CONTROLS.values() for control in controls}
 
 

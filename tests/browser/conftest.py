@@ -1,4 +1,5 @@
-"""Fixtures of the browser tests: one JupyterLab and one browser a session, a page for each test.
+"""Fixtures of the browser tests: one JupyterLab and one browser with its cache for the session; a
+page, a notebook and a kernel for each test.
 
 Skipped where there is no Chromium or no playwright; RLHF_LAB_BROWSER=required makes
 that a failure. Screenshots go to RLHF_LAB_SHOTS, or to a temporary folder.
@@ -10,7 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
-from browser_kit import FLAGS, Book, Server, chromium, write_notebook
+from browser_kit import FLAGS, NotebookPage, Server, chromium, write_notebook
 
 
 def missing() -> str | None:
@@ -58,26 +59,38 @@ def shots(tmp_path_factory) -> Path:
     return Path(named) if named else tmp_path_factory.mktemp("shots")
 
 
+@pytest.fixture(scope="session")
+def contexts(browser):
+    """{touch screen or not: a context}. Its pages share the cache, so that JupyterLab's scripts are
+    fetched and compiled once."""
+    contexts = {
+        touch: browser.new_context(has_touch=touch, reduced_motion="reduce")
+        for touch in (False, True)
+    }
+    yield contexts
+    for context in contexts.values():
+        context.close()
+
+
 @pytest.fixture
-def notebook(browser, lab, shots, request):
+def notebook(contexts, lab, shots, request):
     """`notebook(cells)` opens a notebook of those code cells; `touch=True` on a touch screen.
 
     Afterwards: no error on any page but those a test has taken out of `book.errors`, and no host
     but this machine.
     """
-    opened: list[Book] = []
+    opened: list[NotebookPage] = []
 
-    def start(cells: list[str], touch: bool = False, width: int = 1280, height: int = 900) -> Book:
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, has_touch=touch, reduced_motion="reduce"
-        )
+    def start(
+        cells: list[str], touch: bool = False, width: int = 1280, height: int = 900
+    ) -> NotebookPage:
         path = write_notebook(lab.root / f"{request.node.name[:60]}_{len(opened)}.ipynb", cells)
-        opened.append(Book(context, lab, path, shots))
+        opened.append(NotebookPage(contexts[touch], lab, path, shots, (width, height)))
         return opened[-1].open()
 
     yield start
     for book in opened:
         book.close()
-        book.context.close()
+        book.context.clear_permissions()
     assert not [error for book in opened for error in book.errors]
     assert {host for book in opened for host in book.hosts} <= {"127.0.0.1"}

@@ -49,7 +49,7 @@ def box(book):
 
 
 def spoken(book):
-    return book.page.locator(".lab-said").first.text_content()
+    return book.page.locator(".lab-spoken").first.text_content()
 
 
 def test_it_paints_is_read_and_survives_a_reload(notebook):
@@ -97,11 +97,11 @@ def test_keys_read_it_and_do_not_move_the_notebook(notebook):
     active = "() => window.jupyterapp.shell.currentWidget.content.activeCellIndex"
     book.page.locator(".lab-chart").first.focus()
     before = book.page.evaluate(active)
-    said = []
+    heard = []
     for key in ("ArrowLeft", "ArrowLeft", "Home", "ArrowRight", "End"):
         book.page.keyboard.press(key)
-        said.append(spoken(book).split(";")[0])
-    assert said == ["step 290", "step 280", "step 0", "step 10", "step 290"]
+        heard.append(spoken(book).split(";")[0])
+    assert heard == ["step 290", "step 280", "step 0", "step 10", "step 290"]
     assert spoken(book) == "step 290; proxy 2.45; gold 1.275"
     book.shot("chart-keys")
     book.page.keyboard.press("ArrowDown")  # the other chart of the grid
@@ -114,8 +114,8 @@ def test_keys_read_it_and_do_not_move_the_notebook(notebook):
     # A curve that has no point at this step says where its nearest one is.
     book.page.locator(".lab-chart").nth(1).focus()
     book.page.keyboard.press("End")
-    said = book.page.locator(".lab-said").nth(1).text_content()
-    assert said == "step 99; loss 99; eval 1,500 (step 50)"
+    text = book.page.locator(".lab-spoken").nth(1).text_content()
+    assert text == "step 99; loss 99; eval 1,500 (step 50)"
 
 
 def test_a_finger_reads_it(notebook):

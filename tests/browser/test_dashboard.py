@@ -52,8 +52,8 @@ def test_seen_while_it_trains_stopped_and_kept(notebook, mode):
     # The widget has made room for a picture, which is there without a kernel too.
     book.page.wait_for_selector(".jp-OutputArea .jp-RenderedSVG", timeout=20_000)
     assert book.page.locator(".lab-stop").count() == 0
-    said = book.page.locator(".jp-OutputArea").last.inner_text()
-    assert said.startswith("status: stopped") and said.strip().endswith("True")
+    output = book.page.locator(".jp-OutputArea").last.inner_text()
+    assert output.startswith("status: stopped") and output.strip().endswith("True")
     book.shot(f"dashboard-{mode}-end")
     assert not book.errors
     book.reopen_without_kernel()

@@ -126,8 +126,8 @@ def test_tokens_speak_when_pointed_at_and_by_keyboard(opened):
     strip = book.page.locator(".lab-tk .strip").first
     token = book.page.locator(".lab-tk .t", has_text="named").first
     token.hover()
-    said = token.evaluate("node => getComputedStyle(node, '::after').content")
-    assert "“ named”" in said and "log-ratio" in said and "advantage" in said
+    tooltip = token.evaluate("node => getComputedStyle(node, '::after').content")
+    assert "“ named”" in tooltip and "log-ratio" in tooltip and "advantage" in tooltip
     book.shot("inspector_hover", ".jp-OutputArea")
     slider(book, "Token").focus()
     for _ in range(3):

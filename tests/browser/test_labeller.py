@@ -190,8 +190,8 @@ def test_hostile_text_is_text(open_labeller):
     book, file = open_labeller(rows)
     page = book.page
     assert text(book, ".prompt") == EVIL
-    said = [text(book, f".{side} .text") for side in ("left", "right")]
-    assert sorted(said) == sorted([EVIL + "1", "(empty)"])
+    texts = [text(book, f".{side} .text") for side in ("left", "right")]
+    assert sorted(texts) == sorted([EVIL + "1", "(empty)"])
     assert page.locator(f"{ROOT} img, {ROOT} script").count() == 0
     page.locator(f"{ROOT} button.left").click()
     wait_for_pair(book, 2, of=7)

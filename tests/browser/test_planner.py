@@ -41,8 +41,8 @@ def press(book, name: str, key: str, times: int = 1) -> None:
         book.page.keyboard.press(key)
 
 
-def told(book) -> str:
-    """What the kernel says of the planner now."""
+def printed(book) -> str:
+    """What the kernel prints of the planner now."""
     book.page.locator(".jp-CodeCell").nth(1).click()
     book.command("notebook:run-cell")
     book.wait_idle()
@@ -56,7 +56,7 @@ def test_keys_move_a_slider_and_the_verdict_follows(notebook):
     press(book, "Batch", "ArrowLeft", 3)  # 8 → 1
     book.wait_for(lambda: verdict(book).startswith("✓ Fits: "))
     assert book.wait_svg().inner_html() != picture
-    assert "per_device_train_batch_size=1," in told(book)
+    assert "per_device_train_batch_size=1," in printed(book)
     assert "To make it cheaper:" in book.page.locator(".lab-planner").inner_text()
 
 
@@ -93,7 +93,7 @@ def test_a_change_applies_itself_and_the_controls_follow(notebook):
     book.page.keyboard.press("Enter")
     book.wait_for(lambda: verdict(book).startswith("✓ Fits: "))
     assert chosen(book, "Layout") == "shared trunk"
-    assert 'layout="shared"' in told(book)
+    assert 'layout="shared"' in printed(book)
 
 
 def test_what_cannot_be_is_said_and_the_last_picture_stays(notebook):
@@ -176,14 +176,14 @@ _FOCUSED = """() => {
 def test_a_reload_keeps_it_and_a_notebook_without_a_kernel_shows_it(notebook):
     book = opened(notebook)
     press(book, "Batch", "ArrowLeft")
-    book.wait_for(lambda: "per_device_train_batch_size=4," in told(book))
+    book.wait_for(lambda: "per_device_train_batch_size=4," in printed(book))
     book.wait_for(lambda: book.page.locator(".lab-remedy:visible").count() == 3)
     book.page.wait_for_timeout(2500)  # the saved picture follows two seconds later
-    said = verdict(book)
+    before = verdict(book)
     book.save()
     book.reload()
     book.wait_svg(".lab-planner .lab-chart svg")
-    assert verdict(book) == said
+    assert verdict(book) == before
     size = book.path.stat().st_size
     assert size < 150_000, f"{size} bytes for one planner"
     book.reopen_without_kernel()

@@ -6,6 +6,7 @@ page that notes every host it asks for. Times are in seconds.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -43,7 +44,7 @@ _IDLE = f"""() => {{
 
 
 def chromium() -> str | None:
-    """The browser's program: RLHF_LAB_CHROMIUM, or the first one found."""
+    """The browser's program: RLHF_LAB_CHROMIUM, or the first one there is."""
     named = os.environ.get("RLHF_LAB_CHROMIUM")
     return named or next(filter(None, map(shutil.which, CHROMIUM)), None)
 
@@ -86,7 +87,7 @@ class Server:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
-                self.ask("/api/status")
+                self.request("/api/status")
                 return
             except (urllib.error.URLError, ConnectionError):
                 if self.process.poll() is not None:
@@ -95,17 +96,21 @@ class Server:
         self.stop()
         raise RuntimeError(f"JupyterLab did not start:\n{self.log.read_text()[-3000:]}")
 
-    def ask(self, path: str, method: str = "GET") -> bytes:
+    def request(self, path: str, method: str = "GET", body: object = None) -> bytes:
         headers = {"Authorization": f"token {self.token}"}
-        request = urllib.request.Request(self.url + path, method=method, headers=headers)
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.read()
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.read()
+
+    def start_kernel(self, notebook: str) -> None:
+        """Start a notebook's kernel before its page: both need seconds, now the same ones."""
+        session = {"path": notebook, "name": notebook, "type": "notebook"}
+        self.request("/api/sessions", "POST", {**session, "kernel": {"name": "python3"}})
 
     def kill_kernels(self) -> None:
-        import json
-
-        for kernel in json.loads(self.ask("/api/kernels")):
-            self.ask(f"/api/kernels/{kernel['id']}", "DELETE")
+        for kernel in json.loads(self.request("/api/kernels")):
+            self.request(f"/api/kernels/{kernel['id']}", "DELETE")
 
     def stop(self) -> None:
         self.process.terminate()
@@ -116,15 +121,23 @@ class Server:
             self.process.wait()
 
 
-class Book:
+class NotebookPage:
     """One notebook in a browser. `page` is playwright's; the rest are the moves a test makes.
 
-    `errors`: what the page threw or logged as an error. `hosts`: whom it asked. `received`: bytes
-    of each message that came over a websocket, with its time.
+    `errors`: what the page threw or logged as an error. `hosts`: where it sent requests.
+    `received`: bytes of each message that came over a websocket, with its time.
     """
 
-    def __init__(self, context: Any, server: Server, path: Path, shots: Path) -> None:
+    def __init__(
+        self,
+        context: Any,
+        server: Server,
+        path: Path,
+        shots: Path,
+        size: tuple[int, int] = (1280, 900),
+    ) -> None:
         self.context, self.server, self.path, self.shots = context, server, path, shots
+        self.size = size
         self.errors: list[str] = []
         self.hosts: set[str] = set()
         self.received: list[tuple[float, int]] = []
@@ -132,8 +145,9 @@ class Book:
         self._dark = self._no_kernel = False
 
     # -- opening ------------------------------------------------------------------------------
-    def open(self) -> Book:
+    def open(self) -> NotebookPage:
         """Open (or open again) the notebook with a kernel that is connected and idle."""
+        self.server.start_kernel(self.path.name)
         self._new_page()
         self.page.goto(
             f"{self.server.url}/lab/tree/{self.path.name}?reset&token={self.server.token}"
@@ -142,14 +156,14 @@ class Book:
         self.page.wait_for_selector(".jp-Notebook .jp-Cell")
         return self
 
-    def reload(self) -> Book:
+    def reload(self) -> NotebookPage:
         """Save and press F5. The kernel lives on."""
         self.save()
         self.page.reload()
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         return self
 
-    def reopen_without_kernel(self) -> Book:
+    def reopen_without_kernel(self) -> NotebookPage:
         """Save, shut every kernel down, and open the file with no kernel at all."""
         self.save()
         self.page.close()
@@ -171,6 +185,7 @@ class Book:
 
     def _new_page(self) -> None:
         self.page = page = self.context.new_page()
+        page.set_viewport_size({"width": self.size[0], "height": self.size[1]})
         page.on("pageerror", self._thrown)
         page.on("console", self._console)
         page.on("request", lambda request: self._host(request.url))
@@ -204,7 +219,7 @@ class Book:
             call + ("return done.then(() => null)}" if wait else "}"), [name, args or {}]
         )
 
-    def run_all(self, wait: bool = True) -> Book:
+    def run_all(self, wait: bool = True) -> NotebookPage:
         """Run every cell; with `wait` until the kernel is idle again."""
         self.command("notebook:run-all-cells", wait=wait)
         if wait:
@@ -259,13 +274,13 @@ class Book:
         )
 
     def wait_for(self, what: Callable[[], Any], seconds: float = 10) -> Any:
-        """Ask until the answer is true, and give it."""
+        """Call it until its value is true, and return that."""
         end = time.monotonic() + seconds
-        while not (answer := what()):
+        while not (value := what()):
             if time.monotonic() > end:
-                raise AssertionError(f"still {answer!r} after {seconds} s")
+                raise AssertionError(f"still {value!r} after {seconds} s")
             self.page.wait_for_timeout(50)
-        return answer
+        return value
 
     def saved(self) -> Any:
         """The notebook as it is on disk after saving."""
@@ -282,11 +297,8 @@ class Book:
 
 def write_notebook(path: Path, cells: Sequence[str]) -> Path:
     """A notebook of code cells, never run."""
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    book.metadata["kernelspec"] = {
-        "name": "python3",
-        "display_name": "Python 3",
-        "language": "python",
-    }
-    nbformat.write(book, path)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["kernelspec"] = kernel
+    nbformat.write(notebook, path)
     return path

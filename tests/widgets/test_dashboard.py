@@ -25,11 +25,11 @@ class Clock:
 
 def ledger(*sources: str) -> Ledger:
     """Two phases; the policy has 3 MiB in each, the reference 1 and 2."""
-    made = Ledger()
+    costs = Ledger()
     for i, source in enumerate(sources):
         for phase, size in (("rollout", 1), ("backward", 2)):
             for role, amount in (("policy", 3), ("reference", size)):
-                made.add(
+                costs.add(
                     stage="ppo",
                     role=role,
                     phase=phase,
@@ -38,7 +38,7 @@ def ledger(*sources: str) -> Ledger:
                     value=(amount + i) * MIB,
                     source=source,
                 )
-            made.add(
+            costs.add(
                 stage="ppo",
                 role="policy",
                 phase=phase,
@@ -47,13 +47,15 @@ def ledger(*sources: str) -> Ledger:
                 source=source,
             )
     if "measured" in sources:
-        made.add(stage="ppo", phase="evaluation", quantity="seconds", value=99.0, source="measured")
-    return made
+        costs.add(
+            stage="ppo", phase="evaluation", quantity="seconds", value=99.0, source="measured"
+        )
+    return costs
 
 
 @pytest.fixture
 def run(tmp_path):
-    made = Run.create(
+    run = Run.create(
         tmp_path / "run",
         stage="ppo",
         model=HOSTILE,
@@ -62,7 +64,7 @@ def run(tmp_path):
         seed=0,
     )
     for step in range(1, 11):
-        made.log(
+        run.log(
             step,
             reward=step / 10,
             gold_reward=8 + step / 10,
@@ -70,7 +72,7 @@ def run(tmp_path):
             kl_k3=0.1 * step,
             kl_coef=0.15,
         )
-    return made
+    return run
 
 
 def words(svg: str) -> str:
@@ -91,8 +93,8 @@ def test_it_draws_what_the_run_logged_and_says_the_last_values(run):
 
 
 def test_the_prediction_grows_with_what_is_done():
-    said = time_stacks(ledger("predicted"), share=0.5).words
-    assert "predicted: 15 s" in said  # half of 10 + 20
+    text = time_stacks(ledger("predicted"), share=0.5).words
+    assert "predicted: 15 s" in text  # half of 10 + 20
 
 
 def test_a_limit_far_above_is_words_not_a_line():
@@ -123,16 +125,16 @@ def test_what_it_counts_it_says_with_an_eta(run):
     clock.now = 10.0
     view.update(10)
     assert "10/40" in view.headline and "ETA 0:30" in view.headline
-    view.say("judging")
-    assert "judging" in view.status.value
+    view.say("evaluating")
+    assert "evaluating" in view.status.value
 
 
-def test_the_button_asks_once_for_each_click(run):
-    asked = []
-    view = Dashboard("ppo", "tiny", stop=lambda: asked.append(1))
+def test_the_button_requests_a_stop_once_for_each_click(run):
+    requests = []
+    view = Dashboard("ppo", "tiny", stop=lambda: requests.append(1))
     assert view.button.kernel == ""  # a kernel that listens is not interrupted
     view.button.clicks = 1
-    assert asked == [1]
+    assert requests == [1]
     view.close()
     assert view.button.off
 

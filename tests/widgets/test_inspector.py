@@ -51,16 +51,16 @@ def test_hostile_text_is_shown_everywhere_and_runs_nowhere(tmp_path, evil):
     }
 
 
-# -- the book ---------------------------------------------------------------------------------
-def test_steps_choices_and_cards_of_one_run(tmp_path):
+# -- the set of samples ------------------------------------------------------------------------
+def test_steps_choices_and_selected_samples_of_one_run(tmp_path):
     samples = SampleSet([make(tmp_path / "run", evaluated=(2,), prompts=("p", "q"))])
     assert samples.modes() == [TRAINING, HELD_OUT] and samples.first_mode() == TRAINING
     assert samples.steps(TRAINING) == [1, 2, 3] and samples.steps(HELD_OUT) == [2]
     assert samples.choices(TRAINING, 2) == [("1: first at 2", 0), ("2: second at 2", 1)]
     assert samples.choices(HELD_OUT, 2) == [("1: p", "p"), ("2: q", "q")]
-    (card,) = samples.select(TRAINING, 3, 1)
-    assert (card.prompt, card.title) == ("second at 3", "run · step 3")
-    assert card.figures == {"reward": 3.5, "gold_reward": 0.25, "gold/mood": 1.0}
+    (sample,) = samples.select(TRAINING, 3, 1)
+    assert (sample.prompt, sample.title) == ("second at 3", "run · step 3")
+    assert sample.figures == {"reward": 3.5, "gold_reward": 0.25, "gold/mood": 1.0}
     assert [(c.title, c.response) for c in samples.select(HELD_OUT, 2, "q")] == [
         ("run · before training (sft)", "before q"),
         ("run · step 2, held-out", "at 2 q"),
@@ -254,10 +254,10 @@ def test_refresh_follows_a_run_that_is_being_written(tmp_path):
 
 
 def test_missing_figures_are_computed_when_asked_for(tmp_path):
-    asked = []
+    scored = []
 
     def score(run, row):
-        asked.append((run.name, row["response"]))
+        scored.append((run.name, row["response"]))
         return {"text": row["response"].split(), "log_ratio": [0.5, -0.5]}
 
     shown = Inspector(make(tmp_path / "ppo", steps=(1,), tokens=False), score=score)
@@ -267,11 +267,11 @@ def test_missing_figures_are_computed_when_asked_for(tmp_path):
     assert shown.colour.disabled and shown._compute.layout.display is None
     assert "Press Score tokens" in shown._status.value
     shown._compute.click()
-    assert asked == [("dpo", "before p"), ("dpo", "after p")]
+    assert scored == [("dpo", "before p"), ("dpo", "after p")]
     assert shown.colour.value == "log_ratio" and shown._page.value.count('class="t p8"') == 2
     assert shown._compute.layout.display == "none"
     shown._refresh.click()
-    assert shown._page.value.count('class="t p8"') == 2 and len(asked) == 2
+    assert shown._page.value.count('class="t p8"') == 2 and len(scored) == 2
     assert "dpo · before training (sft)" in shown._chart.picture  # a line for each
 
 

@@ -1,4 +1,4 @@
-"""The labeller: what is asked, what is kept, and how agreement is counted, against sums by hand.
+"""The labeller: which pair is shown, what is saved, how agreement is counted (by hand too).
 
 Run: pytest tests/widgets/test_labeller.py
 """
@@ -45,13 +45,14 @@ def make(file):
 
 
 def better(labeller, good=True):
-    """The side of the good (or bad) response of the pair that is asked about."""
+    """The side of the good (or bad) response of the current pair."""
     return "left" if labeller.current.left.startswith("good") == good else "right"
 
 
 def say(labeller, do, **more):
     """What the browser would send."""
-    labeller._on_message(labeller, {"do": do, "pair": labeller.view["id"], "seconds": 1.5, **more}, [])
+    message = {"do": do, "pair": labeller.view["id"], "seconds": 1.5, **more}
+    labeller._on_message(labeller, message, [])
 
 
 # -- asking and keeping -------------------------------------------------------------------------
@@ -188,14 +189,14 @@ def test_pairs_come_once_and_two_equal_responses_never(make):
         {"prompt": "y", "first": "a", "second": "b"},
     ]
     assert [p.prompt for p in make(pairs=pairs).pairs] == ["Tell me 0.\n", "Tell me 1.\n", "y"]
-    for bad, said in (
+    for bad, message in (
         ([], "no pairs"),
         ([{"prompt": "x", "chosen": "a", "rejected": "a"}], "two different"),
         ([{"prompt": "x", "chosen": "a"}], "pair 0 needs .* it has prompt, chosen"),
         ([{"chosen": "a", "rejected": "b"}], "pair 0 needs a prompt"),
         ([{"prompt": "x", "chosen": 1, "rejected": 2}], "pair 0 needs"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             make(pairs=bad)
     with pytest.raises(ValueError, match="choose from end, each"):
         make(feedback="never")
@@ -225,8 +226,8 @@ def test_shares_by_hand():
         Choice(left=False, longer=0, gold=0.0, label=True, expected=None),
         Choice(left=True, longer=2, gold=-1.0, label=None, expected=0.8),
     ]
-    found = {row.name: row for row in shares(chosen)}
-    assert {name: (row.share, row.n) for name, row in found.items()} == {
+    rows = {row.name: row for row in shares(chosen)}
+    assert {name: (row.share, row.n) for name, row in rows.items()} == {
         "You agree with the gold reward": (2 / 3, 3),  # one pair that it has equal is left out
         "The annotator agrees with it": (pytest.approx(0.8), 3),
         "You agree with the annotator": (2 / 3, 3),
@@ -234,11 +235,11 @@ def test_shares_by_hand():
         "You chose the longer one": (2 / 3, 3),
     }
     # Gold: longer in the first; the shorter in the second; of the last the one that was not chosen.
-    assert found["You chose the longer one"].note == "by the gold reward 33%"
-    assert str(found["You chose the left one"]) == (
+    assert rows["You chose the longer one"].note == "by the gold reward 33%"
+    assert str(rows["You chose the left one"]) == (
         "75% of 4, 95% interval 30% to 95%; by chance 50%"
     )
-    assert found["The annotator agrees with it"].low is None
+    assert rows["The annotator agrees with it"].low is None
     assert shares([]) == []
 
 
@@ -248,9 +249,9 @@ def test_agreement_is_counted_against_gold_annotator_and_habits(make):
     for good in (True, True, False):
         labeller.answer(better(labeller, good))
     labeller.answer("tie")
-    found = {row.name: (row.share, row.n) for row in labeller.tally()}
-    left = found.pop("You chose the left one")
-    assert found == {
+    rows = {row.name: (row.share, row.n) for row in labeller.tally()}
+    left = rows.pop("You chose the left one")
+    assert rows == {
         "You agree with the gold reward": (2 / 3, 3),
         "The annotator agrees with it": (pytest.approx(0.8), 3),
         "You agree with the annotator": (2 / 3, 3),
@@ -272,16 +273,16 @@ def test_in_the_bundled_world_the_annotator_meets_its_ceiling(make):
         for r in pairs
         if gold_reward(r["prompt"], r["chosen"]) != gold_reward(r["prompt"], r["rejected"])
     ]
-    found = {row.name: row for row in labeller.tally()}
-    assert found["You agree with the gold reward"].share == 1.0
-    expected = found["The annotator agrees with it"]
+    rows = {row.name: row for row in labeller.tally()}
+    assert rows["You agree with the gold reward"].share == 1.0
+    expected = rows["The annotator agrees with it"]
     assert expected.n == len(decided)
     assert expected.share == pytest.approx(accuracy_ceiling(decided, annotator))
-    labels = found["You agree with the annotator"]
+    labels = rows["You agree with the annotator"]
     assert labels.n == 60 and 0.55 < labels.share < 0.95
 
 
-def test_pairs_that_nobody_judged_are_judged_by_the_annotator(make):
+def test_pairs_without_labels_are_labelled_by_the_annotator(make):
     annotator = Annotator()
     pairs = [
         {"prompt": r["prompt"], "first": r["chosen"], "second": r["rejected"]}
@@ -357,12 +358,12 @@ def test_hostile_text_reaches_the_browser_as_text(make, tmp_path, evil):
         pairs=[{"prompt": evil, "chosen": evil + "1", "rejected": evil}], file=tmp_path / name
     )
     json.dumps(labeller.view, ensure_ascii=False).encode()  # Jupyter's wire is UTF-8
-    said = labeller.view["prompt"] + labeller.view["left"] + labeller.view["file"]
-    assert not set(said) & set("\x00\x1b\ud800\u202e\r")
+    text = labeller.view["prompt"] + labeller.view["left"] + labeller.view["file"]
+    assert not set(text) & set("\x00\x1b\ud800\u202e\r")
     if "<" in evil:  # not escaped here: the page sets text, not HTML
         assert labeller.view["prompt"] == evil
     labeller.answer("left")
-    assert labeller.preferences[0]["prompt"] == evil  # kept as it is, whatever is shown
+    assert labeller.preferences[0]["prompt"] == evil  # saved as it is, whatever is shown
     ET.fromstring(labeller.still())
 
 
@@ -401,17 +402,17 @@ def test_its_repr_is_the_same_every_time(make):
 
 def test_in_a_terminal(make, file):
     labeller = make(pairs=[*rows(2), {"prompt": "\x1b[2J", "chosen": "a", "rejected": "b"}])
-    typed, said = iter(["?", "1", "u", " 2 ", "S", "q"]), []
-    assert labeller.ask(lambda _: next(typed), said.append) is labeller
+    typed, printed = iter(["?", "1", "u", " 2 ", "S", "q"]), []
+    assert labeller.ask(lambda _: next(typed), printed.append) is labeller
     lines = [json.loads(line)["annotation"] for line in file.read_text().splitlines()]
     assert lines == ["left", "undo", "right", "skip"]
-    assert "Type 1, 2, t, s, u or q." in said and "Taken back: label this pair again." in said
-    assert said[-1] == f"2 of 3 labelled, saved in {file}" and "\x1b" not in "".join(said)
+    assert "Type 1, 2, t, s, u or q." in printed and "Taken back: label this pair again." in printed
+    assert printed[-1] == f"2 of 3 labelled, saved in {file}" and "\x1b" not in "".join(printed)
 
     def closed(_):
         raise EOFError
 
-    make(3).ask(closed, said.append)  # a pipe that ends is a q
+    make(3).ask(closed, printed.append)  # a pipe that ends is a q
 
 
 # -- what comes of it ---------------------------------------------------------------------------
@@ -441,6 +442,8 @@ def test_a_reward_model_and_a_policy_learn_from_twenty_answers(make, tmp_path):
     assert run.status == "finished" and run.last_step == 2
     assert run.summary["rows"] == 18 and run.summary["held_out_pairs"] == 2
     assert 0 <= run.summary["accuracy"] <= 1
-    judged = lab.load("tiny").with_stage("reward", run.folder / "model")
-    plan = lab.plan("ppo", judged, max_steps=1, per_device_train_batch_size=8, response_length=8)
+    own_reward = lab.load("tiny").with_stage("reward", run.folder / "model")
+    plan = lab.plan(
+        "ppo", own_reward, max_steps=1, per_device_train_batch_size=8, response_length=8
+    )
     assert lab.train(plan, data, out=tmp_path / "ppo", quiet=True).status == "finished"

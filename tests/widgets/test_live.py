@@ -49,8 +49,8 @@ def test_the_synced_trait_holds_the_whole_picture():
 def test_live_and_still_differ_only_in_how_values_are_read():
     chart = picture([3.0, 2.5, 2.25])
     still, moving = ET.fromstring(chart), ET.fromstring(chart.live)
-    for found in (still, moving):
-        assert found.get("aria-label") == "Loss. loss: last 2.25"
+    for svg in (still, moving):
+        assert svg.get("aria-label") == "Loss. loss: last 2.25"
     assert "<title>loss: 2.25 (step 2)</title>" in chart and "data-x" not in chart
     assert "<title>" not in chart.live
     (reading,) = (g for g in moving.iter(f"{SVG}g") if g.get("class") == "curve")
@@ -89,11 +89,11 @@ EVIL = ["<script>alert(1)</script>", '"><b onload="x">', "a & b", "\x00\x1b\ud80
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_hostile_names_stay_text_in_what_is_sent(evil):
-    made = line_chart(
+    chart = line_chart(
         {evil: ([0, 1], [1, 2])}, title=evil, x_label=evil, y_label=evil, references=[(1, evil)]
     )
-    both = grid([made, bar_chart({evil: {evil: 1.0}}, y_label=evil)], title=evil)
-    for text in (made.live, both, both.live):
+    both = grid([chart, bar_chart({evil: {evil: 1.0}}, y_label=evil)], title=evil)
+    for text in (chart.live, both, both.live):
         tags = {e.tag.removeprefix(SVG) for e in ET.fromstring(text).iter()}
         assert tags <= {"svg", "g", "path", "line", "rect", "circle", "text", "title"}
         assert not [k for e in ET.fromstring(text).iter() for k in e.attrib if k.startswith("on")]
@@ -161,7 +161,7 @@ def test_no_minute_carries_a_megabyte(points):
 
 
 def test_drawing_takes_a_small_share_of_the_time(monkeypatch):
-    """A picture that takes 50 ms to draw comes every 2.5 s, however often it is asked for."""
+    """A picture that takes 50 ms to draw comes every 2.5 s, however often `draw` is called."""
     clock, drawn = Clock(), []
     monkeypatch.setattr(live.time, "thread_time", clock)
 
@@ -192,15 +192,17 @@ def test_any_pace_ends_with_the_last_picture(pauses):
 
 # -- grids ------------------------------------------------------------------------------------
 def test_a_grid_places_its_pictures_side_by_side():
-    made = grid([picture(title=f"p{i}", width=300, height=200) for i in range(3)], 2, title="All")
-    svg = ET.fromstring(made)
+    drawing = grid(
+        [picture(title=f"p{i}", width=300, height=200) for i in range(3)], 2, title="All"
+    )
+    svg = ET.fromstring(drawing)
     inner = [(s.get("x"), s.get("y")) for s in svg.iter(f"{SVG}svg") if s.get("x")]
     assert inner == [("0", "28"), ("308", "28"), ("0", "236")]
-    assert made.size == (608, 436)
+    assert drawing.size == (608, 436)
     assert (svg.get("width"), svg.get("height")) == ("608", "436")
     assert svg.get("aria-label") == "All. " + ". ".join(f"p{i}. loss: last 2" for i in range(3))
     assert not [s for s in svg.iter(f"{SVG}svg") if s is not svg and s.get("aria-label")]
-    plots = [g for g in ET.fromstring(made.live).iter(f"{SVG}g") if g.get("class") == "plot"]
+    plots = [g for g in ET.fromstring(drawing.live).iter(f"{SVG}g") if g.get("class") == "plot"]
     assert len(plots) == 3
 
 
@@ -239,11 +241,11 @@ def test_the_same_widget_is_always_named_the_same():
 
 
 def test_outside_a_notebook_the_words_are_printed(capsys):
-    made = picture([2.0, 1.5])
-    showing = show(Chart(made), lambda: made)
+    drawing = picture([2.0, 1.5])
+    showing = show(Chart(drawing), lambda: drawing)
     assert capsys.readouterr().out == "Loss. loss: last 1.5\n"
     showing.refresh(now=True)
-    assert showing.freeze()["image/svg+xml"] == str(made)
+    assert showing.freeze()["image/svg+xml"] == str(drawing)
     assert capsys.readouterr().out == ""
 
 
@@ -262,9 +264,9 @@ class Notebook:
 
 @pytest.fixture
 def notebook(monkeypatch):
-    book = Notebook()
-    monkeypatch.setattr(live, "notebook_display", lambda: book)
-    return book
+    page_outputs = Notebook()
+    monkeypatch.setattr(live, "notebook_display", lambda: page_outputs)
+    return page_outputs
 
 
 def test_a_picture_stands_beside_a_widget_and_follows_it(notebook, monkeypatch):
