@@ -31,6 +31,7 @@ import traitlets
 from ..charts.agreement import Choice, Share, picture, shares
 from ..charts.frame import Picture
 from ..data.preferences import ANSWERS, Annotations, pair_id
+from ..data.schema import Prompt
 from ..data.tokenize import prompt_text
 from ..world.gold_reward import Annotator
 from .live import show
@@ -312,7 +313,7 @@ class Labeller(anywidget.AnyWidget):
         }
 
 
-def shown(text: object) -> str:
+def shown(text: Prompt) -> str:
     """A text (or a conversation) as it can be shown in a browser and a terminal: no control
     characters, no half characters, nothing that turns the direction of writing."""
     text = prompt_text(text).replace("\r\n", "\n")
