@@ -49,3 +49,13 @@ def test_every_page_is_in_the_list_of_the_site():
     listed = (ROOT / "docs" / "index.md").read_text("utf-8").splitlines()
     pages = {p.stem for p in (ROOT / "docs").glob("*.md")} - {"index"}
     assert not pages - set(listed)
+
+
+def test_what_is_where_names_every_part_of_the_package():
+    page = (ROOT / "docs" / "where.md").read_text("utf-8")
+    package = ROOT / "rlhf_lab"
+    folders = {f"{p.parent.name}/" for p in package.glob("*/*.py")} - {"small_models/"}
+    modules = {p.name for p in package.glob("*.py")} - {"__init__.py"}
+    named = set(re.findall(r"`([\w/]+(?:\.py)?)`", page))
+    assert not (folders | modules) - named
+    assert not {name for name in named if name.endswith(".py")} - modules
