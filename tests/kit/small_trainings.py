@@ -10,7 +10,7 @@ from rlhf_lab import notebook, pipeline, studies, training
 from rlhf_lab.data.load import Data, Split
 
 STEPS = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
-ROWS = 16
+ROWS = 8
 
 
 def few_rows(data: Data | None) -> Data:
@@ -39,6 +39,7 @@ def make_small(patch: Any) -> None:
     train: Callable = training.train
     train_all: Callable = pipeline.train_all
     best_of_n: Callable = studies.best_of_n
+    xray: Callable = studies.xray
     label: Callable = notebook.label
 
     def small_train(what: Any, data: Any = None, **more: Any) -> Any:
@@ -46,12 +47,16 @@ def make_small(patch: Any) -> None:
         return train(small_plan(made), few_rows(data), **{**more, "quiet": True})
 
     def small_train_all(model: Any, data: Any = None, **more: Any) -> Any:
-        settings = {**more.pop("settings", {}), "max_steps": 1, "per_device_train_batch_size": 4}
-        return train_all(model, few_rows(data), **{**more, "settings": settings, "quiet": True})
+        return train_all(model, few_rows(data), **{**more, "quiet": True})
 
     def small_best_of_n(model: Any = "tiny", data: Any = None, n: Any = (1, 2), **more: Any) -> Any:
         little = {"prompts": 4, "response_length": 8, "quiet": True}
         return best_of_n(model, few_rows(data), n=n, **{**more, **little})
+
+    def small_xray(plan: Any) -> Any:
+        if not isinstance(plan, lab.Plan):  # an estimate of `train_all`'s: no page is about that
+            return SimpleNamespace(ledger=lab.Ledger())
+        return xray(small_plan(plan))
 
     def answered(data: Any, n: int = 20, **more: Any) -> SimpleNamespace:
         label(data, n, **more)
@@ -59,6 +64,7 @@ def make_small(patch: Any) -> None:
 
     patch.setattr(training, "train", small_train)
     patch.setattr(pipeline, "train", small_train)
+    patch.setattr(studies, "xray", small_xray)
     patch.setattr(notebook, "label", answered)
     patch.setattr(pipeline, "train_all", small_train_all)
     patch.setattr(studies, "best_of_n", small_best_of_n)
