@@ -1,5 +1,6 @@
 """Trainings of a page made small: a step of a few rows, whatever the page asks for."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,15 +8,20 @@ from typing import Any
 
 import rlhf_lab as lab
 from rlhf_lab import notebook, pipeline, studies, training
+from rlhf_lab.data import load
 from rlhf_lab.data.load import Data, Split
 
 STEPS = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
 ROWS = 8
 
 
+stories = functools.lru_cache(load.load_data)
+"""The bundled stories take two seconds each time."""
+
+
 def few_rows(data: Data | None) -> Data:
     """The first rows of each part; the bundled stories where there are none."""
-    data = lab.load_data("stories" if data is None else data)
+    data = stories("stories") if data is None else load.load_data(data)
     parts = {
         name: Split(part.train[: 4 * ROWS], part.test[:ROWS])
         for name, part in vars(data).items()
@@ -41,6 +47,7 @@ def make_small(patch: Any) -> None:
     best_of_n: Callable = studies.best_of_n
     xray: Callable = studies.xray
     label: Callable = notebook.label
+    read: Callable = load.load_data
 
     def small_train(what: Any, data: Any = None, **more: Any) -> Any:
         made = lab.plan(what, "tiny") if isinstance(what, str) else what
@@ -58,10 +65,16 @@ def make_small(patch: Any) -> None:
             return SimpleNamespace(ledger=lab.Ledger())
         return xray(small_plan(plan))
 
+    def load_data(source: Any = "stories", **more: Any) -> Data:
+        plain = not more.get("seed") and not more.get("limit")
+        bundled = isinstance(source, str) and source == "stories" and plain
+        return stories("stories") if bundled else read(source, **more)
+
     def answered(data: Any, n: int = 20, **more: Any) -> SimpleNamespace:
         label(data, n, **more)
         return SimpleNamespace(preferences=lab.load_data(data).preferences.train[:n])
 
+    patch.setattr(load, "load_data", load_data)
     patch.setattr(training, "train", small_train)
     patch.setattr(pipeline, "train", small_train)
     patch.setattr(studies, "xray", small_xray)
