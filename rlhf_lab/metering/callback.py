@@ -69,7 +69,8 @@ class MeterCallback(TrainerCallback):
             if trainer.ref_model is not None:
                 self.meter.watch("reference", trainer.ref_model)
             # With adapters the reference is the policy itself, with adapters off and no gradients.
-            self._hook_reference(trainer.ref_model or trainer.model)
+            for scoring in filter(None, (trainer.ref_model, trainer.model)):
+                self._hook_reference(scoring, scoring is trainer.ref_model)
         if hasattr(trainer, "_generate_single_turn"):
             self._replace(trainer, "_generate_single_turn", functools.partial(self._rollout, model))
             self._replace(trainer, "_get_per_token_logps_and_entropies", self._logprobs)
@@ -166,14 +167,16 @@ class MeterCallback(TrainerCallback):
         with self.meter.phase("evaluation"):
             return original(*args, **kwargs)
 
-    def _hook_reference(self, model: nn.Module) -> None:
-        """Its passes, between a hook before and a hook after, are the phase `reference`."""
+    def _hook_reference(self, model: nn.Module, frozen: bool) -> None:
+        """Passes without gradients inside a loss, between a hook before and one after, are the
+        phase `reference`; the policy makes one too, where the loss wants its KL (KTO)."""
         open_blocks: list[AbstractContextManager[None]] = []
 
         def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
             if self._in_loss and not torch.is_grad_enabled():
                 shape = batch_shape(module, kwargs, args)
-                open_blocks.append(self.meter.phase("reference", "reference", shape, self._tokens))
+                role = "reference" if frozen or adapters_off(module) else self.role
+                open_blocks.append(self.meter.phase("reference", role, shape, self._tokens))
                 open_blocks[-1].__enter__()
 
         def after(module: nn.Module, args: object, output: object) -> None:
