@@ -33,7 +33,7 @@ from rlhf_lab.models.weights import load_causal_lm, load_reward_model
 from rlhf_lab.trainers.best_of_n import draw, expected_best
 from rlhf_lab.trainers.evaluate import gold_gaps, noise_free_accuracy, pair_accuracy, policy_report
 from rlhf_lab.world import corpus
-from rlhf_lab.world.gold_reward import PARTS
+from rlhf_lab.world.gold_reward import GOLD_PARTS
 
 RESULTS = Path(__file__).parent / "results" / "stages.json"
 
@@ -108,7 +108,7 @@ def part_changes(stage: str, data, prompts, before, after) -> dict[str, float]:
         for p, old, new in zip(prompts, before, after, strict=True)
     ]
     figures = {}
-    for part in PARTS:
+    for part in GOLD_PARTS:
         changes = [new[part] - old[part] for old, new in read]
         figures[f"{stage} {part}"] = mean(changes)
         figures[f"{stage} {part} error"] = statistics.stdev(changes) / len(changes) ** 0.5

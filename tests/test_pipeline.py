@@ -26,11 +26,11 @@ def test_lengths_and_drops_are_those_of_the_tokens():
     data = from_rows(ROWS)
     (demonstrations, prompts) = pipeline.describe_data(data, "tiny", limit)
     asked = {r["prompt"]: len(tokenizer(r["prompt"])["input_ids"]) for r in ROWS}
-    told = {r["prompt"]: len(tokenizer(r["completion"])["input_ids"]) + 1 for r in ROWS}
-    over = [p for p in asked if asked[p] + told[p] > limit]
+    answered = {r["prompt"]: len(tokenizer(r["completion"])["input_ids"]) + 1 for r in ROWS}
+    over = [p for p in asked if asked[p] + answered[p] > limit]
     assert 5 < len(over) < 35
     assert demonstrations["truncated"] == len(over) and demonstrations["dropped: too long"] == 0
-    middle, most = sorted(told.values())[20], max(told.values())
+    middle, most = sorted(answered.values())[20], max(answered.values())
     assert demonstrations["completion tokens"] == f"{middle} (at most {most})"
     assert demonstrations["train"] + demonstrations["held out"] == 40
     # A prompt that leaves no room for a response of 64 tokens is too long for PPO.
@@ -49,7 +49,7 @@ def test_every_text_becomes_tokens_once(monkeypatch):
     assert sorted(seen) == sorted(r["completion"] for r in ROWS)
 
 
-def test_of_a_large_set_a_part_is_looked_at_and_said(monkeypatch):
+def test_of_a_large_set_a_part_is_looked_at_and_reported(monkeypatch):
     monkeypatch.setattr(pipeline, "COUNTED", 15)
     (demonstrations, _) = pipeline.describe_data(from_rows(ROWS), "tiny", 60)
     assert demonstrations["looked at"] == "15 rows"
@@ -62,10 +62,10 @@ def test_the_command_says_shape_rows_and_drops(tmp_path, capsys):
     path.write_text(json.dumps(rows))
     fields = ["--field", "chosen=better", "--field", "rejected=worse"]
     assert main(["data", str(path), *fields]) == 0
-    said = capsys.readouterr().out
-    assert "prompt = 'question', chosen = 'better', rejected = 'worse'" in said
-    assert "dropped 3 pairs whose chosen and rejected are identical" in said
-    assert "preferences" in said and "held out" in said
+    printed = capsys.readouterr().out
+    assert "prompt = 'question', chosen = 'better', rejected = 'worse'" in printed
+    assert "dropped 3 pairs whose chosen and rejected are identical" in printed
+    assert "preferences" in printed and "held out" in printed
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)

@@ -21,7 +21,7 @@ from .preferences import Annotations, is_annotations
 from .schema import Example
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-PIECE = 1 << 20
+READ_CHARACTERS = 1 << 20
 LONGEST_CELL = 1 << 26
 """Characters that one CSV cell or one JSON row may have before it is taken for a damaged file."""
 
@@ -108,7 +108,7 @@ class _Values:
         self.decode = json.JSONDecoder().raw_decode
 
     def _more(self) -> bool:
-        piece = self.text.read(max(PIECE, len(self.buffer) - self.at))
+        piece = self.text.read(max(READ_CHARACTERS, len(self.buffer) - self.at))
         if piece:
             self.line += self.buffer.count("\n", 0, self.at)
             self.buffer, self.at = self.buffer[self.at :] + piece, 0

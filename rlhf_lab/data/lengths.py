@@ -17,10 +17,10 @@ from .tokenize import encode_prompt, encode_response
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-PASS = 128
+LEAST_TOKENS_SAVED = 128
 """Tokens of padding that one more pass has to save at least: on two CPU cores calling the layers
 of a small model once more takes about as long."""
-SHARE = 0.2
+LEAST_SHARE_SAVED = 0.2
 """And this share of the tokens of the pass that is cut. Rows of like length stay one pass, so that
 memory is as planned."""
 LOOKED_AT = 2_000
@@ -39,13 +39,13 @@ def expected_longest(lengths: list[int], count: int) -> float:
 
 def by_length(lengths: Sequence[int], rows: int, least: int) -> list[list[int]]:
     """Which rows to pass through a model together: the longest first, at most `rows` at a time,
-    and cut once more wherever that saves over `least` tokens of padding and `SHARE` of the pass.
-    → indices of rows, pass by pass."""
+    and cut once more wherever that saves over `least` tokens of padding and `LEAST_SHARE_SAVED`
+    of the pass. → indices of rows, pass by pass."""
 
     def cut(part: list[int]) -> list[list[int]]:
         n, top = len(part), lengths[part[0]]
         saved, k = max(((n - k) * (top - lengths[part[k]]), k) for k in range(n))
-        if saved <= max(least, SHARE * n * top):
+        if saved <= max(least, LEAST_SHARE_SAVED * n * top):
             return [part]
         return cut(part[:k]) + cut(part[k:])
 
@@ -57,7 +57,7 @@ def worth_a_pass(config: PreTrainedConfig) -> int:
     """Tokens of padding that one more pass has to save in training. It calls every layer again,
     and while it runs the gradients of those before are held: about 12 h² numbers a layer, against
     some 20 h of a token's activations, so that h tokens less outweigh them."""
-    return max(PASS, int(config.get_text_config().hidden_size))
+    return max(LEAST_TOKENS_SAVED, int(config.get_text_config().hidden_size))
 
 
 def _padded(prompts: list[int], responses: list[int], rows: int, most: int, least: int) -> float:
@@ -125,7 +125,7 @@ def _sampled_lengths(
         least = worth_a_pass(model.config)
         cut["padded_update"] = _padded(prompts, responses, minibatch, batch, least)
         most = int(settings.get("local_rollout_forward_batch_size", 64))
-        cut["padded_scoring"] = _padded(prompts, responses, size, most, PASS)
+        cut["padded_scoring"] = _padded(prompts, responses, size, most, LEAST_TOKENS_SAVED)
     return cut | {
         "prompt_length": max(prompts),
         "rows": len(data.prompts.train),

@@ -1,7 +1,7 @@
 """Data for the four stages: the bundled world, or a user's own file, through one door.
 
-`load_data("stories")` is the world; `load_data("mine.json")` reads rows and guesses their fields,
-aloud. Either way the result has these sets, each split into train and test:
+`load_data("stories")` is the world; `load_data("mine.json")` reads rows and guesses their
+fields, which `notes` tell. Either way the result has these sets, each split into train and test:
 
     sft          {"prompt", "completion"}
     preferences  {"prompt", "chosen", "rejected"}
@@ -29,7 +29,7 @@ from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_re
 from .files import open_rows
 from .schema import Dropped, Example, Report, convert, recognise
 
-SIZES = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_pairs": 1024}
+STORY_ROWS = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_pairs": 1024}
 """Rows of the bundled world's training sets, of each test set, and of held-out pairs."""
 
 
@@ -166,15 +166,15 @@ def _stories(annotator: Annotator, seed: int) -> Data:
         requests = islice(corpus.requests(split, seed), count)
         return [{"prompt": request.prompt} for request in requests]
 
-    pairs, test = bundled_pairs(), SIZES["test"]
+    pairs, test = bundled_pairs(), STORY_ROWS["test"]
     return Data(
         "stories",
-        Split(demonstrations("train", SIZES["sft"]), demonstrations("test", test)),
+        Split(demonstrations("train", STORY_ROWS["sft"]), demonstrations("test", test)),
         Split(
-            annotate(pairs["train"][: SIZES["preferences"]], annotator),
-            annotate(pairs["test"][: SIZES["test_pairs"]], annotator),
+            annotate(pairs["train"][: STORY_ROWS["preferences"]], annotator),
+            annotate(pairs["test"][: STORY_ROWS["test_pairs"]], annotator),
         ),
-        Split(prompts("train", SIZES["prompts"]), prompts("test", test)),
+        Split(prompts("train", STORY_ROWS["prompts"]), prompts("test", test)),
         annotator,
     )
 
@@ -203,7 +203,7 @@ def from_rows(
     fields: Mapping[str, str] | None = None,
     limit: int | None = None,
 ) -> Data:
-    """Turn rows into the three sets: fields guessed aloud, drops counted, a tenth held out.
+    """Turn rows into the three sets: fields guessed, drops counted, a tenth held out.
 
     A prompt stands on one side only, however many rows it has. Rows come in a random order.
     """

@@ -15,10 +15,10 @@ from typing import Protocol, TypeAlias
 from ..display import did_you_mean
 from ..models.load import Model
 from ..stages import ONLINE
-from ..world.gold_reward import PARTS
+from ..world.gold_reward import GOLD_PARTS
 from .load import Data
 
-REWARDS = ("model", "gold", *(f"gold/{part}" for part in PARTS))
+REWARDS = ("model", "gold", *(f"gold/{part}" for part in GOLD_PARTS))
 """Names that the setting `rewards` may hold."""
 RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
 """`f(prompts=…, completions=…, **columns)` → a number for each completion, as TRL calls one."""

@@ -54,7 +54,7 @@ class Shape:
 
     fields: Mapping[str, str]
     extra: str | None = None
-    seam: str = ""
+    separator: str = ""
 
     def __str__(self) -> str:
         parts = [f"{ours} = {theirs!r}" for ours, theirs in self.fields.items()]
@@ -62,7 +62,7 @@ class Shape:
             parts.insert(0, "prompt = what comes before the last answer")
         if self.extra:
             parts.append(f"{self.extra!r} added to the prompt")
-        if self.seam:
+        if self.separator:
             parts.append("a line break between prompt and answer")
         return ", ".join(parts)
 
@@ -109,7 +109,7 @@ def recognise(rows: Sequence[object], fields: Mapping[str, str] | None, name: st
             f"{name}: no prompt: {', '.join(map(repr, found.values()))} hold no "
             "conversation to take it from; map it with fields={'prompt': COLUMN}"
         )
-    return replace(shape, seam=_seam(converted, shape))
+    return replace(shape, separator=_separator(converted, shape))
 
 
 def _are_labels(rows: Sequence[Mapping[str, object]], found: Mapping[str, str]) -> bool:
@@ -129,7 +129,7 @@ def _converted(rows: Sequence[object], shape: Shape) -> list[Example]:
     return converted
 
 
-def _seam(rows: Sequence[Example], shape: Shape) -> str:
+def _separator(rows: Sequence[Example], shape: Shape) -> str:
     """A line break where text prompts and answers mostly touch without white space, else ""."""
     touching = parted = 0
     answers = [f for f in ("completion", "chosen") if f in shape.fields]
@@ -174,8 +174,8 @@ def convert(row: object, shape: Shape) -> Example:
         prompt = before[0]
     if prompt is None:
         raise Dropped("no prompt" if answers else "empty")
-    if isinstance(prompt, str) and not prompt.endswith(shape.seam):
-        prompt += shape.seam
+    if isinstance(prompt, str) and not prompt.endswith(shape.separator):
+        prompt += shape.separator
     pair = {"chosen", "rejected"} & answers.keys()
     if len(pair) == 1:
         del answers[pair.pop()]

@@ -6,13 +6,16 @@ Needs a tokenizer and nothing else: no torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from .schema import Example, Message, Prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as Tokenizer
     from typing_extensions import TypeIs
+
+Encoded: TypeAlias = tuple[list[Example], dict[str, int]]
+"""Rows with token ids, and how many were left out or cut, by reason."""
 
 
 def is_conversation(prompt: Prompt) -> TypeIs[list[Message]]:
@@ -20,7 +23,7 @@ def is_conversation(prompt: Prompt) -> TypeIs[list[Message]]:
     return not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], dict)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """Token ids of a text prompt, a conversation (list of messages) or ids already made.
 
     A tokenizer that closes every text with eos is not to close a prompt that goes on.
@@ -33,9 +36,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     return list(prompt)
 
 
-def _encode_conversation(
-    tokenizer: PreTrainedTokenizerBase, conversation: list[Message]
-) -> list[int]:
+def _encode_conversation(tokenizer: Tokenizer, conversation: list[Message]) -> list[int]:
     from jinja2 import TemplateError  # what transformers writes chat templates in
 
     try:
@@ -50,7 +51,7 @@ def _encode_conversation(
     return ids
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase, response: str | list[int]) -> list[int]:
+def encode_response(tokenizer: Tokenizer, response: str | list[int]) -> list[int]:
     """Token ids of a response and the eos that ends it, or ids already made."""
     if isinstance(response, list):
         return response
@@ -58,7 +59,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, response: str | list[int
     return [*ids, tokenizer.eos_token_id]
 
 
-def row_prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Example) -> list[int]:
+def row_prompt_ids(tokenizer: Tokenizer, row: Example) -> list[int]:
     """Token ids of a row's prompt: those that `prompt_rows` made, else made here."""
     if "prompt_ids" in row:
         ids: list[int] = row["prompt_ids"]
@@ -78,9 +79,7 @@ def prompt_text(prompt: Prompt) -> str:
 # ------------------------------------------------------------- rows for the trainers, and the drops
 
 
-def sft_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Example], max_length: int
-) -> tuple[list[Example], dict[str, int]]:
+def sft_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int) -> Encoded:
     """Rows with token ids for SFTTrainer, and how many were "truncated" or "too long".
 
     A response that does not fit loses its end, eos included; a prompt that leaves no room for two
@@ -100,9 +99,7 @@ def sft_rows(
     return encoded, counts
 
 
-def pair_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Example], max_length: int
-) -> tuple[list[Example], dict[str, int]]:
+def pair_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int) -> Encoded:
     """Preference rows with token ids for RewardTrainer and DPOTrainer, and the drops by reason
     (rule 22: pairs that are too long or become identical are dropped and counted).
 
@@ -122,9 +119,7 @@ def pair_rows(
     return encoded, dropped
 
 
-def labelled_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Example], max_length: int
-) -> tuple[list[Example], dict[str, int]]:
+def labelled_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int) -> Encoded:
     """Rows of one labelled answer with token ids for KTOTrainer, and the drops by reason.
 
     An answer that is cut is not the answer that was labelled: one that does not fit is dropped.
@@ -141,9 +136,7 @@ def labelled_rows(
     return encoded, dropped
 
 
-def prompt_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Example], room: int
-) -> tuple[list[Example], dict[str, int]]:
+def prompt_rows(tokenizer: Tokenizer, rows: Iterable[Example], room: int) -> Encoded:
     """Rows whose prompt has at most `room` tokens, and how many were too long.
 
     Each has its `prompt_ids` from here on: a prompt is tokenised once.
@@ -159,7 +152,7 @@ def prompt_rows(
 
 
 def id_rows(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Example], sizes: dict[str, list[int]]
+    tokenizer: Tokenizer, rows: Iterable[Example], sizes: dict[str, list[int]]
 ) -> Iterator[Example]:
     """The fields named in `sizes` as token ids, row by row; `sizes` takes down their lengths.
 

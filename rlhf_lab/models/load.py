@@ -19,7 +19,8 @@ from .tokenizer import has_tokenizer, load_tokenizer, same_vocabulary
 from .weights import load_causal_lm, load_reward_model, new_reward_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 BUNDLED = ("tiny", "small")
 
@@ -89,12 +90,12 @@ class Model:
         return config
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer, with a pad token that is not the eos token."""
         return load_tokenizer(self.paths["base"], self.trust_remote_code)
 
     @cached_property
-    def reward_tokenizer(self) -> PreTrainedTokenizerBase:
+    def reward_tokenizer(self) -> Tokenizer:
         """The reward model's tokenizer: the model's own where the vocabulary is the same."""
         path = self.paths.get("reward")
         if path is None or path == self.paths["base"] or not has_tokenizer(path):

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 from .weights import load_causal_lm
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 def load_in_4bit(
-    path: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    nested: bool = False,
-    trust_remote_code: bool = False,
+    path: str | Path, tokenizer: Tokenizer, nested: bool = False, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A language model whose layers' matrices are in NF4; embeddings, head and norms are not.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .hub import fetch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -17,11 +17,11 @@ CHAT_TEMPLATE = (
 """How a conversation is written for a model that comes without a template of its own."""
 
 
-def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokenizer:
     """A tokenizer with eos, a pad token that is not eos (rule 6), and a chat template."""
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = fetch(
+    tokenizer: Tokenizer = fetch(
         AutoTokenizer.from_pretrained, path, "tokenizer", trust_remote_code=trust_remote_code
     )
     if tokenizer.eos_token_id is None:
@@ -43,12 +43,12 @@ def has_tokenizer(path: str | Path) -> bool:
     return not Path(path).is_dir() or any(any(Path(path).glob(name)) for name in names)
 
 
-def same_vocabulary(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+def same_vocabulary(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers mean the same by a token id."""
     return one is other or one.get_vocab() == other.get_vocab()
 
 
-def _give_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+def _give_pad_token(tokenizer: Tokenizer) -> None:
     """Set a pad token that no text uses, without growing the vocabulary when one is free.
 
     What families have: Llama 2 and Mistral `<unk>` (they write every character in bytes), Llama 3

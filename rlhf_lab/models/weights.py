@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from .hub import fetch, quiet_transformers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 def load_causal_lm(
     path: str | Path,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Tokenizer | None = None,
     trust_remote_code: bool = False,
     **settings: object,
 ) -> PreTrainedModel:
@@ -30,9 +31,7 @@ def load_causal_lm(
 
 
 def load_reward_model(
-    path: str | Path,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    trust_remote_code: bool = False,
+    path: str | Path, tokenizer: Tokenizer | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A reward model: one score per sequence, in fp32, in eval mode."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -54,15 +53,12 @@ SCORE_HEAD = {"score.weight", "score.bias"}
 
 
 def new_reward_model(
-    path: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int = 0,
-    trust_remote_code: bool = False,
+    path: str | Path, tokenizer: Tokenizer, seed: int = 0, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A reward model on the trunk of a language model, with a fresh score head.
 
-    The head is drawn with standard deviation 1/√(d+1), d its input width (rule 15: how the score
-    head starts; Huang et al. 2403.17031, detail 11).
+    The head is drawn with standard deviation 1/√(d+1), d its input width (Huang et al.
+    2403.17031, detail 11).
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -79,7 +75,7 @@ def new_reward_model(
 def _load_weights(
     load: Callable[..., object],
     path: str | Path,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: Tokenizer | None,
     trust_remote_code: bool,
     may_lack: Collection[str] = (),
     **settings: object,

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..data.lengths import PASS, by_length
+from ..data.lengths import LEAST_TOKENS_SAVED, by_length
 from .logprobs import language_head, logprobs_and_entropy, scored_logprobs
 from .losses import to_fp32
 from .sampling import sample_tokens, uniforms
@@ -148,7 +148,7 @@ Passes = list[Tensor]
 """Rows that pass together, pass by pass."""
 
 
-def length_buckets(mask: Tensor, rows: int, least: int = PASS) -> Passes:
+def length_buckets(mask: Tensor, rows: int, least: int = LEAST_TOKENS_SAVED) -> Passes:
     """Rows of like length together, at most `rows` of them (`lengths.by_length`). mask: (b, s)"""
     parts = by_length(mask.sum(1).tolist(), rows, least)
     return [torch.tensor(part, device=mask.device) for part in parts]

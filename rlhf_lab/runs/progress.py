@@ -147,7 +147,7 @@ MANY = 10_000
 """Items that take long enough to be watched."""
 
 
-def watched(items: Sequence[Item], label: str, quiet: bool = False) -> Iterator[Item]:
+def with_progress(items: Sequence[Item], label: str, quiet: bool = False) -> Iterator[Item]:
     """The items one by one, with progress where they are many."""
     if quiet or len(items) < MANY:
         yield from items

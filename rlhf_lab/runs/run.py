@@ -20,7 +20,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
@@ -311,12 +311,12 @@ def _changes(summary: Mapping[str, object]) -> list[dict[str, object]]:
 
 def _facts(summary: JsonObject) -> list[dict[str, object]]:
     """The rest of a summary, seconds and bytes in words."""
-    words: dict[str, Callable[[float | None], str]] = {
-        "seconds": format_seconds,
-        "peak_bytes": format_bytes,
-    }
+    words = {"seconds": format_seconds, "peak_bytes": format_bytes}
     rest = [n for n in summary if not n.startswith("before/") and f"before/{n}" not in summary]
-    return [{"summary": n, "value": words.get(n, _fact)(summary[n])} for n in rest]
+    return [
+        {"summary": n, "value": words[n](summary[n]) if n in words else _fact(summary[n])}
+        for n in rest
+    ]
 
 
 def _fact(value: object) -> object:
@@ -337,18 +337,9 @@ def _renamed() -> dict[str, str]:
 
 
 def name_today(metric: str) -> str:
-    """What a metric or figure of a run of any version is called today.
-
-    An entry of `renamed.json` that ends in a slash renames every metric that begins so.
-    """
-    before, slash, name = metric.rpartition("before/")
-    family, mark, member = name.partition("/")
-    known = _renamed()
-    if name in known:
-        name = known[name]
-    elif mark and family + mark in known:
-        name = known[family + mark] + member
-    return before + slash + name
+    """What a metric or figure of a run of any version is called today (`renamed.json`)."""
+    head, before, name = metric.rpartition("before/")
+    return head + before + _renamed().get(name, name)
 
 
 def _no_run(path: Path) -> JsonObject:

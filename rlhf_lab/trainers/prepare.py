@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.load import Data
 from ..data.tokenize import prompt_rows
-from ..runs.progress import watched
+from ..runs.progress import with_progress
 from ..stages import STAGES, resolve
 
 if TYPE_CHECKING:
@@ -56,12 +56,13 @@ def prepare(
         )
     held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
     if spec.online:
-        train, counts = make(tokenizer, watched(rows.train, "tokens", quiet), room)
+        train, counts = make(tokenizer, with_progress(rows.train, "tokens", quiet), room)
         test, length = [], room
     else:
         length = min(args.max_length or model.context, model.context)
         (train, counts), (test, _) = (
-            make(tokenizer, watched(r, "tokens", quiet), length) for r in (rows.train, rows.test)
+            make(tokenizer, with_progress(r, "tokens", quiet), length)
+            for r in (rows.train, rows.test)
         )
     if not train:
         lost = ", ".join(f"{n} {why}" for why, n in counts.items() if n)

@@ -142,15 +142,8 @@ class Request:
     @property
     def prompt(self) -> str:
         """The instruction as text; it ends with a newline, the response starts after it."""
-        ask = ASKS[self.wording % len(ASKS)].format(
-            mood=self.mood,
-            animal=self.animal,
-            object=self.object,
-            place=self.place,
-            a=article(self.animal),
-            an=article(self.object),
-        )
-        return ask + "\n"
+        ask = ASKS[self.wording % len(ASKS)]
+        return ask.format(a=article(self.animal), an=article(self.object), **vars(self)) + "\n"
 
 
 def _request_pattern(ask: str) -> re.Pattern[str]:

@@ -14,31 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .generator import (
-    ADJECTIVES,
-    ANIMALS,
-    CLOSES,
-    ENDING,
-    EVENTS,
-    FINDS,
-    HE,
-    OBJECTS,
-    OPENINGS,
-    PLACES,
-    PRONOUNS,
-    SCENES,
-    SHE,
-    TIMES,
-    Request,
-    gender,
-    read_request,
-)
+from . import generator as world
+from .generator import Request, gender, read_request
 
-_SLOT = {w: "animal" for w in ANIMALS} | {w: "place" for w in PLACES}
+_SLOT = {w: "animal" for w in world.ANIMALS} | {w: "place" for w in world.PLACES}
 _SLOT |= (
-    {w: "object" for w in OBJECTS} | {w: "adj" for w in ADJECTIVES} | {w: "time" for w in TIMES}
+    {w: "object" for w in world.OBJECTS}
+    | {w: "adj" for w in world.ADJECTIVES}
+    | {w: "time" for w in world.TIMES}
 )
-_SLOT |= {w: "name" for w in (*SHE, *HE)} | {w: "pron" for w in ("she", "he")}
+_SLOT |= {w: "name" for w in (*world.SHE, *world.HE)} | {w: "pron" for w in ("she", "he")}
 _SLOT |= {"her": "poss", "his": "poss", "a": "a", "an": "a"}
 
 
@@ -65,21 +50,12 @@ def _skeleton(sentence: str) -> tuple[str, dict[str, str]]:
 
 
 def _known_sentences() -> dict[str, tuple[str, str]]:
-    example = {
-        "animal": "fox",
-        "name": "Tom",
-        "pron": "he",
-        "poss": "his",
-        "adj": "red",
-        "time": "day",
-        "object": "kite",
-        "place": "cave",
-        "a": "a",
-    }
-    known = {_skeleton(ENDING)[0]: ("end", "")}
+    slots = "animal name pron poss adj time object place a".split()
+    example = dict(zip(slots, "fox Tom he his red day kite cave a".split(), strict=True))
+    known = {_skeleton(world.ENDING)[0]: ("end", "")}
     banks: dict[str, Mapping[str, tuple[str, ...]]] = {
-        **{"opening": {"": OPENINGS}, "find": {"": FINDS}},
-        **{"event": EVENTS, "scene": SCENES, "close": CLOSES},
+        **{"opening": {"": world.OPENINGS}, "find": {"": world.FINDS}},
+        **{"event": world.EVENTS, "scene": world.SCENES, "close": world.CLOSES},
     }
     for kind, bank in banks.items():
         for mood, templates in bank.items():
@@ -156,7 +132,7 @@ def part_coherence(request: Request, story: list[Sentence]) -> float:
             if slot in ("name", "animal", "object", "place"):
                 right, total = right + (hero.get(slot) == word), total + 1
             elif slot in ("pron", "poss") and "name" in hero:
-                agrees = word in PRONOUNS[gender(hero["name"])]
+                agrees = word in world.PRONOUNS[gender(hero["name"])]
                 right, total = right + agrees, total + 1
             elif slot in ("pron", "poss"):
                 total += 1
@@ -184,7 +160,7 @@ def part_fresh(request: Request, story: list[Sentence]) -> float:
     return max(1.0 - excess / 4, 0.0) if story else 0.0
 
 
-PARTS = {
+GOLD_PARTS = {
     "follows": part_follows,
     "mood": part_mood,
     "coherence": part_coherence,
@@ -196,7 +172,7 @@ PARTS = {
 
 def gold_parts(prompt: str, response: str) -> dict[str, float]:
     """Every part of the gold reward, each in [0, 1]."""
-    return dict(zip(PARTS, _part_values(prompt, response), strict=True))
+    return dict(zip(GOLD_PARTS, _part_values(prompt, response), strict=True))
 
 
 @lru_cache(maxsize=4096)  # the reward and each part are asked for one by one: read a story once
@@ -205,7 +181,7 @@ def _part_values(prompt: str, response: str) -> tuple[float, ...]:
     if request is None:
         raise ValueError(f"no gold reward for this prompt: {prompt[:60]!r} is not of this world")
     story = read_story(response)
-    return tuple(part(request, story) for part in PARTS.values())
+    return tuple(part(request, story) for part in GOLD_PARTS.values())
 
 
 def gold_reward(prompt: str, response: str) -> float:

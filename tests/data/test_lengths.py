@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rlhf_lab as lab
-from rlhf_lab.data.lengths import SHARE, by_length, expected_longest
+from rlhf_lab.data.lengths import LEAST_SHARE_SAVED, by_length, expected_longest
 
 ROWS = st.lists(st.integers(1, 90), min_size=1, max_size=40)
 
@@ -40,7 +40,7 @@ def test_a_pass_more_pays(lengths, least):
     for places, cost in zip(passes, cut, strict=True):
         for k in range(1, len(places)):
             saved = cost - sum(padded(lengths, half) for half in (places[:k], places[k:]))
-            assert saved <= max(least, SHARE * cost)
+            assert saved <= max(least, LEAST_SHARE_SAVED * cost)
 
 
 def test_a_cut_by_hand():

@@ -178,7 +178,7 @@ def test_a_dialogue_of_several_turns_keeps_them_all():
     assert made == {"prompt": turns, "completion": "See you"}
 
 
-def test_users_own_names_are_mapped_and_said_aloud():
+def test_users_own_names_are_mapped_and_reported():
     rows = [{"frage": f"f{i}", "gut": "ja", "schlecht": "nein"} for i in range(20)]
     fields = {"prompt": "frage", "chosen": "gut", "rejected": "schlecht"}
     found = load_data(rows, fields=fields)
@@ -308,7 +308,7 @@ def test_a_prompt_with_many_answers_stands_on_one_side():
 # ------------------------------------------------------------------------------ large and random
 
 
-def test_of_a_large_source_a_random_sample_is_kept_and_said(monkeypatch):
+def test_of_a_large_source_a_random_sample_is_kept_and_reported(monkeypatch):
     rows = ({"prompt": f"p{i}", "completion": "x" * 50} for i in range(5000))
     found = load_data(rows, limit=100)
     kept = [int(r["prompt"].strip()[1:]) for r in all_rows(found.sft)]

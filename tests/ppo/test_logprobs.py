@@ -164,7 +164,7 @@ def test_training_does_not_depend_on_passes_of_like_length(make, monkeypatch):
     swap(monkeypatch, rollout.Rollout, "passes", lambda _: count)
     whole = make().train().log_history
     assert set(cuts) == {1}
-    monkeypatch.setattr(lengths, "SHARE", 0.0)
+    monkeypatch.setattr(lengths, "LEAST_SHARE_SAVED", 0.0)
     monkeypatch.setattr(trainer, "worth_a_pass", lambda _: 0)
     cut = make().train().log_history
     assert max(cuts) > 2

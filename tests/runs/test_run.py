@@ -190,29 +190,18 @@ def test_a_run_shows_what_it_changed_what_it_cost_and_folds_the_rest_away(tmp_pa
 
 
 def test_a_run_of_an_earlier_version_has_todays_names(tmp_path, monkeypatch):
-    """As it was written then, read under the names of `renamed.json`; families by their slash."""
+    """As it was written then, read under the names of `renamed.json`."""
     old = {"stage": "ppo", "model": "tiny", "seed": 0, "status": "finished", "settings": {}}
-    old["summary"] = {
-        "raw": 1.0,
-        "before/raw": 0.5,
-        "seconds": 2.0,
-        "terms/gold": 7.0,
-    }
+    old["summary"] = {"raw": 1.0, "before/raw": 0.5, "seconds": 2.0}
     (tmp_path / "run.json").write_text(json.dumps(old))
-    lines = [
-        {"step": 1, "raw": 0.5, "loss": 2.0},
-        {"step": 2, "raw": None, "terms/f": 1.5},
-    ]
+    lines = [{"step": 1, "raw": 0.5, "loss": 2.0}, {"step": 2, "raw": None, "held/raw": 1.5}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(
-        run_module,
-        "_renamed",
-        lambda: {"raw": "score", "terms/": "score/", "absent": "x"},
-    )
+    names = {"raw": "score", "held/raw": "held/score", "absent": "x"}
+    monkeypatch.setattr(run_module, "_renamed", lambda: names)
     run = Run.load(tmp_path)
-    assert run.metric_names == ["score", "loss", "score/f"]
-    assert run.series("score/f") == ([2], [1.5]) and math.isnan(run.series("score")[1][1])
-    summary = {"score": 1.0, "before/score": 0.5, "seconds": 2.0, "score/gold": 7.0}
+    assert run.metric_names == ["score", "loss", "held/score"]
+    assert run.series("held/score") == ([2], [1.5]) and math.isnan(run.series("score")[1][1])
+    summary = {"score": 1.0, "before/score": 0.5, "seconds": 2.0}
     assert run.summary == summary and "held-out" in repr(run.show())
     run.finish(kl=0.1)  # added in today's names, the old ones stay as they are
     assert run.summary == {**summary, "kl": 0.1}

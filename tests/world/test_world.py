@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rlhf_lab.world import corpus, generator
 from rlhf_lab.world import gold_reward as gold_module
 from rlhf_lab.world.gold_reward import (
-    PARTS,
+    GOLD_PARTS,
     WEIGHTS,
     Annotator,
     accuracy_ceiling,
@@ -73,11 +73,11 @@ def test_there_are_more_than_a_million_stories():
 
 
 def test_weights_add_up_to_ten_and_name_every_part():
-    assert set(WEIGHTS) == set(PARTS) and sum(WEIGHTS.values()) == 10
+    assert set(WEIGHTS) == set(GOLD_PARTS) and sum(WEIGHTS.values()) == 10
 
 
 def test_the_example_story_has_every_part_whole():
-    assert parts_of(STORY) == dict.fromkeys(PARTS, 1.0)
+    assert parts_of(STORY) == dict.fromkeys(GOLD_PARTS, 1.0)
 
 
 @pytest.mark.parametrize(
