@@ -15,7 +15,7 @@ from .states import states
 from .tape import Work
 
 SamplingPeak: TypeAlias = tuple[float, float, float]
-"""Bytes of keys and values, of activations and of logits."""
+"""Bytes of activations, of keys and values, and of logits."""
 
 
 def sampled(s: Setup) -> float:
@@ -38,7 +38,7 @@ def generation(s: Setup) -> tuple[tuple[SamplingPeak, Work], tuple[SamplingPeak,
     row = _next_token(model, first)
     per_token = kv_bytes(s, model) * n
     (activations, _, logits), _ = forward_peak(row, heads.resident_bytes(model, first))
-    prefill = (per_token * s.prompt, activations, logits), works(row, "forward")
+    prefill = (activations, per_token * s.prompt, logits), works(row, "forward")
     # The work of a step is linear in the context and in the rows that have not ended: a step at
     # the middle with the average number of rows stands for all.
     rows = max(1, round(n * (sampled(s) - 1) / max(1, s.response - 1)))
@@ -52,7 +52,7 @@ def generation(s: Setup) -> tuple[tuple[SamplingPeak, Work], tuple[SamplingPeak,
     decoding.add(works(step, "forward"), s.response - 1)
     length = s.length - 1
     growing = per_token / model.depth / 2 * length  # a layer's keys, old and new, while they grow
-    return prefill, ((per_token * length, activations + growing, logits), decoding)
+    return prefill, ((activations + growing, per_token * length, logits), decoding)
 
 
 def _next_token(model: Architecture, p: PassConfig) -> tuple[Segment, ...]:
@@ -65,13 +65,12 @@ def add_rollout(
     """Sampling as one phase, at the higher peak of its two halves."""
     (first, work), (last, decoding) = generation(s)
     work.add(decoding)
-    cache, activations, logits = max(first, last, key=sum)
+    activations, cache, logits = max(first, last, key=sum)
     stage.add(
         "rollout",
         "policy",
+        (activations, 0, logits),
         kv_cache=cache,
-        activations=activations,
-        logits=logits,
         workspace=workspace,
         work=work,
         times=times,
@@ -84,16 +83,8 @@ def inference(s: Setup) -> list[Phase]:
     stage, n = PhaseList(s), s.rollout_batch
     stage.hold("policy", states(s, s.model, "lm", trained=False))
     tokens = n * s.prompt, n * sampled(s)
-    for name, ((cache, activations, logits), work), count in zip(
-        ("prefill", "decode"), generation(s), tokens, strict=True
-    ):
-        stage.add(
-            name,
-            "policy",
-            kv_cache=cache,
-            activations=activations,
-            logits=logits,
-            work=work,
-            tokens=count,
-        )
+    for name, half, count in zip(("prefill", "decode"), generation(s), tokens, strict=True):
+        (activations, cache, logits), work = half
+        peak = activations, 0, logits
+        stage.add(name, "policy", peak, kv_cache=cache, work=work, tokens=count)
     return stage.phases

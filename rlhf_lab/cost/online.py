@@ -16,7 +16,7 @@ from .architecture import Architecture
 from .generation import add_rollout, sampled
 from .layers import PassConfig
 from .memory import Segment, ending, forward_peak, trunk, works
-from .phases import Phase, PhaseList, pass_config, real_tokens
+from .phases import Phase, PhaseList, pass_config, policy_segments, real_tokens
 from .setup import Setup
 from .states import states
 
@@ -26,7 +26,9 @@ AROUND_ONLINE = 150.0
 
 def rloo_grpo(s: Setup) -> list[Phase]:
     """Rollout, scoring, and passes that learn from a generation."""
+    s = replace(s, loss="fused")  # TRL's trainers have no other
     stage, adapters, model = PhaseList(s), bool(s.lora_r), s.model
+    scored = s.batch * s.response
     state = states(s, model, "lm", trained=True)
     stage.hold("policy", state)
     if s.beta and not adapters:  # with adapters it is the policy without them
@@ -38,9 +40,11 @@ def rloo_grpo(s: Setup) -> list[Phase]:
     tokens = s.rollout_batch * sampled(s)
     add_rollout(stage, replace(s, mean_response=None), times=1 / s.updates, tokens=tokens)
     if s.old_logprobs:
-        _add_scoring(stage, s, "old_logprobs", "policy", _policy(s, _rows(s, model, adapters)))
+        row = policy_segments(s, model, _rows(s, model, adapters), scored, grad=False)
+        _add_scoring(stage, s, "old_logprobs", "policy", row)
     if s.beta:
-        _add_scoring(stage, s, "reference", "reference", _policy(s, _rows(s, model)))
+        row = policy_segments(s, model, _rows(s, model), scored, grad=False)
+        _add_scoring(stage, s, "reference", "reference", row)
     if reward:
         unmasked = replace(s, padded=False)  # rows are moved to the left: no mask
         p = _rows(unmasked, reward)
@@ -48,29 +52,15 @@ def rloo_grpo(s: Setup) -> list[Phase]:
         row = (*trunk(reward, p, grad=False), end)
         _add_scoring(stage, unmasked, "score", "reward", row, reward)
     p = pass_config(s, model, s.batch, s.length, trained=True, adapters=adapters)
-    stage.add_training(
-        "policy",
-        _policy(s, p, grad=True),
-        state,
-        heads.resident_bytes(model, p),
-        tokens=real_tokens(s, p),
-        called=AROUND_ONLINE,
-    )
+    row, before = policy_segments(s, model, p, scored), heads.resident_bytes(model, p)
+    tokens = real_tokens(s, p)
+    stage.add_training("policy", row, state, before, tokens=tokens, called=AROUND_ONLINE)
     return stage.phases
 
 
 def _rows(s: Setup, model: Architecture, adapters: bool = False) -> PassConfig:
     """A scoring pass."""
     return pass_config(s, model, s.batch, s.length, trained=False, adapters=adapters)
-
-
-def _policy(s: Setup, p: PassConfig, grad: bool = False) -> tuple[Segment, ...]:
-    """Trunk and fused head of the policy or the reference."""
-    checkpoint, tied = grad and s.gradient_checkpointing, grad and s.model.tied and p.trained
-    return (
-        *trunk(s.model, p, checkpoint=checkpoint, grad=grad, tied=tied),
-        ending(s.model, p, heads.fused, s.batch * s.response, grad=grad),
-    )
 
 
 def _add_scoring(
@@ -85,12 +75,5 @@ def _add_scoring(
     model = model or s.model
     p = _rows(s, model)
     peak, _ = forward_peak(row, heads.resident_bytes(model, p))
-    stage.add(
-        phase,
-        role,
-        activations=peak[0],
-        logits=peak[2],
-        work=works(row, "forward"),
-        times=s.rollout_batch / s.batch / s.updates,
-        tokens=real_tokens(s, p),
-    )
+    work, times = works(row, "forward"), s.rollout_batch / s.batch / s.updates
+    stage.add(phase, role, peak, work=work, times=times, tokens=real_tokens(s, p))

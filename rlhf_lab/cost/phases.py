@@ -16,7 +16,7 @@ from ..stages import STAGES, resolve
 from . import heads
 from .architecture import Architecture
 from .layers import PassConfig
-from .memory import Segment, backward_peak, ending, forward_peak, trunk, works
+from .memory import KindBytes, Segment, backward_peak, ending, forward_peak, trunk, works
 from .setup import Setup
 from .states import State
 from .tape import Work
@@ -68,10 +68,9 @@ class PhaseList:
         self,
         name: str,
         role: str,
+        peak: KindBytes = (0, 0, 0),
         *,
         gradients: float = 0.0,
-        activations: float = 0.0,
-        logits: float = 0.0,
         kv_cache: float = 0.0,
         workspace: float = 0.0,
         others: Mapping[tuple[str, str], float] | None = None,
@@ -79,14 +78,15 @@ class PhaseList:
         times: float = 1.0,
         tokens: float = 0.0,
     ) -> None:
-        """A phase: what is resident, bytes of `role` by component, and bytes of `others`."""
+        """A phase: what is resident, bytes of `role`, of its pass those at the `peak` (but for
+        gradients, which are given), and bytes of `others`."""
         here = dict(self.resident)
         for key, size in (others or {}).items():
             here[key] = here.get(key, 0) + size
         components = {
             "gradients": gradients,
-            "activations": activations,
-            "logits": logits,
+            "activations": peak[0],
+            "logits": peak[2],
             "kv_cache": kv_cache,
             "workspace": workspace,
         }
@@ -113,34 +113,12 @@ class PhaseList:
         peak, live = forward_peak(segments, before)
         work = works(segments, "forward")
         work.called += called
-        self.add(
-            "forward",
-            role,
-            activations=peak[0],
-            logits=peak[2],
-            gradients=held,
-            times=n,
-            tokens=tokens,
-            work=work,
-        )
-        worst = backward_peak(segments, live, stay=not accumulates)
-        self.add(
-            "backward",
-            role,
-            activations=worst[0],
-            logits=worst[2],
-            gradients=held + worst[1] * state.share,
-            times=n,
-            tokens=tokens,
-            work=works(segments, "backward"),
-        )
-        self.add(
-            "optimizer",
-            role,
-            gradients=state.gradients,
-            workspace=state.workspace,
-            work=step_work(state),
-        )
+        self.add("forward", role, peak, gradients=held, times=n, tokens=tokens, work=work)
+        peak = backward_peak(segments, live, stay=not accumulates)
+        left, work = held + peak[1] * state.share, works(segments, "backward")
+        self.add("backward", role, peak, gradients=left, times=n, tokens=tokens, work=work)
+        size, work = state.gradients, step_work(state)
+        self.add("optimizer", role, gradients=size, workspace=state.workspace, work=work)
 
 
 def step_work(*trained: State) -> Work:

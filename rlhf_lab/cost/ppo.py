@@ -122,16 +122,9 @@ def _add_scoring(stage: PhaseList, s: Setup, role: Role, phase: str, workspace: 
     p = pass_config(like, role.model, rows, length, trained=False, adapters=role.adapters)
     row = scoring_segments(s, role, p)
     peak, _ = forward_peak(row, heads.resident_bytes(role.model, p))
-    stage.add(
-        phase,
-        role.name,
-        activations=peak[0],
-        logits=peak[2],
-        workspace=workspace,
-        work=works(row, "forward"),
-        times=s.rollout_batch / p.b,
-        tokens=real_tokens(s, replace(p, s=s.length)),
-    )
+    tokens = real_tokens(s, replace(p, s=s.length))
+    work, times = works(row, "forward"), s.rollout_batch / p.b
+    stage.add(phase, role.name, peak, workspace=workspace, work=work, times=times, tokens=tokens)
 
 
 def scoring_segments(s: Setup, role: Role, p: PassConfig) -> tuple[Segment, ...]:
@@ -189,22 +182,20 @@ def _add_update(
     stage.add(
         "forward",
         "policy",
-        activations=peak[0] - of_value,
-        logits=peak[2],
+        (peak[0] - of_value, 0, peak[2]),
         others={("value", "gradients"): held["value"], ("value", "activations"): of_value},
         gradients=held["policy"],
         work=works(policy + value, "forward"),
         times=passes,
         tokens=tokens,
     )
-    worst = backward_peak(both, live, stay=not accumulates)
-    of_value = 0.0 if accumulates else min(worst[1], state["value"].gradients)
+    peak = backward_peak(both, live, stay=not accumulates)
+    of_value = 0.0 if accumulates else min(peak[1], state["value"].gradients)
     stage.add(
         "backward",
         "policy",
-        activations=worst[0],
-        logits=worst[2],
-        gradients=held["policy"] + (worst[1] - of_value),
+        peak,
+        gradients=held["policy"] + (peak[1] - of_value),
         work=works(policy + value, "backward"),
         others={("value", "gradients"): held["value"] + of_value},
         times=passes,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from .estimate import Estimate, Settings, estimate
+from .optimizers import OPTIMIZERS
+from .setup import Setup
 
 WORTH = 0.01
 """A change is named when it saves at least this share of memory or of time."""
@@ -67,66 +70,73 @@ def _try(e: Estimate, does: str, settings: Settings) -> Remedy | None:
     return Remedy(does, settings, new, saved, hours, money) if worth else None
 
 
-def _changes(e: Estimate) -> Iterator[tuple[str, Settings]]:
-    """Changes that this plan has not made yet, from the gentlest to the largest."""
+Change: TypeAlias = tuple[str, Settings]
+
+
+def _changes(e: Estimate) -> Iterator[Change]:
+    """Changes that this plan does not have yet, from the gentlest to the largest."""
     s = e.setup
-    training = s.stage != "inference"
-    if training and s.loss == "plain":
+    if s.stage != "inference":
+        yield from _smaller_steps(s)
+        yield from _adapters(e)
+    if s.stage == "ppo" and s.layout == "four":
+        yield "policy and value share a trunk", {"layout": "shared"}
+        yield "one base with adapters", {"layout": "adapters", "lora_r": s.lora_r or 16}
+        if not s.rule_reward:
+            yield "a rule instead of the reward model", {"rule_reward": True}
+    if s.stage != "inference":
+        yield from _more_devices(e)
+    if s.stage == "ppo":
+        yield "DPO instead of PPO", {"stage": "dpo"}
+
+
+def _smaller_steps(s: Setup) -> Iterator[Change]:
+    """The same training in less memory."""
+    optimizer = OPTIMIZERS[s.optim]
+    if s.loss == "plain":
         yield "fuse head and loss", {"loss": "fused"}
-    if training and s.optim == "adamw_torch":
+    if optimizer.moments and not optimizer.fused:
         yield "fused AdamW", {"optim": "adamw_torch_fused"}
-    if training and not s.gradient_checkpointing:
+    if not s.gradient_checkpointing:
         yield "recompute activations (checkpointing)", {"gradient_checkpointing": True}
-    if training and s.batch > 1 and s.stage != "ppo":
+    if s.batch > 1 and s.stage != "ppo":
         smaller = max(d for d in range(1, s.batch) if s.batch % d == 0)
         more = s.gradient_accumulation_steps * s.batch // smaller
         change = {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": more}
         if s.steps_per_generation:
             change["steps_per_generation"] = s.rollout_batch // smaller
         yield f"smaller passes: {smaller} rows, accumulated {more} times", change
-    if s.stage == "ppo":
-        if s.batch > 1:
-            yield (
-                f"one row a pass, accumulated {s.rollout_batch} times",
-                {"per_device_train_batch_size": 1, "gradient_accumulation_steps": s.rollout_batch},
-            )
-        if s.local_rollout_forward_batch_size > 4:
-            yield "score 4 rows at a time", {"local_rollout_forward_batch_size": 4}
-    if training and s.optim not in ("adamw_bnb_8bit", "paged_adamw_8bit") and s.gpu:
+    if s.stage == "ppo" and s.batch > 1:
+        n = s.rollout_batch
+        change = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": n}
+        yield f"one row a pass, accumulated {n} times", change
+    if s.stage == "ppo" and s.local_rollout_forward_batch_size > 4:
+        yield "score 4 rows at a time", {"local_rollout_forward_batch_size": 4}
+    if not optimizer.state_bytes and s.gpu:
         yield "8-bit AdamW", {"optim": "adamw_bnb_8bit"}
-    if training and not s.lora_r:
+
+
+def _adapters(e: Estimate) -> Iterator[Change]:
+    """Train adapters instead of the whole model."""
+    s = e.setup
+    if not s.lora_r:
         yield "LoRA, rank 16", {"lora_r": 16}
-    if training and not s.load_in_4bit and s.gpu:
+    if not s.load_in_4bit and s.gpu:
         half = "bfloat16" if "bf16" in e.hardware.flops else "float16"
-        yield (
-            "QLoRA: base in 4 bits, rank 16",
-            {
-                "lora_r": s.lora_r or 16,
-                "load_in_4bit": True,
-                "dtype": half,
-                "bf16": False,
-                **({"fp16": False} if s.fp16 else {}),
-            },
-        )
-    if s.stage == "ppo" and s.layout == "four":
-        yield "policy and value share a trunk", {"layout": "shared"}
-        yield "one base with adapters", {"layout": "adapters", "lora_r": s.lora_r or 16}
-        if not s.rule_reward:
-            yield "a rule instead of the reward model", {"rule_reward": True}
-    if training and s.gpus > 1 and s.sharding in ("none", "ddp"):
+        change = {"lora_r": s.lora_r or 16, "load_in_4bit": True, "dtype": half, "bf16": False}
+        yield "QLoRA: base in 4 bits, rank 16", change | ({"fp16": False} if s.fp16 else {})
+
+
+def _more_devices(e: Estimate) -> Iterator[Change]:
+    """Spread over devices what every one of them holds."""
+    s = e.setup
+    if s.gpus > 1 and s.sharding in ("none", "ddp"):
         yield "shard weights and states (FSDP2)", {"sharding": "fsdp2"}
-    if training and s.gpu:
-        nodes = -(-2 * s.gpus // e.hardware.devices_per_node)
-        yield (
-            f"{2 * s.gpus} GPUs, sharded (FSDP2)",
-            {
-                "gpus": 2 * s.gpus,
-                "sharding": "fsdp2",
-                **({"nodes": nodes} if nodes > s.nodes else {}),
-            },
-        )
-    if s.stage == "ppo":
-        yield "DPO instead of PPO", {"stage": "dpo"}
+    if s.gpu:
+        gpus = 2 * s.gpus
+        nodes = -(-gpus // e.hardware.devices_per_node)
+        change = {"gpus": gpus, "sharding": "fsdp2"} | ({"nodes": nodes} if nodes > s.nodes else {})
+        yield f"{gpus} GPUs, sharded (FSDP2)", change
 
 
 def _combined(e: Estimate) -> list[Remedy]:

@@ -1,4 +1,4 @@
-"""Everything a cost depends on, in one flat record, checked.
+"""Everything that a cost depends on, in one flat record, checked.
 
 The names are those of TRL's configs and ModelConfig and of our PPOConfig; what no trainer has
 (GPUs, sharding, lengths, size of the data) is in `EXTRA`.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 from ..display import did_you_mean
@@ -58,6 +59,12 @@ EXTRA = {
     "joint_update": "policy and value in one backward pass, as our PPO; False: one after the other",
 }
 """Settings of a plan that are no trainer's, and what they mean."""
+
+
+WHOLE_NUMBERS = tuple(
+    "batch prompt response gpus nodes tensor_parallel gradient_accumulation_steps num_ppo_epochs "
+    "num_mini_batches local_rollout_forward_batch_size samples_per_prompt num_iterations".split()
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,30 +136,18 @@ class Setup:
                     f"{name}={value!r}; {did_you_mean(value, choices)}choose from "
                     f"{', '.join(choices)}"
                 )
-        for name in (
-            "batch",
-            "prompt",
-            "response",
-            "gpus",
-            "nodes",
-            "tensor_parallel",
-            "gradient_accumulation_steps",
-            "num_ppo_epochs",
-            "num_mini_batches",
-            "local_rollout_forward_batch_size",
-            "samples_per_prompt",
-            "num_iterations",
-        ):
+        for name in WHOLE_NUMBERS:
             value = getattr(self, name)
             if type(value) is not int or value < (0 if name in ("prompt", "response") else 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for wrong, line in self._impossible():
+        checks = (self._model_checks, self._device_checks, self._batch_checks)
+        for wrong, line in chain.from_iterable(check() for check in checks):
             if wrong:
                 raise ValueError(line)
 
-    def _impossible(self) -> Iterator[tuple[bool, str]]:
-        """→ (whether something cannot be, the line that names it)."""
-        m, n = self.model, self.gpus
+    def _model_checks(self) -> Iterator[tuple[bool, str]]:
+        """→ (whether something cannot be, the line that names it): lengths, precision, adapters."""
+        m = self.model
         yield (
             self.length > m.context,
             f"prompt_length + response_length = {self.length}: {m.family} here takes "
@@ -173,16 +168,23 @@ class Setup:
             self.lora_r > side or self.lora_r < 0,
             f"lora_r={self.lora_r}: the narrowest matrix is {side} wide; choose 1 to {side}",
         )
+
+    def _device_checks(self) -> Iterator[tuple[bool, str]]:
+        """The same of devices, and of how they share one layer."""
+        n, heads = self.gpus, self.model.heads
         yield (
             n % self.nodes != 0,
             f"gpus={n} do not spread over nodes={self.nodes}: choose "
             f"{_divisor(n, self.nodes)} nodes",
         )
         yield (
-            n % self.tensor_parallel != 0 or m.heads % self.tensor_parallel != 0,
+            n % self.tensor_parallel != 0 or heads % self.tensor_parallel != 0,
             f"tensor_parallel={self.tensor_parallel} must divide gpus={n} and the "
-            f"{m.heads} heads: choose {_divisor(n, self.tensor_parallel, m.heads)}",
+            f"{heads} heads: choose {_divisor(n, self.tensor_parallel, heads)}",
         )
+
+    def _batch_checks(self) -> Iterator[tuple[bool, str]]:
+        """The same of batches and groups, layout and sharding."""
         batch, k = self.rollout_batch, self.num_mini_batches
         yield (
             self.stage == "ppo" and batch % k != 0,
@@ -205,8 +207,8 @@ class Setup:
             "gathered for every token; choose tensor_parallel, or copies (ddp)",
         )
         yield (
-            self.sharding == "none" and n > self.tensor_parallel,
-            f"gpus={n} need a way to share the work: choose sharding from "
+            self.sharding == "none" and self.gpus > self.tensor_parallel,
+            f"gpus={self.gpus} need a way to share the work: choose sharding from "
             f"{', '.join(CHOICES['sharding'][1:])}",
         )
 
