@@ -9,17 +9,17 @@ Pure arithmetic: no torch, no transformers, about a millisecond.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from ..runs.ledger import Ledger
-from ..stages import STAGES
+from ..stages import STAGES, resolve
 from .architecture import Architecture, architecture
 from .generation import sampled
 from .hardware import Hardware, hardware
-from .phases import Phase, phases_of
+from .phases import Phase
 from .seconds import communication, product_dtype, seconds
 from .setup import Setup, make_setup
 
@@ -255,6 +255,13 @@ class Estimate:
             {**self.settings, **settings},
             **{"reward": self.setup.reward, "value": self.setup.value, **self.roles},
         )
+
+
+def phases_of(s: Setup) -> list[Phase]:
+    """The phases of one optimizer step, or of one PPO iteration, in their order, by the function
+    that the list of stages names."""
+    of_stage = cast(Callable[[Setup], list[Phase]], resolve(STAGES[s.stage].estimate))
+    return of_stage(s)
 
 
 def estimate(

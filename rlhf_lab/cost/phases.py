@@ -8,11 +8,10 @@ passes is that of the code that trains: TRL's trainers, our PPO.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
-from ..stages import STAGES, resolve
 from . import heads
 from .architecture import Architecture
 from .layers import PassConfig
@@ -42,12 +41,6 @@ class Phase:
     @property
     def total(self) -> float:
         return sum(self.bytes.values())
-
-
-def phases_of(s: Setup) -> list[Phase]:
-    """The phases of one optimizer step, or of one PPO iteration, in their order."""
-    estimate = cast(Callable[[Setup], list[Phase]], resolve(STAGES[s.stage].estimate))
-    return estimate(s)
 
 
 @dataclass
