@@ -3,7 +3,8 @@
 Thirty faults of one line, over all folders, of the kind that a reviewer could overlook. They were
 chosen from the source, before any of them was measured. Each is planted alone in a copy of the
 checkout; then the tests that are likeliest to fail run, up to the first failure, and where they
-pass, a wider set. A test that fails counts only if it passes without the fault.
+pass, a wider set. At the end the tests that failed run once without a fault: one that fails then
+has caught nothing.
 
     python benchmarks/planted_faults.py                     # this checkout: "after"
     python benchmarks/planted_faults.py --checkout FOLDER   # an older one, flat modules: "before"
@@ -41,6 +42,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+UNSTEADY = "tests/stages/test_checkpoints.py::test_too_high_a_learning_rate_by_itself"
+"""Fails on some CPUs, whatever was planted."""
 LONGEST = 900
 """Seconds after which tests that do not end are given up."""
 
@@ -229,13 +232,13 @@ def place(fault: Fault, package: Path, layout: str) -> Path:
     )
 
 
-def run_tests(copy: Path, tests: list[str]) -> tuple[str, str]:
-    """Run tests up to the first that fails. → its name ("" where all pass), and the output."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-rfE"]
+def run_tests(copy: Path, tests: list[str], *options: str) -> tuple[list[str], str]:
+    """Run tests. → the names of those that fail, and the output."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", *options]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(copy)}
     try:
         done = subprocess.run(
-            [*command, "--tb=line", *tests],
+            [*command, "--tb=line", "--deselect", UNSTEADY, *tests],
             cwd=copy,
             env=environment,
             capture_output=True,
@@ -243,15 +246,15 @@ def run_tests(copy: Path, tests: list[str]) -> tuple[str, str]:
             timeout=LONGEST,
         )
     except subprocess.TimeoutExpired:
-        return "", f"no end within {LONGEST} s"
+        return [], f"no end within {LONGEST} s"
     if done.returncode == 0:
-        return "", done.stdout
+        return [], done.stdout
     failed = re.findall(
         r"^(?:FAILED|ERROR) (tests/\S+?\.py(?:::.+?)?)(?: - .*)?$", done.stdout, re.M
     )
     if not failed:
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    return failed[0], done.stdout
+    return failed, done.stdout
 
 
 def files_of(names: str, copy: Path, layout: str) -> list[str]:
@@ -280,20 +283,30 @@ def measure(fault: Fault, copy: Path, layout: str) -> dict[str, object]:
             continue
         file.write_text(clean.replace(fault.text, fault.planted), encoding="utf-8")
         try:
-            failed, output = run_tests(copy, tests)
+            failed, output = run_tests(copy, tests, "-x")
         finally:
             file.write_text(clean, encoding="utf-8")
         if "no end within" in output:
             record["problem"] = f"{names}: {output}"
         if failed:
-            if run_tests(copy, [failed])[0]:
-                record["problem"] = f"{failed} fails without the fault as well"
-                continue
-            record |= {"caught": True, "by": failed, "wider": names == fault.wider}
+            record |= {"caught": True, "by": failed[0], "wider": names == fault.wider}
             break
     record["seconds"] = round(time.perf_counter() - start)
     record["cpu_seconds"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - used)
     return record
+
+
+def take_back(copy: Path, layout: str, records: Mapping[str, dict[str, object]]) -> None:
+    """Run what has caught a fault without any fault: what fails then has caught nothing."""
+    by = {name: str(found["by"]) for name, found in records.items() if found["caught"]}
+    failed = run_tests(copy, list(dict.fromkeys(by.values())))[0] if by else []
+    for name, test in by.items():
+        if test in failed:
+            problem = {"caught": False, "problem": f"{test} fails without the fault as well"}
+            print(f"{name}: {problem['problem']}", flush=True)
+            save(layout, name, records[name] | problem)
+        else:
+            save(layout, name, records[name] | {"passes_without": True})
 
 
 def summary(faults: Mapping[str, Mapping[str, object]]) -> str:
@@ -302,14 +315,13 @@ def summary(faults: Mapping[str, Mapping[str, object]]) -> str:
     return f"{caught} of {len(faults)} caught" + (f"; not: {missed}" if missed else "")
 
 
-def save(layout: str, name: str, found: dict[str, object]) -> dict[str, dict[str, object]]:
-    """Write one fault's record at once. → all records of this layout, in the order of `FAULTS`."""
+def save(layout: str, name: str, found: dict[str, object]) -> None:
+    """Write one fault's record at once, among the others of its layout."""
     every = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     records = {**every.get(layout, {}).get("faults", {}), name: found}
     records = {f.name: records[f.name] for f in FAULTS if f.name in records}
     every[layout] = {"summary": summary(records), "faults": records}
     RESULTS.write_text(json.dumps(every, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return records
 
 
 def main() -> int:
@@ -331,7 +343,7 @@ def main() -> int:
                 print(problem)
                 lost += 1
         return int(lost > 0)
-    records: dict[str, dict[str, object]] = {}
+    made: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "checkout"
         shutil.copytree(checkout, copy, ignore=NOT_COPIED)
@@ -340,9 +352,11 @@ def main() -> int:
             found = measure(fault, copy, layout)
             outcome = f"caught by {found['by']}" if found["caught"] else "NOT CAUGHT"
             print(f"  {outcome} ({found.get('seconds', 0)} s)", flush=True)
-            records = save(layout, fault.name, found)
-    print(f"{layout}: {summary(records)}")
-    return int(any("problem" in found for found in records.values()))
+            made[fault.name] = found
+            save(layout, fault.name, found)
+        take_back(copy, layout, made)
+    print(f"{layout}: {json.loads(RESULTS.read_text())[layout]['summary']}")
+    return int(any("problem" in found for found in made.values()))
 
 
 if __name__ == "__main__":
