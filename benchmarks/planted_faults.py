@@ -82,12 +82,10 @@ TESTS: dict[str, tuple[str, str]] = {
     "families": ("test_families", "models/test_families"),
     "figures": ("widgets/test_figures", "charts/test_cost_bars"),
     "inspector": ("widgets/test_inspector", "widgets/test_inspector"),
-    "lab": ("test_lab", "test_planning"),
     "labeller": ("widgets/test_labeller", "widgets/test_labeller"),
     "launch": ("test_scale", "launch/test_launch"),
     "layout_runs": ("test_layout_runs", "test_layout_runs"),
     "ledger": ("test_ledger", "runs/test_ledger"),
-    "lengths": ("test_lengths", "data/test_lengths"),
     "load": ("test_data", "data/test_load"),
     "logprobs": ("stages/test_logprobs", "ppo/test_logprobs"),
     "losses": ("stages/test_maths", "ppo/test_losses"),
@@ -111,10 +109,14 @@ TESTS: dict[str, tuple[str, str]] = {
     "schema": ("test_shapes", "data/test_schema"),
     "small_models": ("test_small_models", "test_small_models"),
     "sources": ("test_sources", "data/test_reward_sources"),
+    "train_all": (
+        "test_lab::test_all_four_stages_from_one_command",
+        "test_planning::test_all_four_stages_from_one_command",
+    ),
     "world": ("test_world", "world/test_world"),
     "xray": ("cost/test_xray", "simulate/test_xray"),
 }
-"""Files below `tests/`, in the older layout and in this one."""
+"""Files below `tests/` (or one test of a file), in the older layout and in this one."""
 
 # One fault a row: name, what is wrong, file before, file after, text, planted, tests, wider tests.
 # fmt: off
@@ -162,7 +164,7 @@ FAULTS = [Fault(*row) for row in (
      "online", "online_plan"),
     ("evaluated on training prompts", "held-out figures are of prompts that were trained on",
      "prepare.py", "trainers/prepare.py", "(data.prompts.test or data.prompts.train)[:HELD_OUT]",
-     "data.prompts.train[:HELD_OUT]", "notebook layout_runs", "sources lab"),
+     "data.prompts.train[:HELD_OUT]", "notebook", "sources"),
     ("bucket in numbers", "a wrong unit: numbers for bytes",
      "cost/states.py", "cost/states.py", "min(BUCKET, count) * 2.0", "float(min(BUCKET, count))",
      "plan", "planner"),
@@ -192,17 +194,17 @@ FAULTS = [Fault(*row) for row in (
      "for s in mine if s.step < step", "inspector", "notebook"),
     ("a failed launch is fine", "a swallowed error: exit code 0 for processes that crashed",
      "scale/launch.py", "launch/launcher.py", "if complained and code else min(code, 1)",
-     "if complained and code else 0", "launch", "errors"),
+     "if complained and code else 0", "launch"),
     ("seed not passed on", "an argument that changes the data and not the training",
-     "cli.py", "cli/main.py", '{"seed": args.seed}', "{}", "errors resume", "sources lab"),
+     "cli.py", "cli/main.py", '{"seed": args.seed}', "{}", "resume", "errors"),
     ("alpha as large as r", "a wrong default",
-     "lab.py", "planning.py", '"lora_alpha": 2 * ', '"lora_alpha": ', "layout_runs", "lab budget"),
+     "lab.py", "planning.py", '"lora_alpha": 2 * ', '"lora_alpha": ', "budget", "layout_runs"),
     ("a stopped run is done", "a resume that does nothing",
      "lab.py", "training.py", 'old.status == "finished"', 'old.status != "running"', "resume",
      "background"),
     ("PPO scores with the old reward model", "the new reward model is not handed on",
-     "course.py", "pipeline.py", 'if stage in ("sft", "reward"):', 'if stage == "sft":', "describe",
-     "lab"),
+     "course.py", "pipeline.py", 'if stage in ("sft", "reward"):', 'if stage == "sft":',
+     "train_all", "report"),
     ("error over n", "a root too few: the standard error is too small",
      "baseline.py", "studies.py", "math.sqrt(spread / count)", "math.sqrt(spread) / count",
      "best_of_n", "budget"),
@@ -258,12 +260,18 @@ def run_tests(copy: Path, tests: list[str], *options: str) -> tuple[list[str], s
 
 
 def files_of(names: str, copy: Path, layout: str) -> list[str]:
-    """Test files by their names in `TESTS`; one that is gone is named and left out."""
-    found = [f"tests/{TESTS[name][layout == 'after']}.py" for name in names.split()]
-    for file in found:
-        if not (copy / file).is_file():
-            print(f"  there is no {file}: bring TESTS up to date", flush=True)
-    return [file for file in found if (copy / file).is_file()]
+    """Tests by their names in `TESTS`; a file that is gone is named and left out."""
+    found = []
+    for name in names.split():
+        path, _, test = TESTS[name][layout == "after"].partition("::")
+        file = copy / "tests" / f"{path}.py"
+        if not file.is_file():
+            print(f"  there is no tests/{path}.py: bring TESTS up to date", flush=True)
+        elif test and f"def {test}(" in file.read_text(encoding="utf-8"):
+            found.append(f"tests/{path}.py::{test}")
+        else:
+            found.append(f"tests/{path}.py")
+    return found
 
 
 def measure(fault: Fault, copy: Path, layout: str) -> dict[str, object]:
