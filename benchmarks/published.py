@@ -7,13 +7,14 @@ OPT attention they ran kept one score matrix more than today's: the two nearly c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from rlhf_lab.cost.estimate import Estimate, estimate
 from rlhf_lab.cost.hardware import hardware
 from rlhf_lab.models.load import presets
 
-GB, GIB = 1e9, 2**30
+UNITS = {"GB": 1e9, "GiB": 2**30}
 LLAMA2, OPT, OPT_SMALL = "meta-llama/Llama-2-7b-hf", "facebook/opt-1.3b", "facebook/opt-350m"
 CHAT = "DeepSpeedExamples, DeepSpeed-Chat training logs"
 
@@ -68,100 +69,63 @@ def _chat_ppo() -> Estimate:
     )
 
 
+def _peak(
+    what: str, e: Estimate, published: float, unit: str, source: str, note: str = ""
+) -> Figure:
+    """A plan's peak of one device beside a published one. `unit`: of `UNITS`."""
+    return Figure(what, e.peak / UNITS[unit], published, unit, source, note)
+
+
 def memory() -> list[Figure]:
     """Peaks of one device."""
-    tune = dict(
-        dtype="bfloat16",
-        per_device_train_batch_size=2,
-        prompt_length=0,
-        response_length=4096,
-        padded=False,
+    return [*_chat_memory(), *_torchtune_memory(), *_litgpt_memory(), kv_blocks()]
+
+
+def _chat_memory() -> Iterator[Figure]:
+    sft = _chat("sft", OPT, 8, sharding="zero2", gpus=16, loss="plain")
+    yield _peak("SFT OPT-1.3b, ZeRO-2 on 16, batch 8", sft, 22.95, "GB", CHAT)
+    reward = _chat("reward", OPT_SMALL, 4, sharding="zero1")
+    yield _peak("RM OPT-350m, batch 4 pairs", reward, 12.81, "GB", CHAT)
+    what, note = (
+        "PPO OPT-1.3b and 350m, ZeRO-2 on 16, EMA",
+        "actor and critic are updated one after the other",
     )
-    lora = dict(
-        dtype="bfloat16",
-        adapter_dtype="bfloat16",
-        lora_r=8,
-        loss="plain",
-        padded=False,
-        lora_target_modules=("q_proj", "v_proj"),
-        per_device_train_batch_size=1,
-        prompt_length=0,
-        response_length=1304,
-    )
-    four = dict(
-        dtype="bfloat16",
-        load_in_4bit=True,
-        per_device_train_batch_size=1,
-        prompt_length=16,
-        response_length=256,
-    )
-    torchtune, litgpt = "torchtune README, memory table", "litgpt tutorials/resource-tables.md"
-    llama3 = "meta-llama/Llama-3.2-3B"
-    rows = [
-        (
-            "SFT OPT-1.3b, ZeRO-2 on 16, batch 8",
-            _chat("sft", OPT, 8, sharding="zero2", gpus=16, loss="plain"),
-            22.95,
-            GB,
-            CHAT,
-            "",
-        ),
-        (
-            "RM OPT-350m, batch 4 pairs",
-            _chat("reward", OPT_SMALL, 4, sharding="zero1"),
-            12.81,
-            GB,
-            CHAT,
-            "",
-        ),
-        (
-            "PPO OPT-1.3b and 350m, ZeRO-2 on 16, EMA",
-            _chat_ppo(),
-            20.55,
-            GB,
-            CHAT,
-            "actor and critic are updated one after the other",
-        ),
-        (
-            "SFT Llama-3.2-3B, bf16, 2 x 4096, plain loss",
-            _plan("sft", llama3, "a100-80", loss="plain", **tune),
-            60.0,
-            GIB,
-            torchtune,
-            "",
-        ),
-        (
-            "the same, fused loss, checkpointing",
-            _plan("sft", llama3, "a100-80", gradient_checkpointing=True, **tune),
-            24.9,
-            GIB,
-            torchtune,
-            "",
-        ),
-        (
-            "LoRA r=8 q,v Llama-2-7B, bf16",
-            _plan("sft", LLAMA2, "a100-40", **lora),
-            21.3,
-            GB,
-            litgpt,
-            "litgpt's longest Alpaca sample has 1304 tokens",
-        ),
-        ("Llama-2-7B in NF4", _plan("inference", LLAMA2, "a100-40", **four), 4.57, GB, litgpt, ""),
-        (
-            "Llama-2-7B in NF4, scales quantised too",
-            _plan("inference", LLAMA2, "a100-40", use_bnb_nested_quant=True, **four),
-            4.26,
-            GB,
-            litgpt,
-            "",
-        ),
-    ]
-    unit = {GB: "GB", GIB: "GiB"}
-    figures = [
-        Figure(what, e.peak / u, measured, unit[u], source, note)
-        for what, e, measured, u, source, note in rows
-    ]
-    return [*figures, kv_blocks()]
+    yield _peak(what, _chat_ppo(), 20.55, "GB", CHAT, note)
+
+
+def _torchtune_memory() -> Iterator[Figure]:
+    def tune(**more) -> Estimate:
+        lengths = {"per_device_train_batch_size": 2, "prompt_length": 0, "response_length": 4096}
+        llama3 = "meta-llama/Llama-3.2-3B"
+        return _plan("sft", llama3, "a100-80", dtype="bfloat16", padded=False, **lengths, **more)
+
+    source = "torchtune README, memory table"
+    what = "SFT Llama-3.2-3B, bf16, 2 x 4096, plain loss"
+    yield _peak(what, tune(loss="plain"), 60.0, "GiB", source)
+    what = "the same, fused loss, checkpointing"
+    yield _peak(what, tune(gradient_checkpointing=True), 24.9, "GiB", source)
+
+
+def _litgpt_memory() -> Iterator[Figure]:
+    one_row = {"dtype": "bfloat16", "per_device_train_batch_size": 1}
+    lora = {
+        "adapter_dtype": "bfloat16",
+        "lora_r": 8,
+        "loss": "plain",
+        "padded": False,
+        "lora_target_modules": ("q_proj", "v_proj"),
+        "prompt_length": 0,
+        "response_length": 1304,
+    }
+    source = "litgpt tutorials/resource-tables.md"
+    what, note = "LoRA r=8 q,v Llama-2-7B, bf16", "litgpt's longest Alpaca sample has 1304 tokens"
+    e = _plan("sft", LLAMA2, "a100-40", **one_row, **lora)
+    yield _peak(what, e, 21.3, "GB", source, note)
+    four = {"load_in_4bit": True, "prompt_length": 16, "response_length": 256, **one_row}
+    e = _plan("inference", LLAMA2, "a100-40", **four)
+    yield _peak("Llama-2-7B in NF4", e, 4.57, "GB", source)
+    e = _plan("inference", LLAMA2, "a100-40", use_bnb_nested_quant=True, **four)
+    yield _peak("Llama-2-7B in NF4, scales quantised too", e, 4.26, "GB", source)
 
 
 def kv_blocks() -> Figure:
@@ -198,17 +162,9 @@ def time() -> list[Figure]:
     )
     # Compiled into one graph: no launch of single kernels.
     compiled = hardware("a100-80", op_seconds=1e-6)
-    fast = estimate(
-        "inference",
-        presets()[LLAMA2],
-        compiled,
-        dict(
-            dtype="bfloat16",
-            per_device_train_batch_size=1,
-            prompt_length=5,
-            response_length=200,
-        ),
-    )
+    lengths = {"per_device_train_batch_size": 1, "prompt_length": 5, "response_length": 200}
+    settings = {"dtype": "bfloat16", **lengths}
+    fast = estimate("inference", presets()[LLAMA2], compiled, settings)
     chat = _chat_ppo().seconds_of
     train = sum(
         v for (phase, _), v in chat.items() if phase in ("forward", "backward", "optimizer")
