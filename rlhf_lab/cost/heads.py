@@ -26,7 +26,7 @@ def embed(tape: Tape, model: Architecture, p: PassConfig, first: bool) -> Value:
     rows, width = p.tokens, model.hidden
     table = model.vocabulary * model.head_width * p.bytes_per_weight if p.trained else 0
     size = rows * model.head_width * p.bytes_per_weight
-    x = tape._out(
+    x = tape.result(
         rows * model.head_width,
         p.bytes_per_weight,
         [],
@@ -38,7 +38,7 @@ def embed(tape: Tape, model: Architecture, p: PassConfig, first: bool) -> Value:
         x = linear(tape, p, model.outer[0], x)
     if model.facts.positions == "learned":
         positions = (model.context + model.facts.position_offset) * width * p.bytes_per_weight
-        y = tape._out(
+        y = tape.result(
             p.tokens * width, p.bytes_per_weight, [], weights=(positions,) if p.trained else ()
         )
         x = tape.add(x, y)
@@ -87,12 +87,12 @@ def fused(tape: Tape, model: Architecture, p: PassConfig, x: Value, scored: int)
     forward = buffer + 7 * n * 4 + cast + (0 if p.gpu else 12 * tile)
     Store(tape, forward, LOGITS)
     work = product(n, width, vocabulary, itemsize)
-    tape._multiplies(work)
+    tape.count_product(work)
     costs = (0.0, 0.0, 0.0)
     if not p.gpu:  # about ten passes over a tile, an exponential among them, each way
         costs = 80.0 * n * vocabulary, float(n * vocabulary), 12.0
         tape.forward.moved += costs[0]
-        tape.forward.curved += costs[1]
+        tape.forward.transcendentals += costs[1]
         tape.forward.launched += costs[2]
     gradient = vocabulary * width * p.bytes_per_weight if p.trained else 0
     sums = n * width * 4 + (vocabulary * width * 4 if p.trained else 0)
@@ -103,7 +103,7 @@ def fused(tape: Tape, model: Architecture, p: PassConfig, x: Value, scored: int)
     )
     statistics = Store(tape, 3 * n * 8)
     tape.kind = LOGITS
-    return tape._out(
+    return tape.result(
         n,
         4,
         [(hidden, "new")],
@@ -126,7 +126,7 @@ def plain(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
     del fp32
     tape.forward.moved += 4.0 * logp.numel
     # The gradient of the targets' log-probabilities is a tensor of all of them.
-    return tape._out(p.tokens, 4, [(logp, "new")], (logits.store,))
+    return tape.result(p.tokens, 4, [(logp, "new")], (logits.store,))
 
 
 def log_probabilities(
@@ -155,17 +155,17 @@ def log_probabilities(
         tape.forward.products[-1] = (*one[:2], n / piece)
         Store(tape, 8 * block, LOGITS)  # divided by the temperature, and their log softmax
         tape.forward.moved += 20.0 * n * vocabulary
-        tape.forward.curved += n * vocabulary
+        tape.forward.transcendentals += n * vocabulary
         tape.forward.launched += 4 * steps
-        return tape._out(n, 4, [])
+        return tape.result(n, 4, [])
     logits = tape.linear(hidden, width, vocabulary, p.bytes_per_weight, trained=p.trained)
     del hidden
     Store(tape, 12 * block, LOGITS)
     tape.forward.moved += 24.0 * logits.numel  # a block stays in the cache for half of its work
-    tape.forward.curved += 2.0 * logits.numel
+    tape.forward.transcendentals += 2.0 * logits.numel
     tape.forward.launched += 9 * steps
     statistics = Store(tape, n * (4 + 4 + 8))  # norms, entropies and tokens
-    return tape._out(
+    return tape.result(
         n,
         4,
         [(logits, logits.store)],
@@ -192,6 +192,6 @@ def next_token(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Valu
     fp32 = tape.cast(logits, 4)
     Store(tape, 16 * fp32.numel, LOGITS)
     tape.forward.moved += 60.0 * fp32.numel
-    tape.forward.curved += 2.0 * fp32.numel
+    tape.forward.transcendentals += 2.0 * fp32.numel
     tape.forward.launched += SAMPLING
-    return tape._out(p.b, 8, [])
+    return tape.result(p.b, 8, [])

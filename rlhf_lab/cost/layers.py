@@ -83,7 +83,7 @@ class LayerRun:
         if self.facts.norm == "layer":
             return t.layer_norm(x, rows, width, p.trained, p.bytes_per_weight)
         fp32 = t.cast(x, 4)
-        scale = t.pointwise(t.mean(t.pointwise(fp32, curved=False), rows), "output")
+        scale = t.pointwise(t.mean(t.pointwise(fp32, plain=True), rows), "output")
         normed = t.mul(fp32, scale)
         if self.facts.norm == "rms_fp32":  # (x · w) is cast, not x
             return t.cast(t.scale(normed, width, p.trained, 4), x.itemsize)
@@ -105,7 +105,7 @@ class LayerRun:
     def gelu_new(self, x: Value) -> Value:
         """½x(1 + tanh(√(2/π)(x + 0.044715x³))), one operation at a time as transformers does."""
         t = self.t
-        inner = t.mul(t.add(x, t.mul(t.pointwise(x, curved=False))))
+        inner = t.mul(t.add(x, t.mul(t.pointwise(x, plain=True))))
         return t.mul(t.mul(x), t.mul(t.pointwise(inner, "output")))
 
     # --------------------------------------------------------------------------------- attention
@@ -139,10 +139,10 @@ class LayerRun:
         """One query against a cache, which is counted elsewhere; reading it is the work."""
         t, p, m = self.t, self.p, self.m
         cache = 2.0 * p.b * p.context * m.kv_heads * m.head_dim * q.itemsize
-        t._multiplies((flops, cache, 1.0))
+        t.count_product((flops, cache, 1.0))
         t.forward.moved += 2 * cache  # keys and values are copied to grow
         t.forward.called += 2
-        return t._out(q.numel, q.itemsize, [])
+        return t.result(q.numel, q.itemsize, [])
 
     # ------------------------------------------------------------------------------------ layers
 

@@ -63,7 +63,7 @@ def segment(
         cached, kept = before - tape.live, tape.live - y.store.size
         g = Store(tape, size)
         del y
-        tape.look_again()
+        tape.reset_peak()
     else:
         kept = x.store.size
         cached = sum(store.size for store in tape.cache)

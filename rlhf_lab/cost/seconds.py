@@ -19,7 +19,7 @@ def seconds(work: Work, hw: Hardware, dtype: str) -> float:
     if hw.operand_bandwidth:
         return sum(cpu_parts(work, hw, dtype))
     speed = hw.bandwidth * hw.bandwidth_efficiency
-    moving, curved = work.moved / speed, work.curved / hw.function_rate
+    moving, transcendentals = work.moved / speed, work.transcendentals / hw.function_rate
     total, products = 0.0, 0.0
     flat = None if hw.matmul_curve else hw.matmul_rate(dtype)  # the same at every size
     for flops, touched, times in work.products:
@@ -27,7 +27,7 @@ def seconds(work: Work, hw: Hardware, dtype: str) -> float:
         total += times * max(busy, hw.op_seconds)
         products += times
     others = max(0.0, work.called + work.launched - products)
-    return total + max(moving, curved, others * hw.op_seconds)
+    return total + max(moving, transcendentals, others * hw.op_seconds)
 
 
 def cpu_parts(work: Work, hw: Hardware, dtype: str) -> tuple[float, ...]:
@@ -36,7 +36,7 @@ def cpu_parts(work: Work, hw: Hardware, dtype: str) -> tuple[float, ...]:
     operands = sum(touched * times for _, touched, times in work.products)
     return (
         work.flops / hw.matmul_rate(dtype),
-        work.curved / hw.function_rate,
+        work.transcendentals / hw.function_rate,
         operands / hw.operand_bandwidth if hw.operand_bandwidth else 0.0,
         work.called * hw.op_seconds,
         work.launched * hw.launch_seconds,

@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 BYTE_KINDS = ACTIVATION, GRADIENT, LOGITS = 0, 1, 2
 """What bytes hold: intermediate values, gradients of weights, logits and what is made of them."""
 Costs: TypeAlias = tuple[float, float, float]
-"""Of undoing an operation: bytes moved, curved numbers, operations launched."""
+"""Of undoing an operation: bytes moved, transcendentals, operations launched."""
 NOTHING: Costs = (0, 0, 0)
 Product: TypeAlias = tuple[float, float, float]
 """A matrix product: floating point operations, bytes touched, how often."""
@@ -81,13 +81,13 @@ class Node:
 @dataclass
 class Work:
     """What was computed: matrix products one by one (floating point operations, bytes touched,
-    how often); of all other operations the bytes they move and the `curved` numbers, which are
-    exponentials and the like; and how many operations, products too, are `called` through the
-    Python code of a model and how many `launched` by a backward pass or a plain loop."""
+    how often); of all other operations the bytes they move and the `transcendentals`, exponentials
+    and the like; and how many operations, products too, are `called` through the Python code of a
+    model and how many `launched` by a backward pass or a plain loop."""
 
     products: list[Product] = field(default_factory=list)
     moved: float = 0.0
-    curved: float = 0.0
+    transcendentals: float = 0.0
     called: float = 0.0
     launched: float = 0.0
 
@@ -95,17 +95,17 @@ class Work:
     def flops(self) -> float:
         return sum(flops * times for flops, _, times in self.products)
 
-    def spend(self, moved: float, curved: float, launched: float) -> None:
+    def spend(self, moved: float, transcendentals: float, launched: float) -> None:
         """Backward work that does not follow from sizes."""
         self.moved += moved
-        self.curved += curved
+        self.transcendentals += transcendentals
         self.launched += launched
 
     def add(self, other: Work, times: float = 1) -> None:
         """Put `times` times the other work on top."""
         self.products += [(f, m, n * times) for f, m, n in other.products]
         self.moved += other.moved * times
-        self.curved += other.curved * times
+        self.transcendentals += other.transcendentals * times
         self.called += other.called * times
         self.launched += other.launched * times
 
@@ -137,7 +137,7 @@ class Tape:
         self.kind = ACTIVATION
         """what new values are"""
 
-    def look_again(self) -> None:
+    def reset_peak(self) -> None:
         """Forget the peak so far."""
         self.peak, self.peak_by_kind = self.live, self.by_kind[:]
 
@@ -147,7 +147,7 @@ class Tape:
         """A value that is simply there: an input."""
         return Value(Store(self, numel * itemsize), numel, itemsize, needs)
 
-    def _out(
+    def result(
         self,
         numel: int,
         itemsize: int,
@@ -184,18 +184,18 @@ class Tape:
 
     def split(self, x: Value, *numels: int) -> list[Value]:
         """Parts of a value, without a copy; their gradients are joined again."""
-        whole = self._out(x.numel, x.itemsize, [(x, "new")], store=x.store)
+        whole = self.result(x.numel, x.itemsize, [(x, "new")], store=x.store)
         if whole.source is not None:
             whole.source.joins = True
         return [Value(x.store, n, x.itemsize, whole.needs, whole.source) for n in numels]
 
-    def _moves(self, *values: Value, out: float = 0.0) -> None:
+    def _count_moves(self, *values: Value, out: float = 0.0) -> None:
         for v in values:
             out += v.numel * v.itemsize
         self.forward.moved += out
         self.forward.called += 1
 
-    def _multiplies(self, done: Product) -> None:
+    def count_product(self, done: Product) -> None:
         self.forward.products.append(done)
         self.forward.called += 1
 
@@ -203,24 +203,24 @@ class Tape:
         """Another precision; nothing where it is the same."""
         if x.itemsize == itemsize:
             return x
-        self._moves(x, out=x.numel * itemsize)
-        return self._out(x.numel, itemsize, [(x, "new")])
+        self._count_moves(x, out=x.numel * itemsize)
+        return self.result(x.numel, itemsize, [(x, "new")])
 
     def copy(self, x: Value, numel: int | None = None) -> Value:
         """A copy, as `contiguous`, `cat` or an expansion make it; `numel` where it grows."""
         numel = numel or x.numel
-        self._moves(x, out=numel * x.itemsize)
-        return self._out(numel, x.itemsize, [(x, "new")])
+        self._count_moves(x, out=numel * x.itemsize)
+        return self.result(numel, x.itemsize, [(x, "new")])
 
     def add(self, *values: Value) -> Value:
         """A sum: saves nothing; each gradient is the one that came in (cast where it must be)."""
         itemsize, numel = max(v.itemsize for v in values), max(v.numel for v in values)
-        self._moves(*values, out=numel * itemsize)
+        self._count_moves(*values, out=numel * itemsize)
         ways: list[tuple[Value, Way]] = [
             (v, "same" if (v.itemsize, v.numel) == (itemsize, numel) else "new") for v in values
         ]
         widened = self._widened(values, itemsize)
-        out = self._out(numel, itemsize, ways)
+        out = self.result(numel, itemsize, ways)
         del widened
         return out
 
@@ -236,54 +236,55 @@ class Tape:
     def mul(self, x: Value, y: Value | None = None) -> Value:
         """A product, with a constant where `y` is None; saves the factor of each gradient."""
         if y is None:
-            self._moves(x, out=x.numel * x.itemsize)
-            return self._out(x.numel, x.itemsize, [(x, "new")])
+            self._count_moves(x, out=x.numel * x.itemsize)
+            return self.result(x.numel, x.itemsize, [(x, "new")])
         itemsize, numel = max(x.itemsize, y.itemsize), max(x.numel, y.numel)
-        self._moves(x, y, out=numel * itemsize)
+        self._count_moves(x, y, out=numel * itemsize)
         saved = (*((y.store,) if x.needs else ()), *((x.store,) if y.needs else ()))
         # The gradient of a factor that was expanded is made whole before it is summed.
         scratch = numel * itemsize if min(x.numel, y.numel) < numel and x.needs and y.needs else 0
         widened = self._widened((x, y), itemsize)
-        out = self._out(numel, itemsize, [(x, "new"), (y, "new")], saved, scratch=scratch)
+        out = self.result(numel, itemsize, [(x, "new"), (y, "new")], saved, scratch=scratch)
         del widened
         return out
 
     def pointwise(
-        self, x: Value, saves: str = "input", itemsize: int | None = None, curved: bool = True
+        self, x: Value, saves: str = "input", itemsize: int | None = None, plain: bool = False
     ) -> Value:
-        """A function of each number that saves its "input" or its "output" (or "nothing")."""
+        """A function of each number that saves its "input" or its "output" (or "nothing"). `plain`:
+        a square or a cube, else an exponential or the like."""
         itemsize = itemsize or x.itemsize
-        self._moves(x, out=x.numel * itemsize)
+        self._count_moves(x, out=x.numel * itemsize)
         store, costs = Store(self, x.numel * itemsize, self.kind), NOTHING
         saved: tuple[Store, ...] = ()
-        if curved and saves != "nothing":
-            self.forward.curved += x.numel
+        if not plain and saves != "nothing":
+            self.forward.transcendentals += x.numel
         if saves == "output":
             saved = (store,)
         elif saves == "input":  # the function is computed again on the way back
-            saved, costs = (x.store,), (0, x.numel, 0) if curved else NOTHING
-        return self._out(x.numel, itemsize, [(x, "new")], saved, store=store, costs=costs)
+            saved, costs = (x.store,), NOTHING if plain else (0, x.numel, 0)
+        return self.result(x.numel, itemsize, [(x, "new")], saved, store=store, costs=costs)
 
     def mean(self, x: Value, rows: int) -> Value:
         """One number for each row."""
-        self._moves(x, out=rows * x.itemsize)
-        return self._out(rows, x.itemsize, [(x, "same")])
+        self._count_moves(x, out=rows * x.itemsize)
+        return self.result(rows, x.itemsize, [(x, "same")])
 
     def layer_norm(self, x: Value, rows: int, width: int, trained: bool, weight: int) -> Value:
         """torch's own layer norm: saves its input, and mean and deviation of every row."""
-        self._moves(x, out=x.numel * x.itemsize)
+        self._count_moves(x, out=x.numel * x.itemsize)
         statistics = Store(self, 2 * rows * 4)
         grads = (2 * width * weight,) if trained else ()
-        return self._out(x.numel, x.itemsize, [(x, "new")], (x.store, statistics), grads)
+        return self.result(x.numel, x.itemsize, [(x, "new")], (x.store, statistics), grads)
 
     def scale(self, x: Value, width: int, trained: bool, itemsize: int) -> Value:
         """`weight · x` of an RMS norm: saves x where the weight is trained."""
         out = max(itemsize, x.itemsize)
-        self._moves(x, out=x.numel * out)
+        self._count_moves(x, out=x.numel * out)
         if not trained:
-            return self._out(x.numel, out, [(x, "new")])
+            return self.result(x.numel, out, [(x, "new")])
         grads = (width * itemsize,)
-        return self._out(x.numel, out, [(x, "new")], (x.store,), grads, scratch=x.numel * out)
+        return self.result(x.numel, out, [(x, "new")], (x.store,), grads, scratch=x.numel * out)
 
     def linear(
         self, x: Value, inputs: int, outputs: int, weight: int, *, trained: bool, bias: bool = False
@@ -294,18 +295,17 @@ class Tape:
         if self.autocast:
             x = self.cast(x, 2)
         itemsize = x.itemsize
-        if (
-            itemsize < weight
-        ):  # autocast's copy of the weight lives as long as x's gradient needs it
+        if itemsize < weight:
+            # autocast's copy of the weight lives as long as x's gradient needs it
             copy = Store(self, (inputs + bias) * outputs * itemsize)
             saved = (copy,) if x.needs else ()
             if trained:
                 self.cache.append(copy)
         done = product(rows, inputs, outputs, itemsize)
-        self._multiplies(done)
+        self.count_product(done)
         saved += (x.store,) if trained else ()
         size = (inputs + bias) * outputs
-        return self._out(
+        return self.result(
             rows * outputs,
             itemsize,
             [(x, "new")],
@@ -321,8 +321,8 @@ class Tape:
         if self.autocast:
             x, y = self.cast(x, 2), self.cast(y, 2)
         done = (flops, float((x.numel + y.numel + numel) * x.itemsize), 1.0)
-        self._multiplies(done)
-        return self._out(
+        self.count_product(done)
+        return self.result(
             numel,
             x.itemsize,
             [(x, "new"), (y, "new")],
@@ -348,11 +348,11 @@ class Tape:
             q, k, v = (self.cast(x, 2) for x in (q, k, v))
         touched = float((2 * q.numel + k.numel + v.numel) * q.itemsize)
         pairs = flops / 4 * statistics / q.numel
-        self.forward.curved += pairs
-        self._multiplies((flops, touched, 1.0))
+        self.forward.transcendentals += pairs
+        self.count_product((flops, touched, 1.0))
         out, rows = Store(self, q.numel * q.itemsize), Store(self, statistics * 4)
         extra = (Store(self, mask * q.itemsize),) if mask else ()
-        return self._out(
+        return self.result(
             q.numel,
             q.itemsize,
             [(q, "new"), (k, "new"), (v, "new")],

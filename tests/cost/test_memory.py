@@ -148,6 +148,6 @@ def test_a_gradient_that_arrives_twice_is_summed_in_place_unless_shared(shared):
     y = tape.add(x, tape.pointwise(x)) if shared else tape.add(tape.mul(x), tape.mul(x))
     g = Store(tape, 400)
     del y
-    tape.look_again()
+    tape.reset_peak()
     back = tape.undo(g)
     assert back.size == 400

@@ -30,7 +30,7 @@ CPU = Hardware(
 def test_a_cpu_does_one_thing_after_another():
     """1 ms of arithmetic, 2 ms of operands, 3 ms of streams, .5 ms of exponentials, 10 calls of
     30 µs and 20 launches of 10 µs: 7 ms."""
-    work = Work([(5e7, 5e6, 2.0)], moved=6e7, curved=5e5, called=10, launched=20)
+    work = Work([(5e7, 5e6, 2.0)], moved=6e7, transcendentals=5e5, called=10, launched=20)
     assert seconds(work, CPU, "fp32") == pytest.approx(7e-3)
 
 
