@@ -4,7 +4,7 @@
 Random models of 0.5B to 7B take real steps of SFT, reward, DPO and PPO, whole and with LoRA, in
 bf16: memory (the CUDA allocator's), FLOPs (counted by operation) and seconds of each phase, against
 the plan with the figures that `calibrate` finds here. Needs torch and transformers; accelerate for
-PPO, peft for LoRA. Without a GPU tiny models run in fp32; memory is an exact account of tensors.
+PPO, peft for LoRA. Without a GPU tiny models run in fp32; memory is that of tensors, exactly.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from torch import Tensor
 from rlhf_lab.cost.estimate import Estimate, estimate
 from rlhf_lab.cost.hardware import Hardware
 from rlhf_lab.display import format_bytes, format_number, format_seconds, table
-from rlhf_lab.metering.memory_tracker import GPU_BLOCK
 from rlhf_lab.metering.calibrate import calibrate
+from rlhf_lab.metering.memory_tracker import GPU_BLOCK
 from rlhf_lab.metering.meter import NoMeter
 from rlhf_lab.models.load import presets
 from rlhf_lab.simulate.account import StepAccount
@@ -202,8 +202,8 @@ def plain(case: Case, probe: Probe) -> tuple:
         return -F.logsigmoid(chosen - rejected).mean()
 
     def logprobs(logits: Tensor) -> Tensor:
-        wide = logits.float().view(-1, logits.shape[-1])
-        return -F.cross_entropy(wide, following, reduction="none").view(ids.shape).sum(1)
+        rows = logits.float().view(-1, logits.shape[-1])
+        return -F.cross_entropy(rows, following, reduction="none").view(ids.shape).sum(1)
 
     def step() -> None:
         with probe.phase("forward", "policy"):
@@ -255,15 +255,15 @@ def ppo(case: Case, probe: Probe) -> tuple:
 
 
 def predicted(plan: Estimate) -> dict[str, dict[str, float]]:
-    """What a plan says of a "step", and of each phase of it."""
-    said = {"step": {"bytes": plan.peak, "flops": plan.flops, "seconds": plan.step_seconds}}
+    """What a plan predicts of a "step", and of each phase of it."""
+    figures = {"step": {"bytes": plan.peak, "flops": plan.flops, "seconds": plan.step_seconds}}
     for f in plan.phases:
-        phase = said.setdefault(f.name, dict.fromkeys(WORDING, 0.0))
+        phase = figures.setdefault(f.name, dict.fromkeys(WORDING, 0.0))
         phase["bytes"] = max(phase["bytes"], f.total)
         phase["flops"] += f.work.flops * f.times
     for (name, _), spent in plan.seconds_of.items():
-        said[name]["seconds"] += spent
-    return said
+        figures[name]["seconds"] += spent
+    return figures
 
 
 def measured(case: Case, end: float, row: dict[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -288,7 +288,7 @@ def measured(case: Case, end: float, row: dict[str, Any]) -> dict[str, dict[str,
         flops = {name: n for (name, _), n in account.flops.items()}
         tensors = {name: sum(parts.values()) for (name, _), parts in account.peaks.items()}
         flops["step"], tensors["step"] = sum(flops.values()), account.peak
-    except Exception as error:  # what the clock and the allocator said is worth having
+    except Exception as error:  # seconds and the allocator's bytes are worth having
         row["result"] = f"not counted: {error!r}"[:300]
     most = probe.peaks if gpu else tensors
     return {
@@ -317,8 +317,8 @@ def run_case(case: Case, hw: Hardware, end: float) -> dict[str, Any]:
     try:
         found = row["measured"] = measured(case, end, row)
         row["errors"] = {
-            name: {q: v / found[name][q] - 1 for q, v in said.items() if v and found[name][q]}
-            for name, said in row["predicted"].items()
+            name: {q: v / found[name][q] - 1 for q, v in figures.items() if v and found[name][q]}
+            for name, figures in row["predicted"].items()
             if name in found
         }
     except Exception as error:  # out of memory, or what the libraries here do not know
@@ -331,9 +331,9 @@ def show(row: dict[str, Any]) -> str:
     """A case as a table: step and phases, predicted → measured."""
     lines = [{"phase": name} for name in row.get("errors", ())]
     for line in lines:
-        said, found, off = (row[k][line["phase"]] for k in ("predicted", "measured", "errors"))
+        predicted, found, off = (row[k][line["phase"]] for k in ("predicted", "measured", "errors"))
         for q, wording in WORDING.items():
-            line[q] = f"{wording(said[q])} → {wording(found[q])}"
+            line[q] = f"{wording(predicted[q])} → {wording(found[q])}"
             line[f"{q} "] = f"{off[q]:+.1%}" if q in off else "–"
     return f"{row['case']} {row['result']}" + (f"\n{table(lines)}" if lines else "")
 

@@ -38,10 +38,10 @@ def test_bytes_and_flops_are_as_planned(gpu_check, monkeypatch, tmp_path, stage,
     assert row["result"] == ""
     assert abs(row["errors"]["step"]["bytes"]) < 0.05
     assert abs(row["errors"]["step"]["flops"]) < 0.005
-    for phase, said in row["predicted"].items():
+    for phase, predicted in row["predicted"].items():
         found = row["measured"][phase]
         assert found["bytes"] > 0 and found["seconds"] > 0, phase
-        assert said["flops"] == pytest.approx(found["flops"] or 0, rel=0.005), phase
+        assert predicted["flops"] == pytest.approx(found["flops"] or 0, rel=0.005), phase
     saved = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert saved["summary"]["steps"]["bytes"]["cases"] == 1 and saved["versions"]["torch"]
 

@@ -109,7 +109,7 @@ class MeterCallback(TrainerCallback):
             return original(model, inputs, *args, **kwargs)
         self._end_step()
         self.meter.hold(*inputs.values())
-        rows = joined(inputs) if "completion_ids" in inputs else inputs
+        rows = concat_prompt_completion(inputs) if "completion_ids" in inputs else inputs
         self._shape, self._tokens = batch_shape(model, rows), real_tokens(rows)
         self._in_loss = True
         try:
@@ -202,7 +202,7 @@ def batch_shape(
     return (*shape, int(labelled[:, 1:].sum()))
 
 
-def joined(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def concat_prompt_completion(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Prompts and sampled completions as the rows that the model is given."""
     masks = inputs["prompt_mask"], inputs["completion_mask"]
     return {

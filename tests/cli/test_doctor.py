@@ -1,4 +1,4 @@
-"""`rlhf-lab doctor`: what it finds is read off this machine, and what is amiss has a remedy.
+"""`rlhf-lab doctor`: what it finds is read off this machine, and what is wrong has a remedy.
 
 pytest tests/cli/test_doctor.py
 """
@@ -15,13 +15,13 @@ from rlhf_lab.cli import doctor
 from rlhf_lab.cli.main import main
 
 
-def look(name: str) -> list[doctor.Finding]:
+def findings(name: str) -> list[doctor.Finding]:
     return list(getattr(doctor, name)())
 
 
 def test_this_machine_passes(capsys):
     assert main(["doctor"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for what in (
         "Python",
         "torch",
@@ -35,8 +35,8 @@ def test_this_machine_passes(capsys):
         "ipywidgets",
         "bundled model tiny",
     ):
-        assert what in said
-    assert platform.python_version() in said and metadata.version("trl") in said
+        assert what in output
+    assert platform.python_version() in output and metadata.version("trl") in output
 
 
 def test_all_that_is_not_well_has_a_remedy(monkeypatch):
@@ -56,7 +56,7 @@ def test_packages_are_held_against_what_we_require(monkeypatch, installed, state
 
     monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["trl>=1.14", 'x>=1; extra == "t"'])
     monkeypatch.setattr(doctor.metadata, "version", version)
-    (trl,) = look("_packages")
+    (trl,) = findings("_packages")
     assert (trl.what, trl.state) == ("trl", state)
     assert trl.remedy == ("" if state == "ok" else "pip install 'trl>=1.14'")
 
@@ -66,7 +66,7 @@ def test_a_kernel_that_loses_requests_is_noted(monkeypatch):
     found = {}
     for version in ("6.31.0", "7.3.0", "7.4.0"):
         monkeypatch.setattr(doctor.metadata, "version", lambda name, version=version: version)
-        found[version] = next(f for f in look("_packages") if f.what == "ipykernel").state
+        found[version] = next(f for f in findings("_packages") if f.what == "ipykernel").state
     assert found == {"6.31.0": "ok", "7.3.0": "note", "7.4.0": "ok"}
 
 
@@ -74,7 +74,7 @@ def test_a_widget_library_that_cannot_be_imported_is_to_be_mended(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "anywidget", None)
-    assert [f.state for f in look("_widgets")] == ["ok", "fix", "ok"]
+    assert [f.state for f in findings("_widgets")] == ["ok", "fix", "ok"]
 
 
 def test_a_missing_model_is_to_be_mended_and_the_exit_code_says_so(monkeypatch, tmp_path, capsys):
@@ -88,26 +88,26 @@ def test_more_threads_than_cores_is_noted(monkeypatch):
 
     cores = len(os.sched_getaffinity(0))
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores + 1)
-    (threads,) = (f for f in look("_cpu") if f.what == "torch threads")
+    (threads,) = (f for f in findings("_cpu") if f.what == "torch threads")
     assert threads.state == "note" and f"OMP_NUM_THREADS={cores}" in threads.remedy
 
 
 @pytest.mark.parametrize("ratio, state", [(75.0, "note"), (0.5, "ok")])
-def test_bf16_is_judged_by_its_time(monkeypatch, ratio, state):
+def test_bf16_is_rated_by_its_time(monkeypatch, ratio, state):
     monkeypatch.setattr(doctor, "_seconds", {"bfloat16": ratio, "float32": 1.0}.__getitem__)
-    (bf16,) = (f for f in look("_cpu") if f.what == "bf16 on the CPU")
+    (bf16,) = (f for f in findings("_cpu") if f.what == "bf16 on the CPU")
     assert bf16.state == state and f"{ratio:.2g}×" in bf16.found
 
 
-def test_the_hub_is_asked_unless_told_not_to(monkeypatch):
+def test_the_hub_is_tried_unless_offline(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in look("_hub")[0].found
+    assert "HF_HUB_OFFLINE is set" in findings("_hub")[0].found
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for there, found in ((True, "reachable"), (False, "not reachable")):
         monkeypatch.setattr(doctor, "hub_reachable", lambda there=there: there)
-        assert look("_hub")[0].found == found
+        assert findings("_hub")[0].found == found
 
 
 def test_available_memory_is_within_the_machine():

@@ -117,17 +117,17 @@ FILES = {
 }
 
 
-def complaint(args: list[str], capsys) -> str:
+def error_line(args: list[str], capsys) -> str:
     """Run the command line; → its one line on standard error."""
     try:
         code = main(args)
     except SystemExit as left:
         code = left.code
-    said = capsys.readouterr().err
-    assert code == 2, said
-    assert said.startswith("rlhf-lab: ") and said.count("\n") == 1 and "Traceback" not in said
+    line = capsys.readouterr().err
+    assert code == 2, line
+    assert line.startswith("rlhf-lab: ") and line.count("\n") == 1 and "Traceback" not in line
     assert not Path("runs").exists() and not Path("out").exists(), "a run folder was left behind"
-    return said
+    return line
 
 
 @pytest.fixture(autouse=True)
@@ -142,8 +142,8 @@ def test_broken_data(name, tmp_path, capsys):
     if content is not None:
         data = content if isinstance(content, bytes) else content.encode()
         (tmp_path / file).write_bytes(data)
-    said = complaint(["train", "reward", "--data", str(tmp_path / file), "--out", "out"], capsys)
-    assert re.search(says, said), said
+    line = error_line(["train", "reward", "--data", str(tmp_path / file), "--out", "out"], capsys)
+    assert re.search(says, line), line
 
 
 # ------------------------------------------------------------------------------------------ models
@@ -233,8 +233,8 @@ def test_broken_models(name, whole, tmp_path, capsys):
     shutil.copytree(whole / "model", tmp_path / "model")
     change(tmp_path / "model")
     args = ["train", "sft", "--model", str(tmp_path / "model"), "--out", "out"]
-    said = complaint([*args, "--data", str(whole / "rows.json")], capsys)
-    assert re.search(says, said), said
+    line = error_line([*args, "--data", str(whole / "rows.json")], capsys)
+    assert re.search(says, line), line
 
 
 # --------------------------------------------------------------------------------------- arguments
@@ -286,7 +286,7 @@ ARGUMENTS = {
         ["train", "ppo", "--model", "MODEL", "--data", "ROWS"],
         "needs a reward model",
     ),
-    "a language model as judge": (["train", "ppo", "--reward-model", "MODEL"], "no score head"),
+    "a language model for reward": (["train", "ppo", "--reward-model", "MODEL"], "no score head"),
 }
 
 
@@ -297,20 +297,20 @@ def test_wrong_arguments(name, whole, capsys):
     args = [places.get(a, a) for a in args]
     if args[:1] == ["train"]:
         args += ["--out", "out"]
-    said = complaint(args, capsys)
-    assert re.search(says, said), said
+    line = error_line(args, capsys)
+    assert re.search(says, line), line
 
 
 def test_a_run_that_is_there_stays(whole, capsys, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "run.json").write_text("{}")
     args = ["train", "sft", "--model", str(whole / "model"), "--data", str(whole / "rows.json")]
-    said = complaint([*args, "--out", "mine"], capsys)
-    assert "already holds a run" in said and "give --overwrite" in said
+    line = error_line([*args, "--out", "mine"], capsys)
+    assert "already holds a run" in line and "give --overwrite" in line
     assert (tmp_path / "mine" / "run.json").read_text() == "{}"
     (tmp_path / "file").write_text("")
-    assert "is a file" in complaint([*args, "--out", "file"], capsys)
-    assert complaint([*args, "--out", "file/inside"], capsys)
+    assert "is a file" in error_line([*args, "--out", "file"], capsys)
+    assert error_line([*args, "--out", "file/inside"], capsys)
 
 
 def test_enough_kinds_are_named():

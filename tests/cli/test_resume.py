@@ -27,12 +27,12 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory):
+def prompts(tmp_path_factory):
     """A few of the bundled prompts, so that evaluation takes no time."""
     from rlhf_lab.data.load import load_data
 
     rows = [{"prompt": p["prompt"]} for p in load_data("stories").prompts.train[:64]]
-    file = tmp_path_factory.mktemp("data") / "few.json"
+    file = tmp_path_factory.mktemp("data") / "prompts.json"
     file.write_text(json.dumps(rows))
     return file
 
@@ -57,11 +57,11 @@ def arguments(data, out, *more):
 
 
 @pytest.fixture(scope="module")
-def whole(few, tmp_path_factory):
+def whole(prompts, tmp_path_factory):
     """A run that nobody disturbed."""
     return training.train(
         planning.plan("ppo", "tiny", **SMALL),
-        few,
+        prompts,
         quiet=True,
         out=tmp_path_factory.mktemp("runs") / "whole",
     )
@@ -88,9 +88,9 @@ def flops(run):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
 @pytest.mark.parametrize("after", [2, 5])
-def test_killed_and_resumed(few, whole, tmp_path, after, capsys):
+def test_killed_and_resumed(prompts, whole, tmp_path, after, capsys):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "rlhf_lab.cli", *arguments(few, out)]
+    command = [sys.executable, "-m", "rlhf_lab.cli", *arguments(prompts, out)]
     # Sums are rounded alike with the same number of threads only.
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=env)
@@ -101,27 +101,29 @@ def test_killed_and_resumed(few, whole, tmp_path, after, capsys):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert Run.load(out).status == "running"
-    assert main.main(arguments(few, out, "--resume")) == 0
+    assert main.main(arguments(prompts, out, "--resume")) == 0
     run = Run.load(out)
     assert run.status == "finished" and not (out / "trainer").exists()
     same(run, whole)
     assert flops(run) == flops(whole)  # of the whole training, not of its last part
 
 
-def test_stopped_and_resumed(few, whole, tmp_path):
+def test_stopped_and_resumed(prompts, whole, tmp_path):
     out, plan = tmp_path / "run", planning.plan("ppo", "tiny", **SMALL)
-    stopped = training.train(plan, few, quiet=True, out=out, should_stop=lambda: lines(out) >= 3)
+    stopped = training.train(
+        plan, prompts, quiet=True, out=out, should_stop=lambda: lines(out) >= 3
+    )
     assert stopped.status == "stopped" and (out / "model").is_dir()
-    same(training.train(plan, few, quiet=True, out=out, resume=True), whole)
+    same(training.train(plan, prompts, quiet=True, out=out, resume=True), whole)
 
 
-def test_what_is_there_decides(few, whole, tmp_path, capsys):
+def test_what_is_there_decides(prompts, whole, tmp_path, capsys):
     plan = planning.plan("ppo", "tiny", **SMALL)
     before = (whole.folder / "run.json").read_bytes()
-    again = training.train(plan, few, quiet=True, out=whole.folder, resume=True)
+    again = training.train(plan, prompts, quiet=True, out=whole.folder, resume=True)
     assert again.folder == whole.folder  # finished: as it is
     assert (whole.folder / "run.json").read_bytes() == before
-    fresh = training.train(plan, few, quiet=True, out=tmp_path / "new", resume=True)
+    fresh = training.train(plan, prompts, quiet=True, out=tmp_path / "new", resume=True)
     same(fresh, whole)  # nothing there: training begins
 
 
@@ -135,19 +137,19 @@ def test_what_is_there_decides(few, whole, tmp_path, capsys):
         ("sft", {}, {}, "only PPO can be resumed, not sft"),
     ],
 )
-def test_what_cannot_be_resumed(few, whole, stage, changes, how, says):
+def test_what_cannot_be_resumed(prompts, whole, stage, changes, how, says):
     settings = SMALL if stage == "ppo" else {}
     before = {p: p.read_bytes() for p in whole.folder.iterdir() if p.is_file()}
     with pytest.raises(ValueError, match=says):
         training.train(
             planning.plan(stage, "tiny", **{**settings, **changes}),
-            few,
+            prompts,
             quiet=True,
             **{"out": whole.folder, "resume": True, **how},
         )
     assert before == {p: p.read_bytes() for p in whole.folder.iterdir() if p.is_file()}
 
 
-def test_the_command_line_says_it_in_a_line(few, capsys):
-    assert main.main(["train", "dpo", "--data", str(few), "--out", "x", "--resume"]) == 2
+def test_the_command_line_refuses_in_one_line(prompts, capsys):
+    assert main.main(["train", "dpo", "--data", str(prompts), "--out", "x", "--resume"]) == 2
     assert "--resume is for PPO" in capsys.readouterr().err

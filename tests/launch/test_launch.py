@@ -67,7 +67,7 @@ def test_a_follower_writes_nothing(tmp_path):
 
 def test_the_command_line_trains_in_two_processes(tmp_path):
     rows = [{"prompt": p["prompt"]} for p in load_data("stories").prompts.train[:64]]
-    data = tmp_path / "few.json"
+    data = tmp_path / "prompts.json"
     data.write_text(json.dumps(rows))
     same = [
         "train",
@@ -105,8 +105,9 @@ def test_the_command_line_trains_in_two_processes(tmp_path):
     assert len(runs[0].samples) == len(runs[1].samples)
     again = start("--out", str(tmp_path / "two"), *two)
     assert again.returncode == 2
-    said = [line for line in again.stderr.splitlines() if line.startswith("rlhf-lab: ")]
-    assert len(said) == 1 and "already holds a run" in said[0] and "elastic" not in again.stderr
+    errors = [line for line in again.stderr.splitlines() if line.startswith("rlhf-lab: ")]
+    assert len(errors) == 1 and "already holds a run" in errors[0]
+    assert "elastic" not in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -122,8 +123,8 @@ def test_what_cannot_be_started(arguments, says, capsys):
     from rlhf_lab.cli import main
 
     assert main.main(["train", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert says in said and said.count("\n") == 1, said
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1, error
 
 
 def test_several_processes_need_a_folder(monkeypatch):

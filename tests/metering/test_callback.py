@@ -124,13 +124,13 @@ def test_what_trls_fused_head_makes_is_logits(lora, tiny, tmp_path):
 
 
 def test_evaluation_is_not_training(tiny, tmp_path):
-    plain, watched = Meter("sft"), Meter("sft")
+    plain, evaluated = Meter("sft"), Meter("sft")
     trainer("sft", tiny, tmp_path, plain).train()
-    made = trainer("sft", tiny, tmp_path, watched, eval_strategy="steps", eval_steps=2)
+    made = trainer("sft", tiny, tmp_path, evaluated, eval_strategy="steps", eval_steps=2)
     made.train()
-    assert watched.seconds["evaluation", ""] > 0
-    assert plain.flops == watched.flops and plain.tokens["forward", "policy"] > 0
-    assert {k: v for k, v in watched.tokens.items() if v} == {
+    assert evaluated.seconds["evaluation", ""] > 0
+    assert plain.flops == evaluated.flops and plain.tokens["forward", "policy"] > 0
+    assert {k: v for k, v in evaluated.tokens.items() if v} == {
         k: v for k, v in plain.tokens.items() if v
     }
     assert "evaluate" not in vars(made) and "compute_loss" not in vars(made)

@@ -8,8 +8,8 @@ from families import COMMON, CONFIGS, FAMILIES
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhf_lab.metering.memory_tracker import MemoryTracker
 from rlhf_lab.metering.flop_counter import FlopCounter, LinearFlops, _formula, torch_counter
+from rlhf_lab.metering.memory_tracker import MemoryTracker
 
 B, S, VOCAB = 3, 12, 48
 EXPERTS = {

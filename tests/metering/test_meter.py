@@ -15,26 +15,26 @@ PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w10 w11", "w2", "w3 w3", "w12 w1
 
 
 def profiled_peak(work) -> int:
-    """The CPU allocator's own account while `work()` runs: peak of Total Allocated, in bytes.
+    """The profiler's peak of Total Allocated on the CPU while `work()` runs, in bytes.
 
-    It knows what is allocated while it watches, so `work` makes its models itself.
+    It knows what is allocated while it is on, so `work` makes its models itself.
     """
     from torch._C._profiler import _EventType
     from torch.profiler import ProfilerActivity, profile
 
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        kept = work()
-    del kept
-    events, seen = list(prof.profiler.kineto_results.experimental_event_tree()), []
+        result = work()
+    del result
+    events, allocations = list(prof.profiler.kineto_results.experimental_event_tree()), []
     while events:
         event = events.pop()
         events += event.children
         if event.tag == _EventType.Allocation:
-            seen.append((event.start_time_ns, event.extra_fields))
-    _, first = min(seen, key=lambda e: e[0])
+            allocations.append((event.start_time_ns, event.extra_fields))
+    _, first = min(allocations, key=lambda e: e[0])
     before = first.total_allocated - first.alloc_size  # what earlier profiles never saw freed
-    return max(fields.total_allocated for _, fields in seen) - before
+    return max(fields.total_allocated for _, fields in allocations) - before
 
 
 def steps(tiny, meter, shapes, accumulate=1, width=64):
@@ -96,14 +96,14 @@ def test_what_counting_took_is_not_the_phases_time(tiny):
     first one's 10 tokens too. With no other to go by, its own 9 s."""
     a, meter = torch.randn(8, 8), Meter("sft")
     ticks = iter([0.0, 9.0, 20.0, 21.0, 30.0, 32.0])
-    said = []
+    seconds = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rlhf_lab.metering.meter._now", lambda: next(ticks))
         for tokens in (10, 10, 20):
             with meter.phase("forward", "policy", (8,), tokens):
                 a @ a
-            said.append(meter.seconds["forward", "policy"])
-    assert said == [pytest.approx(s) for s in (9.0, 2.0, 4.0)]
+            seconds.append(meter.seconds["forward", "policy"])
+    assert seconds == [pytest.approx(s) for s in (9.0, 2.0, 4.0)]
     assert meter.clock["forward", "policy"] == 12.0
 
 
@@ -132,7 +132,7 @@ def test_no_meter_has_the_interface_and_measures_nothing(tiny):
 
 
 def test_an_interrupt_leaves_no_mode_behind(tiny):
-    """Within a block, and between two of them while the account is on."""
+    """Within a block, and between two of them while tensors are tracked."""
     meter, model = Meter("sft"), tiny.lm(0)
     optimizer = torch.optim.AdamW(model.parameters())
     meter.watch("policy", model, optimizer)
@@ -250,14 +250,14 @@ def test_flops_of_a_whole_ppo_run_equal_counting_every_step(ppo):
     ],
 )
 def test_tensors_peak_where_the_profiler_says(tiny, shapes):
-    """The peak of a run of which few steps were accounted: within 0.1 % of the allocator's."""
+    """The peak of a run of which few steps were tracked: within 0.1 % of the allocator's."""
     meter = Meter("sft", share=1.0)
     peak = profiled_peak(lambda: steps(tiny, meter, shapes))
     assert meter.ledger().peak() == pytest.approx(peak, rel=1e-3)
 
 
 def test_one_step_tells_what_later_ones_will_hold(tiny):
-    """No step held the optimizer's state while the account was on: it is added."""
+    """No step held the optimizer's state while tensors were tracked: it is added."""
     once, more = Meter("sft"), Meter("sft")
     steps(tiny, once, [(4, 24)])
     peak = profiled_peak(lambda: steps(tiny, more, [(4, 24)] * 3))
@@ -290,13 +290,15 @@ def test_components_of_a_step_by_hand(tiny):
     assert forward[""]["activations"] == 8 * 4 * 24  # the batch's ids
 
 
-def test_few_steps_are_accounted(tiny, monkeypatch):
-    """Steps of one shape are accounted once; larger ones again, as far as `share` allows."""
+def test_few_steps_are_tracked(tiny, monkeypatch):
+    """Steps of one shape are tracked once; larger ones again, as far as `share` allows."""
     entered = Counter()
     from rlhf_lab.metering.memory_tracker import MemoryTracker
 
     real = MemoryTracker.__enter__
-    monkeypatch.setattr(MemoryTracker, "__enter__", lambda self: (entered.update(["on"]), real(self))[1])
+    monkeypatch.setattr(
+        MemoryTracker, "__enter__", lambda self: (entered.update(["on"]), real(self))[1]
+    )
     steps(tiny, Meter("sft"), [(4, 24)] * 10)
     assert entered["on"] == 2  # a step, and the optimizer once its state exists
     entered.clear()
