@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -115,7 +115,7 @@ def _wait(x: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def predicted_work(config: dict[str, Any], rows: int, tokens: int) -> Iterator[Work]:
+def predicted_work(config: Mapping[str, object], rows: int, tokens: int) -> Iterator[Work]:
     """The plan's prediction of the same three passes."""
     model, p = architecture(config), PassConfig(rows, tokens, padded=False)
     for grad, which in ((False, "forward"), (True, "forward"), (True, "backward")):

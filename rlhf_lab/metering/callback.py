@@ -27,9 +27,10 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback
 
 from .meter import Meter, NoMeter
-from .model_memory import call_shape
+from .model_memory import ModelInputs, call_shape
 
-Method: TypeAlias = Callable[..., Any]
+Method: TypeAlias = Callable[..., object]
+Ids: TypeAlias = list[list[int]]
 
 
 class MeterCallback(TrainerCallback):
@@ -72,7 +73,9 @@ class MeterCallback(TrainerCallback):
             for scoring in filter(None, (trainer.ref_model, trainer.model)):
                 self._hook_reference(scoring, scoring is trainer.ref_model)
         if hasattr(trainer, "_generate_single_turn"):
-            self._replace(trainer, "_generate_single_turn", functools.partial(self._rollout, model))
+            self._replace(
+                trainer, "_generate_single_turn", functools.partial(self._rollout, trainer.model)
+            )
             self._replace(trainer, "_get_per_token_logps_and_entropies", self._logprobs)
 
     def on_step_end(self, *_: object, **__: object) -> None:
@@ -132,9 +135,15 @@ class MeterCallback(TrainerCallback):
             self._optimizer_block.__exit__(None, None, None)
             self._optimizer_block = None
 
-    def _rollout(self, model: Any, original: Method, *args: object, **kwargs: object) -> object:
+    def _rollout(
+        self,
+        model: nn.Module,
+        original: Callable[..., Ids | tuple[Ids, ...]],
+        *args: object,
+        **kwargs: object,
+    ) -> Ids | tuple[Ids, ...]:
         """Sampling: every call of the model is a pass of its own."""
-        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        inner = getattr(model, "get_base_model", lambda: model)()  # below peft's wrapper
         with self.meter.phase("rollout", self.role, calls=inner):
             out = original(*args, **kwargs)
         ids = out[0] if isinstance(out, tuple) else out  # GRPO: with their logprobs
@@ -172,7 +181,7 @@ class MeterCallback(TrainerCallback):
         phase `reference`; the policy makes one too, where the loss wants its KL (KTO)."""
         open_blocks: list[AbstractContextManager[None]] = []
 
-        def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
             if self._in_loss and not torch.is_grad_enabled():
                 shape = batch_shape(module, kwargs, args)
                 role = "reference" if frozen or adapters_off(module) else self.role
@@ -191,7 +200,7 @@ class MeterCallback(TrainerCallback):
 
 
 def batch_shape(
-    model: nn.Module, inputs: Mapping[str, Any], args: Sequence[Tensor] = ()
+    model: nn.Module, inputs: ModelInputs, args: Sequence[Tensor] = ()
 ) -> tuple[int, ...]:
     """`call_shape`, and the rows that TRL's fused head scores: on a GPU those with a label only."""
     shape = call_shape(model, args, inputs)

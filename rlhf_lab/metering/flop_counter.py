@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from math import prod
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -75,13 +75,13 @@ def _quantised(x: Tensor, _: object, shape: Sequence[int], *__: object, **___: o
     return 2 * x.numel() * shape[0]
 
 
-def _in_torch(*names: str) -> list[Operation]:
+def _in_torch(*names: str) -> list[object]:
     """Those of torch's operations that this version has."""
     aten = torch.ops.aten
     return [getattr(aten, name) for name in names if hasattr(aten, name)]
 
 
-_TABLE: dict[Formula, list[Operation]] = {
+_TABLE: dict[Formula, list[object]] = {
     _product: _in_torch("mm", "bmm", "mv", "dot", "vdot", "_int_mm"),
     _added_product: _in_torch(
         "addmm",
@@ -103,7 +103,7 @@ _TABLE: dict[Formula, list[Operation]] = {
         "_scaled_dot_product_flash_attention_for_cpu_backward",
     ),
 }
-FORMULAS: dict[Operation, Formula] = {
+FORMULAS: dict[object, Formula] = {
     operation: formula for formula, operations in _TABLE.items() for operation in operations
 }
 """Operation → FLOPs from its arguments. Torch's `addmm` and `bmm` are here too, since its own
@@ -112,7 +112,7 @@ formulas refuse the overloads with an `out_dtype`, which TRL's fused head calls 
 
 def _formula(operation: Operation) -> Formula | None:
     """An operation's formula: ours, that of transformers' experts, or torch's."""
-    packet: Operation = getattr(operation, "_overloadpacket", operation)
+    packet: object = getattr(operation, "_overloadpacket", operation)
     if packet in FORMULAS:
         return FORMULAS[packet]
     # Custom operations hide the products inside them; they exist once transformers is imported.
@@ -123,7 +123,8 @@ def _formula(operation: Operation) -> Formula | None:
         return _grouped_backward
     if name in ("bitsandbytes.gemm_4bit", "bitsandbytes.gemv_4bit"):
         return _quantised
-    return cast("Formula | None", flop_registry.get(packet))
+    formula: Formula | None = flop_registry.get(packet)
+    return formula
 
 
 def torch_counter() -> FlopCounterMode:
@@ -156,16 +157,11 @@ def _look_up(operation: Operation) -> tuple[Formula | None, bool]:
     composite = (
         formula is None
         and getattr(operation, "namespace", "prim") != "prim"  # those have no kernels
-        and _has_kernel(_name(operation), "CompositeImplicitAutograd")
+        and _has_kernel(operation.name(), "CompositeImplicitAutograd")
         # With a kernel of its own too (silu's backward) it runs as always: same bytes, same bits.
-        and not any(_has_kernel(_name(operation), device) for device in ("CPU", "CUDA"))
+        and not any(_has_kernel(operation.name(), device) for device in ("CPU", "CUDA"))
     )
     return formula, composite
-
-
-def _name(operation: Operation) -> str:
-    """Its name in the dispatcher, such as `aten::mm`."""
-    return str(cast(torch._ops.OpOverload, operation).name())
 
 
 def operation_flops(
@@ -216,7 +212,7 @@ class FlopCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         if _look_up(func)[1]:  # in inference mode composite operations arrive whole
             with self:
-                return cast(torch._ops.OpOverload, func).decompose(*args, **kwargs)
+                return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
         flops = operation_flops(func, args, kwargs, out)
         if flops is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -25,7 +25,7 @@ MemoryKey: TypeAlias = tuple[str, str]
 PhaseKey: TypeAlias = tuple[str, str]
 """(phase, role)"""
 
-Operation: TypeAlias = Callable[..., object]
+Operation: TypeAlias = "torch._ops.OpOverload[..., object]"
 """One of torch's operations, such as `aten.mm.default`, as a dispatch mode is given it."""
 
 GPU_BLOCK = 512

@@ -36,7 +36,7 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..runs.ledger import Ledger
@@ -46,6 +46,7 @@ from .model_memory import ModelMemory, RemovableHook, call_shape
 
 Parts: TypeAlias = dict[MemoryKey, int]
 """Bytes by (role, component)."""
+State: TypeAlias = dict[str, Any]
 
 GROWTH = 1.05
 """A shape is larger than another when a feature is larger by this factor."""
@@ -216,7 +217,7 @@ class Meter:
 
     # ------------------------------------------------------------------------ from run to run
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """All that was measured so far, for a run that goes on in another process."""
         return {
             "_timed": {at: list(values) for at, values in self._timed.items()},
@@ -230,7 +231,7 @@ class Meter:
             "_lost": self._lost,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Measure on from there; what this meter has measured itself is forgotten."""
         for name in ("_timed", "_counted", "clock", "tokens", "memory"):
             table = getattr(self, name)
@@ -377,7 +378,7 @@ class _Block:
         """Every call of the model is a pass of its own; `shape` becomes the largest of them."""
         largest = self.meter._largest
 
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
             shape = call_shape(module, args, kwargs)
             self.shape = _larger(self.shape or shape, shape)
             passes.begin(self.at, shape)

@@ -28,9 +28,11 @@ class RemovableHook(Protocol):
     def remove(self) -> None: ...
 
 
-def call_shape(
-    model: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Any]
-) -> tuple[int, ...]:
+ModelInputs: TypeAlias = Mapping[str, Any]
+"""Arguments of a transformers model by name."""
+
+
+def call_shape(model: nn.Module, args: Sequence[Tensor], kwargs: ModelInputs) -> tuple[int, ...]:
     """The features that the FLOPs of one call of a transformers model are linear in.
 
     For b sequences of q tokens, k positions to look at: (tokens b·q, pairs b·q·k, pairs in
