@@ -138,14 +138,14 @@ def cases(hw: Hardware) -> list[Case]:
 
 
 class Probe(NoMeter):
-    """Of each step seconds by phase, `laps`, and most bytes, `peaks`; or phases for `account`."""
+    """Of each step seconds by phase, `laps`, and most bytes, `peaks`; or phases for `tracker`."""
 
     def __init__(self):
         super().__init__()
-        self.account, self.laps, self.peaks = None, [], Counter()
+        self.tracker, self.laps, self.peaks = None, [], Counter()
 
-    def look(self, *phase: str) -> float:
-        """Wait for the device; → the time. Peaks since the last look are noted for `phase`."""
+    def synchronize(self, *phase: str) -> float:
+        """Wait for the device; → the time. Peaks since the last call are kept for `phase`."""
         if HERE.type == "cpu":
             return time.perf_counter()
         torch.cuda.synchronize()
@@ -158,14 +158,14 @@ class Probe(NoMeter):
     @contextmanager
     def phase(self, name: str, role: str = "", *_: Any, **__: Any):
         """A phase of the step; the arguments are those of a meter."""
-        if self.account is not None:
-            self.account.enter(name, role)
+        if self.tracker is not None:
+            self.tracker.enter(name, role)
             yield
         else:
-            self.look()
+            self.synchronize()
             start = time.perf_counter()
             yield
-            self.laps[-1][name] += self.look(name) - start
+            self.laps[-1][name] += self.synchronize(name) - start
 
 
 def make(case: Case, critic: bool = False, adapters: bool = False) -> torch.nn.Module:
@@ -267,27 +267,27 @@ def predicted(plan: Estimate) -> dict[str, dict[str, float]]:
 
 
 def measured(case: Case, end: float, row: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """The same, after a step to warm up: up to three by the clock, one under an account."""
+    """The same, after a step to warm up: up to three by the clock, one under a tracker."""
     probe, gpu = Probe(), HERE.type == "cuda"
     step, models, optimizer, held = (ppo if case.stage == "ppo" else plain)(case, probe)
     for number in range(4):
         if number == 1:  # the first was to warm up
             probe.laps, probe.peaks = [], Counter()
         if number < 2 or time.perf_counter() < end:
-            probe.laps.append(Counter(step=-probe.look()))
+            probe.laps.append(Counter(step=-probe.synchronize()))
             step()
-            probe.laps[-1]["step"] += probe.look()
+            probe.laps[-1]["step"] += probe.synchronize()
     held += [t for m in models for t in (*m.parameters(), *m.buffers())]
     held += [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
-    account = probe.account = StepAccount(GPU_BLOCK if gpu else 1)
-    account.own("", "", held)
+    tracker = probe.tracker = StepAccount(GPU_BLOCK if gpu else 1)
+    tracker.own("", "", held)
     flops, tensors = {}, {}
     try:
-        with fused_silu(), account:
+        with fused_silu(), tracker:
             step()
-        flops = {name: n for (name, _), n in account.flops.items()}
-        tensors = {name: sum(parts.values()) for (name, _), parts in account.peaks.items()}
-        flops["step"], tensors["step"] = sum(flops.values()), account.peak
+        flops = {name: n for (name, _), n in tracker.flops.items()}
+        tensors = {name: sum(parts.values()) for (name, _), parts in tracker.peaks.items()}
+        flops["step"], tensors["step"] = sum(flops.values()), tracker.peak
     except Exception as error:  # seconds and the allocator's bytes are worth having
         row["result"] = f"not counted: {error!r}"[:300]
     most = probe.peaks if gpu else tensors
