@@ -31,12 +31,18 @@ NEEDS = {"memory": 1.5 * GIB, "disk": 2 * GIB}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing checked: what was found, how bad it is (ok, note, fix), and the remedy."""
+    """One thing checked: what was found, and the remedy where something is wrong."""
 
     what: str
     found: str
-    state: str = "ok"
     remedy: str = ""
+    severity: str = "note"
+    """of what is wrong: note, or fix where some part of the lab cannot work"""
+
+    @property
+    def state(self) -> str:
+        """ok, note or fix"""
+        return self.severity if self.remedy else "ok"
 
 
 def examine() -> list[Finding]:
@@ -48,9 +54,7 @@ def examine() -> list[Finding]:
 def _python() -> Iterator[Finding]:
     found = f"{platform.python_version()} ({sys.prefix})"
     old = sys.version_info < (3, 10)
-    yield Finding(
-        "Python", found, "fix" if old else "ok", "use Python 3.10 or newer" if old else ""
-    )
+    yield Finding("Python", found, "use Python 3.10 or newer" if old else "", "fix")
 
 
 def _packages() -> Iterator[Finding]:
@@ -60,7 +64,7 @@ def _packages() -> Iterator[Finding]:
     try:
         wanted = [Requirement(line) for line in metadata.requires("rlhf-lab") or []]
     except metadata.PackageNotFoundError:
-        yield Finding("rlhf-lab", "not installed", "fix", "pip install -e . in the repository")
+        yield Finding("rlhf-lab", "not installed", "pip install -e . in the repository", "fix")
         return
     for need in wanted:
         if not need.marker or need.marker.evaluate({"extra": ""}):
@@ -69,19 +73,17 @@ def _packages() -> Iterator[Finding]:
             yield _package(need, "note", " (only notebooks need it)")
 
 
-def _package(need: Requirement, state: str, why: str = "") -> Finding:
-    """Whether one requirement is met; `state` if it is not."""
+def _package(need: Requirement, severity: str, why: str = "") -> Finding:
+    """Whether one requirement is met; `severity` if it is not."""
     # Without the marker: pip would skip a requirement that is marked with one of our extras.
-    bare = f"{need.name}{need.specifier}"
+    remedy = f"pip install '{need.name}{need.specifier}'{why}"
     try:
         version = metadata.version(need.name)
     except metadata.PackageNotFoundError:
-        return Finding(need.name, "missing", state, f"pip install '{bare}'{why}")
+        return Finding(need.name, "missing", remedy, severity)
     if need.specifier.contains(version, prereleases=True):
         return Finding(need.name, version)
-    return Finding(
-        need.name, f"{version}, needed {need.specifier}", state, f"pip install '{bare}'{why}"
-    )
+    return Finding(need.name, f"{version}, needed {need.specifier}", remedy, severity)
 
 
 def _widgets() -> Iterator[Finding]:
@@ -90,12 +92,8 @@ def _widgets() -> Iterator[Finding]:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            yield Finding(
-                f"widgets: {name}",
-                f"cannot be imported ({error})",
-                "fix",
-                f"pip install --force-reinstall {name}",
-            )
+            remedy = f"pip install --force-reinstall {name}"
+            yield Finding(f"widgets: {name}", f"cannot be imported ({error})", remedy, "fix")
         else:
             yield Finding(f"widgets: {name}", "can be imported")
 
@@ -104,22 +102,14 @@ def _models() -> Iterator[Finding]:
     for name in BUNDLED:
         folder = small_models_folder() / name
         stages = [p.name for p in sorted(folder.iterdir())] if folder.is_dir() else []
-        yield Finding(
-            f"bundled model {name}",
-            ", ".join(stages) or "missing",
-            "ok" if stages else "fix",
-            "" if stages else "reinstall rlhf-lab",
-        )
+        found, remedy = ", ".join(stages) or "missing", "" if stages else "reinstall rlhf-lab"
+        yield Finding(f"bundled model {name}", found, remedy, "fix")
 
 
 def _cpu() -> Iterator[Finding]:
     cores = available_cores()
-    yield Finding(
-        "CPU cores",
-        str(cores),
-        "ok" if cores > 1 else "note",
-        "" if cores > 1 else "one core: expect twice the time",
-    )
+    remedy = "" if cores > 1 else "one core: expect twice the time"
+    yield Finding("CPU cores", str(cores), remedy)
     try:
         import torch
     except ImportError:
@@ -128,15 +118,11 @@ def _cpu() -> Iterator[Finding]:
     threads = torch.get_num_threads()
     many = threads > cores
     remedy = f"more threads than cores: set OMP_NUM_THREADS={cores}" if many else ""
-    yield Finding("torch threads", str(threads), "note" if many else "ok", remedy)
+    yield Finding("torch threads", str(threads), remedy)
     ratio = _seconds("bfloat16") / _seconds("float32")
-    slow = ratio > 1.2
-    yield Finding(
-        "bf16 on the CPU",
-        f"a matrix product takes {ratio:.2g}× the time of fp32",
-        "note" if slow else "ok",
-        "leave bf16 off on this CPU (the lab does)" if slow else "",
-    )
+    remedy = "leave bf16 off on this CPU (the lab does)" if ratio > 1.2 else ""
+    found = f"a matrix product takes {ratio:.2g}× the time of fp32"
+    yield Finding("bf16 on the CPU", found, remedy)
 
 
 def _seconds(dtype: str, size: int = 256) -> float:
@@ -158,24 +144,16 @@ def _gpu() -> Iterator[Finding]:
     except ImportError:
         return
     if not torch.cuda.is_available():
-        yield Finding(
-            "GPU",
-            "none",
-            "note",
-            "the bundled models train on the CPU; 0.5B parameters "
-            "and more want a GPU and a torch built for it",
-        )
+        remedy = "the bundled models train on the CPU; 0.5B parameters and more want a GPU and a "
+        yield Finding("GPU", "none", f"{remedy}torch built for it")
         return
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
-        native = about.major >= 8
-        yield Finding(
-            f"GPU {i}",
-            f"{about.name}, {format_bytes(about.total_memory)}, compute capability "
-            f"{about.major}.{about.minor}",
-            "ok" if native else "note",
-            "" if native else "no native bf16 below 8.0: use fp16 (torch only emulates it)",
-        )
+        capability = f"compute capability {about.major}.{about.minor}"
+        found = f"{about.name}, {format_bytes(about.total_memory)}, {capability}"
+        old = about.major < 8
+        remedy = "no native bf16 below 8.0: use fp16 (torch only emulates it)" if old else ""
+        yield Finding(f"GPU {i}", found, remedy)
 
 
 def _memory() -> Iterator[Finding]:
@@ -183,13 +161,8 @@ def _memory() -> Iterator[Finding]:
     if free is None:
         yield Finding("memory", "unknown on this system")
         return
-    low = free < NEEDS["memory"]
-    yield Finding(
-        "memory available",
-        format_bytes(free),
-        "note" if low else "ok",
-        f"the four stages want {format_bytes(NEEDS['memory'])}: close something" if low else "",
-    )
+    remedy = f"the four stages want {format_bytes(NEEDS['memory'])}: close something"
+    yield Finding("memory available", format_bytes(free), remedy * (free < NEEDS["memory"]))
 
 
 def available_memory() -> int | None:
@@ -213,28 +186,18 @@ def available_memory() -> int | None:
 
 def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free
-    low = free < NEEDS["disk"]
-    remedy = "runs are small, models from the hub are not: make room" if low else ""
-    yield Finding("disk free here", format_bytes(free), "note" if low else "ok", remedy)
+    remedy = "runs are small, models from the hub are not: make room"
+    yield Finding("disk free here", format_bytes(free), remedy * (free < NEEDS["disk"]))
 
 
 def _hub() -> Iterator[Finding]:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        yield Finding(
-            "model hub",
-            "not tried: HF_HUB_OFFLINE is set",
-            "note",
-            "unset it for models and data from the hub",
-        )
+        found, remedy = "not tried: HF_HUB_OFFLINE is set", "unset it to load from the hub"
     elif hub_reachable():
-        yield Finding("model hub", "reachable")
+        found, remedy = "reachable", ""
     else:
-        yield Finding(
-            "model hub",
-            "not reachable",
-            "note",
-            "bundled models and local folders "
-            "work; download others elsewhere and give their folder",
-        )
+        found, remedy = "not reachable", "bundled models and local folders work; download others "
+        remedy += "elsewhere and give their folder"
+    yield Finding("model hub", found, remedy)

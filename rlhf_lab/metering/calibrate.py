@@ -33,12 +33,7 @@ from ..cost.hardware import (
 )
 from .achieved import achieved_rates
 
-TORCH = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+TORCH_DTYPES = dict(zip(DTYPES, (torch.float32, torch.float32, torch.bfloat16, torch.float16)))
 TOKENS, WIDTHS = (256, 1024, 4096), (64, 128, 256, 512, 1024, 2048)
 SAMPLE = 2e-3
 """Seconds that one timed sample lasts at least, so that clock and sync cost little of it."""
@@ -186,8 +181,8 @@ def _product(m: int, k: int, n: int, dtype: str, device: torch.device) -> Callab
     draw = torch.Generator(device).manual_seed(0)
     left = torch.randn(m, k, generator=draw, device=device, dtype=torch.float32)
     right = torch.randn(k, n, generator=draw, device=device, dtype=torch.float32)
-    left, right = left.to(TORCH[dtype]), right.to(TORCH[dtype])
-    out = torch.empty(m, n, dtype=TORCH[dtype], device=device)
+    left, right = left.to(TORCH_DTYPES[dtype]), right.to(TORCH_DTYPES[dtype])
+    out = torch.empty(m, n, dtype=TORCH_DTYPES[dtype], device=device)
     return lambda: torch.mm(left, right, out=out)
 
 

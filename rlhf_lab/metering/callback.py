@@ -23,7 +23,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback
 
 from .meter import Meter, NoMeter
@@ -48,13 +47,7 @@ class MeterCallback(TrainerCallback):
     # -------------------------------------------------------------------- what the trainer calls
 
     def on_train_begin(
-        self,
-        args: object,
-        state: object,
-        control: object,
-        model: nn.Module | None = None,
-        optimizer: Optimizer | None = None,
-        **kwargs: object,
+        self, *_: object, model: nn.Module | None = None, optimizer: Any = None, **__: object
     ) -> None:
         self.close()  # a run that was interrupted may have left something open
         if isinstance(self.meter, NoMeter):
@@ -73,9 +66,8 @@ class MeterCallback(TrainerCallback):
             for scoring in filter(None, (trainer.ref_model, trainer.model)):
                 self._hook_reference(scoring, scoring is trainer.ref_model)
         if hasattr(trainer, "_generate_single_turn"):
-            self._replace(
-                trainer, "_generate_single_turn", functools.partial(self._rollout, trainer.model)
-            )
+            rollout = functools.partial(self._rollout, trainer.model)
+            self._replace(trainer, "_generate_single_turn", rollout)
             self._replace(trainer, "_get_per_token_logps_and_entropies", self._logprobs)
 
     def on_step_end(self, *_: object, **__: object) -> None:

@@ -8,8 +8,7 @@ CPU, in-place products (the gradients of TRL's fused head) and grouped products 
 
 `FlopCounter` reads torch's table without counting by module, which makes it several times
 cheaper, and it decomposes no operation that has a kernel (torch's counter does, which changes
-the memory of what it counts). `torch_counter()` is torch's own with our additions, which the tests
-compare with.
+the memory of what it counts).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
 from .memory_tracker import Operation, PhaseKey
 
@@ -75,36 +74,22 @@ def _quantised(x: Tensor, _: object, shape: Sequence[int], *__: object, **___: o
     return 2 * x.numel() * shape[0]
 
 
-def _in_torch(*names: str) -> list[object]:
+def _in_torch(names: str) -> list[object]:
     """Those of torch's operations that this version has."""
     aten = torch.ops.aten
-    return [getattr(aten, name) for name in names if hasattr(aten, name)]
+    return [getattr(aten, name) for name in names.split() if hasattr(aten, name)]
 
 
-_TABLE: dict[Formula, list[object]] = {
-    _product: _in_torch("mm", "bmm", "mv", "dot", "vdot", "_int_mm"),
-    _added_product: _in_torch(
-        "addmm",
-        "addmm_",
-        "_addmm_activation",
-        "baddbmm",
-        "baddbmm_",
-        "addbmm",
-        "addbmm_",
-        "addmv",
-        "addmv_",
-    ),
-    _grouped: _in_torch("_grouped_mm"),
-    _attention: _in_torch(
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_fused_attention_overrideable",
-    ),
-    _attention_backward: _in_torch(
-        "_scaled_dot_product_flash_attention_for_cpu_backward",
-    ),
+_OPERATIONS: dict[Formula, str] = {
+    _product: "mm bmm mv dot vdot _int_mm",
+    _added_product: "addmm addmm_ _addmm_activation baddbmm baddbmm_ addbmm addbmm_ addmv addmv_",
+    _grouped: "_grouped_mm",
+    _attention: "_scaled_dot_product_flash_attention_for_cpu "
+    "_scaled_dot_product_fused_attention_overrideable",
+    _attention_backward: "_scaled_dot_product_flash_attention_for_cpu_backward",
 }
 FORMULAS: dict[object, Formula] = {
-    operation: formula for formula, operations in _TABLE.items() for operation in operations
+    operation: formula for formula, names in _OPERATIONS.items() for operation in _in_torch(names)
 }
 """Operation → FLOPs from its arguments. Torch's `addmm` and `bmm` are here too, since its own
 formulas refuse the overloads with an `out_dtype`, which TRL's fused head calls on a GPU."""
@@ -125,24 +110,6 @@ def _formula(operation: Operation) -> Formula | None:
         return _quantised
     formula: Formula | None = flop_registry.get(packet)
     return formula
-
-
-def torch_counter() -> FlopCounterMode:
-    """Torch's own FlopCounterMode with every operation of ours registered; slower, by module."""
-
-    def raw(formula: Formula) -> Formula:
-        def flops(*args: object, out_val: object = None, **kwargs: object) -> int:
-            return formula(*args, **kwargs)
-
-        vars(flops)["_get_raw"] = True  # tensors, not shapes
-        return flops
-
-    ours = dict(FORMULAS)
-    experts = torch.ops.transformers
-    for name, formula in (("", _grouped), ("_backward", _grouped_backward)):
-        if hasattr(experts, f"grouped_mm_fallback{name}"):
-            ours[getattr(experts, f"grouped_mm_fallback{name}")] = formula
-    return FlopCounterMode(display=False, custom_mapping={k: raw(v) for k, v in ours.items()})
 
 
 # ------------------------------------------------------------------------------------- the counter

@@ -66,8 +66,6 @@ class MemoryTracker(TorchDispatchMode):
         """(phase, role) → what the peak of that phase was made of"""
         self.label: MemoryKey = ("", "activations")
         """what new storages are counted under"""
-        self.trace: list[tuple[str, int]] | None = None
-        """(operation, live bytes after it), where a list is given to fill"""
         self._storages: dict[int, tuple[int, MemoryKey, _StorageRef]] = {}
         self._at: PhaseKey | None = None
         self._most = 0
@@ -140,8 +138,6 @@ class MemoryTracker(TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
                 self._add(leaf, self.label)
         self._look()
-        if self.trace is not None:
-            self.trace.append((str(func), self.total))
         return out
 
     @contextmanager

@@ -7,8 +7,16 @@ import torch
 from families import COMMON, CONFIGS, FAMILIES
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from rlhf_lab.metering.flop_counter import FlopCounter, LinearFlops, _formula, torch_counter
+from rlhf_lab.metering.flop_counter import (
+    FORMULAS,
+    FlopCounter,
+    LinearFlops,
+    _formula,
+    _grouped,
+    _grouped_backward,
+)
 from rlhf_lab.metering.memory_tracker import MemoryTracker
 
 B, S, VOCAB = 3, 12, 48
@@ -69,6 +77,24 @@ def by_hand(net, head_rows: int = B * S) -> tuple[int, int]:
     attention = 4 * B * S**2 * heads * width * 2
     again = 2.0 if net.config._attn_implementation == "eager" else 2.5
     return products + attention, int(2 * products + again * attention)
+
+
+def torch_counter() -> FlopCounterMode:
+    """Torch's own FlopCounterMode with every operation of ours registered; slower, by module."""
+
+    def raw(formula):
+        def flops(*args, out_val=None, **kwargs):
+            return formula(*args, **kwargs)
+
+        flops._get_raw = True  # tensors, not shapes
+        return flops
+
+    ours = dict(FORMULAS)
+    experts = torch.ops.transformers
+    for name, formula in (("", _grouped), ("_backward", _grouped_backward)):
+        if hasattr(experts, f"grouped_mm_fallback{name}"):
+            ours[getattr(experts, f"grouped_mm_fallback{name}")] = formula
+    return FlopCounterMode(display=False, custom_mapping={k: raw(v) for k, v in ours.items()})
 
 
 def both(work) -> int:
