@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from ..models.load import Model
 
 
+def _titles(names: Iterable[str]) -> str:
+    return ", ".join(STAGES[name].title for name in names)
+
+
+RESUMABLE = [name for name, stage in STAGES.items() if stage.resumable]
+DISTRIBUTED = [name for name, stage in STAGES.items() if stage.distributed]
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one line."""
 
@@ -77,7 +85,7 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
     train.add_argument("--steps", type=_positive, help="optimizer steps (PPO: iterations) a stage")
     train.add_argument("--seed", type=int, default=0, help="seed of data and training [0]")
-    train.add_argument("--reward-model", help="PPO, RLOO, GRPO: folder of the reward model")
+    train.add_argument("--reward-model", help=f"{_titles(ONLINE)}: folder of the reward model")
     train.add_argument(
         "--reward",
         action="append",
@@ -92,12 +100,10 @@ def _add_train(commands: Commands) -> None:
         help="a setting of the stage's trainer; may be repeated",
     )
     train.add_argument("--overwrite", action="store_true", help="replace a run that is there")
-    train.add_argument(
-        "--resume", action="store_true", help="PPO: go on from the last checkpoint in --out"
-    )
-    train.add_argument(
-        "--accelerate", metavar="HOW", help="PPO on several processes: ddp, or accelerate's config"
-    )
+    resume = f"{_titles(RESUMABLE)}: continue from the last checkpoint in --out"
+    train.add_argument("--resume", action="store_true", help=resume)
+    how = f"{_titles(DISTRIBUTED)} on several processes: ddp, or accelerate's config"
+    train.add_argument("--accelerate", metavar="HOW", help=how)
     train.add_argument(
         "--processes", type=_positive, metavar="N", help="how many [one for each GPU; 2 on a CPU]"
     )
@@ -267,11 +273,9 @@ def _train(args: argparse.Namespace) -> int:
     model, data = _load(args, args.seed)
     model = _with_reward_model(model, args)
     common = {"overwrite": args.overwrite, "quiet": args.quiet}
-    resumable = [s.name for s in STAGES.values() if s.resumable]
-    if args.resume and (args.stage not in resumable or not args.out):
-        raise ValueError(
-            f"--resume is for {_titles(resumable)}, and needs --out, the folder of its run"
-        )
+    if args.resume and (args.stage not in RESUMABLE or not args.out):
+        only = _titles(RESUMABLE)
+        raise ValueError(f"--resume is for {only}, and needs --out, the folder of its run")
     if args.resume and args.overwrite:
         raise ValueError("--resume goes on with a run, --overwrite replaces it: give one of them")
     if args.stage == "all":
@@ -296,15 +300,11 @@ def _launch(args: argparse.Namespace, settings: Settings) -> int:
     from ..planning import plan
     from ..training import free_folder
 
-    if args.stage not in (distributed := [s.name for s in STAGES.values() if s.distributed]):
-        raise ValueError(f"--accelerate is for {_titles(distributed)}, not {args.stage}")
+    if args.stage not in DISTRIBUTED:
+        raise ValueError(f"--accelerate is for {_titles(DISTRIBUTED)}, not {args.stage}")
     plan(args.stage, args.model, **settings)
     out = [] if args.out else ["--out", str(free_folder(args.stage))]
     return launch(args.accelerate, [*args.argv, *out], args.processes)
-
-
-def _titles(names: Iterable[str]) -> str:
-    return ", ".join(STAGES[name].title for name in names)
 
 
 def main(argv: list[str] | None = None) -> int:
