@@ -149,7 +149,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OURS=COLUMN",
-        help="prompt, completion, chosen or rejected is this column",
+        help="prompt, completion, chosen, rejected or label is this column",
     )
     parser.add_argument("--split", default="train", help="split of a hub data set [train]")
     parser.add_argument("--subset", help="configuration of a hub data set")
