@@ -15,6 +15,7 @@ STEPS = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulatio
 ROWS = 8
 
 
+XRAYS: dict[str, Any] = {}
 stories = functools.lru_cache(load.load_data)
 """The bundled stories take two seconds each time."""
 
@@ -63,7 +64,10 @@ def make_small(patch: Any) -> None:
     def small_xray(plan: Any) -> Any:
         if not isinstance(plan, lab.Plan):  # an estimate of `train_all`'s: no page is about that
             return SimpleNamespace(ledger=lab.Ledger())
-        return xray(small_plan(plan))
+        small = small_plan(plan)
+        if repr(small) not in XRAYS:
+            XRAYS[repr(small)] = xray(small)
+        return XRAYS[repr(small)]
 
     def load_data(source: Any = "stories", **more: Any) -> Data:
         plain = not more.get("seed") and not more.get("limit")
