@@ -170,8 +170,8 @@ def _sharded(s: Setup, model: Architecture, state: State, count: float) -> State
     # ZeRO-3 and FSDP2: weights too; two layers are whole at a time, and their gradients once.
     layer = max(sum(x.parameters for x in y.linears) for y in model.layers)
     table = model.vocabulary * model.head_width
-    item = 2 if s.autocast else s.bytes_per_weight
-    whole = (2 * layer + table) * item + (layer * item if count else 0)
+    itemsize = 2 if s.autocast else s.bytes_per_weight
+    whole = (2 * layer + table) * itemsize + (layer * itemsize if count else 0)
     parameters = 0.0 if s.offload == "all" else state.parameters / n
     return replace(
         state,

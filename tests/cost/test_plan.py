@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlhf_lab as lab
+from rlhf_lab.cost import heads
 from rlhf_lab.cost.estimate import estimate
 from rlhf_lab.cost.hardware import hardware
+from rlhf_lab.cost.layers import PassConfig
 from rlhf_lab.cost.remedies import remedies
 from rlhf_lab.models.load import presets
 from rlhf_lab.stages import STAGES
@@ -40,10 +42,14 @@ def part(e, component, phase=None, role=None) -> float:
 def test_bytes_per_parameter():
     """fp32 AdamW: 4 of weights, 4 of gradients, 8 of moments; 2 + 2 + 4 in 16 bits."""
     n = 494_032_768
-    for dtype, item in (("float32", 4), ("bfloat16", 2)):
+    for dtype, itemsize in (("float32", 4), ("bfloat16", 2)):
         e = plan(dtype=dtype)
         at = {c: part(e, c, "optimizer") for c in ("parameters", "gradients", "optimizer")}
-        assert at == {"parameters": item * n, "gradients": item * n, "optimizer": 2 * item * n}
+        assert at == {
+            "parameters": itemsize * n,
+            "gradients": itemsize * n,
+            "optimizer": 2 * itemsize * n,
+        }
 
 
 @pytest.mark.parametrize(
@@ -252,6 +258,17 @@ def test_unknown_devices_and_families_name_the_nearest():
         plan(device="a10000")
     with pytest.raises(ValueError, match="model_type 'lama'.*llama"):
         estimate("sft", {"model_type": "lama"}, "h100", BASE)
+
+
+def test_sizes_of_pieces_are_those_of_the_code_that_runs():
+    from trl.kernels import chunked_logprob
+
+    from rlhf_lab.metering.memory_tracker import GPU_BLOCK
+    from rlhf_lab.ppo import logprobs
+
+    assert (heads.BLOCK, heads.PIECE) == (logprobs.BLOCK, logprobs.PIECE)
+    assert heads.FUSED_ROWS == chunked_logprob.TOKEN_CHUNK_SIZE
+    assert PassConfig(1, 1, gpu=True).block == GPU_BLOCK
 
 
 def test_the_planner_loads_nothing_heavy():
