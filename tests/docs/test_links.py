@@ -59,3 +59,11 @@ def test_what_is_where_names_every_part_of_the_package():
     named = set(re.findall(r"`([\w/]+(?:\.py)?)`", page))
     assert not (folders | modules) - named
     assert not {name for name in named if name.endswith(".py")} - modules
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_are_there(page):
+    top = r"rlhf_lab|tests|docs|notebooks|benchmarks|small_models|binder|\.ci"
+    named = re.findall(rf"`((?:{top})/[\w./]*)`", page.read_text("utf-8"))
+    made = {"docs/reference/", "docs/notebooks/"}
+    assert not [name for name in named if name not in made and not (ROOT / name).exists()]
