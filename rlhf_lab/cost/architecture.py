@@ -11,7 +11,7 @@ its norms. The same list gives parameters here, and FLOPs and activations elsewh
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from ..display import did_you_mean
@@ -281,16 +281,28 @@ def _same(a: Architecture) -> Architecture:
     return a
 
 
+def _frame(
+    c: _Config,
+    hidden: str = "hidden_size",
+    heads: str = "num_attention_heads",
+    context: str = "max_position_embeddings",
+) -> Architecture:
+    """Widths and heads, under these names in the config; layers and tables are left out."""
+    h, a, vocabulary = c.size(hidden), c.size(heads), c.size("vocab_size")
+    d = c.size("head_dim") if "head_dim" in c.fields else c.share(heads, of=hidden)
+    tied = c.flag("tie_word_embeddings")
+    return Architecture(
+        c.family, h, a, a, d, vocabulary, c.size(context), tied, (), vocabulary * h, 0, h
+    )
+
+
 def _gated(c: _Config, facts: Family) -> Architecture:
     """Llama and its relatives: RMS norms, gate · up · down, grouped key-value heads."""
-    h, a = c.size("hidden_size"), c.size("num_attention_heads")
+    frame = _frame(c)
+    h, a, d = frame.hidden, frame.heads, frame.head_dim
     k = c.size("num_key_value_heads", a)
-    if "num_key_value_heads" in c.fields:
+    if k != a:
         c.share("num_key_value_heads", of="num_attention_heads")
-    if "head_dim" in c.fields:
-        d = c.size("head_dim")
-    else:
-        d = c.share("num_attention_heads", of="hidden_size")
     qkv = facts.qkv_bias or c.flag("attention_bias")
     out = facts.qkv_bias is None and c.flag("attention_bias")
     attention: tuple[Linear, ...] = (
@@ -310,21 +322,9 @@ def _gated(c: _Config, facts: Family) -> Architecture:
         experts = c.size("num_local_experts", c.size("num_experts", facts.experts))
         active = c.size("num_experts_per_tok")
         layers.append(Layer(sparse, attention + _mixture(c, facts, experts), norms))
-    return Architecture(
-        c.family,
-        h,
-        a,
-        k,
-        d,
-        c.size("vocab_size"),
-        c.size("max_position_embeddings"),
-        c.flag("tie_word_embeddings"),
-        tuple(layer for layer in layers if layer.count),
-        embedding=c.size("vocab_size") * h,
-        final_norm=h,
-        head_width=h,
-        experts=experts,
-        active=active,
+    layers = [layer for layer in layers if layer.count]
+    return replace(
+        frame, kv_heads=k, layers=tuple(layers), final_norm=h, experts=experts, active=active
     )
 
 
@@ -364,7 +364,8 @@ def _mixture(c: _Config, facts: Family, experts: int) -> tuple[Linear, ...]:
 
 
 def _gpt2(c: _Config, facts: Family) -> Architecture:
-    h, heads, context = c.size("n_embd"), c.size("n_head"), c.size("n_positions")
+    frame = _frame(c, "n_embd", "n_head", "n_positions")
+    h, positions = frame.hidden, frame.context + facts.position_offset
     width = c.size("n_inner", 4 * h)
     linears = (
         Linear("c_attn", h, 3 * h, True, "attention"),
@@ -372,50 +373,26 @@ def _gpt2(c: _Config, facts: Family) -> Architecture:
         Linear("c_fc", h, width, True),
         Linear("c_proj", width, h, True),
     )
-    return Architecture(
-        c.family,
-        h,
-        heads,
-        heads,
-        c.share("n_head", of="n_embd"),
-        c.size("vocab_size"),
-        context,
-        c.flag("tie_word_embeddings"),
-        (Layer(c.size("n_layer"), linears, 4 * h),),
-        embedding=(c.size("vocab_size") + context + facts.position_offset) * h,
-        final_norm=2 * h,
-        head_width=h,
-    )
+    layers, embedding = (Layer(c.size("n_layer"), linears, 4 * h),), frame.embedding + positions * h
+    return replace(frame, layers=layers, embedding=embedding, final_norm=2 * h)
 
 
 def _gpt_neox(c: _Config, facts: Family) -> Architecture:
-    h, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    width, bias = c.size("intermediate_size"), c.flag("attention_bias")
+    frame = _frame(c)
+    h, width, bias = frame.hidden, c.size("intermediate_size"), c.flag("attention_bias")
     linears = (
         Linear("query_key_value", h, 3 * h, bias, "attention"),
         Linear("dense", h, h, bias, "attention"),
         Linear("dense_h_to_4h", h, width, True),
         Linear("dense_4h_to_h", width, h, True),
     )
-    return Architecture(
-        c.family,
-        h,
-        heads,
-        heads,
-        c.share("num_attention_heads", of="hidden_size"),
-        c.size("vocab_size"),
-        c.size("max_position_embeddings"),
-        c.flag("tie_word_embeddings"),
-        (Layer(c.size("num_hidden_layers"), linears, 4 * h),),
-        embedding=c.size("vocab_size") * h,
-        final_norm=2 * h,
-        head_width=h,
-    )
+    layers = (Layer(c.size("num_hidden_layers"), linears, 4 * h),)
+    return replace(frame, layers=layers, final_norm=2 * h)
 
 
 def _opt(c: _Config, facts: Family) -> Architecture:
-    h, width, heads = (c.size(name) for name in ("hidden_size", "ffn_dim", "num_attention_heads"))
-    bias, narrow = c.flag("enable_bias"), c.size("word_embed_proj_dim", h)
+    frame = _frame(c)
+    h, width, bias = frame.hidden, c.size("ffn_dim"), c.flag("enable_bias")
     affine = 2 * h if c.flag("layer_norm_elementwise_affine") else 0
     linears = (
         *(Linear(n, h, h, bias, "attention") for n in ("q_proj", "k_proj", "v_proj", "out_proj")),
@@ -423,24 +400,17 @@ def _opt(c: _Config, facts: Family) -> Architecture:
         Linear("fc2", width, h, bias),
     )
     ends_in_norm = c.flag("do_layer_norm_before") and not c.flag("_remove_final_layer_norm")
+    narrow = c.size("word_embed_proj_dim", h)
     outer: tuple[Linear, ...] = ()
     if narrow != h:
         outer = (
             Linear("project_in", narrow, h, part="embedding"),
             Linear("project_out", h, narrow, part="embedding"),
         )
-    context = c.size("max_position_embeddings")
-    tables = c.size("vocab_size") * narrow + (context + facts.position_offset) * h
-    return Architecture(
-        c.family,
-        h,
-        heads,
-        heads,
-        c.share("num_attention_heads", of="hidden_size"),
-        c.size("vocab_size"),
-        context,
-        c.flag("tie_word_embeddings"),
-        (Layer(c.size("num_hidden_layers"), linears, 2 * affine),),
+    tables = frame.vocabulary * narrow + (frame.context + facts.position_offset) * h
+    return replace(
+        frame,
+        layers=(Layer(c.size("num_hidden_layers"), linears, 2 * affine),),
         embedding=tables + sum(linear.parameters for linear in outer),
         final_norm=affine if ends_in_norm else 0,
         head_width=narrow,

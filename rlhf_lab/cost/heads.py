@@ -115,12 +115,15 @@ def fused(tape: Tape, model: Architecture, p: PassConfig, x: Value, scored: int)
     )
 
 
+def _logits(tape: Tape, model: Architecture, p: PassConfig, x: Value, trained: bool) -> Value:
+    weight = p.bytes_per_weight
+    return tape.linear(x, model.head_width, model.vocabulary, weight, trained=trained)
+
+
 def plain(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
     """Cross-entropy over all logits, as transformers' own loss: in fp32, whole at once."""
     tape.kind = LOGITS
-    logits = tape.linear(
-        x, model.head_width, model.vocabulary, p.bytes_per_weight, trained=p.trained
-    )
+    logits = _logits(tape, model, p, x, p.trained)
     fp32 = tape.cast(logits, 4)
     logp = tape.pointwise(fp32, "output")
     del fp32
@@ -144,13 +147,7 @@ def log_probabilities(
     steps = -(-n * vocabulary // block)
     if not trained:
         piece = min(n, max(1, PIECE // vocabulary))
-        logits = tape.linear(
-            tape.split(hidden, piece * width)[0],
-            width,
-            vocabulary,
-            p.bytes_per_weight,
-            trained=p.trained,
-        )
+        logits = _logits(tape, model, p, tape.split(hidden, piece * width)[0], p.trained)
         one = tape.forward.products[-1]
         tape.forward.products[-1] = (*one[:2], n / piece)
         Store(tape, 8 * block, LOGITS)  # divided by the temperature, and their log softmax
@@ -158,7 +155,7 @@ def log_probabilities(
         tape.forward.transcendentals += n * vocabulary
         tape.forward.launched += 4 * steps
         return tape.result(n, 4, [])
-    logits = tape.linear(hidden, width, vocabulary, p.bytes_per_weight, trained=p.trained)
+    logits = _logits(tape, model, p, hidden, p.trained)
     del hidden
     Store(tape, 12 * block, LOGITS)
     tape.forward.moved += 24.0 * logits.numel  # a block stays in the cache for half of its work
@@ -186,9 +183,7 @@ def next_token(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Valu
     """Logits of the last position, and sampling by the cumulative distribution in fp64."""
     last = tape.copy(x, p.b * model.head_width)
     tape.kind = LOGITS
-    logits = tape.linear(
-        last, model.head_width, model.vocabulary, p.bytes_per_weight, trained=False
-    )
+    logits = _logits(tape, model, p, last, trained=False)
     fp32 = tape.cast(logits, 4)
     Store(tape, 16 * fp32.numel, LOGITS)
     tape.forward.moved += 60.0 * fp32.numel

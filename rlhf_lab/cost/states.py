@@ -155,30 +155,16 @@ def _sharded(s: Setup, model: Architecture, state: State, count: float) -> State
     deepspeed = kind.startswith("zero") and s.bytes_per_weight == 2 and not s.load_in_4bit
     if deepspeed and count:  # master weights and moments in fp32
         state = replace(state, optimizer=12.0 * count, workspace=0.0)
-    optimizer = 0.0 if s.offload != "none" else state.optimizer / n
+    state = replace(state, optimizer=0.0 if s.offload != "none" else state.optimizer / n)
     if kind == "zero1":
-        return replace(state, optimizer=optimizer)
+        return state
+    state = replace(state, gradients=state.gradients / n, share=1 / n)
     if kind == "zero2":
-        bucket = min(BUCKET, count) * 2.0
-        return replace(
-            state,
-            optimizer=optimizer,
-            gradients=state.gradients / n,
-            share=1 / n,
-            communication=bucket,
-        )
+        return replace(state, communication=min(BUCKET, count) * 2.0)
     # ZeRO-3 and FSDP2: weights too; two layers are whole at a time, and their gradients once.
     layer = max(sum(x.parameters for x in y.linears) for y in model.layers)
     table = model.vocabulary * model.head_width
     itemsize = 2 if s.autocast else s.bytes_per_weight
     whole = (2 * layer + table) * itemsize + (layer * itemsize if count else 0)
     parameters = 0.0 if s.offload == "all" else state.parameters / n
-    return replace(
-        state,
-        parameters=parameters,
-        optimizer=optimizer,
-        workspace=0.0,
-        gradients=state.gradients / n,
-        share=1 / n,
-        communication=float(whole),
-    )
+    return replace(state, parameters=parameters, workspace=0.0, communication=float(whole))
