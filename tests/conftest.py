@@ -1,7 +1,8 @@
 """What the tests share: tiny random models and a tokenizer, made in memory in milliseconds.
 
     pytest                                     # everything
-    pytest tests/stages                        # the stages only
+    pytest tests/ppo                           # one folder of the package
+    pytest -m "not slow"                       # what trains nothing: `make check`
 
 Nothing here reads a file or the network. torch and transformers are imported when a test asks for
 `tiny`, so that the tests of pure files stay fast.
@@ -13,9 +14,14 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A slow machine is no fault of what is tested; tests about time set a deadline of their own.
+settings.register_profile("any_machine", deadline=None)
+settings.load_profile("any_machine")
 
 
 @pytest.fixture(autouse=True, scope="module")
