@@ -29,7 +29,9 @@ from .meter import Meter, NoMeter
 from .model_memory import ModelInputs, call_shape
 
 Method: TypeAlias = Callable[..., object]
-Ids: TypeAlias = list[list[int]]
+Batch: TypeAlias = Mapping[str, Tensor]
+Samples: TypeAlias = list[list[int]] | tuple[list[list[int]], ...]
+"""Token ids of responses; GRPO's with their logprobs."""
 
 
 class MeterCallback(TrainerCallback):
@@ -93,12 +95,7 @@ class MeterCallback(TrainerCallback):
         self._undo.append(lambda: delattr(owner, name))
 
     def _loss(
-        self,
-        original: Method,
-        model: nn.Module,
-        inputs: Mapping[str, Tensor],
-        *args: object,
-        **kwargs: object,
+        self, original: Method, model: nn.Module, inputs: Batch, *args: object, **kwargs: object
     ) -> object:
         if not model.training:
             return original(model, inputs, *args, **kwargs)
@@ -128,17 +125,13 @@ class MeterCallback(TrainerCallback):
             self._optimizer_block = None
 
     def _rollout(
-        self,
-        model: nn.Module,
-        original: Callable[..., Ids | tuple[Ids, ...]],
-        *args: object,
-        **kwargs: object,
-    ) -> Ids | tuple[Ids, ...]:
+        self, model: nn.Module, original: Callable[..., Samples], *args: object, **kwargs: object
+    ) -> Samples:
         """Sampling: every call of the model is a pass of its own."""
         inner = getattr(model, "get_base_model", lambda: model)()  # below peft's wrapper
         with self.meter.phase("rollout", self.role, calls=inner):
             out = original(*args, **kwargs)
-        ids = out[0] if isinstance(out, tuple) else out  # GRPO: with their logprobs
+        ids = out[0] if isinstance(out, tuple) else out
         self.meter.count("rollout", self.role, sum(map(len, ids)))
         return out
 
@@ -203,7 +196,7 @@ def batch_shape(
     return (*shape, int(labelled[:, 1:].sum()))
 
 
-def concat_prompt_completion(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def concat_prompt_completion(inputs: Batch) -> dict[str, Tensor]:
     """Prompts and sampled completions as the rows that the model is given."""
     masks = inputs["prompt_mask"], inputs["completion_mask"]
     return {
@@ -219,7 +212,7 @@ def adapters_off(model: nn.Module) -> bool:
     return next((s for s in switches if isinstance(s, bool)), False)
 
 
-def real_tokens(inputs: Mapping[str, Tensor]) -> int:
+def real_tokens(inputs: Batch) -> int:
     """Tokens of a batch that are not padding."""
     mask = inputs.get("attention_mask")
     return int(mask.sum()) if mask is not None else inputs["input_ids"].numel()

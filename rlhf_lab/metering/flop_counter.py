@@ -14,7 +14,7 @@ the memory of what it counts).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .memory_tracker import Operation, PhaseKey
+from .memory_tracker import Args, Kwargs, Operation, PhaseKey
 
 # ------------------------------------------------------------------------------------ the formulas
 # Each takes an operation's arguments, and → FLOPs. Tensors are used for their shapes only.
@@ -131,9 +131,7 @@ def _look_up(operation: Operation) -> tuple[Formula | None, bool]:
     return formula, composite
 
 
-def operation_flops(
-    operation: Operation, args: Iterable[object], kwargs: Mapping[str, object], out: object
-) -> int | None:
+def operation_flops(operation: Operation, args: Args, kwargs: Kwargs, out: object) -> int | None:
     """FLOPs of an operation that returned `out`; None for one that is no matrix product."""
     formula = _look_up(operation)[0]
     if formula is None:
@@ -170,11 +168,7 @@ class FlopCounter(TorchDispatchMode):
         return False  # see `MemoryTracker`
 
     def __torch_dispatch__(
-        self,
-        func: Operation,
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
+        self, func: Operation, types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> object:
         kwargs = kwargs or {}
         if _look_up(func)[1]:  # in inference mode composite operations arrive whole

@@ -28,6 +28,9 @@ PhaseKey: TypeAlias = tuple[str, str]
 Operation: TypeAlias = "torch._ops.OpOverload[..., object]"
 """One of torch's operations, such as `aten.mm.default`, as a dispatch mode is given it."""
 
+Args: TypeAlias = tuple[object, ...]
+Kwargs: TypeAlias = Mapping[str, object]
+
 GPU_BLOCK = 512
 """Bytes that CUDA's caching allocator rounds every request up to."""
 
@@ -127,11 +130,7 @@ class MemoryTracker(TorchDispatchMode):
         return False  # nothing is compiled while a mode is on; keeping dynamo off costs as much
 
     def __torch_dispatch__(
-        self,
-        func: Operation,
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
+        self, func: Operation, types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> object:
         out = func(*args, **(kwargs or {}))
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
