@@ -99,7 +99,8 @@ class StepAccount(MemoryTracker):
     def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """Run one operation, count its work, and book what it made."""
         out = self.answer(func, args, kwargs)
-        self.count(operation_flops(func, args, kwargs, out) or 0)
+        if (flops := operation_flops(func, args, kwargs, out)) is not None:
+            self.count(flops)
         # A gradient that reaches a value twice: without a dispatch mode autograd adds it in place
         # (torch/csrc/autograd/input_buffer.cpp), so the sum must not count beside its parts. The
         # old part is freed at once, and what is left is looked at with what comes next.
