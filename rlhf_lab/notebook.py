@@ -21,6 +21,7 @@ from .models.load import load
 from .models.tokenizer import load_tokenizer
 from .models.weights import load_causal_lm
 from .runs.run import Run
+from .stages import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -119,5 +120,6 @@ def _models(
 ) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
     path = folder / "model"
     handle = load(model)
-    reference = handle.base if stage == "sft" else handle.sft
+    from_base = stage in STAGES and STAGES[stage].starts_from == "base"
+    reference = handle.base if from_base else handle.sft
     return load_causal_lm(path), reference, load_tokenizer(path)

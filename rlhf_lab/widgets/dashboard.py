@@ -91,8 +91,8 @@ class Dashboard:
         self.button = StopButton(kernel="" if stop else kernel_id())
         if stop is not None:
             self.button.observe(lambda _: stop(), names="clicks")
-        self.views = charts_of(stage)
-        self.charts = {v.title: Chart(_empty(v)) for v in self.views}
+        self.specs = charts_of(stage)
+        self.charts = {spec.title: Chart(_empty(spec)) for spec in self.specs}
         self.memory, self.time = Chart(), Chart()
         self.status = w.HTML()
         self.widget = self._layout()
@@ -100,12 +100,14 @@ class Dashboard:
 
     def _layout(self) -> w.Widget:
         head = w.HBox([self.button, self.status], layout={"align_items": "center"})
-        open_charts = [self.charts[v.title] for v in self.views if not v.folded]
-        folded = [self.charts[v.title] for v in self.views if v.folded]
+        open_charts = [self.charts[spec.title] for spec in self.specs if not spec.folded]
+        folded = [self.charts[spec.title] for spec in self.specs if spec.folded]
         parts = [head, _wrapping([*open_charts, self.memory, self.time])]
         if folded:
             more = w.Accordion([_wrapping(folded)], selected_index=None)
-            more.set_title(0, "More: " + ", ".join(v.title for v in self.views if v.folded))
+            more.set_title(
+                0, "More: " + ", ".join(spec.title for spec in self.specs if spec.folded)
+            )
             parts.append(more)
         return w.VBox(parts)
 
@@ -167,18 +169,18 @@ class Dashboard:
         if start < self._free_at and not now:
             return
         self._show_status()
-        for view in self.views:
-            picture = self._chart(view)
+        for spec in self.specs:
+            picture = self._chart(spec)
             if picture is not None:
-                self.charts[view.title].draw(picture, now)
+                self.charts[spec.title].draw(picture, now)
         ledger = self._ledger()
         self.memory.draw(role_memory_chart(ledger, self.limit, **SIZE), now)
         self.time.draw(time_stacks(ledger, self._share_done, **SIZE), now)
         end = self._clock()
         self._free_at = end + max(SECONDS_BETWEEN, (end - start) / DRAWING_SHARE)
 
-    def _chart(self, view: ChartSpec) -> Picture | None:
-        return None if self.run is None else metric_chart(self.run, view, **SIZE)
+    def _chart(self, spec: ChartSpec) -> Picture | None:
+        return None if self.run is None else metric_chart(self.run, spec, **SIZE)
 
     @property
     def _share_done(self) -> float:
@@ -196,13 +198,13 @@ class Dashboard:
 
     def still(self) -> Picture:
         """All that is not folded away, as one picture."""
-        charts = [self.charts[v.title] for v in self.views if not v.folded]
+        charts = [self.charts[spec.title] for spec in self.specs if not spec.folded]
         pictures = [c.picture for c in (*charts, self.memory, self.time)]
         return grid([p for p in pictures if p is not None], columns=2, title=self.headline)
 
     def __repr__(self) -> str:
         """The same numbers as a table."""
-        rows = [] if self.run is None else last_values(self.run, self.views)
+        rows = [] if self.run is None else last_values(self.run, self.specs)
         return "\n".join(
             [
                 self.headline,
@@ -258,10 +260,10 @@ class Replay(Dashboard):
         self.slider.value = self.slider.max
         self.refresh(now=True)
 
-    def _chart(self, view: ChartSpec) -> Picture | None:
+    def _chart(self, spec: ChartSpec) -> Picture | None:
         if self.run is None:
             return None
-        return metric_chart(self.run, view, self._last_step_drawn, **SIZE) or _empty(view)
+        return metric_chart(self.run, spec, self._last_step_drawn, **SIZE) or _empty(spec)
 
     def display(self) -> Replay:
         self._showing = show(self.widget, self.still)
@@ -286,9 +288,9 @@ def kernel_id() -> str:
         return ""
 
 
-def last_values(run: Run, views: tuple[ChartSpec, ...]) -> list[dict[str, str]]:
+def last_values(run: Run, specs: tuple[ChartSpec, ...]) -> list[dict[str, str]]:
     """First and last value of every metric that has a chart."""
-    names = [n for v in views for n in v.metrics]
+    names = [n for spec in specs for n in spec.metrics]
     return [
         {
             "metric": n,
@@ -312,8 +314,8 @@ def cost_line(ledger: Ledger) -> str:
     return "; ".join(parts)
 
 
-def _empty(view: ChartSpec) -> Picture:
-    return line_chart({}, title=view.title, x_label="step", y_label=view.y_label, **SIZE)
+def _empty(spec: ChartSpec) -> Picture:
+    return line_chart({}, title=spec.title, x_label="step", y_label=spec.y_label, **SIZE)
 
 
 def _wrapping(charts: list[Chart]) -> w.Box:
