@@ -63,8 +63,8 @@ def test_it_paints_is_read_and_survives_a_reload(notebook):
     assert book.page.locator(".lab-chart svg svg").count() == 2
     assert book.page.locator(".lab-chart > div > svg").get_attribute("role") == "img"
     # The picture that stands in for the widget is there, and hidden.
-    assert book.page.locator("img").count() == 1
-    assert not book.page.locator("img").is_visible()
+    assert book.page.locator(".jp-Notebook img").count() == 1
+    assert not book.page.locator(".jp-Notebook img").is_visible()
 
     book.page.mouse.move(*place_of(book, 100))
     assert box(book) == "step 100 proxy 1.5 gold 1.75"
