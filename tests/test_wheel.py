@@ -48,14 +48,16 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_sdist_carries_tests_notebooks_and_benchmarks(dist: Path) -> None:
+def test_sdist_carries_tests_notebooks_benchmarks_and_docs(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = [name.split("/", 1)[1] for name in archive.getnames() if "/" in name]
     folders = {name.split("/")[0] for name in names}
-    assert {"rlhf_lab", "small_models", "tests", "notebooks", "benchmarks"} <= folders
+    assert {"rlhf_lab", "small_models", "tests", "notebooks", "benchmarks", "docs"} <= folders
     assert {"pyproject.toml", "constraints.txt", "Makefile", "LICENSE", "README.md"} <= folders
+    assert {"CONTRIBUTING.md", "AGENTS.md", "CITATION.cff", "SECURITY.md"} <= folders
     assert not {".venv", "runs", ".git"} & folders
+    assert not [name for name in names if name.startswith(("docs/reference", "docs/notebooks"))]
 
 
 def test_wheel_carries_the_models_and_every_module(dist: Path) -> None:
