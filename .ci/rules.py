@@ -1,14 +1,16 @@
 """The table of PPO's rules: `python .ci/rules.py [--check]` writes rlhf_lab/ppo/RULES.md.
 
-Where a rule is kept is read off the code: the trainer and its helpers name it as "(9)" or "rule 9".
-Its tests are those called `test_rule_09_…`. With --check nothing is written: exit status 1 says
-that the table is out of step, or that a rule has no line or no test.
+Where a rule is kept is read off the code: the function that does it names it as "rule 9" or "rules
+9 and 11". Its tests are those called `test_rule_09_…`. With --check nothing is written: exit status
+1 means that the table is out of step, or that a rule has no function or no test.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,37 +44,52 @@ RULES = (
 FIRST = ("ppo/trainer.py", "ppo/losses.py", "ppo/rollout.py", "ppo/layouts.py")
 """Where to look first; the trainer is where a reader begins."""
 OTHERS = ("data/tokenize.py", "models/load.py", "models/tokenizer.py", "models/weights.py")
-NAMED = re.compile(r"(?<![\w.\]])\((\d{1,2}(?:, \d{1,2})*)\)|\brules? (\d{1,2})\b", re.IGNORECASE)
+NAMED = re.compile(r"\brules? (\d{1,2}(?:(?:, then |, | and )\d{1,2})*)\b", re.IGNORECASE)
+LATER = {21: "for a later engine: no trainer of today samples with another one"}
+"""Rules whose arithmetic is there and tested, and that nothing needs yet."""
 
 
-def places() -> dict[int, list[tuple[str, int]]]:
-    """Rule → (file in the package, line) of each place that names it, at most one of a file."""
+def functions(tree: ast.AST, name: str = "") -> Iterator[tuple[str, int, int]]:
+    """(name, first line, last line) of every function, inner ones after those they are in."""
+    for node in ast.iter_child_nodes(tree):
+        inner = name
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            inner = f"{name}.{node.name}".strip(".")
+            if isinstance(node, ast.FunctionDef):
+                yield inner, node.lineno, node.end_lineno or node.lineno
+        yield from functions(node, inner)
+
+
+def places() -> dict[int, list[tuple[str, str]]]:
+    """Rule -> (file in the package, function) of each place that names it, one of a file."""
     package = ROOT / "rlhf_lab"
     names = [str(p.relative_to(package)) for p in sorted(package.rglob("*.py"))]
-    found: dict[int, list[tuple[str, int]]] = {n: [] for n in range(1, len(RULES) + 1)}
+    found: dict[int, list[tuple[str, str]]] = {n: [] for n in range(1, len(RULES) + 1)}
     for name in (*FIRST, *(n for n in names if n not in FIRST)):
         if not name.startswith(("ppo/", "trainers/")) and name not in OTHERS:
             continue
-        for number, line in enumerate((package / name).read_text("utf-8").splitlines(), 1):
-            for match in NAMED.finditer(line):
-                for rule in map(int, (match[1] or match[2]).split(", ")):
+        source = (package / name).read_text("utf-8")
+        known = list(functions(ast.parse(source)))
+        for number, line in enumerate(source.splitlines(), 1):
+            within = [f for f, first, last in known if first <= number <= last]
+            for match in NAMED.finditer(line) if within else ():
+                for rule in map(int, re.findall(r"\d+", match[1])):
                     if rule in found and name not in dict(found[rule]):
-                        found[rule].append((name, number))
+                        found[rule].append((name, within[-1]))
     return found
 
 
-def tests() -> dict[int, list[tuple[str, int]]]:
-    """Rule → (file in tests/, line) of each of its tests."""
-    found: dict[int, list[tuple[str, int]]] = {n: [] for n in range(1, len(RULES) + 1)}
+def tests() -> dict[int, list[tuple[str, str]]]:
+    """Rule -> (file in tests/, name) of each of its tests."""
+    found: dict[int, list[tuple[str, str]]] = {n: [] for n in range(1, len(RULES) + 1)}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-            if match := re.match(r"def test_rule_(\d\d)_", line):
-                found[int(match[1])].append((str(path.relative_to(ROOT / "tests")), number))
+        for match in re.finditer(r"^def (test_rule_(\d\d)_\w+)", path.read_text("utf-8"), re.M):
+            found[int(match[2])].append((str(path.relative_to(ROOT / "tests")), match[1]))
     return found
 
 
 def page() -> str:
-    """The table. Raises ValueError for a rule without a line or without a test."""
+    """The table. Raises ValueError for a rule without a function or without a test."""
     lines = [
         "# The rules of PPO, and where they are kept",
         "",
@@ -80,16 +97,17 @@ def page() -> str:
         "Implementation Details of RLHF with PPO* ([2403.17031](https://arxiv.org/abs/2403.17031)).",
         "Written by `python .ci/rules.py`.",
         "",
-        "| | rule | line | test |",
+        "| | rule | where | test |",
         "| ---: | --- | --- | --- |",
     ]
     where, tested = places(), tests()
     for number, rule in enumerate(RULES, 1):
         if not where[number] or not tested[number]:
-            raise ValueError(f"rule {number} has no {'test' if where[number] else 'line'}")
-        at = [f"[{n}:{k}]({_up(n)}#L{k})" for n, k in where[number][:2]]
-        by = [f"[{Path(n).name}:{k}](../../tests/{n}#L{k})" for n, k in tested[number][:2]]
-        lines.append(f"| {number} | {rule} | {', '.join(at)} | {', '.join(by)} |")
+            raise ValueError(f"rule {number} has no {'test' if where[number] else 'function'}")
+        at = ", ".join(f"[`{n}::{f}`]({_up(n)})" for n, f in where[number][:2])
+        by = ", ".join(f"[`{f}`](../../tests/{n})" for n, f in tested[number][:2])
+        at = f"{LATER[number]} ({at})" if number in LATER else at
+        lines.append(f"| {number} | {rule} | {at} | {by} |")
     return "\n".join(lines) + "\n"
 
 

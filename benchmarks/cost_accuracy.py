@@ -107,7 +107,7 @@ def simulate(count: int, seed: int, known: list[dict[str, Any]]) -> Iterator[lis
         row = before.pop(str(case), None)
         if row is None:
             start = time.perf_counter()
-            seen = simulate_step(case.stage, case.config, **case.simulation)
+            seen = simulate_step(case.setup, case.config)
             took = time.perf_counter() - start
             counted = sum(r.value for r in seen.ledger.filter(quantity="flops"))
             row = {
@@ -169,8 +169,8 @@ def measured() -> dict[str, Any]:
 
     rows = []
     for case in cost_cases.small_cases():
-        seen = simulate_step(case.stage, case.config, **case.simulation)
-        real = simulate_step(case.stage, case.config, real="profiler", **case.simulation)
+        seen = simulate_step(case.setup, case.config)
+        real = simulate_step(case.setup, case.config, real="profiler")
         plan = estimate(case.stage, case.config, DEVICE[case.device], case.settings)
         rows.append(
             {
@@ -203,7 +203,7 @@ def seconds() -> dict[str, Any]:
     took = time.perf_counter() - start
     print(f"calibrated in {took:.1f} s: {hw.name}, {hw.source}")
     for case in cost_cases.timed_cases():
-        seen = simulate_step(case.stage, case.config, real="clock", **case.simulation)
+        seen = simulate_step(case.setup, case.config, real="clock")
         predicted: dict[str, float] = {}
         plan = estimate(case.stage, case.config, hw, case.settings)
         for (phase, _), value in plan.seconds_of.items():
@@ -266,9 +266,13 @@ import time
 from rlhf_lab.metering.meter import peak_bytes
 from rlhf_lab.models.load import presets
 start = time.perf_counter()
+from rlhf_lab.cost.architecture import architecture
+from rlhf_lab.cost.setup import Setup
 from rlhf_lab.simulate.step import simulate_step
-seen = simulate_step("sft", presets()["meta-llama/Llama-2-7b-hf"], batch=1, prompt=256,
-                     response=256, dtype="bfloat16")
+config = presets()["meta-llama/Llama-2-7b-hf"]
+setup = Setup(stage="sft", model=architecture(config), batch=1, prompt=256, response=256,
+              dtype="bfloat16", padded=False, optim="adamw_torch")
+seen = simulate_step(setup, config)
 print(time.perf_counter() - start, peak_bytes())
 """
 

@@ -10,6 +10,8 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rlhf_lab.cost.architecture import architecture
+from rlhf_lab.cost.setup import Setup
 from rlhf_lab.models.load import load, presets
 
 STAGES = ("sft", "reward", "dpo", "ppo")
@@ -111,9 +113,13 @@ class Case:
         return settings
 
     @property
-    def simulation(self) -> dict[str, Any]:
-        """As `simulate_step` wants them (beside stage and config)."""
-        return {k: v for k, v in asdict(self).items() if k not in ("stage", "name")}
+    def setup(self) -> Setup:
+        """As `simulate_step` takes it."""
+        values = asdict(self)
+        values["gpu"] = values.pop("device") == "gpu"
+        values["model"] = architecture(self.config)
+        values.pop("name")
+        return Setup(**values)
 
     def __str__(self) -> str:
         plain = asdict(Case("sft", "x"))

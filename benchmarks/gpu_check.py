@@ -247,7 +247,7 @@ def ppo(case: Case, probe: Probe) -> tuple:
     ids = argparse.Namespace(pad_token_id=0, eos_token_id=1)
     trainer = PPOTrainer(args, ids, *models[:3], rows, models[3], meter=probe)
     return (
-        lambda: trainer.update(trainer.make_rollout(trainer.next_prompts(0), 0, 0.05)[0], 0),
+        lambda: trainer.update(*trainer.make_rollout(trainer.next_prompts(0), 0, 0.05)[:2], 0),
         models,
         trainer.optimizer,
         [],

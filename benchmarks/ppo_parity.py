@@ -16,7 +16,7 @@ by an exact permutation test.
 TRL runs in its own environment, `.venv-trl112` beside the repository's `.venv`, made on the first
 call with the versions of constraints.txt: TRL 1.12.0 runs with transformers 5.23. Where the two
 trainers differ by design, ours is set as TRL's is: the score one position later where padding
-exists (`_late_score`), no gradient clipping (TRL's PPO never clips, whatever `max_grad_norm` says),
+exists (`as_trl`), no gradient clipping (TRL's PPO never clips, whatever `max_grad_norm` says),
 and TRL's divisor of the logits, temperature + 1e-7. Results: benchmarks/results/ppo_parity.json.
 """
 
@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -229,8 +229,7 @@ def draw_responses(folder: Path, length: int):
 
     from rlhf_lab.models.tokenizer import load_tokenizer
     from rlhf_lab.models.weights import load_causal_lm
-    from rlhf_lab.ppo.rollout import generate, pad_prompts
-    from rlhf_lab.ppo.sampling import row_keys
+    from rlhf_lab.ppo.sampling import generate, pad_prompts, row_keys
 
     tokenizer = load_tokenizer(folder / "tokenizer")
     pad, stop = tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -277,7 +276,8 @@ def our_trainer(folder: Path, job: dict, base=None, **extra):
     )
     dtype = getattr(torch, job["dtype"])
     prompts = json.loads((folder / "prompts.json").read_text())
-    trainer = (base or PPOTrainer)(
+    base = base or PPOTrainer
+    return (as_trl(base) if job.get("late_score", True) else base)(
         args,
         load_tokenizer(folder / "tokenizer"),
         load_causal_lm(folder / "policy").to(dtype),
@@ -287,8 +287,72 @@ def our_trainer(folder: Path, job: dict, base=None, **extra):
         load_reward_model(folder / "value").to(dtype) if args.layout == "four" else None,
         **extra,
     )
-    trainer._late_score = job.get("late_score", True)
-    return trainer
+
+
+def one_later(mask):
+    """A mask with one more position where padding exists. (b, t) -> (b, t)"""
+    import torch
+
+    return torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1)
+
+
+def as_trl(base):
+    """A trainer of ours whose values, rewards and returns go one position beyond the response,
+    where TRL puts its score.
+
+    Whatever `base` does with values or rewards is given the longer mask; log-probabilities and
+    advantages keep the response's own.
+    """
+    from rlhf_lab.ppo import layouts, losses, trainer
+
+    plain = {name: getattr(losses, name) for name in ("whiten", "vf_loss")}
+
+    def longer(function, place):
+        def call(*args, **kwargs):
+            args = list(args)
+            args[place] = one_later(args[place])
+            return function(*args, **kwargs)
+
+        return call
+
+    def whiten(values, mask, shift_mean=True):
+        return plain["whiten"](values, mask if shift_mean else one_later(mask), shift_mean)
+
+    class AsTRL(base):
+        @contextmanager
+        def longer_masks(self):
+            with ExitStack() as stack:
+                for module, name, place in (
+                    (trainer, "response_values", 3),
+                    (layouts, "token_values", 3),
+                    (losses, "token_rewards", 2),
+                    (losses, "compute_gae", 2),
+                    (losses, "explained_variance", 2),
+                ):
+                    new = longer(getattr(module, name), place)
+                    stack.enter_context(mock.patch.object(module, name, new))
+                stack.enter_context(mock.patch.object(losses, "whiten", whiten))
+                stack.enter_context(mock.patch.object(losses, "vf_loss", self.longer_vf_loss))
+                yield
+
+        def longer_vf_loss(self, values, old_values, returns, mask, clip):
+            """Its mean is over the longer mask's tokens of the minibatch."""
+            both = plain["vf_loss"](values, old_values, returns, one_later(mask), clip)
+            return tuple(x * self.share for x in both)
+
+        def make_rollout(self, *args):
+            with self.longer_masks():
+                return super().make_rollout(*args)
+
+        def update(self, *args):
+            with self.longer_masks():
+                return super().update(*args)
+
+        def train_minibatch(self, mb, adv):
+            self.share = mb.mask.sum().double() / one_later(mb.mask).sum()
+            return super().train_minibatch(mb, adv)
+
+    return AsTRL
 
 
 @contextmanager
@@ -318,7 +382,8 @@ def our_iteration(folder: Path, job: dict, responses):
     import torch
     from parity_precision import exact_norms
 
-    from rlhf_lab.ppo.rollout import pad_prompts
+    from rlhf_lab.ppo.rollout import Samples
+    from rlhf_lab.ppo.sampling import pad_prompts
     from rlhf_lab.ppo.trainer import PPOTrainer
 
     found: dict = {}
@@ -330,17 +395,18 @@ def our_iteration(folder: Path, job: dict, responses):
 
         def sample(self, rows, index, iteration):
             prompts = [row["input_ids"] for row in rows]
-            return *pad_prompts(prompts, self.tokenizer.pad_token_id), responses[index]
+            ids, mask = pad_prompts(prompts, self.tokenizer.pad_token_id)
+            return Samples(index, ids, mask, responses[index])
 
-        def update(self, rollout, iteration):
-            names = ("advantages", "returns", "logprobs", "ref_logprobs", "values", "scores")
-            found.update({n: getattr(rollout, n) for n in names}, rewards=self._last_rewards)
+        def update(self, rollout, advantages, iteration):
+            found.update({n: getattr(rollout, n) for n in ("logprobs", "ref_logprobs", "values")})
+            found.update(vars(advantages))
             orders = iter([torch.tensor(o) for o in job["orders"]])
             with mock.patch.object(torch, "randperm", lambda *a, **k: next(orders)):
-                return super().update(rollout, iteration)
+                return super().update(rollout, advantages, iteration)
 
-        def losses(self, *args):
-            loss, sums, ratio = super().losses(*args)
+        def compute_losses(self, mb, adv, tokens):
+            loss, sums, ratio = super().compute_losses(mb, adv, tokens)
             for name, value in (("pg_loss", sums[0]), ("vf_loss", sums[1]), ("loss", loss)):
                 steps[name].append(value.detach().double())
             return loss, sums, ratio

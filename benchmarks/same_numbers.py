@@ -137,7 +137,7 @@ def plans() -> dict[str, str]:
                     rows = f"refused: {error}"
                 found[f"{stage} {name} {sharding}"] = rows
     for case in cost_cases.small_cases()[::4][:XRAYS]:
-        seen = simulate_step(case.stage, case.config, **case.simulation)
+        seen = simulate_step(case.setup, case.config)
         found[f"x-ray of {case}"] = rows_of(seen.ledger)
     return found
 

@@ -18,6 +18,8 @@ _HOMES = {
     "load_data": "data.load",
     "Run": "runs.run",
     "Ledger": "runs.ledger",
+    "PPOTrainer": "ppo.trainer",
+    "PPOConfig": "ppo.config",
     "plan": "planning",
     "train": "training",
     "Plan": "planning",

@@ -16,7 +16,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
+
+__path__ = [str(Path(__file__).with_name("_moved"))]
+"""`rlhf_lab.stages` was a folder up to version 0.1: where `rlhf_lab.stages.ppo` is found."""
 
 
 @dataclass(frozen=True, kw_only=True)

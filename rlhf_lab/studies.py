@@ -75,32 +75,7 @@ def xray(plan: Any) -> XRay:
 def _simulate_step(e: Estimate, s: Setup) -> XRay:
     from .simulate.step import simulate_step
 
-    return simulate_step(
-        s.stage,
-        dict(e.config),
-        batch=s.batch,
-        prompt=s.prompt,
-        response=s.response,
-        dtype=s.dtype,
-        bf16=s.bf16 or s.fp16,
-        lora_r=s.lora_r,
-        lora_targets=s.lora_targets,
-        gradient_checkpointing=s.gradient_checkpointing,
-        optim=s.optim,
-        padded=s.padded,
-        attn_implementation="eager" if s.eager else "sdpa",
-        gradient_accumulation_steps=s.gradient_accumulation_steps,
-        num_mini_batches=s.num_mini_batches,
-        num_ppo_epochs=s.num_ppo_epochs,
-        local_rollout_forward_batch_size=s.local_rollout_forward_batch_size,
-        device="gpu" if s.gpu else "cpu",
-        layout=s.layout,
-        critic_lora_r=s.critic_lora_r,
-        critic_lora_targets=s.critic_lora_targets,
-        own_reward=s.reward is not None,
-        rule_reward=s.rule_reward,
-        **{f"{name}_config": dict(config) for name, config in e.roles.items()},
-    )
+    return simulate_step(s, e.config, e.roles)
 
 
 # ------------------------------------------------------------------------------------------- sweep

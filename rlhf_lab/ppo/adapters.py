@@ -5,10 +5,15 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from .logprobs import Model
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
 
 POLICY, VALUE, REWARD = "default", "value", "reward"
 """Names of the adapters; the policy's is peft's own name of a first one."""
@@ -17,7 +22,7 @@ SCORE_FILE = "score.json"
 its config."""
 
 
-def add_adapter(model: nn.Module, config, name: str = POLICY):
+def add_adapter(model: Model, config: PeftConfig | None, name: str = POLICY) -> PeftModel:
     """The model with one more adapter. → the PeftModel. Raises ValueError without a LoRA config."""
     from peft import LoraConfig, get_peft_model
 
@@ -33,7 +38,7 @@ def add_adapter(model: nn.Module, config, name: str = POLICY):
     return get_peft_model(model, config)
 
 
-def add_judge(base, folder: Any) -> tuple[Tensor, float]:
+def add_reward_adapter(base: Model, folder: str | Path | PeftConfig) -> tuple[Tensor, float]:
     """Add the reward adapter that lies in a folder. → weights of its head (1, h), score offset.
 
     A LoraConfig makes a new one, under a head of zeros: what it costs is the same. Raises
@@ -74,7 +79,7 @@ def add_judge(base, folder: Any) -> tuple[Tensor, float]:
     return head, float(json.loads(beside.read_text())["score_offset"]) if beside.is_file() else 0.0
 
 
-def copy_adapter(base, source: str, name: str) -> None:
+def copy_adapter(base: Model, source: str, name: str) -> None:
     """Add an adapter with the settings and weights of another one, to be trained."""
     config = copy.copy(base.peft_config[source])
     config.inference_mode = False
@@ -87,9 +92,9 @@ def copy_adapter(base, source: str, name: str) -> None:
 
 
 class Switch:
-    """Says which adapter of a base is on; those of policy and value stay trainable throughout."""
+    """Turns one adapter of a base on; those of policy and value stay trainable throughout."""
 
-    def __init__(self, base):
+    def __init__(self, base: Model):
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         self.layers = [m for m in base.modules() if isinstance(m, BaseTunerLayer)]

@@ -1,63 +1,58 @@
 """The bookkeeping of a trainer: averages over processes, callbacks, records, held-out prompts.
 
-Kept apart so that `ppo.py` reads as the algorithm.
+Kept apart so that `trainer.py` reads as the algorithm.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import TrainerControl, TrainerState
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from ..data.tokenize import prompt_text
 from ..metering.meter import NoMeter
-from ..ppo import checkpoint
-from .losses import kl_estimate
+from . import checkpoint, losses
+from .parts import Metrics, TrainingParts
 from .rewards import call_rewards
-from .rollout import Rollout
-from .texts import decode
+from .rollout import Advantages, Rollout
+from .texts import Row, decode
 from .token_record import token_record
 
 EVALUATION = -1
 """The iteration that held-out responses count as: their noise is the same every time."""
-FEW = 4
-"""Samples that are recorded of a rollout."""
-RECORDS = 100
-"""Iterations of a run, at the least where it has so many, whose samples are kept token by token."""
+SAMPLES = 4
+"""Responses that are recorded of a rollout, its first."""
+TOKEN_RECORDS = 100
+"""Iterations of a run, at the least where it has so many, whose samples are recorded token by
+token."""
 
 
-def prompt_of(row: dict):
+def prompt_of(row: Row) -> object:
     """Text, messages or ready-made ids."""
     return row["prompt"] if "prompt" in row else row["input_ids"]
 
 
-class Bookkeeping:
+class Bookkeeping(TrainingParts):
     """What `PPOTrainer` uses to average, to tell others, and to be there again after a crash."""
 
-    @property
-    def policy(self) -> nn.Module:
-        return self.roles.policy
-
-    @property
-    def reference(self) -> nn.Module:
-        return self.roles.reference
-
-    @property
-    def reward_model(self) -> nn.Module | None:
-        return self.roles.reward
-
-    @property
-    def value_model(self) -> nn.Module:
-        return self.roles.value
+    def _watch_roles(self) -> None:
+        """Tell the meter whose parameters are whose."""
+        self.meter.watch("reference", self.reference)
+        for reward_model in (self.reward_model, *self.rewards.further):
+            self.meter.watch("reward", reward_model)
+        self.meter.watch("policy", self.policy, self.optimizer)
+        self.meter.watch("value", self.value_model, self.optimizer)
 
     def _sum(self, x: Tensor) -> Tensor:
-        """Sum over processes."""
-        return self.accelerator.reduce(x, "sum")
+        """Sum over processes. (…) → (…)."""
+        total: Tensor = self.accelerator.reduce(x, "sum")
+        return total
 
     def _mean(self, x: Tensor) -> float:
         """Mean of a (b,) tensor over the rows of all processes."""
@@ -65,104 +60,131 @@ class Bookkeeping:
         total, rows = self._sum(torch.stack([x.sum(), count])).unbind()
         return float(total / rows)
 
-    def _token_mean(self, x: Tensor, mask: Tensor) -> float:
+    def _masked_mean(self, x: Tensor, mask: Tensor) -> float:
+        """Mean over the True positions of all processes. x, mask: (b, …)."""
         total, count = self._sum(torch.stack([(x * mask).sum(), mask.sum().to(x)])).unbind()
         return float(total / count.clamp(min=1))
 
-    def _rewards(self, scores: Tensor) -> dict[str, float]:
-        """What the sources of reward said before normalisation, clipping and penalties: in all,
-        and each for itself over the responses that it applies to."""
-        said = self.rewards.said.items()
-        return {"reward": float(scores.mean())} | {
-            f"rewards/{name}": self._token_mean(v.nan_to_num(0.0), ~v.isnan()) for name, v in said
+    def _score_means(self, scores_raw: Tensor) -> Metrics:
+        """Means of what the sources of reward gave before normalisation, clipping and penalties:
+        in all, and each for itself over the responses that it applies to. scores_raw: (b,)."""
+        return {"reward": float(scores_raw.mean())} | {
+            f"rewards/{name}": self._masked_mean(x.nan_to_num(0.0), ~x.isnan())
+            for name, x in self.rewards.by_source.items()
         }
 
-    def _watched(self, rows: list[dict], rollout: Rollout) -> tuple[dict[str, float], list[dict]]:
-        """Metrics that are only watched; and a few samples, for the record."""
+    def _rollout_metrics(self, r: Rollout, adv: Advantages, beta: float) -> Metrics:
+        """What is logged of a rollout: means over its responses; rule 19: k1, k2 and k3 estimate
+        KL(π‖π_ref); rule 20: masked, and averaged over what was really processed."""
+        k1 = losses.kl_estimate(r.logprobs, r.ref_logprobs, "k1")
+        k3 = losses.kl_estimate(r.logprobs, r.ref_logprobs, "k3")
+        kl_response = k1.sum(1)  # masked positions are 0 in both
+        means = {
+            "score": adv.scores,
+            "kl": kl_response,
+            "kl_k2": (0.5 * k1**2).sum(1),
+            "kl_k3": k3.sum(1),
+            "objective": adv.scores - beta * kl_response,
+            "sampled_entropy": -r.logprobs.sum(1),
+            "response_length": r.mask.sum(1).float(),
+            "stopped": r.stopped(self.stop_token_id).float(),
+        }
+        explained = losses.explained_variance(r.values, adv.returns, r.mask)
+        return {n: float(x.mean()) for n, x in means.items()} | {
+            "kl_per_token": float(losses.masked_mean(k1, r.mask)),
+            "explained_variance": float(explained),
+        }
+
+    def _watched(self, rows: Sequence[Row], r: Rollout) -> tuple[Metrics, list[Row]]:
+        """Metrics that are only watched; and the first samples, for the record."""
         if not self.metric_funcs and not self.on_sample:
             return {}, []
         with self.meter.phase("evaluation"):
-            functions = list(self.metric_funcs.values())
-            said = call_rewards(functions, self.tokenizer, rows, rollout.responses, rollout.mask)
-            values = dict(zip(self.metric_funcs, said, strict=True))
-            few = [
-                row | {n: float(v[i]) for n, v in values.items()}
-                for i, row in enumerate(self._few(rows, rollout))
+            values = self._watched_values(rows, r)
+            samples = [
+                sample | {n: float(v[i]) for n, v in values.items()}
+                for i, sample in enumerate(self._samples(rows, r))
             ]
-            return {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}, few
+            means = {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}
+            return means, samples
 
-    def _few(self, rows: list[dict], rollout: Rollout) -> list[dict]:
+    def _watched_values(self, rows: Sequence[Row], r: Rollout) -> dict[str, Tensor]:
+        """What `metric_funcs` give for each response. → (b,) each."""
+        functions = list(self.metric_funcs.values())
+        values = call_rewards(functions, self.tokenizer, rows, r.responses, r.mask)
+        return dict(zip(self.metric_funcs, values, strict=True))
+
+    def _samples(self, rows: Sequence[Row], r: Rollout) -> list[Row]:
         """The first samples as a run records them; none where nobody records."""
         if not self.on_sample or not self.accelerator.is_main_process:
             return []
-        texts = decode(self.tokenizer, rollout.responses[:FEW], rollout.mask[:FEW])
-        shown = zip(rows, texts, rollout.scores.tolist(), strict=False)
+        texts = decode(self.tokenizer, r.responses[:SAMPLES], r.mask[:SAMPLES])
+        recorded = zip(rows, texts, r.scores_raw.tolist(), strict=False)
         return [
             {"prompt": prompt_text(prompt_of(row)), "response": text, "reward": score}
-            for row, text, score in shown
+            for row, text, score in recorded
         ]
 
-    def _record(self, few: list[dict], whole: Rollout) -> None:
-        """Hand on the samples of a rollout that is judged; on some `RECORDS` iterations of the run
-        token by token."""
-        if not few:
+    def _record(self, samples: list[Row], r: Rollout, adv: Advantages) -> None:
+        """Hand on the samples of a rollout; on some `TOKEN_RECORDS` iterations of the run token by
+        token."""
+        if not samples or not self.on_sample:
             return
         step = self.state.global_step + 1
-        if (step - 1) % max(1, self.iterations // RECORDS) == 0:
+        if (step - 1) % max(1, self.iterations // TOKEN_RECORDS) == 0:
             with self.meter.phase("evaluation"):
-                few = self._by_token(few, whole, self._last_rewards[: len(few)])
-        self.on_sample(step, few)
+                samples = self._by_token(samples, r, adv)
+        self.on_sample(step, samples)
 
-    def _by_token(self, few: list[dict], rollout: Rollout, rewards: Tensor | None = None):
-        """The samples with what is known of their tokens."""
-        first = rollout.rows(torch.arange(len(few), device=rollout.ids.device))
-        tokens = token_record(self.tokenizer, first, rewards)
-        return [{**row, "tokens": t} for row, t in zip(few, tokens, strict=True)]
+    def _by_token(self, samples: list[Row], r: Rollout, adv: Advantages | None = None) -> list[Row]:
+        """The samples with the figures of their tokens (`token_record.py`)."""
+        first = torch.arange(len(samples), device=r.ids.device)
+        tokens = token_record(self.tokenizer, r.rows(first), adv and adv.rows(first))
+        return [{**row, "tokens": t} for row, t in zip(samples, tokens, strict=True)]
 
     def _stops(self) -> bool:
         """Whether training ends here: on all processes, where one of them wants it."""
-        asked = self.control.should_training_stop or (self.should_stop and self.should_stop())
-        return bool(self._sum(torch.tensor(float(bool(asked)), device=self.accelerator.device)))
+        stop = self.control.should_training_stop or (self.should_stop and self.should_stop())
+        return bool(self._sum(torch.tensor(float(bool(stop)), device=self.accelerator.device)))
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> Metrics:
         """Sample every prompt of `eval_dataset` once, always with the same noise, and log what the
         responses are worth: `eval_reward`, `eval_kl` (nats per response), …, means over prompts."""
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        mine = torch.arange(len(self.eval_dataset))[rank::ranks]
-        found, meter = defaultdict(list), self.meter
+        mine = torch.arange(len(self.eval_dataset or ()))[rank::ranks]
+        figures, meter = defaultdict[str, list[Tensor]](list), self.meter
         with meter.phase("evaluation"), self.accelerator.autocast():
             self.meter = NoMeter("ppo")
             try:
                 for index in mine.split(self.args.rollout_batch_size):
-                    for name, value in self._told(index).items():
-                        found[name].append(value)
+                    for name, value in self._evaluate_rows(index).items():
+                        figures[name].append(value)
             finally:
                 self.meter = meter
-        metrics = {f"eval_{n}": self._mean(torch.cat(v)) for n, v in found.items()}
+        metrics = {f"eval_{n}": self._mean(torch.cat(v)) for n, v in figures.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
-    def _told(self, index: Tensor) -> dict[str, Tensor]:
-        """What is known of one response to each of these held-out prompts. → (b,) each."""
+    def _evaluate_rows(self, index: Tensor) -> dict[str, Tensor]:
+        """Figures of one response to each of these held-out prompts. index: (b,) → (b,) each."""
+        assert self.eval_dataset is not None
         rows = [self.eval_dataset[int(i)] for i in index]
-        prompt_ids, prompt_mask, responses = self.sample(rows, index, EVALUATION)
-        r = self.score(prompt_ids, prompt_mask, responses, index, rows)
-        functions = list(self.metric_funcs.values())
-        said = call_rewards(functions, self.tokenizer, rows, r.responses, r.mask)
-        few = [] if int(index[0]) else self._few(rows, r)
-        if few:
-            held_out = [{**row, "when": "held-out"} for row in few]
+        r = self.score(self.sample(rows, index, EVALUATION), rows)
+        watched = self._watched_values(rows, r)
+        samples = [] if int(index[0]) else self._samples(rows, r)
+        if samples and self.on_sample:
+            held_out: list[Row] = [{**row, "when": "held-out"} for row in samples]
             self.on_sample(self.state.global_step, self._by_token(held_out, r))
         return {
-            "reward": r.scores,
-            "kl": kl_estimate(r.logprobs, r.ref_logprobs, "k1").sum(1),
+            "reward": r.scores_raw,
+            "kl": losses.kl_estimate(r.logprobs, r.ref_logprobs, "k1").sum(1),
             "response_length": r.mask.sum(1).float(),
-            "stopped": self._stopped(r.responses, r.mask).float(),
-            **{n: v.to(r.scores) for n, v in zip(self.metric_funcs, said, strict=True)},
+            "stopped": r.stopped(self.stop_token_id).float(),
+            **{n: v.to(r.scores_raw) for n, v in watched.items()},
         }
 
     def save_checkpoint(self) -> None:
@@ -176,21 +198,21 @@ class Bookkeeping:
         """Go to where the newest checkpoint was written (`checkpoint.restore`). → iterations."""
         return checkpoint.restore(self, folder)
 
-    def log(self, metrics: dict[str, float]) -> None:
+    def log(self, metrics: Metrics) -> None:
         """Hand one iteration's metrics to the run and to every callback, once."""
         self.state.log_history.append({"step": self.state.global_step, **metrics})
         if self.on_log and self.accelerator.is_main_process:
             self.on_log(self.state.global_step, metrics)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, metrics)
 
-    def _set_up_callbacks(self, callbacks) -> None:
+    def _set_up_callbacks(self, callbacks: Sequence[TrainerCallback] | None) -> None:
         """transformers' callbacks: report_to (TensorBoard, W&B, …) and the user's own."""
         main = self.accelerator.is_main_process
         self.state = TrainerState(is_local_process_zero=main, is_world_process_zero=main)
         self.control = TrainerControl()
-        chosen = [DefaultFlowCallback, *get_reporting_integration_callbacks(self.args.report_to)]
+        usual = [DefaultFlowCallback, *get_reporting_integration_callbacks(self.args.report_to)]
         self.callback_handler = CallbackHandler(
-            chosen + list(callbacks or ()),
+            usual + list(callbacks or ()),
             self.policy,
             self.tokenizer,
             self.optimizer,

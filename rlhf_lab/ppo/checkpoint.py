@@ -24,10 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 
+from .parts import TrainingParts
+
+Saved = dict[str, Any]
+"""Part of a checkpoint, as `torch.save` writes it."""
 WEIGHTS, REST, STATE = "trained.safetensors", "rest.pt", "trainer_state.json"
 
 
-def save(trainer) -> Path:
+def save(trainer: TrainingParts) -> Path:
     """Write a checkpoint of this iteration, and delete what is more than `save_total_limit`."""
     folder = Path(trainer.args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,15 +52,15 @@ def save(trainer) -> Path:
     draft.replace(final)
     _sync(folder)
     limit = trainer.args.save_total_limit
-    for old in found(folder)[limit:] if limit else ():
+    for old in newest_first(folder)[limit:] if limit else ():
         shutil.rmtree(old)
     return final
 
 
-def found(folder: str | Path) -> list[Path]:
+def newest_first(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
-    made = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
-    return sorted(made, key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    folders = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    return sorted(folders, key=lambda p: int(p.name.split("-")[1]), reverse=True)
 
 
 def discard(folder: str | Path, step: int) -> None:
@@ -64,35 +68,35 @@ def discard(folder: str | Path, step: int) -> None:
     shutil.rmtree(Path(folder) / f"checkpoint-{step}", ignore_errors=True)
 
 
-def restore(trainer, wanted: str | Path | None = None) -> int:
+def restore(trainer: TrainingParts, wanted: str | Path | None = None) -> int:
     """Take a trainer to where its newest whole checkpoint was written, or that of the folder
     `wanted`. → the number of iterations done, 0 where there is no checkpoint.
 
     One that cannot be read is passed over, with a line that says so. Raises ValueError for one of
     another model or layout, and for a `wanted` that cannot be read; the trainer is then unchanged.
     """
-    for path in [Path(wanted)] if wanted else found(trainer.args.output_dir):
+    for path in [Path(wanted)] if wanted else newest_first(trainer.args.output_dir):
         try:
             weights = load_file(path / WEIGHTS)
             rest = torch.load(path / REST, map_location="cpu", weights_only=True)
             state = TrainerState.load_from_json(str(path / STATE))
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
             line = (str(error).splitlines() or [""])[0]
-            said = f"{path} cannot be read ({type(error).__name__}: {line})"
+            problem = f"{path} cannot be read ({type(error).__name__}: {line})"
             if wanted:
-                raise ValueError(said) from None
-            print(f"ppo: {said}: going on from the one before", flush=True)
+                raise ValueError(problem) from None
+            print(f"ppo: {problem}: going on from the one before", flush=True)
             continue
-        _take(trainer, path, weights, rest, state)
+        _load(trainer, path, weights, rest, state)
         return state.global_step
     return 0
 
 
-def _trained(trainer) -> dict[str, torch.Tensor]:
+def _trained(trainer: TrainingParts) -> dict[str, torch.Tensor]:
     return {n: p for n, p in trainer.roles.trained.named_parameters() if p.requires_grad}
 
 
-def _rest(trainer) -> dict[str, Any]:
+def _rest(trainer: TrainingParts) -> Saved:
     scaler = trainer.accelerator.scaler
     return {
         "optimizer": trainer.optimizer.state_dict(),
@@ -106,7 +110,13 @@ def _rest(trainer) -> dict[str, Any]:
     }
 
 
-def _take(trainer, path: Path, weights: dict, rest: dict, state: TrainerState) -> None:
+def _load(
+    trainer: TrainingParts,
+    path: Path,
+    weights: dict[str, torch.Tensor],
+    rest: Saved,
+    state: TrainerState,
+) -> None:
     here = _trained(trainer)
     shapes = {n: t.shape for n, t in weights.items()}
     if shapes != {n: p.shape for n, p in here.items()}:
@@ -132,8 +142,8 @@ def _take(trainer, path: Path, weights: dict, rest: dict, state: TrainerState) -
     trainer.state = state
 
 
-def _random_state() -> dict[str, Any]:
-    """That of every library: ours needs none of them, a reward function may."""
+def _random_state() -> Saved:
+    """Of every library: ours needs none of them, a reward function may."""
     name, keys, *where = np.random.get_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
@@ -144,7 +154,7 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def _set_random_state(state: Saved) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

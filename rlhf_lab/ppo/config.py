@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass, field
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 LAYOUTS = ("four", "shared", "adapters")
 """What `layouts.py` can make of the roles."""
@@ -126,7 +127,26 @@ class PPOConfig(TrainingArguments):
             if wrong:
                 raise ValueError(line)
 
+    def iterations(self, prompts: int, episodes: int) -> int:
+        """How many there are for a data set of so many prompts, of so many episodes each."""
+        if self.max_steps > 0:
+            return self.max_steps
+        total = self.total_episodes or self.num_train_epochs * prompts
+        return max(1, -(-int(total) // episodes))
+
     @property
     def rollout_batch_size(self) -> int:
         """Responses of one process in one iteration."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+def check_arguments(
+    args: PPOConfig, tokenizer: PreTrainedTokenizerBase, train: Sized, evaluation: Sized | None
+) -> None:
+    """Raises ValueError, one line, for data and a tokenizer that PPO cannot train with."""
+    if len(train) == 0:
+        raise ValueError("train_dataset has no prompts")
+    if args.eval_strategy != "no" and not evaluation:
+        raise ValueError(f"eval_strategy={args.eval_strategy!r} needs an eval_dataset")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        raise ValueError("the tokenizer's pad token must exist and not be eos (rule 6)")

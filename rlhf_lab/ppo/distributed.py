@@ -11,12 +11,13 @@ from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor
 
 from .rollout import Rollout
 
 
-def gather_rollout(accelerator, mine: Rollout, pad_token_id: int) -> Rollout:
+def gather_rollout(accelerator: Accelerator, mine: Rollout, pad_token_id: int) -> Rollout:
     """The rollouts of all processes as one, those of the first process first.
 
     Prompts are padded to the longest of any process on the left, responses on the right.
@@ -34,17 +35,18 @@ def gather_rollout(accelerator, mine: Rollout, pad_token_id: int) -> Rollout:
         x = getattr(mine, name)
         if x.dim() == 2:
             x = F.pad(x, (sides.get(name, 0), right), value=fill.get(name, 0))
-        whole[name] = _gathered(accelerator, x)
+        whole[name] = _gather(accelerator, x)
     return Rollout(**whole)
 
 
-def _gathered(accelerator, x: Tensor) -> Tensor:
-    """Rows of all processes. Not every backend knows bool."""
+def _gather(accelerator: Accelerator, x: Tensor) -> Tensor:
+    """Rows of all processes. Not every backend knows bool. (b, …) → (processes · b, …)."""
     if x.dtype == torch.bool:
-        return accelerator.gather(x.to(torch.uint8)).bool()
-    return accelerator.gather(x.contiguous())
+        return _gather(accelerator, x.to(torch.uint8)).bool()
+    whole: Tensor = accelerator.gather(x.contiguous())
+    return whole
 
 
-def shard_rows(accelerator, rows: Tensor) -> Tensor:
-    """Of the rows of a minibatch those that this process works on: every n-th."""
+def shard_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
+    """Of the rows of a minibatch those that this process works on: every n-th. (b,) → (b / n,)."""
     return rows[accelerator.process_index :: accelerator.num_processes]

@@ -1,4 +1,4 @@
-"""When PPO breaks: seen before it is learned from, and said in one line with the likely causes."""
+"""When PPO breaks: seen before it is learned from, and told in one line with the likely causes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..ppo import checkpoint
+from . import checkpoint
+from .parts import TrainingParts
 
 LARGE = 10
 """A mean score beyond this may be why: rewards of about 1 are what the settings are made for."""
@@ -17,14 +18,14 @@ class Diverged(ValueError):
     The step that showed it was not made."""
 
 
-def check_loss(trainer, figures: Mapping[str, float]) -> None:
+def check_loss(trainer: TrainingParts, figures: Mapping[str, float]) -> None:
     """Before an optimizer step: raises `Diverged` where a figure of the loss is not finite."""
     wrong = [f"{name}={value}" for name, value in figures.items() if not math.isfinite(value)]
     if wrong:
         raise Diverged(_line(trainer, f"{', '.join(wrong)} in the update"))
 
 
-def check_kl(trainer, metrics: Mapping[str, float]) -> None:
+def check_kl(trainer: TrainingParts, metrics: Mapping[str, float]) -> None:
     """After a rollout: raises `Diverged` where KL(policy‖reference) per token is above
     `max_kl_per_token` or is no number.
 
@@ -46,7 +47,7 @@ def check_kl(trainer, metrics: Mapping[str, float]) -> None:
     )
 
 
-def _line(trainer, what: str, metrics: Mapping[str, float] | None = None) -> str:
+def _line(trainer: TrainingParts, problem: str, metrics: Mapping[str, float] | None = None) -> str:
     args, state = trainer.args, trainer.state
     last = dict(metrics or (state.log_history[-1] if state.log_history else {}))
     causes = [
@@ -61,9 +62,9 @@ def _line(trainer, what: str, metrics: Mapping[str, float] | None = None) -> str
         causes.append("gradients are not clipped (max_grad_norm)")
     if trainer.accelerator.mixed_precision == "fp16":
         causes.append("fp16 overflows (bf16 does not)")
-    made = checkpoint.found(args.output_dir) if args.save_strategy != "no" else []
-    kept = f"the last good checkpoint is {Path(made[0])}" if made else "there is no checkpoint"
+    saved = checkpoint.newest_first(args.output_dir) if args.save_strategy != "no" else []
+    good = f"the last good checkpoint is {Path(saved[0])}" if saved else "there is no checkpoint"
     return (
-        f"PPO diverged in iteration {state.global_step + 1}: {what}; likely causes: "
-        f"{', '.join(causes)}; {kept}"
+        f"PPO diverged in iteration {state.global_step + 1}: {problem}; likely causes: "
+        f"{', '.join(causes)}; {good}"
     )

@@ -8,7 +8,7 @@
               a score head), the reference is the base with its adapters off
 
 Whatever the layout, `Roles` has four things to pass tokens through and one module, `trained`, that
-accelerate wraps: the pass of the update phase. A role without a model of its own is a `View`.
+accelerate wraps: the pass of the update phase. A role without a model of its own is a `RoleView`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .adapters import POLICY, REWARD, VALUE, Switch, add_adapter, add_judge, copy_adapter
+from .adapters import POLICY, REWARD, VALUE, Switch, add_adapter, add_reward_adapter, copy_adapter
+from .logprobs import Model
 from .rollout import (
     response_hidden_states,
     scatter_masked,
@@ -32,21 +33,35 @@ from .rollout import (
     trunk_of,
 )
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+Updated = tuple[Tensor, Tensor, Tensor]
+"""Of a pass of the update: log π, entropy, V, (b, t) each, 0 where masked."""
+
 
 @dataclass
 class Roles:
     """The four roles of PPO, and the module whose parameters are trained."""
 
-    policy: Any
-    reference: Any
-    value: Any
-    reward: Any
+    policy: Model
+    reference: Model
+    value: Model
+    reward: Model | None
     """None where only functions give rewards"""
     trained: nn.Module
 
 
-def make_roles(layout: str, policy, reference, value, reward, peft_config=None) -> Roles:
-    """The roles of a layout from the models that it needs; eval mode everywhere: no dropout (4).
+def make_roles(
+    layout: str,
+    policy: Model,
+    reference: Model | None,
+    value: Model | None,
+    reward: Model | str | Path | PeftConfig | None,
+    peft_config: PeftConfig | None = None,
+) -> Roles:
+    """The roles of a layout from the models that it needs; rule 4: no dropout in any of them, so
+    all are in eval mode.
 
     `reward`: a reward model, with adapters also the folder of a LoRA adapter, or a LoraConfig for a
     new one; `peft_config`: LoRA for the policy. Raises ValueError for models that the layout has no
@@ -86,22 +101,35 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy, self.value = policy, value
 
-    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, said: Tensor, temperature):
-        """→ log π (b, t), entropy (b, t), V (b, t), 0 where `said` is False: the pass of the update
-        phase."""
-        hidden = response_hidden_states(self.policy, ids, attention, said)
-        logprobs, entropy = trained_logprobs(self.policy, hidden, responses, said, temperature)
-        return logprobs, entropy, token_values(self.value, ids, attention, said)
+    def forward(
+        self, ids: Tensor, attention: Tensor, responses: Tensor, mask: Tensor, temperature: float
+    ) -> Updated:
+        """The pass of the update phase. ids, attention: (b, s); responses, mask: (b, t)."""
+        return _two_passes(self.policy, self.value, ids, attention, responses, mask, temperature)
+
+
+def _two_passes(
+    policy: Model,
+    value: Model,
+    ids: Tensor,
+    attention: Tensor,
+    responses: Tensor,
+    mask: Tensor,
+    temperature: float,
+) -> Updated:
+    hidden = response_hidden_states(policy, ids, attention, mask)
+    logprobs, entropy = trained_logprobs(policy, hidden, responses, mask, temperature)
+    return logprobs, entropy, token_values(value, ids, attention, mask)
 
 
 # --------------------------------------------------------------------------------- shared weights
 
 
-class View(nn.Module):
-    """A role that lives in a model of others: used as the model that it stands for.
+class RoleView(nn.Module):
+    """A role whose weights lie in a model that other roles use too; called as a model of its own.
 
-    `turn` prepares the shared model for this role before each pass; `mine` says of a parameter's
-    name whether it is this role's; `score` is the role's own head.
+    `turn` prepares the shared model for this role before each pass; `mine` tells by its name
+    whether a parameter is this role's; `score` is the role's own head.
     """
 
     base_model_prefix = "trunk"
@@ -178,7 +206,8 @@ class _Trunk(nn.Module):
 
 
 def zero_head(model: nn.Module) -> nn.Linear:
-    """A score head that says 0 of everything (rule 15), in the type of the model's own head."""
+    """Rule 15: the value model starts as the reward model, or with a head of zeros: that head, in
+    the type of the model's own. (…, h) → (…, 1)."""
     like = model.get_output_embeddings().weight
     head = nn.Linear(_width(model), 1, bias=False, dtype=like.dtype, device=like.device)
     nn.init.zeros_(head.weight)
@@ -196,49 +225,57 @@ class SharedTrunk(nn.Module):
     def __init__(self, policy: nn.Module):
         super().__init__()
         self.policy, self.score = policy, zero_head(policy)
-        self.view = View(policy, lambda: None, lambda name: False, self.score)
+        self.view = RoleView(policy, lambda: None, lambda name: False, self.score)
 
-    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, said: Tensor, temperature):
+    def forward(
+        self, ids: Tensor, attention: Tensor, responses: Tensor, mask: Tensor, temperature: float
+    ) -> Updated:
         """As `ActorCritic.forward`."""
-        hidden = response_hidden_states(self.policy, ids, attention, said)
-        logprobs, entropy = trained_logprobs(self.policy, hidden, responses, said, temperature)
-        return logprobs, entropy, scatter_masked(score_head(self.view, hidden), said)
+        hidden = response_hidden_states(self.policy, ids, attention, mask)
+        logprobs, entropy = trained_logprobs(self.policy, hidden, responses, mask, temperature)
+        return logprobs, entropy, scatter_masked(score_head(self.view, hidden), mask)
 
 
 class OneBase(nn.Module):
     """A base with the adapters of policy, value and reward, and the heads of the latter two."""
 
-    def __init__(self, base: nn.Module, score: nn.Linear, offset: float, judges: bool):
+    def __init__(self, base: nn.Module, score: nn.Linear, offset: float, reward_adapter: bool):
         super().__init__()
         self.base, self.score = base, score
         switch = Switch(base)
 
-        def view(adapter: str | None, mine: Callable[[str], bool], head=None) -> View:
-            return View(base, lambda: switch.to(adapter), mine, head, offset if head else 0.0)
+        def view(
+            adapter: str | None, mine: Callable[[str], bool], head: nn.Module | None = None
+        ) -> RoleView:
+            return RoleView(base, lambda: switch.to(adapter), mine, head, offset if head else 0.0)
 
         theirs = (f".{VALUE}.", f".{REWARD}.")
         self.policy = view(POLICY, lambda name: not any(x in name for x in theirs))
         self.reference = view(None, lambda name: False)
         self.value = view(VALUE, lambda name: theirs[0] in name, score)
         self.reward = None
-        if judges:
+        if reward_adapter:
             self.reward_score = copy.deepcopy(score).requires_grad_(False)
             self.reward = view(REWARD, lambda name: theirs[1] in name, self.reward_score)
         switch.to(POLICY)
 
-    def forward(self, ids: Tensor, attention: Tensor, responses: Tensor, said: Tensor, temperature):
+    def forward(
+        self, ids: Tensor, attention: Tensor, responses: Tensor, mask: Tensor, temperature: float
+    ) -> Updated:
         """As `ActorCritic.forward`: two passes through the base, each with its adapter."""
-        return ActorCritic.forward(self, ids, attention, responses, said, temperature)
+        return _two_passes(self.policy, self.value, ids, attention, responses, mask, temperature)
 
 
-def one_base(policy, peft_config, reward) -> Roles:
+def one_base(
+    policy: Model, peft_config: PeftConfig | None, reward: Model | str | Path | PeftConfig | None
+) -> Roles:
     """Adapters on one base. The value adapter and its head start as the reward's where that is an
     adapter too (rule 15); else as nothing on the base and a head of zeros."""
     base = add_adapter(policy, peft_config)
     score, offset = zero_head(base), 0.0
-    judges = reward is not None and not isinstance(reward, nn.Module)
-    if judges:
-        weights, offset = add_judge(base, reward)
+    adapter = reward is not None and not isinstance(reward, nn.Module)
+    if adapter:
+        weights, offset = add_reward_adapter(base, reward)
         copy_adapter(base, REWARD, VALUE)
         with torch.no_grad():
             score.weight.copy_(weights)
@@ -246,7 +283,7 @@ def one_base(policy, peft_config, reward) -> Roles:
         add_adapter(base, base.peft_config[POLICY], VALUE)
         if reward is not None:
             reward.eval().requires_grad_(False)
-    trained = OneBase(base, score, offset, judges).eval()
+    trained = OneBase(base, score, offset, adapter).eval()
     return Roles(
         trained.policy, trained.reference, trained.value, trained.reward or reward, trained
     )

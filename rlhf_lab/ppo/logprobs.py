@@ -6,10 +6,17 @@ backward pass. Written with torch's own functions five tensors of that size woul
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from .losses import to_fp32, token_logprobs
+
+Model = Any
+"""A language, reward or value model: of transformers, of peft, or a `layouts.RoleView` of one."""
 
 BLOCK = 2**20
 """Logits that are worked on at a time: 4 MiB, so that a CPU's cache holds them."""
@@ -17,14 +24,15 @@ PIECE = 2**25
 """Logits that a scoring pass makes at a time: 128 MiB, and products still large enough."""
 
 
-def language_head(model, hidden: Tensor) -> Tensor:
+def language_head(model: Model, hidden: Tensor) -> Tensor:
     """Logits of hidden states, as transformers' own forward pass makes them. (…, h) → (…, vocab).
 
     What families put between the last product and the logits: Cohere multiplies, Granite divides,
     Gemma caps them.
     """
     model = model.get_base_model() if hasattr(model, "peft_config") else model
-    logits, config = model.get_output_embeddings()(hidden), model.config.get_text_config()
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    config = model.config.get_text_config()
     if scale := getattr(config, "logit_scale", None):
         logits = logits * scale
     if scale := getattr(config, "logits_scaling", None):
@@ -34,59 +42,72 @@ def language_head(model, hidden: Tensor) -> Tensor:
     return logits
 
 
-def scored_logprobs(model, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+def scored_logprobs(model: Model, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """log π of each token where no gradient is wanted, without ever holding all logits.
 
     hidden: (n, h), tokens: (n,) → (n,), fp32.
     """
     rows = max(1, PIECE // model.config.get_text_config().vocab_size)
 
-    def piece(hidden, tokens):
+    def piece(hidden: Tensor, tokens: Tensor) -> Tensor:
         blocks = _blocks(language_head(model, hidden), tokens)
-        return torch.cat([token_logprobs(z, chosen, temperature) for z, chosen in blocks])
+        return torch.cat([token_logprobs(z, token, temperature) for z, token in blocks])
 
     pieces = zip(hidden.split(rows), tokens.split(rows), strict=True)
     return torch.cat([piece(*part) for part in pieces])
 
 
-def logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: float):
+def logprobs_and_entropy(
+    logits: Tensor, tokens: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """log π of each token and the entropy of its distribution. (n, vocab), (n,) → (n,), (n,), fp32.
 
     Only log π has a gradient. The backward pass turns `logits` into their gradient in place, so
     nothing else may use them.
     """
-    return _LogProbs.apply(logits, tokens, temperature)
+    logprobs, entropy = _LogProbs.apply(logits, tokens, temperature)
+    return logprobs, entropy
+
+
+class _Context(FunctionCtx):
+    """What the backward pass of `_LogProbs` needs."""
+
+    temperature: float
+    saved_tensors: tuple[Tensor, ...]
 
 
 class _LogProbs(torch.autograd.Function):
     """log softmax(z/T)[token], whose gradient in z is (onehot(token) − π)/T, block by block."""
 
     @staticmethod
-    def forward(ctx, logits, tokens, temperature):
-        found = []
-        for z, chosen in _blocks(logits, tokens):
+    def forward(
+        ctx: _Context, logits: Tensor, tokens: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        blocks = []
+        for z, token in _blocks(logits, tokens):
             z = to_fp32(z) / temperature
             logp = torch.log_softmax(z, -1)
-            at = chosen.unsqueeze(-1)
-            said, z = (x.gather(-1, at).squeeze(-1) for x in (logp, z))
-            found.append((said, -logp.exp().mul_(logp).sum(-1), z - said))
-        logp, spread, norm = (torch.cat(x) for x in zip(*found, strict=True))  # norm: log Σ e^z
+            at = token.unsqueeze(-1)
+            logprob, z = (x.gather(-1, at).squeeze(-1) for x in (logp, z))
+            blocks.append((logprob, -logp.exp().mul_(logp).sum(-1), z - logprob))
+        logprobs, entropy, norm = (torch.cat(x) for x in zip(*blocks, strict=True))
         ctx.temperature = temperature
-        ctx.save_for_backward(logits, tokens, norm)
-        ctx.mark_non_differentiable(spread)
-        return logp, spread
+        ctx.save_for_backward(logits, tokens, norm)  # norm: log Σ e^z
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
 
     @staticmethod
-    def backward(ctx, grad, _):
+    def backward(ctx: _Context, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         logits, tokens, norm = ctx.saved_tensors
         grad = grad / ctx.temperature
-        for z, chosen, n, g in _blocks(logits, tokens, norm, grad):
+        for z, token, n, g in _blocks(logits, tokens, norm, grad):
             g = g.unsqueeze(-1)
             pi = (to_fp32(z) / ctx.temperature).sub_(n.unsqueeze(-1)).exp_()
-            z.copy_(pi.mul_(-g).scatter_add_(-1, chosen.unsqueeze(-1), g))
+            z.copy_(pi.mul_(-g).scatter_add_(-1, token.unsqueeze(-1), g))
         return logits, None, None
 
 
-def _blocks(logits: Tensor, *others: Tensor):
+def _blocks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rows of tensors, `BLOCK` logits at a time. (n, vocab), (n,) …"""
     rows = max(1, BLOCK // logits.shape[-1])
     return zip(*(x.split(rows) for x in (logits, *others)), strict=True)

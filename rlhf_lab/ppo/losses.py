@@ -1,11 +1,13 @@
-"""The maths of RLHF as pure functions of tensors: what `ppo.py` does, in the order it does it.
+"""The maths of RLHF as pure functions of tensors, in the order in which `trainer.py` uses it.
 
 Notation: b = responses, t = response positions, n = real (unmasked) positions. A `mask` is True
 where a position is real. N+ = Huang et al., "The N+ Implementation Details of RLHF with PPO"
-(arXiv 2403.17031).
+(arXiv 2403.17031); where it or CleanRL has a name for a quantity, that name is used here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +17,17 @@ from torch import Tensor
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the True positions of `mask` (same shape as `values`); 0 when there are none."""
+    """Mean over the True positions of a mask; 0 when there are none. values, mask: (b, t) → ()."""
     mask = mask.to(values.dtype)
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Scale the real positions to variance 1 and, with `shift_mean`, to mean 0 (rule 13).
+    """Scale the real positions to variance 1 and, with `shift_mean`, to mean 0 (rule 13: over the
+    whole batch).
 
-    values, mask: (b, t). The variance is the unbiased one.
-    Masked positions come out as 0. Raises ValueError with fewer than two real positions.
+    values, mask: (b, t) → (b, t), 0 where masked. The variance is the unbiased one. Raises
+    ValueError with fewer than two real positions.
     """
     m = mask.to(values.dtype)
     count = m.sum()
@@ -40,14 +43,14 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 def to_fp32(x: Tensor) -> Tensor:
-    """fp32 at least: what is rounded to 16 bits is not added up in 16 bits."""
+    """fp32 at least: what is rounded to 16 bits is not added up in 16 bits. (…) → (…)."""
     return x.float() if x.element_size() < 4 else x
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """log π(token) of each token. logits: (…, vocab), tokens: (…) → (…), fp32.
 
-    The logits are divided by the sampling temperature first (rule 2).
+    Rule 2: the logits are divided by the sampling temperature first.
     """
     logp = F.log_softmax(to_fp32(logits) / temperature, dim=-1)
     return logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
@@ -60,7 +63,7 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k1") -> Tensor:
-    """Per-token estimate of KL(π‖π_ref) from samples of π, in nats (rule 19).
+    """Rule 19: estimate KL(π‖π_ref) of each token from samples of π, in nats. All (b, t).
 
     k1 = log π − log π_ref is unbiased; k2 = k1²/2 is biased with low variance;
     k3 = e^(−k1) − 1 + k1 is unbiased and never negative (Schulman, "Approximating KL
@@ -89,13 +92,21 @@ def first_stop(tokens: Tensor, stop_token_id: int | None) -> Tensor:
 
 
 def response_mask(tokens: Tensor, stop_token_id: int | None) -> Tensor:
-    """True up to and including the first stop token (rule 7). (b, t) → (b, t)."""
+    """Rule 7: a response ends after its first stop token: True up to and with it.
+
+    tokens: (b, t) → (b, t)."""
     positions = torch.arange(tokens.shape[1], device=tokens.device)
     return positions <= first_stop(tokens, stop_token_id).unsqueeze(1)
 
 
-def missing_stop_score(scores: Tensor, stopped: Tensor, penalty: float | None) -> Tensor:
-    """Subtract `penalty` from responses without a stop token (rule 8; N+ detail 23). (b,)."""
+def missing_stop_score(
+    scores: Tensor, stopped: Tensor, penalty: float | None, fixed: float | None = None
+) -> Tensor:
+    """Rule 8: a response that never stops loses a penalty (N+ detail 23), or gets a fixed score.
+
+    scores, stopped: (b,) → (b,)."""
+    if fixed is not None:
+        return torch.where(stopped, scores, fixed)
     return scores if penalty is None else scores - penalty * (~stopped).to(scores.dtype)
 
 
@@ -114,38 +125,44 @@ def normalised_scores(
     scores: Tensor, mean: float | None, std: float | None, clip: float | None
 ) -> Tensor:
     """(score − mean) / std where the constants are known, then clipped to ±clip. (b,) → (b,)."""
-    if mean is not None:
+    if mean is not None and std is not None:
         scores = (scores - mean) / std
     return scores if clip is None else scores.clamp(-clip, clip)
 
 
-def token_rewards(kl: Tensor, scores: Tensor, mask: Tensor, beta: float, late: bool = False):
-    """−β·KL on every real token, plus the score on the last one (rules 9 and 11).
+def token_rewards(kl: Tensor, scores: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """Rule 11: −β·KL on every real token; rule 9: the score lands on the last of them.
 
     kl, mask: (b, t); scores: (b,) → (b, t). The last real token is the stop token when there is
-    one. A response without real tokens keeps its score on position 0. `late` puts the score one
-    position later where padding exists, as TRL and N+ do: only the parity test uses it.
+    one. A response without real tokens keeps its score on position 0.
     """
     m = mask.to(kl.dtype)
-    last = mask.sum(1) - 1 + int(late)
-    last = last.clamp(min=0, max=kl.shape[1] - 1)
+    last = (mask.sum(1) - 1).clamp(min=0, max=kl.shape[1] - 1)
     rewards = -beta * kl * m
     return rewards.scatter_add(1, last.unsqueeze(1), scores.to(kl.dtype).unsqueeze(1))
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95):
-    """Generalised advantage estimation over the response (rule 12; Schulman et al. 1506.02438).
+def compute_gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    positions: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 1506.02438; rule 12: over response tokens
+    only, and returns are made before whitening).
 
     rewards, values, mask: (b, t) → advantages, returns: (b, t). Backwards from the end:
     δ_t = r_t + γ·V_{t+1} − V_t and A_t = δ_t + γλ·A_{t+1}; beyond the last real token V and A
-    are 0. returns = A + V, taken before any whitening.
+    are 0. returns = A + V. `positions`: which of the t are worked on; None is all of them.
     """
     m = mask.to(values.dtype)
     values, rewards = values * m, rewards * m
     advantages = torch.zeros_like(values)
     running = torch.zeros_like(values[:, 0])
     following = torch.zeros_like(running)
-    for t in reversed(range(values.shape[1])):
+    for t in reversed(range(values.shape[1]) if positions is None else positions):
         delta = rewards[:, t] + gamma * following - values[:, t]
         running = (delta + gamma * lam * running) * m[:, t]
         advantages[:, t] = running
@@ -156,11 +173,18 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 # ------------------------------------------------------------------------------------------ losses
 
 
-def ppo_loss(logprobs, old_logprobs, advantages, mask, clip: float = 0.2, weight=None):
-    """Clipped policy loss per token (rule 14; Schulman et al. 1707.06347, eq. 7). All (b, t).
+def pg_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float = 0.2,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rule 14: the clipped policy-gradient loss of each token (Schulman et al. 1707.06347, eq. 7).
 
-    Returns (loss, clipped), both (b, t) and 0 where masked: the trainer takes the token mean over
-    the whole minibatch. `weight` multiplies each token's loss (importance weights, rule 21).
+    All (b, t) → loss, clipped: (b, t), 0 where masked. The trainer takes the token mean over the
+    whole minibatch. `weight` multiplies each token's loss (`importance_weight`).
     """
     m = mask.to(logprobs.dtype)
     ratio = torch.exp((logprobs - old_logprobs) * m)
@@ -172,10 +196,12 @@ def ppo_loss(logprobs, old_logprobs, advantages, mask, clip: float = 0.2, weight
     return loss, (clipped > unclipped).to(logprobs.dtype) * m
 
 
-def value_loss(values, old_values, returns, mask, clip: float = 0.2):
-    """½·max((V−R)², (clip(V, V_old ± clip)−R)²) per token (rule 14). All (b, t).
+def vf_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2
+) -> tuple[Tensor, Tensor]:
+    """Rule 14: the clipped value loss of each token, ½·max((V−R)², (clip(V, V_old ± clip)−R)²).
 
-    Returns (loss, clipped), both (b, t) and 0 where masked.
+    All (b, t) → loss, clipped: (b, t), 0 where masked.
     """
     m = mask.to(values.dtype)
     near = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
@@ -186,22 +212,28 @@ def value_loss(values, old_values, returns, mask, clip: float = 0.2):
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 − Var(returns − values)/Var(returns) over real positions; 1 is a perfect critic.
 
-    NaN with fewer than two real positions.
+    values, returns, mask: (b, t) → (). NaN with fewer than two real positions.
     """
     r, error = returns[mask].double(), (returns - values)[mask].double()
     if r.numel() < 2:
         return torch.tensor(float("nan"))
-    spread = ((r - r.mean()) ** 2).sum()
-    return 1 - ((error - error.mean()) ** 2).sum() / spread.clamp(min=1e-12)
+    total = ((r - r.mean()) ** 2).sum()
+    return 1 - ((error - error.mean()) ** 2).sum() / total.clamp(min=1e-12)
 
 
 def importance_weight(train_logprobs: Tensor, rollout_logprobs: Tensor, cap: float = 2.0) -> Tensor:
-    """min(π_train/π_rollout, cap) per token: corrects a rollout engine that differs (rule 21)."""
+    """min(π_train/π_rollout, cap) of each token: corrects for a rollout engine that differs.
+
+    All (b, t). Rule 21, for a later engine: no trainer of today samples with another one.
+    """
     return torch.exp(train_logprobs - rollout_logprobs).clamp(max=cap).detach()
 
 
 def adapt_kl_coef(beta: float, kl: float, target: float, horizon: int, episodes: int) -> float:
-    """β·(1 + clip(KL/target − 1, ±0.2)·episodes/horizon) (rule 18; Ziegler et al. 1909.08593)."""
+    """Rule 18: β adapts to a target KL (Ziegler et al. 1909.08593).
+
+    β·(1 + clip(KL/target − 1, ±0.2)·episodes/horizon); KL and target in nats per response.
+    """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return beta * (1 + error * episodes / horizon)
 
@@ -210,13 +242,15 @@ def adapt_kl_coef(beta: float, kl: float, target: float, horizon: int, episodes:
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
-    """−log σ(r_chosen − r_rejected − margin), mean over pairs. chosen, rejected: (b,)."""
+    """−log σ(r_chosen − r_rejected − margin), mean over pairs. chosen, rejected: (b,) → ()."""
     return -F.logsigmoid(chosen - rejected - margin).mean()
 
 
-def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta: float = 0.1) -> Tensor:
+def dpo_loss(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float = 0.1
+) -> Tensor:
     """Sigmoid DPO loss, mean over pairs (Rafailov et al. 2305.18290, eq. 7).
 
-    Each argument: (b,) summed log-probabilities of a whole response.
+    Each argument: (b,) summed log-probabilities of a whole response → ().
     """
     return -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,26 @@ from torch import Tensor, nn
 from ..data.tokenize import encode_prompt, encode_response
 from ..metering.meter import Meter, NoMeter
 from ..models.tokenizer import same_vocabulary
-from ..ppo import rollout
+from .executor import Executor
+from .logprobs import Model
 from .losses import normalised_scores, score_constants
-from .rollout import pad_prompts, sequence_scores
-from .texts import call_reward, name_of
+from .rollout import sequence_scores, shape_of
+from .sampling import pad_prompts
+from .texts import Numbers, Row, Tokenizer, call_reward, name_of
+
+RewardFunction = Callable[..., Numbers]
+"""Called as GRPOTrainer calls one: prompts, completions, completion_ids and the other columns."""
 
 
 def call_rewards(
-    functions: Sequence[Callable], tokenizer, rows: list[dict], responses: Tensor, mask: Tensor
+    functions: Sequence[RewardFunction],
+    tokenizer: Tokenizer,
+    rows: Sequence[Row],
+    responses: Tensor,
+    mask: Tensor,
 ) -> list[Tensor]:
-    """What each function says of the responses, decoded once for all of them. → (b,) each."""
+    """What each function gives for the responses, decoded once for all of them. responses, mask:
+    (b, t) → (b,) each."""
     if not functions:
         return []
     ids = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
@@ -41,9 +51,9 @@ class Source:
     """One reward model or function; `tokenizer` of a model that does not read the policy's ids."""
 
     name: str
-    function: Any
+    function: Model
     is_model: bool
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
 
 
 class Rewards:
@@ -58,21 +68,23 @@ class Rewards:
 
     def __init__(
         self,
-        model,
-        functions: Callable | Sequence[Callable] | None,
-        tokenizer,
-        args=None,
-        processing_class=None,
+        model: Model | None,
+        functions: RewardFunction | Sequence[RewardFunction] | None,
+        tokenizer: Tokenizer,
+        args: object = None,
+        processing_class: object = None,
         stop_token_id: int | None = None,
-        device=None,
+        device: torch.device | None = None,
+        executor: Executor | None = None,
     ):
         self.tokenizer, self.stop_token_id = tokenizer, stop_token_id
+        self.executor = executor or Executor()
         self.normalise_scores = getattr(args, "normalize_scores", False)
         self.score_clip = getattr(args, "score_clip", None)
         weights = getattr(args, "reward_weights", None)
         self.mean: float | None = None
         self.std: float | None = None
-        self.said: dict[str, Tensor] = {}  # of the last call, (b,) each; NaN: does not apply
+        self.by_source: dict[str, Tensor] = {}  # of the last call, (b,) each; NaN: does not apply
         functions = [functions] if callable(functions) else list(functions or ())
         if model is None and not functions:
             raise ValueError("PPO needs a reward_model or reward_funcs")
@@ -95,40 +107,41 @@ class Rewards:
         attention: Tensor,
         responses: Tensor,
         mask: Tensor,
-        rows: list[dict],
+        rows: Sequence[Row],
         chunk: int,
         meter: Meter | None = None,
     ) -> Tensor:
-        """The weighted sum of what the sources say of each response, `chunk` rows at a time
-        through a model. ids, attention: (b, s); responses, mask: (b, t) → (b,) fp32.
+        """The weighted sum of the sources' scores of each response, `chunk` rows at a time through
+        a model. ids, attention: (b, s); responses, mask: (b, t) → (b,) fp32.
 
-        A source that says None of a response adds nothing to it.
+        A source that gives None for a response adds nothing to it.
         """
         answers: list[list[int]] = []
         if self.reads_texts:
             answers = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
         ends = [self.stop_token_id in a for a in answers]
-        return self.ask(ids, attention, answers, ends, rows, chunk, meter).nan_to_num(0.0)
+        scores = self.score_answers(ids, attention, answers, ends, rows, chunk, meter)
+        return scores.nan_to_num(0.0)
 
     @property
     def reads_texts(self) -> bool:
         """Whether a source needs the responses as text."""
         return any(not s.is_model or s.tokenizer is not None for s in self.sources)
 
-    def ask(
+    def score_answers(
         self,
         ids: Tensor,
         attention: Tensor,
         answers: list[list[int]],
         ends: Sequence[bool],
-        rows: list[dict],
+        rows: Sequence[Row],
         chunk: int,
         meter: Meter | None = None,
     ) -> Tensor:
         """The same where the tokens of the responses are known (`answers`) and whether each of
-        them had stopped (`ends`). → (b,) fp32, NaN where no source says anything."""
+        them had stopped (`ends`). → (b,) fp32, NaN where no source applies."""
         meter = meter or NoMeter("ppo")
-        said: dict[str, Tensor] = {}
+        scores: dict[str, Tensor] = {}
         read = {s.name: (ids, attention) for s in self.sources if s.is_model}
         # No role of its own: functions, and the work of reading text anew.
         with meter.phase("score") if self.reads_texts else nullcontext():
@@ -136,41 +149,41 @@ class Rewards:
                 texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
             for source in self.sources:
                 if source.tokenizer is not None:
-                    told = retokenised(source, self.tokenizer, rows, texts, ends)
-                    read[source.name] = tuple(x.to(ids.device) for x in told)
+                    theirs, mask = retokenised(source, self.tokenizer, rows, texts, ends)
+                    read[source.name] = theirs.to(ids.device), mask.to(ids.device)
                 elif not source.is_model:
                     value = call_reward(source.function, rows, texts, answers, finite=True)
-                    said[source.name] = value.to(ids.device)
-        said |= self._model_scores(read, chunk, meter)
-        self.said = {s.name: said[s.name] for s in self.sources}
-        return weighted(list(self.said.values()), self.weights)
+                    scores[source.name] = value.to(ids.device)
+        scores |= self._model_scores(read, chunk, meter)
+        self.by_source = {s.name: scores[s.name] for s in self.sources}
+        return weighted(list(self.by_source.values()), self.weights)
 
     def _model_scores(
         self, read: dict[str, tuple[Tensor, Tensor]], chunk: int, meter: Meter
     ) -> dict[str, Tensor]:
-        """What each reward model says of the sequences that it reads. → (b,) each."""
+        """Each reward model's scores of the sequences that it reads: ids, mask (b, s). → (b,)."""
         if not read:
             return {}
+        run = self.executor
         models = {s.name: s.function for s in self.sources if s.is_model}
-        passes = {name: rollout.length_buckets(mask, chunk) for name, (_, mask) in read.items()}
+        buckets = {name: run.length_buckets(mask, chunk) for name, (_, mask) in read.items()}
         shape: list[int] = []
         for name, (_, mask) in read.items():  # what FLOPs are linear in
-            shape += rollout.shape_of(passes[name], mask)
+            shape += shape_of(buckets[name], mask)
         tokens = sum(int(mask.sum()) for _, mask in read.values())
         with meter.phase("score", "reward", shape, tokens):
             return {
-                name: rollout.map_chunks(
-                    lambda *x, n=name: sequence_scores(models[n], *x), passes[name], *read[name]
-                )
-                for name in read
+                name: run.map_chunks(partial(sequence_scores, models[name]), buckets[name], *pair)
+                for name, pair in read.items()
             }
 
     # ------------------------------------------------------------------------ what is learned from
 
     def normalise(self, scores: Tensor) -> Tensor:
-        """Rule 16: the scores of a whole rollout batch, all processes', as they are learned from.
+        """Rule 16: scores may be normalised by the first rollout: those of a whole rollout batch,
+        all processes', as they are learned from.
 
-        The mean and deviation of the first batch that comes by are kept for the whole run. (b,) →
+        The mean and deviation of the first batch that comes by hold for the whole run. (b,) →
         (b,); without `normalise_scores` and `score_clip` the same tensor.
         """
         if self.normalise_scores and self.mean is None:
@@ -185,33 +198,37 @@ class Rewards:
         self.mean, self.std = state["mean"], state["std"]
 
 
-def weighted(said: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ weight · value over the sources that say something. (b,) each → (b,), NaN where none does.
+def weighted(scores: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ weight · score over the sources that apply. (b,) each → (b,), NaN where none does.
 
     A source alone, of weight 1, is returned as it is.
     """
-    if len(said) == 1 and weights[0] == 1:
-        return said[0]
-    total = sum(w * s.nan_to_num(0.0) for w, s in zip(weights, said, strict=True))
-    silent = torch.stack([s.isnan() for s in said]).all(0)
-    return total.masked_fill(silent, float("nan"))
+    if len(scores) == 1 and weights[0] == 1:
+        return scores[0]
+    total = torch.as_tensor(
+        sum(w * s.nan_to_num(0.0) for w, s in zip(weights, scores, strict=True))
+    )
+    nowhere = torch.stack([s.isnan() for s in scores]).all(0)
+    return total.masked_fill(nowhere, float("nan"))
 
 
 # ------------------------------------------------------------------------------------- the sources
 
 
-def _sources(model, functions: list, tokenizer, processing_class) -> list[Source]:
+def _sources(
+    model: Model | None, functions: list[Model], tokenizer: Tokenizer, processing_class: object
+) -> list[Source]:
     """The reward model first, then the functions and models in their order, each with a name."""
     models = [m for m in (model, *functions) if m is not None and _is_model(m, model)]
-    given = processing_class
-    if not isinstance(given, (list, tuple)):
-        given = [given] * len(models)
-    if len(given) != len(models):
+    tokenizers = processing_class
+    if not isinstance(tokenizers, (list, tuple)):
+        tokenizers = [tokenizers] * len(models)
+    if len(tokenizers) != len(models):
         raise ValueError(
-            f"reward_processing_class: {len(given)} tokenizers for {len(models)} "
+            f"reward_processing_class: {len(tokenizers)} tokenizers for {len(models)} "
             "reward models; give one for each"
         )
-    own = iter(given)
+    own = iter(tokenizers)
     sources: list[Source] = []
     for source in ([] if model is None else [model]) + functions:
         if _is_model(source, model):
@@ -228,13 +245,13 @@ def _sources(model, functions: list, tokenizer, processing_class) -> list[Source
     return sources
 
 
-def _is_model(source: Any, reward_model: Any) -> bool:
+def _is_model(source: Model, reward_model: Model | None) -> bool:
     return source is reward_model or isinstance(source, nn.Module)
 
 
-def _model_name(source) -> str:
+def _model_name(source: Model) -> str:
     """As GRPOTrainer calls it: the last part of where it came from."""
-    path = getattr(getattr(source, "config", None), "_name_or_path", "")
+    path = str(getattr(getattr(source, "config", None), "_name_or_path", ""))
     return path.rstrip("/").split("/")[-1] or type(source).__name__
 
 
@@ -246,7 +263,7 @@ def _unused(name: str, sources: list[Source]) -> str:
     return name
 
 
-def check_reward_model(model) -> None:
+def check_reward_model(model: Model) -> None:
     """Raises ValueError for a transformers model that is no reward model: it needs a `score` head
     with one output."""
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
@@ -270,7 +287,11 @@ def check_reward_model(model) -> None:
 
 
 def retokenised(
-    source: Source, policy_tokenizer, rows: list[dict], texts: list[str], ends: Sequence[bool]
+    source: Source,
+    policy_tokenizer: Tokenizer,
+    rows: Sequence[Row],
+    texts: list[str],
+    ends: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
     """Prompts and responses in tokens of the source's own. → left-padded ids and mask, (b, s').
 
@@ -278,6 +299,7 @@ def retokenised(
     a row that is longer than the reward model can read.
     """
     theirs, sequences = source.tokenizer, []
+    assert theirs is not None
     for row, text, ended in zip(rows, texts, ends, strict=True):
         prompt = row["prompt"] if "prompt" in row else row["input_ids"]
         if not isinstance(prompt, str) and len(prompt) and not isinstance(prompt[0], dict):

@@ -1,23 +1,32 @@
-"""From text to tokens and back: what the stages and the evaluation say to a model in words."""
+"""From text to tokens and back: sampling and scoring of texts, and reward functions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenize import encode_prompt, encode_response
+from .logprobs import Model
 from .losses import response_mask
-from .rollout import generate, pad_prompts, sequence_scores
-from .sampling import row_keys
+from .rollout import sequence_scores
+from .sampling import generate, pad_prompts, row_keys
+
+Tokenizer = PreTrainedTokenizerBase
+Row = dict[str, object]
+"""A row of a data set: `prompt` (text or messages) or ready-made `input_ids`, other columns."""
+Numbers = Sequence[float | None]
+"""What a reward function gives: a number for each completion, None where it does not apply."""
 
 
 @torch.no_grad()
 def sample_ids(
-    model,
-    tokenizer,
+    model: Model,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
     samples: int = 1,
@@ -32,7 +41,7 @@ def sample_ids(
     jobs = [(i, s) for i in range(len(prompts)) for s in range(samples)]
     encoded = [encode_prompt(tokenizer, p) for p in prompts]
     jobs.sort(key=lambda job: len(encoded[job[0]]))  # less padding; the noise does not change
-    said: dict[tuple[int, int], list[int]] = {}
+    sampled: dict[tuple[int, int], list[int]] = {}
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
         ids, mask = pad_prompts([encoded[i] for i, _ in part], tokenizer.pad_token_id)
@@ -50,22 +59,25 @@ def sample_ids(
         )
         real = response_mask(responses, tokenizer.eos_token_id)
         for job, row, m in zip(part, responses, real, strict=True):
-            said[job] = row[m].tolist()
+            sampled[job] = row[m].tolist()
         if progress:
             progress(len(part))
-    return [[said[i, s] for s in range(samples)] for i in range(len(prompts))]
+    return [[sampled[i, s] for s in range(samples)] for i in range(len(prompts))]
 
 
-def sample_texts(model, tokenizer, prompts: Sequence[str], **settings) -> list[list[str]]:
-    """The same as text; settings are those of `sample_ids`."""
+def sample_texts(
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[str], **settings: Any
+) -> list[list[str]]:
+    """`sample_ids` as texts, with its settings."""
     return [
         tokenizer.batch_decode(rows, skip_special_tokens=True)
         for rows in sample_ids(model, tokenizer, prompts, **settings)
     ]
 
 
-def decode(tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str]:
-    """Text of each response where `mask` is True (else up to eos), special tokens left out."""
+def decode(tokenizer: Tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str]:
+    """Text of each response where the mask is True (without one up to eos), special tokens left
+    out. responses, mask: (b, t)."""
     if mask is None:
         mask = response_mask(responses, tokenizer.eos_token_id)
     rows = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
@@ -74,7 +86,11 @@ def decode(tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str
 
 @torch.no_grad()
 def score_texts(
-    model, tokenizer, prompts: Sequence[str], responses: Sequence[str], batch: int = 256
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    batch: int = 256,
 ) -> Tensor:
     """The reward model's score of each (prompt, response), eos appended as in training. → (n,).
 
@@ -96,9 +112,9 @@ def score_texts(
 
 
 def call_reward(
-    function: Callable,
-    rows: list[dict],
-    completions: list[str],
+    function: Callable[..., Numbers],
+    rows: Sequence[Row],
+    completions: Sequence[str],
     ids: list[list[int]],
     finite: bool = False,
 ) -> Tensor:
@@ -109,12 +125,15 @@ def call_reward(
     """
     columns = {k: [r[k] for r in rows] for k in rows[0] if k not in ("prompt", "prompt_ids")}
     prompts = [r.get("prompt", r.get("input_ids")) for r in rows]
+    messages: list[list[dict[str, str]]] = []
     if isinstance(prompts[0], list) and prompts[0] and isinstance(prompts[0][0], dict):
-        completions = [[{"role": "assistant", "content": c}] for c in completions]
-    values = function(prompts=prompts, completions=completions, completion_ids=ids, **columns)
+        messages = [[{"role": "assistant", "content": c}] for c in completions]
+    values = function(
+        prompts=prompts, completions=messages or completions, completion_ids=ids, **columns
+    )
     try:
         count = len(values)
-        made = [float("nan") if v is None else float(v) for v in values]
+        numbers = [float("nan") if v is None else float(v) for v in values]
     except (TypeError, ValueError):
         raise ValueError(
             f"{name_of(function)} must give a list with a number, or None, for each "
@@ -122,16 +141,16 @@ def call_reward(
         ) from None
     if count != len(rows):
         raise ValueError(f"{name_of(function)} gave {count} rewards for {len(rows)} completions")
-    for row, (value, number) in enumerate(zip(values, made, strict=True)):
+    for row, (value, number) in enumerate(zip(values, numbers, strict=True)):
         if finite and value is not None and not math.isfinite(number):
             raise ValueError(
                 f"{name_of(function)} gave {number} for row {row} "
                 f"({completions[row][:40]!r}): a reward is a finite number, or None "
                 "where there is none"
             )
-    return torch.tensor(made)
+    return torch.tensor(numbers)
 
 
-def name_of(function: Callable) -> str:
+def name_of(function: object) -> str:
     """What a function is called, in metrics and in complaints."""
-    return getattr(function, "__name__", type(function).__name__)
+    return str(getattr(function, "__name__", type(function).__name__))

@@ -2,15 +2,15 @@
 
 One iteration of `PPOTrainer.train`:
 
-    prompts → sample responses                                     `sample`
-            → score them: log π, log π_ref, reward, values         `score`
-            → per-token rewards, advantages, returns               `compute_advantages`
-            → a few epochs of minibatch updates                    `update`
+    1. prompts → sample responses                                     `sample`
+    2. log π, log π_ref, values, and what the rewards say of them     `score` → `Rollout`
+    3. per-token rewards, advantages, returns                         `compute_advantages`
+    4. a few epochs of minibatches, one optimizer step each           `update`
 
 Four models: the **policy** is trained, the **reference** holds it near where it began, the
 **reward** model scores whole responses, the **value** model predicts that score at every token.
-Numbers in brackets are rules of the list that the README links to; the maths is `losses.py`, the
-model passes are `rollout.py`. Shapes: b responses, s = p + t tokens (prompt + response).
+Rules are those of the list that the README links to; the maths is `losses.py`, the model passes are
+`rollout.py`. Shapes: b responses, s = p + t tokens (prompt + response).
 """
 
 from __future__ import annotations
@@ -20,46 +20,42 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor, nn
-from transformers import Trainer, TrainerState, get_scheduler
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerState, get_scheduler
 
 from ..data.lengths import worth_a_pass
 from ..data.tokenize import row_prompt_ids
 from ..metering.meter import Meter
-from ..ppo import losses
+from . import losses
 from .bookkeeping import Bookkeeping
-from .config import PPOConfig
+from .config import PPOConfig, check_arguments
 from .distributed import gather_rollout, shard_rows
 from .divergence import check_kl, check_loss
+from .executor import Executor
 from .layouts import Roles, make_roles
-from .rewards import Rewards
+from .logprobs import Model
+from .parts import STATISTICS, Metrics
+from .rewards import RewardFunction, Rewards
 from .rollout import (
+    Advantages,
     Rollout,
+    Samples,
     concat_prompt_response,
-    generate,
-    length_buckets,
     logprobs_and_values,
-    pad_prompts,
     response_logprobs,
     response_values,
     shape_of,
 )
-from .sampling import row_keys, shuffled
+from .sampling import pad_prompts, row_keys, shuffled
+from .texts import Row, Tokenizer
 
-STATISTICS = (
-    "policy_loss",
-    "value_loss",
-    "policy_clip_fraction",
-    "ratio",
-    "approx_kl",
-    "entropy",
-    "value_clip_fraction",
-)
-"""What `losses` returns of a pass, in its order."""
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 class PPOTrainer(Bookkeeping):
@@ -72,42 +68,38 @@ class PPOTrainer(Bookkeeping):
     (`rewards.py`). `reward_processing_class` is the reward model's tokenizer, where it has its own.
     `metric_funcs` are functions, `f(prompts=…, completions=…, **columns) → list of floats`, that
     are only logged. `meter` times every phase; `on_log(step, metrics)` and `on_sample(step, rows)`
-    receive what the run records; `should_stop()` ends training after an iteration.
+    receive what the run records; `should_stop()` ends training after an iteration; `executor` runs
+    the loops.
     """
 
     def __init__(
         self,
         args: PPOConfig,
-        processing_class,
-        model: nn.Module,
-        ref_model: nn.Module | None,
-        reward_model: nn.Module | str | Path | None,
-        train_dataset: Sequence[dict],
-        value_model: nn.Module | None = None,
-        eval_dataset: Sequence[dict] | None = None,
-        reward_funcs: Callable | Sequence[Callable] | None = None,
-        peft_config=None,
-        callbacks: Sequence | None = None,
+        processing_class: Tokenizer,
+        model: Model,
+        ref_model: Model | None,
+        reward_model: Model | str | Path | None,
+        train_dataset: Sequence[Row],
+        value_model: Model | None = None,
+        eval_dataset: Sequence[Row] | None = None,
+        reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
         *,
-        reward_processing_class=None,
-        metric_funcs: dict[str, Callable] | None = None,
+        reward_processing_class: object = None,
+        metric_funcs: dict[str, Callable[..., Sequence[float]]] | None = None,
         meter: Meter | None = None,
-        on_log: Callable[[int, dict], None] | None = None,
-        on_sample: Callable[[int, list[dict]], None] | None = None,
+        on_log: Callable[[int, Metrics], None] | None = None,
+        on_sample: Callable[[int, list[Row]], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        executor: Executor | None = None,
     ):
-        if len(train_dataset) == 0:
-            raise ValueError("train_dataset has no prompts")
-        if args.eval_strategy != "no" and not eval_dataset:
-            raise ValueError(f"eval_strategy={args.eval_strategy!r} needs an eval_dataset")
-        if processing_class.pad_token_id in (None, processing_class.eos_token_id):
-            raise ValueError("the tokenizer's pad token must exist and not be eos (rule 6)")
+        check_arguments(args, processing_class, train_dataset, eval_dataset)
         self.args, self.tokenizer = args, processing_class
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.metric_funcs = metric_funcs or {}
-        self.meter = meter or Meter("ppo")
+        self.meter, self.executor = meter or Meter("ppo"), executor or Executor()
         self.on_log, self.on_sample, self.should_stop = on_log, on_sample, should_stop
-        self._late_score = False  # TRL's placement of the score, for the parity benchmark (9)
 
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
         self.accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
@@ -125,14 +117,16 @@ class PPOTrainer(Bookkeeping):
             reward_processing_class,
             self.stop_token_id,
             self.accelerator.device,
+            self.executor,
         )
         self.beta, self.seconds = args.kl_coef, 0.0
         self.setup_optimizer()
         self._set_up_callbacks(callbacks)
 
-    def build_roles(self, policy, reference, value, reward, peft_config) -> Roles:
-        """The four roles in their layout: no dropout, value from reward, two frozen (4, 15, 23)."""
-        return make_roles(self.args.layout, policy, reference, value, reward, peft_config)
+    def build_roles(self, *models: Model) -> Roles:
+        """The four roles in their layout (rule 4: no dropout in any of them; rule 23: reference
+        and reward model do not move). `models`: as `make_roles` takes them."""
+        return make_roles(self.args.layout, *models)
 
     def setup_optimizer(self) -> None:
         """Make the optimizer and put what is trained into accelerate: the one place where a model
@@ -142,26 +136,16 @@ class PPOTrainer(Bookkeeping):
             if frozen is not None:
                 frozen.to(self.accelerator.device)
         trained = [p for p in roles.trained.parameters() if p.requires_grad]
-        made, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)  # `optim`, as every trainer
-        optimizer = made(trained, weight_decay=args.weight_decay, **kwargs)
+        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)  # `optim`, as every trainer
+        optimizer = kind(trained, weight_decay=args.weight_decay, **kwargs)
         self.episodes_per_iteration = args.rollout_batch_size * self.accelerator.num_processes
-        episodes = args.total_episodes or args.num_train_epochs * len(self.train_dataset)
-        self.iterations = max(1, -(-int(episodes) // self.episodes_per_iteration))
-        if args.max_steps > 0:
-            self.iterations = args.max_steps
-        self.scheduler = get_scheduler(  # (17): one step an iteration, linear to 0 by default
-            args.lr_scheduler_type,
-            optimizer,
-            args.get_warmup_steps(self.iterations),
-            self.iterations,
-        )
+        self.iterations = args.iterations(len(self.train_dataset), self.episodes_per_iteration)
+        # Rule 17: a rate that falls to 0, a step of the schedule an iteration.
+        warmup = args.get_warmup_steps(self.iterations)
+        self.scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, self.iterations)
         self.worth = worth_a_pass(roles.policy.config)
         self.model, self.optimizer = self.accelerator.prepare(roles.trained, optimizer)
-        self.meter.watch("reference", roles.reference)
-        for judge in (roles.reward, *self.rewards.further):
-            self.meter.watch("reward", judge)
-        self.meter.watch("policy", roles.policy, self.optimizer)
-        self.meter.watch("value", roles.value, self.optimizer)
+        self._watch_roles()
 
     # ------------------------------------------------------------------------------- the main loop
 
@@ -194,24 +178,20 @@ class PPOTrainer(Bookkeeping):
         self.control = self.callback_handler.on_train_end(args, state, self.control)
         return state
 
-    def iterate(self, iteration: int) -> dict[str, float]:
+    def iterate(self, iteration: int) -> Metrics:
         """One iteration: a rollout and the update that learns from it. → its metrics."""
         args, state = self.args, self.state
-        rollout, metrics = self.make_rollout(self.next_prompts(iteration), iteration, self.beta)
-        metrics |= self.update(rollout, iteration)
+        prompts = self.next_prompts(iteration)
+        rollout, advantages, metrics = self.make_rollout(prompts, iteration, self.beta)
+        metrics |= self.update(rollout, advantages, iteration)
         metrics |= {"kl_coef": self.beta, "learning_rate": self.scheduler.get_last_lr()[0]}
         self.scheduler.step()
         state.global_step += 1
         metrics["episodes"] = state.global_step * self.episodes_per_iteration
         state.epoch = metrics["episodes"] / len(self.train_dataset)
-        if args.kl_target is not None:  # adaptive controller (18)
-            self.beta = losses.adapt_kl_coef(
-                self.beta,
-                metrics["kl"],
-                args.kl_target,
-                args.kl_horizon,
-                self.episodes_per_iteration,
-            )
+        if args.kl_target is not None:  # rule 18: β may adapt to a target KL
+            horizon = args.kl_horizon, self.episodes_per_iteration
+            self.beta = losses.adapt_kl_coef(self.beta, metrics["kl"], args.kl_target, *horizon)
         return metrics
 
     def next_prompts(self, iteration: int) -> Tensor:
@@ -220,33 +200,36 @@ class PPOTrainer(Bookkeeping):
         first = iteration * self.episodes_per_iteration + self.accelerator.process_index * n
         return shuffled(self.args.seed, len(self.train_dataset), torch.arange(first, first + n))
 
-    def make_rollout(self, index: Tensor, iteration: int, beta: float) -> tuple[Rollout, dict]:
-        """This process' prompts → the complete rollout of all of them, and what to log of it."""
+    def make_rollout(
+        self, index: Tensor, iteration: int, beta: float
+    ) -> tuple[Rollout, Advantages, Metrics]:
+        """Steps 1 to 3. index: (b,) prompts of this process → rollout and advantages of all
+        processes, and what to log of them."""
         rows = [self.train_dataset[int(i)] for i in index]
         with torch.no_grad(), self.accelerator.autocast():
-            prompt_ids, prompt_mask, responses = self.sample(rows, index, iteration)
-            mine = self.score(prompt_ids, prompt_mask, responses, index, rows)
-            whole = gather_rollout(self.accelerator, mine, self.tokenizer.pad_token_id)
-            # Before `compute_advantages` makes of the scores what is learned from.
-            said = self._rewards(whole.scores)
-            watched, few = self._watched(rows, mine)
+            mine = self.score(self.sample(rows, index, iteration), rows)
+            rollout = gather_rollout(self.accelerator, mine, self.tokenizer.pad_token_id)
+            score_means = self._score_means(rollout.scores_raw)
+            watched, samples = self._watched(rows, mine)
             with self.meter.phase("advantage"):
-                metrics = self.compute_advantages(whole, beta) | said | watched
-            self._record(few, whole)
+                advantages = self.compute_advantages(rollout, beta)
+                metrics = self._rollout_metrics(rollout, advantages, beta) | score_means | watched
+            self._record(samples, rollout, advantages)
         check_kl(self, metrics)
-        return whole, metrics
+        return rollout, advantages, metrics
 
     # ----------------------------------------------------------------------------- 1. sample
 
-    def sample(self, rows: list[dict], index: Tensor, iteration: int):
-        """One response per prompt from the policy. → ids (b, p), mask (b, p), responses (b, t)."""
+    def sample(self, rows: Sequence[Row], index: Tensor, iteration: int) -> Samples:
+        """One response per prompt from the policy. index: (b,)"""
         device, args = self.accelerator.device, self.args
         prompts = [row_prompt_ids(self.tokenizer, row) for row in rows]
-        prompt_ids, prompt_mask = pad_prompts(prompts, self.tokenizer.pad_token_id)  # left (5)
+        # Rule 5: prompts are padded on the left.
+        prompt_ids, prompt_mask = pad_prompts(prompts, self.tokenizer.pad_token_id)
         keys = row_keys(args.seed, iteration, index, torch.zeros_like(index)).to(device)
         prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
         with self.meter.phase("rollout", "policy", calls=self.policy):
-            responses = generate(  # temperature only: no top-k, no top-p (1)
+            responses = self.executor.generate(
                 self.policy,
                 prompt_ids,
                 prompt_mask,
@@ -254,119 +237,91 @@ class PPOTrainer(Bookkeeping):
                 max_new_tokens=args.response_length,
                 stop_token_id=self.stop_token_id,
                 pad_token_id=self.tokenizer.pad_token_id,
-                temperature=args.temperature,
+                temperature=args.temperature,  # rule 1: nothing else, neither top-k nor top-p
             )
-        return prompt_ids, prompt_mask, responses
+        return Samples(index, prompt_ids, prompt_mask, responses)
 
     # ------------------------------------------------------------------------------ 2. score
 
-    def score(self, prompt_ids, prompt_mask, responses, index, rows) -> Rollout:
-        """Pass the responses through the four models, some rows at a time (24)."""
-        args, chunk = self.args, self.args.local_rollout_forward_batch_size
-        mask = losses.response_mask(responses, self.stop_token_id)  # truncate after the stop (7)
-        ids, attention = concat_prompt_response(
-            prompt_ids, prompt_mask, responses, mask, self.tokenizer.pad_token_id
-        )
-        said = mask  # what values are wanted of
-        if self._late_score:  # one more position where padding exists
-            said = torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1)
-        passes = length_buckets(attention, chunk)
-        pass_ = shape_of(passes, attention[:, :-1], said), int(attention.sum())
+    def score(self, samples: Samples, rows: Sequence[Row]) -> Rollout:
+        """Pass the responses through the four models, some rows at a time (rule 24: no logits of a
+        whole rollout are ever held)."""
+        args, run, responses = self.args, self.executor, samples.responses
+        # Rule 7: a response ends after its first stop token, for the reward model too.
+        mask = losses.response_mask(responses, self.stop_token_id)
+        prompts, pad = (samples.prompt_ids, samples.prompt_mask), self.tokenizer.pad_token_id
+        ids, attention = concat_prompt_response(*prompts, responses, mask, pad)
+        buckets = run.length_buckets(attention, args.local_rollout_forward_batch_size)
+        work = shape_of(buckets, attention[:, :-1], mask), int(attention.sum())
         self.meter.hold(ids, attention, responses, mask)
         self.meter.count("rollout", "policy", int(mask.sum()))
 
-        what, how = (ids, attention, responses), (args.temperature, passes)  # both alike (2)
-        with self.meter.phase("old_logprobs", "policy", *pass_):  # the update's code: ratio 1 (3)
+        # Rule 2: policy and reference are scored at the sampling temperature.
+        sequences, how = (ids, attention, responses), (args.temperature, buckets, run)
+        # Rule 3: before an iteration's first step the ratio is 1: by the code of the update.
+        with self.meter.phase("old_logprobs", "policy", *work):
             if args.layout == "shared":
-                both = self.policy, self.value_model
-                logprobs, values = logprobs_and_values(*both, *what, said, *how)
+                models = self.policy, self.value_model
+                logprobs, values = logprobs_and_values(*models, *sequences, mask, *how)
             else:
-                logprobs = response_logprobs(self.policy, *what, *how)
-        with self.meter.phase("reference", "reference", *pass_):
-            ref_logprobs = response_logprobs(self.reference, *what, *how)
+                logprobs = response_logprobs(self.policy, *sequences, *how)
+        with self.meter.phase("reference", "reference", *work):
+            ref_logprobs = response_logprobs(self.reference, *sequences, *how)
         if args.layout != "shared":
-            with self.meter.phase("value", "value", *pass_):
-                values = response_values(self.value_model, ids, attention, said, passes)
-        scores = self.rewards.score(ids, attention, responses, mask, rows, chunk, self.meter)
-        nothing = torch.zeros_like(values)
+            with self.meter.phase("value", "value", *work):
+                values = response_values(self.value_model, ids, attention, mask, buckets, run)
+        chunk = args.local_rollout_forward_batch_size
+        scores_raw = self.rewards.score(*sequences, mask, rows, chunk, self.meter)
         return Rollout(
-            index.to(ids.device),
-            ids,
-            attention,
-            responses,
-            mask,
-            said,
-            logprobs * mask,
-            ref_logprobs * mask,  # the same constant beyond the end (10)
-            values * said,
-            scores,
-            nothing,
-            nothing,
+            index=samples.index.to(ids.device),
+            ids=ids,
+            attention=attention,
+            responses=responses,
+            mask=mask,
+            logprobs=logprobs * mask,
+            ref_logprobs=ref_logprobs * mask,  # rule 10: masked alike in both models
+            values=values,
+            scores_raw=scores_raw,
         )
 
-    def _without_stop(self, scores: Tensor, mask: Tensor, responses: Tensor) -> Tensor:
-        """Rule 8: a response that never stops loses a penalty, or gets a fixed score."""
-        if self.stop_token_id is None:
-            return scores
-        stopped = self._stopped(responses, mask)
-        if self.args.missing_eos_score is not None:
-            return torch.where(stopped, scores, self.args.missing_eos_score)
-        return losses.missing_stop_score(scores, stopped, self.args.missing_eos_penalty)
+    # ------------------------------------------------------------------------- 3. advantages
 
-    def _stopped(self, responses: Tensor, mask: Tensor) -> Tensor:
-        """Which responses hold a stop token. → (b,) bool."""
-        if self.stop_token_id is None:
-            return torch.zeros(len(responses), dtype=torch.bool, device=responses.device)
-        return ((responses == self.stop_token_id) & mask).any(1)
-
-    # ------------------------------------------------------------------------------ 3. judge
-
-    def compute_advantages(self, r: Rollout, beta: float) -> dict[str, float]:
-        """Fill in advantages and returns; → metrics of the rollout."""
+    def compute_advantages(self, r: Rollout, beta: float) -> Advantages:
+        """Scores (b,) and KL (b, t) → per-token rewards, whitened advantages, returns: (b, t)."""
         args = self.args
-        r.scores = self._without_stop(self.rewards.normalise(r.scores), r.mask, r.responses)  # (16)
-        kl = losses.kl_estimate(r.logprobs, r.ref_logprobs, args.kl_estimator)  # (19)
-        rewards = losses.token_rewards(kl, r.scores, r.mask, beta, self._late_score)  # (9, 11)
-        if args.whiten_rewards:  # keeps the mean (13)
-            rewards = losses.whiten(rewards, r.value_mask, shift_mean=False)
-        advantages, r.returns = losses.gae(rewards, r.values, r.value_mask, args.gamma, args.lam)
-        r.advantages = losses.whiten(advantages, r.mask)  # returns are older (12)
-        self._last_rewards = rewards
-
-        k1 = losses.kl_estimate(r.logprobs, r.ref_logprobs, "k1")
-        k3 = losses.kl_estimate(r.logprobs, r.ref_logprobs, "k3")
-        kl_response = k1.sum(1)  # masked positions are 0 in both
-        means = {
-            "score": r.scores,
-            "kl": kl_response,
-            "kl_k2": (0.5 * k1**2).sum(1),
-            "kl_k3": k3.sum(1),
-            "objective": r.scores - beta * kl_response,
-            "sampled_entropy": -r.logprobs.sum(1),
-            "response_length": r.mask.sum(1).float(),
-            "stopped": self._stopped(r.responses, r.mask).float(),
-        }
-        explained = losses.explained_variance(r.values, r.returns, r.value_mask)
-        return {n: float(x.mean()) for n, x in means.items()} | {
-            "kl_per_token": float(losses.masked_mean(k1, r.mask)),
-            "explained_variance": float(explained),
-        }
+        scores = self.rewards.normalise(r.scores_raw)  # rule 16: by the first rollout
+        if self.stop_token_id is not None:  # rule 8: a response that never stops loses a penalty
+            penalty, fixed = args.missing_eos_penalty, args.missing_eos_score
+            stopped = r.stopped(self.stop_token_id)
+            scores = losses.missing_stop_score(scores, stopped, penalty, fixed)
+        kl = losses.kl_estimate(r.logprobs, r.ref_logprobs, args.kl_estimator)
+        rewards = losses.token_rewards(kl, scores, r.mask, beta)  # rules 9 and 11
+        if args.whiten_rewards:  # rule 13: over the whole batch; these keep their mean
+            rewards = losses.whiten(rewards, r.mask, shift_mean=False)
+        gamma, lam = args.gamma, args.lam
+        advantages, returns = self.executor.compute_gae(rewards, r.values, r.mask, gamma, lam)
+        # Rule 12: returns are made before whitening.
+        return Advantages(scores, rewards, losses.whiten(advantages, r.mask), returns)
 
     # ----------------------------------------------------------------------------- 4. update
 
-    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
+    def update(self, rollout: Rollout, advantages: Advantages, iteration: int) -> Metrics:
         """`num_ppo_epochs` passes in minibatches; one optimizer step each. → mean statistics."""
-        args, sums = self.args, defaultdict(float)
-        self.meter.hold(*vars(rollout).values())
+        args, sums = self.args, defaultdict[str, float](float)
+        self.meter.hold(*vars(rollout).values(), *vars(advantages).values())
         generator = torch.Generator().manual_seed(args.seed * 7_919 + iteration)
         batch = self.episodes_per_iteration  # the same minibatches on every number of processes
         size = batch // args.num_mini_batches
         orders = (torch.randperm(batch, generator=generator) for _ in range(args.num_ppo_epochs))
-        first, steps = {}, 0
-        for chosen in (c for order in orders for c in order.split(size)):
+
+        def train(rows: Tensor) -> Metrics:
+            return self.train_minibatch(rollout.rows(rows), advantages.rows(rows))
+
+        first, steps = Metrics(), 0
+        for rows in (rows for order in orders for rows in order.split(size)):
             steps += 1
-            mine = shard_rows(self.accelerator, chosen.to(rollout.ids.device))
-            stats = self.train_minibatch(rollout.rows(mine))
+            mine = shard_rows(self.accelerator, rows.to(rollout.ids.device))
+            stats = self.executor.run_minibatch(train, mine)
             first = first or stats
             for name, value in stats.items():
                 sums[name] += value
@@ -374,64 +329,66 @@ class PPOTrainer(Bookkeeping):
                 break
         metrics = {name: value / steps for name, value in sums.items()}
         metrics["optimizer_steps"] = steps
-        # Before the first step π is π_old: these two show a broken trainer at once (3).
+        # Rule 3: before the first step π is π_old: these two show a broken trainer at once.
         metrics["first_ratio_error"] = first["max_log_ratio"]
         metrics["first_approx_kl"] = first["approx_kl"]
         return metrics
 
-    def train_minibatch(self, mb: Rollout) -> dict[str, float]:
+    def train_minibatch(self, mb: Rollout, adv: Advantages) -> Metrics:
         """One optimizer step, from this process' part of a minibatch, in passes of at most
-        `per_device_train_batch_size` rows, which are of like length (24)."""
-        self.meter.hold(*vars(mb).values())
-        # Token means over the whole minibatch of all ranks and passes (13).
+        `per_device_train_batch_size` rows, which are of like length. → its statistics."""
+        self.meter.hold(*vars(mb).values(), *vars(adv).values())
+        # Rule 13: losses are token means of the whole minibatch, of all ranks and passes.
         tokens = self._sum(mb.mask.sum()).clamp(min=1)
-        value_tokens = self._sum(mb.value_mask.sum()).clamp(min=1)
-        parts = mb.passes(self.args.per_device_train_batch_size, self.worth)
-        stats = torch.zeros(7, device=mb.ids.device)
+        size = self.args.per_device_train_batch_size
+        buckets = self.executor.length_buckets(mb.attention, size, self.worth)
+        stats = torch.zeros(len(STATISTICS), device=mb.ids.device)
         largest = torch.zeros((), device=mb.ids.device)
-        for number, part in enumerate(parts):
-            micro = mb.rows(part)
-            last = number == len(parts) - 1
+        for number, rows in enumerate(buckets):
+            micro, micro_adv = mb.rows(rows), adv.rows(rows)
+            last = number == len(buckets) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, sums, log_ratio = self.losses(micro, tokens, value_tokens)
+                loss, sums, log_ratio = self.compute_losses(micro, micro_adv, tokens)
                 with self.meter.phase("backward", "policy", *micro.work):
                     # DDP averages gradients over ranks; our sums are divided by global counts.
                     self.accelerator.backward(loss * self.accelerator.num_processes)
             stats += sums
             largest = torch.maximum(largest, log_ratio)
-        said = dict(zip(STATISTICS, self._sum(stats).tolist(), strict=True))
-        said["max_log_ratio"] = float(self.accelerator.gather(largest).max())
+        metrics = dict(zip(STATISTICS, self._sum(stats).tolist(), strict=True))
+        metrics["max_log_ratio"] = float(self.accelerator.gather(largest).max())
         with self.meter.phase("optimizer", "policy"):
-            norm = torch.tensor(float("nan"))
-            if self.args.max_grad_norm:
-                norm = self.accelerator.clip_grad_norm_(
-                    self.model.parameters(), self.args.max_grad_norm
-                )
+            norm, limit = torch.tensor(float("nan")), self.args.max_grad_norm
+            if limit:  # rule 17: gradients are clipped
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
                 if self.accelerator.scaler is None:  # which skips such a step by itself
-                    said["grad_norm"] = float(norm)
-            check_loss(self, said)
+                    metrics["grad_norm"] = float(norm)
+            check_loss(self, metrics)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return said | {"grad_norm": float(norm)}
+        return metrics | {"grad_norm": float(norm)}
 
-    def losses(self, mb: Rollout, tokens: Tensor, value_tokens: Tensor):
-        """One pass. → loss, statistics (token sums over global counts), largest |log ratio|."""
+    def compute_losses(
+        self, mb: Rollout, adv: Advantages, tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass. tokens: (), of the whole minibatch → loss (), `STATISTICS` (7,) as sums over
+        `tokens`, largest |log ratio| ()."""
         args = self.args
         with self.meter.phase("forward", "policy", *mb.work), self.accelerator.autocast():
             logprobs, entropy, values = self.model(
-                mb.ids, mb.attention, mb.responses, mb.value_mask, args.temperature
+                mb.ids, mb.attention, mb.responses, mb.mask, args.temperature
             )
-            policy, clipped = losses.ppo_loss(  # both losses are clipped (14)
-                logprobs, mb.logprobs, mb.advantages, mb.mask, args.cliprange
+            # Rule 14: both losses are clipped.
+            pg_losses, pg_clipped = losses.pg_loss(
+                logprobs, mb.logprobs, adv.advantages, mb.mask, args.cliprange
             )
-            value, value_clipped = losses.value_loss(
-                values, mb.values, mb.returns, mb.value_mask, args.cliprange_value
+            vf_losses, vf_clipped = losses.vf_loss(
+                values, mb.values, adv.returns, mb.mask, args.cliprange_value
             )
-            policy, value = policy.sum() / tokens, value.sum() / value_tokens
-        with torch.no_grad():  # every statistic is masked and averaged over real tokens (20)
-            log_ratio = (logprobs - mb.logprobs) * mb.mask
-            ratio, approx = log_ratio.exp() * mb.mask, 0.5 * log_ratio**2
-            of_policy = [x.sum() / tokens for x in (clipped, ratio, approx, entropy * mb.mask)]
-            sums = [policy, value, *of_policy, value_clipped.sum() / value_tokens]
-            stats = torch.stack([x.detach().float() for x in sums])
-        return policy + args.vf_coef * value, stats, log_ratio.abs().max()
+            pg_loss, vf_loss = pg_losses.sum() / tokens, vf_losses.sum() / tokens
+        with torch.no_grad():  # rule 20: statistics are masked, averaged over real tokens
+            logratio = (logprobs - mb.logprobs) * mb.mask
+            ratio, approxkl = logratio.exp() * mb.mask, 0.5 * logratio**2
+            by_token = (pg_clipped, ratio, approxkl, entropy * mb.mask, vf_clipped)
+            means = [pg_loss, vf_loss, *(x.sum() / tokens for x in by_token)]
+            stats = torch.stack([x.detach().float() for x in means])
+        return pg_loss + args.vf_coef * vf_loss, stats, logratio.abs().max()

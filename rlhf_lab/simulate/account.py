@@ -1,8 +1,8 @@
 """Accounts of one training step: where in the step each byte is, on real or on fake tensors.
 
 A fake tensor has a shape and a type but no numbers (`torch._subclasses.fake_tensor`). Code that
-reads numbers, such as a loss to log or how many positions a mask selects, is answered with
-stand-ins: `FakeAccount`. `StepAccount` is the same account for real tensors: the witness.
+reads numbers, such as a loss to log or how many positions a mask selects, is given plain answers:
+`FakeAccount`. `StepAccount` is the same account for real tensors: what the fake one is checked by.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from ..metering.flop_counter import operation_flops
 from ..metering.memory_tracker import MemoryKey, MemoryTracker
 
 aten = torch.ops.aten
+Value = Any
+"""An argument or a result of an operation: tensors, numbers, lists of them."""
 
 
 class StepAccount(MemoryTracker):
@@ -85,18 +88,26 @@ class StepAccount(MemoryTracker):
             table.clear()
         self.peak, self._most = self.total, 0
 
-    def own_states(self, optimizer: Any) -> None:
+    def own_states(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer's states belong to the roles of their parameters."""
         for parameter, state in optimizer.state.items():
             tensors = [x for x in tree_leaves(state) if isinstance(x, Tensor)]
             self.own(self.owners.get(id(parameter), ""), "optimizer", tensors)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: OpOverload[..., Value],
+        types: object,
+        args: tuple[Value, ...] = (),
+        kwargs: dict[str, Value] | None = None,
+    ) -> Value:
         if func.namespace == "prim":  # fake tensors are asked for their device
             return func(*args, **(kwargs or {}))
         return self.run(func, args, kwargs or {})
 
-    def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+    def run(
+        self, func: OpOverload[..., Value], args: tuple[Value, ...], kwargs: dict[str, Value]
+    ) -> Value:
         """Run one operation, count its work, and book what it made."""
         out = self.answer(func, args, kwargs)
         if (flops := operation_flops(func, args, kwargs, out)) is not None:
@@ -116,10 +127,12 @@ class StepAccount(MemoryTracker):
             self._see_casts(func, args)
         return out
 
-    def answer(self, func: Any, args: tuple, kwargs: dict) -> Any:
+    def answer(
+        self, func: OpOverload[..., Value], args: tuple[Value, ...], kwargs: dict[str, Value]
+    ) -> Value:
         return func(*args, **kwargs)
 
-    def _see_casts(self, func: Any, args: tuple) -> None:
+    def _see_casts(self, func: OpOverload[..., Value], args: tuple[Value, ...]) -> None:
         """Within a pointwise operation on a CPU, inputs of another type than the common one are
         copies for a moment (ATen/TensorIterator.cpp); a GPU casts each number as it reads it."""
         inputs = [x for x in args if isinstance(x, Tensor) and x.dim()]
@@ -131,7 +144,7 @@ class StepAccount(MemoryTracker):
         self._look()
         self._count((self.label[0], "workspace"), -size)
 
-    def book(self, out: Any) -> None:
+    def book(self, out: Value) -> None:
         """New tensors: under the label at hand."""
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
@@ -155,14 +168,17 @@ class FakeAccount(StepAccount):
 
     A number read from a tensor is 1, a condition is true (but "less than", "is NaN" and "is
     infinite" are false), `unique` finds one value. A mask selects all positions; one of two
-    dimensions (rows, n) selects `response` positions of each row where n is at least that.
+    dimensions (rows, n) selects `response` positions of each row where n is at least that, and
+    the longest row of a mask is as long as the mask is wide.
     """
 
     def __init__(self, block: int = 1, widths: Iterable[int] = (), response: int = 0):
         super().__init__(block, widths)
         self.response = response
 
-    def answer(self, func: Any, args: tuple, kwargs: dict) -> Any:
+    def answer(
+        self, func: OpOverload[..., Value], args: tuple[Value, ...], kwargs: dict[str, Value]
+    ) -> Value:
         packet = func._overloadpacket
         if packet is aten._local_scalar_dense:
             return _number(args[0])
@@ -173,6 +189,10 @@ class FakeAccount(StepAccount):
         out = func(*args, **kwargs)
         if packet in _FALSE:
             out.is_false = True
+        elif packet is aten.sum and args[0].dtype == torch.bool and args[1:] == ([1],):
+            out.longest = args[0].shape[1]
+        elif packet is aten.max and hasattr(args[0], "longest"):
+            out.longest = args[0].longest
         return out
 
     def selected(self, mask: Tensor) -> int:
@@ -198,11 +218,11 @@ class FakeAccount(StepAccount):
     def _masked_select(self, x: Tensor, mask: Tensor) -> Tensor:
         return x.new_empty(self.selected(mask))
 
-    def _unique(self, x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _unique(self, x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
         places = torch.zeros(x.shape, dtype=torch.long)
         return x.new_empty(1), places, torch.zeros(1, dtype=torch.long)
 
-    def _grouped_mm(self, a: Tensor, b: Tensor, ends: Tensor, *_: Any) -> Tensor:
+    def _grouped_mm(self, a: Tensor, b: Tensor, ends: Tensor, *_: object) -> Tensor:
         """Experts: rows (S, m) by (groups, m, n), or (m, S) by (S, n); fake tensors refuse fp32."""
         shape = (a.shape[0], b.shape[2]) if b.dim() == 3 else (len(ends), a.shape[0], b.shape[1])
         return a.new_empty(shape)
@@ -211,7 +231,7 @@ class FakeAccount(StepAccount):
 _MASKED = {aten.where, aten.masked_fill, aten.masked_fill_}
 _FALSE = {aten.lt, aten.isnan, aten.isinf}
 _SELECT = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
-_FOUND: dict[Any, Callable] = {
+_FOUND: dict[object, Callable[..., Value]] = {
     aten.nonzero: FakeAccount._nonzero,
     aten.masked_select: FakeAccount._masked_select,
     aten._unique2: FakeAccount._unique,
@@ -222,7 +242,7 @@ _FOUND: dict[Any, Callable] = {
 def _number(x: Tensor) -> bool | int | float:
     if x.dtype == torch.bool:
         return not getattr(x, "is_false", False)
-    return 1.0 if x.dtype.is_floating_point else 1
+    return 1.0 if x.dtype.is_floating_point else getattr(x, "longest", 1)
 
 
 def materialise(model: nn.Module) -> nn.Module:

@@ -1,92 +1,118 @@
-"""The models that a simulation trains: of random weights, by role, adapters in place."""
+"""What a simulation takes: a step of a stage, and its models of random weights, by role."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 
+from ..cost.setup import Setup
+from ..ppo.layouts import make_roles
+from ..ppo.logprobs import Model
+
+Config = Mapping[str, Any]
+"""A transformers config as a dict."""
 PAD = 0
 """The bundled tokenizer's."""
 
 
-def models_of(setup: Any) -> dict[str, nn.Module]:
-    """Models by role, the trained ones first; adapters in place."""
-    from transformers import AutoModelForCausalLM as Language
-    from transformers import AutoModelForSequenceClassification as Critic
+@dataclass(frozen=True)
+class Step:
+    """A step to simulate: its setup, the model's transformers config, and the configs of PPO's
+    critics (`reward`, `value`) where they are not the policy's."""
 
+    setup: Setup
+    config: Config
+    roles: Mapping[str, Config] = field(default_factory=dict)
+    real: bool | str = False
+    """True: real tensors on the CPU under an account; "profiler": under torch's profiler; "clock":
+    a few steps, timed"""
+
+
+def models_of(step: Step) -> dict[str, Model]:
+    """Models by role, the trained ones first; adapters in place.
+
+    Adapters are on the policy (in reward: the reward model), in fp32 over bf16 weights as peft
+    makes them. DPO's reference is a frozen copy, with adapters the policy without them. PPO has
+    the models of its layout, and "trained" is what several of them may share.
+    """
+    setup, config = step.setup, step.config
     if setup.stage == "reward":
-        return {"reward": _model(setup, Critic, setup.config, adapted=True)}
-    models = {"policy": _model(setup, Language, setup.config, adapted=True)}
+        return {"reward": _critic(setup, config, adapted=True)}
+    models = {"policy": _language_model(setup, config, adapted=True)}
     if setup.stage == "ppo":
-        return _ppo_models(setup, models["policy"])
+        return _ppo_models(step, models["policy"])
     if setup.stage == "dpo" and not setup.lora_r:
-        models["reference"] = _model(setup, Language, setup.config).requires_grad_(False)
+        models["reference"] = _language_model(setup, config).requires_grad_(False)
     return models
 
 
-def _ppo_models(setup: Any, policy: nn.Module) -> dict[str, nn.Module]:
-    """The roles of PPO in the layout; "trained" holds what several of them may share."""
-    from transformers import AutoModelForCausalLM as Language
-    from transformers import AutoModelForSequenceClassification as Critic
-
-    from ..ppo.layouts import make_roles
-
-    value = reference = None
+def _ppo_models(step: Step, policy: Model) -> dict[str, Model]:
+    setup, config = step.setup, step.config
+    value = reference = reward = None
     if setup.layout == "four":
-        value = _model(setup, Critic, setup.value_config or setup.config)
+        value = _critic(setup, step.roles.get("value", config))
     if setup.layout != "adapters":
-        reference = _model(setup, Language, setup.config)
-    if setup.rule_reward:
-        reward = None
-    elif setup.layout == "adapters" and not setup.own_reward:
-        reward = _lora(
-            setup,
-            setup.critic_lora_r or setup.lora_r,
-            setup.critic_lora_targets if setup.critic_lora_r else setup.lora_targets,
-        )
-    else:
-        reward = _model(setup, Critic, setup.reward_config or setup.config)
+        reference = _language_model(setup, config)
+    if setup.layout == "adapters" and setup.reward is None and not setup.rule_reward:
+        own = setup.critic_lora_r
+        targets = setup.critic_lora_targets if own else setup.lora_targets
+        reward = _lora(own or setup.lora_r, targets)
+    elif not setup.rule_reward:
+        reward = _critic(setup, step.roles.get("reward", config))
     roles = make_roles(setup.layout, policy, reference, value, reward)
-    made = {
+    by_name = {
         "policy": roles.policy,
         "value": roles.value,
         "reference": roles.reference,
         "reward": roles.reward,
         "trained": roles.trained,
     }
-    return {role: model for role, model in made.items() if model is not None}
+    return {role: model for role, model in by_name.items() if model is not None}
 
 
-def by_role(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
+def by_role(models: Mapping[str, Model]) -> dict[str, Model]:
     """Without what holds several of them."""
     return {role: model for role, model in models.items() if role != "trained"}
 
 
-def _lora(setup: Any, rank: int, targets: Any, task: str = "CAUSAL_LM", **settings: Any):
-    from peft import LoraConfig
-
-    targets = targets if isinstance(targets, str) else list(targets)
+def _lora(rank: int, targets: object, task: str = "CAUSAL_LM", **settings: list[str]) -> LoraConfig:
+    modules = list(targets) if isinstance(targets, tuple) else targets
     return LoraConfig(
-        task_type=task, r=rank, lora_alpha=2 * rank, target_modules=targets, **settings
+        task_type=task, r=rank, lora_alpha=2 * rank, target_modules=modules, **settings
     )
 
 
-def _model(setup: Any, auto: Any, config: dict, adapted: bool = False) -> nn.Module:
-    from transformers import AutoConfig
-
-    critic = {"num_labels": 1} if "Sequence" in auto.__name__ else {}
-    model = auto.from_config(
-        AutoConfig.for_model(**{**config, **critic}),
-        dtype=getattr(torch, setup.dtype),
-        attn_implementation=setup.attn_implementation,
-    )
-    model.config.pad_token_id = PAD
+def _language_model(setup: Setup, config: Config, adapted: bool = False) -> Model:
+    model = _model(setup, AutoModelForCausalLM, config)
     if adapted and setup.lora_r:
-        from peft import get_peft_model
+        model = get_peft_model(model, _lora(setup.lora_r, setup.lora_targets))
+    return model
 
-        whole = {"modules_to_save": ["score"]} if critic else {}
-        task = "SEQ_CLS" if critic else "CAUSAL_LM"
-        model = get_peft_model(model, _lora(setup, setup.lora_r, setup.lora_targets, task, **whole))
+
+def _critic(setup: Setup, config: Config, adapted: bool = False) -> Model:
+    """A reward or value model."""
+    model = _model(setup, AutoModelForSequenceClassification, {**config, "num_labels": 1})
+    if adapted and setup.lora_r:
+        lora = _lora(setup.lora_r, setup.lora_targets, "SEQ_CLS", modules_to_save=["score"])
+        model = get_peft_model(model, lora)
+    return model
+
+
+def _model(setup: Setup, auto: Model, config: Config) -> Model:
+    model: nn.Module = auto.from_config(
+        AutoConfig.for_model(**config),
+        dtype=getattr(torch, setup.dtype),
+        attn_implementation="eager" if setup.eager else "sdpa",
+    )
+    model.config.pad_token_id = PAD  # type: ignore[union-attr]
     return model

@@ -1,7 +1,8 @@
-"""What a trainer is told while it rehearses a step on fake tensors (see `simulation.py`).
+"""How a trainer's step is shortened, and what it is told, while its tensors are fake.
 
-Where its code looks into numbers, or would do the same thing many times over, it gets a stand-in
-that costs the same memory and counts the same work.
+Where code looks into numbers it is given an answer (`fake_answers`). PPO's loops, which would do
+the same thing many times over, do the first turns, at the same memory, and the work of the others
+is counted (`FirstTurns`).
 """
 
 from __future__ import annotations
@@ -9,22 +10,28 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data.lengths import PASS
 from ..metering.patch import fused_head_within, patched
-from ..ppo.rollout import Passes
+from ..ppo import losses
+from ..ppo.executor import Buckets, Executor
+from ..ppo.logprobs import Model
+from ..ppo.sampling import LanguageModel
 from .account import FakeAccount, StepAccount
 
-FEW = 2
-"""Passes that stand for many alike: the first, and one that finds what the first left behind."""
+TURNS = 2
+"""Turns that are made of a loop of equal ones: the first, and one that finds what it left."""
 
 
 @contextmanager
-def stand_ins(account: FakeAccount, *, gpu: bool, padded: bool) -> Iterator[None]:
-    """All that any trainer needs; `gpu`: kernels of a GPU, `padded`: what masks answer."""
+def fake_answers(account: FakeAccount, *, gpu: bool, padded: bool) -> Iterator[None]:
+    """Other people's code under fake tensors. `gpu`: kernels of a GPU; `padded`: what masks answer
+    when they are asked whether rows differ in length."""
     with ExitStack() as stack:
         # A fake tensor cannot be moved or cast in place, and need not be.
         stack.enter_context(patched(nn.Module, "_apply", lambda module, *_, **__: module))
@@ -76,84 +83,89 @@ def _triton_head(account: StepAccount) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------- PPO
 
 
-@contextmanager
-def few_passes(account: FakeAccount, prompt: int, response: int, window: int = 0) -> Iterator[None]:
-    """PPO's loops over tokens and rows, shortened. `window`: of sliding attention, 0 without."""
-    from ..ppo import losses, rollout, trainer
+class FirstTurns(Executor):
+    """Runs the first turns of PPO's loops, and counts the work of the others.
 
-    generate = _few_tokens(account, prompt, response, window)
-    passes = _few_passes(account)
-    with (
-        patched(rollout, "range", lambda *_: generate.visits),
-        patched(trainer, "generate", generate),
-        patched(rollout, "map_chunks", passes),
-        patched(rollout, "length_buckets", _equal_passes),  # all rows are as long
-        patched(trainer, "length_buckets", _equal_passes),
-        patched(rollout, "width_of", lambda mask: mask.shape[1]),
-        patched(rollout, "places_of", lambda said: torch.arange(said.numel())),
-        patched(losses, "range", lambda n: range(min(n, FEW))),  # GAE goes token by token
+    `prompt`, `response`: tokens of every row; `window`: of sliding attention, 0 without; `batch`:
+    rows of a pass; `steps`: optimizer steps of an update.
+    """
+
+    def __init__(
+        self,
+        account: StepAccount,
+        prompt: int,
+        response: int,
+        window: int,
+        batch: int,
+        steps: int,
     ):
-        yield
+        self.account, self.prompt, self.batch, self.steps = account, prompt, batch, steps
+        # Decoding costs a fixed amount and one that grows with the positions that are looked at:
+        # an arithmetic series between the second token and the last, or the window's end.
+        ends = {1, 2, response, window - prompt + 1}
+        self.positions = sorted(ends & set(range(1, response + 1)))
+        self.statistics: dict[str, float] | None = None
 
+    def generate(self, model: LanguageModel, *args: Any, **kwargs: Any) -> Tensor:
+        """Decodes at `positions`; the passes between two cost their mean."""
+        account, flops = self.account, dict[int, int]()
 
-def _equal_passes(mask: Tensor, rows: int, least: int = 0) -> Passes:
-    """`rollout.length_buckets` where all rows are as long."""
-    return list(torch.arange(len(mask)).split(rows))
+        def call(**inputs: Model) -> object:
+            position = self.positions[len(flops)]
+            length = self.prompt + position - 2  # positions in the cache before this pass
+            if position > 1:
+                before = account.call("policy", "kv_cache")
+                _grow(inputs["past_key_values"], length)
+                account.call(*before)
+                mask = inputs["attention_mask"]
+                inputs["attention_mask"] = mask.new_ones(len(mask), length + 1)
+            counted = account.flops["rollout", "policy"]
+            output: object = model(**inputs)
+            flops[position] = account.flops["rollout", "policy"] - counted
+            return output
 
+        responses = super().generate(call, *args, **kwargs, positions=self.positions)
+        for one, two in zip(self.positions[1:], self.positions[2:], strict=False):
+            account.count((flops[one] + flops[two]) * (two - one - 1) // 2)
+        return responses
 
-def _few_passes(account: FakeAccount) -> Callable[..., Tensor]:
-    """`rollout.map_chunks` that runs the first pass for all but the last, and the last."""
+    def length_buckets(self, mask: Tensor, rows: int, least: int = PASS) -> Buckets:
+        """All rows are as long. mask: (b, s)"""
+        return list(torch.arange(len(mask)).split(rows))
 
-    def map_chunks(function: Callable[..., Tensor], passes: Passes, *tensors: Tensor) -> Tensor:
-        pieces = list(zip(*(t.split(len(passes[0])) for t in tensors), strict=True))
+    def map_chunks(
+        self, function: Callable[..., Tensor], buckets: Buckets, *tensors: Tensor
+    ) -> Tensor:
+        """Runs the first pass, for all but the last, and the last. (b, …) each → (b, …)."""
+        pieces = list(zip(*(t.split(len(buckets[0])) for t in tensors), strict=True))
         done: list[Tensor] = []
         if len(pieces) > 1:
-            with account.standing_for(len(pieces) - 1):
+            with self.account.standing_for(len(pieces) - 1):
                 done.append(function(*pieces[0]))
             done += [torch.empty_like(done[0]) for _ in pieces[2:]]
         return torch.cat([*done, function(*pieces[-1])])
 
-    return map_chunks
+    def compute_gae(
+        self, rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+    ) -> tuple[Tensor, Tensor]:
+        """Goes through the first tokens only. (b, t) → (b, t), (b, t)."""
+        first = range(min(rewards.shape[1], TURNS))
+        return losses.compute_gae(rewards, values, mask, gamma, lam, first)
+
+    def run_minibatch(
+        self, train: Callable[[Tensor], dict[str, float]], rows: Tensor
+    ) -> dict[str, float]:
+        """Trains on the first minibatch, for all of them, and on the first passes of that."""
+        if self.statistics is None:
+            whole, first = len(rows), TURNS * self.batch
+            if whole % self.batch == 0 and whole > first:
+                rows = rows[:first]
+            with self.account.standing_for(Fraction(self.steps * whole, len(rows))):
+                self.statistics = train(rows)
+        return self.statistics
 
 
-def _few_tokens(account: FakeAccount, prompt: int, response: int, window: int) -> Callable:
-    """`rollout.generate` that decodes the first and the last token; the work of the rest is summed.
-
-    A decoding pass costs a fixed amount and one that grows with the positions it looks at, so the
-    passes between two are an arithmetic series (up to a sliding window, and from there on).
-    """
-    from ..ppo import rollout
-
-    last, real = response, rollout.generate
-    visits = sorted({1, 2, last, window - prompt + 1} & set(range(1, last + 1)))
-
-    def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        spent: dict[int, int] = {}
-
-        def call(**inputs: Any) -> Any:
-            visit = visits[len(spent)]
-            seen = prompt + visit - 2  # positions in the cache before this pass
-            if visit > 1:
-                before = account.call("policy", "kv_cache")
-                _grow(inputs["past_key_values"], seen)
-                account.call(*before)
-                mask = inputs["attention_mask"]
-                inputs["attention_mask"] = mask.new_ones(len(mask), seen + 1)
-            before = account.flops["rollout", "policy"]
-            out = model(**inputs)
-            spent[visit] = account.flops["rollout", "policy"] - before
-            return out
-
-        out = real(call, *args, **kwargs)
-        for one, two in zip(visits[1:], visits[2:], strict=False):
-            account.count((spent[one] + spent[two]) * (two - one - 1) // 2)
-        return out
-
-    generate.visits = visits
-    return generate
-
-
-def _grow(cache, length: int) -> None:
+def _grow(cache: Model, length: int) -> None:
     """Let a transformers cache hold keys and values of `length` positions."""
     for layer in cache.layers:
         most = layer.sliding_window - 1 if layer.is_sliding else length
@@ -190,6 +202,6 @@ def left_alone() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         random.setstate(seeds[0])
         numpy.random.set_state(seeds[1])
-        for state, kept in states:
+        for state, before in states:
             state._shared_state.clear()
-            state._shared_state.update(kept)
+            state._shared_state.update(before)

@@ -16,11 +16,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import optimizer as optim
+from torch.utils.hooks import RemovableHandle
 
 from ..metering.memory_tracker import MemoryKey
 from ..metering.patch import patched
@@ -84,7 +84,7 @@ def labelled(
     frozen model (or without gradients) is the phase "reference"; else the phases are somebody
     else's to tell. Backward passes and optimizer steps begin theirs in either case.
     """
-    hooks: list[Any] = []
+    hooks: list[RemovableHandle] = []
     account.owners = {id(p): role for role, model in models.items() for p in model.parameters()}
     for role, model in models.items():
         account.own(role, "parameters", [*model.parameters(), *model.buffers()])
@@ -99,9 +99,9 @@ def labelled(
         getattr(sys.modules.get("transformers.cache_utils"), "Cache", None),
     )
 
-    def begin(self, *args, **kwargs):
+    def begin(self: Tensor, *args: object, **kwargs: object) -> None:
         account.enter("backward", main)
-        return backward(self, *args, **kwargs)
+        backward(self, *args, **kwargs)
 
     with ExitStack() as stack:
         stack.enter_context(fused_silu())
@@ -122,25 +122,29 @@ def _arrived(account: StepAccount, role: str) -> Callable[[Tensor], None]:
     return arrived
 
 
-def _keeping(account: StepAccount, update: Callable) -> Callable:
+def _keeping(
+    account: StepAccount, update: Callable[..., tuple[Tensor, Tensor]]
+) -> Callable[..., tuple[Tensor, Tensor]]:
     """A cache's `update`, in which what is made is `kv_cache`, and what it gives is too."""
 
-    def kept(cache, *args, **kwargs):
+    def labelled_update(cache: object, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         before = account.call(account.label[0], "kv_cache")
         out = update(cache, *args, **kwargs)
         account.own(account.label[0], "kv_cache", out)
         account.call(*before)
         return out
 
-    return kept
+    return labelled_update
 
 
-def _role_hooks(account: StepAccount, role: str, model: nn.Module, phases: bool) -> list[Any]:
+def _role_hooks(
+    account: StepAccount, role: str, model: nn.Module, phases: bool
+) -> list[RemovableHandle]:
     """What a model (or its trunk, called alone) makes in a forward pass is its role's."""
     calls: list[tuple[MemoryKey | None, MemoryKey]] = []
     trained = any(p.requires_grad for p in model.parameters())
 
-    def enter(module: nn.Module, args: Any) -> None:
+    def enter(module: nn.Module, args: object) -> None:
         calls.append((account.at, account.label))
         if len(calls) > 1:
             return  # the trunk within its model
@@ -151,7 +155,7 @@ def _role_hooks(account: StepAccount, role: str, model: nn.Module, phases: bool)
         else:
             account.enter("reference", "reference")
 
-    def leave(module: nn.Module, args: Any, out: Any) -> None:
+    def leave(module: nn.Module, args: object, out: object) -> None:
         at, label = calls.pop()
         if calls:
             return
@@ -167,15 +171,15 @@ def _role_hooks(account: StepAccount, role: str, model: nn.Module, phases: bool)
     return hooks
 
 
-def _part_hooks(account: StepAccount, role: str, model: nn.Module) -> list[Any]:
+def _part_hooks(account: StepAccount, role: str, model: nn.Module) -> list[RemovableHandle]:
     """A point of the timeline after each layer's forward pass, and before its backward pass."""
 
-    def hook(name: str) -> Callable:
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         def undo(grad: Tensor) -> None:
             account.call(role)
             account.mark(name)
 
-        def done(module: nn.Module, args: Any, out: Any) -> None:
+        def done(module: nn.Module, args: object, out: object) -> None:
             account.mark(name)
             first = out[0] if isinstance(out, tuple) else out
             if isinstance(first, Tensor) and first.requires_grad:
@@ -186,13 +190,13 @@ def _part_hooks(account: StepAccount, role: str, model: nn.Module) -> list[Any]:
     return [part.register_forward_hook(hook(name)) for name, part in parts_of(model)]
 
 
-def _optimizer_hooks(account: StepAccount) -> list[Any]:
+def _optimizer_hooks(account: StepAccount) -> list[RemovableHandle]:
     """The phase of the optimizer, and whose its states are."""
 
-    def begin(optimizer, args, kwargs) -> None:
+    def begin(optimizer: object, args: object, kwargs: object) -> None:
         account.enter("optimizer", next(iter(account.owners.values())), "workspace")
 
-    def end(optimizer, args, kwargs) -> None:
+    def end(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         account.own_states(optimizer)
 
     return [
@@ -201,7 +205,9 @@ def _optimizer_hooks(account: StepAccount) -> list[Any]:
     ]
 
 
-def prime(account: StepAccount, optimizer: Any, foreach: bool | None = None) -> None:
+def prime(
+    account: StepAccount, optimizer: torch.optim.Optimizer, foreach: bool | None = None
+) -> None:
     """Give an optimizer the state it has after a first step. `foreach`: see torch.optim.AdamW."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     for group in optimizer.param_groups:

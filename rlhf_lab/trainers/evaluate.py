@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..data.tokenize import encode_prompt, encode_response
 from ..ppo.losses import kl_estimate, response_mask
-from ..ppo.rollout import concat_prompt_response, pad_prompts, response_logprobs
+from ..ppo.rollout import concat_prompt_response, response_logprobs
+from ..ppo.sampling import pad_prompts
 from ..ppo.texts import sample_texts, score_texts
 
 

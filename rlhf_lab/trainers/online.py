@@ -27,7 +27,7 @@ from ..metering.meter import Meter, NoMeter
 from ..metering.patch import patched
 from ..ppo.losses import kl_estimate, missing_stop_score
 from ..ppo.rewards import Rewards
-from ..ppo.rollout import pad_prompts, positions_of
+from ..ppo.sampling import pad_prompts, positions_of
 from ..ppo.texts import call_reward
 from .job import (
     Figures,
@@ -117,7 +117,7 @@ class RewardFunction:
         rows = [p + ids for p, ids in zip(prompt_ids, completion_ids, strict=True)]
         ids, mask = pad_prompts(rows, self.tokenizer.pad_token_id)
         with torch.no_grad():
-            return self.rewards.ask(
+            return self.rewards.score_answers(
                 ids.to(self.device),
                 mask.to(self.device),
                 completion_ids,
@@ -146,7 +146,7 @@ class RewardFunction:
         scores = missing_stop_score(rewards, stopped, self.args.missing_eos_penalty)
         self.episodes += len(prompts)
         log_metric("ours/reward", float(rewards.nanmean()))
-        for name, value in self.rewards.said.items():
+        for name, value in self.rewards.by_source.items():
             log_metric(f"ours/rewards/{name}", float(value.nanmean()))
         log_metric("stopped", float(stopped.float().mean()))
         with self.meter.phase("evaluation"):

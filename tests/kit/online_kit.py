@@ -5,7 +5,8 @@ from ppo_kit import PROMPTS
 
 from rlhf_lab.data.tokenize import encode_prompt
 from rlhf_lab.metering.meter import Meter
-from rlhf_lab.ppo.rollout import concat_prompt_response, pad_prompts, response_logprobs
+from rlhf_lab.ppo.rollout import concat_prompt_response, response_logprobs
+from rlhf_lab.ppo.sampling import pad_prompts
 from rlhf_lab.trainers.online import (
     GRPOConfig,
     OnlineWatch,

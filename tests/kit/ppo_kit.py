@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_lab.ppo import rollout
+from rlhf_lab.ppo.rollout import Samples
+from rlhf_lab.ppo.sampling import pad_prompts, positions_of
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w10 w11", "w2", "w3 w3", "w12 w1", "w8 w9 w1 w4"]
 T = 0.7
@@ -13,22 +14,22 @@ must_fail = pytest.raises(AssertionError)  # the check, once the rule is broken
 
 
 def one_rollout(trainer, iteration=0, beta=0.05):
-    """→ a complete rollout of all eight prompts, in their order, and its metrics."""
+    """→ the rollout of all eight prompts, in their order, its advantages, and its metrics."""
     return trainer.make_rollout(torch.arange(len(PROMPTS)), iteration, beta)
 
 
 def scored(trainer, responses):
-    """The rollout of hand-made responses to the first prompts, scored but not judged."""
+    """The rollout of hand-made responses to the first prompts."""
     rows = trainer.train_dataset[: len(responses)]
     prompts = [trainer.tokenizer(r["prompt"])["input_ids"] for r in rows]
-    ids, mask = rollout.pad_prompts(prompts, trainer.tokenizer.pad_token_id)
+    ids, mask = pad_prompts(prompts, trainer.tokenizer.pad_token_id)
+    samples = Samples(torch.arange(len(rows)), ids, mask, torch.tensor(responses))
     with torch.no_grad():
-        r = trainer.score(ids, mask, torch.tensor(responses), torch.arange(len(rows)), rows)
-        return r, r.scores
+        return trainer.score(samples, rows)
 
 
 def prefixes(r, row):
-    """(prompt, said): the real tokens of one row as lists, without any padding."""
+    """(prompt, response): the real tokens of one row as lists, without any padding."""
     real = r.ids[row][r.attention[row]].tolist()
     n = int(r.mask[row].sum())
     return real[: len(real) - n], real[len(real) - n :]
@@ -41,7 +42,7 @@ def response_logits(model, ids, mask, length):
         input_ids=ids.masked_fill(~mask, 0),
         attention_mask=mask,
         use_cache=False,
-        position_ids=rollout.positions_of(mask),
+        position_ids=positions_of(mask),
         logits_to_keep=length + 1,
     )
     return whole.logits[:, :-1]
@@ -50,10 +51,10 @@ def response_logits(model, ids, mask, length):
 @torch.no_grad()
 def naive_logprobs(model, r, row, temperature=T):
     """log π of each real token of a row: one unpadded forward pass per token."""
-    prompt, said = prefixes(r, row)
+    prompt, response = prefixes(r, row)
     out = []
-    for t, token in enumerate(said):
-        logits = model(torch.tensor([prompt + said[:t]])).logits[0, -1]
+    for t, token in enumerate(response):
+        logits = model(torch.tensor([prompt + response[:t]])).logits[0, -1]
         out.append(torch.log_softmax(logits / temperature, 0)[token])
     return torch.stack(out)
 
@@ -62,6 +63,11 @@ def naive_logprobs(model, r, row, temperature=T):
 def naive_score(model, tokens):
     """The head at the last token of one unpadded sequence."""
     return model.score(model.base_model(torch.tensor([tokens])).last_hidden_state[0, -1])[0]
+
+
+def one_later(mask):
+    """A mask with one more position where padding exists: where TRL puts the score. (b, t)"""
+    return torch.cat([torch.ones_like(mask[:, :1]), mask[:, :-1]], 1)
 
 
 def close(a, b, atol=2e-5):

@@ -1,4 +1,4 @@
-"""PPO on the processes that torchrun started: what `test_processes.py` runs. Not a test by itself.
+"""PPO on the processes that torchrun started: what `test_distributed.py` runs. No test itself.
 
 torchrun --nproc-per-node 2 two_processes.py OUT.json '{"settings": …, "layout": …}'
 """
@@ -56,7 +56,7 @@ def main(out: Path, job: dict) -> None:
         if p.requires_grad
     }
     rank = trainer.accelerator.process_index
-    said = {
+    output = {
         "rank": rank,
         "ranks": trainer.accelerator.num_processes,
         "logged": logged,
@@ -64,7 +64,7 @@ def main(out: Path, job: dict) -> None:
         "calls": calls,
         "seed": torch.initial_seed(),
     }
-    out.with_suffix(f".{rank}.json").write_text(json.dumps(said))
+    out.with_suffix(f".{rank}.json").write_text(json.dumps(output))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from families import FAMILIES, make_folder, rows
 import rlhf_lab as lab
 from rlhf_lab.data.tokenize import encode_prompt, encode_response, pair_rows, sft_rows
 from rlhf_lab.ppo import rollout
+from rlhf_lab.ppo.sampling import generate, pad_prompts
 
 VARIANTS = [(family, pad) for family in FAMILIES for pad in (True, False)]
 SHORT = {"max_steps": 2, "seed": 0}
@@ -69,7 +70,7 @@ def test_the_same_ids_in_every_stage(family, pad, tmp_path):
     (pair,), _ = pair_rows(tokenizer, [row], 99)
     assert sft["input_ids"] == pair["prompt_ids"] + pair["chosen_ids"] == whole
     # PPO: the prompt padded on the left, the sampled response put after it.
-    ids, mask = rollout.pad_prompts([prompt, prompt[:1]], tokenizer.pad_token_id)
+    ids, mask = pad_prompts([prompt, prompt[:1]], tokenizer.pad_token_id)
     answer = torch.tensor([whole[len(prompt) :]] * 2)
     joined, attention = rollout.concat_prompt_response(
         ids, mask, answer, answer >= 0, tokenizer.pad_token_id
@@ -85,10 +86,10 @@ def test_padding_changes_nothing(family, tmp_path):
     prompts = [encode_prompt(tokenizer, r["prompt"]) for r in rows(3)]
     prompts[1] = (prompts[1] * 12)[:30]  # longer than the sliding windows
     pad = tokenizer.pad_token_id
-    ids, mask = rollout.pad_prompts(prompts, pad)
+    ids, mask = pad_prompts(prompts, pad)
     with torch.no_grad():
         scores = rollout.sequence_scores(reward_model, ids, mask)
-        responses = rollout.generate(
+        responses = generate(
             policy,
             ids,
             mask,

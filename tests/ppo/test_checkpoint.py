@@ -19,7 +19,7 @@ STEPS = 5
 
 
 def steps_of(folder):
-    return [int(p.name.split("-")[1]) for p in checkpoint.found(folder)]
+    return [int(p.name.split("-")[1]) for p in checkpoint.newest_first(folder)]
 
 
 def lora():
@@ -67,7 +67,7 @@ def build(make):
 def test_goes_on_to_the_same_numbers(build, layout, done):
     whole = build(layout)
     expected = whole.train().log_history
-    for path in checkpoint.found(whole.args.output_dir):
+    for path in checkpoint.newest_first(whole.args.output_dir):
         if int(path.name.split("-")[1]) > done:
             shutil.rmtree(path)
     again = build(layout)
@@ -82,7 +82,7 @@ def test_all_of_it_is_needed(build, monkeypatch, lost):
     """Leave one part out, and the numbers are other ones: the test above would see it."""
     whole = build()
     expected = whole.train().log_history
-    again, take = build(), checkpoint._take
+    again, load = build(), checkpoint._load
 
     def forgetful(trainer, path, weights, rest, state):
         if lost == "weights":
@@ -94,9 +94,9 @@ def test_all_of_it_is_needed(build, monkeypatch, lost):
         else:
             part = getattr(trainer, lost)
             rest[lost] = part.state_dict()
-        take(trainer, path, weights, rest, state)
+        load(trainer, path, weights, rest, state)
 
-    monkeypatch.setattr(checkpoint, "_take", forgetful)
+    monkeypatch.setattr(checkpoint, "_load", forgetful)
     folder = Path(again.args.output_dir) / "checkpoint-3"
     assert again.train(resume_from_checkpoint=folder).log_history != expected
 
@@ -130,8 +130,8 @@ def test_a_damaged_one_is_passed_over(build, capsys, name):
     damaged.write_bytes(damaged.read_bytes()[:40])
     again = build(rewards=None)
     assert again.restore() == 4
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "checkpoint-5 cannot be read" in said
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "checkpoint-5 cannot be read" in printed
     assert again.train().log_history == expected
     with pytest.raises(ValueError, match="nothing-here cannot be read"):
         again.restore(folder / "nothing-here")
@@ -196,7 +196,7 @@ def test_what_the_meter_measured_goes_on(build):
 
 def test_a_loss_that_is_no_number_is_not_learned_from(build, monkeypatch):
     trainer = build(rewards=None)
-    update, last = trainer.losses, {}
+    update, last = trainer.compute_losses, {}
 
     def broken(*args):
         loss, stats, ratio = update(*args)
@@ -206,10 +206,10 @@ def test_a_loss_that_is_no_number_is_not_learned_from(build, monkeypatch):
             loss = loss * math.nan
         return loss, stats, ratio
 
-    monkeypatch.setattr(trainer, "losses", broken)
-    with pytest.raises(Diverged) as said:
+    monkeypatch.setattr(trainer, "compute_losses", broken)
+    with pytest.raises(Diverged) as caught:
         trainer.train()
-    line = str(said.value)
+    line = str(caught.value)
     assert "\n" not in line
     for word in ("iteration 4", "value_loss=nan", "learning_rate=0.01", "kl_coef", "checkpoint-3"):
         assert word in line
@@ -234,19 +234,19 @@ def test_too_high_a_learning_rate_by_itself(build):
 
 def test_a_policy_that_left_takes_its_checkpoint_along(build, monkeypatch):
     trainer = build(rewards=None)
-    compute = trainer.compute_advantages
+    rollout_metrics = trainer._rollout_metrics
 
-    def far(r, beta):
-        said = compute(r, beta)
-        return said | ({"kl_per_token": 7.5} if trainer.state.global_step == 3 else {})
+    def far(*args):
+        metrics = rollout_metrics(*args)
+        return metrics | ({"kl_per_token": 7.5} if trainer.state.global_step == 3 else {})
 
-    monkeypatch.setattr(trainer, "compute_advantages", far)
+    monkeypatch.setattr(trainer, "_rollout_metrics", far)
     with pytest.raises(Diverged, match="7.5 nats per token .*max_kl_per_token=5.0.*checkpoint-2"):
         trainer.train()
     assert steps_of(trainer.args.output_dir) == [2, 1]  # 3 held the weights that were too far out
     none = build(rewards=None, max_kl_per_token=None)
-    near = none.compute_advantages
-    monkeypatch.setattr(none, "compute_advantages", lambda *a: near(*a) | {"kl_per_token": 9})
+    near = none._rollout_metrics
+    monkeypatch.setattr(none, "_rollout_metrics", lambda *a: near(*a) | {"kl_per_token": 9})
     assert len(none.train().log_history) == STEPS
 
 
@@ -266,19 +266,19 @@ def test_early_stop_ends_an_iterations_update(build):
 
 def test_held_out_prompts_change_nothing_and_are_sampled_alike(make):
     rows = [{"prompt": p} for p in PROMPTS[:5]]
-    told, samples = [], []
+    logged, samples = [], []
     plain = make().train().log_history
     extra = {
         "eval_dataset": rows,
-        "on_log": lambda step, m: told.append((step, m)),
-        "on_sample": lambda step, shown: samples.extend(shown),
+        "on_log": lambda step, m: logged.append((step, m)),
+        "on_sample": lambda step, rows: samples.extend(rows),
         "metric_funcs": {"length": lambda completions, **_: [len(c) for c in completions]},
     }
     trainer = make(extra=extra, eval_strategy="steps", eval_steps=2)
     trainer.train()
-    lines = [(s, m) for s, m in told if "eval_reward" in m]
+    lines = [(s, m) for s, m in logged if "eval_reward" in m]
     assert [s for s, _ in lines] == [2, 3]
-    assert [{k: v for k, v in m.items() if k != "length"} for _, m in told if "kl" in m] == [
+    assert [{k: v for k, v in m.items() if k != "length"} for _, m in logged if "kl" in m] == [
         {k: v for k, v in m.items() if k != "step"} for m in plain
     ]
     assert set(lines[0][1]) == {

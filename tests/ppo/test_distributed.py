@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ STEPS = 5  # of two minibatches each: ten optimizer steps
 
 
 def run(folder, ranks, layout="four", resume=None, broken=False, rows=8, **settings):
-    """Train in `ranks` processes of `rows / ranks` rows each. → what each of them said."""
+    """Train in `ranks` processes of `rows / ranks` rows each. → the output of each."""
     settings = {
         "output_dir": str(folder / "out"),
         "per_device_train_batch_size": rows // ranks // 2,
@@ -43,7 +44,7 @@ def run(folder, ranks, layout="four", resume=None, broken=False, rows=8, **setti
     }
     folder.mkdir(exist_ok=True)
     out, job = (
-        folder / "said",
+        folder / "output",
         {"settings": settings, "layout": layout, "resume": resume, "broken": broken},
     )
     worker = [str(HERE.parent / "kit" / "two_processes.py"), str(out), json.dumps(job)]
@@ -126,7 +127,7 @@ def _trimmed(r):
 
 def test_a_rollout_put_together(make, monkeypatch):
     """Two processes whose prompts and responses differ in length, by hand."""
-    r, _ = make().make_rollout(torch.arange(len(PROMPTS)), 0, 0.05)
+    r, *_ = make().make_rollout(torch.arange(len(PROMPTS)), 0, 0.05)
     halves = [_trimmed(r.rows(torch.arange(4))), _trimmed(r.rows(torch.arange(4, 8)))]
     shapes = [(h.ids.shape[1] - h.responses.shape[1], h.responses.shape[1]) for h in halves]
     assert shapes[0] != shapes[1]
@@ -139,8 +140,8 @@ def test_a_rollout_put_together(make, monkeypatch):
         def gather(self, x):
             return torch.tensor(shapes) if x.shape == (1, 2) else x
 
-    parts = [distributed.together(Other(), half, 15) for half in halves]
-    for name in vars(r):
+    parts = [distributed.gather_rollout(Other(), half, 15) for half in halves]
+    for name in (f.name for f in fields(r)):
         whole = torch.cat([getattr(p, name) for p in parts])
         assert torch.equal(whole, getattr(r, name))
 

@@ -82,7 +82,7 @@ def shared(make):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_role_says_what_a_model_of_its_own_would(one_base, folder, tiny, kind):
+def test_each_role_gives_what_a_model_of_its_own_would(one_base, folder, tiny, kind):
     """The same adapters in models that plain peft loads: log-probs, scores, values."""
     trainer = one_base(kind)
     draw(trainer.policy, 9)
@@ -91,31 +91,31 @@ def test_each_role_says_what_a_model_of_its_own_would(one_base, folder, tiny, ki
     critic = critic.merge_and_unload()
     trainer.policy.save_pretrained(folder(kind) / "policy")
     policy = PeftModel.from_pretrained(tiny.lm(0, kind), folder(kind) / "policy")
-    r, _ = one_rollout(trainer)
+    r, *_ = one_rollout(trainer)
     for row in range(3):
         n = int(r.mask[row].sum())
         close(r.logprobs[row, :n], naive_logprobs(policy, r, row))
         close(r.ref_logprobs[row, :n], naive_logprobs(base, r, row))
-        prompt, said = prefixes(r, row)
+        prompt, response = prefixes(r, row)
         with torch.no_grad():
-            close(r.scores[row], naive_score(critic, prompt + said) + 0.75)
+            close(r.scores_raw[row], naive_score(critic, prompt + response) + 0.75)
             for t in range(n):  # rule 15: the value model starts as the reward model
-                close(r.values[row, t], naive_score(critic, prompt + said[:t]) + 0.75)
+                close(r.values[row, t], naive_score(critic, prompt + response[:t]) + 0.75)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_shared_value_is_a_head_on_the_policys_trunk(shared, kind):
     trainer = shared(kind)
-    r, _ = one_rollout(trainer)
+    r, *_ = one_rollout(trainer)
     assert (r.values == 0).all()  # rule 15: a zero head
     with torch.no_grad():
         trainer.value_model.score.weight.normal_()
-    r, _ = one_rollout(trainer)
+    r, *_ = one_rollout(trainer)
     head = trainer.value_model.score.weight[0].detach()
     for row in range(3):
-        prompt, said = prefixes(r, row)
-        for t in range(len(said)):
-            out = trainer.policy(torch.tensor([prompt + said[:t]]), output_hidden_states=True)
+        prompt, response = prefixes(r, row)
+        for t in range(len(response)):
+            out = trainer.policy(torch.tensor([prompt + response[:t]]), output_hidden_states=True)
             close(r.values[row, t], (out.hidden_states[-1][0, -1] @ head).detach())
 
 
@@ -190,12 +190,12 @@ def test_the_value_loss_reaches_the_shared_trunk(shared):
     trainer = shared(num_ppo_epochs=1, total_episodes=8, max_grad_norm=0.0)
     with torch.no_grad():
         trainer.value_model.score.weight.normal_()
-    r, _ = one_rollout(trainer)
+    r, adv, _ = one_rollout(trainer)
     tokens = r.mask.sum()
     weight = trunk_of(trainer.policy).layers[0].mlp.up_proj.weight
 
     def gradient():
-        loss, *_ = trainer.losses(r, tokens, tokens)
+        loss, *_ = trainer.compute_losses(r, adv, tokens)
         return torch.autograd.grad(loss, weight)[0]
 
     found = {}
@@ -230,12 +230,12 @@ def test_the_saved_policy_is_one_adapter_for_plain_peft(one_base, tiny, tmp_path
         assert not torch.allclose(loaded(ids).logits, trainer.reference(ids).logits)
 
 
-def test_a_whole_reward_model_judges_adapters_too(one_base, tiny):
+def test_a_whole_reward_model_scores_adapters_too(one_base, tiny):
     """Then the value adapter starts as nothing on the base, under a head of zeros (15)."""
     trainer = one_base(reward=tiny.rm(1))
-    r, _ = one_rollout(trainer)
-    prompt, said = prefixes(r, 0)
-    close(r.scores[0], naive_score(tiny.rm(1), prompt + said).detach())
+    r, *_ = one_rollout(trainer)
+    prompt, response = prefixes(r, 0)
+    close(r.scores_raw[0], naive_score(tiny.rm(1), prompt + response).detach())
     assert (r.values == 0).all()
     start = trainer.value_model.score.weight.clone()
     trainer.train()

@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_lab.data import lengths
 from rlhf_lab.ppo import logprobs, rollout, trainer
+from rlhf_lab.ppo.executor import Executor
 from rlhf_lab.ppo.logprobs import logprobs_and_entropy
+from rlhf_lab.ppo.sampling import pad_prompts
 
 N, VOCABULARY, T = 7, 11, 0.7
 
@@ -70,7 +72,7 @@ def test_an_entropy_has_no_gradient():
 def test_trunk_and_head_are_the_whole_model(tmp_path, family):
     """Every family's own forward pass gives the same logits, soft caps included."""
     model = AutoModelForCausalLM.from_pretrained(make_folder(tmp_path, family)).eval()
-    ids, mask = rollout.pad_prompts([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10]], 0)
+    ids, mask = pad_prompts([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10]], 0)
     hidden = rollout.response_hidden_states(model, ids, mask, mask[:, -3:])
     ours = logprobs.language_head(model, hidden).view(2, 3, -1)
     assert_close(ours, response_logits(model, ids, mask, 3), atol=1e-5, rtol=1e-5)
@@ -101,7 +103,7 @@ def test_heads_that_scale_their_logits(family, setting):
         **setting,
     )
     model = AutoModelForCausalLM.from_config(config).eval()
-    ids, mask = rollout.pad_prompts([[4, 5, 6, 7]], 0)
+    ids, mask = pad_prompts([[4, 5, 6, 7]], 0)
     ours = logprobs.language_head(
         model, rollout.response_hidden_states(model, ids, mask, mask[:, -2:])
     )
@@ -114,9 +116,10 @@ def test_heads_that_scale_their_logits(family, setting):
 def test_a_minibatch_is_as_wide_as_its_longest_row(make, monkeypatch):
     """Short rows lose the padding that only longer rows needed, and padding gets no logits."""
     trainer = make()
-    r, _ = one_rollout(trainer)
+    r, adv, _ = one_rollout(trainer)
     lengths = r.attention.sum(1)
-    few = r.rows(torch.argsort(lengths)[:3])
+    short = torch.argsort(lengths)[:3]
+    first, first_adv = r.rows(short), adv.rows(short)
     widths, logits = [], []
 
     def passed(forward):
@@ -127,8 +130,8 @@ def test_a_minibatch_is_as_wide_as_its_longest_row(make, monkeypatch):
 
     swap(monkeypatch, rollout, "forward_model", passed)
     swap(monkeypatch, rollout, "language_head", headed)
-    n = few.mask.sum()
-    trainer.losses(few, n, n)
+    n = first.mask.sum()
+    trainer.compute_losses(first, first_adv, n)
     trainer.meter.close()  # no backward pass will end what began here
     longest = int(lengths.sort().values[2])
     assert all(longest - 1 <= width <= longest for width in widths) and len(widths) == 2
@@ -138,13 +141,14 @@ def test_a_minibatch_is_as_wide_as_its_longest_row(make, monkeypatch):
 
 def test_losses_and_training_do_not_depend_on_the_width(make, monkeypatch):
     trainer = make()
-    r, _ = one_rollout(trainer)
-    few = r.rows(torch.argsort(r.attention.sum(1))[:3])
-    n = few.mask.sum()
-    loss, stats, _ = trainer.losses(few, n, n)
+    r, adv, _ = one_rollout(trainer)
+    short = torch.argsort(r.attention.sum(1))[:3]
+    first, first_adv = r.rows(short), adv.rows(short)
+    n = first.mask.sum()
+    loss, stats, _ = trainer.compute_losses(first, first_adv, n)
     cut = make().train().log_history
     monkeypatch.setattr(rollout, "width_of", lambda mask: mask.shape[1])
-    same, as_well, _ = trainer.losses(few, n, n)
+    same, as_well, _ = trainer.compute_losses(first, first_adv, n)
     trainer.meter.close()  # no backward pass will end what began here
     assert_close(loss, same, atol=1e-6, rtol=1e-6)
     assert_close(stats, as_well, atol=1e-6, rtol=1e-6)
@@ -156,12 +160,17 @@ def test_training_does_not_depend_on_passes_of_like_length(make, monkeypatch):
     """Cut as often as can be, or not at all: the same numbers."""
     cuts = []
 
-    def count(self, rows, least):
-        cuts.append(len(passes(self, rows, least)))
-        return passes(self, rows, least)
+    def count(length_buckets):
+        def counted(self, mask, rows, least=None):
+            if least is None:
+                return length_buckets(self, mask, rows)
+            buckets = length_buckets(self, mask, rows, least)  # of the update
+            cuts.append(len(buckets))
+            return buckets
 
-    passes = rollout.Rollout.passes
-    swap(monkeypatch, rollout.Rollout, "passes", lambda _: count)
+        return counted
+
+    swap(monkeypatch, Executor, "length_buckets", count)
     whole = make().train().log_history
     assert set(cuts) == {1}
     monkeypatch.setattr(lengths, "LEAST_SHARE_SAVED", 0.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ppo_kit import one_later
 from torch import tensor
 from torch.testing import assert_close
 
@@ -88,7 +89,7 @@ def test_gae_by_hand():
     rewards = tensor([[0.1, -0.2, 1.0]], dtype=DOUBLE)
     values = tensor([[0.5, 0.4, 0.3]], dtype=DOUBLE)
     mask = torch.ones(1, 3, dtype=torch.bool)
-    advantages, returns = losses.gae(rewards, values, mask, gamma=1.0, lam=0.95)
+    advantages, returns = losses.compute_gae(rewards, values, mask, gamma=1.0, lam=0.95)
     assert_close(advantages, tensor([[0.34675, 0.365, 0.7]], dtype=DOUBLE))
     # returns = A + V
     assert_close(returns, tensor([[0.84675, 0.765, 1.0]], dtype=DOUBLE))
@@ -96,7 +97,7 @@ def test_gae_by_hand():
 
 def test_gae_discounts_by_hand():
     """γ = ½, λ = ½, two tokens: A₁ = 1 − 2 = −1; A₀ = (0 + ½·2 − 1) + ¼·(−1) = −¼."""
-    advantages, _ = losses.gae(
+    advantages, _ = losses.compute_gae(
         tensor([[0.0, 1.0]]), tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool), 0.5, 0.5
     )
     assert advantages.tolist() == [[-0.25, -1.0]]
@@ -106,7 +107,7 @@ def test_gae_discounts_by_hand():
 @given(seeds)
 def test_gae_with_lambda_1_is_reward_to_go_minus_value(seed):
     rewards, values, mask = batch(seed)
-    advantages, returns = losses.gae(rewards, values, mask, gamma=1.0, lam=1.0)
+    advantages, returns = losses.compute_gae(rewards, values, mask, gamma=1.0, lam=1.0)
     to_go = (rewards * mask).flip(1).cumsum(1).flip(1) * mask
     assert_close(returns, to_go)
     assert_close(advantages, (to_go - values) * mask)
@@ -116,7 +117,7 @@ def test_gae_with_lambda_1_is_reward_to_go_minus_value(seed):
 @given(seeds)
 def test_gae_with_lambda_0_is_the_one_step_error(seed):
     rewards, values, mask = batch(seed)
-    advantages, _ = losses.gae(rewards, values, mask, gamma=0.9, lam=0.0)
+    advantages, _ = losses.compute_gae(rewards, values, mask, gamma=0.9, lam=0.0)
     following = torch.cat([(values * mask)[:, 1:], torch.zeros(len(values), 1)], 1)
     assert_close(advantages, (rewards + 0.9 * following - values) * mask)
 
@@ -126,7 +127,7 @@ def test_gae_with_lambda_0_is_the_one_step_error(seed):
 def test_gae_equals_its_definition_as_a_sum(seed):
     """A_t = Σ_l (γλ)^l δ_{t+l}, row by row over the real tokens: no recursion, no mask."""
     rewards, values, mask = batch(seed)
-    advantages, _ = losses.gae(rewards, values, mask, 0.9, 0.8)
+    advantages, _ = losses.compute_gae(rewards, values, mask, 0.9, 0.8)
     for row in range(len(values)):
         n = int(mask[row].sum())
         r, v = rewards[row, :n].tolist(), values[row, :n].tolist() + [0.0]
@@ -146,9 +147,9 @@ def test_masked_positions_never_matter(seed, garbage):
     results = {
         "masked_mean": lambda a, b: losses.masked_mean(a, mask),
         "whiten": lambda a, b: losses.whiten(a, mask),
-        "gae": lambda a, b: losses.gae(a, b, mask),
-        "ppo_loss": lambda a, b: losses.ppo_loss(a, a + 0.1, b, mask),
-        "value_loss": lambda a, b: losses.value_loss(a, a + 0.3, b, mask),
+        "compute_gae": lambda a, b: losses.compute_gae(a, b, mask),
+        "pg_loss": lambda a, b: losses.pg_loss(a, a + 0.1, b, mask),
+        "vf_loss": lambda a, b: losses.vf_loss(a, a + 0.3, b, mask),
         "token_rewards": lambda a, b: losses.token_rewards(a, b[:, 0] * 0 + 2, mask, 0.1),
         "explained_variance": lambda a, b: losses.explained_variance(a, b, mask),
     }
@@ -165,7 +166,7 @@ def test_masked_positions_never_matter(seed, garbage):
 def test_returns_are_taken_before_whitening():
     """Whitening the advantages afterwards must not change what the critic learns."""
     rewards, values, mask = batch(0)
-    advantages, returns = losses.gae(rewards, values, mask)
+    advantages, returns = losses.compute_gae(rewards, values, mask)
     before = returns.clone()
     whitened = losses.whiten(advantages, mask)
     assert_close(returns, before, rtol=0, atol=0)
@@ -211,11 +212,11 @@ def test_the_score_lands_on_the_last_real_token(length, expected):
     assert_close(losses.token_rewards(kl, tensor([5.0]), mask, 0.1), tensor([expected]))
 
 
-def test_late_puts_the_score_one_later_only_where_padding_exists():
-    """The private switch for the parity test with TRL."""
+def test_a_mask_moved_on_puts_the_score_one_later_only_where_padding_exists():
+    """What the parity benchmark does to be as TRL."""
     kl = torch.zeros(2, 3)
     mask = tensor([[True, True, False], [True, True, True]])
-    late = losses.token_rewards(kl, tensor([5.0, 5.0]), mask, 0.1, late=True)
+    late = losses.token_rewards(kl, tensor([5.0, 5.0]), one_later(mask), 0.1)
     assert late.tolist() == [[0, 0, 5], [0, 0, 5]]
 
 
@@ -244,8 +245,8 @@ def one(x: float):
         (0.5, -2.0, 1.6, 1),  # a bad token is not pushed below 0.8
     ],
 )
-def test_ppo_loss_by_hand(ratio, advantage, loss, clipped):
-    got, was_clipped = losses.ppo_loss(
+def test_pg_loss_by_hand(ratio, advantage, loss, clipped):
+    got, was_clipped = losses.pg_loss(
         one(math.log(ratio)), one(0.0), one(advantage), tensor([[True]]), clip=0.2
     )
     assert got.item() == pytest.approx(loss)
@@ -257,7 +258,7 @@ def test_ppo_loss_by_hand(ratio, advantage, loss, clipped):
 )
 def test_a_clipped_token_has_no_gradient(ratio, advantage, moves):
     logprob = one(math.log(ratio)).requires_grad_()
-    losses.ppo_loss(logprob, one(0.0), one(advantage), tensor([[True]]))[0].sum().backward()
+    losses.pg_loss(logprob, one(0.0), one(advantage), tensor([[True]]))[0].sum().backward()
     assert bool(logprob.grad.abs() > 0) is moves
 
 
@@ -265,14 +266,14 @@ def test_at_ratio_1_the_gradient_is_that_of_the_policy_gradient():
     """Before the first update, ∇loss = −A ∇log π."""
     logprobs, advantages, mask = batch(3)
     logprobs.requires_grad_()
-    losses.ppo_loss(logprobs, logprobs.detach(), advantages, mask)[0].sum().backward()
+    losses.pg_loss(logprobs, logprobs.detach(), advantages, mask)[0].sum().backward()
     assert_close(logprobs.grad, -advantages * mask)
 
 
 def test_weight_multiplies_the_loss_of_each_token():
     logprobs, advantages, mask = batch(4)
-    plain, _ = losses.ppo_loss(logprobs, logprobs, advantages, mask)
-    doubled, _ = losses.ppo_loss(
+    plain, _ = losses.pg_loss(logprobs, logprobs, advantages, mask)
+    doubled, _ = losses.pg_loss(
         logprobs, logprobs, advantages, mask, weight=torch.full_like(plain, 2)
     )
     assert_close(doubled, 2 * plain)
@@ -286,8 +287,8 @@ def test_weight_multiplies_the_loss_of_each_token():
         (0.0, 1.0, 3.0, 4.5, 0),  # moved away from the target: ½·3² is larger than ½·2.2²
     ],
 )
-def test_value_loss_by_hand(value, old, target, loss, clipped):
-    got, was_clipped = losses.value_loss(one(value), one(old), one(target), tensor([[True]]))
+def test_vf_loss_by_hand(value, old, target, loss, clipped):
+    got, was_clipped = losses.vf_loss(one(value), one(old), one(target), tensor([[True]]))
     assert got.item() == pytest.approx(loss)
     assert was_clipped.item() == clipped
 

@@ -2,8 +2,8 @@
 
 The 24 rules of PPO for language models: each has a check, and a way of breaking the rule.
 
-    pytest tests/stages -k rule
-    pytest tests/stages -k rule_07
+    pytest tests/ppo -k rule
+    pytest tests/ppo -k rule_07
 
 A test first runs its check on the trainer as it is. Then it breaks the rule on purpose, by a patch
 or a setting, and asserts that the same check fails. A check that cannot fail teaches nothing.
@@ -30,7 +30,7 @@ or a setting, and asserts that the same check fails. A check that cannot fail te
     16 reference responses score 0 on average         test_rule_16_the_offset_is_in_reward_and_value
     17 Adam ε 1e-5, anneal to 0, clipping             test_rule_17_optimizer
     18 adaptive KL coefficient                        test_rule_18_adaptive_kl_coefficient
-    19 k1, k2, k3                                     test_rule_19_kl_estimators (gradients: test_maths.py)
+    19 k1, k2, k3                                     test_rule_19_kl_estimators (gradients: test_losses.py)
     20 statistics are masked means                    test_rule_20_statistics_are_masked_means
     21 importance weight (pure function)              test_rule_21_importance_weight_is_capped
     22 reward model data                              test_rule_22_over_long_and_identical_pairs_are_counted
@@ -54,8 +54,7 @@ from ppo_kit import (
     swap,
 )
 
-from rlhf_lab.ppo import losses, rewards, rollout, trainer
-from rlhf_lab.ppo.trainer import PPOTrainer
+from rlhf_lab.ppo import losses, rewards, rollout, sampling, trainer
 
 # -------------------------------------------------------------------------------- rules 1, 2 and 3
 
@@ -71,7 +70,7 @@ def check_sampling(make, tiny):
     trainer = make(
         extra=extra, per_device_train_batch_size=n, response_length=1, temperature=temperature
     )
-    r, _ = trainer.make_rollout(torch.arange(n), 0, 0.05)
+    r, *_ = trainer.make_rollout(torch.arange(n), 0, 0.05)
     with torch.no_grad():
         p = (trainer.policy(torch.tensor([[1, 2, 3]])).logits[0, -1] / temperature).softmax(0)
     counts = torch.bincount(r.responses[:, 0], minlength=tiny.words)
@@ -84,8 +83,8 @@ def check_sampling(make, tiny):
 
 def top_k(sample):
     def truncated(logits, u, temperature=1.0):
-        kept = logits.topk(4, -1).values[:, -1:]
-        return sample(logits.masked_fill(logits < kept, -torch.inf), u, temperature)
+        least = logits.topk(4, -1).values[:, -1:]
+        return sample(logits.masked_fill(logits < least, -torch.inf), u, temperature)
 
     return truncated
 
@@ -106,7 +105,7 @@ def forgets_temperature(sample):
 @pytest.mark.parametrize("broken", [top_k, top_p, forgets_temperature])
 def test_rule_01_sampling_is_not_truncated(make, tiny, monkeypatch, broken):
     check_sampling(make, tiny)
-    swap(monkeypatch, rollout, "sample_tokens", broken)
+    swap(monkeypatch, sampling, "sample_tokens", broken)
     with must_fail:
         check_sampling(make, tiny)
 
@@ -114,7 +113,7 @@ def test_rule_01_sampling_is_not_truncated(make, tiny, monkeypatch, broken):
 def check_temperature(make):
     """Log-probs of policy and (another) reference are those of softmax(logits / T); KL starts 0."""
     trainer = make()
-    r, metrics = one_rollout(trainer)
+    r, _, metrics = one_rollout(trainer)
     for row in range(4):
         n = int(r.mask[row].sum())
         close(r.logprobs[row, :n], naive_logprobs(trainer.policy, r, row))
@@ -128,10 +127,10 @@ def test_rule_02_policy_and_reference_share_the_temperature(make, monkeypatch):
     def reference_at_1(logprobs):
         calls = []
 
-        def score(model, ids, attention, responses, temperature, rows):
+        def score(model, ids, attention, responses, temperature, *how):
             calls.append(model)  # policy first, then reference
             temperature = 1.0 if len(calls) % 2 == 0 else temperature
-            return logprobs(model, ids, attention, responses, temperature, rows)
+            return logprobs(model, ids, attention, responses, temperature, *how)
 
         return score
 
@@ -145,7 +144,7 @@ def half_precision(logprobs):
 
 
 def unshifted_temperature(logprobs):
-    return lambda m, i, a, r, temperature, rows: logprobs(m, i, a, r, 1.0, rows)
+    return lambda m, i, a, r, temperature, *how: logprobs(m, i, a, r, 1.0, *how)
 
 
 @pytest.mark.parametrize("split", [(8, 1, 1), (2, 4, 1), (2, 4, 4)])
@@ -215,13 +214,15 @@ def test_rule_04_dropout_is_off_in_all_four_models(make, tiny):
 def check_padding(make):
     """In a padded batch every log-prob, value and score is what the row gets alone."""
     trainer = make("gpt2")  # absolute positions: rotary ones forgive a constant shift
-    r, _ = one_rollout(trainer)
+    r, *_ = one_rollout(trainer)
     for row in range(4):
-        prompt, said = prefixes(r, row)
-        close(r.logprobs[row, : len(said)], naive_logprobs(trainer.policy, r, row))
-        close(r.scores[row], naive_score(trainer.reward_model, prompt + said))
-        alone = [naive_score(trainer.value_model, prompt + said[:t]) for t in range(len(said))]
-        close(r.values[row, : len(said)], torch.stack(alone))
+        prompt, response = prefixes(r, row)
+        close(r.logprobs[row, : len(response)], naive_logprobs(trainer.policy, r, row))
+        close(r.scores_raw[row], naive_score(trainer.reward_model, prompt + response))
+        alone = [
+            naive_score(trainer.value_model, prompt + response[:t]) for t in range(len(response))
+        ]
+        close(r.values[row, : len(response)], torch.stack(alone))
 
 
 def in_place(positions, attended):
@@ -249,7 +250,7 @@ def from_the_left(mask):
 
 def test_rule_05_padding_does_not_change_a_score(make, monkeypatch):
     check_padding(make)
-    counted, seen = rollout.positions_of, lambda mask: mask
+    counted, seen = sampling.positions_of, lambda mask: mask
     swap(monkeypatch, rollout, "forward_model", in_place(counted, seen))
     check_padding(make)
     for broken in (in_place(from_the_left, seen), in_place(counted, torch.ones_like)):
@@ -263,10 +264,10 @@ def check_last_token(make, tiny):
     prompts = ["w1 <eos> w2", "w4 <eos>", "w5"]
     trainer = make(extra={"train_dataset": [{"prompt": p} for p in prompts]})
     e = tiny.eos
-    r, _ = scored(trainer, [[5, e, 3], [6, 7, 8], [9, e, 10]])
+    r = scored(trainer, [[5, e, 3], [6, 7, 8], [9, e, 10]])
     for row in range(3):
-        prompt, said = prefixes(r, row)
-        close(r.scores[row], naive_score(trainer.reward_model, prompt + said))
+        prompt, response = prefixes(r, row)
+        close(r.scores_raw[row], naive_score(trainer.reward_model, prompt + response))
 
 
 def score_at(position):
@@ -275,7 +276,7 @@ def score_at(position):
     def broken(_):
         def scores(model, ids, mask):
             trunk = rollout.trunk_of(model)
-            hidden = in_place(rollout.positions_of, lambda mask: mask)(None)(trunk, ids, mask)
+            hidden = in_place(sampling.positions_of, lambda mask: mask)(None)(trunk, ids, mask)
             at = position(ids) - mask.long().argmax(1)
             return model.score(hidden.last_hidden_state[torch.arange(len(ids)), at]).squeeze(-1)
 
@@ -312,16 +313,16 @@ def check_truncation(make, tiny):
     """What stands after the first stop token does not reach reward, values or log-probs."""
     trainer = make()
     e = tiny.eos
-    r, _ = scored(trainer, [[5, e, 3, 4], [6, 7, e, e], [e, 1, e, 2]])
-    said = [[5, e], [6, 7, e], [e]]
+    r = scored(trainer, [[5, e, 3, 4], [6, 7, e, e], [e, 1, e, 2]])
+    cut = [[5, e], [6, 7, e], [e]]
     for row in range(3):
         prompt, _ = prefixes(r, row)
         expected = naive_score(
-            trainer.reward_model, trainer.tokenizer(PROMPTS[row])["input_ids"] + said[row]
+            trainer.reward_model, trainer.tokenizer(PROMPTS[row])["input_ids"] + cut[row]
         )
-        close(r.scores[row], expected)
-        assert r.mask[row].sum() == len(said[row])
-        assert not r.logprobs[row, len(said[row]) :].any()
+        close(r.scores_raw[row], expected)
+        assert r.mask[row].sum() == len(cut[row])
+        assert not r.logprobs[row, len(cut[row]) :].any()
 
 
 def test_rule_07_the_reward_model_scores_truncated_text(make, tiny, monkeypatch):
@@ -334,35 +335,33 @@ def test_rule_07_the_reward_model_scores_truncated_text(make, tiny, monkeypatch)
 def check_penalty(make, **settings):
     """Only the response that never stops is touched: 2.5 less, or exactly −4."""
     trainer = make(**settings)
-    r, raw = scored(trainer, RESPONSES)
-    trainer.compute_advantages(r, beta=0.05)
-    expected = raw.clone()
+    r = scored(trainer, RESPONSES)
+    expected = r.scores_raw.clone()
     if "missing_eos_penalty" in settings:
         expected[2] -= 2.5
     if "missing_eos_score" in settings:
         expected[2] = -4.0
-    close(r.scores, expected)
-    return r
+    close(trainer.compute_advantages(r, beta=0.05).scores, expected)
 
 
 @pytest.mark.parametrize("settings", [{"missing_eos_penalty": 2.5}, {"missing_eos_score": -4.0}])
-@pytest.mark.parametrize("token", [14, 1], ids=["never penalised", "always penalised"])
-def test_rule_08_a_response_without_stop_is_penalised(make, monkeypatch, settings, token):
-    """Broken by taking every response, or none, for one that has stopped (14 is eos)."""
+@pytest.mark.parametrize("stopped", [True, False], ids=["never penalised", "always penalised"])
+def test_rule_08_a_response_without_stop_is_penalised(make, monkeypatch, settings, stopped):
+    """Broken by taking every response, or none, for one that has stopped."""
     check_penalty(make)
     check_penalty(make, **settings)
 
     def blind(right):
-        return lambda self, s, m, r: right(self, s, m | True, torch.full_like(r, token))
+        return lambda self, stop: torch.full_like(right(self, stop), stopped)
 
-    swap(monkeypatch, PPOTrainer, "_without_stop", blind)
+    swap(monkeypatch, rollout.Rollout, "stopped", blind)
     with must_fail:
         check_penalty(make, **settings)
 
 
 def test_rule_08_breaks_when_an_ending_at_the_limit_counts_as_none(make, monkeypatch):
     def length_decides(_):
-        return lambda scores, stopped, penalty: scores - penalty * torch.tensor([0.0, 1.0, 1.0])
+        return lambda scores, stopped, penalty, _: scores - penalty * torch.tensor([0.0, 1.0, 1.0])
 
     swap(monkeypatch, losses, "missing_stop_score", length_decides)
     with must_fail:

@@ -1,5 +1,7 @@
 """Rules 9 to 13 of PPO: rewards, returns, whitening. Table: test_ppo_rules_01_08.py."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from ppo_kit import (
@@ -8,6 +10,7 @@ from ppo_kit import (
     close,
     must_fail,
     naive_logprobs,
+    one_later,
     one_rollout,
     scored,
     swap,
@@ -22,12 +25,12 @@ from rlhf_lab.ppo.trainer import PPOTrainer
 def check_score_position(make, tiny):
     """β = 0 leaves the score alone: early end, end at the limit, no end, empty response."""
     trainer = make()
-    r, _ = scored(trainer, RESPONSES + [[14, 15, 15]])  # the last is empty: a bare stop token
-    trainer.compute_advantages(r, beta=0.0)
+    r = scored(trainer, RESPONSES + [[14, 15, 15]])  # the last is empty: a bare stop token
+    adv = trainer.compute_advantages(r, beta=0.0)
     expected = torch.zeros(4, 3)
     for row, column in enumerate((1, 2, 2, 0)):
-        expected[row, column] = r.scores[row]
-    close(trainer._last_rewards, expected)
+        expected[row, column] = adv.scores[row]
+    close(adv.rewards, expected)
 
 
 @pytest.mark.parametrize("place", ["one later, as TRL", "first token", "last column"])
@@ -35,9 +38,9 @@ def test_rule_09_the_score_lands_on_the_last_token(make, tiny, monkeypatch, plac
     check_score_position(make, tiny)
 
     def elsewhere(right):
-        def rewards(kl, scores, mask, beta, late=False):
+        def rewards(kl, scores, mask, beta):
             if place.startswith("one later"):
-                return right(kl, scores, mask, beta, late=True)
+                return right(kl, scores, one_later(mask), beta)
             wrong = -beta * kl * mask
             wrong[:, 0 if place == "first token" else -1] += scores
             return wrong
@@ -51,7 +54,7 @@ def test_rule_09_the_score_lands_on_the_last_token(make, tiny, monkeypatch, plac
 
 def check_logprob_index(trainer):
     """Token t is predicted at t−1; beyond the end both models' log-probs are the same constant."""
-    r, _ = one_rollout(trainer)
+    r, *_ = one_rollout(trainer)
     assert not r.mask.all(), "the check needs padding"
     for row in range(4):
         n = int(r.mask[row].sum())
@@ -62,9 +65,9 @@ def check_logprob_index(trainer):
 
 
 def off_by_one(before):
-    def hidden(model, ids, mask, said):  # of the token itself, where one more column is there
-        ids, mask = (torch.cat([x, x[:, -1:]], 1) for x in (ids, mask))
-        return before(model, ids, mask, said)
+    def hidden(model, ids, attention, mask):  # of the token itself, where one more column is there
+        ids, attention = (torch.cat([x, x[:, -1:]], 1) for x in (ids, attention))
+        return before(model, ids, attention, mask)
 
     return hidden
 
@@ -72,8 +75,7 @@ def off_by_one(before):
 def other_constant(score):
     def scored(self, *args):
         r = score(self, *args)
-        r.ref_logprobs = r.ref_logprobs.masked_fill(~r.mask, 1.0)
-        return r
+        return replace(r, ref_logprobs=r.ref_logprobs.masked_fill(~r.mask, 1.0))
 
     return scored
 
@@ -95,13 +97,13 @@ def check_rewards(make, tiny):
     trainer = make(models={"ref_model": tiny.lm(7)})
     args = trainer.args
     assert (args.kl_coef, args.gamma, args.lam) == (0.05, 1.0, 0.95)
-    r, metrics = one_rollout(trainer, beta=args.kl_coef)
+    r, adv, metrics = one_rollout(trainer, beta=args.kl_coef)
     for row in range(len(PROMPTS)):
         n = int(r.mask[row].sum())
         pi, ref = r.logprobs[row, :n].tolist(), r.ref_logprobs[row, :n].tolist()
         expected = [-0.05 * (a - b) for a, b in zip(pi, ref, strict=True)]
-        expected[-1] += float(r.scores[row])
-        close(trainer._last_rewards[row], expected + [0.0] * (r.mask.shape[1] - n))
+        expected[-1] += float(adv.scores[row])
+        close(adv.rewards[row], expected + [0.0] * (r.mask.shape[1] - n))
     assert metrics["kl"] > 0.1  # nats per response, summed over its tokens
     close(metrics["kl"], float((r.logprobs - r.ref_logprobs).sum() / len(PROMPTS)))
     close(metrics["objective"], metrics["score"] - 0.05 * metrics["kl"])
@@ -110,9 +112,9 @@ def check_rewards(make, tiny):
 @pytest.mark.parametrize(
     "broken",
     [
-        lambda right: lambda kl, s, m, beta, late=False: right(-kl, s, m, beta, late),
-        lambda right: lambda kl, s, m, beta, late=False: right(kl, 0 * s, m, beta, late),
-        lambda right: lambda kl, s, m, beta, late=False: right(kl, beta * s, m, 1.0, late),
+        lambda right: lambda kl, s, m, beta: right(-kl, s, m, beta),
+        lambda right: lambda kl, s, m, beta: right(kl, 0 * s, m, beta),
+        lambda right: lambda kl, s, m, beta: right(kl, beta * s, m, 1.0),
     ],
     ids=["sign of the KL", "no score", "beta on the score"],
 )
@@ -126,16 +128,16 @@ def test_rule_11_reward_is_score_minus_beta_kl(make, tiny, monkeypatch, broken):
 def check_returns(make, tiny):
     """Plain Python GAE over each response's own tokens; returns from unwhitened advantages."""
     trainer = make(models={"ref_model": tiny.lm(7)})
-    r, _ = one_rollout(trainer)
+    r, adv, _ = one_rollout(trainer)
     for row in range(len(PROMPTS)):
         n = int(r.mask[row].sum())
-        reward, value = trainer._last_rewards[row].tolist(), r.values[row].tolist()
+        reward, value = adv.rewards[row].tolist(), r.values[row].tolist()
         advantage, expected = 0.0, [0.0] * r.mask.shape[1]
         for t in reversed(range(n)):
             following = value[t + 1] if t + 1 < n else 0.0
             advantage = reward[t] + following - value[t] + 0.95 * advantage
             expected[t] = advantage + value[t]
-        close(r.returns[row], expected)
+        close(adv.returns[row], expected)
 
 
 def whitened_returns(gae):
@@ -167,7 +169,7 @@ def bootstraps_beyond_the_end(gae):
 @pytest.mark.parametrize("broken", [whitened_returns, forwards, bootstraps_beyond_the_end])
 def test_rule_12_returns_are_advantages_plus_values(make, tiny, monkeypatch, broken):
     check_returns(make, tiny)
-    swap(monkeypatch, losses, "gae", broken)
+    swap(monkeypatch, losses, "compute_gae", broken)
     with must_fail:
         check_returns(make, tiny)
 
@@ -178,11 +180,11 @@ def test_rule_12_returns_are_advantages_plus_values(make, tiny, monkeypatch, bro
 def check_whitening(make):
     """Over the real tokens of the whole rollout: mean 0, unbiased variance 1; 0 elsewhere."""
     trainer = make(per_device_train_batch_size=2, gradient_accumulation_steps=4)
-    r, _ = one_rollout(trainer)
-    raw = (r.returns - r.values)[r.mask]
+    r, adv, _ = one_rollout(trainer)
+    raw = (adv.returns - r.values)[r.mask]
     expected = (raw - raw.mean()) / raw.std(unbiased=True)
-    close(r.advantages[r.mask], expected, atol=1e-4)
-    assert not r.advantages[~r.mask].any()
+    close(adv.advantages[r.mask], expected, atol=1e-4)
+    assert not adv.advantages[~r.mask].any()
 
 
 def row_by_row(whiten):
@@ -216,11 +218,11 @@ def test_rule_13_advantages_are_whitened_over_the_batch(make, monkeypatch, broke
 def check_whitened_rewards(make):
     """Off by default; when on, deviation 1 and the mean stays."""
     plain = make()
-    one_rollout(plain)
+    _, before, _ = one_rollout(plain)
     assert not plain.args.whiten_rewards
     trainer = make(whiten_rewards=True)
-    r, _ = one_rollout(trainer)
-    before, after = plain._last_rewards[r.mask], trainer._last_rewards[r.mask]
+    r, after, _ = one_rollout(trainer)
+    before, after = before.rewards[r.mask], after.rewards[r.mask]
     close(after.std(), 1.0, atol=1e-4)
     close(after.mean(), before.mean(), atol=1e-5)
 
@@ -263,18 +265,18 @@ def check_accumulation(make, tiny, monkeypatch):
         close(other, whole, atol=1e-7)
 
 
-def mean_of_means(losses):
+def mean_of_means(compute_losses):
     """Each pass divides by its own tokens: short responses weigh more than long ones."""
 
-    def broken(self, mb, tokens, value_tokens):
+    def broken(self, mb, adv, tokens):
         share = len(mb.ids) / self.args.rollout_batch_size
-        return losses(self, mb, mb.mask.sum() / share, mb.value_mask.sum() / share)
+        return compute_losses(self, mb, adv, mb.mask.sum() / share)
 
     return broken
 
 
 def test_rule_13_one_times_eight_equals_eight_times_one(make, tiny, monkeypatch):
     check_accumulation(make, tiny, monkeypatch)
-    swap(monkeypatch, PPOTrainer, "losses", mean_of_means)
+    swap(monkeypatch, PPOTrainer, "compute_losses", mean_of_means)
     with must_fail:
         check_accumulation(make, tiny, monkeypatch)

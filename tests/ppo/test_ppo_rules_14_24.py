@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,23 +34,26 @@ def check_losses(make):
     trainer = make()
     args = trainer.args
     assert (args.cliprange, args.cliprange_value, args.vf_coef) == (0.2, 0.2, 0.1)
-    r, _ = one_rollout(trainer)
+    r, adv, _ = one_rollout(trainer)
     g = torch.Generator().manual_seed(0)  # pretend that policy and critic have moved far
-    r.logprobs = (r.logprobs + torch.randn(r.mask.shape, generator=g)) * r.mask
-    r.values = (r.values + torch.randn(r.mask.shape, generator=g)) * r.mask
+    r = replace(
+        r,
+        logprobs=(r.logprobs + torch.randn(r.mask.shape, generator=g)) * r.mask,
+        values=(r.values + torch.randn(r.mask.shape, generator=g)) * r.mask,
+    )
     n = r.mask.sum()
-    loss, stats, _ = trainer.losses(r, n, n)
+    loss, stats, _ = trainer.compute_losses(r, adv, n)
     trainer.meter.close()  # no backward pass will end what began here
     with torch.no_grad():
         logp, _, v = trainer.model(r.ids, r.attention, r.responses, r.mask, T)
     policy = value = clipped = 0.0
     for row, t in r.mask.nonzero().tolist():
         ratio = math.exp(logp[row, t] - r.logprobs[row, t])
-        a = float(r.advantages[row, t])
+        a = float(adv.advantages[row, t])
         near = min(max(ratio, 0.8), 1.2)
         policy += max(-a * ratio, -a * near)
         clipped += -a * near > -a * ratio
-        old, target = float(r.values[row, t]), float(r.returns[row, t])
+        old, target = float(r.values[row, t]), float(adv.returns[row, t])
         new = float(v[row, t])
         near = min(max(new, old - 0.2), old + 0.2)
         value += 0.5 * max((new - target) ** 2, (near - target) ** 2)
@@ -60,10 +64,10 @@ def check_losses(make):
 @pytest.mark.parametrize(
     "name, broken",
     [
-        ("ppo_loss", lambda right: lambda p, o, a, m, clip, **k: right(p, o, a, m, 1e9, **k)),
-        ("ppo_loss", lambda right: lambda p, o, a, m, clip, **k: right(p, o, -a, m, clip, **k)),
-        ("value_loss", lambda right: lambda v, o, r, m, clip: right(v, o, r, m, 1e9)),
-        ("value_loss", lambda right: lambda v, o, r, m, c: tuple(2 * x for x in right(v, o, r, m))),
+        ("pg_loss", lambda right: lambda p, o, a, m, clip, **k: right(p, o, a, m, 1e9, **k)),
+        ("pg_loss", lambda right: lambda p, o, a, m, clip, **k: right(p, o, -a, m, clip, **k)),
+        ("vf_loss", lambda right: lambda v, o, r, m, clip: right(v, o, r, m, 1e9)),
+        ("vf_loss", lambda right: lambda v, o, r, m, c: tuple(2 * x for x in right(v, o, r, m))),
     ],
     ids=["no policy clip", "sign", "no value clip", "no half"],
 )
@@ -76,11 +80,12 @@ def test_rule_14_both_losses_are_clipped(make, monkeypatch, name, broken):
 
 def check_value_start(trainer):
     """Before training, V at a position is the reward model's score of the text so far."""
-    r, _ = one_rollout(trainer)
+    r, *_ = one_rollout(trainer)
     for row in range(3):
-        prompt, said = prefixes(r, row)
-        for t in range(len(said)):
-            close(r.values[row, t], naive_score(trainer.reward_model, prompt + said[:t]))
+        prompt, response = prefixes(r, row)
+        for t in range(len(response)):
+            expected = naive_score(trainer.reward_model, prompt + response[:t])
+            close(r.values[row, t], expected)
 
 
 def test_rule_15_the_value_model_starts_as_the_reward_model(make, tiny):
@@ -127,13 +132,13 @@ def test_rule_15_the_head_has_std_1_over_sqrt_d_plus_1(tiny, tmp_path):
 def check_offset(make, tiny, reward=None, value=None):
     """With the offset the reference responses score 0 on average, and the values agree."""
     plain = make()
-    r, raw = one_rollout(plain)
+    r, _, raw = one_rollout(plain)
     models = {"reward_model": reward or tiny.rm(1), "value_model": value or tiny.rm(1)}
     for model in models.values():
         if not hasattr(model.config, "score_offset"):
             model.config.score_offset = -raw["reward"]
     trainer = make(models=models)
-    shifted, metrics = one_rollout(trainer)
+    shifted, _, metrics = one_rollout(trainer)
     close(metrics["reward"], 0.0)
     close(shifted.values[r.mask], r.values[r.mask] - raw["reward"])
 
@@ -228,7 +233,7 @@ def check_kl_estimators(pi, ref):
 
 @pytest.mark.parametrize("broken", ["other direction", "k3 of the wrong sign"])
 def test_rule_19_kl_estimators(monkeypatch, broken):
-    """The gradients of k1, k2 and k3 are in test_maths.py."""
+    """The gradients of k1, k2 and k3 are in test_losses.py."""
     g = torch.Generator().manual_seed(0)
     pi, ref = torch.randn(2, 6, generator=g, dtype=torch.float64).log_softmax(-1)
     check_kl_estimators(pi, ref)
@@ -247,19 +252,21 @@ def check_statistics(make):
     """With 4 passes of 2 rows and one step, ratio is exactly 1 (TRL logs 0.25), and the entropy is
     the mean over real tokens of the distribution's, computed without padding."""
     trainer = make(per_device_train_batch_size=2, gradient_accumulation_steps=4, num_ppo_epochs=1)
-    r, metrics = one_rollout(trainer)
+    r, adv, metrics = one_rollout(trainer)
     assert not r.mask.all()
     entropies = []
     for row in range(len(PROMPTS)):
-        prompt, said = prefixes(r, row)
+        prompt, response = prefixes(r, row)
         with torch.no_grad():
-            logits = trainer.policy(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
+            logits = trainer.policy(torch.tensor([prompt + response])).logits[
+                0, len(prompt) - 1 : -1
+            ]
         entropies.append(torch.distributions.Categorical(logits=logits / T).entropy())
     lengths = [len(prefixes(r, row)[1]) for row in range(len(PROMPTS))]
     close(metrics["response_length"], sum(lengths) / 8)
     close(metrics["sampled_entropy"], float(-r.logprobs[r.mask].sum() / 8))
     close(metrics["stopped"], sum(14 in prefixes(r, row)[1] for row in range(8)) / 8)
-    stats = trainer.update(r, 0)
+    stats = trainer.update(r, adv, 0)
     close(stats["ratio"], 1.0)
     close(stats["entropy"], torch.cat(entropies).mean())
     assert stats["policy_clip_fraction"] == 0.0
@@ -279,8 +286,8 @@ def test_rule_20_statistics_are_masked_means(make, monkeypatch, tokens):
     swap(
         monkeypatch,
         PPOTrainer,
-        "losses",
-        lambda right: lambda self, mb, n, v: right(self, mb, tokens(mb, n), v),
+        "compute_losses",
+        lambda right: lambda self, mb, adv, n: right(self, mb, adv, tokens(mb, n)),
     )
     with must_fail:
         check_statistics(make)
@@ -450,18 +457,18 @@ def check_largest_logits(make, tiny):
 
 def keeps_everything(_):
     """What TRL's rollout did: every response's logits stay until the end."""
-    kept = []
+    logits = []
 
-    def broken(model, ids, attention, responses, temperature, passes):
+    def broken(model, ids, attention, responses, temperature, *_):
         pieces = zip(ids.split(1), attention.split(1), strict=True)
-        kept.extend(response_logits(model, i, a, responses.shape[1]) for i, a in pieces)
-        return losses.token_logprobs(torch.cat(kept[-len(ids) :]), responses, temperature)
+        logits.extend(response_logits(model, i, a, responses.shape[1]) for i, a in pieces)
+        return losses.token_logprobs(torch.cat(logits[-len(ids) :]), responses, temperature)
 
     return broken
 
 
 def all_at_once(right):
-    return lambda *args: right(*args[:-1], 10**6)
+    return lambda *args: right(*args[:-2], [torch.arange(len(args[1]))], args[-1])
 
 
 @pytest.mark.parametrize("broken", [keeps_everything, all_at_once])

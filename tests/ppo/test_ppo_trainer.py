@@ -1,5 +1,8 @@
 """What follows from the rules of PPO together, and what the trainer refuses."""
 
+import importlib
+import sys
+from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +17,10 @@ from ppo_kit import (
     swap,
 )
 
+import rlhf_lab as lab
+from rlhf_lab.data import tokenize
+from rlhf_lab.ppo import rewards
+from rlhf_lab.ppo.config import PPOConfig
 from rlhf_lab.ppo.trainer import PPOTrainer
 
 # ------------------------------------------------------------- what follows from the rules together
@@ -29,11 +36,13 @@ def test_rollouts_do_not_depend_on_batch_order(make):
     """A permuted batch gives the permuted rollout: tokens the same, numbers up to rounding."""
     trainer = make("gpt2")
     order = torch.tensor([3, 0, 7, 5, 1, 6, 2, 4])
-    whole, _ = one_rollout(trainer)
-    mixed, _ = trainer.make_rollout(order, 0, 0.05)
+    whole, whole_adv, _ = one_rollout(trainer)
+    mixed, mixed_adv, _ = trainer.make_rollout(order, 0, 0.05)
     assert torch.equal(mixed.responses, whole.responses[order])
-    for name in ("logprobs", "values", "scores", "advantages", "returns"):
+    for name in ("logprobs", "values", "scores_raw"):
         close(getattr(mixed, name), getattr(whole, name)[order], atol=1e-4)
+    for name in ("scores", "advantages", "returns"):
+        close(getattr(mixed_adv, name), getattr(whole_adv, name)[order], atol=1e-4)
 
 
 def test_every_prompt_is_used_once_per_pass(make):
@@ -51,7 +60,7 @@ def test_every_minibatch_makes_one_step_on_every_row_once(make, monkeypatch):
     seen = []
 
     def noting(step):
-        return lambda self, mb: (seen.append(mb.index.tolist()), step(self, mb))[1]
+        return lambda self, mb, adv: (seen.append(mb.index.tolist()), step(self, mb, adv))[1]
 
     swap(monkeypatch, PPOTrainer, "train_minibatch", noting)
     trainer = make(num_mini_batches=4, total_episodes=8)
@@ -77,19 +86,19 @@ def test_reward_functions_are_called_as_grpotrainer_calls_them(make, tiny):
         return [10.0] * len(completions)
 
     trainer = make(extra={"reward_funcs": [count_words, ten]}, models={"reward_model": None})
-    r, metrics = one_rollout(trainer)
+    r, _, metrics = one_rollout(trainer)
     (call,) = calls
     assert call.prompts == PROMPTS and call.number == list(range(8))
     assert all("<" not in c for c in call.completions), "no special tokens in the text"
-    said = [[t for t in prefixes(r, row)[1] if t not in (13, 14, 15)] for row in range(8)]
-    assert r.scores.tolist() == [10.0 + len(s) for s in said]
-    assert metrics["reward"] == pytest.approx(10 + sum(map(len, said)) / 8)
+    words = [[t for t in prefixes(r, row)[1] if t not in (13, 14, 15)] for row in range(8)]
+    assert r.scores_raw.tolist() == [10.0 + len(w) for w in words]
+    assert metrics["reward"] == pytest.approx(10 + sum(map(len, words)) / 8)
 
 
 def test_reward_functions_are_added_to_the_reward_model(make):
-    r, _ = one_rollout(make())
-    both, _ = one_rollout(make(extra={"reward_funcs": lambda completions, **k: [3.0] * 8}))
-    close(both.scores, r.scores + 3)
+    r, *_ = one_rollout(make())
+    both, *_ = one_rollout(make(extra={"reward_funcs": lambda completions, **k: [3.0] * 8}))
+    close(both.scores_raw, r.scores_raw + 3)
 
 
 def test_a_reward_function_that_miscounts_is_named(make):
@@ -104,8 +113,8 @@ def test_ready_made_input_ids_equal_their_text(make, tiny):
     """The column TRL's PPOTrainer asked for."""
     tokenizer = tiny.tokenizer()
     rows = [{"input_ids": tokenizer(p)["input_ids"]} for p in PROMPTS]
-    ready, _ = one_rollout(make(extra={"train_dataset": rows}))
-    text, _ = one_rollout(make())
+    ready, *_ = one_rollout(make(extra={"train_dataset": rows}))
+    text, *_ = one_rollout(make())
     assert torch.equal(ready.ids, text.ids)
 
 
@@ -158,10 +167,10 @@ def test_samples_are_handed_over_with_their_rewards(make):
         "metric_funcs": {"words": lambda completions, **k: [len(c.split()) for c in completions]},
     }
     trainer = make(extra=extra)
-    r, metrics = one_rollout(trainer)
+    r, _, metrics = one_rollout(trainer)
     ((step, rows),) = got
     assert step == 1 and [row["prompt"] for row in rows] == PROMPTS[:4]
-    assert [row["reward"] for row in rows] == r.scores[:4].tolist()
+    assert [row["reward"] for row in rows] == r.scores_raw[:4].tolist()
     assert [row["words"] for row in rows] == [len(row["response"].split()) for row in rows]
     assert "words" in metrics
 
@@ -187,9 +196,9 @@ def test_a_reward_function_may_say_none(make):
     def sometimes(completions, **kwargs):
         return [None] + [1.0] * (len(completions) - 1)
 
-    plain, _ = one_rollout(make())
-    r, _ = one_rollout(make(extra={"reward_funcs": sometimes}))
-    close(r.scores - plain.scores, [0.0] + [1.0] * 7)
+    plain, *_ = one_rollout(make())
+    r, *_ = one_rollout(make(extra={"reward_funcs": sometimes}))
+    close(r.scores_raw - plain.scores_raw, [0.0] + [1.0] * 7)
 
 
 def test_reward_functions_get_completion_ids(make, tiny):
@@ -200,7 +209,7 @@ def test_reward_functions_get_completion_ids(make, tiny):
         got.extend(completion_ids)
         return [0.0] * len(completions)
 
-    r, _ = one_rollout(make(extra={"reward_funcs": keep}))
+    r, *_ = one_rollout(make(extra={"reward_funcs": keep}))
     assert [list(ids) for ids in got] == [prefixes(r, row)[1] for row in range(8)]
 
 
@@ -213,6 +222,57 @@ def test_reward_functions_and_reward_model_see_the_same_text(make):
         return [0.0] * len(completions)
 
     trainer = make(stop_token_id=5, extra={"reward_funcs": keep})
-    r, _ = scored(trainer, [[14, 1, 5]])
+    r = scored(trainer, [[14, 1, 5]])
     assert r.mask.all(), "the reward model reads all three tokens"
     assert "w1" in got[0]
+
+
+def test_a_rollout_never_changes(make):
+    """Neither the trainer nor anybody else writes to it: what is learned from is beside it."""
+    trainer = make(normalize_scores=True, missing_eos_penalty=1.0)
+    r, adv, metrics = one_rollout(trainer)
+    with pytest.raises(FrozenInstanceError):
+        r.scores_raw = adv.scores
+    before = {name: x.clone() for name, x in vars(r).items() if isinstance(x, torch.Tensor)}
+    trainer.compute_advantages(r, 0.05)
+    trainer.update(r, adv, 0)
+    assert all(torch.equal(getattr(r, name), x) for name, x in before.items())
+    close(r.scores_raw.mean(), metrics["reward"])
+    close(adv.scores.mean(), metrics["score"])
+
+
+def test_a_prompt_is_tokenised_once_an_iteration(make, monkeypatch):
+    """Whoever needs its tokens gets them: a reward model, a reward function, the record."""
+    calls = []
+
+    def counted(encode):
+        return lambda tokenizer, prompt: (calls.append(prompt), encode(tokenizer, prompt))[1]
+
+    for module in (tokenize, rewards):
+        swap(monkeypatch, module, "encode_prompt", counted)
+    extra = {
+        "reward_funcs": lambda completions, **_: [1.0] * len(completions),
+        "on_sample": lambda step, rows: None,
+    }
+    make(extra=extra, total_episodes=16).train()
+    assert sorted(calls) == sorted(PROMPTS * 2)
+    calls.clear()
+    rows = [{"prompt": p, "prompt_ids": [1 + i]} for i, p in enumerate(PROMPTS)]
+    r, *_ = one_rollout(make(extra={**extra, "train_dataset": rows}))
+    assert not calls and r.ids[:, 0].tolist() == list(range(1, 9)), "a row's own tokens are taken"
+
+
+# ------------------------------------------------------------------------------------ where it is
+
+
+def test_public_names():
+    assert (lab.PPOTrainer, lab.PPOConfig) == (PPOTrainer, PPOConfig)
+
+
+@pytest.mark.parametrize("module, name", [("ppo", "PPOTrainer"), ("ppo_config", "PPOConfig")])
+def test_the_old_paths_work_for_one_release_and_warn(module, name):
+    path = f"rlhf_lab.stages.{module}"
+    sys.modules.pop(path, None)
+    with pytest.warns(DeprecationWarning, match=f"from rlhf_lab import {name}"):
+        moved = importlib.import_module(path)
+    assert getattr(moved, name) is getattr(lab, name)

@@ -75,8 +75,8 @@ def test_held_out_prompts_are_reported_apart(make, board):
     settings = {"eval_strategy": "steps", "eval_steps": 2, "report_to": "tensorboard"}
     history = make(extra={"eval_dataset": rows}, **settings).train().log_history
     (writer,) = Writer.made
-    said = [(h["step"], h["eval_reward"]) for h in history if "eval_reward" in h]
-    assert writer.scalars["eval/reward"] == said != []
+    logged = [(h["step"], h["eval_reward"]) for h in history if "eval_reward" in h]
+    assert writer.scalars["eval/reward"] == logged != []
 
 
 def test_nothing_is_reported_unasked(make, board):

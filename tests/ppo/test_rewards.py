@@ -27,10 +27,10 @@ def foreign(tiny):
     return SimpleNamespace(tokenizer=tokenizer, model=model)
 
 
-def told(foreign, prompt, said, stopped):
+def score_by_hand(foreign, prompt, response, stopped):
     """Decode → tokenise again → an unpadded forward pass, by hand and for one row. 13, 14 and 15
     are the policy's special tokens, which no text has."""
-    words = " ".join(f"w{i}" for i in said if i < 13)
+    words = " ".join(f"w{i}" for i in response if i < 13)
     ids = foreign.tokenizer(prompt)["input_ids"]
     ids += foreign.tokenizer(words)["input_ids"] + [foreign.tokenizer.eos_token_id] * stopped
     return naive_score(foreign.model, ids)
@@ -49,12 +49,12 @@ def with_foreign(make, tiny, foreign, **settings):
 
 def test_a_foreign_reward_model_reads_the_text_in_its_own_tokens(make, tiny, foreign):
     """Early end, end at the limit, no end: eos of its own only where the response had stopped."""
-    r, raw = scored(with_foreign(make, tiny, foreign), RESPONSES)
-    said = [[5], [6, 7], [8, 9, 10]]
+    raw = scored(with_foreign(make, tiny, foreign), RESPONSES).scores_raw
+    cut = [[5], [6, 7], [8, 9, 10]]
     for row, stopped in enumerate((True, True, False)):
-        close(raw[row], told(foreign, PROMPTS[row], said[row], stopped))
-    as_if_stopped = told(foreign, PROMPTS[2], said[2], True)
-    assert abs(raw[2] - as_if_stopped) > 1e-3, "an eos that was never said would show"
+        close(raw[row], score_by_hand(foreign, PROMPTS[row], cut[row], stopped))
+    as_if_stopped = score_by_hand(foreign, PROMPTS[2], cut[2], True)
+    assert abs(raw[2] - as_if_stopped) > 1e-3, "an eos that was never sampled would show"
     assert abs(raw[0] - raw[1]) > 1e-3
 
 
@@ -66,21 +66,21 @@ def test_a_foreign_reward_model_in_training_end_to_end(make, tiny, foreign, stop
     start = trainer.policy.state_dict()["lm_head.weight"].clone()
     make_rollout, seen = trainer.make_rollout, []
 
-    def kept(*args):
+    def recorded(*args):
         seen.append(make_rollout(*args))
         return seen[-1]
 
-    trainer.make_rollout = kept
+    trainer.make_rollout = recorded
     history = trainer.train().log_history
     assert len(seen) == len(history) == 3
-    for (r, _), logged in zip(seen, history, strict=True):
+    for (r, *_), logged in zip(seen, history, strict=True):
         expected = []
         for row in range(8):
-            said = r.responses[row][r.mask[row]].tolist()
+            response = r.responses[row][r.mask[row]].tolist()
             prompt = PROMPTS[int(r.index[row])]
-            stopped = stop_token is not None and 14 in said
-            expected.append(told(foreign, prompt, said, stopped))
-        close(r.scores, torch.stack(expected))
+            stopped = stop_token is not None and 14 in response
+            expected.append(score_by_hand(foreign, prompt, response, stopped))
+        close(r.scores_raw, torch.stack(expected))
         assert logged["reward"] == pytest.approx(float(torch.stack(expected).mean()), abs=1e-5)
     assert not torch.equal(trainer.policy.state_dict()["lm_head.weight"], start)
     assert all(map(torch.equal, foreign.model.parameters(), before))
@@ -98,17 +98,17 @@ def test_prompts_that_are_conversations_or_ids(tiny, foreign):
     written = foreign.tokenizer.apply_chat_template(
         talk, tokenize=False, add_generation_prompt=True
     )
-    close(scores[0], told(foreign, written, [5], True))
-    close(scores[1], told(foreign, "w3 w4", [6], True))
+    close(scores[0], score_by_hand(foreign, written, [5], True))
+    close(scores[1], score_by_hand(foreign, "w3 w4", [6], True))
 
 
 def test_the_same_vocabulary_needs_no_text(make, tiny, monkeypatch):
     """An equal tokenizer changes no bit, and nothing is decoded."""
-    plain, _ = one_rollout(make())
+    plain, *_ = one_rollout(make())
     trainer = make(extra={"reward_processing_class": tiny.tokenizer()})
     monkeypatch.setattr(trainer.tokenizer, "batch_decode", lambda *a, **k: pytest.fail("decoded"))
-    same, _ = one_rollout(trainer)
-    assert torch.equal(same.scores, plain.scores)
+    same, *_ = one_rollout(trainer)
+    assert torch.equal(same.scores_raw, plain.scores_raw)
 
 
 def test_a_text_that_the_reward_model_cannot_hold_is_refused(tiny, foreign):
@@ -137,16 +137,16 @@ def test_a_mixture_weighted_by_hand(make, tiny, foreign):
         "reward_processing_class": [None, foreign.tokenizer],
     }
     trainer = make(extra=extra, reward_weights=[2.0, 0.5, -1.0, 3.0])
-    r, metrics = one_rollout(trainer)
+    r, _, metrics = one_rollout(trainer)
     parts = torch.zeros(4, 8)
     for row in range(8):
-        said = r.responses[row][r.mask[row]].tolist()
+        response = r.responses[row][r.mask[row]].tolist()
         parts[0, row] = naive_score(trainer.reward_model, r.ids[row][r.attention[row]].tolist())
-        parts[1, row] = len([t for t in said if t < 13])
-        parts[2, row] = told(foreign, PROMPTS[row], said, 14 in said)
+        parts[1, row] = len([t for t in response if t < 13])
+        parts[2, row] = score_by_hand(foreign, PROMPTS[row], response, 14 in response)
         parts[3, row] = [0.0, 4.0, 0.0, 1, 1, 1, 1, 1][row]
     expected = (torch.tensor([2.0, 0.5, -1.0, 3.0])[:, None] * parts).sum(0)
-    close(r.scores, expected, atol=1e-4)
+    close(r.scores_raw, expected, atol=1e-4)
     assert metrics["reward"] == metrics["score"] == pytest.approx(float(expected.mean()), abs=1e-4)
     assert metrics["rewards/model"] == pytest.approx(float(parts[0].mean()), abs=1e-5)
     assert metrics["rewards/first"] == pytest.approx(float(parts[1].mean()))
@@ -159,7 +159,7 @@ def test_a_mixture_weighted_by_hand(make, tiny, foreign):
     )
 
 
-def test_where_no_source_says_anything():
+def test_where_no_source_applies():
     nan = float("nan")
     one, two = torch.tensor([1.0, nan, nan]), torch.tensor([2.0, 5.0, nan])
     assert weighted([one, two], [3.0, 2.0]).tolist()[:2] == [7.0, 10.0]
@@ -197,11 +197,11 @@ def test_conversations_are_answered_in_messages(make, tiny):
     tokenizer.chat_template = CHAT_TEMPLATE
     rows = [{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS]
     extra = {"reward_funcs": keep, "train_dataset": rows, "processing_class": tokenizer}
-    r, _ = one_rollout(make(extra=extra))
-    said = tokenizer.batch_decode(
+    r, *_ = one_rollout(make(extra=extra))
+    texts = tokenizer.batch_decode(
         [x[m].tolist() for x, m in zip(r.responses, r.mask, strict=True)], skip_special_tokens=True
     )
-    assert got == [[{"role": "assistant", "content": s}] for s in said]
+    assert got == [[{"role": "assistant", "content": s}] for s in texts]
 
 
 # ------------------------------------------------------------------------------ normalisation (16)
@@ -223,16 +223,16 @@ def test_rule_16_the_constants_of_the_first_rollout_are_kept(make):
     """The second rollout is normalised with the first one's; penalties come after, unscaled."""
     settings = {"normalize_scores": True, "missing_eos_penalty": 10.0}
     trainer, plain = make(**settings), make()
-    one, metrics = one_rollout(trainer, 0)
-    raw = [one_rollout(plain, i)[0].scores.double() for i in range(2)]
+    one, one_adv, metrics = one_rollout(trainer, 0)
+    raw = [one_rollout(plain, i)[0].scores_raw.double() for i in range(2)]
     stopped = (one.responses == 14).any(1)
     assert stopped.any() and not stopped.all()
     mean, std = raw[0].mean(), raw[0].var(correction=0).sqrt()
-    close(one.scores, (raw[0] - mean) / std - 10.0 * ~stopped)
+    close(one_adv.scores, (raw[0] - mean) / std - 10.0 * ~stopped)
     assert metrics["reward"] == pytest.approx(float(mean), abs=1e-5)
     assert metrics["score"] == pytest.approx(-10.0 * float((~stopped).double().mean()), abs=1e-5)
-    two, _ = one_rollout(trainer, 1)
-    close(two.scores, (raw[1] - mean) / std - 10.0 * ~(two.responses == 14).any(1))
+    two, two_adv, _ = one_rollout(trainer, 1)
+    close(two_adv.scores, (raw[1] - mean) / std - 10.0 * ~(two.responses == 14).any(1))
 
 
 def test_rule_16_constants_survive_a_restart(make):
@@ -242,15 +242,15 @@ def test_rule_16_constants_survive_a_restart(make):
     state = trainer.rewards.state_dict()
     again = make(normalize_scores=True)
     again.rewards.load_state_dict(state)
-    assert torch.equal(one_rollout(again, 1)[0].scores, one_rollout(trainer, 1)[0].scores)
+    assert torch.equal(one_rollout(again, 1)[1].scores, one_rollout(trainer, 1)[1].scores)
     fresh = make(normalize_scores=True)
-    assert not torch.equal(one_rollout(fresh, 1)[0].scores, one_rollout(trainer, 1)[0].scores)
+    assert not torch.equal(one_rollout(fresh, 1)[1].scores, one_rollout(trainer, 1)[1].scores)
 
 
 def test_scores_are_clipped_after_normalisation(make):
-    r, _ = one_rollout(make(normalize_scores=True, score_clip=1.0))
-    free, _ = one_rollout(make(normalize_scores=True))
-    close(r.scores, free.scores.clamp(-1.0, 1.0))
+    _, clipped, _ = one_rollout(make(normalize_scores=True, score_clip=1.0))
+    _, free, _ = one_rollout(make(normalize_scores=True))
+    close(clipped.scores, free.scores.clamp(-1.0, 1.0))
     assert (free.scores.abs() > 1.0).any() and (free.scores.abs() < 1.0).any()
 
 

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rlhf_lab.ppo import layouts, logprobs, losses, rollout
-from rlhf_lab.ppo.sampling import row_keys, uniforms
+from rlhf_lab.ppo.executor import Executor
+from rlhf_lab.ppo.sampling import generate, pad_prompts, positions_of, row_keys, uniforms
 from rlhf_lab.ppo.texts import decode, sample_texts, score_texts
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11]]
@@ -29,8 +30,8 @@ def keys_of(n):
 
 def respond(tiny, model, length=8, prompts=PROMPTS):
     """→ prompt ids, prompt mask, responses, response mask."""
-    ids, mask = rollout.pad_prompts(prompts, tiny.pad)
-    responses = rollout.generate(
+    ids, mask = pad_prompts(prompts, tiny.pad)
+    responses = generate(
         model,
         ids,
         mask,
@@ -43,13 +44,15 @@ def respond(tiny, model, length=8, prompts=PROMPTS):
 
 
 @pytest.fixture(params=ARCHITECTURES)
-def played(request, tiny):
+def rolled_out(request, tiny):
     """A policy, a reward model, and responses joined to their prompts."""
     kind = request.param
     policy, reward = tiny.lm(0, kind), tiny.rm(1, kind)
     prompt_ids, prompt_mask, responses, mask = respond(tiny, policy)
-    ids, attention = rollout.join(prompt_ids, prompt_mask, responses, mask, tiny.pad)
-    said = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
+    ids, attention = rollout.concat_prompt_response(
+        prompt_ids, prompt_mask, responses, mask, tiny.pad
+    )
+    tokens = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
     assert not attention.all(0).all(), "padding on both sides"
     return SimpleNamespace(
         policy=policy,
@@ -58,7 +61,7 @@ def played(request, tiny):
         attention=attention,
         responses=responses,
         mask=mask,
-        said=said,
+        tokens=tokens,
         length=responses.shape[1],
     )
 
@@ -67,7 +70,7 @@ def played(request, tiny):
 
 
 def test_prompts_are_padded_on_the_left():
-    ids, mask = rollout.pad_prompts([[7, 8], [9]], pad_token_id=15)
+    ids, mask = pad_prompts([[7, 8], [9]], pad_token_id=15)
     assert ids.tolist() == [[7, 8], [15, 9]]
     assert mask.tolist() == [[True, True], [False, True]]
 
@@ -75,27 +78,28 @@ def test_prompts_are_padded_on_the_left():
 @torch.no_grad()
 def test_an_empty_prompt_is_one_padding_token(tiny):
     """Sampling and scoring then see the same: the response has a token to follow."""
-    ids, mask = rollout.pad_prompts([[7, 8, 9], []], tiny.pad)
+    ids, mask = pad_prompts([[7, 8, 9], []], tiny.pad)
     assert ids[1].tolist() == [tiny.pad] * 3 and mask[1].tolist() == [False, False, True]
-    model, said = tiny.lm(0, "gpt2"), torch.tensor([[5, 6], [3, 4]])
-    whole = rollout.join(ids, mask, said, torch.ones_like(said).bool(), tiny.pad)
+    model, responses = tiny.lm(0, "gpt2"), torch.tensor([[5, 6], [3, 4]])
+    real = torch.ones_like(responses).bool()
+    whole = rollout.concat_prompt_response(ids, mask, responses, real, tiny.pad)
     logits = model(torch.tensor([[tiny.pad, 3]])).logits[0]
     expected = torch.log_softmax(logits, -1)[[0, 1], [3, 4]]
-    got = rollout.response_logprobs(model, *whole, said)[1]
+    got = rollout.response_logprobs(model, *whole, responses)[1]
     assert_close(got, expected, atol=2e-5, rtol=0)
     keys = row_keys(0, 0, torch.arange(2), torch.zeros(2, dtype=torch.long))
     how = {"max_new_tokens": 4, "stop_token_id": None, "pad_token_id": tiny.pad, "temperature": 0}
-    alone = rollout.generate(model, *rollout.pad_prompts([[tiny.pad]], tiny.pad), keys[1:], **how)
-    assert torch.equal(rollout.generate(model, ids, mask, keys, **how)[1:], alone)
+    alone = generate(model, *pad_prompts([[tiny.pad]], tiny.pad), keys[1:], **how)
+    assert torch.equal(generate(model, ids, mask, keys, **how)[1:], alone)
 
 
 def test_positions_count_real_tokens_only():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]]).bool()
-    assert rollout.positions_of(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3], [0, 0, 1, 2]]
+    assert positions_of(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3], [0, 0, 1, 2]]
 
 
-def test_join_puts_padding_after_the_stop_token(tiny):
-    ids, attention = rollout.join(
+def test_concatenation_puts_padding_after_the_stop_token(tiny):
+    ids, attention = rollout.concat_prompt_response(
         torch.tensor([[tiny.pad, 1]]),
         torch.tensor([[False, True]]),
         torch.tensor([[2, tiny.eos, 3]]),
@@ -110,75 +114,83 @@ def test_join_puts_padding_after_the_stop_token(tiny):
 
 
 @torch.no_grad()
-def test_logprobs_are_those_of_each_token_given_all_before_it(played):
+def test_logprobs_are_those_of_each_token_given_all_before_it(rolled_out):
     """Naive: for each token, run the prefix alone; its last logits predict the token (rule 10)."""
     got = rollout.response_logprobs(
-        played.policy, played.ids, played.attention, played.responses, temperature=0.7
+        rolled_out.policy,
+        rolled_out.ids,
+        rolled_out.attention,
+        rolled_out.responses,
+        temperature=0.7,
     )
-    for row, (prompt, said) in enumerate(zip(PROMPTS, played.said, strict=True)):
-        for t, token in enumerate(said):
-            logits = played.policy(torch.tensor([prompt + said[:t]])).logits[0, -1]
+    for row, (prompt, response) in enumerate(zip(PROMPTS, rolled_out.tokens, strict=True)):
+        for t, token in enumerate(response):
+            logits = rolled_out.policy(torch.tensor([prompt + response[:t]])).logits[0, -1]
             expected = torch.log_softmax(logits / 0.7, 0)[token]
             assert_close(got[row, t], expected, atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_values_are_the_head_before_each_token(played):
+def test_values_are_the_head_before_each_token(rolled_out):
     """V_t is read where token t is not yet known: at the last token of the prefix."""
-    got = rollout.token_values(played.reward, played.ids, played.attention, played.mask)
-    for row, (prompt, said) in enumerate(zip(PROMPTS, played.said, strict=True)):
-        for t in range(len(said)):
-            expected = played.reward(torch.tensor([prompt + said[:t]])).logits[0, 0]
+    got = rollout.token_values(
+        rolled_out.reward, rolled_out.ids, rolled_out.attention, rolled_out.mask
+    )
+    for row, (prompt, response) in enumerate(zip(PROMPTS, rolled_out.tokens, strict=True)):
+        for t in range(len(response)):
+            expected = rolled_out.reward(torch.tensor([prompt + response[:t]])).logits[0, 0]
             assert_close(got[row, t], expected, atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_scores_are_read_at_the_last_real_token(played):
+def test_scores_are_read_at_the_last_real_token(rolled_out):
     """Each sequence alone, without padding, through transformers' own classification head."""
-    got = rollout.sequence_scores(played.reward, played.ids, played.attention)
-    for row, (prompt, said) in enumerate(zip(PROMPTS, played.said, strict=True)):
-        expected = played.reward(torch.tensor([prompt + said])).logits[0, 0]
+    got = rollout.sequence_scores(rolled_out.reward, rolled_out.ids, rolled_out.attention)
+    for row, (prompt, response) in enumerate(zip(PROMPTS, rolled_out.tokens, strict=True)):
+        expected = rolled_out.reward(torch.tensor([prompt + response])).logits[0, 0]
         assert_close(got[row], expected, atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_what_stands_under_the_padding_does_not_matter(played, tiny):
+def test_what_stands_under_the_padding_does_not_matter(rolled_out, tiny):
     """Any token id in a masked place, even one outside the vocabulary, changes nothing."""
-    dirty = played.ids.masked_fill(~played.attention, tiny.words + 100)
+    dirty = rolled_out.ids.masked_fill(~rolled_out.attention, tiny.words + 100)
     for function in (
-        lambda ids: rollout.sequence_scores(played.reward, ids, played.attention),
-        lambda ids: rollout.token_values(played.reward, ids, played.attention, played.mask),
+        lambda ids: rollout.sequence_scores(rolled_out.reward, ids, rolled_out.attention),
+        lambda ids: rollout.token_values(
+            rolled_out.reward, ids, rolled_out.attention, rolled_out.mask
+        ),
         lambda ids: rollout.response_hidden_states(
-            played.policy, ids, played.attention, played.mask
+            rolled_out.policy, ids, rolled_out.attention, rolled_out.mask
         ),
     ):
-        assert torch.equal(function(dirty), function(played.ids))
+        assert torch.equal(function(dirty), function(rolled_out.ids))
 
 
 def test_an_eos_inside_the_prompt_does_not_end_the_sequence(tiny):
     """Chat templates put eos between turns: the score still belongs to the last real token."""
     reward = tiny.rm(1)
     row = [1, tiny.eos, 2, tiny.eos]
-    ids, mask = rollout.pad_prompts([row, [1] * 6], tiny.pad)
+    ids, mask = pad_prompts([row, [1] * 6], tiny.pad)
     with torch.no_grad():
         expected = reward(torch.tensor([row])).logits[0, 0]
         assert_close(rollout.sequence_scores(reward, ids, mask)[0], expected, atol=2e-5, rtol=0)
 
 
-def test_actor_critic_agrees_with_the_scoring_passes(played):
+def test_actor_critic_agrees_with_the_scoring_passes(rolled_out):
     """The update's pass and the rollout's are the same numbers: ratio 1 at the first step."""
-    both = layouts.ActorCritic(played.policy, played.reward)
+    both = layouts.ActorCritic(rolled_out.policy, rolled_out.reward)
     logprobs, entropy, values = both(
-        played.ids, played.attention, played.responses, played.mask, 0.7
+        rolled_out.ids, rolled_out.attention, rolled_out.responses, rolled_out.mask, 0.7
     )
-    args = (played.ids, played.attention)
-    expected = rollout.response_logprobs(played.policy, *args, played.responses, 0.7)
+    args = (rolled_out.ids, rolled_out.attention)
+    expected = rollout.response_logprobs(rolled_out.policy, *args, rolled_out.responses, 0.7)
     assert_close(logprobs, expected, atol=1e-6, rtol=0)
-    assert_close(values, rollout.token_values(played.reward, *args, played.mask))
+    assert_close(values, rollout.token_values(rolled_out.reward, *args, rolled_out.mask))
     p = torch.distributions.Categorical(
-        logits=response_logits(played.policy, *args, played.length) / 0.7
+        logits=response_logits(rolled_out.policy, *args, rolled_out.length) / 0.7
     )
-    assert_close(entropy, p.entropy() * played.mask, atol=1e-5, rtol=1e-5)
+    assert_close(entropy, p.entropy() * rolled_out.mask, atol=1e-5, rtol=1e-5)
     assert not entropy.requires_grad and logprobs.requires_grad and values.requires_grad
 
 
@@ -188,19 +200,19 @@ def test_actor_critic_agrees_with_the_scoring_passes(played):
 @torch.no_grad()
 def naive_response(model, prompt, key, length, stop, temperature):
     """One response without cache, batch or padding: a whole forward pass for every token."""
-    said = []
+    response = []
     for position in range(length):
-        logits = model(torch.tensor([prompt + said])).logits[0, -1].double()
+        logits = model(torch.tensor([prompt + response])).logits[0, -1].double()
         if temperature == 0:
             token = int(logits.argmax())
         else:
             u = float(uniforms(key[None], position))
             p = (logits / temperature).softmax(0).tolist()
             token = next(i for i in range(len(p)) if sum(p[: i + 1]) >= u)
-        said.append(token)
+        response.append(token)
         if token == stop:
             break
-    return said
+    return response
 
 
 @pytest.mark.parametrize("temperature", [0, 0.7, 1.3])
@@ -208,9 +220,9 @@ def naive_response(model, prompt, key, length, stop, temperature):
 def test_generation_with_a_cache_equals_recomputing_everything(tiny, kind, temperature):
     model = tiny.lm(0, kind).double()
     prompts = PROMPTS * 2
-    ids, mask = rollout.pad_prompts(prompts, tiny.pad)
+    ids, mask = pad_prompts(prompts, tiny.pad)
     keys = keys_of(len(prompts))
-    out = rollout.generate(
+    out = generate(
         model,
         ids,
         mask,
@@ -221,8 +233,8 @@ def test_generation_with_a_cache_equals_recomputing_everything(tiny, kind, tempe
         temperature=temperature,
     )
     for row, prompt in enumerate(prompts):
-        said = naive_response(model, prompt, keys[row], 10, tiny.eos, temperature)
-        assert out[row].tolist() == said + [tiny.pad] * (out.shape[1] - len(said))
+        response = naive_response(model, prompt, keys[row], 10, tiny.eos, temperature)
+        assert out[row].tolist() == response + [tiny.pad] * (out.shape[1] - len(response))
 
 
 class Counting(torch.nn.Module):
@@ -248,10 +260,10 @@ def test_a_row_leaves_the_batch_when_it_has_stopped(tiny):
 def test_generation_ends_with_the_last_row(tiny):
     """A stop token that always comes first: one step, a width of one."""
     model = tiny.lm(0)
-    ids, mask = rollout.pad_prompts([[1, 2, 3]], tiny.pad)
+    ids, mask = pad_prompts([[1, 2, 3]], tiny.pad)
     with torch.no_grad():
         likeliest = int(model(ids).logits[0, -1].argmax())
-    out = rollout.generate(
+    out = generate(
         model,
         ids,
         mask,
@@ -265,8 +277,8 @@ def test_generation_ends_with_the_last_row(tiny):
 
 
 def test_without_a_stop_token_every_response_has_full_length(tiny):
-    ids, mask = rollout.pad_prompts(PROMPTS, tiny.pad)
-    out = rollout.generate(
+    ids, mask = pad_prompts(PROMPTS, tiny.pad)
+    out = generate(
         tiny.lm(0),
         ids,
         mask,
@@ -350,7 +362,8 @@ def scoring(tiny):
 
     def score(rows):
         with torch.no_grad(), LiveLogits(model.lm_head.weight) as live:
-            out = rollout.response_logprobs(model, ids, attention, responses, 0.7, rows)
+            buckets = Executor().length_buckets(attention, rows)
+            out = rollout.response_logprobs(model, ids, attention, responses, 0.7, buckets)
         return out, live
 
     return score
@@ -374,9 +387,9 @@ def test_a_large_chunk_makes_its_logits_a_piece_at_a_time(scoring, monkeypatch):
     """What bounds memory where the vocabulary is large: five positions at a time, of 48."""
     whole, all_rows = scoring(8)
     monkeypatch.setattr(logprobs, "PIECE", 5 * 509)
-    pieces, few = scoring(8)
+    pieces, small = scoring(8)
     assert_close(pieces, whole, atol=1e-5, rtol=0)
-    assert few.peak <= all_rows.peak * 5 / 48 + 1
+    assert small.peak <= all_rows.peak * 5 / 48 + 1
 
 
 def test_no_logits_survive_the_scoring_pass(scoring):
@@ -385,27 +398,28 @@ def test_no_logits_survive_the_scoring_pass(scoring):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4])
-def test_values_and_scores_in_passes_equal_the_whole(played, rows):
+def test_values_and_scores_in_passes_equal_the_whole(rolled_out, rows):
     """Log-probabilities, values and scores, whichever rows a pass has."""
-    p = played
+    p = rolled_out
     what, least = (p.ids, p.attention, p.responses), 0
-    passes = rollout.length_buckets(p.attention, rows, least)
+    passes = Executor().length_buckets(p.attention, rows, least)
+    how = passes, Executor()
     with torch.no_grad():
-        both = rollout.logprobs_and_values(p.policy, p.reward, *what, p.mask, 0.7, passes)
+        both = rollout.logprobs_and_values(p.policy, p.reward, *what, p.mask, 0.7, *how)
         found = {
-            "scores": rollout.map_chunks(
+            "scores": Executor().map_chunks(
                 lambda i, a: rollout.sequence_scores(p.reward, i, a), passes, p.ids, p.attention
             ),
-            "values": rollout.response_values(p.reward, p.ids, p.attention, p.mask, passes),
-            "logprobs": rollout.response_logprobs(p.policy, *what, 0.7, passes),
+            "values": rollout.response_values(p.reward, p.ids, p.attention, p.mask, *how),
+            "logprobs": rollout.response_logprobs(p.policy, *what, 0.7, *how),
             "of both": both[0],
         }
         hidden = rollout.response_hidden_states(p.policy, p.ids, p.attention, p.mask)
-        said = rollout.scored_logprobs(p.policy, hidden, p.responses[p.mask], 0.7)
+        logp = rollout.scored_logprobs(p.policy, hidden, p.responses[p.mask], 0.7)
         whole = {
             "scores": rollout.sequence_scores(p.reward, p.ids, p.attention),
             "values": rollout.token_values(p.reward, p.ids, p.attention, p.mask),
-            "logprobs": rollout.spread(said, p.mask),
+            "logprobs": rollout.scatter_masked(logp, p.mask),
         }
     whole["of both"] = whole["logprobs"]
     for name, x in found.items():
@@ -424,7 +438,7 @@ def test_every_row_is_moved_whole(lengths, rows):
     for i, (a, b) in enumerate(lengths):
         mask[i, p - a : p + b] = True
     ids = torch.arange(1, mask.numel() + 1).view(mask.shape)
-    passes = rollout.length_buckets(mask, rows, least=16)
+    passes = Executor().length_buckets(mask, rows, least=16)
     assert sorted(i for part in passes for i in part.tolist()) == list(range(len(mask)))
     sizes = []
     for part in passes:
@@ -436,8 +450,9 @@ def test_every_row_is_moved_whole(lengths, rows):
             assert row.tolist() == real + [0] * (len(row) - len(real))
         assert max(sum(lengths[i]) for i in part) == moved.shape[1]
     tokens, pairs = (sum(n * s**k for n, s in sizes) for k in (1, 2))
-    said = mask[:, p:]
-    assert rollout.shape_of(passes, mask, said) == (tokens, pairs, int(said.sum()), len(mask))
+    response_mask = mask[:, p:]
+    expected = (tokens, pairs, int(response_mask.sum()), len(mask))
+    assert rollout.shape_of(passes, mask, response_mask) == expected
     assert rollout.shape_of(passes, mask) == (tokens, pairs, len(mask))
 
 

@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from rlhf_lab.ppo.rollout import generate, pad_prompts
-from rlhf_lab.ppo.sampling import mix, row_keys, sample_tokens, uniforms
+from rlhf_lab.ppo.sampling import (
+    generate,
+    mix,
+    pad_prompts,
+    row_keys,
+    sample_tokens,
+    uniforms,
+)
 
 MANY = torch.arange(40_000)
 

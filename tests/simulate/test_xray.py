@@ -8,9 +8,11 @@ import sys
 import pytest
 import torch
 
+from rlhf_lab.cost.architecture import architecture
+from rlhf_lab.cost.setup import Setup
 from rlhf_lab.simulate.account import FakeAccount
-from rlhf_lab.simulate.models import models_of
-from rlhf_lab.simulate.step import Setup, simulate_step
+from rlhf_lab.simulate.models import Step, models_of
+from rlhf_lab.simulate.step import simulate_step
 from rlhf_lab.simulate.xray import XRay
 
 LLAMA = {
@@ -32,8 +34,8 @@ GPT2 = {
     "attn_pdrop": 0.0,
     "embd_pdrop": 0.0,
 }
-SHAPE = {"batch": 4, "prompt": 24, "response": 40, "device": "cpu", "num_ppo_epochs": 1}
-SHAPE |= {"local_rollout_forward_batch_size": 4}
+SHAPE = {"batch": 4, "prompt": 24, "response": 40, "num_ppo_epochs": 1, "padded": False}
+SHAPE |= {"local_rollout_forward_batch_size": 4, "optim": "adamw_torch"}
 CASES = [
     ("sft", LLAMA, {}),
     ("sft", GPT2, {"padded": True, "lora_r": 4, "gradient_accumulation_steps": 2}),
@@ -57,8 +59,13 @@ CASES = [
 ]
 
 
-def xray(stage, config=LLAMA, **settings) -> XRay:
-    return simulate_step(stage, config, **{**SHAPE, **settings})
+def setup_of(stage, config=LLAMA, device="cpu", **settings) -> Setup:
+    chosen = {"gpu": device == "gpu", **SHAPE, **settings}
+    return Setup(stage=stage, model=architecture(config), **chosen)
+
+
+def xray(stage, config=LLAMA, real=False, **settings) -> XRay:
+    return simulate_step(setup_of(stage, config, **settings), config, real=real)
 
 
 def at(x: XRay, phase: str, component: str, role=None) -> float:
@@ -69,7 +76,7 @@ def at(x: XRay, phase: str, component: str, role=None) -> float:
 
 def trainables(stage, config=LLAMA, **settings) -> tuple[int, int]:
     """Numbers that are trained, and tensors."""
-    models = models_of(Setup(stage, config, **{**SHAPE, **settings})).values()
+    models = models_of(Step(setup_of(stage, config, **settings), config)).values()
     found = [p for m in models for p in m.parameters() if p.requires_grad]
     return sum(p.numel() for p in found), len(found)
 
@@ -197,8 +204,8 @@ def test_masks_select_what_they_would():
 @pytest.mark.parametrize(
     ("stage", "settings", "says"),
     [
-        ("rlhf", {}, "sft, reward, dpo, ppo"),
-        ("sft", {"device": "tpu"}, "cpu or gpu"),
+        ("rlhf", {}, "sft, reward"),
+        ("rloo", {}, "choose from sft, reward"),
         ("ppo", {"gradient_checkpointing": True}, "gradient_checkpointing"),
     ],
 )
@@ -213,12 +220,15 @@ def test_a_7b_step_is_quick_and_small():
     code = """
 import json, time
 import torch
+from rlhf_lab.cost.architecture import architecture
+from rlhf_lab.cost.setup import Setup
 from rlhf_lab.simulate.step import simulate_step
 from trl import SFTTrainer
 from rlhf_lab.models.load import presets
 start = time.perf_counter()
-x = simulate_step("sft", presets()["meta-llama/Llama-2-7b-hf"], batch=1, prompt=512,
-                                response=512, dtype="bfloat16")
+config = presets()["meta-llama/Llama-2-7b-hf"]
+x = simulate_step(Setup(stage="sft", model=architecture(config), batch=1, prompt=512, response=512,
+                        dtype="bfloat16", padded=False, optim="adamw_torch"), config)
 rss = [1024 * int(line.split()[1]) for line in open("/proc/self/status") if "VmHWM" in line][0]
 print(json.dumps([time.perf_counter() - start, rss, x.peak, x.ledger.total(
     component="parameters", phase="forward", quantity="bytes")]))

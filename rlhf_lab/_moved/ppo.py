@@ -1,0 +1,12 @@
+"""`rlhf_lab.stages.ppo`, as it was called up to version 0.1."""
+
+import warnings
+
+from rlhf_lab.ppo.trainer import PPOTrainer
+
+__all__ = ["PPOTrainer"]
+warnings.warn(
+    "rlhf_lab.stages.ppo has moved: from rlhf_lab import PPOTrainer",
+    DeprecationWarning,
+    stacklevel=2,
+)

@@ -1,0 +1,82 @@
+"""How the trainer's loops run: over the tokens of a response, and over the rows of a batch.
+
+`PPOTrainer` and `Rewards` take an `Executor`. This one does all of the work. The x-ray passes one
+that does the first turns of each loop and counts the others (`simulate/shortcuts.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..data.lengths import PASS, by_length
+from . import losses, sampling
+from .sampling import LanguageModel
+
+Buckets = list[Tensor]
+"""Rows that pass together, pass by pass: the places of each, (rows,)."""
+
+
+class Executor:
+    """The loops of `PPOTrainer`, each turn of them."""
+
+    def generate(
+        self,
+        model: LanguageModel,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        keys: Tensor,
+        *,
+        max_new_tokens: int,
+        stop_token_id: int | None,
+        pad_token_id: int,
+        temperature: float = 1.0,
+        positions: Sequence[int] | None = None,
+    ) -> Tensor:
+        """`sampling.generate`: token by token. (b, p) → (b, t)."""
+        return sampling.generate(
+            model,
+            prompt_ids,
+            prompt_mask,
+            keys,
+            max_new_tokens=max_new_tokens,
+            stop_token_id=stop_token_id,
+            pad_token_id=pad_token_id,
+            temperature=temperature,
+            positions=positions,
+        )
+
+    def length_buckets(self, mask: Tensor, rows: int, least: int = PASS) -> Buckets:
+        """Rows of like length together, at most `rows` of them (`lengths.by_length`).
+
+        mask: (b, s); least: tokens of padding that one more pass has to save.
+        """
+        parts = by_length(mask.sum(1).tolist(), rows, least)
+        return [torch.tensor(part, device=mask.device) for part in parts]
+
+    def map_chunks(
+        self, function: Callable[..., Tensor], buckets: Buckets, *tensors: Tensor
+    ) -> Tensor:
+        """Rule 24: no logits of a whole rollout are ever held: apply `function` to the rows of one
+        bucket at a time; what it makes inside is freed. tensors: (b, …) each → (b, …)."""
+        out: Tensor | None = None
+        for rows in buckets:
+            part = function(*(x[rows] for x in tensors))
+            out = part.new_zeros(len(tensors[0]), *part.shape[1:]) if out is None else out
+            out[rows] = part
+        assert out is not None, "no rows"
+        return out
+
+    def compute_gae(
+        self, rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+    ) -> tuple[Tensor, Tensor]:
+        """`losses.compute_gae`: token by token from the last. (b, t) → (b, t), (b, t)."""
+        return losses.compute_gae(rewards, values, mask, gamma, lam)
+
+    def run_minibatch(
+        self, train: Callable[[Tensor], dict[str, float]], rows: Tensor
+    ) -> dict[str, float]:
+        """One optimizer step of an update: `train` on the minibatch's rows, (rows,) places."""
+        return train(rows)
