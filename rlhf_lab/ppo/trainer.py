@@ -289,13 +289,14 @@ class PPOTrainer(Bookkeeping):
     def compute_advantages(self, r: Rollout, beta: float) -> Advantages:
         """Scores (b,) and KL (b, t) → per-token rewards, whitened advantages, returns: (b, t)."""
         args = self.args
-        scores = self.rewards.normalise(r.scores_raw)  # rule 16: by the first rollout
+        scores = self.rewards.normalise(r.scores_raw)  # rule 16: perhaps by the first rollout's
         if self.stop_token_id is not None:  # rule 8: a response that never stops loses a penalty
             penalty, fixed = args.missing_eos_penalty, args.missing_eos_score
             stopped = r.stopped(self.stop_token_id)
             scores = losses.missing_stop_score(scores, stopped, penalty, fixed)
         kl = losses.kl_estimate(r.logprobs, r.ref_logprobs, args.kl_estimator)
-        rewards = losses.token_rewards(kl, scores, r.mask, beta)  # rules 9 and 11
+        # Rule 11: −β·KL of every token; rule 9: the score lands on the last one.
+        rewards = losses.token_rewards(kl, scores, r.mask, beta)
         if args.whiten_rewards:  # rule 13: over the whole batch; these keep their mean
             rewards = losses.whiten(rewards, r.mask, shift_mean=False)
         gamma, lam = args.gamma, args.lam

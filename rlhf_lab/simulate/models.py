@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,9 +15,11 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from ..cost.setup import Setup
 from ..ppo.layouts import make_roles
 from ..ppo.logprobs import Model
+
+if TYPE_CHECKING:
+    from ..cost.setup import Setup
 
 Config = Mapping[str, Any]
 """A transformers config as a dict."""
@@ -42,8 +44,8 @@ def models_of(step: Step) -> dict[str, Model]:
     """Models by role, the trained ones first; adapters in place.
 
     Adapters are on the policy (in reward: the reward model), in fp32 over bf16 weights as peft
-    makes them. DPO's reference is a frozen copy, with adapters the policy without them. PPO has
-    the models of its layout, and "trained" is what several of them may share.
+    makes them. The reference of DPO and KTO is a frozen copy, with adapters the policy without
+    them. PPO has the models of its layout, and "trained" is what several of them may share.
     """
     setup, config = step.setup, step.config
     if setup.stage == "reward":
@@ -51,7 +53,7 @@ def models_of(step: Step) -> dict[str, Model]:
     models = {"policy": _language_model(setup, config, adapted=True)}
     if setup.stage == "ppo":
         return _ppo_models(step, models["policy"])
-    if setup.stage == "dpo" and not setup.lora_r:
+    if setup.stage in ("dpo", "kto") and not setup.lora_r:
         models["reference"] = _language_model(setup, config).requires_grad_(False)
     return models
 

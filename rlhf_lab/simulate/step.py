@@ -16,12 +16,12 @@ import tempfile
 from collections.abc import Mapping
 from fractions import Fraction
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..cost.setup import Setup
 from ..metering.memory_tracker import GPU_BLOCK
 from ..metering.meter import Meter
 from ..ppo.logprobs import Model
@@ -32,6 +32,9 @@ from .models import Config, Step, by_role, models_of
 from .shortcuts import TURNS, FirstTurns, fake_answers, head_labelled, left_alone
 from .trainers import Trainable, ppo_trainer, trl_trainer
 from .xray import XRay, labelled
+
+if TYPE_CHECKING:
+    from ..cost.setup import Setup
 
 
 def simulate_step(

@@ -28,6 +28,8 @@ from ..ppo.logprobs import Model
 from ..ppo.rewards import Rewards
 from ..ppo.texts import Row, Tokenizer
 from ..ppo.trainer import PPOTrainer
+from ..trainers.dpo import TokenizedDPOTrainer
+from ..trainers.kto import TokenizedKTOTrainer
 from .account import StepAccount
 from .models import Step
 from .xray import prime
@@ -105,6 +107,10 @@ def _row(step: Step, number: int) -> Row:
         return {"chosen_ids": question + answer, "rejected_ids": question + shorter}
     if setup.stage == "dpo":
         return {"prompt_ids": question, "chosen_ids": answer, "rejected_ids": shorter}
+    if setup.stage == "kto":
+        answer = answer if number % 2 else shorter
+        row: Row = {"prompt_ids": question, "completion_ids": answer, "label": bool(number % 2)}
+        return {**row, "KL_completion_ids": answer}  # of another row, as long
     return {"input_ids": question if number % 2 or not setup.padded else question[1:]}
 
 
@@ -134,18 +140,19 @@ def trl_trainer(
     kind, config = {
         "sft": (trl.SFTTrainer, trl.SFTConfig),
         "reward": (trl.RewardTrainer, trl.RewardConfig),
-        "dpo": (_tokenized(trl.DPOTrainer), trl.DPOConfig),
+        "dpo": (TokenizedDPOTrainer, trl.DPOConfig),
+        "kto": (TokenizedKTOTrainer, trl.KTOConfig),
     }[setup.stage]
     rows = [_row(step, i) for i in range((steps + 1) * setup.batch * passes)]
     model, more = next(iter(models.values())), dict[str, Model]()
     patch: AbstractContextManager[object] = nullcontext()
     if "reference" in models:
         more["ref_model"] = models["reference"]
-    elif setup.stage == "dpo":  # TRL puts adapters in itself: they are there already
+    elif setup.stage in ("dpo", "kto"):  # TRL puts adapters in itself: they are there already
         adapted, model = model, model.get_base_model()
         more["peft_config"] = adapted.peft_config["default"]
         patch = patched(
-            sys.modules[trl.DPOTrainer.__module__], "get_peft_model", lambda *_, **__: adapted
+            sys.modules[kind.__base__.__module__], "get_peft_model", lambda *_, **__: adapted
         )
     with patch:
         trainer = kind(
@@ -158,16 +165,6 @@ def trl_trainer(
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _tokenized(trainer: Model) -> Model:
-    """A trainer that takes rows whose tokens were made already."""
-
-    class Tokenized(trainer):  # type: ignore[misc]
-        def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
-            return dataset
-
-    return Tokenized
 
 
 # -------------------------------------------------------------------------------------------- PPO

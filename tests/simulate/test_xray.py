@@ -44,6 +44,8 @@ CASES = [
     ("reward", LLAMA, {"dtype": "bfloat16", "lora_r": 4, "attn_implementation": "eager"}),
     ("dpo", LLAMA, {"padded": True}),
     ("dpo", LLAMA, {"lora_r": 4}),
+    ("kto", LLAMA, {"padded": True}),
+    ("kto", LLAMA, {"lora_r": 4}),
     ("ppo", LLAMA, {"padded": True}),
     (
         "ppo",
