@@ -108,7 +108,7 @@ TESTS: dict[str, tuple[str, str]] = {
     "resume": ("test_resume", "cli/test_resume"),
     "rules_01_08": ("stages/test_ppo_rules_01_08", "ppo/test_ppo_rules_01_08"),
     "rules_09_13": ("stages/test_ppo_rules_09_13", "ppo/test_ppo_rules_09_13"),
-    "rules_14_24": ("stages/test_ppo_rules_14_24", "ppo/test_ppo_rules_14_24"),
+    "rules_14_24": ("stages/test_ppo_rules_14_24", "ppo/test_ppo_rules_14_21"),
     "runs": ("test_runs", "runs/test_run"),
     "sampling": ("stages/test_sampling", "ppo/test_sampling"),
     "schema": ("test_shapes", "data/test_schema"),

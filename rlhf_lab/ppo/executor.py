@@ -6,7 +6,8 @@ that does the first turns of each loop and counts the others (`simulate/shortcut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,31 +23,9 @@ Buckets = list[Tensor]
 class Executor:
     """The loops of `PPOTrainer`, each turn of them."""
 
-    def generate(
-        self,
-        model: LanguageModel,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        keys: Tensor,
-        *,
-        max_new_tokens: int,
-        stop_token_id: int | None,
-        pad_token_id: int,
-        temperature: float = 1.0,
-        positions: Sequence[int] | None = None,
-    ) -> Tensor:
+    def generate(self, model: LanguageModel, *prompts: Tensor, **settings: Any) -> Tensor:
         """`sampling.generate`: token by token. (b, p) → (b, t)."""
-        return sampling.generate(
-            model,
-            prompt_ids,
-            prompt_mask,
-            keys,
-            max_new_tokens=max_new_tokens,
-            stop_token_id=stop_token_id,
-            pad_token_id=pad_token_id,
-            temperature=temperature,
-            positions=positions,
-        )
+        return sampling.generate(model, *prompts, **settings)
 
     def length_buckets(self, mask: Tensor, rows: int, least: int = PASS) -> Buckets:
         """Rows of like length together, at most `rows` of them (`lengths.by_length`).

@@ -106,7 +106,7 @@ class FirstTurns(Executor):
         self.positions = sorted(ends & set(range(1, response + 1)))
         self.statistics: dict[str, float] | None = None
 
-    def generate(self, model: LanguageModel, *args: Any, **kwargs: Any) -> Tensor:
+    def generate(self, model: LanguageModel, *prompts: Tensor, **settings: Any) -> Tensor:
         """Decodes at `positions`; the passes between two cost their mean."""
         account, flops = self.account, dict[int, int]()
 
@@ -124,7 +124,7 @@ class FirstTurns(Executor):
             flops[position] = account.flops["rollout", "policy"] - counted
             return output
 
-        responses = super().generate(call, *args, **kwargs, positions=self.positions)
+        responses = super().generate(call, *prompts, **settings, positions=self.positions)
         for one, two in zip(self.positions[1:], self.positions[2:], strict=False):
             account.count((flops[one] + flops[two]) * (two - one - 1) // 2)
         return responses

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from ..metering.memory_tracker import GPU_BLOCK
 from ..metering.meter import Meter
@@ -177,13 +177,7 @@ class _StepSeconds(TrainerCallback):
         self.meter = meter
         self.readings: list[dict[tuple[str, str], float]] = []
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_step_end(self, *_: object, **__: object) -> None:
         self.readings.append(dict(self.meter.seconds))
 
     def of(self, phase: str, role: str) -> list[float]:

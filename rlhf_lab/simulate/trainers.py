@@ -10,13 +10,7 @@ from typing import Any, Protocol
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import (
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, TrainerCallback
 
 from ..metering.meter import Meter, NoMeter
 from ..metering.patch import patched
@@ -72,24 +66,11 @@ class StepBegins(TrainerCallback):
     def __init__(self, step: Step, account: StepAccount | None):
         self.step, self.account = step, account
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Model = None,
-        **kwargs: object,
-    ) -> None:
+    def on_train_begin(self, *_: object, optimizer: Model = None, **__: object) -> None:
         if not self.step.real and self.account is not None:
             prime(self.account, optimizer, foreach=True if self.step.setup.gpu else None)
 
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
+    def on_step_begin(self, *_: object, **__: object) -> None:
         if self.account is not None:
             self.account.restart()
 

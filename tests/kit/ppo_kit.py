@@ -4,13 +4,35 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from rlhf_lab.ppo.losses import response_mask
 from rlhf_lab.ppo.rollout import Samples
-from rlhf_lab.ppo.sampling import pad_prompts, positions_of
+from rlhf_lab.ppo.sampling import generate, pad_prompts, positions_of, row_keys
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w10 w11", "w2", "w3 w3", "w12 w1", "w8 w9 w1 w4"]
+PROMPT_IDS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11]]
+ARCHITECTURES = ["llama", "gpt2"]  # rotary and learned absolute positions
 T = 0.7
 RESPONSES = [[5, 14, 15], [6, 7, 14], [8, 9, 10]]  # early, exactly at the limit, never
 must_fail = pytest.raises(AssertionError)  # the check, once the rule is broken
+
+
+def keys_of(n):
+    return row_keys(0, 0, torch.arange(n), torch.zeros(n, dtype=torch.long))
+
+
+def respond(tiny, model, length=8, prompts=PROMPT_IDS):
+    """→ prompt ids, prompt mask, responses, response mask."""
+    ids, mask = pad_prompts(prompts, tiny.pad)
+    responses = generate(
+        model,
+        ids,
+        mask,
+        keys_of(len(prompts)),
+        max_new_tokens=length,
+        stop_token_id=tiny.eos,
+        pad_token_id=tiny.pad,
+    )
+    return ids, mask, responses, response_mask(responses, tiny.eos)
 
 
 def one_rollout(trainer, iteration=0, beta=0.05):

@@ -9,38 +9,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ppo_kit import response_logits
+from ppo_kit import ARCHITECTURES, PROMPT_IDS, respond, response_logits
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlhf_lab.ppo import layouts, logprobs, losses, rollout
+from rlhf_lab.ppo import layouts, logprobs, rollout
 from rlhf_lab.ppo.executor import Executor
-from rlhf_lab.ppo.sampling import generate, pad_prompts, positions_of, row_keys, uniforms
+from rlhf_lab.ppo.sampling import generate, pad_prompts, positions_of, row_keys
 from rlhf_lab.ppo.texts import decode, sample_texts, score_texts
-
-PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11]]
-ARCHITECTURES = ["llama", "gpt2"]  # rotary and learned absolute positions
-
-
-def keys_of(n):
-    return row_keys(0, 0, torch.arange(n), torch.zeros(n, dtype=torch.long))
-
-
-def respond(tiny, model, length=8, prompts=PROMPTS):
-    """→ prompt ids, prompt mask, responses, response mask."""
-    ids, mask = pad_prompts(prompts, tiny.pad)
-    responses = generate(
-        model,
-        ids,
-        mask,
-        keys_of(len(prompts)),
-        max_new_tokens=length,
-        stop_token_id=tiny.eos,
-        pad_token_id=tiny.pad,
-    )
-    return ids, mask, responses, losses.response_mask(responses, tiny.eos)
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -123,7 +101,7 @@ def test_logprobs_are_those_of_each_token_given_all_before_it(rolled_out):
         rolled_out.responses,
         temperature=0.7,
     )
-    for row, (prompt, response) in enumerate(zip(PROMPTS, rolled_out.tokens, strict=True)):
+    for row, (prompt, response) in enumerate(zip(PROMPT_IDS, rolled_out.tokens, strict=True)):
         for t, token in enumerate(response):
             logits = rolled_out.policy(torch.tensor([prompt + response[:t]])).logits[0, -1]
             expected = torch.log_softmax(logits / 0.7, 0)[token]
@@ -136,7 +114,7 @@ def test_values_are_the_head_before_each_token(rolled_out):
     got = rollout.token_values(
         rolled_out.reward, rolled_out.ids, rolled_out.attention, rolled_out.mask
     )
-    for row, (prompt, response) in enumerate(zip(PROMPTS, rolled_out.tokens, strict=True)):
+    for row, (prompt, response) in enumerate(zip(PROMPT_IDS, rolled_out.tokens, strict=True)):
         for t in range(len(response)):
             expected = rolled_out.reward(torch.tensor([prompt + response[:t]])).logits[0, 0]
             assert_close(got[row, t], expected, atol=2e-5, rtol=0)
@@ -146,7 +124,7 @@ def test_values_are_the_head_before_each_token(rolled_out):
 def test_scores_are_read_at_the_last_real_token(rolled_out):
     """Each sequence alone, without padding, through transformers' own classification head."""
     got = rollout.sequence_scores(rolled_out.reward, rolled_out.ids, rolled_out.attention)
-    for row, (prompt, response) in enumerate(zip(PROMPTS, rolled_out.tokens, strict=True)):
+    for row, (prompt, response) in enumerate(zip(PROMPT_IDS, rolled_out.tokens, strict=True)):
         expected = rolled_out.reward(torch.tensor([prompt + response])).logits[0, 0]
         assert_close(got[row], expected, atol=2e-5, rtol=0)
 
@@ -192,108 +170,6 @@ def test_actor_critic_agrees_with_the_scoring_passes(rolled_out):
     )
     assert_close(entropy, p.entropy() * rolled_out.mask, atol=1e-5, rtol=1e-5)
     assert not entropy.requires_grad and logprobs.requires_grad and values.requires_grad
-
-
-# -------------------------------------------------------------------------------------- generation
-
-
-@torch.no_grad()
-def naive_response(model, prompt, key, length, stop, temperature):
-    """One response without cache, batch or padding: a whole forward pass for every token."""
-    response = []
-    for position in range(length):
-        logits = model(torch.tensor([prompt + response])).logits[0, -1].double()
-        if temperature == 0:
-            token = int(logits.argmax())
-        else:
-            u = float(uniforms(key[None], position))
-            p = (logits / temperature).softmax(0).tolist()
-            token = next(i for i in range(len(p)) if sum(p[: i + 1]) >= u)
-        response.append(token)
-        if token == stop:
-            break
-    return response
-
-
-@pytest.mark.parametrize("temperature", [0, 0.7, 1.3])
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_generation_with_a_cache_equals_recomputing_everything(tiny, kind, temperature):
-    model = tiny.lm(0, kind).double()
-    prompts = PROMPTS * 2
-    ids, mask = pad_prompts(prompts, tiny.pad)
-    keys = keys_of(len(prompts))
-    out = generate(
-        model,
-        ids,
-        mask,
-        keys,
-        max_new_tokens=10,
-        stop_token_id=tiny.eos,
-        pad_token_id=tiny.pad,
-        temperature=temperature,
-    )
-    for row, prompt in enumerate(prompts):
-        response = naive_response(model, prompt, keys[row], 10, tiny.eos, temperature)
-        assert out[row].tolist() == response + [tiny.pad] * (out.shape[1] - len(response))
-
-
-class Counting(torch.nn.Module):
-    """Passes everything on and writes down how many rows each call had."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.rows = model, []
-
-    def forward(self, **kwargs):
-        self.rows.append(len(kwargs["input_ids"]))
-        return self.model(**kwargs)
-
-
-def test_a_row_leaves_the_batch_when_it_has_stopped(tiny):
-    """As many row passes as there are real tokens: nothing is computed for finished rows."""
-    counting = Counting(tiny.lm(0))
-    *_, responses, mask = respond(tiny, counting, length=10, prompts=PROMPTS * 3)
-    assert len(set(mask.sum(1).tolist())) > 2, "the test needs responses of different lengths"
-    assert counting.rows == mask.sum(0).tolist()
-
-
-def test_generation_ends_with_the_last_row(tiny):
-    """A stop token that always comes first: one step, a width of one."""
-    model = tiny.lm(0)
-    ids, mask = pad_prompts([[1, 2, 3]], tiny.pad)
-    with torch.no_grad():
-        likeliest = int(model(ids).logits[0, -1].argmax())
-    out = generate(
-        model,
-        ids,
-        mask,
-        keys_of(1),
-        max_new_tokens=10,
-        stop_token_id=likeliest,
-        pad_token_id=tiny.pad,
-        temperature=0,
-    )
-    assert out.tolist() == [[likeliest]]
-
-
-def test_without_a_stop_token_every_response_has_full_length(tiny):
-    ids, mask = pad_prompts(PROMPTS, tiny.pad)
-    out = generate(
-        tiny.lm(0),
-        ids,
-        mask,
-        keys_of(4),
-        max_new_tokens=9,
-        stop_token_id=None,
-        pad_token_id=tiny.pad,
-    )
-    assert out.shape == (4, 9)
-
-
-def test_generation_keeps_no_gradient_and_no_mode(tiny):
-    model = tiny.lm(0)
-    *_, responses, _ = respond(tiny, model)
-    assert not responses.requires_grad and not model.training
 
 
 # ------------------------------------------------------------------------------------------- text
