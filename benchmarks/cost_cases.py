@@ -122,8 +122,8 @@ class Case:
         return Setup(**values)
 
     def __str__(self) -> str:
-        plain = asdict(Case("sft", "x"))
-        settings = [f"{k}={v}" for k, v in self.simulation.items() if v != plain[k]]
+        plain = asdict(Case(self.stage, self.name))
+        settings = [f"{k}={v}" for k, v in asdict(self).items() if v != plain[k]]
         return f"{self.stage} {self.name.split('/')[-1]} {' '.join(settings)}"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .logprobs import Model
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
 POLICY, VALUE, REWARD = "default", "value", "reward"
 """Names of the adapters; the policy's is peft's own name of a first one."""
@@ -22,7 +22,7 @@ SCORE_FILE = "score.json"
 its config."""
 
 
-def add_adapter(model: Model, config: PeftConfig | None, name: str = POLICY) -> PeftModel:
+def add_adapter(model: Model, config: PeftConfig | None, name: str = POLICY) -> Model:
     """The model with one more adapter. → the PeftModel. Raises ValueError without a LoRA config."""
     from peft import LoraConfig, get_peft_model
 
@@ -38,7 +38,7 @@ def add_adapter(model: Model, config: PeftConfig | None, name: str = POLICY) -> 
     return get_peft_model(model, config)
 
 
-def add_reward_adapter(base: Model, folder: str | Path | PeftConfig) -> tuple[Tensor, float]:
+def add_reward_adapter(base: Model, folder: Model) -> tuple[Tensor, float]:
     """Add the reward adapter that lies in a folder. → weights of its head (1, h), score offset.
 
     A LoraConfig makes a new one, under a head of zeros: what it costs is the same. Raises

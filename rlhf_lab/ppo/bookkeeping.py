@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-from ..data.tokenize import prompt_text
+from ..data.tokenize import Prompt, prompt_text
 from ..metering.meter import NoMeter
 from . import checkpoint, losses
 from .parts import Metrics, TrainingParts
@@ -33,9 +33,10 @@ TOKEN_RECORDS = 100
 token."""
 
 
-def prompt_of(row: Row) -> object:
+def prompt_of(row: Row) -> Prompt:
     """Text, messages or ready-made ids."""
-    return row["prompt"] if "prompt" in row else row["input_ids"]
+    prompt: Prompt = row["prompt"] if "prompt" in row else row["input_ids"]
+    return prompt
 
 
 class Bookkeeping(TrainingParts):

@@ -88,7 +88,7 @@ def restore(trainer: TrainingParts, wanted: str | Path | None = None) -> int:
             print(f"ppo: {problem}: going on from the one before", flush=True)
             continue
         _load(trainer, path, weights, rest, state)
-        return state.global_step
+        return int(state.global_step)
     return 0
 
 
@@ -144,11 +144,11 @@ def _load(
 
 def _random_state() -> Saved:
     """Of every library: ours needs none of them, a reward function may."""
-    name, keys, *where = np.random.get_state()
+    name, keys, *where = np.random.get_state(legacy=True)
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *where),
+        "numpy": (name, np.asarray(keys).tolist(), *where),
         "torch": torch.get_rng_state(),
         "cuda": devices,
     }

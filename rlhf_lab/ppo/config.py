@@ -81,7 +81,7 @@ class PPOConfig(TrainingArguments):
     cliprange_value: float = field(default=0.2, metadata={"help": "Value clip range."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         # TrainingArguments guesses bf16 from the hardware only when asked: on a CPU it crawls.
         if not torch.cuda.is_available():

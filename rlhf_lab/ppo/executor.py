@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.lengths import PASS, by_length
+from ..data.lengths import LEAST_TOKENS_SAVED, by_length
 from . import losses, sampling
 from .sampling import LanguageModel
 
@@ -27,7 +27,7 @@ class Executor:
         """`sampling.generate`: token by token. (b, p) → (b, t)."""
         return sampling.generate(model, *prompts, **settings)
 
-    def length_buckets(self, mask: Tensor, rows: int, least: int = PASS) -> Buckets:
+    def length_buckets(self, mask: Tensor, rows: int, least: int = LEAST_TOKENS_SAVED) -> Buckets:
         """Rows of like length together, at most `rows` of them (`lengths.by_length`).
 
         mask: (b, s); least: tokens of padding that one more pass has to save.

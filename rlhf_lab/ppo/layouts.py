@@ -57,7 +57,7 @@ def make_roles(
     policy: Model,
     reference: Model | None,
     value: Model | None,
-    reward: Model | str | Path | PeftConfig | None,
+    reward: Model | None,
     peft_config: PeftConfig | None = None,
 ) -> Roles:
     """The roles of a layout from the models that it needs; rule 4: no dropout in any of them, so
@@ -97,7 +97,7 @@ def make_roles(
 class ActorCritic(nn.Module):
     """Policy and value model as one module."""
 
-    def __init__(self, policy: nn.Module, value: nn.Module):
+    def __init__(self, policy: Model, value: Model):
         super().__init__()
         self.policy, self.value = policy, value
 
@@ -136,7 +136,7 @@ class RoleView(nn.Module):
 
     def __init__(
         self,
-        whole: nn.Module,
+        whole: Model,
         turn: Callable[[], None],
         mine: Callable[[str], bool],
         score: nn.Module | None = None,
@@ -146,13 +146,13 @@ class RoleView(nn.Module):
         self._shared, self._turn, self._mine = (whole,), turn, mine  # a tuple: no submodule
         self.trunk = _Trunk(whole, turn)
         self._score = (score,)
-        self.config = copy.copy(whole.config)
+        self.config: Model = copy.copy(whole.config)
         self.config.score_offset = offset
         if score is not None:
             self.config.num_labels = 1
 
     @property
-    def whole(self) -> nn.Module:
+    def whole(self) -> Model:
         """The model that the role lives in."""
         return self._shared[0]
 
@@ -164,18 +164,20 @@ class RoleView(nn.Module):
     def device(self) -> torch.device:
         return next(self.whole.parameters()).device
 
-    def switched(self) -> nn.Module:
+    def switched(self) -> Model:
         """The model that the role lives in, as this role."""
         self._turn()
         return self.whole
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Model, **kwargs: Model) -> Model:
         return self.switched()(*args, **kwargs)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Model:
         return self.whole.get_output_embeddings()
 
-    def named_parameters(self, prefix: str = "", recurse: bool = True, **_) -> Iterator:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
         """Of the shared model those that are this role's, and its head's."""
         dot = f"{prefix}." if prefix else ""
         for name, parameter in self.whole.named_parameters():
@@ -184,11 +186,11 @@ class RoleView(nn.Module):
         if self.score is not None:
             yield from self.score.named_parameters(f"{dot}score")
 
-    def named_buffers(self, *args, **kwargs) -> Iterator:
+    def named_buffers(self, *args: Model, **kwargs: Model) -> Iterator[tuple[str, Tensor]]:
         """Those of the shared model, where the rest of it is this role's too."""
         return self.whole.named_buffers(*args, **kwargs) if self._mine("") else iter(())
 
-    def save_pretrained(self, folder: str | Path, **settings) -> None:
+    def save_pretrained(self, folder: str | Path, **settings: Model) -> None:
         """The policy's adapter alone, as peft saves one."""
         self.whole.save_pretrained(folder, selected_adapters=[POLICY], **settings)
 
@@ -196,16 +198,16 @@ class RoleView(nn.Module):
 class _Trunk(nn.Module):
     """The trunk of a shared model, prepared for a role before every pass."""
 
-    def __init__(self, whole: nn.Module, turn: Callable[[], None]):
+    def __init__(self, whole: Model, turn: Callable[[], None]):
         super().__init__()
         self._shared, self._turn = (whole,), turn
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Model, **kwargs: Model) -> Model:
         self._turn()
         return trunk_of(self._shared[0])(*args, **kwargs)
 
 
-def zero_head(model: nn.Module) -> nn.Linear:
+def zero_head(model: Model) -> nn.Linear:
     """Rule 15: the value model starts as the reward model, or with a head of zeros: that head, in
     the type of the model's own. (…, h) → (…, 1)."""
     like = model.get_output_embeddings().weight
@@ -214,15 +216,15 @@ def zero_head(model: nn.Module) -> nn.Linear:
     return head
 
 
-def _width(model: nn.Module) -> int:
+def _width(model: Model) -> int:
     """Numbers in a hidden state where the heads read it (OPT may project them down)."""
-    return model.get_output_embeddings().weight.shape[1]
+    return int(model.get_output_embeddings().weight.shape[1])
 
 
 class SharedTrunk(nn.Module):
     """A policy with a value head on its trunk: one pass gives log-probabilities and values."""
 
-    def __init__(self, policy: nn.Module):
+    def __init__(self, policy: Model):
         super().__init__()
         self.policy, self.score = policy, zero_head(policy)
         self.view = RoleView(policy, lambda: None, lambda name: False, self.score)
@@ -239,7 +241,7 @@ class SharedTrunk(nn.Module):
 class OneBase(nn.Module):
     """A base with the adapters of policy, value and reward, and the heads of the latter two."""
 
-    def __init__(self, base: nn.Module, score: nn.Linear, offset: float, reward_adapter: bool):
+    def __init__(self, base: Model, score: nn.Linear, offset: float, reward_adapter: bool):
         super().__init__()
         self.base, self.score = base, score
         switch = Switch(base)
@@ -266,9 +268,7 @@ class OneBase(nn.Module):
         return _two_passes(self.policy, self.value, ids, attention, responses, mask, temperature)
 
 
-def one_base(
-    policy: Model, peft_config: PeftConfig | None, reward: Model | str | Path | PeftConfig | None
-) -> Roles:
+def one_base(policy: Model, peft_config: PeftConfig | None, reward: Model | None) -> Roles:
     """Adapters on one base. The value adapter and its head start as the reward's where that is an
     adapter too (rule 15); else as nothing on the base and a head of zeros."""
     base = add_adapter(policy, peft_config)

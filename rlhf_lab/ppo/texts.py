@@ -17,7 +17,7 @@ from .rollout import sequence_scores
 from .sampling import generate, pad_prompts, row_keys
 
 Tokenizer = PreTrainedTokenizerBase
-Row = dict[str, object]
+Row = dict[str, Any]
 """A row of a data set: `prompt` (text or messages) or ready-made `input_ids`, other columns."""
 Numbers = Sequence[float | None]
 """What a reward function gives: a number for each completion, None where it does not apply."""

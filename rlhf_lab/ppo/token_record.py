@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..data.tokenize import encode_prompt, encode_response
+from ..data.tokenize import Prompt, encode_prompt, encode_response
 from .logprobs import Model
 from .losses import response_mask
 from .rollout import Advantages, Rollout, concat_prompt_response, response_logprobs
@@ -61,7 +61,7 @@ def score_tokens(
     policy: Model,
     reference: Model | None,
     tokenizer: Tokenizer,
-    prompt: object,
+    prompt: Prompt,
     response: str | list[int],
     temperature: float = 1.0,
 ) -> TokenRecord:
@@ -74,11 +74,15 @@ def score_tokens(
     mask = response_mask(answer, tokenizer.eos_token_id)
     ids, attention = pad_prompts([encode_prompt(tokenizer, prompt)], tokenizer.pad_token_id)
     ids, attention = concat_prompt_response(ids, attention, answer, mask, tokenizer.pad_token_id)
-    sequence = [x.to(next(policy.parameters()).device) for x in (ids, attention, answer)]
-    figures = {"logprob": response_logprobs(policy, *sequence, temperature)}
+
+    def logprobs(model: Model) -> Tensor:
+        device = next(model.parameters()).device
+        sequence = ids.to(device), attention.to(device), answer.to(device)
+        return response_logprobs(model, *sequence, temperature)
+
+    figures = {"logprob": logprobs(policy)}
     if reference is not None:
-        sequence = [x.to(next(reference.parameters()).device) for x in sequence]
-        ref = response_logprobs(reference, *sequence, temperature).to(figures["logprob"].device)
+        ref = logprobs(reference).to(figures["logprob"].device)
         figures["log_ratio"] = figures["logprob"] - ref
     numbers = torch.stack([x.float() for x in figures.values()]).cpu()
     return _record(tokenizer, answer[mask].tolist(), figures, numbers[:, mask])
@@ -95,9 +99,9 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[list[str], li
     special = {i for i, token in added if token.special} | set(tokenizer.all_special_ids)
     places = [k for k, i in enumerate(ids) if i in special]
     plain = [i for i in ids if i not in special]
-    whole, start, texts = tokenizer.decode(plain), 0, []
+    whole, start, texts = str(tokenizer.decode(plain)), 0, list[str]()
     for count in range(1, len(plain) + 1):
-        end = _agreeing(tokenizer.decode(plain[:count]), whole, start)
+        end = _agreeing(str(tokenizer.decode(plain[:count])), whole, start)
         end = len(whole) if count == len(plain) else end
         texts.append(whole[start:end])
         start = end

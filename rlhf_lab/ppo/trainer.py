@@ -184,7 +184,7 @@ class PPOTrainer(Bookkeeping):
         prompts = self.next_prompts(iteration)
         rollout, advantages, metrics = self.make_rollout(prompts, iteration, self.beta)
         metrics |= self.update(rollout, advantages, iteration)
-        metrics |= {"kl_coef": self.beta, "learning_rate": self.scheduler.get_last_lr()[0]}
+        metrics |= {"kl_coef": self.beta, "learning_rate": float(self.scheduler.get_last_lr()[0])}
         self.scheduler.step()
         state.global_step += 1
         metrics["episodes"] = state.global_step * self.episodes_per_iteration
@@ -261,7 +261,7 @@ class PPOTrainer(Bookkeeping):
         # Rule 3: before an iteration's first step the ratio is 1: by the code of the update.
         with self.meter.phase("old_logprobs", "policy", *work):
             if args.layout == "shared":
-                models = self.policy, self.value_model
+                models: tuple[Model, Model] = self.policy, self.value_model
                 logprobs, values = logprobs_and_values(*models, *sequences, mask, *how)
             else:
                 logprobs = response_logprobs(self.policy, *sequences, *how)

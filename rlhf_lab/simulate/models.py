@@ -87,7 +87,9 @@ def by_role(models: Mapping[str, Model]) -> dict[str, Model]:
     return {role: model for role, model in models.items() if role != "trained"}
 
 
-def _lora(rank: int, targets: object, task: str = "CAUSAL_LM", **settings: list[str]) -> LoraConfig:
+def _lora(
+    rank: int, targets: str | tuple[str, ...] | None, task: str = "CAUSAL_LM", **settings: Any
+) -> LoraConfig:
     modules = list(targets) if isinstance(targets, tuple) else targets
     return LoraConfig(
         task_type=task, r=rank, lora_alpha=2 * rank, target_modules=modules, **settings

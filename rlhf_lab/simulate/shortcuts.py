@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.lengths import PASS
+from ..data.lengths import LEAST_TOKENS_SAVED
 from ..metering.patch import fused_head_within, patched
 from ..ppo import losses
 from ..ppo.executor import Buckets, Executor
@@ -54,7 +54,7 @@ def _masks_answered(padded: bool) -> Iterator[None]:
         yield
 
 
-def head_labelled(account: StepAccount) -> AbstractContextManager:
+def head_labelled(account: StepAccount) -> AbstractContextManager[None]:
     """What TRL's fused head makes beside its tiles of logits is workspace."""
     import trl.kernels.chunked_logprob  # noqa: F401  here already, if a trainer is
 
@@ -68,7 +68,7 @@ def _triton_head(account: StepAccount) -> Iterator[None]:
     from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
-    def add_product(total, a, b) -> None:
+    def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         account.count(2 * a.shape[0] * a.shape[1] * b.shape[1])
 
     with (
@@ -129,7 +129,7 @@ class FirstTurns(Executor):
             account.count((flops[one] + flops[two]) * (two - one - 1) // 2)
         return responses
 
-    def length_buckets(self, mask: Tensor, rows: int, least: int = PASS) -> Buckets:
+    def length_buckets(self, mask: Tensor, rows: int, least: int = LEAST_TOKENS_SAVED) -> Buckets:
         """All rows are as long. mask: (b, s)"""
         return list(torch.arange(len(mask)).split(rows))
 

@@ -145,7 +145,8 @@ def trl_trainer(
             **more,
         )
     trainer.remove_callback(PrinterCallback)
-    return trainer
+    ready: Trainable = trainer
+    return ready
 
 
 # -------------------------------------------------------------------------------------------- PPO
@@ -158,10 +159,9 @@ class PhaseMeter(NoMeter):
         super().__init__("ppo")
         self.account = account
 
-    def phase(
-        self, phase: str, role: str = "", *_: object, **__: object
-    ) -> AbstractContextManager[None]:
+    def phase(self, *at: object, **_: object) -> AbstractContextManager[None]:
         if self.account is not None:
+            phase, role = (*map(str, at), "")[:2]
             self.account.enter(phase, role)
         return nullcontext()
 

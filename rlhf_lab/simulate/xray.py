@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..metering.memory_tracker import MemoryKey
 from ..metering.patch import patched
+from ..ppo.logprobs import Model
 from ..runs.ledger import Ledger
 from .account import StepAccount
 
@@ -32,13 +33,13 @@ aten = torch.ops.aten
 # --------------------------------------------------------------------------------------- the models
 
 
-def trunk_of(model: nn.Module) -> nn.Module:
+def trunk_of(model: Model) -> Model:
     """The transformer below the head of a transformers or peft model."""
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     return getattr(inner, getattr(inner, "base_model_prefix", "") or "_", inner)
 
 
-def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def parts_of(model: Model) -> Iterator[tuple[str, nn.Module]]:
     """(name, module): the layers of a model, and what stands before and after them."""
 
     def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -64,7 +65,8 @@ def fused_silu() -> Iterator[None]:
     temporaries (`math_silu_backward`). While this lasts it is one kernel, as it is without one."""
 
     def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
-        return aten.silu_backward.grad_input(grad, x, grad_input=torch.empty_like(x))
+        out: Tensor = aten.silu_backward.grad_input(grad, x, grad_input=torch.empty_like(x))
+        return out
 
     library = torch.library.Library("aten", "IMPL")
     library.impl("silu_backward", silu_backward, "Python")
@@ -117,7 +119,8 @@ def labelled(
 
 def _arrived(account: StepAccount, role: str) -> Callable[[Tensor], None]:
     def arrived(parameter: Tensor) -> None:
-        account.own(role, "gradients", [parameter.grad])
+        if parameter.grad is not None:
+            account.own(role, "gradients", [parameter.grad])
 
     return arrived
 

@@ -23,6 +23,7 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 1024,
+    "max_position_embeddings": 2048,
 }
 GPT2 = {
     "model_type": "gpt2",
@@ -30,6 +31,7 @@ GPT2 = {
     "n_layer": 3,
     "n_head": 4,
     "vocab_size": 1024,
+    "n_positions": 1024,
     "resid_pdrop": 0.0,
     "attn_pdrop": 0.0,
     "embd_pdrop": 0.0,
