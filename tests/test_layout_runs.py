@@ -101,8 +101,8 @@ def test_a_reward_adapter_of_ones_own(data, tmp_path, capsys):
         quiet=True,
     )
     folder = reward.folder / "adapter"
-    said = json.loads((folder / "score.json").read_text())
-    assert said["score_offset"] == reward.summary["score_offset"] != 0
+    saved = json.loads((folder / "score.json").read_text())
+    assert saved["score_offset"] == reward.summary["score_offset"] != 0
     line = ["train", "ppo", "--reward-model", str(folder), "--quiet", "--set", "lora_r=4"]
     line += ["--set", "response_length=24", "--set", "per_device_train_batch_size=8"]
     line += ["--steps", "1", "--out", str(tmp_path / "ppo")]

@@ -161,8 +161,8 @@ def test_somebodys_own_file(tmp_path, capsys):
     (tmp_path / "mine.json").write_text(json.dumps(rows))
     args = ["train", "all", "--data", str(tmp_path / "mine.json"), "--steps", "2", "--quiet"]
     assert main([*args, "--out", str(tmp_path / "all")]) == 0
-    said = capsys.readouterr().out
-    assert "60 rows" in said and "gold" not in said.lower().replace("gold reward", "")
+    printed = capsys.readouterr().out
+    assert "60 rows" in printed and "gold" not in printed.lower().replace("gold reward", "")
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_somebodys_own_file(tmp_path, capsys):
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(args, says, tmp_path, capsys):
     code = main(["train", "dpo", "--out", str(tmp_path / "r"), *args])
-    said = capsys.readouterr().err
-    assert code == 2 and says in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert code == 2 and says in printed and printed.count("\n") == 1
     assert not (tmp_path / "r").exists()
 
 

@@ -51,9 +51,9 @@ def test_the_reward_adapter_judges_as_its_card_says():
     model, data = lab.load("tiny"), lab.load_data("stories")
     folder = small_models_folder() / "tiny" / "reward_adapter"
     judge = PeftModel.from_pretrained(model.new_reward(), folder).merge_and_unload()
-    said = float((folder / "README.md").read_text().split("- accuracy: ")[1].split()[0])
+    on_card = float((folder / "README.md").read_text().split("- accuracy: ")[1].split()[0])
     accuracy, _ = pair_accuracy(judge, model.tokenizer, data.preferences.test[:384])
-    assert accuracy == pytest.approx(said, abs=0.05)
+    assert accuracy == pytest.approx(on_card, abs=0.05)
     offset = json.loads((folder / "score.json").read_text())["score_offset"]
     rows = data.sft.train[:256]
     prompts, told = ([r[name] for r in rows] for name in ("prompt", "completion"))

@@ -19,8 +19,8 @@ def _outputs(shown):
     """The kind of each output that a cell would have."""
     with mock.patch("IPython.display.display") as display:
         shown._ipython_display_()
-    said = [call.args[0] for call in display.call_args_list]
-    return [next(iter(x if isinstance(x, dict) else x._repr_mimebundle_())) for x in said]
+    outputs = [call.args[0] for call in display.call_args_list]
+    return [next(iter(x if isinstance(x, dict) else x._repr_mimebundle_())) for x in outputs]
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +141,8 @@ def test_plan_on_the_command_line(capsys, tmp_path):
             str(config),
         ]
     )
-    said = capsys.readouterr().out
-    assert code == 0 and "LoRA, rank 16" in said and "memory/device" in said
+    printed = capsys.readouterr().out
+    assert code == 0 and "LoRA, rank 16" in printed and "memory/device" in printed
     assert "num_processes: 8" in config.read_text()
     assert (
         main(

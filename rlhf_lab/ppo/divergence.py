@@ -1,4 +1,4 @@
-"""When PPO breaks: seen before it is learned from, and told in one line with the likely causes."""
+"""When PPO breaks: seen before it is learned from, reported in one line with the likely causes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a trainer's step is shortened, and what it is told, while its tensors are fake.
+"""How a trainer's step is shortened, and what it is given, while its tensors are fake.
 
 Where code looks into numbers it is given an answer (`fake_answers`). PPO's loops, which would do
 the same thing many times over, do the first turns, at the same memory, and the work of the others

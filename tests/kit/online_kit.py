@@ -73,10 +73,10 @@ class Online:
             start, pad = encode_prompt(self.tokenizer, prompt), self.tokenizer.pad_token_id
             answer = torch.tensor([ids])
             whole = concat_prompt_response(*pad_prompts([start], pad), answer, answer >= 0, pad)
-            said = [
+            logprobs = [
                 response_logprobs(m, *whole, answer, self.args.temperature)
                 for m in (self.trainer.model, self.reference)
             ]
-            kl += float((said[0] - said[1]).sum()) / len(prompts)
+            kl += float((logprobs[0] - logprobs[1]).sum()) / len(prompts)
         self.asked.append({"prompts": prompts, "ids": completion_ids, "kl": kl})
         return [0.0] * len(prompts)

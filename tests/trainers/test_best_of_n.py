@@ -65,12 +65,12 @@ def test_the_bound_holds_and_is_reached():
 
 
 def test_what_is_drawn_is_what_is_scored(tiny):
-    policy, judge, tokenizer = tiny.lm(0), tiny.rm(1), tiny.tokenizer()
+    policy, reward_model, tokenizer = tiny.lm(0), tiny.rm(1), tiny.tokenizer()
     prompts = ["w1 w2", "w3"]
     drawn = draw(
         policy,
         tokenizer,
-        judge,
+        reward_model,
         prompts,
         5,
         max_new_tokens=6,
@@ -78,8 +78,8 @@ def test_what_is_drawn_is_what_is_scored(tiny):
     )
     assert drawn.scores.shape == drawn.golds.shape == drawn.tokens.shape == (2, 5)
     for row, prompt in enumerate(prompts):
-        said = score_texts(judge, tokenizer, [prompt] * 5, drawn.texts[row])
-        assert torch.allclose(drawn.scores[row].float(), said, atol=1e-5)
+        scores = score_texts(reward_model, tokenizer, [prompt] * 5, drawn.texts[row])
+        assert torch.allclose(drawn.scores[row].float(), scores, atol=1e-5)
         assert drawn.golds[row].tolist() == [
             len(prompt) + 100 * len(t.split()) for t in drawn.texts[row]
         ]
@@ -110,7 +110,7 @@ def test_on_the_command_line(capsys, tmp_path):
     assert "best of" in capsys.readouterr().out
     bare = lab.load("tiny").paths["base"]
     assert main(["best-of-n", "--model", bare, "--quiet"]) == 2
-    said = capsys.readouterr().err
-    assert "needs a reward model" in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "needs a reward model" in printed and printed.count("\n") == 1
     with pytest.raises(ValueError, match="whole numbers of at least 1"):
         lab.best_of_n(n=(0, 2))

@@ -48,8 +48,8 @@ def test_a_response_that_was_cut_gets_no_eos_and_pays(tiny):
     assert j.stopped([cut, ended, early]).tolist() == [False, True, True]
     with torch.no_grad():
         alone = [float(j.model(torch.tensor([[5, *ids]])).logits) for ids in (cut, ended)]
-    said = j(["w5", "w5"], ["", ""], [cut, ended])
-    assert said == pytest.approx([alone[0] - 2.0, alone[1]], abs=1e-5)
+    scores = j(["w5", "w5"], ["", ""], [cut, ended])
+    assert scores == pytest.approx([alone[0] - 2.0, alone[1]], abs=1e-5)
 
 
 @BOTH

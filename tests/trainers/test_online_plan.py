@@ -50,7 +50,7 @@ def test_memory_and_flops_of_every_phase(stage, kind, settings, lora, tiny, tmp_
     online.reward_function.metric_funcs.clear()
     config, judge = online.reference.config.to_dict(), online.reward.config.to_dict()
     online.trainer.train()
-    said = {
+    settings = {
         "per_device_train_batch_size": 8,
         "prompt_length": 8,
         "response_length": 24,
@@ -65,7 +65,7 @@ def test_memory_and_flops_of_every_phase(stage, kind, settings, lora, tiny, tmp_
         **settings,
         **lora,
     }
-    e = estimate(stage, config, hardware("laptop"), said, reward=judge)
+    e = estimate(stage, config, hardware("laptop"), settings, reward=judge)
     measured = online.meter.ledger()
     phases = {r.phase for r in e.ledger if r.quantity == "flops"}
     assert phases == {r.phase for r in measured if r.quantity == "flops"}
@@ -91,7 +91,7 @@ def test_steps_are_those_that_trl_would_make(tiny, tmp_path):
             **settings,
         )
         online.trainer.train()
-        said = {
+        settings = {
             "per_device_train_batch_size": 4,
             "steps_per_generation": 2,
             "num_iterations": 2,
@@ -102,7 +102,7 @@ def test_steps_are_those_that_trl_would_make(tiny, tmp_path):
             "response_length": 6,
             **settings,
         }
-        e = estimate("rloo", online.reference.config.to_dict(), hardware("laptop"), said)
+        e = estimate("rloo", online.reference.config.to_dict(), hardware("laptop"), settings)
         assert e.steps == online.trainer.state.global_step == online.trainer.state.max_steps
 
 
@@ -168,5 +168,5 @@ def test_smaller_passes_learn_from_the_same_generation():
     assert new.batch < e.setup.batch and smaller.saves_bytes > 0
     assert (new.rollout_batch, new.updates) == (e.setup.rollout_batch, e.setup.updates)
     assert smaller.estimate.steps == e.steps
-    said = {"steps_per_generation": None, "generation_batch_size": 128}
-    assert lab.plan("grpo", "tiny", **said).estimate.setup.rollout_batch == 128
+    settings = {"steps_per_generation": None, "generation_batch_size": 128}
+    assert lab.plan("grpo", "tiny", **settings).estimate.setup.rollout_batch == 128
