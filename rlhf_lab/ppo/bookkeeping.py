@@ -15,7 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-from ..data.tokenize import Prompt, prompt_text
+from ..data.schema import Prompt
+from ..data.tokenize import prompt_text
 from ..metering.meter import NoMeter
 from . import checkpoint, losses
 from .parts import Metrics, TrainingParts

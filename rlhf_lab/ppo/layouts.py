@@ -162,7 +162,8 @@ class RoleView(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.whole.parameters()).device
+        device: torch.device = next(self.whole.parameters()).device
+        return device
 
     def switched(self) -> Model:
         """The model that the role lives in, as this role."""

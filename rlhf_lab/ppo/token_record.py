@@ -20,7 +20,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..data.tokenize import Prompt, encode_prompt, encode_response
+from ..data.schema import Prompt
+from ..data.tokenize import encode_prompt, encode_response
 from .logprobs import Model
 from .losses import response_mask
 from .rollout import Advantages, Rollout, concat_prompt_response, response_logprobs

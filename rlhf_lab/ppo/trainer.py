@@ -261,8 +261,9 @@ class PPOTrainer(Bookkeeping):
         # Rule 3: before an iteration's first step the ratio is 1: by the code of the update.
         with self.meter.phase("old_logprobs", "policy", *work):
             if args.layout == "shared":
-                models: tuple[Model, Model] = self.policy, self.value_model
-                logprobs, values = logprobs_and_values(*models, *sequences, mask, *how)
+                logprobs, values = logprobs_and_values(
+                    self.policy, self.value_model, ids, attention, responses, mask, *how
+                )
             else:
                 logprobs = response_logprobs(self.policy, *sequences, *how)
         with self.meter.phase("reference", "reference", *work):

@@ -8,7 +8,7 @@ reads numbers, such as a loss to log or how many positions a mask selects, is gi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import reduce
@@ -99,11 +99,11 @@ class StepAccount(MemoryTracker):
         func: OpOverload[..., Value],
         types: object,
         args: tuple[Value, ...] = (),
-        kwargs: dict[str, Value] | None = None,
+        kwargs: Mapping[str, Value] | None = None,
     ) -> Value:
         if func.namespace == "prim":  # fake tensors are asked for their device
             return func(*args, **(kwargs or {}))
-        return self.run(func, args, kwargs or {})
+        return self.run(func, args, dict(kwargs or {}))
 
     def run(
         self, func: OpOverload[..., Value], args: tuple[Value, ...], kwargs: dict[str, Value]
@@ -117,7 +117,7 @@ class StepAccount(MemoryTracker):
         # old part is freed at once, and what is left is looked at with what comes next.
         self._blind = (
             func is aten.add.Tensor
-            and bool(self._at)
+            and self._at is not None
             and self._at[0] == "backward"
             and not torch.is_grad_enabled()
         )
@@ -251,7 +251,7 @@ def materialise(model: nn.Module) -> nn.Module:
     Shared tensors stay shared, and each keeps its type and whether it is trained. Adapters must be
     in place before: peft cannot inject them into fake tensors.
     """
-    made: dict[int, Tensor] = {}
+    made: dict[int, Value] = {}
     for module in model.modules():
         for name, old in list(module._parameters.items()):
             if old is not None:

@@ -130,9 +130,8 @@ def _allocated(profiler: profile) -> int:
     """The highest "Total Allocated" above what was allocated at the beginning, in bytes."""
     from torch._C._profiler import _EventType
 
-    result = profiler.profiler and profiler.profiler.kineto_results
-    assert result is not None
-    allocations, todo = [], list(result.experimental_event_tree())
+    result: Model = profiler.profiler
+    allocations, todo = [], list(result.kineto_results.experimental_event_tree())
     while todo:
         event = todo.pop()
         todo += event.children

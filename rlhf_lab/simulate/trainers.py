@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -108,7 +109,7 @@ def trl_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainable:
     """TRL's trainer of the stage, with rows for one step more than it makes."""
-    import trl
+    trl: Model = importlib.import_module("trl")
 
     setup = step.setup
     settings = _common(step, folder, steps, passes) | {
