@@ -23,13 +23,14 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-lint test-tests test-browser test-notebooks lab docs small_models lint constraints clean
+.PHONY: help run check test test-lint test-tests test-browser test-notebooks lab docs small_models lint constraints clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make run           the four stages on the bundled model, a table and $(OUT)/report.html'
-	@echo 'make test          lint, tests, and every notebook'
+	@echo 'make check         lint, types, import contracts, and the tests that train nothing'
+	@echo 'make test          everything: check, every test, a browser, and every notebook'
 	@echo 'make lab           JupyterLab on notebooks/'
 	@echo 'make docs          the site, into build/docs'
 	@echo 'make small_models  rebuild the bundled checkpoints'
@@ -39,6 +40,12 @@ help:
 
 run: $(VENV)/.stamp-base
 	@$(BIN)/rlhf-lab train all --out $(OUT) --overwrite $(ARGS)
+
+# What needs no training: a few minutes, before a commit.
+check: export HF_HUB_OFFLINE = 1
+check: $(VENV)/.stamp-test test-lint
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(CORES) --dist loadfile \
+	    -m 'not slow' $(PYTEST_ARGS) --ignore tests/browser tests
 
 # Every part runs, also when an earlier one fails; the last line names those that did.
 # Offline: a test that reaches for the hub is a test that fails on a train.
@@ -50,7 +57,10 @@ test: $(VENV)/.stamp-test
 
 test-lint test-tests test-browser test-notebooks: export HF_HUB_OFFLINE = 1
 test-lint: $(VENV)/.stamp-test
-	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
 
 test-tests: $(VENV)/.stamp-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile $(PYTEST_ARGS) \
@@ -62,7 +72,7 @@ test-browser: $(VENV)/.stamp-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/browser || [ $$? -eq 5 ]
 
 test-notebooks: $(VENV)/.stamp-test
-	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with tests/sanitize.cfg notebooks
 
 # A container's root has to say so to Jupyter.

@@ -10,49 +10,45 @@ from __future__ import annotations
 
 import importlib
 import logging
+from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "load": "models.load",
-    "load_data": "data.load",
-    "Run": "runs.run",
-    "Ledger": "runs.ledger",
-    "PPOTrainer": "ppo.trainer",
-    "PPOConfig": "ppo.config",
-    "plan": "planning",
-    "train": "training",
-    "Plan": "planning",
-    "best_of_n": "studies",
-    "xray": "studies",
-    "compare": "charts.comparison",
-    "sweep": "studies",
-    "project": "studies",
-    "hardware": "studies",
-    "calibrate": "studies",
-    "train_all": "pipeline",
-    "stage_table": "pipeline",
-    "cost_table": "pipeline",
-    "stage_shares": "pipeline",
-    "describe_data": "pipeline",
-    "report": "pipeline",
-    "stories": "pipeline",
-    "show_stories": "pipeline",
-    "planner": "notebook",
-    "dashboard": "notebook",
-    "inspect": "notebook",
-    "label": "notebook",
-    "curves": "charts.curves",
-    "frontier": "charts.frontier",
-    "stage_costs": "charts.cost_bars",
+_PUBLIC = {
+    "models.load": ("load",),
+    "data.load": ("load_data",),
+    "runs.run": ("Run",),
+    "runs.ledger": ("Ledger",),
+    "ppo.trainer": ("PPOTrainer",),
+    "ppo.config": ("PPOConfig",),
+    "planning": ("plan", "Plan"),
+    "training": ("train",),
+    "studies": ("best_of_n", "xray", "sweep", "project", "hardware", "calibrate"),
+    "charts.comparison": ("compare",),
+    "pipeline": (
+        "train_all",
+        "stage_table",
+        "cost_table",
+        "stage_shares",
+        "describe_data",
+        "report",
+        "stories",
+        "show_stories",
+    ),
+    "notebook": ("planner", "dashboard", "inspect", "label"),
+    "charts.curves": ("curves",),
+    "charts.frontier": ("frontier",),
+    "charts.cost_bars": ("stage_costs",),
 }
+"""Public names by the module that they live in."""
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_HOMES)
 
 # peft imports bitsandbytes wherever it is, which then warns of a kernel that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module 'rlhf_lab' has no attribute {name!r}")
