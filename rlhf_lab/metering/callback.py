@@ -23,7 +23,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from .meter import Meter, NoMeter
 from .model_memory import ModelInputs, call_shape
@@ -49,12 +55,12 @@ class MeterCallback(TrainerCallback):
     # -------------------------------------------------------------------- what the trainer calls
 
     def on_train_begin(
-        self, *_: object, model: nn.Module | None = None, optimizer: Any = None, **__: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.close()  # a run that was interrupted may have left something open
         if isinstance(self.meter, NoMeter):
             return
-        self.meter.watch(self.role, model, optimizer)
+        self.meter.watch(self.role, kwargs["model"], kwargs.get("optimizer"))
         trainer = _running_trainer()
         if trainer is None:
             raise ValueError("MeterCallback works inside a transformers Trainer's train() only")
@@ -72,10 +78,14 @@ class MeterCallback(TrainerCallback):
             self._replace(trainer, "_generate_single_turn", rollout)
             self._replace(trainer, "_get_per_token_logps_and_entropies", self._logprobs)
 
-    def on_step_end(self, *_: object, **__: object) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self._end_step()
 
-    def on_train_end(self, *_: object, **__: object) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.close()
 
     def close(self) -> None:

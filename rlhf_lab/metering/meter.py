@@ -413,7 +413,9 @@ class NoMeter(Meter):
 
     def count(self, *_: object, **__: object) -> None: ...
 
-    def phase(self, *_: object, **__: object) -> AbstractContextManager[None]:
+    def phase(
+        self, phase: str, role: str = "", *_: object, **__: object
+    ) -> AbstractContextManager[None]:
         return nullcontext()
 
 

@@ -97,7 +97,7 @@ def test_a_gpu_takes_its_links_and_price_from_the_catalogue(monkeypatch):
     }
     for name, answer in fake.items():
         monkeypatch.setattr(torch.cuda, name, answer)
-    made = calibrate._description(torch.device("cuda"), lost=0.0)
+    made = calibrate._description(torch.device("cuda"), taken=0.0)
     assert (made["kind"], made["memory"], made["devices_per_node"]) == ("gpu", 9, 4)
     assert (made["link"], made["price"]) == (450e9, CATALOGUE["h100"].price)
     assert calibrate._dtypes(torch.device("cuda"), None) == ["fp32", "fp16"]
