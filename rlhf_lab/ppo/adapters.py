@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .logprobs import Model
+from .logprobs import AnyModel
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -22,7 +22,7 @@ SCORE_FILE = "score.json"
 its config."""
 
 
-def add_adapter(model: Model, config: PeftConfig | None, name: str = POLICY) -> Model:
+def add_adapter(model: AnyModel, config: PeftConfig | None, name: str = POLICY) -> AnyModel:
     """The model with one more adapter. → the PeftModel. Raises ValueError without a LoRA config."""
     from peft import LoraConfig, get_peft_model
 
@@ -38,7 +38,7 @@ def add_adapter(model: Model, config: PeftConfig | None, name: str = POLICY) -> 
     return get_peft_model(model, config)
 
 
-def add_reward_adapter(base: Model, folder: Model) -> tuple[Tensor, float]:
+def add_reward_adapter(base: AnyModel, folder: AnyModel) -> tuple[Tensor, float]:
     """Add the reward adapter that lies in a folder. → weights of its head (1, h), score offset.
 
     A LoraConfig makes a new one, under a head of zeros: what it costs is the same. Raises
@@ -79,7 +79,7 @@ def add_reward_adapter(base: Model, folder: Model) -> tuple[Tensor, float]:
     return head, float(json.loads(beside.read_text())["score_offset"]) if beside.is_file() else 0.0
 
 
-def copy_adapter(base: Model, source: str, name: str) -> None:
+def copy_adapter(base: AnyModel, source: str, name: str) -> None:
     """Add an adapter with the settings and weights of another one, to be trained."""
     config = copy.copy(base.peft_config[source])
     config.inference_mode = False
@@ -94,7 +94,7 @@ def copy_adapter(base: Model, source: str, name: str) -> None:
 class Switch:
     """Turns one adapter of a base on; those of policy and value stay trainable throughout."""
 
-    def __init__(self, base: Model):
+    def __init__(self, base: AnyModel):
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         self.layers = [m for m in base.modules() if isinstance(m, BaseTunerLayer)]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import POLICY, REWARD, VALUE, Switch, add_adapter, add_reward_adapter, copy_adapter
-from .logprobs import Model
+from .logprobs import AnyModel
 from .rollout import (
     response_hidden_states,
     scatter_masked,
@@ -44,20 +44,20 @@ Updated = tuple[Tensor, Tensor, Tensor]
 class Roles:
     """The four roles of PPO, and the module whose parameters are trained."""
 
-    policy: Model
-    reference: Model
-    value: Model
-    reward: Model | None
+    policy: AnyModel
+    reference: AnyModel
+    value: AnyModel
+    reward: AnyModel | None
     """None where only functions give rewards"""
     trained: nn.Module
 
 
 def make_roles(
     layout: str,
-    policy: Model,
-    reference: Model | None,
-    value: Model | None,
-    reward: Model | None,
+    policy: AnyModel,
+    reference: AnyModel | None,
+    value: AnyModel | None,
+    reward: AnyModel | None,
     peft_config: PeftConfig | None = None,
 ) -> Roles:
     """The roles of a layout from the models that it needs; rule 4: no dropout in any of them, so
@@ -97,7 +97,7 @@ def make_roles(
 class ActorCritic(nn.Module):
     """Policy and value model as one module."""
 
-    def __init__(self, policy: Model, value: Model):
+    def __init__(self, policy: AnyModel, value: AnyModel):
         super().__init__()
         self.policy, self.value = policy, value
 
@@ -109,8 +109,8 @@ class ActorCritic(nn.Module):
 
 
 def _two_passes(
-    policy: Model,
-    value: Model,
+    policy: AnyModel,
+    value: AnyModel,
     ids: Tensor,
     attention: Tensor,
     responses: Tensor,
@@ -136,7 +136,7 @@ class RoleView(nn.Module):
 
     def __init__(
         self,
-        whole: Model,
+        whole: AnyModel,
         turn: Callable[[], None],
         mine: Callable[[str], bool],
         score: nn.Module | None = None,
@@ -146,13 +146,13 @@ class RoleView(nn.Module):
         self._shared, self._turn, self._mine = (whole,), turn, mine  # a tuple: no submodule
         self.trunk = _Trunk(whole, turn)
         self._score = (score,)
-        self.config: Model = copy.copy(whole.config)
+        self.config: AnyModel = copy.copy(whole.config)
         self.config.score_offset = offset
         if score is not None:
             self.config.num_labels = 1
 
     @property
-    def whole(self) -> Model:
+    def whole(self) -> AnyModel:
         """The model that the role lives in."""
         return self._shared[0]
 
@@ -165,15 +165,15 @@ class RoleView(nn.Module):
         device: torch.device = next(self.whole.parameters()).device
         return device
 
-    def switched(self) -> Model:
+    def switched(self) -> AnyModel:
         """The model that the role lives in, as this role."""
         self._turn()
         return self.whole
 
-    def forward(self, *args: Model, **kwargs: Model) -> Model:
+    def forward(self, *args: AnyModel, **kwargs: AnyModel) -> AnyModel:
         return self.switched()(*args, **kwargs)
 
-    def get_output_embeddings(self) -> Model:
+    def get_output_embeddings(self) -> AnyModel:
         return self.whole.get_output_embeddings()
 
     def named_parameters(
@@ -187,11 +187,11 @@ class RoleView(nn.Module):
         if self.score is not None:
             yield from self.score.named_parameters(f"{dot}score")
 
-    def named_buffers(self, *args: Model, **kwargs: Model) -> Iterator[tuple[str, Tensor]]:
+    def named_buffers(self, *args: AnyModel, **kwargs: AnyModel) -> Iterator[tuple[str, Tensor]]:
         """Those of the shared model, where the rest of it is this role's too."""
         return self.whole.named_buffers(*args, **kwargs) if self._mine("") else iter(())
 
-    def save_pretrained(self, folder: str | Path, **settings: Model) -> None:
+    def save_pretrained(self, folder: str | Path, **settings: AnyModel) -> None:
         """The policy's adapter alone, as peft saves one."""
         self.whole.save_pretrained(folder, selected_adapters=[POLICY], **settings)
 
@@ -199,16 +199,16 @@ class RoleView(nn.Module):
 class _Trunk(nn.Module):
     """The trunk of a shared model, prepared for a role before every pass."""
 
-    def __init__(self, whole: Model, turn: Callable[[], None]):
+    def __init__(self, whole: AnyModel, turn: Callable[[], None]):
         super().__init__()
         self._shared, self._turn = (whole,), turn
 
-    def forward(self, *args: Model, **kwargs: Model) -> Model:
+    def forward(self, *args: AnyModel, **kwargs: AnyModel) -> AnyModel:
         self._turn()
         return trunk_of(self._shared[0])(*args, **kwargs)
 
 
-def zero_head(model: Model) -> nn.Linear:
+def zero_head(model: AnyModel) -> nn.Linear:
     """Rule 15: the value model starts as the reward model, or with a head of zeros: that head, in
     the type of the model's own. (…, h) → (…, 1)."""
     like = model.get_output_embeddings().weight
@@ -217,7 +217,7 @@ def zero_head(model: Model) -> nn.Linear:
     return head
 
 
-def _width(model: Model) -> int:
+def _width(model: AnyModel) -> int:
     """Numbers in a hidden state where the heads read it (OPT may project them down)."""
     return int(model.get_output_embeddings().weight.shape[1])
 
@@ -225,7 +225,7 @@ def _width(model: Model) -> int:
 class SharedTrunk(nn.Module):
     """A policy with a value head on its trunk: one pass gives log-probabilities and values."""
 
-    def __init__(self, policy: Model):
+    def __init__(self, policy: AnyModel):
         super().__init__()
         self.policy, self.score = policy, zero_head(policy)
         self.view = RoleView(policy, lambda: None, lambda name: False, self.score)
@@ -242,7 +242,7 @@ class SharedTrunk(nn.Module):
 class OneBase(nn.Module):
     """A base with the adapters of policy, value and reward, and the heads of the latter two."""
 
-    def __init__(self, base: Model, score: nn.Linear, offset: float, reward_adapter: bool):
+    def __init__(self, base: AnyModel, score: nn.Linear, offset: float, reward_adapter: bool):
         super().__init__()
         self.base, self.score = base, score
         switch = Switch(base)
@@ -269,7 +269,7 @@ class OneBase(nn.Module):
         return _two_passes(self.policy, self.value, ids, attention, responses, mask, temperature)
 
 
-def one_base(policy: Model, peft_config: PeftConfig | None, reward: Model | None) -> Roles:
+def one_base(policy: AnyModel, peft_config: PeftConfig | None, reward: AnyModel | None) -> Roles:
     """Adapters on one base. The value adapter and its head start as the reward's where that is an
     adapter too (rule 15); else as nothing on the base and a head of zeros."""
     base = add_adapter(policy, peft_config)

@@ -15,7 +15,7 @@ from torch.autograd.function import FunctionCtx
 
 from .losses import to_fp32, token_logprobs
 
-Model = Any
+AnyModel = Any
 """A language, reward or value model: of transformers, of peft, or a `layouts.RoleView` of one."""
 
 BLOCK = 2**20
@@ -24,7 +24,7 @@ PIECE = 2**25
 """Logits that a scoring pass makes at a time: 128 MiB, and products still large enough."""
 
 
-def language_head(model: Model, hidden: Tensor) -> Tensor:
+def language_head(model: AnyModel, hidden: Tensor) -> Tensor:
     """Logits of hidden states, as transformers' own forward pass makes them. (…, h) → (…, vocab).
 
     What families put between the last product and the logits: Cohere multiplies, Granite divides,
@@ -42,7 +42,7 @@ def language_head(model: Model, hidden: Tensor) -> Tensor:
     return logits
 
 
-def scored_logprobs(model: Model, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+def scored_logprobs(model: AnyModel, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """log π of each token where no gradient is wanted, without ever holding all logits.
 
     hidden: (n, h), tokens: (n,) → (n,), fp32.

@@ -16,7 +16,7 @@ from ..metering.meter import Meter
 from .config import PPOConfig
 from .executor import Executor
 from .layouts import Roles
-from .logprobs import Model
+from .logprobs import AnyModel
 from .rewards import Rewards
 from .rollout import Rollout, Samples
 from .texts import Row
@@ -72,17 +72,17 @@ class TrainingParts:
         raise NotImplementedError
 
     @property
-    def policy(self) -> Model:
+    def policy(self) -> AnyModel:
         return self.roles.policy
 
     @property
-    def reference(self) -> Model:
+    def reference(self) -> AnyModel:
         return self.roles.reference
 
     @property
-    def reward_model(self) -> Model | None:
+    def reward_model(self) -> AnyModel | None:
         return self.roles.reward
 
     @property
-    def value_model(self) -> Model:
+    def value_model(self) -> AnyModel:
         return self.roles.value

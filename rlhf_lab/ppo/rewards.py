@@ -20,7 +20,7 @@ from ..data.tokenize import encode_prompt, encode_response
 from ..metering.meter import Meter, NoMeter
 from ..models.tokenizer import same_vocabulary
 from .executor import Executor
-from .logprobs import Model
+from .logprobs import AnyModel
 from .losses import normalised_scores, score_constants
 from .rollout import sequence_scores, shape_of
 from .sampling import pad_prompts
@@ -51,7 +51,7 @@ class Source:
     """One reward model or function; `tokenizer` of a model that does not read the policy's ids."""
 
     name: str
-    function: Model
+    function: AnyModel
     is_model: bool
     tokenizer: Tokenizer | None = None
 
@@ -68,7 +68,7 @@ class Rewards:
 
     def __init__(
         self,
-        model: Model | None,
+        model: AnyModel | None,
         functions: RewardFunction | Sequence[RewardFunction] | None,
         tokenizer: Tokenizer,
         args: object = None,
@@ -216,7 +216,10 @@ def weighted(scores: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def _sources(
-    model: Model | None, functions: list[Model], tokenizer: Tokenizer, processing_class: object
+    model: AnyModel | None,
+    functions: list[AnyModel],
+    tokenizer: Tokenizer,
+    processing_class: object,
 ) -> list[Source]:
     """The reward model first, then the functions and models in their order, each with a name."""
     models = [m for m in (model, *functions) if m is not None and _is_model(m, model)]
@@ -245,11 +248,11 @@ def _sources(
     return sources
 
 
-def _is_model(source: Model, reward_model: Model | None) -> bool:
+def _is_model(source: AnyModel, reward_model: AnyModel | None) -> bool:
     return source is reward_model or isinstance(source, nn.Module)
 
 
-def _model_name(source: Model) -> str:
+def _model_name(source: AnyModel) -> str:
     """As GRPOTrainer calls it: the last part of where it came from."""
     path = str(getattr(getattr(source, "config", None), "_name_or_path", ""))
     return path.rstrip("/").split("/")[-1] or type(source).__name__
@@ -263,7 +266,7 @@ def _unused(name: str, sources: list[Source]) -> str:
     return name
 
 
-def check_reward_model(model: Model) -> None:
+def check_reward_model(model: AnyModel) -> None:
     """Raises ValueError for a transformers model that is no reward model: it needs a `score` head
     with one output."""
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):

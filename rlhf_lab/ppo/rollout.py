@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .executor import Buckets, Executor
-from .logprobs import Model, language_head, logprobs_and_entropy, scored_logprobs
+from .logprobs import AnyModel, language_head, logprobs_and_entropy, scored_logprobs
 from .losses import to_fp32
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def width_of(mask: Tensor) -> int:
     return int(mask.sum(1).max())
 
 
-def forward_model(model: Model, ids: Tensor, mask: Tensor) -> Model:
+def forward_model(model: AnyModel, ids: Tensor, mask: Tensor) -> AnyModel:
     """One pass of rows moved to the left, as wide as the longest. ids, mask: (b, s) → the model's
     output, (b, width, …).
 
@@ -125,7 +125,7 @@ def scatter_masked(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def response_hidden_states(
-    model: Model, ids: Tensor, attention: Tensor, response_mask: Tensor
+    model: AnyModel, ids: Tensor, attention: Tensor, response_mask: Tensor
 ) -> Tensor:
     """Rule 10: a token's log-probability is read one position before it: the trunk's hidden states
     there. ids, attention: (b, s); response_mask: (b, t) → (n, h), and nothing of padding.
@@ -157,13 +157,13 @@ def shape_of(
 # ------------------------------------------------------------------------------- trunks and heads
 
 
-def trunk_of(model: Model) -> Model:
+def trunk_of(model: AnyModel) -> AnyModel:
     """The transformer below the head of a language, reward or value model; adapters stay in it."""
     model = model.get_base_model() if hasattr(model, "peft_config") else model
     return getattr(model, model.base_model_prefix)
 
 
-def score_head(model: Model, hidden: Tensor) -> Tensor:
+def score_head(model: AnyModel, hidden: Tensor) -> Tensor:
     """The score of each hidden state. (…, h) → (…) fp32.
 
     Rule 16: demonstrations score 0 on average: `score_offset` of its config belongs to the head.
@@ -172,14 +172,14 @@ def score_head(model: Model, hidden: Tensor) -> Tensor:
     return to_fp32(scores) + float(getattr(model.config, "score_offset", 0.0))
 
 
-def token_values(model: Model, ids: Tensor, attention: Tensor, response_mask: Tensor) -> Tensor:
+def token_values(model: AnyModel, ids: Tensor, attention: Tensor, response_mask: Tensor) -> Tensor:
     """The value head before each response token. (b, s), (b, s), (b, t) → (b, t) fp32, 0 where
     masked."""
     hidden = response_hidden_states(model, ids, attention, response_mask)
     return scatter_masked(score_head(model, hidden), response_mask)
 
 
-def sequence_scores(model: Model, ids: Tensor, mask: Tensor) -> Tensor:
+def sequence_scores(model: AnyModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Rule 6: the last token is found under left padding too: the reward model's score of each
     sequence, read there. ids, mask: (b, s) → (b,) fp32."""
     hidden = forward_model(trunk_of(model), ids, mask).last_hidden_state
@@ -191,7 +191,7 @@ def sequence_scores(model: Model, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def response_logprobs(
-    model: Model,
+    model: AnyModel,
     ids: Tensor,
     attention: Tensor,
     responses: Tensor,
@@ -217,7 +217,7 @@ def response_logprobs(
 
 
 def response_values(
-    model: Model,
+    model: AnyModel,
     ids: Tensor,
     attention: Tensor,
     response_mask: Tensor,
@@ -233,8 +233,8 @@ def response_values(
 
 
 def logprobs_and_values(
-    model: Model,
-    value: Model,
+    model: AnyModel,
+    value: AnyModel,
     ids: Tensor,
     attention: Tensor,
     responses: Tensor,
@@ -259,7 +259,7 @@ def logprobs_and_values(
 
 
 def trained_logprobs(
-    model: Model, hidden: Tensor, responses: Tensor, response_mask: Tensor, temperature: float
+    model: AnyModel, hidden: Tensor, responses: Tensor, response_mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """log π with its gradient, and the entropy, of the response tokens whose hidden states (n, h)
     are given. responses, response_mask: (b, t) → (b, t), (b, t), 0 where masked."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenize import encode_prompt, encode_response
-from .logprobs import Model
+from .logprobs import AnyModel
 from .losses import response_mask
 from .rollout import sequence_scores
 from .sampling import generate, pad_prompts, row_keys
@@ -25,7 +25,7 @@ Numbers = Sequence[float | None]
 
 @torch.no_grad()
 def sample_ids(
-    model: Model,
+    model: AnyModel,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
@@ -66,7 +66,7 @@ def sample_ids(
 
 
 def sample_texts(
-    model: Model, tokenizer: Tokenizer, prompts: Sequence[str], **settings: Any
+    model: AnyModel, tokenizer: Tokenizer, prompts: Sequence[str], **settings: Any
 ) -> list[list[str]]:
     """`sample_ids` as texts, with its settings."""
     return [
@@ -86,7 +86,7 @@ def decode(tokenizer: Tokenizer, responses: Tensor, mask: Tensor | None = None) 
 
 @torch.no_grad()
 def score_texts(
-    model: Model,
+    model: AnyModel,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     responses: Sequence[str],

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..data.schema import Prompt
 from ..data.tokenize import encode_prompt, encode_response
-from .logprobs import Model
+from .logprobs import AnyModel
 from .losses import response_mask
 from .rollout import Advantages, Rollout, concat_prompt_response, response_logprobs
 from .sampling import pad_prompts
@@ -59,8 +59,8 @@ def token_record(
 
 @torch.no_grad()
 def score_tokens(
-    policy: Model,
-    reference: Model | None,
+    policy: AnyModel,
+    reference: AnyModel | None,
     tokenizer: Tokenizer,
     prompt: Prompt,
     response: str | list[int],
@@ -76,7 +76,7 @@ def score_tokens(
     ids, attention = pad_prompts([encode_prompt(tokenizer, prompt)], tokenizer.pad_token_id)
     ids, attention = concat_prompt_response(ids, attention, answer, mask, tokenizer.pad_token_id)
 
-    def logprobs(model: Model) -> Tensor:
+    def logprobs(model: AnyModel) -> Tensor:
         device = next(model.parameters()).device
         sequence = ids.to(device), attention.to(device), answer.to(device)
         return response_logprobs(model, *sequence, temperature)

@@ -38,7 +38,7 @@ from .distributed import gather_rollout, shard_rows
 from .divergence import check_kl, check_loss
 from .executor import Executor
 from .layouts import Roles, make_roles
-from .logprobs import Model
+from .logprobs import AnyModel
 from .parts import STATISTICS, Metrics
 from .rewards import RewardFunction, Rewards
 from .rollout import (
@@ -76,11 +76,11 @@ class PPOTrainer(Bookkeeping):
         self,
         args: PPOConfig,
         processing_class: Tokenizer,
-        model: Model,
-        ref_model: Model | None,
-        reward_model: Model | str | Path | None,
+        model: AnyModel,
+        ref_model: AnyModel | None,
+        reward_model: AnyModel | str | Path | None,
         train_dataset: Sequence[Row],
-        value_model: Model | None = None,
+        value_model: AnyModel | None = None,
         eval_dataset: Sequence[Row] | None = None,
         reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
         peft_config: PeftConfig | None = None,
@@ -123,7 +123,7 @@ class PPOTrainer(Bookkeeping):
         self.setup_optimizer()
         self._set_up_callbacks(callbacks)
 
-    def build_roles(self, *models: Model) -> Roles:
+    def build_roles(self, *models: AnyModel) -> Roles:
         """The four roles in their layout (rule 4: no dropout in any of them; rule 23: reference
         and reward model do not move). `models`: as `make_roles` takes them."""
         return make_roles(self.args.layout, *models)

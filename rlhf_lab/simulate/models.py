@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ..ppo.layouts import make_roles
-from ..ppo.logprobs import Model
+from ..ppo.logprobs import AnyModel
 
 if TYPE_CHECKING:
     from ..cost.setup import Setup
@@ -40,7 +40,7 @@ class Step:
     a few steps, timed"""
 
 
-def models_of(step: Step) -> dict[str, Model]:
+def models_of(step: Step) -> dict[str, AnyModel]:
     """Models by role, the trained ones first; adapters in place.
 
     Adapters are on the policy (in reward: the reward model), in fp32 over bf16 weights as peft
@@ -58,7 +58,7 @@ def models_of(step: Step) -> dict[str, Model]:
     return models
 
 
-def _ppo_models(step: Step, policy: Model) -> dict[str, Model]:
+def _ppo_models(step: Step, policy: AnyModel) -> dict[str, AnyModel]:
     setup, config = step.setup, step.config
     value = reference = reward = None
     if setup.layout == "four":
@@ -82,7 +82,7 @@ def _ppo_models(step: Step, policy: Model) -> dict[str, Model]:
     return {role: model for role, model in by_name.items() if model is not None}
 
 
-def by_role(models: Mapping[str, Model]) -> dict[str, Model]:
+def by_role(models: Mapping[str, AnyModel]) -> dict[str, AnyModel]:
     """Without what holds several of them."""
     return {role: model for role, model in models.items() if role != "trained"}
 
@@ -96,14 +96,14 @@ def _lora(
     )
 
 
-def _language_model(setup: Setup, config: Config, adapted: bool = False) -> Model:
+def _language_model(setup: Setup, config: Config, adapted: bool = False) -> AnyModel:
     model = _model(setup, AutoModelForCausalLM, config)
     if adapted and setup.lora_r:
         model = get_peft_model(model, _lora(setup.lora_r, setup.lora_targets))
     return model
 
 
-def _critic(setup: Setup, config: Config, adapted: bool = False) -> Model:
+def _critic(setup: Setup, config: Config, adapted: bool = False) -> AnyModel:
     """A reward or value model."""
     model = _model(setup, AutoModelForSequenceClassification, {**config, "num_labels": 1})
     if adapted and setup.lora_r:
@@ -112,7 +112,7 @@ def _critic(setup: Setup, config: Config, adapted: bool = False) -> Model:
     return model
 
 
-def _model(setup: Setup, auto: Model, config: Config) -> Model:
+def _model(setup: Setup, auto: AnyModel, config: Config) -> AnyModel:
     model: nn.Module = auto.from_config(
         AutoConfig.for_model(**config),
         dtype=getattr(torch, setup.dtype),

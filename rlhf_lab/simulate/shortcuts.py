@@ -20,7 +20,7 @@ from ..data.lengths import LEAST_TOKENS_SAVED
 from ..metering.patch import fused_head_within, patched
 from ..ppo import losses
 from ..ppo.executor import Buckets, Executor
-from ..ppo.logprobs import Model
+from ..ppo.logprobs import AnyModel
 from ..ppo.sampling import LanguageModel
 from .account import FakeAccount, StepAccount
 
@@ -110,7 +110,7 @@ class FirstTurns(Executor):
         """Decodes at `positions`; the passes between two cost their mean."""
         account, flops = self.account, dict[int, int]()
 
-        def call(**inputs: Model) -> object:
+        def call(**inputs: AnyModel) -> object:
             position = self.positions[len(flops)]
             length = self.prompt + position - 2  # positions in the cache before this pass
             if position > 1:
@@ -165,7 +165,7 @@ class FirstTurns(Executor):
         return self.statistics
 
 
-def _grow(cache: Model, length: int) -> None:
+def _grow(cache: AnyModel, length: int) -> None:
     """Let a transformers cache hold keys and values of `length` positions."""
     for layer in cache.layers:
         most = layer.sliding_window - 1 if layer.is_sliding else length

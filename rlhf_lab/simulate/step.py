@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 
 from ..metering.memory_tracker import GPU_BLOCK
 from ..metering.meter import Meter
-from ..ppo.logprobs import Model
+from ..ppo.logprobs import AnyModel
 from ..runs.ledger import Ledger
 from ..stages import XRAYED
 from .account import FakeAccount, StepAccount, materialise
@@ -65,7 +65,7 @@ def simulate_step(
 
 
 def _trainer(
-    step: Step, models: Mapping[str, Model], folder: str, account: StepAccount | None, steps: int
+    step: Step, models: Mapping[str, AnyModel], folder: str, account: StepAccount | None, steps: int
 ) -> Trainable:
     make = ppo_trainer if step.setup.stage == "ppo" else trl_trainer
     passes = step.setup.gradient_accumulation_steps
@@ -130,7 +130,7 @@ def _allocated(profiler: profile) -> int:
     """The highest "Total Allocated" above what was allocated at the beginning, in bytes."""
     from torch._C._profiler import _EventType
 
-    result: Model = profiler.profiler
+    result: AnyModel = profiler.profiler
     allocations, todo = [], list(result.kineto_results.experimental_event_tree())
     while todo:
         event = todo.pop()

@@ -19,7 +19,7 @@ from ..models.load import load
 from ..ppo.config import PPOConfig
 from ..ppo.executor import Executor
 from ..ppo.layouts import Roles
-from ..ppo.logprobs import Model
+from ..ppo.logprobs import AnyModel
 from ..ppo.rewards import Rewards
 from ..ppo.texts import Row, Tokenizer
 from ..ppo.trainer import PPOTrainer
@@ -67,7 +67,7 @@ class StepBegins(TrainerCallback):
     def __init__(self, step: Step, account: StepAccount | None):
         self.step, self.account = step, account
 
-    def on_train_begin(self, *_: object, optimizer: Model = None, **__: object) -> None:
+    def on_train_begin(self, *_: object, optimizer: AnyModel = None, **__: object) -> None:
         if not self.step.real and self.account is not None:
             prime(self.account, optimizer, foreach=True if self.step.setup.gpu else None)
 
@@ -101,7 +101,7 @@ def _row(step: Step, number: int) -> Row:
 
 def trl_trainer(
     step: Step,
-    models: Mapping[str, Model],
+    models: Mapping[str, AnyModel],
     folder: str,
     account: StepAccount | None,
     steps: int,
@@ -109,7 +109,7 @@ def trl_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainable:
     """TRL's trainer of the stage, with rows for one step more than it makes."""
-    trl: Model = importlib.import_module("trl")
+    trl: AnyModel = importlib.import_module("trl")
 
     setup = step.setup
     settings = _common(step, folder, steps, passes) | {
@@ -126,7 +126,7 @@ def trl_trainer(
         "kto": (TokenizedKTOTrainer, trl.KTOConfig),
     }[setup.stage]
     rows = [_row(step, i) for i in range((steps + 1) * setup.batch * passes)]
-    model, more = next(iter(models.values())), dict[str, Model]()
+    model, more = next(iter(models.values())), dict[str, AnyModel]()
     patch: AbstractContextManager[object] = nullcontext()
     if "reference" in models:
         more["ref_model"] = models["reference"]
@@ -170,7 +170,7 @@ class PhaseMeter(NoMeter):
 class ReadyTrainer(PPOTrainer):
     """Its roles are made: adapters cannot be put into fake tensors."""
 
-    def build_roles(self, *models: Model) -> Roles:
+    def build_roles(self, *models: AnyModel) -> Roles:
         ready: Roles = models[0]
         return ready
 
@@ -184,7 +184,7 @@ class NoTextRewards(Rewards):
 
 def ppo_trainer(
     step: Step,
-    models: Mapping[str, Model],
+    models: Mapping[str, AnyModel],
     folder: str,
     account: StepAccount | None,
     steps: int,

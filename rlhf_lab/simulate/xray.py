@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..metering.memory_tracker import MemoryKey
 from ..metering.patch import patched
-from ..ppo.logprobs import Model
+from ..ppo.logprobs import AnyModel
 from ..runs.ledger import Ledger
 from .account import StepAccount
 
@@ -33,13 +33,13 @@ aten = torch.ops.aten
 # --------------------------------------------------------------------------------------- the models
 
 
-def trunk_of(model: Model) -> Model:
+def trunk_of(model: AnyModel) -> AnyModel:
     """The transformer below the head of a transformers or peft model."""
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     return getattr(inner, getattr(inner, "base_model_prefix", "") or "_", inner)
 
 
-def parts_of(model: Model) -> Iterator[tuple[str, nn.Module]]:
+def parts_of(model: AnyModel) -> Iterator[tuple[str, nn.Module]]:
     """(name, module): the layers of a model, and what stands before and after them."""
 
     def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
