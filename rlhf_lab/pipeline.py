@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from .charts.chart import bar_chart
 from .charts.frame import Picture
+from .cost.hardware import Hardware
 from .data.load import Data, load_data
 from .display import Display, format_bytes, format_number, format_seconds, html_table, table
 from .models.load import Model, load
-from .planning import plan, predict
+from .planning import Plan, plan, predict
 from .runs.ledger import AROUND, SOURCES, Ledger
 from .runs.run import Run
 from .training import train
@@ -25,10 +25,10 @@ def train_all(
     data: Data | str | Path = "stories",
     *,
     out: str | Path = "runs/all",
-    settings: dict[str, Any] | None = None,
+    settings: dict[str, object] | None = None,
     overwrite: bool = False,
     quiet: bool = False,
-    hardware: Any = "here",
+    hardware: Hardware | str = "here",
 ) -> dict[str, Run]:
     """SFT, reward model, PPO and DPO, each from what the one before it made. → runs by stage.
 
@@ -42,11 +42,10 @@ def train_all(
         target = out / stage
         if target.exists() and any(target.iterdir()) and not overwrite:
             raise ValueError(f"{target} is there already; choose another --out, or --overwrite")
-    common: dict[str, Any] = {"overwrite": overwrite, "quiet": quiet}
     runs: dict[str, Run] = {}
     for stage in ("sft", "reward", "ppo", "dpo"):
         planned = plan(stage, model, hardware=hardware, **(settings or {}))
-        runs[stage] = train(planned, data, out=out / stage, **common)
+        runs[stage] = train(planned, data, out=out / stage, overwrite=overwrite, quiet=quiet)
         if stage in ("sft", "reward"):
             model = model.with_stage(stage, runs[stage].model_path)
         _simulate(planned, data, runs[stage], quiet)
@@ -54,7 +53,7 @@ def train_all(
     return runs
 
 
-def _simulate(planned: Any, data: Data, run: Run, quiet: bool) -> None:
+def _simulate(planned: Plan, data: Data, run: Run, quiet: bool) -> None:
     """Put the x-ray of a run's step beside what was predicted and measured."""
     from .studies import xray
 
@@ -160,7 +159,7 @@ COUNTED = 2000
 
 def describe_data(
     data: Data, model: str | Model = "tiny", max_length: int = 512
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """What the stages will make of the data: one row for each of its sets.
 
     Lengths are in tokens of the model, eos counted; `truncated` and the drops are those of

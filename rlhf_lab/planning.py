@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .cost.estimate import Estimate, estimate
+from .cost.hardware import Hardware
 from .cost.hardware import hardware as find_hardware
 from .cost.setup import EXTRA
 from .data.lengths import planned_lengths
@@ -29,7 +30,14 @@ from .runs.ledger import Ledger
 from .stages import ONLINE, STAGES, TRAINABLE, resolve
 
 if TYPE_CHECKING:
-    from .display import Display
+    from typing_extensions import TypeIs
+
+    from .display import Display, Listed
+
+Settings: TypeAlias = Mapping[str, Any]
+"""Settings by name; their types are those of the trainers' configs."""
+TrainerArgs: TypeAlias = Any
+"""A stage's own config class, which differs from stage to stage."""
 
 LORA = {
     "lora_r": "r",
@@ -64,8 +72,8 @@ class Plan:
 
     stage: str
     model: Model
-    hardware: Any = "here"
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    hardware: Hardware | str = "here"
+    settings: Settings = field(default_factory=dict)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in sorted(self.settings.items()))
@@ -92,7 +100,7 @@ class Plan:
         return predict(self)
 
     @property
-    def ledger(self):
+    def ledger(self) -> Ledger:
         """The prediction as rows."""
         return self.estimate.ledger
 
@@ -106,7 +114,7 @@ class Plan:
         """Whether the prediction fits the hardware's memory."""
         return self.estimate.fits
 
-    def cheaper(self):
+    def cheaper(self) -> Listed:
         """Changes that make it fit, or cheaper, the best first, as a table to read."""
         from .charts.estimate import remedy_rows
         from .cost.remedies import remedies
@@ -128,7 +136,7 @@ class Plan:
         return Display(text(self.estimate), *parts(self.estimate))
 
     @cached_property
-    def trainer_settings(self) -> dict[str, Any]:
+    def trainer_settings(self) -> dict[str, object]:
         """The settings that are fields of the trainer's config, checked without importing it.
 
         Raises ValueError, one line, for a name that nobody has and for a value of another type.
@@ -148,7 +156,7 @@ class Plan:
             _check_type(name, value, "int" if name == "lora_r" else own.get(name, ""))
         return {name: value for name, value in self.settings.items() if name in own}
 
-    def config(self, output_dir: str = "unused") -> Any:
+    def config(self, output_dir: str = "unused") -> TrainerArgs:
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""
         settings, spec = self.trainer_settings, STAGES[self.stage]
         if spec.build or spec.groups:  # TRL's trainers
@@ -159,7 +167,7 @@ class Plan:
         return make(**{**settings, "output_dir": output_dir})
 
     @property
-    def lora(self) -> dict[str, Any]:
+    def lora(self) -> dict[str, object]:
         """The arguments of peft's LoraConfig; {} where the whole model is trained."""
         if not self.settings.get("lora_r"):
             return {}
@@ -171,9 +179,9 @@ def plan(
     stage: str,
     model: str | Model = "tiny",
     *,
-    hardware: Any = "here",
+    hardware: Hardware | str = "here",
     data: Data | str | Path | None = None,
-    **settings,
+    **settings: object,
 ) -> Plan:
     """Plan a stage for a model: the lab's defaults, then your settings.
 
@@ -198,7 +206,7 @@ def plan(
     return Plan(stage, handle, hardware, chosen)
 
 
-def _one_length(stage: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _one_length(stage: str, settings: dict[str, object]) -> dict[str, object]:
     """TRL's name of the longest response as ours."""
     if not STAGES[stage].groups or "max_completion_length" not in settings:
         return settings
@@ -208,7 +216,7 @@ def _one_length(stage: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "response_length": settings["max_completion_length"]}
 
 
-def _check_type(name: str, value: Any, type_: str) -> None:
+def _check_type(name: str, value: object, type_: str) -> None:
     """Numbers are numbers and switches are switches: the trainers find out much later.
 
     `type_`: the field's annotation as text; "" is not checked.
@@ -228,7 +236,7 @@ def _check_type(name: str, value: Any, type_: str) -> None:
         raise ValueError(f"{name} must be above 0, got {value!r}")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeIs[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -236,7 +244,7 @@ def _is_number(value: Any) -> bool:
 
 
 @cache
-def _settings_table() -> dict[str, Any]:
+def _settings_table() -> dict[str, dict[str, str]]:
     """`settings.json`: fields of every trainer's config, with the versions they were read from."""
     return json.loads((Path(__file__).parent / "settings.json").read_text())
 
@@ -271,7 +279,7 @@ TRAINED_AS_PLANNED = {
 """Settings that describe the data; the other ones of `EXTRA` change how a run would be made."""
 
 
-def predict(plan: Plan, data: Any = None) -> Estimate:
+def predict(plan: Plan, data: Data | None = None) -> Estimate:
     """The prediction of a plan, for rows as long as those of `data` (a `Data`).
 
     Without data, and without a length in its settings, a bundled model is planned for the bundled
@@ -293,7 +301,7 @@ def predict(plan: Plan, data: Any = None) -> Estimate:
     return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
 
 
-def _adapter_rank(folder: str) -> dict[str, Any]:
+def _adapter_rank(folder: str) -> dict[str, object]:
     """What the plan must know of a reward adapter, like which the value adapter is made."""
     config = json.loads((Path(folder) / ADAPTER_FILE).read_text())
     return {
@@ -302,11 +310,11 @@ def _adapter_rank(folder: str) -> dict[str, Any]:
     }
 
 
-def _hashable(value: Any) -> Any:
+def _hashable(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def predicted(plan: Plan, data: Any, quiet: bool = True) -> Ledger:
+def predicted(plan: Plan, data: Data | None, quiet: bool = True) -> Ledger:
     """The prediction's rows; none, and unless `quiet` a line that says why, for what the cost model
     does not know: a run is worth having without."""
     try:
@@ -320,7 +328,7 @@ def predicted(plan: Plan, data: Any, quiet: bool = True) -> Ledger:
 _STORIES: dict[tuple, dict[str, float]] = {}
 
 
-def _story_lengths(stage: str, model: Model, settings: Mapping[str, Any]) -> dict[str, float]:
+def _story_lengths(stage: str, model: Model, settings: Settings) -> dict[str, float]:
     """Lengths of the bundled data, looked up once."""
     names = (
         "per_device_train_batch_size",
@@ -337,7 +345,7 @@ def _story_lengths(stage: str, model: Model, settings: Mapping[str, Any]) -> dic
     return _STORIES[key]
 
 
-def unplannable(settings: Mapping[str, Any]) -> str | None:
+def unplannable(settings: Mapping[str, object]) -> str | None:
     """A setting that can be planned and that `train` does not do from here; None where all can."""
     plain = {
         "gpus": 1,

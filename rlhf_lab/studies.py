@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .cost.estimate import Estimate
 from .cost.hardware import Hardware
@@ -20,13 +20,16 @@ from .data.load import Data, load_data
 from .data.tokenize import prompt_rows
 from .display import format_number, html_table, table
 from .models.load import Model, load
+from .planning import Plan, predict
 from .planning import plan as make_plan
-from .planning import predict
 from .runs.ledger import AROUND, Ledger
 from .runs.progress import Progress
+from .runs.run import Run
 from .training import train
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .simulate.xray import XRay
 
 
@@ -40,7 +43,7 @@ def calibrate(seconds: float = 20) -> Hardware:
 # ------------------------------------------------------------------------------------------- x-ray
 
 
-def xray(plan: Any) -> XRay:
+def xray(plan: Plan | Estimate) -> XRay:
     """The plan's step through the real code under fake tensors: exact bytes and FLOPs, no weights.
 
     Bytes are those of the longest rows. FLOPs are of the whole run (of one step where the number of
@@ -150,14 +153,14 @@ class Sweep:
 
 def sweep(
     axis: str,
-    values: Sequence[Any],
+    values: Sequence[object],
     *,
     stage: str = "sft",
-    model: Any = "tiny",
+    model: str | Path | Model = "tiny",
     run: bool = False,
-    data: Any = "stories",
-    hardware: Any = "here",
-    **settings: Any,
+    data: object = "stories",
+    hardware: Hardware | str = "here",
+    **settings: object,
 ) -> Sweep:
     """Plan (and with `run`, train) a series over one setting, or over "model"; fit the exponent.
 
@@ -186,7 +189,7 @@ def sweep(
     return Sweep(axis, stage, points)
 
 
-def _measured(run: Any, axis: str) -> dict[str, float]:
+def _measured(run: Run, axis: str) -> dict[str, float]:
     """Bytes, and FLOPs and seconds of a step (of the run, along rows and steps), as measured."""
     ledger = run.ledger.filter(source="measured")
     steps = 1 if axis in ("rows", "max_steps") else max(1, run.last_step)
@@ -248,12 +251,12 @@ def _seconds(hours: float | None) -> float | None:
 
 
 def project(
-    model: Any = "tiny",
+    model: str | Path | Model = "tiny",
     *,
-    hardware: Any = "here",
+    hardware: Hardware | str = "here",
     stages: Sequence[str] = ("sft", "reward", "ppo"),
-    each: Mapping[str, Mapping[str, Any]] | None = None,
-    **settings: Any,
+    each: Mapping[str, Mapping[str, object]] | None = None,
+    **settings: object,
 ) -> Project:
     """Plan several stages of one model: settings for all of them, and `each` stage's own."""
     handle = load(model)
@@ -401,7 +404,7 @@ def _check(model: Model, counts: list[int], prompts: int, response_length: int) 
         )
 
 
-def _mean(values: Any) -> tuple[float, float]:
+def _mean(values: Tensor) -> tuple[float, float]:
     """→ mean over prompts, and its standard error."""
     count = len(values)
     spread = float(values.var()) if count > 1 else math.nan

@@ -13,25 +13,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .data.load import Data, load_data
-from .data.reward_sources import reward_functions, rewards_to_train
+from .data.reward_sources import RewardFunction, reward_functions, rewards_to_train
 from .display import did_you_mean
 from .launch.follower import Follower
 from .launch.launcher import place
-from .planning import Plan, predicted, unplannable
+from .planning import Plan, TrainerArgs, predicted, unplannable
 from .planning import plan as make_plan
 from .runs.run import Run
 from .stages import STAGES, resolve
 from .widgets.background import Stop, Training, check_free, open_dashboard
+
+if TYPE_CHECKING:
+    from .widgets.dashboard import Dashboard
 
 
 def train(
     plan: Plan | str,
     data: Data | str | Path = "stories",
     *,
-    reward_funcs: Callable | Sequence[Callable] | None = None,
+    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -77,7 +80,13 @@ def train(
 
 
 def _prepared(
-    plan: Plan, data: Any, reward_funcs: Any, out: Any, overwrite: bool, resume: bool, quiet: bool
+    plan: Plan,
+    data: object,
+    reward_funcs: RewardFunction | Sequence[RewardFunction] | None,
+    out: str | Path | None,
+    overwrite: bool,
+    resume: bool,
+    quiet: bool,
 ) -> Run | Callable[..., Run]:
     """All that can be refused without loading a model; → what is left to do, or the run that is
     finished already."""
@@ -112,7 +121,7 @@ def _prepared(
     return partial(run_plan, plan, data, args, functions, open_run, quiet=quiet, resume=bool(old))
 
 
-def _check(plan: Plan, data: Data, args: Any) -> None:
+def _check(plan: Plan, data: Data, args: TrainerArgs) -> None:
     """Refuse what cannot work before anything is loaded."""
     _check_reporters(args.report_to)
     if line := unplannable(plan.settings):
@@ -138,7 +147,7 @@ def _check_reporters(names: Sequence[str]) -> None:
             )
 
 
-def _check_resume(stage: str, out: Any, overwrite: bool) -> None:
+def _check_resume(stage: str, out: str | Path | None, overwrite: bool) -> None:
     if not STAGES[stage].resumable:
         raise ValueError(f"only PPO can be resumed, not {stage}: leave resume out")
     if not out:
@@ -158,14 +167,14 @@ def free_folder(stage: str) -> Path:
 def run_plan(
     plan: Plan,
     data: Data,
-    args: Any,
-    functions: Sequence[Callable],
+    args: TrainerArgs,
+    functions: Sequence[RewardFunction],
     open_run: Callable[[], Run],
     *,
     quiet: bool,
     should_stop: Callable[[], bool] | None,
     resume: bool,
-    dashboard: Any = None,
+    dashboard: Dashboard | None = None,
 ) -> Run:
     """Train what was planned, with all that surrounds it; → the run that `open_run` makes, once
     everything is loaded. `args`: the trainer's settings; `dashboard`: shows the run."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..data.schema import Prompt
 from ..data.tokenize import encode_prompt, encode_response
 from .logprobs import AnyModel
 from .losses import response_mask
@@ -27,7 +28,7 @@ Numbers = Sequence[float | None]
 def sample_ids(
     model: AnyModel,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     samples: int = 1,
     max_new_tokens: int = 64,
@@ -66,7 +67,7 @@ def sample_ids(
 
 
 def sample_texts(
-    model: AnyModel, tokenizer: Tokenizer, prompts: Sequence[str], **settings: Any
+    model: AnyModel, tokenizer: Tokenizer, prompts: Sequence[Prompt], **settings: Any
 ) -> list[list[str]]:
     """`sample_ids` as texts, with its settings."""
     return [
@@ -88,7 +89,7 @@ def decode(tokenizer: Tokenizer, responses: Tensor, mask: Tensor | None = None) 
 def score_texts(
     model: AnyModel,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     responses: Sequence[str],
     batch: int = 256,
 ) -> Tensor:

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from ..data.schema import Prompt
 from ..ppo.texts import sample_ids, score_texts
+from .evaluate import GoldReward
 
 
 @dataclass
@@ -27,14 +31,14 @@ class Drawn:
 
 
 def draw(
-    model,
-    tokenizer,
-    reward_model,
-    prompts: Sequence,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    reward_model: PreTrainedModel,
+    prompts: Sequence[Prompt],
     samples: int,
     *,
-    gold_reward: Callable[[str, str], float] | None = None,
-    reward_tokenizer=None,
+    gold_reward: GoldReward | None = None,
+    reward_tokenizer: Tokenizer | None = None,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     seed: int = 99,

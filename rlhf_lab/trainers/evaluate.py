@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from ..data.schema import Example, Prompt
 from ..data.tokenize import encode_prompt, encode_response
 from ..ppo.losses import kl_estimate, response_mask
 from ..ppo.rollout import concat_prompt_response, response_logprobs
 from ..ppo.sampling import pad_prompts
 from ..ppo.texts import sample_texts, score_texts
 
+GoldReward: TypeAlias = Callable[[str, str], float]
+"""Prompt, response → 0 to 10."""
+
 
 @torch.no_grad()
-def kl_from_reference(model, reference, tokenizer, prompts, responses: Sequence[str]) -> Tensor:
+def kl_from_reference(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+) -> Tensor:
     """k1 and k3 estimates of KL(policy‖reference) in nats per response. → (n, 2).
 
     A response that is text only is scored with its stop token, as if it had stopped there.
@@ -45,15 +58,15 @@ def kl_from_reference(model, reference, tokenizer, prompts, responses: Sequence[
 
 
 def policy_report(
-    model,
-    tokenizer,
-    prompts: Sequence[str],
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
     *,
     gold_parts: Callable[[str, str], dict[str, float]] | None = None,
-    gold_reward: Callable[[str, str], float] | None = None,
-    reward_model=None,
-    reward_tokenizer=None,
-    reference=None,
+    gold_reward: GoldReward | None = None,
+    reward_model: PreTrainedModel | None = None,
+    reward_tokenizer: Tokenizer | None = None,
+    reference: PreTrainedModel | None = None,
     max_new_tokens: int = 64,
     seed: int = 1234,
 ) -> tuple[dict[str, float], list[str]]:
@@ -82,7 +95,9 @@ def policy_report(
     return figures, responses
 
 
-def pair_accuracy(reward_model, tokenizer, pairs: Sequence[dict]) -> tuple[float, Tensor]:
+def pair_accuracy(
+    reward_model: PreTrainedModel, tokenizer: Tokenizer, pairs: Sequence[Example]
+) -> tuple[float, Tensor]:
     """Share of pairs whose chosen response scores higher. → accuracy, score differences (n,)."""
     prompts = [p["prompt"] for p in pairs]
     chosen = score_texts(reward_model, tokenizer, prompts, [p["chosen"] for p in pairs])
@@ -91,7 +106,7 @@ def pair_accuracy(reward_model, tokenizer, pairs: Sequence[dict]) -> tuple[float
     return float((margin > 0).float().mean()), margin
 
 
-def gold_gaps(pairs: Sequence[dict], gold_reward) -> Tensor:
+def gold_gaps(pairs: Sequence[Example], gold_reward: GoldReward) -> Tensor:
     """Gold reward of the chosen response minus that of the rejected one. → (n,)."""
     return torch.tensor(
         [
@@ -101,7 +116,7 @@ def gold_gaps(pairs: Sequence[dict], gold_reward) -> Tensor:
     )
 
 
-def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> float:
+def noise_free_accuracy(pairs: Sequence[Example], margin: Tensor, gold_reward: GoldReward) -> float:
     """Accuracy where the higher gold reward is the better one; ties of the gold are left out."""
     gaps = gold_gaps(pairs, gold_reward)
     clear = gaps.abs() > 1e-9
@@ -109,7 +124,11 @@ def noise_free_accuracy(pairs: Sequence[dict], margin: Tensor, gold_reward) -> f
 
 
 def win_rate(
-    reward_model, tokenizer, prompts: Sequence, before: Sequence[str], after: Sequence[str]
+    reward_model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    before: Sequence[str],
+    after: Sequence[str],
 ) -> float:
     """Share of prompts whose response after scores higher than the one before; ties count half.
 
@@ -120,14 +139,14 @@ def win_rate(
 
 
 def sample_pairs(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
     seed: int = 0,
-    progress=None,
+    progress: Callable[[int], object] | None = None,
     max_new_tokens: int = 64,
-) -> list[dict]:
+) -> list[Example]:
     """Two different responses of a model for each prompt: {"prompt", "first", "second"}."""
     sampled = sample_texts(
         model,

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from ..data.load import Data
 from ..data.tokenize import prompt_text
@@ -23,11 +23,12 @@ from .prepare import Prepared
 from .trl import Bar, Watch
 
 if TYPE_CHECKING:
-    from ..planning import Plan
+    from ..planning import Plan, TrainerArgs
+    from ..widgets.dashboard import Dashboard
 
-Build = Callable[..., Any]
+Build: TypeAlias = Callable[..., Trainer]
 """`build(model, tokenizer, train, held_out, args, callbacks)` -> one of TRL's trainers."""
-Figures = dict[str, Any]
+Figures: TypeAlias = dict[str, Any]
 
 
 @dataclass
@@ -39,13 +40,13 @@ class Job:
     run: Run
     meter: Meter
     ready: Prepared
-    args: Any
+    args: TrainerArgs
     """settings as the stage's trainer takes them"""
     quiet: bool
     should_stop: Callable[[], bool] | None
     resume: bool = False
     """go on from the run's last checkpoint"""
-    dashboard: Any = None
+    dashboard: Dashboard | None = None
     """shows the run while it is made"""
     stopped: bool = False
     """whether training was ended early: the model is saved, and not evaluated"""
@@ -83,7 +84,7 @@ class Job:
         return model
 
 
-def run_loop(job: Job, work: Callable[[], Any]) -> float:
+def run_loop(job: Job, work: Callable[[], object]) -> float:
     """Run the training loop until its end or an interrupt; → seconds. A stop that comes from
     another thread (`background.Stop`) interrupts nothing but this."""
     start, asked = time.perf_counter(), job.should_stop
@@ -109,7 +110,7 @@ def cost_figures(job: Job, seconds: float) -> Figures:
     }
 
 
-def train_role(job: Job, role: str, build: Build) -> tuple[Any, Figures]:
+def train_role(job: Job, role: str, build: Build) -> tuple[Trainer, Figures]:
     """Run one of TRL's trainers on the model of a role; → trainer, costs."""
     watch = Watch(job.meter, role, job.run.log, job.progress, job.should_stop)
     ready = job.ready
@@ -120,7 +121,7 @@ def train_role(job: Job, role: str, build: Build) -> tuple[Any, Figures]:
     return trainer, cost_figures(job, seconds)
 
 
-def train_policy(job: Job, build: Build) -> tuple[Any, Figures]:
+def train_policy(job: Job, build: Build) -> tuple[PreTrainedModel, Figures]:
     """Train the policy with TRL; → the trained model, costs and held-out loss."""
     trainer, figures = train_role(job, "policy", build)
     if job.ready.test and not job.stopped:

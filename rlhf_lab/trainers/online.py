@@ -15,13 +15,18 @@ import copy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 import trl
 from datasets import Dataset
 from torch import Tensor
+from transformers import PreTrainedModel, TrainerState
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from ..data.reward_sources import RewardFunction as Function
 from ..data.reward_sources import gold_metrics
+from ..data.schema import Example, Prompt
 from ..data.tokenize import prompt_text, row_prompt_ids
 from ..metering.meter import Meter, NoMeter
 from ..metering.patch import patched
@@ -54,7 +59,7 @@ class _PPONames:
         default=None, metadata={"help": "Subtracted from the score of a response that never stops."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.response_length is None:
             self.response_length = self.max_completion_length
         self.max_completion_length = self.response_length
@@ -75,6 +80,10 @@ class GRPOConfig(_PPONames, trl.GRPOConfig):
     """TRL's GRPOConfig and what PPO has too."""
 
 
+OnlineConfig: TypeAlias = RLOOConfig | GRPOConfig
+LogMetric: TypeAlias = Callable[[str, float], None]
+
+
 # ------------------------------------------------------------------------------------------ reward
 
 
@@ -89,16 +98,16 @@ class RewardFunction:
 
     def __init__(
         self,
-        model,
-        tokenizer,
-        args,
+        model: PreTrainedModel | None,
+        tokenizer: Tokenizer,
+        args: OnlineConfig,
         *,
         meter: Meter | None = None,
-        metric_funcs: dict[str, Callable] | None = None,
-        on_sample: Callable[[int, list[dict]], None] | None = None,
-        reward_funcs: Callable | Sequence[Callable] | None = None,
-        reward_tokenizer=None,
-    ):
+        metric_funcs: dict[str, Function] | None = None,
+        on_sample: Callable[[int, list[Example]], None] | None = None,
+        reward_funcs: Function | Sequence[Function] | None = None,
+        reward_tokenizer: Tokenizer | None = None,
+    ) -> None:
         self.model, self.tokenizer, self.args = model, tokenizer, args
         self.device = torch.device("cpu")
         if model is not None:
@@ -111,7 +120,7 @@ class RewardFunction:
         self.meter.watch("reward", model)
 
     def scores(
-        self, prompts: list, completion_ids: list[list[int]], prompt_ids: list[list[int]]
+        self, prompts: list[Prompt], completion_ids: list[list[int]], prompt_ids: list[list[int]]
     ) -> Tensor:
         """The weighted rewards, `per_device_train_batch_size` rows at a time. → (n,)."""
         rows = [p + ids for p, ids in zip(prompt_ids, completion_ids, strict=True)]
@@ -129,13 +138,13 @@ class RewardFunction:
 
     def __call__(
         self,
-        prompts,
-        completions,
-        completion_ids,
+        prompts: list[Prompt],
+        completions: list[object],
+        completion_ids: list[list[int]],
         *,
-        trainer_state=None,
-        log_metric=lambda name, value: None,
-        **columns,
+        trainer_state: TrainerState | None = None,
+        log_metric: LogMetric = lambda name, value: None,
+        **columns: object,
     ) -> list[float | None]:
         rows = [{"prompt": p} for p in prompts]
         if "prompt_ids" in columns:  # made by `prompt_rows`
@@ -158,7 +167,14 @@ class RewardFunction:
         limit, eos = self.args.response_length, self.tokenizer.eos_token_id
         return torch.tensor([len(ids) < limit or ids[-1] == eos for ids in completion_ids])
 
-    def _log_metrics(self, prompts, completion_ids, scores: Tensor, state, log_metric) -> None:
+    def _log_metrics(
+        self,
+        prompts: list[Prompt],
+        completion_ids: list[list[int]],
+        scores: Tensor,
+        state: TrainerState | None,
+        log_metric: LogMetric,
+    ) -> None:
         """Metrics that nothing learns from, and the first sample of four groups for the record."""
         texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         rows = [{"prompt": p} for p in prompts]

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..data.load import Data
-from ..data.tokenize import prompt_rows
+from ..data.reward_sources import RewardFunction
+from ..data.schema import Example, Prompt
+from ..data.tokenize import Encoded, prompt_rows
 from ..runs.progress import with_progress
 from ..stages import STAGES, resolve
 
 if TYPE_CHECKING:
-    from ..planning import Plan
+    from torch import nn
+    from transformers import PreTrainedModel
 
-Tokenize = Callable[..., tuple[list[dict], dict[str, int]]]
+    from ..planning import Plan, TrainerArgs
+
+Functions: TypeAlias = Sequence[RewardFunction]
+Models: TypeAlias = dict[str, Any]
+"""By role; PPO's reward may be the folder of an adapter, and None is a role that another plays."""
+Tokenize: TypeAlias = Callable[..., Encoded]
 """`tokenize(tokenizer, rows, most tokens)` -> rows with ids, and counts of what was dropped."""
 
 HELD_OUT = 512
@@ -29,16 +37,16 @@ class Prepared:
     """Models by role, rows with token ids, prompts to evaluate on, counts of dropped rows, and the
     functions that the stage learns from."""
 
-    models: dict[str, Any]
-    train: list[dict]
-    test: list[dict]
-    prompts: list
+    models: Models
+    train: list[Example]
+    test: list[Example]
+    prompts: list[Prompt]
     counts: dict[str, int]
-    functions: list[Callable]
+    functions: list[RewardFunction]
 
 
 def prepare(
-    plan: Plan, data: Data, args: Any, quiet: bool = True, functions: Sequence[Callable] = ()
+    plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True, functions: Functions = ()
 ) -> Prepared:
     """Tokens and weights of a stage, whose trainer takes `args`.
 
@@ -88,7 +96,7 @@ def _new_critic(plan: Plan, layout: str) -> str:
     return ""
 
 
-def load_roles(plan: Plan, args: Any) -> dict[str, Any]:
+def load_roles(plan: Plan, args: TrainerArgs) -> Models:
     """The models of a stage, each a separate copy; with LoRA, adapters on the one that is trained.
 
     TRL's trainers on adapters need no reference: it is the same model with the adapters off.
@@ -111,7 +119,7 @@ def load_roles(plan: Plan, args: Any) -> dict[str, Any]:
     return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
 
 
-def _critics(plan: Plan, layout: str) -> dict[str, Any]:
+def _critics(plan: Plan, layout: str) -> Models:
     """The models beside PPO's policy in a layout (`ppo/layouts.py`)."""
     model = plan.model
     reward = None
@@ -130,7 +138,7 @@ def reward_adapter(plan: Plan, layout: str) -> str | None:
     return plan.model.paths.get("reward_adapter") if layout == "adapters" else None
 
 
-def _adapted(plan: Plan, model: Any, task: str) -> Any:
+def _adapted(plan: Plan, model: PreTrainedModel, task: str) -> nn.Module:
     """The model with LoRA adapters where the plan asks for them (`lora_r`)."""
     lora = plan.lora
     if not lora:

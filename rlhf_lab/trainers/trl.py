@@ -84,7 +84,7 @@ class Watch(MeterCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         self.bar = self.progress(state.max_steps) if self.progress else None
@@ -94,7 +94,7 @@ class Watch(MeterCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().on_step_end(args, state, control, **kwargs)
         if self.bar:
@@ -109,7 +109,7 @@ class Watch(MeterCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().on_train_end(args, state, control, **kwargs)
         if self.bar:
@@ -121,7 +121,7 @@ class Watch(MeterCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: Mapping[str, object] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         # Times are the ledger's; the trainer's closing totals are not a step's metrics.
         numbers = {
