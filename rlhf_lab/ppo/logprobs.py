@@ -6,7 +6,7 @@ backward pass. Written with torch's own functions five tensors of that size woul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -65,8 +65,8 @@ def logprobs_and_entropy(
     Only log π has a gradient. The backward pass turns `logits` into their gradient in place, so
     nothing else may use them.
     """
-    logprobs, entropy = _LogProbs.apply(logits, tokens, temperature)
-    return logprobs, entropy
+    apply: Callable[..., tuple[Tensor, Tensor]] = _LogProbs.apply
+    return apply(logits, tokens, temperature)
 
 
 class _Context(FunctionCtx):

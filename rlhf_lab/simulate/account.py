@@ -259,9 +259,9 @@ def materialise(model: nn.Module) -> nn.Module:
                     new = torch.empty(old.shape, dtype=old.dtype)
                     made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
                 module._parameters[name] = made[id(old)]
-        for name, old in list(module._buffers.items()):
-            if old is not None:
-                if id(old) not in made:
-                    made[id(old)] = torch.empty(old.shape, dtype=old.dtype)
-                module._buffers[name] = made[id(old)]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                if id(buffer) not in made:
+                    made[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+                module._buffers[name] = made[id(buffer)]
     return model

@@ -96,10 +96,8 @@ def labelled(
                 hooks.append(parameter.register_post_accumulate_grad_hook(_arrived(account, role)))
     hooks += _optimizer_hooks(account)
     main = next(iter(models))
-    backward, cache = (
-        Tensor.backward,
-        getattr(sys.modules.get("transformers.cache_utils"), "Cache", None),
-    )
+    backward: Callable[..., None] = Tensor.backward
+    cache = getattr(sys.modules.get("transformers.cache_utils"), "Cache", None)
 
     def begin(self: Tensor, *args: object, **kwargs: object) -> None:
         account.enter("backward", main)
