@@ -82,7 +82,7 @@ class PPOConfig(TrainingArguments):
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TrainingArguments.__post_init__(self)
         # TrainingArguments guesses bf16 from the hardware only when asked: on a CPU it crawls.
         if not torch.cuda.is_available():
             self.use_cpu, self.bf16, self.fp16 = True, False, False
