@@ -22,7 +22,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def escape(text: object) -> str:
-    """Any text (a model's too) made safe inside HTML and XML, in attributes as well."""
+    """Text (a model's too) made safe inside HTML and XML, in attributes as well."""
     return html.escape(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", str(text)), quote=True)
 
 

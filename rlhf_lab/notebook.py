@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .widgets.dashboard import Replay
     from .widgets.inspector import Inspector
-    from .widgets.labeller import Labeller
+    from .widgets.labeller import Labeller, Row
     from .widgets.planner import Planner
 
 
@@ -98,7 +98,7 @@ def _opened(run: Run | str | Path) -> Run:
     return run if isinstance(run, Run) else Run.load(run)
 
 
-def _score(run: Run, row: Mapping[str, object]) -> Mapping[str, object]:
+def _score(run: Run, row: Row) -> Mapping[str, object]:
     """Figures of a sample's tokens under the model that wrote it and the one the run began as."""
     from .ppo.token_record import score_tokens
 

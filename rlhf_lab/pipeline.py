@@ -12,8 +12,10 @@ from .data.load import Data, load_data
 from .display import Display, format_bytes, format_number, format_seconds, html_table, table
 from .models.load import Model, load
 from .planning import Plan, plan, predict
+from .runs.json_files import JsonObject
 from .runs.ledger import AROUND, SOURCES, Ledger
 from .runs.run import Run
+from .stages import Settings
 from .training import train
 
 STORIES = 4
@@ -25,7 +27,7 @@ def train_all(
     data: Data | str | Path = "stories",
     *,
     out: str | Path = "runs/all",
-    settings: dict[str, object] | None = None,
+    settings: Settings | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     hardware: Hardware | str = "here",
@@ -118,7 +120,7 @@ def stage_table(runs: dict[str, Run]) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if any(r[k] for r in rows)} for row in rows]
 
 
-def _cost(summary: dict) -> dict[str, str]:
+def _cost(summary: JsonObject) -> dict[str, str]:
     return {
         "time": format_seconds(summary["seconds"]) if "seconds" in summary else "",
         "tokens/s": f"{summary['tokens_per_second']:,.0f}"
@@ -128,7 +130,7 @@ def _cost(summary: dict) -> dict[str, str]:
     }
 
 
-def _worth(summary: dict) -> dict[str, str]:
+def _worth(summary: JsonObject) -> dict[str, str]:
     def change(name: str, digits: int = 2) -> str:
         after, before = summary.get(name), summary.get(f"before/{name}")
         if after is None:
@@ -214,7 +216,7 @@ def report(runs: dict[str, Run], path: str | Path = "report.html") -> Path:
     )
 
 
-def stories(runs: Iterable[Run], count: int = STORIES) -> list[dict]:
+def stories(runs: Iterable[Run], count: int = STORIES) -> list[dict[str, dict[str, str]]]:
     """Responses to the same held-out prompts after each stage that made a policy.
 
     → one {prompt: {stage: response}} per prompt.

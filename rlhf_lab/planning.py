@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from .cost.estimate import Estimate, estimate
 from .cost.hardware import Hardware
@@ -27,16 +27,15 @@ from .data.reward_sources import reward_settings
 from .display import did_you_mean
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load
 from .runs.ledger import Ledger
-from .stages import ONLINE, STAGES, TRAINABLE, resolve
+from .stages import ONLINE, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
+    from .cost.remedies import Remedy
     from .display import Display, Listed
 
-Settings: TypeAlias = Mapping[str, Any]
-"""Settings by name; their types are those of the trainers' configs."""
-TrainerArgs: TypeAlias = Any
+TrainerArgs: TypeAlias = Setting
 """A stage's own config class, which differs from stage to stage."""
 
 LORA = {
@@ -90,7 +89,7 @@ class Plan:
     @property
     def hardware_name(self) -> str:
         """The device's name, as it was given."""
-        return getattr(self.hardware, "name", self.hardware)
+        return self.hardware if isinstance(self.hardware, str) else self.hardware.name
 
     # ------------------------------------------------------------------------- what it will cost
 
@@ -114,7 +113,7 @@ class Plan:
         """Whether the prediction fits the hardware's memory."""
         return self.estimate.fits
 
-    def cheaper(self) -> Listed:
+    def cheaper(self) -> Listed[Remedy]:
         """Changes that make it fit, or cheaper, the best first, as a table to read."""
         from .charts.estimate import remedy_rows
         from .cost.remedies import remedies
@@ -136,7 +135,7 @@ class Plan:
         return Display(text(self.estimate), *parts(self.estimate))
 
     @cached_property
-    def trainer_settings(self) -> dict[str, object]:
+    def trainer_settings(self) -> dict[str, Setting]:
         """The settings that are fields of the trainer's config, checked without importing it.
 
         Raises ValueError, one line, for a name that nobody has and for a value of another type.
@@ -163,11 +162,10 @@ class Plan:
             from .trainers.trl import trl_settings
 
             settings = trl_settings(settings, output_dir)
-        make = resolve(spec.config)
-        return make(**{**settings, "output_dir": output_dir})
+        return resolve(spec.config)(**{**settings, "output_dir": output_dir})
 
     @property
-    def lora(self) -> dict[str, object]:
+    def lora(self) -> dict[str, Setting]:
         """The arguments of peft's LoraConfig; {} where the whole model is trained."""
         if not self.settings.get("lora_r"):
             return {}
@@ -177,11 +175,11 @@ class Plan:
 
 def plan(
     stage: str,
-    model: str | Model = "tiny",
+    model: str | Path | Model = "tiny",
     *,
     hardware: Hardware | str = "here",
     data: Data | str | Path | None = None,
-    **settings: object,
+    **settings: Setting,
 ) -> Plan:
     """Plan a stage for a model: the lab's defaults, then your settings.
 
@@ -206,7 +204,7 @@ def plan(
     return Plan(stage, handle, hardware, chosen)
 
 
-def _one_length(stage: str, settings: dict[str, object]) -> dict[str, object]:
+def _one_length(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
     """TRL's name of the longest response as ours."""
     if not STAGES[stage].groups or "max_completion_length" not in settings:
         return settings
@@ -216,7 +214,7 @@ def _one_length(stage: str, settings: dict[str, object]) -> dict[str, object]:
     return {**rest, "response_length": settings["max_completion_length"]}
 
 
-def _check_type(name: str, value: object, type_: str) -> None:
+def _check_type(name: str, value: Setting, type_: str) -> None:
     """Numbers are numbers and switches are switches: the trainers find out much later.
 
     `type_`: the field's annotation as text; "" is not checked.
@@ -246,7 +244,9 @@ def _is_number(value: object) -> TypeIs[int | float]:
 @cache
 def _settings_table() -> dict[str, dict[str, str]]:
     """`settings.json`: fields of every trainer's config, with the versions they were read from."""
-    return json.loads((Path(__file__).parent / "settings.json").read_text())
+    text = (Path(__file__).parent / "settings.json").read_text()
+    table: dict[str, dict[str, str]] = json.loads(text)
+    return table
 
 
 def config_fields(stage: str) -> dict[str, str]:
@@ -325,7 +325,7 @@ def predicted(plan: Plan, data: Data | None, quiet: bool = True) -> Ledger:
         return Ledger()
 
 
-_STORIES: dict[tuple, dict[str, float]] = {}
+_STORIES: dict[tuple[object, ...], dict[str, float]] = {}
 
 
 def _story_lengths(stage: str, model: Model, settings: Settings) -> dict[str, float]:

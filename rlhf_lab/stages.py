@@ -18,9 +18,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, TypeAlias
 
 __path__ = [str(Path(__file__).with_name("_moved"))]
 """`rlhf_lab.stages` was a folder up to version 0.1: where `rlhf_lab.stages.ppo` is found."""
+Setting: TypeAlias = Any
+"""The value of a setting: of the type that its trainer's config says."""
+Settings: TypeAlias = Mapping[str, Setting]
+"""Settings by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,8 +272,7 @@ ONLINE = tuple(name for name, spec in STAGES.items() if spec.online)
 XRAYED = tuple(name for name, spec in STAGES.items() if spec.trainable and spec.xrayed)
 
 
-def resolve(path: str) -> object:
+def resolve(path: str) -> Any:
     """What a dotted path names: "package.module:name"."""
     module, _, name = path.partition(":")
-    found: object = importlib.import_module(module)
-    return getattr(found, name)
+    return getattr(importlib.import_module(module), name)

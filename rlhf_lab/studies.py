@@ -30,7 +30,9 @@ from .training import train
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .charts.plotly_style import Figure
     from .simulate.xray import XRay
+    from .stages import Setting, Settings
 
 
 def calibrate(seconds: float = 20) -> Hardware:
@@ -113,7 +115,7 @@ class Sweep:
             raise ValueError(f"no line through {len(pairs)} point(s) of {quantity} {source}")
         mx, my = (sum(v) / len(pairs) for v in zip(*pairs, strict=True))
         spread = sum((x - mx) ** 2 for x, _ in pairs)
-        return sum((x - mx) * (y - my) for x, y in pairs) / spread
+        return float(sum((x - mx) * (y - my) for x, y in pairs) / spread)
 
     def answer(self) -> str:
         """What the exponent says, in words."""
@@ -144,7 +146,7 @@ class Sweep:
     def _repr_html_(self) -> str:
         return f"{html_table(self.rows)}<p>{self.answer()}</p>"
 
-    def figure(self, quantity: str = "flops"):
+    def figure(self, quantity: str = "flops") -> Figure:
         """Predicted and measured on log-log paper, a plotly figure."""
         from .charts.scaling import scaling
 
@@ -153,14 +155,14 @@ class Sweep:
 
 def sweep(
     axis: str,
-    values: Sequence[object],
+    values: Sequence[Setting],
     *,
     stage: str = "sft",
     model: str | Path | Model = "tiny",
     run: bool = False,
-    data: object = "stories",
+    data: Data | str | Path = "stories",
     hardware: Hardware | str = "here",
-    **settings: object,
+    **settings: Setting,
 ) -> Sweep:
     """Plan (and with `run`, train) a series over one setting, or over "model"; fit the exponent.
 
@@ -242,8 +244,9 @@ class Project:
 
 
 def _total(values: Iterable[float | None]) -> float | None:
-    found = list(values)
-    return None if any(v is None for v in found) else math.fsum(found)
+    every = list(values)
+    known = [v for v in every if v is not None]
+    return math.fsum(known) if len(known) == len(every) else None
 
 
 def _seconds(hours: float | None) -> float | None:
@@ -255,8 +258,8 @@ def project(
     *,
     hardware: Hardware | str = "here",
     stages: Sequence[str] = ("sft", "reward", "ppo"),
-    each: Mapping[str, Mapping[str, object]] | None = None,
-    **settings: object,
+    each: Mapping[str, Settings] | None = None,
+    **settings: Setting,
 ) -> Project:
     """Plan several stages of one model: settings for all of them, and `each` stage's own."""
     handle = load(model)
@@ -377,14 +380,14 @@ def best_of_n(
     if bar:
         bar.close()
     length = float(drawn.tokens.double().mean())
-    sampling, scoring = _flops(model, data, response_length, length)
+    costs = _flops(model, data, response_length, length)
     points = []
     for count in counts:
         reward = _mean(expected_best(drawn.scores, drawn.scores, count))
-        gold = (None, None)
+        gold: tuple[float | None, float | None] = (None, None)
         if drawn.golds is not None:
             gold = _mean(expected_best(drawn.scores, drawn.golds, count))
-        flops = None if sampling is None else count * (sampling + (scoring if count > 1 else 0))
+        flops = count * (costs[0] + (costs[1] if count > 1 else 0)) if costs else None
         points.append(BestOf(count, *reward, *gold, kl_bound(count), count * length, flops))
     return BestOfN(model.name, len(asked), counts[-1], points)
 
@@ -413,13 +416,13 @@ def _mean(values: Tensor) -> tuple[float, float]:
 
 def _flops(
     model: Model, data: Data, response_length: int, length: float
-) -> tuple[float | None, float | None]:
+) -> tuple[float, float] | None:
     """FLOPs of sampling a response of average length, and of scoring it, as planned for PPO."""
     try:
         e = predict(
             make_plan("ppo", model, response_length=response_length, mean_response=length), data
         )
     except ValueError:
-        return None, None  # the cost model does not know this architecture
+        return None  # the cost model does not know this architecture
     of = {f.name: f.work.flops * f.times / e.setup.rollout_batch for f in e.average}
     return of["rollout"], of["score"]

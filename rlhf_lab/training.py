@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from .data.load import Data, load_data
 from .data.reward_sources import RewardFunction, reward_functions, rewards_to_train
@@ -30,6 +30,32 @@ if TYPE_CHECKING:
     from .widgets.dashboard import Dashboard
 
 
+@overload
+def train(
+    plan: Plan | str,
+    data: Data | str | Path = ...,
+    *,
+    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
+    out: str | Path | None = ...,
+    overwrite: bool = ...,
+    resume: bool = ...,
+    quiet: bool = ...,
+    should_stop: Callable[[], bool] | None = ...,
+    background: Literal[False] = ...,
+) -> Run: ...
+@overload
+def train(
+    plan: Plan | str,
+    data: Data | str | Path = ...,
+    *,
+    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
+    out: str | Path | None = ...,
+    overwrite: bool = ...,
+    resume: bool = ...,
+    quiet: bool = ...,
+    should_stop: Callable[[], bool] | None = ...,
+    background: Literal[True],
+) -> Training: ...
 def train(
     plan: Plan | str,
     data: Data | str | Path = "stories",
@@ -63,15 +89,16 @@ def train(
     if resume:
         _check_resume(plan.stage, out, overwrite)
     check_free()
-    stop = Stop(should_stop) if background else should_stop
+    request = Stop(should_stop) if background else None
+    stop = request or should_stop
     # First of all: importing the trainers takes seconds.
     dashboard = open_dashboard(plan, quiet, stop)
     try:
         work = _prepared(plan, data, reward_funcs, out, overwrite, resume, quiet)
         if isinstance(work, Run):
             return work
-        if background:
-            started, dashboard = Training(work, stop, dashboard), None
+        if request:
+            started, dashboard = Training(work, request, dashboard), None
             return started
         return work(should_stop=stop, dashboard=dashboard)
     finally:
@@ -81,7 +108,7 @@ def train(
 
 def _prepared(
     plan: Plan,
-    data: object,
+    data: Data | str | Path,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None,
     out: str | Path | None,
     overwrite: bool,
@@ -107,13 +134,13 @@ def _prepared(
         "data": data.name,
         "seed": plan.settings.get("seed", 42),
     }
-    old = Run.reopen(out, **recorded) if resume else None
+    old = Run.reopen(folder, **recorded) if resume else None
     if old is not None and old.status == "finished":
         return old
 
     def open_run() -> Run:
         if rank:  # the first process writes, the others only train
-            return Follower(out)
+            return Follower(folder)
         return old or Run.create(
             folder, hardware=plan.hardware_name, overwrite=overwrite, **recorded
         )

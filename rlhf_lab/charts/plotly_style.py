@@ -150,7 +150,7 @@ def plain(text: object) -> str:
 
 
 def safe(text: object, room: int = 40) -> str:
-    """Any text, as plotly shows it letter by letter, cut where it is longer than `room`.
+    """A text, as plotly shows it letter by letter, cut where it is longer than `room`.
 
     plotly reads a subset of HTML, entities, TeX between dollars and %{…} in hover texts.
     """

@@ -4,7 +4,7 @@ Blue is below the middle of a scale, orange above, nothing at the middle: Okabe 
 no colour blindness confuses. The colours are laid over the theme's own background, and never so
 thick that its own letters could not be read on them, in the light theme and in the dark one.
 
-Any text of a model or a user is shown in full: markup as text, line breaks as ⏎ and a break, and
+A text of a model or a user is shown in full: markup as text, line breaks as ⏎ and a break, and
 characters that are invisible, or that reverse the line, by their number (U+202E).
 """
 

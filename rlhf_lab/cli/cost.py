@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from ..stages import STAGES, TRAINABLE, XRAYED
+from ..stages import STAGES, TRAINABLE, XRAYED, Setting
 
 if TYPE_CHECKING:
     from ..cost.hardware import Hardware
@@ -31,7 +31,7 @@ SETTING_OF = {"batch": "per_device_train_batch_size"}
 """Flags whose setting has another name."""
 
 
-Settings: TypeAlias = dict[str, Any]
+Settings: TypeAlias = dict[str, Setting]
 """Settings of a plan by name; it checks them."""
 
 

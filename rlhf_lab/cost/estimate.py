@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from ..runs.ledger import Ledger
 from ..stages import STAGES, resolve
@@ -260,7 +260,7 @@ class Estimate:
 def phases_of(s: Setup) -> list[Phase]:
     """The phases of one optimizer step, or of one PPO iteration, in their order, by the function
     that the list of stages names."""
-    of_stage = cast(Callable[[Setup], list[Phase]], resolve(STAGES[s.stage].estimate))
+    of_stage: Callable[[Setup], list[Phase]] = resolve(STAGES[s.stage].estimate)
     return of_stage(s)
 
 

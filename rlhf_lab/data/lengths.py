@@ -6,11 +6,11 @@ Needs no torch: a plan counts with it what the trainer does.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..models.load import Model
-from ..stages import STAGES
+from ..stages import STAGES, Settings
 from .load import Data, Split
 from .tokenize import encode_prompt, encode_response
 
@@ -70,9 +70,7 @@ def _padded(prompts: list[int], responses: list[int], rows: int, most: int, leas
     return total / (count * rows)
 
 
-def planned_lengths(
-    stage: str, model: Model, data: Data, settings: Mapping[str, Any]
-) -> dict[str, float]:
+def planned_lengths(stage: str, model: Model, data: Data, settings: Settings) -> dict[str, float]:
     """What a plan has to know of the data: longest prompt and response in tokens, the length that
     a batch is padded to on average, and the number of rows. {} where a stage has no rows."""
     split: Split = getattr(data, STAGES[stage].rows)
@@ -106,7 +104,7 @@ def planned_lengths(
 
 
 def _sampled_lengths(
-    stage: str, model: Model, data: Data, settings: Mapping[str, Any], prompts: list[int]
+    stage: str, model: Model, data: Data, settings: Settings, prompts: list[int]
 ) -> dict[str, float]:
     """The lengths of a stage that samples: its responses are taken to be as long as the
     demonstrations, or as the limit where there are none. `prompts`: lengths in tokens."""

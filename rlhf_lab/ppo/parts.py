@@ -17,7 +17,7 @@ from .config import PPOConfig
 from .executor import Executor
 from .layouts import Roles
 from .logprobs import AnyModel
-from .rewards import Rewards
+from .rewards import RewardFunction, Rewards
 from .rollout import Rollout, Samples
 from .texts import Row
 
@@ -41,7 +41,7 @@ class TrainingParts:
     tokenizer: PreTrainedTokenizerBase
     train_dataset: Sequence[Row]
     eval_dataset: Sequence[Row] | None
-    metric_funcs: Mapping[str, Callable[..., Sequence[float]]]
+    metric_funcs: Mapping[str, RewardFunction]
     meter: Meter
     executor: Executor
     on_log: Callable[[int, Metrics], None] | None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.schema import Prompt
+from ..data.schema import Example, Prompt
 from ..data.tokenize import encode_prompt, encode_response
 from .logprobs import AnyModel
 from .losses import response_mask
@@ -18,7 +18,7 @@ from .rollout import sequence_scores
 from .sampling import generate, pad_prompts, row_keys
 
 Tokenizer = PreTrainedTokenizerBase
-Row = dict[str, Any]
+Row = Example
 """A row of a data set: `prompt` (text or messages) or ready-made `input_ids`, other columns."""
 Numbers = Sequence[float | None]
 """What a reward function gives: a number for each completion, None where it does not apply."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,7 +87,7 @@ class PPOTrainer(Bookkeeping):
         callbacks: Sequence[TrainerCallback] | None = None,
         *,
         reward_processing_class: object = None,
-        metric_funcs: dict[str, Callable[..., Sequence[float]]] | None = None,
+        metric_funcs: Mapping[str, RewardFunction] | None = None,
         meter: Meter | None = None,
         on_log: Callable[[int, Metrics], None] | None = None,
         on_sample: Callable[[int, list[Row]], None] | None = None,

@@ -57,7 +57,8 @@ def draw(
     )
     texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in ids]
     pairs = [(p, t) for p, row in zip(prompts, texts, strict=True) for t in row]
-    scores = score_texts(reward_model, reward_tokenizer or tokenizer, *zip(*pairs, strict=True))
+    asked, answers = zip(*pairs, strict=True)
+    scores = score_texts(reward_model, reward_tokenizer or tokenizer, asked, answers)
     golds = None if gold_reward is None else [gold_reward(p, t) for p, t in pairs]
     shape = len(prompts), samples
     return Drawn(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+from ..ppo.logprobs import AnyModel
 from .job import Figures, Job, before_and_after, policy_figures, train_policy, win_rate_figures
 from .trl import Rows, data_set, without_printer
 
@@ -18,7 +19,7 @@ class TokenizedDPOTrainer(DPOTrainer):
 
 
 def build(
-    model: PreTrainedModel,
+    model: AnyModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Rows,
     held_out: Rows,

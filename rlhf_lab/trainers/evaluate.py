@@ -17,7 +17,7 @@ from ..ppo.rollout import concat_prompt_response, response_logprobs
 from ..ppo.sampling import pad_prompts
 from ..ppo.texts import sample_texts, score_texts
 
-GoldReward: TypeAlias = Callable[[str, str], float]
+GoldReward: TypeAlias = Callable[..., float]
 """Prompt, response → 0 to 10."""
 
 
@@ -62,7 +62,7 @@ def policy_report(
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     *,
-    gold_parts: Callable[[str, str], dict[str, float]] | None = None,
+    gold_parts: Callable[..., dict[str, float]] | None = None,
     gold_reward: GoldReward | None = None,
     reward_model: PreTrainedModel | None = None,
     reward_tokenizer: Tokenizer | None = None,

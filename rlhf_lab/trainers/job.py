@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..data.load import Data
 from ..data.tokenize import prompt_text
 from ..metering.meter import Meter
 from ..ppo.adapters import POLICY
+from ..ppo.logprobs import AnyModel
+from ..runs.json_files import JsonObject
 from ..runs.progress import Progress
 from ..runs.run import Run
 from ..stages import ONLINE
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 Build: TypeAlias = Callable[..., Trainer]
 """`build(model, tokenizer, train, held_out, args, callbacks)` -> one of TRL's trainers."""
-Figures: TypeAlias = dict[str, Any]
+Figures: TypeAlias = JsonObject
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Job:
             return self.dashboard.follow(total)
         return None if self.quiet else Progress(total, self.plan.stage)
 
-    def save(self, model: PreTrainedModel) -> None:
+    def save(self, model: AnyModel) -> None:
         """A model in the transformers layout, its tokenizer beside it; adapters in `adapter/`."""
         if not self.run.writes:
             return
@@ -70,7 +71,7 @@ class Job:
         model.save_pretrained(folder, **({"selected_adapters": [POLICY]} if adapted else {}))
         self.tokenizer.save_pretrained(folder)
 
-    def whole(self, model: PreTrainedModel) -> PreTrainedModel:
+    def whole(self, model: AnyModel) -> AnyModel:
         """The trained model with its adapters merged in, saved; one without them as it is."""
         if not self.run.writes:
             return model
@@ -121,7 +122,7 @@ def train_role(job: Job, role: str, build: Build) -> tuple[Trainer, Figures]:
     return trainer, cost_figures(job, seconds)
 
 
-def train_policy(job: Job, build: Build) -> tuple[PreTrainedModel, Figures]:
+def train_policy(job: Job, build: Build) -> tuple[AnyModel, Figures]:
     """Train the policy with TRL; → the trained model, costs and held-out loss."""
     trainer, figures = train_role(job, "policy", build)
     if job.ready.test and not job.stopped:
@@ -131,9 +132,9 @@ def train_policy(job: Job, build: Build) -> tuple[PreTrainedModel, Figures]:
 
 def policy_figures(
     job: Job,
-    model: nn.Module,
-    reference: nn.Module | None = None,
-    reward_model: nn.Module | None = None,
+    model: AnyModel,
+    reference: AnyModel | None = None,
+    reward_model: AnyModel | None = None,
     keep: str = "",
 ) -> tuple[Figures, list[str]]:
     """Figures of a policy on held-out prompts, and its responses; `keep`: 32 of them are recorded
@@ -163,7 +164,7 @@ def policy_figures(
 
 
 def win_rate_figures(
-    job: Job, reward_model: nn.Module | None, before: list[str], after: list[str]
+    job: Job, reward_model: AnyModel | None, before: list[str], after: list[str]
 ) -> Figures:
     """How often the reward model prefers the response after training to the one before."""
     if not before or not after or reward_model is None:

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import trl
 from datasets import Dataset
-from torch import Tensor
-from transformers import PreTrainedModel, TrainerState
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.reward_sources import RewardFunction as Function
 from ..data.reward_sources import gold_metrics
@@ -30,10 +30,12 @@ from ..data.schema import Example, Prompt
 from ..data.tokenize import prompt_text, row_prompt_ids
 from ..metering.meter import Meter, NoMeter
 from ..metering.patch import patched
+from ..ppo.logprobs import AnyModel
 from ..ppo.losses import kl_estimate, missing_stop_score
 from ..ppo.rewards import Rewards
 from ..ppo.sampling import pad_prompts, positions_of
 from ..ppo.texts import call_reward
+from ..stages import Setting
 from .job import (
     Figures,
     Job,
@@ -43,13 +45,21 @@ from .job import (
     run_loop,
     win_rate_figures,
 )
-from .trl import Watch, without_printer
+from .trl import Rows, Watch, without_printer
+
+if TYPE_CHECKING:  # of TRL's two the one whose names the mixins below rely on
+    from trl import GRPOConfig as ConfigBase
+    from trl import GRPOTrainer as TrainerBase
+
+    from ..planning import TrainerArgs
+else:
+    ConfigBase = TrainerBase = object
 
 # ---------------------------------------------------------------------------------------- settings
 
 
 @dataclass
-class _PPONames:
+class _PPONames(ConfigBase):
     """Settings that PPOConfig has too, under its names."""
 
     response_length: int | None = field(
@@ -63,11 +73,11 @@ class _PPONames:
         if self.response_length is None:
             self.response_length = self.max_completion_length
         self.max_completion_length = self.response_length
-        if self.response_length < 1:
+        if self.response_length < 1:  # type: ignore[operator]  # TRL's default is a number
             raise ValueError(f"response_length must be ≥ 1, got {self.response_length}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
 
 
 @dataclass
@@ -80,8 +90,8 @@ class GRPOConfig(_PPONames, trl.GRPOConfig):
     """TRL's GRPOConfig and what PPO has too."""
 
 
-OnlineConfig: TypeAlias = RLOOConfig | GRPOConfig
 LogMetric: TypeAlias = Callable[[str, float], None]
+Inputs: TypeAlias = tuple[object, ...]
 
 
 # ------------------------------------------------------------------------------------------ reward
@@ -98,9 +108,9 @@ class RewardFunction:
 
     def __init__(
         self,
-        model: PreTrainedModel | None,
+        model: AnyModel | None,
         tokenizer: Tokenizer,
-        args: OnlineConfig,
+        args: TrainerArgs,
         *,
         meter: Meter | None = None,
         metric_funcs: dict[str, Function] | None = None,
@@ -144,7 +154,7 @@ class RewardFunction:
         *,
         trainer_state: TrainerState | None = None,
         log_metric: LogMetric = lambda name, value: None,
-        **columns: object,
+        **columns: list[Setting],
     ) -> list[float | None]:
         rows = [{"prompt": p} for p in prompts]
         if "prompt_ids" in columns:  # made by `prompt_rows`
@@ -206,12 +216,17 @@ class RewardFunction:
 # ----------------------------------------------------------------------------------------- trainer
 
 
-class _PPOConventions:
+class _PPOConventions(TrainerBase):
     """What is ours in TRL's two trainers: tokens, positions, and one KL for both."""
 
-    def __init__(self, *args, **kwargs):
+    args: TrainerArgs
+    model: AnyModel
+    ref_model: AnyModel
+    _logprobs: list[Tensor]
+
+    def __init__(self, *args: Setting, **kwargs: Setting) -> None:
         super().__init__(*args, **kwargs)
-        self._inputs: list[dict] = []  # the rows that are sampled from now
+        self._inputs: Rows = []  # the rows that are sampled from now
         for model in (self.model, self.ref_model):
             if model is not None:
                 whole = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -219,27 +234,31 @@ class _PPOConventions:
                 if self.args.disable_dropout:
                     _no_dropout(whole)
 
-    def _tokenize_prompts(self, prompts):
+    def _tokenize_prompts(
+        self, prompts: list[Prompt]
+    ) -> tuple[list[list[int]], None, dict[str, object]]:
         rows = self._inputs
         if [row["prompt"] for row in rows] != prompts:
             rows = [{"prompt": p} for p in prompts]
         return [row_prompt_ids(self._tokenizer, row) for row in rows], None, {}
 
-    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        out = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+    def _get_per_token_logps_and_entropies(
+        self, model: AnyModel, *args: Setting, **kwargs: Setting
+    ) -> tuple[Tensor, ...]:
+        out: tuple[Tensor, ...] = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         self._logprobs.append(out[0].detach())
         return out
 
-    def _generate_and_score_completions(self, inputs):
+    def _generate_and_score_completions(self, inputs: Rows) -> Example:
         self._logprobs, self._inputs = [], inputs
-        output = super()._generate_and_score_completions(inputs)
+        output: Example = super()._generate_and_score_completions(inputs)
         if self.beta and "ref_per_token_logps" not in output:  # RLOO keeps their sums only
             output["old_per_token_logps"], output["ref_per_token_logps"] = self._logprobs
         return output
 
-    def _compute_loss(self, model, inputs):
+    def _compute_loss(self, model: AnyModel, inputs: Example) -> Tensor:
         self._logprobs = []
-        loss = super()._compute_loss(model, inputs)
+        loss: Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         if "ref_per_token_logps" in inputs:
             # Without old log-probabilities this is the first step after sampling: π is π_old.
             old = inputs.get("old_per_token_logps", self._logprobs[0])
@@ -259,7 +278,7 @@ class _PPOConventions:
             metrics[f"ours/{name}"].append(float(self.accelerator.gather(kl).mean()))
 
 
-def _position(module, args, kwargs):
+def _position(module: nn.Module, args: Inputs, kwargs: Example) -> tuple[Inputs, Example]:
     """Positions counted from the mask in scoring passes too (rule 5): TRL leaves them out, which
     shifts prompts that are padded on the left where a model has absolute positions (GPT-2)."""
     if kwargs.get("fused_lm_head") and kwargs.get("position_ids") is None:
@@ -267,7 +286,7 @@ def _position(module, args, kwargs):
     return args, kwargs
 
 
-def _no_dropout(model) -> None:
+def _no_dropout(model: nn.Module) -> None:
     """Rule 4 where dropout is no module, which TRL's own `disable_dropout` would find (OPT)."""
     for module in model.modules():
         for name, value in vars(module).items():
@@ -275,7 +294,7 @@ def _no_dropout(model) -> None:
                 setattr(module, name, 0.0)
 
 
-class _RLOO(_PPOConventions, trl.RLOOTrainer):
+class _RLOO(_PPOConventions, trl.RLOOTrainer):  # type: ignore[misc]
     pass
 
 
@@ -284,8 +303,14 @@ class _GRPO(_PPOConventions, trl.GRPOTrainer):
 
 
 def online_trainer(
-    model, reference, tokenizer, train, args, reward_function: RewardFunction, watch: OnlineWatch
-):
+    model: AnyModel,
+    reference: AnyModel | None,
+    tokenizer: Tokenizer,
+    train: Rows,
+    args: TrainerArgs,
+    reward_function: RewardFunction,
+    watch: OnlineWatch,
+) -> Trainer:
     """TRL's RLOOTrainer or GRPOTrainer, whichever `args` are of. `train`: rows with a `prompt`.
 
     The reference is the frozen copy that is given (TRL would load one from where the policy came
@@ -330,13 +355,22 @@ which PPO calls score; its `kl` is per token, of RLOO k1 when sampling, of GRPO 
 class OnlineWatch(Watch):
     """Watch, with the names of PPO's metrics; what a step logs twice or times is left out."""
 
-    plain = staticmethod(str)  # chosen by METRIC_NAMES already
+    plain = staticmethod(str)  # type: ignore[assignment]  # chosen by METRIC_NAMES already
 
-    def __init__(self, meter, reward_function: RewardFunction, *args, **kwargs):
+    def __init__(
+        self, meter: Meter, reward_function: RewardFunction, *args: Setting, **kwargs: Setting
+    ) -> None:
         super().__init__(meter, "policy", *args, **kwargs)
         self.reward_function = reward_function
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, object] | None = None,
+        **kwargs: object,
+    ) -> None:
         clipped = ("policy" if isinstance(args, trl.GRPOConfig) else "response") + "_clip_fraction"
         names = {n: n for n in self.reward_function.metric_funcs}
         sources = self.reward_function.rewards.sources

@@ -44,7 +44,7 @@ def train(job: Job) -> Figures:
             print(f"ppo: going on after iteration {done} of {trainer.iterations}", flush=True)
     bar, earlier = job.progress(trainer.iterations - trainer.state.global_step), trainer.seconds
 
-    def record(step: int, metrics: dict) -> None:
+    def record(step: int, metrics: dict[str, float]) -> None:
         job.run.log(step, **metrics)
         if bar and "kl" in metrics:  # not held-out figures
             shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..data.load import Data
 from ..data.reward_sources import RewardFunction
 from ..data.schema import Example, Prompt
 from ..data.tokenize import Encoded, prompt_rows
 from ..runs.progress import with_progress
-from ..stages import STAGES, resolve
+from ..stages import STAGES, Settings, resolve
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedModel
-
     from ..planning import Plan, TrainerArgs
+    from ..ppo.logprobs import AnyModel
 
 Functions: TypeAlias = Sequence[RewardFunction]
-Models: TypeAlias = dict[str, Any]
+Models: TypeAlias = "dict[str, AnyModel]"
 """By role; PPO's reward may be the folder of an adapter, and None is a role that another plays."""
 Tokenize: TypeAlias = Callable[..., Encoded]
 """`tokenize(tokenizer, rows, most tokens)` -> rows with ids, and counts of what was dropped."""
@@ -63,9 +61,10 @@ def prepare(
             f"takes {model.context} tokens"
         )
     held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
+    test: list[Example] = []
     if spec.online:
         train, counts = make(tokenizer, with_progress(rows.train, "tokens", quiet), room)
-        test, length = [], room
+        length = room
     else:
         length = min(args.max_length or model.context, model.context)
         (train, counts), (test, _) = (
@@ -138,7 +137,7 @@ def reward_adapter(plan: Plan, layout: str) -> str | None:
     return plan.model.paths.get("reward_adapter") if layout == "adapters" else None
 
 
-def _adapted(plan: Plan, model: PreTrainedModel, task: str) -> nn.Module:
+def _adapted(plan: Plan, model: AnyModel, task: str) -> AnyModel:
     """The model with LoRA adapters where the plan asks for them (`lora_r`)."""
     lora = plan.lora
     if not lora:
@@ -146,5 +145,5 @@ def _adapted(plan: Plan, model: PreTrainedModel, task: str) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     # The score head is new: it is trained whole and saved with the adapters (rule 22).
-    whole = {"modules_to_save": ["score"]} if task == "SEQ_CLS" else {}
+    whole: Settings = {"modules_to_save": ["score"]} if task == "SEQ_CLS" else {}
     return get_peft_model(model, LoraConfig(task_type=task, **lora, **whole))

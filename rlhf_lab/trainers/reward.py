@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
+from ..data.schema import Example
 from ..ppo.adapters import SCORE_FILE
+from ..ppo.logprobs import AnyModel
 from ..ppo.texts import score_texts
 from .evaluate import noise_free_accuracy, pair_accuracy
 from .job import Figures, Job, train_role
-from .trl import Row, Rows, data_set, without_printer
+from .trl import Rows, data_set, without_printer
 
 
 def build(
-    model: PreTrainedModel,
+    model: AnyModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Rows,
     held_out: Rows,
@@ -34,7 +36,7 @@ def build(
     return without_printer(trainer)
 
 
-def _whole(row: Row) -> Row:
+def _whole(row: Example) -> Example:
     """RewardTrainer wants prompt and response as one sequence."""
     prompt = row["prompt_ids"]
     return {f"{k}_ids": prompt + row[f"{k}_ids"] for k in ("chosen", "rejected")}
@@ -62,7 +64,7 @@ def train(job: Job) -> Figures:
 
 
 def set_score_offset(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, demonstrations: Rows
+    model: AnyModel, tokenizer: PreTrainedTokenizerBase, demonstrations: Rows
 ) -> float:
     """Rule 16: a bias in the model's config so that demonstrations score 0 on average.
 

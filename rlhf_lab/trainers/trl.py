@@ -8,7 +8,7 @@ the run as they come.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from datasets import Dataset
@@ -20,11 +20,11 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..data.schema import Example
 from ..metering.callback import MeterCallback
 from ..metering.meter import Meter
 
-Row = dict[str, Any]
-Rows = list[Row]
+Rows: TypeAlias = list[Example]
 """Rows with token ids, as `data/tokenize.py` makes them."""
 CPU_SAFE = {"bf16": False, "gradient_checkpointing": False, "report_to": "none"}
 

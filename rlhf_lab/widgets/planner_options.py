@@ -5,21 +5,21 @@ Each control stands for one argument of `lab.plan`, under its name; `precision` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ..cost.hardware import CATALOGUE, Hardware
 from ..cost.setup import CHOICES
 from ..display import did_you_mean, format_number
 from ..models.load import Model
-from ..stages import STAGES
+from ..stages import STAGES, Settings
 
 if TYPE_CHECKING:
     from ..cost.estimate import Estimate
     from ..cost.remedies import Remedy
 
-Values: TypeAlias = Mapping[str, Any]
+Values: TypeAlias = Settings
 """Settings by name, as a user gives them: numbers, names, a model's handle, a device."""
 
 
