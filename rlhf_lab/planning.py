@@ -209,7 +209,7 @@ def _one_length(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
     if not STAGES[stage].groups or "max_completion_length" not in settings:
         return settings
     if "response_length" in settings:
-        raise ValueError("response_length is max_completion_length: give one of them")
+        raise ValueError("response_length is max_completion_length: say one of them")
     rest = {k: v for k, v in settings.items() if k != "max_completion_length"}
     return {**rest, "response_length": settings["max_completion_length"]}
 
