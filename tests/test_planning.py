@@ -6,14 +6,16 @@ pytest tests/test_planning.py
 import json
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
 import rlhf_lab as lab
 from rlhf_lab.cli.main import main
+from rlhf_lab.stages import TRAINABLE
+from rlhf_lab.trainers import prepare
 
 STAGES = ("sft", "reward", "ppo", "dpo")
-TRAINED = (*STAGES, "rloo", "grpo")
 SHORT = {"max_steps": 2, "seed": 0}
 
 
@@ -22,8 +24,22 @@ def data():
     return lab.load_data("stories", seed=0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_prompts():
+    """Evaluate policies on a few held-out prompts: sampling them takes longer than two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "HELD_OUT", 64)
+        yield
+
+
 def train(stage, data, folder, **settings):
     return lab.train(lab.plan(stage, "tiny", **SHORT, **settings), data, out=folder, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """`trained(stage)`: a run of two steps, made once; nobody writes into it."""
+    return cache(lambda stage: train(stage, data, tmp_path_factory.mktemp("runs") / stage))
 
 
 # ------------------------------------------------------------------------------------------ plans
@@ -60,12 +76,12 @@ def test_an_unknown_model_is_refused_in_one_line():
 # ------------------------------------------------------------------------------------------- runs
 
 
-@pytest.mark.parametrize("stage", TRAINED)
-def test_a_stage_trains_and_its_run_reads_back(stage, data, tmp_path):
+@pytest.mark.parametrize("stage", TRAINABLE)
+def test_a_stage_trains_and_its_run_reads_back(stage, trained):
     """Settings, metrics, measured ledger, samples and a model that plain transformers loads."""
     from transformers import AutoConfig
 
-    run = lab.Run.load(train(stage, data, tmp_path / stage).folder)
+    run = lab.Run.load(trained(stage).folder)
     assert run.status == "finished" and run.stage == stage
     assert run.config["settings"]["max_steps"] == 2
     assert max(m["step"] for m in run.metrics) == 2, "the last step is logged, whichever it is"
@@ -77,8 +93,8 @@ def test_a_stage_trains_and_its_run_reads_back(stage, data, tmp_path):
         assert run.samples and 0 <= run.summary["gold_reward"] <= 10
 
 
-def test_ppo_logs_what_it_must(data, tmp_path):
-    run = train("ppo", data, tmp_path / "ppo")
+def test_ppo_logs_what_it_must(trained):
+    run = trained("ppo")
     names = set(run.metric_names)
     assert names >= {
         "reward",
@@ -99,10 +115,10 @@ def test_ppo_logs_what_it_must(data, tmp_path):
     assert roles >= {"policy", "reference", "reward", "value"}
 
 
-@pytest.mark.parametrize("stage", TRAINED)
-def test_the_same_seed_gives_the_same_metrics(stage, data, tmp_path):
+@pytest.mark.parametrize("stage", TRAINABLE)
+def test_the_same_seed_gives_the_same_metrics(stage, data, trained, tmp_path):
     """Times and memory aside, two runs agree to the last digit."""
-    one, two = (train(stage, data, tmp_path / n).metrics for n in ("one", "two"))
+    one, two = trained(stage).metrics, train(stage, data, tmp_path / "again").metrics
     assert one and json.dumps(one) == json.dumps(two)
 
 
