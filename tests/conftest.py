@@ -11,6 +11,7 @@ Nothing here reads a file or the network. torch and transformers are imported wh
 import gc
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A slow machine is no fault of what is tested; tests about time set a deadline of their own.
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
+
+
+TRAINING = """
+cli/test_errors cli/test_resume data/test_reward_sources docs/test_code_blocks docs/test_site
+launch/test_launch models/test_families ppo/test_checkpoint ppo/test_distributed
+ppo/test_ppo_rules_01_08 ppo/test_ppo_rules_09_13 ppo/test_ppo_rules_14_21 ppo/test_ppo_trainer
+simulate/test_xray test_background test_layout_runs test_notebook test_planning test_stages
+test_studies test_wheel trainers/test_kto trainers/test_online trainers/test_online_plan
+""".split()
+"""Files whose tests train, build or start something, for ten seconds or more: they are `slow`."""
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in (i for i in items if here in i.path.parents):
+        if item.path.relative_to(here).with_suffix("").as_posix() in TRAINING:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="module")
