@@ -81,7 +81,7 @@ def _train(layout: str, seed: int, more: dict, options: Options) -> dict:
     data = lab.load_data("stories", seed=0)
     run = lab.train(plan, data, out=options.scratch / f"{layout}-{seed}", quiet=True)
     measured = run.ledger.filter(source="measured", quantity="bytes")
-    foretold = run.ledger.filter(source="predicted", quantity="bytes")  # at the data's own lengths
+    predicted = run.ledger.filter(source="predicted", quantity="bytes")  # at the data's own lengths
     found = run.summary
     return {
         "seed": seed,
@@ -91,10 +91,10 @@ def _train(layout: str, seed: int, more: dict, options: Options) -> dict:
         "before": found["before/gold_reward"],
         "peak_resident": found["peak_bytes"],
         "measured": measured.peak(),
-        "planned": foretold.peak(),
+        "planned": predicted.peak(),
         "plan": plan.peak,
         "measured_by_component": _by_component(measured),
-        "planned_by_component": _by_component(foretold),
+        "planned_by_component": _by_component(predicted),
         "curve": {n: run.series(n)[1] for n in ("gold_reward", "kl", "score")},
     }
 

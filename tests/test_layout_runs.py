@@ -57,13 +57,13 @@ def test_what_was_planned_is_simulated_and_measured(layout, data, tmp_path):
 
 def test_less_memory_with_every_step():
     """At lengths and batch alike, parameters and states: four > shared > adapters."""
-    standing = {}
+    resident = {}
     for layout, more in ({"four": {}} | LAYOUTS).items():
         plan = lab.plan("ppo", "tiny", layout=layout, **SHORT, **more)
         rows = plan.ledger.filter(quantity="bytes", phase="optimizer")
         stands = ("parameters", "optimizer", "gradients")
-        standing[layout] = sum(r.value for r in rows if r.component in stands)
-    assert standing["four"] > 1.5 * standing["shared"] > 3 * standing["adapters"]
+        resident[layout] = sum(r.value for r in rows if r.component in stands)
+    assert resident["four"] > 1.5 * resident["shared"] > 3 * resident["adapters"]
 
 
 def test_a_shared_run_saves_a_plain_policy(data, tmp_path):

@@ -50,14 +50,14 @@ def test_the_reward_adapter_judges_as_its_card_says():
 
     model, data = lab.load("tiny"), lab.load_data("stories")
     folder = small_models_folder() / "tiny" / "reward_adapter"
-    judge = PeftModel.from_pretrained(model.new_reward(), folder).merge_and_unload()
+    reward_model = PeftModel.from_pretrained(model.new_reward(), folder).merge_and_unload()
     on_card = float((folder / "README.md").read_text().split("- accuracy: ")[1].split()[0])
-    accuracy, _ = pair_accuracy(judge, model.tokenizer, data.preferences.test[:384])
+    accuracy, _ = pair_accuracy(reward_model, model.tokenizer, data.preferences.test[:384])
     assert accuracy == pytest.approx(on_card, abs=0.05)
     offset = json.loads((folder / "score.json").read_text())["score_offset"]
     rows = data.sft.train[:256]
-    prompts, told = ([r[name] for r in rows] for name in ("prompt", "completion"))
-    scores = score_texts(judge, model.tokenizer, prompts, told)
+    prompts, responses = ([r[name] for r in rows] for name in ("prompt", "completion"))
+    scores = score_texts(reward_model, model.tokenizer, prompts, responses)
     assert float(scores.mean()) + offset == pytest.approx(0, abs=1e-3)
 
 

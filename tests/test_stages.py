@@ -88,7 +88,7 @@ def test_other_versions_are_asked_themselves(monkeypatch):
 
 
 def test_the_list_is_plain_data():
-    """It imports nothing of the package and nothing heavy: a mistyped setting is told at once."""
+    """It imports nothing of the package and nothing heavy: typos are refused at once."""
     code = "import sys, rlhf_lab.stages; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())

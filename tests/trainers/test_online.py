@@ -26,14 +26,14 @@ ALIGNED = {"num_iterations": 1, "steps_per_generation": 1}
 # ------------------------------------------------------------------------------------------ reward
 
 
-def judge(tiny, **settings):
+def reward_function(tiny, **settings):
     args = GRPOConfig(**trl_settings({"response_length": 4, "num_generations": 2, **settings}, "x"))
     return RewardFunction(tiny.rm(1), tiny.tokenizer(), args, meter=NoMeter())
 
 
 def test_the_reward_is_what_every_other_stage_hears(tiny, tmp_path):
     """A response that stopped scores as the same text does anywhere, offset included."""
-    j = judge(tiny, per_device_train_batch_size=2)
+    j = reward_function(tiny, per_device_train_batch_size=2)
     j.model.config.score_offset = 0.7
     prompts, texts = ["w1 w2", "w3", "w4 w5 w6"], ["w7", "w8 w9", "w10"]
     ids = [[*j.tokenizer(t)["input_ids"], tiny.eos] for t in texts]
@@ -43,7 +43,7 @@ def test_the_reward_is_what_every_other_stage_hears(tiny, tmp_path):
 
 def test_a_response_that_was_cut_gets_no_eos_and_pays(tiny):
     """The score is at the last token that was sampled; the model is asked directly."""
-    j = judge(tiny, missing_eos_penalty=2.0)
+    j = reward_function(tiny, missing_eos_penalty=2.0)
     cut, ended, early = [1, 2, 3, 4], [1, 2, 3, tiny.eos], [1, tiny.eos]
     assert j.stopped([cut, ended, early]).tolist() == [False, True, True]
     with torch.no_grad():

@@ -48,7 +48,7 @@ def test_memory_and_flops_of_every_phase(stage, kind, settings, lora, tiny, tmp_
         generation_kwargs={"suppress_tokens": [tiny.eos]},  # all responses are of one length
     )
     online.reward_function.metric_funcs.clear()
-    config, judge = online.reference.config.to_dict(), online.reward.config.to_dict()
+    config, reward_config = online.reference.config.to_dict(), online.reward.config.to_dict()
     online.trainer.train()
     settings = {
         "per_device_train_batch_size": 8,
@@ -65,7 +65,7 @@ def test_memory_and_flops_of_every_phase(stage, kind, settings, lora, tiny, tmp_
         **settings,
         **lora,
     }
-    e = estimate(stage, config, hardware("laptop"), settings, reward=judge)
+    e = estimate(stage, config, hardware("laptop"), settings, reward=reward_config)
     measured = online.meter.ledger()
     phases = {r.phase for r in e.ledger if r.quantity == "flops"}
     assert phases == {r.phase for r in measured if r.quantity == "flops"}
