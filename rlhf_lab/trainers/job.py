@@ -176,3 +176,14 @@ def win_rate_figures(
 def before_and_after(before: Figures, after: Figures) -> Figures:
     """Figures after training, and those from before as `before/<name>`."""
     return after | {f"before/{name}": value for name, value in before.items()}
+
+
+def train_against_reference(job: Job, build: Build) -> Figures:
+    """DPO and KTO: train the policy with TRL, and compare it with the SFT model it began as."""
+    before, first = policy_figures(job, job.ready.models["policy"], keep="sft")
+    model, figures = train_policy(job, build)
+    after, last = policy_figures(job, model, job.plan.model.sft, keep=job.plan.stage)
+    figures |= before_and_after(before, after)
+    if "reward" in job.plan.model.paths:
+        figures |= win_rate_figures(job, job.plan.model.reward, first, last)
+    return figures

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl import KTOConfig, KTOTrainer
 
 from ..ppo.logprobs import AnyModel
-from .job import Figures, Job, before_and_after, policy_figures, train_policy, win_rate_figures
+from .job import Figures, Job, train_against_reference
 from .trl import Rows, data_set, without_printer
 
 
@@ -78,10 +78,4 @@ def mismatched(rows: Rows, args: KTOConfig) -> Rows:
 
 
 def train(job: Job) -> Figures:
-    before, first = policy_figures(job, job.ready.models["policy"], keep="sft")
-    model, figures = train_policy(job, build)
-    after, last = policy_figures(job, model, job.plan.model.sft, keep="kto")
-    figures |= before_and_after(before, after)
-    if "reward" in job.plan.model.paths:
-        figures |= win_rate_figures(job, job.plan.model.reward, first, last)
-    return figures
+    return train_against_reference(job, build)
