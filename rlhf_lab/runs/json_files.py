@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 JsonObject: TypeAlias = dict[str, Any]
 """An object of a JSON file: its values are whatever stands there."""
@@ -54,9 +54,13 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Add JSON lines to a file."""
+    """Add JSON lines to a file; a half-written last line is cut off before."""
     with open(path, "ab+") as file:
-        _drop_torn_line(file)
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         file.write(json_lines(rows).encode())  # closing flushes: a reader sees whole lines at once
 
 
@@ -78,22 +82,6 @@ def read_lines(path: Path) -> list[JsonObject]:
 
 def json_lines(rows: Iterable[Mapping[str, object]]) -> str:
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-
-
-def _drop_torn_line(file: BinaryIO) -> None:
-    """Cut off a half-written last line, so that the next one does not grow onto it."""
-    end = size = file.seek(0, os.SEEK_END)
-    block = 4096
-    while end > 0:
-        start = max(0, end - block)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
-            break
-        end = start
-    if end < size:
-        file.truncate(end)
 
 
 def to_json_object(mapping: Mapping[str, object]) -> JsonObject:

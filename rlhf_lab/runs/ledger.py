@@ -21,11 +21,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import UserList
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from ..display import format_number, html_table, table
 from ..stages import STAGES
@@ -102,6 +103,12 @@ class Row:
             raise ValueError(f"value={self.value!r} lies outside its band: {band}")
         _check_rank(self.rank)
 
+    @property
+    def band(self) -> str:
+        """`low .. high` in words; "" where no band is claimed."""
+        ends = ["" if x is None else format_number(x, self.unit) for x in (self.low, self.high)]
+        return " .. ".join(ends) if any(ends) else ""
+
 
 def _check_word(name: str, word: object) -> None:
     if word == "" and name in _MAY_BE_EMPTY:
@@ -124,38 +131,12 @@ def _check_rank(rank: object) -> None:
         raise ValueError(f"rank={rank!r}: a process number, 0 or more")
 
 
-class Ledger:
+class Ledger(UserList[Row]):
     """A list of rows with the few questions a cost table is asked.
 
     Every method that takes `**fields` keeps the rows whose labels match; a tuple, list or set
     names several allowed values: `ledger.filter(phase=("forward", "backward"), rank=0)`.
     """
-
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self._rows = list(rows)
-
-    # -- like a list ------------------------------------------------------------------------
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Ledger: ...
-    def __getitem__(self, index: int | slice) -> Row | Ledger:
-        return Ledger(self._rows[index]) if isinstance(index, slice) else self._rows[index]
-
-    def __eq__(self, other: object) -> bool:
-        return self._rows == other._rows if isinstance(other, Ledger) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # it grows, so it must not be a dict key
-
-    def __add__(self, other: Iterable[Row]) -> Ledger:
-        """Both tables one under the other: how predicted, simulated and measured meet."""
-        return Ledger([*self._rows, *other])
 
     def add(self, **row_fields: object) -> Row:
         """Append one row, checked; the fields are those of `Row`."""
@@ -165,11 +146,8 @@ class Ledger:
             raise ValueError(f"a row needs {', '.join(missing)}")
         make_row: Callable[..., Row] = Row  # it checks the types itself
         row = make_row(**row_fields)
-        self._rows.append(row)
+        self.append(row)
         return row
-
-    def extend(self, rows: Iterable[Row]) -> None:
-        self._rows.extend(rows)
 
     # -- questions --------------------------------------------------------------------------
     def filter(self, **wanted: object) -> Ledger:
@@ -178,7 +156,7 @@ class Ledger:
         allowed = {name: _as_choices(name, value) for name, value in wanted.items()}
         return Ledger(
             row
-            for row in self._rows
+            for row in self.data
             if all(getattr(row, name) in choices for name, choices in allowed.items())
         )
 
@@ -223,10 +201,10 @@ class Ledger:
     def _check_adds_up(self, apart: Collection[str]) -> None:
         """Refuse a sum that means nothing, unless the label is kept `apart`."""
         for name in ("quantity", "source"):
-            kinds = list(dict.fromkeys(getattr(row, name) for row in self._rows))
+            kinds = list(dict.fromkeys(getattr(row, name) for row in self.data))
             if len(kinds) > 1 and name not in apart:
                 raise ValueError(f"adding up {' and '.join(kinds)} means nothing: give one {name}=")
-        phases = dict.fromkeys(row.phase for row in self._rows if row.quantity == "bytes")
+        phases = dict.fromkeys(row.phase for row in self.data if row.quantity == "bytes")
         if len(phases) > 1 and "phase" not in apart:
             named = ", ".join(p or "''" for p in phases)
             raise ValueError(
@@ -239,13 +217,13 @@ class Ledger:
         import pandas  # late: a plan must open where pandas is slow to load or absent
 
         names = [f.name for f in fields(Row)]
-        return pandas.DataFrame([asdict(row) for row in self._rows], columns=names)
+        return pandas.DataFrame([asdict(row) for row in self.data], columns=names)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one JSON object per line; the old file stays whole until the new one is."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, "".join(json.dumps(_row_to_json(r)) + "\n" for r in self._rows))
+        replace_file(path, "".join(json.dumps(_row_to_json(r)) + "\n" for r in self.data))
         return path
 
     @classmethod
@@ -265,13 +243,13 @@ class Ledger:
     def __repr__(self) -> str:
         count = f"{len(self)} row{'' if len(self) == 1 else 's'}"
         labels = [
-            ", ".join(dict.fromkeys(getattr(row, name) for row in self._rows))
+            ", ".join(dict.fromkeys(getattr(row, name) for row in self.data))
             for name in ("stage", "quantity", "source")
         ]
         return f"Ledger({'; '.join([count, *filter(None, labels)])})"
 
     def __str__(self) -> str:
-        return table(self._first_rows()) + self._rest() if self._rows else "Ledger(0 rows)"
+        return table(self._first_rows()) + self._rest() if self.data else "Ledger(0 rows)"
 
     def _repr_html_(self) -> str:
         return html_table(self._first_rows()) + (f"<p>{self._rest()}</p>" if self._rest() else "")
@@ -279,26 +257,18 @@ class Ledger:
     def _first_rows(self) -> list[dict[str, str]]:
         """The first rows as text; columns that are empty in every row are left out."""
 
-        def band(row: Row) -> str:
-            ends = [
-                format_number(end, row.unit) if end is not None else ""
-                for end in (row.low, row.high)
-            ]
-            return " .. ".join(ends) if any(ends) else ""
-
         lines = [
             {
                 **{n: getattr(row, n) for n in ("stage", "role", "phase", "component", "quantity")},
                 "value": format_number(row.value, row.unit),
-                "band": band(row),
+                "band": row.band,
                 "rank": str(row.rank),
                 "source": row.source,
             }
-            for row in self._rows[:_SHOWN_ROWS]
+            for row in self.data[:_SHOWN_ROWS]
         ]
-        empty = {"role", "phase", "component", "band"} & {
-            name for name in (lines[0] if lines else ()) if not any(line[name] for line in lines)
-        }
+        optional = (*_MAY_BE_EMPTY, "band")
+        empty = [name for name in optional if not any(line[name] for line in lines)]
         return [{k: v for k, v in line.items() if k not in empty} for line in lines]
 
     def _rest(self) -> str:
@@ -313,9 +283,7 @@ def _check_fields(given: Iterable[str], allowed: Sequence[str]) -> None:
 
 
 def _as_choices(name: str, value: object) -> Collection[object]:
-    choices: Collection[object] = (
-        value if isinstance(value, (tuple, list, set, frozenset)) else (value,)
-    )
+    choices = value if isinstance(value, (tuple, list, set, frozenset)) else (value,)
     for choice in choices:
         _check_rank(choice) if name == "rank" else _check_word(name, choice)
     return choices

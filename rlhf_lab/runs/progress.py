@@ -51,13 +51,10 @@ class Pace:
     def line(self) -> str:
         """What is shown now: `label  37/120  30%  elapsed 0:12  ETA 0:27  note`."""
         elapsed = self._clock() - self._start
-        parts = [self.label]
-        if self.total is None:
-            parts.append(f"{self.done}")
-        else:
+        parts = [self.label, f"{self.done}"]
+        if self.share is not None:
             # Rounded down: 100% stands there when it is done, not a little before.
-            share = self.done / self.total if self.total else 1.0
-            parts += [f"{self.done}/{self.total}", f"{int(100 * share):3d}%"]
+            parts[1:] = [f"{self.done}/{self.total}", f"{int(100 * self.share):3d}%"]
         parts.append(f"elapsed {_clock_time(elapsed)}")
         if self.total is not None and self.done < self.total and not self.closed:
             left = elapsed * (self.total - self.done) / self.done if self.done else None
@@ -81,7 +78,7 @@ class Progress(Pace):
         self._stream = stream if stream is not None else sys.stderr
         self._display = notebook_display() if stream is None else None
         self._handle: DisplayHandle | None = None
-        self._width = 0  # characters of the line that the terminal shows now
+        self._shown = ""  # the line that the terminal shows now
         self._mode = "notebook" if self._display else "terminal" if _is_tty(self._stream) else "log"
         self._shown_at = self._start
         # A log starts with silence: what ends within ten seconds leaves one line, not two.
@@ -114,28 +111,21 @@ class Progress(Pace):
     def _show(self) -> None:
         self._shown_at = self._clock()
         try:
-            if self._mode == "notebook":
-                self._show_in_notebook()
+            if self._handle is not None:
+                self._handle.update({"text/plain": self.line()}, raw=True)
+            elif self._display is not None:
+                bundle = {"text/plain": self.line()}
+                self._handle = self._display(bundle, raw=True, display_id=True)
             else:
-                self._write(
-                    self._terminal_line() if self._mode == "terminal" else self.line() + "\n"
-                )
+                self._write(self.line() + "\n" if self._mode == "log" else self._rewritten())
         except (OSError, ValueError):  # a closed pipe or stream
             pass
 
-    def _show_in_notebook(self) -> None:
-        bundle = {"text/plain": self.line()}
-        if self._handle is not None:
-            self._handle.update(bundle, raw=True)
-        elif self._display is not None:
-            self._handle = self._display(bundle, raw=True, display_id=True)
-
-    def _terminal_line(self) -> str:
-        columns = shutil.get_terminal_size().columns
-        line = self.line()[: max(10, columns - 1)]
-        padding = " " * (self._width - len(line))  # blanks out what is left of a longer line
-        self._width = len(line)
-        return f"\r{line}{padding}" + ("\n" if self.closed else "")
+    def _rewritten(self) -> str:
+        """The line in place of the one before, of which nothing may be left."""
+        before, columns = self._shown, shutil.get_terminal_size().columns
+        self._shown = self.line()[: max(10, columns - 1)]
+        return "\r" + self._shown.ljust(len(before)) + ("\n" if self.closed else "")
 
     def _write(self, text: str) -> None:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
