@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import rlhf_lab as lab
+from rlhf_lab import notebook
+from rlhf_lab.ppo import token_record
 from rlhf_lab.runs.run import Run
 
 
@@ -54,6 +58,29 @@ def test_inspecting_a_folder_and_scoring_what_has_no_figures(run):
     before = next(r for r in run.samples if r.get("when") == "sft")
     # Before training the policy is the reference.
     assert max(map(abs, inspector._score(run, before)["log_ratio"])) < 1e-5
+
+
+def test_held_out_samples_are_of_prompts_that_were_not_trained_on(run):
+    prompts = lab.load_data("stories").prompts
+    shown = {r["prompt"] for r in run.samples if r.get("when") in ("sft", "ppo")}
+    assert shown and shown <= {row["prompt"] for row in prompts.test}
+    assert not shown & {row["prompt"] for row in prompts.train}
+
+
+@pytest.mark.parametrize(
+    ("stage", "when", "by"),
+    [
+        ("ppo", "sft", "reference"),
+        ("ppo", "ppo", "policy"),
+        ("sft", "base", "reference"),
+        ("sft", "sft", "policy"),
+    ],
+)
+def test_a_sample_is_scored_by_the_model_that_wrote_it(stage, when, by, monkeypatch):
+    monkeypatch.setattr(notebook, "_models", lambda *_: ("policy", "reference", None))
+    monkeypatch.setattr(token_record, "score_tokens", lambda model, *_: model)
+    run = SimpleNamespace(folder=Path(), stage=stage, config={"model": "tiny"})
+    assert notebook._score(run, {"when": when, "prompt": "p", "response": "r"}) == by
 
 
 def test_labelling_takes_the_datas_own_pairs(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,6 +36,23 @@ def test_lengths_and_drops_are_those_of_the_tokens():
     assert demonstrations["train"] + demonstrations["held out"] == 40
     # A prompt that leaves no room for a response of 64 tokens is too long for PPO.
     assert prompts["dropped: too long"] == 40
+
+
+def test_every_stage_begins_where_the_one_before_it_ended(tmp_path, monkeypatch):
+    begun = {}
+
+    def train(plan, data, *, out, **_):
+        begun[plan.stage] = plan.model.paths
+        return SimpleNamespace(model_path=out / "model")
+
+    monkeypatch.setattr(pipeline, "train", train)
+    for name in ("_simulate", "report"):
+        monkeypatch.setattr(pipeline, name, lambda *_: None)
+    pipeline.train_all("tiny", from_rows(ROWS), out=tmp_path)
+    own = lab.load("tiny").paths
+    sft = own | {"sft": str(tmp_path / "sft" / "model")}
+    both = sft | {"reward": str(tmp_path / "reward" / "model")}
+    assert begun == {"sft": own, "reward": sft, "ppo": both, "dpo": both}
 
 
 def test_every_text_becomes_tokens_once(monkeypatch):

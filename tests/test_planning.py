@@ -49,6 +49,10 @@ def test_a_plan_is_the_defaults_and_what_you_say():
     plan = lab.plan("dpo", "tiny", beta=0.3)
     assert plan.settings["beta"] == 0.3 and plan.settings["learning_rate"] > 0
     assert plan.config().beta == 0.3
+    assert plan.lora == {}
+    adapters = {"target_modules": "all-linear", "r": 8, "lora_alpha": 16}
+    assert lab.plan("dpo", "tiny", lora_r=8).lora == adapters
+    assert lab.plan("dpo", "tiny", lora_r=8, lora_alpha=4).lora == adapters | {"lora_alpha": 4}
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,14 @@ def test_zero_shards_as_in_its_paper(sharding, weights, gradients, states):
     assert part(e, "optimizer", "optimizer") == pytest.approx(states * n)
 
 
+def test_zero_2_reduces_gradients_in_buckets_of_half_a_billion_numbers():
+    """DeepSpeed's `reduce_bucket_size`, at 16 bits a number; a smaller model has smaller ones."""
+    e = plan(name=LLAMA2, gpus=8, sharding="zero2")
+    assert part(e, "communication", "optimizer") == 2 * 500_000_000
+    small = plan(gpus=8, sharding="zero2")
+    assert part(small, "communication", "optimizer") == 2 * 494_032_768
+
+
 def test_four_bits():
     """NF4: 4.5 bits for each number of a layer, 16 for embedding, head and norms."""
     e = plan("inference", LLAMA2, dtype="bfloat16", load_in_4bit=True)
@@ -141,6 +149,8 @@ def test_steps_hours_and_money():
     assert e.money == pytest.approx(e.gpu_hours * hardware("h100").price)
     dear = estimate("sft", presets()[QWEN], hardware("h100", price=10.0), {**BASE, "gpus": 4})
     assert dear.money == pytest.approx(10.0 * dear.gpu_hours)
+    halved = plan("inference", gpus=2, tensor_parallel=2, sharding="none")
+    assert halved.gpu_hours == pytest.approx(2 * halved.hours), "two devices hold one model"
     unknown = estimate(
         "sft", presets()[QWEN], "h100", {k: v for k, v in BASE.items() if k != "rows"}
     )

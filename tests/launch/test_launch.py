@@ -9,8 +9,9 @@ import pytest
 
 from rlhf_lab import training
 from rlhf_lab.data.load import load_data
+from rlhf_lab.launch import launcher
 from rlhf_lab.launch.follower import Follower
-from rlhf_lab.launch.launcher import command, place
+from rlhf_lab.launch.launcher import ERROR_PREFIX, command, place
 from rlhf_lab.runs.run import Run
 
 OURS = ["-m", "rlhf_lab.cli", "train", "ppo"]
@@ -48,6 +49,21 @@ def test_on_gpus_accelerate_does(tmp_path):
     assert launch_command_parser().parse_args(line[3:]).config_file == str(file)
     with pytest.raises(ValueError, match="--accelerate zzz: neither ddp nor a file"):
         command("zzz", [])
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("", 0),
+        ("raise SystemError", 1),
+        (f"import sys; sys.exit('{ERROR_PREFIX}no such setting')", 2),
+        (f"import sys; sys.stderr.write('{ERROR_PREFIX}slow\\n')", 0),
+    ],
+)
+def test_the_exit_code_is_that_of_the_processes(program, code, monkeypatch):
+    started = [sys.executable, "-c", program], {}
+    monkeypatch.setattr(launcher, "command", lambda *arguments: started)
+    assert launcher.launch("ddp", ["train", "ppo"]) == code
 
 
 def test_a_follower_writes_nothing(tmp_path):

@@ -48,8 +48,9 @@ def test_rollouts_do_not_depend_on_batch_order(make):
 def test_every_prompt_is_used_once_per_pass(make):
     """24 episodes over 8 prompts in batches of 8, then in batches of 6 across the borders."""
     trainer = make()
-    for iteration in range(3):
-        assert sorted(trainer.next_prompts(iteration).tolist()) == list(range(8))
+    passes = [trainer.next_prompts(iteration).tolist() for iteration in range(3)]
+    assert [sorted(rows) for rows in passes] == [list(range(8))] * 3
+    assert passes[0] != passes[1] != passes[2], "each pass has an order of its own"
     trainer = make(per_device_train_batch_size=6)
     drawn = torch.cat([trainer.next_prompts(i) for i in range(4)]).tolist()
     assert [sorted(drawn[i : i + 8]) for i in (0, 8, 16)] == [list(range(8))] * 3

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import rlhf_lab as lab
+from rlhf_lab import studies
 from rlhf_lab.cli.main import main
 from rlhf_lab.ppo.texts import score_texts
 from rlhf_lab.trainers.best_of_n import draw, expected_best, kl_bound, order_weights
@@ -62,6 +63,11 @@ def test_the_bound_holds_and_is_reached():
         few, more = kl(3, n), kl(60, n)
         assert few < more < kl_bound(n)
         assert more == pytest.approx(kl_bound(n), rel=0.05)  # hardly an answer comes twice
+
+
+def test_a_mean_and_its_standard_error():
+    """Variance 2 of two values: the error of their mean is √(2 / 2)."""
+    assert studies._mean(torch.tensor([1.0, 3.0])) == (2.0, 1.0)
 
 
 def test_what_is_drawn_is_what_is_scored(tiny):
