@@ -450,10 +450,10 @@ QUANTITIES = {  # row of the table: which tensors it covers
 LOGGED = {  # our metric: TRL's
     "score": "objective/scores",
     "kl": "objective/kl",
-    "policy_loss": "loss/policy_avg",
-    "value_loss": "loss/value_avg",
-    "policy_clip_fraction": "policy/clipfrac_avg",
-    "value_clip_fraction": "val/clipfrac_avg",
+    "pg_loss": "loss/policy_avg",
+    "vf_loss": "loss/value_avg",
+    "clipfrac": "policy/clipfrac_avg",
+    "vf_clipfrac": "val/clipfrac_avg",
 }
 
 
@@ -541,7 +541,7 @@ def part1(python: Path, model: str, threads: int) -> tuple[bool, dict]:
                 result["logged metrics"] = logged_gap(log, trl_log, kind)
             gaps[job["dtype"]][job["case"]] = result
             if job["case"] == "4 epochs x 4 minibatches" and job["dtype"] == "float32":
-                clipped = log["policy_clip_fraction"], log["value_clip_fraction"]
+                clipped = log["clipfrac"], log["vf_clipfrac"]
         late, default = (
             our_iteration(folder, jobs[0] | {"late_score": flag}, responses)[0]
             for flag in (True, False)

@@ -11,7 +11,7 @@ A net for changes that must change nothing. Recorded in `results/same_numbers.js
 
 Weights, samples and ledgers are kept as hashes, metrics as numbers; all must be equal to the last
 digit. So that one x86 CPU computes what another does, the libraries are held to their plainest
-kernels. Metrics that have other names now are listed in `rlhf_lab/runs/renamed.json`, if any.
+kernels. Metrics that have other names now are listed in `rlhf_lab/runs/renamed.json`.
 About four minutes on two cores.
 """
 
@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "same_numbers.json"
-RENAMED = Path(__file__).parents[1] / "rlhf_lab" / "runs" / "renamed.json"
 PLAIN_KERNELS = {
     "ATEN_CPU_CAPABILITY": "default",
     "MKL_CBWR": "COMPATIBLE",
@@ -142,22 +141,14 @@ def plans() -> dict[str, str]:
     return found
 
 
-def renamed() -> dict[str, str]:
-    return json.loads(RENAMED.read_text()) if RENAMED.is_file() else {}
-
-
 def under_new_names(recorded: dict[str, Any]) -> dict[str, Any]:
-    table = renamed()
-    return {
-        **recorded,
-        "metrics": [{table.get(k, k): v for k, v in row.items()} for row in recorded["metrics"]],
-        "summary": {_renamed(table, k): v for k, v in recorded["summary"].items()},
-    }
+    from rlhf_lab.runs.run import name_today
 
+    def named(row: dict[str, Any]) -> dict[str, Any]:
+        return {name_today(name): value for name, value in row.items()}
 
-def _renamed(table: dict[str, str], name: str) -> str:
-    head, slash, tail = name.rpartition("before/")
-    return head + slash + table.get(tail, tail)
+    metrics = [named(row) for row in recorded["metrics"]]
+    return {**recorded, "metrics": metrics, "summary": named(recorded["summary"])}
 
 
 def differences(name: str, old: Any, new: Any) -> list[str]:

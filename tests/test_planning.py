@@ -108,8 +108,8 @@ def test_ppo_logs_what_it_must(trained):
         "kl_k2",
         "kl_k3",
         "entropy",
-        "policy_clip_fraction",
-        "value_clip_fraction",
+        "clipfrac",
+        "vf_clipfrac",
         "explained_variance",
         "response_length",
     }

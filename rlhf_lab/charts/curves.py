@@ -27,6 +27,7 @@ from .plotly_style import (
     translucent,
 )
 from .series import Series, series_of, steps_of
+from .views import LABELS
 
 METRICS = {
     "reward": ("proxy reward", "score of the reward model"),
@@ -41,8 +42,8 @@ METRICS = {
     "eval_loss": ("held-out loss", "nats"),
     "eval_accuracy": ("held-out pairs ranked right", "share"),
     "kl_coef": ("β", "reward per nat"),
-    "policy_clip_fraction": ("policy clipped", "share of tokens"),
-    "value_clip_fraction": ("values clipped", "share of tokens"),
+    "clipfrac": (LABELS["clipfrac"], "share of tokens"),
+    "vf_clipfrac": (LABELS["vf_clipfrac"], "share of tokens"),
     "explained_variance": ("explained variance of the returns", "1 is perfect"),
 }
 """The title and the unit of a metric's panel."""

@@ -41,6 +41,8 @@ class ChartSpec:
         object.__setattr__(self, "title", self.title or self.metrics[0].replace("_", " "))
 
 
+LABELS = {"clipfrac": "policy clipped", "vf_clipfrac": "values clipped"}
+"""What a legend calls a metric whose own name is a paper's abbreviation."""
 CEILINGS = {"accuracy_ceiling": "best possible"}
 TARGETS = {"kl_target": "target KL"}
 
@@ -103,7 +105,7 @@ CHARTS: Mapping[str, ChartSpec] = {
         folded=True,
     ),
     "clipping": ChartSpec(
-        ("policy_clip_fraction", "value_clip_fraction"),
+        ("clipfrac", "vf_clipfrac"),
         "share of tokens clipped",
         "A few per cent is normal; a large share says that the steps are too big.",
         title="clipping",
@@ -179,7 +181,7 @@ def metric_chart(
         *_reference(run.config.get("settings", {}), chart.target, TARGETS),
     ]
     return line_chart(
-        known,
+        {LABELS.get(name, name): points for name, points in known.items()},
         title=chart.title,
         x_label="step",
         y_label=chart.y_label,

@@ -71,7 +71,7 @@ class PPOConfig(TrainingArguments):
         metadata={"help": "Nats; further out the policy has diverged: training ends."},
     )
     early_stop_kl: float | None = field(
-        default=None, metadata={"help": "An iteration's update ends where approx_kl is above this."}
+        default=None, metadata={"help": "An iteration's update ends where approxkl is above this."}
     )
     kl_horizon: int = field(default=10_000, metadata={"help": "Episodes for β to adapt (rule 18)."})
     whiten_rewards: bool = field(default=False, metadata={"help": "Scale rewards, keep the mean."})

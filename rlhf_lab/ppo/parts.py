@@ -23,13 +23,13 @@ from .texts import Row
 
 Metrics = dict[str, float]
 STATISTICS = (
-    "policy_loss",
-    "value_loss",
-    "policy_clip_fraction",
+    "pg_loss",
+    "vf_loss",
+    "clipfrac",
     "ratio",
-    "approx_kl",
+    "approxkl",
     "entropy",
-    "value_clip_fraction",
+    "vf_clipfrac",
 )
 """What is logged of an update: figures of `PPOTrainer.compute_losses`, in its order."""
 

@@ -327,13 +327,13 @@ class PPOTrainer(Bookkeeping):
             first = first or stats
             for name, value in stats.items():
                 sums[name] += value
-            if args.early_stop_kl is not None and stats["approx_kl"] > args.early_stop_kl:
+            if args.early_stop_kl is not None and stats["approxkl"] > args.early_stop_kl:
                 break
         metrics = {name: value / steps for name, value in sums.items()}
         metrics["optimizer_steps"] = steps
         # Rule 3: before the first step π is π_old: these two show a broken trainer at once.
         metrics["first_ratio_error"] = first["max_log_ratio"]
-        metrics["first_approx_kl"] = first["approx_kl"]
+        metrics["first_approxkl"] = first["approxkl"]
         return metrics
 
     def train_minibatch(self, mb: Rollout, adv: Advantages) -> Metrics:

@@ -332,7 +332,7 @@ def _fact(value: object) -> object:
 def _renamed() -> dict[str, str]:
     """Metrics that had another name in an earlier version → what they are called today."""
     file = Path(__file__).with_name("renamed.json")
-    table: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    table: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     return table
 
 

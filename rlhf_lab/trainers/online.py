@@ -371,7 +371,7 @@ class OnlineWatch(Watch):
         logs: Mapping[str, object] | None = None,
         **kwargs: object,
     ) -> None:
-        clipped = ("policy" if isinstance(args, trl.GRPOConfig) else "response") + "_clip_fraction"
+        clipped = "clipfrac" if isinstance(args, trl.GRPOConfig) else "response_clipfrac"
         names = {n: n for n in self.reward_function.metric_funcs}
         sources = self.reward_function.rewards.sources
         names |= {f"ours/rewards/{s.name}": f"rewards/{s.name}" for s in sources}

@@ -51,8 +51,8 @@ def run(folder, stage: str, summary: dict | None = None, **metrics) -> Run:
 
 @pytest.fixture
 def ppo(tmp_path) -> Run:
-    names = ("reward", "gold_reward", "kl", "kl_k3", "entropy", "policy_clip_fraction")
-    more = ("value_clip_fraction", "explained_variance", "response_length", "kl_coef")
+    names = ("reward", "gold_reward", "kl", "kl_k3", "entropy", "clipfrac")
+    more = ("vf_clipfrac", "explained_variance", "response_length", "kl_coef")
     parts = {"gold/mood": 0.1, "gold/ends": 0.2}
     made = run(tmp_path, "ppo", **{name: 0.5 for name in names + more}, **parts)
     costs = Ledger()

@@ -108,6 +108,6 @@ def check_step_0(trainer):
     assert len(history) == 3
     for h in history:
         assert h["first_ratio_error"] < 1e-5
-        assert abs(h["first_approx_kl"]) < 1e-9
+        assert abs(h["first_approxkl"]) < 1e-9
     assert abs(history[0]["kl"]) < 1e-5
     assert history[-1]["kl"] > 1e-3, "the policy must have moved, or the check says nothing"

@@ -211,7 +211,7 @@ def test_a_loss_that_is_no_number_is_not_learned_from(build, monkeypatch):
         trainer.train()
     line = str(caught.value)
     assert "\n" not in line
-    for word in ("iteration 4", "value_loss=nan", "learning_rate=0.01", "kl_coef", "checkpoint-3"):
+    for word in ("iteration 4", "vf_loss=nan", "learning_rate=0.01", "kl_coef", "checkpoint-3"):
         assert word in line
     assert all(torch.equal(p, last[n]) for n, p in checkpoint._trained(trainer).items())
     assert steps_of(trainer.args.output_dir)[0] == 3 and build(rewards=None).restore() == 3

@@ -44,7 +44,7 @@ def test_the_value_loss_is_a_mean_over_the_longer_mask(make, as_trl):
     mask = one_later(r.mask)
     as_trl.args.num_ppo_epochs = 1
     expected = 0.5 * losses.masked_mean((r.values - adv.returns) ** 2, mask)
-    close(as_trl.update(r, adv, 0)["value_loss"], expected)
+    close(as_trl.update(r, adv, 0)["vf_loss"], expected)
     again, _, _ = one_rollout(make())
     assert len(again.ids) == len(PROMPTS), "outside of it everything is as it was"
     assert not again.values[~again.mask].any()

@@ -266,7 +266,7 @@ def check_statistics(make):
     stats = trainer.update(r, adv, 0)
     close(stats["ratio"], 1.0)
     close(stats["entropy"], torch.cat(entropies).mean())
-    assert stats["policy_clip_fraction"] == 0.0
+    assert stats["clipfrac"] == 0.0
 
 
 @pytest.mark.parametrize(

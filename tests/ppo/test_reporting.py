@@ -47,7 +47,7 @@ def test_every_metric_of_every_iteration_is_reported(make, board):
     history = trainer.train().log_history
     (writer,) = Writer.made
     assert writer.closed and writer.log_dir.startswith(trainer.args.output_dir)
-    for name in ("kl", "score", "policy_loss", "learning_rate"):
+    for name in ("kl", "score", "pg_loss", "learning_rate"):
         assert writer.scalars[f"train/{name}"] == [(h["step"], h[name]) for h in history]
     assert json.loads(writer.texts["args"])["kl_coef"] == trainer.args.kl_coef
     assert json.loads(writer.texts["model_config"])["model_type"] == "llama"

@@ -155,7 +155,7 @@ def test_metrics_have_the_names_of_ppo(stage, tiny, tmp_path):
     online = Online(stage, tiny, tmp_path, missing_eos_penalty=1.0)
     online.trainer.train()
     one = online.logged[0]
-    clipped = "policy_clip_fraction" if stage == "grpo" else "response_clip_fraction"
+    clipped = "clipfrac" if stage == "grpo" else "response_clipfrac"
     assert set(one) == {
         "loss",
         "grad_norm",
