@@ -13,7 +13,8 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from written_file import ROOT, write_or_check
+
 START, END = "<!-- badges -->", "<!-- /badges -->"
 TAG = "colab"
 CELL = """\
@@ -104,23 +105,16 @@ def notebook(text: str, name: str) -> str:
     return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
 
-def main() -> int:
-    check, stale = "--check" in sys.argv[1:], []
-    files = {ROOT / "README.md": readme}
+def files() -> dict[Path, str]:
+    """What each file has to read."""
+    page = ROOT / "README.md"
+    found = {page: readme(page.read_text("utf-8"))}
     for place in COLOURS:
-        files[ROOT / IMAGES / f"{place.lower()}.svg"] = lambda _, place=place: picture(place)
+        found[ROOT / IMAGES / f"{place.lower()}.svg"] = picture(place)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        files[path] = lambda text, name=path.name: notebook(text, name)
-    for path, make in files.items():
-        old = path.read_text(encoding="utf-8") if path.exists() else ""
-        if (new := make(old)) != old:
-            stale.append(path)
-            if not check:
-                path.write_text(new, encoding="utf-8")
-    for path in stale:
-        print(f"{'out of step' if check else 'written'}: {path.relative_to(ROOT)}")
-    return int(check and bool(stale))
+        found[path] = notebook(path.read_text("utf-8"), path.name)
+    return found
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(files()))

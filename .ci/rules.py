@@ -11,9 +11,9 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from written_file import ROOT, write_or_check
+
 PAGE = ROOT / "rlhf_lab" / "ppo" / "RULES.md"
 RULES = (
     "Sampling uses the temperature only: neither top-k nor top-p.",
@@ -115,16 +115,5 @@ def _up(name: str) -> str:
     return name.removeprefix("ppo/") if name.startswith("ppo/") else f"../{name}"
 
 
-def main() -> int:
-    wanted = page()
-    if "--check" in sys.argv[1:]:
-        if not PAGE.is_file() or PAGE.read_text("utf-8") != wanted:
-            print("rlhf_lab/ppo/RULES.md is out of step: python .ci/rules.py")
-            return 1
-        return 0
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check({PAGE: page()}))

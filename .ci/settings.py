@@ -11,9 +11,9 @@ import json
 import sys
 from dataclasses import fields
 from importlib.metadata import version
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from written_file import ROOT, write_or_check
+
 sys.path.insert(0, str(ROOT))
 TABLE = ROOT / "rlhf_lab" / "settings.json"
 
@@ -40,16 +40,5 @@ def table() -> dict[str, dict[str, str]]:
     return {"versions": versions, "common": common, **rest}
 
 
-def main() -> int:
-    wanted = json.dumps(table(), indent=1) + "\n"
-    if "--check" in sys.argv[1:]:
-        if not TABLE.is_file() or TABLE.read_text("utf-8") != wanted:
-            print("rlhf_lab/settings.json is out of step: python .ci/settings.py")
-            return 1
-        return 0
-    TABLE.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check({TABLE: json.dumps(table(), indent=1) + "\n"}))

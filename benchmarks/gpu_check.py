@@ -352,7 +352,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def check(hw: Hardware, chosen: list[Case], end: float, out: Path) -> dict[str, Any]:
+def check(hw: Hardware, selected: list[Case], end: float, out: Path) -> dict[str, Any]:
     """Run the cases until `end` (of perf_counter); the file is written after each."""
     names = ("torch", "transformers", "accelerate", "peft")
     found = {
@@ -364,7 +364,7 @@ def check(hw: Hardware, chosen: list[Case], end: float, out: Path) -> dict[str, 
         "summary": {},
         "rows": [],
     }
-    for case in chosen:
+    for case in selected:
         found["rows"].append(run_case(case, hw, end))
         gc.collect()  # trainers hold themselves in circles
         torch.cuda.empty_cache()  # does nothing without a GPU
@@ -386,8 +386,8 @@ def main() -> None:
     print(f"{hw.name}: {hw.flops} FLOP/s, {hw.bandwidth:.3g} B/s, {hw.op_seconds:.2g} s an op")
     args.out.mkdir(parents=True, exist_ok=True)
     out = args.out / f"gpu_check-{re.sub('[^A-Za-z0-9]+', '-', hw.name)}.json"
-    chosen = [case for case in cases(hw) if args.only in str(case)]
-    found = check(hw, chosen, BEGAN + 60 * args.minutes, out)
+    selected = [case for case in cases(hw) if args.only in str(case)]
+    found = check(hw, selected, BEGAN + 60 * args.minutes, out)
     rows = [
         {
             "errors of": kind,

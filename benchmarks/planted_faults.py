@@ -36,9 +36,6 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "planted_faults.json"
-NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv*", "__pycache__", ".*_cache", "runs", "build", "*.egg-info"
-)
 ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",  # an edit within a second must not meet older bytecode
     "OMP_NUM_THREADS": "1",
@@ -49,6 +46,17 @@ UNSTEADY = "tests/stages/test_checkpoints.py::test_too_high_a_learning_rate_by_i
 """Fails on some CPUs, whatever was planted."""
 LONGEST = 900
 """Seconds after which tests that do not end are given up."""
+
+
+def copy_of(checkout: Path, folder: Path) -> Path:
+    """A copy without what git, Python and trainings leave there."""
+    ours = {".git", "build", "runs"}  # only at the top: the package has a folder `runs`
+    left = shutil.ignore_patterns(".venv*", "__pycache__", ".*_cache", "*.egg-info")
+
+    def ignored(at: str, names: list[str]) -> set[str]:
+        return left(at, names) | (ours if Path(at) == checkout else set())
+
+    return Path(shutil.copytree(checkout, folder / "checkout", ignore=ignored))
 
 
 class Where(TypedDict):
@@ -258,8 +266,7 @@ def main() -> int:
         return list_places(wanted, checkout, layout)
     known = () if args.again else load(layout)
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "checkout"
-        shutil.copytree(checkout, copy, ignore=NOT_COPIED)
+        copy = copy_of(checkout, Path(folder))
         for number, fault in enumerate(wanted, 1):
             if fault.name in known:
                 continue

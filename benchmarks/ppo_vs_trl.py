@@ -33,7 +33,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from ppo_parity import ROOT, make_world, random_world, trl_python
+from ppo_parity_setup import ROOT, make_world, random_world, trl_python
 from ppo_vs_trl_report import (
     EQUAL,
     GIB,

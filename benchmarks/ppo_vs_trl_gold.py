@@ -7,7 +7,7 @@ the grid does not name is the lab's default; TRL gets scoring batches of 64, its
 as we recommend where time counts: with a trunk that policy and value share (`OURS`), which TRL does
 not have.
 
-The clock stands still while a policy is saved. Saved policies are judged afterwards, TRL's and
+The clock stands still while a policy is saved. Saved policies are evaluated afterwards, TRL's and
 ours alike: one response for each held-out prompt, the mean gold reward and KL to the SFT model
 (nats per response). The target: the median over seeds of the time at which ours reaches the gold
 reward that TRL has at the end (its median), at a KL no higher than TRL's.
@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppo_parity import COMMON, make_world
+from ppo_parity_setup import COMMON, make_world
 from ppo_vs_trl_report import Options, Worker, median, show, spread, target
 
 GRID = [
@@ -62,8 +62,7 @@ def recommended() -> dict:
 def time_to_reach(curve: Sequence[dict], gold: float, kl: float) -> float:
     """Seconds at which a curve reaches `gold` with a KL of at most `kl`; infinity if never.
 
-    Between two points that were judged, both within the KL, the gold reward is taken to rise along
-    a line.
+    Between two evaluated points, both within the KL, the gold reward is taken to rise along a line.
     """
     before = None
     for point in curve:
@@ -85,7 +84,7 @@ def best(ends: Sequence[dict], kl: float) -> int:
     return max(within, key=lambda i: ends[i]["gold"])
 
 
-class Judge:
+class PolicyEvaluator:
     """Gold reward and KL of saved policies, on the same prompts with the same noise."""
 
     def __init__(self, folder: Path, prompts: int, length: int) -> None:
@@ -114,7 +113,7 @@ class Judge:
         return {"gold": figures["gold_reward"], "kl": figures["kl"]}
 
     def curve(self, saved: Sequence[dict], all_of_it: bool = True) -> list[dict]:
-        """The judged points of a run: where it began, and what it saved (or the last of that)."""
+        """A run, evaluated: where it began, and what it saved (or the last of that)."""
         points = saved if all_of_it else saved[-1:]
         return [self.start] + [{**p, **self(p["path"])} for p in points]
 
@@ -123,7 +122,7 @@ class Judge:
 
 
 def gold(options: Options) -> dict:
-    """Choose settings on the grid, run them with more seeds, judge all of it, draw."""
+    """Choose settings on the grid, run them with more seeds, evaluate all of it, draw."""
     import torch
 
     torch.set_num_threads(options.threads)
@@ -131,7 +130,9 @@ def gold(options: Options) -> dict:
     folder.mkdir()
     make_world(folder, str(options.model), 512 if options.quick else 8192)
     grid = [recommended()] if options.quick else GRID
-    judge = Judge(folder, 64 if options.quick else PROMPTS, settings_of({})["response_length"])
+    evaluator = PolicyEvaluator(
+        folder, 64 if options.quick else PROMPTS, settings_of({})["response_length"]
+    )
     budgets = {"TRL": options.budget, "ours": SHARE * options.budget}
     with Worker("TRL", options) as trl, Worker("ours", options, malloc=True) as ours:
         workers = {"TRL": trl, "ours": ours}
@@ -143,17 +144,17 @@ def gold(options: Options) -> dict:
                     {
                         "choice": choice,
                         "saved": saved,
-                        "end": judge.curve(saved, all_of_it=False)[-1],
+                        "end": evaluator.curve(saved, all_of_it=False)[-1],
                     }
                 )
-        chosen = {s: t[best([r["end"] for r in t], KL_LIMIT)] for s, t in tried.items()}
-        curves = {side: [judge.curve(chosen[side]["saved"])] for side in workers}
+        selected = {s: t[best([r["end"] for r in t], KL_LIMIT)] for s, t in tried.items()}
+        curves = {side: [evaluator.curve(selected[side]["saved"])] for side in workers}
         for repeat in range(1, options.repeats):
             for side, worker in workers.items():
-                choice = chosen[side]["choice"]
+                choice = selected[side]["choice"]
                 saved = _race(worker, folder, choice, budgets[side], repeat)
-                curves[side].append(judge.curve(saved))
-    return _report(options, budgets, tried, chosen, curves)
+                curves[side].append(evaluator.curve(saved))
+    return _report(options, budgets, tried, selected, curves)
 
 
 def _race(worker: Worker, folder: Path, choice: dict, seconds: float, repeat: int) -> list[dict]:
@@ -183,7 +184,7 @@ def _race(worker: Worker, folder: Path, choice: dict, seconds: float, repeat: in
     return found["saved"]
 
 
-def _report(options: Options, budgets: dict, tried: dict, chosen: dict, curves: dict) -> dict:
+def _report(options: Options, budgets: dict, tried: dict, selected: dict, curves: dict) -> dict:
     """Tables, targets and the picture."""
     rows = [
         {
@@ -192,7 +193,7 @@ def _report(options: Options, budgets: dict, tried: dict, chosen: dict, curves: 
             "gold": f"{run['end']['gold']:.3f}",
             "KL": f"{run['end']['kl']:.2f}",
             "iterations": run["end"]["iterations"],
-            "chosen": "yes" if run is chosen[side] else "",
+            "selected": "yes" if run is selected[side] else "",
         }
         for side, runs in tried.items()
         for run in runs
@@ -204,7 +205,7 @@ def _report(options: Options, budgets: dict, tried: dict, chosen: dict, curves: 
     )
     ends = {side: [c[-1] for c in found] for side, found in curves.items()}
     show(
-        "chosen settings, all seeds",
+        "selected settings, all seeds",
         [
             {
                 "side": s,
@@ -246,7 +247,7 @@ def _report(options: Options, budgets: dict, tried: dict, chosen: dict, curves: 
         "budget_s": budgets,
         "kl_limit": KL_LIMIT,
         "recommended": recommended(),
-        "settings": {s: settings_of(r["choice"]) for s, r in chosen.items()},
+        "settings": {s: settings_of(r["choice"]) for s, r in selected.items()},
         "ours_too": OURS,
         "grid": {
             s: [{"choice": r["choice"], **_bare([r["end"]])[0]} for r in runs]

@@ -133,11 +133,11 @@ def difference(whole: Path, resumed: Path) -> str:
     a, b = (f.read_bytes().splitlines() for f in (whole, resumed))
     for number, (left, right) in enumerate(itertools.zip_longest(a, b), 1):
         if left != right:
-            said = [
+            lines = [
                 t.decode(errors="replace")[:160] if t is not None else "no such line"
                 for t in (left, right)
             ]
-            return f"line {number}: {said[0]} | {said[1]}"
+            return f"line {number}: {lines[0]} | {lines[1]}"
     return ""
 
 
@@ -218,18 +218,18 @@ def resume(options: Options) -> dict:
         reached = _lines(folder / "metrics.jsonl")
         if Run.load(folder).status != "finished":  # else it was killed on its way out
             to_the_end(start(folder, steps, options))
-        said = difference(whole / "metrics.jsonl", folder / "metrics.jsonl")
+        differs = difference(whole / "metrics.jsonl", folder / "metrics.jsonl")
         rows.append(
             {
                 "killed_after_s": after,
                 "iterations_logged": reached,
-                "difference": said,
+                "difference": differs,
                 "weights_equal": _same_weights(whole, folder),
             }
         )
         print(
             f"kill {number + 1} after {after:.1f} s, {reached} iterations logged: "
-            f"{said or 'identical'}",
+            f"{differs or 'identical'}",
             flush=True,
         )
     return _resume_report(steps, life, rows)

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from ppo_parity import ROOT, our_trainer
+from ppo_parity_setup import ROOT, our_trainer
 from ppo_worker import Make, Watch, serve
 
 sys.path.insert(0, str(ROOT))
@@ -45,7 +45,7 @@ GROUPS = {  # of operations, by what their name holds; the first that fits
 
 
 def versions() -> dict:
-    from ppo_parity import our_versions
+    from ppo_parity_setup import our_versions
 
     return our_versions()
 

@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ppo_parity import ROOT, bundled_world, make_world
+from ppo_parity_setup import ROOT, bundled_world, make_world
 from ppo_vs_trl_report import EQUAL, Options, Worker, job_of, median, show, target
 
 UPDATE = ("forward", "backward", "optimizer")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ppo_parity import COMMON, HERE, ROOT
+from ppo_parity_setup import COMMON, HERE, ROOT
 
 RESULTS = HERE / "results" / "ppo_vs_trl.json"
 SCRIPTS = {"ours": HERE / "ppo_vs_trl_ours.py", "TRL": HERE / "ppo_vs_trl_trl.py"}

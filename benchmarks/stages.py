@@ -54,10 +54,10 @@ def one_seed(seed: int, out: Path, prompt_count: int, long: bool) -> dict:
     prompts = [r.prompt for r, _ in zip(corpus.requests("test", seed + 31), range(prompt_count))]
     tokenizer = lab.load("tiny").tokenizer
     policy = load_causal_lm(runs["sft"].model_path)
-    judge_model = load_reward_model(runs["reward"].model_path)
-    told = draw(policy, tokenizer, judge_model, prompts, 4, gold_reward=data.gold_reward)
+    reward_model = load_reward_model(runs["reward"].model_path)
+    drawn = draw(policy, tokenizer, reward_model, prompts, 4, gold_reward=data.gold_reward)
     for n in (2, 4):
-        figures[f"best-of-{n} gold"] = float(expected_best(told.scores, told.golds, n).mean())
+        figures[f"best-of-{n} gold"] = float(expected_best(drawn.scores, drawn.golds, n).mean())
     if long:
         model = lab.load("tiny").with_stage("sft", runs["sft"].model_path)
         model = model.with_stage("reward", runs["reward"].model_path)
@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--long", action="store_true", help="also PPO four times as long")
-    parser.add_argument("--prompts", type=int, default=2048, help="held-out prompts to judge on")
+    parser.add_argument("--prompts", type=int, default=2048, help="held-out prompts to evaluate on")
     args = parser.parse_args()
     rows = {}
     if RESULTS.exists():

@@ -83,7 +83,7 @@ def test_flops_that_an_update_needs_against_pytorchs_counter(bench, tiny):
     assert rate.update_flops(config, [(5, 3)], 4) == 3 * 4 * (whole - less + value)
 
 
-def test_curves_that_differ_are_told_by_their_line(bench, tmp_path):
+def test_curves_that_differ_are_named_by_their_line(bench, tmp_path):
     whole, resumed = tmp_path / "a", tmp_path / "b"
     whole.write_text('{"kl": 1}\n{"kl": 2}\n')
     resumed.write_text('{"kl": 1}\n{"kl": 2}\n')

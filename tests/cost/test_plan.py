@@ -109,8 +109,12 @@ def test_ppo_holds_four_models():
 
 def test_the_cache_holds_keys_and_values_of_every_layer():
     """2 · layers · key-value heads · width · bytes, for each token of each sequence."""
-    e = plan("inference", LLAMA2, dtype="bfloat16", prompt_length=100, response_length=29)
-    assert part(e, "kv_cache") == 2 * 32 * 32 * 128 * 2 * (100 + 29 - 1) * 2
+    lengths = {"dtype": "bfloat16", "prompt_length": 100, "response_length": 29}
+    tokens = (100 + 29 - 1) * 2
+    e = plan("inference", LLAMA2, **lengths)
+    assert part(e, "kv_cache") == 2 * 32 * 32 * 128 * 2 * tokens
+    grouped = plan("inference", QWEN, **lengths)  # 2 heads for keys and values, of 14
+    assert part(grouped, "kv_cache") == 2 * 24 * 2 * 64 * 2 * tokens
 
 
 def test_inference_is_prefill_and_decode():

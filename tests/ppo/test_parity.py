@@ -18,7 +18,7 @@ from rlhf_lab.ppo.trainer import PPOTrainer
 def as_trl(make, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     trainer = make(total_episodes=8)
-    trainer.__class__ = importlib.import_module("ppo_parity").as_trl(PPOTrainer)
+    trainer.__class__ = importlib.import_module("ppo_parity_setup").as_trl(PPOTrainer)
     return trainer
 
 
