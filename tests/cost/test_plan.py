@@ -114,7 +114,7 @@ def test_the_cache_holds_keys_and_values_of_every_layer():
     e = plan("inference", LLAMA2, **lengths)
     assert part(e, "kv_cache") == 2 * 32 * 32 * 128 * 2 * tokens
     grouped = plan("inference", QWEN, **lengths)  # 2 heads for keys and values, of 14
-    assert part(grouped, "kv_cache") == 2 * 24 * 2 * 64 * 2 * tokens
+    assert part(grouped, "kv_cache", "decode") == 2 * 24 * 2 * 64 * 2 * tokens
 
 
 def test_inference_is_prefill_and_decode():
