@@ -19,6 +19,11 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 CORES := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); \
                  if [ $$n -gt 4 ]; then echo 4; else echo $$n; fi)
 
+# A file's tests share what they train, so a file stays with one worker; the longest files come first
+# (tests/conftest.py). A browser waits more than it works.
+BY_FILE := --dist loadfile --no-loadscope-reorder
+PAGES := $(shell echo $$(($(CORES) + 1)))
+
 export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -44,7 +49,7 @@ run: $(VENV)/.stamp-base
 # What needs no training: a few minutes, before a commit.
 check: export HF_HUB_OFFLINE = 1
 check: $(VENV)/.stamp-test test-lint
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(CORES) --dist loadfile \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(CORES) $(BY_FILE) \
 	    -m 'not slow' $(PYTEST_ARGS) --ignore tests/browser tests
 
 # Every part runs, also when an earlier one fails; the last line names those that did.
@@ -63,16 +68,17 @@ test-lint: $(VENV)/.stamp-test
 	@$(BIN)/mypy
 
 test-tests: $(VENV)/.stamp-test
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile $(PYTEST_ARGS) \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) $(BY_FILE) $(PYTEST_ARGS) \
 	    --ignore tests/browser tests
 
 test-browser: $(VENV)/.stamp-test
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || \
 	  echo 'no Chromium here: these tests are left out (Debian, Ubuntu: apt install chromium)'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/browser || [ $$? -eq 5 ]
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PAGES) $(BY_FILE) $(PYTEST_ARGS) tests/browser || [ $$? -eq 5 ]
 
 test-notebooks: $(VENV)/.stamp-test
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) $(BY_FILE) \
+	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with tests/sanitize.cfg notebooks
 
 # A container's root has to say so to Jupyter.

@@ -26,20 +26,28 @@ settings.load_profile("any_machine")
 
 
 TRAINING = """
-cli/test_errors cli/test_resume data/test_reward_sources docs/test_code_blocks docs/test_site
-launch/test_launch models/test_families ppo/test_checkpoint ppo/test_distributed
+test_planning data/test_reward_sources test_wheel launch/test_launch cli/test_errors
+test_layout_runs test_studies simulate/test_xray cli/test_resume models/test_families ppo/test_distributed
+docs/test_code_blocks test_stages trainers/test_kto test_notebook test_background docs/test_site
+ppo/test_checkpoint trainers/test_online_plan trainers/test_online
 ppo/test_ppo_rules_01_08 ppo/test_ppo_rules_09_13 ppo/test_ppo_rules_14_21 ppo/test_ppo_trainer
-simulate/test_xray test_background test_layout_runs test_notebook test_planning test_stages
-test_studies test_wheel trainers/test_kto trainers/test_online trainers/test_online_plan
 """.split()
-"""Files whose tests train, build or start something, for ten seconds or more: they are `slow`."""
+"""Files whose tests train, build or start something, for ten seconds or more: they are `slow`. The
+longest come first, so that no worker begins with one when the others are done."""
 
 
 def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
-    for item in (i for i in items if here in i.path.parents):
-        if item.path.relative_to(here).with_suffix("").as_posix() in TRAINING:
+
+    def turn(item):
+        inside = here in item.path.parents
+        name = item.path.relative_to(here).with_suffix("").as_posix() if inside else ""
+        return TRAINING.index(name) if name in TRAINING else len(TRAINING)
+
+    for item in items:
+        if turn(item) < len(TRAINING):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=turn)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -120,6 +128,25 @@ def reward_model(seed: int = 1, kind: str = "llama", **changes):
     """A random reward (or value) model: a trunk and a `score` head with one output."""
     changes = {"num_labels": 1, **changes}
     return _model("AutoModelForSequenceClassification", kind, seed, **changes)
+
+
+FEW = {"sft": 256, "preferences": 384, "prompts": 1024, "test": 64, "test_pairs": 64}
+"""Rows of the bundled world where tests train on it: reading and evaluating all of them would take
+longer than the steps."""
+
+
+@pytest.fixture(scope="module")
+def few_stories():
+    """The bundled world, small wherever this file's tests read it; policies are evaluated on few
+    prompts."""
+    from rlhf_lab.data import load
+    from rlhf_lab.trainers import prepare
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "HELD_OUT", 32)
+        for part, count in FEW.items():
+            patch.setitem(load.STORY_ROWS, part, count)
+        yield load.load_data("stories", seed=0)
 
 
 @pytest.fixture(scope="session")

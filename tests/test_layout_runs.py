@@ -11,20 +11,14 @@ from safetensors.torch import load_file
 
 import rlhf_lab as lab
 from rlhf_lab.cli.main import main
-from rlhf_lab.trainers import prepare
 
 LAYOUTS = {"shared": {}, "adapters": {"lora_r": 4}}
 SHORT = {"max_steps": 2, "per_device_train_batch_size": 16, "response_length": 24, "seed": 0}
 
 
-@pytest.fixture(scope="module")
-def data():
-    return lab.load_data("stories", seed=0)
-
-
-@pytest.fixture(autouse=True)
-def few_held_out(monkeypatch):
-    monkeypatch.setattr(prepare, "HELD_OUT", 16)
+@pytest.fixture(autouse=True, scope="module")
+def data(few_stories):
+    return few_stories
 
 
 def train(layout, data, folder, **settings):

@@ -11,25 +11,17 @@ from functools import cache
 import pytest
 
 import rlhf_lab as lab
+from rlhf_lab import pipeline
 from rlhf_lab.cli.main import main
 from rlhf_lab.stages import TRAINABLE
-from rlhf_lab.trainers import prepare
 
 STAGES = ("sft", "reward", "ppo", "dpo")
 SHORT = {"max_steps": 2, "seed": 0}
 
 
-@pytest.fixture(scope="module")
-def data():
-    return lab.load_data("stories", seed=0)
-
-
 @pytest.fixture(autouse=True, scope="module")
-def few_prompts():
-    """Evaluate policies on a few held-out prompts: sampling them takes longer than two steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "HELD_OUT", 64)
-        yield
+def data(few_stories):
+    return few_stories
 
 
 def train(stage, data, folder, **settings):
@@ -167,7 +159,8 @@ def test_all_four_stages_from_one_command(tmp_path, capsys):
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_somebodys_own_file(tmp_path, capsys):
+def test_somebodys_own_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "_simulate", lambda *_: None)  # as in the test above
     rows = [
         {
             "instruction": f"Name number {i}.",

@@ -23,6 +23,11 @@ def _outputs(shown):
     return [next(iter(x if isinstance(x, dict) else x._repr_mimebundle_())) for x in outputs]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def data(few_stories):
+    return few_stories
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     plan = lab.plan("sft", "tiny", max_steps=2, per_device_train_batch_size=4)

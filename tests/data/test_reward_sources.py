@@ -8,21 +8,14 @@ import torch
 
 import rlhf_lab as lab
 from rlhf_lab.cli.main import main
-from rlhf_lab.trainers import prepare
 from rlhf_lab.world.gold_reward import gold_reward
 
 SHORT = {"max_steps": 2, "seed": 0}
 
 
-@pytest.fixture(autouse=True)
-def short_evaluation(monkeypatch):
-    """Evaluate policies on 32 held-out prompts."""
-    monkeypatch.setattr(prepare, "HELD_OUT", 32)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return lab.load_data("stories", seed=0)
+@pytest.fixture(autouse=True, scope="module")
+def data(few_stories):
+    return few_stories
 
 
 @pytest.fixture(scope="module")

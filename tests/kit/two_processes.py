@@ -1,12 +1,13 @@
 """PPO on the processes that torchrun started: what `test_distributed.py` runs. No test itself.
 
-torchrun --nproc-per-node 2 two_processes.py OUT.json '{"settings": …, "layout": …}'
+torchrun --nproc-per-node 2 two_processes.py '[{"out": FILE, "settings": …, "layout": …}, …]'
 """
 
 import json
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
@@ -15,14 +16,14 @@ torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 
 
-def main(out: Path, job: dict) -> None:
+def train(job: dict) -> None:
     import conftest
     from ppo_kit import PROMPTS
 
     from rlhf_lab.ppo import trainer as module
     from rlhf_lab.ppo.config import PPOConfig
 
-    layout, lora = job.get("layout", "four"), None
+    layout, lora = job["layout"], None
     if layout == "adapters":
         from peft import LoraConfig
 
@@ -47,9 +48,12 @@ def main(out: Path, job: dict) -> None:
         on_log=lambda step, metrics: logged.append({"step": step, **metrics}),
         metric_funcs={"tokens": lambda completion_ids, **_: [len(i) for i in completion_ids]},
     )
-    if job.get("broken"):  # all processes work on the same rows: what a test must see
-        module.shard_rows = lambda accelerator, rows: rows[: len(rows) // accelerator.num_processes]
-    trainer.train(resume_from_checkpoint=job.get("resume"))
+    with pytest.MonkeyPatch.context() as patch:
+        if job["broken"]:  # all processes work on the same rows: what a test must see
+            patch.setattr(
+                module, "shard_rows", lambda a, rows: rows[: len(rows) // a.num_processes]
+            )
+        trainer.train(resume_from_checkpoint=job["resume"])
     trained = {
         n: p.detach().flatten().tolist()
         for n, p in trainer.roles.trained.named_parameters()
@@ -64,8 +68,9 @@ def main(out: Path, job: dict) -> None:
         "calls": calls,
         "seed": torch.initial_seed(),
     }
-    out.with_suffix(f".{rank}.json").write_text(json.dumps(output))
+    Path(job["out"]).with_suffix(f".{rank}.json").write_text(json.dumps(output))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    for job in json.loads(sys.argv[1]):
+        train(job)

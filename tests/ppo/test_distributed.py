@@ -15,13 +15,14 @@ from rlhf_lab.ppo import distributed, rollout
 
 HERE = Path(__file__).resolve().parent
 STEPS = 5  # of two minibatches each: ten optimizer steps
+LAYOUTS = ("four", "shared", "adapters")
 
 
-def run(folder, ranks, layout="four", resume=None, broken=False, rows=8, **settings):
-    """Train in `ranks` processes of `rows / ranks` rows each. → the output of each."""
+def job(folder, ranks, layout="four", resume=None, broken=False):
+    """What one training in `ranks` processes needs to know; each takes `8 / ranks` rows a batch."""
     settings = {
         "output_dir": str(folder / "out"),
-        "per_device_train_batch_size": rows // ranks // 2,
+        "per_device_train_batch_size": 8 // ranks // 2,
         "gradient_accumulation_steps": 2,
         "num_mini_batches": 2,
         "num_ppo_epochs": 1,
@@ -40,47 +41,59 @@ def run(folder, ranks, layout="four", resume=None, broken=False, rows=8, **setti
         "missing_eos_penalty": 1.0,
         "layout": layout,
         "use_cpu": True,
-        **settings,
     }
-    folder.mkdir(exist_ok=True)
-    out, job = (
-        folder / "output",
-        {"settings": settings, "layout": layout, "resume": resume, "broken": broken},
-    )
-    worker = [str(HERE.parent / "kit" / "two_processes.py"), str(out), json.dumps(job)]
-    start = (
-        [sys.executable]
-        if ranks == 1
-        else [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={ranks}",
-        ]
-    )
+    folder.mkdir(parents=True)
+    fields = {"settings": settings, "layout": layout, "resume": resume, "broken": broken}
+    return {"out": str(folder / "output"), **fields}
+
+
+def run(ranks, jobs):
+    """Train each of the jobs in turn, all in the same processes. → by job, the output of each."""
+    worker = [str(HERE.parent / "kit" / "two_processes.py"), json.dumps(list(jobs.values()))]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    start = [sys.executable, *(torchrun if ranks > 1 else [])]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*start, *worker], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(out.with_suffix(f".{r}.json").read_text()) for r in range(ranks)]
+    return {
+        name: [
+            json.loads(Path(what["out"]).with_suffix(f".{rank}.json").read_text())
+            for rank in range(ranks)
+        ]
+        for name, what in jobs.items()
+    }
 
 
-@pytest.fixture(scope="module", params=["four", "shared", "adapters"])
-def both(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    return run(folder / "one", 1, request.param), run(folder / "two", 2, request.param), folder
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """Every training of this file: two processes first, then the same, and what goes on from their
+    checkpoints, in one. → the folder, the outputs of two, the outputs of one."""
+    root = tmp_path_factory.mktemp("distributed")
+    jobs = {layout: job(root / "two" / layout, 2, layout) for layout in LAYOUTS}
+    two = run(2, jobs | {"broken": job(root / "two" / "broken", 2, broken=True)})
+    jobs = {layout: job(root / "one" / layout, 1, layout) for layout in LAYOUTS}
+    for layout in LAYOUTS:
+        saved = root / "two" / layout / "out" / "checkpoint-4"
+        jobs[f"{layout}, resumed"] = job(root / "again" / layout, 1, layout, resume=str(saved))
+    return root, two, run(1, jobs)
+
+
+@pytest.fixture(params=LAYOUTS)
+def both(request, outputs):
+    root, two, one = outputs
+    return one[request.param], two[request.param]
 
 
 def test_parameters_after_ten_steps(both):
-    (one,), two, _ = both
+    (one,), two = both
     for name, weights in one["trained"].items():
         for rank in two:
             assert rank["trained"][name] == pytest.approx(weights, abs=1e-6)
 
 
-def test_a_broken_split_is_seen(tmp_path):
-    (one,) = run(tmp_path / "one", 1)
-    two = run(tmp_path / "broken", 2, broken=True)[0]
+def test_a_broken_split_is_seen(outputs):
+    _, two, one = outputs
+    (one,), (two, _) = one["four"], two["broken"]
     apart = max(
         abs(a - b) for n in one["trained"] for a, b in zip(one["trained"][n], two["trained"][n])
     )
@@ -88,7 +101,7 @@ def test_a_broken_split_is_seen(tmp_path):
 
 
 def test_metrics_are_global_and_logged_once(both):
-    (one,), (main, other), _ = both
+    (one,), (main, other) = both
     assert (main["ranks"], other["rank"]) == (2, 1)
     assert other["logged"] == []
     assert [set(line) for line in main["logged"]] == [set(line) for line in one["logged"]]
@@ -98,16 +111,12 @@ def test_metrics_are_global_and_logged_once(both):
     assert main["calls"] != one["calls"] and main["seed"] == other["seed"]  # half of the work each
 
 
-def test_a_checkpoint_of_two_goes_on_in_one(both, request):
-    (one,), _, folder = both
-    layout = (
-        "four"
-        if "value.score.weight" in one["trained"]
-        else ("adapters" if any("lora" in n for n in one["trained"]) else "shared")
-    )
-    saved = folder / "two" / "out"
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checkpoint_of_two_goes_on_in_one(layout, outputs):
+    root, _, ones = outputs
+    (one,), (again,) = ones[layout], ones[f"{layout}, resumed"]
+    saved = root / "two" / layout / "out"
     assert {p.name for p in saved.iterdir()} == {"checkpoint-4", "checkpoint-5"}
-    (again,) = run(folder / "again", 1, layout, resume=str(saved / "checkpoint-4"))
     rest = [line for line in one["logged"] if line["step"] > 4]
     assert len(rest) == 2  # a training step, held-out prompts
     for line, same in zip(rest, again["logged"], strict=True):

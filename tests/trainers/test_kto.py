@@ -13,7 +13,6 @@ import trl
 import rlhf_lab as lab
 from rlhf_lab.data.load import unpaired
 from rlhf_lab.data.tokenize import encode_prompt, encode_response, labelled_rows
-from rlhf_lab.trainers import prepare
 from rlhf_lab.trainers.kto import build, mismatched
 from rlhf_lab.trainers.trl import Watch
 
@@ -136,14 +135,13 @@ def test_a_batch_of_one_is_refused_in_one_line(tiny, tmp_path):
         trainer(tiny, tmp_path, rows(tiny), per_device_train_batch_size=1)
 
 
-def test_a_whole_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "HELD_OUT", 16)
+def test_a_whole_run(few_stories, tmp_path):
     plan = lab.plan("kto", "tiny", max_steps=3, logging_steps=1, seed=0)
     run = lab.train(plan, out=tmp_path / "run", quiet=True)
     assert run.stage == "kto" and run.status == "finished"
     assert {"loss", "kl", "margin"} <= set(run.metric_names)
     assert {"gold_reward", "win_rate", "kl", "eval_loss"} <= run.summary.keys()
-    assert run.summary["rows"] == 2 * 3072
+    assert run.summary["rows"] == 2 * len(few_stories.preferences.train)
     measured = run.ledger.filter(source="measured", quantity="flops")
     assert {r.role for r in measured} == {"policy", "reference"}
     assert {s["when"] for s in run.samples} == {"sft", "kto"}
