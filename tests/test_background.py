@@ -10,6 +10,8 @@ import pytest
 import rlhf_lab as lab
 from rlhf_lab.widgets.background import Stop, Training, check_free
 
+pytestmark = pytest.mark.usefixtures("few_stories")
+
 
 def until(what, seconds=30.0):
     end = time.monotonic() + seconds

@@ -14,6 +14,8 @@ from rlhf_lab import notebook
 from rlhf_lab.ppo import token_record
 from rlhf_lab.runs.run import Run
 
+pytestmark = pytest.mark.usefixtures("few_stories")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

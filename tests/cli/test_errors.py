@@ -18,6 +18,9 @@ from families import make_folder, rows
 
 from rlhf_lab.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("few_stories")
+
+
 ROWS = rows()
 PAIRS = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in ROWS]
 LINES = "\n".join(json.dumps(r) for r in ROWS)

@@ -17,6 +17,8 @@ from rlhf_lab.cli.main import main
 from rlhf_lab.ppo.texts import score_texts
 from rlhf_lab.trainers.best_of_n import draw, expected_best, kl_bound, order_weights
 
+pytestmark = pytest.mark.usefixtures("few_stories")
+
 
 @pytest.mark.parametrize("n", range(1, 8))
 def test_every_subset_is_counted(n):
