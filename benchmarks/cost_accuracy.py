@@ -38,6 +38,7 @@ from rlhf_lab.models.load import presets
 
 RESULTS = Path(__file__).parent / "results" / "cost_accuracy.json"
 DEVICE = {"cpu": "laptop", "gpu": "h200"}
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "kit"))  # for `real_steps`
 
 
 def summary(errors: Iterable[float]) -> dict[str, float]:
@@ -165,12 +166,14 @@ def peers(count: int, seed: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def measured() -> dict[str, Any]:
     """Simulated against torch.profiler's Total Allocated on real tensors."""
+    from real_steps import real_step
+
     from rlhf_lab.simulate.step import simulate_step
 
     rows = []
     for case in cost_cases.small_cases():
         seen = simulate_step(case.setup, case.config)
-        real = simulate_step(case.setup, case.config, real="profiler")
+        real = real_step(case.setup, case.config, by="profiler")
         plan = estimate(case.stage, case.config, DEVICE[case.device], case.settings)
         rows.append(
             {
@@ -195,15 +198,16 @@ def measured() -> dict[str, Any]:
 
 def seconds() -> dict[str, Any]:
     """Each phase of each run: the median of its steps by the clock, against the plan's seconds."""
+    from real_steps import real_step
+
     from rlhf_lab.metering.calibrate import calibrate
-    from rlhf_lab.simulate.step import simulate_step
 
     start, rows = time.perf_counter(), []
     hw = calibrate(save=False)
     took = time.perf_counter() - start
     print(f"calibrated in {took:.1f} s: {hw.name}, {hw.source}")
     for case in cost_cases.timed_cases():
-        seen = simulate_step(case.setup, case.config, real="clock")
+        seen = real_step(case.setup, case.config, by="clock")
         predicted: dict[str, float] = {}
         plan = estimate(case.stage, case.config, hw, case.settings)
         for (phase, _), value in plan.seconds_of.items():

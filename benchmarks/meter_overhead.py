@@ -58,11 +58,11 @@ def trainer_of(stage: str, meter: Meter, data, steps: int, folder: Path):
             meter=meter,
             on_log=lambda step, metrics: run.log(step, **metrics),
         )
-    from rlhf_lab.trainers.sft import build
-    from rlhf_lab.trainers.trl import Watch
+    from rlhf_lab.trainers.trl import Watch, make_trainer
 
     watch = Watch(meter, "policy", run.log)
-    return build(models["policy"], job.tokenizer, ready.train, ready.test, job.args, [watch])
+    rows = (ready.train, ready.test)
+    return make_trainer(stage, models["policy"], job.tokenizer, *rows, job.args, [watch])
 
 
 def seconds(stage: str, metered: bool, data, steps: int) -> tuple[float, float]:

@@ -23,7 +23,8 @@ _PUBLIC = {
     "ppo.config": ("PPOConfig",),
     "planning": ("plan", "Plan"),
     "training": ("train",),
-    "studies": ("best_of_n", "xray", "sweep", "project", "hardware", "calibrate"),
+    "studies": ("best_of_n", "xray", "sweep", "project", "calibrate"),
+    "cost.hardware": ("hardware",),
     "charts.comparison": ("compare",),
     "pipeline": (
         "train_all",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .charts.chart import bar_chart
@@ -114,43 +114,32 @@ def stage_table(runs: dict[str, Run]) -> list[dict[str, str]]:
 
     A column that no stage fills (the gold reward of a user's own data) is left out.
     """
-    rows = [
-        {"stage": stage, **_cost(run.summary), **_worth(run.summary)} for stage, run in runs.items()
-    ]
+    rows = [{"stage": stage, **_outcome(run.summary)} for stage, run in runs.items()]
     return [{k: v for k, v in row.items() if any(r[k] for r in rows)} for row in rows]
 
 
-def _cost(summary: JsonObject) -> dict[str, str]:
-    return {
-        "time": format_seconds(summary["seconds"]) if "seconds" in summary else "",
-        "tokens/s": f"{summary['tokens_per_second']:,.0f}"
-        if "tokens_per_second" in summary
-        else "",
-        "peak memory": format_bytes(summary["peak_bytes"]) if "peak_bytes" in summary else "",
-    }
+def _outcome(summary: JsonObject) -> dict[str, str]:
+    def shown(name: str, form: Callable[[float], str]) -> str:
+        return form(summary[name]) if name in summary else ""
 
-
-def _worth(summary: JsonObject) -> dict[str, str]:
     def change(name: str, digits: int = 2) -> str:
-        after, before = summary.get(name), summary.get(f"before/{name}")
-        if after is None:
+        if summary.get(name) is None:
             return ""
-        return (
-            f"{after:.{digits}f}" if before is None else f"{before:.{digits}f} → {after:.{digits}f}"
-        )
+        both = (summary.get(f"before/{name}"), summary[name])
+        return " → ".join(f"{x:.{digits}f}" for x in both if x is not None)
 
-    accuracy = ""
-    if "accuracy" in summary:
-        accuracy = f"{summary['accuracy']:.1%}"
-        if "accuracy_ceiling" in summary:
-            accuracy += f" of at most {summary['accuracy_ceiling']:.1%}"
-    loss = f"{summary['eval_loss']:.3f}" if "eval_loss" in summary else ""
+    accuracy = shown("accuracy", "{:.1%}".format)
+    if "accuracy_ceiling" in summary:
+        accuracy += f" of at most {summary['accuracy_ceiling']:.1%}"
     return {
-        "held-out loss": loss,
+        "time": shown("seconds", format_seconds),
+        "tokens/s": shown("tokens_per_second", "{:,.0f}".format),
+        "peak memory": shown("peak_bytes", format_bytes),
+        "held-out loss": shown("eval_loss", "{:.3f}".format),
         "RM accuracy": accuracy,
         "gold reward": change("gold_reward"),
         "RM score": change("reward"),
-        "wins by RM": f"{summary['win_rate']:.0%}" if "win_rate" in summary else "",
+        "wins by RM": shown("win_rate", "{:.0%}".format),
         "KL (nats)": change("kl", 1),
     }
 

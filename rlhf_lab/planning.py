@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from .cost.estimate import Estimate, estimate
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as find_hardware
-from .cost.setup import EXTRA
+from .cost.setup import EXTRA, Setup
 from .data.lengths import planned_lengths
 from .data.load import Data, load_data
 from .data.reward_sources import reward_settings
@@ -47,21 +47,11 @@ LORA = {
 """LoRA's settings, named as TRL's ModelConfig names them → peft's LoraConfig."""
 
 
-POSITIVE = {
-    "learning_rate",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_length",
-    "lora_r",
-    "num_ppo_epochs",
-    "num_mini_batches",
-    "local_rollout_forward_batch_size",
-    "num_generations",
-    "num_iterations",
-    "steps_per_generation",
-}
+POSITIVE = frozenset(
+    "learning_rate per_device_train_batch_size per_device_eval_batch_size max_length lora_r "
+    "gradient_accumulation_steps num_train_epochs num_ppo_epochs num_mini_batches num_generations "
+    "num_iterations steps_per_generation local_rollout_forward_batch_size".split()
+)
 """Settings that make no sense at 0 or below, and that the trainers do not all check."""
 
 
@@ -158,7 +148,7 @@ class Plan:
     def config(self, output_dir: str = "unused") -> TrainerArgs:
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""
         settings, spec = self.trainer_settings, STAGES[self.stage]
-        if spec.build or spec.groups:  # TRL's trainers
+        if spec.trainer:  # one of TRL's
             from .trainers.trl import trl_settings
 
             settings = trl_settings(settings, output_dir)
@@ -264,19 +254,11 @@ def config_fields(stage: str) -> dict[str, str]:
 # --------------------------------------------------------------------------------- prediction
 
 
-TRAINED_AS_PLANNED = {
-    "prompt_length",
-    "response_length",
-    "padded_prompt",
-    "padded_response",
-    "padded_update",
-    "padded_scoring",
-    "mean_tokens",
-    "mean_response",
-    "rows",
-    "padded",
-}
-"""Settings that describe the data; the other ones of `EXTRA` change how a run would be made."""
+STORY_SETTINGS = (
+    *("per_device_train_batch_size", "response_length", "max_length", "num_mini_batches"),
+    *("gradient_accumulation_steps", "steps_per_generation"),
+)
+"""What the lengths of a plan for the bundled data depend on."""
 
 
 def predict(plan: Plan, data: Data | None = None) -> Estimate:
@@ -289,7 +271,8 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
     if "prompt_length" not in settings and data is not None:
         settings = {**planned_lengths(plan.stage, model, data, settings), **settings}
     elif "prompt_length" not in settings and model.name in BUNDLED:
-        settings = {**_story_lengths(plan.stage, model, settings), **settings}
+        known = {name: settings[name] for name in STORY_SETTINGS if name in settings}
+        settings = {**_story_lengths(plan.stage, model.name, **known), **settings}
     roles = {}
     learned = plan.stage in ONLINE and not settings.get("rule_reward")
     if learned and settings.get("layout") == "adapters" and "reward_adapter" in model.paths:
@@ -304,14 +287,9 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
 def _adapter_rank(folder: str) -> dict[str, object]:
     """What the plan must know of a reward adapter, like which the value adapter is made."""
     config = json.loads((Path(folder) / ADAPTER_FILE).read_text())
-    return {
-        "critic_lora_r": config["r"],
-        "critic_lora_targets": _hashable(config["target_modules"]),
-    }
-
-
-def _hashable(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+    rank, targets = config["r"], config["target_modules"]
+    matrices = tuple(targets) if isinstance(targets, list) else targets
+    return {"critic_lora_r": rank, "critic_lora_targets": matrices}
 
 
 def predicted(plan: Plan, data: Data | None, quiet: bool = True) -> Ledger:
@@ -325,46 +303,27 @@ def predicted(plan: Plan, data: Data | None, quiet: bool = True) -> Ledger:
         return Ledger()
 
 
-_STORIES: dict[tuple[object, ...], dict[str, float]] = {}
-
-
-def _story_lengths(stage: str, model: Model, settings: Settings) -> dict[str, float]:
+@cache
+def _story_lengths(stage: str, model: str, **settings: Setting) -> dict[str, float]:
     """Lengths of the bundled data, looked up once."""
-    names = (
-        "per_device_train_batch_size",
-        "response_length",
-        "max_length",
-        "num_mini_batches",
-        "gradient_accumulation_steps",
-        "steps_per_generation",
-    )
-    key = (stage, model.name, *(settings.get(name) for name in names))
-    if key not in _STORIES:
-        data = load_data("stories")
-        _STORIES[key] = planned_lengths(stage, model, data, settings)
-    return _STORIES[key]
+    return planned_lengths(stage, load(model), load_data("stories"), settings)
+
+
+PLANNED_ONLY = frozenset(
+    "gpus nodes sharding offload tensor_parallel dtype attn_implementation adapter_dtype loss "
+    "pairs_together samples_per_prompt ema joint_update".split()
+)
+"""Settings of `EXTRA` that change how a run would be made, and that `train` has at the defaults of
+`Setup` only; the other ones describe the data, or choose rewards."""
 
 
 def unplannable(settings: Mapping[str, object]) -> str | None:
     """A setting that can be planned and that `train` does not do from here; None where all can."""
-    plain = {
-        "gpus": 1,
-        "nodes": 1,
-        "sharding": "none",
-        "offload": "none",
-        "tensor_parallel": 1,
-        "dtype": "float32",
-        "loss": "fused",
-        "pairs_together": True,
-        "samples_per_prompt": 1,
-        "ema": False,
-        "joint_update": True,
-        "attn_implementation": "sdpa",
-        "adapter_dtype": "float32",
-    }
+    planned_only = PLANNED_ONLY
     if settings.get("layout") != "adapters":  # one base that may be in 4 bits
-        plain |= {"load_in_4bit": False, "use_bnb_nested_quant": False}
+        planned_only |= {"load_in_4bit", "use_bnb_nested_quant"}
+    plain = {f.name: f.default for f in fields(Setup)}
     for name, value in settings.items():
-        if name in EXTRA.keys() - TRAINED_AS_PLANNED and value != plain.get(name, value):
+        if name in planned_only and value != plain[name]:
             return f"{name}={value!r} is planned only: train() does not do it yet"
     return None

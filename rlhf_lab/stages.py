@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -41,9 +41,9 @@ class StageSpec:
     name: str
     title: str
     rows: str
-    columns: tuple[str, ...]
+    columns: tuple[str, ...] = ()
     roles: tuple[str, ...]
-    phases: tuple[str, ...]
+    phases: tuple[str, ...] = ("forward", "backward", "optimizer")
     charts: tuple[str, ...] = ()
     starts_from: str = "sft"
     online: bool = False
@@ -63,14 +63,14 @@ class StageSpec:
     """responses of a row that pass through the model"""
     defaults: Mapping[str, object] = field(default_factory=dict)
     """the lab's settings, chosen for the bundled model; the rest are the library's"""
-    library_defaults: Mapping[str, float] = field(default_factory=dict)
+    library_defaults: Mapping[str, float] = field(default_factory=lambda: {"epochs": 3.0})
     """what a plan must know of the trainer's own defaults, under the names of `cost/setup.py`"""
     config: str = ""
     """dotted path of the class of its settings"""
     train: str = ""
     """dotted path of what trains it: `train(job) -> figures`; "": it is planned only"""
-    build: str = ""
-    """dotted path of what makes TRL's trainer, for training and x-ray alike; "" for PPO"""
+    trainer: str = ""
+    """dotted path of the class of TRL's trainer, for training and x-ray alike; "" for PPO"""
     tokenize: str = ""
     """dotted path of what makes rows of token ids"""
     estimate: str
@@ -108,6 +108,24 @@ is PPO's `kl_coef`; GRPO's reward is in standard deviations of its group."""
 _STEP = ("forward", "backward", "optimizer")
 _PPO_CHARTS = ("reward", "gold", "kl", "kl_coef", "entropy", "clipping", "critic", "length")
 
+_RLOO = StageSpec(
+    name="rloo",
+    title="RLOO",
+    rows="prompts",
+    roles=("policy", "reference", "reward"),
+    phases=("rollout", "old_logprobs", "reference", "score", *_STEP),
+    charts=_PPO_CHARTS,
+    online=True,
+    groups=True,
+    xrayed=False,
+    defaults=_GROUPS,
+    library_defaults={"epochs": 3.0, "samples_per_prompt": 2, "beta": 0.05},
+    config="rlhf_lab.trainers.online:RLOOConfig",
+    trainer="rlhf_lab.trainers.online:RLOOTrainer",
+    train="rlhf_lab.trainers.online:train",
+    tokenize="rlhf_lab.data.tokenize:prompt_rows",
+    estimate="rlhf_lab.cost.online:rloo_grpo",
+)
 _SPECS = (
     StageSpec(
         name="sft",
@@ -115,15 +133,13 @@ _SPECS = (
         rows="sft",
         columns=("completion",),
         roles=("policy",),
-        phases=_STEP,
         charts=("loss",),
         starts_from="base",
         loss_unit="nats per token",
         defaults={**_OFFLINE, "learning_rate": 1e-3, "num_train_epochs": 1},
-        library_defaults={"epochs": 3.0},
         config="trl:SFTConfig",
-        train="rlhf_lab.trainers.sft:train",
-        build="rlhf_lab.trainers.sft:build",
+        train="rlhf_lab.trainers.job:train_policy",
+        trainer="trl:SFTTrainer",
         tokenize="rlhf_lab.data.tokenize:sft_rows",
         estimate="rlhf_lab.cost.offline:sft",
     ),
@@ -133,28 +149,22 @@ _SPECS = (
         rows="preferences",
         columns=("chosen", "rejected"),
         roles=("reward",),
-        phases=_STEP,
         charts=("pair_loss", "pair_accuracy"),
         loss_unit="nats per pair",
         answers=2,
         defaults={**_OFFLINE, "learning_rate": 4e-4, "num_train_epochs": 2},
-        library_defaults={"epochs": 3.0},
         config="trl:RewardConfig",
         train="rlhf_lab.trainers.reward:train",
-        build="rlhf_lab.trainers.reward:build",
-        tokenize="rlhf_lab.data.tokenize:pair_rows",
+        trainer="trl:RewardTrainer",
+        tokenize="rlhf_lab.data.tokenize:whole_pair_rows",
         estimate="rlhf_lab.cost.offline:reward",
     ),
     StageSpec(
         name="ppo",
         title="PPO",
         rows="prompts",
-        columns=(),
         roles=("policy", "value", "reference", "reward"),
-        phases=(
-            *("rollout", "old_logprobs", "reference", "value", "score", "advantage"),
-            *_STEP,
-        ),
+        phases=("rollout", "old_logprobs", "reference", "value", "score", "advantage", *_STEP),
         charts=_PPO_CHARTS,
         online=True,
         iterates=True,
@@ -173,7 +183,6 @@ _SPECS = (
             "report_to": "none",
             "local_rollout_forward_batch_size": 32,
         },
-        library_defaults={"epochs": 3.0},
         config="rlhf_lab.ppo.config:PPOConfig",
         train="rlhf_lab.trainers.ppo:train",
         tokenize="rlhf_lab.data.tokenize:prompt_rows",
@@ -190,10 +199,9 @@ _SPECS = (
         loss_unit="nats per pair",
         answers=2,
         defaults={**_OFFLINE, "learning_rate": 3e-4, "num_train_epochs": 1, "beta": 0.5},
-        library_defaults={"epochs": 3.0},
         config="trl:DPOConfig",
-        train="rlhf_lab.trainers.dpo:train",
-        build="rlhf_lab.trainers.dpo:build",
+        train="rlhf_lab.trainers.job:train_policy",
+        trainer="rlhf_lab.trainers.trl:TokenizedDPOTrainer",
         tokenize="rlhf_lab.data.tokenize:pair_rows",
         estimate="rlhf_lab.cost.offline:dpo",
     ),
@@ -207,54 +215,25 @@ _SPECS = (
         charts=("kto_loss", "dpo_margin", "drift", "gold"),
         loss_unit="0 to 1, per answer",
         defaults={**_OFFLINE, "learning_rate": 3e-4, "num_train_epochs": 1, "beta": 0.5},
-        library_defaults={"epochs": 3.0},
         config="trl:KTOConfig",
-        train="rlhf_lab.trainers.kto:train",
-        build="rlhf_lab.trainers.kto:build",
+        train="rlhf_lab.trainers.job:train_policy",
+        trainer="rlhf_lab.trainers.kto:TokenizedKTOTrainer",
         tokenize="rlhf_lab.data.tokenize:labelled_rows",
         estimate="rlhf_lab.cost.offline:kto",
     ),
-    StageSpec(
-        name="rloo",
-        title="RLOO",
-        rows="prompts",
-        columns=(),
-        roles=("policy", "reference", "reward"),
-        phases=("rollout", "old_logprobs", "reference", "score", *_STEP),
-        charts=_PPO_CHARTS,
-        online=True,
-        groups=True,
-        xrayed=False,
-        defaults=_GROUPS,
-        library_defaults={"epochs": 3.0, "samples_per_prompt": 2, "beta": 0.05},
-        config="rlhf_lab.trainers.online:RLOOConfig",
-        train="rlhf_lab.trainers.online:train",
-        tokenize="rlhf_lab.data.tokenize:prompt_rows",
-        estimate="rlhf_lab.cost.online:rloo_grpo",
-    ),
-    StageSpec(
+    _RLOO,
+    replace(
+        _RLOO,
         name="grpo",
         title="GRPO",
-        rows="prompts",
-        columns=(),
-        roles=("policy", "reference", "reward"),
-        phases=("rollout", "old_logprobs", "reference", "score", *_STEP),
-        charts=_PPO_CHARTS,
-        online=True,
-        groups=True,
-        xrayed=False,
-        defaults=_GROUPS,
         library_defaults={"epochs": 3.0, "samples_per_prompt": 8},
         config="rlhf_lab.trainers.online:GRPOConfig",
-        train="rlhf_lab.trainers.online:train",
-        tokenize="rlhf_lab.data.tokenize:prompt_rows",
-        estimate="rlhf_lab.cost.online:rloo_grpo",
+        trainer="rlhf_lab.trainers.online:GRPOTrainer",
     ),
     StageSpec(
         name="inference",
         title="inference",
         rows="prompts",
-        columns=(),
         roles=("policy",),
         phases=("prefill", "decode"),
         xrayed=False,

@@ -7,6 +7,7 @@ lab.sweep("model", ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B"], stage="sft")
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,6 @@ from typing import TYPE_CHECKING
 
 from .cost.estimate import Estimate
 from .cost.hardware import Hardware
-from .cost.hardware import hardware as hardware
-from .cost.setup import Setup
 from .data.load import Data, load_data
 from .data.tokenize import prompt_rows
 from .display import format_number, html_table, table
@@ -51,19 +50,21 @@ def xray(plan: Plan | Estimate) -> XRay:
     Bytes are those of the longest rows. FLOPs are of the whole run (of one step where the number of
     steps is not known), at rows of average length, so that they compare with plan and run.
     """
+    from .simulate.step import simulate_step
+
     e = plan.estimate if hasattr(plan, "estimate") else plan
     if e.setup.load_in_4bit:
         raise ValueError(
             "no x-ray of load_in_4bit: fake tensors cannot be quantised; the plan and "
             "a run know what it takes"
         )
-    seen = _simulate_step(e, e.setup)
+    seen = simulate_step(e.setup, e.config, e.roles)
     usual = e.usual_setup
-    counted = seen if usual == e.setup else _simulate_step(e, usual)
+    counted = seen if usual == e.setup else simulate_step(usual, e.config, e.roles)
     like = {
         phase: x
         for phases, s in e.bucketed_setups
-        for x in [_simulate_step(e, s)]
+        for x in [simulate_step(s, e.config, e.roles)]
         for phase in phases
     }
     times = (e.steps or 1) * e.setup.replicas
@@ -75,12 +76,6 @@ def xray(plan: Plan | Estimate) -> XRay:
         if r.quantity == "flops" and like.get(r.phase, counted) is x
     ]
     return replace(seen, ledger=Ledger(rows))
-
-
-def _simulate_step(e: Estimate, s: Setup) -> XRay:
-    from .simulate.step import simulate_step
-
-    return simulate_step(s, e.config, e.roles)
 
 
 # ------------------------------------------------------------------------------------------- sweep
@@ -113,9 +108,7 @@ class Sweep:
         ]
         if len(pairs) < 2:
             raise ValueError(f"no line through {len(pairs)} point(s) of {quantity} {source}")
-        mx, my = (sum(v) / len(pairs) for v in zip(*pairs, strict=True))
-        spread = sum((x - mx) ** 2 for x, _ in pairs)
-        return float(sum((x - mx) * (y - my) for x, y in pairs) / spread)
+        return statistics.linear_regression(*zip(*pairs, strict=True)).slope
 
     def answer(self) -> str:
         """What the exponent says, in words."""
@@ -229,9 +222,10 @@ class Project:
     def rows(self) -> list[dict[str, str]]:
         from .charts.estimate import summary_row
 
+        seconds = None if self.hours is None else self.hours * 3600
         total = {
             "stage": "all",
-            "time": format_number(_seconds(self.hours), "s"),
+            "time": format_number(seconds, "s"),
             "money": format_number(self.money, "USD"),
         }
         return [*(summary_row(e) for e in self.stages.values()), total]
@@ -249,10 +243,6 @@ def _total(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) if len(known) == len(every) else None
 
 
-def _seconds(hours: float | None) -> float | None:
-    return None if hours is None else hours * 3600
-
-
 def project(
     model: str | Path | Model = "tiny",
     *,
@@ -262,15 +252,11 @@ def project(
     **settings: Setting,
 ) -> Project:
     """Plan several stages of one model: settings for all of them, and `each` stage's own."""
-    handle = load(model)
-    return Project(
-        {
-            s: make_plan(
-                s, handle, hardware=hardware, **{**settings, **(each or {}).get(s, {})}
-            ).estimate
-            for s in stages
-        }
-    )
+    handle, estimates = load(model), {}
+    for stage in stages:
+        own = {**settings, **(each or {}).get(stage, {})}
+        estimates[stage] = make_plan(stage, handle, hardware=hardware, **own).estimate
+    return Project(estimates)
 
 
 # -------------------------------------------------------------------------------------- best of n

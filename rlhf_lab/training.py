@@ -213,21 +213,13 @@ def run_plan(
     prepare_process()
     say = dashboard.say if dashboard is not None else lambda text: None
     say("loading models and data")
-    ready = prepare(plan, data, args, quiet, functions)
+    ready = prepare(plan, data, args, quiet)
     prediction = predicted(plan, data, quiet)
     run, meter = open_run(), Meter(plan.stage)
     quiet = quiet or not run.writes  # of several processes the first one speaks
+    shown = dashboard if run.writes else None
     job = Job(
-        plan,
-        data,
-        run,
-        meter,
-        ready,
-        args,
-        quiet,
-        should_stop,
-        resume,
-        dashboard=dashboard if run.writes else None,
+        plan, data, run, meter, ready, args, quiet, should_stop, functions, resume, dashboard=shown
     )
     if job.dashboard is not None:
         job.dashboard.open(run, lambda: prediction + meter.ledger())

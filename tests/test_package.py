@@ -41,10 +41,10 @@ BROKEN = {
     "rlhf_lab.trainers.evaluate": "rlhf_lab.training",
     "rlhf_lab.widgets.live": "rlhf_lab.ppo.trainer",
     "rlhf_lab.widgets.dashboard": "trl",
-    "rlhf_lab.world.generator": "rlhf_lab.trainers.sft",
+    "rlhf_lab.world.generator": "rlhf_lab.trainers.kto",
     "rlhf_lab.runs.run": "rlhf_lab.charts.chart",
     "rlhf_lab.planning": "rlhf_lab.cli.main",
-    "rlhf_lab.cli.main": "rlhf_lab.trainers.sft",
+    "rlhf_lab.cli.main": "rlhf_lab.trainers.kto",
     "rlhf_lab.stages": "rlhf_lab.display",
 }
 KEPT = {
@@ -54,7 +54,7 @@ KEPT = {
     "rlhf_lab.ppo.rewards": "rlhf_lab.runs.run",
     "rlhf_lab.widgets.samples": "rlhf_lab.runs.run",
     "rlhf_lab.runs.ledger": "pandas",
-    "rlhf_lab.studies": "rlhf_lab.trainers.sft",
+    "rlhf_lab.studies": "rlhf_lab.trainers.kto",
     "rlhf_lab.cli.cost": "rlhf_lab.runs.run",
 }
 

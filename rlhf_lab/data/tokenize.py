@@ -100,7 +100,7 @@ def sft_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int) -> 
 
 
 def pair_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int) -> Encoded:
-    """Preference rows with token ids for RewardTrainer and DPOTrainer, and the drops by reason
+    """Preference rows with token ids for DPOTrainer, and the drops by reason
     (rule 22: pairs that are too long or become identical are dropped and counted).
 
     TRL filters over-long pairs silently, or truncates them to identical ones: we count both. A
@@ -116,6 +116,15 @@ def pair_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int) ->
             dropped["too long"] += 1
         else:
             encoded.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    return encoded, dropped
+
+
+def whole_pair_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int) -> Encoded:
+    """`pair_rows` for RewardTrainer, which wants prompt and response as one sequence."""
+    encoded, dropped = pair_rows(tokenizer, rows, max_length)
+    for row in encoded:
+        prompt = row.pop("prompt_ids")
+        row |= {name: prompt + ids for name, ids in row.items()}
     return encoded, dropped
 
 

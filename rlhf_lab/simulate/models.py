@@ -35,9 +35,6 @@ class Step:
     setup: Setup
     config: Config
     roles: Mapping[str, Config] = field(default_factory=dict)
-    real: bool | str = False
-    """True: real tensors on the CPU under an account; "profiler": under torch's profiler; "clock":
-    a few steps, timed"""
 
 
 def models_of(step: Step) -> dict[str, AnyModel]:

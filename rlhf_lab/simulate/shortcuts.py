@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import masking_utils
 
 from ..data.lengths import LEAST_TOKENS_SAVED
 from ..metering.patch import fused_head_within, patched
@@ -23,6 +24,7 @@ from ..ppo.executor import Buckets, Executor
 from ..ppo.logprobs import AnyModel
 from ..ppo.sampling import LanguageModel
 from .account import FakeAccount, StepAccount
+from .models import Step
 
 TURNS = 2
 """Turns that are made of a loop of equal ones: the first, and one that finds what it left."""
@@ -35,22 +37,12 @@ def fake_answers(account: FakeAccount, *, gpu: bool, padded: bool) -> Iterator[N
     with ExitStack() as stack:
         # A fake tensor cannot be moved or cast in place, and need not be.
         stack.enter_context(patched(nn.Module, "_apply", lambda module, *_, **__: module))
-        stack.enter_context(_masks_answered(padded))
+        # transformers looks into masks as it does outside tracing; the answer is `padded`.
+        stack.enter_context(patched(masking_utils, "is_tracing", lambda *_: False))
+        stack.enter_context(patched(masking_utils, "fast_all", lambda _: not padded))
         stack.enter_context(head_labelled(account))
         if gpu:
             stack.enter_context(_triton_head(account))
-        yield
-
-
-@contextmanager
-def _masks_answered(padded: bool) -> Iterator[None]:
-    """transformers looks into masks as it does outside tracing; the answer is `padded`."""
-    from transformers import masking_utils
-
-    with (
-        patched(masking_utils, "is_tracing", lambda *_: False),
-        patched(masking_utils, "fast_all", lambda _: not padded),
-    ):
         yield
 
 
@@ -84,26 +76,17 @@ def _triton_head(account: StepAccount) -> Iterator[None]:
 
 
 class FirstTurns(Executor):
-    """Runs the first turns of PPO's loops, and counts the work of the others.
+    """Runs the first turns of PPO's loops, and counts the work of the others."""
 
-    `prompt`, `response`: tokens of every row; `window`: of sliding attention, 0 without; `batch`:
-    rows of a pass; `steps`: optimizer steps of an update.
-    """
-
-    def __init__(
-        self,
-        account: StepAccount,
-        prompt: int,
-        response: int,
-        window: int,
-        batch: int,
-        steps: int,
-    ):
-        self.account, self.prompt, self.batch, self.steps = account, prompt, batch, steps
+    def __init__(self, account: StepAccount, step: Step):
+        setup = step.setup
+        self.account, self.prompt, self.batch = account, setup.prompt, setup.batch
+        self.steps = setup.num_ppo_epochs * setup.num_mini_batches  # of an update
         # Decoding costs a fixed amount and one that grows with the positions that are looked at:
         # an arithmetic series between the second token and the last, or the window's end.
-        ends = {1, 2, response, window - prompt + 1}
-        self.positions = sorted(ends & set(range(1, response + 1)))
+        window = step.config.get("sliding_window") or 0
+        ends = {1, 2, setup.response, window - setup.prompt + 1}
+        self.positions = sorted(ends & set(range(1, setup.response + 1)))
         self.statistics: dict[str, float] | None = None
 
     def generate(self, model: LanguageModel, *prompts: Tensor, **settings: Any) -> Tensor:

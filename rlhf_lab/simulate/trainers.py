@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Protocol
 
 import torch
-from datasets import Dataset
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from ..metering.meter import Meter, NoMeter
 from ..metering.patch import patched
@@ -23,11 +21,13 @@ from ..ppo.logprobs import AnyModel
 from ..ppo.rewards import Rewards
 from ..ppo.texts import Row, Tokenizer
 from ..ppo.trainer import PPOTrainer
-from ..trainers.dpo import TokenizedDPOTrainer
-from ..trainers.kto import TokenizedKTOTrainer
+from ..stages import STAGES, resolve
+from ..trainers.trl import make_trainer
 from .account import StepAccount
 from .models import Step
-from .xray import prime
+
+TOKEN = 5
+"""Every token of the rows: which one it is does not matter."""
 
 
 class Trainable(Protocol):
@@ -36,44 +36,50 @@ class Trainable(Protocol):
     def train(self) -> object: ...
 
 
-TOKEN = 5
-"""Every token of the rows: which one it is does not matter."""
-
-
-def _tokenizer() -> Tokenizer:
-    """The bundled one serves any model: the ids are made up."""
-    tokenizer: Tokenizer = load("tiny").tokenizer
-    return tokenizer
-
-
-def _common(step: Step, folder: str, steps: int, passes: int) -> dict[str, Any]:
-    """What TRL's configs and our PPOConfig have in common."""
-    return {
+def step_trainer(
+    step: Step,
+    models: Mapping[str, AnyModel],
+    folder: str,
+    steps: int,
+    callbacks: list[TrainerCallback],
+    meter: Meter | None = None,
+    executor: Executor | None = None,
+) -> Trainable:
+    """The stage's trainer, with rows for a step more than it makes. `meter`, `executor`: PPO's."""
+    setup = step.setup
+    settings = {
         "output_dir": folder,
-        "per_device_train_batch_size": step.setup.batch,
+        "per_device_train_batch_size": setup.batch,
         "max_steps": steps,
-        "gradient_accumulation_steps": passes,
+        "gradient_accumulation_steps": setup.gradient_accumulation_steps,
         "report_to": "none",
         "disable_tqdm": True,
         "save_strategy": "no",
         "use_cpu": True,
-        "optim": step.setup.optim,
+        "optim": setup.optim,
     }
-
-
-class StepBegins(TrainerCallback):
-    """Tells the account where a step begins; gives an optimizer of fake tensors its state."""
-
-    def __init__(self, step: Step, account: StepAccount | None):
-        self.step, self.account = step, account
-
-    def on_train_begin(self, *_: object, optimizer: AnyModel = None, **__: object) -> None:
-        if not self.step.real and self.account is not None:
-            prime(self.account, optimizer, foreach=True if self.step.setup.gpu else None)
-
-    def on_step_begin(self, *_: object, **__: object) -> None:
-        if self.account is not None:
-            self.account.restart()
+    count = (steps + 1) * setup.batch * setup.gradient_accumulation_steps
+    rows = [_row(step, number) for number in range(count)]
+    tokenizer: Tokenizer = load("tiny").tokenizer  # serves any model: the ids are made up
+    if setup.stage != "ppo":
+        return _trl_trainer(step, models, tokenizer, rows, settings, callbacks)
+    args = _ppo_config(step, settings)
+    rule = [_no_reward] if setup.rule_reward else None
+    trainer = ReadyTrainer(
+        args,
+        tokenizer,
+        Roles(**{"reward": None, **models}),
+        None,
+        None,
+        rows,
+        reward_funcs=rule,
+        meter=meter,
+        callbacks=callbacks,
+        executor=executor,
+    )
+    if rule:
+        trainer.rewards = NoTextRewards(None, rule, tokenizer, args)
+    return trainer
 
 
 def _row(step: Step, number: int) -> Row:
@@ -99,55 +105,32 @@ def _row(step: Step, number: int) -> Row:
 # -------------------------------------------------------------------------------------------- TRL
 
 
-def trl_trainer(
+def _trl_trainer(
     step: Step,
     models: Mapping[str, AnyModel],
-    folder: str,
-    account: StepAccount | None,
-    steps: int,
-    passes: int,
-    callbacks: Sequence[TrainerCallback] = (),
+    tokenizer: Tokenizer,
+    rows: list[Row],
+    settings: Mapping[str, Any],
+    callbacks: list[TrainerCallback],
 ) -> Trainable:
-    """TRL's trainer of the stage, with rows for one step more than it makes."""
-    trl: AnyModel = importlib.import_module("trl")
-
     setup = step.setup
-    settings = _common(step, folder, steps, passes) | {
-        "bf16": setup.bf16 or setup.fp16,
-        "gradient_checkpointing": setup.gradient_checkpointing,
-        "max_length": setup.length,
-        "logging_strategy": "no",
-        "train_sampling_strategy": "sequential",
-    }
-    kind, config = {
-        "sft": (trl.SFTTrainer, trl.SFTConfig),
-        "reward": (trl.RewardTrainer, trl.RewardConfig),
-        "dpo": (TokenizedDPOTrainer, trl.DPOConfig),
-        "kto": (TokenizedKTOTrainer, trl.KTOConfig),
-    }[setup.stage]
-    rows = [_row(step, i) for i in range((steps + 1) * setup.batch * passes)]
+    args = resolve(STAGES[setup.stage].config)(
+        **settings,
+        bf16=setup.bf16 or setup.fp16,
+        gradient_checkpointing=setup.gradient_checkpointing,
+        max_length=setup.length,
+        logging_strategy="no",
+        train_sampling_strategy="sequential",
+    )
     model, more = next(iter(models.values())), dict[str, AnyModel]()
-    patch: AbstractContextManager[object] = nullcontext()
     if "reference" in models:
         more["ref_model"] = models["reference"]
-    elif setup.stage in ("dpo", "kto"):  # TRL puts adapters in itself: they are there already
-        adapted, model = model, model.get_base_model()
-        more["peft_config"] = adapted.peft_config["default"]
-        patch = patched(
-            sys.modules[kind.__base__.__module__], "get_peft_model", lambda *_, **__: adapted
-        )
-    with patch:
-        trainer = kind(
-            model=model,
-            args=config(**settings),
-            processing_class=_tokenizer(),
-            train_dataset=Dataset.from_list(rows),
-            callbacks=[StepBegins(step, account), *callbacks],
-            **more,
-        )
-    trainer.remove_callback(PrinterCallback)
-    ready: Trainable = trainer
-    return ready
+    with ExitStack() as stack:
+        if hasattr(model, "peft_config"):  # a trainer that puts adapters in anew finds them there
+            home = importlib.import_module(f"trl.trainer.{setup.stage}_trainer")
+            stack.enter_context(patched(model, "unload", model.get_base_model))
+            stack.enter_context(patched(home, "get_peft_model", lambda *_, **__: model))
+        return make_trainer(setup.stage, model, tokenizer, rows, [], args, callbacks, **more)
 
 
 # -------------------------------------------------------------------------------------------- PPO
@@ -156,14 +139,14 @@ def trl_trainer(
 class PhaseMeter(NoMeter):
     """The trainer tells its meter which phase begins, and the meter tells the account."""
 
-    def __init__(self, account: StepAccount | None):
+    def __init__(self, account: StepAccount):
         super().__init__("ppo")
         self.account = account
 
-    def phase(self, *at: object, **_: object) -> AbstractContextManager[None]:
-        if self.account is not None:
-            phase, role = (*map(str, at), "")[:2]
-            self.account.enter(phase, role)
+    def phase(
+        self, phase: str, role: str = "", *_: object, **__: object
+    ) -> AbstractContextManager[None]:
+        self.account.enter(phase, role)
         return nullcontext()
 
 
@@ -182,21 +165,14 @@ class NoTextRewards(Rewards):
         return torch.zeros(len(ids), device=ids.device)
 
 
-def ppo_trainer(
-    step: Step,
-    models: Mapping[str, AnyModel],
-    folder: str,
-    account: StepAccount | None,
-    steps: int,
-    passes: int,
-    callbacks: Sequence[TrainerCallback] = (),
-    meter: Meter | None = None,
-    executor: Executor | None = None,
-) -> PPOTrainer:
-    """Our PPOTrainer, with prompts for one iteration more than it makes."""
+def _no_reward(**_: object) -> list[float]:
+    return []
+
+
+def _ppo_config(step: Step, settings: Mapping[str, Any]) -> PPOConfig:
     setup = step.setup
     args = PPOConfig(
-        **_common(step, folder, steps, passes),
+        **settings,
         temperature=1.0,
         response_length=setup.response,
         stop_token=None,
@@ -205,24 +181,4 @@ def ppo_trainer(
         local_rollout_forward_batch_size=setup.local_rollout_forward_batch_size,
     )
     args.bf16 = setup.bf16 or setup.fp16  # which PPOConfig refuses on a CPU
-    roles = Roles(**{"reward": None, **models})
-    tokenizer, rule = _tokenizer(), [_no_reward] if setup.rule_reward else None
-    trainer = ReadyTrainer(
-        args,
-        tokenizer,
-        roles,
-        None,
-        None,
-        [_row(step, i) for i in range((steps + 1) * args.rollout_batch_size)],
-        reward_funcs=rule,
-        meter=meter or PhaseMeter(account),
-        callbacks=[StepBegins(step, account), *callbacks],
-        executor=executor,
-    )
-    if rule:
-        trainer.rewards = NoTextRewards(None, rule, tokenizer, args)
-    return trainer
-
-
-def _no_reward(**_: object) -> list[float]:
-    return []
+    return args

@@ -62,6 +62,7 @@ def policy_report(
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     *,
+    prompt_ids: Sequence[Prompt] | None = None,
     gold_parts: Callable[..., dict[str, float]] | None = None,
     gold_reward: GoldReward | None = None,
     reward_model: PreTrainedModel | None = None,
@@ -72,11 +73,13 @@ def policy_report(
 ) -> tuple[dict[str, float], list[str]]:
     """Sample one response per prompt. → means of its figures, the responses.
 
+    `prompt_ids`: the prompts' tokens, where they were made before.
     `gold_reward`, `gold/<part>`: means over prompts; `reward`: the reward model's mean score, in
     tokens of `reward_tokenizer` where it has its own;
     `kl`, `kl_k3`: nats per response from `reference`; `length`: words.
     """
-    sampled = sample_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed)
+    asked = prompts if prompt_ids is None else prompt_ids
+    sampled = sample_texts(model, tokenizer, asked, max_new_tokens=max_new_tokens, seed=seed)
     responses = [s[0] for s in sampled]
     figures = {"length": sum(len(r.split()) for r in responses) / len(responses)}
     if gold_reward:
@@ -88,9 +91,10 @@ def policy_report(
             figures[f"gold/{name}"] = sum(p[name] for p in parts) / len(parts)
     if reward_model is not None:
         theirs = reward_tokenizer or tokenizer
-        figures["reward"] = float(score_texts(reward_model, theirs, prompts, responses).mean())
+        read = asked if theirs is tokenizer else prompts
+        figures["reward"] = float(score_texts(reward_model, theirs, read, responses).mean())
     if reference is not None:
-        kl = kl_from_reference(model, reference, tokenizer, prompts, responses).mean(0)
+        kl = kl_from_reference(model, reference, tokenizer, asked, responses).mean(0)
         figures["kl"], figures["kl_k3"] = float(kl[0]), float(kl[1])
     return figures, responses
 

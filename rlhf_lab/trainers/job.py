@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..data.load import Data
+from ..data.reward_sources import RewardFunction
 from ..data.tokenize import prompt_text
 from ..metering.meter import Meter
 from ..ppo.adapters import POLICY
@@ -18,18 +19,18 @@ from ..ppo.logprobs import AnyModel
 from ..runs.json_files import JsonObject
 from ..runs.progress import Progress
 from ..runs.run import Run
-from ..stages import ONLINE
+from ..stages import STAGES
 from .evaluate import policy_report, win_rate
 from .prepare import Prepared
-from .trl import Bar, Watch
+from .trl import Bar, Watch, make_trainer
 
 if TYPE_CHECKING:
     from ..planning import Plan, TrainerArgs
     from ..widgets.dashboard import Dashboard
 
-Build: TypeAlias = Callable[..., Trainer]
-"""`build(model, tokenizer, train, held_out, args, callbacks)` -> one of TRL's trainers."""
 Figures: TypeAlias = JsonObject
+Evaluated: TypeAlias = tuple[Figures, list[str]]
+"""Figures of a policy, and its responses to the held-out prompts; empty for a run that stopped."""
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Job:
     """settings as the stage's trainer takes them"""
     quiet: bool
     should_stop: Callable[[], bool] | None
+    functions: Sequence[RewardFunction] = ()
+    """what the stage learns from beside a reward model"""
     resume: bool = False
     """go on from the run's last checkpoint"""
     dashboard: Dashboard | None = None
@@ -100,7 +103,7 @@ def run_loop(job: Job, work: Callable[[], object]) -> float:
 
 def cost_figures(job: Job, seconds: float) -> Figures:
     """What every stage reports of its cost (measured) and of the rows it could not use."""
-    phase = "rollout" if job.plan.stage in ONLINE else "forward"
+    phase = "rollout" if STAGES[job.plan.stage].online else "forward"
     tokens = sum(n for (p, _), n in job.meter.tokens.items() if p == phase)
     return {
         "seconds": seconds,
@@ -111,35 +114,49 @@ def cost_figures(job: Job, seconds: float) -> Figures:
     }
 
 
-def train_role(job: Job, role: str, build: Build) -> tuple[Trainer, Figures]:
-    """Run one of TRL's trainers on the model of a role; → trainer, costs."""
+def train_role(job: Job) -> tuple[Trainer, Figures]:
+    """Run TRL's trainer of the stage on the model that it trains; → trainer, costs."""
+    ready, role = job.ready, STAGES[job.plan.stage].roles[0]
     watch = Watch(job.meter, role, job.run.log, job.progress, job.should_stop)
-    ready = job.ready
-    trainer = build(ready.models[role], job.tokenizer, ready.train, ready.test, job.args, [watch])
+    data = (ready.train, ready.test)
+    model, tokenizer = ready.models[role], job.tokenizer
+    trainer = make_trainer(job.plan.stage, model, tokenizer, *data, job.args, [watch])
+    return trainer, run_trainer(job, trainer, watch)
+
+
+def run_trainer(job: Job, trainer: Trainer, watch: Watch) -> Figures:
+    """Train with TRL, and save the model; → costs."""
     seconds = run_loop(job, trainer.train)
     watch.close()
     job.save(trainer.model)  # before anything else can fail or be interrupted
-    return trainer, cost_figures(job, seconds)
+    return cost_figures(job, seconds)
 
 
-def train_policy(job: Job, build: Build) -> tuple[AnyModel, Figures]:
-    """Train the policy with TRL; → the trained model, costs and held-out loss."""
-    trainer, figures = train_role(job, "policy", build)
+def train_policy(job: Job) -> Figures:
+    """SFT, DPO and KTO: train the policy with TRL; one that is held near a reference is compared
+    with it, the SFT model that it began as."""
+    spec, model = STAGES[job.plan.stage], job.plan.model
+    compared = "reference" in spec.roles
+    before = evaluate_policy(job, job.ready.models["policy"], keep=spec.starts_from)
+    trainer, figures = train_role(job)
     if job.ready.test and not job.stopped:
         figures["eval_loss"] = trainer.evaluate()["eval_loss"]
-    return job.whole(trainer.model), figures
+    policy = job.whole(trainer.model)
+    after = evaluate_policy(job, policy, model.sft if compared else None)
+    reward = model.reward if compared and "reward" in model.paths else None
+    return figures | before_and_after(job, before, after, reward)
 
 
-def policy_figures(
+def evaluate_policy(
     job: Job,
     model: AnyModel,
     reference: AnyModel | None = None,
     reward_model: AnyModel | None = None,
     keep: str = "",
-) -> tuple[Figures, list[str]]:
-    """Figures of a policy on held-out prompts, and its responses; `keep`: 32 of them are recorded
-    under that name."""
-    prompts = job.ready.prompts
+) -> Evaluated:
+    """Figures of a policy on held-out prompts, and its responses. 32 of them are recorded under a
+    name, `keep` or that of the stage; not again in a run that is resumed."""
+    prompts, keep = job.ready.prompts, keep or job.plan.stage
     if not prompts or job.stopped:
         return {}, []
     gold = job.data.has_gold
@@ -148,6 +165,7 @@ def policy_figures(
             model,
             job.tokenizer,
             prompts,
+            prompt_ids=job.ready.prompt_ids,
             reference=reference,
             reward_model=reward_model,
             gold_parts=job.data.gold_parts if gold else None,
@@ -155,7 +173,7 @@ def policy_figures(
             reward_tokenizer=job.plan.model.reward_tokenizer if reward_model else None,
             max_new_tokens=int(job.plan.settings.get("response_length", 64)),
         )
-    if keep:
+    if not any(row.get("when") == keep for row in job.run.samples):
         rows = zip(prompts[:32], responses, strict=False)
         job.run.sample(
             0, [{"prompt": prompt_text(p), "response": r, "when": keep} for p, r in rows]
@@ -163,27 +181,13 @@ def policy_figures(
     return figures, responses
 
 
-def win_rate_figures(
-    job: Job, reward_model: AnyModel | None, before: list[str], after: list[str]
+def before_and_after(
+    job: Job, before: Evaluated, after: Evaluated, reward_model: AnyModel | None
 ) -> Figures:
-    """How often the reward model prefers the response after training to the one before."""
-    if not before or not after or reward_model is None:
-        return {}
-    rate = win_rate(reward_model, job.plan.model.reward_tokenizer, job.ready.prompts, before, after)
-    return {"win_rate": rate}
-
-
-def before_and_after(before: Figures, after: Figures) -> Figures:
-    """Figures after training, and those from before as `before/<name>`."""
-    return after | {f"before/{name}": value for name, value in before.items()}
-
-
-def train_against_reference(job: Job, build: Build) -> Figures:
-    """DPO and KTO: train the policy with TRL, and compare it with the SFT model it began as."""
-    before, first = policy_figures(job, job.ready.models["policy"], keep="sft")
-    model, figures = train_policy(job, build)
-    after, last = policy_figures(job, model, job.plan.model.sft, keep=job.plan.stage)
-    figures |= before_and_after(before, after)
-    if "reward" in job.plan.model.paths:
-        figures |= win_rate_figures(job, job.plan.model.reward, first, last)
+    """Figures after training, those from before as `before/<name>`, and how often the reward model
+    prefers the response after training to the one before."""
+    figures = after[0] | {f"before/{name}": value for name, value in before[0].items()}
+    if before[1] and after[1] and reward_model is not None:
+        prompts, theirs = job.ready.prompts, job.plan.model.reward_tokenizer
+        figures["win_rate"] = win_rate(reward_model, theirs, prompts, before[1], after[1])
     return figures

@@ -10,47 +10,23 @@ from __future__ import annotations
 import random
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl import KTOConfig, KTOTrainer
 
-from ..ppo.logprobs import AnyModel
-from .job import Figures, Job, train_against_reference
-from .trl import Rows, data_set, without_printer
+from .trl import Rows
 
 
 class TokenizedKTOTrainer(KTOTrainer):
-    """KTOTrainer that takes rows whose tokens were made already."""
+    """KTOTrainer that takes rows with `prompt_ids`, `completion_ids` and `label`.
 
-    def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
-        return dataset
-
-
-def build(
-    model: AnyModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Rows,
-    held_out: Rows,
-    args: KTOConfig,
-    callbacks: list[TrainerCallback],
-) -> Trainer:
-    """Its trainer. The reference is a frozen copy, for a model with adapters the model without.
-
-    `train`, `held_out`: rows with `prompt_ids`, `completion_ids`, `label`. Raises ValueError for a
-    batch of one row, in which there is no other prompt.
+    Raises ValueError for a batch of one row, in which there is no other prompt.
     """
-    lora = None
-    if hasattr(model, "peft_config"):
-        lora, model = model.peft_config["default"], model.unload()
-    trainer = TokenizedKTOTrainer(
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-        peft_config=lora,
-        train_dataset=data_set(mismatched(train, args)),
-        eval_dataset=data_set(mismatched(held_out, args)),
-    )
-    return without_printer(trainer)
+
+    def _prepare_dataset(
+        self, dataset: Dataset, processing_class: object, args: KTOConfig, *_: object
+    ) -> Dataset:
+        if "KL_completion_ids" in dataset.column_names:
+            return dataset
+        return Dataset.from_list(mismatched(dataset.to_list(), args))
 
 
 def mismatched(rows: Rows, args: KTOConfig) -> Rows:
@@ -66,6 +42,8 @@ def mismatched(rows: Rows, args: KTOConfig) -> Rows:
     random.Random(args.seed).shuffle(rows)
     if len(rows) % size == 1:
         rows.pop()
+    if not rows:
+        raise ValueError("KTO needs an answer to another prompt: one row alone has none")
     found = []
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
@@ -75,7 +53,3 @@ def mismatched(rows: Rows, args: KTOConfig) -> Rows:
             for row, other in zip(batch, [answers[-1], *answers[:-1]], strict=True)
         ]
     return found
-
-
-def train(job: Job) -> Figures:
-    return train_against_reference(job, build)

@@ -12,14 +12,13 @@ scoring them in the same way, positions counted from the mask, and metrics of th
 from __future__ import annotations
 
 import copy
-import sys
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import trl
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -36,16 +35,8 @@ from ..ppo.rewards import Rewards
 from ..ppo.sampling import pad_prompts, positions_of
 from ..ppo.texts import call_reward
 from ..stages import Setting
-from .job import (
-    Figures,
-    Job,
-    before_and_after,
-    cost_figures,
-    policy_figures,
-    run_loop,
-    win_rate_figures,
-)
-from .trl import Rows, Watch, without_printer
+from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
+from .trl import Rows, Watch, make_trainer, note
 
 if TYPE_CHECKING:  # of TRL's two the one whose names the mixins below rely on
     from trl import GRPOConfig as ConfigBase
@@ -129,23 +120,6 @@ class RewardFunction:
         self.on_sample, self.episodes = on_sample, 0
         self.meter.watch("reward", model)
 
-    def scores(
-        self, prompts: list[Prompt], completion_ids: list[list[int]], prompt_ids: list[list[int]]
-    ) -> Tensor:
-        """The weighted rewards, `per_device_train_batch_size` rows at a time. → (n,)."""
-        rows = [p + ids for p, ids in zip(prompt_ids, completion_ids, strict=True)]
-        ids, mask = pad_prompts(rows, self.tokenizer.pad_token_id)
-        with torch.no_grad():
-            return self.rewards.score_answers(
-                ids.to(self.device),
-                mask.to(self.device),
-                completion_ids,
-                self.stopped(completion_ids).tolist(),
-                [{"prompt": p} for p in prompts],
-                self.args.per_device_train_batch_size,
-                self.meter,
-            ).cpu()
-
     def __call__(
         self,
         prompts: list[Prompt],
@@ -157,11 +131,8 @@ class RewardFunction:
         **columns: list[Setting],
     ) -> list[float | None]:
         rows = [{"prompt": p} for p in prompts]
-        if "prompt_ids" in columns:  # made by `prompt_rows`
-            rows = [{"prompt_ids": ids} for ids in columns["prompt_ids"]]
-        prompt_ids = [row_prompt_ids(self.tokenizer, row) for row in rows]
-        rewards = self.scores(prompts, completion_ids, prompt_ids)
         stopped = self.stopped(completion_ids)
+        rewards = self._rewards(rows, completion_ids, stopped, columns.get("prompt_ids"))
         scores = missing_stop_score(rewards, stopped, self.args.missing_eos_penalty)
         self.episodes += len(prompts)
         log_metric("ours/reward", float(rewards.nanmean()))
@@ -169,8 +140,30 @@ class RewardFunction:
             log_metric(f"ours/rewards/{name}", float(value.nanmean()))
         log_metric("stopped", float(stopped.float().mean()))
         with self.meter.phase("evaluation"):
-            self._log_metrics(prompts, completion_ids, scores, trainer_state, log_metric)
+            self._log_metrics(rows, completion_ids, scores, trainer_state, log_metric)
         return [None if s != s else s for s in scores.tolist()]  # NaN: no source applies
+
+    def _rewards(
+        self,
+        rows: Rows,
+        completion_ids: list[list[int]],
+        stopped: Tensor,
+        prompt_ids: list[list[int]] | None,
+    ) -> Tensor:
+        """The weighted rewards, `per_device_train_batch_size` rows at a time. → (n,)."""
+        prompt_ids = prompt_ids or [row_prompt_ids(self.tokenizer, row) for row in rows]
+        whole = [p + ids for p, ids in zip(prompt_ids, completion_ids, strict=True)]
+        ids, mask = pad_prompts(whole, self.tokenizer.pad_token_id)
+        with torch.no_grad():
+            return self.rewards.score_answers(
+                ids.to(self.device),
+                mask.to(self.device),
+                completion_ids,
+                stopped.tolist(),
+                rows,
+                self.args.per_device_train_batch_size,
+                self.meter,
+            ).cpu()
 
     def stopped(self, completion_ids: list[list[int]]) -> Tensor:
         """Which responses ended by themselves: short of the limit, or with eos. → (n,) bool."""
@@ -179,7 +172,7 @@ class RewardFunction:
 
     def _log_metrics(
         self,
-        prompts: list[Prompt],
+        rows: Rows,
         completion_ids: list[list[int]],
         scores: Tensor,
         state: TrainerState | None,
@@ -187,30 +180,21 @@ class RewardFunction:
     ) -> None:
         """Metrics that nothing learns from, and the first sample of four groups for the record."""
         texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        rows = [{"prompt": p} for p in prompts]
         values = {
             name: call_reward(f, rows, texts, completion_ids)
             for name, f in self.metric_funcs.items()
         }
         for name, of_rows in values.items():
             log_metric(name, float(of_rows.nanmean()))
-        if self.on_sample and state is not None and state.is_world_process_zero:
-            self.on_sample(
-                state.global_step + 1,
-                [
-                    {
-                        "prompt": prompt_text(prompts[i]),
-                        "response": texts[i],
-                        "reward": float(scores[i]),
-                        **{n: float(v[i]) for n, v in values.items()},
-                    }
-                    for i in range(
-                        0,
-                        min(len(prompts), 4 * self.args.num_generations),
-                        self.args.num_generations,
-                    )
-                ],
-            )
+        if self.on_sample is None or state is None or not state.is_world_process_zero:
+            return
+        group = self.args.num_generations
+        samples = [
+            {"prompt": prompt_text(rows[i]["prompt"]), "response": texts[i]}
+            | {n: float(v[i]) for n, v in {"reward": scores, **values}.items()}
+            for i in range(0, min(len(rows), 4 * group), group)
+        ]
+        self.on_sample(state.global_step + 1, samples)
 
 
 # ----------------------------------------------------------------------------------------- trainer
@@ -294,15 +278,16 @@ def _no_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-class _RLOO(_PPOConventions, trl.RLOOTrainer):  # type: ignore[misc]
-    pass
+class RLOOTrainer(_PPOConventions, trl.RLOOTrainer):  # type: ignore[misc]
+    """TRL's RLOOTrainer with our conventions."""
 
 
-class _GRPO(_PPOConventions, trl.GRPOTrainer):
-    pass
+class GRPOTrainer(_PPOConventions, trl.GRPOTrainer):
+    """TRL's GRPOTrainer with our conventions."""
 
 
 def online_trainer(
+    stage: str,
     model: AnyModel,
     reference: AnyModel | None,
     tokenizer: Tokenizer,
@@ -311,28 +296,19 @@ def online_trainer(
     reward_function: RewardFunction,
     watch: OnlineWatch,
 ) -> Trainer:
-    """TRL's RLOOTrainer or GRPOTrainer, whichever `args` are of. `train`: rows with a `prompt`.
+    """TRL's trainer of RLOO or GRPO. `train`: rows with a `prompt`.
 
     The reference is the frozen copy that is given (TRL would load one from where the policy came
-    from), for a model with adapters the model with its adapters off; with beta=0 there is none.
+    from); for a model with adapters, and with beta=0, there is none.
     """
-    trainer_class = _RLOO if isinstance(args, trl.RLOOConfig) else _GRPO
-    lora, args = None, copy.copy(args)
+    args = copy.copy(args)
     args.reward_weights = None  # the reward_function has weighted and added up already
-    if hasattr(model, "peft_config"):
-        lora, model = model.peft_config["default"], model.unload()
-    home = sys.modules[trainer_class.__mro__[2].__module__]
+    home = importlib.import_module(f"trl.trainer.{stage}_trainer")
+    rows = [{"prompt": r["prompt"]} for r in train]
     with patched(home, "create_model_from_path", lambda *_, **__: reference):
-        trainer = trainer_class(
-            model=model,
-            args=args,
-            processing_class=tokenizer,
-            reward_funcs=reward_function,
-            callbacks=[watch],
-            peft_config=lora,
-            train_dataset=Dataset.from_list([{"prompt": r["prompt"]} for r in train]),
+        return make_trainer(
+            stage, model, tokenizer, rows, [], args, [watch], reward_funcs=reward_function
         )
-    return without_printer(trainer)
 
 
 METRIC_NAMES = {
@@ -371,31 +347,26 @@ class OnlineWatch(Watch):
         logs: Mapping[str, object] | None = None,
         **kwargs: object,
     ) -> None:
+        logs = logs or {}
+        if "train_loss" in logs:
+            return
         clipped = "clipfrac" if isinstance(args, trl.GRPOConfig) else "response_clipfrac"
         names = {n: n for n in self.reward_function.metric_funcs}
         sources = self.reward_function.rewards.sources
         names |= {f"ours/rewards/{s.name}": f"rewards/{s.name}" for s in sources}
         names |= {**METRIC_NAMES, "clip_ratio/region_mean": clipped}
-        ours = {names[k]: v for k, v in (logs or {}).items() if k in names}
-        if "train_loss" in (logs or {}):
-            return
+        ours = {names[k]: v for k, v in logs.items() if k in names}
         ours["episodes"] = self.reward_function.episodes * args.world_size
         super().on_log(args, state, control, ours)
         if self.bar:
-            shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
-            self.bar.update(
-                0,
-                "  ".join(
-                    f"{n} {ours[k]:.2f}" for n, k in shown.items() if isinstance(ours.get(k), float)
-                ),
-            )
+            self.bar.update(0, note(ours))
 
 
 def train(job: Job) -> Figures:
     """RLOO and GRPO, with the figures of PPO."""
-    roles, stage = job.ready.models, job.plan.stage
+    roles, model = job.ready.models, job.plan.model
     reward = roles.get("reward")
-    before, first = policy_figures(job, roles["policy"], reward_model=reward, keep="sft")
+    before = evaluate_policy(job, roles["policy"], reward_model=reward, keep="sft")
     reward_function = RewardFunction(
         reward,
         job.tokenizer,
@@ -403,11 +374,12 @@ def train(job: Job) -> Figures:
         meter=job.meter,
         on_sample=job.run.sample,
         metric_funcs=gold_metrics(job.data),
-        reward_funcs=job.ready.functions,
-        reward_tokenizer=job.plan.model.reward_tokenizer,
+        reward_funcs=job.functions,
+        reward_tokenizer=model.reward_tokenizer,
     )
     watch = OnlineWatch(job.meter, reward_function, job.run.log, job.progress, job.should_stop)
     trainer = online_trainer(
+        job.plan.stage,
         roles["policy"],
         roles.get("reference"),
         job.tokenizer,
@@ -416,10 +388,7 @@ def train(job: Job) -> Figures:
         reward_function,
         watch,
     )
-    seconds = run_loop(job, trainer.train)
-    watch.close()
-    job.save(trainer.model)
-    reference = roles.get("reference") or job.plan.model.sft
-    after, last = policy_figures(job, job.whole(trainer.model), reference, reward, keep=stage)
-    figures = cost_figures(job, seconds) | before_and_after(before, after)
-    return figures | win_rate_figures(job, reward, first, last)
+    figures = run_trainer(job, trainer, watch)
+    reference = roles.get("reference") or model.sft
+    after = evaluate_policy(job, job.whole(trainer.model), reference, reward)
+    return figures | before_and_after(job, before, after, reward)

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..data.load import Data
-from ..data.reward_sources import RewardFunction
 from ..data.schema import Example, Prompt
 from ..data.tokenize import Encoded, prompt_rows
 from ..runs.progress import with_progress
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from ..planning import Plan, TrainerArgs
     from ..ppo.logprobs import AnyModel
 
-Functions: TypeAlias = Sequence[RewardFunction]
 Models: TypeAlias = "dict[str, AnyModel]"
 """By role; PPO's reward may be the folder of an adapter, and None is a role that another plays."""
 Tokenize: TypeAlias = Callable[..., Encoded]
@@ -32,20 +30,18 @@ HELD_OUT = 512
 
 @dataclass
 class Prepared:
-    """Models by role, rows with token ids, prompts to evaluate on, counts of dropped rows, and the
-    functions that the stage learns from."""
+    """Models by role, rows with token ids, prompts to evaluate on and their ids, and counts of
+    dropped rows."""
 
     models: Models
     train: list[Example]
     test: list[Example]
     prompts: list[Prompt]
+    prompt_ids: list[list[int]]
     counts: dict[str, int]
-    functions: list[RewardFunction]
 
 
-def prepare(
-    plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True, functions: Functions = ()
-) -> Prepared:
+def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Prepared:
     """Tokens and weights of a stage, whose trainer takes `args`.
 
     Raises ValueError, one line, for what does not fit.
@@ -79,8 +75,8 @@ def prepare(
         )
     if plan.stage == "ppo" and not quiet and (why := _new_critic(plan, args.layout)):
         print(f"ppo: the value model starts on the SFT model with a zero head: {why}", flush=True)
-    prompts = [r["prompt"] for r in held_out]
-    return Prepared(load_roles(plan, args), train, test, prompts, counts, list(functions))
+    prompts, prompt_ids = ([r[name] for r in held_out] for name in ("prompt", "prompt_ids"))
+    return Prepared(load_roles(plan, args), train, test, prompts, prompt_ids, counts)
 
 
 def _new_critic(plan: Plan, layout: str) -> str:

@@ -4,46 +4,18 @@ from __future__ import annotations
 
 import json
 
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
-from trl import RewardConfig, RewardTrainer
+from transformers import PreTrainedTokenizerBase
 
-from ..data.schema import Example
 from ..ppo.adapters import SCORE_FILE
 from ..ppo.logprobs import AnyModel
 from ..ppo.texts import score_texts
 from .evaluate import noise_free_accuracy, pair_accuracy
 from .job import Figures, Job, train_role
-from .trl import Rows, data_set, without_printer
-
-
-def build(
-    model: AnyModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Rows,
-    held_out: Rows,
-    args: RewardConfig,
-    callbacks: list[TrainerCallback],
-) -> Trainer:
-    """A reward model with TRL's RewardTrainer: the Bradley–Terry loss on pairs."""
-    trainer = RewardTrainer(
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-        train_dataset=data_set([_whole(r) for r in train]),
-        eval_dataset=data_set([_whole(r) for r in held_out]),
-    )
-    return without_printer(trainer)
-
-
-def _whole(row: Example) -> Example:
-    """RewardTrainer wants prompt and response as one sequence."""
-    prompt = row["prompt_ids"]
-    return {f"{k}_ids": prompt + row[f"{k}_ids"] for k in ("chosen", "rejected")}
+from .trl import Rows
 
 
 def train(job: Job) -> Figures:
-    trainer, figures = train_role(job, "reward", build)
+    trainer, figures = train_role(job)
     model = job.whole(trainer.model)
     pairs = job.data.preferences.test
     if pairs and not job.stopped:

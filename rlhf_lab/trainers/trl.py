@@ -13,20 +13,24 @@ from typing import Protocol, TypeAlias
 import torch
 from datasets import Dataset
 from transformers import (
+    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
+from trl import DPOTrainer
 
 from ..data.schema import Example
 from ..metering.callback import MeterCallback
 from ..metering.meter import Meter
+from ..ppo.logprobs import AnyModel
+from ..stages import STAGES, resolve
 
 Rows: TypeAlias = list[Example]
 """Rows with token ids, as `data/tokenize.py` makes them."""
-CPU_SAFE = {"bf16": False, "gradient_checkpointing": False, "report_to": "none"}
 
 
 def trl_settings(settings: Mapping[str, object], output_dir: str) -> dict[str, object]:
@@ -35,15 +39,58 @@ def trl_settings(settings: Mapping[str, object], output_dir: str) -> dict[str, o
     TRL defaults to bf16 and gradient checkpointing, which crawl on a CPU. Nothing is saved by
     the trainer itself: the run saves the model once, at the end.
     """
-    safe: dict[str, object] = {
-        **CPU_SAFE,
-        **{"save_strategy": "no", "disable_tqdm": True, "output_dir": output_dir},
+    gpu = torch.cuda.is_available()
+    return {
+        "bf16": gpu and torch.cuda.get_device_capability()[0] >= 8,
+        "use_cpu": not gpu,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "output_dir": output_dir,
+        **settings,
     }
-    if not torch.cuda.is_available():
-        safe["use_cpu"] = True
-    else:
-        safe["bf16"] = torch.cuda.get_device_capability()[0] >= 8
-    return {**safe, **settings}
+
+
+# ----------------------------------------------------------------------------------- the trainers
+
+
+class TokenizedDPOTrainer(DPOTrainer):
+    """DPOTrainer that takes rows whose tokens were made already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
+        return dataset
+
+
+def make_trainer(
+    stage: str,
+    model: AnyModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Rows,
+    held_out: Rows,
+    args: TrainingArguments,
+    callbacks: list[TrainerCallback],
+    **more: object,
+) -> Trainer:
+    """TRL's trainer of a stage (`StageSpec.trainer`), for rows with token ids.
+
+    The reference, where there is one, is a frozen copy, for a model with adapters the model with
+    its adapters off. TRL takes adapters that are there already for trained ones, of which it would
+    keep a second set as the reference: it gets the model without them, and their config.
+    """
+    if "reference" in STAGES[stage].roles and hasattr(model, "peft_config"):
+        more["peft_config"], model = model.peft_config["default"], model.unload()
+    trainer: Trainer = resolve(STAGES[stage].trainer)(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        train_dataset=Dataset.from_list(train) if train else None,
+        eval_dataset=Dataset.from_list(held_out) if held_out else None,
+        **more,
+    )
+    trainer.remove_callback(PrinterCallback)  # the run records what it would print over the bar
+    return trainer
 
 
 # ------------------------------------------------------------------------------- while it trains
@@ -55,6 +102,12 @@ class Bar(Protocol):
     def update(self, steps: int = 1, note: str = "") -> object: ...
 
     def close(self) -> object: ...
+
+
+def note(metrics: Mapping[str, object]) -> str:
+    """What a progress bar says of a step of a stage that samples."""
+    shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
+    return "  ".join(f"{n} {metrics[k]:.2f}" for n, k in shown.items() if k in metrics)
 
 
 class Watch(MeterCallback):
@@ -80,23 +133,15 @@ class Watch(MeterCallback):
         self.bar: Bar | None = None
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: object
     ) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
+        super().on_train_begin(args, state, control, **more)
         self.bar = self.progress(state.max_steps) if self.progress else None
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        super().on_step_end(args, state, control, **kwargs)
+        super().on_step_end(args, state, control)
         if self.bar:
             self.bar.update(1)
         if self.should_stop and self.should_stop():
@@ -105,13 +150,9 @@ class Watch(MeterCallback):
             control.should_log = True  # the run ends where it says it ended
 
     def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        super().on_train_end(args, state, control, **kwargs)
+        super().on_train_end(args, state, control)
         if self.bar:
             self.bar.close()
 
@@ -131,14 +172,3 @@ class Watch(MeterCallback):
         }
         if self.log_to and not (numbers.keys() & {"train_loss"}):
             self.log_to(state.global_step, **numbers)
-
-
-def without_printer(trainer: Trainer) -> Trainer:
-    """The run records every log line; printing them too would bury the progress bar."""
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def data_set(rows: Rows) -> Dataset | None:
-    """Rows as TRL's trainers take them; None for none."""
-    return Dataset.from_list(rows) if rows else None

@@ -93,16 +93,17 @@ def test_a_gpu_is_fitted_to_launches_alone():
 
 def test_ppo_and_sft_run_by_the_clock():
     """Every phase that the plan names takes time, and a second of two steps is no longer."""
+    from real_steps import real_step
+
     from rlhf_lab.cost.architecture import architecture
     from rlhf_lab.cost.estimate import estimate
     from rlhf_lab.cost.setup import Setup
     from rlhf_lab.models.load import load
-    from rlhf_lab.simulate.step import simulate_step
 
     config = load("tiny").config_dict()
     for stage in ("sft", "ppo"):
         setup = Setup(stage=stage, model=architecture(config), batch=2, prompt=4, response=4)
-        seen = simulate_step(setup, config, real="clock")
+        seen = real_step(setup, config, by="clock")
         clock = {r.phase: r.value for r in seen.ledger.filter(quantity="seconds")}
         lengths = {"per_device_train_batch_size": 2, "prompt_length": 4, "response_length": 4}
         plan = estimate(stage, config, "laptop", lengths)

@@ -56,6 +56,7 @@ class Online:
         log = lambda step, **m: self.logged.append(m)  # noqa: E731
         watch = OnlineWatch(self.meter, self.reward_function, log)
         self.trainer = online_trainer(
+            stage,
             self.policy,
             self.reference if self.args.beta and not lora else None,
             self.tokenizer,

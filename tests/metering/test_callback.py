@@ -36,8 +36,7 @@ def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
     """One of TRL's trainers on tiny models, metered."""
     from peft import LoraConfig, get_peft_model
 
-    from rlhf_lab.trainers import dpo, reward, sft
-    from rlhf_lab.trainers.trl import Watch
+    from rlhf_lab.trainers.trl import Watch, make_trainer
 
     config = {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig}[stage]
     args = config(output_dir=str(tmp_path), **{**PLAIN, "num_train_epochs": 2, **settings})
@@ -47,7 +46,6 @@ def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
         model = type(model).from_pretrained(tmp_path / "model")
     if lora:
         model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
-    stages = {"sft": sft, "reward": reward, "dpo": dpo}
     train = rows()
     if stage == "sft":
         train = [
@@ -57,9 +55,11 @@ def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
             }
             for r in train
         ]
+    if stage == "reward":
+        train = [{k: r["prompt_ids"] + r[k] for k in ("chosen_ids", "rejected_ids")} for r in train]
     role = "reward" if stage == "reward" else "policy"
     watch = [Watch(meter, role)]
-    return stages[stage].build(model, tiny.tokenizer(), train, train[:4], args, watch)
+    return make_trainer(stage, model, tiny.tokenizer(), train, train[:4], args, watch)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from real_steps import real_step
 
 from rlhf_lab.cost.architecture import architecture
 from rlhf_lab.cost.setup import Setup
@@ -68,8 +69,8 @@ def setup_of(stage, config=LLAMA, device="cpu", **settings) -> Setup:
     return Setup(stage=stage, model=architecture(config), **chosen)
 
 
-def xray(stage, config=LLAMA, real=False, **settings) -> XRay:
-    return simulate_step(setup_of(stage, config, **settings), config, real=real)
+def xray(stage, config=LLAMA, **settings) -> XRay:
+    return simulate_step(setup_of(stage, config, **settings), config)
 
 
 def at(x: XRay, phase: str, component: str, role=None) -> float:
@@ -88,8 +89,8 @@ def trainables(stage, config=LLAMA, **settings) -> tuple[int, int]:
 @pytest.mark.parametrize(("stage", "config", "settings"), CASES, ids=lambda c: str(c)[:40])
 def test_equals_what_real_tensors_take(stage, config, settings):
     fake = xray(stage, config, **settings)
-    real = xray(stage, config, real=True, **settings)
-    allocator = xray(stage, config, real="profiler", **settings)
+    real = real_step(setup_of(stage, config, **settings), config, by="account")
+    allocator = real_step(setup_of(stage, config, **settings), config, by="profiler")
     assert fake.peak == pytest.approx(real.peak, rel=0.005)
     assert fake.peak == pytest.approx(allocator.peak, rel=0.015)
     assert fake.flops == real.flops > 0

@@ -13,8 +13,8 @@ import trl
 import rlhf_lab as lab
 from rlhf_lab.data.load import unpaired
 from rlhf_lab.data.tokenize import encode_prompt, encode_response, labelled_rows
-from rlhf_lab.trainers.kto import build, mismatched
-from rlhf_lab.trainers.trl import Watch
+from rlhf_lab.trainers.kto import mismatched
+from rlhf_lab.trainers.trl import Watch, make_trainer
 
 KTO = {"loss_type": "kto", "per_device_train_batch_size": 4, "seed": 0}
 
@@ -85,7 +85,7 @@ def trainer(tiny, tmp_path, train, **settings):
     model = tiny.lm(0)
     model.save_pretrained(tmp_path / "model")  # TRL loads the reference from there
     model = type(model).from_pretrained(tmp_path / "model")
-    return build(model, tiny.tokenizer(), train, [], args, [])
+    return make_trainer("kto", model, tiny.tokenizer(), train, [], args, [])
 
 
 def logprob(model, prompt, answer):
