@@ -26,6 +26,7 @@ Setting: TypeAlias = Any
 """The value of a setting: of the type that its trainer's config says."""
 Settings: TypeAlias = Mapping[str, Setting]
 """Settings by name."""
+_STEP = ("forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class StageSpec:
     rows: str
     columns: tuple[str, ...] = ()
     roles: tuple[str, ...]
-    phases: tuple[str, ...] = ("forward", "backward", "optimizer")
+    phases: tuple[str, ...] = _STEP
     charts: tuple[str, ...] = ()
     starts_from: str = "sft"
     online: bool = False
@@ -105,7 +106,6 @@ _GROUPS = {
 }
 """RLOO and GRPO as much as PPO: 44 times 64 responses, each in two minibatches, twice. RLOO's β
 is PPO's `kl_coef`; GRPO's reward is in standard deviations of its group."""
-_STEP = ("forward", "backward", "optimizer")
 _PPO_CHARTS = ("reward", "gold", "kl", "kl_coef", "entropy", "clipping", "critic", "length")
 
 _RLOO = StageSpec(

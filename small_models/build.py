@@ -226,7 +226,7 @@ def card(title: str, recipe: str, seed: int, figures: dict) -> str:
 def build_stages(seed: int) -> None:
     """SFT model, the pairs sampled from it, reward model: by the functions that users run."""
     from rlhf_lab import planning, training
-    from rlhf_lab.trainers.evaluate import sample_pairs
+    from rlhf_lab.ppo.texts import sample_texts
 
     with tempfile.TemporaryDirectory() as scratch:
         sft = training.train(planning.plan("sft", DEFAULT, seed=seed), out=Path(scratch) / "sft")
@@ -234,8 +234,12 @@ def build_stages(seed: int) -> None:
         rows = []
         for split, count in PAIRS.items():
             prompts = [r.prompt for r, _ in zip(corpus.requests(split, seed + 11), range(count))]
-            pairs = sample_pairs(model.sft, model.tokenizer, prompts, seed=seed + 5)
-            rows += [{"split": split, **pair} for pair in pairs]
+            pairs = sample_texts(model.sft, model.tokenizer, prompts, samples=2, seed=seed + 5)
+            rows += [
+                {"split": split, "prompt": prompt, "first": first, "second": second}
+                for prompt, (first, second) in zip(prompts, pairs, strict=True)
+                if first != second
+            ]
         with gzip.GzipFile(HERE / "pairs.jsonl.gz", "wb", mtime=0) as file:
             file.write("".join(json.dumps(r) + "\n" for r in rows).encode())
         reward = training.train(

@@ -40,6 +40,16 @@ def rounded_bytes(tensor: Tensor, block: int) -> int:
     return -(-tensor.untyped_storage().nbytes() // block) * block
 
 
+def phase_peaks(
+    peaks: Mapping[PhaseKey, dict[MemoryKey, int]],
+) -> dict[str, dict[MemoryKey, int]]:
+    """Phase → bytes by (role, component) at its highest peak, whichever role it was in."""
+    found: dict[str, dict[MemoryKey, int]] = {}
+    for (phase, _), parts in peaks.items():
+        found[phase] = max(found.get(phase, {}), parts, key=lambda p: sum(p.values()))
+    return found
+
+
 class _StorageRef(weakref.ref[torch.UntypedStorage]):
     """Calls back at the end of a storage, as `weakref.finalize` does, at a fraction of its cost."""
 
@@ -133,11 +143,15 @@ class MemoryTracker(TorchDispatchMode):
         self, func: Operation, types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> object:
         out = func(*args, **(kwargs or {}))
+        self.book(out)
+        return out
+
+    def book(self, out: object) -> None:
+        """Count what an operation made, under the label at hand."""
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
                 self._add(leaf, self.label)
         self._look()
-        return out
 
     @contextmanager
     def phase(self, phase: str, role: str = "", component: str = "activations") -> Iterator[None]:

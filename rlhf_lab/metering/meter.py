@@ -41,7 +41,7 @@ from torch.optim import Optimizer
 
 from ..runs.ledger import Ledger
 from .flop_counter import PassCounter
-from .memory_tracker import GPU_BLOCK, MemoryKey, PhaseKey
+from .memory_tracker import GPU_BLOCK, MemoryKey, PhaseKey, phase_peaks
 from .model_memory import ModelMemory, RemovableHook, call_shape
 
 Parts: TypeAlias = dict[MemoryKey, int]
@@ -199,13 +199,9 @@ class Meter:
 
     def _byte_rows(self) -> Iterator[tuple[str, str, str, int]]:
         """(phase, role, component, bytes): of each phase its highest peak."""
-        peaks = self._peaks()
-        for phase in dict.fromkeys(phase for phase, _ in (*self.memory, *peaks)):
-            parts = max(
-                (p for (name, _), p in peaks.items() if name == phase),
-                key=lambda p: sum(p.values()),
-                default={},
-            )
+        peaks = phase_peaks(self._peaks())
+        for phase in dict.fromkeys((*(phase for phase, _ in self.memory), *peaks)):
+            parts = peaks.get(phase, {})
             for (role, component), size in parts.items():
                 yield phase, role, component, size
             if torch.cuda.is_available():

@@ -101,14 +101,10 @@ class StepAccount(MemoryTracker):
         args: tuple[Value, ...] = (),
         kwargs: Mapping[str, Value] | None = None,
     ) -> Value:
-        if func.namespace == "prim":  # fake tensors are asked for their device
-            return func(*args, **(kwargs or {}))
-        return self.run(func, args, dict(kwargs or {}))
-
-    def run(
-        self, func: OpOverload[..., Value], args: tuple[Value, ...], kwargs: dict[str, Value]
-    ) -> Value:
         """Run one operation, count its work, and book what it made."""
+        kwargs = dict(kwargs or {})
+        if func.namespace == "prim":  # fake tensors are asked for their device
+            return func(*args, **kwargs)
         out = self.answer(func, args, kwargs)
         if (flops := operation_flops(func, args, kwargs, out)) is not None:
             self.count(flops)
@@ -143,13 +139,6 @@ class StepAccount(MemoryTracker):
         self._count((self.label[0], "workspace"), size)
         self._look()
         self._count((self.label[0], "workspace"), -size)
-
-    def book(self, out: Value) -> None:
-        """New tensors: under the label at hand."""
-        for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                self._add(leaf, self.label)
-        self._look()
 
     def _look(self) -> None:
         if not self._blind:

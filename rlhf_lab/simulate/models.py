@@ -69,14 +69,9 @@ def _ppo_models(step: Step, policy: AnyModel) -> dict[str, AnyModel]:
     elif not setup.rule_reward:
         reward = _critic(setup, step.roles.get("reward", config))
     roles = make_roles(setup.layout, policy, reference, value, reward)
-    by_name = {
-        "policy": roles.policy,
-        "value": roles.value,
-        "reference": roles.reference,
-        "reward": roles.reward,
-        "trained": roles.trained,
-    }
-    return {role: model for role, model in by_name.items() if model is not None}
+    names = ("policy", "value", "reference", "reward", "trained")
+    models = {name: getattr(roles, name) for name in names}
+    return {name: model for name, model in models.items() if model is not None}
 
 
 def by_role(models: Mapping[str, AnyModel]) -> dict[str, AnyModel]:

@@ -1,9 +1,9 @@
 """X-ray: the memory and work of one training step, seen by running the real code on fake tensors.
 
-A step of a 7B model runs on a laptop in seconds, without weights. An account (`fake.py`) follows
+A step of a 7B model runs on a laptop in seconds, without weights. An account (`account.py`) follows
 every storage; the hooks here tell it whose it is and what for: bytes by role and component at each
 phase's peak, a timeline of live bytes layer by layer, FLOPs by role and phase. What is run is given
-by the roof (`simulation.py`): this file knows models and optimizers, no trainer.
+by `step.py`: this file knows models and optimizers, no trainer.
 
     with FakeTensorMode(), account, labelled(account, {"policy": model}):
         trainer.train()
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optim
 from torch.utils.hooks import RemovableHandle
 
-from ..metering.memory_tracker import MemoryKey
+from ..metering.memory_tracker import MemoryKey, phase_peaks
 from ..metering.patch import patched
 from ..ppo.logprobs import AnyModel
 from ..runs.ledger import Ledger
@@ -242,26 +242,13 @@ class XRay:
 
     @classmethod
     def of(cls, account: StepAccount, stage: str, device: str, source: str = "simulated") -> XRay:
-        ledger = Ledger()
-        for phase in dict.fromkeys(phase for phase, _ in account.peaks):
-            parts = max(
-                (p for (name, _), p in account.peaks.items() if name == phase),
-                key=lambda p: sum(p.values()),
-            )
-            for (role, component), size in parts.items():
-                ledger.add(
-                    stage=stage,
-                    role=role,
-                    phase=phase,
-                    component=component,
-                    quantity="bytes",
-                    value=size,
-                    source=source,
-                )
+        ledger, common = Ledger(), {"stage": stage, "source": source}
+        for phase, parts in phase_peaks(account.peaks).items():
+            for (role, component), value in parts.items():
+                at = {"phase": phase, "role": role, "component": component}
+                ledger.add(**at, quantity="bytes", value=value, **common)
         for (phase, role), flops in account.flops.items():
-            ledger.add(
-                stage=stage, role=role, phase=phase, quantity="flops", value=flops, source=source
-            )
+            ledger.add(phase=phase, role=role, quantity="flops", value=flops, **common)
         return cls(stage, ledger, account.peak, list(account.timeline), device)
 
     @property

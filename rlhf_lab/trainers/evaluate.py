@@ -140,29 +140,3 @@ def win_rate(
     """
     old, new = (score_texts(reward_model, tokenizer, prompts, texts) for texts in (before, after))
     return float(((new > old).float() + (new == old).float() / 2).mean())
-
-
-def sample_pairs(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    seed: int = 0,
-    progress: Callable[[int], object] | None = None,
-    max_new_tokens: int = 64,
-) -> list[Example]:
-    """Two different responses of a model for each prompt: {"prompt", "first", "second"}."""
-    sampled = sample_texts(
-        model,
-        tokenizer,
-        prompts,
-        samples=2,
-        seed=seed,
-        progress=progress,
-        max_new_tokens=max_new_tokens,
-    )
-    return [
-        {"prompt": p, "first": a, "second": b}
-        for p, (a, b) in zip(prompts, sampled, strict=True)
-        if a != b
-    ]
