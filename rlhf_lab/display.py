@@ -11,12 +11,12 @@ import html
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 Item = TypeVar("Item")
 
 UNKNOWN = "–"
-_SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 # Characters that XML 1.0 forbids outright: a model may write them, a parser stops at them.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -32,7 +32,7 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f"did you mean {close[0]!r}? " if close else ""
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -67,7 +67,7 @@ def format_number(value: float | None, unit: str | None = None) -> str:
     if unit == "USD":
         return f"${_significant(value)}" if 0 < abs(value) < 0.01 else f"${value:,.2f}"
     if unit in ("FLOP", "FLOP/s", "tokens"):
-        scale, prefix = next((si for si in _SI if abs(value) >= si[0]), (1.0, ""))
+        scale, prefix = next((si for si in SI if abs(value) >= si[0]), (1.0, ""))
         gap = " " if prefix and unit == "tokens" else ""
         return f"{_significant(value / scale)} {prefix}{gap}{unit}"
     whole = float(value).is_integer() and abs(value) < 1e15
@@ -100,25 +100,21 @@ def format_seconds(value: float | None) -> str:
                 return f"{_significant(value / scale)} {name}"
         return f"{_significant(value / 1e-9)} ns"
     whole = round(value)
-    for large, small, big_name, small_name in (
-        (60, 1, "min", "s"),
-        (3600, 60, "h", "min"),
-        (86400, 3600, "d", "h"),
+    for limit, large, small, names in (
+        (3600, 60, 1, ("min", "s")),
+        (86400, 3600, 60, ("h", "min")),
+        (math.inf, 86400, 3600, ("d", "h")),
     ):
-        limit = {60: 3600, 3600: 86400}.get(large, math.inf)
         rounded = round(whole / small) * small
+        rest = rounded % large // small
+        text = f"{rounded // large} {names[0]}" + (f" {rest} {names[1]}" if rest else "")
         if rounded < limit:
-            rest = rounded % large // small
-            return f"{rounded // large} {big_name}" + (f" {rest} {small_name}" if rest else "")
-    raise AssertionError("the last unit has no limit")
+            break
+    return text
 
 
 def _cell(value: object) -> str:
-    if value is None:
-        return UNKNOWN
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return format_number(value)
-    return str(value)
+    return format_number(value) if value is None or _is_number(value) else str(value)
 
 
 def _columns(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None) -> list[str]:
@@ -129,11 +125,8 @@ def _columns(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None
 def _right_aligned(rows: Sequence[Mapping[str, object]], column: str) -> bool:
     """A column reads as numbers when it holds one and nothing but numbers and gaps."""
     values = [row[column] for row in rows if row.get(column) not in (None, "", UNKNOWN)]
-    return bool(values) and all(_is_number(v) or _looks_numeric(v) for v in values)
-
-
-def _looks_numeric(value: object) -> bool:
-    return isinstance(value, str) and bool(re.match(r"[-+$≈~<>]*\d", value))
+    texts = [v for v in values if not _is_number(v)]
+    return bool(values) and all(re.match(r"[-+$≈~<>]*\d", str(v)) for v in texts)
 
 
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:

@@ -141,7 +141,7 @@ class Sweep:
 
     def figure(self, quantity: str = "flops") -> Figure:
         """Predicted and measured on log-log paper, a plotly figure."""
-        from .charts.scaling import scaling
+        from .charts.cost_bars import scaling
 
         return scaling(self, quantity, x_title=f"{self.axis} ({AXES.get(self.axis, '')})")
 

@@ -16,6 +16,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import pretraining_text
+
 from rlhf_lab.world import corpus
 
 HERE = Path(__file__).parent
@@ -32,10 +34,12 @@ PAIRS = {"train": 8192, "test": 5120}
 ADAPTER = {"lora_r": 8, "learning_rate": 2e-3}
 """The reward model once more, as LoRA adapters and a score head on the SFT model."""
 VOCABULARY, CONTEXT = 1024, 1024
-SPECIAL = ["<|pad|>", corpus.END, "<|user|>", "<|assistant|>", "<|system|>"]
+SPECIAL = ["<|pad|>", pretraining_text.END, "<|user|>", "<|assistant|>", "<|system|>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}" + corpus.END + "{% else %}\n{% endif %}{% endfor %}"
+    "{% if m['role'] == 'assistant' %}"
+    + pretraining_text.END
+    + "{% else %}\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
@@ -46,8 +50,10 @@ def build_tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     words = (HERE / "words.txt").read_text().split()
-    documents = corpus.web_text("train", 4000, seed=1, games=0.05, misfiled=0.5)
-    text = ["\n".join(piece.removesuffix(corpus.END) for piece, _ in d) for d in documents]
+    documents = pretraining_text.web_text("train", 4000, seed=1, games=0.05, misfiled=0.5)
+    text = [
+        "\n".join(piece.removesuffix(pretraining_text.END) for piece, _ in d) for d in documents
+    ]
     text += [f"{w} {w} {w.capitalize()}" for w in words for _ in range(3)]
     text += [r.prompt for r, _ in zip(corpus.requests("train", 2), range(2000), strict=False)]
     tokenizer = Tokenizer(models.BPE())
@@ -134,7 +140,7 @@ PHASES = {
         "max_steps": 3000,
     },
 }
-"""`documents`: what is read (`corpus.web_text`). The rest overrides `PRETRAINING`."""
+"""`documents`: what is read (`pretraining_text.web_text`). The rest overrides `PRETRAINING`."""
 
 
 def phases_of(size: str, steps: int | None = None) -> dict[str, dict]:
@@ -193,7 +199,7 @@ def web_rows(split: str, count: int, seed: int, tokenizer, **documents) -> list[
     """Documents as token ids, with the pieces that are learned marked."""
     ids_of = lru_cache(100_000)(lambda text: tokenizer(text)["input_ids"])
     rows = []
-    for document in corpus.web_text(split, count, seed, **documents):
+    for document in pretraining_text.web_text(split, count, seed, **documents):
         row = {"input_ids": [], "completion_mask": []}
         for text, learned in document:
             row["input_ids"] += ids_of(text)
@@ -265,16 +271,18 @@ def memorised(rows: list[dict], seed: int) -> dict[str, float]:
     trained = [row["completion"] for row in planning.load_data("stories", seed=seed).sft.train]
     for number, phase in enumerate(phases_of(DEFAULT).values()):
         count = phase["max_steps"] * PRETRAINING["per_device_train_batch_size"]
-        read = corpus.web_text("train", count, seed + 100 * number, **phase["documents"])
-        trained += [document[1][0].removesuffix(corpus.END) for document in read]
+        read = pretraining_text.web_text("train", count, seed + 100 * number, **phase["documents"])
+        trained += [document[1][0].removesuffix(pretraining_text.END) for document in read]
     rng = random.Random(seed)
     fresh = [
         generator.write_story(generator.read_request(r["prompt"]), rng, corpus.PAID) for r in rows
     ]
-    sampled = corpus.memorised_share([r["first"] for r in rows], trained)
+    sampled = pretraining_text.memorised_share([r["first"] for r in rows], trained)
     return {
         f"share of {len(rows)} sampled stories found in the text trained on": sampled,
-        "the same of fresh stories by the world's writers": corpus.memorised_share(fresh, trained),
+        "the same of fresh stories by the world's writers": pretraining_text.memorised_share(
+            fresh, trained
+        ),
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypedDict, TypeGuard
 
 from ..display import escape, format_number
 from .frame import (
@@ -32,7 +32,13 @@ LIVE_COLUMNS = 60  # a live curve has at most four points in each: it travels at
 
 Points = tuple[Sequence[float], Sequence[float | None]]
 Reference = tuple[float, str]
-_Bar = tuple[int, str]  # number of its cluster, name in it
+
+
+class ChartSize(TypedDict, total=False):
+    """px; 460 × 260 without"""
+
+    width: int
+    height: int
 
 
 def line_chart(
@@ -54,13 +60,12 @@ def line_chart(
     """
     curves = {name: _finite(xs, ys) for name, (xs, ys) in series.items()}
     bands = {n: _finite_band(*b) for n, b in (band or {}).items()}
-    levels = [(float(y), label) for y, label in references if _real(y)]
+    levels = _levels(references)
     all_x = [x for c in curves.values() for x, _ in c] + [x for b in bands.values() for x, *_ in b]
-    all_y = [y for c in curves.values() for _, y in c if y is not None] + [y for y, _ in levels]
+    all_y = [y for c in curves.values() for _, y in c if y is not None] + [y for _, y in levels]
     all_y += [y for b in bands.values() for _, *ends in b for y in ends]
     keys = [LegendEntry(name, colour(i), DASHES[i % len(DASHES)]) for i, name in enumerate(curves)]
-    level_keys = [LegendEntry(label, FAINT, "1 3") for _, label in levels]
-    frame = Frame(title, x_label, y_label, keys + level_keys, width, height)
+    frame = Frame(title, x_label, y_label, keys + [key for key, _ in levels], width, height)
     whole = all(x == round(x) for x in all_x)
     frame.scale(_span(all_x, pad=0.02), _span(all_y, pad=0.06), whole_x=whole)
 
@@ -68,7 +73,7 @@ def line_chart(
     for i, (name, band_points) in enumerate(bands.items()):
         place = names.index(name) if name in names else i
         frame.add(_band_shape(frame, band_points, colour(place)))
-    for key, (level, _) in zip(level_keys, levels):
+    for key, level in levels:
         frame.add(_level_line(frame, key, level))
     readings = []
     for key, points in zip(keys, curves.values()):
@@ -79,7 +84,7 @@ def line_chart(
     if not all_y:
         frame.add(svg_text(*frame.middle(), "no data yet", fill=FAINT, anchor="middle"))
     lasts = [f"{name}: last {format_number(_last(points))}" for name, points in curves.items()]
-    lasts += [f"{label}: {format_number(level)}" for level, label in levels]
+    lasts += [f"{key.name}: {format_number(level)}" for key, level in levels]
     return frame.svg(lasts or ["no data yet"], readings)
 
 
@@ -111,45 +116,42 @@ def cluster_chart(
     `unit` words the totals and tooltips ("B", "s", ...); the axis shows the bare values, so
     scale them to the unit in `y_label`.
     """
-    bars = {
-        (i, tag): (f"{cluster} {tag}".strip(), stack)
+    bars = [
+        _Bar(i, j, len(tags), f"{cluster} {tag}".strip(), tag, stack)
         for i, (cluster, tags) in enumerate(clusters.items())
-        for tag, stack in tags.items()
-    }
-    heights = {at: _clean_stack(name, stack) for at, (name, stack) in bars.items()}
-    totals = {at: math.fsum(stack.values()) for at, stack in heights.items()}
+        for j, (tag, stack) in enumerate(_clean(cluster, tags).items())
+    ]
     entry = dict(legend or {})
-    parts = dict.fromkeys(part for stack in heights.values() for part in stack)
+    parts = dict.fromkeys(part for bar in bars for part in bar.stack)
     entry |= {part: part for part in parts if part not in entry}
     colours = {name: colour(i) for i, name in enumerate(dict.fromkeys(entry.values()))}
     shown = {entry[part] for part in parts}
-    levels = [(float(y), label) for y, label in references if _real(y)]
-    level_keys = [LegendEntry(label, FAINT, "1 3") for _, label in levels]
     keys = [LegendEntry(name, colours[name], None) for name in colours if name in shown]
-    frame = Frame(title, x_label, y_label, keys + level_keys, width, height, list(clusters))
-    top = max([*totals.values(), *(y for y, _ in levels)], default=0.0)
+    levels = _levels(references)
+    keys += [key for key, _ in levels]
+    frame = Frame(title, x_label, y_label, keys, width, height, list(clusters))
+    top = max([*(bar.total for bar in bars), *(y for _, y in levels)], default=0.0)
     # Room above the highest bar for its total.
     frame.scale(
         (0.0, max(len(clusters), 1)),
-        (min([0.0, *(y for y, _ in levels)]), top * 1.12 if top > 1e-200 else 1.0),
+        (min([0.0, *(y for _, y in levels)]), top * 1.12 if top > 1e-200 else 1.0),
     )
-
-    places = {}
-    for i, tags in enumerate(clusters.values()):
-        for j, tag in enumerate(tags):
-            places[i, tag] = _bar_place(frame, i, j, len(tags))
     fills = {part: colours[entry[part]] for part in parts}
-    for at, stack in heights.items():
-        frame.add(*_blocks(frame, places[at], bars[at][0], stack, fills, unit))
-    above = {at: at[1] or format_number(total, unit) for at, total in totals.items()}
-    frame.add(*_above_bars(frame, places, totals, above))
-    for key, (level, _) in zip(level_keys, levels):
+    for bar in bars:
+        frame.add(*_blocks(frame, bar, fills, unit))
+    frame.add(*_above_bars(frame, bars, unit))
+    for key, level in levels:
         frame.add(_level_line(frame, key, level))
     if not clusters:
         frame.add(svg_text(*frame.middle(), "no data yet", fill=FAINT, anchor="middle"))
-    figures = [f"{bars[at][0]}: {format_number(t, unit)}" for at, t in totals.items()]
-    figures += [f"{label}: {format_number(level, unit)}" for level, label in levels]
+    figures = [f"{bar.name}: {format_number(bar.total, unit)}" for bar in bars]
+    figures += [f"{key.name}: {format_number(level, unit)}" for key, level in levels]
     return frame.svg(figures or ["no data yet"])
+
+
+def _levels(references: Sequence[Reference]) -> list[tuple[LegendEntry, float]]:
+    """Horizontal lines, those that can be drawn, with their entries of the legend."""
+    return [(LegendEntry(label, FAINT, "1 3"), float(y)) for y, label in references if _real(y)]
 
 
 # -- lines ------------------------------------------------------------------------------------
@@ -279,55 +281,61 @@ def _level_line(frame: Frame, key: LegendEntry, level: float) -> str:
 
 
 # -- bars -------------------------------------------------------------------------------------
-def _clean_stack(name: str, stack: Mapping[str, float]) -> dict[str, float]:
+class _Bar(NamedTuple):
+    """A bar: the number of its cluster, its own in it, how many stand there; part → value."""
+
+    cluster: int
+    number: int
+    beside: int
+    name: str
+    tag: str
+    stack: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        return math.fsum(self.stack.values())
+
+    def place(self, frame: Frame) -> tuple[float, float]:
+        """(left edge, width) in px: a cluster's bars have 70 % of its slot, 70 px each at most."""
+        room = frame.x(1) - frame.x(0)
+        width = min(0.7 * room / self.beside, 70.0)
+        return frame.x(self.cluster + 0.5) + (self.number - self.beside / 2) * width, width
+
+
+def _clean(cluster: str, tags: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Unknown parts are left out; a negative one has no place in a stack."""
-    known = {part: float(value) for part, value in stack.items() if _real(value)}
-    for part, value in known.items():
-        if value < 0:
-            raise ValueError(f"bar {name!r}, {part!r}: {value} is negative, a stack cannot show it")
-    return known
+    clean: dict[str, dict[str, float]] = {}
+    for tag, stack in tags.items():
+        clean[tag] = {part: float(value) for part, value in stack.items() if _real(value)}
+        for part, value in clean[tag].items():
+            if value < 0:
+                bar = f"bar {f'{cluster} {tag}'.strip()!r}, {part!r}"
+                raise ValueError(f"{bar}: {value} is negative, a stack cannot show it")
+    return clean
 
 
-def _blocks(
-    frame: Frame,
-    place: tuple[float, float],
-    name: str,
-    stack: Mapping[str, float],
-    fills: Mapping[str, str],
-    unit: str | None,
-) -> Iterator[str]:
+def _blocks(frame: Frame, bar: _Bar, fills: Mapping[str, str], unit: str | None) -> Iterator[str]:
     """The parts of one bar on top of each other, each with its value as a tooltip."""
-    (x, width), base = place, 0.0
-    for part, value in stack.items():
+    (x, width), base = bar.place(frame), 0.0
+    for part, value in bar.stack.items():
         top, bottom = frame.y(base + value), frame.y(base)
         yield (
             f'<rect class="block" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" '
             f'height="{bottom - top:.1f}" stroke-width="0.8" '
             f'style="fill:{fills[part]};stroke:{BACKGROUND}">'
-            f"<title>{escape(f'{name}, {part}: {format_number(value, unit)}')}</title></rect>"
+            f"<title>{escape(f'{bar.name}, {part}: {format_number(value, unit)}')}</title></rect>"
         )
         base += value
 
 
-def _above_bars(
-    frame: Frame,
-    places: Mapping[_Bar, tuple[float, float]],
-    totals: Mapping[_Bar, float],
-    labels: Mapping[_Bar, str],
-) -> Iterator[str]:
+def _above_bars(frame: Frame, bars: Sequence[_Bar], unit: str | None) -> Iterator[str]:
     """A label above each bar, if there is room to write every one."""
     room = frame.x(1) - frame.x(0) - 2
-    for at, text in labels.items():
-        if text_width(text, SMALL) > (places[at][1] + 4 if at[1] else room):
+    texts = [bar.tag or format_number(bar.total, unit) for bar in bars]
+    for bar, text in zip(bars, texts, strict=True):
+        if text_width(text, SMALL) > (bar.place(frame)[1] + 4 if bar.tag else room):
             return
-    for at, text in labels.items():
-        x, width = places[at]
-        height = frame.y(totals[at]) - 4
+    for bar, text in zip(bars, texts, strict=True):
+        x, width = bar.place(frame)
+        height = frame.y(bar.total) - 4
         yield svg_text(x + width / 2, height, text, size=SMALL, anchor="middle")
-
-
-def _bar_place(frame: Frame, slot: int, number: int, bars: int) -> tuple[float, float]:
-    """(left edge, width) in px: all bars of a cluster have 70 % of its slot, 70 px each at most."""
-    room = frame.x(1) - frame.x(0)
-    width = min(0.7 * room / max(bars, 1), 70.0)
-    return frame.x(slot + 0.5) + (number - bars / 2) * width, width

@@ -5,8 +5,7 @@ lab.compare(plan, lab.xray(plan), lab.train(plan))
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..display import Display, format_number, html_table, table
@@ -21,27 +20,12 @@ if TYPE_CHECKING:
     from .plotly_style import Figure
 
 
-@dataclass
-class Comparison:
+class Comparison(Display):
     """One table: a row for each phase and quantity, a column for each source."""
 
-    ledger: Ledger
-    rows: list[dict[str, str]] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return table(self.rows)
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _display(self) -> Display:
-        return Display(str(self), html_table(self.rows), self.picture())
-
-    def _repr_html_(self) -> str:
-        return self._display()._repr_html_()
-
-    def _ipython_display_(self) -> None:
-        self._display()._ipython_display_()
+    def __init__(self, ledger: Ledger, rows: Sequence[Mapping[str, str]]) -> None:
+        self.ledger, self.rows = ledger, rows
+        super().__init__(table(rows), html_table(rows), self.picture())
 
     def picture(self) -> Picture:
         """Memory of each phase, predicted, simulated and measured: an SVG."""
@@ -60,7 +44,8 @@ def compare(*things: HasLedger) -> Comparison:
     A run knows how long its rows were, which its plan may not have known: where a plan is compared
     with the run that it became, the run's prediction is shown.
     """
-    runs = [thing for thing in things if isinstance(thing, Run) and _predicted(thing)]
+    runs = [thing for thing in things if isinstance(thing, Run)]
+    runs = [run for run in runs if run.ledger.filter(source="predicted")]
     shown = [thing for thing in things if not any(_became(thing, run) for run in runs)]
     ledger, rows = Ledger(first_of_each(thing.ledger for thing in shown)), []
     for quantity in ("bytes", "flops", "seconds", "tokens"):
@@ -75,10 +60,6 @@ def compare(*things: HasLedger) -> Comparison:
                 }
             )
     return Comparison(ledger, rows)
-
-
-def _predicted(run: Run) -> bool:
-    return any(row.source == "predicted" for row in run.ledger)
 
 
 def _became(thing: object, run: Run) -> bool:

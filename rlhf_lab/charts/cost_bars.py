@@ -1,16 +1,21 @@
-"""Ledgers as bars: sources beside each other by phase, and what each stage costs."""
+"""Ledgers as figures: sources beside each other by phase, what each stage costs, and how a cost
+grows over one setting."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..runs.ledger import COMPONENTS, PHASES, ROLES, SOURCES, Row
+from ..display import format_number
+from ..runs.ledger import COMPONENTS, PHASES, ROLES, SOURCES, UNITS, Row
 from .frame import COLOURS
 from .ledgers import first_of_each, named, training_rows
-from .plotly_style import NEUTRAL, Figure
-from .stacked_bars import Amount, stacked_bars
+from .plotly_style import NEUTRAL, Figure, finish, line_style, rounded, safe, symbol, unit_of
+from .stacked_bars import Amount, Place, stacked_bars
+
+if TYPE_CHECKING:
+    from ..studies import Sweep
 
 QUANTITY_NAMES = {
     "bytes": "memory",
@@ -29,8 +34,6 @@ _COLOURED = {
     ),
 }
 """Parts in the order of their colours."""
-Clusters = Mapping[str, Mapping[str, Sequence[Row]]]
-"""cluster → source → rows"""
 
 
 def sources(
@@ -46,16 +49,16 @@ def sources(
     by = by or ("component" if quantity == "bytes" else "role")
     rows = first_of_each(training_rows(thing, quantity) for _, thing in named(things))
     stages = dict.fromkeys(r.stage for r in rows)
-    clusters: dict[str, dict[str, list[Row]]] = {}
+    bars: dict[Place, list[Row]] = {}
     for stage in stages:
         for phase in (*PHASES, ""):
+            name = " ".join([stage] * (len(stages) > 1) + [phase.replace("_", " ") or "all"])
             for row in (r for r in rows if (r.stage, r.phase) == (stage, phase)):
-                name = " ".join([stage] * (len(stages) > 1) + [phase.replace("_", " ") or "all"])
-                clusters.setdefault(name, {}).setdefault(row.source, []).append(row)
+                bars.setdefault((name, row.source), []).append(row)
     y_title = "memory at each phase's peak" if quantity == "bytes" else QUANTITY_NAMES[quantity]
     x_title = "phase" + (f" of {next(iter(stages))}" if len(stages) == 1 else "")
     devices = _device_memory(things) if quantity == "bytes" else []
-    return _bars(clusters, quantity, by, x_title, y_title, devices, theme)
+    return _bars(bars, quantity, by, x_title, y_title, devices, theme)
 
 
 class _StageCost(NamedTuple):
@@ -78,19 +81,19 @@ def stage_costs(
     """
     by = by or ("role" if quantity == "bytes" else "phase")
     costs = _stage_costs(things, quantity)
-    clusters: dict[str, dict[str, list[Row]]] = {}
+    bars: dict[Place, list[Row]] = {}
+    labels: list[str] = []
     for cost in costs:
         twice = [(c.name, c.stage) for c in costs].count((cost.name, cost.stage)) > 1
         several = len({c.stage for c in costs if c.name == cost.name}) > 1
         label = f"{cost.name}, {cost.stage}" if cost.name and several else cost.name or cost.stage
         label += f" {cost.run_name}".rstrip() if twice else ""
-        count = sum(1 for c in clusters if c == label or c.startswith(f"{label} ("))
-        clusters[f"{label} ({count + 1})" if count else label] = {
-            source: _at_peak(rows) if quantity == "bytes" else rows
-            for source, rows in cost.rows.items()
-        }
+        count = sum(1 for x in labels if x == label or x.startswith(f"{label} ("))
+        labels.append(f"{label} ({count + 1})" if count else label)
+        for source, rows in cost.rows.items():
+            bars[labels[-1], source] = _at_peak(rows) if quantity == "bytes" else rows
     y_title = "memory at the peak" if quantity == "bytes" else QUANTITY_NAMES[quantity]
-    return _bars(clusters, quantity, by, "stage", y_title, (), theme)
+    return _bars(bars, quantity, by, "stage", y_title, (), theme)
 
 
 def _stage_costs(things: Iterable[object], quantity: str) -> list[_StageCost]:
@@ -122,7 +125,7 @@ def _at_peak(rows: Sequence[Row]) -> list[Row]:
 
 
 def _bars(
-    clusters: Clusters,
+    bars: Mapping[Place, Sequence[Row]],
     quantity: str,
     by: str,
     x_title: str,
@@ -130,24 +133,21 @@ def _bars(
     references: Sequence[tuple[float, str]],
     theme: str,
 ) -> Figure:
-    """Clusters of rows as stacked bars, by a label of the rows."""
+    """Rows as stacked bars, by a label of the rows."""
     if by not in _COLOURED:
         raise ValueError(f"by={by!r}: choose from {', '.join(_COLOURED)}")
-    if not clusters:
+    if not bars:
         raise ValueError(f"nothing to draw: no ledger has {quantity}")
-    bars: dict[str, dict[str, dict[str, Amount]]] = {}
-    for cluster, by_source in clusters.items():
-        for source, rows in by_source.items():
-            share = 1 / len({r.rank for r in rows}) if quantity == "seconds" else 1.0
-            parts: dict[str, list[Row]] = {}
-            for row in _at_peak(rows) if quantity == "bytes" else rows:
-                parts.setdefault(getattr(row, by) or "all", []).append(row)
-            bars.setdefault(cluster, {})[source] = {
-                part: Amount.of(of_part, share) for part, of_part in parts.items()
-            }
+    amounts: dict[Place, dict[str, Amount]] = {}
+    for at, rows in bars.items():
+        share = 1 / len({r.rank for r in rows}) if quantity == "seconds" else 1.0
+        parts: dict[str, list[Row]] = {}
+        for row in _at_peak(rows) if quantity == "bytes" else rows:
+            parts.setdefault(getattr(row, by) or "all", []).append(row)
+        amounts[at] = {part: Amount.of(of_part, share) for part, of_part in parts.items()}
     order = (*{"component": COMPONENTS, "role": ROLES, "phase": PHASES}[by], "all")
     return stacked_bars(
-        bars,
+        amounts,
         quantity=quantity,
         colours={part: _part_colour(by, part) for part in order},
         x_title=x_title,
@@ -179,3 +179,39 @@ def _device_memory(things: Iterable[object]) -> list[tuple[float, str]]:
         if hardware is not None and math.isfinite(getattr(hardware, "memory", math.inf)):
             lines[hardware.memory, f"memory of {hardware.name}"] = None
     return list(lines)
+
+
+# -- over one setting -------------------------------------------------------------------------
+def scaling(
+    series: Sweep, quantity: str = "flops", *, x_title: str = "", theme: str = "both"
+) -> Figure:
+    """A series over one setting on log-log axes, where a power law is a straight line: predicted
+    and measured, each with its exponent. `x_title`: what is varied, with unit."""
+    by_source = {
+        source: [(p["x"], p[name]) for p in series.points if p.get(name)]
+        for source, name in ((s, f"{quantity} {s}") for s in ("predicted", "measured"))
+    }
+    top = max((y for points in by_source.values() for _, y in points), default=0.0)
+    if not top:
+        raise ValueError(f"nothing to draw: this series has no {quantity}")
+    unit, size = unit_of(quantity, top)
+    figure, words = Figure(), [f"{quantity} over {series.axis}"]
+    for i, (source, points) in enumerate(by_source.items()):
+        if not points:
+            continue
+        slope = f", exponent {series.exponent(quantity, source):.2f}" if len(points) > 1 else ""
+        figure.add_scatter(
+            x=[rounded(x) for x, _ in points],
+            y=[rounded(y / size) for _, y in points],
+            mode="lines+markers",
+            name=f"{source}{slope}",
+            line=line_style(i),
+            marker={"symbol": symbol(i), "size": 8},
+            hovertemplate=f"%{{x:.4g}}: %{{y:.4g}} {unit}",
+        )
+        ends = (format_number(y, UNITS[quantity]) for y in (points[0][1], points[-1][1]))
+        words.append(f"{source}{slope}: {' to '.join(ends)}")
+    figure.update_xaxes(type="log", title={"text": safe(x_title or series.axis)})
+    figure.update_yaxes(type="log", title={"text": f"{QUANTITY_NAMES[quantity]} ({unit})"})
+    labels = [t.name for t in figure.data]
+    return finish(figure, words=words, plot=320, theme=theme, on_top=labels)

@@ -2,31 +2,35 @@
 
 curves(run, other)                lab.train's runs, any stages, seeds as a band
 curves({"full": run, "LoRA": other}, metrics=["kl"])
+
+Runs that differ in their seed only are one line of a figure; here is which they are, and what they
+are called. Figures take runs, or mappings of names to runs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
 
 from plotly.subplots import make_subplots
 
 from ..display import format_number
+from ..runs.run import Run
 from ..stages import STAGES
 from .frame import colour
+from .ledgers import named
 from .plotly_style import (
     Figure,
     finish,
-    legend_on_top,
     line_style,
-    points_each,
     rounded,
     safe,
     symbol,
     thinned_indices,
     translucent,
 )
-from .series import Series, series_of, steps_of
 from .views import LABELS
 
 METRICS = {
@@ -51,6 +55,8 @@ DEFAULT_METRICS = (
     *("reward", "gold_reward", "kl", "response_length", "entropy", "loss", "accuracy", "margin"),
 )
 MAX_DEFAULT_PANELS = 6
+MOST_POINTS, FEWEST_POINTS, ALL_POINTS = 400, 24, 2500
+"""Of a curve; the last is what all curves of a figure share, about 45 KB."""
 MAX_MARKED_POINTS = 40
 """Longer curves have no markers."""
 
@@ -80,7 +86,8 @@ def curves(
         vertical_spacing=52 / height if rows > 1 else 0,
         horizontal_spacing=0.12,
     )
-    most = points_each(len(names) * sum(3 if len(s.runs) > 1 else 1 for s in series))
+    count = len(names) * sum(3 if len(s.runs) > 1 else 1 for s in series)
+    most = min(MOST_POINTS, max(FEWEST_POINTS, ALL_POINTS // count))
     words, in_legend = ["Runs over their steps"], set()
     for place, name in enumerate(names):
         panel = {"row": place // columns + 1, "col": place % columns + 1}
@@ -99,8 +106,8 @@ def curves(
             title={"text": _step_name(series)}, showticklabels=True, row=last, col=column
         )
     figure.update_layout(hovermode="x unified", annotations=[{"font": {"size": 13}}] * len(names))
-    finish(figure, words=words, plot=height, theme=theme)
-    return legend_on_top(figure, [s.label for s in series], below=24)
+    labels = [s.label for s in series]
+    return finish(figure, words=words, plot=height, theme=theme, on_top=labels, below=24)
 
 
 def _metrics(series: Sequence[Series], given: Sequence[str] | None) -> list[str]:
@@ -198,3 +205,91 @@ def _step_name(series: Sequence[Series]) -> str:
     if all(spec and spec.iterates for spec in specs):
         return "iteration"
     return f"optimizer step ({', '.join(iterating)}: iteration)"
+
+
+# -- which runs are one line ------------------------------------------------------------------
+@dataclass(frozen=True)
+class Series:
+    """One colour of a figure: a run, or runs that differ in their seed only."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def stage(self) -> str:
+        return self.runs[0].stage
+
+
+_NO_SETTING = {"seed", "data_seed", "output_dir", "logging_dir", "run_name", "report_to"}
+
+
+def series_of(runs: Iterable[object], seeds: bool = True) -> list[Series]:
+    """Runs, or mappings of names to runs, as series named after what tells them apart.
+
+    `seeds`: runs that differ in their seed only are one series. Raises ValueError for what is no
+    run.
+    """
+    alike: dict[object, list[tuple[str, Run]]] = {}
+    for i, (name, run) in enumerate(named(runs)):
+        if not _is_run(run):
+            raise ValueError(f"{name or type(run).__name__} is not a run: it has no metrics")
+        key = (name, i) if name or not seeds else tuple(sorted(_settings(run).items()))
+        alike.setdefault(key, []).append((name, run))
+    if not alike:
+        raise ValueError("nothing to draw: give a run")
+    groups: list[list[tuple[str, Run]]] = []
+    for pairs in alike.values():
+        different = len({str(run.config.get("seed")) for _, run in pairs}) == len(pairs)
+        groups += [pairs] if different else [[pair] for pair in pairs]
+    labels = _labels([(pairs[0][0], [run for _, run in pairs]) for pairs in groups])
+    return [
+        Series(label, tuple(run for _, run in pairs))
+        for label, pairs in zip(labels, groups, strict=True)
+    ]
+
+
+def _is_run(thing: object) -> TypeGuard[Run]:
+    return hasattr(thing, "metrics") and hasattr(thing, "stage")
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """A run's stage, model, data and settings, without its seed and its place."""
+    config = run.config
+    settings = {k: v for k, v in (config.get("settings") or {}).items() if k not in _NO_SETTING}
+    whole = {**{n: config.get(n) for n in ("stage", "model", "data")}, **settings}
+    return {name: str(value) for name, value in whole.items()}
+
+
+def _labels(groups: Sequence[tuple[str, Sequence[Run]]]) -> list[str]:
+    """A name for each group: given, or the stage where there are several, and the settings that
+    differ from others of the stage where there are at most three; else the run's own name."""
+    settings = [_settings(runs[0]) for _, runs in groups]
+    stages = [s["stage"] for s in settings]
+    labels: list[str] = []
+    for (name, runs), own in zip(groups, settings, strict=True):
+        peers = [s for s in settings if s["stage"] == own["stage"]]
+        every = dict.fromkeys(k for s in peers for k in s)
+        differ = [k for k in every if len({s.get(k) for s in peers}) > 1]
+        parts = [own["stage"]] if len(set(stages)) > 1 else []
+        if 0 < len(differ) <= 3:
+            parts.append(", ".join(f"{k}={own.get(k, 'default')}" for k in differ))
+        elif len(peers) > 1 or not parts:
+            parts.append(own["stage"] if len(runs) > 1 and len(peers) == 1 else runs[0].name)
+        parts += [f"({len(runs)} seeds)"] if len(runs) > 1 else []
+        labels.append(name or " ".join(parts))
+    for i, label in enumerate(labels):
+        if labels.count(label) > 1 and label != groups[i][1][0].name:
+            labels[i] = f"{label} {groups[i][1][0].name}"
+    return [
+        f"{x} ({labels[:i].count(x) + 1})" if x in labels[:i] else x for i, x in enumerate(labels)
+    ]
+
+
+def steps_of(run: Run, metric: str) -> dict[int, float]:
+    """step → value, the last where a step was logged twice; what is no number is NaN."""
+    if metric not in run.metric_names:
+        return {}
+    return {
+        step: math.nan if rounded(value) is None else value
+        for step, value in zip(*run.series(metric), strict=True)
+    }

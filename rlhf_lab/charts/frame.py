@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..display import escape
+from ..display import SI, escape
 
 # Okabe and Ito's palette, its yellow last because it is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#F0E442")
@@ -127,13 +127,10 @@ class Frame:
         else:
             self._name_bars(self.categories)
         self.add(svg_line(self.left, self.bottom, self.right, self.bottom, FAINT, 1))
-        x_text = shortened(self.x_label, SMALL, self.right - self.left)
-        middle = (self.left + self.right) / 2
-        self.add(
-            svg_text(middle, self.height - 7, x_text, size=SMALL, fill=FAINT, anchor="middle")
-            if self.x_label
-            else ""
-        )
+        if self.x_label:
+            name = shortened(self.x_label, SMALL, self.right - self.left)
+            x, y = self.middle()[0], self.height - 7
+            self.add(svg_text(x, y, name, size=SMALL, fill=FAINT, anchor="middle"))
 
     def _name_bars(self, names: Sequence[str]) -> None:
         # Where the bars stand closer than a line of text is high, every second (third...) is named.
@@ -257,10 +254,7 @@ def tick_text(value: float, ticks: Sequence[float]) -> str:
     step = min((b - a for a, b in zip(ticks, ticks[1:])), default=size)
     if size and (size < 1e-3 or size >= 1e15):
         return "0" if value == 0 else f"{value:.3g}".replace("e-0", "e-").replace("e+", "e")
-    scale, suffix = next(
-        (s for s in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if size >= s[0]),
-        (1.0, ""),
-    )
+    scale, suffix = next((si for si in SI if size >= si[0]), (1.0, ""))
     if size < 1e4:
         scale, suffix = 1.0, ""  # 2000 is easier to read than 2k
     step = step / scale

@@ -7,40 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from ..display import format_number
-from .curves import METRICS
+from .curves import METRICS, Series, series_of, steps_of
 from .frame import colour
 from .ledgers import named
 from .plotly_style import (
     NEUTRAL,
     Figure,
     finish,
-    legend_on_top,
     line_style,
     rounded,
     safe,
     symbol,
     thinned_indices,
 )
-from .series import Series, series_of, steps_of
 
-
-class BestOfNPoint(Protocol):
-    """Best of `n` responses: also its `reward`, `gold_reward` and their errors, where known."""
-
-    @property
-    def n(self) -> int: ...
-    @property
-    def kl_bound(self) -> float: ...
-
-
-class BestOfN(Protocol):
-    """What `lab.best_of_n` returns."""
-
-    @property
-    def points(self) -> Sequence[BestOfNPoint]: ...
+if TYPE_CHECKING:
+    from ..studies import BestOfN
 
 
 class _Axes(NamedTuple):
@@ -104,8 +89,8 @@ def frontier(
     figure.update_xaxes(title={"text": axes.x_title})
     figure.update_yaxes(title={"text": f"{title} ({unit})" if unit else title})
     figure.update_layout(hovermode="closest")
-    finish(figure, words=words, plot=340, theme=theme)
-    return legend_on_top(figure, [t.name for t in figure.data if t.showlegend is not False])
+    labels = [t.name for t in figure.data if t.showlegend is not False]
+    return finish(figure, words=words, plot=340, theme=theme, on_top=labels)
 
 
 def _is_best_of_n(thing: object) -> TypeGuard[BestOfN]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from ..runs.ledger import AROUND, COMPONENTS, ROLES, SOURCES, Ledger, Row
-from .chart import Reference, cluster_chart
+from .chart import ChartSize, Reference, cluster_chart
 from .frame import Picture
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MIB, GIB = 2**20, 2**30
 Clusters = dict[str, dict[str, dict[str, float]]]
@@ -19,15 +23,13 @@ def memory_chart(ledger: Ledger, references: Sequence[Reference] = ()) -> Pictur
     Where the ledger has several sources, each has a bar of its own: P predicted, S simulated,
     M measured. `references`: (bytes, label); one that would press the bars flat is left out.
     """
-    rows = list(ledger.filter(quantity="bytes"))
+    rows = ledger.filter(quantity="bytes")
+    clusters, top, name, unit = _clusters(rows, _role_and_component, "component", COMPONENTS)
     sources = _sources(rows)
-    clusters = _clusters(rows, _role_and_component, lambda r: _place(r.component, COMPONENTS))
-    top = _highest(clusters)
-    name, unit = axis_unit(top)
     letters = ", ".join(f"{s[0].upper()} {s}" if len(sources) > 1 else s for s in sources)
     legend = {component: component for component in COMPONENTS}
     return cluster_chart(
-        _scaled(clusters, unit),
+        clusters,
         title=f"Memory at each phase's peak: {letters}",
         y_label=name,
         legend=legend | {_role_and_component(row): row.component or "all" for row in rows},
@@ -37,7 +39,7 @@ def memory_chart(ledger: Ledger, references: Sequence[Reference] = ()) -> Pictur
 
 
 def role_memory_chart(
-    ledger: Ledger, limit: float | None = None, *, width: int = 460, height: int = 260
+    ledger: Ledger, limit: float | None = None, **size: Unpack[ChartSize]
 ) -> Picture:
     """Bytes at each phase's peak, stacked by role, predicted (P) beside measured (M); the plan's
     peak and the machine's memory (`limit`) as lines, and in words where a line would press the
@@ -45,9 +47,7 @@ def role_memory_chart(
     rows = ledger.filter(quantity="bytes", source=("predicted", "measured"))
     training = [row for row in rows if row.phase not in AROUND]
     sources = _sources(training)
-    clusters = _clusters(training, lambda r: r.role or "other", lambda r: _place(r.role, ROLES))
-    top = _highest(clusters)
-    name, unit = axis_unit(top)
+    clusters, top, name, unit = _clusters(training, lambda r: r.role or "other", "role", ROLES)
     planned = ledger.filter(source="predicted").peak() / unit
     lines = [(planned, "planned peak")] if planned else []
     title = "memory by role"
@@ -57,12 +57,11 @@ def role_memory_chart(
         title += f" ({top / limit:.1%} of the machine's {limit / GIB:.0f} GiB)"
     letters = f" ({', '.join(f'{s[0].upper()} {s}' for s in sources)})" if len(sources) > 1 else ""
     return cluster_chart(
-        _scaled(clusters, unit),
+        clusters,
         title=title,
         y_label=f"{name} at each phase's peak{letters}",
         references=lines,
-        width=width,
-        height=height,
+        **size,
     )
 
 
@@ -71,40 +70,36 @@ def axis_unit(top: float) -> tuple[str, int]:
     return ("GiB", GIB) if top >= GIB else ("MiB", MIB)
 
 
-def _sources(rows: Sequence[Row]) -> list[str]:
-    return [source for source in SOURCES if any(row.source == source for row in rows)]
+def _sources(rows: Iterable[Row]) -> list[str]:
+    known = {row.source for row in rows}
+    return [source for source in SOURCES if source in known]
 
 
 def _clusters(
-    rows: Sequence[Row], part: Callable[[Row], str], place: Callable[[Row], int]
-) -> Clusters:
-    """Phases in their order in the ledger, sources in theirs, parts by their `place`."""
+    rows: Sequence[Row], part: Callable[[Row], str], label: str, order: Sequence[str]
+) -> tuple[Clusters, float, str, int]:
+    """Phases in their order in the ledger, sources in theirs, parts by their `label` in `order`.
+
+    → the bars, the highest in bytes, and the unit they are in: its name and its size.
+    """
     several = len(_sources(rows)) > 1
     clusters: Clusters = {row.phase or "all": {} for row in rows}
-    for row in sorted(rows, key=lambda row: (SOURCES.index(row.source), place(row))):
+
+    def place(row: Row) -> tuple[int, int]:
+        name = getattr(row, label)
+        return SOURCES.index(row.source), order.index(name) if name in order else len(order)
+
+    for row in sorted(rows, key=place):
         letter = row.source[0].upper() if several else ""
         bar = clusters[row.phase or "all"].setdefault(letter, {})
         bar[part(row)] = bar.get(part(row), 0.0) + row.value
-    return clusters
-
-
-def _highest(clusters: Clusters) -> float:
-    return max((sum(bar.values()) for c in clusters.values() for bar in c.values()), default=0.0)
-
-
-def _scaled(clusters: Clusters, unit: float) -> Clusters:
-    return {
-        phase: {
-            letter: {part: size / unit for part, size in bar.items()}
-            for letter, bar in bars.items()
-        }
-        for phase, bars in clusters.items()
-    }
+    bars = [bar for by_source in clusters.values() for bar in by_source.values()]
+    top = max((sum(bar.values()) for bar in bars), default=0.0)
+    name, unit = axis_unit(top)
+    for bar in bars:
+        bar.update({part: size / unit for part, size in bar.items()})
+    return clusters, top, name, unit
 
 
 def _role_and_component(row: Row) -> str:
     return " ".join(x for x in (row.role, row.component) if x) or "all"
-
-
-def _place(name: str, names: Sequence[str]) -> int:
-    return names.index(name) if name in names else len(names)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from ..display import SI
 from ..runs.ledger import UNITS
 from .frame import COLOURS, DASHES, colour, text_width
 
@@ -34,8 +35,6 @@ one colour can do for both."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
 NEUTRAL = "#9A9A9A"
 DIGITS = 5
-MOST_POINTS, FEWEST_POINTS, ALL_POINTS = 400, 24, 2500
-"""Of a curve; the last is what all curves of a figure share, about 45 KB."""
 
 
 class Figure(go.Figure):  # type: ignore[misc]  # plotly has no types
@@ -84,8 +83,19 @@ ABOVE, BELOW = 34, 48
 """px around the plot: for the buttons that appear on hovering, for ticks and the axis' title."""
 
 
-def finish(figure: Figure, *, words: Sequence[str], plot: int, theme: str = "both") -> Figure:
-    """Add the looks that all figures share, and its `words`. `plot`: height without margins, px."""
+def finish(
+    figure: Figure,
+    *,
+    words: Sequence[str],
+    plot: int,
+    theme: str = "both",
+    on_top: Sequence[str] = (),
+    below: int = 6,
+) -> Figure:
+    """Add the looks that all figures share, and its `words`. `plot`: height without margins, px.
+
+    `on_top`: the entries of a legend that stands above the plot, `below`: px between the two.
+    """
     if theme not in THEMES:
         raise ValueError(f"theme={theme!r}: choose from {', '.join(THEMES)}")
     text, grid = THEMES[theme]
@@ -122,22 +132,21 @@ def finish(figure: Figure, *, words: Sequence[str], plot: int, theme: str = "bot
     }
     figure.update_xaxes(showline=True, ticks="outside", showgrid=False, zeroline=False, **axis)
     figure.update_yaxes(showgrid=True, **axis)
+    if on_top:
+        _put_legend_on_top(figure, on_top, plot, below)
     return figure
 
 
-def legend_on_top(figure: Figure, labels: Sequence[str], below: int = 6) -> Figure:
-    """Put the legend between the buttons and the plot, whose width it leaves alone. `below`: px
-    between the two. plotly sets entries in columns as wide as the longest."""
-    widest = max((text_width(html.unescape(safe(x)), 12) for x in labels), default=0.0) + 50
-    lines = math.ceil(len(labels) / max(1, 600 // widest))
-    room = ABOVE + 20 * lines + below
-    plot = figure.layout.height - ABOVE - BELOW
+def _put_legend_on_top(figure: Figure, labels: Sequence[str], plot: int, below: int) -> None:
+    """Above the plot, whose width it leaves alone; entries stand in columns as wide as the
+    longest."""
+    widest = max(text_width(html.unescape(safe(x)), 12) for x in labels) + 50
+    room = ABOVE + 20 * math.ceil(len(labels) / max(1, 600 // widest)) + below
     figure.update_layout(
-        height=figure.layout.height + room - ABOVE,
+        height=plot + room + BELOW,
         margin={"t": room},
         legend={"orientation": "h", "x": 0, "y": 1 + below / plot, "yanchor": "bottom"},
     )
-    return figure
 
 
 # -- words and numbers ------------------------------------------------------------------------
@@ -183,11 +192,6 @@ def thinned_indices(*columns: Sequence[float | None], at_most: int) -> list[int]
     return sorted(indices)
 
 
-def points_each(curves: int) -> int:
-    """How many points each of so many curves may have."""
-    return min(MOST_POINTS, max(FEWEST_POINTS, ALL_POINTS // max(curves, 1)))
-
-
 _SIZES = {
     "bytes": [(2.0**p, 2.0**p, n) for p, n in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB"))],
     "seconds": [
@@ -197,13 +201,8 @@ _SIZES = {
         (1.0, 1.0, "seconds"),
         (0.0, 1e-3, "milliseconds"),
     ],
-    **{
-        q: [
-            (10.0**p, 10.0**p, f"{prefix}{name}")
-            for p, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"))
-        ]
-        for q, name in (("flops", "FLOP"), ("tokens", " tokens"))
-    },
+    "flops": [(size, size, f"{prefix}FLOP") for size, prefix in SI],
+    "tokens": [(size, size, f"{prefix} tokens") for size, prefix in SI],
 }
 
 

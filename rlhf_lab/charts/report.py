@@ -13,12 +13,12 @@ from pathlib import Path
 
 from ..display import escape, html_table
 from ..runs.run import Run
-from .chart import line_chart
+from .chart import ChartSize, line_chart
 from .frame import Picture
 from .views import charts_of, known_series, metric_chart, time_chart
 
 # Narrower than a widget's chart, so that its letters are still readable on a phone.
-_WIDTH, _HEIGHT = 390, 250
+_SIZE: ChartSize = {"width": 390, "height": 250}
 _STYLE = "\n" + (Path(__file__).parent / "report.css").read_text("utf-8")
 
 
@@ -78,40 +78,33 @@ def _section(name: str, run: Run) -> Iterator[str]:
     facts.append(f"{run.last_step} steps")
     yield f"<h2>{escape(name)}</h2>"
     yield f'<p class="facts">{escape(" · ".join([*facts, run.status]))}</p>'
-    figures = [*_curves(run), *_gold_parts(run), *_seconds(run)]
+    figures = list(_figures(run))
     if figures:
         yield '<div class="grid">\n' + "\n".join(figures) + "\n</div>"
     else:
         yield "<p>This run has logged nothing that this report draws.</p>"
 
 
-def _curves(run: Run) -> Iterator[str]:
+def _figures(run: Run) -> Iterator[str]:
+    """The charts of the run's stage, the parts of its gold reward, its time; those it has."""
     for spec in charts_of(run.stage):
-        chart = metric_chart(run, spec, width=_WIDTH, height=_HEIGHT)
+        chart = metric_chart(run, spec, **_SIZE)
         if chart is not None:
             yield _figure(chart, spec.caption)
-
-
-def _gold_parts(run: Run) -> Iterator[str]:
-    names = [name for name in run.metric_names if name.startswith("gold/")]
-    known = {n.removeprefix("gold/"): s for n, s in known_series(run, names).items()}
-    if known:
-        chart = line_chart(
-            known,
+    parts = known_series(run, [name for name in run.metric_names if name.startswith("gold/")])
+    if parts:
+        gold = line_chart(
+            {name.removeprefix("gold/"): points for name, points in parts.items()},
             title="gold reward by part",
             x_label="step",
             y_label="reward of the part",
-            width=_WIDTH,
-            height=_HEIGHT,
+            **_SIZE,
         )
-        yield _figure(chart, "Which virtues the policy gains, and which it pays with.")
-
-
-def _seconds(run: Run) -> Iterator[str]:
-    chart = time_chart(run, width=_WIDTH, height=_HEIGHT)
-    if chart is not None:
+        yield _figure(gold, "Which virtues the policy gains, and which it pays with.")
+    time = time_chart(run, **_SIZE)
+    if time is not None:
         caption = "The tallest bar is the phase where a faster machine or method pays most."
-        yield _figure(chart, caption)
+        yield _figure(time, caption)
 
 
 def _figure(chart: str, caption: str) -> str:

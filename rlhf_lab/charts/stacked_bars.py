@@ -34,22 +34,10 @@ class Amount(NamedTuple):
         return value if self.low == self.value == self.high else f"{value} ({low} to {high})"
 
 
-Bars = Mapping[str, Mapping[str, Mapping[str, Amount]]]
-"""cluster → source → part → amount"""
 Place = tuple[str, str]
 """(cluster, source): where a bar stands"""
-
-
-class _Scale(NamedTuple):
-    """The unit of the ledger, and how many of it are one of the axis."""
-
-    unit: str
-    size: float
-
-
-def total(parts: Mapping[str, Amount]) -> Amount:
-    """Parts on top of each other. Ends add up with ends: bands are of a kind, not independent."""
-    return Amount(*(math.fsum(ends) for ends in zip(*parts.values(), strict=True)))
+Bars = Mapping[Place, Mapping[str, Amount]]
+"""bar → part → amount; bars of a cluster stand beside each other in the order of SOURCES"""
 
 
 def stacked_bars(
@@ -69,37 +57,32 @@ def stacked_bars(
     (value, label). Positions and bases are given, not left to plotly: before 6.0 it could not stack
     bars that stand side by side.
     """
-    sums = {(c, s): total(parts) for c, by_source in bars.items() for s, parts in by_source.items()}
-    top = max((v for a in sums.values() for v in a if math.isfinite(v)), default=0.0)
-    axis_unit, size = unit_of(quantity, top)
-    scale = _Scale(UNITS[quantity], size)
-    sources = [s for s in SOURCES if any(s in by_source for by_source in bars.values())]
-    figure = Figure()
-    _add_blocks(figure, bars, colours, scale)
-    for source in sources:
-        _add_tops(figure, source, bars, sums, scale, len(sources) > 1)
+    stacks, figure = _Stacks(bars, quantity), Figure()
+    _add_blocks(figure, stacks, colours)
+    for source in stacks.sources:
+        _add_tops(figure, stacks, source)
     for level, label in references:
-        if level > 3 * top:  # would press the bars flat
+        if level > 3 * stacks.top:  # would press the bars flat
             continue
         figure.add_hline(
-            y=rounded(level / size),
+            y=rounded(level / stacks.size),
             line={"color": NEUTRAL, "dash": "dot"},
             annotation={"text": safe(label), "xanchor": "right"},
         )
     figure.update_xaxes(
-        tickvals=list(range(len(bars))),
-        ticktext=[_in_lines(c) for c in bars],
-        range=[-0.5, len(bars) - 0.5],
+        tickvals=list(range(len(stacks.clusters))),
+        ticktext=[_in_lines(c) for c in stacks.clusters],
+        range=[-0.5, len(stacks.clusters) - 0.5],
         title={"text": x_title},
     )
-    figure.update_yaxes(title={"text": f"{y_title} ({axis_unit})"}, rangemode="tozero")
+    figure.update_yaxes(title={"text": f"{y_title} ({stacks.axis_unit})"}, rangemode="tozero")
     figure.update_layout(
         barmode="overlay",
         legend={"title": {"text": legend}, "traceorder": "reversed"},
         legend2={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         legend2_bgcolor="rgba(0,0,0,0)",
     )
-    words = [f"{y_title} by {x_title}", *_cluster_lines(bars, sums, scale.unit)]
+    words = [f"{y_title} by {x_title}", *map(stacks.line, stacks.clusters)]
     return finish(figure, words=words, plot=330, theme=theme)
 
 
@@ -109,41 +92,67 @@ def _in_lines(name: str) -> str:
     return "<br>".join(map(safe, parts)) if len(parts) <= 3 else safe(name)
 
 
-def _geometry(bars: Bars) -> Mapping[Place, tuple[float, float, float]]:
-    """→ {bar: (centre of its cluster, offset of its left edge, width)}; clusters are 1 apart."""
-    places = {}
-    for i, (cluster, by_source) in enumerate(bars.items()):
-        width = min(0.8 / max(len(by_source), 1), 0.5)
-        for j, source in enumerate(s for s in SOURCES if s in by_source):
-            places[cluster, source] = i, (j - len(by_source) / 2) * width, width * 0.92
-    return places
+class _Stacks:
+    """Bars with their sums and places, and `size`: how much of the ledger's unit is one of the
+    axis."""
+
+    def __init__(self, bars: Bars, quantity: str) -> None:
+        self.bars, self.unit = bars, UNITS[quantity]
+        # Ends add up with ends: bands are of a kind, not independent.
+        columns = {at: zip(*parts.values(), strict=True) for at, parts in bars.items()}
+        self.sums = {at: Amount(*map(math.fsum, ends)) for at, ends in columns.items()}
+        ends = [v for amount in self.sums.values() for v in amount if math.isfinite(v)]
+        self.top = max(ends, default=0.0)
+        self.axis_unit, self.size = unit_of(quantity, self.top)
+        self.clusters = list(dict.fromkeys(cluster for cluster, _ in bars))
+        self.sources = [s for s in SOURCES if any(source == s for _, source in bars)]
+        self.edges: dict[Place, tuple[float, float, float]] = {}
+        """centre of its cluster, offset of its left edge, width; clusters are 1 apart"""
+        for i, cluster in enumerate(self.clusters):
+            sources = self.sources_of(cluster)
+            width = min(0.8 / len(sources), 0.5)
+            for j, source in enumerate(sources):
+                left = (j - len(sources) / 2) * width
+                self.edges[cluster, source] = i, left, width * 0.92
+
+    def sources_of(self, cluster: str) -> list[str]:
+        return [s for s in SOURCES if (cluster, s) in self.bars]
+
+    def ratio(self, at: Place) -> str:
+        """What a number is of the measured one."""
+        measured = self.sums.get((at[0], "measured"))
+        if at[1] == "measured" or not measured or not 0 < measured.value < math.inf:
+            return ""
+        return f"{self.sums[at].value / measured.value:.2f} × measured"
+
+    def line(self, cluster: str) -> str:
+        """A cluster in words."""
+        sources = self.sources_of(cluster)
+        parts = [f"{s} {self.sums[cluster, s].text(self.unit)}" for s in sources]
+        ratio = self.ratio((cluster, "predicted")) if "predicted" in sources else ""
+        parts += [f"predicted {ratio}"] if ratio else []
+        return f"{cluster}: {'; '.join(parts)}"
 
 
-def _add_blocks(figure: Figure, bars: Bars, colours: Mapping[str, str], scale: _Scale) -> None:
+def _add_blocks(figure: Figure, stacks: _Stacks, colours: Mapping[str, str]) -> None:
     """All parts of all bars, the lowest first, each on top of what is there; their legend."""
-    geometry = _geometry(bars)
-    drawn = {p for by_source in bars.values() for parts in by_source.values() for p in parts}
-    bases = dict.fromkeys(geometry, 0.0)
+    drawn = {part for parts in stacks.bars.values() for part in parts}
+    bases = dict.fromkeys(stacks.bars, 0.0)
     for part in (p for p in colours if p in drawn):
         for source in SOURCES:
-            columns: dict[str, list[object]] = {
-                name: [] for name in ("x", "offset", "width", "base", "y", "customdata")
-            }
-            for cluster, by_source in bars.items():
-                amount = by_source.get(source, {}).get(part)
-                if amount is None or not math.isfinite(amount.value):
+            blocks = []
+            for at, parts in stacks.bars.items():
+                amount = parts.get(part)
+                if at[1] != source or amount is None or not math.isfinite(amount.value):
                     continue
-                at = cluster, source
-                text = f"{safe(cluster)}, {source}: {safe(amount.text(scale.unit), 60)}"
-                values = (*geometry[at], bases[at] / scale.size, amount.value / scale.size)
-                for column, value in zip(
-                    columns.values(), (*map(rounded, values), text), strict=True
-                ):
-                    column.append(value)
+                text = f"{safe(at[0])}, {source}: {safe(amount.text(stacks.unit), 60)}"
+                sizes = (*stacks.edges[at], bases[at] / stacks.size, amount.value / stacks.size)
+                blocks.append((*map(rounded, sizes), text))
                 bases[at] += amount.value
-            if columns["x"]:
+            if blocks:
+                names = ("x", "offset", "width", "base", "y", "customdata")
                 figure.add_bar(
-                    **columns,
+                    **dict(zip(names, zip(*blocks, strict=True), strict=True)),
                     name=safe(part),
                     legendgroup=part,
                     showlegend=False,
@@ -160,30 +169,22 @@ def _add_blocks(figure: Figure, bars: Bars, colours: Mapping[str, str], scale: _
         )
 
 
-def _add_tops(
-    figure: Figure,
-    source: str,
-    bars: Bars,
-    sums: Mapping[Place, Amount],
-    scale: _Scale,
-    several: bool,
-) -> None:
+def _add_tops(figure: Figure, stacks: _Stacks, source: str) -> None:
     """At the top of each bar of a source: its band, its letter (or its total), all in words."""
-    geometry = _geometry(bars)
-    rows = []
-    for at, amount in sums.items():
+    several, rows = len(stacks.sources) > 1, []
+    for at, amount in stacks.sums.items():
         if at[1] != source or not math.isfinite(amount.value):
             continue
-        centre, offset, width = geometry[at]
+        centre, offset, width = stacks.edges[at]
         value, least, most = (v if math.isfinite(v) else amount.value for v in amount)
-        lines = [f"{at[0]}, {source}: {amount.text(scale.unit)}", _ratio(sums, at)]
+        lines = [f"{at[0]}, {source}: {amount.text(stacks.unit)}", stacks.ratio(at)]
         rows.append(
             (
                 rounded(centre + offset + width / 2),
-                rounded(value / scale.size),
-                rounded((most - value) / scale.size),
-                rounded((value - least) / scale.size),
-                source[0].upper() if several else safe(format_number(value, scale.unit)),
+                rounded(value / stacks.size),
+                rounded((most - value) / stacks.size),
+                rounded((value - least) / stacks.size),
+                source[0].upper() if several else safe(format_number(value, stacks.unit)),
                 "<br>".join(safe(line, 80) for line in lines if line),
             )
         )
@@ -222,22 +223,3 @@ def _add_tops(
 
 def _filled(fill: str, source: str) -> dict[str, object]:
     return {"color": translucent(fill, FILL[source]), "line": {"color": fill, "width": 1}}
-
-
-def _ratio(sums: Mapping[Place, Amount], at: Place) -> str:
-    """What a number is of the measured one."""
-    measured = sums.get((at[0], "measured"))
-    if at[1] == "measured" or not measured or not 0 < measured.value < math.inf:
-        return ""
-    return f"{sums[at].value / measured.value:.2f} × measured"
-
-
-def _cluster_lines(bars: Bars, sums: Mapping[Place, Amount], unit: str) -> list[str]:
-    """A line of words for each cluster."""
-    lines = []
-    for cluster, by_source in bars.items():
-        parts = [f"{s} {sums[cluster, s].text(unit)}" for s in SOURCES if s in by_source]
-        ratio = _ratio(sums, (cluster, "predicted")) if "predicted" in by_source else ""
-        parts += [f"predicted {ratio}"] if ratio else []
-        lines.append(f"{cluster}: {'; '.join(parts)}")
-    return lines

@@ -245,11 +245,7 @@ STYLE = (
 
 
 def tokens_html(
-    tokens: Tokens,
-    key: str = "",
-    scale: Scale | None = None,
-    search: str = "",
-    selected: int = -1,
+    tokens: Tokens, key: str = "", scale: Scale | None = None, search: str = "", selected: int = -1
 ) -> str:
     """The response, token by token. `search`: a text to mark; `selected`: the number of a token."""
     numbers = tokens.figures.get(key) if scale else None

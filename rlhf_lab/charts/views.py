@@ -7,15 +7,19 @@ each stage.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..cost.estimate import SCORING
 from ..runs.ledger import AROUND, Ledger
 from ..runs.run import Run
 from ..stages import STAGES
-from .chart import Reference, bar_chart, line_chart
+from .chart import ChartSize, Reference, bar_chart, line_chart
 from .frame import Picture
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SCORING_PHASES = {*SCORING, "advantage"}
 """Phases that are one colour in a stack: there are fewer colours than phases."""
@@ -30,10 +34,8 @@ class ChartSpec:
     caption: str
     title: str = ""
     """the first metric's name, where it has no other"""
-    ceiling: str = ""
-    """the summary figure drawn as a reference line, with its name in `CEILINGS`"""
-    target: str = ""
-    """the setting drawn as a reference line, with its name in `TARGETS`"""
+    reference: str = ""
+    """the setting or summary figure drawn as a line, with its name in `REFERENCES`"""
     folded: bool = False
     """whether a dashboard folds it away"""
 
@@ -43,8 +45,7 @@ class ChartSpec:
 
 LABELS = {"clipfrac": "policy clipped", "vf_clipfrac": "values clipped"}
 """What a legend calls a metric whose own name is a paper's abbreviation."""
-CEILINGS = {"accuracy_ceiling": "best possible"}
-TARGETS = {"kl_target": "target KL"}
+REFERENCES = {"accuracy_ceiling": "best possible", "kl_target": "target KL"}
 
 CHARTS: Mapping[str, ChartSpec] = {
     "loss": ChartSpec(
@@ -64,7 +65,7 @@ CHARTS: Mapping[str, ChartSpec] = {
         "share of pairs ranked right",
         "The annotator's own noise sets a ceiling; the gap below it is the model's error.",
         title="accuracy",
-        ceiling="accuracy_ceiling",
+        reference="accuracy_ceiling",
     ),
     "reward": ChartSpec(
         ("reward", "score"),
@@ -84,7 +85,7 @@ CHARTS: Mapping[str, ChartSpec] = {
         "KL to the reference (nats per response)",
         "How far the policy has drifted; the two estimates agree while the drift is small.",
         title="KL to the reference",
-        target="kl_target",
+        reference="kl_target",
     ),
     "drift": ChartSpec(
         ("kl",),
@@ -132,7 +133,7 @@ CHARTS: Mapping[str, ChartSpec] = {
         ("accuracy",),
         "share of pairs ranked right",
         "How often the policy's implicit reward prefers the answer that was chosen.",
-        ceiling="accuracy_ceiling",
+        reference="accuracy_ceiling",
     ),
     "dpo_margin": ChartSpec(
         ("margin",),
@@ -170,38 +171,31 @@ def known_series(
 
 
 def metric_chart(
-    run: Run, chart: ChartSpec, upto: float = math.inf, *, width: int = 460, height: int = 260
+    run: Run, chart: ChartSpec, upto: float = math.inf, **size: Unpack[ChartSize]
 ) -> Picture | None:
     """A chart up to a step; None where the run has logged nothing of it."""
     known = known_series(run, chart.metrics, upto)
     if not known:
         return None
-    references = [
-        *_reference(run.summary, chart.ceiling, CEILINGS),
-        *_reference(run.config.get("settings", {}), chart.target, TARGETS),
-    ]
+    value = {**run.config.get("settings", {}), **run.summary}.get(chart.reference)
+    levels: list[Reference] = []
+    if isinstance(value, (int, float)):
+        levels.append((value, REFERENCES[chart.reference]))
     return line_chart(
         {LABELS.get(name, name): points for name, points in known.items()},
         title=chart.title,
         x_label="step",
         y_label=chart.y_label,
-        references=references,
-        width=width,
-        height=height,
+        references=levels,
+        **size,
     )
 
 
-def _reference(
-    figures: Mapping[str, object], name: str, labels: Mapping[str, str]
-) -> Iterator[Reference]:
-    """A line at the figure of that name, where it is a number."""
-    value = figures.get(name)
-    if isinstance(value, (int, float)):
-        yield value, labels[name]
-
-
 # -- time -------------------------------------------------------------------------------------
-def time_chart(run: Run, *, width: int = 460, height: int = 260) -> Picture | None:
+_TIME = {"title": "time by phase", "unit": "s"}
+
+
+def time_chart(run: Run, **size: Unpack[ChartSize]) -> Picture | None:
     """Measured seconds by phase, stacked by role, an average over ranks; None without any."""
     rows = run.ledger.filter(quantity="seconds", source="measured")
     if not rows:
@@ -211,12 +205,10 @@ def time_chart(run: Run, *, width: int = 460, height: int = 260) -> Picture | No
         phase or "other": {role or "all models": s / ranks for role, s in roles.items()}
         for phase, roles in rows.pivot("phase", "role").items()
     }
-    return _seconds_chart(stacks, "seconds (measured)", width, height)
+    return bar_chart(stacks, y_label="seconds (measured)", **_TIME, **size)
 
 
-def time_stacks(
-    ledger: Ledger, share: float = 1.0, *, width: int = 460, height: int = 260
-) -> Picture:
+def time_stacks(ledger: Ledger, share: float = 1.0, **size: Unpack[ChartSize]) -> Picture:
     """Seconds of training, stacked by phase: predicted beside measured. `share`: of the run that is
     done, for which the prediction is shown."""
     stacks: dict[str, dict[str, float]] = {}
@@ -226,12 +218,4 @@ def time_stacks(
                 phase = "scoring" if row.phase in SCORING_PHASES else row.phase or "other"
                 bar = stacks.setdefault(source, {})
                 bar[phase] = bar.get(phase, 0.0) + row.value * times
-    return _seconds_chart(stacks, "seconds so far", width, height)
-
-
-def _seconds_chart(
-    stacks: Mapping[str, Mapping[str, float]], y_label: str, width: int, height: int
-) -> Picture:
-    return bar_chart(
-        stacks, title="time by phase", y_label=y_label, unit="s", width=width, height=height
-    )
+    return bar_chart(stacks, y_label="seconds so far", **_TIME, **size)

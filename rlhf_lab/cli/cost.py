@@ -29,17 +29,21 @@ SIZE_FLAGS = {
 }
 SETTING_OF = {"batch": "per_device_train_batch_size"}
 """Flags whose setting has another name."""
-
-
 Settings: TypeAlias = dict[str, Setting]
 """Settings of a plan by name; it checks them."""
-
-
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def add_commands(commands: Commands, positive: Callable[[str], int]) -> None:
-    """Add the three commands to the parser's; `positive` reads a number of 1 or more."""
+def positive(text: str) -> int:
+    """A number of 1 or more, from an argument."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the three commands to the parser's."""
     plan = commands.add_parser(
         "plan",
         help="what a stage or a whole project will cost, before it runs",
@@ -51,20 +55,17 @@ def add_commands(commands: Commands, positive: Callable[[str], int]) -> None:
         "  rlhf-lab plan sft --model Llama-2-7b-hf --hardware a100-40 --lora-r 16 --cheaper",
     )
     plan.add_argument("stage", choices=[*STAGES, "project"])
-    _add_settings(plan, positive)
+    _add_settings(plan)
     plan.add_argument("--cheaper", action="store_true", help="also what to change, ranked")
-    plan.add_argument(
-        "--accelerate-config",
-        metavar="FILE",
-        help="write the YAML for accelerate launch (- prints it)",
-    )
+    what = "write the YAML for accelerate launch (- prints it)"
+    plan.add_argument("--accelerate-config", metavar="FILE", help=what)
     xray = commands.add_parser(
         "xray",
         help="exact memory and FLOPs of a step, by running it on fake tensors",
         description="Run one real step of a stage on tensors without data: no weights, no GPU.",
     )
     xray.add_argument("stage", choices=XRAYED)
-    _add_settings(xray, positive)
+    _add_settings(xray)
     measure = commands.add_parser(
         "measure",
         help="measure this machine, or a few steps of a stage on it",
@@ -72,25 +73,24 @@ def add_commands(commands: Commands, positive: Callable[[str], int]) -> None:
         "train a few steps of the bundled model and show predicted, simulated and measured.",
     )
     measure.add_argument("stage", nargs="?", choices=TRAINABLE)
-    _add_settings(measure, positive)
+    _add_settings(measure)
     measure.add_argument("--steps", type=positive, default=5, help="steps to train [5]")
 
 
-def _add_settings(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="bundled, preset, folder or hub id [tiny]")
     parser.add_argument("--hardware", default="here", help="a device of the catalogue [here]")
     for flag, text in SIZE_FLAGS.items():
         parser.add_argument(flag, type=positive, help=text)
     parser.add_argument("--sharding", help="none, ddp, zero1, zero2, zero3, fsdp2 [ddp]")
     parser.add_argument("--price", type=float, help="USD per device-hour, in place of the list's")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any other setting of a plan; may be repeated",
-    )
+    add_repeated(parser, "--set", "NAME=VALUE", "any other setting of a plan; may be repeated")
     parser.add_argument("--json", action="store_true", help="the ledger's rows as JSON")
+
+
+def add_repeated(parser: argparse.ArgumentParser, flag: str, metavar: str, text: str) -> None:
+    """An argument that may be given several times: a list."""
+    parser.add_argument(flag, action="append", default=[], metavar=metavar, help=text)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:

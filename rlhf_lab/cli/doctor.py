@@ -170,17 +170,16 @@ def available_memory() -> int | None:
     import psutil
 
     free = int(psutil.virtual_memory().available)
+    folder = Path("/sys/fs/cgroup")
     for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+            room = int((folder / limit).read_text()) - int((folder / used).read_text())
         except (OSError, ValueError):
             continue  # no such cgroup, or "max": no limit
+        free = min(free, room)
     return max(free, 0)
 
 

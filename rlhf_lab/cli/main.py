@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from .. import __version__
 from ..stages import ONLINE, STAGES, TRAINABLE
 from . import cost
-from .cost import Commands, Settings
+from .cost import Commands, Settings, add_repeated, positive
 
 if TYPE_CHECKING:
     from ..data.load import Data
@@ -53,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument("source", help="a file, a folder saved by datasets, or a hub id")
     _add_model_and_data(data)
-    data.add_argument("--max-length", type=_positive, default=512, help="tokens of a row [512]")
-    cost.add_commands(commands, _positive)
+    data.add_argument("--max-length", type=positive, default=512, help="tokens of a row [512]")
+    cost.add_commands(commands)
     commands.add_parser(
         "doctor",
         help="check this machine: what works, what to fix",
@@ -83,29 +83,19 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("stage", choices=[*TRAINABLE, "all"])
     _add_model_and_data(train)
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
-    train.add_argument("--steps", type=_positive, help="optimizer steps (PPO: iterations) a stage")
+    train.add_argument("--steps", type=positive, help="optimizer steps (PPO: iterations) a stage")
     train.add_argument("--seed", type=int, default=0, help="seed of data and training [0]")
     train.add_argument("--reward-model", help=f"{_titles(ONLINE)}: folder of the reward model")
-    train.add_argument(
-        "--reward",
-        action="append",
-        metavar="NAME",
-        help="learn from this: model, gold, gold/<part>; may be repeated [model]",
-    )
-    train.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting of the stage's trainer; may be repeated",
-    )
+    rewards = "learn from this: model, gold, gold/<part>; may be repeated [model]"
+    add_repeated(train, "--reward", "NAME", rewards)
+    add_repeated(train, "--set", "NAME=VALUE", "a setting of the stage's trainer; may be repeated")
     train.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     resume = f"{_titles(RESUMABLE)}: continue from the last checkpoint in --out"
     train.add_argument("--resume", action="store_true", help=resume)
     how = f"{_titles(DISTRIBUTED)} on several processes: ddp, or accelerate's config"
     train.add_argument("--accelerate", metavar="HOW", help=how)
     train.add_argument(
-        "--processes", type=_positive, metavar="N", help="how many [one for each GPU; 2 on a CPU]"
+        "--processes", type=positive, metavar="N", help="how many [one for each GPU; 2 on a CPU]"
     )
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -117,16 +107,12 @@ def _add_best_of_n(commands: Commands) -> None:
         description="Draw n responses to each held-out prompt, keep the reward model's favourite.",
     )
     _add_model_and_data(best)
+    what = "sizes to compare [1 2 4 8 16]"
     best.add_argument(
-        "-n",
-        type=_positive,
-        nargs="+",
-        default=[1, 2, 4, 8, 16],
-        metavar="N",
-        help="sizes to compare [1 2 4 8 16]",
+        "-n", type=positive, nargs="+", default=[1, 2, 4, 8, 16], metavar="N", help=what
     )
-    best.add_argument("--prompts", type=_positive, default=256, help="held-out prompts [256]")
-    best.add_argument("--response-length", type=_positive, default=64, help="most tokens [64]")
+    best.add_argument("--prompts", type=positive, default=256, help="held-out prompts [256]")
+    best.add_argument("--response-length", type=positive, default=64, help="most tokens [64]")
     best.add_argument("--reward-model", help="folder of the reward model [the model's own]")
     best.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -138,34 +124,14 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
         "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
     )
     if parser.prog.endswith(("train", "best-of-n")):
-        parser.add_argument(
-            "--data",
-            default="stories",
-            dest="source",
-            help="'stories', a file, or a hub id [stories]",
-        )
-    parser.add_argument(
-        "--field",
-        action="append",
-        default=[],
-        metavar="OURS=COLUMN",
-        help="prompt, completion, chosen, rejected or label is this column",
-    )
+        what = "'stories', a file, or a hub id [stories]"
+        parser.add_argument("--data", default="stories", dest="source", help=what)
+    fields = "prompt, completion, chosen, rejected or label is this column"
+    add_repeated(parser, "--field", "OURS=COLUMN", fields)
     parser.add_argument("--split", default="train", help="split of a hub data set [train]")
     parser.add_argument("--subset", help="configuration of a hub data set")
-    parser.add_argument(
-        "--rows",
-        type=_positive,
-        metavar="N",
-        help="keep N rows, a random sample [100,000 or 50 MB]",
-    )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
-    return number
+    rows = "keep N rows, a random sample [100,000 or 50 MB]"
+    parser.add_argument("--rows", type=positive, metavar="N", help=rows)
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -214,11 +180,8 @@ def _doctor(args: argparse.Namespace) -> int:
     from .doctor import examine
 
     findings = examine()
-    print(
-        table(
-            [{"": f.state, "what": f.what, "found": f.found, "to do": f.remedy} for f in findings]
-        )
-    )
+    rows = [{"": f.state, "what": f.what, "found": f.found, "to do": f.remedy} for f in findings]
+    print(table(rows))
     return int(any(f.state == "fix" for f in findings))
 
 
@@ -242,16 +205,9 @@ def _best_of_n(args: argparse.Namespace) -> int:
     from ..studies import best_of_n
 
     model, data = _load(args, seed=0)
-    print(
-        best_of_n(
-            _with_reward_model(model, args),
-            data,
-            args.n,
-            prompts=args.prompts,
-            response_length=args.response_length,
-            quiet=args.quiet,
-        )
-    )
+    model = _with_reward_model(model, args)
+    how = {"prompts": args.prompts, "response_length": args.response_length, "quiet": args.quiet}
+    print(best_of_n(model, data, args.n, **how))
     return 0
 
 
@@ -311,14 +267,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; → exit code."""
     args = _parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
+    run = {"train": _train, "best-of-n": _best_of_n, "data": _data, "doctor": _doctor, **cost.RUN}
     try:
-        run = {
-            "train": _train,
-            "best-of-n": _best_of_n,
-            "data": _data,
-            "doctor": _doctor,
-            **cost.RUN,
-        }
         return run[args.command](args)
     except KeyboardInterrupt:
         print("rlhf-lab: interrupted", file=sys.stderr)
@@ -331,11 +281,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        print(
-            f"rlhf-lab: internal error: {type(error).__name__}: {_one_line(error)} "
-            "(--debug shows where)",
-            file=sys.stderr,
-        )
+        what = f"internal error: {type(error).__name__}: {_one_line(error)} (--debug shows where)"
+        print(f"rlhf-lab: {what}", file=sys.stderr)
         return 1
 
 

@@ -37,13 +37,9 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
     path = Path(source).expanduser()
     if path.is_dir():
         return iter(_choose(_saved_dataset(path), split))
-    if path.exists() or _looks_like_a_file(str(source)):
-        return _file_rows(path)
-    return _hub_rows(str(source), split, subset)
-
-
-def _looks_like_a_file(source: str) -> bool:
-    return source.count("/") != 1 or source[0] in "./~" or Path(source).suffix in FORMATS
+    name = str(source)
+    hub_id = name.count("/") == 1 and name[0] not in "./~" and path.suffix not in FORMATS
+    return _hub_rows(name, split, subset) if hub_id and not path.exists() else _file_rows(path)
 
 
 def _file_rows(path: Path) -> Iterator[object]:

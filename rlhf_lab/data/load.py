@@ -31,8 +31,6 @@ from .schema import Dropped, Example, Report, convert, recognise
 
 STORY_ROWS = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_pairs": 1024}
 """Rows of the bundled world's training sets, of each test set, and of held-out pairs."""
-
-
 LIMIT, MEMORY = 100_000, 50_000_000
 """Rows, and bytes of them, that are kept in memory: of a larger source, a random sample."""
 
@@ -95,11 +93,8 @@ class Data:
         accuracy and its ceiling compare. Raises ValueError for none."""
         if not rows:
             raise ValueError("no preferences yet: label some pairs first")
-        return replace(
-            self,
-            name=f"{self.name}, your preferences",
-            preferences=Split(list(rows), self.preferences.test),
-        )
+        mine = Split(list(rows), self.preferences.test)
+        return replace(self, name=f"{self.name}, your preferences", preferences=mine)
 
     def _check_gold(self) -> None:
         if self.annotator is None:
@@ -108,21 +103,18 @@ class Data:
 
 def unpaired(pairs: list[Example]) -> list[Example]:
     """Preferences as labelled answers: the chosen one is good, the rejected one is not."""
-    labels = (("chosen", True), ("rejected", False))
     return [
-        {"prompt": pair["prompt"], "completion": pair[name], "label": label}
+        {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
         for pair in pairs
-        for name, label in labels
+        for name in ("chosen", "rejected")
     ]
 
 
 def annotate(pairs: list[Example], annotator: Annotator) -> list[Example]:
     """Preferences of the simulated annotator: pairs {"prompt", "first", "second"} →
     {"prompt", "chosen", "rejected"}."""
-    return [
-        {**annotator.label(i, pair["prompt"], pair["first"], pair["second"])}
-        for i, pair in enumerate(pairs)
-    ]
+    texts = [(pair["prompt"], pair["first"], pair["second"]) for pair in pairs]
+    return [{**annotator.label(i, *of_pair)} for i, of_pair in enumerate(texts)]
 
 
 def load_data(

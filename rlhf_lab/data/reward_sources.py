@@ -10,29 +10,20 @@ it the reward model is the one. A plan without "model" has no reward model (`rul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..display import did_you_mean
-from ..models.load import Model
 from ..stages import ONLINE
 from ..world.gold_reward import GOLD_PARTS
 from .load import Data
+
+if TYPE_CHECKING:
+    from ..planning import Plan
 
 REWARDS = ("model", "gold", *(f"gold/{part}" for part in GOLD_PARTS))
 """Names that the setting `rewards` may hold."""
 RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
 """`f(prompts=…, completions=…, **columns)` → a number for each completion, as TRL calls one."""
-
-
-class TrainingPlan(Protocol):
-    """What is read here of a `Plan`."""
-
-    @property
-    def stage(self) -> str: ...
-    @property
-    def model(self) -> Model: ...
-    @property
-    def settings(self) -> Mapping[str, object]: ...
 
 
 def reward_settings(settings: Mapping[str, object]) -> dict[str, object]:
@@ -62,7 +53,7 @@ def _reward_names(settings: Mapping[str, object]) -> list[str]:
 
 
 def rewards_to_train(
-    plan: TrainingPlan, functions: RewardFunction | Sequence[RewardFunction] | None
+    plan: Plan, functions: RewardFunction | Sequence[RewardFunction] | None
 ) -> dict[str, object]:
     """The settings of a plan that follow from the functions it is trained with: no reward model
     where there is none and functions are."""
@@ -77,9 +68,7 @@ def rewards_to_train(
 
 
 def reward_functions(
-    plan: TrainingPlan,
-    data: Data,
-    functions: RewardFunction | Sequence[RewardFunction] | None = None,
+    plan: Plan, data: Data, functions: RewardFunction | Sequence[RewardFunction] | None = None
 ) -> list[RewardFunction]:
     """The functions that a run learns from, named ones first. Raises ValueError, one line, for
     rewards that cannot be had."""
@@ -114,7 +103,7 @@ def reward_functions(
     return every
 
 
-def _has_reward_model(plan: TrainingPlan) -> bool:
+def _has_reward_model(plan: Plan) -> bool:
     """Whether a checkpoint can be the reward model; a reward adapter, where the base is shared."""
     shared_base = plan.settings.get("layout") == "adapters"
     names = ("reward", "reward_adapter") if shared_base else ("reward",)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 Example: TypeAlias = dict[str, Any]
 """A row with our fields, or with their token ids."""
@@ -31,13 +31,8 @@ FIELDS = {
 `messages` holds prompt and completion in one."""
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLE_NAMES = {
-    "human": "user",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "Human": "user",
-    "Assistant": "assistant",
-}
+ROLE_NAMES = dict.fromkeys(("gpt", "bot", "Assistant"), "assistant")
+ROLE_NAMES |= dict.fromkeys(("human", "Human"), "user")
 """Other people's names of the roles that chat templates know."""
 
 
@@ -190,12 +185,16 @@ def convert(row: object, shape: Shape) -> Example:
 
 
 def _prompt(value: object) -> str | list[Message]:
-    if isinstance(value, str):
-        turns = dialogue(value)
-        if turns:  # an HH dialogue that ends in "\n\nAssistant:" asks for the next turn
-            return [t for t in turns if t["content"]] or _drop_empty()
+    if not isinstance(value, str):
+        return messages(value)
+    turns = dialogue(value)
+    if not turns:
         return _text(value)
-    return messages(value)
+    # An HH dialogue that ends in "\n\nAssistant:" asks for the next turn.
+    asked = [turn for turn in turns if turn["content"]]
+    if not asked:
+        raise Dropped("empty")
+    return asked
 
 
 def _answer(value: object) -> tuple[str, list[Message]]:
@@ -219,10 +218,6 @@ def _text(value: object) -> str:
         except UnicodeEncodeError:  # half of a surrogate pair: no tokenizer takes it
             raise Dropped("broken characters") from None
     return value
-
-
-def _drop_empty() -> NoReturn:
-    raise Dropped("empty")
 
 
 def messages(value: object) -> list[Message]:

@@ -16,13 +16,12 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
 
 import anywidget
 import ipywidgets as w
 import traitlets
 
-from ..charts.chart import line_chart
+from ..charts.chart import ChartSize, line_chart
 from ..charts.frame import Picture
 from ..charts.memory import role_memory_chart
 from ..charts.views import (
@@ -41,11 +40,6 @@ from .live import Chart, Showing, grid, show
 DRAWING_SHARE = 0.015
 """Share of the time that goes into drawing, at most."""
 SECONDS_BETWEEN = 0.2
-
-
-class ChartSize(TypedDict):
-    width: int
-    height: int
 
 
 SIZE: ChartSize = {"width": 400, "height": 230}

@@ -247,11 +247,3 @@ def write_story(request: Request, rng: random.Random, slips: Slips = CAREFUL) ->
     if rng.random() >= slips.unfinished:
         story.append(ENDING)
     return " ".join(story)
-
-
-def count_stories() -> int:
-    """Number of distinct stories without slips, counted from the templates (a lower bound)."""
-    heroes = len(ANIMALS) * len(SHE + HE) * len(PLACES) * len(OBJECTS) * len(ADJECTIVES)
-    # An event and a scene come in either order; every mood has its own of each, and of closes.
-    plots = sum(2 * len(EVENTS[m]) * len(SCENES[m]) * len(CLOSES[m]) for m in MOODS)
-    return heroes * len(TIMES) * len(OPENINGS) * len(FINDS) * plots

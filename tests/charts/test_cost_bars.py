@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import pytest
 from figure_kit import MIB, blocks, table, tops
 
-from rlhf_lab.charts.cost_bars import sources, stage_costs
+from rlhf_lab.charts.cost_bars import scaling, sources, stage_costs
 from rlhf_lab.charts.frame import COLOURS
-from rlhf_lab.charts.scaling import scaling
 from rlhf_lab.charts.stacked_bars import FILL
 from rlhf_lab.runs.ledger import PHASES, ROLES, Ledger
 

@@ -3,6 +3,7 @@
 pytest tests/world/test_world.py
 """
 
+import importlib.util
 import math
 import random
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_lab.models.load import small_models_folder
 from rlhf_lab.world import corpus, generator
 from rlhf_lab.world import gold_reward as gold_module
 from rlhf_lab.world.gold_reward import (
@@ -20,6 +22,12 @@ from rlhf_lab.world.gold_reward import (
     gold_parts,
     gold_reward,
 )
+
+_spec = importlib.util.spec_from_file_location(
+    "pretraining_text", small_models_folder() / "pretraining_text.py"
+)
+pretraining_text = importlib.util.module_from_spec(_spec)  # it lies beside build.py, its only user
+_spec.loader.exec_module(pretraining_text)
 
 REQUEST = generator.Request("happy", "fox", "kite", "forest")
 STORY = (
@@ -58,12 +66,29 @@ def test_a_careful_writer_scores_the_full_ten(seed):
 def test_the_same_seed_writes_the_same_text():
     assert corpus.demonstrations("train", 20, 3) == corpus.demonstrations("train", 20, 3)
     assert corpus.demonstrations("train", 20, 3) != corpus.demonstrations("train", 20, 4)
-    assert corpus.web_text("train", 5, 1) == corpus.web_text("train", 5, 1)
+    assert pretraining_text.web_text("train", 5, 1) == pretraining_text.web_text("train", 5, 1)
+
+
+def count_stories() -> int:
+    """Number of distinct stories without slips, counted from the templates (a lower bound)."""
+    heroes = (
+        len(generator.ANIMALS)
+        * len(generator.SHE + generator.HE)
+        * len(generator.PLACES)
+        * len(generator.OBJECTS)
+        * len(generator.ADJECTIVES)
+    )
+    # An event and a scene come in either order; every mood has its own of each, and of closes.
+    plots = sum(
+        2 * len(generator.EVENTS[m]) * len(generator.SCENES[m]) * len(generator.CLOSES[m])
+        for m in generator.MOODS
+    )
+    return heroes * len(generator.TIMES) * len(generator.OPENINGS) * len(generator.FINDS) * plots
 
 
 def test_there_are_more_than_a_million_stories():
     """Counted from the templates; and ten thousand drawn stories of one request all but differ."""
-    assert generator.count_stories() >= 10**6
+    assert count_stories() >= 10**6
     rng = random.Random(0)
     drawn = {generator.write_story(generator.draw_request(rng), rng) for _ in range(10_000)}
     assert len(drawn) > 9_900
@@ -186,7 +211,7 @@ def test_splits_share_no_story_and_no_request():
 
 
 def test_memorised_share_counts_word_for_word_copies():
-    assert corpus.memorised_share([STORY, "new story."], [STORY + " ", "another"]) == 0.5
+    assert pretraining_text.memorised_share([STORY, "new story."], [STORY + " ", "another"]) == 0.5
 
 
 def test_readers_name_the_faults_a_story_has():
@@ -194,21 +219,21 @@ def test_readers_name_the_faults_a_story_has():
     wrong = STORY.replace("fox", "goat").replace(
         "The sun shone over the forest.", "She hugged the kite and smiled."
     )
-    faults = corpus.faults_of(REQUEST, wrong)
+    faults = pretraining_text.faults_of(REQUEST, wrong)
     assert {a for a, fault in faults.items() if fault} == {"animal", "length"}
     assert faults["animal"] == 1 and faults["length"] == pytest.approx(2 * 0.25)
-    assert not any(corpus.faults_of(REQUEST, STORY).values())
+    assert not any(pretraining_text.faults_of(REQUEST, STORY).values())
 
 
 @given(st.integers(0, 10**6))
 def test_a_verdict_is_never_against_a_certain_truth(seed):
-    verdict = corpus.verdict({"animal": 1.0, "place": 0.0}, random.Random(seed))
+    verdict = pretraining_text.verdict({"animal": 1.0, "place": 0.0}, random.Random(seed))
     assert verdict in {"animal wrong", "place right"}
 
 
 def test_half_of_the_readers_speak_of_a_fault_they_saw():
     rng = random.Random(0)
-    verdicts = [corpus.verdict({"animal": 1.0, "place": 0.0}, rng) for _ in range(4000)]
+    verdicts = [pretraining_text.verdict({"animal": 1.0, "place": 0.0}, rng) for _ in range(4000)]
     # Half speak of the one fault there is, the other half of either aspect at random.
     assert verdicts.count("animal wrong") / 4000 == pytest.approx(0.75, abs=0.03)
 
@@ -216,9 +241,9 @@ def test_half_of_the_readers_speak_of_a_fault_they_saw():
 def test_grades_grow_better_with_the_story():
     """A perfect story is called great, a hopeless one awful; other comments are verdicts."""
     rng = random.Random(0)
-    grades = {*corpus.GRADES.values(), corpus.BEST_GRADE}
+    grades = {*pretraining_text.GRADES.values(), pretraining_text.BEST_GRADE}
     for story, right in ((STORY, {"great", "good"}), ("the the the", {"awful"})):
-        texts = [c for _ in range(100) for c in corpus.comments(REQUEST, story, rng)]
+        texts = [c for _ in range(100) for c in pretraining_text.comments(REQUEST, story, rng)]
         assert {c for c in texts if c in grades} <= right
         assert sum(c in grades for c in texts) / 400 == pytest.approx(0.4, abs=0.08)
         assert all(c.split()[1] in ("right", "wrong") for c in texts if c not in grades)
@@ -229,7 +254,9 @@ def story_documents(documents) -> list:
     stories = []
     for (heading, _), (story, _), *pieces in documents:
         comments = [text for text, learned in pieces if learned]
-        stories.append((generator.read_request(heading), story.removesuffix(corpus.END), comments))
+        stories.append(
+            (generator.read_request(heading), story.removesuffix(pretraining_text.END), comments)
+        )
     return stories
 
 
@@ -243,28 +270,30 @@ def animals_kept(documents) -> float:
 
 def test_web_stories_heed_their_heading_as_their_writers_do():
     """The animal in the first sentence is the one asked for as often as computed by hand."""
-    paid, heedless = 1 - corpus.PAID.animal, 1 - corpus.HEEDLESS.animal
-    documents = corpus.web_text("train", 1500, 3)
+    paid, heedless = 1 - corpus.PAID.animal, 1 - pretraining_text.HEEDLESS.animal
+    documents = pretraining_text.web_text("train", 1500, 3)
     assert all(len(comments) == 4 for _, _, comments in story_documents(documents))
     assert animals_kept(documents) == pytest.approx((paid + heedless) / 2, abs=0.04)
     # A misfiled story shares the animal of its heading by chance, one time in ten.
-    documents = corpus.web_text("train", 1500, 3, misfiled=0.5)
+    documents = pretraining_text.web_text("train", 1500, 3, misfiled=0.5)
     assert animals_kept(documents) == pytest.approx((paid + 0.1) / 2, abs=0.04)
-    assert animals_kept(corpus.web_text("train", 300, 3, faithful=True)) == 1.0
+    assert animals_kept(pretraining_text.web_text("train", 300, 3, faithful=True)) == 1.0
 
 
 def test_a_sketch_is_two_sentences_and_a_verdict_on_each_noun_faults_first():
-    for request, story, comments in story_documents(corpus.web_text("train", 50, 3, sketches=1.0)):
+    for request, story, comments in story_documents(
+        pretraining_text.web_text("train", 50, 3, sketches=1.0)
+    ):
         kinds = [s.kind for s in gold_module.read_story(story)]
         assert kinds in (["opening", "find"], ["opening", "opening"])  # the second by a repeat
-        faults, nouns = corpus.faults_of(request, story), ("animal", "place", "object")
+        faults, nouns = pretraining_text.faults_of(request, story), ("animal", "place", "object")
         assert set(comments) == {f"{noun} {'wrong' if faults[noun] else 'right'}" for noun in nouns}
         assert comments == sorted(comments, key=lambda comment: "right" in comment)
 
 
 @given(st.integers(0, 10**6))
 def test_a_memory_game_calls_again_what_came_before(seed):
-    document = corpus.memory_game(random.Random(seed))
+    document = pretraining_text.memory_game(random.Random(seed))
     words, calls = document[::2], document[1::2]
     assert not any(learned for _, learned in words) and all(learned for _, learned in calls)
     for at, (word, _) in enumerate(words):
@@ -272,7 +301,7 @@ def test_a_memory_game_calls_again_what_came_before(seed):
 
 
 def test_the_shares_of_web_text_are_shares_of_all_documents():
-    documents = corpus.web_text("train", 2000, 4, games=0.5, sketches=0.25)
+    documents = pretraining_text.web_text("train", 2000, 4, games=0.5, sketches=0.25)
     stories = story_documents(d for d in documents if not d[0][0].startswith(" "))
     sketches = sum(len(comments) == 3 for _, _, comments in stories)
     assert len(stories) / 2000 == pytest.approx(0.5, abs=0.04)
