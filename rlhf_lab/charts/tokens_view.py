@@ -95,7 +95,7 @@ class Tokens:
         for name in ("logprob", "log_ratio", "value", "reward", "advantage", "return"):
             numbers = record.get(name)
             if isinstance(numbers, list) and len(numbers) == len(texts):
-                figures[name] = [_real(x) for x in numbers]
+                figures[name] = [real(x) for x in numbers]
         if "log_ratio" in figures:
             figures["kl"] = [_k3(x) for x in figures["log_ratio"]]
         places = record.get("special")
@@ -120,7 +120,7 @@ class Tokens:
         return " · ".join([f"{at + 1}/{len(self.text)} {shown}", *known])
 
 
-def _real(x: object) -> float | None:
+def real(x: object) -> float | None:
     """A finite number; None for anything else."""
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         return None

@@ -19,21 +19,15 @@ JsonObject: TypeAlias = dict[str, Any]
 Content = TypeVar("Content")
 
 
+@dataclasses.dataclass
 class CachedFile(Generic[Content]):
     """A file whose content is parsed again only when the file has changed."""
 
-    def __init__(
-        self,
-        path: Path,
-        parse: Callable[[Path], Content],
-        when_missing: Callable[[Path], Content],
-    ) -> None:
-        self.path, self.parse, self.when_missing = path, parse, when_missing
-        self.forget()
-
-    def forget(self) -> None:
-        """Parse it the next time, changed or not."""
-        self.parsed: tuple[tuple[int, int, int], Content] | None = None
+    path: Path
+    parse: Callable[[Path], Content]
+    when_missing: Callable[[Path], Content]
+    parsed: tuple[tuple[int, int, int], Content] | None = None
+    """the version and its content; None: parse it the next time, changed or not"""
 
     def read(self) -> Content:
         try:

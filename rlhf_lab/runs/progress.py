@@ -170,11 +170,6 @@ def _is_tty(stream: TextIO) -> bool:
         return False
 
 
-def in_notebook() -> bool:
-    """Whether this is a kernel that shows widgets."""
-    return notebook_display() is not None
-
-
 def notebook_display() -> Callable[..., DisplayHandle] | None:
     """IPython's `display` inside a kernel, else None. Nothing is imported that is not there yet:
     in a notebook IPython is loaded already, in a script it would cost half a second."""

@@ -84,19 +84,9 @@ class Run:
             raise ValueError(f"stage={stage!r}: choose from {', '.join(STAGES)}")
         run = cls(folder)
         run._make_room(overwrite)
-        config = {
-            "stage": stage,
-            "model": model,
-            "data": data,
-            "seed": seed,
-            "hardware": hardware,
-            "settings": settings,
-            "versions": _versions(),
-            "started": _now(),
-            "status": "running",
-            "summary": {},
-        }
-        run._write_config(to_json_object(config))
+        what = {"stage": stage, "model": model, "data": data, "seed": seed, "hardware": hardware}
+        state = {"versions": _versions(), "started": _now(), "status": "running", "summary": {}}
+        run._write_config({**what, "settings": settings, **state})
         return run
 
     @classmethod
@@ -173,11 +163,7 @@ class Run:
     def rewind(self, step: int) -> None:
         """Go back to where a checkpoint of `step` was written: metrics and samples of later steps
         are dropped, and samples that were taken when training had ended."""
-        metrics = [
-            {k: None if v != v else v for k, v in line.items()}  # NaN is written as null
-            for line in self.metrics
-            if line["step"] <= step
-        ]
+        metrics = [to_json_object(line) for line in self.metrics if line["step"] <= step]
         samples = [r for r in self.samples if r["step"] <= step and r.get("when") != self.stage]
         replace_file(self.folder / "metrics.jsonl", json_lines(metrics))
         replace_file(self.folder / "samples.jsonl", json_lines(samples))
@@ -191,15 +177,14 @@ class Run:
         """Write down how the run ended; `summary` is added to what the summary already holds."""
         if status not in STATUSES[1:]:
             raise ValueError(f"status={status!r}: choose from {', '.join(STATUSES[1:])}")
-        added = to_json_object(summary)
         config = self._config_file.read()
-        config = {**config, "summary": {**config.get("summary", {}), **added}}
-        self._write_config({**config, "status": status, "ended": _now()})
+        whole = {**config.get("summary", {}), **summary}
+        self._write_config({**config, "summary": whole, "status": status, "ended": _now()})
 
     def _write_config(self, config: Mapping[str, object]) -> None:
-        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+        text = json.dumps(to_json_object(config), indent=2, allow_nan=False) + "\n"
         replace_file(self.folder / "run.json", text)
-        self._config_file.forget()
+        self._config_file.parsed = None
 
     # -- reading ------------------------------------------------------------------------------
     @property
@@ -301,11 +286,10 @@ def _span(name: str, values: list[float]) -> dict[str, object]:
 
 def _changes(summary: Mapping[str, object]) -> list[dict[str, object]]:
     """What a summary knows from before training and from after it."""
-    rows = [(name, summary.get(f"before/{name}"), after) for name, after in summary.items()]
     return [
-        {"held-out": name, "before": before, "after": after}
-        for name, before, after in rows
-        if before is not None
+        {"held-out": name, "before": summary[f"before/{name}"], "after": after}
+        for name, after in summary.items()
+        if summary.get(f"before/{name}") is not None
     ]
 
 
@@ -313,10 +297,7 @@ def _facts(summary: JsonObject) -> list[dict[str, object]]:
     """The rest of a summary, seconds and bytes in words."""
     words = {"seconds": format_seconds, "peak_bytes": format_bytes}
     rest = [n for n in summary if not n.startswith("before/") and f"before/{n}" not in summary]
-    return [
-        {"summary": n, "value": words[n](summary[n]) if n in words else _fact(summary[n])}
-        for n in rest
-    ]
+    return [{"summary": n, "value": words.get(n, _fact)(summary[n])} for n in rest]
 
 
 def _fact(value: object) -> object:

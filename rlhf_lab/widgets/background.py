@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..runs.progress import notebook_display
 from ..runs.run import Run
 
 if TYPE_CHECKING:
+    from ..planning import Plan
     from .dashboard import Dashboard
-    from .planner_options import PlanLike
 
 
 class Stop:
@@ -131,15 +132,13 @@ class Training:
 
 
 def open_dashboard(
-    plan: PlanLike, quiet: bool, stop: Callable[[], bool] | None = None
+    plan: Plan, quiet: bool, stop: Callable[[], bool] | None = None
 ) -> Dashboard | None:
     """A dashboard for a training, on the page at once; None where there is no notebook.
 
     Its button requests the end of training where `stop` is a `Stop`; else it interrupts the kernel.
     """
-    from ..runs.progress import in_notebook
-
-    if quiet or not in_notebook():
+    if quiet or notebook_display() is None:
         return None
     from ..cost.hardware import hardware
     from .dashboard import Dashboard

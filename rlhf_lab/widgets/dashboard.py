@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import anywidget
 import ipywidgets as w
 import traitlets
 
@@ -33,21 +32,20 @@ from ..charts.views import (
 )
 from ..display import escape, format_bytes, format_number, format_seconds, table
 from ..runs.ledger import AROUND, Ledger
-from ..runs.progress import Pace, in_notebook
+from ..runs.progress import Pace, notebook_display
 from ..runs.run import Run
-from .live import Chart, Showing, grid, show
+from .live import Chart, LabWidget, Showing, grid
 
 DRAWING_SHARE = 0.015
 """Share of the time that goes into drawing, at most."""
 SECONDS_BETWEEN = 0.2
-
 
 SIZE: ChartSize = {"width": 400, "height": 230}
 """px of each chart"""
 _HERE = Path(__file__).parent
 
 
-class StopButton(anywidget.AnyWidget):
+class StopButton(LabWidget):
     """Ends training: by a message where the kernel listens, by an interrupt where it is busy."""
 
     _esm = _HERE / "stop.js"
@@ -56,9 +54,6 @@ class StopButton(anywidget.AnyWidget):
     clicks = traitlets.Int(0).tag(sync=True)
     kernel = traitlets.Unicode("", help="which to interrupt; empty: it listens").tag(sync=True)
 
-    def __repr__(self) -> str:
-        return "StopButton()"
-
 
 class Dashboard:
     """Curves, memory and time of one training.
@@ -66,6 +61,9 @@ class Dashboard:
     `limit`: bytes of the machine's memory. `stop`: what the button calls where training runs in a
     thread; without it the button interrupts the kernel.
     """
+
+    _beside = False
+    """whether a picture stands beside the widget while it lives"""
 
     def __init__(
         self,
@@ -81,6 +79,7 @@ class Dashboard:
         self._ledger: Callable[[], Ledger] = Ledger
         self._clock, self._free_at = clock, 0.0
         self._showing: Showing | None = None
+        self._last_step_drawn: float = math.inf
         self._pace, self._state = Pace(None, stage, clock), "starting"
         self.button = StopButton(kernel="" if stop else kernel_id())
         if stop is not None:
@@ -99,16 +98,15 @@ class Dashboard:
         parts = [head, _wrapping([*open_charts, self.memory, self.time])]
         if folded:
             more = w.Accordion([_wrapping(folded)], selected_index=None)
-            more.set_title(
-                0, "More: " + ", ".join(spec.title for spec in self.specs if spec.folded)
-            )
+            titles = ", ".join(spec.title for spec in self.specs if spec.folded)
+            more.set_title(0, f"More: {titles}")
             parts.append(more)
         return w.VBox(parts)
 
     # ------------------------------------------------------------------- called by who trains
 
     def display(self) -> Dashboard:
-        self._showing = show(self.widget, self.still, beside=False)
+        self._showing = Showing(self.widget, self.still, self._beside)
         return self
 
     def say(self, state: str) -> None:
@@ -163,22 +161,15 @@ class Dashboard:
         if start < self._free_at and not now:
             return
         self._show_status()
-        for spec in self.specs:
-            picture = self._chart(spec)
-            if picture is not None:
-                self.charts[spec.title].draw(picture, now)
-        ledger = self._ledger()
+        if self.run is not None:
+            for spec in self.specs:
+                picture = metric_chart(self.run, spec, self._last_step_drawn, **SIZE)
+                self.charts[spec.title].draw(picture or _empty(spec), now)
+        ledger, done = self._ledger(), self._pace.share
         self.memory.draw(role_memory_chart(ledger, self.limit, **SIZE), now)
-        self.time.draw(time_stacks(ledger, self._share_done, **SIZE), now)
+        self.time.draw(time_stacks(ledger, 1.0 if done is None else done, **SIZE), now)
         end = self._clock()
         self._free_at = end + max(SECONDS_BETWEEN, (end - start) / DRAWING_SHARE)
-
-    def _chart(self, spec: ChartSpec) -> Picture | None:
-        return None if self.run is None else metric_chart(self.run, spec, **SIZE)
-
-    @property
-    def _share_done(self) -> float:
-        return 1.0 if self._pace.share is None else self._pace.share
 
     @property
     def headline(self) -> str:
@@ -199,36 +190,23 @@ class Dashboard:
     def __repr__(self) -> str:
         """The same numbers as a table."""
         rows = [] if self.run is None else last_values(self.run, self.specs)
-        return "\n".join(
-            [
-                self.headline,
-                table(rows) if rows else "nothing logged yet",
-                cost_line(self._ledger()),
-            ]
-        )
+        values = table(rows) if rows else "nothing logged yet"
+        return "\n".join([self.headline, values, cost_line(self._ledger())])
 
 
 class Replay(Dashboard):
     """A run on disk, as its dashboard was: a slider goes through its steps, ▶ plays them."""
 
     run: Run
+    _beside = True
 
     def __init__(self, run: Run, limit: float | None = None) -> None:
-        self._last_step_drawn: float = math.inf
         super().__init__(run.stage, str(run.config.get("model", "")), limit=limit)
         last = run.last_step
-        self.slider = w.IntSlider(
-            last, min=0, max=max(last, 1), description="to step", continuous_update=True
-        )
+        span = {"value": last, "min": 0, "max": max(last, 1)}
+        self.slider = w.IntSlider(**span, description="to step", continuous_update=True)
         # The link sets the slider to the player's value as soon as a page shows them.
-        play = w.Play(
-            value=last,
-            min=0,
-            max=max(last, 1),
-            step=max(1, last // 60),
-            interval=200,
-            description="play",
-        )
+        play = w.Play(**span, step=max(1, last // 60), interval=200, description="play")
         w.jslink((play, "value"), (self.slider, "value"))
         self.slider.observe(self._moved, names="value")
         self.again = w.Button(description="Read again", tooltip="look for what was logged since")
@@ -254,15 +232,6 @@ class Replay(Dashboard):
         self.slider.value = self.slider.max
         self.refresh(now=True)
 
-    def _chart(self, spec: ChartSpec) -> Picture | None:
-        if self.run is None:
-            return None
-        return metric_chart(self.run, spec, self._last_step_drawn, **SIZE) or _empty(spec)
-
-    def display(self) -> Replay:
-        self._showing = show(self.widget, self.still)
-        return self
-
     def _ipython_display_(self) -> None:
         self.display()
 
@@ -272,7 +241,7 @@ class Replay(Dashboard):
 
 def kernel_id() -> str:
     """Which kernel this is, as a Jupyter server names it; empty where that is not known."""
-    if not in_notebook():
+    if notebook_display() is None:
         return ""
     try:
         from ipykernel.connect import get_connection_file
@@ -284,16 +253,11 @@ def kernel_id() -> str:
 
 def last_values(run: Run, specs: tuple[ChartSpec, ...]) -> list[dict[str, str]]:
     """First and last value of every metric that has a chart."""
-    names = [n for spec in specs for n in spec.metrics]
-    return [
-        {
-            "metric": n,
-            "first": format_number(ys[0]),
-            "last": format_number(ys[-1]),
-            "step": str(xs[-1]),
-        }
-        for n, (xs, ys) in known_series(run, names).items()
-    ]
+    rows = []
+    for name, (xs, ys) in known_series(run, [n for s in specs for n in s.metrics]).items():
+        first, last = format_number(ys[0]), format_number(ys[-1])
+        rows.append({"metric": name, "first": first, "last": last, "step": str(xs[-1])})
+    return rows
 
 
 def cost_line(ledger: Ledger) -> str:

@@ -10,8 +10,7 @@ Reads what is on disk: an old run, one without figures of its tokens, one that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import ipywidgets as w
@@ -20,10 +19,13 @@ from ..charts.frame import Picture
 from ..charts.tokens_picture import tokens_picture
 from ..charts.tokens_view import QUANTITIES, STYLE, Scale, Tokens, legend_html, plain, scale_of
 from ..runs.run import Run
-from .live import Chart, Showing, show
-from .samples import HELD_OUT, TRAINING, RunSample, SampleSet
-from .samples_html import (
+from .live import Chart, Quiet, Showing, set_visible
+from .samples import (
+    HELD_OUT,
+    TRAINING,
     Highlight,
+    RunSample,
+    SampleSet,
     facts_text,
     note_html,
     responses_html,
@@ -53,16 +55,15 @@ class Inspector:
         self._score = score
         self._hits: list[RunSample] = []
         self._scales: dict[str, Scale | None] = {}
-        self._busy = False
+        self._quiet = Quiet()  # several controls change, and the page is drawn once
         self._showing: Showing | None = None
         self._make_controls()
         self.widget = self._layout()
-        with self._redraw_once():
-            self._fill_colours()
-            self.mode.value = self.sample_set.first_mode()
-            self._fill_steps(last=True)
-            self._fill_samples()
-            self.colour.value = next((k for k in QUANTITIES if k in self._scales), "")
+        self._fill_colours()
+        self.mode.value = self.sample_set.first_mode()
+        self._fill_steps(last=True)
+        self._fill_samples()
+        self.colour.value = next((k for k in QUANTITIES if k in self._scales), "")
         self._draw()
         for control in (self.mode, self.step, self.sample, self.colour, self.token, self.table):
             control.observe(self._changed, "value")
@@ -70,86 +71,56 @@ class Inspector:
 
     # -- the controls -------------------------------------------------------------------------
     def _make_controls(self) -> None:
-        wide = {"description_width": "initial"}
+        def control(kind: Callable[..., w.Widget], name: str, **traits: object) -> w.Widget:
+            style = {"description_width": "initial"}
+            return kind(description=name, style=style, **traits)
+
         self.mode = w.ToggleButtons(
             options=[(name, mode) for mode, name in _MODES.items()],
             style={"button_width": "auto"},
-            layout=w.Layout(width="auto"),
+            layout={"width": "auto"},
             tooltips=["what was sampled to learn from", "the same prompts, before and after"],
         )
-        self.step = w.SelectionSlider(
-            options=[("–", 0)], description="Step", style=wide, layout=w.Layout(width="330px")
+        slider, room = {"width": "330px"}, {"min_width": "200px", "max_width": "620px"}
+        self.step = control(w.SelectionSlider, "Step", options=[("–", 0)], layout=slider)
+        self.sample = control(
+            w.Dropdown, "Sample", options=[("–", None)], layout={"flex": "1 1 260px", **room}
         )
-        self.sample = w.Dropdown(
-            options=[("–", None)],
-            description="Sample",
-            style=wide,
-            layout=w.Layout(flex="1 1 260px", min_width="200px", max_width="620px"),
+        self.colour = control(
+            w.Dropdown, "Colour", options=[("none", "")], layout={"width": "225px"}
         )
-        self.colour = w.Dropdown(
-            options=[("none", "")], description="Colour", style=wide, layout=w.Layout(width="225px")
-        )
-        self.query = w.Text(
-            placeholder="in prompts and responses",
-            description="Search",
-            style=wide,
-            layout=w.Layout(width="265px"),
-        )
-        self.token = w.IntSlider(
-            value=0, min=0, max=1, description="Token", style=wide, layout=w.Layout(width="330px")
-        )
+        hint = "in prompts and responses"
+        self.query = control(w.Text, "Search", placeholder=hint, layout={"width": "265px"})
+        self.token = control(w.IntSlider, "Token", min=0, max=1, layout=slider)
         self.table = w.ToggleButton(
-            value=False,
             description="Table",
-            layout=w.Layout(width="auto"),
+            layout={"width": "auto"},
             tooltip="every token and its figures as a table",
         )
-        self._previous = self._button("Previous", "the sample before that the search finds", -1)
-        self._next = self._button("Next", "the next sample that the search finds", 1)
-        self._refresh = self._button("Refresh", "read again what the runs have written")
-        self._refresh.on_click(lambda _: self.refresh())
-        self._compute = self._button("Score tokens", "compute log-ratios of these responses")
-        self._compute.on_click(lambda _: self._compute_scores())
+        found = "sample that the search finds"
+        self._previous = _button("Previous", f"the previous {found}", lambda: self._jump(-1))
+        self._next = _button("Next", f"the next {found}", lambda: self._jump(1))
+        self._refresh = _button("Refresh", "read again what the runs have written", self.refresh)
+        tip = "compute log-ratios of these responses"
+        self._compute = _button("Score tokens", tip, self._compute_scores)
         self._count, self._legend, self._page, self._status = (w.HTML() for _ in range(4))
         for part in (self._legend, self._page, self._status):
             part.layout.width = "auto"
         self._chart = Chart()
-
-    def _button(self, name: str, tip: str, by: int = 0) -> w.Button:
-        button = w.Button(description=name, tooltip=tip, layout=w.Layout(width="auto"))
-        if by:
-            button.on_click(lambda _: self._jump(by))
-        return button
 
     def _layout(self) -> w.VBox:
         def row(*parts: w.Widget) -> w.HBox:
             layout = w.Layout(flex_flow="row wrap", align_items="center", grid_gap="0 10px")
             return w.HBox(parts, layout=layout)
 
-        search = (self.query, self._previous, self._next, self._count)
+        search = row(
+            self.colour, self.query, self._previous, self._next, self._count, self._refresh
+        )
+        below = row(self.token, self.table, self._compute)
         style = w.HTML(STYLE, layout=w.Layout(display="none"))
         self._top = row(self.mode, self.step, self.sample)
-        return w.VBox(
-            [
-                style,
-                self._top,
-                row(self.colour, *search, self._refresh),
-                self._legend,
-                self._page,
-                row(self.token, self.table, self._compute),
-                self._chart,
-                self._status,
-            ]
-        )
-
-    @contextmanager
-    def _redraw_once(self) -> Iterator[None]:
-        """Several controls change and the page is drawn once, by the caller."""
-        before, self._busy = self._busy, True
-        try:
-            yield
-        finally:
-            self._busy = before
+        page = (self._legend, self._page, below, self._chart, self._status)
+        return w.VBox([style, self._top, search, *page])
 
     # -- the choices -------------------------------------------------------------------
     def _fill_colours(self) -> None:
@@ -166,7 +137,7 @@ class Inspector:
         """The steps of this mode; the chosen one, or the nearest, stays chosen. `last`: choose the
         last one whose tokens have figures."""
         steps = self.sample_set.steps(self.mode.value) or [0]
-        recorded = self.sample_set.steps_with_figures(self.mode.value)
+        recorded = self.sample_set.steps(self.mode.value, with_figures=True)
         near = max(recorded, default=steps[-1])
         if not last:
             near = min(steps, key=lambda s: abs(s - self.step.value))
@@ -192,9 +163,9 @@ class Inspector:
 
     # -- reactions ----------------------------------------------------------------------------
     def _changed(self, change: Mapping[str, object]) -> None:
-        if self._busy:
+        if self._quiet:
             return
-        with self._redraw_once():
+        with self._quiet:
             if change["owner"] is self.mode:
                 self._fill_steps(last=True)
             if change["owner"] in (self.mode, self.step):
@@ -204,28 +175,18 @@ class Inspector:
     def _searched(self, _: object) -> None:
         """Count the hits; go to the first one, unless one is in sight already."""
         self._hits = self.sample_set.find(self.query.value)
-        visible = {s.key for s in self.selected}
-        if self._hits and not any(s.key in visible for s in self._hits):
+        if self._hits and self._at() is None:
             self._go(self._hits[0])
         self._draw()
 
     def _jump(self, by: int) -> None:
-        """To the next or the previous sample that the search finds, around the end."""
-        if not self._hits:
-            return
-        at = self._at()
-        if at is None:
-            at = -1 if by > 0 else 0
-        else:
-            visible = {s.key for s in self.selected}
-            # Those that stand side by side are one stop.
-            while abs(by) < len(self._hits) and self._hit(at + by).key in visible:
-                by += 1 if by > 0 else -1
-        self._go(self._hit(at + by))
-        self._draw()
-
-    def _hit(self, number: int) -> RunSample:
-        return self._hits[number % len(self._hits)]
+        """To the next (1) or the previous (-1) sample that the search finds, around the end."""
+        at, visible = self._at() or 0, {s.key for s in self.selected}
+        around = [*self._hits[at:], *self._hits[:at]][::by]
+        # Those that stand side by side are one stop.
+        if sample := next((s for s in around if s.key not in visible), None):
+            self._go(sample)
+            self._draw()
 
     def _at(self) -> int | None:
         """The index of the first hit that is in sight."""
@@ -234,7 +195,7 @@ class Inspector:
 
     def _go(self, sample: RunSample) -> None:
         mode, step, choice = self.sample_set.locate(sample, self.step.value)
-        with self._redraw_once():
+        with self._quiet:
             self.mode.value = mode
             self._fill_steps()
             if step in [value for _, value in self.step.options]:
@@ -245,11 +206,11 @@ class Inspector:
     def refresh(self) -> None:
         """Read the runs again. Where the newest step was chosen, the new newest one is."""
         steps = self.sample_set.steps(self.mode.value)
-        recorded = self.sample_set.steps_with_figures(self.mode.value)
+        recorded = self.sample_set.steps(self.mode.value, with_figures=True)
         newest = not steps or self.step.value in (steps[-1], max(recorded, default=None))
         empty = not self.sample_set.samples
         self.sample_set.read()
-        with self._redraw_once():
+        with self._quiet:
             self._fill_colours()
             if empty or self.mode.value not in self.sample_set.modes():
                 self.mode.value = self.sample_set.first_mode()
@@ -284,7 +245,7 @@ class Inspector:
     def _draw(self, error: str = "") -> None:
         samples = self.selected
         longest = max((len(s.tokens.text) for s in samples), default=1)
-        with self._redraw_once():
+        with self._quiet:
             self.token.max = max(longest, 1)
             self.token.value = min(self.token.value, self.token.max)
         key = self.colour.value
@@ -316,9 +277,7 @@ class Inspector:
             (self._compute, can_score),
             (self._chart, charted),
         ):
-            display = None if relevant else "none"
-            if part.layout.display != display:
-                part.layout.display = display
+            set_visible(part, relevant)
 
     def _write_status(self, known: bool, coloured: bool, can_score: bool, error: str) -> None:
         """How many hits there are, and whatever else a reader should know."""
@@ -344,24 +303,19 @@ class Inspector:
     # -- without a page -----------------------------------------------------------------------
     def still(self) -> Picture:
         """What is in sight as a picture, which needs no kernel and no script."""
-        key = self.colour.value
-        samples = self.selected
+        key, samples = self.colour.value, self.selected
+        rows = [(s.title, facts_text(s), s.prompt, s.tokens) for s in samples]
         coloured = any(key in s.tokens.figures for s in samples)
-        return tokens_picture(
-            [(s.title, facts_text(s), s.prompt, s.tokens) for s in samples],
-            key,
-            self._scales.get(key) if coloured else None,
-        )
+        return tokens_picture(rows, key, self._scales.get(key) if coloured else None)
 
     def _ipython_display_(self) -> None:
-        self._showing = show(self.widget, self.still)
+        self._showing = Showing(self.widget, self.still)
 
     def __repr__(self) -> str:
         samples = self.selected
         if not samples:
-            return "\n".join(
-                ["Inspector: " + self._why_empty(), *map(plain, self.sample_set.problems)]
-            )
+            problems = map(plain, self.sample_set.problems)
+            return "\n".join(["Inspector: " + self._why_empty(), *problems])
         lines = [f"Inspector of {', '.join(map(plain, self.sample_set.names))}"]
         last = None
         for s in samples:
@@ -370,6 +324,12 @@ class Inspector:
             last = s.prompt
             lines.append(f"{plain(s.title)}: {_shortened(s.response)} [{facts_text(s)}]")
         return "\n".join(lines)
+
+
+def _button(name: str, tip: str, work: Callable[[], None]) -> w.Button:
+    button = w.Button(description=name, tooltip=tip, layout={"width": "auto"})
+    button.on_click(lambda _: work())
+    return button
 
 
 def _shortened(text: str, room: int = 200) -> str:

@@ -21,7 +21,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,23 +30,18 @@ import traitlets
 
 from ..charts.agreement import Choice, Share, picture, shares
 from ..charts.frame import Picture
+from ..charts.tokens_view import real
 from ..data.preferences import ANSWERS, Annotations, pair_id
 from ..data.schema import Prompt
 from ..data.tokenize import prompt_text
 from ..world.gold_reward import Annotator
-from .live import show
+from .live import Showing
 
 LONGEST = 20_000
 """Characters of a text that are shown."""
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-_IN_WORDS = {
-    "left": "left is better",
-    "right": "right is better",
-    "tie": "a tie",
-    "skip": "skipped",
-}
-
+_IN_WORDS = dict(zip(ANSWERS, ("left is better", "right is better", "a tie", "skipped")))
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -109,7 +104,7 @@ class Labeller(anywidget.AnyWidget):
 
     def _ipython_display_(self, **_: object) -> None:
         """In a notebook: with a picture of the tally beside it, for readers without a kernel."""
-        showing = show(self, self.still)
+        showing = Showing(self, self.still)
         self.observe(lambda _: showing.refresh(now=True), "view")
 
     # -- answering ----------------------------------------------------------------------------
@@ -229,20 +224,15 @@ class Labeller(anywidget.AnyWidget):
 
     def _gap(self, pair: Pair) -> float | None:
         """Gold reward of the left less that of the right response; None where it is unknown."""
-        if pair.id not in self._gaps:
-            self._gaps[pair.id] = self._gold_gap(pair)
-        return self._gaps[pair.id]
-
-    def _gold_gap(self, pair: Pair) -> float | None:
-        if self._gold_reward is None:
-            return None
-        try:
-            left, right = (self._gold_reward(pair.prompt, r) for r in (pair.left, pair.right))
-            gap = float(left) - float(right)
-        except (TypeError, ValueError):  # no gold reward for this prompt
-            return None
-        # Sums of the same parts may differ in the last digit.
-        return 0.0 if abs(gap) < 1e-9 else None if math.isnan(gap) else gap
+        if pair.id not in self._gaps and self._gold_reward is not None:
+            try:
+                left, right = (self._gold_reward(pair.prompt, r) for r in (pair.left, pair.right))
+                gap = float(left) - float(right)
+            except (TypeError, ValueError):  # no gold reward for this prompt
+                gap = math.nan
+            # Sums of the same parts may differ in the last digit.
+            self._gaps[pair.id] = 0.0 if abs(gap) < 1e-9 else None if math.isnan(gap) else gap
+        return self._gaps.get(pair.id)
 
     def _choice(self, pair: Pair, line: Row) -> Choice:
         left, gap, expected = line["chosen"] == pair.left, self._gap(pair), None
@@ -275,7 +265,8 @@ class Labeller(anywidget.AnyWidget):
         try:
             pair = self.current
             if do in ANSWERS and pair is not None and fields.get("pair") == pair.id:
-                self.answer(do, _seconds(fields.get("seconds")))
+                seconds = real(fields.get("seconds"))
+                self.answer(do, None if seconds is None or seconds < 0 else seconds)
             elif do == "undo":
                 self.undo()
             elif do == "reveal":
@@ -289,9 +280,7 @@ class Labeller(anywidget.AnyWidget):
         """Send the browser what there is to see."""
         pair, total = self.current, len(self.pairs)
         self._moves, self._since = self._moves + 1, time.monotonic()
-        counts = ", ".join(
-            f"{n} {kind if n != 1 else kind[:-1]}" for kind, n in self.counts.items()
-        )
+        counts = [f"{n} {kind if n != 1 else kind[:-1]}" for kind, n in self.counts.items()]
         self.view = {
             "moves": self._moves,  # so that every message has an answer
             "id": pair.id if pair else "",
@@ -301,15 +290,11 @@ class Labeller(anywidget.AnyWidget):
             "prompt": shown(pair.prompt) if pair else "",
             "left": shown(pair.left) if pair else "",
             "right": shown(pair.right) if pair else "",
-            "counts": counts,
+            "counts": ", ".join(counts),
             "file": shown(self.annotations.file.name),
             "undo": bool(self._answer_ids),
             "revealed": self.revealed or pair is None,
-            "rows": [
-                {"name": r.name, "share": r.share, "low": r.low, "high": r.high}
-                | {"short": r.short, "full": str(r)}
-                for r in self._rows()
-            ],
+            "rows": [{**asdict(row), "short": row.short, "full": str(row)} for row in self._rows()],
         }
 
 
@@ -351,10 +336,3 @@ def _as_shown(rows: Iterable[Row], annotator: Annotator | None, seed: int) -> li
     if not pairs:
         raise ValueError("no pairs to label: each needs two different responses")
     return list(pairs.values())
-
-
-def _seconds(value: object) -> float | None:
-    """What the browser measured, where it is a number that can be a time."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
-    return float(value) if 0 <= value and math.isfinite(value) else None

@@ -1,7 +1,7 @@
 """A chart that lives in a notebook: Python draws it again and again, the page shows the last one.
 
     chart = Chart()
-    showing = show(chart, lambda: chart.picture, beside=False)
+    showing = Showing(chart, lambda: chart.picture, beside=False)
     for step in range(1000):
         ...
         chart.draw(lambda: line_chart(...))      # costs nothing when it is too early to redraw
@@ -44,7 +44,14 @@ GAP = 8  # px between the pictures of a grid
 _HERE = Path(__file__).parent
 
 
-class Chart(anywidget.AnyWidget):
+class LabWidget(anywidget.AnyWidget):
+    """A widget of ours: it reads the same every time, so that a saved notebook does not change."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Chart(LabWidget):
     """Shows a picture of `chart.py` and redraws it; pointer, arrow keys and touch read values.
 
     `clock` (seconds) is there for tests.
@@ -105,13 +112,6 @@ class Chart(anywidget.AnyWidget):
         pause = max(SECONDS_BETWEEN, drawing / DRAWING_SHARE)
         self._free_at = max(now + pause, self._paid_until)
 
-    def freeze(self) -> dict[str, str]:
-        """The last picture as a static bundle, which needs no kernel."""
-        return mime_bundle(self.picture)
-
-    def __repr__(self) -> str:
-        return "Chart()"
-
 
 def mime_bundle(picture: Picture | None) -> dict[str, str]:
     """What a picture is in a saved notebook: SVG, and its last values in words."""
@@ -154,15 +154,34 @@ def _placed(svg: str, x: float, y: float, size: tuple[float, float]) -> str:
     )
 
 
+class Quiet:
+    """`with quiet:` around changes that nobody is to react to; inside, it is true."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    def __bool__(self) -> bool:
+        return self._depth > 0
+
+    def __enter__(self) -> None:
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+
+
+def set_visible(widget: ipywidgets.Widget, visible: bool) -> None:
+    display = None if visible else "none"
+    if widget.layout.display != display:
+        widget.layout.display = display
+
+
 # -- in a notebook ----------------------------------------------------------------------------
-class _Alive(anywidget.AnyWidget):
+class _Alive(LabWidget):
     """An invisible sign that a widget lives, so that the page hides the picture beside it."""
 
     _esm = 'export default { render({ el }) { el.classList.add("lab-alive"); } };'
     _css = _HERE / "chart.css"
-
-    def __repr__(self) -> str:
-        return "_Alive()"
 
 
 class _WithNote(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
@@ -172,10 +191,15 @@ class _WithNote(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no typ
 
 
 class Showing:
-    """What `show` returns: the widget's place in a notebook."""
+    """A widget on the page, so that a saved notebook, reopened without a kernel, shows `still()`.
+
+    `beside`: keep a hidden picture beside the widget from the start, for one that stays (call
+    `refresh` when it changes). Without, the widget stands alone until `freeze`: a run that ends.
+    Outside a notebook the picture's words are printed.
+    """
 
     def __init__(
-        self, widget: ipywidgets.Widget, still: Callable[[], Picture | None], beside: bool
+        self, widget: ipywidgets.Widget, still: Callable[[], Picture | None], beside: bool = True
     ) -> None:
         self._still = still
         self._refreshed_at = time.monotonic()
@@ -222,15 +246,3 @@ class Showing:
 
     def _ipython_display_(self) -> None:
         """It is on the page already: as the last value of a cell it shows nothing more."""
-
-
-def show(
-    widget: ipywidgets.Widget, still: Callable[[], Picture | None], beside: bool = True
-) -> Showing:
-    """Display a widget so that a saved notebook, reopened without a kernel, shows `still()`.
-
-    `beside`: keep a hidden picture beside the widget from the start, for one that stays (call
-    `refresh` when it changes). Without, the widget stands alone until `freeze`: a run that ends.
-    Outside a notebook the picture's words are printed.
-    """
-    return Showing(widget, still, beside)

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import anywidget
 import ipywidgets as w
 import traitlets
 
@@ -25,11 +25,12 @@ from ..cost.remedies import Remedy
 from ..display import escape, format_bytes, html_table, table
 from ..models.load import Model, load
 from ..runs.progress import notebook_display, one_line
-from .live import STILL_SECONDS, Chart, Showing, grid, mime_bundle, show
-from .planner_controls import Controls, set_tooltip, set_visible
-from .planner_options import PlanLike, Values, call, hardware_name, model_name
+from ..stages import Settings
+from .live import STILL_SECONDS, Chart, LabWidget, Showing, grid, mime_bundle, set_visible
+from .planner_controls import Controls, model_name, set_tooltip
 from .planner_view import (
     WIDTH,
+    call,
     figures,
     memory_picture,
     no_plan_picture,
@@ -38,6 +39,9 @@ from .planner_view import (
     time_picture,
     verdict,
 )
+
+if TYPE_CHECKING:
+    from ..planning import Plan
 
 REMEDIES = 3
 """Changes that are shown, the best first."""
@@ -50,7 +54,7 @@ MARKS = {"yes": "✓", "perhaps": "≈", "no": "✗", "error": "⚠"}
 _HERE = Path(__file__).parent
 
 
-class CopyButton(anywidget.AnyWidget):
+class CopyButton(LabWidget):
     """Text and a button that copies it; `folded`: behind its label."""
 
     _esm = _HERE / "copy.js"
@@ -59,27 +63,20 @@ class CopyButton(anywidget.AnyWidget):
     label = traitlets.Unicode().tag(sync=True)
     folded = traitlets.Bool(False).tag(sync=True)
 
-    def __repr__(self) -> str:
-        return f"CopyButton({self.label!r})"
-
 
 @dataclass
 class Answer:
     """What one setting of the controls comes to: a plan, or the line why there is none (`error`).
 
-    `state` and `sentence`: the verdict. `pictures`: memory and time; `picture`: both in one.
-    `rows`: the table of figures. `remedies`: None until they are asked for, since they take longer
-    than all the rest.
+    `state` and `sentence`: the verdict. `pictures`: memory and time. `remedies`: None until they
+    are asked for, since they take longer than all the rest.
     """
 
-    plan: PlanLike | None = None
+    plan: Plan | None = None
     error: str = ""
     state: str = "error"
     sentence: str = ""
     pictures: tuple[Picture, ...] = ()
-    picture: Picture | None = None
-    rows: list[dict[str, str]] = field(default_factory=list)
-    yaml: str = ""
     remedies: list[Remedy] | None = None
 
 
@@ -92,7 +89,7 @@ class Planner:
     planned stands in the widget.
     """
 
-    def __init__(self, plan: Callable[..., PlanLike], **state: object) -> None:
+    def __init__(self, plan: Callable[..., Plan], **state: object) -> None:
         self._plan = plan
         self._handles: dict[str, Model] = {}
         self._load_errors: dict[str, str] = {}  # why other models were not found
@@ -120,7 +117,7 @@ class Planner:
         return call(self.state)
 
     @property
-    def plan(self) -> PlanLike:
+    def plan(self) -> Plan:
         """The plan that is shown. Raises ValueError, in the words of the widget, where there is
         none."""
         answer = self._answer()
@@ -151,32 +148,24 @@ class Planner:
         if answer.plan is None:
             return f"Planner({self._summary()}: {one_line(answer.error)})"
         e = answer.plan.estimate
-        return (
-            f"Planner({self._summary()}: {format_bytes(e.peak)} of "
-            f"{format_bytes(e.hardware.memory)}, {FITS[answer.state]})"
-        )
+        sizes = f"{format_bytes(e.peak)} of {format_bytes(e.hardware.memory)}"
+        return f"Planner({self._summary()}: {sizes}, {FITS[answer.state]})"
 
     def _summary(self) -> str:
         """Stage, model and machine: `ppo, Qwen/Qwen2.5-7B, 8 x h100`."""
-        state = self.state
+        state, device = self.state, self.state["hardware"]
         devices = f"{state['gpus']} x " if "gpus" in state else ""
-        where = f"{devices}{hardware_name(state['hardware'])}"
+        where = f"{devices}{getattr(device, 'name', device)}"
         return f"{state['stage']}, {one_line(model_name(state['model']))}, {where}"
 
     def __str__(self) -> str:
         answer = self._answer()
         if answer.error:
             return f"{self!r}\n{self.code}"
+        figures_table = table(figures(self.plan.estimate))
         changes = "".join(f"\n  {remedy_text(r)}" for r in self.cheaper())
-        return "\n".join(
-            [
-                repr(self),
-                answer.sentence,
-                table(answer.rows),
-                f"What to change:{changes}" if changes else "",
-                self.code,
-            ]
-        )
+        advice = f"What to change:{changes}" if changes else ""
+        return "\n".join([repr(self), answer.sentence, figures_table, advice, self.code])
 
     # ------------------------------------------------------------------------------ in a notebook
 
@@ -184,7 +173,7 @@ class Planner:
         if notebook_display() is None:
             print(self)
             return
-        self._showing = show(self.widget, self.still)
+        self._showing = Showing(self.widget, self.still)
 
     def still(self) -> Picture:
         """The answer as a picture, with all figures in words."""
@@ -204,8 +193,7 @@ class Planner:
     def _build(self) -> w.Box:
         self.chart = Chart()
         self._pictures = w.VBox([self.chart])
-        self._verdict, self._table = w.HTML(), w.HTML()
-        self._advice = w.HTML()
+        self._verdict, self._table, self._advice = w.HTML(), w.HTML(), w.HTML()
         self._buttons = [
             w.Button(layout=w.Layout(display="none", width="auto", height="auto"))
             for _ in range(REMEDIES)
@@ -215,16 +203,9 @@ class Planner:
             button.on_click(lambda _, place=place: self._apply_remedy(place))
         self._code = CopyButton(label="the call that makes this plan")
         self._config = CopyButton(label="accelerate config", folded=True)
+        parts = [self._verdict, self._pictures, self._table, self._advice, *self._buttons]
         right = w.VBox(
-            [
-                self._verdict,
-                self._pictures,
-                self._table,
-                self._advice,
-                *self._buttons,
-                self._code,
-                self._config,
-            ],
+            [*parts, self._code, self._config],
             layout=w.Layout(flex="1 1 420px", min_width="0", max_width="640px", width="auto"),
         )
         box = w.HBox([self.controls.box, right], layout=w.Layout(flex_flow="row wrap"))
@@ -258,10 +239,9 @@ class Planner:
         that is dragged does not wait for what takes longest."""
         answer = self._answer()
         self._show_verdict(answer.state, answer.error or answer.sentence)
-        if answer.picture is not None:
+        if answer.pictures and answer.pictures is not self._last_pictures:
             self._last_pictures = answer.pictures
-            if answer.picture is not self.chart.picture:
-                self.chart.draw(answer.picture, now=True)
+            self.chart.draw(grid(answer.pictures, columns=1), now=True)
         self._set_stale(bool(answer.error))
         self._later(FIGURES_SECONDS, self._write_figures)
         self._later(REMEDIES_SECONDS, self._write_remedies)
@@ -279,9 +259,12 @@ class Planner:
         """Write the figures, and what can be copied."""
         answer = self._answer()
         self._code.text = self.code
-        if not answer.error:
-            self._table.value = html_table(answer.rows)
-            self._config.text = answer.yaml
+        if answer.plan is not None:
+            self._table.value = html_table(figures(answer.plan.estimate))
+            try:
+                self._config.text = answer.plan.accelerate_config()
+            except ValueError as error:
+                self._config.text = f"# {error}\n"
 
     def _later(self, seconds: float, work: Callable[[], None]) -> None:
         """Do this when the controls have rested so long; at once where no loop runs."""
@@ -301,12 +284,11 @@ class Planner:
         self._offered = self.cheaper()
         title = "To make it cheaper:" if answer.state == "yes" else "To make it fit:"
         self._advice.value = f'<div class="lab-group">{title}</div>' if self._offered else ""
+        for remedy, button in zip(self._offered, self._buttons):
+            button.description = remedy_text(remedy)
+            set_tooltip(button, settings_text(remedy.settings))
         for place, button in enumerate(self._buttons):
             set_visible(button, place < len(self._offered))
-            if place < len(self._offered):
-                remedy = self._offered[place]
-                button.description = remedy_text(remedy)
-                set_tooltip(button, settings_text(remedy.settings))
 
     def _show_verdict(self, state: str, sentence: str) -> None:
         text = f"<b>{MARKS[state]}</b> {escape(one_line(sentence))}"
@@ -325,14 +307,12 @@ class Planner:
             self._answers[key] = answer
         return answer
 
-    def _compute_answer(self, settings: Values) -> Answer:
+    def _compute_answer(self, settings: Settings) -> Answer:
         try:
             plan = self._plan(**{**settings, "model": self._handle(settings["model"])})
             e = plan.estimate
             state, sentence = verdict(e)
-            parts = memory_picture(e), time_picture(e)
-            whole = grid(parts, columns=1)
-            return Answer(plan, "", state, sentence, parts, whole, figures(e), _yaml(plan))
+            return Answer(plan, "", state, sentence, (memory_picture(e), time_picture(e)))
         except Exception as error:  # a name from a text field can lead anywhere
             line = (str(error).strip().splitlines() or [""])[0]
             known = isinstance(error, ValueError) and line
@@ -356,10 +336,3 @@ class Planner:
                 raise
             self._handles[model] = handle
         return self._handles[model]
-
-
-def _yaml(plan: PlanLike) -> str:
-    try:
-        return plan.accelerate_config()
-    except ValueError as error:
-        return f"# {error}\n"

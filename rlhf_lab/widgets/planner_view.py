@@ -6,16 +6,27 @@ from ..charts.chart import bar_chart
 from ..charts.frame import Picture
 from ..charts.memory import axis_unit
 from ..cost.estimate import TIME_BAND, Estimate
+from ..cost.hardware import CATALOGUE, Hardware
 from ..cost.phases import Phase
 from ..cost.remedies import Remedy
 from ..display import format_bytes, format_number, format_seconds
 from ..runs.ledger import COMPONENTS, ROLES
-from ..stages import STAGES
-from .planner_options import Values
+from ..stages import STAGES, Settings
+from .planner_controls import model_name
 
 WIDTH, MEMORY_HEIGHT, TIME_HEIGHT = 560, 250, 200
 SMALLEST_BLOCK = 1e-3
 """Share of the peak below which a block is not drawn."""
+PHASE_WORDS = {
+    "old_logprobs": "scoring (old log-probs)",
+    "reference": "scoring (reference)",
+    "value": "scoring (values)",
+    "score": "scoring (reward)",
+    "rollout": "the rollout",
+    "optimizer": "the optimizer's step",
+    "forward": "the forward pass",
+    "backward": "the backward pass",
+}
 TIME_UNITS = ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
@@ -33,38 +44,31 @@ def verdict(e: Estimate) -> tuple[str, str]:
     card = f"{e.hardware.name} of {format_bytes(room)}"
     device = f"each {card}" if e.setup.gpus > 1 else f"one {card}"
     return state, (
-        f"{word} The peak is {format_bytes(e.peak)} on {device}, in {phase_words(peak.name)}; "
-        f"{_largest(peak)}."
+        f"{word} The peak is {format_bytes(e.peak)} on {device}, in "
+        f"{PHASE_WORDS.get(peak.name, peak.name)}; {_largest(peak)}."
     )
-
-
-def phase_words(phase: str) -> str:
-    """A phase's name as the verdict writes it."""
-    return {
-        "old_logprobs": "scoring (old log-probs)",
-        "reference": "scoring (reference)",
-        "value": "scoring (values)",
-        "score": "scoring (reward)",
-        "rollout": "the rollout",
-        "optimizer": "the optimizer's step",
-        "forward": "the forward pass",
-        "backward": "the backward pass",
-    }.get(phase, phase)
 
 
 def _largest(peak: Phase) -> str:
     """Which role holds most at the peak, and most of what."""
-    roles: dict[str, float] = {}
-    for (role, _), size in peak.bytes.items():
-        roles[role] = roles.get(role, 0.0) + size
-    role = max(roles, key=roles.__getitem__)
-    parts = {c: size for (r, c), size in peak.bytes.items() if r == role}
+    roles = {role: _components(peak, role) for role, _ in peak.bytes}
+    role = max(roles, key=lambda r: sum(roles[r].values()))
+    parts = roles[role]
     part = max(parts, key=parts.__getitem__)
     who = f"the {role} holds most" if len(roles) > 1 else "it is"
     return (
-        f"{who} ({format_bytes(roles[role])}), {format_bytes(parts[part])} of it "
+        f"{who} ({format_bytes(sum(parts.values()))}), {format_bytes(parts[part])} of it "
         f"{part.replace('_', ' ')}"
     )
+
+
+def _components(phase: Phase, role: str | None = None) -> dict[str, float]:
+    """Bytes by component: of one role, or of all together."""
+    sizes = dict.fromkeys(COMPONENTS, 0.0)
+    for (owner, component), size in phase.bytes.items():
+        if role in (None, owner):
+            sizes[component] += size
+    return sizes
 
 
 def memory_picture(e: Estimate) -> Picture:
@@ -72,22 +76,17 @@ def memory_picture(e: Estimate) -> Picture:
     peak, together and one by one; a single one: phase by phase."""
     peak, room = e.peak_phase, e.hardware.memory
     name, unit = axis_unit(e.peak)
-    bars: dict[str, list[tuple[str, float]]] = {}
     if len({role for role, _ in peak.bytes}) > 1:
         title = f"Memory of one device at the peak ({peak.name})"
-        for (role, part), size in peak.bytes.items():
-            for bar in ("together", role or "all"):
-                bars.setdefault(bar, []).append((part, size))
+        bars = {"together": _components(peak)}
+        bars |= {role or "all": _components(peak, role) for role, _ in peak.bytes}
     else:
         title = "Memory of one device by phase"
-        bars = {f.name: [(part, size) for (_, part), size in f.bytes.items()] for f in e.phases}
-    stacks: dict[str, dict[str, float]] = {}
-    for bar, parts in bars.items():
-        stack = stacks.setdefault(bar, {})
-        for component in COMPONENTS:
-            size = sum(size for part, size in parts if part == component)
-            if size > SMALLEST_BLOCK * e.peak:
-                stack[component] = size / unit
+        bars = {f.name: _components(f) for f in e.phases}
+    stacks = {
+        bar: {c: size / unit for c, size in sizes.items() if size > SMALLEST_BLOCK * e.peak}
+        for bar, sizes in bars.items()
+    }
     near = room < 3 * e.peak  # a line far above would press the bars flat
     card = f"{e.hardware.name}: {format_bytes(room)}"
     return bar_chart(
@@ -116,12 +115,11 @@ def time_picture(e: Estimate) -> Picture:
     stacks: dict[str, dict[str, float]] = {phase: {} for phase in totals}
     for (phase, role), seconds in e.seconds_of.items():
         stacks[phase][role or "all"] = seconds / scale
-    legend = {role: role for role in ROLES}
     return bar_chart(
         stacks,
         title=f"Time of {_a_step(e)} by phase: {format_seconds(e.step_seconds)}",
         y_label=unit,
-        legend=legend,
+        legend={role: role for role in ROLES},
         width=WIDTH,
         height=TIME_HEIGHT,
     )
@@ -133,25 +131,23 @@ def _a_step(e: Estimate) -> str:
 
 def figures(e: Estimate) -> list[dict[str, str]]:
     """The few lines of the table: what, how much, and within what band."""
-    low, high = TIME_BAND[e.hardware.kind]
-    steps, hours, money = e.steps, e.hours, e.money
-    run = None if hours is None else hours * 3600
+    band, steps = TIME_BAND[e.hardware.kind], e.steps
+    run = None if e.hours is None else e.hours * 3600
     name = "iterations" if STAGES[e.setup.stage].iterates else "steps"
 
     def row(
-        name: str, value: float | None, unit: str, band: tuple[float, float] | None = None
+        name: str, value: float | None, unit: str, band: tuple[float, ...] = ()
     ) -> dict[str, str]:
-        ends = [] if band is None or value is None else [value * b for b in band]
-        band_text = " – ".join(format_number(end, unit) for end in ends)
-        return {"": name, "predicted": format_number(value, unit), "band": band_text}
+        ends = [format_number(value * b, unit) for b in band] if value is not None else []
+        return {"": name, "predicted": format_number(value, unit), "band": " – ".join(ends)}
 
     flops = None if steps is None else e.flops * steps * e.setup.replicas
     return [
         row("memory of one device", e.peak, "B", e.memory_band),
-        row(f"time of {_a_step(e)}", e.step_seconds, "s", (low, high)),
-        row(f"time of {format_number(steps)} {name}", run, "s", (low, high)),
+        row(f"time of {_a_step(e)}", e.step_seconds, "s", band),
+        row(f"time of {format_number(steps)} {name}", run, "s", band),
         row("arithmetic", flops, "FLOP"),
-        row(f"money ({_price(e)})", money, "USD", (low, high)),
+        row(f"money ({_price(e)})", e.money, "USD", band),
     ]
 
 
@@ -174,6 +170,27 @@ def remedy_text(remedy: Remedy) -> str:
     return f"{remedy.does} → {', '.join(parts)}"
 
 
-def settings_text(settings: Values) -> str:
+def settings_text(settings: Settings) -> str:
     """Settings as one would write them."""
     return ", ".join(f"{k}={v!r}" for k, v in settings.items())
+
+
+def call(settings: Settings) -> str:
+    """The line of Python that makes this plan."""
+    first = [_literal(settings["stage"]), _literal(model_name(settings["model"]))]
+    rest = [f"{k}={_literal(v)}" for k, v in settings.items() if k not in ("stage", "model")]
+    return f"lab.plan({', '.join(first + rest)})"
+
+
+def _literal(value: object) -> str:
+    """A value as Python; a device as the catalogue's with figures of one's own."""
+    if not isinstance(value, Hardware):
+        plain = isinstance(value, str) and not set(repr(value)[1:-1]) & set("\"'\\")
+        return f'"{value}"' if plain else repr(value)
+    for key, known in sorted(CATALOGUE.items(), key=lambda item: item[1].name != value.name):
+        figures = known.to_dict()
+        own = {name: figure for name, figure in value.to_dict().items() if figure != figures[name]}
+        if known.with_(**own) == value:
+            changes = "".join(f", {k}={v!r}" for k, v in own.items())
+            return f'lab.hardware("{key}"{changes})'
+    return _literal(value.name)

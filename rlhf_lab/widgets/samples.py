@@ -3,18 +3,33 @@
 A run records two kinds of samples. In training a few responses of a step, each time to other
 prompts; and, marked with `when`, responses to held-out prompts: before training ("sft"), at an
 evaluation ("held-out") and after training (the name of its stage). Reads files that may be old,
-unfinished or being written at this moment; no widgets here, and nothing is drawn.
+unfinished or being written at this moment. No widgets here; at the end, the HTML and the chart that
+the inspector shows of the samples that stand side by side.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from ..charts.tokens_view import Tokens, plain
+from ..charts.chart import line_chart
+from ..charts.frame import Picture
+from ..charts.tokens_view import (
+    FIGURE_NAMES,
+    QUANTITIES,
+    Scale,
+    Tokens,
+    facts,
+    facts_html,
+    marked,
+    plain,
+    real,
+    token_rows,
+    tokens_html,
+)
+from ..display import escape, html_table
 from ..runs.run import Run
 
 TRAINING, HELD_OUT = "training", "held-out"
@@ -109,15 +124,11 @@ class SampleSet:
         trained = {s.name for s in self.samples if s.mode == TRAINING}
         return TRAINING if trained == {s.name for s in self.samples} else HELD_OUT
 
-    def steps(self, mode: str) -> list[int]:
-        """Steps at which there are samples, of all runs together."""
-        return sorted({s.step for s in self.samples if s.mode == mode and s.time == "at"})
-
-    def steps_with_figures(self, mode: str) -> set[int]:
-        """The steps whose tokens have figures: runs keep them at some of their steps."""
-        return {
-            s.step for s in self.samples if s.mode == mode and s.time == "at" and s.tokens.figures
-        }
+    def steps(self, mode: str, with_figures: bool = False) -> list[int]:
+        """Steps at which there are samples, of all runs together; `with_figures`: those whose
+        tokens have some, which runs keep at some of their steps."""
+        there = [s for s in self.samples if s.mode == mode and s.time == "at"]
+        return sorted({s.step for s in there if s.tokens.figures or not with_figures})
 
     def choices(self, mode: str, step: int) -> list[tuple[str, Choice]]:
         """What there is to choose from, as (label, key): samples of a step, or prompts."""
@@ -138,23 +149,20 @@ class SampleSet:
     def select(self, mode: str, step: int, choice: Choice) -> list[RunSample]:
         """What stands side by side: every run's sample of that step, or all answers to a prompt."""
         if mode == TRAINING:
-            return [
-                s for name in self.names for s in self._training(name, step) if s.number == choice
-            ]
-        answers = [s for s in self.samples if s.mode == HELD_OUT and s.prompt == choice]
+            shown = (s for name in self.names for s in self._training(name, step))
+            return [s for s in shown if s.number == choice]
+        first: dict[tuple[str, str], RunSample] = {}
+        for s in self.samples:
+            if s.mode == HELD_OUT and s.prompt == choice and (s.time != "at" or s.step == step):
+                first.setdefault((s.name, s.time), s)
         selected: list[RunSample] = []
         for name in self.names:
             for time in ("before", "at", "after"):
-                moment = [
-                    s
-                    for s in answers
-                    if s.name == name and s.time == time and (time != "at" or s.step == step)
-                ]
+                answer = first.get((name, time))
                 # What a run started from may be selected already, as what another run wrote.
-                known = {(s.when, s.response) for s in selected}
-                selected += [
-                    s for s in moment[:1] if time != "before" or (s.when, s.response) not in known
-                ]
+                known = {(s.when, s.response) for s in selected if time == "before"}
+                if answer and (answer.when, answer.response) not in known:
+                    selected.append(answer)
         return selected
 
     def _training(self, name: str, step: int) -> list[RunSample]:
@@ -193,15 +201,11 @@ def _samples(run: Run, name: str) -> Iterable[RunSample]:
     count: Counter[tuple[int, str]] = Counter()
     stage = run.stage
     for row in run.samples:
-        step, when = row.get("step"), row.get("when")
-        step = step if isinstance(step, int) else 0
-        when = "" if when is None else str(when)
-        figures = {
-            n: float(x)
-            for n, x in row.items()
-            if n not in _NOT_FIGURES and _is_number(x) and math.isfinite(x)
-        }
-        prompt, response = (_text(row.get(n)) for n in ("prompt", "response"))
+        step = row["step"] if isinstance(row.get("step"), int) else 0
+        numbers = {n: real(x) for n, x in row.items() if n not in _NOT_FIGURES}
+        figures = {n: x for n, x in numbers.items() if x is not None}
+        texts = ("" if row.get(n) is None else str(row[n]) for n in ("when", "prompt", "response"))
+        when, prompt, response = texts
         tokens = Tokens.of(row.get("tokens"), response)
         number = count[step, when]
         yield RunSample(
@@ -210,9 +214,84 @@ def _samples(run: Run, name: str) -> Iterable[RunSample]:
         count[step, when] += 1
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
+# -- what is drawn of them ---------------------------------------------------------------------
+class Highlight(NamedTuple):
+    """Which tokens are coloured and marked."""
+
+    key: str = ""  # the figure that colours tokens
+    scale: Scale | None = None
+    search: str = ""  # text that is looked for
+    token: int = 0  # the selected one, from 1; 0 for none
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def responses_html(samples: Sequence[RunSample], highlight: Highlight) -> str:
+    """The samples side by side; a prompt that they share stands above them, once."""
+    shared = len({s.prompt for s in samples}) == 1
+    head = _prompt(samples[0], highlight) if shared else ""
+    parts = "".join(_response(s, highlight, own_prompt=not shared) for s in samples)
+    return f'<div class="lab-tk">{head}<div class="cards">{parts}</div></div>'
+
+
+def token_tables_html(samples: Sequence[RunSample], highlight: Highlight) -> str:
+    """Every token and its figures, a table for each sample."""
+    parts = "".join(
+        f'{_prompt(s, highlight)}<div class="scroll" tabindex="0">'
+        f"{html_table(token_rows(s.tokens), caption=plain(s.title))}</div>"
+        for s in samples
+    )
+    return f'<div class="lab-tk">{parts}</div>'
+
+
+def note_html(lines: Iterable[str]) -> str:
+    body = "<br>".join(escape(plain(line)) for line in lines)
+    return f'<div class="lab-tk"><div class="note">{body}</div></div>'
+
+
+def facts_text(sample: RunSample) -> str:
+    """What is known of the whole response, in a line."""
+    pairs = facts(sample.figures, sample.tokens)
+    return " · ".join(f"{plain(name)} {number}".strip() for name, number in pairs)
+
+
+def token_chart(samples: Sequence[RunSample], key: str, token: int = 0) -> Picture | None:
+    """A figure over the response, a line for each sample; of one sample also the figures that
+    belong to it. None where it is not known of any."""
+    drawn = [s for s in samples if key in s.tokens.figures]
+    if not drawn:
+        return None
+    names = QUANTITIES[key].drawn or (key,)
+    series: dict[str, tuple[Sequence[int], Sequence[float | None]]] = {}
+    for sample in drawn:
+        for name in names if len(drawn) == 1 else names[:1]:
+            if numbers := sample.tokens.figures.get(name):
+                label = FIGURE_NAMES[name] if len(drawn) == 1 else plain(sample.title)
+                series[label] = (range(1, len(numbers) + 1), numbers)
+    numbers = drawn[0].tokens.figures[key]
+    if len(drawn) == 1 and 0 < token <= len(numbers):
+        series[f"token {token}"] = ([token], [numbers[token - 1]])
+    return line_chart(
+        series, x_label="token of the response", y_label=QUANTITIES[key].axis, width=760, height=190
+    )
+
+
+def _prompt(sample: RunSample, highlight: Highlight) -> str:
+    text = sample.prompt.rstrip("\n")
+    return f'<div class="prompt" dir="auto">{marked(text, highlight.search)}</div>' if text else ""
+
+
+def _response(sample: RunSample, highlight: Highlight, own_prompt: bool) -> str:
+    tokens, place = sample.tokens, highlight.token - 1
+    title, strip = escape(plain(sample.title)), ""
+    prompt = _prompt(sample, highlight) if own_prompt else ""
+    text = tokens_html(tokens, highlight.key, highlight.scale, highlight.search, place)
+    if tokens.figures:
+        line = "Point at a token, or move the slider below, to read its figures."
+        if place >= 0:
+            line = tokens.words(place) if place < len(tokens.text) else ""
+        strip = f'<div class="strip" aria-live="polite">{escape(line)}</div>'
+    return (
+        f'<section class="card" aria-label="{title}"><h4>{title}</h4>'
+        f"{facts_html(facts(sample.figures, tokens))}{prompt}"
+        f'<div class="text" dir="auto" tabindex="0" role="region" '
+        f'aria-label="response of {title}">{text}</div>{strip}</section>'
+    )

@@ -7,7 +7,7 @@ import time
 IMPORTS = """
 import time
 from rlhf_lab.charts.chart import bar_chart, line_chart
-from rlhf_lab.widgets.live import Chart, grid, show
+from rlhf_lab.widgets.live import Chart, Showing, grid
 
 def curves(n, title="Reward while PPO trains", name="gold"):
     xs = range(0, 10 * n, 10)
@@ -20,7 +20,7 @@ memory = bar_chart({"rollout": {"policy": 2, "kv cache": 1}, "update": {"policy"
 """
 RUN = """
 chart = Chart(grid([curves(30), memory], title="A run"))
-place = show(chart, lambda: chart.picture)
+place = Showing(chart, lambda: chart.picture)
 """
 
 
@@ -164,7 +164,7 @@ def test_it_follows_the_theme(notebook):
 
 BUSY = """
 chart = Chart()
-place = show(chart, lambda: chart.picture, beside=False)
+place = Showing(chart, lambda: chart.picture, beside=False)
 start = time.time()
 while time.time() - start < 10:
     n = int(20 * (time.time() - start)) + 2
@@ -213,7 +213,9 @@ def test_a_page_reloaded_while_its_cell_runs_has_the_whole_curve_afterwards(note
 
 
 def test_a_frozen_chart_needs_no_kernel(notebook):
-    shown = "chart = Chart(curves(30))\nplace = show(chart, lambda: chart.picture, beside=False)\n"
+    shown = (
+        "chart = Chart(curves(30))\nplace = Showing(chart, lambda: chart.picture, beside=False)\n"
+    )
     frozen = "time.sleep(1)\nchart.draw(curves(40))\nplace.freeze()"
     book = notebook([IMPORTS, shown + frozen, RUN + frozen]).run_all()
     book.wait_for(lambda: book.page.locator(".jp-OutputArea img").count() == 2)
@@ -254,7 +256,7 @@ def test_a_widget_that_stays_leaves_its_picture(notebook):
 HOSTILE = """
 evil = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
 chart = Chart(curves(5, title=evil, name=evil))
-show(chart, lambda: chart.picture)
+Showing(chart, lambda: chart.picture)
 # Even if a picture were not escaped: nothing in it runs, nothing is asked for.
 import zlib
 raw = ('<svg xmlns="http://www.w3.org/2000/svg" onload="window.hacked=2" '

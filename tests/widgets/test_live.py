@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import rlhf_lab.widgets.live as live
 from rlhf_lab.charts.chart import bar_chart, line_chart
-from rlhf_lab.widgets.live import Chart, grid, show
+from rlhf_lab.widgets.live import Chart, Showing, grid, mime_bundle
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -216,9 +216,9 @@ def test_grids_nest_and_can_be_empty():
 # -- what stays -------------------------------------------------------------------------------
 def test_a_frozen_chart_is_a_picture_and_its_words():
     chart = Chart()
-    assert chart.freeze() == {"text/plain": "no picture yet"}
+    assert mime_bundle(chart.picture) == {"text/plain": "no picture yet"}
     chart.draw(picture([2.0, 1.5]), now=True)
-    frozen = chart.freeze()
+    frozen = mime_bundle(chart.picture)
     assert frozen == {
         "image/svg+xml": str(chart.picture),
         "text/plain": "Loss. loss: last 1.5",
@@ -242,7 +242,7 @@ def test_the_same_widget_is_always_named_the_same():
 
 def test_outside_a_notebook_the_words_are_printed(capsys):
     drawing = picture([2.0, 1.5])
-    showing = show(Chart(drawing), lambda: drawing)
+    showing = Showing(Chart(drawing), lambda: drawing)
     assert capsys.readouterr().out == "Loss. loss: last 1.5\n"
     showing.refresh(now=True)
     assert showing.freeze()["image/svg+xml"] == str(drawing)
@@ -274,7 +274,7 @@ def test_a_picture_stands_beside_a_widget_and_follows_it(notebook, monkeypatch):
     monkeypatch.setattr(live.time, "monotonic", clock)
     values = [1.0]
     chart = Chart()
-    showing = show(chart, lambda: picture(values))
+    showing = Showing(chart, lambda: picture(values))
     beside, box = notebook.outputs
     assert ET.fromstring(beside[0]["image/svg+xml"]).get("class") == "lab-still"
     assert live.NOTE in beside[0]["image/svg+xml"] and repr(box[0]) == live.NOTE
@@ -291,7 +291,7 @@ def test_a_picture_stands_beside_a_widget_and_follows_it(notebook, monkeypatch):
 
 
 def test_freezing_leaves_the_picture_alone(notebook):
-    showing = show(Chart(), picture)
+    showing = Showing(Chart(), picture)
     beside, box = notebook.outputs
     showing.freeze()
     assert beside[-1] == live.mime_bundle(picture())
@@ -303,7 +303,7 @@ def test_freezing_leaves_the_picture_alone(notebook):
 
 def test_a_run_that_ends_has_one_output(notebook):
     chart = Chart()
-    showing = show(chart, picture, beside=False)
+    showing = Showing(chart, picture, beside=False)
     showing.refresh(now=True)
     (place,) = notebook.outputs
     assert place == [chart]

@@ -18,7 +18,7 @@ from planner_kit import GIB, blocks, move, open_planner, open_quick_planner
 import rlhf_lab as lab
 from rlhf_lab.widgets import planner as planner_module
 from rlhf_lab.widgets.planner import Planner
-from rlhf_lab.widgets.planner_options import ANOTHER
+from rlhf_lab.widgets.planner_controls import ANOTHER
 from rlhf_lab.widgets.planner_view import figures, memory_picture, time_picture, verdict
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ from planner_kit import GIB, move, open_planner, open_quick_planner, visible_con
 
 import rlhf_lab as lab
 from rlhf_lab.cost.hardware import CATALOGUE
-from rlhf_lab.widgets.planner_controls import Controls
-from rlhf_lab.widgets.planner_options import ALL, ANOTHER, CONTROLS, call, doublings
+from rlhf_lab.widgets.planner_controls import ALL, ANOTHER, CONTROLS, Controls, doublings
+from rlhf_lab.widgets.planner_view import call
 
 # ------------------------------------------------------------------------------ state, plan, code
 
