@@ -25,7 +25,7 @@ class CachedFile(Generic[Content]):
 
     path: Path
     parse: Callable[[Path], Content]
-    when_missing: Callable[[Path], Content]
+    when_missing: Callable[[], Content]
     parsed: tuple[tuple[int, int, int], Content] | None = None
     """the version and its content; None: parse it the next time, changed or not"""
 
@@ -33,7 +33,7 @@ class CachedFile(Generic[Content]):
         try:
             stat = self.path.stat()
         except FileNotFoundError:
-            return self.when_missing(self.path)
+            return self.when_missing()
         version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         if self.parsed is None or self.parsed[0] != version:
             self.parsed = version, self.parse(self.path)

@@ -55,12 +55,10 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self._config_file = CachedFile(self.folder / "run.json", _read_config, _no_run)
-        self._metrics_file = CachedFile(self.folder / "metrics.jsonl", _read_metrics, lambda _: [])
-        self._samples_file = CachedFile(self.folder / "samples.jsonl", read_lines, lambda _: [])
-        self._ledger_file = CachedFile(
-            self.folder / "ledger.jsonl", Ledger.load, lambda _: Ledger()
-        )
+        self._config_file = CachedFile(self.folder / "run.json", _read_config, self._no_config)
+        self._metrics_file = CachedFile(self.folder / "metrics.jsonl", _read_metrics, list)
+        self._samples_file = CachedFile(self.folder / "samples.jsonl", read_lines, list)
+        self._ledger_file = CachedFile(self.folder / "ledger.jsonl", Ledger.load, Ledger)
 
     # -- making one ---------------------------------------------------------------------------
     @classmethod
@@ -187,6 +185,9 @@ class Run:
         self._config_file.parsed = None
 
     # -- reading ------------------------------------------------------------------------------
+    def _no_config(self) -> JsonObject:
+        raise FileNotFoundError(f"no run in {self.folder}: run.json is gone")
+
     @property
     def name(self) -> str:
         return self.folder.resolve().name
@@ -321,10 +322,6 @@ def name_today(metric: str) -> str:
     """What a metric or figure of a run of any version is called today (`renamed.json`)."""
     head, before, name = metric.rpartition("before/")
     return head + before + _renamed().get(name, name)
-
-
-def _no_run(path: Path) -> JsonObject:
-    raise FileNotFoundError(f"no run in {path.parent}: run.json is gone")
 
 
 def _read_config(path: Path) -> JsonObject:
