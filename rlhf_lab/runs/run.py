@@ -56,8 +56,8 @@ class Run:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self._config_file = CachedFile(self.folder / "run.json", _read_config, self._no_config)
-        self._metrics_file = CachedFile(self.folder / "metrics.jsonl", _read_metrics, list)
-        self._samples_file = CachedFile(self.folder / "samples.jsonl", read_lines, list)
+        self._metrics_file = CachedFile(self.folder / "metrics.jsonl", _read_metrics, lambda: [])
+        self._samples_file = CachedFile(self.folder / "samples.jsonl", read_lines, lambda: [])
         self._ledger_file = CachedFile(self.folder / "ledger.jsonl", Ledger.load, Ledger)
 
     # -- making one ---------------------------------------------------------------------------

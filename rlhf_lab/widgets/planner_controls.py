@@ -244,7 +244,8 @@ class Controls:
 
     def _set_all(self, settings: Settings) -> None:
         rest = dict(settings)
-        precision = {k: rest.pop(k) for k in ("dtype", "bf16", "fp16") if k in rest}
+        names = [name for name in ("dtype", "bf16", "fp16") if name in rest]
+        precision: Settings = {name: rest.pop(name) for name in names}
         if precision:
             self._set("precision", _precision(precision))
         if "max_completion_length" in rest:  # TRL's name of it
