@@ -53,8 +53,9 @@ def dpo(s: Setup) -> list[Phase]:
 
 
 def kto(s: Setup) -> list[Phase]:
-    """Single answers, and for the KL an answer to another prompt each, without gradients."""
-    return _against_reference(s, s.batch, kl=True)
+    """Single answers, and for the KL, which one loss does without, an answer to another prompt
+    each, without gradients."""
+    return _against_reference(s, s.batch, kl=s.loss_type != "apo_zero_unpaired")
 
 
 def _against_reference(s: Setup, b: int, kl: bool = False) -> list[Phase]:

@@ -73,7 +73,7 @@ class Setup:
     and DPO, of one device and one pass.
 
     `dtype`: of the weights; `bf16`, `fp16`: autocast over fp32 weights. `gpu`: kernels and the
-    allocator of a GPU. `critic_lora_r`, `critic_lora_targets`: rank and matrices of value and
+    allocator of a GPU. `loss_type`: read of KTO alone. `critic_lora_r`, `critic_lora_targets`: rank and matrices of value and
     reward adapters that are not as the policy's. Raises ValueError, one line, for what cannot be.
     """
 
@@ -104,6 +104,7 @@ class Setup:
     attn_implementation: str = "sdpa"
     optim: str = "adamw_torch_fused"
     loss: str = "fused"
+    loss_type: str | tuple[str, ...] = "kto"
     padded: bool = True
     gpu: bool = True
     gpus: int = 1
@@ -299,7 +300,11 @@ def make_setup(
     `max_length` (or the model's context), half of it the prompt.
     """
     names = {f.name for f in fields(Setup)}
-    given: dict[str, Any] = {RENAMED.get(k, k): v for k, v in settings.items() if v is not None}
+    given: dict[str, Any] = {
+        RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if value is not None
+    }
     known = {k: v for k, v in given.items() if k in names} | roles
     known["gpu"] = hw.kind == "gpu"
     if known.get("dtype", "float32") == "float32" and not {"bf16", "fp16"} & known.keys():
@@ -311,8 +316,6 @@ def make_setup(
         known["steps_per_generation"] = max(1, int(whole) // once)
     if known.get("steps", 0) <= 0:
         known.pop("steps", None)
-    if isinstance(known.get("lora_targets"), list):
-        known["lora_targets"] = tuple(known["lora_targets"])
     room = min(int(given.get("max_length") or model.context), model.context)
     if stage in ONLINE:
         known.setdefault("response", 53)

@@ -114,8 +114,10 @@ def _trl_trainer(
     callbacks: list[TrainerCallback],
 ) -> Trainable:
     setup = step.setup
+    loss = {"loss_type": setup.loss_type} if setup.stage == "kto" else {}
     args = resolve(STAGES[setup.stage].config)(
         **settings,
+        **loss,
         bf16=setup.bf16 or setup.fp16,
         gradient_checkpointing=setup.gradient_checkpointing,
         max_length=setup.length,

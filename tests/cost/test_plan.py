@@ -96,6 +96,39 @@ def test_kto_passes_without_gradients_thrice():
     assert {f.role for f in plan("kto", lora_r=8).phases} == {"policy"}
 
 
+@pytest.mark.parametrize(("loss", "passes"), [("kto", 3), ("apo_zero_unpaired", 1)])
+def test_only_a_loss_with_a_kl_makes_its_passes(loss, passes, tiny, tmp_path):
+    """Two steps of TRL's trainer, metered: as many passes without gradients as the plan counts."""
+    import trl
+
+    from rlhf_lab.metering.callback import MeterCallback
+    from rlhf_lab.metering.meter import Meter
+    from rlhf_lab.trainers.kto import build
+
+    model = tiny.lm(0)
+    model.save_pretrained(tmp_path / "model")  # TRL loads the reference from there
+    model, meter = type(model).from_pretrained(tmp_path / "model"), Meter("kto")
+    row = {"prompt_ids": [1, 2, 3], "completion_ids": [4, 5, 6, 7, 14], "label": True}
+    settings = {"loss_type": loss, "per_device_train_batch_size": 4, "max_steps": 2}
+    args = trl.KTOConfig(
+        output_dir=str(tmp_path),
+        **{**settings, "use_cpu": True, "bf16": False, "gradient_checkpointing": False},
+        **{"report_to": "none", "save_strategy": "no", "disable_tqdm": True},
+    )
+    build(model, tiny.tokenizer(), [row] * 8, [], args, [MeterCallback(meter)]).train()
+    lengths = {"prompt_length": 3, "response_length": 5}
+    e = estimate("kto", model.config.to_dict(), "laptop", {**settings, **lengths})
+    for phase in ("reference", "forward", "backward"):
+        measured, predicted = (
+            ledger.total(quantity="flops", phase=phase) for ledger in (meter.ledger(), e.ledger)
+        )
+        assert measured == predicted > 0, phase
+    forward, reference = (
+        e.ledger.total(quantity="flops", phase=phase) for phase in ("forward", "reference")
+    )
+    assert reference == passes * forward
+
+
 def test_ppo_holds_four_models():
     e = plan("ppo")
     roles = {r.role for r in e.ledger.filter(quantity="bytes", component="parameters")}

@@ -49,6 +49,7 @@ CASES = [
     ("dpo", LLAMA, {"lora_r": 4}),
     ("kto", LLAMA, {"padded": True}),
     ("kto", LLAMA, {"lora_r": 4}),
+    ("kto", LLAMA, {"loss_type": "apo_zero_unpaired"}),
     ("ppo", LLAMA, {"padded": True}),
     (
         "ppo",
