@@ -29,7 +29,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }
-MALLOC = {  # what `rlhf_lab.launch.machine.prepare_process` sets, for a process without rlhf_lab
+MALLOC = {  # what `rlhf_lab.launch.launcher.prepare_process` sets, for a process without rlhf_lab
     "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
     "MALLOC_TOP_PAD_": str(32 << 20),

@@ -337,7 +337,7 @@ def best_of_n(
     `prompts`: how many at most. FLOPs are those of the plan: n prompts read, n responses sampled
     and (beyond n=1) scored. Raises ValueError, one line, for what cannot be.
     """
-    from .launch.machine import prepare_process
+    from .launch.launcher import prepare_process
     from .trainers.best_of_n import draw, expected_best, kl_bound
 
     prepare_process()

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from .data.load import Data, load_data
 from .data.reward_sources import RewardFunction, reward_functions, rewards_to_train
 from .display import did_you_mean
-from .launch.follower import Follower
-from .launch.launcher import place
+from .launch.launcher import Follower, place
 from .planning import Plan, TrainerArgs, predicted, unplannable
 from .planning import plan as make_plan
 from .runs.run import Run
@@ -205,7 +204,7 @@ def run_plan(
 ) -> Run:
     """Train what was planned, with all that surrounds it; → the run that `open_run` makes, once
     everything is loaded. `args`: the trainer's settings; `dashboard`: shows the run."""
-    from .launch.machine import prepare_process
+    from .launch.launcher import prepare_process
     from .metering.meter import Meter
     from .trainers.job import Job
     from .trainers.prepare import prepare

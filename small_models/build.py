@@ -153,7 +153,7 @@ def phases_of(size: str, steps: int | None = None) -> dict[str, dict]:
 
 def build_base(size: str, tokenizer, seed: int, steps: int | None = None):
     """Pretrain one size on the world's web text. → the model, losses in nats per token."""
-    from rlhf_lab.launch.machine import prepare_process
+    from rlhf_lab.launch.launcher import prepare_process
 
     prepare_process()
     model, losses = new_model(size, tokenizer, seed), {}

@@ -148,14 +148,12 @@ class Estimate:
             key = f.name, f.role
             busy = seconds(f.work, self.hardware, dtype) * f.times / self.setup.tensor_parallel
             out[key] = out.get(key, 0.0) + busy
-        exchange = sum(self.exchange.values())
-        if exchange:  # what the backward pass does not hide
+        if exchange := self._exchange():  # what the backward pass does not hide
             back = next(k for k in out if k[0] == "backward")
             out[back] += max(0.0, exchange - out[back])
         return out
 
-    @cached_property
-    def exchange(self) -> dict[str, float]:
+    def _exchange(self) -> float:
         """Seconds of communication of one step, before any of it is hidden."""
         s = self.setup
         total = sum(
@@ -197,26 +195,11 @@ class Estimate:
         where the number of steps is not known)."""
         ledger, s, n = Ledger(), self.setup, self.steps or 1
         time_band = TIME_BAND[self.hardware.kind]
+        common = {"stage": s.stage, "source": "predicted"}
 
-        def add(
-            role: str,
-            phase: str,
-            component: str,
-            quantity: str,
-            value: float,
-            band: tuple[float, float] = (1.0, 1.0),
-        ) -> None:
-            ledger.add(
-                stage=s.stage,
-                role=role,
-                phase=phase,
-                component=component,
-                quantity=quantity,
-                value=value,
-                low=value * band[0],
-                high=value * band[1],
-                source="predicted",
-            )
+        def add(value: float, band: tuple[float, float] = (1.0, 1.0), **labels: str) -> None:
+            band = value * band[0], value * band[1]
+            ledger.add(value=value, low=band[0], high=band[1], **common, **labels)
 
         worst: dict[str, Phase] = {}
         for f in self.phases:
@@ -224,17 +207,18 @@ class Estimate:
                 worst[f.name] = f
         for f in worst.values():
             for (role, component), size in f.bytes.items():
-                add(role, f.name, component, "bytes", size, MEMORY_BAND)
+                at = {"role": role, "phase": f.name, "component": component}
+                add(size, MEMORY_BAND, quantity="bytes", **at)
         for f in self.average:
-            if f.work.flops:
-                add(f.role, f.name, "", "flops", f.work.flops * f.times * n * s.replicas)
-            if f.tokens:
-                add(f.role, f.name, "", "tokens", f.tokens * f.times * n * s.replicas)
+            for quantity, value in (("flops", f.work.flops), ("tokens", f.tokens)):
+                if value:
+                    value = value * f.times * n * s.replicas
+                    add(value, role=f.role, phase=f.name, quantity=quantity)
         for (phase, role), value in self.seconds_of.items():
             if value:
-                add(role, phase, "", "seconds", value * n, time_band)
+                add(value * n, time_band, role=role, phase=phase, quantity="seconds")
         if self.money is not None:
-            add("", "", "", "money", self.money, time_band)
+            add(self.money, time_band, quantity="money")
         return ledger
 
     def __repr__(self) -> str:

@@ -23,29 +23,22 @@ def sampled(s: Setup) -> float:
     return s.response if s.mean_response is None else min(s.mean_response, s.response)
 
 
-def kv_bytes(s: Setup, model: Architecture) -> float:
-    """Bytes of keys and values of one token of one sequence."""
-    itemsize = 2 if s.autocast else s.bytes_per_weight
-    return 2.0 * model.depth * model.kv_heads * model.head_dim * itemsize
-
-
 def generation(s: Setup) -> tuple[tuple[SamplingPeak, Work], tuple[SamplingPeak, Work]]:
     """→ (prefill, decoding), of each the memory at its peak and its work. The cache grows to the
     whole length."""
-    model, n = s.model, s.rollout_batch
-    adapters = bool(s.lora_r)
+    model, n, adapters = s.model, s.rollout_batch, bool(s.lora_r)
     first = pass_config(s, model, n, s.prompt, trained=False, adapters=adapters)
     row = _next_token(model, first)
-    per_token = kv_bytes(s, model) * n
+    itemsize = 2 if s.autocast else s.bytes_per_weight
+    # Keys and values of one token of every sequence.
+    per_token = 2.0 * model.depth * model.kv_heads * model.head_dim * itemsize * n
     (activations, _, logits), _ = forward_peak(row, heads.resident_bytes(model, first))
     prefill = (activations, per_token * s.prompt, logits), works(row, "forward")
     # The work of a step is linear in the context and in the rows that have not ended: a step at
     # the middle with the average number of rows stands for all.
     rows = max(1, round(n * (sampled(s) - 1) / max(1, s.response - 1)))
-    middle = replace(
-        pass_config(s, model, rows, 1, trained=False, adapters=adapters),
-        context=s.prompt + (s.response + 1) // 2,
-    )
+    one = pass_config(s, model, rows, 1, trained=False, adapters=adapters)
+    middle = replace(one, context=s.prompt + (s.response + 1) // 2)
     step = _next_token(model, middle)
     (activations, _, logits), _ = forward_peak(step, heads.resident_bytes(model, middle))
     decoding = Work()

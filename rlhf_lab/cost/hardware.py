@@ -17,36 +17,24 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..display import did_you_mean
+from ..runs.json_files import replace_file
 
 _DEVICES = Path(__file__).parent / "devices.json"
 DTYPES = ("fp32", "tf32", "bf16", "fp16")
 GIB = 2**30
 SLOW_16_BIT = 1 / 80
 """bf16 and fp16 against fp32 on a CPU without AMX (measured: 256³, AMD EPYC, torch 2.13)."""
-_POSITIVE = {
-    "memory": "bytes",
-    "bandwidth": "bytes/s",
-    "link": "bytes/s",
-    "network": "bytes/s",
-    "operand_bandwidth": "bytes/s",
-}
 _OPTIONAL = ("link", "network", "operand_bandwidth")
-_SPECIFIED = (
-    *_POSITIVE,
-    "flops",
-    "matmul_efficiency",
-    "bandwidth_efficiency",
-    "op_seconds",
-    "launch_seconds",
-    "function_rate",
-)
+_POSITIVE = ("memory", "bandwidth", *_OPTIONAL)
+_EFFICIENCIES = ("matmul_efficiency", "bandwidth_efficiency")
+_DELAYS = ("op_seconds", "launch_seconds")
+_SPECIFIED = (*_POSITIVE, "flops", *_EFFICIENCIES, *_DELAYS, "function_rate")
 
 
 @dataclass(frozen=True)
@@ -88,19 +76,20 @@ class Hardware:
         for name, text in (("name", self.name), ("source", self.source)):
             self._check(isinstance(text, str) and text.strip(), name, "some text")
         self._check(self.kind in ("gpu", "cpu"), "kind", "'gpu' or 'cpu'")
-        for name, unit in _POSITIVE.items():
+        for name in _POSITIVE:
             value = getattr(self, name)
             valid = _positive(value) or value is None and name in _OPTIONAL
+            unit = "bytes" if name == "memory" else "bytes/s"
             self._check(valid, name, f"a positive number of {unit}")
         self._check_flops()
         whole = type(self.devices_per_node) is int and self.devices_per_node > 0
         self._check(whole, "devices_per_node", "a whole number ≥ 1")
         free = self.price is None or _number(self.price) and self.price >= 0
         self._check(free, "price", "USD per device-hour, 0 or more, or None")
-        for name in ("matmul_efficiency", "bandwidth_efficiency"):
+        for name in _EFFICIENCIES:
             share = getattr(self, name)
             self._check(_positive(share) and share <= 1, name, "a fraction above 0, at most 1")
-        for name in ("op_seconds", "launch_seconds"):
+        for name in _DELAYS:
             value = getattr(self, name)
             self._check(_number(value) and value >= 0, name, "seconds ≥ 0")
         self._check(_positive(self.function_rate), "function_rate", "a positive number a second")
@@ -169,11 +158,7 @@ class Hardware:
 
     def to_dict(self) -> dict[str, object]:
         """Plain types, for JSON."""
-        figures = {f.name: getattr(self, f.name) for f in fields(self)}
-        return figures | {
-            "flops": dict(self.flops),
-            "matmul_curve": list(map(list, self.matmul_curve)),
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, figures: object) -> Hardware:
@@ -292,10 +277,9 @@ def hardware(which: str | Hardware = "here", /, **figures: object) -> Hardware:
 
 
 def _guess() -> Hardware:
-    count = cores()
-    name = f"this machine, {count} core{'s' * (count > 1)} (a guess)"
+    name = f"this machine, {cores()} core{'s' * (cores() > 1)} (a guess)"
     source = "guessed from the number of cores: run calibrate() to measure"
-    return _cpu(usable_memory(), count, name, source)
+    return _cpu(usable_memory(), cores(), name, source)
 
 
 def cores() -> int:
@@ -308,12 +292,12 @@ def cores() -> int:
 def usable_memory(root: str = "/") -> int:
     """Bytes of main memory: the machine's, or its container's limit where that is lower."""
     base = Path(root)
-    limits = []
-    for line in _lines(base / "proc/meminfo"):
-        if line.startswith("MemTotal:"):
-            limits.append(int(line.split()[1]) * 1024)
-    if not limits:
-        limits.append(_memory_elsewhere())
+    meminfo = _lines(base / "proc/meminfo")
+    limits = [int(row.split()[1]) * 1024 for row in meminfo if row.startswith("MemTotal:")]
+    if not limits:  # there is no /proc: macOS, Windows
+        import psutil
+
+        limits.append(int(psutil.virtual_memory().total))
     # A cgroup's limit is that of any of its ancestors too: v2, then v1.
     for line in ["0::/", "1:memory:/", *_lines(base / "proc/self/cgroup")]:
         _, controllers, own = (line + "::").split(":", 2)
@@ -333,16 +317,6 @@ def _lines(path: Path) -> list[str]:
         return path.read_text().splitlines()
     except (OSError, ValueError):
         return []
-
-
-def _memory_elsewhere() -> int:
-    """Where there is no /proc: macOS knows sysconf, Windows needs psutil."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        import psutil
-
-        return int(psutil.virtual_memory().total)
 
 
 def calibration_file() -> Path:
@@ -369,12 +343,5 @@ def save_calibration(hw: Hardware) -> Path:
     """Saves a machine for "here". A reader sees the old file or the new one, never half of one."""
     path = calibration_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".hardware-", suffix=".json")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as text:
-            json.dump(hw.to_dict(), text, indent=1, ensure_ascii=False)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    replace_file(path, json.dumps(hw.to_dict(), indent=1, ensure_ascii=False))
     return path

@@ -58,17 +58,11 @@ def resident_bytes(model: Architecture, p: PassConfig) -> int:
     return ids + mask + tables
 
 
-def final_norm(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
-    if not model.final_norm:
-        return x
-    return LayerRun(tape, model, model.layers[-1], p).norm(x)
-
-
-def project(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
-    """OPT's way back to the width of its embeddings."""
-    if model.head_width == model.hidden:
-        return x
-    return linear(tape, p, model.outer[1], x)
+def before_head(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
+    """The last norm, and OPT's way back to the width of its embeddings."""
+    if model.final_norm:
+        x = LayerRun(tape, model, model.layers[-1], p).norm(x)
+    return x if model.head_width == model.hidden else linear(tape, p, model.outer[1], x)
 
 
 def fused(tape: Tape, model: Architecture, p: PassConfig, x: Value, scored: int) -> Value:
@@ -91,9 +85,7 @@ def fused(tape: Tape, model: Architecture, p: PassConfig, x: Value, scored: int)
     costs = (0.0, 0.0, 0.0)
     if not p.gpu:  # about ten passes over a tile, an exponential among them, each way
         costs = 80.0 * n * vocabulary, float(n * vocabulary), 12.0
-        tape.forward.moved += costs[0]
-        tape.forward.transcendentals += costs[1]
-        tape.forward.launched += costs[2]
+        tape.forward.spend(*costs)
     gradient = vocabulary * width * p.bytes_per_weight if p.trained else 0
     sums = n * width * 4 + (vocabulary * width * 4 if p.trained else 0)
     back = max(
@@ -151,16 +143,13 @@ def log_probabilities(
         one = tape.forward.products[-1]
         tape.forward.products[-1] = (*one[:2], n / piece)
         Store(tape, 8 * block, LOGITS)  # divided by the temperature, and their log softmax
-        tape.forward.moved += 20.0 * n * vocabulary
-        tape.forward.transcendentals += n * vocabulary
-        tape.forward.launched += 4 * steps
+        tape.forward.spend(20.0 * n * vocabulary, n * vocabulary, 4 * steps)
         return tape.result(n, 4, [])
     logits = _logits(tape, model, p, hidden, p.trained)
     del hidden
     Store(tape, 12 * block, LOGITS)
-    tape.forward.moved += 24.0 * logits.numel  # a block stays in the cache for half of its work
-    tape.forward.transcendentals += 2.0 * logits.numel
-    tape.forward.launched += 9 * steps
+    # A block stays in the cache for half of its work.
+    tape.forward.spend(24.0 * logits.numel, 2.0 * logits.numel, 9 * steps)
     statistics = Store(tape, n * (4 + 4 + 8))  # norms, entropies and tokens
     return tape.result(
         n,
@@ -186,7 +175,5 @@ def next_token(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Valu
     logits = _logits(tape, model, p, last, trained=False)
     fp32 = tape.cast(logits, 4)
     Store(tape, 16 * fp32.numel, LOGITS)
-    tape.forward.moved += 60.0 * fp32.numel
-    tape.forward.transcendentals += 2.0 * fp32.numel
-    tape.forward.launched += SAMPLING
+    tape.forward.spend(60.0 * fp32.numel, 2.0 * fp32.numel, SAMPLING)
     return tape.result(p.b, 8, [])

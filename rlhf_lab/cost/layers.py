@@ -46,11 +46,6 @@ class PassConfig:
         return self.b * self.s
 
 
-def run_layer(tape: Tape, x: Value, model: Architecture, layer: Layer, p: PassConfig) -> Value:
-    """The layer's output, with the same number of values as its input."""
-    return LayerRun(tape, model, layer, p).layer(x)
-
-
 def linear(t: Tape, p: PassConfig, lin: Linear, x: Value) -> Value:
     """A linear map, with its adapters (peft's Linear.forward) where it has some."""
     y = t.linear(x, lin.inputs, lin.outputs, p.bytes_per_weight, trained=p.trained, bias=lin.bias)
@@ -92,15 +87,14 @@ class LayerRun:
     def rotate(self, x: Value) -> Value:
         """x · cos + rotate_half(x) · sin; the tables have the precision of the hidden states."""
         t = self.t
-        itemsize = max(x.itemsize, self.stream)
-        first = self.by_table(x, itemsize)
-        # The negated half; counted whole, freed at once.
-        return t.add(first, self.by_table(t.pointwise(x, "nothing"), itemsize))
 
-    def by_table(self, x: Value, itemsize: int) -> Value:
-        if itemsize != x.itemsize:  # a product with a table of fp32 is fp32
-            return self.t.pointwise(x, "nothing", itemsize)
-        return self.t.mul(x)
+        def by_table(x: Value) -> Value:
+            if self.stream > x.itemsize:  # a product with a table of fp32 is fp32
+                return t.pointwise(x, "nothing", self.stream)
+            return t.mul(x)
+
+        first = by_table(x)
+        return t.add(first, by_table(t.pointwise(x, "nothing")))  # the negated half, freed at once
 
     def gelu_new(self, x: Value) -> Value:
         """½x(1 + tanh(√(2/π)(x + 0.044715x³))), one operation at a time as transformers does."""
@@ -147,6 +141,7 @@ class LayerRun:
     # ------------------------------------------------------------------------------------ layers
 
     def layer(self, x: Value) -> Value:
+        """The layer's output, with the same number of values as its input."""
         self.stream = x.itemsize
         run = {"gated": self.gated, "gpt2": self.gpt2, "gpt_neox": self.gpt_neox, "opt": self.opt}
         return run[self.facts.layer](x)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TypeAlias
 
 from . import heads
-from .architecture import Architecture
-from .layers import PassConfig, run_layer
+from .architecture import Architecture, Layer
+from .layers import LayerRun, PassConfig
 from .tape import GRADIENT, Store, Tape, Value, Work
 
 KindBytes: TypeAlias = Sequence[float]
@@ -166,7 +166,10 @@ def _layers(
     frozen = grad and not p.trained and not checkpoint and not _adapted(model, p)
     row = []
     for number, layer in enumerate(model.layers):
-        write = partial(run_layer, model=model, layer=layer, p=p)
+
+        def write(tape: Tape, x: Value, layer: Layer = layer) -> Value:
+            return LayerRun(tape, model, layer, p).layer(x)
+
         first = int(frozen and number == 0)
         for times, needs in ((first, False), (layer.count - first, True)):
             if times:
@@ -182,8 +185,7 @@ def ending(
     """Final norm, and the head and loss that `write(tape, model, p, x, *args)` writes (`heads`)."""
 
     def end(tape: Tape, x: Value) -> Value:
-        x = heads.final_norm(tape, model, p, x)
-        return write(tape, model, p, heads.project(tape, model, p, x), *args)
+        return write(tape, model, p, heads.before_head(tape, model, p, x), *args)
 
     needs = p.trained or bool(p.lora_r)
     last = segment(p, end, p.tokens * model.hidden, p.bytes_per_weight, needs, grad=grad)

@@ -15,7 +15,7 @@ from . import heads
 from .architecture import Architecture
 from .generation import add_rollout, sampled
 from .layers import PassConfig
-from .memory import Segment, ending, forward_peak, trunk, works
+from .memory import ending, trunk
 from .phases import Phase, PhaseList, pass_config, policy_segments, real_tokens
 from .setup import Setup
 from .states import states
@@ -39,18 +39,20 @@ def rloo_grpo(s: Setup) -> list[Phase]:
     # transformers' `generate`: no row leaves before the last one has ended.
     tokens = s.rollout_batch * sampled(s)
     add_rollout(stage, replace(s, mean_response=None), times=1 / s.updates, tokens=tokens)
+    times = s.rollout_batch / s.batch / s.updates
+    passes = {"times": times, "tokens": real_tokens(s, _rows(s, model))}
     if s.old_logprobs:
-        row = policy_segments(s, model, _rows(s, model, adapters), scored, grad=False)
-        _add_scoring(stage, s, "old_logprobs", "policy", row)
+        p = _rows(s, model, adapters)
+        row = policy_segments(s, model, p, scored, grad=False)
+        stage.add_scoring("old_logprobs", "policy", row, model, p, **passes)
     if s.beta:
-        row = policy_segments(s, model, _rows(s, model), scored, grad=False)
-        _add_scoring(stage, s, "reference", "reference", row)
+        p = _rows(s, model)
+        row = policy_segments(s, model, p, scored, grad=False)
+        stage.add_scoring("reference", "reference", row, model, p, **passes)
     if reward:
-        unmasked = replace(s, padded=False)  # rows are moved to the left: no mask
-        p = _rows(unmasked, reward)
-        end = ending(reward, p, heads.scores, p.b, grad=False)
-        row = (*trunk(reward, p, grad=False), end)
-        _add_scoring(stage, unmasked, "score", "reward", row, reward)
+        p = _rows(replace(s, padded=False), reward)  # rows are moved to the left: no mask
+        row = (*trunk(reward, p, grad=False), ending(reward, p, heads.scores, p.b, grad=False))
+        stage.add_scoring("score", "reward", row, reward, p, **passes)
     p = pass_config(s, model, s.batch, s.length, trained=True, adapters=adapters)
     row, before = policy_segments(s, model, p, scored), heads.resident_bytes(model, p)
     tokens = real_tokens(s, p)
@@ -59,21 +61,5 @@ def rloo_grpo(s: Setup) -> list[Phase]:
 
 
 def _rows(s: Setup, model: Architecture, adapters: bool = False) -> PassConfig:
-    """A scoring pass."""
+    """A scoring pass over rows of a generation, `batch` at a time."""
     return pass_config(s, model, s.batch, s.length, trained=False, adapters=adapters)
-
-
-def _add_scoring(
-    stage: PhaseList,
-    s: Setup,
-    phase: str,
-    role: str,
-    row: tuple[Segment, ...],
-    model: Architecture | None = None,
-) -> None:
-    """A pass without gradients over all rows of a generation, `batch` at a time."""
-    model = model or s.model
-    p = _rows(s, model)
-    peak, _ = forward_peak(row, heads.resident_bytes(model, p))
-    work, times = works(row, "forward"), s.rollout_batch / s.batch / s.updates
-    stage.add(phase, role, peak, work=work, times=times, tokens=real_tokens(s, p))

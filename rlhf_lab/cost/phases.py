@@ -89,6 +89,23 @@ class PhaseList:
         here = {key: size for key, size in here.items() if size}
         self.phases.append(Phase(name, role, here, work or Work(), times, tokens))
 
+    def add_scoring(
+        self,
+        name: str,
+        role: str,
+        segments: Sequence[Segment],
+        model: Architecture,
+        p: PassConfig,
+        *,
+        times: float,
+        tokens: float,
+        workspace: float = 0.0,
+    ) -> None:
+        """A pass without gradients over some of the rows, as often as it takes for all."""
+        peak, _ = forward_peak(segments, heads.resident_bytes(model, p))
+        work = works(segments, "forward")
+        self.add(name, role, peak, workspace=workspace, work=work, times=times, tokens=tokens)
+
     def add_training(
         self,
         role: str,
@@ -101,13 +118,12 @@ class PhaseList:
         """Forward, backward and optimizer of a micro-batch. `before`: bytes that are resident
         through both passes; `called`: operations around the loss."""
         n = self.s.gradient_accumulation_steps
-        accumulates = n > 1
-        held = state.gradients if accumulates else 0
+        held = state.gradients if n > 1 else 0
         peak, live = forward_peak(segments, before)
         work = works(segments, "forward")
         work.called += called
         self.add("forward", role, peak, gradients=held, times=n, tokens=tokens, work=work)
-        peak = backward_peak(segments, live, stay=not accumulates)
+        peak = backward_peak(segments, live, stay=n == 1)
         left, work = held + peak[1] * state.share, works(segments, "backward")
         self.add("backward", role, peak, gradients=left, times=n, tokens=tokens, work=work)
         size, work = state.gradients, step_work(state)
@@ -150,13 +166,8 @@ def policy_segments(
     s: Setup, model: Architecture, p: PassConfig, scored: int, grad: bool = True
 ) -> tuple[Segment, ...]:
     """Trunk, head and loss of a language model: TRL's fused head, or logits and cross-entropy."""
-    row = trunk(
-        model,
-        p,
-        checkpoint=s.gradient_checkpointing,
-        grad=grad,
-        tied=grad and model.tied and p.trained,
-    )
+    tied = grad and model.tied and p.trained
+    row = trunk(model, p, checkpoint=s.gradient_checkpointing, grad=grad, tied=tied)
     if s.loss == "plain":
         return *row, ending(model, p, heads.plain, grad=grad)
     return *row, ending(model, p, heads.fused, scored, grad=grad)

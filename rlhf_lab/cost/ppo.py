@@ -12,7 +12,7 @@ from .layers import PassConfig
 from .memory import Segment, backward_peak, ending, forward_peak, trunk, works
 from .phases import Phase, PhaseList, pass_config, real_tokens, step_work
 from .setup import Setup
-from .states import State, adapter_state, states
+from .states import State, states
 from .tape import Work
 
 GAE = 5.0
@@ -83,14 +83,13 @@ def _roles(s: Setup) -> dict[str, Role]:
 def role_state(s: Setup, role: Role) -> State:
     """Weights and states of one role; a role without a base of its own adds adapters and head."""
     head = "lm" if role.name in ("policy", "reference") else "score"
-    if role.own_base:
-        return states(s, role.model, head, trained=role.trained, adapters=role.adapters)
     if role.name == "value" and s.layout == "shared":
         value_head = role.model.head_width * s.bytes_per_weight
         return State(value_head, value_head, 2 * value_head)
-    if not role.adapters:
+    if not (role.own_base or role.adapters):
         return State(0.0)
-    return adapter_state(_critic_setup(s), role.model, head, trained=role.trained)
+    own = {"trained": role.trained, "adapters": role.adapters, "own_base": role.own_base}
+    return states(s if role.own_base else _critic_setup(s), role.model, head, **own)
 
 
 def _critic_setup(s: Setup) -> Setup:
@@ -120,24 +119,23 @@ def _add_scoring(stage: PhaseList, s: Setup, role: Role, phase: str, workspace: 
     rows = min(s.local_rollout_forward_batch_size, s.rollout_batch)
     length = max(1, s.length - (role.name != "reward"))
     p = pass_config(like, role.model, rows, length, trained=False, adapters=role.adapters)
-    row = scoring_segments(s, role, p)
-    peak, _ = forward_peak(row, heads.resident_bytes(role.model, p))
+    row, times = scoring_segments(s, role, p), s.rollout_batch / p.b
     tokens = real_tokens(s, replace(p, s=s.length))
-    work, times = works(row, "forward"), s.rollout_batch / p.b
-    stage.add(phase, role.name, peak, workspace=workspace, work=work, times=times, tokens=tokens)
+    stage.add_scoring(
+        phase, role.name, row, role.model, p, times=times, tokens=tokens, workspace=workspace
+    )
 
 
 def scoring_segments(s: Setup, role: Role, p: PassConfig) -> tuple[Segment, ...]:
     """A pass without gradients: log-probabilities, values, or scores of a chunk of rows."""
+    layers, positions = trunk(role.model, p, grad=False), p.b * s.response
     if role.name in ("policy", "reference"):
-        end = ending(role.model, p, heads.log_probabilities, s.response, False, grad=False)
-        if role.name == "policy" and s.layout == "shared":
-            value = ending(role.model, p, heads.scores, p.b * s.response, grad=False)
-            return *trunk(role.model, p, grad=False), end, value
-    else:
-        positions = p.b * s.response if role.name == "value" else p.b
-        end = ending(role.model, p, heads.scores, positions, grad=False)
-    return *trunk(role.model, p, grad=False), end
+        layers += (ending(role.model, p, heads.log_probabilities, s.response, False, grad=False),)
+        if role.name == "reference" or s.layout != "shared":
+            return layers
+    elif role.name == "reward":
+        positions = p.b
+    return *layers, ending(role.model, p, heads.scores, positions, grad=False)
 
 
 def _update_segments(
@@ -147,14 +145,14 @@ def _update_segments(
     policy, value = roles["policy"], roles["value"]
     length = max(1, s.length - 1)  # without the last token, which predicts nothing
     checkpoint = s.gradient_checkpointing
-    p = pass_config(s, policy.model, s.pass_rows, length, trained=True, adapters=policy.adapters)
+    p, q = (
+        pass_config(like, role.model, s.pass_rows, length, trained=True, adapters=role.adapters)
+        for like, role in ((s, policy), (_critic_setup(s), value))
+    )
     tied = policy.model.tied and p.trained
     first = (
         *trunk(policy.model, p, checkpoint=checkpoint, tied=tied),
         ending(policy.model, p, heads.log_probabilities, s.response, True),
-    )
-    q = pass_config(
-        _critic_setup(s), value.model, s.pass_rows, length, trained=True, adapters=value.adapters
     )
     second = ending(value.model, q, heads.scores, q.b * s.response)
     if s.layout == "shared":

@@ -51,8 +51,8 @@ def product_dtype(s: Setup) -> str:
     return "bf16" if s.bf16 or s.dtype == "bfloat16" else "fp32"
 
 
-def communication(s: Setup, hw: Hardware, gradients: float, weights: float) -> dict[str, float]:
-    """Seconds that an optimizer step's exchange takes if nothing hides it, by kind.
+def communication(s: Setup, hw: Hardware, gradients: float, weights: float) -> float:
+    """Seconds that an optimizer step's exchange takes if nothing hides it.
 
     `gradients`, `weights`: bytes of one whole copy. A ring moves (n−1)/n of the data once to reduce
     and scatter and once to gather (Patarasuk and Yuan, 2009); sharded weights are gathered for the
@@ -60,13 +60,11 @@ def communication(s: Setup, hw: Hardware, gradients: float, weights: float) -> d
     """
     n = s.gpus
     if n == 1:
-        return {}
+        return 0.0
     name = "link" if s.nodes == 1 else "network"
     speed = getattr(hw, name)
     if not speed:
         raise ValueError(f"{hw.name} has no known {name} between devices: give {name}= in bytes/s")
     share = (n - 1) / n / speed
-    out = {"reduce": gradients * share, "gather": gradients * share}
-    if s.sharding in ("zero3", "fsdp2"):
-        out["gather"] = 2 * weights * share
-    return out
+    gathered = 2 * weights if s.sharding in ("zero3", "fsdp2") else gradients
+    return gradients * share + gathered * share

@@ -73,8 +73,9 @@ class Setup:
     and DPO, of one device and one pass.
 
     `dtype`: of the weights; `bf16`, `fp16`: autocast over fp32 weights. `gpu`: kernels and the
-    allocator of a GPU. `loss_type`: read of KTO alone. `critic_lora_r`, `critic_lora_targets`: rank and matrices of value and
-    reward adapters that are not as the policy's. Raises ValueError, one line, for what cannot be.
+    allocator of a GPU. `loss_type`: read of KTO alone. `critic_lora_r`, `critic_lora_targets`: rank
+    and matrices of value and reward adapters that are not as the policy's. Raises ValueError, one
+    line, for what cannot be.
     """
 
     stage: str
@@ -312,7 +313,7 @@ def make_setup(
     if stage in STAGES:
         known = {**STAGES[stage].library_defaults, **known}
     if whole := given.get("generation_batch_size"):  # TRL's other name for the same
-        once = known.get("batch", 8) * known.get("gpus", 1)
+        once = known.get("batch", Setup.batch) * known.get("gpus", 1)
         known["steps_per_generation"] = max(1, int(whole) // once)
     if known.get("steps", 0) <= 0:
         known.pop("steps", None)

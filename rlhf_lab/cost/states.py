@@ -38,47 +38,35 @@ class State:
 
 
 def states(
-    s: Setup, model: Architecture, head: str, *, trained: bool, adapters: bool | None = None
+    s: Setup,
+    model: Architecture,
+    head: str,
+    *,
+    trained: bool,
+    adapters: bool | None = None,
+    own_base: bool = True,
 ) -> State:
     """Weights, gradients, optimizer state and buffers of one model. `adapters`: those are what is
-    trained (default: where the setup has a rank)."""
+    trained (default: where the setup has a rank); without `own_base` another role holds the base,
+    and adapters and head are all there is."""
     adapters = bool(s.lora_r) if adapters is None else adapters
-    whole = trained and not adapters
-    weights = _weights(s, model, head, quantised=s.load_in_4bit and not whole)
+    quantised = s.load_in_4bit and (adapters or not trained)
+    weights = _weights(s, model, head, quantised) if own_base else 0.0
+    if adapters and (trained or not own_base):
+        count, size = _adapters(s, model, head)
+        weights += size
+    else:
+        count, size = model.parameters(head), weights
     if not trained:
         return _sharded(s, model, State(weights), 0)
     if adapters:
-        count, size = _adapters(s, model, head)
-        weights += size
-        largest = _largest(s, model)
+        widest = max(max(x.inputs, x.outputs) for y in model.layers for x in y.linears)
+        largest = s.lora_r * widest * s.adapter_bytes_per_weight
     else:
-        count, size = model.parameters(head), weights
         largest = model.vocabulary * model.head_width * s.bytes_per_weight
-    return _trained(s, model, State(weights, size), adapters, count, largest)
-
-
-def adapter_state(s: Setup, model: Architecture, head: str, *, trained: bool) -> State:
-    """Adapters and head alone, on a base that another role holds."""
-    count, size = _adapters(s, model, head)
-    if not trained:
-        return _sharded(s, model, State(size), 0)
-    return _trained(s, model, State(size, size), True, count, _largest(s, model))
-
-
-def _largest(s: Setup, model: Architecture) -> float:
-    """Bytes of the largest adapter."""
-    widest = max(max(x.inputs, x.outputs) for y in model.layers for x in y.linears)
-    return s.lora_r * widest * s.adapter_bytes_per_weight
-
-
-def _trained(
-    s: Setup, model: Architecture, state: State, adapters: bool, count: float, largest: float
-) -> State:
-    """The same with an optimizer."""
-    size = state.gradients
     optimizer, workspace = _optimizer(s, model, adapters, count, size, largest)
     step = _step(s, size, optimizer, _tensors(s, model, adapters))
-    state = replace(state, optimizer=optimizer, workspace=workspace, step=step)
+    state = State(weights, size, optimizer, workspace, step=step)
     return _sharded(s, model, state, count)
 
 

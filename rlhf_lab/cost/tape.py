@@ -96,7 +96,7 @@ class Work:
         return sum(flops * times for flops, _, times in self.products)
 
     def spend(self, moved: float, transcendentals: float, launched: float) -> None:
-        """Backward work that does not follow from sizes."""
+        """Work that does not follow from sizes."""
         self.moved += moved
         self.transcendentals += transcendentals
         self.launched += launched
@@ -219,10 +219,8 @@ class Tape:
         ways: list[tuple[Value, Way]] = [
             (v, "same" if (v.itemsize, v.numel) == (itemsize, numel) else "new") for v in values
         ]
-        widened = self._widened(values, itemsize)
-        out = self.result(numel, itemsize, ways)
-        del widened
-        return out
+        _ = self._widened(values, itemsize)
+        return self.result(numel, itemsize, ways)
 
     def _widened(self, values: Iterable[Value], itemsize: int) -> list[Store]:
         """Copies that a CPU makes, for as long as an operation lasts, of inputs of another
@@ -243,10 +241,8 @@ class Tape:
         saved = (*((y.store,) if x.needs else ()), *((x.store,) if y.needs else ()))
         # The gradient of a factor that was expanded is made whole before it is summed.
         scratch = numel * itemsize if min(x.numel, y.numel) < numel and x.needs and y.needs else 0
-        widened = self._widened((x, y), itemsize)
-        out = self.result(numel, itemsize, [(x, "new"), (y, "new")], saved, scratch=scratch)
-        del widened
-        return out
+        _ = self._widened((x, y), itemsize)
+        return self.result(numel, itemsize, [(x, "new"), (y, "new")], saved, scratch=scratch)
 
     def pointwise(
         self, x: Value, saves: str = "input", itemsize: int | None = None, plain: bool = False
@@ -332,14 +328,7 @@ class Tape:
         )
 
     def attention(
-        self,
-        q: Value,
-        k: Value,
-        v: Value,
-        statistics: int,
-        mask: int,
-        flops: float,
-        scratch: int = 0,
+        self, q: Value, k: Value, v: Value, statistics: int, mask: int, flops: float
     ) -> Value:
         """Fused attention: saves queries, keys, values, its output, one fp32 number a row and head,
         and the mask (`mask` numbers in the precision of the queries). Its backward does five
@@ -357,7 +346,6 @@ class Tape:
             q.itemsize,
             [(q, "new"), (k, "new"), (v, "new")],
             (q.store, k.store, v.store, out, rows, *extra),
-            scratch=scratch,
             work=[(2.5 * flops, 2 * touched, 1.0)],
             store=out,
             costs=(0, pairs, 0),
@@ -399,12 +387,8 @@ class Tape:
             self.kept_gradients.append(Store(self, size, GRADIENT))
         gradients = [(t, self._arriving(g, how, size, t.kind)) for t, size, how in node.inputs]
         if not node.work:
-            moved = 0
-            for held in node.saved:
-                moved += held.size
-            for _, held in gradients:
-                moved += held.size
-            self.backward.moved += 2 * moved
+            sizes = sum(x.size for x in node.saved) + sum(x.size for _, x in gradients)
+            self.backward.moved += 2 * sizes
             self.backward.launched += 1 + len(gradients)
         del temporary
         node.saved, node.parts = (), []

@@ -1,20 +1,28 @@
-"""Start a command of ours in several processes, through accelerate.
+"""Processes: how one is prepared to train, how several are started, which of them writes.
 
-On GPUs that is `accelerate launch`. On CPUs accelerate's launcher starts plain copies, so there it
-is torchrun with `ACCELERATE_USE_CPU`: the processes find each other through gloo.
+A command of ours starts in several processes through accelerate. On GPUs that is `accelerate
+launch`. On CPUs accelerate's launcher starts plain copies, so there it is torchrun with
+`ACCELERATE_USE_CPU`: the processes find each other through gloo.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from ..runs.ledger import Ledger
+from ..runs.run import Run
 
 STRATEGIES = ("ddp",)
 ERROR_PREFIX = "rlhf-lab: "
 """How an error message of ours begins; what a launcher prints after it explains nothing."""
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 def place(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -78,3 +86,43 @@ def launch(how: str, arguments: Sequence[str], processes: int | None = None) -> 
             pass
         code = process.wait()
     return 2 if failed and code else min(code, 1)
+
+
+def prepare_process() -> None:
+    """Call once, when training starts. Safe to call again, and on any system.
+
+    glibc gives every large block back to the kernel when it is freed, and the kernel clears it
+    page by page when it is wanted again. Training frees and wants the same blocks thousands of
+    times, so we let the process keep up to half a gigabyte of them.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none, and does not need it
+            libc.mallopt(M_MMAP_THRESHOLD, 256 << 20)
+            libc.mallopt(M_TRIM_THRESHOLD, 512 << 20)
+            libc.mallopt(M_TOP_PAD, 32 << 20)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # transformers renamed gradient_checkpointing; TRL still passes the old name.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated")
+    # One progress bar is ours: those of datasets and transformers are switched off.
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+class Follower(Run):
+    """A `Run` that writes nothing."""
+
+    writes = False
+
+    def log(self, step: int, **metrics: float | None) -> None: ...
+
+    def sample(self, step: int, rows: Iterable[Mapping[str, object]]) -> None: ...
+
+    def save_ledger(self, ledger: Ledger) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def finish(self, status: str = "finished", **summary: object) -> None: ...

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from math import prod
@@ -74,41 +74,26 @@ def _quantised(x: Tensor, _: object, shape: Sequence[int], *__: object, **___: o
     return 2 * x.numel() * shape[0]
 
 
-def _in_torch(names: str) -> list[object]:
-    """Those of torch's operations that this version has."""
-    aten = torch.ops.aten
-    return [getattr(aten, name) for name in names.split() if hasattr(aten, name)]
-
-
 _OPERATIONS: dict[Formula, str] = {
-    _product: "mm bmm mv dot vdot _int_mm",
-    _added_product: "addmm addmm_ _addmm_activation baddbmm baddbmm_ addbmm addbmm_ addmv addmv_",
-    _grouped: "_grouped_mm",
-    _attention: "_scaled_dot_product_flash_attention_for_cpu "
-    "_scaled_dot_product_fused_attention_overrideable",
-    _attention_backward: "_scaled_dot_product_flash_attention_for_cpu_backward",
+    _product: "aten.mm aten.bmm aten.mv aten.dot aten.vdot aten._int_mm",
+    _added_product: "aten.addmm aten.addmm_ aten._addmm_activation aten.baddbmm aten.baddbmm_ "
+    "aten.addbmm aten.addbmm_ aten.addmv aten.addmv_",
+    _grouped: "aten._grouped_mm transformers.grouped_mm_fallback",
+    _grouped_backward: "transformers.grouped_mm_fallback_backward",
+    _quantised: "bitsandbytes.gemm_4bit bitsandbytes.gemv_4bit",
+    _attention: "aten._scaled_dot_product_flash_attention_for_cpu "
+    "aten._scaled_dot_product_fused_attention_overrideable",
+    _attention_backward: "aten._scaled_dot_product_flash_attention_for_cpu_backward",
 }
-FORMULAS: dict[object, Formula] = {
-    operation: formula for formula, names in _OPERATIONS.items() for operation in _in_torch(names)
-}
+FORMULAS = {name: formula for formula, names in _OPERATIONS.items() for name in names.split()}
 """Operation → FLOPs from its arguments. Torch's `addmm` and `bmm` are here too, since its own
 formulas refuse the overloads with an `out_dtype`, which TRL's fused head calls on a GPU."""
 
 
 def _formula(operation: Operation) -> Formula | None:
-    """An operation's formula: ours, that of transformers' experts, or torch's."""
+    """An operation's formula: ours, or torch's."""
     packet: object = getattr(operation, "_overloadpacket", operation)
-    if packet in FORMULAS:
-        return FORMULAS[packet]
-    # Custom operations hide the products inside them; they exist once transformers is imported.
-    name = str(packet)
-    if name == "transformers.grouped_mm_fallback":
-        return _grouped
-    if name == "transformers.grouped_mm_fallback_backward":
-        return _grouped_backward
-    if name in ("bitsandbytes.gemm_4bit", "bitsandbytes.gemv_4bit"):
-        return _quantised
-    formula: Formula | None = flop_registry.get(packet)
+    formula: Formula | None = FORMULAS.get(str(packet)) or flop_registry.get(packet)
     return formula
 
 
@@ -141,6 +126,10 @@ def operation_flops(operation: Operation, args: Args, kwargs: Kwargs, out: objec
     return formula(*args, **kwargs, out_val=out)  # torch's want to see the result
 
 
+Label: TypeAlias = "tuple[_Pass | None, str]"
+"""A pass, and the role that works in it."""
+
+
 class FlopCounter(TorchDispatchMode):
     """Counts the FLOPs of matrix products in its block. Works with real and fake tensors.
 
@@ -159,8 +148,8 @@ class FlopCounter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
         self.by_operation: Counter[str] = Counter()
-        self.by_label: Counter[str] = Counter()
-        self.label = ""
+        self.by_label: Counter[Label] = Counter()
+        self.label: Label = None, ""
         """whose the next products are"""
 
     @classmethod
@@ -239,10 +228,11 @@ class PassCounter:
         …
         passes.end()                    # adds to passes.flops["forward", "policy"]
 
-    What runs while `passes.role` is another role's counts for that one, in the same phase.
+    What runs after `passes.set_role` counts for that role, in the same phase.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
         self.flops: dict[PhaseKey, int] = defaultdict(int)
         self.fits: dict[PhaseKey, dict[str, LinearFlops]] = defaultdict(dict)
         """(phase, role) of a pass → a fit for every role that works in it"""
@@ -252,40 +242,33 @@ class PassCounter:
         self._counting = ExitStack()  # holds the counter while it is on
         self._open: list[_Pass] = []
 
-    @property
-    def role(self) -> str:
+    def set_role(self, role: str) -> None:
         """Whose the next products are."""
-        return self._counter.label if self._counter is not None else ""
-
-    @role.setter
-    def role(self, role: str) -> None:
         if self._counter is not None:
-            self._counter.label = role
+            self._counter.label = self._counter.label[0], role
 
     def begin(self, key: PhaseKey, shape: Sequence[int] | None) -> None:
         """A pass begins; without a shape it is not counted."""
+        shape = shape if self.enabled else None
         new = _Pass(key, shape)
         if shape is not None and self._counter is None and self._predict(key, shape) is None:
             self._counter = self._counting.enter_context(FlopCounter())
             new.began = True
         if self._counter is not None:
             self.counted += 1
-            new.start, new.role = Counter(self._counter.by_label), self._counter.label
-            self._counter.label = key[1]
+            new.outer, self._counter.label = self._counter.label, (new, key[1])
         self._open.append(new)
 
     def end(self, failed: bool = False) -> None:
         """The innermost pass ends; its FLOPs are its own, without those of passes within it."""
         this, counter, counted = self._open.pop(), self._counter, None
-        if this.start is not None and counter is not None:
-            counted = counter.by_label - this.start
+        if this.outer is not None and counter is not None:
+            labels = counter.by_label.items()
+            counted = Counter({role: flops for (owner, role), flops in labels if owner is this})
+            counter.label = this.outer
             if this.began:
                 self._counting.close()
                 self._counter = None
-            else:
-                counter.label = this.role
-                self._open[-1].inner += counted
-            counted = counted - this.inner
         if this.shape is None or failed:
             return
         if counted is not None:
@@ -310,15 +293,11 @@ class PassCounter:
             fits.setdefault(role, LinearFlops()).learn(shape, counted[role])
 
 
-@dataclass
+@dataclass(eq=False)
 class _Pass:
     key: PhaseKey
     shape: Sequence[int] | None
-    start: Counter[str] | None = None
-    """the counter's FLOPs at the beginning, by role, where one runs"""
-    role: str = ""
-    """whose products were counted before"""
-    inner: Counter[str] = field(default_factory=Counter)
-    """FLOPs of passes within this one"""
+    outer: Label | None = None
+    """whose products were counted before it, where a counter runs"""
     began: bool = False
     """whether this pass switched the counter on"""

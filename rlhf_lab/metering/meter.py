@@ -32,17 +32,20 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from ..runs.ledger import Ledger
 from .flop_counter import PassCounter
 from .memory_tracker import GPU_BLOCK, MemoryKey, PhaseKey, phase_peaks
-from .model_memory import ModelMemory, RemovableHook, call_shape
+from .model_memory import ModelMemory, call_shape
 
 Parts: TypeAlias = dict[MemoryKey, int]
 """Bytes by (role, component)."""
@@ -50,6 +53,7 @@ State: TypeAlias = dict[str, Any]
 
 GROWTH = 1.05
 """A shape is larger than another when a feature is larger by this factor."""
+_TABLES = ("_timed", "_counted", "clock", "tokens", "memory")
 
 
 @lru_cache(maxsize=8)
@@ -100,7 +104,7 @@ class Meter:
         self.tokens: dict[PhaseKey, int] = defaultdict(int)
         self.memory: dict[PhaseKey, int] = defaultdict(int)
         """peak of the CUDA allocator or of the resident set, in bytes"""
-        self._passes = PassCounter() if flops else None
+        self._passes = PassCounter(flops)
         self._tensors = ModelMemory(GPU_BLOCK if torch.cuda.is_available() else 1, memory)
         self._blocks: list[_Block] = []
         # (phase, role, whether gradients accumulate) → largest shape that was tracked
@@ -137,7 +141,7 @@ class Meter:
     @property
     def flops(self) -> dict[PhaseKey, int]:
         """Floating-point operations of matrix products."""
-        return self._passes.flops if self._passes is not None else {}
+        return self._passes.flops
 
     @property
     def peak(self) -> int:
@@ -167,7 +171,8 @@ class Meter:
         calls many times (decoding), every call a pass of its own, its features read from its
         arguments. A block within a block is taken out of the outer one, memory excepted.
         """
-        return _Block(self, (phase, role), shape, int(tokens), calls)
+        sizes = tuple(map(int, shape)) if shape is not None else None
+        return _Block(self, (phase, role), sizes, int(tokens), calls)
 
     def count(self, phase: str, role: str, tokens: int) -> None:
         """Add tokens processed in a phase."""
@@ -215,27 +220,16 @@ class Meter:
 
     def state_dict(self) -> State:
         """All that was measured so far, for a run that goes on in another process."""
-        return {
-            "_timed": {at: list(values) for at, values in self._timed.items()},
-            "_counted": {at: list(values) for at, values in self._counted.items()},
-            "clock": dict(self.clock),
-            "tokens": dict(self.tokens),
-            "memory": dict(self.memory),
-            "flops": dict(self.flops),
-            "bytes": self._peaks(),
-            "_elapsed": self._elapsed,
-            "_lost": self._lost,
-        }
+        tables = {name: deepcopy(dict(getattr(self, name))) for name in (*_TABLES, "flops")}
+        sums = {"_elapsed": self._elapsed, "_lost": self._lost}
+        return {**tables, "bytes": self._peaks(), **sums}
 
     def load_state_dict(self, state: State) -> None:
         """Measure on from there; what this meter has measured itself is forgotten."""
-        for name in ("_timed", "_counted", "clock", "tokens", "memory"):
+        for name in (*_TABLES, "flops"):
             table = getattr(self, name)
             table.clear()
             table.update(state[name])
-        if self._passes is not None:
-            self._passes.flops.clear()
-            self._passes.flops.update(state["flops"])
         self._before = state["bytes"]
         self._elapsed, self._lost = state["_elapsed"], state["_lost"]
 
@@ -250,20 +244,10 @@ class Meter:
 
     # ---------------------------------------------------------------------------- for the blocks
 
-    @property
-    def _passes_counted(self) -> int:
-        return self._passes.counted if self._passes is not None else 0
-
     def _add_block(
         self, table: dict[PhaseKey, list[float]], at: PhaseKey, seconds: float, tokens: int
     ) -> None:
-        for place, value in enumerate((seconds, tokens, 1)):
-            table[at][place] += value
-
-    def _set_role(self, role: str) -> None:
-        """What runs from now on is this role's."""
-        if self._passes is not None:
-            self._passes.role = role
+        table[at] = [a + b for a, b in zip(table[at], (seconds, tokens, 1), strict=True)]
 
     def _record_peak(self, phase: str, role: str) -> None:
         self.memory[phase, role] = max(self.memory[phase, role], peak_bytes())
@@ -307,22 +291,20 @@ class Meter:
             self._tensors.stop()
 
 
+@dataclass(eq=False)
 class _Block:
     """One `with meter.phase(…)`."""
 
-    def __init__(
-        self,
-        meter: Meter,
-        at: PhaseKey,
-        shape: Sequence[int] | None,
-        tokens: int,
-        calls: nn.Module | None,
-    ) -> None:
-        self.meter, self.at, self.tokens, self.calls = meter, at, tokens, calls
-        self.shape = tuple(int(n) for n in shape) if shape is not None else None
-        self.inner = 0.0  # seconds of blocks within this one
-        self.tracked: AbstractContextManager[None] | None = None  # where tensors are tracked
-        self.hooks: list[RemovableHook] = []
+    meter: Meter
+    at: PhaseKey
+    shape: tuple[int, ...] | None
+    tokens: int
+    calls: nn.Module | None
+    inner: float = 0.0
+    """seconds of blocks within this one"""
+    tracked: AbstractContextManager[None] | None = None
+    """where tensors are tracked"""
+    hooks: list[RemovableHandle] = field(default_factory=list)
 
     def __enter__(self) -> None:
         meter, outer = self.meter, self.meter._blocks
@@ -337,13 +319,12 @@ class _Block:
             self.tracked = meter._tensors.phase(*self.at)
             self.tracked.__enter__()
         if self.at[0] == "forward" and not outer:
-            self.hooks = meter._tensors.follow(meter._set_role)
-        self.passes_before = meter._passes_counted
+            self.hooks = meter._tensors.follow(meter._passes.set_role)
+        self.passes_before = meter._passes.counted
         self.start = _now()
-        if meter._passes is not None:
-            if self.calls is not None:
-                self._hook_calls(self.calls, meter._passes)
-            meter._passes.begin(self.at, self.shape if self.calls is None else None)
+        if self.calls is not None and meter._passes.enabled:
+            self._hook_calls(self.calls, meter._passes)
+        meter._passes.begin(self.at, self.shape if self.calls is None else None)
         meter._blocks.append(self)
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -352,14 +333,13 @@ class _Block:
             return  # `close` ended it already
         for hook in self.hooks:
             hook.remove()
-        if meter._passes is not None:
-            meter._passes.end(failed)
+        meter._passes.end(failed)
         seconds = _now() - self.start
         meter._blocks.pop()
         own = seconds - self.inner
         meter.clock[self.at] += own
         meter.tokens[self.at] += self.tokens
-        counted = self.tracked is not None or self.passes_before != meter._passes_counted
+        counted = self.tracked is not None or self.passes_before != meter._passes.counted
         meter._add_block(meter._counted if counted else meter._timed, self.at, own, self.tokens)
         meter._record_peak(*self.at)
         if self.tracked is not None:

@@ -12,21 +12,15 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from .memory_tracker import MemoryKey, MemoryTracker, PhaseKey, rounded_bytes
 from .patch import fused_head_within, patched
-
-
-class RemovableHook(Protocol):
-    """What torch returns for a hook."""
-
-    def remove(self) -> None: ...
-
 
 ModelInputs: TypeAlias = Mapping[str, Any]
 """Arguments of a transformers model by name."""
@@ -54,9 +48,8 @@ def call_shape(model: nn.Module, args: Sequence[Tensor], kwargs: ModelInputs) ->
 
 States: TypeAlias = Mapping[Tensor, Mapping[str, object]]
 """An optimizer's state: parameter → name → tensor or number."""
-
-_Watched: TypeAlias = tuple[str, "weakref.ref[nn.Module]", "weakref.ref[Optimizer] | None"]
-"""(role, model, optimizer of a trained one)"""
+_Watched: TypeAlias = tuple["weakref.ref[nn.Module]", "weakref.ref[Optimizer] | None"]
+"""A model, and the optimizer of a trained one."""
 
 
 class ModelMemory:
@@ -66,7 +59,7 @@ class ModelMemory:
         self.tracker = MemoryTracker(block)
         self.on = False
         self._enabled = enabled
-        self._models: list[_Watched] = []
+        self._models: dict[str, _Watched] = {}
         self._held: list[weakref.ref[Tensor]] = []
         self._undo = ExitStack()  # hooks, while it is on
         self._states: dict[str, int] = {}  # role → bytes of optimizer state
@@ -75,9 +68,9 @@ class ModelMemory:
 
     def add(self, role: str, model: nn.Module, optimizer: Optimizer | None = None) -> None:
         """A model of a role; the latest one where a role is named twice."""
-        self._models = [m for m in self._models if m[0] != role]
+        self._models.pop(role, None)  # to the end of their order
         ref = weakref.ref(optimizer) if optimizer is not None else None
-        self._models.append((role, weakref.ref(model), ref))
+        self._models[role] = weakref.ref(model), ref
 
     def hold(self, tensors: Iterable[object]) -> None:
         """Count these too, whenever it is switched on while they live."""
@@ -88,7 +81,7 @@ class ModelMemory:
 
     def _alive(self) -> Iterator[tuple[str, nn.Module, States]]:
         """(role, model, its optimizer's state by parameter)"""
-        for role, model_ref, optimizer_ref in self._models:
+        for role, (model_ref, optimizer_ref) in self._models.items():
             if (model := model_ref()) is not None:
                 optimizer = optimizer_ref() if optimizer_ref is not None else None
                 yield role, model, optimizer.state if optimizer is not None else {}
@@ -97,13 +90,13 @@ class ModelMemory:
         """Can this phase be tracked? The optimizer's only once its state exists."""
         if not self._enabled or not self._models:
             return False
-        optimizers = [ref() for _, _, ref in self._models if ref is not None]
+        optimizers = [ref() for _, ref in self._models.values() if ref is not None]
         return phase != "optimizer" or not optimizers or any(o.state for o in optimizers if o)
 
     @property
     def accumulating(self) -> bool:
         """Does a trained model hold gradients already?"""
-        for _, model, optimizer in self._models:
+        for model, optimizer in self._models.values():
             if optimizer is not None and (module := model()) is not None:
                 trained = (p for p in module.parameters() if p.requires_grad)
                 if getattr(next(trained, None), "grad", None) is not None:
@@ -164,13 +157,14 @@ class ModelMemory:
 
     # ----------------------------------------------------------------------------------- labels
 
-    def follow(self, set_role: Callable[[str], None]) -> list[RemovableHook]:
+    def follow(self, set_role: Callable[[str], None]) -> list[RemovableHandle]:
         """Hooks for a step that trains several models: `set_role(role)` is called when a model
         begins to run, and in the backward pass when gradients reach what it returned."""
-        trained = [(role, m) for role, ref, o in self._models if o is not None and (m := ref())]
+        models = self._models.items()
+        trained = [(role, m) for role, (ref, o) in models if o is not None and (m := ref())]
         if len(trained) < 2:
             return []
-        hooks: list[RemovableHook] = []
+        hooks: list[RemovableHandle] = []
         for role, model in trained:
 
             def begin(*_: object, role: str = role) -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .hub import fetch
-from .quantized import load_in_4bit
 from .tokenizer import has_tokenizer, load_tokenizer, same_vocabulary
-from .weights import load_causal_lm, load_reward_model, new_reward_model
+from .weights import load_causal_lm, load_in_4bit, load_reward_model, new_reward_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

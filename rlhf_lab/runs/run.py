@@ -51,7 +51,7 @@ class Run:
     """A run folder. Make one with `Run.create` (to train) or `Run.load` (to look)."""
 
     writes = True
-    """whether this process writes it (`launch/follower.py`)"""
+    """whether this process writes it (`launch/launcher.py`)"""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)

@@ -171,7 +171,7 @@ def left_alone() -> Iterator[None]:
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from transformers.utils import logging
 
-    from ..launch.machine import prepare_process
+    from ..launch.launcher import prepare_process
 
     prepare_process()
     states = [(s, dict(s._shared_state)) for s in (AcceleratorState, GradientState, PartialState)]

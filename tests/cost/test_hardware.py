@@ -330,7 +330,7 @@ def test_saved_and_loaded_by_the_variable(home):
 
 def test_a_save_that_fails_leaves_the_old_file(home, monkeypatch):
     save_calibration(CATALOGUE["laptop"])
-    monkeypatch.setattr(json, "dump", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(json, "dumps", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_calibration(CATALOGUE["binder"])
     assert load_calibration() == CATALOGUE["laptop"]

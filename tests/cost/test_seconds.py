@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rlhf_lab.cost.hardware import Hardware, hardware
 from rlhf_lab.cost.seconds import seconds
 from rlhf_lab.cost.tape import Work
-from rlhf_lab.metering.achieved import SHAPES, fit_rates, predicted_work
+from rlhf_lab.metering.calibrate import SHAPES, fit_rates, predicted_work
 
 CPU = Hardware(
     "made up",

@@ -11,8 +11,7 @@ from rlhf_lab import training
 from rlhf_lab.cli.main import main
 from rlhf_lab.data.load import load_data
 from rlhf_lab.launch import launcher
-from rlhf_lab.launch.follower import Follower
-from rlhf_lab.launch.launcher import ERROR_PREFIX, command, place
+from rlhf_lab.launch.launcher import ERROR_PREFIX, Follower, command, place
 from rlhf_lab.runs.run import Run
 
 OURS = ["-m", "rlhf_lab.cli", "train", "ppo"]

@@ -14,8 +14,6 @@ from rlhf_lab.metering.flop_counter import (
     FlopCounter,
     LinearFlops,
     _formula,
-    _grouped,
-    _grouped_backward,
 )
 from rlhf_lab.metering.memory_tracker import MemoryTracker
 
@@ -89,12 +87,12 @@ def torch_counter() -> FlopCounterMode:
         flops._get_raw = True  # tensors, not shapes
         return flops
 
-    ours = dict(FORMULAS)
-    experts = torch.ops.transformers
-    for name, formula in (("", _grouped), ("_backward", _grouped_backward)):
-        if hasattr(experts, f"grouped_mm_fallback{name}"):
-            ours[getattr(experts, f"grouped_mm_fallback{name}")] = formula
-    return FlopCounterMode(display=False, custom_mapping={k: raw(v) for k, v in ours.items()})
+    ours = {}
+    for name, formula in FORMULAS.items():
+        library, operation = name.split(".")
+        if hasattr(getattr(torch.ops, library), operation):
+            ours[getattr(getattr(torch.ops, library), operation)] = raw(formula)
+    return FlopCounterMode(display=False, custom_mapping=ours)
 
 
 def both(work) -> int:
