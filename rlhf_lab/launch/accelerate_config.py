@@ -21,18 +21,13 @@ def accelerate_config(s: Setup) -> str:
         raise ValueError(
             f"tensor_parallel={s.tensor_parallel} is planned only: the lab's trainers do not run it"
         )
-    return str(yaml.safe_dump(config(s), sort_keys=False))
-
-
-def config(s: Setup) -> dict[str, object]:
-    """The same as a dict."""
     precision = "fp16" if s.fp16 or s.dtype == "float16" else "no"
     precision = "bf16" if s.bf16 or s.dtype == "bfloat16" else precision
-    kind = _distributed(s)
-    made: dict[str, object] = {
+    several = "MULTI_GPU" if s.gpu else "MULTI_CPU"
+    config: dict[str, object] = {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,
-        "distributed_type": kind,
+        "distributed_type": "NO" if s.gpus == 1 else several,
         "machine_rank": 0,
         "main_training_function": "main",
         "mixed_precision": precision,
@@ -42,25 +37,14 @@ def config(s: Setup) -> dict[str, object]:
         "same_network": True,
         "use_cpu": not s.gpu,
     }
-    if kind == "DEEPSPEED":
-        made["deepspeed_config"] = _deepspeed(s)
-    elif kind == "FSDP":
-        made["fsdp_config"] = {
-            **FSDP2,
-            "fsdp_offload_params": s.offload != "none",
-            "fsdp_activation_checkpointing": False,  # the trainer's own gradient_checkpointing
-        }
-    return made
-
-
-def _distributed(s: Setup) -> str:
     if s.sharding.startswith("zero"):
-        return "DEEPSPEED"
-    if s.sharding == "fsdp2":
-        return "FSDP"
-    if s.gpus == 1:
-        return "NO"
-    return "MULTI_GPU" if s.gpu else "MULTI_CPU"
+        config |= {"distributed_type": "DEEPSPEED", "deepspeed_config": _deepspeed(s)}
+    elif s.sharding == "fsdp2":
+        offload = {"fsdp_offload_params": s.offload != "none"}
+        # False: checkpointing is the trainer's own gradient_checkpointing.
+        fsdp = {**FSDP2, **offload, "fsdp_activation_checkpointing": False}
+        config |= {"distributed_type": "FSDP", "fsdp_config": fsdp}
+    return str(yaml.safe_dump(config, sort_keys=False))
 
 
 def _deepspeed(s: Setup) -> dict[str, object]:
@@ -72,6 +56,4 @@ def _deepspeed(s: Setup) -> dict[str, object]:
         "offload_param_device": "cpu" if s.offload == "all" else "none",
         "zero3_init_flag": stage == 3,
     }
-    if stage == 3:
-        made["zero3_save_16bit_model"] = True
-    return made
+    return made | ({"zero3_save_16bit_model": True} if stage == 3 else {})
