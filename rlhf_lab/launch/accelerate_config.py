@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import yaml
 
+from ..cost.seconds import product_dtype
 from ..cost.setup import Setup
 
 FSDP2 = {
@@ -21,8 +22,7 @@ def accelerate_config(s: Setup) -> str:
         raise ValueError(
             f"tensor_parallel={s.tensor_parallel} is planned only: the lab's trainers do not run it"
         )
-    precision = "fp16" if s.fp16 or s.dtype == "float16" else "no"
-    precision = "bf16" if s.bf16 or s.dtype == "bfloat16" else precision
+    precision = product_dtype(s)
     several = "MULTI_GPU" if s.gpu else "MULTI_CPU"
     config: dict[str, object] = {
         "compute_environment": "LOCAL_MACHINE",
@@ -30,7 +30,7 @@ def accelerate_config(s: Setup) -> str:
         "distributed_type": "NO" if s.gpus == 1 else several,
         "machine_rank": 0,
         "main_training_function": "main",
-        "mixed_precision": precision,
+        "mixed_precision": "no" if precision == "fp32" else precision,
         "num_machines": s.nodes,
         "num_processes": s.gpus,
         "rdzv_backend": "static" if s.nodes == 1 else "c10d",

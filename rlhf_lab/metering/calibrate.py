@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,12 +159,10 @@ def _description(device: torch.device, taken: float) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as text:
-            names = [
-                line.split(":", 1)[1].strip() for line in text if line.startswith("model name")
-            ]
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except (OSError, ValueError):
-        names = []
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine() or "CPU"
 
 
