@@ -62,7 +62,7 @@ def communication(s: Setup, hw: Hardware, gradients: float, weights: float) -> f
     if n == 1:
         return 0.0
     name = "link" if s.nodes == 1 else "network"
-    speed = getattr(hw, name)
+    speed: float | None = getattr(hw, name)
     if not speed:
         raise ValueError(f"{hw.name} has no known {name} between devices: give {name}= in bytes/s")
     share = (n - 1) / n / speed
