@@ -103,7 +103,7 @@ def test_only_a_loss_with_a_kl_makes_its_passes(loss, passes, tiny, tmp_path):
 
     from rlhf_lab.metering.callback import MeterCallback
     from rlhf_lab.metering.meter import Meter
-    from rlhf_lab.trainers.kto import build
+    from rlhf_lab.trainers.trl import make_trainer
 
     model = tiny.lm(0)
     model.save_pretrained(tmp_path / "model")  # TRL loads the reference from there
@@ -115,7 +115,8 @@ def test_only_a_loss_with_a_kl_makes_its_passes(loss, passes, tiny, tmp_path):
         **{**settings, "use_cpu": True, "bf16": False, "gradient_checkpointing": False},
         **{"report_to": "none", "save_strategy": "no", "disable_tqdm": True},
     )
-    build(model, tiny.tokenizer(), [row] * 8, [], args, [MeterCallback(meter)]).train()
+    callbacks = [MeterCallback(meter)]
+    make_trainer("kto", model, tiny.tokenizer(), [row] * 8, [], args, callbacks).train()
     lengths = {"prompt_length": 3, "response_length": 5}
     e = estimate("kto", model.config.to_dict(), "laptop", {**settings, **lengths})
     for phase in ("reference", "forward", "backward"):
