@@ -275,7 +275,7 @@ def as_trl(base):
         def longer_masks(self):
             with ExitStack() as stack:
                 for module, name, place in (
-                    (trainer, "response_values", 3),
+                    (trainer, "token_values", 3),
                     (layouts, "token_values", 3),
                     (losses, "token_rewards", 2),
                     (losses, "compute_gae", 2),

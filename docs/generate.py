@@ -153,6 +153,8 @@ def fields(node: ast.ClassDef) -> list[tuple[str, str, str]]:
         if not isinstance(item, ast.AnnAssign) or item.target.id.startswith("_"):
             continue
         default, text = ast.unparse(item.value) if item.value else "", ""
+        if default.startswith("setting("):  # PPOConfig's: the default, and what it is
+            default, text = ast.unparse(item.value.args[0]), ast.literal_eval(item.value.args[1])
         if default.startswith("field("):
             given = {k.arg: k.value for k in item.value.keywords}
             default = ast.unparse(given["default"]) if "default" in given else ""

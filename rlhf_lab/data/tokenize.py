@@ -64,7 +64,13 @@ def row_prompt_ids(tokenizer: Tokenizer, row: Example) -> list[int]:
     if "prompt_ids" in row:
         ids: list[int] = row["prompt_ids"]
         return ids
-    return encode_prompt(tokenizer, row["prompt"] if "prompt" in row else row["input_ids"])
+    return encode_prompt(tokenizer, prompt_of(row))
+
+
+def prompt_of(row: Example) -> Prompt:
+    """A row's prompt: text, messages or ready-made ids."""
+    prompt: Prompt = row["prompt"] if "prompt" in row else row["input_ids"]
+    return prompt
 
 
 def prompt_text(prompt: Prompt) -> str:

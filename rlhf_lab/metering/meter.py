@@ -224,14 +224,14 @@ class Meter:
         sums = {"_elapsed": self._elapsed, "_lost": self._lost}
         return {**tables, "bytes": self._peaks(), **sums}
 
-    def load_state_dict(self, state: State) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Measure on from there; what this meter has measured itself is forgotten."""
         for name in (*_TABLES, "flops"):
             table = getattr(self, name)
             table.clear()
-            table.update(state[name])
-        self._before = state["bytes"]
-        self._elapsed, self._lost = state["_elapsed"], state["_lost"]
+            table.update(state_dict[name])
+        self._before = state_dict["bytes"]
+        self._elapsed, self._lost = state_dict["_elapsed"], state_dict["_lost"]
 
     def _peaks(self) -> dict[PhaseKey, Parts]:
         """(phase, role) → bytes by (role, component) at its highest peak, in this process or one

@@ -1,12 +1,15 @@
-"""The bookkeeping of a trainer: averages over processes, callbacks, records, held-out prompts.
+"""The bookkeeping of a trainer: averages over processes, callbacks, records, held-out prompts, and
+when PPO breaks: seen before it is learned from, reported in one line with the likely causes.
 
 Kept apart so that `trainer.py` reads as the algorithm.
 """
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,16 +18,25 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-from ..data.schema import Prompt
-from ..data.tokenize import prompt_text
+from ..data.tokenize import prompt_of, prompt_text
 from ..metering.meter import NoMeter
 from . import checkpoint, losses
-from .parts import Metrics, TrainingParts
-from .rewards import call_rewards
-from .rollout import Advantages, Rollout
+from .checkpoint import Metrics, TrainingParts
+from .rewards import call_reward
+from .rollout import Advantages, Rollout, Samples
 from .texts import Row, decode
 from .token_record import token_record
 
+STATISTICS = (
+    "pg_loss",
+    "vf_loss",
+    "clipfrac",
+    "ratio",
+    "approxkl",
+    "entropy",
+    "vf_clipfrac",
+)
+"""What is logged of an update: figures of `PPOTrainer.compute_losses`, in its order."""
 EVALUATION = -1
 """The iteration that held-out responses count as: their noise is the same every time."""
 SAMPLES = 4
@@ -32,16 +44,25 @@ SAMPLES = 4
 TOKEN_RECORDS = 100
 """Iterations of a run, at the least where it has so many, whose samples are recorded token by
 token."""
+LARGE_SCORE = 10
+"""A mean score beyond this may be why: rewards of about 1 are what the settings are made for."""
 
 
-def prompt_of(row: Row) -> Prompt:
-    """Text, messages or ready-made ids."""
-    prompt: Prompt = row["prompt"] if "prompt" in row else row["input_ids"]
-    return prompt
+class Diverged(ValueError):
+    """Training cannot go on: a loss is no number, or the policy has left the reference far behind.
+    The step that showed it was not made."""
 
 
 class Bookkeeping(TrainingParts):
     """What `PPOTrainer` uses to average, to tell others, and to be there again after a crash."""
+
+    @abstractmethod
+    def sample(self, rows: Sequence[Row], index: Tensor, iteration: int) -> Samples:
+        """One response per prompt from the policy. index: (b,)"""
+
+    @abstractmethod
+    def score(self, samples: Samples, rows: Sequence[Row]) -> Rollout:
+        """Pass the responses through the four models."""
 
     def _watch_roles(self) -> None:
         """Tell the meter whose parameters are whose."""
@@ -56,14 +77,9 @@ class Bookkeeping(TrainingParts):
         total: Tensor = self.accelerator.reduce(x, "sum")
         return total
 
-    def _mean(self, x: Tensor) -> float:
-        """Mean of a (b,) tensor over the rows of all processes."""
-        count = x.new_tensor(float(len(x)))
-        total, rows = self._sum(torch.stack([x.sum(), count])).unbind()
-        return float(total / rows)
-
-    def _masked_mean(self, x: Tensor, mask: Tensor) -> float:
-        """Mean over the True positions of all processes. x, mask: (b, …)."""
+    def _mean(self, x: Tensor, mask: Tensor | None = None) -> float:
+        """Mean over all processes, at the True positions of a mask. x, mask: (b, …)."""
+        mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
         total, count = self._sum(torch.stack([(x * mask).sum(), mask.sum().to(x)])).unbind()
         return float(total / count.clamp(min=1))
 
@@ -71,7 +87,7 @@ class Bookkeeping(TrainingParts):
         """Means of what the sources of reward gave before normalisation, clipping and penalties:
         in all, and each for itself over the responses that it applies to. scores_raw: (b,)."""
         return {"reward": float(scores_raw.mean())} | {
-            f"rewards/{name}": self._masked_mean(x.nan_to_num(0.0), ~x.isnan())
+            f"rewards/{name}": self._mean(x.nan_to_num(0.0), ~x.isnan())
             for name, x in self.rewards.by_source.items()
         }
 
@@ -112,9 +128,11 @@ class Bookkeeping(TrainingParts):
 
     def _watched_values(self, rows: Sequence[Row], r: Rollout) -> dict[str, Tensor]:
         """What `metric_funcs` give for each response. → (b,) each."""
-        functions = list(self.metric_funcs.values())
-        values = call_rewards(functions, self.tokenizer, rows, r.responses, r.mask)
-        return dict(zip(self.metric_funcs, values, strict=True))
+        if not self.metric_funcs:
+            return {}
+        ids = [row[m].tolist() for row, m in zip(r.responses, r.mask, strict=True)]
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return {name: call_reward(f, rows, texts, ids) for name, f in self.metric_funcs.items()}
 
     def _samples(self, rows: Sequence[Row], r: Rollout) -> list[Row]:
         """The first samples as a run records them; none where nobody records."""
@@ -188,6 +206,48 @@ class Bookkeeping(TrainingParts):
             "stopped": r.stopped(self.stop_token_id).float(),
             **{n: v.to(r.scores_raw) for n, v in watched.items()},
         }
+
+    def check_loss(self, figures: Metrics) -> None:
+        """Before an optimizer step: raises `Diverged` where a figure of the loss is not finite."""
+        wrong = [f"{name}={value}" for name, value in figures.items() if not math.isfinite(value)]
+        if wrong:
+            last = self.state.log_history[-1] if self.state.log_history else {}
+            raise self._diverged(f"{', '.join(wrong)} in the update", last)
+
+    def check_kl(self, metrics: Metrics) -> None:
+        """After a rollout: raises `Diverged` where KL(policy‖reference) per token is above
+        `max_kl_per_token` or is no number.
+
+        The weights that made this rollout are then broken, and so is the checkpoint that holds
+        them: it is deleted.
+        """
+        limit, kl = self.args.max_kl_per_token, metrics["kl_per_token"]
+        if kl <= (math.inf if limit is None else limit):  # not so for NaN
+            return
+        if self.accelerator.is_main_process:
+            checkpoint.discard(self.args.output_dir, self.state.global_step)
+        self.accelerator.wait_for_everyone()
+        far = f"a KL of {kl:.3g} nats per token from the reference (max_kl_per_token={limit})"
+        raise self._diverged(far, metrics)
+
+    def _diverged(self, problem: str, last: Mapping[str, float]) -> Diverged:
+        """One line: the problem, what may be why, what is left. `last`: metrics of an iteration."""
+        args, score = self.args, last.get("score", 0)
+        causes = {
+            f"learning_rate={args.learning_rate:g} is too high": True,
+            f"kl_coef={self.beta:.3g} is too low": True,
+            f"scores are too large (mean {score:.3g}: normalize_scores, score_clip)": (
+                abs(score) > LARGE_SCORE
+            ),
+            "gradients are not clipped (max_grad_norm)": not args.max_grad_norm,
+            "fp16 overflows (bf16 does not)": self.accelerator.mixed_precision == "fp16",
+        }
+        saved = checkpoint.newest_first(args.output_dir) if args.save_strategy != "no" else []
+        good = f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint"
+        return Diverged(
+            f"PPO diverged in iteration {self.state.global_step + 1}: {problem}; likely causes: "
+            f"{', '.join(cause for cause, here in causes.items() if here)}; {good}"
+        )
 
     def save_checkpoint(self) -> None:
         """Write all that decides how training goes on (`checkpoint.py`), once."""

@@ -15,20 +15,86 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import TrainerState
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainerControl, TrainerState
+from transformers.trainer_callback import CallbackHandler
 
-from .parts import TrainingParts
+from ..data.reward_sources import RewardFunction
+from ..metering.meter import Meter
+from .config import PPOConfig
+from .executor import Executor
+from .layouts import Roles
+from .logprobs import AnyModel
+from .rewards import Rewards
+from .texts import Row, Tokenizer
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
 
 Saved = dict[str, Any]
 """Part of a checkpoint, as `torch.save` writes it."""
+Metrics = dict[str, float]
 WEIGHTS, REST, STATE = "trained.safetensors", "rest.pt", "trainer_state.json"
+
+
+class TrainingParts:
+    """What a PPO training is made of: the attributes that `PPOTrainer`, its bookkeeping and its
+    checkpoints share."""
+
+    args: PPOConfig
+    tokenizer: Tokenizer
+    train_dataset: Sequence[Row]
+    eval_dataset: Sequence[Row] | None
+    metric_funcs: Mapping[str, RewardFunction]
+    meter: Meter
+    executor: Executor
+    on_log: Callable[[int, Metrics], None] | None
+    on_sample: Callable[[int, list[Row]], None] | None
+    should_stop: Callable[[], bool] | None
+    accelerator: Accelerator
+    stop_token_id: int | None
+    roles: Roles
+    rewards: Rewards
+    model: nn.Module
+    """`roles.trained`, as accelerate wraps it"""
+    optimizer: AcceleratedOptimizer
+    scheduler: LRScheduler
+    state: TrainerState
+    control: TrainerControl
+    callback_handler: CallbackHandler
+    iterations: int
+    """in all"""
+    beta: float
+    """coefficient of the KL penalty"""
+    seconds: float
+    """spent in training, without pauses between runs"""
+
+    @property
+    def policy(self) -> AnyModel:
+        return self.roles.policy
+
+    @property
+    def reference(self) -> AnyModel:
+        return self.roles.reference
+
+    @property
+    def reward_model(self) -> AnyModel | None:
+        return self.roles.reward
+
+    @property
+    def value_model(self) -> AnyModel:
+        return self.roles.value
 
 
 def save(trainer: TrainingParts) -> Path:
@@ -96,18 +162,22 @@ def _trained(trainer: TrainingParts) -> dict[str, torch.Tensor]:
     return {n: p for n, p in trainer.roles.trained.named_parameters() if p.requires_grad}
 
 
-def _rest(trainer: TrainingParts) -> Saved:
-    scaler = trainer.accelerator.scaler
-    return {
-        "optimizer": trainer.optimizer.state_dict(),
-        "scheduler": trainer.scheduler.state_dict(),
-        "scaler": scaler.state_dict() if scaler is not None else None,
-        "beta": trainer.beta,
-        "rewards": trainer.rewards.state_dict(),
-        "meter": trainer.meter.state_dict(),
-        "seconds": trainer.seconds,
-        "random": _random_state(),
+def _stateful(trainer: TrainingParts) -> dict[str, Stateful]:
+    """What has a state of its own, by its name in `REST`."""
+    parts: dict[str, Stateful | None] = {
+        "optimizer": trainer.optimizer,
+        "scheduler": trainer.scheduler,
+        "scaler": trainer.accelerator.scaler,  # of fp16 only
+        "rewards": trainer.rewards,
+        "meter": trainer.meter,
     }
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _rest(trainer: TrainingParts) -> Saved:
+    states = {name: part.state_dict() for name, part in _stateful(trainer).items()}
+    numbers = {"beta": trainer.beta, "seconds": trainer.seconds}
+    return states | numbers | {"random": _random_state()}
 
 
 def _load(
@@ -118,24 +188,18 @@ def _load(
     state: TrainerState,
 ) -> None:
     here = _trained(trainer)
-    shapes = {n: t.shape for n, t in weights.items()}
-    if shapes != {n: p.shape for n, p in here.items()}:
-        name = min(
-            n
-            for n in shapes.keys() | here.keys()
-            if n not in here or shapes.get(n) != here[n].shape
-        )
-        raise ValueError(f"{path} is a checkpoint of another model or layout: {name} does not fit")
+    names = weights.keys() & here.keys()
+    wrong = weights.keys() ^ here.keys() | {n for n in names if weights[n].shape != here[n].shape}
+    if wrong:
+        problem = f"{min(wrong)} does not fit"
+        raise ValueError(f"{path} is a checkpoint of another model or layout: {problem}")
     with torch.no_grad():
         for name, parameter in here.items():
             parameter.copy_(weights[name])
-    trainer.optimizer.load_state_dict(rest["optimizer"])
-    trainer.scheduler.load_state_dict(rest["scheduler"])
-    if rest["scaler"] is not None and trainer.accelerator.scaler is not None:
-        trainer.accelerator.scaler.load_state_dict(rest["scaler"])
+    for name, part in _stateful(trainer).items():
+        if rest.get(name) is not None:
+            part.load_state_dict(rest[name])
     trainer.beta, trainer.seconds = rest["beta"], rest["seconds"]
-    trainer.rewards.load_state_dict(rest["rewards"])
-    trainer.meter.load_state_dict(rest["meter"])
     _set_random_state(rest["random"])
     main = trainer.accelerator.is_main_process
     state.is_local_process_zero, state.is_world_process_zero = main, main

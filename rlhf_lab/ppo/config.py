@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 LAYOUTS = ("four", "shared", "adapters")
 """What `layouts.py` can make of the roles."""
+CHOICES = {
+    "layout": (LAYOUTS, f"choose from {', '.join(LAYOUTS)}"),
+    "kl_estimator": (("k1", "k2", "k3"), "choose k1, k2 or k3"),
+    "stop_token": (("eos", None), "choose 'eos' or None"),
+}
+ABOVE_ZERO = ("temperature", "score_clip", "early_stop_kl", "max_kl_per_token")
+AT_LEAST_ONE = ("response_length", "save_total_limit")
+T = TypeVar("T")
+
+
+def setting(default: T, help: str) -> T:
+    """A field of `PPOConfig`; `help` is where transformers' HfArgumentParser looks for it."""
+    made: T = field(default=default, metadata={"help": help})
+    return made
 
 
 @dataclass
@@ -21,65 +36,52 @@ class PPOConfig(TrainingArguments):
     whatever number of passes it takes. KL is in nats.
     """
 
-    output_dir: str = field(default="runs/ppo", metadata={"help": "Folder of the run."})
-    learning_rate: float = field(default=3e-6, metadata={"help": "Peak rate; annealed to 0."})
-    adam_epsilon: float = field(default=1e-5, metadata={"help": "Adam's ε (rule 17)."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping; 0 is off."})
-    total_episodes: int | None = field(
-        default=None, metadata={"help": "Responses to sample in all; else from num_train_epochs."}
+    output_dir: str = setting("runs/ppo", "Folder of the run.")
+    learning_rate: float = setting(3e-6, "Peak rate; annealed to 0.")
+    adam_epsilon: float = setting(1e-5, "Adam's ε (rule 17).")
+    max_grad_norm: float = setting(1.0, "Gradient clipping; 0 is off.")
+    total_episodes: int | None = setting(
+        None, "Responses to sample in all; else from num_train_epochs."
     )
-    save_steps: float = field(
-        default=10, metadata={"help": "Iterations between checkpoints; below 1 a share of all."}
+    save_steps: float = setting(10, "Iterations between checkpoints; below 1 a share of all.")
+    save_total_limit: int | None = setting(2, "Checkpoints to keep.")
+    layout: str = setting("four", "Who plays the roles: four models, shared, adapters.")
+    num_ppo_epochs: int = setting(4, "Passes over each rollout batch.")
+    num_mini_batches: int = setting(1, "Optimizer steps per pass.")
+    local_rollout_forward_batch_size: int = setting(
+        64, "Responses per scoring pass: bounds the logits held at once."
     )
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    layout: str = field(
-        default="four", metadata={"help": "Who plays the roles: four models, shared, adapters."}
+    response_length: int = setting(53, "Most tokens of a response.")
+    stop_token: str | None = setting("eos", "'eos', or None to stop at stop_token_id or never.")
+    stop_token_id: int | None = setting(None, "Another stop token.")
+    temperature: float = setting(0.7, "Sampling temperature, above 0.")
+    missing_eos_penalty: float | None = setting(
+        None, "Subtracted from the score of a response that never stops."
     )
-    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout batch."})
-    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps per pass."})
-    local_rollout_forward_batch_size: int = field(
-        default=64, metadata={"help": "Responses per scoring pass: bounds the logits held at once."}
+    missing_eos_score: float | None = setting(
+        None, "Replaces the score of a response that never stops."
     )
-    response_length: int = field(default=53, metadata={"help": "Most tokens of a response."})
-    stop_token: str | None = field(
-        default="eos", metadata={"help": "'eos', or None to stop at stop_token_id or never."}
+    reward_weights: list[float] | None = setting(
+        None, "One for each source: reward model, then reward_funcs."
     )
-    stop_token_id: int | None = field(default=None, metadata={"help": "Another stop token."})
-    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature, above 0."})
-    missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Subtracted from the score of a response that never stops."}
+    normalize_scores: bool = setting(False, "Scores of mean 0, variance 1 at the start (rule 16).")
+    score_clip: float | None = setting(None, "Scores are clipped to ± this, after normalisation.")
+    kl_coef: float = setting(0.05, "β of the per-token KL penalty.")
+    kl_estimator: str = setting("k1", "k1, k2 or k3 (rule 19).")
+    kl_target: float | None = setting(None, "Nats per response the adaptive controller aims at.")
+    max_kl_per_token: float | None = setting(
+        5.0, "Nats; further out the policy has diverged: training ends."
     )
-    missing_eos_score: float | None = field(
-        default=None, metadata={"help": "Replaces the score of a response that never stops."}
+    early_stop_kl: float | None = setting(
+        None, "An iteration's update ends where approxkl is above this."
     )
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "One for each source: reward model, then reward_funcs."}
-    )
-    normalize_scores: bool = field(
-        default=False, metadata={"help": "Scores of mean 0, variance 1 at the start (rule 16)."}
-    )
-    score_clip: float | None = field(
-        default=None, metadata={"help": "Scores are clipped to ± this, after normalisation."}
-    )
-    kl_coef: float = field(default=0.05, metadata={"help": "β of the per-token KL penalty."})
-    kl_estimator: str = field(default="k1", metadata={"help": "k1, k2 or k3 (rule 19)."})
-    kl_target: float | None = field(
-        default=None, metadata={"help": "Nats per response the adaptive controller aims at."}
-    )
-    max_kl_per_token: float | None = field(
-        default=5.0,
-        metadata={"help": "Nats; further out the policy has diverged: training ends."},
-    )
-    early_stop_kl: float | None = field(
-        default=None, metadata={"help": "An iteration's update ends where approxkl is above this."}
-    )
-    kl_horizon: int = field(default=10_000, metadata={"help": "Episodes for β to adapt (rule 18)."})
-    whiten_rewards: bool = field(default=False, metadata={"help": "Scale rewards, keep the mean."})
-    gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
-    lam: float = field(default=0.95, metadata={"help": "λ of GAE."})
-    cliprange: float = field(default=0.2, metadata={"help": "Policy clip range."})
-    cliprange_value: float = field(default=0.2, metadata={"help": "Value clip range."})
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    kl_horizon: int = setting(10_000, "Episodes for β to adapt (rule 18).")
+    whiten_rewards: bool = setting(False, "Scale rewards, keep the mean.")
+    gamma: float = setting(1.0, "Discount per token.")
+    lam: float = setting(0.95, "λ of GAE.")
+    cliprange: float = setting(0.2, "Policy clip range.")
+    cliprange_value: float = setting(0.2, "Value clip range.")
+    vf_coef: float = setting(0.1, "Weight of the value loss.")
 
     def __post_init__(self) -> None:
         TrainingArguments.__post_init__(self)
@@ -87,45 +89,18 @@ class PPOConfig(TrainingArguments):
         if not torch.cuda.is_available():
             self.use_cpu, self.bf16, self.fp16 = True, False, False
         batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        for wrong, line in (
-            (
-                batch % self.num_mini_batches,
+        if batch % self.num_mini_batches:
+            raise ValueError(
                 f"a rollout batch of {batch} does not split into "
-                f"num_mini_batches={self.num_mini_batches}",
-            ),
-            (self.temperature <= 0, f"temperature must be above 0, got {self.temperature}"),
-            (
-                self.score_clip is not None and not self.score_clip > 0,
-                f"score_clip must be above 0, got {self.score_clip}",
-            ),
-            (
-                self.early_stop_kl is not None and not self.early_stop_kl > 0,
-                f"early_stop_kl must be above 0, got {self.early_stop_kl}",
-            ),
-            (
-                self.max_kl_per_token is not None and not self.max_kl_per_token > 0,
-                f"max_kl_per_token must be above 0, or None, got {self.max_kl_per_token}",
-            ),
-            (
-                self.save_total_limit is not None and self.save_total_limit < 1,
-                f"save_total_limit must be 1 or more, or None, got {self.save_total_limit}",
-            ),
-            (self.response_length < 1, f"response_length must be ≥ 1, got {self.response_length}"),
-            (
-                self.kl_estimator not in ("k1", "k2", "k3"),
-                f"kl_estimator {self.kl_estimator!r}: choose k1, k2 or k3",
-            ),
-            (
-                self.layout not in LAYOUTS,
-                f"layout {self.layout!r}: choose from {', '.join(LAYOUTS)}",
-            ),
-            (
-                self.stop_token not in (None, "eos"),
-                f"stop_token {self.stop_token!r}: choose 'eos' or None",
-            ),
-        ):
-            if wrong:
-                raise ValueError(line)
+                f"num_mini_batches={self.num_mini_batches}"
+            )
+        for name, value in vars(self).items():
+            if name in CHOICES and value not in CHOICES[name][0]:
+                raise ValueError(f"{name} {value!r}: {CHOICES[name][1]}")
+            if name in ABOVE_ZERO and value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+            if name in AT_LEAST_ONE and value is not None and value < 1:
+                raise ValueError(f"{name} must be ≥ 1, got {value}")
 
     def iterations(self, prompts: int, episodes: int) -> int:
         """How many there are for a data set of so many prompts, of so many episodes each."""

@@ -88,7 +88,7 @@ def make_roles(
     if layout == "four":
         return Roles(policy, reference, value, reward, ActorCritic(policy, value).eval())
     trained = SharedTrunk(policy).eval()
-    return Roles(policy, reference, trained.view, reward, trained)
+    return Roles(policy, reference, trained.value, reward, trained)
 
 
 # ------------------------------------------------------------------------------------ four models
@@ -105,21 +105,14 @@ class ActorCritic(nn.Module):
         self, ids: Tensor, attention: Tensor, responses: Tensor, mask: Tensor, temperature: float
     ) -> Updated:
         """The pass of the update phase. ids, attention: (b, s); responses, mask: (b, t)."""
-        return _two_passes(self.policy, self.value, ids, attention, responses, mask, temperature)
+        hidden = response_hidden_states(self.policy, ids, attention, mask)
+        logprobs, entropy = trained_logprobs(self.policy, hidden, responses, mask, temperature)
+        return logprobs, entropy, self.values(hidden, ids, attention, mask)
 
-
-def _two_passes(
-    policy: AnyModel,
-    value: AnyModel,
-    ids: Tensor,
-    attention: Tensor,
-    responses: Tensor,
-    mask: Tensor,
-    temperature: float,
-) -> Updated:
-    hidden = response_hidden_states(policy, ids, attention, mask)
-    logprobs, entropy = trained_logprobs(policy, hidden, responses, mask, temperature)
-    return logprobs, entropy, token_values(value, ids, attention, mask)
+    def values(self, hidden: Tensor, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+        """V before each response token, by a pass of its own. hidden: (n, h), the policy's →
+        (b, t)."""
+        return token_values(self.value, ids, attention, mask)
 
 
 # --------------------------------------------------------------------------------- shared weights
@@ -133,6 +126,9 @@ class RoleView(nn.Module):
     """
 
     base_model_prefix = "trunk"
+    whole: AnyModel
+    """the model that the role lives in"""
+    score: nn.Module | None
 
     def __init__(
         self,
@@ -143,22 +139,13 @@ class RoleView(nn.Module):
         offset: float = 0.0,
     ):
         super().__init__()
-        self._shared, self._turn, self._mine = (whole,), turn, mine  # a tuple: no submodule
-        self.trunk = _Trunk(whole, turn)
-        self._score = (score,)
+        self.__dict__.update(whole=whole, score=score)  # neither is a submodule
+        self._turn, self._mine = turn, mine
+        self.trunk = _Trunk(self.switched)
         self.config: AnyModel = copy.copy(whole.config)
         self.config.score_offset = offset
         if score is not None:
             self.config.num_labels = 1
-
-    @property
-    def whole(self) -> AnyModel:
-        """The model that the role lives in."""
-        return self._shared[0]
-
-    @property
-    def score(self) -> nn.Module | None:
-        return self._score[0]
 
     @property
     def device(self) -> torch.device:
@@ -199,74 +186,59 @@ class RoleView(nn.Module):
 class _Trunk(nn.Module):
     """The trunk of a shared model, prepared for a role before every pass."""
 
-    def __init__(self, whole: AnyModel, turn: Callable[[], None]):
+    def __init__(self, switched: Callable[[], AnyModel]):
         super().__init__()
-        self._shared, self._turn = (whole,), turn
+        self._switched = switched
 
     def forward(self, *args: AnyModel, **kwargs: AnyModel) -> AnyModel:
-        self._turn()
-        return trunk_of(self._shared[0])(*args, **kwargs)
+        return trunk_of(self._switched())(*args, **kwargs)
 
 
 def zero_head(model: AnyModel) -> nn.Linear:
     """Rule 15: the value model starts as the reward model, or with a head of zeros: that head, in
     the type of the model's own. (…, h) → (…, 1)."""
-    like = model.get_output_embeddings().weight
-    head = nn.Linear(_width(model), 1, bias=False, dtype=like.dtype, device=like.device)
+    like = model.get_output_embeddings().weight  # as wide as what heads read: OPT may project it
+    head = nn.Linear(like.shape[1], 1, bias=False, dtype=like.dtype, device=like.device)
     nn.init.zeros_(head.weight)
     return head
 
 
-def _width(model: AnyModel) -> int:
-    """Numbers in a hidden state where the heads read it (OPT may project them down)."""
-    return int(model.get_output_embeddings().weight.shape[1])
-
-
-class SharedTrunk(nn.Module):
+class SharedTrunk(ActorCritic):
     """A policy with a value head on its trunk: one pass gives log-probabilities and values."""
 
     def __init__(self, policy: AnyModel):
-        super().__init__()
-        self.policy, self.score = policy, zero_head(policy)
-        self.view = RoleView(policy, lambda: None, lambda name: False, self.score)
+        score = zero_head(policy)
+        super().__init__(policy, RoleView(policy, lambda: None, lambda name: False, score))
+        self.score = score
 
-    def forward(
-        self, ids: Tensor, attention: Tensor, responses: Tensor, mask: Tensor, temperature: float
-    ) -> Updated:
-        """As `ActorCritic.forward`."""
-        hidden = response_hidden_states(self.policy, ids, attention, mask)
-        logprobs, entropy = trained_logprobs(self.policy, hidden, responses, mask, temperature)
-        return logprobs, entropy, scatter_masked(score_head(self.view, hidden), mask)
+    def values(self, hidden: Tensor, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+        """V from the policy's own hidden states. (n, h) → (b, t)."""
+        return scatter_masked(score_head(self.value, hidden), mask)
 
 
-class OneBase(nn.Module):
-    """A base with the adapters of policy, value and reward, and the heads of the latter two."""
+class OneBase(ActorCritic):
+    """A base with the adapters of policy, value and reward, and the heads of the latter two: two
+    passes through the base in an update, each with its adapter."""
 
     def __init__(self, base: AnyModel, score: nn.Linear, offset: float, reward_adapter: bool):
-        super().__init__()
-        self.base, self.score = base, score
-        switch = Switch(base)
+        switch, theirs = Switch(base), (f".{VALUE}.", f".{REWARD}.")
 
         def view(
             adapter: str | None, mine: Callable[[str], bool], head: nn.Module | None = None
         ) -> RoleView:
             return RoleView(base, lambda: switch.to(adapter), mine, head, offset if head else 0.0)
 
-        theirs = (f".{VALUE}.", f".{REWARD}.")
-        self.policy = view(POLICY, lambda name: not any(x in name for x in theirs))
+        super().__init__(
+            view(POLICY, lambda name: not any(x in name for x in theirs)),
+            view(VALUE, lambda name: theirs[0] in name, score),
+        )
+        self.base, self.score = base, score
         self.reference = view(None, lambda name: False)
-        self.value = view(VALUE, lambda name: theirs[0] in name, score)
         self.reward = None
         if reward_adapter:
             self.reward_score = copy.deepcopy(score).requires_grad_(False)
             self.reward = view(REWARD, lambda name: theirs[1] in name, self.reward_score)
         switch.to(POLICY)
-
-    def forward(
-        self, ids: Tensor, attention: Tensor, responses: Tensor, mask: Tensor, temperature: float
-    ) -> Updated:
-        """As `ActorCritic.forward`: two passes through the base, each with its adapter."""
-        return _two_passes(self.policy, self.value, ids, attention, responses, mask, temperature)
 
 
 def one_base(policy: AnyModel, peft_config: PeftConfig | None, reward: AnyModel | None) -> Roles:

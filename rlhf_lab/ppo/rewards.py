@@ -8,7 +8,8 @@ stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..data.tokenize import encode_prompt, encode_response
+from ..data.reward_sources import RewardFunction
+from ..data.schema import Message
+from ..data.tokenize import encode_prompt, encode_response, is_conversation, prompt_of
 from ..metering.meter import Meter, NoMeter
 from ..models.tokenizer import same_vocabulary
 from .executor import Executor
@@ -24,26 +27,54 @@ from .logprobs import AnyModel
 from .losses import normalised_scores, score_constants
 from .rollout import sequence_scores, shape_of
 from .sampling import pad_prompts
-from .texts import Numbers, Row, Tokenizer, call_reward, name_of
-
-RewardFunction = Callable[..., Numbers]
-"""Called as GRPOTrainer calls one: prompts, completions, completion_ids and the other columns."""
+from .texts import Row, Tokenizer
 
 
-def call_rewards(
-    functions: Sequence[RewardFunction],
-    tokenizer: Tokenizer,
+def call_reward(
+    function: RewardFunction,
     rows: Sequence[Row],
-    responses: Tensor,
-    mask: Tensor,
-) -> list[Tensor]:
-    """What each function gives for the responses, decoded once for all of them. responses, mask:
-    (b, t) → (b,) each."""
-    if not functions:
-        return []
-    ids = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [call_reward(f, rows, texts, ids) for f in functions]
+    completions: Sequence[str],
+    ids: list[list[int]],
+    finite: bool = False,
+) -> Tensor:
+    """Call a reward function as GRPOTrainer does: prompts, completions, completion_ids, columns.
+
+    → (b,) fp32; None ("does not apply") becomes NaN. Raises ValueError for what is no list of one
+    number for each completion, with `finite` for a number that is none to learn from too.
+    """
+    columns = {k: [r[k] for r in rows] for k in rows[0] if k not in ("prompt", "prompt_ids")}
+    prompts, messages = [prompt_of(r) for r in rows], list[list[Message]]()
+    if is_conversation(prompts[0]):
+        messages = [[{"role": "assistant", "content": c}] for c in completions]
+    values = function(
+        prompts=prompts, completions=messages or completions, completion_ids=ids, **columns
+    )
+    try:
+        count = len(values)
+        numbers = [float("nan") if v is None else float(v) for v in values]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name_of(function)} must give a list with a number, or None, for each "
+            f"completion, and gave {str(values)[:60]!r}"
+        ) from None
+    if count != len(rows):
+        raise ValueError(f"{name_of(function)} gave {count} rewards for {len(rows)} completions")
+    for row, (value, number) in enumerate(zip(values, numbers, strict=True)):
+        if finite and value is not None and not math.isfinite(number):
+            raise ValueError(
+                f"{name_of(function)} gave {number} for row {row} "
+                f"({completions[row][:40]!r}): a reward is a finite number, or None "
+                "where there is none"
+            )
+    return torch.tensor(numbers)
+
+
+def name_of(source: object) -> str:
+    """What a function or a model is called, in metrics and in complaints: a model as GRPOTrainer
+    calls it, by the last part of where it came from."""
+    path = str(getattr(getattr(source, "config", None), "_name_or_path", ""))
+    own = getattr(source, "__name__", type(source).__name__)
+    return path.rstrip("/").split("/")[-1] or str(own)
 
 
 @dataclass
@@ -194,8 +225,8 @@ class Rewards:
         """The constants of the normalisation; None before the first rollout."""
         return {"mean": self.mean, "std": self.std}
 
-    def load_state_dict(self, state: dict[str, float | None]) -> None:
-        self.mean, self.std = state["mean"], state["std"]
+    def load_state_dict(self, state_dict: dict[str, float | None]) -> None:
+        self.mean, self.std = state_dict["mean"], state_dict["std"]
 
 
 def weighted(scores: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -222,8 +253,16 @@ def _sources(
     processing_class: object,
 ) -> list[Source]:
     """The reward model first, then the functions and models in their order, each with a name."""
-    models = [m for m in (model, *functions) if m is not None and _is_model(m, model)]
-    tokenizers = processing_class
+    sources: list[Source] = []
+    for function in ([] if model is None else [model]) + functions:
+        is_model = function is model or isinstance(function, nn.Module)
+        if not is_model and not callable(function):
+            raise ValueError(f"reward_funcs: {function!r} is neither a function nor a reward model")
+        if is_model:
+            check_reward_model(function)
+        name = "model" if function is model else name_of(function)
+        sources.append(Source(_unused(name, sources), function, is_model))
+    models, tokenizers = [s for s in sources if s.is_model], processing_class
     if not isinstance(tokenizers, (list, tuple)):
         tokenizers = [tokenizers] * len(models)
     if len(tokenizers) != len(models):
@@ -231,31 +270,10 @@ def _sources(
             f"reward_processing_class: {len(tokenizers)} tokenizers for {len(models)} "
             "reward models; give one for each"
         )
-    own = iter(tokenizers)
-    sources: list[Source] = []
-    for source in ([] if model is None else [model]) + functions:
-        if _is_model(source, model):
-            name = "model" if source is model else _model_name(source)
-            check_reward_model(source)
-            theirs = next(own)
-            if theirs is not None and same_vocabulary(theirs, tokenizer):
-                theirs = None
-            sources.append(Source(_unused(name, sources), source, True, theirs))
-        elif callable(source):
-            sources.append(Source(_unused(name_of(source), sources), source, False))
-        else:
-            raise ValueError(f"reward_funcs: {source!r} is neither a function nor a reward model")
+    for source, theirs in zip(models, tokenizers, strict=True):
+        if theirs is not None and not same_vocabulary(theirs, tokenizer):
+            source.tokenizer = theirs
     return sources
-
-
-def _is_model(source: AnyModel, reward_model: AnyModel | None) -> bool:
-    return source is reward_model or isinstance(source, nn.Module)
-
-
-def _model_name(source: AnyModel) -> str:
-    """As GRPOTrainer calls it: the last part of where it came from."""
-    path = str(getattr(getattr(source, "config", None), "_name_or_path", ""))
-    return path.rstrip("/").split("/")[-1] or type(source).__name__
 
 
 def _unused(name: str, sources: list[Source]) -> str:
@@ -304,8 +322,8 @@ def retokenised(
     theirs, sequences = source.tokenizer, []
     assert theirs is not None
     for row, text, ended in zip(rows, texts, ends, strict=True):
-        prompt = row["prompt"] if "prompt" in row else row["input_ids"]
-        if not isinstance(prompt, str) and len(prompt) and not isinstance(prompt[0], dict):
+        prompt = prompt_of(row)
+        if prompt and not isinstance(prompt, str) and not is_conversation(prompt):
             prompt = policy_tokenizer.decode(list(prompt), skip_special_tokens=True)
         response = encode_response(theirs, text)
         sequences.append(encode_prompt(theirs, prompt) + (response if ended else response[:-1]))

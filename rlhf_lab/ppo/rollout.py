@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .executor import Buckets, Executor
@@ -20,6 +21,7 @@ from .logprobs import AnyModel, language_head, logprobs_and_entropy, scored_logp
 from .losses import to_fp32
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from typing_extensions import Self
 
 CHUNK = 32
@@ -216,22 +218,6 @@ def response_logprobs(
     return executor.map_chunks(one, buckets, ids, attention, responses)
 
 
-def response_values(
-    model: AnyModel,
-    ids: Tensor,
-    attention: Tensor,
-    response_mask: Tensor,
-    buckets: Buckets,
-    executor: Executor,
-) -> Tensor:
-    """The value at every response token: `token_values`, a bucket at a time. → (b, t) fp32."""
-
-    def one(*part: Tensor) -> Tensor:
-        return token_values(model, *part)
-
-    return executor.map_chunks(one, buckets, ids, attention, response_mask)
-
-
 def logprobs_and_values(
     model: AnyModel,
     value: AnyModel,
@@ -243,10 +229,8 @@ def logprobs_and_values(
     buckets: Buckets,
     executor: Executor,
 ) -> tuple[Tensor, Tensor]:
-    """`response_logprobs` and `response_values` from one pass of the trunk that the two share.
-
-    → (b, t), (b, t), fp32.
-    """
+    """log π and the value of every response token, from one pass of the trunk that the two models
+    share. → (b, t), (b, t), fp32."""
 
     def one(ids: Tensor, attention: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
         hidden = response_hidden_states(model, ids, attention, mask)
@@ -267,3 +251,37 @@ def trained_logprobs(
     tokens = gather_masked(responses, response_mask)
     logprobs, entropy = logprobs_and_entropy(logits, tokens, temperature)
     return scatter_masked(logprobs, response_mask), scatter_masked(entropy, response_mask)
+
+
+# ------------------------------------------------------------------------------ several processes
+
+
+def gather_rollout(accelerator: Accelerator, mine: Rollout, pad_token_id: int) -> Rollout:
+    """The rollouts of all processes as one, those of the first process first.
+
+    Each process samples and scores its own prompts. Then all get all of it (tokens and a few
+    numbers for each, which is little beside a model), so that whitening, KL, rewards and shuffling
+    are those of one process with the whole batch, and only gradients have to be added up. Prompts
+    are padded to the longest of any process on the left, responses on the right.
+    """
+    if accelerator.num_processes == 1:
+        return mine
+    t = mine.responses.shape[1]
+    p = mine.ids.shape[1] - t
+    sizes = accelerator.gather(torch.tensor([[p, t]], device=mine.ids.device)).amax(0)
+    left, right = (sizes - torch.tensor([p, t], device=sizes.device)).tolist()
+    sides = {"ids": left, "attention": left}
+    fill = {"ids": pad_token_id, "responses": pad_token_id}
+    whole = {}
+    for name in (f.name for f in fields(mine)):
+        x = getattr(mine, name)
+        if x.dim() == 2:
+            x = F.pad(x, (sides.get(name, 0), right), value=fill.get(name, 0))
+        sent = x.to(torch.uint8) if x.dtype == torch.bool else x  # not every backend knows bool
+        whole[name] = accelerator.gather(sent.contiguous()).to(x.dtype)
+    return Rollout(**whole)
+
+
+def shard_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
+    """Of the rows of a minibatch those that this process works on: every n-th. (b,) → (b / n,)."""
+    return rows[accelerator.process_index :: accelerator.num_processes]

@@ -1,8 +1,7 @@
-"""From text to tokens and back: sampling and scoring of texts, and reward functions."""
+"""From text to tokens and back: sampling and scoring of texts."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,8 +19,6 @@ from .sampling import generate, pad_prompts, row_keys
 Tokenizer = PreTrainedTokenizerBase
 Row = Example
 """A row of a data set: `prompt` (text or messages) or ready-made `input_ids`, other columns."""
-Numbers = Sequence[float | None]
-"""What a reward function gives: a number for each completion, None where it does not apply."""
 
 
 @torch.no_grad()
@@ -110,48 +107,3 @@ def score_texts(
         device = next(model.parameters()).device
         scores[part] = sequence_scores(model, ids.to(device), mask.to(device)).cpu()
     return scores
-
-
-def call_reward(
-    function: Callable[..., Numbers],
-    rows: Sequence[Row],
-    completions: Sequence[str],
-    ids: list[list[int]],
-    finite: bool = False,
-) -> Tensor:
-    """Call a reward function as GRPOTrainer does: prompts, completions, completion_ids, columns.
-
-    → (b,) fp32; None ("does not apply") becomes NaN. Raises ValueError for what is no list of one
-    number for each completion, with `finite` for a number that is none to learn from too.
-    """
-    columns = {k: [r[k] for r in rows] for k in rows[0] if k not in ("prompt", "prompt_ids")}
-    prompts = [r.get("prompt", r.get("input_ids")) for r in rows]
-    messages: list[list[dict[str, str]]] = []
-    if isinstance(prompts[0], list) and prompts[0] and isinstance(prompts[0][0], dict):
-        messages = [[{"role": "assistant", "content": c}] for c in completions]
-    values = function(
-        prompts=prompts, completions=messages or completions, completion_ids=ids, **columns
-    )
-    try:
-        count = len(values)
-        numbers = [float("nan") if v is None else float(v) for v in values]
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{name_of(function)} must give a list with a number, or None, for each "
-            f"completion, and gave {str(values)[:60]!r}"
-        ) from None
-    if count != len(rows):
-        raise ValueError(f"{name_of(function)} gave {count} rewards for {len(rows)} completions")
-    for row, (value, number) in enumerate(zip(values, numbers, strict=True)):
-        if finite and value is not None and not math.isfinite(number):
-            raise ValueError(
-                f"{name_of(function)} gave {number} for row {row} "
-                f"({completions[row][:40]!r}): a reward is a finite number, or None "
-                "where there is none"
-            )
-    return torch.tensor(numbers)
-
-
-def name_of(function: object) -> str:
-    """What a function is called, in metrics and in complaints."""
-    return str(getattr(function, "__name__", type(function).__name__))

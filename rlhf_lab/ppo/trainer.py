@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,27 +30,28 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerState, get_scheduler
 
 from ..data.lengths import worth_a_pass
+from ..data.reward_sources import RewardFunction
 from ..data.tokenize import row_prompt_ids
 from ..metering.meter import Meter
 from . import losses
-from .bookkeeping import Bookkeeping
+from .bookkeeping import STATISTICS, Bookkeeping
+from .checkpoint import Metrics
 from .config import PPOConfig, check_arguments
-from .distributed import gather_rollout, shard_rows
-from .divergence import check_kl, check_loss
 from .executor import Executor
 from .layouts import Roles, make_roles
 from .logprobs import AnyModel
-from .parts import STATISTICS, Metrics
-from .rewards import RewardFunction, Rewards
+from .rewards import Rewards
 from .rollout import (
     Advantages,
     Rollout,
     Samples,
     concat_prompt_response,
+    gather_rollout,
     logprobs_and_values,
     response_logprobs,
-    response_values,
     shape_of,
+    shard_rows,
+    token_values,
 )
 from .sampling import pad_prompts, row_keys, shuffled
 from .texts import Row, Tokenizer
@@ -215,7 +217,7 @@ class PPOTrainer(Bookkeeping):
                 advantages = self.compute_advantages(rollout, beta)
                 metrics = self._rollout_metrics(rollout, advantages, beta) | score_means | watched
             self._record(samples, rollout, advantages)
-        check_kl(self, metrics)
+        self.check_kl(metrics)
         return rollout, advantages, metrics
 
     # ----------------------------------------------------------------------------- 1. sample
@@ -270,7 +272,8 @@ class PPOTrainer(Bookkeeping):
             ref_logprobs = response_logprobs(self.reference, *sequences, *how)
         if args.layout != "shared":
             with self.meter.phase("value", "value", *work):
-                values = response_values(self.value_model, ids, attention, mask, buckets, run)
+                critic = partial(token_values, self.value_model)
+                values = run.map_chunks(critic, buckets, ids, attention, mask)
         chunk = args.local_rollout_forward_batch_size
         scores_raw = self.rewards.score(*sequences, mask, rows, chunk, self.meter)
         return Rollout(
@@ -364,7 +367,7 @@ class PPOTrainer(Bookkeeping):
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
                 if self.accelerator.scaler is None:  # which skips such a step by itself
                     metrics["grad_norm"] = float(norm)
-            check_loss(self, metrics)
+            self.check_loss(metrics)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return metrics | {"grad_norm": float(norm)}

@@ -31,9 +31,8 @@ from ..metering.meter import Meter, NoMeter
 from ..metering.patch import patched
 from ..ppo.logprobs import AnyModel
 from ..ppo.losses import kl_estimate, missing_stop_score
-from ..ppo.rewards import Rewards
+from ..ppo.rewards import Rewards, call_reward
 from ..ppo.sampling import pad_prompts, positions_of
-from ..ppo.texts import call_reward
 from ..stages import Setting
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
 from .trl import Rows, Watch, make_trainer, note

@@ -5,7 +5,7 @@ pytest tests/data/test_tokenize.py
 
 import rlhf_lab as lab
 from rlhf_lab.data.tokenize import encode_prompt, prompt_rows, prompt_text, row_prompt_ids
-from rlhf_lab.ppo.texts import call_reward
+from rlhf_lab.ppo.rewards import call_reward
 
 TALK = [{"role": "user", "content": "Hi"}]
 

@@ -12,7 +12,7 @@ from ppo_kit import PROMPTS
 
 from rlhf_lab.metering.meter import Meter
 from rlhf_lab.ppo import checkpoint
-from rlhf_lab.ppo.divergence import Diverged
+from rlhf_lab.ppo.bookkeeping import Diverged
 
 EVERY = {"save_steps": 1, "save_total_limit": None, "total_episodes": 40}
 STEPS = 5

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ppo_kit import PROMPTS
 
-from rlhf_lab.ppo import distributed, rollout
+from rlhf_lab.ppo import rollout
 
 HERE = Path(__file__).resolve().parent
 STEPS = 5  # of two minibatches each: ten optimizer steps
@@ -149,7 +149,7 @@ def test_a_rollout_put_together(make, monkeypatch):
         def gather(self, x):
             return torch.tensor(shapes) if x.shape == (1, 2) else x
 
-    parts = [distributed.gather_rollout(Other(), half, 15) for half in halves]
+    parts = [rollout.gather_rollout(Other(), half, 15) for half in halves]
     for name in (f.name for f in fields(r)):
         whole = torch.cat([getattr(p, name) for p in parts])
         assert torch.equal(whole, getattr(r, name))
@@ -164,5 +164,5 @@ def test_every_row_has_one_process():
     found = []
     for rank in range(3):
         Rank.process_index = rank
-        found += distributed.shard_rows(Rank, rows).tolist()
+        found += rollout.shard_rows(Rank, rows).tolist()
     assert sorted(found) == rows.tolist()

@@ -3,6 +3,7 @@
 pytest tests/ppo/test_rollout.py
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -286,7 +287,9 @@ def test_values_and_scores_in_passes_equal_the_whole(rolled_out, rows):
             "scores": Executor().map_chunks(
                 lambda i, a: rollout.sequence_scores(p.reward, i, a), passes, p.ids, p.attention
             ),
-            "values": rollout.response_values(p.reward, p.ids, p.attention, p.mask, *how),
+            "values": Executor().map_chunks(
+                partial(rollout.token_values, p.reward), passes, p.ids, p.attention, p.mask
+            ),
             "logprobs": rollout.response_logprobs(p.policy, *what, 0.7, *how),
             "of both": both[0],
         }
