@@ -100,7 +100,7 @@ def _opened(run: Run | str | Path) -> Run:
 
 def _score(run: Run, row: Row) -> Mapping[str, object]:
     """Figures of a sample's tokens under the model that wrote it and the one the run began as."""
-    from .ppo.token_record import score_tokens
+    from .ppo.texts import score_tokens
 
     if row.get("when") in (None, "held-out"):
         raise ValueError(

@@ -11,7 +11,7 @@ import pytest
 
 import rlhf_lab as lab
 from rlhf_lab import notebook
-from rlhf_lab.ppo import token_record
+from rlhf_lab.ppo import texts
 from rlhf_lab.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("few_stories")
@@ -80,7 +80,7 @@ def test_held_out_samples_are_of_prompts_that_were_not_trained_on(run):
 )
 def test_a_sample_is_scored_by_the_model_that_wrote_it(stage, when, by, monkeypatch):
     monkeypatch.setattr(notebook, "_models", lambda *_: ("policy", "reference", None))
-    monkeypatch.setattr(token_record, "score_tokens", lambda model, *_: model)
+    monkeypatch.setattr(texts, "score_tokens", lambda model, *_: model)
     run = SimpleNamespace(folder=Path(), stage=stage, config={"model": "tiny"})
     assert notebook._score(run, {"when": when, "prompt": "p", "response": "r"}) == by
 

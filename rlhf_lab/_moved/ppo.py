@@ -5,8 +5,5 @@ import warnings
 from rlhf_lab.ppo.trainer import PPOTrainer
 
 __all__ = ["PPOTrainer"]
-warnings.warn(
-    "rlhf_lab.stages.ppo has moved: from rlhf_lab import PPOTrainer",
-    DeprecationWarning,
-    stacklevel=2,
-)
+line = "rlhf_lab.stages.ppo has moved: from rlhf_lab import PPOTrainer"
+warnings.warn(line, DeprecationWarning, stacklevel=2)

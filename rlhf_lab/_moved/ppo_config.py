@@ -5,8 +5,5 @@ import warnings
 from rlhf_lab.ppo.config import PPOConfig
 
 __all__ = ["PPOConfig"]
-warnings.warn(
-    "rlhf_lab.stages.ppo_config has moved: from rlhf_lab import PPOConfig",
-    DeprecationWarning,
-    stacklevel=2,
-)
+line = "rlhf_lab.stages.ppo_config has moved: from rlhf_lab import PPOConfig"
+warnings.warn(line, DeprecationWarning, stacklevel=2)

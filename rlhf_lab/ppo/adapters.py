@@ -67,11 +67,9 @@ def add_reward_adapter(base: AnyModel, folder: AnyModel) -> tuple[Tensor, float]
         base.add_adapter(REWARD, config)
     except ValueError:  # none of its modules is there
         raise ValueError(misfit) from None
-    wanted = {
-        n.replace(f".{REWARD}.", ".") for n, _ in base.named_parameters() if f".{REWARD}." in n
-    }
-    shapes = {n.replace(f".{REWARD}.", "."): p.shape for n, p in base.named_parameters()}
-    wrong = wanted ^ weights.keys() or {n for n in weights if weights[n].shape != shapes[n]}
+    mark = f".{REWARD}."
+    shapes = {n.replace(mark, "."): p.shape for n, p in base.named_parameters() if mark in n}
+    wrong = shapes.keys() ^ weights.keys() or {n for n in weights if weights[n].shape != shapes[n]}
     if wrong or head.shape[1] != base.get_output_embeddings().weight.shape[1]:
         raise ValueError(f"{misfit}: {min(wrong) if wrong else heads[0]} does not fit")
     set_peft_model_state_dict(base, weights, REWARD)

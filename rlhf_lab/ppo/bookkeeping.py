@@ -24,18 +24,9 @@ from . import checkpoint, losses
 from .checkpoint import Metrics, TrainingParts
 from .rewards import call_reward
 from .rollout import Advantages, Rollout, Samples
-from .texts import Row, decode
-from .token_record import token_record
+from .texts import Row, decode, token_record
 
-STATISTICS = (
-    "pg_loss",
-    "vf_loss",
-    "clipfrac",
-    "ratio",
-    "approxkl",
-    "entropy",
-    "vf_clipfrac",
-)
+STATISTICS = ("pg_loss", "vf_loss", "clipfrac", "ratio", "approxkl", "entropy", "vf_clipfrac")
 """What is logged of an update: figures of `PPOTrainer.compute_losses`, in its order."""
 EVALUATION = -1
 """The iteration that held-out responses count as: their noise is the same every time."""
@@ -157,7 +148,7 @@ class Bookkeeping(TrainingParts):
         self.on_sample(step, samples)
 
     def _by_token(self, samples: list[Row], r: Rollout, adv: Advantages | None = None) -> list[Row]:
-        """The samples with the figures of their tokens (`token_record.py`)."""
+        """The samples with the figures of their tokens (`texts.TokenRecord`)."""
         first = torch.arange(len(samples), device=r.ids.device)
         tokens = token_record(self.tokenizer, r.rows(first), adv and adv.rows(first))
         return [{**row, "tokens": t} for row, t in zip(samples, tokens, strict=True)]

@@ -33,7 +33,6 @@ from transformers.trainer_callback import CallbackHandler
 from ..data.reward_sources import RewardFunction
 from ..metering.meter import Meter
 from .config import PPOConfig
-from .executor import Executor
 from .layouts import Roles
 from .logprobs import AnyModel
 from .rewards import Rewards
@@ -54,17 +53,19 @@ class TrainingParts:
 
     args: PPOConfig
     tokenizer: Tokenizer
-    train_dataset: Sequence[Row]
     eval_dataset: Sequence[Row] | None
     metric_funcs: Mapping[str, RewardFunction]
     meter: Meter
-    executor: Executor
     on_log: Callable[[int, Metrics], None] | None
     on_sample: Callable[[int, list[Row]], None] | None
     should_stop: Callable[[], bool] | None
     accelerator: Accelerator
     stop_token_id: int | None
     roles: Roles
+    policy: AnyModel
+    reference: AnyModel
+    value_model: AnyModel
+    reward_model: AnyModel | None
     rewards: Rewards
     model: nn.Module
     """`roles.trained`, as accelerate wraps it"""
@@ -79,22 +80,6 @@ class TrainingParts:
     """coefficient of the KL penalty"""
     seconds: float
     """spent in training, without pauses between runs"""
-
-    @property
-    def policy(self) -> AnyModel:
-        return self.roles.policy
-
-    @property
-    def reference(self) -> AnyModel:
-        return self.roles.reference
-
-    @property
-    def reward_model(self) -> AnyModel | None:
-        return self.roles.reward
-
-    @property
-    def value_model(self) -> AnyModel:
-        return self.roles.value
 
 
 def save(trainer: TrainingParts) -> Path:

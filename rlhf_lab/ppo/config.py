@@ -40,9 +40,7 @@ class PPOConfig(TrainingArguments):
     learning_rate: float = setting(3e-6, "Peak rate; annealed to 0.")
     adam_epsilon: float = setting(1e-5, "Adam's ε (rule 17).")
     max_grad_norm: float = setting(1.0, "Gradient clipping; 0 is off.")
-    total_episodes: int | None = setting(
-        None, "Responses to sample in all; else from num_train_epochs."
-    )
+    total_episodes: int | None = setting(None, "Responses in all; else from num_train_epochs.")
     save_steps: float = setting(10, "Iterations between checkpoints; below 1 a share of all.")
     save_total_limit: int | None = setting(2, "Checkpoints to keep.")
     layout: str = setting("four", "Who plays the roles: four models, shared, adapters.")
@@ -58,9 +56,7 @@ class PPOConfig(TrainingArguments):
     missing_eos_penalty: float | None = setting(
         None, "Subtracted from the score of a response that never stops."
     )
-    missing_eos_score: float | None = setting(
-        None, "Replaces the score of a response that never stops."
-    )
+    missing_eos_score: float | None = setting(None, "The score of a response that never stops.")
     reward_weights: list[float] | None = setting(
         None, "One for each source: reward model, then reward_funcs."
     )
@@ -69,12 +65,8 @@ class PPOConfig(TrainingArguments):
     kl_coef: float = setting(0.05, "β of the per-token KL penalty.")
     kl_estimator: str = setting("k1", "k1, k2 or k3 (rule 19).")
     kl_target: float | None = setting(None, "Nats per response the adaptive controller aims at.")
-    max_kl_per_token: float | None = setting(
-        5.0, "Nats; further out the policy has diverged: training ends."
-    )
-    early_stop_kl: float | None = setting(
-        None, "An iteration's update ends where approxkl is above this."
-    )
+    max_kl_per_token: float | None = setting(5.0, "Nats; further out PPO has diverged and ends.")
+    early_stop_kl: float | None = setting(None, "An update ends where approxkl is above this.")
     kl_horizon: int = setting(10_000, "Episodes for β to adapt (rule 18).")
     whiten_rewards: bool = setting(False, "Scale rewards, keep the mean.")
     gamma: float = setting(1.0, "Discount per token.")
@@ -88,10 +80,9 @@ class PPOConfig(TrainingArguments):
         # TrainingArguments guesses bf16 from the hardware only when asked: on a CPU it crawls.
         if not torch.cuda.is_available():
             self.use_cpu, self.bf16, self.fp16 = True, False, False
-        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        if batch % self.num_mini_batches:
+        if self.rollout_batch_size % self.num_mini_batches:
             raise ValueError(
-                f"a rollout batch of {batch} does not split into "
+                f"a rollout batch of {self.rollout_batch_size} does not split into "
                 f"num_mini_batches={self.num_mini_batches}"
             )
         for name, value in vars(self).items():

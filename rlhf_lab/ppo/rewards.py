@@ -62,9 +62,8 @@ def call_reward(
     for row, (value, number) in enumerate(zip(values, numbers, strict=True)):
         if finite and value is not None and not math.isfinite(number):
             raise ValueError(
-                f"{name_of(function)} gave {number} for row {row} "
-                f"({completions[row][:40]!r}): a reward is a finite number, or None "
-                "where there is none"
+                f"{name_of(function)} gave {number} for row {row} ({completions[row][:40]!r}): a "
+                "reward is a finite number, or None where there is none"
             )
     return torch.tensor(numbers)
 
@@ -147,9 +146,8 @@ class Rewards:
 
         A source that gives None for a response adds nothing to it.
         """
-        answers: list[list[int]] = []
-        if self.reads_texts:
-            answers = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
+        pairs = zip(responses, mask, strict=True) if self.reads_texts else ()
+        answers = [ids[m].tolist() for ids, m in pairs]
         ends = [self.stop_token_id in a for a in answers]
         scores = self.score_answers(ids, attention, answers, ends, rows, chunk, meter)
         return scores.nan_to_num(0.0)
@@ -198,9 +196,8 @@ class Rewards:
         run = self.executor
         models = {s.name: s.function for s in self.sources if s.is_model}
         buckets = {name: run.length_buckets(mask, chunk) for name, (_, mask) in read.items()}
-        shape: list[int] = []
-        for name, (_, mask) in read.items():  # what FLOPs are linear in
-            shape += shape_of(buckets[name], mask)
+        # What FLOPs are linear in.
+        shape = [n for name, (_, mask) in read.items() for n in shape_of(buckets[name], mask)]
         tokens = sum(int(mask.sum()) for _, mask in read.values())
         with meter.phase("score", "reward", shape, tokens):
             return {
@@ -293,9 +290,8 @@ def check_reward_model(model: AnyModel) -> None:
     labels = int(getattr(model.config, "num_labels", 1))
     if getattr(model, "score", None) is None and "score" not in names:
         raise ValueError(
-            f"{type(model).__name__} is no reward model that can be used here: it "
-            "has no `score` head, as AutoModelForSequenceClassification makes for "
-            "a decoder"
+            f"{type(model).__name__} is no reward model that can be used here: it has no `score` "
+            "head, as AutoModelForSequenceClassification makes for a decoder"
         )
     if labels != 1:
         raise ValueError(

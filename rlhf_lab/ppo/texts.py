@@ -1,8 +1,8 @@
-"""From text to tokens and back: sampling and scoring of texts."""
+"""From text to tokens and back: sampling and scoring of texts, and records token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,26 @@ from ..data.schema import Example, Prompt
 from ..data.tokenize import encode_prompt, encode_response
 from .logprobs import AnyModel
 from .losses import response_mask
-from .rollout import sequence_scores
+from .rollout import Advantages, Rollout, concat_prompt_response, response_logprobs, sequence_scores
 from .sampling import generate, pad_prompts, row_keys
 
 Tokenizer = PreTrainedTokenizerBase
 Row = Example
 """A row of a data set: `prompt` (text or messages) or ready-made `input_ids`, other columns."""
+TokenRecord = dict[str, list[str] | list[int] | list[float]]
+"""Figures of a response, token by token, as the rollout inspector reads them: lists of one length.
+
+    text        the token as it reads; without the special ones, joined, they are the response
+    logprob     log π of the policy that sampled, nats
+    log_ratio   log π − log π_ref, nats: the k1 estimate of the KL of that token
+    value       what the critic expected before the token was sampled
+    reward      what the token earned: −β·KL, and the score on the last one
+    advantage   whitened, as trained on
+    return      what the critic learns: advantage before whitening + value
+
+and `special`, the places of special tokens. A figure that was not computed is left out.
+"""
+DIGITS, DECIMALS = 4, 6  # a record is text in a file that grows with every iteration
 
 
 @torch.no_grad()
@@ -107,3 +121,109 @@ def score_texts(
         device = next(model.parameters()).device
         scores[part] = sequence_scores(model, ids.to(device), mask.to(device)).cpu()
     return scores
+
+
+# ------------------------------------------------------------------------------- token by token
+
+
+@torch.no_grad()
+def token_record(
+    tokenizer: Tokenizer, rows: Rollout, advantages: Advantages | None = None
+) -> list[TokenRecord]:
+    """A record for each response of some rows of a rollout (`rollout.rows(…)`).
+
+    advantages: of the same rows; None for held-out prompts, which nothing is learned from.
+    """
+    figures = {
+        "logprob": rows.logprobs,
+        "log_ratio": rows.logprobs - rows.ref_logprobs,
+        "value": rows.values,
+    }
+    if advantages is not None:
+        figures |= {
+            "reward": advantages.rewards,
+            "advantage": advantages.advantages,
+            "return": advantages.returns,
+        }
+    # One copy from the device, whatever there is to record.
+    numbers = torch.stack([x.float() for x in figures.values()]).cpu()
+    responses = zip(rows.responses.cpu(), rows.mask.cpu(), numbers.unbind(1), strict=True)
+    return [_record(tokenizer, ids[m].tolist(), figures, x[:, m]) for ids, m, x in responses]
+
+
+@torch.no_grad()
+def score_tokens(
+    policy: AnyModel,
+    reference: AnyModel | None,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    response: str | list[int],
+    temperature: float = 1.0,
+) -> TokenRecord:
+    """The record of any response to any prompt: log π and, with a reference, the log-ratio.
+
+    For what a run recorded as text only (SFT, DPO, held-out prompts). A text is scored with its
+    stop token, as if it had stopped there.
+    """
+    answer = torch.tensor([encode_response(tokenizer, response)])
+    mask = response_mask(answer, tokenizer.eos_token_id)
+    ids, attention = pad_prompts([encode_prompt(tokenizer, prompt)], tokenizer.pad_token_id)
+    ids, attention = concat_prompt_response(ids, attention, answer, mask, tokenizer.pad_token_id)
+
+    def logprobs(model: AnyModel) -> Tensor:
+        device = next(model.parameters()).device
+        sequence = ids.to(device), attention.to(device), answer.to(device)
+        return response_logprobs(model, *sequence, temperature)
+
+    figures = {"logprob": logprobs(policy)}
+    if reference is not None:
+        ref = logprobs(reference).to(figures["logprob"].device)
+        figures["log_ratio"] = figures["logprob"] - ref
+    numbers = torch.stack([x.float() for x in figures.values()]).cpu()
+    return _record(tokenizer, answer[mask].tolist(), figures, numbers[:, mask])
+
+
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[list[str], list[int]]:
+    """How each token reads, and the places of special ones, which read as they are called.
+
+    The others, joined, are what the tokenizer makes of all of them, and a token is what it adds to
+    the ones before. A character of several tokens (a byte-level tokenizer's "é") belongs to the
+    token that completes it; those before it read as "".
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    special = {i for i, token in added if token.special} | set(tokenizer.all_special_ids)
+    places = [k for k, i in enumerate(ids) if i in special]
+    plain = [i for i in ids if i not in special]
+    whole, start, texts = str(tokenizer.decode(plain)), 0, list[str]()
+    for count in range(1, len(plain) + 1):
+        end = _agreeing(str(tokenizer.decode(plain[:count])), whole, start)
+        end = len(whole) if count == len(plain) else end
+        texts.append(whole[start:end])
+        start = end
+    for k in places:
+        texts.insert(k, str(tokenizer.convert_ids_to_tokens(ids[k])))
+    return texts, places
+
+
+def _agreeing(part: str, whole: str, start: int) -> int:
+    """How far the two read alike, from `start` on, which is where they are known to."""
+    end = min(len(part), len(whole))
+    if part[start:end] == whole[start:end]:
+        return max(end, start)
+    return next(i for i in range(start, end) if part[i] != whole[i])
+
+
+def _record(
+    tokenizer: Tokenizer, ids: list[int], names: Iterable[str], numbers: Tensor
+) -> TokenRecord:
+    """numbers: (figure, token), in the order of `names`."""
+    texts, special = token_texts(tokenizer, ids)
+    record: TokenRecord = {"text": texts, "special": special}
+    for name, figures in zip(names, numbers.tolist(), strict=True):
+        record[name] = [_short(x) for x in figures]
+    return record
+
+
+def _short(x: float) -> float:
+    """DIGITS significant ones; below DECIMALS it is rounding that fp32 left."""
+    return round(float(f"{x:.{DIGITS}g}"), DECIMALS)

@@ -68,10 +68,9 @@ class PPOTrainer(Bookkeeping):
     `eval_dataset` are rows with a `prompt` (text or messages) or ready-made `input_ids`.
     `reward_funcs` are called as GRPOTrainer calls them, or are reward models; all is added up
     (`rewards.py`). `reward_processing_class` is the reward model's tokenizer, where it has its own.
-    `metric_funcs` are functions, `f(prompts=…, completions=…, **columns) → list of floats`, that
-    are only logged. `meter` times every phase; `on_log(step, metrics)` and `on_sample(step, rows)`
-    receive what the run records; `should_stop()` ends training after an iteration; `executor` runs
-    the loops.
+    `metric_funcs`, `f(prompts=…, completions=…, **columns) → list of floats`, are only logged.
+    `meter` times every phase; `on_log(step, metrics)` and `on_sample(step, rows)` receive what the
+    run records; `should_stop()` ends training after an iteration; `executor` runs the loops.
     """
 
     def __init__(
@@ -111,8 +110,10 @@ class PPOTrainer(Bookkeeping):
             self.stop_token_id = processing_class.eos_token_id
 
         self.roles = self.build_roles(model, ref_model, value_model, reward_model, peft_config)
+        self.policy, self.reference = self.roles.policy, self.roles.reference
+        self.value_model, self.reward_model = self.roles.value, self.roles.reward
         self.rewards = Rewards(
-            self.roles.reward,
+            self.reward_model,
             reward_funcs,
             processing_class,
             args,

@@ -34,7 +34,7 @@ from .samples import (
 )
 
 ScoreSample: TypeAlias = Callable[[Run, Mapping[str, object]], Mapping[str, object]]
-"""(run, row of its samples) → the row's `tokens`, as in `ppo/token_record.py`"""
+"""(run, row of its samples) → the row's `tokens`, as `ppo/texts.py` makes them"""
 _MODES = {TRAINING: "Training", HELD_OUT: "Held-out prompts"}
 _NO_FIGURES = (
     "No figures of these tokens were recorded, so they have no colours: PPO keeps them, of a few "

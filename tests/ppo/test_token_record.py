@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from rlhf_lab.ppo import losses
 from rlhf_lab.ppo.rollout import Advantages, Rollout, concat_prompt_response
 from rlhf_lab.ppo.sampling import pad_prompts
-from rlhf_lab.ppo.texts import decode
-from rlhf_lab.ppo.token_record import score_tokens, token_record, token_texts
+from rlhf_lab.ppo.texts import decode, score_tokens, token_record, token_texts
 
 
 def rollout(tiny, responses):
