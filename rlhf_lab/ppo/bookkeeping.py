@@ -7,7 +7,7 @@ Kept apart so that `trainer.py` reads as the algorithm.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +44,7 @@ class Diverged(ValueError):
     The step that showed it was not made."""
 
 
-class Bookkeeping(TrainingParts):
+class Bookkeeping(TrainingParts, ABC):
     """What `PPOTrainer` uses to average, to tell others, and to be there again after a crash."""
 
     @abstractmethod
