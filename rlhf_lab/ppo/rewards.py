@@ -320,7 +320,7 @@ def retokenised(
     for row, text, ended in zip(rows, texts, ends, strict=True):
         prompt = prompt_of(row)
         if prompt and not isinstance(prompt, str) and not is_conversation(prompt):
-            prompt = policy_tokenizer.decode(list(prompt), skip_special_tokens=True)
+            prompt = str(policy_tokenizer.decode(list(prompt), skip_special_tokens=True))
         response = encode_response(theirs, text)
         sequences.append(encode_prompt(theirs, prompt) + (response if ended else response[:-1]))
     longest = max(map(len, sequences))
