@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -74,9 +75,16 @@ def test_who_waits_gets_the_run_or_the_error():
     assert repr(training) == "Training(failed)"
 
 
-def test_an_interrupt_while_waiting_stops_the_training():
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as Python has it by itself: a shell starts what is in the background without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_while_waiting_stops_the_training(interruptible):
     """What Ctrl-C and the notebook's stop button do to the cell that waits."""
-    import signal
 
     def work(should_stop, **_):
         with pytest.raises(KeyboardInterrupt), should_stop.armed():

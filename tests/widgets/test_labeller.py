@@ -17,8 +17,6 @@ from rlhf_lab.widgets.labeller import LONGEST, Labeller, shown
 from rlhf_lab.world.gold_reward import Annotator, accuracy_ceiling, gold_reward
 
 pytestmark = pytest.mark.usefixtures("few_stories")
-
-
 SVG = "{http://www.w3.org/2000/svg}"
 
 
