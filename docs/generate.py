@@ -238,11 +238,29 @@ def stages_page() -> str:
         models, phases = ", ".join(s.roles), ", ".join(s.phases)
         lines.append(f"| `{s.name}` | {rows} | {models} | {phases} | {'yes' if s.xrayed else ''} |")
     lines += ["", "## The lab's settings of each", ""]
-    lines += ["Chosen for the bundled model; every other setting is the trainer's own.", ""]
+    lines += ["Chosen for the bundled models, and used up to 20 million parameters; every other "]
+    lines += ["setting is the trainer's own.", ""]
     for s in STAGES.values():
         settings = ", ".join(f"`{k}={v!r}`" for k, v in sorted(s.defaults.items()))
         lines += [f"`{s.name}`\n: {settings}", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_rates()])
+
+
+def _rates() -> list[str]:
+    """Learning rates of larger models, by stage and size, with their sources."""
+    from rlhf_lab.defaults import literature
+
+    lines = ["## Learning rates of larger models", ""]
+    lines += [
+        "| stage | trained | parameters | rate | source |",
+        "| --- | --- | ---: | ---: | --- |",
+    ]
+    for stage, told in literature().items():
+        for what, name in (("all weights", "whole"), ("LoRA adapters", "lora")):
+            for most, rate, source in told[name]:
+                size = f"up to {most / 1e9:g}B" if most else "any larger"
+                lines.append(f"| `{stage}` | {what} | {size} | {rate:g} | {source} |")
+    return lines
 
 
 def command_page() -> str:

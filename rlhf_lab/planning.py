@@ -24,6 +24,7 @@ from .cost.setup import EXTRA, Setup
 from .data.lengths import planned_lengths
 from .data.load import Data, load_data
 from .data.reward_sources import reward_settings
+from .defaults import defaults
 from .display import did_you_mean
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load
 from .runs.ledger import Ledger
@@ -63,6 +64,8 @@ class Plan:
     model: Model
     hardware: Hardware | str = "here"
     settings: Settings = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where a setting comes from that nobody gave and that is not the lab's own."""
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in sorted(self.settings.items()))
@@ -120,9 +123,21 @@ class Plan:
     def show(self) -> Display:
         """The prediction, to read in a notebook or a terminal."""
         from .charts.estimate import parts, text
-        from .display import Display
+        from .display import Display, escape
 
-        return Display(text(self.estimate), *parts(self.estimate))
+        said = self.said
+        lines = [f"<p>{escape(said)}</p>"] * bool(said)
+        return Display(f"{text(self.estimate)}\n{said}".rstrip(), *parts(self.estimate), *lines)
+
+    @property
+    def said(self) -> str:
+        """Defaults that were chosen for the model's size or this machine, with their sources, as a
+        line; "" where all are the lab's own or yours."""
+        by_source: dict[str, list[str]] = {}
+        for name, source in self.sources.items():
+            by_source.setdefault(source, []).append(f"{name}={self.settings[name]:g}")
+        parts = [f"{', '.join(names)} ({source})" for source, names in by_source.items()]
+        return f"defaults for {self.model.name}: {'; '.join(parts)}" * bool(parts)
 
     @cached_property
     def trainer_settings(self) -> dict[str, Setting]:
@@ -152,6 +167,10 @@ class Plan:
             from .trainers.trl import trl_settings
 
             settings = trl_settings(settings, output_dir)
+        else:
+            from .models.device import device_settings
+
+            settings = {**device_settings(settings), **settings}
         return resolve(spec.config)(**{**settings, "output_dir": output_dir})
 
     @property
@@ -171,7 +190,7 @@ def plan(
     data: Data | str | Path | None = None,
     **settings: Setting,
 ) -> Plan:
-    """Plan a stage for a model: the lab's defaults, then your settings.
+    """Plan a stage for a model: defaults by its size (`defaults.py`), then your settings.
 
     `stage`: a name of `stages.STAGES`; inference (prefill and decode) is planned only. Settings
     are the fields of TRL's config of that stage, for PPO of our PPOConfig; `lora_r=16` trains LoRA
@@ -184,14 +203,15 @@ def plan(
         hint = did_you_mean(stage, STAGES)
         raise ValueError(f"no stage {stage!r}; {hint}choose from {', '.join(STAGES)}")
     handle, settings = load(model), _one_length(stage, settings)
-    chosen = {**STAGES[stage].defaults, **settings, **reward_settings(settings)}
+    find_hardware(hardware)
+    chosen, sources = defaults(stage, handle, hardware, settings)
+    chosen = {**chosen, **settings, **reward_settings(settings)}
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         chosen["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
-    find_hardware(hardware)
     if data is not None:
         found = planned_lengths(stage, handle, load_data(data), chosen)
         chosen = {**found, **chosen}
-    return Plan(stage, handle, hardware, chosen)
+    return Plan(stage, handle, hardware, chosen, sources)
 
 
 def _one_length(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:

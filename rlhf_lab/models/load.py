@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .hub import fetch
+from .packaged import PACKAGED, SAME_SIZES, SMOLLM2
 from .tokenizer import has_tokenizer, load_tokenizer, same_vocabulary
 from .weights import load_causal_lm, load_in_4bit, load_reward_model, new_reward_model
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 BUNDLED = ("tiny", "small")
+
+ALIASES = {"smollm2-135m": SMOLLM2}
+"""Short names that mean the model that answers, wherever it comes from: hub or package
+(`packaged.py`). The pretrained one has its whole id, HuggingFaceTB/SmolLM2-135M."""
 
 ADAPTER_FILE = "adapter_config.json"
 """What makes a folder one of peft's."""
@@ -41,6 +46,11 @@ def presets() -> dict[str, dict[str, object]]:
         (Path(__file__).parent / "presets.json").read_text()
     )
     return configs
+
+
+def _preset(path: str) -> dict[str, object]:
+    """The preset of a hub id as a new dict; {} where it has none."""
+    return dict(presets().get(SAME_SIZES.get(path, path), {}))
 
 
 class Model:
@@ -68,8 +78,8 @@ class Model:
         """The config of a stage's checkpoint as a dict; loads no transformers where the config is
         a preset's or lies in a folder."""
         path = self.paths.get(stage, self.paths["base"])
-        if path in presets():
-            return dict(presets()[path])
+        if known := _preset(path):
+            return known
         file = Path(path) / "config.json"
         if file.is_file():
             return _read_config(file)
@@ -80,8 +90,7 @@ class Model:
         from transformers import AutoConfig
 
         config: PreTrainedConfig
-        if path in presets():
-            known = dict(presets()[path])
+        if known := _preset(path):
             config = AutoConfig.for_model(str(known.pop("model_type")), **known)
         else:
             trust = self.trust_remote_code
@@ -172,7 +181,8 @@ def load(name: str | Path | Model, *, trust_remote_code: bool = False) -> Model:
     local = Path(name).expanduser()
     if local.is_dir():
         return _local(local, trust_remote_code)
-    hub_id = {i.split("/")[1].lower(): i for i in presets()}.get(str(name).lower(), str(name))
+    short = {i.split("/")[1].lower(): i for i in (*presets(), *PACKAGED)} | ALIASES
+    hub_id = short.get(str(name).lower(), str(name))
     if local.is_absolute() or hub_id.startswith((".", "~")) or hub_id.count("/") != 1:
         raise ValueError(
             f"no model {str(name)!r}: not bundled ({', '.join(BUNDLED)}), not a preset, not a "

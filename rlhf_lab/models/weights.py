@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .device import compute_dtype
 from .hub import fetch, quiet_transformers
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def load_in_4bit(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=nested,
-        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+        bnb_4bit_compute_dtype=compute_dtype(),
     )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     model = load_causal_lm(

@@ -40,6 +40,12 @@ class CachedFile(Generic[Content]):
         return self.parsed[1]
 
 
+def lab_home() -> Path:
+    """Where the lab keeps what is of this machine: $RLHF_LAB_HOME, else ~/.cache/rlhf_lab."""
+    home = os.environ.get("RLHF_LAB_HOME")
+    return Path(home).expanduser() if home else Path.home() / ".cache/rlhf_lab"
+
+
 def replace_file(path: Path, text: str) -> None:
     """Put a file in the place of the old one, which stays whole until the new one is."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -72,17 +72,20 @@ class Run:
         data: object = None,
         seed: int = 0,
         hardware: object = None,
+        sources: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> Run:
         """Start a run in an empty or new folder (or, with `overwrite`, in place of an old run).
 
-        `settings` is a mapping, a dataclass or anything with `to_dict` (TRL's configs).
+        `settings` is a mapping, a dataclass or anything with `to_dict` (TRL's configs); `sources`
+        says where those come from that nobody gave.
         """
         if stage not in STAGES:
             raise ValueError(f"stage={stage!r}: choose from {', '.join(STAGES)}")
         run = cls(folder)
         run._make_room(overwrite)
         what = {"stage": stage, "model": model, "data": data, "seed": seed, "hardware": hardware}
+        what |= {"sources": dict(sources)} if sources else {}
         state = {"versions": _versions(), "started": _now(), "status": "running", "summary": {}}
         run._write_config({**what, "settings": settings, **state})
         return run

@@ -26,6 +26,9 @@ Tokenize: TypeAlias = Callable[..., Encoded]
 
 HELD_OUT = 512
 """Held-out prompts that a policy is evaluated on before and after training."""
+HELD_OUT_OF_LARGE = 64
+"""The same of a model of more than `LARGE` parameters on a CPU, where sampling takes minutes."""
+LARGE = 20e6
 
 
 @dataclass
@@ -75,8 +78,11 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
         )
     if plan.stage == "ppo" and not quiet and (why := _new_critic(plan, args.layout)):
         print(f"ppo: the value model starts on the SFT model with a zero head: {why}", flush=True)
+    models = load_roles(plan, args)
+    if args.use_cpu and sum(p.numel() for p in models[spec.roles[0]].parameters()) > LARGE:
+        held_out = held_out[:HELD_OUT_OF_LARGE]
     prompts, prompt_ids = ([r[name] for r in held_out] for name in ("prompt", "prompt_ids"))
-    return Prepared(load_roles(plan, args), train, test, prompts, prompt_ids, counts)
+    return Prepared(models, train, test, prompts, prompt_ids, counts)
 
 
 def _new_critic(plan: Plan, layout: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeAlias
 
-import torch
 from datasets import Dataset
 from transformers import (
     PreTrainedTokenizerBase,
@@ -26,6 +25,7 @@ from trl import DPOTrainer
 from ..data.schema import Example
 from ..metering.callback import MeterCallback
 from ..metering.meter import Meter
+from ..models.device import device_settings
 from ..ppo.logprobs import AnyModel
 from ..stages import STAGES, resolve
 
@@ -39,10 +39,8 @@ def trl_settings(settings: Mapping[str, object], output_dir: str) -> dict[str, o
     TRL defaults to bf16 and gradient checkpointing, which crawl on a CPU. Nothing is saved by
     the trainer itself: the run saves the model once, at the end.
     """
-    gpu = torch.cuda.is_available()
     return {
-        "bf16": gpu and torch.cuda.get_device_capability()[0] >= 8,
-        "use_cpu": not gpu,
+        **device_settings(settings),
         "gradient_checkpointing": False,
         "report_to": "none",
         "save_strategy": "no",

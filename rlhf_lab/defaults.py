@@ -1,0 +1,97 @@
+"""Settings that nobody gave, by the size of the model.
+
+The lab's own (`stages.py`) were found on models of 0.4 to 2 million parameters. A larger one gets
+rates and penalties of TRL's configs and of the papers (`defaults.json`), and where it trains here
+a batch that fits this machine.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from .cost.architecture import architecture
+from .cost.estimate import estimate
+from .cost.hardware import Hardware
+from .cost.hardware import hardware as find_hardware
+from .models.load import BUNDLED, Model
+from .stages import ONLINE, STAGES, Setting, Settings
+
+SMALL = 20e6
+"""Parameters of a model that the lab's own settings still fit."""
+ROOM = 0.75
+"""The share of this machine's memory that a plan may take: rows may be longer than planned."""
+BATCH = frozenset(
+    "per_device_train_batch_size gradient_accumulation_steps steps_per_generation "
+    "generation_batch_size num_mini_batches gpus".split()
+)
+"""Settings that make a batch: where one is given, nothing is chosen."""
+
+
+@cache
+def literature() -> dict[str, dict[str, list[Any]]]:
+    """Of each stage: "whole" and "lora", learning rates as [most parameters, rate, source], the
+    smallest first; "penalty", [setting, value, source] of what holds a policy near its reference.
+    """
+    table: dict[str, dict[str, list[Any]]] = json.loads(
+        Path(__file__).with_suffix(".json").read_text("utf-8")
+    )
+    return table
+
+
+def defaults(
+    stage: str, model: Model, hardware: Hardware | str, given: Settings
+) -> tuple[dict[str, Setting], dict[str, str]]:
+    """What a plan takes where `given` says nothing, and the sources of what is not the lab's own.
+
+    A model whose size cannot be told counts as large.
+    """
+    chosen: dict[str, Setting] = dict(STAGES[stage].defaults)
+    size = 0.0 if model.name in BUNDLED else parameters(model)
+    if size <= SMALL or stage not in literature():
+        return chosen, {}
+    told = literature()[stage]
+    rates = told["lora" if given.get("lora_r") else "whole"]
+    rate, source = next((rate, why) for most, rate, why in rates if size <= (most or inf))
+    found = [("learning_rate", rate, source), *([told["penalty"]] if "penalty" in told else [])]
+    if not BATCH & given.keys() and find_hardware(hardware).name == find_hardware("here").name:
+        batch, source = _batch_that_fits(stage, model, {**chosen, **given})
+        found += [(name, value, source) for name, value in batch.items()]
+    chosen |= {name: value for name, value, _ in found}
+    return chosen, {name: source for name, _, source in found if name not in given}
+
+
+def parameters(model: Model) -> float:
+    """Parameters of a model, from its config; infinite where that cannot be told."""
+    try:
+        return float(architecture(model.config_dict()).parameters())
+    except ValueError:
+        return inf
+
+
+def _batch_that_fits(stage: str, model: Model, settings: Settings) -> tuple[dict[str, int], str]:
+    """The largest batch of one pass whose plan fits here, and what keeps the rows of an optimizer
+    step; {} where that is the lab's own."""
+    whole = int(settings["per_device_train_batch_size"])
+    tried: dict[str, int] = {}
+    for batch in (whole >> halved for halved in range(whole.bit_length())):
+        tried = {} if batch == whole else _in_passes(stage, whole, batch)
+        try:
+            e = estimate(stage, model.config_dict(), "here", {**settings, **tried})
+        except ValueError:  # unknown to the planner: as transformers begins
+            return _in_passes(stage, whole, min(whole, 8)), "transformers' TrainingArguments"
+        if e.peak * e.memory_band[1] <= ROOM * e.hardware.memory:
+            return tried, f"fits this machine, {whole} rows as before"
+    return tried, "the least there is: it does not fit this machine"
+
+
+def _in_passes(stage: str, whole: int, batch: int) -> dict[str, int]:
+    """`whole` rows a step, `batch` at a time."""
+    times, lab = whole // batch, STAGES[stage].defaults
+    found = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": times}
+    if STAGES[stage].groups:  # a generation is as large as before
+        found["steps_per_generation"] = times * int(str(lab["steps_per_generation"]))
+    return found if stage in ONLINE else {**found, "per_device_eval_batch_size": batch}
