@@ -31,17 +31,20 @@ from typing import Any
 import rlhf_lab as lab
 from rlhf_lab.display import table
 from rlhf_lab.runs.ledger import AROUND
+from rlhf_lab.trainers import prepare
 
 RESULTS = Path(__file__).parent / "results" / "real_model.json"
 MODEL = "smollm2-135m"
 MOST_CHARACTERS = 300
 """Of a prompt or an answer: longer ones are left out, so that a step takes seconds."""
-ROWS = {"sft": 320, "reward": 320, "dpo": 160, "ppo": 32}
+ROWS = {"sft": 160, "reward": 144, "dpo": 56, "ppo": 16}
 """Rows a stage trains on; of PPO, responses of an iteration."""
 BATCH = 8
 """Rows of a step: many short steps, since there are few rows."""
-ITERATIONS = 6
+ITERATIONS = 4
 RESPONSE = 64
+HELD_OUT = 32
+"""Prompts that a policy is evaluated on before and after."""
 Rows = list[dict[str, Any]]
 
 
@@ -159,6 +162,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=("sft", "reward", "ppo", "dpo"))
     parser.add_argument("--quick", action="store_true", help="two steps each, written nowhere")
     args = parser.parse_args()
+    prepare.HELD_OUT_OF_LARGE = HELD_OUT
     rows = conversations(json.loads(args.data.read_text(encoding="utf-8")))
     data = lab.load_data(rows[:60] if args.quick else rows, seed=0)
     model = lab.load(MODEL)
