@@ -126,8 +126,9 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     if parser.prog.endswith(("train", "best-of-n")):
         what = "'stories', a file, or a hub id [stories]"
         parser.add_argument("--data", default="stories", dest="source", help=what)
-    fields = "prompt, completion, chosen, rejected or label is this column"
+    fields = "prompt, completion, chosen, rejected, label, answers, winner, … is this column"
     add_repeated(parser, "--field", "OURS=COLUMN", fields)
+    parser.add_argument("--fields", metavar="FILE", help="the same in a YAML file")
     parser.add_argument("--split", default="train", help="split of a hub data set [train]")
     parser.add_argument("--subset", help="configuration of a hub data set")
     rows = "keep N rows, a random sample [100,000 or 50 MB]"
@@ -150,16 +151,18 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _load(args: argparse.Namespace, seed: int) -> tuple[Model, Data]:
     """The model's handle and the data that the arguments name; prints what was read, and how."""
     from ..data.load import load_data
+    from ..data.mapping import from_flags
     from ..models.load import load
 
-    fields = {}
-    for pair in args.field:
-        field, equals, column = pair.partition("=")
-        if not equals or not column:
-            raise ValueError(f"--field {pair!r}: write OURS=COLUMN, for example chosen=better")
-        fields[field] = column
+    if args.field and args.fields:
+        raise ValueError("--field and --fields: say all in the file, or all with --field")
     data = load_data(
-        args.source, seed=seed, fields=fields, split=args.split, subset=args.subset, limit=args.rows
+        args.source,
+        seed=seed,
+        fields=args.fields or from_flags(args.field),
+        split=args.split,
+        subset=args.subset,
+        limit=args.rows,
     )
     for note in data.notes:
         print(note)
@@ -171,6 +174,9 @@ def _data(args: argparse.Namespace) -> int:
     from ..display import table
 
     model, data = _load(args, seed=0)
+    if data.report:
+        became = data.report.columns.items()
+        print(table([{"column": column, "what became of it": use} for column, use in became]))
     print(table(pipeline.describe_data(data, model, args.max_length)))
     return 0
 
@@ -291,7 +297,8 @@ FLAGS = {"say overwrite=True": "give --overwrite", "(overwrite)": "(--overwrite)
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    said = getattr(error, "command_line", None) or str(error)  # in flags, where it knows them
+    text = " ".join(said.split()) or type(error).__name__
     for argument, flag in FLAGS.items():
         text = text.replace(argument, flag)
     return text

@@ -17,22 +17,29 @@ import gzip
 import json
 import random
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from ..models.load import small_models_folder
 from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .files import open_rows
-from .schema import Dropped, Example, Report, convert, recognise
+from .mapping import Refused, from_file, getter
+from .recognise import columns_of, recognise
+from .schema import ANSWERS, Dropped, Example, Report, convert_all
 
 STORY_ROWS = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_pairs": 1024}
 """Rows of the bundled world's training sets, of each test set, and of held-out pairs."""
 LIMIT, MEMORY = 100_000, 50_000_000
 """Rows, and bytes of them, that are kept in memory: of a larger source, a random sample."""
+
+
+FieldsLike: TypeAlias = "Mapping[str, Any] | Callable[[Any], Any] | str | Path | None"
+"""A mapping (`mapping.Fields`), a function from a row to rows of ours, or a YAML file."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,11 @@ class Data:
 def unpaired(pairs: list[Example]) -> list[Example]:
     """Preferences as labelled answers: the chosen one is good, the rejected one is not."""
     return [
-        {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
+        {
+            **{k: pair[k] for k in ("prompt", "tools") if k in pair},
+            "completion": pair[name],
+            "label": name == "chosen",
+        }
         for pair in pairs
         for name in ("chosen", "rejected")
     ]
@@ -121,20 +132,22 @@ def load_data(
     source: object = "stories",
     *,
     seed: int = 0,
-    fields: Mapping[str, str] | None = None,
+    fields: FieldsLike = None,
     split: str = "train",
     subset: str | None = None,
     limit: int | None = None,
     temperature: float = 0.6,
     length_bias: float = 0.0,
 ) -> Data:
-    """The bundled world ("stories"), or your own data in any of the shapes of `schema.py`.
+    """The bundled world ("stories"), or your own data in any of the shapes of `shapes.yaml`.
 
     `source`: a JSON, JSONL, CSV, TSV or Parquet file (also .gz), a folder that `datasets` saved, a
-    hub id, a `datasets.Dataset`, or a list of dicts. `fields` maps our names to your columns:
-    {"prompt": "question", "chosen": "better", "rejected": "worse"}; what it leaves out is guessed,
-    and `notes` tell how. `split` and `subset` choose part of a hub data set. Of more than `limit`
-    rows a random sample is kept; without it, of more than 100,000 rows or 50 MB of them.
+    hub id, a `datasets.Dataset`, or a list of dicts. `fields` maps our names to your columns
+    ({"prompt": "question", "chosen": "better", "rejected": "worse"}; `mapping.Fields` lists them);
+    what it leaves out is guessed, and `notes` tell how. It may be a YAML file that says the same,
+    or a function from a row of yours to one of ours, to several, or to None. `split` and `subset`
+    choose part of a hub data set. Of more than `limit` rows a random sample is kept; without it, of
+    more than 100,000 rows or 50 MB of them.
     `temperature` and `length_bias` belong to the world's simulated annotator. Raises ValueError
     with one line (what, where, what to do) for what cannot be read.
     """
@@ -144,7 +157,12 @@ def load_data(
         return _stories(Annotator(temperature, length_bias, seed), seed)
     name = Path(source).name if isinstance(source, (str, Path)) else "your data"
     rows = open_rows(source, split, subset)
-    return from_rows(rows, name, seed, fields=fields, limit=limit)
+    try:
+        return from_rows(rows, name, seed, fields=fields, limit=limit)
+    except Refused as error:
+        if not isinstance(fields, (str, Path)):
+            raise
+        raise ValueError(f"{error.shown('yaml')} (in {fields})") from None
 
 
 # ------------------------------------------------------------------------------- the bundled world
@@ -192,31 +210,27 @@ def from_rows(
     name: str = "rows",
     seed: int = 0,
     held_out: float = 0.1,
-    fields: Mapping[str, str] | None = None,
+    fields: FieldsLike = None,
     limit: int | None = None,
 ) -> Data:
     """Turn rows into the three sets: fields guessed, drops counted, a tenth held out.
 
     A prompt stands on one side only, however many rows it has. Rows come in a random order.
     """
-    rows = iter(rows)
-    first = list(islice(rows, FIRST_ROWS))
+    given: Mapping[str, Any] | None = None
+    if isinstance(fields, (str, Path)):
+        given = from_file(fields)
+    elif callable(fields):
+        rows = _through(fields, rows)
+    else:
+        given = fields
+    first, rows = _unwrapped(iter(rows), given, name)
     if not first:
         raise ValueError(f"{name} has no rows")
-    report = Report(name, recognise(first, fields, name))
+    shape = recognise(first, given, name)
+    report = Report(name, shape, columns=columns_of(first, shape))
     sample = Reservoir(seed, LIMIT if limit is None else limit, MEMORY if limit is None else None)
-    for row in chain(first, rows):
-        report.rows += 1
-        try:
-            example = convert(row, report.shape)
-        except Dropped as reason:
-            report.drop(str(reason))
-            continue
-        report.count_missing(example)
-        if "chosen" in example and example["chosen"] == example["rejected"]:
-            report.identical += 1  # nothing to compare; still an answer to learn from
-            example = {"completion": example["chosen"], **example}
-            del example["chosen"], example["rejected"]
+    for example in convert_all(chain(first, rows), report):
         sample.add(example)
     kept = sample.rows()
     report.kept, report.sampled = len(kept), sample.seen > len(kept)
@@ -225,6 +239,13 @@ def from_rows(
         raise ValueError(
             f"{name}: {len(kept)} usable rows; at least 10 are needed" + f" ({why})" * bool(why)
         )
+    if shape.has_answers and not any(r.keys() & set(ANSWERS) for r in kept):
+        raise ValueError(
+            f"{name}: only prompts could be read, although there are answers "
+            f"({'; '.join(report.notes()[1:])})"
+        )
+    if not shape.fields.completion:  # nobody wrote answers: the preferred ones are demonstrations
+        kept = [{"completion": r["chosen"], **r} if "chosen" in r else r for r in kept]
     train, test = hold_out(kept, held_out)
 
     def split(*keys: str) -> Split:
@@ -241,17 +262,59 @@ def from_rows(
     )
 
 
+def _through(make: Callable[[Any], Any], rows: Iterable[object]) -> Iterator[object]:
+    """What a user's function makes of each row: a row of ours, several, or None."""
+    for number, row in enumerate(rows, 1):
+        try:
+            made = make(row)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"your function failed on row {number}: {what}") from error
+        if made is None:
+            yield Dropped("left out by your function")
+        else:
+            yield from made if isinstance(made, (list, tuple)) else [made]
+
+
+def _unwrapped(
+    rows: Iterator[object], fields: Mapping[str, Any] | None, name: str
+) -> tuple[list[object], Iterator[object]]:
+    """The first rows and the others, out of the object that a dump wraps them in."""
+    path = str((fields or {}).get("rows", ""))
+    if path:
+        get = getter(path, (), "rows", name)
+        found = (get(r) if isinstance(r, Mapping) else None for r in rows)
+        rows = (r for inside in found for r in (inside if isinstance(inside, list) else [inside]))
+    first = list(islice(rows, FIRST_ROWS))
+    if path or len(first) > 1 or not isinstance(first[0] if first else None, Mapping):
+        return first, rows
+    (outer,) = first
+    assert isinstance(outer, Mapping)
+    lists = [k for k, v in outer.items() if isinstance(v, list) and _are_rows(v)]
+    if len(lists) > 1:
+        raise Refused(
+            f"{name} holds several lists of rows ({', '.join(lists)}): say which, {{fields}}",
+            {"rows": lists[0]},
+        )
+    inside = iter(outer[lists[0]]) if lists else iter(first)
+    return list(islice(inside, FIRST_ROWS)), inside
+
+
+def _are_rows(value: list[object]) -> bool:
+    return bool(value) and all(
+        isinstance(v, Mapping) and not v.keys() & {"role", "from"} for v in value
+    )
+
+
 def select(rows: list[Example], *keys: str) -> list[Example]:
     """Rows that have these fields, and these only; a prompt alone is kept once.
 
-    Where nobody wrote answers, the preferred ones are demonstrations. An answer with a label is no
-    demonstration: it may be a bad one.
+    An answer with a label is no demonstration: it may be a bad one.
     """
-    if "completion" in keys and not any("completion" in r for r in rows):
-        rows = [{**r, "completion": r["chosen"]} for r in rows if "chosen" in r]
     if "completion" in keys and "label" not in keys:
         rows = [r for r in rows if "label" not in r]
-    found = [{k: r[k] for k in keys} for r in rows if all(k in r for k in keys)]
+    also = [*keys, "tools"]  # what a row's model may call goes with it
+    found = [{k: r[k] for k in also if k in r} for r in rows if all(k in r for k in keys)]
     return list({repr(r): r for r in found}.values()) if len(keys) == 1 else found
 
 

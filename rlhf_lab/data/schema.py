@@ -1,259 +1,355 @@
-"""The shapes in which people keep instructions and preferences, and how a row becomes ours.
+"""A row of ours, and how a row of other people's becomes it.
 
-Ours: `prompt` (text, or a list of messages), `completion`, `chosen`, `rejected` (texts). Read are
-TRL's shapes (prompt and completion; prompt, chosen and rejected, the prompt explicit or the common
-beginning of both; the same as lists of messages; a conversation under `messages`), the
-`\\n\\nHuman: … \\n\\nAssistant: …` dialogues of HH-RLHF, and instruction files.
+Ours: `prompt` (text, or a list of messages), `completion`, `chosen`, `rejected` (text, or a list of
+messages where an answer has several), `label` (true: a good answer), `tools`. `recognise`
+(recognise.py) finds where they stand in a file; `convert` makes rows of ours out of one of theirs,
+or raises Dropped with the reason it is counted under.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-Example: TypeAlias = dict[str, Any]
-"""A row with our fields, or with their token ids."""
-Message: TypeAlias = dict[str, str]
-"""A turn of a conversation: {"role", "content"}."""
-Prompt: TypeAlias = str | list[Message] | list[int]
-"""Text, a conversation, or token ids."""
+from .mapping import GROUP, TIE, Fields, Get, letter, merits, plain, preferred
+from .messages import STANDS_FOR_NOTHING as STANDS_FOR_NOTHING
+from .messages import Answer as Answer
+from .messages import Dropped as Dropped
+from .messages import Example as Example
+from .messages import Message as Message
+from .messages import Prompt as Prompt
+from .messages import conversation, history, missing, plainly_text, rounds, structure, text, tools
+from .shapes import Read
 
-FIELDS = {
-    "prompt": ("prompt", "instruction", "question", "query"),
-    "completion": ("completion", "output", "response", "answer", "messages", "conversations"),
-    "chosen": ("chosen", "preferred"),
-    "rejected": ("rejected", "dispreferred"),
-    "label": ("label",),
-}
-"""Names under which people store each field. An `input` beside `instruction` belongs to the prompt;
-`messages` holds prompt and completion in one."""
-
-TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLE_NAMES = dict.fromkeys(("gpt", "bot", "Assistant"), "assistant")
-ROLE_NAMES |= dict.fromkeys(("human", "Human"), "user")
-"""Other people's names of the roles that chat templates know."""
-
-
-class Dropped(Exception):
-    """A row that cannot be used; its message is the reason it is counted under."""
+ANSWERS = ("completion", "chosen", "rejected")
+CONTEXT = ("prompt", "system", "history", "tools")
+GOOD = {"true", "1", "good", "yes", "desirable", "thumbs_up", "thumbs up", "up", "positive", "👍"}
+BAD = {"false", "0", "bad", "no", "undesirable", "thumbs_down", "thumbs down", "down", "negative"}
+BAD |= {"👎", "-1"}
+MOST_REASONS = 40
+"""Reasons that a report tells apart; what comes after them is counted together."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Where each of our fields stands in a row, and whether a newline must part prompt and answer.
+    """Where each of our fields stands in a row, what decides, and how texts are put together.
 
-    `fields` maps ours to theirs; `extra` is a column that is added to the prompt.
+    `extra` is a column that is added to the prompt; `separator` parts text prompts and answers;
+    `repeated`: texts of answers begin with the prompt, which is taken off.
     """
 
-    fields: Mapping[str, str]
+    fields: Fields
+    get: Mapping[str, Get]
+    name: str = ""
     extra: str | None = None
     separator: str = ""
+    repeated: bool = False
+    chat: bool = False
+    read: Read | None = None
+    meanings: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, bool] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        parts = [f"{ours} = {theirs!r}" for ours, theirs in self.fields.items()]
-        if "prompt" not in self.fields:
-            parts.insert(0, "prompt = what comes before the last answer")
+        found, of = [], self.fields
+        if not of.prompt:
+            found.append("prompt = what comes before the last answer")
+        shown = {k: p for k, p in of.paths().items() if not k.startswith(of.decider or "\0")}
+        found += [f"{ours} = {theirs!r}" for ours, theirs in shown.items()]
         if self.extra:
-            parts.append(f"{self.extra!r} added to the prompt")
+            found.append(f"{self.extra!r} added to the prompt")
         if self.separator:
-            parts.append("a line break between prompt and answer")
-        return ", ".join(parts)
+            found.append("a line break between prompt and answer")
+        if self.repeated:
+            found.append("the prompt, which the answers repeat, taken off them")
+        if of.decider:
+            found.append(self.decision())
+        return (f"{self.name}: " if self.name else "") + ", ".join(found)
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether rows hold answers, and not prompts alone."""
+        return bool(self.fields.answers) or any(getattr(self.fields, f) for f in ANSWERS)
 
-def recognise(rows: Sequence[object], fields: Mapping[str, str] | None, name: str) -> Shape:
-    """The shape of some rows; `fields` (ours → theirs) names what must not be guessed.
+    def decision(self) -> str:
+        """What decides, and which way."""
+        of = self.fields
+        if of.decider == "winner":
+            means = {v: i for v, i in self.meanings.items() if i != TIE}
+            wins = ", ".join(f"{v} → {letter(i)} is chosen" for v, i in means.items())
+            return f"{of.winner!r} decides: {wins}"
+        if of.decider == "preference":
+            other = "B" if of.positive == "A" else "A"
+            below = f"{of.positive} is chosen, below 0 → {other}"
+            return f"{of.preference!r} decides: above 0 → {below}{self._margin()}"
+        deciding = " and ".join(map(repr, getattr(of, of.decider)))
+        way = "lower" if of.decider == "ranks" else "higher"
+        most = "every pair of answers" if of.pairs == "all" else "the best against the worst"
+        does = "decides" if len(getattr(of, of.decider)) == 1 else "decide"
+        return f"{deciding} {does}: the {way} is chosen, {most}{self._margin()}"
 
-    Raises ValueError with one line when there is no prompt or nothing to train on.
-    """
-    mappings = [r for r in rows if isinstance(r, Mapping)]
-    have = list(dict.fromkeys(k for r in mappings for k in r))
-    filled = {k for k in have if any(r.get(k) for r in mappings)}
-    fields = dict(fields or {})
-    for ours, theirs in fields.items():
-        if ours not in FIELDS:
-            raise ValueError(f"{name}: no field {ours!r} to map; choose from {', '.join(FIELDS)}")
-        if theirs not in have:
-            raise ValueError(f"{name}: no column {theirs!r} for {ours}; there are {_list(have)}")
-    guessed = {
-        ours: fields.get(ours) or next((k for k in known if k in filled), "")
-        for ours, known in FIELDS.items()
-    }
-    found = {ours: theirs for ours, theirs in guessed.items() if theirs}
-    if "label" in found and "label" not in fields and not _are_labels(mappings, found):
-        del found["label"]
-    if not have:
-        raise ValueError(f"{name} must hold a list of objects, one per row: it has none")
-    if ("chosen" in found) != ("rejected" in found):
-        there, lacking = ("chosen", "rejected") if "chosen" in found else ("rejected", "chosen")
-        raise ValueError(
-            f"{name}: {there} is there, {lacking} is not, among {_list(have)}; map it with "
-            f"fields={{{lacking!r}: COLUMN}}"
-        )
-    if "prompt" not in found and not ({"chosen", "completion"} & found.keys()):
-        raise ValueError(
-            f"{name}: no prompt field among {_list(have)}; name it one of "
-            f"{', '.join(FIELDS['prompt'])}, or map it with fields={{'prompt': COLUMN}}"
-        )
-    extra = "input" if found.get("prompt") == "instruction" and "input" in filled else None
-    shape = Shape(found, extra)
-    converted = _converted(rows, shape)
-    if not converted and "prompt" not in found:
-        raise ValueError(
-            f"{name}: no prompt: {', '.join(map(repr, found.values()))} hold no "
-            "conversation to take it from; map it with fields={'prompt': COLUMN}"
-        )
-    return replace(shape, separator=_separator(converted, shape))
-
-
-def _are_labels(rows: Sequence[Mapping[str, object]], found: Mapping[str, str]) -> bool:
-    """Whether a column holds for each answer whether it is a good one (true) or not (false)."""
-    known = [v for r in rows if (v := r.get(found["label"])) is not None]
-    return "completion" in found and bool(known) and all(isinstance(v, bool) for v in known)
-
-
-def _converted(rows: Sequence[object], shape: Shape) -> list[Example]:
-    """The rows that can be used, with our fields."""
-    converted = []
-    for row in rows:
-        try:
-            converted.append(convert(row, shape))
-        except Dropped:
-            continue
-    return converted
-
-
-def _separator(rows: Sequence[Example], shape: Shape) -> str:
-    """A line break where text prompts and answers mostly touch without white space, else ""."""
-    touching = parted = 0
-    answers = [f for f in ("completion", "chosen") if f in shape.fields]
-    for row in rows:
-        if isinstance(row["prompt"], str):
-            for answer in (row[f] for f in answers if f in row):
-                apart = row["prompt"][-1:].isspace() or answer[:1].isspace()
-                parted, touching = parted + apart, touching + (not apart)
-            touching += not answers and not row["prompt"][-1:].isspace()
-    return "\n" if touching > parted else ""
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = [str(n) for n in names[:12]] + ["…"] * (len(names) > 12)
-    return f"[{', '.join(shown)}]"
+    def _margin(self) -> str:
+        return f", less than {self.fields.margin:g} apart is a tie" if self.fields.margin else ""
 
 
 # ------------------------------------------------------------------------------------ one row
 
 
-def convert(row: object, shape: Shape) -> Example:
-    """One row with our fields, those it has. Raises Dropped with the reason."""
+def convert(row: Any, shape: Shape, report: Report | None = None) -> list[Example]:
+    """The rows of ours that a row makes. Raises Dropped with the reason.
+
+    `report` counts what is left out of a row that is kept.
+    """
+    if isinstance(row, Dropped):  # a reader's word
+        raise row
     if not isinstance(row, Mapping):
         raise Dropped("wrong type")
-    prompt: str | list[Message] | None = None
-    if "prompt" in shape.fields:
-        prompt = _prompt(row.get(shape.fields["prompt"]))
-        if shape.extra and isinstance(row.get(shape.extra), str) and row[shape.extra].strip():
-            prompt = f"{_text(prompt)}\n{row[shape.extra].strip()}"
-    answers: Example = {}
-    before: list[list[Message]] = []  # conversations that answers stand at the end of
-    for ours in ("completion", "chosen", "rejected"):
-        value = row.get(shape.fields.get(ours))
-        if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-            continue  # a row may serve one stage and not another
-        answers[ours], earlier = _answer(value)
-        if earlier:
-            before.append(earlier)
-    if any(earlier != before[0] for earlier in before):
-        raise Dropped("prompts differ")
-    if before:  # a whole conversation holds more than a prompt beside it
-        prompt = before[0]
-    if prompt is None:
-        raise Dropped("no prompt" if answers else "empty")
-    if isinstance(prompt, str) and not prompt.endswith(shape.separator):
-        prompt += shape.separator
-    pair = {"chosen", "rejected"} & answers.keys()
-    if len(pair) == 1:
-        del answers[pair.pop()]
-    if not answers and len(shape.fields) > ("prompt" in shape.fields):
+    get, of = shape.get, shape.fields
+    context = {f: get[f](row) for f in CONTEXT if f in get}
+    if shape.extra and not missing(extra := row.get(shape.extra)):
+        context["prompt"] = f"{text(context['prompt'])}\n{text(extra).strip()}"
+    if of.answers:
+        return [_example(context, c, shape, report) for c in _decided(row, shape, report)]
+    cells = {f: cell for f in ANSWERS if f in get and not missing(cell := get[f](row))}
+    if ("chosen" in cells) != ("rejected" in cells):
+        cells = {f: c for f, c in cells.items() if f == "completion"}
+    if not cells and shape.has_answers:
+        _example(context, cells, shape, report)  # a wrong prompt is told as such
         raise Dropped("empty")
-    if "label" in shape.fields:
-        label = row.get(shape.fields["label"])
-        if label not in (False, True):  # 0 and 1 too
+    if "chosen" in cells and _texts(cells["chosen"]) and not _texts(context.get("prompt")):
+        every = [(a, b) for a in cells["chosen"] for b in _list_of(cells["rejected"])]
+        return [_example(context, {"chosen": a, "rejected": b}, shape, report) for a, b in every]
+    example = _example(context, cells, shape, report)
+    if "label" in get:
+        said = plain(get["label"](row))
+        if said not in shape.labels:
             raise Dropped("no label")
-        answers["label"] = bool(label)
-    return {"prompt": prompt, **answers}
+        example["label"] = shape.labels[said]
+    return [example]
 
 
-def _prompt(value: object) -> str | list[Message]:
-    if not isinstance(value, str):
-        return messages(value)
-    turns = dialogue(value)
-    if not turns:
-        return _text(value)
-    # An HH dialogue that ends in "\n\nAssistant:" asks for the next turn.
-    asked = [turn for turn in turns if turn["content"]]
-    if not asked:
-        raise Dropped("empty")
-    return asked
-
-
-def _answer(value: object) -> tuple[str, list[Message]]:
-    """An answer's text, and the conversation before it where the two stand together."""
-    turns = dialogue(value) if isinstance(value, str) else messages(value)
-    if not turns:
-        return _text(value), []
-    if turns[-1]["role"] != "assistant":
-        raise Dropped("no answer at the end")
-    return _text(turns[-1]["content"]), turns[:-1]
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise Dropped("empty" if value is None else "wrong type")
-    if not value.strip():
-        raise Dropped("empty")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair: no tokenizer takes it
-            raise Dropped("broken characters") from None
-    return value
-
-
-def messages(value: object) -> list[Message]:
-    """A list of messages with the roles and keys that chat templates know."""
-    if value is None or value == []:
-        raise Dropped("empty")
-    if not isinstance(value, (list, tuple)) or not all(isinstance(m, Mapping) for m in value):
-        raise Dropped("wrong type")
-    turns = []
-    for message in value:
-        role = message.get("role", message.get("from"))
-        content = message.get("content", message.get("value"))
-        if not isinstance(role, str):
+def _decided(row: Mapping[str, Any], shape: Shape, report: Report | None) -> list[dict[str, Any]]:
+    """The pairs of answers (cells) that a row prefers one to the other."""
+    of, get = shape.fields, shape.get
+    by_item = of.each or of.group
+    if by_item:
+        items: list[Any] = [structure(i) for i in _list_of(get["each"](row))]
+        if not all(isinstance(i, Mapping) for i in items):
             raise Dropped("wrong type")
-        turns.append({"role": ROLE_NAMES.get(role, role), "content": _text(_joined(content))})
+        cells = [get["answers"](i) for i in items]
+    else:
+        cells = [get[k](row) for k in get if k.startswith("answer")]
+        cells = _list_of(cells[0]) if len(of.answers) == 1 else cells
+    deciding = [k for k in get if k.startswith(of.decider)]
+    if by_item and of.decider in ("scores", "ranks"):
+        decides = [[get[deciding[0]](i) for i in items]]
+    else:
+        decides = [get[k](row) for k in deciding]
+    if sum(not missing(c) for c in cells) < 2:
+        raise Dropped("fewer than two answers")
+    try:
+        pairs = preferred(_without_gaps(merits(of, decides, len(cells), shape.meanings), cells), of)
+    except Dropped as reason:
+        if str(reason) != "a tie" or of.ties == "drop":
+            raise
+        if report:
+            report.tied += 1
+        return [{"completion": cell} for cell in cells if not missing(cell)]
+    if report:
+        report.unused += len(cells) - len({i for pair in pairs for i in pair})
+    return [{"chosen": cells[i], "rejected": cells[j]} for i, j in pairs]
+
+
+def _without_gaps(found: list[float | None], cells: Sequence[Any]) -> list[float | None]:
+    """Merits of the answers that are there; a missing one can be neither chosen nor rejected."""
+    return [None if missing(c) else m for m, c in zip(found, cells)]
+
+
+def _list_of(cell: object) -> list[Any]:
+    found = structure(cell)
+    if not isinstance(found, (list, tuple)):
+        raise Dropped("wrong type")
+    return list(found)
+
+
+def _texts(cell: object) -> bool:
+    """Whether a cell is a list of texts."""
+    cell = cell if isinstance(cell, str) else structure(cell)
+    return isinstance(cell, list) and bool(cell) and all(isinstance(c, str) for c in cell)
+
+
+def _example(
+    context: Mapping[str, Any], cells: Mapping[str, Any], shape: Shape, report: Report | None
+) -> Example:
+    """One row of ours out of the cells of its fields."""
+    asked = context.get("prompt")
+    if turns := _asked_in_rounds(asked, cells):
+        asked, cells = None, turns
+    answers = {
+        f: cell if plainly_text(cell) else _conversation(cell) or text(cell)
+        for f, cell in cells.items()
+    }
+    before: str | list[Message] | None = None
+    if plainly_text(asked):
+        before = asked
+    elif not missing(asked):
+        found = _conversation(asked)
+        before = [t for t in found if t["content"] or len(t) > 2] if found else text(asked)
+        if not before:  # an HH dialogue that asks nothing
+            raise Dropped("empty")
+    said = [a for a in answers.values() if isinstance(a, str)]
+    if isinstance(before, str) and len(said) == len(answers) and not shape.chat:
+        return _of_texts(before, dict(zip(answers, said)), shape)
+    if before is None and len(said) == len(answers):
+        raise Dropped("no prompt" if answers and not shape.fields.prompt else "empty")
+    return _of_turns(before, answers, context, shape, report)
+
+
+def _conversation(cell: object) -> list[Message]:
+    turns = conversation(cell)
+    if turns and turns[-1]["role"] == "user" and not turns[-1]["content"]:
+        raise Dropped("empty")
     return turns
 
 
-def _joined(content: object) -> object:
-    """The text of a message that comes in parts, as multimodal data have it; no pictures."""
-    if not isinstance(content, (list, tuple)):
-        return content
-    if not all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
-        raise Dropped("wrong type")
-    return "".join(p["text"] for p in content)
+def _asked_in_rounds(asked: object, cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Conversations whose prompts are one list of texts and whose answers another (as JSON, too);
+    {} for anything else."""
+    if isinstance(asked, str) and asked[:2] not in ('["', "['"):
+        return {}
+    listed = {f: structure(c) for f, c in {"prompt": asked, **cells}.items()}
+    if not cells or not all(map(_texts, listed.values())):
+        return {}
+    return {f: rounds(listed["prompt"], c) for f, c in listed.items() if f != "prompt"}
 
 
-def dialogue(text: str) -> list[Message]:
-    """Messages of a `\\n\\nHuman: … \\n\\nAssistant: …` string; [] for any other text."""
-    if not text.startswith(("\n\nHuman:", "\n\nAssistant:")):
-        return []
-    _, *pieces = TURN.split(text)
-    return [
-        {"role": ROLE_NAMES[who], "content": content.strip()}
-        for who, content in zip(pieces[::2], pieces[1::2])
-    ]
+def _of_texts(prompt: str, answers: Mapping[str, str], shape: Shape) -> Example:
+    """A row whose prompt and answers are text."""
+    if shape.repeated and (bare := prompt.strip()):
+        if all(a.startswith(bare) and a[len(bare) :].strip() for a in answers.values()):
+            answers = {f: a[len(bare) :] for f, a in answers.items()}
+            prompt = bare
+    if not prompt.endswith(shape.separator):
+        prompt += shape.separator
+    return {"prompt": prompt, **answers}
+
+
+def _of_turns(
+    asked: str | list[Message] | None,
+    answers: Mapping[str, Answer],
+    context: Mapping[str, Any],
+    shape: Shape,
+    report: Report | None,
+) -> Example:
+    """A row whose prompt is a conversation: all turns before the answer."""
+    before = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked or []
+    prompts, said = [], dict(answers)
+    for ours, answer in answers.items():
+        if isinstance(answer, str):
+            said[ours] = [{"role": "assistant", "content": answer}]
+        elif answer[0]["role"] != "assistant" or any(m["role"] == "user" for m in answer):
+            found, said[ours] = _split(answer)  # it holds the prompt too
+            prompts.append(_with_what_is_beside(found, asked, before))
+    if any(prompt != prompts[0] for prompt in prompts):
+        prompts[0] = _parted(prompts, said, shape)
+        if report:
+            report.parted += 1
+    prompt = prompts[0] if prompts else before
+    if not missing(context.get("history")):
+        earlier = history(context["history"])
+        at = int(bool(prompt) and prompt[0]["role"] == "system")
+        if prompt[at : at + len(earlier)] != earlier:
+            prompt = [*prompt[:at], *earlier, *prompt[at:]]
+    if not missing(context.get("system")):
+        system = {"role": "system", "content": text(context["system"])}
+        if prompt and prompt[0]["role"] == "system" and prompt[0] != system:
+            raise Dropped("two system prompts")
+        prompt = prompt if prompt[:1] == [system] else [system, *prompt]
+    if not prompt:
+        raise Dropped("no prompt")
+    example: Example = {"prompt": prompt}
+    example |= {ours: _short(turns) for ours, turns in said.items()}
+    offered = tools(context.get("tools"))
+    return example | ({"tools": offered} if offered else {})
+
+
+def _parted(prompts: list[list[Message]], said: dict[str, Answer], shape: Shape) -> list[Message]:
+    """Where two conversations part before their last answers: the prompt that they share, with the
+    answers that follow it put into `said` if the mapping says so. Raises Dropped if not.
+
+    Who preferred one conversation to the other has not said that of their first answers.
+    """
+    wholes = {
+        f: [*prompt, *a] for (f, a), prompt in zip(said.items(), prompts) if isinstance(a, list)
+    }
+    same = 0
+    while len({repr(w[same : same + 1]) for w in wholes.values()}) == 1:
+        same += 1
+    while same and any(
+        w[same : same + 1] and w[same]["role"] != "assistant" for w in wholes.values()
+    ):
+        same -= 1
+    if not same or len(prompts) < len(said):
+        raise Dropped("prompts differ")
+    if shape.fields.parted != "pair":
+        raise Dropped(
+            "conversations that part before the last answer (parted=pair pairs them there)"
+        )
+    for f, whole in wholes.items():
+        further = (
+            i for i in range(same, len(whole)) if whole[i]["role"] not in ("assistant", "tool")
+        )
+        said[f] = whole[same : next(further, len(whole))]
+    return next(iter(wholes.values()))[:same]
+
+
+def _split(turns: list[Message]) -> tuple[list[Message], list[Message]]:
+    """A conversation as its prompt (up to the last user turn) and its answer."""
+    roles = [m["role"] for m in turns]
+    asked = [i for i, role in enumerate(roles) if role == "user"]
+    at = (
+        asked[-1] + 1 if asked else roles.index("assistant") if "assistant" in roles else len(roles)
+    )
+    answer = turns[at:]
+    if not answer or answer[0]["role"] != "assistant" or answer[-1]["role"] != "assistant":
+        raise Dropped("no answer at the end")
+    return turns[:at], answer
+
+
+def _short(answer: Answer) -> Answer:
+    """One message that is nothing but text, as text."""
+    if isinstance(answer, str):
+        return answer
+    if any(m["role"] not in ("assistant", "tool") for m in answer):
+        raise Dropped("an answer with turns of others in it")
+    if answer[-1]["role"] != "assistant":
+        raise Dropped("no answer at the end")
+    if not answer[-1]["content"] and "tool_calls" not in answer[-1]:
+        raise Dropped("empty")
+    return text(answer[0]["content"]) if len(answer) == 1 and len(answer[0]) == 2 else answer
+
+
+def _with_what_is_beside(
+    found: list[Message], asked: str | list[Message] | None, before: list[Message]
+) -> list[Message]:
+    """A conversation's prompt, with the system turn of a prompt beside it.
+
+    Raises Dropped where that prompt says something which the conversation does not.
+    """
+    if not before:
+        return found
+    if isinstance(asked, str):
+        if not any(asked.strip() in m["content"] for m in found):
+            raise Dropped("a prompt that is not in the conversation")
+        return found
+    system = [m for m in before if m["role"] == "system"]
+    if any(m not in found for m in before if m["role"] != "system"):
+        raise Dropped("a prompt that is not in the conversation")
+    if not system or found[:1] == system[:1]:
+        return found
+    if found[0]["role"] == "system":
+        raise Dropped("two system prompts")
+    return [*system, *found]
 
 
 # -------------------------------------------------------------------------------------- a report
@@ -263,7 +359,10 @@ def dialogue(text: str) -> list[Message]:
 class Report:
     """What was found in a source: rows read, kept, and dropped by reason.
 
-    `missing`: rows that were kept without a field that others have, by field.
+    `missing`: rows that were kept without a field that others have, by field. `unused`: answers of
+    rows that were kept. `tied`: ties that were kept as demonstrations. `parted`: pairs of
+    conversations that are cut where they part. `columns`: what became of each column; `later`: rows
+    with columns that the first rows lack.
     """
 
     name: str
@@ -272,27 +371,104 @@ class Report:
     kept: int = 0
     sampled: bool = False
     identical: int = 0
+    unused: int = 0
+    tied: int = 0
+    parted: int = 0
     missing: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
+    later: dict[str, int] = field(default_factory=dict)
 
-    def drop(self, reason: str) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+    def drop(self, reason: str, rows: int = 1) -> None:
+        if reason not in self.dropped and len(self.dropped) >= MOST_REASONS:
+            reason = "other reasons"
+        self.dropped[reason] = self.dropped.get(reason, 0) + rows
 
     def count_missing(self, row: Example) -> None:
         """Count the fields that a converted row lacks."""
-        for ours in self.shape.fields.keys() - row.keys() - {"prompt"}:
-            self.missing[ours] = self.missing.get(ours, 0) + 1
+        for ours in ANSWERS:
+            if ours in self.shape.get and ours not in row:
+                self.missing[ours] = self.missing.get(ours, 0) + 1
 
     def notes(self) -> list[str]:
         """The report in lines for people."""
         lines = [f"{self.name}: {self.rows:,} rows, read as {self.shape}"]
         lines += [f"{self.name}: dropped {n:,} rows: {why}" for why, n in self.dropped.items()]
         lines += [f"{self.name}: {n:,} rows have no {f}" for f, n in sorted(self.missing.items())]
+        if self.unused:
+            lines.append(f"{self.name}: {self.unused:,} answers are in no pair and are not used")
+        if self.tied:
+            lines.append(f"{self.name}: {self.tied:,} ties are kept as demonstrations")
+        if self.parted:
+            cut = "paired where their conversations part, without the turns that follow"
+            lines.append(f"{self.name}: {self.parted:,} pairs are {cut}")
         if self.identical:
             lines.append(
                 f"{self.name}: dropped {self.identical:,} pairs whose chosen and rejected "
                 "are identical"
             )
+        unused = [c for c, became in self.columns.items() if became == "not used"]
+        unused += [f"{c} (in {n:,} rows further down)" for c, n in self.later.items()]
+        unused += [f"{c} {b[b.index('(') :]}" for c, b in self.columns.items() if "(not used" in b]
+        if unused:
+            lines.append(f"{self.name}: columns not used: {', '.join(unused)}")
         if self.sampled:
             lines.append(f"{self.name}: a random sample of {self.kept:,} rows is used")
         return lines
+
+
+def grouped(rows: Iterable[object], shape: Shape) -> Iterator[object]:
+    """Rows as a shape takes them: those that share their group, one after the other, as one row
+    each; then what a reader makes of each."""
+    for row in _groups(rows, shape) if shape.fields.group else rows:
+        if shape.read is None or not isinstance(row, Mapping):
+            yield row
+            continue
+        try:
+            yield from shape.read(row.get(GROUP, row))
+        except Dropped as reason:
+            yield reason
+
+
+def _groups(rows: Iterable[object], shape: Shape) -> Iterator[object]:
+    key: object = None
+    group: list[Mapping[str, Any]] = []
+    for row in rows:
+        if not isinstance(row, Mapping):
+            yield row
+            continue
+        here = shape.get["group"](row)
+        if group and here != key:
+            yield {**group[0], GROUP: group}
+            group = []
+        key = here
+        group.append(row)
+    if group:
+        yield {**group[0], GROUP: group}
+
+
+def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
+    """Every row of ours that can be made of these; `report` counts them and what is dropped."""
+    known = report.columns.keys()
+
+    def counted() -> Iterator[object]:
+        for row in rows:
+            report.rows += 1
+            if isinstance(row, dict) and not row.keys() <= known:
+                for column in row.keys() - known:
+                    report.later[column] = report.later.get(column, 0) + 1
+            yield row
+
+    for row in grouped(counted(), report.shape):
+        try:
+            found = convert(row, report.shape, report)
+        except Dropped as reason:
+            report.drop(str(reason))
+            continue
+        for example in found:
+            report.count_missing(example)
+            if "chosen" in example and example["chosen"] == example["rejected"]:
+                report.identical += 1  # nothing to compare; still an answer to learn from
+                example = {"completion": example["chosen"], **example}
+                del example["chosen"], example["rejected"]
+            yield example

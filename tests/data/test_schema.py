@@ -22,9 +22,16 @@ from hypothesis import strategies as st
 
 from rlhf_lab.data import load as data_module
 from rlhf_lab.data.load import Data, Reservoir, from_rows, load_data
-from rlhf_lab.data.schema import Dropped, Shape, convert, dialogue, recognise
+from rlhf_lab.data.mapping import Fields
+from rlhf_lab.data.messages import dialogue
+from rlhf_lab.data.recognise import ready, recognise
+from rlhf_lab.data.schema import Dropped, Shape, convert
 
 N = 30
+
+
+def shape(**fields: str) -> Shape:
+    return ready(Fields(**fields), [], list(fields.values()), "mine")
 
 
 def turn(role: str, content: str) -> dict:
@@ -174,8 +181,8 @@ def test_a_dialogue_of_several_turns_keeps_them_all():
     turns = [turn("user", "Hi"), turn("assistant", "Hello"), turn("user", "Bye")]
     assert dialogue(text) == [*turns, turn("assistant", "")]
     row = {"prompt": text, "completion": "See you"}
-    made = convert(row, Shape({"prompt": "prompt", "completion": "completion"}))
-    assert made == {"prompt": turns, "completion": "See you"}
+    made = convert(row, shape(prompt="prompt", completion="completion"))
+    assert made == [{"prompt": turns, "completion": "See you"}]
 
 
 def test_users_own_names_are_mapped_and_reported():
@@ -190,7 +197,7 @@ def test_users_own_names_are_mapped_and_reported():
     ("fields", "says"),
     [
         ({"prompt": "nope"}, "no column 'nope' for prompt; there are"),
-        ({"promt": "frage"}, "no field 'promt' to map; choose from prompt"),
+        ({"promt": "frage"}, "no field 'promt' to map; did you mean 'prompt'. choose from prompt"),
         ({"prompt": "frage", "chosen": "gut"}, "rejected.*is not, among"),
         ({}, "no prompt field among .frage, gut, schlecht."),
         ({"completion": "gut"}, "no prompt: .* hold no conversation"),
@@ -211,14 +218,14 @@ def test_a_whole_conversation_says_more_than_a_prompt_beside_it():
         "chosen": [*talk, turn("assistant", "a")],
         "rejected": [*talk, turn("assistant", "b")],
     }
-    assert convert(row, PAIR) == {"prompt": talk, "chosen": "a", "rejected": "b"}
+    assert convert(row, PAIR) == [{"prompt": talk, "chosen": "a", "rejected": "b"}]
 
 
 def test_a_message_in_parts_is_joined():
     parts = [{"type": "text", "text": "Hi "}, {"type": "text", "text": "you"}]
     row = {"messages": [turn("user", parts), turn("assistant", "Yes")]}
-    made = convert(row, Shape({"completion": "messages"}))
-    assert made == {"prompt": [turn("user", "Hi you")], "completion": "Yes"}
+    made = convert(row, shape(completion="messages"))
+    assert made == [{"prompt": [turn("user", "Hi you")], "completion": "Yes"}]
 
 
 def test_gaps_of_a_table_are_gaps():
@@ -228,12 +235,12 @@ def test_gaps_of_a_table_are_gaps():
     assert load_data(frame).report.dropped == {"empty": 1}
 
 
-PAIR = Shape({"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"})
-IMPLICIT = Shape({"chosen": "chosen", "rejected": "rejected"})
+PAIR = shape(prompt="prompt", chosen="chosen", rejected="rejected")
+IMPLICIT = shape(chosen="chosen", rejected="rejected")
 
 
 @pytest.mark.parametrize(
-    ("row", "shape", "reason"),
+    ("row", "of", "reason"),
     [
         ("text", PAIR, "wrong type"),
         (None, PAIR, "wrong type"),
@@ -264,9 +271,9 @@ IMPLICIT = Shape({"chosen": "chosen", "rejected": "rejected"})
         ),
     ],
 )
-def test_a_row_that_cannot_be_used_says_why(row, shape, reason):
+def test_a_row_that_cannot_be_used_says_why(row, of, reason):
     with pytest.raises(Dropped, match=f"^{reason}$"):
-        convert(row, shape)
+        convert(row, of)
 
 
 def test_every_row_is_accounted_for():
@@ -393,4 +400,5 @@ def test_malformed_files_are_read_or_refused_in_one_line(tmp_path, suffix, conte
 
 
 def test_recognising_needs_no_more_than_names():
-    assert recognise(SHAPES["chat: messages"], None, "x").fields == {"completion": "messages"}
+    found = recognise(SHAPES["chat: messages"], None, "x").fields
+    assert found == Fields(completion="messages")

@@ -1,0 +1,288 @@
+"""Turns of a conversation, in whatever form people keep them, as chat templates know them.
+
+A message of ours has `role` (system, user, assistant, tool), `content` (text), and where it has
+them `tool_calls`, `tool_call_id`, `name` and `reasoning_content`. Roles go by many names; contents
+come as text or in parts; whole conversations come as JSON or Python text in one cell.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+Example: TypeAlias = dict[str, Any]
+"""A row with our fields, or with their token ids."""
+Message: TypeAlias = dict[str, Any]
+"""A turn of a conversation: {"role", "content"}, and what else it has."""
+Prompt: TypeAlias = str | list[Message] | list[int]
+"""Text, a conversation, or token ids."""
+Answer: TypeAlias = str | list[Message]
+"""Text, or several messages (assistant with a tool call, tool, assistant)."""
+
+ROLES = {
+    "user": ("user", "human", "prompter", "customer", "instruction", "question", "usr"),
+    "assistant": (
+        *("assistant", "gpt", "bot", "chatbot", "model", "chatgpt", "gpt4", "gpt-4", "ai", "llm"),
+        *("bing", "bard", "claude", "gemini", "chosen", "rejected", "response", "answer"),
+    ),
+    "system": ("system", "developer"),
+    "tool": (
+        *("tool", "function", "observation", "ipython", "tool_response", "tool_result"),
+        *("function_response", "tool_outputs"),
+    ),
+    "function_call": ("function_call", "tool_call"),
+}
+"""Our roles, and other people's names of them, whatever their case. What a `function_call` says is
+the JSON of a call that the assistant makes."""
+ROLE_NAMES = {theirs: ours for ours, names in ROLES.items() for theirs in names}
+
+NOTHING = {
+    "nan",
+    "n/a",
+    "#n/a",
+    "<na>",
+    "na",
+    "null",
+    "none",
+    "[deleted]",
+    "[removed]",
+    "undefined",
+}
+NOTHING |= {"[deleted by user]", "[removed by reddit]", "deleted by user", "[ removed by reddit ]"}
+"""Texts (in lower case) with which tables and forums say that there is none."""
+STANDS_FOR_NOTHING = "a text that stands for nothing (nan, N/A, [deleted], …)"
+
+HUMAN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+EXTRA_ID = re.compile(r"<extra_id_1>(User|Assistant)\n")
+AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*['"](role|from|content|value)['"]\s*:""")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+READ = {"role", "from", "content", "value", "tool_calls", "tool_call_id", "name", *THOUGHTS}
+"""Keys of a message that are read."""
+
+
+class Dropped(Exception):
+    """A row that cannot be used; its message is the reason it is counted under."""
+
+
+def text(value: object) -> str:
+    """A cell as text. Raises Dropped for what is empty, no text, or stands for nothing."""
+    if not isinstance(value, str):
+        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        raise Dropped("empty" if missing else "wrong type")
+    if len(value) < 30:
+        bare = value.strip()
+        if bare.lower() in NOTHING:
+            raise Dropped(STANDS_FOR_NOTHING)
+        if not bare:
+            raise Dropped("empty")
+    elif value.isspace():
+        raise Dropped("empty")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair: no tokenizer takes it
+            raise Dropped("broken characters") from None
+    return value
+
+
+def plainly_text(value: object) -> bool:
+    """Whether a cell is text at first sight, which `conversation` and `text` would only confirm."""
+    return (
+        isinstance(value, str)
+        and len(value) >= 30
+        and value[0].isalnum()
+        and value[0] not in "HA"  # Human:, Assistant:
+        and value.isascii()
+        and "<extra_id_1>" not in value
+    )
+
+
+def missing(value: object) -> bool:
+    """Whether a cell holds nothing at all: None, NaN, "", white space, []."""
+    if isinstance(value, str):
+        return not value or value.isspace()
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, (list, tuple, dict)) and not value)
+
+
+def structure(value: object) -> object:
+    """A cell as the list or dict that it holds, as JSON or Python text or as an array; else as it
+    is."""
+    if not isinstance(value, str):
+        to_list = None if value is None else getattr(value, "tolist", None)
+        return to_list() if to_list else value
+    if value[:1] not in ("[", "{") and value.lstrip()[:1] not in ("[", "{"):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found: object = read(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if isinstance(found, (list, dict)) else value
+    return value
+
+
+def conversation(value: object) -> list[Message]:
+    """The messages of a cell that holds a conversation; [] for one that holds plain text."""
+    if not isinstance(value, str):
+        return messages(value)
+    if found := dialogue(value):
+        return found
+    if value[:1].isalnum() or not AS_TEXT.match(value):
+        return []
+    inside = structure(value)
+    if inside is value:
+        raise Dropped("messages as text that cannot be parsed")
+    turns = inside if isinstance(inside, list) else [inside]
+    are_messages = all(
+        isinstance(m, dict) and {"role", "from"} & m.keys() and {"content", "value"} & m.keys()
+        for m in turns
+    )
+    return messages(turns) if are_messages else []
+
+
+def messages(value: object) -> list[Message]:
+    """A list of messages (or one) with the roles and keys that chat templates know."""
+    value = structure(value)
+    if missing(value):
+        raise Dropped("empty")
+    turns = [value] if isinstance(value, Mapping) else value
+    if not isinstance(turns, (list, tuple)) or not all(isinstance(m, Mapping) for m in turns):
+        raise Dropped("wrong type")
+    found = [turn for m in turns if (turn := _message(m))]
+    if not found:
+        raise Dropped("empty")
+    return found
+
+
+def _message(given: Mapping[str, Any]) -> Message | None:
+    """One message; None for a system turn that says nothing."""
+    theirs = given.get("role") or given.get("from")
+    if not isinstance(theirs, str):
+        raise Dropped("wrong type")
+    role = ROLE_NAMES.get(theirs) or ROLE_NAMES.get(theirs.strip().lower())
+    if role is None:
+        raise Dropped(f"unknown role {theirs[:30]!r}")
+    content = given.get("content")
+    said = _joined(given.get("value") if content is None else content)
+    calls = tool_calls(given.get("tool_calls"))
+    if role == "function_call":
+        role, said, calls = "assistant", None, tool_calls(said) or _no_calls()
+    if missing(said) and (calls or role in ("tool", "system")):
+        if role == "system":
+            return None
+        said = ""
+    elif role != "tool" or not isinstance(said, str):  # what a tool answers may well be "null"
+        said = text(said)
+    turn: Message = {"role": role, "content": said}
+    turn |= {"tool_calls": calls} if calls else {}
+    turn |= {k: given[k] for k in ("tool_call_id", "name") if given.get(k)}
+    thoughts = next((given[k] for k in THOUGHTS if not missing(given.get(k))), None)
+    return turn | ({"reasoning_content": text(thoughts)} if thoughts is not None else {})
+
+
+def _joined(content: object) -> object:
+    """The text of a message that comes in parts, as multimodal data have it; no pictures."""
+    content = content if isinstance(content, str) else structure(content)
+    parts = [content] if isinstance(content, Mapping) else content
+    if not isinstance(parts, (list, tuple)):
+        return parts
+    texts = [
+        p if isinstance(p, str) else p.get("text", p.get("value")) if isinstance(p, Mapping) else p
+        for p in parts
+    ]
+    if not all(isinstance(t, str) for t in texts):
+        pictures = all(isinstance(p, Mapping) and "type" in p for p in parts)
+        raise Dropped("a message with pictures or files" if pictures else "wrong type")
+    return "".join(map(str, texts))
+
+
+def tool_calls(value: object) -> list[Message]:
+    """Calls in the form that chat templates take: {"type", "function": {"name", "arguments"}}."""
+    value = structure(value)
+    calls = []
+    for call in [value] if isinstance(value, Mapping) else _sequence(value):
+        function = call.get("function") if isinstance(call, Mapping) else None
+        function = call if function is None else function
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            _no_calls()
+        arguments = structure(function.get("arguments", function.get("parameters")))
+        named = {"name": function["name"], "arguments": _without_none(arguments or {})}
+        number = {"id": call["id"]} if call.get("id") else {}
+        calls.append({"type": "function", **number, "function": named})
+    return calls
+
+
+def _no_calls() -> list[Message]:
+    raise Dropped("tool calls in a form that is not known")
+
+
+def tools(value: object) -> list[Example]:
+    """The JSON schemas of the tools that a row offers; [] for none."""
+    value = structure(value)
+    schemas = [value] if isinstance(value, Mapping) else _sequence(value)
+    schemas = [structure(s) for s in schemas]
+    if not all(isinstance(s, Mapping) for s in schemas):
+        raise Dropped("tools in a form that is not known")
+    found = [_without_none(s) for s in schemas]
+    return [{"type": "function", "function": s} if "parameters" in s else s for s in found]
+
+
+def history(value: object) -> list[Message]:
+    """Earlier turns: messages, or pairs of what was asked and answered; [] for none."""
+    value = structure(value)
+    if missing(value):
+        return []
+    rounds = _sequence(value)
+    if all(isinstance(r, (list, tuple)) and len(r) == 2 for r in rounds):
+        return [m for r in rounds for m in (_turn("user", r[0]), _turn("assistant", r[1]))]
+    return conversation(value)
+
+
+def rounds(asked: object, answered: object) -> list[Message]:
+    """A conversation out of the list of what was asked and the list of what was answered."""
+    if not isinstance(answered, list) or not isinstance(asked, list) or len(asked) != len(answered):
+        raise Dropped("prompts and answers differ in number")
+    return [m for q, a in zip(asked, answered) for m in (_turn("user", q), _turn("assistant", a))]
+
+
+def _turn(role: str, content: object) -> Message:
+    return {"role": role, "content": text(content)}
+
+
+def _sequence(value: object) -> Sequence[Any]:
+    if missing(value):
+        return []
+    if not isinstance(value, (list, tuple)):
+        raise Dropped("wrong type")
+    return value
+
+
+def _without_none(value: Any) -> Any:
+    """Without the gaps that Parquet writes for keys which other rows have."""
+    if isinstance(value, Mapping):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value
+
+
+def dialogue(text: str) -> list[Message]:
+    """Messages of a `\\n\\nHuman: … \\n\\nAssistant: …` string, or one whose turns are parted by
+    `<extra_id_1>User` as in HelpSteer2; [] for any other text."""
+    if text.startswith(("\n\nHuman:", "\n\nAssistant:", "Human:", "Assistant:")):
+        if text[0] != "\n" and "\n\nAssistant:" not in text:
+            return []
+        _, *pieces = HUMAN.split(text)
+    elif "<extra_id_1>" in text:
+        first, *pieces = EXTRA_ID.split(text)
+        pieces = ["User", first, *pieces] if pieces else []
+    else:
+        return []
+    return [
+        {"role": ROLE_NAMES[who.lower()], "content": content.strip()}
+        for who, content in zip(pieces[::2], pieces[1::2])
+    ]

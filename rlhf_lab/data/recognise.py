@@ -1,0 +1,444 @@
+"""Which shape a file has: named ones first (shapes.yaml), then columns by their names.
+
+What could be read in two ways is refused in one line, with a mapping that says which.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+from ..display import did_you_mean
+from .mapping import (
+    DECIDERS,
+    GROUP,
+    LETTERS,
+    TIE,
+    TIES,
+    Fields,
+    Get,
+    Refused,
+    checked,
+    getter,
+    names_of,
+    number,
+    plain,
+    shown_list,
+    tag_of,
+)
+from .messages import READ, ROLE_NAMES, Dropped, Example, missing, structure
+from .schema import ANSWERS, BAD, GOOD, Shape, convert, grouped
+from .shapes import READERS, Named, named_shapes, table
+
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
+
+NAMES: dict[str, list[str]] = table()["names"]
+"""Names under which people store each field. An `input` beside `instruction` belongs to the prompt;
+`messages` holds prompt and completion in one."""
+LABEL, NOT_BETTER, ANSWER = (set(words.split()) for words in table()["words"].values())
+"""Words in the names of columns that say how good answers are, of those that say the opposite, and
+of those that hold answers."""
+OF_READER = {"margin", "ties", "pairs", "ignore"}
+OWN = {"answers", "chosen", "rejected", "completion", "each", "group", "label", "rows"}
+"""What a user may say of a shape that a reader reads; and what makes a mapping the user's own."""
+
+
+def words(column: str) -> set[str]:
+    return set(re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", column).lower()))
+
+
+def is_label(column: str, rows: Rows) -> bool:
+    """Whether a column looks as if it said how good answers are: by its name, and because it holds
+    few values, or numbers."""
+    values = [v for r in rows if not missing(v := r.get(column))]
+    numbers = all(number(v) is not None for v in values)
+    few = len({plain(v) for v in values}) <= 12
+    return bool(words(column) & LABEL and values) and (numbers or few)
+
+
+def recognise(rows: Sequence[object], given: Mapping[str, object] | None, name: str) -> Shape:
+    """The shape of some rows; `given` (`mapping.Fields` as a dict) says what must not be guessed.
+
+    Raises ValueError with one line when there is no prompt, nothing to train on, or two readings.
+    """
+    mappings = [r for r in rows if isinstance(r, Mapping)]
+    have = list(dict.fromkeys(str(k) for r in mappings for k in r))
+    filled = [k for k in have if any(not missing(r.get(k)) for r in mappings)]
+    said = checked(given or {}, name)
+    if not have:
+        raise ValueError(f"{name} must hold a list of objects, one per row: it has none")
+    named = (
+        None if said.keys() & OWN else next((s for s in named_shapes() if s.matches(filled)), None)
+    )
+    if named and named.reader and not said.keys() <= OF_READER:
+        named = None
+    if named and named.reader:
+        fields = Fields(**checked(named.fields, name) | said)
+        get = {"group": getter(fields.group, have, "group", name)} if fields.group else {}
+        reading = Shape(fields, get, named.name, read=READERS[named.reader])
+        read = list(grouped(mappings, reading))
+        inner = [r for r in read if isinstance(r, Mapping)]
+        shape = ready(fields, inner, [*have, "prompt", "answers"], name)
+        return _with_seams(replace(shape, name=named.name, read=reading.read), read, name)
+    found = _merged(named, said, filled, name) if named else _guessed(mappings, filled, said, name)
+    fields = Fields(**found)
+    _check(fields, have, name)
+    shape = replace(ready(fields, mappings, have, name), name=named.name if named else "")
+    if not named:
+        _check_labels(fields, mappings, filled, name)
+    if fields.prompt == "instruction" and "input" in filled:
+        shape = replace(shape, extra="input")
+    return _with_seams(shape, list(grouped(rows, shape)), name)
+
+
+def _merged(named: Named, said: dict[str, Any], filled: Sequence[str], name: str) -> dict[str, Any]:
+    """A named shape's mapping, with what the user says instead."""
+    known = checked(named.fields, name)
+    deciders = {*DECIDERS, "positive"}
+    if said.keys() & deciders:
+        gone = deciders if "winner" in said else deciders | {"values"}
+        known = {k: v for k, v in known.items() if k not in gone}
+    beside = {f: f for f in ("system", "history", "tools") if f in filled}
+    if known.get("prompt") == "history":
+        beside.pop("history", None)
+    return beside | known | said
+
+
+# ------------------------------------------------------------------------------ guessing by name
+
+
+def _guessed(rows: Rows, filled: Sequence[str], said: dict[str, Any], name: str) -> dict[str, Any]:
+    """Our fields by the names of the columns, where the user has not said them."""
+    found = dict(said)
+    lists = [c for v in said.values() if isinstance(v, tuple) for c in v]
+    free = [c for c in filled if c not in lists and c not in said.values()]
+    several = said.keys() & {"answers", "each"}
+    for ours, names in NAMES.items():
+        column = next((n for n in names if n in free), None)
+        if column and ours not in found and not (several and ours in (*ANSWERS, "label")):
+            found[ours] = column
+    if not several | (said.keys() & set(ANSWERS)) and not {"chosen", "rejected"} <= found.keys():
+        found = _two_answers(rows, free, found, name)
+    if "label" in found and "label" not in said:
+        known = {plain(r.get(found["label"])) for r in rows} - {""}
+        if "completion" not in found or not known or not known <= {"true", "false"}:
+            del found["label"]
+    whole = found.get("completion")
+    if whole in NAMES["completion"][4:] and "completion" not in said and "prompt" not in found:
+        ends = [_last_role(cell) for r in rows if not missing(cell := r.get(whole))]
+        if ends.count("assistant") * 2 < len(ends):
+            found["prompt"] = found.pop("completion")  # conversations that wait for an answer
+    return found
+
+
+def _last_role(cell: object) -> str:
+    turns = structure(cell)
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    role = (last.get("role") or last.get("from")) if isinstance(last, Mapping) else ""
+    return ROLE_NAMES.get(str(role).strip().lower(), "")
+
+
+def answer_columns(rows: Rows, columns: Sequence[str]) -> list[str]:
+    """Columns of texts that differ by a mark only (response_a, response_b), in the marks' order;
+    [] for none. Of several such groups the one whose name says so, or with the most text."""
+    stems: dict[str, list[str]] = {}
+    for column in columns:
+        values = [v for r in rows[:50] if not missing(v := r.get(column))]
+        if tag_of(column)[1] and any(number(v) is None for v in values):
+            stems.setdefault(tag_of(column)[0], []).append(column)
+    weights = {}
+    for stem, group in stems.items():
+        size = sum(len(str(r.get(c))) for r in rows[:50] for c in group)
+        if len(group) > 1 and (words(stem) & ANSWER or size > 20 * len(group) * len(rows[:50])):
+            weights[stem] = bool(words(stem) & ANSWER), size
+    best = max(weights, key=weights.__getitem__, default=None)
+    return [] if best is None else sorted(stems[best], key=lambda c: tag_of(c)[1])
+
+
+def _two_answers(
+    rows: Rows, free: Sequence[str], found: dict[str, Any], name: str
+) -> dict[str, Any]:
+    """Answers side by side, with the column that names the winner; as `found` where there are none.
+
+    Raises Refused where nothing says beyond doubt which answer is better.
+    """
+    answers = answer_columns(rows, [c for c in free if c != found.get("prompt")])
+    rest = [c for c in free if c not in answers and c != found.get("prompt")]
+    labels = [c for c in rest if words(c) & LABEL and not words(c) & NOT_BETTER]
+    winners = [c for c in labels if _name_answers(rows, c, names_of(answers))]
+    labels = [c for c in labels if c in winners or is_label(c, rows)]
+    if not answers or (not labels and {"chosen", "completion"} & found.keys()):
+        return found
+    if len(winners) == len(labels) == 1:
+        kept = {k: v for k, v in found.items() if k not in (*ANSWERS, "label")}
+        return {**kept, "answers": tuple(answers), "winner": winners[0]}
+    asks = {} if "prompt" in found else {"prompt": "COLUMN"}
+    raise _ask(name, rows, answers, labels, "look like answers to one prompt", asks)
+
+
+def _name_answers(rows: Rows, column: str, names: Mapping[str, int]) -> bool:
+    said = {plain(r.get(column)) for r in rows} - {""}
+    return bool(said & names.keys()) and said <= names.keys() | TIES
+
+
+def _ask(
+    name: str, rows: Rows, answers: Sequence[str], labels: Sequence[str], look: str, example: Any
+) -> Refused:
+    """What to say where columns beside answers may decide between them, and nobody said how."""
+    scores = [c for c in labels if all(number(r.get(c)) is not None for r in rows)]
+    example = {**example, "answers": list(answers)}
+    if len(scores) == len(answers):
+        example["scores"] = sorted(scores, key=lambda c: tag_of(c)[1])
+    else:
+        column = labels[0] if labels else "COLUMN"
+        example["winner"] = column
+        values = dict.fromkeys(v for r in rows if (v := plain(r.get(column))) and v not in TIES)
+        example["values"] = dict(zip(values or ["VALUE"], LETTERS[: len(answers)]))
+    beside = f", and {', '.join(map(repr, labels))} may say which is better" if labels else ""
+    return Refused(
+        f"{name}: {' and '.join(map(repr, answers))} {look}{beside}; say what decides, for example "
+        f"{{fields}}, or what means nothing: {{ignore}}",
+        example,
+        ignore=labels or ["COLUMN"],
+    )
+
+
+# -------------------------------------------------------------------------- what must not be silent
+
+
+def _check(of: Fields, have: Sequence[str], name: str) -> None:
+    """Raise ValueError, one line, for a mapping that lacks something or says too much."""
+    columns, several = shown_list(have), bool(of.answers)
+    deciders = [d for d in DECIDERS if getattr(of, d)]
+    what = " and ".join(deciders)
+    lists = of.scores or of.ranks
+    lacking = "chosen" if of.rejected else "rejected"
+    there = "rejected" if of.rejected else "chosen"
+    skips = [p for p in (*of.answers, *lists) if "[]" in p or "[*]" in p]
+    inner = (
+        {"each": skips[0].partition("[")[0], "answers": ["PATH"], what: ["PATH"]} if skips else {}
+    )
+    rules: list[tuple[object, str, dict[str, Any]]] = [
+        (
+            bool(of.chosen) != bool(of.rejected),
+            f"{there} is there, {lacking} is not, among {columns}; map it with {{fields}}",
+            {lacking: "COLUMN"},
+        ),
+        (
+            several and (of.chosen or of.completion),
+            "answers stand beside chosen, rejected or completion: map one kind of them",
+            {},
+        ),
+        (
+            several and len(deciders) != 1,
+            f"{what or 'nothing'} decides between the answers; say one of {', '.join(DECIDERS)}: "
+            "{fields}",
+            {"winner": "COLUMN", "values": {"1": "A", "2": "B"}},
+        ),
+        (
+            deciders and not several,
+            f"{what} decides between answers, and none are mapped: {{fields}}",
+            {"answers": ["COLUMN", "COLUMN"]},
+        ),
+        (
+            of.preference and of.positive not in ("A", "B"),
+            f"{of.preference!r} is a signed number; say which answer is better above 0: {{fields}}",
+            {"preference": of.preference, "positive": "A"},
+        ),
+        (
+            several and lists and len(lists) not in (1, len(of.answers)),
+            f"{len(of.answers)} answers and {len(lists)} {what}: give one for each",
+            {},
+        ),
+        (
+            skips and not of.each,
+            f"{skips[:1]} skips what is missing, so that answers would stand beside the labels of "
+            "others; give the list, and paths into each of its objects: {fields}",
+            inner,
+        ),
+        (
+            not (of.prompt or several or of.chosen or of.completion),
+            f"no prompt field among {columns}; name it one of {', '.join(NAMES['prompt'])}, or map "
+            "it with {fields}",
+            {"prompt": "COLUMN"},
+        ),
+    ]
+    for wrong, line, example in rules:
+        if wrong:
+            raise Refused(f"{name}: {line}", example)
+
+
+def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> None:
+    """Refuse columns that seem to say how good answers are, and that nobody has explained."""
+    used = [*of.paths().values(), *of.ignore]
+    beside = [c for c in filled if not any(_mentions(p, c) for p in used)]
+    labels = [c for c in beside if is_label(c, rows)]
+    pair = (of.chosen, of.rejected)
+    if of.chosen and pair != ("chosen", "rejected"):
+        plainly = not any(tag_of(c)[1] for c in pair)
+        plainly &= any(words(c) & (LABEL | NOT_BETTER) for c in pair)
+        found = [c for c in beside if _name_answers(rows, c, names_of(pair))]
+        found += [] if plainly else [c for c in labels if c not in found]
+        if found:
+            raise _ask(
+                name, rows, pair, found, "are mapped as chosen and rejected in every row", {}
+            )
+    if of.completion and not (of.chosen or of.label) and labels:
+        values = list(dict.fromkeys(v for r in rows if (v := plain(r.get(labels[0])))))
+        says = {"label": labels[0], "values": dict(zip(reversed(sorted(values)), ("good", "bad")))}
+        column = labels[0] if re.fullmatch(r"[A-Za-z_]\w*", labels[0]) else f'"{labels[0]}"'
+        raise Refused(
+            f"{name}: {labels[0]!r} looks as if it said how good each answer is, and bad answers "
+            "are no demonstrations; say which are good, {fields}, or that it means nothing: "
+            "{ignore}",
+            says if len(values) <= 2 else {"label": f"to_number({column}) >= `4`"},
+            ignore=labels,
+        )
+    texts = [c for c in beside if _holds_texts(rows, c)]
+    if not (of.answers or of.chosen or of.completion) and texts:
+        raise Refused(
+            f"{name}: only prompts could be read, and {', '.join(map(repr, texts))} may hold "
+            "answers; map them, {fields}, or say that they mean nothing: {ignore}",
+            {"completion": texts[0]},
+            ignore=texts,
+        )
+
+
+def _holds_texts(rows: Rows, column: str) -> bool:
+    """Whether a column may hold answers: by its name, or because its texts differ from row to row
+    and have words in them."""
+    values = [v for r in rows if not missing(v := r.get(column)) and number(v) is None]
+    if words(column) & ANSWER or not values:
+        return bool(values)
+    differ = len({repr(v) for v in values}) * 2 > len(values)
+    return differ and sum(" " in str(v).strip() for v in values) * 2 > len(values)
+
+
+# ------------------------------------------------------------------------------ ready for its rows
+
+
+def ready(of: Fields, rows: Rows, have: Sequence[str], name: str) -> Shape:
+    """A mapping with what reads each path. Raises ValueError for a path that finds nothing."""
+    get: dict[str, Get] = {}
+    if of.group:
+        get["group"] = getter(of.group, have, "group", name)
+    items, inside = rows, have
+    if of.each or of.group:
+        get["each"] = getter(of.each or GROUP, [*have, GROUP], "each", name)
+    if of.each:
+        lists = [li for r in rows if isinstance(li := structure(get["each"](r)), list)]
+        items = [i for li in lists for i in map(structure, li) if isinstance(i, Mapping)]
+        inside = list(dict.fromkeys(str(k) for i in items for k in i))
+    for what, path in of.paths().items():
+        per_item = "each" in get and what.startswith(("answers", "scores", "ranks"))
+        there, looked = (inside, items) if per_item else (have, rows)
+        get[what] = getter(path, there, what, name)
+        if path not in there and looked and all(get[what](r) is None for r in looked):
+            near = did_you_mean(path, there)
+            columns = shown_list(there)
+            raise ValueError(f"{name}: no column {path!r} for {what}; {near}there are {columns}")
+    shape = Shape(of, get, chat=bool(of.system or of.history or of.tools))
+    if of.winner:
+        shape = replace(shape, meanings=_meanings(of, rows, get, name))
+    labels = {**dict.fromkeys(GOOD, True), **dict.fromkeys(BAD, False)}
+    if of.values and of.label:
+        labels = {v: means in ("good", "true") for v, means in of.values.items()}
+    return replace(shape, labels=labels)
+
+
+def _meanings(of: Fields, rows: Rows, get: Mapping[str, Get], name: str) -> dict[str, int]:
+    """What each value of the winner's column says: the index of an answer, or TIE."""
+    letters = LETTERS[: len(of.answers)] if len(of.answers) > 1 else LETTERS
+    if of.values:
+        wrong = [v for v in of.values.values() if v != "tie" and v not in letters]
+        if wrong:
+            raise ValueError(
+                f"{name}: values says {wrong[0]!r}: the answers are {', '.join(letters)}"
+            )
+        return {v: TIE if m == "tie" else LETTERS.index(m) for v, m in of.values.items()}
+    names = names_of(of.answers) if len(of.answers) > 1 else {}
+    said = list(dict.fromkeys(v for r in rows if (v := plain(get["winner 1"](r)))))
+    unclear = [v for v in said if v not in names and v not in TIES]
+    if not names.keys() & set(said) or any(number(v) is not None for v in unclear):
+        raise Refused(
+            f"{name}: {of.winner!r} holds {', '.join(map(repr, said[:6])) or 'nothing'}: say what "
+            "each value means, {fields} (the answers in their order, or tie)",
+            {"values": dict(zip(unclear or ["VALUE"], [*letters, *["tie"] * 4]))},
+        )
+    return {v: i for v, i in names.items() if v in said} | {v: TIE for v in said if v in TIES}
+
+
+def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
+    """A shape with what parts prompts and answers that are texts."""
+    converted: list[Example] = []
+    reasons: set[str] = set()
+    for row in rows:
+        try:
+            converted += convert(row, shape)
+        except Dropped as reason:
+            reasons.add(str(reason))
+    if not converted and reasons <= {"no prompt", "wrong type"} and not shape.fields.prompt:
+        held = [repr(p) for f in ANSWERS if (p := getattr(shape.fields, f))] or ["the answers"]
+        raise Refused(
+            f"{name}: no prompt: {', '.join(held)} hold no conversation to take it from; map it "
+            "with {fields}",
+            {"prompt": "COLUMN"},
+        )
+    texts = [r for r in converted if isinstance(r["prompt"], str)]
+    seams = [(r["prompt"], r[f]) for r in texts for f in ("completion", "chosen") if f in r]
+    again = sum(a.startswith(p.strip()) and len(a) > len(p.strip()) + 1 for p, a in seams)
+    if seams and again >= 0.9 * len(seams):
+        shape = replace(shape, repeated=True)
+        seams = [(p.strip(), a[len(p.strip()) :]) for p, a in seams]
+    elif not shape.has_answers:
+        seams = [(r["prompt"], "") for r in texts]
+    apart = sum(p[-1:].isspace() or a[:1].isspace() for p, a in seams)
+    return replace(shape, separator="\n" if len(seams) > 2 * apart else "")
+
+
+# -------------------------------------------------------------------------- what became of columns
+
+
+def columns_of(rows: Sequence[object], shape: Shape) -> dict[str, str]:
+    """Every column of some rows, and what became of it."""
+    mappings = [r for r in rows if isinstance(r, Mapping)]
+    of = shape.fields
+    paths = {**of.paths(), "answers (a list)": of.each, "whose rows belong together": of.group}
+    own = next((s.columns for s in named_shapes() if s.name == shape.name and shape.read), ())
+    made = [r for r in grouped(mappings[:100], shape) if isinstance(r, Mapping)] if own else []
+    texts = {str(a["text"]) for r in made for a in r["answers"]} | {str(r["prompt"]) for r in made}
+    became: dict[str, str] = {}
+    for column in dict.fromkeys(str(k) for r in mappings for k in r):
+        uses = [w for w, p in paths.items() if p and _mentions(p, column)]
+        uses = ["decides" if u.split()[0] == of.decider else u for u in uses]
+        if any(fnmatchcase(column, c) for c in own):
+            uses = ["read"]
+        elif own:
+            uses = ["read"] * any(str(r.get(column)) in texts for r in mappings[:100])
+        uses += ["added to the prompt"] if shape.extra == column else []
+        became[column] = ", ".join(["ignored"] if column in of.ignore else uses) or "not used"
+        if became[column] not in ("not used", "ignored", "read", "tools"):
+            became[column] += _unread(column, mappings[:100], [p for p in paths.values() if p])
+    return became
+
+
+def _mentions(path: str, column: str) -> bool:
+    return path == column or bool(re.search(rf"(?<![\w.]){re.escape(column)}(?!\w)", path))
+
+
+def _unread(column: str, rows: Rows, paths: Sequence[str]) -> str:
+    """Keys inside a column that are not read, in words; "" for none."""
+    cells = [structure(r.get(column)) for r in rows]
+    items = [
+        i for c in cells for i in (c if isinstance(c, list) else [c]) if isinstance(i, Mapping)
+    ]
+    keys = dict.fromkeys(str(k) for i in items for k in i)
+    read = [p.replace(f"{column}.", "") for p in paths]
+    if keys.keys() & {"role", "from"}:
+        left = [k for k in keys if k not in READ]
+    else:
+        left = [k for k in keys if not any(_mentions(p, k) for p in read)]
+    return f" (not used in it: {', '.join(left)})" if left else ""
