@@ -157,21 +157,24 @@ def describe_data(
     `max_length` (of a prompt, what leaves room for a response of 64). Of a larger set the first
     COUNTED rows, which are random ones, are looked at, and the row says so.
     """
-    from .data.tokenize import id_rows, pair_rows, prompt_rows, sft_rows
+    from .data.tokenize import id_rows, labelled_rows, pair_rows, prompt_rows, sft_rows
 
     tokenizer = load(model).tokenizer
     described = []
     for name, split, make, limit in (
         ("demonstrations", data.sft, sft_rows, max_length),
         ("preferences", data.preferences, pair_rows, max_length),
+        ("labelled answers", data.answers, labelled_rows, max_length),
         ("prompts", data.prompts, prompt_rows, max_length - 64),
     ):
         every = split.train + split.test
         rows = every[:COUNTED]
         if not rows:
             continue
-        sizes: dict[str, list[int]] = {field: [] for field in rows[0]}
-        _, counts = make(tokenizer, id_rows(tokenizer, rows, sizes), limit)
+        texts = [f for f in rows[0] if f not in ("tools", "label")]
+        sizes: dict[str, list[int]] = {field: [] for field in texts}
+        ids = zip(rows, id_rows(tokenizer, rows, sizes), strict=True)
+        _, counts = make(tokenizer, ({**row, **of_row} for row, of_row in ids), limit)
         lengths = {
             f"{field} tokens": f"{sorted(s)[len(s) // 2]} (at most {max(s)})"
             for field, s in sizes.items()

@@ -85,8 +85,8 @@ def recognise(rows: Sequence[object], given: Mapping[str, object] | None, name: 
         return _with_seams(replace(shape, name=named.name, read=reading.read), read, name)
     found = _merged(named, said, filled, name) if named else _guessed(mappings, filled, said, name)
     fields = Fields(**found)
-    _check(fields, have, name)
     shape = replace(ready(fields, mappings, have, name), name=named.name if named else "")
+    _check(fields, have, name)
     if not named:
         _check_labels(fields, mappings, filled, name)
     if fields.prompt == "instruction" and "input" in filled:
