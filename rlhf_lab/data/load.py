@@ -30,7 +30,8 @@ from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_re
 from .files import open_rows
 from .mapping import Refused, from_file, getter
 from .recognise import columns_of, recognise
-from .schema import ANSWERS, Dropped, Example, Report, convert_all
+from .report import Report, convert_all
+from .schema import ANSWERS, Dropped, Example
 
 STORY_ROWS = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_pairs": 1024}
 """Rows of the bundled world's training sets, of each test set, and of held-out pairs."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .mapping import GROUP, TIE, Fields, Get, letter, merits, plain, preferred
 from .messages import STANDS_FOR_NOTHING as STANDS_FOR_NOTHING
@@ -22,13 +22,14 @@ from .messages import Prompt as Prompt
 from .messages import conversation, history, missing, plainly_text, rounds, structure, text, tools
 from .shapes import Read
 
+if TYPE_CHECKING:
+    from .report import Report
+
 ANSWERS = ("completion", "chosen", "rejected")
 CONTEXT = ("prompt", "system", "history", "tools")
 GOOD = {"true", "1", "good", "yes", "desirable", "thumbs_up", "thumbs up", "up", "positive", "👍"}
 BAD = {"false", "0", "bad", "no", "undesirable", "thumbs_down", "thumbs down", "down", "negative"}
 BAD |= {"👎", "-1"}
-MOST_REASONS = 40
-"""Reasons that a report tells apart; what comes after them is counted together."""
 
 
 @dataclass(frozen=True)
@@ -352,69 +353,7 @@ def _with_what_is_beside(
     return [*system, *found]
 
 
-# -------------------------------------------------------------------------------------- a report
-
-
-@dataclass
-class Report:
-    """What was found in a source: rows read, kept, and dropped by reason.
-
-    `missing`: rows that were kept without a field that others have, by field. `unused`: answers of
-    rows that were kept. `tied`: ties that were kept as demonstrations. `parted`: pairs of
-    conversations that are cut where they part. `columns`: what became of each column; `later`: rows
-    with columns that the first rows lack.
-    """
-
-    name: str
-    shape: Shape
-    rows: int = 0
-    kept: int = 0
-    sampled: bool = False
-    identical: int = 0
-    unused: int = 0
-    tied: int = 0
-    parted: int = 0
-    missing: dict[str, int] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
-    columns: dict[str, str] = field(default_factory=dict)
-    later: dict[str, int] = field(default_factory=dict)
-
-    def drop(self, reason: str, rows: int = 1) -> None:
-        if reason not in self.dropped and len(self.dropped) >= MOST_REASONS:
-            reason = "other reasons"
-        self.dropped[reason] = self.dropped.get(reason, 0) + rows
-
-    def count_missing(self, row: Example) -> None:
-        """Count the fields that a converted row lacks."""
-        for ours in ANSWERS:
-            if ours in self.shape.get and ours not in row:
-                self.missing[ours] = self.missing.get(ours, 0) + 1
-
-    def notes(self) -> list[str]:
-        """The report in lines for people."""
-        lines = [f"{self.name}: {self.rows:,} rows, read as {self.shape}"]
-        lines += [f"{self.name}: dropped {n:,} rows: {why}" for why, n in self.dropped.items()]
-        lines += [f"{self.name}: {n:,} rows have no {f}" for f, n in sorted(self.missing.items())]
-        if self.unused:
-            lines.append(f"{self.name}: {self.unused:,} answers are in no pair and are not used")
-        if self.tied:
-            lines.append(f"{self.name}: {self.tied:,} ties are kept as demonstrations")
-        if self.parted:
-            cut = "paired where their conversations part, without the turns that follow"
-            lines.append(f"{self.name}: {self.parted:,} pairs are {cut}")
-        if self.identical:
-            lines.append(
-                f"{self.name}: dropped {self.identical:,} pairs whose chosen and rejected "
-                "are identical"
-            )
-        unused = [c for c, became in self.columns.items() if became == "not used"]
-        unused += [f"{c} (in {n:,} rows further down)" for c, n in self.later.items()]
-        unused += [f"{c} {b[b.index('(') :]}" for c, b in self.columns.items() if "(not used" in b]
-        if unused:
-            lines.append(f"{self.name}: columns not used: {', '.join(unused)}")
-        if self.sampled:
-            lines.append(f"{self.name}: a random sample of {self.kept:,} rows is used")
-        return lines
+# ------------------------------------------------------------------------------ rows before that
 
 
 def grouped(rows: Iterable[object], shape: Shape) -> Iterator[object]:
@@ -445,30 +384,3 @@ def _groups(rows: Iterable[object], shape: Shape) -> Iterator[object]:
         group.append(row)
     if group:
         yield {**group[0], GROUP: group}
-
-
-def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
-    """Every row of ours that can be made of these; `report` counts them and what is dropped."""
-    known = report.columns.keys()
-
-    def counted() -> Iterator[object]:
-        for row in rows:
-            report.rows += 1
-            if isinstance(row, dict) and not row.keys() <= known:
-                for column in row.keys() - known:
-                    report.later[column] = report.later.get(column, 0) + 1
-            yield row
-
-    for row in grouped(counted(), report.shape):
-        try:
-            found = convert(row, report.shape, report)
-        except Dropped as reason:
-            report.drop(str(reason))
-            continue
-        for example in found:
-            report.count_missing(example)
-            if "chosen" in example and example["chosen"] == example["rejected"]:
-                report.identical += 1  # nothing to compare; still an answer to learn from
-                example = {"completion": example["chosen"], **example}
-                del example["chosen"], example["rejected"]
-            yield example
