@@ -173,11 +173,12 @@ def describe_data(
             continue
         texts = [f for f in rows[0] if f not in ("tools", "label")]
         sizes: dict[str, list[int]] = {field: [] for field in texts}
-        ids = zip(rows, id_rows(tokenizer, rows, sizes), strict=True)
-        _, counts = make(tokenizer, ({**row, **of_row} for row, of_row in ids), limit)
+        refused: dict[str, int] = {}
+        _, counts = make(tokenizer, id_rows(tokenizer, rows, sizes, refused), limit)
         lengths = {
             f"{field} tokens": f"{sorted(s)[len(s) // 2]} (at most {max(s)})"
             for field, s in sizes.items()
+            if s
         }
         looked = {"looked at": f"{len(rows):,} rows"} if len(rows) < len(every) else {}
         described.append(
@@ -188,6 +189,7 @@ def describe_data(
                 **looked,
                 **lengths,
                 **{k.replace("too", "dropped: too"): n for k, n in counts.items()},
+                **{f"dropped: {why}": n for why, n in refused.items()},
             }
         )
     return described

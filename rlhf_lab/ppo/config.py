@@ -50,7 +50,9 @@ class PPOConfig(TrainingArguments):
         64, "Responses per scoring pass: bounds the logits held at once."
     )
     response_length: int = setting(53, "Most tokens of a response.")
-    stop_token: str | None = setting("eos", "'eos', or None to stop at stop_token_id or never.")
+    stop_token: str | None = setting(
+        "eos", "'eos': where the model's turns end; None: at stop_token_id, or never."
+    )
     stop_token_id: int | None = setting(None, "Another stop token.")
     temperature: float = setting(0.7, "Sampling temperature, above 0.")
     missing_eos_penalty: float | None = setting(

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.schema import Example, Prompt
-from ..data.tokenize import encode_prompt, encode_response
+from ..data.tokenize import encode_prompt, encode_response, stop_ids
 from .logprobs import AnyModel
 from .losses import response_mask
 from .rollout import Advantages, Rollout, concat_prompt_response, response_logprobs, sequence_scores
@@ -48,7 +48,8 @@ def sample_ids(
     batch: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[list[int]]]:
-    """`samples` responses for each prompt, as ids up to and with eos. A seed gives the same."""
+    """`samples` responses for each prompt, as ids up to and with the stop token. A seed gives the
+    same."""
     model.eval()
     jobs = [(i, s) for i in range(len(prompts)) for s in range(samples)]
     encoded = [encode_prompt(tokenizer, p) for p in prompts]
@@ -65,11 +66,11 @@ def sample_ids(
             mask.to(model.device),
             keys.to(model.device),
             max_new_tokens=max_new_tokens,
-            stop_token_id=tokenizer.eos_token_id,
+            stop_token_ids=stop_ids(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             temperature=temperature,
         )
-        real = response_mask(responses, tokenizer.eos_token_id)
+        real = response_mask(responses, stop_ids(tokenizer))
         for job, row, m in zip(part, responses, real, strict=True):
             sampled[job] = row[m].tolist()
         if progress:
@@ -88,10 +89,10 @@ def sample_texts(
 
 
 def decode(tokenizer: Tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str]:
-    """Text of each response where the mask is True (without one up to eos), special tokens left
-    out. responses, mask: (b, t)."""
+    """Text of each response where the mask is True (without one up to the stop token), special
+    tokens left out. responses, mask: (b, t)."""
     if mask is None:
-        mask = response_mask(responses, tokenizer.eos_token_id)
+        mask = response_mask(responses, stop_ids(tokenizer))
     rows = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
@@ -101,16 +102,16 @@ def score_texts(
     model: AnyModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
-    responses: Sequence[str],
+    responses: Sequence[str | list[int]],
     batch: int = 256,
 ) -> Tensor:
-    """The reward model's score of each (prompt, response), eos appended as in training. → (n,).
+    """The reward model's score of each (prompt, response), ended as in training. → (n,).
 
     `tokenizer`: the reward model's.
     """
     model.eval()
     rows = [
-        encode_prompt(tokenizer, p) + encode_response(tokenizer, r)
+        encode_prompt(tokenizer, p) + encode_response(tokenizer, r, p)
         for p, r in zip(prompts, responses, strict=True)
     ]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -165,8 +166,8 @@ def score_tokens(
     For what a run recorded as text only (SFT, DPO, held-out prompts). A text is scored with its
     stop token, as if it had stopped there.
     """
-    answer = torch.tensor([encode_response(tokenizer, response)])
-    mask = response_mask(answer, tokenizer.eos_token_id)
+    answer = torch.tensor([encode_response(tokenizer, response, prompt)])
+    mask = response_mask(answer, stop_ids(tokenizer))
     ids, attention = pad_prompts([encode_prompt(tokenizer, prompt)], tokenizer.pad_token_id)
     ids, attention = concat_prompt_response(ids, attention, answer, mask, tokenizer.pad_token_id)
 

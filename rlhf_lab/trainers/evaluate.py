@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..data.schema import Example, Prompt
-from ..data.tokenize import encode_prompt, encode_response
+from ..data.tokenize import encode_prompt, encode_response, encoded_rows, stop_ids
 from ..ppo.losses import kl_estimate, response_mask
 from ..ppo.rollout import concat_prompt_response, response_logprobs
 from ..ppo.sampling import pad_prompts
@@ -34,7 +34,8 @@ def kl_from_reference(
     A response that is text only is scored with its stop token, as if it had stopped there.
     """
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    answers = [encode_response(tokenizer, r) for r in responses]
+    pairs = zip(responses, prompts, strict=True)
+    answers = [encode_response(tokenizer, r, p) for r, p in pairs]
     encoded = [encode_prompt(tokenizer, p) for p in prompts]
     out = torch.empty(len(answers), 2)
     order = sorted(range(len(answers)), key=lambda i: len(answers[i]))
@@ -45,7 +46,7 @@ def kl_from_reference(
         rows = torch.full((len(part), width), eos)
         for row, i in enumerate(part):
             rows[row, : len(answers[i])] = torch.tensor(answers[i])
-        mask = response_mask(rows, eos)
+        mask = response_mask(rows, stop_ids(tokenizer))
         ids, attention = (
             x.to(model.device)
             for x in concat_prompt_response(prompt_ids, prompt_mask, rows, mask, pad)
@@ -102,10 +103,12 @@ def policy_report(
 def pair_accuracy(
     reward_model: PreTrainedModel, tokenizer: Tokenizer, pairs: Sequence[Example]
 ) -> tuple[float, Tensor]:
-    """Share of pairs whose chosen response scores higher. → accuracy, score differences (n,)."""
-    prompts = [p["prompt"] for p in pairs]
-    chosen = score_texts(reward_model, tokenizer, prompts, [p["chosen"] for p in pairs])
-    rejected = score_texts(reward_model, tokenizer, prompts, [p["rejected"] for p in pairs])
+    """Share of pairs whose chosen response scores higher. → accuracy, score differences (n,), of
+    the pairs that the chat template can write."""
+    encoded = list(encoded_rows(tokenizer, pairs, ["chosen", "rejected"], {}))
+    prompts = [prompt for _, prompt, _ in encoded]
+    chosen = score_texts(reward_model, tokenizer, prompts, [a[0] for *_, a in encoded])
+    rejected = score_texts(reward_model, tokenizer, prompts, [a[1] for *_, a in encoded])
     margin = chosen - rejected
     return float((margin > 0).float().mean()), margin
 

@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from ..data.reward_sources import RewardFunction as Function
 from ..data.reward_sources import gold_metrics
 from ..data.schema import Example, Prompt
-from ..data.tokenize import prompt_text, row_prompt_ids
+from ..data.tokenize import prompt_text, row_prompt_ids, stop_ids
 from ..metering.meter import Meter, NoMeter
 from ..metering.patch import patched
 from ..ppo.logprobs import AnyModel
@@ -165,9 +165,10 @@ class RewardFunction:
             ).cpu()
 
     def stopped(self, completion_ids: list[list[int]]) -> Tensor:
-        """Which responses ended by themselves: short of the limit, or with eos. → (n,) bool."""
-        limit, eos = self.args.response_length, self.tokenizer.eos_token_id
-        return torch.tensor([len(ids) < limit or ids[-1] == eos for ids in completion_ids])
+        """Which responses ended by themselves: short of the limit, or with a stop token. → (n,)
+        bool."""
+        limit, stops = self.args.response_length, stop_ids(self.tokenizer)
+        return torch.tensor([len(ids) < limit or ids[-1] in stops for ids in completion_ids])
 
     def _log_metrics(
         self,
@@ -302,8 +303,9 @@ def online_trainer(
     """
     args = copy.copy(args)
     args.reward_weights = None  # the reward_function has weighted and added up already
+    model.generation_config.eos_token_id = list(stop_ids(tokenizer))  # TRL adds the eos alone
     home = importlib.import_module(f"trl.trainer.{stage}_trainer")
-    rows = [{"prompt": r["prompt"]} for r in train]
+    rows: Rows = [{k: r[k] for k in ("prompt", "prompt_ids") if k in r} for r in train]
     with patched(home, "create_model_from_path", lambda *_, **__: reference):
         return make_trainer(
             stage, model, tokenizer, rows, [], args, [watch], reward_funcs=reward_function

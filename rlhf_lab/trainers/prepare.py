@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from ..data.chat import is_conversation, remedy
 from ..data.load import Data
 from ..data.schema import Example, Prompt
-from ..data.tokenize import Encoded, prompt_rows
+from ..data.tokenize import Encoded, encoded_rows, prompt_rows
 from ..runs.progress import with_progress
 from ..stages import STAGES, Settings, resolve
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
     from ..planning import Plan, TrainerArgs
     from ..ppo.logprobs import AnyModel
 
@@ -70,11 +73,18 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
             make(tokenizer, with_progress(r, "tokens", quiet), length)
             for r in (rows.train, rows.test)
         )
+    if model.foreign_reward and spec.online:  # which has a template of its own
+        theirs = model.reward_tokenizer
+        train = [row for row, *_ in encoded_rows(theirs, train, (), counts)]
+        held_out = [row for row, *_ in encoded_rows(theirs, held_out, (), {})]
+    if not quiet:
+        say_of_template(plan.stage, tokenizer, rows.train, counts)
     if not train:
         lost = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
+        limit = f"{model.name} takes {model.context}, max_length may be up to that"
         raise ValueError(
             f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
-            f"({lost}); {model.name} takes {model.context}, max_length may be up to that"
+            f"({lost}); {next(filter(None, map(remedy, counts)), limit)}"
         )
     if plan.stage == "ppo" and not quiet and (why := _new_critic(plan, args.layout)):
         print(f"ppo: the value model starts on the SFT model with a zero head: {why}", flush=True)
@@ -83,6 +93,21 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
         held_out = held_out[:HELD_OUT_OF_LARGE]
     prompts, prompt_ids = ([r[name] for r in held_out] for name in ("prompt", "prompt_ids"))
     return Prepared(models, train, test, prompts, prompt_ids, counts)
+
+
+def say_of_template(
+    stage: str, tokenizer: Tokenizer, rows: list[Example], dropped: Mapping[str, int]
+) -> None:
+    """Tell what the model's chat template cannot write, with the remedy, and whether it writes
+    today's date (Llama 3.2, gpt-oss)."""
+    lines = [
+        f"left out {n} rows: {why}; {remedy(why)}" for why, n in dropped.items() if remedy(why)
+    ]
+    dated = "strftime_now" in str(tokenizer.chat_template)
+    if dated and any(is_conversation(row["prompt"]) for row in rows[:100]):
+        lines.append("the chat template writes today's date: tomorrow the same rows are others")
+    for line in lines:
+        print(f"{stage}: {line}", flush=True)
 
 
 def _new_critic(plan: Plan, layout: str) -> str:

@@ -6,6 +6,7 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data.tokenize import encoded_rows
 from ..ppo.adapters import SCORE_FILE
 from ..ppo.logprobs import AnyModel
 from ..ppo.texts import score_texts
@@ -20,7 +21,7 @@ def train(job: Job) -> Figures:
     pairs = job.data.preferences.test
     if pairs and not job.stopped:
         accuracy, margin = pair_accuracy(model, job.tokenizer, pairs)
-        figures |= {"accuracy": accuracy, "held_out_pairs": len(pairs)}
+        figures |= {"accuracy": accuracy, "held_out_pairs": len(margin)}
         if job.data.has_gold:
             figures["accuracy_ceiling"] = job.data.accuracy_ceiling(pairs)
             gold = job.data.gold_reward
@@ -44,12 +45,9 @@ def set_score_offset(
     """
     response = "completion" if "completion" in demonstrations[0] else "chosen"
     model.config.score_offset = 0.0
-    scores = score_texts(
-        model,
-        tokenizer,
-        [r["prompt"] for r in demonstrations],
-        [r[response] for r in demonstrations],
-    )
+    encoded = list(encoded_rows(tokenizer, demonstrations, [response], {}))
+    prompts, answers = [p for _, p, _ in encoded], [a for *_, (a,) in encoded]
+    scores = score_texts(model, tokenizer, prompts, answers)
     offset = -float(scores.mean())
     model.config.score_offset = offset
     return offset
