@@ -34,6 +34,7 @@ from ..ppo.losses import kl_estimate, missing_stop_score
 from ..ppo.rewards import Rewards, call_reward
 from ..ppo.sampling import pad_prompts, positions_of
 from ..stages import Setting
+from .diverged import broken_weight, diverged
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
 from .trl import Rows, Watch, make_trainer, note
 
@@ -235,6 +236,9 @@ class _PPOConventions(TrainerBase):
 
     def _generate_and_score_completions(self, inputs: Rows) -> Example:
         self._logprobs, self._inputs = [], inputs
+        if name := broken_weight(self.model):  # there is nothing to sample from
+            stage = "grpo" if isinstance(self.args, trl.GRPOConfig) else "rloo"
+            raise diverged(stage, self.args, f"{name} holds NaN or infinity")
         output: Example = super()._generate_and_score_completions(inputs)
         if self.beta and "ref_per_token_logps" not in output:  # RLOO keeps their sums only
             output["old_per_token_logps"], output["ref_per_token_logps"] = self._logprobs

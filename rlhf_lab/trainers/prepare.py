@@ -15,6 +15,7 @@ from ..data.schema import Example, Prompt
 from ..data.tokenize import Encoded, encoded_rows, prompt_rows
 from ..runs.progress import with_progress
 from ..stages import STAGES, Settings, resolve
+from .diverged import broken_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -55,13 +56,7 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
     model, tokenizer, spec = plan.model, plan.model.tokenizer, STAGES[plan.stage]
     make: Tokenize = resolve(spec.tokenize)
     rows = getattr(data, spec.rows)
-    answer = args.response_length if spec.online else 64
-    room = model.context - answer
-    if room < 1:
-        raise ValueError(
-            f"response_length={answer} leaves no room for a prompt: {model.name} "
-            f"takes {model.context} tokens"
-        )
+    room = room_for_prompt(plan, args)
     held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
     test: list[Example] = []
     if spec.online:
@@ -92,6 +87,12 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
     if args.use_cpu and sum(p.numel() for p in models[spec.roles[0]].parameters()) > LARGE:
         held_out = held_out[:HELD_OUT_OF_LARGE]
     prompts, prompt_ids = ([r[name] for r in held_out] for name in ("prompt", "prompt_ids"))
+    for role, loaded in models.items():
+        if name := broken_weight(loaded):
+            raise ValueError(
+                f"the {role} model of {model.name} is broken: {name} holds NaN or infinity, and "
+                "nothing can be learned from that; load another copy of it"
+            )
     return Prepared(models, train, test, prompts, prompt_ids, counts)
 
 
@@ -108,6 +109,18 @@ def say_of_template(
         lines.append("the chat template writes today's date: tomorrow the same rows are others")
     for line in lines:
         print(f"{stage}: {line}", flush=True)
+
+
+def room_for_prompt(plan: Plan, args: TrainerArgs) -> int:
+    """Tokens that a prompt may have. Raises ValueError where the response leaves none."""
+    answer = args.response_length if STAGES[plan.stage].online else 64
+    room = plan.model.context - answer
+    if room < 1:
+        raise ValueError(
+            f"response_length={answer} leaves no room for a prompt: {plan.model.name} "
+            f"takes {plan.model.context} tokens"
+        )
+    return room
 
 
 def _new_critic(plan: Plan, layout: str) -> str:
