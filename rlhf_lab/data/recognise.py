@@ -401,8 +401,7 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
     paths = tuple(shape.fields.paths().items())
     plain = {f for f, _ in paths} <= {"prompt", *ANSWERS} and not shape.repeated and not shape.extra
     columns = {k for r in rows if isinstance(r, Mapping) for k in r}
-    if not (plain and shape.fields.prompt and all(p in columns for _, p in paths)):
-        paths = ()
+    paths *= plain and bool(shape.fields.prompt) and all(p in columns for _, p in paths)
     return replace(shape, separator="\n" if len(seams) > 2 * apart else "", simple=paths)
 
 
