@@ -125,12 +125,12 @@ class Plan:
         from .charts.estimate import parts, text
         from .display import Display, escape
 
-        said = self.said
-        lines = [f"<p>{escape(said)}</p>"] * bool(said)
-        return Display(f"{text(self.estimate)}\n{said}".rstrip(), *parts(self.estimate), *lines)
+        note = self.defaults_note
+        lines = [f"<p>{escape(note)}</p>"] * bool(note)
+        return Display(f"{text(self.estimate)}\n{note}".rstrip(), *parts(self.estimate), *lines)
 
     @property
-    def said(self) -> str:
+    def defaults_note(self) -> str:
         """Defaults that were chosen for the model's size or this machine, with their sources, as a
         line; "" where all are the lab's own or yours."""
         by_source: dict[str, list[str]] = {}

@@ -253,8 +253,8 @@ def run_plan(
     prepare_process()
     say = dashboard.say if dashboard is not None else lambda text: None
     say("loading models and data")
-    if plan.said and not quiet:
-        print(f"{plan.stage}: {plan.said}", flush=True)
+    if plan.defaults_note and not quiet:
+        print(f"{plan.stage}: {plan.defaults_note}", flush=True)
     ready = prepare(plan, data, args, quiet)
     prediction = predicted(plan, data, quiet)
     run, meter = open_run(), Meter(plan.stage)

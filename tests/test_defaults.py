@@ -21,15 +21,19 @@ def test_models_row_23_a_real_model_is_not_trained_at_the_rate_of_a_tiny_one(sta
     """`shared/cases/models.md`, row 23: PPO on SmolLM2-135M went at 1e-3, to 57 nats at once."""
     plan = lab.plan(stage, REAL)
     assert plan.settings["learning_rate"] <= 5e-5 < STAGES[stage].defaults["learning_rate"]
-    assert plan.sources["learning_rate"] in plan.said
-    assert plan.said in repr(plan.show()), "said aloud"
+    assert plan.sources["learning_rate"] in plan.defaults_note
+    assert plan.defaults_note in repr(plan.show()), "shown with the plan"
 
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_bundled_models_keep_the_labs_own(stage, name):
     plan = lab.plan(stage, name)
-    assert plan.settings == dict(STAGES[stage].defaults) and not plan.sources and not plan.said
+    assert (
+        plan.settings == dict(STAGES[stage].defaults)
+        and not plan.sources
+        and not plan.defaults_note
+    )
 
 
 def test_a_small_model_of_yours_is_trained_like_the_bundled_ones(tmp_path):

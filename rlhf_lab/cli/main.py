@@ -323,5 +323,5 @@ def _main(argv: list[str]) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    said = getattr(error, "command_line", None) or str(error)  # in flags, where it knows them
-    return " ".join(said.split()) or type(error).__name__
+    line = getattr(error, "command_line", None) or str(error)  # in flags, where it knows them
+    return " ".join(line.split()) or type(error).__name__

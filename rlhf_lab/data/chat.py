@@ -148,10 +148,10 @@ class EncodedPrompt:
         ends the turn, once; or ids already made. They follow on `ids`."""
         if not isinstance(answer, str) and not is_conversation(answer):
             return list(answer)
-        said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
-        if not is_conversation(self.prompt) and len(said) > 1:
+        reply = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+        if not is_conversation(self.prompt) and len(reply) > 1:
             raise Dropped("several messages answer a text")
-        text = self._written(said) if is_conversation(self.prompt) else said[0]["content"]
+        text = self._written(reply) if is_conversation(self.prompt) else reply[0]["content"]
         # Up to the first of the stop tokens in which it ends, with nothing but space between them.
         rest, end, stops = text.rstrip(), None, tuple(filter(str.strip, self.format.stops))
         while rest.endswith(stops):
@@ -163,19 +163,19 @@ class EncodedPrompt:
         ids = self._following(text[:end])
         return [*ids, self.tokenizer.eos_token_id] if end is None else ids
 
-    def _written(self, said: list[Message]) -> str:
+    def _written(self, reply: list[Message]) -> str:
         """What the template adds when an answer follows the prompt."""
         assert is_conversation(self.prompt)
-        turns = [*self.prompt, *said]
+        turns = [*self.prompt, *reply]
         if self.prompt[-1]["role"] == "assistant":  # of the answer the beginning is there
-            content = self.prompt[-1]["content"] + said[0]["content"]
-            turns = [*self.prompt[:-1], {**said[0], "content": content}, *said[1:]]
+            content = self.prompt[-1]["content"] + reply[0]["content"]
+            turns = [*self.prompt[:-1], {**reply[0], "content": content}, *reply[1:]]
         whole = self._render(turns)
         if not whole.startswith(self.text):
             raise Dropped(NO_BEGINNING)
         text = whole[len(self.text) :]
-        _check_written(said, text)
-        if any(str(m.get("reasoning_content") or "").strip() not in text for m in said):
+        _check_written(reply, text)
+        if any(str(m.get("reasoning_content") or "").strip() not in text for m in reply):
             raise Dropped(f"{LEFT_OUT} the reasoning of an answer")
         return text
 
@@ -242,8 +242,11 @@ def _check_written(messages: list[Message], text: str) -> None:
     """Raises Dropped where the template has left out a text or a tool call. Reasoning is no text:
     that of earlier turns is left out on purpose."""
     for message in messages:
-        said = str(message.get("content") or "").rpartition("</think>")[2].strip()
-        if said not in text and json.dumps(said, ensure_ascii=False)[1:-1] not in text:
+        answer_text = str(message.get("content") or "").rpartition("</think>")[2].strip()
+        if (
+            answer_text not in text
+            and json.dumps(answer_text, ensure_ascii=False)[1:-1] not in text
+        ):
             raise Dropped(f"{LEFT_OUT} a {message['role']} turn")
         if any(c["function"]["name"] not in text for c in message.get("tool_calls") or []):
             raise Dropped(f"{LEFT_OUT} tool calls")

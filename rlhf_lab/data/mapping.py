@@ -230,10 +230,10 @@ def _values(given: object, name: str) -> dict[str, str]:
     )
     wrong = [v for v in means.values() if not re.fullmatch("(?i)[a-z]|tie|good|bad|true|false", v)]
     if not right or wrong:
-        said = f"not {wrong[0]!r}" if wrong else f"not {given!r}"
+        problem = f"not {wrong[0]!r}" if wrong else f"not {given!r}"
         raise ValueError(
             f"{name}: values says what each value means: A, B, … (the answers in their order) or "
-            f"tie, of a label good or bad; {said}"
+            f"tie, of a label good or bad; {problem}"
         )
     return {k: v.lower() if len(v) > 1 else v.upper() for k, v in means.items()}
 
@@ -329,12 +329,12 @@ def tag_of(column: str) -> tuple[str, str]:
 
 def winner_index(value: object, meanings: Mapping[str, int]) -> int:
     """The answer that a label names, or TIE. Raises Dropped for none and for what is not known."""
-    said = plain(value)
-    if said in meanings:
-        return meanings[said]
-    if not said:
+    label = plain(value)
+    if label in meanings:
+        return meanings[label]
+    if not label:
         raise Dropped("no label")
-    if said in TIES:
+    if label in TIES:
         return TIE
     raise Dropped("a label that says none of the answers")
 

@@ -169,17 +169,17 @@ def _message(given: Mapping[str, Any]) -> Message | None:
     if role is None:
         raise Dropped(f"unknown role {theirs[:30]!r}")
     content = given.get("content")
-    said = _joined(given.get("value") if content is None else content)
+    body = _joined(given.get("value") if content is None else content)
     calls = tool_calls(given.get("tool_calls"))
     if role == "function_call":
-        role, said, calls = "assistant", None, tool_calls(said) or _no_calls()
-    if missing(said) and (calls or role in ("tool", "system")):
+        role, body, calls = "assistant", None, tool_calls(body) or _no_calls()
+    if missing(body) and (calls or role in ("tool", "system")):
         if role == "system":
             return None
-        said = ""
-    elif role != "tool" or not isinstance(said, str):  # what a tool answers may well be "null"
-        said = text(said)
-    turn: Message = {"role": role, "content": said}
+        body = ""
+    elif role != "tool" or not isinstance(body, str):  # what a tool answers may well be "null"
+        body = text(body)
+    turn: Message = {"role": role, "content": body}
     turn |= {"tool_calls": calls} if calls else {}
     turn |= {k: given[k] for k in ("tool_call_id", "name") if given.get(k)}
     thoughts = next((given[k] for k in THOUGHTS if not missing(given.get(k))), None)

@@ -51,7 +51,7 @@ def words(column: str) -> set[str]:
 
 
 def is_label(column: str, rows: Rows) -> bool:
-    """Whether a column looks as if it said how good answers are: by its name, and because it holds
+    """Whether a column seems to hold how good answers are: by its name, and because it holds
     few values, or numbers."""
     values = [v for r in rows if not missing(v := r.get(column))]
     numbers = all(number(v) is not None for v in values)
@@ -67,23 +67,23 @@ def recognise(rows: Sequence[object], given: Mapping[str, object] | None, name: 
     mappings = [r for r in rows if isinstance(r, Mapping)]
     have = list(dict.fromkeys(str(k) for r in mappings for k in r))
     filled = [k for k in have if any(not missing(r.get(k)) for r in mappings)]
-    said = checked(given or {}, name)
+    user = checked(given or {}, name)
     if not have:
         raise ValueError(f"{name} must hold a list of objects, one per row: it has none")
     named = (
-        None if said.keys() & OWN else next((s for s in named_shapes() if s.matches(filled)), None)
+        None if user.keys() & OWN else next((s for s in named_shapes() if s.matches(filled)), None)
     )
-    if named and named.reader and not said.keys() <= OF_READER:
+    if named and named.reader and not user.keys() <= OF_READER:
         named = None
     if named and named.reader:
-        fields = Fields(**checked(named.fields, name) | said)
+        fields = Fields(**checked(named.fields, name) | user)
         get = {"group": getter(fields.group, have, "group", name)} if fields.group else {}
         reading = Shape(fields, get, named.name, read=READERS[named.reader])
         read = list(grouped(mappings, reading))
         inner = [r for r in read if isinstance(r, Mapping)]
         shape = ready(fields, inner, [*have, "prompt", "answers"], name)
         return _with_seams(replace(shape, name=named.name, read=reading.read), read, name)
-    found = _merged(named, said, filled, name) if named else _guessed(mappings, filled, said, name)
+    found = _merged(named, user, filled, name) if named else _guessed(mappings, filled, user, name)
     fields = Fields(**found)
     shape = replace(ready(fields, mappings, have, name), name=named.name if named else "")
     _check(fields, have, name)
@@ -94,40 +94,40 @@ def recognise(rows: Sequence[object], given: Mapping[str, object] | None, name: 
     return _with_seams(shape, list(grouped(rows, shape)), name)
 
 
-def _merged(named: Named, said: dict[str, Any], filled: Sequence[str], name: str) -> dict[str, Any]:
+def _merged(named: Named, user: dict[str, Any], filled: Sequence[str], name: str) -> dict[str, Any]:
     """A named shape's mapping, with what the user says instead."""
     known = checked(named.fields, name)
     deciders = {*DECIDERS, "positive"}
-    if said.keys() & deciders:
-        gone = deciders if "winner" in said else deciders | {"values"}
+    if user.keys() & deciders:
+        gone = deciders if "winner" in user else deciders | {"values"}
         known = {k: v for k, v in known.items() if k not in gone}
     beside = {f: f for f in ("system", "history", "tools") if f in filled}
     if known.get("prompt") == "history":
         beside.pop("history", None)
-    return beside | known | said
+    return beside | known | user
 
 
 # ------------------------------------------------------------------------------ guessing by name
 
 
-def _guessed(rows: Rows, filled: Sequence[str], said: dict[str, Any], name: str) -> dict[str, Any]:
+def _guessed(rows: Rows, filled: Sequence[str], user: dict[str, Any], name: str) -> dict[str, Any]:
     """Our fields by the names of the columns, where the user has not said them."""
-    found = dict(said)
-    lists = [c for v in said.values() if isinstance(v, tuple) for c in v]
-    free = [c for c in filled if c not in lists and c not in said.values()]
-    several = said.keys() & {"answers", "each"}
+    found = dict(user)
+    lists = [c for v in user.values() if isinstance(v, tuple) for c in v]
+    free = [c for c in filled if c not in lists and c not in user.values()]
+    several = user.keys() & {"answers", "each"}
     for ours, names in NAMES.items():
         column = next((n for n in names if n in free), None)
         if column and ours not in found and not (several and ours in (*ANSWERS, "label")):
             found[ours] = column
-    if not several | (said.keys() & set(ANSWERS)) and not {"chosen", "rejected"} <= found.keys():
+    if not several | (user.keys() & set(ANSWERS)) and not {"chosen", "rejected"} <= found.keys():
         found = _two_answers(rows, free, found, name)
-    if "label" in found and "label" not in said:
+    if "label" in found and "label" not in user:
         known = {plain(r.get(found["label"])) for r in rows} - {""}
         if "completion" not in found or not known or not known <= {"true", "false"}:
             del found["label"]
     whole = found.get("completion")
-    if whole in NAMES["completion"][4:] and "completion" not in said and "prompt" not in found:
+    if whole in NAMES["completion"][4:] and "completion" not in user and "prompt" not in found:
         ends = [_last_role(cell) for r in rows if not missing(cell := r.get(whole))]
         if ends.count("assistant") * 2 < len(ends):
             found["prompt"] = found.pop("completion")  # conversations that wait for an answer
@@ -181,14 +181,14 @@ def _two_answers(
 
 
 def _name_answers(rows: Rows, column: str, names: Mapping[str, int]) -> bool:
-    said = {plain(r.get(column)) for r in rows} - {""}
-    return bool(said & names.keys()) and said <= names.keys() | TIES
+    seen = {plain(r.get(column)) for r in rows} - {""}
+    return bool(seen & names.keys()) and seen <= names.keys() | TIES
 
 
 def _ask(
     name: str, rows: Rows, answers: Sequence[str], labels: Sequence[str], look: str, example: Any
 ) -> Refused:
-    """What to say where columns beside answers may decide between them, and nobody said how."""
+    """The refusal where columns beside answers may decide between them, and nothing tells how."""
     scores = [c for c in labels if all(number(r.get(c)) is not None for r in rows)]
     example = {**example, "answers": list(answers)}
     if len(scores) == len(answers):
@@ -362,15 +362,15 @@ def _meanings(of: Fields, rows: Rows, get: Mapping[str, Get], name: str) -> dict
             )
         return {v: TIE if m == "tie" else LETTERS.index(m) for v, m in of.values.items()}
     names = names_of(of.answers) if len(of.answers) > 1 else {}
-    said = list(dict.fromkeys(v for r in rows if (v := plain(get["winner 1"](r)))))
-    unclear = [v for v in said if v not in names and v not in TIES]
-    if not names.keys() & set(said) or any(number(v) is not None for v in unclear):
+    seen = list(dict.fromkeys(v for r in rows if (v := plain(get["winner 1"](r)))))
+    unclear = [v for v in seen if v not in names and v not in TIES]
+    if not names.keys() & set(seen) or any(number(v) is not None for v in unclear):
         raise Refused(
-            f"{name}: {of.winner!r} holds {', '.join(map(repr, said[:6])) or 'nothing'}: say what "
+            f"{name}: {of.winner!r} holds {', '.join(map(repr, seen[:6])) or 'nothing'}: say what "
             "each value means, {fields} (the answers in their order, or tie)",
             {"values": dict(zip(unclear or ["VALUE"], [*letters, *["tie"] * 4]))},
         )
-    return {v: i for v, i in names.items() if v in said} | {v: TIE for v in said if v in TIES}
+    return {v: i for v, i in names.items() if v in seen} | {v: TIE for v in seen if v in TIES}
 
 
 def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:

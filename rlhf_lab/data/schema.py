@@ -126,10 +126,10 @@ def convert(row: Any, shape: Shape, report: Report | None = None) -> list[Exampl
         return [_example(context, {"chosen": a, "rejected": b}, shape, report) for a, b in every]
     example = _example(context, cells, shape, report)
     if "label" in get:
-        said = plain(get["label"](row))
-        if said not in shape.labels:
+        value = plain(get["label"](row))
+        if value not in shape.labels:
             raise Dropped("no label")
-        example["label"] = shape.labels[said]
+        example["label"] = shape.labels[value]
     return [example]
 
 
@@ -214,10 +214,10 @@ def _example(
         before = [t for t in found if t["content"] or len(t) > 2] if found else text(asked)
         if not before:  # an HH dialogue that asks nothing
             raise Dropped("empty")
-    said = [a for a in answers.values() if isinstance(a, str)]
-    if isinstance(before, str) and len(said) == len(answers) and not shape.chat:
-        return _of_texts(before, dict(zip(answers, said)), shape)
-    if before is None and len(said) == len(answers):
+    texts = [a for a in answers.values() if isinstance(a, str)]
+    if isinstance(before, str) and len(texts) == len(answers) and not shape.chat:
+        return _of_texts(before, dict(zip(answers, texts)), shape)
+    if before is None and len(texts) == len(answers):
         raise Dropped("no prompt" if answers and not shape.fields.prompt else "empty")
     return _of_turns(before, answers, context, shape, report)
 
@@ -260,15 +260,15 @@ def _of_turns(
 ) -> Example:
     """A row whose prompt is a conversation: all turns before the answer."""
     before = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked or []
-    prompts, said = [], dict(answers)
+    prompts, answered = [], dict(answers)
     for ours, answer in answers.items():
         if isinstance(answer, str):
-            said[ours] = [{"role": "assistant", "content": answer}]
+            answered[ours] = [{"role": "assistant", "content": answer}]
         elif answer[0]["role"] != "assistant" or any(m["role"] == "user" for m in answer):
-            found, said[ours] = _split(answer)  # it holds the prompt too
+            found, answered[ours] = _split(answer)  # it holds the prompt too
             prompts.append(_with_what_is_beside(found, asked, before))
     if any(prompt != prompts[0] for prompt in prompts):
-        prompts[0] = _parted(prompts, said, shape)
+        prompts[0] = _parted(prompts, answered, shape)
         if report:
             report.parted += 1
     prompt = prompts[0] if prompts else before
@@ -285,19 +285,21 @@ def _of_turns(
     if not prompt:
         raise Dropped("no prompt")
     example: Example = {"prompt": prompt}
-    example |= {ours: _short(turns) for ours, turns in said.items()}
+    example |= {ours: _short(turns) for ours, turns in answered.items()}
     offered = tools(context.get("tools"))
     return example | ({"tools": offered} if offered else {})
 
 
-def _parted(prompts: list[list[Message]], said: dict[str, Answer], shape: Shape) -> list[Message]:
+def _parted(
+    prompts: list[list[Message]], answered: dict[str, Answer], shape: Shape
+) -> list[Message]:
     """Where two conversations part before their last answers: the prompt that they share, with the
-    answers that follow it put into `said` if the mapping says so. Raises Dropped if not.
+    answers that follow it put into `answered` if the mapping says so. Raises Dropped if not.
 
     Who preferred one conversation to the other has not said that of their first answers.
     """
     wholes = {
-        f: [*prompt, *a] for (f, a), prompt in zip(said.items(), prompts) if isinstance(a, list)
+        f: [*prompt, *a] for (f, a), prompt in zip(answered.items(), prompts) if isinstance(a, list)
     }
     same = 0
     while len({repr(w[same : same + 1]) for w in wholes.values()}) == 1:
@@ -306,7 +308,7 @@ def _parted(prompts: list[list[Message]], said: dict[str, Answer], shape: Shape)
         w[same : same + 1] and w[same]["role"] != "assistant" for w in wholes.values()
     ):
         same -= 1
-    if not same or len(prompts) < len(said):
+    if not same or len(prompts) < len(answered):
         raise Dropped("prompts differ")
     if shape.fields.parted != "pair":
         raise Dropped(
@@ -316,7 +318,7 @@ def _parted(prompts: list[list[Message]], said: dict[str, Answer], shape: Shape)
         further = (
             i for i in range(same, len(whole)) if whole[i]["role"] not in ("assistant", "tool")
         )
-        said[f] = whole[same : next(further, len(whole))]
+        answered[f] = whole[same : next(further, len(whole))]
     return next(iter(wholes.values()))[:same]
 
 

@@ -275,17 +275,17 @@ def test_row_16_no_stray_space_at_the_seam(real, prompt):
         text = real.apply_chat_template(WHO, add_generation_prompt=True, tokenize=False)
     same = 0
     for answer in ANSWERS:
-        ids, said = encode_prompt(real, prompt), encode_response(real, answer, prompt)
-        assert said[-1] == real.eos_token_id and said.count(real.eos_token_id) == 1
+        ids, answered = encode_prompt(real, prompt), encode_response(real, answer, prompt)
+        assert answered[-1] == real.eos_token_id and answered.count(real.eos_token_id) == 1
         joint = real(text + answer, add_special_tokens=prompt is not WHO).input_ids
         if joint[: len(ids)] == ids:
             same += 1
-            assert ids + said[:-1] == joint
-        read = [real.decode(x, skip_special_tokens=True) for x in (ids + said[:-1], joint)]
+            assert ids + answered[:-1] == joint
+        read = [real.decode(x, skip_special_tokens=True) for x in (ids + answered[:-1], joint)]
         assert read[0] == read[1]
         row = {"prompt": prompt, "completion": answer, "chosen": answer, "rejected": "x"}
         assert all(
-            found == (ids, said) for found in of_all_stages(real, row | {"label": 1}).values()
+            found == (ids, answered) for found in of_all_stages(real, row | {"label": 1}).values()
         )
     assert same >= 3
 
@@ -305,13 +305,13 @@ def test_tekken_is_read_as_mistral_reads_it(tmp_path):
     ours = mistral.tekken(tmp_path)
     theirs = Tekkenizer.from_file(tmp_path / "tekken.json")
     for answer in ANSWERS:
-        said = encode_response(ours, answer, "Who is there?\n")
-        assert said == theirs.encode(answer, bos=False, eos=True)
+        response = encode_response(ours, answer, "Who is there?\n")
+        assert response == theirs.encode(answer, bos=False, eos=True)
 
 
 def test_sentencepiece_is_read_as_its_pieces_say():
     """By hand: the pieces of "Hello" with and without its space, in Llama's and Mistral's files."""
     tokenizer = mistral.sentencepiece(legacy=False)
-    said = encode_response(tokenizer, "Hello", "Who?\n")
-    assert tokenizer.convert_ids_to_tokens(said) == ["Hello", "</s>"]
+    response = encode_response(tokenizer, "Hello", "Who?\n")
+    assert tokenizer.convert_ids_to_tokens(response) == ["Hello", "</s>"]
     assert tokenizer.convert_ids_to_tokens(tokenizer("Hello").input_ids)[-1] == "▁Hello"

@@ -62,12 +62,12 @@ def spoken(rng: Random, turns: list[tuple[str, str]], form: str) -> object:
     """Turns in one of the forms that people keep them in."""
     keys = rng.choice([("role", "content"), ("from", "value")])
     found: list[dict] = []
-    for role, said in turns:
+    for role, content in turns:
         parts = form == "parts" and [
-            {"type": "text", "text": said[:3]},
-            {"type": "text", "text": said[3:]},
+            {"type": "text", "text": content[:3]},
+            {"type": "text", "text": content[3:]},
         ]
-        found.append({keys[0]: rng.choice(ROLES[role]), keys[1]: parts or said})
+        found.append({keys[0]: rng.choice(ROLES[role]), keys[1]: parts or content})
     return {"JSON": json.dumps, "Python": repr}.get(form, lambda x: x)(found)
 
 
@@ -127,8 +127,8 @@ def columns_of(
         )
         record: dict = {} if whole else {"prompt": prompt}
         for name, answer in zip(names, row.answers):
-            said = [("assistant", answer)]
-            record[name] = spoken(rng, row.before + said, form) if whole else answer
+            answered = [("assistant", answer)]
+            record[name] = spoken(rng, row.before + answered, form) if whole else answer
         if aside:
             asked = [t for role, t in row.earlier if role == "user"]
             replies = [t for role, t in row.earlier if role == "assistant"]
@@ -245,7 +245,7 @@ def nested(seed: int) -> bool:
     for row, record in zip(rows, records):
         high, low = (1.5, -2) if row.better == 0 else (-2, 1.5)
         scores = {"tie": [3, 3], "told": [high, low]}.get(row.state, [high, None])
-        items = [{"said": {"text": record.pop(n)}, "score": s} for n, s in zip(names, scores)]
+        items = [{"reply": {"text": record.pop(n)}, "score": s} for n, s in zip(names, scores)]
         if row.state == "gap":
             del items[1]["score"]
         record["meta"] = {"list": items, "prompt": record.pop("prompt", None)}
@@ -253,7 +253,7 @@ def nested(seed: int) -> bool:
     mapping |= {name: f"row.{name}" for name in aside} if rng.random() < 0.5 else {}
     if "system" in str(mapping):
         records = [{"row": r, "meta": r.pop("meta")} for r in records]
-    decides = {"each": "meta.list", "answers": "said.text", "scores": "score"}
+    decides = {"each": "meta.list", "answers": "reply.text", "scores": "score"}
     if rng.random() < 0.5:
         records = [{"rows": {"all": records}}]
         decides["rows"] = "rows.all"

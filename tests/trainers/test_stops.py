@@ -116,9 +116,9 @@ def test_row_15_a_refused_row_costs_a_row_and_not_the_run(stage, chatty, tmp_pat
 
 def test_nothing_left_is_one_line_with_the_reason(chatty, tmp_path):
     data = lab.load_data(talks(48, system_every=1))
-    with pytest.raises(ValueError, match="no row is left .* no system turns") as said:
+    with pytest.raises(ValueError, match="no row is left .* no system turns") as error:
         lab.train(lab.plan("sft", chatty, max_steps=1), data, out=tmp_path / "run", quiet=True)
-    assert "\n" not in str(said.value) and not (tmp_path / "run").exists()
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
 def test_the_data_command_counts_them_too(chatty):

@@ -1,0 +1,337 @@
+"""Rows in the shapes in which other people keep preferences, for `test_shapes.py` and
+`test_mappings.py`.
+
+Texts carry markers: [better] and [worse] say which answer won, [tie] that neither did, [sys] marks
+a system turn and [earlier] an earlier one.
+"""
+
+from __future__ import annotations
+
+import json
+
+N = 12
+SYS, EARLIER = "Be tidy. [sys]", "Hello. [earlier]"
+TURNS = "{}<extra_id_1>Assistant\n{}<extra_id_1>User\n{}"
+
+
+def turn(role: str, content: object, **more: object) -> dict:
+    return {"role": role, "content": content, **more}
+
+
+def asked(i: int) -> str:
+    return f"What belongs in room {i}?"
+
+
+def good(i: int) -> str:
+    return f"Shelves for room {i}. [better]"
+
+
+def bad(i: int) -> str:
+    return f"Anything in room {i}. [worse]"
+
+
+def chat(i: int, answer: str) -> list[dict]:
+    before = [turn("user", EARLIER), turn("assistant", "Yes. [earlier]")]
+    return [*before, turn("user", asked(i)), turn("assistant", answer)]
+
+
+def sides(i: int, tie: bool = False) -> tuple[str, str, int]:
+    """Answers as they stand, A and B, and which of them won (0, 1)."""
+    if tie:
+        return f"One for {i}. [tie]", f"Two for {i}. [tie]", -1
+    return (good(i), bad(i), 0) if i % 2 else (bad(i), good(i), 1)
+
+
+def parts(messages: list[dict]) -> list[dict]:
+    return [
+        turn(m["role"], [{"type": "text", "text": m["content"], "image": None}]) for m in messages
+    ]
+
+
+def node(role: str, content: str, rank: int | None = None, *replies: dict, **more: object) -> dict:
+    return {"message_id": content, "role": role, "text": content, "rank": rank} | {
+        "deleted": False,
+        "replies": list(replies),
+        **more,
+    }
+
+
+def tree(i: int) -> dict:
+    further = node(
+        "prompter",
+        "And in winter? [earlier]",
+        None,
+        node("assistant", "Warm. [better]", 0),
+        node("assistant", "Cold. [worse]", 1),
+    )
+    gone = node("assistant", "gone [deleted]", None, deleted=True)
+    answers = [node("assistant", bad(i), 2), node("assistant", good(i), 0, further)]
+    return node("prompter", asked(i), None, *answers, node("assistant", "Some.", 1), gone)
+
+
+def flat(found: dict, number: int, parent: str | None = None) -> list[dict]:
+    own = {k: v for k, v in found.items() if k != "replies"}
+    own |= {"message_tree_id": f"t{number}", "parent_id": parent and f"{number}{parent}"}
+    own["message_id"] = f"{number}{found['message_id']}"
+    return [own] + [r for c in found["replies"] for r in flat(c, number, found["message_id"])]
+
+
+def annotated(i: int, result: dict, data: dict) -> dict:
+    done = {"result": [{"type": "x", "value": result, "to_name": "answer1,answer2"}]}
+    undone = {"was_cancelled": True, "result": [{"value": {"selected": "left"}}]}
+    return {"id": i, "annotations": [done, undone], "data": data, "project": 1}
+
+
+def shape_rows(name: str, i: int) -> list[dict]:
+    """Row `i` of a shape as its description has it; every fourth is a tie where it can have one."""
+    tie = i % 4 == 3
+    a, b, won = sides(i, tie)
+    plain_a, plain_b, sure = sides(i)
+    letter = "AB"[sure]
+    pair = {"prompt": asked(i), "response1": plain_a, "response2": plain_b}
+    fields = {"prompt": asked(i), "answer1": plain_a, "answer2": plain_b}
+    order = [f"response{sure + 1}", f"response{2 - sure}"]
+    items = [{"id": "x", "body": plain_a}, {"id": "y", "body": plain_b}]
+    ranked = ["x", "y"] if sure == 0 else ["y", "x"]
+    swift = [turn("system", SYS), *chat(i, good(i))]
+    v1 = [
+        {
+            "role": m["role"],
+            "loss_weight": 1.0,
+            "content": [{"type": "text", "value": m["content"]}],
+        }
+        for m in swift
+    ]
+    rows: dict[str, list[dict]] = {
+        "OpenAI preference fine-tuning": [
+            {
+                "input": {"messages": swift[:-1], "tools": [], "parallel_tool_calls": True},
+                "preferred_output": [turn("assistant", good(i))],
+                "non_preferred_output": [turn("assistant", bad(i))],
+            }
+        ],
+        "LMArena human preferences": [
+            {
+                "winner": ("model_a", "model_b", ("tie", "both_bad", "tie (bothbad)")[i % 3])[won],
+                "conversation_a": parts(chat(i, a)),
+                "conversation_b": json.dumps(chat(i, b)),
+                "model_a": "x",
+                "model_b": "y",
+            }
+        ],
+        "LMArena human preferences, 55k": [
+            {
+                "prompt": json.dumps([EARLIER, asked(i)]),
+                "response_a": json.dumps(["Yes. [earlier]", a]),
+                "response_b": json.dumps(["Yes. [earlier]", b]),
+                **{
+                    f"winner_{w}": int(won == n)
+                    for n, w in ((0, "model_a"), (1, "model_b"), (-1, "tie"))
+                },
+            }
+        ],
+        "HelpSteer3 preferences": [
+            {
+                "context": chat(i, "")[:-1],
+                "response1": a,
+                "response2": b,
+                "overall_preference": (-2, 1, 0)[won],
+            }
+        ],
+        "HelpSteer2 preferences": [
+            {
+                "prompt": asked(i),
+                "response_1": a,
+                "response_2": b,
+                "preference_strength": (-2, 1, 0)[won],
+            }
+        ],
+        "HelpSteer ratings": [
+            dict.fromkeys(("correctness", "coherence", "complexity", "verbosity"), 2)
+            | {"prompt": TURNS.format(EARLIER, "Yes. [earlier]", asked(i)), "response": answer}
+            | {"helpfulness": 2 + 2 * (won == n)}
+            for n, answer in enumerate((a, b))
+        ],
+        "UltraFeedback": [
+            {
+                "instruction": asked(i),
+                "models": ["m", "n", "o", "p"],
+                "correct_answers": ["None"],
+                "incorrect_answers": ["None"],
+                "completions": [
+                    {"response": r, "fine-grained_score": s, "custom_system_prompt": "x"}
+                    for r, s in (
+                        (bad(i), "1.0"),
+                        ("Some.", float("nan")),
+                        (good(i), "4.5"),
+                        ("Some. two", "N/A"),
+                        ("Some. three", 3.0),
+                    )
+                ],
+            }
+        ],
+        "UltraFeedback, binarized": [
+            {
+                "prompt": EARLIER,
+                "chosen": chat(i, good(i)),
+                "rejected": chat(i, bad(i)),
+                "messages": chat(i, good(i)),
+                "score_chosen": 8.0,
+                "score_rejected": 2.0,
+            }
+        ],
+        "UltraFeedback, binarized by Argilla": [
+            {
+                "instruction": asked(i),
+                "chosen_response": good(i),
+                "rejected_response": bad(i),
+                "chosen_avg_rating": 4.5,
+            }
+        ],
+        "OASST trees": [
+            {"message_tree_id": f"t{i}", "tree_state": "ready_for_export", "prompt": tree(i)}
+        ],
+        "OASST messages": flat(tree(i), i),
+        "SHP": [
+            {
+                "history": asked(i),
+                "human_ref_A": plain_a,
+                "human_ref_B": plain_b,
+                "labels": 1 - sure,
+            }
+        ],
+        "PKU-SafeRLHF, by helpfulness (safer_response_id is not used)": [
+            {
+                "prompt": asked(i),
+                "response_0": plain_a,
+                "response_1": plain_b,
+                "better_response_id": sure,
+                "safer_response_id": 0,
+            }
+        ],
+        "summarize-from-feedback comparisons": [
+            {
+                "info": {"title": "Rooms [earlier]", "post": asked(i), "article": None},
+                "summaries": [{"text": plain_a, "policy": "x"}, {"text": plain_b, "policy": "y"}],
+                "choice": sure,
+            }
+        ],
+        "WebGPT comparisons": [
+            {
+                "question": {"dataset": "x", "full_text": asked(i)},
+                "answer_0": a,
+                "answer_1": b,
+                "score_0": (0.5, -0.5, 0.0)[won],
+                "score_1": (-0.5, 0.5, 0.0)[won],
+            }
+        ],
+        "Nectar": [
+            {
+                "prompt": f"\n\nHuman: {asked(i)}\n\nAssistant: ",
+                "num_responses": 3,
+                "answers": [
+                    {"answer": t, "rank": r, "model": "x"}
+                    for t, r in ((bad(i), 3.0), (good(i), 1.0), ("Some.", 2.0))
+                ],
+            }
+        ],
+        "Label Studio export": [
+            annotated(i, {"selected": ("left", "right")[sure]}, fields)
+            if i % 2
+            else annotated(i, {"ranker": {"rank": ranked}}, {"prompt": asked(i), "items": items})
+        ],
+        "Label Studio export, JSON_MIN": [
+            {
+                **fields,
+                "id": i,
+                "comparison": [{"selected": ("left", "right")[sure]}],
+                "annotator": 1,
+                "annotation_id": 1,
+                "lead_time": 2.5,
+            }
+        ],
+        "Argilla 2 records, flattened": [
+            {
+                **pair,
+                "preference.responses": [order, order[::-1]],
+                "preference.responses.users": ["u", "v"],
+                "preference.responses.status": ["submitted", "draft"],
+            }
+        ],
+        "Argilla 2 records": [
+            {
+                "fields": pair,
+                "suggestions": {},
+                "responses": {
+                    "preference": [{"value": order if i % 2 else order[0], "user_id": "u"}]
+                },
+            }
+        ],
+        "LLaMA-Factory v1 pairs": [
+            {"chosen_messages": v1, "rejected_messages": [*v1[:-1], {**v1[-1], "content": bad(i)}]}
+        ],
+        "LLaMA-Factory sharegpt pairs": [
+            {
+                "conversations": [
+                    {
+                        "from": {"user": "human", "assistant": "gpt"}[m["role"]],
+                        "value": m["content"],
+                    }
+                    for m in chat(i, "")[:-1]
+                ],
+                "chosen": {"from": "gpt", "value": good(i)},
+                "rejected": {"from": "gpt", "value": bad(i)},
+                "system": SYS,
+            }
+        ],
+        "axolotl chat pairs": [
+            {
+                "messages": swift[:-1],
+                "chosen": turn("assistant", good(i)),
+                "rejected": turn("assistant", bad(i)),
+            }
+        ],
+        "ms-swift pairs of conversations": [
+            {"messages": swift, "rejected_messages": [*swift[:-1], turn("assistant", bad(i))]}
+        ],
+        "ms-swift pairs": [{"messages": swift, "rejected_response": bad(i)}],
+        "ms-swift query pairs": [
+            {
+                "query": asked(i),
+                "response": good(i),
+                "rejected_response": bad(i),
+                "history": [[EARLIER, "Yes. [earlier]"]],
+                "system": SYS,
+            }
+        ],
+        "axolotl icr pairs": [
+            {"system": SYS, "input": asked(i), "chosen": good(i), "rejected": bad(i)}
+        ],
+        "RewardBench": [
+            {
+                "prompt": asked(i),
+                "chosen": good(i),
+                "chosen_model": "x",
+                "rejected": bad(i),
+                "rejected_model": "y",
+            }
+        ],
+        "RewardBench 2": [
+            {
+                "prompt": asked(i),
+                "chosen": [good(i)],
+                "rejected": [bad(i), bad(i) + " two"],
+                "num_correct": 1,
+                "num_incorrect": 2,
+            }
+        ],
+    }
+    assert letter in "AB"
+    return rows[name]
+
+
+def pairs_of(data) -> list[dict]:
+    return data.preferences.train + data.preferences.test
+
+
+PLAIN = [{"prompt": asked(i), "chosen": good(i), "rejected": bad(i)} for i in range(N)]
