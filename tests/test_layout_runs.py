@@ -103,7 +103,7 @@ def test_a_reward_adapter_of_ones_own(data, tmp_path, capsys):
     assert main([*line, "--set", "layout=adapters"]) == 0
     assert lab.Run.load(tmp_path / "ppo").status == "finished"
     assert main([*line[:-1], str(tmp_path / "four")]) == 2
-    assert "is an adapter: it needs layout=adapters" in capsys.readouterr().err
+    assert "is an adapter: it needs --set layout=adapters" in capsys.readouterr().err
     assert not (tmp_path / "four").exists()
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import rlhf_lab as lab
 from rlhf_lab import pipeline
 from rlhf_lab.cli.main import main
-from rlhf_lab.data import tokenize
+from rlhf_lab.data.chat import EncodedPrompt
 from rlhf_lab.data.load import from_rows
 
 ROWS = [{"prompt": f"Tell me about {i}.\n", "completion": "A fox. " * i} for i in range(1, 41)]
@@ -48,7 +48,8 @@ def test_every_stage_begins_where_the_one_before_it_ended(tmp_path, monkeypatch)
     monkeypatch.setattr(pipeline, "train", train)
     for name in ("_simulate", "report"):
         monkeypatch.setattr(pipeline, name, lambda *_: None)
-    pipeline.train_all("tiny", from_rows(ROWS), out=tmp_path)
+    pairs = [{**r, "chosen": r["completion"], "rejected": "No."} for r in ROWS]
+    pipeline.train_all("tiny", from_rows(pairs), out=tmp_path)
     own = lab.load("tiny").paths
     sft = own | {"sft": str(tmp_path / "sft" / "model")}
     both = sft | {"reward": str(tmp_path / "reward" / "model")}
@@ -56,13 +57,13 @@ def test_every_stage_begins_where_the_one_before_it_ended(tmp_path, monkeypatch)
 
 
 def test_every_text_becomes_tokens_once(monkeypatch):
-    seen, encode = [], tokenize.encode_response
+    seen, encode = [], EncodedPrompt.response_ids
 
-    def count(tokenizer, response):
+    def count(prompt, response):
         seen.extend([response] * isinstance(response, str))
-        return encode(tokenizer, response)
+        return encode(prompt, response)
 
-    monkeypatch.setattr(tokenize, "encode_response", count)
+    monkeypatch.setattr(EncodedPrompt, "response_ids", count)
     pipeline.describe_data(from_rows(ROWS), "tiny", 60)
     assert sorted(seen) == sorted(r["completion"] for r in ROWS)
 

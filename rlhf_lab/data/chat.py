@@ -121,7 +121,11 @@ class EncodedPrompt:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Prompt | None, tools: Tools | None = None):
         self.tokenizer, self.prompt, self.tools = tokenizer, prompt, tools
-        self.format = chat_format(tokenizer)
+
+    @cached_property
+    def format(self) -> ChatFormat:
+        """What the tokenizer's template does; ready-made ids need none."""
+        return chat_format(self.tokenizer)
 
     @cached_property
     def text(self) -> str:

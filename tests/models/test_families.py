@@ -124,5 +124,5 @@ def test_a_template_that_refuses_is_one_line(tmp_path):
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     )
-    with pytest.raises(ValueError, match="refuses a conversation of 1 messages .system.: no sys"):
+    with pytest.raises(ValueError, match="^the chat template refuses it: no system role$"):
         encode_prompt(tokenizer, [{"role": "system", "content": "w1"}])

@@ -18,8 +18,7 @@ from ppo_kit import (
 )
 
 import rlhf_lab as lab
-from rlhf_lab.data import tokenize
-from rlhf_lab.ppo import rewards
+from rlhf_lab.data.chat import EncodedPrompt
 from rlhf_lab.ppo.config import PPOConfig
 from rlhf_lab.ppo.trainer import PPOTrainer
 
@@ -247,10 +246,9 @@ def test_a_prompt_is_tokenised_once_an_iteration(make, monkeypatch):
     calls = []
 
     def counted(encode):
-        return lambda tokenizer, prompt: (calls.append(prompt), encode(tokenizer, prompt))[1]
+        return lambda prompt, text: (calls.append(text), encode(prompt, text))[1]
 
-    for module in (tokenize, rewards):
-        swap(monkeypatch, module, "encode_prompt", counted)
+    swap(monkeypatch, EncodedPrompt, "_encode", counted)
     extra = {
         "reward_funcs": lambda completions, **_: [1.0] * len(completions),
         "on_sample": lambda step, rows: None,
