@@ -20,9 +20,8 @@ CORES := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo
                  if [ $$n -gt 4 ]; then echo 4; else echo $$n; fi)
 
 # A file's tests share what they train, so a file stays with one worker; the longest files come first
-# (tests/conftest.py). A browser waits more than it works.
+# (tests/conftest.py).
 BY_FILE := --dist loadfile --no-loadscope-reorder
-PAGES := $(shell echo $$(($(CORES) + 1)))
 
 export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
@@ -83,7 +82,7 @@ test-tests: $(VENV)/.stamp-test
 test-browser: $(VENV)/.stamp-test
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || \
 	  echo 'no Chromium here: these tests are left out (Debian, Ubuntu: apt install chromium)'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PAGES) $(BY_FILE) $(PYTEST_ARGS) tests/browser || [ $$? -eq 5 ]
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) $(BY_FILE) $(PYTEST_ARGS) tests/browser || [ $$? -eq 5 ]
 
 test-notebooks: $(VENV)/.stamp-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) $(BY_FILE) \
