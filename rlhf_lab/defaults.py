@@ -47,16 +47,19 @@ def defaults(
 ) -> tuple[dict[str, Setting], dict[str, str]]:
     """What a plan takes where `given` says nothing, and the sources of what is not the lab's own.
 
-    A model whose size cannot be told counts as large.
+    A model of unknown size counts as large.
     """
     chosen: dict[str, Setting] = dict(STAGES[stage].defaults)
     size = 0.0 if model.name in BUNDLED else parameters(model)
     if size <= SMALL or stage not in literature():
         return chosen, {}
-    told = literature()[stage]
-    rates = told["lora" if given.get("lora_r") else "whole"]
+    published = literature()[stage]
+    rates = published["lora" if given.get("lora_r") else "whole"]
     rate, source = next((rate, why) for most, rate, why in rates if size <= (most or inf))
-    found = [("learning_rate", rate, source), *([told["penalty"]] if "penalty" in told else [])]
+    found = [
+        ("learning_rate", rate, source),
+        *([published["penalty"]] if "penalty" in published else []),
+    ]
     if not BATCH & given.keys() and find_hardware(hardware).name == find_hardware("here").name:
         batch, source = _batch_that_fits(stage, model, {**chosen, **given})
         found += [(name, value, source) for name, value in batch.items()]
@@ -65,7 +68,7 @@ def defaults(
 
 
 def parameters(model: Model) -> float:
-    """Parameters of a model, from its config; infinite where that cannot be told."""
+    """Parameters of a model, from its config; infinite where that is unknown."""
     try:
         return float(architecture(model.config_dict()).parameters())
     except ValueError:

@@ -116,7 +116,9 @@ class Fields:
         """Every path by what it is of: "prompt", "answer A", "decides", …"""
         found = {f: getattr(self, f) for f in PATHS if getattr(self, f)}
         single = len(self.answers) == 1
-        found |= {"answers" if single else f"answer {letter(i)}": p for i, p in _numbered(self)}
+        found |= {
+            "answers" if single else f"answer {letter(i)}": p for i, p in enumerate(self.answers)
+        }
         if self.decider:
             deciding = getattr(self, self.decider)
             deciding = (deciding,) if isinstance(deciding, str) else deciding
@@ -142,10 +144,6 @@ CHOICES = {
 
 def letter(index: int) -> str:
     return LETTERS[index] if index < len(LETTERS) else str(index + 1)
-
-
-def _numbered(given: Fields) -> list[tuple[int, str]]:
-    return list(enumerate(given.answers))
 
 
 # --------------------------------------------------------------------------------- the surfaces
@@ -195,7 +193,9 @@ def checked(given: Mapping[str, object], name: str) -> dict[str, Any]:
     for ours, value in given.items():
         if ours not in KNOWN:
             near = did_you_mean(ours, KNOWN)
-            raise ValueError(f"{name}: no field {ours!r} to map; {near}choose from {_all()}")
+            raise ValueError(
+                f"{name}: no field {ours!r} to map; {near}choose from {', '.join(KNOWN)}"
+            )
         if ours == "values":
             found[ours] = _values(value, name)
         elif ours == "margin":
@@ -216,10 +216,6 @@ def checked(given: Mapping[str, object], name: str) -> dict[str, Any]:
         else:
             found[ours] = value
     return found
-
-
-def _all() -> str:
-    return ", ".join(KNOWN)
 
 
 def _values(given: object, name: str) -> dict[str, str]:

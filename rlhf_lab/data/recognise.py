@@ -399,9 +399,9 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
         seams = [(r["prompt"], "") for r in texts]
     apart = sum(p[-1:].isspace() or a[:1].isspace() for p, a in seams)
     paths = tuple(shape.fields.paths().items())
-    plain = {f for f, _ in paths} <= {"prompt", *ANSWERS} and not shape.repeated and not shape.extra
+    known = {f for f, _ in paths} <= {"prompt", *ANSWERS} and not shape.repeated and not shape.extra
     columns = {k for r in rows if isinstance(r, Mapping) for k in r}
-    paths *= plain and bool(shape.fields.prompt) and all(p in columns for _, p in paths)
+    paths *= known and bool(shape.fields.prompt) and all(p in columns for _, p in paths)
     return replace(shape, separator="\n" if len(seams) > 2 * apart else "", simple=paths)
 
 

@@ -119,7 +119,7 @@ def convert(row: Any, shape: Shape, report: Report | None = None) -> list[Exampl
     if ("chosen" in cells) != ("rejected" in cells):
         cells = {f: c for f, c in cells.items() if f == "completion"}
     if not cells and shape.has_answers:
-        _example(context, cells, shape, report)  # a wrong prompt is told as such
+        _example(context, cells, shape, report)  # a wrong prompt has a reason of its own
         raise Dropped("empty")
     if "chosen" in cells and _texts(cells["chosen"]) and not _texts(context.get("prompt")):
         every = [(a, b) for a in cells["chosen"] for b in _list_of(cells["rejected"])]

@@ -81,7 +81,7 @@ def oasst_tree(row: Mapping[str, Any]) -> Iterator[Example | Dropped]:
         if not isinstance(asked, Mapping):
             yield Dropped("wrong type")
             continue
-        turns = [*before, {"role": asked.get("role"), "content": asked.get("text")}]
+        turns = [*before, _turn(asked)]
         replies = [r for r in asked.get("replies") or [] if isinstance(r, Mapping)]
         if asked.get("deleted"):
             yield Dropped("a deleted question")
@@ -92,14 +92,14 @@ def oasst_tree(row: Mapping[str, Any]) -> Iterator[Example | Dropped]:
         elif replies:
             yield Dropped("a question with fewer than two ranked answers")
         for reply in replies:
-            further = [(n, [*turns, _said(reply)]) for n in reply.get("replies") or []]
+            further = [(n, [*turns, _turn(reply)]) for n in reply.get("replies") or []]
             if further and reply.get("deleted"):
                 yield Dropped("a question below a deleted answer")
             else:
                 waiting += further
 
 
-def _said(node: Mapping[str, Any]) -> Example:
+def _turn(node: Mapping[str, Any]) -> Example:
     return {"role": node.get("role"), "content": node.get("text")}
 
 
