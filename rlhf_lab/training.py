@@ -90,16 +90,15 @@ def train(
         plan = make_plan(plan)
     check_first(plan, out=out, overwrite=overwrite, resume=resume, reward_funcs=reward_funcs)
     check_free()
-    request = Stop(should_stop) if background else None
-    stop = request or should_stop
+    stop = Stop(should_stop)
     # First of all: importing the trainers takes seconds.
-    dashboard = open_dashboard(plan, quiet, stop)
+    dashboard = open_dashboard(plan, quiet, stop if background else None)
     try:
         work = _prepared(plan, data, reward_funcs, out, overwrite, resume, quiet)
         if isinstance(work, Run):
             return work
-        if request:
-            started, dashboard = Training(work, request, dashboard), None
+        if background:
+            started, dashboard = Training(work, stop, dashboard), None
             return started
         return work(should_stop=stop, dashboard=dashboard)
     finally:

@@ -44,6 +44,23 @@ def test_an_armed_loop_is_interrupted_where_it_is():
     assert seen == ["interrupted", "saved"] and stop()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_is_still_a_request():
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    stop, before = Stop(), signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with stop.armed():
+            Finalised()
+            assert stop(), "no error reached the loop, which asks after its step"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_what_is_not_armed_is_not_interrupted():
     stop, seen = Stop(), []
     thread = threading.Thread(target=lambda: (time.sleep(0.1), seen.append("saved")))

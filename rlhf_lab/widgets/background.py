@@ -8,9 +8,11 @@ run = training.wait()
 from __future__ import annotations
 
 import ctypes
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..runs.progress import notebook_display
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Stop:
-    """A request to end training, from another thread.
+    """A request to end training, from another thread or by an interrupt.
 
     Calling it returns whether there is a request (or `should_stop()` is true); a trainer that
     calls it ends after its step. While the loop is `armed`, `request` also interrupts it where it
-    is, as the notebook's stop button would.
+    is, as the notebook's stop button would, and an interrupt is a request.
     """
 
     def __init__(self, should_stop: Callable[[], bool] | None = None) -> None:
@@ -45,10 +47,30 @@ class Stop:
         try:
             if self._requested.is_set():
                 raise KeyboardInterrupt
-            yield
+            with self._interrupts():
+                yield
         finally:
             with self._lock:
                 self._thread = None
+
+    @contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """Python drops an interrupt that it can raise nowhere, as in a finalizer; a request stays,
+        and training ends after its step."""
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(before):
+            yield
+            return
+
+        def request(number: int, frame: FrameType | None) -> None:
+            self._requested.set()
+            before(number, frame)
+
+        signal.signal(signal.SIGINT, request)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def request(self) -> None:
         with self._lock:
@@ -131,12 +153,10 @@ class Training:
         return f"Training({state})"
 
 
-def open_dashboard(
-    plan: Plan, quiet: bool, stop: Callable[[], bool] | None = None
-) -> Dashboard | None:
+def open_dashboard(plan: Plan, quiet: bool, stop: Stop | None = None) -> Dashboard | None:
     """A dashboard for a training, on the page at once; None where there is no notebook.
 
-    Its button requests the end of training where `stop` is a `Stop`; else it interrupts the kernel.
+    Its button makes a request of `stop`; without one it interrupts the kernel.
     """
     if quiet or notebook_display() is None:
         return None
@@ -144,5 +164,5 @@ def open_dashboard(
     from .dashboard import Dashboard
 
     limit = hardware(plan.hardware).memory
-    request = stop.request if isinstance(stop, Stop) else None
+    request = stop.request if stop is not None else None
     return Dashboard(plan.stage, plan.model.name, limit=limit, stop=request).display()
