@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..data.reward_sources import RewardFunction
 from ..data.schema import Message
-from ..data.tokenize import encode_prompt, encode_response, is_conversation, prompt_of
+from ..data.tokenize import is_conversation, prompt_of
 from ..metering.meter import Meter, NoMeter
 from ..models.tokenizer import same_vocabulary
 from .executor import Executor
@@ -27,7 +27,7 @@ from .logprobs import AnyModel
 from .losses import normalised_scores, score_constants
 from .rollout import sequence_scores, shape_of
 from .sampling import pad_prompts
-from .texts import Row, Tokenizer
+from .texts import Row, Tokenizer, encode_pair
 
 
 def call_reward(
@@ -321,8 +321,7 @@ def retokenised(
         prompt = prompt_of(row)
         if prompt and not isinstance(prompt, str) and not is_conversation(prompt):
             prompt = str(policy_tokenizer.decode(list(prompt), skip_special_tokens=True))
-        response = encode_response(theirs, text)
-        sequences.append(encode_prompt(theirs, prompt) + (response if ended else response[:-1]))
+        sequences.append(encode_pair(theirs, prompt, text, ended))
     longest = max(map(len, sequences))
     room = getattr(getattr(source.function, "config", None), "max_position_embeddings", None)
     if room and longest > room:

@@ -87,6 +87,11 @@ def sample_texts(
     ]
 
 
+def which_ended(tokenizer: Tokenizer, rows: Sequence[list[int]], limit: int) -> list[bool]:
+    """Which sampled responses ended by themselves: short of the limit, or with a stop token."""
+    return [len(ids) < limit or ids[-1] == tokenizer.eos_token_id for ids in rows]
+
+
 def decode(tokenizer: Tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str]:
     """Text of each response where the mask is True (without one up to eos), special tokens left
     out. responses, mask: (b, t)."""
@@ -96,22 +101,35 @@ def decode(tokenizer: Tokenizer, responses: Tensor, mask: Tensor | None = None) 
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
+def encode_pair(
+    tokenizer: Tokenizer, prompt: Prompt, response: str | list[int], ended: bool = True
+) -> list[int]:
+    """Prompt and response as one sequence of ids; what closes a text is left out of one that was
+    cut. Ids are taken as they are."""
+    answer = encode_response(tokenizer, response)
+    if isinstance(response, str) and not ended:
+        answer = answer[:-1]
+    return encode_prompt(tokenizer, prompt) + answer
+
+
 @torch.no_grad()
 def score_texts(
     model: AnyModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
-    responses: Sequence[str],
+    responses: Sequence[str | list[int]],
     batch: int = 256,
+    ended: Sequence[bool] | None = None,
 ) -> Tensor:
-    """The reward model's score of each (prompt, response), eos appended as in training. → (n,).
+    """The reward model's score of each (prompt, response), ids or text; to a text eos is appended,
+    as in training, where it had `ended` (None: all had). → (n,).
 
     `tokenizer`: the reward model's.
     """
     model.eval()
     rows = [
-        encode_prompt(tokenizer, p) + encode_response(tokenizer, r)
-        for p, r in zip(prompts, responses, strict=True)
+        encode_pair(tokenizer, p, r, end)
+        for p, r, end in zip(prompts, responses, ended or [True] * len(responses), strict=True)
     ]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     scores = torch.empty(len(rows))

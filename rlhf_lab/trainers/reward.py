@@ -6,9 +6,10 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data.schema import Example
 from ..ppo.adapters import SCORE_FILE
 from ..ppo.logprobs import AnyModel
-from ..ppo.texts import score_texts
+from ..ppo.texts import encode_pair, score_texts
 from .evaluate import noise_free_accuracy, pair_accuracy
 from .job import Figures, Job, train_role
 from .trl import Rows
@@ -17,7 +18,7 @@ from .trl import Rows
 def train(job: Job) -> Figures:
     trainer, figures = train_role(job)
     model = job.whole(trainer.model)
-    pairs = job.data.preferences.test
+    pairs = _short_enough(job, job.data.preferences.test, "chosen", "rejected")
     if pairs and not job.stopped:
         accuracy, margin = pair_accuracy(model, job.tokenizer, pairs)
         figures |= {"accuracy": accuracy, "held_out_pairs": len(pairs)}
@@ -26,13 +27,23 @@ def train(job: Job) -> Figures:
             gold = job.data.gold_reward
             figures["noise_free_accuracy"] = noise_free_accuracy(pairs, margin, gold)
     # Rule 16: demonstrations score 0 on average; kept in the config, where PPO finds it.
-    demonstrations = (job.data.sft.train or job.data.preferences.train)[:256]
-    figures["score_offset"] = set_score_offset(model, job.tokenizer, demonstrations)
+    rows = (job.data.sft.train or job.data.preferences.train)[:256]
+    rows = _short_enough(job, rows, "completion" if job.data.sft.train else "chosen")
+    figures["score_offset"] = set_score_offset(model, job.tokenizer, rows) if rows else 0.0
     job.save(model)
     if job.plan.lora:  # what its config says of a whole model
         beside = job.run.folder / "adapter" / SCORE_FILE
         beside.write_text(json.dumps({"score_offset": figures["score_offset"]}) + "\n")
     return figures
+
+
+def _short_enough(job: Job, rows: Rows, *columns: str) -> Rows:
+    """Rows whose responses the model can read to their end."""
+
+    def longest(row: Example) -> int:
+        return max(len(encode_pair(job.tokenizer, row["prompt"], row[n])) for n in columns)
+
+    return [row for row in rows if longest(row) <= job.plan.model.context]
 
 
 def set_score_offset(
