@@ -19,7 +19,7 @@ from ppo_kit import (
 
 import rlhf_lab as lab
 from rlhf_lab.data import tokenize
-from rlhf_lab.ppo import rewards
+from rlhf_lab.ppo import texts
 from rlhf_lab.ppo.config import PPOConfig
 from rlhf_lab.ppo.trainer import PPOTrainer
 
@@ -264,7 +264,7 @@ def test_a_prompt_is_tokenised_once_an_iteration(make, monkeypatch):
     def counted(encode):
         return lambda tokenizer, prompt: (calls.append(prompt), encode(tokenizer, prompt))[1]
 
-    for module in (tokenize, rewards):
+    for module in (tokenize, texts):
         swap(monkeypatch, module, "encode_prompt", counted)
     extra = {
         "reward_funcs": lambda completions, **_: [1.0] * len(completions),

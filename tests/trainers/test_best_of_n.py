@@ -10,6 +10,7 @@ from itertools import combinations, product
 
 import pytest
 import torch
+from ppo_kit import naive_score
 
 import rlhf_lab as lab
 from rlhf_lab import studies
@@ -90,8 +91,8 @@ def test_what_is_drawn_is_what_is_scored(tiny):
     assert drawn.scores.shape == drawn.golds.shape == drawn.tokens.shape == (2, 5)
     for row, prompt in enumerate(prompts):
         ids = [encode_prompt(tokenizer, prompt) + r for r in sampled[row]]
-        with torch.no_grad():  # the sampled ids as they are: what was cut is given no end
-            scores = [float(reward_model(torch.tensor([whole])).logits) for whole in ids]
+        # The sampled ids as they are, to the last: what was cut is given no end.
+        scores = [float(naive_score(reward_model, whole)) for whole in ids]
         assert drawn.scores[row].tolist() == pytest.approx(scores, abs=1e-5)
         assert drawn.golds[row].tolist() == [
             len(prompt) + 100 * len(t.split()) for t in drawn.texts[row]
