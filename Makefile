@@ -28,7 +28,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help run real check test test-lint test-tests test-browser test-notebooks lab docs small_models lint constraints clean
+.PHONY: help run real check test test-lint test-tests test-browser test-notebooks test-floors test-latest lab docs small_models lint constraints clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -37,6 +37,8 @@ help:
 	@echo 'make real          SmolLM2-135M-Instruct beside the bundled models: --model smollm2-135m'
 	@echo 'make check         lint, types, import contracts, and the tests that train nothing'
 	@echo 'make test          everything: check, every test, a browser, and every notebook'
+	@echo 'make test-floors   two steps with the oldest versions allowed, in .venv-floors'
+	@echo 'make test-latest   two steps with the newest of everything, in .venv-latest'
 	@echo 'make lab           JupyterLab on notebooks/'
 	@echo 'make docs          the site, into build/docs'
 	@echo 'make small_models  rebuild the bundled checkpoints'
@@ -88,6 +90,26 @@ test-notebooks: $(VENV)/.stamp-test
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with tests/sanitize.cfg notebooks
 
+# The oldest and the newest versions together, each in an environment of its own, made anew: the
+# four stages for two steps, the planner's tests and two steps of every stage. torch stays at its
+# pin in the newest too: a later one is a CUDA build of gigabytes.
+TWO_STEPS = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+test-floors test-latest: test-%: $(VENV)-%/.stamp-versions
+	@$(VENV)-$*/bin/python .ci/floors.py --installed
+	@$(TWO_STEPS) $(VENV)-$*/bin/rlhf-lab train all --steps 2 --quiet --overwrite --out build/$*
+	@$(TWO_STEPS) $(VENV)-$*/bin/python -m pytest -q $(PYTEST_ARGS) tests/cost tests/test_planning.py
+
+# pip installs torch, as everywhere; uv the rest: pip searches ten minutes for versions as old as these.
+$(VENV)-floors/.stamp-versions: WHAT = $$($(VENV)-floors/bin/python .ci/floors.py)
+$(VENV)-latest/.stamp-versions: WHAT =
+$(VENV)-floors/.stamp-versions $(VENV)-latest/.stamp-versions: pyproject.toml .ci/floors.py
+	@$(MAKE) --no-print-directory VENV=$(@D) $(@D)/.stamp-venv
+	@echo '== installing into $(@D) (minutes)'
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' packaging uv
+	@$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python '$(TORCH)' $(WHAT) -e . \
+	    'pytest>=8' 'hypothesis>=6.100'
+	@touch $@
+
 # A container's root has to say so to Jupyter.
 lab: $(VENV)/.stamp-lab
 	@$(BIN)/jupyter trust notebooks/0?_*.ipynb >/dev/null  # else their pictures stay hidden
@@ -106,7 +128,7 @@ lint: $(VENV)/.stamp-test
 	@$(BIN)/ruff format --check .
 
 clean:
-	@rm -rf $(VENV) build dist docs/notebooks docs/reference *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-floors $(VENV)-latest build dist docs/notebooks docs/reference *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # --- the environment: a stamp stands for each thing installed, and dates it --------------------

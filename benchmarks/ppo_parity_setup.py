@@ -193,7 +193,7 @@ def draw_responses(folder: Path, length: int):
         mask,
         row_keys(0, 0, rows, 0 * rows),
         max_new_tokens=length,
-        stop_token_id=None,
+        stop_token_ids=None,
         pad_token_id=pad,
     )
     drawn[(drawn == pad) | (drawn == stop)] = next(i for i in range(3) if i not in (pad, stop))

@@ -11,6 +11,7 @@ import html
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import TypeGuard, TypeVar
 
 Item = TypeVar("Item")
@@ -19,6 +20,15 @@ UNKNOWN = "–"
 SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 # Characters that XML 1.0 forbids outright: a model may write them, a parser stops at them.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+ON_COMMAND_LINE: ContextVar[bool] = ContextVar("ON_COMMAND_LINE", default=False)
+"""Whether who reads a message types flags; the command line sets it."""
+
+
+def by_surface(python: str, flags: str) -> str:
+    """The words of a remedy for who reads it: arguments in Python, flags on the command line."""
+    return flags if ON_COMMAND_LINE.get() else python
 
 
 def escape(text: object) -> str:

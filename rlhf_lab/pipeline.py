@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from .charts.chart import bar_chart
@@ -11,13 +12,16 @@ from .cost.hardware import Hardware
 from .data.load import Data, load_data
 from .display import Display, format_bytes, format_number, format_seconds, html_table, table
 from .models.load import Model, load
-from .planning import Plan, plan, predict
+from .planning import Plan, check_names, known_settings, plan, predict
 from .runs.json_files import JsonObject
 from .runs.ledger import AROUND, SOURCES, Ledger
+from .runs.lock import acquire, check_free, release
 from .runs.run import Run
 from .stages import Settings
-from .training import train
+from .training import check, check_first, train
 
+IN_A_ROW = ("sft", "reward", "ppo", "dpo")
+"""Stages of `train_all`."""
 STORIES = 4
 """Held-out prompts whose responses the report shows before and after."""
 
@@ -35,24 +39,50 @@ def train_all(
     """SFT, reward model, PPO and DPO, each from what the one before it made. → runs by stage.
 
     PPO and DPO both start from the SFT model; PPO scores with the new reward model. Writes
-    `report.html` into `out`. `settings` go to every stage that has them.
+    `report.html` into `out`. `settings` go to every stage that has them. Interrupted, it ends with
+    the stage that it is in. Raises, before anything is trained, what any of the stages would.
     """
     model, data, out = load(model), load_data(data), Path(out)
-    for stage in ("sft", "reward", "dpo"):
-        # A wrong setting is refused before the first stage has run for a minute.
-        plan(stage, model, **(settings or {})).config()
-        target = out / stage
-        if target.exists() and any(target.iterdir()) and not overwrite:
-            raise ValueError(f"{target} is there already; choose another --out, or --overwrite")
+    plans = check_all(model, settings or {}, out, overwrite=overwrite, hardware=hardware)
+    for planned in plans.values():  # before the first stage has run for a minute
+        check(planned, data, planned.config())
     runs: dict[str, Run] = {}
-    for stage in ("sft", "reward", "ppo", "dpo"):
-        planned = plan(stage, model, hardware=hardware, **(settings or {}))
-        runs[stage] = train(planned, data, out=out / stage, overwrite=overwrite, quiet=quiet)
-        if stage in ("sft", "reward"):
-            model = model.with_stage(stage, runs[stage].model_path)
-        _simulate(planned, data, runs[stage], quiet)
-    report(runs, out / "report.html")
+    lock = acquire(out)
+    try:
+        for stage, planned in plans.items():
+            planned = replace(planned, model=model)
+            run = train(planned, data, out=out / stage, overwrite=overwrite, quiet=quiet)
+            runs[stage] = run
+            if run.status == "stopped":  # by its user: what comes after it is not wanted now
+                break
+            if stage in ("sft", "reward"):
+                model = model.with_stage(stage, run.model_path)
+            _simulate(planned, data, run, quiet)
+        report(runs, out / "report.html")
+    finally:
+        release(out, lock)
     return runs
+
+
+def check_all(
+    model: Model,
+    settings: Settings,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    hardware: Hardware | str = "here",
+) -> dict[str, Plan]:
+    """What can be refused at once of all four stages (`check_first`). → their plans, each with the
+    settings that it has."""
+    check_free(out)
+    check_names(settings, *IN_A_ROW)
+    model = model.with_stage("reward", model.paths.get("reward", ""))  # there will be one
+    plans = {}
+    for stage in IN_A_ROW:
+        own = {n: value for n, value in settings.items() if n in known_settings(stage)}
+        plans[stage] = plan(stage, model, hardware=hardware, **own)
+        check_first(plans[stage], out=out / stage, overwrite=overwrite)
+    return plans
 
 
 def _simulate(planned: Plan, data: Data, run: Run, quiet: bool) -> None:
@@ -173,11 +203,12 @@ def describe_data(
             continue
         texts = [f for f in rows[0] if f not in ("tools", "label")]
         sizes: dict[str, list[int]] = {field: [] for field in texts}
-        ids = zip(rows, id_rows(tokenizer, rows, sizes), strict=True)
-        _, counts = make(tokenizer, ({**row, **of_row} for row, of_row in ids), limit)
+        refused: dict[str, int] = {}
+        _, counts = make(tokenizer, id_rows(tokenizer, rows, sizes, refused), limit)
         lengths = {
             f"{field} tokens": f"{sorted(s)[len(s) // 2]} (at most {max(s)})"
             for field, s in sizes.items()
+            if s
         }
         looked = {"looked at": f"{len(rows):,} rows"} if len(rows) < len(every) else {}
         described.append(
@@ -188,6 +219,7 @@ def describe_data(
                 **looked,
                 **lengths,
                 **{k.replace("too", "dropped: too"): n for k, n in counts.items()},
+                **{f"dropped: {why}": n for why, n in refused.items()},
             }
         )
     return described

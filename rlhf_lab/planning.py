@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from .data.lengths import planned_lengths
 from .data.load import Data, load_data
 from .data.reward_sources import reward_settings
 from .defaults import defaults
-from .display import did_you_mean
+from .display import by_surface, did_you_mean
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load
 from .runs.ledger import Ledger
 from .stages import ONLINE, STAGES, TRAINABLE, Setting, Settings, resolve
@@ -141,24 +141,8 @@ class Plan:
 
     @cached_property
     def trainer_settings(self) -> dict[str, Setting]:
-        """The settings that are fields of the trainer's config, checked without importing it.
-
-        Raises ValueError, one line, for a name that nobody has and for a value of another type.
-        """
-        spec = STAGES[self.stage]
-        if not spec.trainable:
-            raise ValueError(
-                f"{self.stage} is planned only; to train, choose from {', '.join(TRAINABLE)}"
-            )
-        own = config_fields(self.stage)
-        known = own.keys() | LORA.keys() | EXTRA.keys()
-        for name, value in self.settings.items():
-            if name not in known:
-                hint = f"; {did_you_mean(name, known)}".rstrip("; ")
-                config = spec.config.partition(":")[2]
-                raise ValueError(f"{config} has no setting {name!r}{hint}")
-            _check_type(name, value, "int" if name == "lora_r" else own.get(name, ""))
-        return {name: value for name, value in self.settings.items() if name in own}
+        """The settings that are fields of the trainer's config (`check_settings`)."""
+        return check_settings(self.stage, self.settings)
 
     def config(self, output_dir: str = "unused") -> TrainerArgs:
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""
@@ -222,6 +206,47 @@ def _one_length(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
         raise ValueError("response_length is max_completion_length: say one of them")
     rest = {k: v for k, v in settings.items() if k != "max_completion_length"}
     return {**rest, "response_length": settings["max_completion_length"]}
+
+
+NOT_HONOURED = {
+    "output_dir": "the run's folder is said with {}",
+    "resume_from_checkpoint": "PPO goes on from the run in {} with {}, no other stage can",
+}
+"""Fields of the trainers' configs that a run decides by itself → what to do instead."""
+
+
+def known_settings(stage: str) -> frozenset[str]:
+    """Names that a plan of the stage may set."""
+    return frozenset(config_fields(stage)) | LORA.keys() | EXTRA.keys()
+
+
+def check_names(settings: Iterable[str], *stages: str) -> None:
+    """Raises ValueError, one line, for a setting that none of the stages has."""
+    known = frozenset[str]().union(*map(known_settings, stages))
+    for name in settings:
+        if name not in known:
+            configs = ", ".join(STAGES[stage].config.partition(":")[2] for stage in stages)
+            has = "has" if len(stages) == 1 else "have"
+            hint = f"; {did_you_mean(name, known)}".rstrip("; ")
+            raise ValueError(f"{configs} {has} no setting {name!r}{hint}")
+
+
+def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The settings that are fields of the stage's config, checked without importing it.
+
+    Raises ValueError, one line, for a name that nobody has, for a value of another type, and for a
+    setting that training would not honour.
+    """
+    if not STAGES[stage].trainable:
+        raise ValueError(f"{stage} is planned only; to train, choose from {', '.join(TRAINABLE)}")
+    check_names(settings, stage)
+    own = config_fields(stage)
+    for name, value in settings.items():
+        if name in NOT_HONOURED:
+            words = by_surface("out", "--out"), by_surface("resume=True", "--resume")
+            raise ValueError(f"{name} has no effect here: {NOT_HONOURED[name].format(*words)}")
+        _check_type(name, value, "int" if name == "lora_r" else own.get(name, ""))
+    return {name: value for name, value in settings.items() if name in own}
 
 
 def _check_type(name: str, value: Setting, type_: str) -> None:

@@ -17,7 +17,7 @@ from .cost.estimate import Estimate
 from .cost.hardware import Hardware
 from .data.load import Data, load_data
 from .data.tokenize import prompt_rows
-from .display import format_number, html_table, table
+from .display import by_surface, format_number, html_table, table
 from .models.load import Model, load
 from .planning import Plan, predict
 from .planning import plan as make_plan
@@ -388,8 +388,9 @@ def _check(model: Model, counts: list[int], prompts: int, response_length: int) 
         )
     if "reward" not in model.paths:
         raise ValueError(
-            f"best-of-n needs a reward model: train one first (rlhf-lab train reward "
-            f"--model {model.name}) and use model.with_stage('reward', …)"
+            f"best-of-n needs a reward model: train one first (rlhf-lab train reward --model "
+            f"{model.name}) and "
+            + by_surface("use model.with_stage('reward', FOLDER)", "give --reward-model FOLDER")
         )
 
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from .data.load import Data, load_data
-from .data.reward_sources import RewardFunction, reward_functions, rewards_to_train
-from .display import did_you_mean
+from .data.reward_sources import (
+    RewardFunction,
+    check_rewards,
+    reward_functions,
+    with_rewards,
+)
+from .display import by_surface, did_you_mean
 from .launch.launcher import Follower, place
 from .planning import Plan, TrainerArgs, predicted, unplannable
 from .planning import plan as make_plan
@@ -84,9 +88,7 @@ def train(
     """
     if isinstance(plan, str):
         plan = make_plan(plan)
-    _ = plan.trainer_settings  # a mistyped setting is refused before anything slow is imported
-    if resume:
-        _check_resume(plan.stage, out, overwrite)
+    check_first(plan, out=out, overwrite=overwrite, resume=resume, reward_funcs=reward_funcs)
     check_free()
     request = Stop(should_stop) if background else None
     stop = request or should_stop
@@ -120,12 +122,10 @@ def _prepared(
     if processes > 1 and not (STAGES[plan.stage].distributed and out):
         raise ValueError("several processes train PPO, in a folder that all of them know (out)")
     data = load_data(data)
-    if more := rewards_to_train(plan, reward_funcs):
-        plan = replace(plan, settings={**plan.settings, **more})
+    plan = with_rewards(plan, reward_funcs)
     folder = Path(out) if out else free_folder(plan.stage)
     args = plan.config(str(folder / "trainer"))
-    _check(plan, data, args)
-    functions = reward_functions(plan, data, reward_funcs)
+    functions = check(plan, data, args, reward_funcs)
     recorded = {
         "stage": plan.stage,
         "model": plan.model.name,
@@ -140,6 +140,8 @@ def _prepared(
     def open_run() -> Run:
         if rank:  # the first process writes, the others only train
             return Follower(folder)
+        if old is not None:
+            old.claim()
         return old or Run.create(
             folder,
             hardware=plan.hardware_name,
@@ -151,15 +153,47 @@ def _prepared(
     return partial(run_plan, plan, data, args, functions, open_run, quiet=quiet, resume=bool(old))
 
 
-def _check(plan: Plan, data: Data, args: TrainerArgs) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    _check_reporters(args.report_to)
+def check_first(
+    plan: Plan,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
+) -> None:
+    """What can be refused at once: before data are read, and before anything slow is imported.
+
+    Raises ValueError for settings and rewards, OSError for a folder that cannot be written.
+    """
+    _ = plan.trainer_settings
     if line := unplannable(plan.settings):
         raise ValueError(line)
+    if resume:
+        _check_resume(plan.stage, out, overwrite)
+    elif out and not place()[0]:  # of several processes the first one writes
+        Run(out).check_room(overwrite)
+    check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
+
+
+def check(
+    plan: Plan,
+    data: Data,
+    args: TrainerArgs,
+    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
+) -> list[RewardFunction]:
+    """Refuse what cannot work before anything is loaded. `args`: the plan's `config()`. → the
+    functions to learn from. Raises ValueError, one line."""
+    from .trainers.prepare import room_for_prompt
+
+    _check_reporters(args.report_to)
+    if args.fp16 and args.use_cpu:
+        raise ValueError("fp16 needs a GPU: leave it out")
     spec = STAGES[plan.stage]
     if not getattr(data, spec.rows).train:
         what = " and ".join(spec.columns) or "prompt"
         raise ValueError(f"{data.name} has nothing to train {plan.stage} on: no {what} fields")
+    room_for_prompt(plan, args)
+    return reward_functions(plan, data, reward_funcs)
 
 
 def _check_reporters(names: Sequence[str]) -> None:
@@ -178,12 +212,14 @@ def _check_reporters(names: Sequence[str]) -> None:
 
 
 def _check_resume(stage: str, out: str | Path | None, overwrite: bool) -> None:
+    resume, folder = by_surface("resume", "--resume"), by_surface("out", "--out")
     if not STAGES[stage].resumable:
-        raise ValueError(f"only PPO can be resumed, not {stage}: leave resume out")
+        raise ValueError(f"only PPO can be resumed, not {stage}: leave {resume} out")
     if not out:
-        raise ValueError("resume needs the run's folder: say which (out)")
+        raise ValueError(f"{resume} needs the run's folder: say which ({folder})")
     if overwrite:
-        raise ValueError("resume goes on with a run, overwrite replaces it: say one of them")
+        other = by_surface("overwrite", "--overwrite")
+        raise ValueError(f"{resume} goes on with a run, {other} replaces it: say one of them")
 
 
 def free_folder(stage: str) -> Path:
@@ -210,6 +246,7 @@ def run_plan(
     everything is loaded. `args`: the trainer's settings; `dashboard`: shows the run."""
     from .launch.launcher import prepare_process
     from .metering.meter import Meter
+    from .trainers.diverged import check_finite
     from .trainers.job import Job
     from .trainers.prepare import prepare
 
@@ -226,11 +263,12 @@ def run_plan(
     job = Job(
         plan, data, run, meter, ready, args, quiet, should_stop, functions, resume, dashboard=shown
     )
-    if job.dashboard is not None:
-        job.dashboard.open(run, lambda: prediction + meter.ledger())
-        say("evaluating the model before training")
     try:
+        if job.dashboard is not None:
+            job.dashboard.open(run, lambda: prediction + meter.ledger())
+            say("evaluating the model before training")
         figures = resolve(STAGES[plan.stage].train)(job)
+        check_finite(plan.stage, args, figures)
     except KeyboardInterrupt:  # before the loop, or after it
         meter.close()
         job.stopped, figures = True, {}
@@ -241,6 +279,8 @@ def run_plan(
         raise
     run.save_ledger(prediction + meter.ledger())
     run.finish("stopped" if job.stopped else "finished", **figures)
+    if job.stopped and not quiet and (line := by_surface(run.what_is_left(), "")):
+        print(f"{plan.stage}: {line}", flush=True)  # the command line says it last
     if not job.stopped and run.writes:  # the model is there: its checkpoints have served
         shutil.rmtree(run.folder / "trainer", ignore_errors=True)
     return run

@@ -43,7 +43,7 @@ def test_every_stage_begins_where_the_one_before_it_ended(tmp_path, monkeypatch)
 
     def train(plan, data, *, out, **_):
         begun[plan.stage] = plan.model.paths
-        return SimpleNamespace(model_path=out / "model")
+        return SimpleNamespace(model_path=out / "model", status="finished")
 
     monkeypatch.setattr(pipeline, "train", train)
     for name in ("_simulate", "report"):

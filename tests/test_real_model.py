@@ -19,14 +19,14 @@ from rlhf_lab.stages import ONLINE, STAGES, TRAINABLE
 TURN = [{"role": "user", "content": "What is the capital of France?"}]
 SHORT = {
     "max_steps": 1,
-    "per_device_train_batch_size": 4,
-    "per_device_eval_batch_size": 4,
+    "per_device_train_batch_size": 2,
+    "per_device_eval_batch_size": 2,
     "logging_steps": 1,
     "seed": 0,
 }
-SAMPLED = {"response_length": 6}
+SAMPLED = {"response_length": 4}
 OF_STAGE = {
-    "ppo": {**SAMPLED, "num_mini_batches": 1, "max_steps": 2},
+    "ppo": {**SAMPLED, "num_mini_batches": 1},
     "rloo": {**SAMPLED, "steps_per_generation": 1, "num_iterations": 1, "num_generations": 2},
     "grpo": {**SAMPLED, "steps_per_generation": 1, "num_iterations": 1, "num_generations": 2},
 }
@@ -36,8 +36,8 @@ of different shapes. A tiny one is held to 1e-5."""
 
 
 def rows():
-    """Twelve questions with a right and a wrong answer, and every second one labelled bad."""
-    for i in range(12):
+    """Twenty questions with a right and a wrong answer, and every second one labelled bad."""
+    for i in range(20):
         asked = [{"role": "user", "content": f"{i} + {i}?"}]
         pair = {"chosen": f"{2 * i}", "rejected": f"{2 * i + 1}, go away"}
         yield {"prompt": asked, "completion": pair["chosen"], **pair}
@@ -100,8 +100,8 @@ def test_the_first_ratio_of_an_iteration_is_1(trained):
     """Rule 3 with a real vocabulary; before any update the policy is the reference."""
     run = trained("ppo")
     assert max(run.series("first_ratio_error")[1]) <= LOG_RATIO
-    assert abs(run.series("kl")[1][0]) <= LOG_RATIO * 6
-    assert run.series("kl")[1][-1] < 1, "nats after one update; at the lab's own rate it was 57"
+    assert abs(run.series("kl")[1][0]) <= LOG_RATIO * 4
+    assert run.summary["kl"] < 1, "nats after one update; at the lab's own rate it was 57"
 
 
 def test_what_was_trained_is_a_folder_for_plain_transformers(trained):

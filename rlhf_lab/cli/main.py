@@ -1,4 +1,5 @@
-"""The command line: `rlhf-lab train`, `best-of-n`, `plan`, `xray`, `measure`, `data`, `doctor`.
+"""The command line: `rlhf-lab train`, `best-of-n`, `plan`, `xray`, `measure`, `data`, `list`,
+`doctor`.
 
 Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to do), 1 ours.
 """
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import __version__
+from ..display import ON_COMMAND_LINE, did_you_mean
 from ..stages import ONLINE, STAGES, TRAINABLE
-from . import cost
+from . import cost, listing
 from .cost import Commands, Settings, add_repeated, positive
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"rlhf-lab: {' '.join(message.split())} (see {self.prog} --help)\n")
 
+    def refuse(self, unknown: str) -> NoReturn:
+        """An argument that nobody knows."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        hint = did_you_mean(unknown.partition("=")[0], flags) if unknown.startswith("-") else ""
+        self.error(f"unrecognized arguments: {unknown}" + f"; {hint.strip()}" * bool(hint))
+
 
 def _parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = _Parser(
@@ -43,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         description="What RLHF does and what it costs, on a model small enough to train here.",
     )
     parser.add_argument("--version", action="version", version=f"rlhf-lab {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_train(commands)
     _add_best_of_n(commands)
     data = commands.add_parser(
@@ -60,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         help="check this machine: what works, what to fix",
         description="Check this machine: what works, what to fix, and how.",
     )
+    listing.add_command(commands)
     for command in commands.choices.values():
+        command.set_defaults(parser=command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -148,11 +159,27 @@ def _settings(args: argparse.Namespace) -> Settings:
     return settings
 
 
-def _load(args: argparse.Namespace, seed: int) -> tuple[Model, Data]:
-    """The model's handle and the data that the arguments name; prints what was read, and how."""
+def _model(args: argparse.Namespace) -> Model:
+    """The model's handle that the arguments name, with the reward model that they name."""
+    from ..models.load import ADAPTER_FILE, load
+
+    model = load(args.model, trust_remote_code=args.trust_remote_code)
+    if not (given := getattr(args, "reward_model", None)):
+        return model
+    if (Path(given) / ADAPTER_FILE).is_file():
+        if "layout=adapters" not in getattr(args, "set", []):
+            raise ValueError(
+                f"{given} is an adapter: it needs --set layout=adapters (PPO); "
+                "its run saved the whole model beside it"
+            )
+        return model.with_stage("reward_adapter", given)
+    return model.with_stage("reward", load(given).paths["base"])
+
+
+def _rows(args: argparse.Namespace, seed: int) -> Data:
+    """The data that the arguments name; prints what was read, and how."""
     from ..data.load import load_data
     from ..data.mapping import from_flags
-    from ..models.load import load
 
     if args.field and args.fields:
         raise ValueError("--field and --fields: say all in the file, or all with --field")
@@ -166,14 +193,14 @@ def _load(args: argparse.Namespace, seed: int) -> tuple[Model, Data]:
     )
     for note in data.notes:
         print(note)
-    return load(args.model, trust_remote_code=args.trust_remote_code), data
+    return data
 
 
 def _data(args: argparse.Namespace) -> int:
     from .. import pipeline
     from ..display import table
 
-    model, data = _load(args, seed=0)
+    model, data = _model(args), _rows(args, seed=0)
     if data.report:
         became = data.report.columns.items()
         print(table([{"column": column, "what became of it": use} for column, use in became]))
@@ -191,93 +218,96 @@ def _doctor(args: argparse.Namespace) -> int:
     return int(any(f.state == "fix" for f in findings))
 
 
-def _with_reward_model(model: Model, args: argparse.Namespace) -> Model:
-    """The model with the reward model that the arguments name."""
-    from ..models.load import ADAPTER_FILE, load
-
-    if not args.reward_model:
-        return model
-    if (Path(args.reward_model) / ADAPTER_FILE).is_file():
-        if "layout=adapters" not in getattr(args, "set", []):
-            raise ValueError(
-                f"{args.reward_model} is an adapter: it needs layout=adapters (PPO); "
-                "its run saved the whole model beside it"
-            )
-        return model.with_stage("reward_adapter", args.reward_model)
-    return model.with_stage("reward", load(args.reward_model).paths["base"])
-
-
 def _best_of_n(args: argparse.Namespace) -> int:
     from ..studies import best_of_n
 
-    model, data = _load(args, seed=0)
-    model = _with_reward_model(model, args)
+    model, data = _model(args), _rows(args, seed=0)
     how = {"prompts": args.prompts, "response_length": args.response_length, "quiet": args.quiet}
     print(best_of_n(model, data, args.n, **how))
     return 0
 
 
 def _train(args: argparse.Namespace) -> int:
+    """Train. What can be refused is refused before data are read, or anything slow imported."""
     from .. import pipeline
     from ..display import table
     from ..launch.launcher import place
-    from ..planning import plan
+    from ..planning import check_settings, plan
     from ..runs.run import Run
-    from ..training import free_folder, train
+    from ..training import check_first, free_folder, train
 
     settings, (rank, processes) = _settings(args), place()
-    if args.accelerate and processes == 1:
-        return _launch(args, settings)
     if args.processes and not args.accelerate:
         raise ValueError("--processes needs --accelerate: say how, for example --accelerate ddp")
+    if args.resume and (args.stage not in RESUMABLE or not args.out):
+        raise ValueError(f"--resume is for {_titles(RESUMABLE)}, and needs --out, its run's folder")
+    whole = args.stage == "all"
+    if not whole:
+        check_settings(args.stage, settings)
+    model, common = _model(args), {"overwrite": args.overwrite}
+    folder = args.out or free_folder(args.stage)
+    if whole:
+        pipeline.check_all(model, settings, folder, **common)
+    else:
+        planned = plan(args.stage, model, **settings)
+        check_first(planned, out=args.out, resume=args.resume, **common)
+    if args.accelerate and processes == 1:
+        return _launch(args, folder)
     if rank:  # the first process speaks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
-    model, data = _load(args, args.seed)
-    model = _with_reward_model(model, args)
-    common = {"overwrite": args.overwrite, "quiet": args.quiet}
-    if args.resume and (args.stage not in RESUMABLE or not args.out):
-        only = _titles(RESUMABLE)
-        raise ValueError(f"--resume is for {only}, and needs --out, the folder of its run")
-    if args.resume and args.overwrite:
-        raise ValueError("--resume goes on with a run, --overwrite replaces it: give one of them")
-    if args.stage == "all":
-        folder = args.out or free_folder("all")
+    data, common = _rows(args, args.seed), {**common, "quiet": args.quiet}
+    if whole:
         runs = pipeline.train_all(model, data, out=folder, settings=settings, **common)
-        print(table(pipeline.stage_table(runs)))
-        print(table(pipeline.cost_table(runs)))
-        print(f"curves and stories: {folder / 'report.html'}")
+    else:
+        run = train(planned, data, out=args.out, resume=args.resume, **common)
+        assert isinstance(run, Run)  # not in the background
+        runs = {args.stage: run}
+    if rank:
         return 0
-    planned = plan(args.stage, model, **settings)
-    run = train(planned, data, out=args.out, resume=args.resume, **common)
-    assert isinstance(run, Run)  # not in the background
-    if rank == 0:
-        print(table(pipeline.stage_table({args.stage: run})))
-        print(f"run: {run.folder}")
+    last = list(runs.values())[-1]
+    print(table(pipeline.stage_table(runs)))
+    if whole:
+        print(table(pipeline.cost_table(runs)))
+    print(f"curves and stories: {folder / 'report.html'}" if whole else f"run: {last.folder}")
+    if last.status == "stopped":  # Ctrl-C
+        print(f"rlhf-lab: interrupted: {last.name} {last.what_is_left()}", file=sys.stderr)
+        return 130
     return 0
 
 
-def _launch(args: argparse.Namespace, settings: Settings) -> int:
+def _launch(args: argparse.Namespace, folder: Path) -> int:
     """Start the same command in several processes, once it was checked in this one."""
     from ..launch.launcher import launch
-    from ..planning import plan
-    from ..training import free_folder
 
     if args.stage not in DISTRIBUTED:
         raise ValueError(f"--accelerate is for {_titles(DISTRIBUTED)}, not {args.stage}")
-    plan(args.stage, args.model, **settings)
-    out = [] if args.out else ["--out", str(free_folder(args.stage))]
+    out = [] if args.out else ["--out", str(folder)]
     return launch(args.accelerate, [*args.argv, *out], args.processes)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; → exit code."""
-    args = _parser().parse_args(argv)
-    args.argv = list(sys.argv[1:] if argv is None else argv)
-    run = {"train": _train, "best-of-n": _best_of_n, "data": _data, "doctor": _doctor, **cost.RUN}
+    token = ON_COMMAND_LINE.set(True)
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    finally:
+        ON_COMMAND_LINE.reset(token)
+
+
+def _main(argv: list[str]) -> int:
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.refuse(" ".join(unknown))
+    if args.command is None:
+        args.parser.print_help()
+        return 0
+    args.argv = argv
+    run = {"train": _train, "best-of-n": _best_of_n, "data": _data, "doctor": _doctor}
+    run |= {"list": listing.run_list, **cost.RUN}
     try:
         return run[args.command](args)
     except KeyboardInterrupt:
-        print("rlhf-lab: interrupted", file=sys.stderr)
+        print("rlhf-lab: interrupted before there was anything to keep", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         if args.debug:
@@ -292,13 +322,6 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-FLAGS = {"say overwrite=True": "give --overwrite", "(overwrite)": "(--overwrite)"}
-"""Arguments of the library, as its messages name them → flags of the command line."""
-
-
 def _one_line(error: BaseException) -> str:
     said = getattr(error, "command_line", None) or str(error)  # in flags, where it knows them
-    text = " ".join(said.split()) or type(error).__name__
-    for argument, flag in FLAGS.items():
-        text = text.replace(argument, flag)
-    return text
+    return " ".join(said.split()) or type(error).__name__

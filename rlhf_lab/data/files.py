@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..models.hub import hub_reachable
+from ..runs.json_files import to_json_object
 from .preferences import Annotations, is_annotations
 from .schema import Example
 
@@ -132,7 +133,9 @@ class _Values:
                 cut = error.pos + 16 > len(self.buffer) or "Unterminated" in error.msg
                 long = len(self.buffer) - self.at > LONGEST_CELL
                 if not cut or long or not self._more():
-                    raise self._wrong(error.msg.removesuffix(" starting at"), error.pos) from None
+                    # Of a row that breaks off, the next line shows it: its own line is meant.
+                    at = error.pos if _suffix(self.path) == ".json" else self.at
+                    raise self._wrong(error.msg.removesuffix(" starting at"), at) from None
                 continue
             if end == len(self.buffer) and self._more():
                 continue  # a number may go on
@@ -231,10 +234,9 @@ def _hub_rows(name: str, split: str, subset: str | None) -> Iterator[object]:
 def _choose(source: object, split: str) -> Iterable[object]:
     """The rows of a Dataset, of one split of a DatasetDict, or of any list of dicts."""
     if hasattr(source, "astype") and hasattr(source, "notna"):  # a pandas DataFrame
-        records: list[Example] = (
-            source.astype(object).where(source.notna(), None).to_dict("records")
-        )
-        return records
+        # Cells of lists come as arrays, where pandas has read Parquet.
+        records = source.astype(object).where(source.notna(), None).to_dict("records")
+        return [to_json_object(row) for row in records]
     if isinstance(source, Mapping):  # a DatasetDict
         if split not in source:
             raise ValueError(f"no split {split!r} among {', '.join(map(str, source))}")

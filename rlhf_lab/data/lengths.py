@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from ..models.load import Model
 from ..stages import STAGES, Settings
 from .load import Data, Split
-from .tokenize import encode_prompt, encode_response
+from .schema import Example
+from .tokenize import encoded_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -70,20 +71,28 @@ def _padded(prompts: list[int], responses: list[int], rows: int, most: int, leas
     return total / (count * rows)
 
 
+def _row_lengths(
+    model: Model, rows: Sequence[Example], fields: Sequence[str]
+) -> list[tuple[int, list[int]]]:
+    """Tokens of the prompt and of the answers in `fields`, of the rows that are looked at."""
+    encoded = encoded_rows(model.tokenizer, rows[:LOOKED_AT], fields, {})
+    return [(len(prompt), [len(a) for a in answers]) for _, prompt, answers in encoded]
+
+
 def planned_lengths(stage: str, model: Model, data: Data, settings: Settings) -> dict[str, float]:
     """What a plan has to know of the data: longest prompt and response in tokens, the length that
     a batch is padded to on average, and the number of rows. {} where a stage has no rows."""
     split: Split = getattr(data, STAGES[stage].rows)
     if not split.train:
         return {}
-    prompts = [len(encode_prompt(model.tokenizer, r["prompt"])) for r in split.train[:LOOKED_AT]]
-    if STAGES[stage].rows == "prompts":
+    sampled = STAGES[stage].rows == "prompts"
+    fields = [] if sampled else STAGES[stage].columns[: STAGES[stage].answers]
+    rows = _row_lengths(model, split.train, fields)
+    prompts, responses = [prompt for prompt, _ in rows], [answers for _, answers in rows]
+    if not rows:
+        return {}
+    if sampled:
         return _sampled_lengths(stage, model, data, settings, prompts)
-    fields = STAGES[stage].columns[: STAGES[stage].answers]
-    responses = [
-        [len(encode_response(model.tokenizer, r[f])) for f in fields]
-        for r in split.train[:LOOKED_AT]
-    ]
     limit = int(settings.get("max_length") or 2**31)
     totals = [
         min(prompt + response, limit)
@@ -110,8 +119,7 @@ def _sampled_lengths(
     demonstrations, or as the limit where there are none. `prompts`: lengths in tokens."""
     limit = int(settings.get("response_length", 53))
     responses = [
-        min(limit, len(encode_response(model.tokenizer, r["completion"])))
-        for r in data.sft.train[:LOOKED_AT]
+        min(limit, length) for _, (length,) in _row_lengths(model, data.sft.train, ["completion"])
     ] or [limit]
     batch = int(settings.get("per_device_train_batch_size", 8))
     passes = settings.get("steps_per_generation")  # RLOO's and GRPO's

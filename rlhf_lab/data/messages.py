@@ -64,7 +64,7 @@ READ = {"role", "from", "content", "value", "tool_calls", "tool_call_id", "name"
 """Keys of a message that are read."""
 
 
-class Dropped(Exception):
+class Dropped(ValueError):
     """A row that cannot be used; its message is the reason it is counted under."""
 
 

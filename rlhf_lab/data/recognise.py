@@ -152,7 +152,8 @@ def answer_columns(rows: Rows, columns: Sequence[str]) -> list[str]:
     weights = {}
     for stem, group in stems.items():
         size = sum(len(str(r.get(c))) for r in rows[:50] for c in group)
-        if len(group) > 1 and (words(stem) & ANSWER or size > 20 * len(group) * len(rows[:50])):
+        large = size > 20 * len(group) * len(rows[:50])
+        if len(group) > 1 and (words(stem) & ANSWER or large or not stem):
             weights[stem] = bool(words(stem) & ANSWER), size
     best = max(weights, key=weights.__getitem__, default=None)
     return [] if best is None else sorted(stems[best], key=lambda c: tag_of(c)[1])
@@ -297,7 +298,8 @@ def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> N
             says if len(values) <= 2 else {"label": f"to_number({column}) >= `4`"},
             ignore=labels,
         )
-    texts = [c for c in beside if _holds_texts(rows, c)]
+    prompts = {repr(r.get(of.prompt)) for r in rows}
+    texts = [c for c in beside if _holds_texts(rows, c, len(prompts))]
     if not (of.answers or of.chosen or of.completion) and texts:
         raise Refused(
             f"{name}: only prompts could be read, and {', '.join(map(repr, texts))} may hold "
@@ -307,14 +309,14 @@ def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> N
         )
 
 
-def _holds_texts(rows: Rows, column: str) -> bool:
-    """Whether a column may hold answers: by its name, or because its texts differ from row to row
-    and have words in them."""
+def _holds_texts(rows: Rows, column: str, prompts: int) -> bool:
+    """Whether a column may hold answers: by its name, or because its texts differ as prompts do and
+    have words in them."""
     values = [v for r in rows if not missing(v := r.get(column)) and number(v) is None]
     if words(column) & ANSWER or not values:
         return bool(values)
-    differ = len({repr(v) for v in values}) * 2 > len(values)
-    return differ and sum(" " in str(v).strip() for v in values) * 2 > len(values)
+    differ = len({repr(v) for v in values}) * 2 > prompts
+    return differ and any(re.search(r"[^\W\d_]+ [^\W\d_]+", str(v)) for v in values)
 
 
 # ------------------------------------------------------------------------------ ready for its rows
@@ -396,7 +398,11 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
     elif not shape.has_answers:
         seams = [(r["prompt"], "") for r in texts]
     apart = sum(p[-1:].isspace() or a[:1].isspace() for p, a in seams)
-    return replace(shape, separator="\n" if len(seams) > 2 * apart else "")
+    paths = tuple(shape.fields.paths().items())
+    plain = {f for f, _ in paths} <= {"prompt", *ANSWERS} and not shape.repeated and not shape.extra
+    columns = {k for r in rows if isinstance(r, Mapping) for k in r}
+    paths *= plain and bool(shape.fields.prompt) and all(p in columns for _, p in paths)
+    return replace(shape, separator="\n" if len(seams) > 2 * apart else "", simple=paths)
 
 
 # -------------------------------------------------------------------------- what became of columns

@@ -10,9 +10,10 @@ it the reward model is the one. A plan without "model" has no reward model (`rul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..display import did_you_mean
+from ..display import by_surface, did_you_mean
 from ..stages import ONLINE
 from ..world.gold_reward import GOLD_PARTS
 from .load import Data
@@ -52,19 +53,41 @@ def _reward_names(settings: Mapping[str, object]) -> list[str]:
     return [str(name) for name in names] if isinstance(names, Iterable) else []
 
 
-def rewards_to_train(
-    plan: Plan, functions: RewardFunction | Sequence[RewardFunction] | None
-) -> dict[str, object]:
-    """The settings of a plan that follow from the functions it is trained with: no reward model
-    where there is none and functions are."""
-    if not functions:
-        return {}
-    if plan.stage not in ONLINE:
+def with_rewards(plan: Plan, functions: RewardFunction | Sequence[RewardFunction] | None) -> Plan:
+    """The plan with what follows from the functions that it is trained with: no reward model where
+    there is none and functions are."""
+    if functions and plan.stage not in ONLINE:
         raise ValueError(
             f"{plan.stage} learns from no rewards: reward_funcs are for {', '.join(ONLINE)}"
         )
-    without_model = not _has_reward_model(plan) and "rewards" not in plan.settings
-    return {"rule_reward": True} if without_model else {}
+    if not functions or _has_reward_model(plan) or "rewards" in plan.settings:
+        return plan
+    return replace(plan, settings={**plan.settings, "rule_reward": True})
+
+
+def check_rewards(plan: Plan, functions: RewardFunction | Sequence[RewardFunction] | None) -> None:
+    """Raises ValueError, one line, where a plan has no rewards to learn from, whatever the data."""
+    if plan.stage not in ONLINE:
+        return
+    title, name = plan.stage.upper(), plan.model.name
+    given = 1 if callable(functions) else len(functions or ())
+    with_model = not plan.settings.get("rule_reward")
+    count = with_model + given + len([n for n in _reward_names(plan.settings) if n != "model"])
+    rule = by_surface("give reward_funcs, or rewards=['gold']", "give --reward gold")
+    if with_model and not _has_reward_model(plan):
+        use = by_surface("use model.with_stage('reward', FOLDER)", "give --reward-model FOLDER")
+        raise ValueError(
+            f"{title} needs a reward model: train one first (rlhf-lab train reward --model {name}) "
+            f"and {use}, the model folder of its run; or {rule}"
+        )
+    if not count:
+        raise ValueError(f"{title} without a reward model needs a rule: {rule}")
+    weights = plan.settings.get("reward_weights")
+    if isinstance(weights, Sequence) and len(weights) != count:
+        raise ValueError(
+            f"reward_weights has {len(weights)} numbers for {count} sources of "
+            "reward: give one for each, the reward model first"
+        )
 
 
 def reward_functions(
@@ -74,33 +97,16 @@ def reward_functions(
     rewards that cannot be had."""
     if plan.stage not in ONLINE:
         return []
-    given = [functions] if callable(functions) else list(functions or ())
+    check_rewards(plan, functions)
     names = [n for n in _reward_names(plan.settings) if n != "model"]
     if names and not data.has_gold:
+        instead = by_surface("give reward_funcs", "leave --reward out, and give --reward-model")
         raise ValueError(
-            f"{data.name} has no gold reward to learn from: only the bundled world "
-            "knows it; give reward_funcs"
+            f"{data.name} has no gold reward to learn from: only the bundled world knows it; "
+            f"{instead}"
         )
-    every = [_gold_function(n, data) for n in names] + given
-    with_model = not plan.settings.get("rule_reward")
-    if with_model and not _has_reward_model(plan):
-        raise ValueError(
-            f"{plan.stage.upper()} needs a reward model: train one first (rlhf-lab train reward "
-            f"--model {plan.model.name}) and use model.with_stage('reward', run.model_path); or "
-            "give reward_funcs, or rewards=['gold']"
-        )
-    if not with_model and not every:
-        raise ValueError(
-            f"{plan.stage.upper()} without a reward model needs a rule: give "
-            "reward_funcs, or rewards=['gold']"
-        )
-    weights = plan.settings.get("reward_weights")
-    if isinstance(weights, Sequence) and len(weights) != with_model + len(every):
-        raise ValueError(
-            f"reward_weights has {len(weights)} numbers for {with_model + len(every)} sources of "
-            "reward: give one for each, the reward model first"
-        )
-    return every
+    given = [functions] if callable(functions) else list(functions or ())
+    return [_gold_function(n, data) for n in names] + given
 
 
 def _has_reward_model(plan: Plan) -> bool:

@@ -37,7 +37,8 @@ class Shape:
     """Where each of our fields stands in a row, what decides, and how texts are put together.
 
     `extra` is a column that is added to the prompt; `separator` parts text prompts and answers;
-    `repeated`: texts of answers begin with the prompt, which is taken off.
+    `repeated`: texts of answers begin with the prompt, which is taken off. `simple`: our fields and
+    their columns, where nothing else is to be done.
     """
 
     fields: Fields
@@ -47,6 +48,7 @@ class Shape:
     separator: str = ""
     repeated: bool = False
     chat: bool = False
+    simple: tuple[tuple[str, str], ...] = ()
     read: Read | None = None
     meanings: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, bool] = field(default_factory=dict)
@@ -105,6 +107,8 @@ def convert(row: Any, shape: Shape, report: Report | None = None) -> list[Exampl
         raise row
     if not isinstance(row, Mapping):
         raise Dropped("wrong type")
+    if shape.simple and (example := _simple(row, shape)):
+        return [example]
     get, of = shape.get, shape.fields
     context = {f: get[f](row) for f in CONTEXT if f in get}
     if shape.extra and not missing(extra := row.get(shape.extra)):
@@ -127,6 +131,18 @@ def convert(row: Any, shape: Shape, report: Report | None = None) -> list[Exampl
             raise Dropped("no label")
         example["label"] = shape.labels[said]
     return [example]
+
+
+def _simple(row: Mapping[str, Any], shape: Shape) -> Example | None:
+    """A row of plain texts, at once; None for one that has to be looked at."""
+    example: Example = {}
+    for ours, column in shape.simple:
+        if not plainly_text(value := row.get(column)):
+            return None
+        example[ours] = value
+    if not example["prompt"].endswith(shape.separator):
+        example["prompt"] += shape.separator
+    return example
 
 
 def _decided(row: Mapping[str, Any], shape: Shape, report: Report | None) -> list[dict[str, Any]]:

@@ -5,58 +5,36 @@ Needs a tokenizer and nothing else: no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from .schema import Example, Message, Prompt
+from .chat import EncodedPrompt, Tools, is_conversation, stop_ids
+from .schema import Dropped, Example, Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
-    from typing_extensions import TypeIs
+
+__all__ = ["encode_prompt", "encode_response", "is_conversation", "stop_ids"]
 
 Encoded: TypeAlias = tuple[list[Example], dict[str, int]]
 """Rows with token ids, and how many were left out or cut, by reason."""
 
 
-def is_conversation(prompt: Prompt) -> TypeIs[list[Message]]:
-    """Whether a prompt is a list of messages, and not text or token ids."""
-    return not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], dict)
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, tools: Tools | None = None) -> list[int]:
+    """Token ids of a text prompt, a conversation (list of messages) or ids already made, up to
+    where the answer begins. Raises Dropped for what the model's chat template cannot write."""
+    return EncodedPrompt(tokenizer, prompt, tools).ids
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    """Token ids of a text prompt, a conversation (list of messages) or ids already made.
-
-    A tokenizer that closes every text with eos is not to close a prompt that goes on.
-    """
-    if isinstance(prompt, str):
-        ids: list[int] = tokenizer(prompt).input_ids
-        return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-    if is_conversation(prompt):
-        return _encode_conversation(tokenizer, prompt)
-    return list(prompt)
-
-
-def _encode_conversation(tokenizer: Tokenizer, conversation: list[Message]) -> list[int]:
-    from jinja2 import TemplateError  # what transformers writes chat templates in
-
-    try:
-        encoded = tokenizer.apply_chat_template(conversation, add_generation_prompt=True)
-    except TemplateError as error:  # the template says itself what it will not have
-        raise ValueError(
-            f"the model's chat template refuses a conversation of {len(conversation)} messages "
-            f"({', '.join(m['role'] for m in conversation[:4])}): {error}"
-        ) from None
-    assert isinstance(encoded, Mapping)
-    ids: list[int] = encoded["input_ids"]
-    return ids
-
-
-def encode_response(tokenizer: Tokenizer, response: str | list[int]) -> list[int]:
-    """Token ids of a response and the eos that ends it, or ids already made."""
-    if isinstance(response, list):
-        return response
-    ids: list[int] = tokenizer(response, add_special_tokens=False).input_ids
-    return [*ids, tokenizer.eos_token_id]
+def encode_response(
+    tokenizer: Tokenizer,
+    answer: str | list[Message] | list[int],
+    prompt: Prompt | None = None,
+    tools: Tools | None = None,
+) -> list[int]:
+    """Token ids of an answer to a prompt, the token that ends the turn included, or ids already
+    made. They follow on `encode_prompt`'s. Raises Dropped as that does."""
+    return EncodedPrompt(tokenizer, prompt, tools).response_ids(answer)
 
 
 def row_prompt_ids(tokenizer: Tokenizer, row: Example) -> list[int]:
@@ -64,7 +42,7 @@ def row_prompt_ids(tokenizer: Tokenizer, row: Example) -> list[int]:
     if "prompt_ids" in row:
         ids: list[int] = row["prompt_ids"]
         return ids
-    return encode_prompt(tokenizer, prompt_of(row))
+    return encode_prompt(tokenizer, prompt_of(row), row.get("tools"))
 
 
 def prompt_of(row: Example) -> Prompt:
@@ -85,6 +63,21 @@ def prompt_text(prompt: Prompt) -> str:
 # ------------------------------------------------------------- rows for the trainers, and the drops
 
 
+def encoded_rows(
+    tokenizer: Tokenizer, rows: Iterable[Example], fields: Sequence[str], dropped: dict[str, int]
+) -> Iterator[tuple[Example, list[int], list[list[int]]]]:
+    """Row by row the token ids of the prompt and of the answers in `fields`. Rows that the model's
+    chat template cannot write are left out, and counted in `dropped` by reason."""
+    for row in rows:
+        prompt = EncodedPrompt(tokenizer, prompt_of(row), row.get("tools"))
+        try:
+            ids = prompt.ids, [prompt.response_ids(row[name]) for name in fields]
+        except Dropped as reason:
+            dropped[str(reason)] = dropped.get(str(reason), 0) + 1
+        else:
+            yield row, *ids
+
+
 def sft_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int) -> Encoded:
     """Rows with token ids for SFTTrainer, and how many were "truncated" or "too long".
 
@@ -92,9 +85,7 @@ def sft_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int) -> 
     tokens of response is too long, and its row is dropped.
     """
     encoded, counts = [], {"truncated": 0, "too long": 0}
-    for row in rows:
-        prompt = encode_prompt(tokenizer, row["prompt"])
-        response = encode_response(tokenizer, row["completion"])
+    for _, prompt, (response,) in encoded_rows(tokenizer, rows, ["completion"], counts):
         room = max_length - len(prompt)
         if room < min(2, len(response)):
             counts["too long"] += 1
@@ -113,9 +104,8 @@ def pair_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int) ->
     pair that is cut is not the pair that was compared, so one that does not fit is dropped whole.
     """
     encoded, dropped = [], {"too long": 0, "identical": 0}
-    for row in rows:
-        prompt = encode_prompt(tokenizer, row["prompt"])
-        chosen, rejected = (encode_response(tokenizer, row[k]) for k in ("chosen", "rejected"))
+    pairs = encoded_rows(tokenizer, rows, ["chosen", "rejected"], dropped)
+    for _, prompt, (chosen, rejected) in pairs:
         if chosen == rejected:
             dropped["identical"] += 1
         elif len(prompt) + max(len(chosen), len(rejected)) > max_length:
@@ -140,9 +130,7 @@ def labelled_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int
     An answer that is cut is not the answer that was labelled: one that does not fit is dropped.
     """
     encoded, dropped = [], {"too long": 0}
-    for row in rows:
-        prompt = encode_prompt(tokenizer, row["prompt"])
-        completion = encode_response(tokenizer, row["completion"])
+    for row, prompt, (completion,) in encoded_rows(tokenizer, rows, ["completion"], dropped):
         if len(prompt) + len(completion) > max_length:
             dropped["too long"] += 1
         else:
@@ -157,8 +145,7 @@ def prompt_rows(tokenizer: Tokenizer, rows: Iterable[Example], room: int) -> Enc
     Each has its `prompt_ids` from here on: a prompt is tokenised once.
     """
     encoded, dropped = [], {"too long": 0}
-    for row in rows:
-        ids = encode_prompt(tokenizer, row["prompt"])
+    for row, ids, _ in encoded_rows(tokenizer, rows, [], dropped):
         if len(ids) <= room:
             encoded.append({**row, "prompt_ids": ids})
         else:
@@ -167,16 +154,16 @@ def prompt_rows(tokenizer: Tokenizer, rows: Iterable[Example], room: int) -> Enc
 
 
 def id_rows(
-    tokenizer: Tokenizer, rows: Iterable[Example], sizes: dict[str, list[int]]
+    tokenizer: Tokenizer,
+    rows: Iterable[Example],
+    sizes: dict[str, list[int]],
+    dropped: dict[str, int],
 ) -> Iterator[Example]:
-    """The fields named in `sizes` as token ids, row by row; `sizes` takes down their lengths.
-
-    The functions above take such rows as they take texts.
-    """
-    for row in rows:
-        encoded = {}
-        for name in (n for n in sizes if n in row):
-            encode = encode_prompt if name == "prompt" else encode_response
-            encoded[name] = encode(tokenizer, row[name])
-            sizes[name].append(len(encoded[name]))
-        yield encoded
+    """The fields named in `sizes` as token ids, row by row; `sizes` takes down their lengths, and
+    `dropped` the rows left out. The functions above take such rows as they take texts."""
+    answers = [name for name in sizes if name not in ("prompt", "label", "tools")]
+    for row, prompt, ids in encoded_rows(tokenizer, rows, answers, dropped):
+        encoded = dict(zip(["prompt", *answers], [prompt, *ids], strict=True))
+        for name, of_field in encoded.items():
+            sizes[name].append(len(of_field))
+        yield row | encoded

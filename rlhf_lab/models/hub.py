@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from ..display import by_surface
 from .packaged import PACKAGED, REMEDY, local_folder
 
 Loaded = TypeVar("Loaded")
@@ -69,10 +70,8 @@ def _reason(path: str | Path, error: Exception) -> str:
     """The first line of an error, or a better word where we know one."""
     folder = Path(path)
     if "trust_remote_code" in str(error) or "custom code" in str(error):
-        return (
-            "it brings Python code of its own; if you trust its makers, load it with "
-            "trust_remote_code=True (--trust-remote-code)"
-        )
+        how = by_surface("load it with trust_remote_code=True", "give --trust-remote-code")
+        return f"it brings Python code of its own; if you trust its makers, {how}"
     pickled = [*folder.glob("*.bin"), *folder.glob("*.pt*")] if folder.is_dir() else []
     if pickled and not list(folder.glob("*.safetensors")):
         return "its weights are pickled (.bin), which can run code; convert them to safetensors"

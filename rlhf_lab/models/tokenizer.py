@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,23 +19,50 @@ CHAT_TEMPLATE = (
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokenizer:
-    """A tokenizer with eos, a pad token that is not eos (rule 6), and a chat template."""
+    """A tokenizer with eos, a pad token that is not eos (rule 6), and a chat template. Its
+    `stop_token_ids` are those of the generation config beside it."""
     from transformers import AutoTokenizer
 
-    tokenizer: Tokenizer = fetch(
-        AutoTokenizer.from_pretrained, path, "tokenizer", trust_remote_code=trust_remote_code
-    )
+    settings: dict[str, object] = {"trust_remote_code": trust_remote_code}
+    tokenizer: Tokenizer = fetch(AutoTokenizer.from_pretrained, path, "tokenizer", **settings)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer in {path} has no eos token, so no response would ever end: set "
             "eos_token in its tokenizer_config.json"
         )
+    if "MistralCommon" in type(tokenizer).__name__:  # writes no template, and takes no pad token
+        settings["mistral_format"] = False
+        tokenizer = fetch(AutoTokenizer.from_pretrained, path, "tokenizer", **settings)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         _give_pad_token(tokenizer)
     if not tokenizer.chat_template:
-        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.chat_template = plain_template(tokenizer)
+    tokenizer.stop_token_ids = _declared_stops(path)
     return tokenizer
+
+
+def plain_template(tokenizer: Tokenizer) -> str:
+    """CHAT_TEMPLATE, which begins with bos where the tokenizer's texts do."""
+    plain, text = (tokenizer("a", add_special_tokens=x).input_ids for x in (False, True))
+    begins = len(text) > len(plain) and text[0] == tokenizer.bos_token_id
+    return "{{ bos_token }}" * begins + CHAT_TEMPLATE
+
+
+def _declared_stops(path: str | Path) -> list[int]:
+    """The tokens at which the checkpoint's generation config ends a text, where it has one. A
+    single one in a file derived from config.json may be the default of a class."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        file = fetch(cached_file, path, "generation config", filename="generation_config.json")
+        found = json.loads(Path(str(file)).read_text())
+    except (OSError, ValueError):
+        return []
+    declared = found.get("eos_token_id")
+    if isinstance(declared, int):
+        declared = [] if found.get("_from_model_config") else [declared]
+    return list(declared or [])
 
 
 def has_tokenizer(path: str | Path) -> bool:

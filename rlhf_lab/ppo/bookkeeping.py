@@ -96,7 +96,7 @@ class Bookkeeping(TrainingParts, ABC):
             "objective": adv.scores - beta * kl_response,
             "sampled_entropy": -r.logprobs.sum(1),
             "response_length": r.mask.sum(1).float(),
-            "stopped": r.stopped(self.stop_token_id).float(),
+            "stopped": r.stopped(self.stop_token_ids).float(),
         }
         explained = losses.explained_variance(r.values, adv.returns, r.mask)
         return {n: float(x.mean()) for n, x in means.items()} | {
@@ -194,7 +194,7 @@ class Bookkeeping(TrainingParts, ABC):
             "reward": r.scores_raw,
             "kl": losses.kl_estimate(r.logprobs, r.ref_logprobs, "k1").sum(1),
             "response_length": r.mask.sum(1).float(),
-            "stopped": r.stopped(self.stop_token_id).float(),
+            "stopped": r.stopped(self.stop_token_ids).float(),
             **{n: v.to(r.scores_raw) for n, v in watched.items()},
         }
 

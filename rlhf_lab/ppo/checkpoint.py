@@ -35,6 +35,7 @@ from ..metering.meter import Meter
 from .config import PPOConfig
 from .layouts import Roles
 from .logprobs import AnyModel
+from .losses import StopTokens
 from .rewards import Rewards
 from .texts import Row, Tokenizer
 
@@ -60,7 +61,7 @@ class TrainingParts:
     on_sample: Callable[[int, list[Row]], None] | None
     should_stop: Callable[[], bool] | None
     accelerator: Accelerator
-    stop_token_id: int | None
+    stop_token_ids: StopTokens
     roles: Roles
     policy: AnyModel
     reference: AnyModel

@@ -54,7 +54,9 @@ class PPOConfig(TrainingArguments):
         64, "Responses per scoring pass: bounds the logits held at once."
     )
     response_length: int = setting(53, "Most tokens of a response.")
-    stop_token: str | None = setting("eos", "'eos', or None to stop at stop_token_id or never.")
+    stop_token: str | None = setting(
+        "eos", "'eos': where the model's turns end; None: at stop_token_id, or never."
+    )
     stop_token_id: int | None = setting(None, "Another stop token.")
     temperature: float = setting(0.7, "Sampling temperature, above 0.")
     missing_eos_penalty: float | None = setting(
@@ -80,10 +82,9 @@ class PPOConfig(TrainingArguments):
     vf_coef: float = setting(0.1, "Weight of the value loss.")
 
     def __post_init__(self) -> None:
+        # transformers refuses bf16 on a CPU unless it is told that this is meant.
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         TrainingArguments.__post_init__(self)
-        # TrainingArguments guesses bf16 from the hardware only when asked: on a CPU it crawls.
-        if not torch.cuda.is_available():
-            self.use_cpu, self.bf16, self.fp16 = True, False, False
         if self.rollout_batch_size % self.num_mini_batches:
             raise ValueError(
                 f"a rollout batch of {self.rollout_batch_size} does not split into "

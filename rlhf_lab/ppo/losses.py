@@ -7,7 +7,9 @@ where a position is real. N+ = Huang et al., "The N+ Implementation Details of R
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import reduce
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -82,21 +84,32 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k1") -> Ten
 # --------------------------------------------------------------------------- rewards and advantages
 
 
-def first_stop(tokens: Tensor, stop_token_id: int | None) -> Tensor:
+StopTokens: TypeAlias = int | Collection[int] | None
+"""The token, or all tokens, at which a response ends; None: it never does."""
+
+
+def is_stop(tokens: Tensor, stop_token_ids: int | Collection[int]) -> Tensor:
+    """Which tokens end a response. (…) → (…) bool."""
+    ids = (stop_token_ids,) if isinstance(stop_token_ids, int) else stop_token_ids
+    return reduce(torch.logical_or, (tokens == stop for stop in ids))
+
+
+def first_stop(tokens: Tensor, stop_token_ids: StopTokens) -> Tensor:
     """Position of the first stop token, or t where there is none. tokens: (b, t) → (b,)."""
     length = tokens.shape[1]
-    if stop_token_id is None:
+    if stop_token_ids is None:
         return torch.full((tokens.shape[0],), length, device=tokens.device)
     positions = torch.arange(length, device=tokens.device).expand_as(tokens)
-    return torch.where(tokens == stop_token_id, positions, length).amin(1) if length else positions
+    stops = is_stop(tokens, stop_token_ids)
+    return torch.where(stops, positions, length).amin(1) if length else positions
 
 
-def response_mask(tokens: Tensor, stop_token_id: int | None) -> Tensor:
+def response_mask(tokens: Tensor, stop_token_ids: StopTokens) -> Tensor:
     """Rule 7: a response ends after its first stop token: True up to and with it.
 
     tokens: (b, t) → (b, t)."""
     positions = torch.arange(tokens.shape[1], device=tokens.device)
-    return positions <= first_stop(tokens, stop_token_id).unsqueeze(1)
+    return positions <= first_stop(tokens, stop_token_ids).unsqueeze(1)
 
 
 def missing_stop_score(

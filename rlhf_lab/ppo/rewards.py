@@ -17,14 +17,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..data.chat import is_conversation
 from ..data.reward_sources import RewardFunction
 from ..data.schema import Message
-from ..data.tokenize import is_conversation, prompt_of
+from ..data.tokenize import prompt_of
 from ..metering.meter import Meter, NoMeter
 from ..models.tokenizer import same_vocabulary
 from .executor import Executor
 from .logprobs import AnyModel
-from .losses import normalised_scores, score_constants
+from .losses import StopTokens, normalised_scores, score_constants
 from .rollout import sequence_scores, shape_of
 from .sampling import pad_prompts
 from .texts import Row, Tokenizer, encode_pair
@@ -92,7 +93,7 @@ class Rewards:
     `model`: the reward model or None; `functions`: callables and further reward models, one or a
     list. `args`: a config with `reward_weights` (one for each source, the reward model first), and
     PPO's `normalize_scores` and `score_clip` (rule 16). `processing_class`: the reward models'
-    tokenizer, or a list of one for each (None: the policy's). `stop_token_id`: ends a response.
+    tokenizer, or a list of one for each (None: the policy's). `stop_token_ids` end a response.
     Raises ValueError, one line, for what cannot be a source.
     """
 
@@ -103,11 +104,12 @@ class Rewards:
         tokenizer: Tokenizer,
         args: object = None,
         processing_class: object = None,
-        stop_token_id: int | None = None,
+        stop_token_ids: StopTokens = None,
         device: torch.device | None = None,
         executor: Executor | None = None,
     ):
-        self.tokenizer, self.stop_token_id = tokenizer, stop_token_id
+        stops = (stop_token_ids,) if isinstance(stop_token_ids, int) else stop_token_ids
+        self.tokenizer, self.stop_token_ids = tokenizer, frozenset(stops or ())
         self.executor = executor or Executor()
         self.normalise_scores = getattr(args, "normalize_scores", False)
         self.score_clip = getattr(args, "score_clip", None)
@@ -148,7 +150,7 @@ class Rewards:
         """
         pairs = zip(responses, mask, strict=True) if self.reads_texts else ()
         answers = [ids[m].tolist() for ids, m in pairs]
-        ends = [self.stop_token_id in a for a in answers]
+        ends = [not self.stop_token_ids.isdisjoint(a) for a in answers]
         scores = self.score_answers(ids, attention, answers, ends, rows, chunk, meter)
         return scores.nan_to_num(0.0)
 
@@ -321,7 +323,7 @@ def retokenised(
         prompt = prompt_of(row)
         if prompt and not isinstance(prompt, str) and not is_conversation(prompt):
             prompt = str(policy_tokenizer.decode(list(prompt), skip_special_tokens=True))
-        sequences.append(encode_pair(theirs, prompt, text, ended))
+        sequences.append(encode_pair(theirs, prompt, text, ended, row.get("tools")))
     longest = max(map(len, sequences))
     room = getattr(getattr(source.function, "config", None), "max_position_embeddings", None)
     if room and longest > room:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .executor import Buckets, Executor
 from .logprobs import AnyModel, language_head, logprobs_and_entropy, scored_logprobs
-from .losses import to_fp32
+from .losses import StopTokens, is_stop, to_fp32
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,11 +63,11 @@ class Rollout(_Rows):
     values: Tensor  # (b, t) V_old, 0 where masked
     scores_raw: Tensor  # (b,) what the sources of reward say of the whole response
 
-    def stopped(self, stop_token_id: int | None) -> Tensor:
+    def stopped(self, stop_token_ids: StopTokens) -> Tensor:
         """Which responses hold a stop token. → (b,) bool."""
-        if stop_token_id is None:
+        if stop_token_ids is None:
             return torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
-        return ((self.responses == stop_token_id) & self.mask).any(1)
+        return (is_stop(self.responses, stop_token_ids) & self.mask).any(1)
 
     @cached_property  # looks into numbers, which a GPU has to be waited for
     def work(self) -> tuple[tuple[int, ...], int]:

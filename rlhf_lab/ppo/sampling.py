@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .losses import StopTokens, is_stop
+
 LanguageModel = Callable[..., Any]
 """Called as transformers calls a causal language model, with a cache; → its output."""
 
@@ -114,7 +116,7 @@ def generate(
     keys: Tensor,
     *,
     max_new_tokens: int,
-    stop_token_id: int | None,
+    stop_token_ids: StopTokens,
     pad_token_id: int,
     temperature: float = 1.0,
     positions: Sequence[int] | None = None,
@@ -145,7 +147,7 @@ def generate(
         else:
             tokens = sample_tokens(logits, uniforms(keys[rows], length - 1), temperature)
         out[rows, length - 1] = tokens
-        going = tokens != stop_token_id if stop_token_id is not None else tokens >= 0
+        going = tokens >= 0 if stop_token_ids is None else ~is_stop(tokens, stop_token_ids)
         place = place[:, -1:] + 1
         if not going.all():
             if not going.any():

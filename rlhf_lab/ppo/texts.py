@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..data.chat import EncodedPrompt, Tools
 from ..data.schema import Example, Prompt
-from ..data.tokenize import encode_prompt, encode_response
+from ..data.tokenize import encode_prompt, encode_response, stop_ids
 from .logprobs import AnyModel
 from .losses import response_mask
 from .rollout import Advantages, Rollout, concat_prompt_response, response_logprobs, sequence_scores
@@ -48,7 +49,8 @@ def sample_ids(
     batch: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[list[int]]]:
-    """`samples` responses for each prompt, as ids up to and with eos. A seed gives the same."""
+    """`samples` responses for each prompt, as ids up to and with the stop token. A seed gives the
+    same."""
     model.eval()
     jobs = [(i, s) for i in range(len(prompts)) for s in range(samples)]
     encoded = [encode_prompt(tokenizer, p) for p in prompts]
@@ -65,11 +67,11 @@ def sample_ids(
             mask.to(model.device),
             keys.to(model.device),
             max_new_tokens=max_new_tokens,
-            stop_token_id=tokenizer.eos_token_id,
+            stop_token_ids=stop_ids(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             temperature=temperature,
         )
-        real = response_mask(responses, tokenizer.eos_token_id)
+        real = response_mask(responses, stop_ids(tokenizer))
         for job, row, m in zip(part, responses, real, strict=True):
             sampled[job] = row[m].tolist()
         if progress:
@@ -89,27 +91,33 @@ def sample_texts(
 
 def which_ended(tokenizer: Tokenizer, rows: Sequence[list[int]], limit: int) -> list[bool]:
     """Which sampled responses ended by themselves: short of the limit, or with a stop token."""
-    return [len(ids) < limit or ids[-1] == tokenizer.eos_token_id for ids in rows]
+    stops = stop_ids(tokenizer)
+    return [len(ids) < limit or ids[-1] in stops for ids in rows]
 
 
 def decode(tokenizer: Tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str]:
-    """Text of each response where the mask is True (without one up to eos), special tokens left
-    out. responses, mask: (b, t)."""
+    """Text of each response where the mask is True (without one up to the stop token), special
+    tokens left out. responses, mask: (b, t)."""
     if mask is None:
-        mask = response_mask(responses, tokenizer.eos_token_id)
+        mask = response_mask(responses, stop_ids(tokenizer))
     rows = [r[m].tolist() for r, m in zip(responses, mask, strict=True)]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
 def encode_pair(
-    tokenizer: Tokenizer, prompt: Prompt, response: str | list[int], ended: bool = True
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    response: str | list[int],
+    ended: bool = True,
+    tools: Tools | None = None,
 ) -> list[int]:
     """Prompt and response as one sequence of ids; what closes a text is left out of one that was
     cut. Ids are taken as they are."""
-    answer = encode_response(tokenizer, response)
+    read = EncodedPrompt(tokenizer, prompt, tools)
+    answer = read.response_ids(response)
     if isinstance(response, str) and not ended:
         answer = answer[:-1]
-    return encode_prompt(tokenizer, prompt) + answer
+    return read.ids + answer
 
 
 @torch.no_grad()
@@ -121,8 +129,8 @@ def score_texts(
     batch: int = 256,
     ended: Sequence[bool] | None = None,
 ) -> Tensor:
-    """The reward model's score of each (prompt, response), ids or text; to a text eos is appended,
-    as in training, where it had `ended` (None: all had). → (n,).
+    """The reward model's score of each (prompt, response), ids or text; a text is ended as in
+    training, where it had `ended` (None: all had). → (n,).
 
     `tokenizer`: the reward model's.
     """
@@ -183,8 +191,8 @@ def score_tokens(
     For what a run recorded as text only (SFT, DPO, held-out prompts). A text is scored with its
     stop token, as if it had stopped there.
     """
-    answer = torch.tensor([encode_response(tokenizer, response)])
-    mask = response_mask(answer, tokenizer.eos_token_id)
+    answer = torch.tensor([encode_response(tokenizer, response, prompt)])
+    mask = response_mask(answer, stop_ids(tokenizer))
     ids, attention = pad_prompts([encode_prompt(tokenizer, prompt)], tokenizer.pad_token_id)
     ids, attention = concat_prompt_response(ids, attention, answer, mask, tokenizer.pad_token_id)
 

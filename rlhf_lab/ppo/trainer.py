@@ -31,7 +31,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, get_scheduler
 
 from ..data.lengths import worth_a_pass
 from ..data.reward_sources import RewardFunction
-from ..data.tokenize import row_prompt_ids
+from ..data.tokenize import row_prompt_ids, stop_ids
 from ..metering.meter import Meter
 from . import losses
 from .bookkeeping import STATISTICS, Bookkeeping
@@ -40,6 +40,7 @@ from .config import PPOConfig, check_arguments
 from .executor import Executor
 from .layouts import Roles, make_roles
 from .logprobs import AnyModel
+from .losses import StopTokens
 from .rewards import Rewards
 from .rollout import (
     Advantages,
@@ -105,9 +106,10 @@ class PPOTrainer(Bookkeeping):
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
         self.accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
         set_seed(args.seed)  # the same on every rank: no seed differs
-        self.stop_token_id = args.stop_token_id
+        self.stop_token_ids: StopTokens = args.stop_token_id
         if args.stop_token_id is None and args.stop_token == "eos":
-            self.stop_token_id = processing_class.eos_token_id
+            generation = getattr(model, "generation_config", None)
+            self.stop_token_ids = stop_ids(processing_class, generation)
 
         self.roles = self.build_roles(model, ref_model, value_model, reward_model, peft_config)
         self.policy, self.reference = self.roles.policy, self.roles.reference
@@ -118,7 +120,7 @@ class PPOTrainer(Bookkeeping):
             processing_class,
             args,
             reward_processing_class,
-            self.stop_token_id,
+            self.stop_token_ids,
             self.accelerator.device,
             self.executor,
         )
@@ -238,7 +240,7 @@ class PPOTrainer(Bookkeeping):
                 prompt_mask,
                 keys,
                 max_new_tokens=args.response_length,
-                stop_token_id=self.stop_token_id,
+                stop_token_ids=self.stop_token_ids,
                 pad_token_id=self.tokenizer.pad_token_id,
                 temperature=args.temperature,  # rule 1: nothing else, neither top-k nor top-p
             )
@@ -251,7 +253,7 @@ class PPOTrainer(Bookkeeping):
         whole rollout are ever held)."""
         args, run, responses = self.args, self.executor, samples.responses
         # Rule 7: a response ends after its first stop token, for the reward model too.
-        mask = losses.response_mask(responses, self.stop_token_id)
+        mask = losses.response_mask(responses, self.stop_token_ids)
         prompts, pad = (samples.prompt_ids, samples.prompt_mask), self.tokenizer.pad_token_id
         ids, attention = concat_prompt_response(*prompts, responses, mask, pad)
         buckets = run.length_buckets(attention, args.local_rollout_forward_batch_size)
@@ -295,9 +297,9 @@ class PPOTrainer(Bookkeeping):
         """Scores (b,) and KL (b, t) → per-token rewards, whitened advantages, returns: (b, t)."""
         args = self.args
         scores = self.rewards.normalise(r.scores_raw)  # rule 16: perhaps by the first rollout's
-        if self.stop_token_id is not None:  # rule 8: a response that never stops loses a penalty
+        if self.stop_token_ids is not None:  # rule 8: a response that never stops loses a penalty
             penalty, fixed = args.missing_eos_penalty, args.missing_eos_score
-            stopped = r.stopped(self.stop_token_id)
+            stopped = r.stopped(self.stop_token_ids)
             scores = losses.missing_stop_score(scores, stopped, penalty, fixed)
         kl = losses.kl_estimate(r.logprobs, r.ref_logprobs, args.kl_estimator)
         # Rule 11: −β·KL of every token; rule 9: the score lands on the last one.

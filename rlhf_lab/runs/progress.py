@@ -31,9 +31,14 @@ class Pace:
     """Counts up to `total` (None where it is not known), and says how far and how fast."""
 
     def __init__(
-        self, total: int | None, label: str, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int | None,
+        label: str,
+        clock: Callable[[], float] = time.monotonic,
+        done: int = 0,
     ) -> None:
-        self.total, self.label, self.done, self.note = total, one_line(label), 0, ""
+        self.total, self.label, self.note = total, one_line(label), ""
+        self.done = self._earlier = done  # before this clock started
         self._clock, self._start, self.closed = clock, clock(), False
 
     def count(self, n: int = 1, note: str = "") -> None:
@@ -57,7 +62,8 @@ class Pace:
             parts[1:] = [f"{self.done}/{self.total}", f"{int(100 * self.share):3d}%"]
         parts.append(f"elapsed {_clock_time(elapsed)}")
         if self.total is not None and self.done < self.total and not self.closed:
-            left = elapsed * (self.total - self.done) / self.done if self.done else None
+            here = self.done - self._earlier
+            left = elapsed * (self.total - self.done) / here if here else None
             parts.append(f"ETA {'?' if left is None else _clock_time(left)}")
         return "  ".join(filter(None, [*parts, self.note]))
 
@@ -73,8 +79,9 @@ class Progress(Pace):
         *,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        done: int = 0,
     ) -> None:
-        super().__init__(total, label, clock)
+        super().__init__(total, label, clock, done)
         self._stream = stream if stream is not None else sys.stderr
         self._display = notebook_display() if stream is None else None
         self._handle: DisplayHandle | None = None

@@ -22,13 +22,23 @@ import math
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..display import Display, escape, format_bytes, format_seconds, html_table, table
+from ..display import (
+    Display,
+    by_surface,
+    escape,
+    format_bytes,
+    format_seconds,
+    html_table,
+    table,
+)
 from ..stages import STAGES
 from .json_files import (
     CachedFile,
@@ -40,6 +50,10 @@ from .json_files import (
     to_json_object,
 )
 from .ledger import Ledger
+from .lock import LOCK, acquire, check_free, is_locked, release
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 STATUSES = ("running", "finished", "stopped", "failed")
 _FILES = (
@@ -60,6 +74,7 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self._lock: FileLock | None = None
         self._config_file = CachedFile(self.folder / "run.json", _read_config, self._no_config)
         self._metrics_file = CachedFile(self.folder / "metrics.jsonl", _read_metrics, lambda: [])
         self._samples_file = CachedFile(self.folder / "samples.jsonl", read_lines, lambda: [])
@@ -88,6 +103,8 @@ class Run:
         if stage not in STAGES:
             raise ValueError(f"stage={stage!r}: choose from {', '.join(STAGES)}")
         run = cls(folder)
+        run.check_room(overwrite)
+        run.claim()
         run._make_room(overwrite)
         what = {"stage": stage, "model": model, "data": data, "seed": seed, "hardware": hardware}
         what |= {"sources": dict(sources)} if sources else {}
@@ -105,25 +122,53 @@ class Run:
         _ = run.config  # a broken run.json is reported here, not at some later attribute
         return run
 
-    def _make_room(self, overwrite: bool) -> None:
-        """See that the folder is free. Only a run's own files are ever deleted."""
+    def check_room(self, overwrite: bool = False) -> None:
+        """Raises OSError, one line, where no run can be made in this folder. Writes nothing."""
+        check_free(self.folder)
+        self._check_content(overwrite)
+        there = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+        try:
+            tempfile.TemporaryDirectory(dir=there).cleanup()
+        except OSError as error:
+            raise OSError(
+                f"no run can be written in {self.folder} ({error.strerror}): choose another folder"
+            ) from None
+
+    def _check_content(self, overwrite: bool) -> list[Path]:
+        """What would be deleted for a new run: a run's own files, its run.json last."""
         folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file: a run needs a folder of its own")
-        is_run = (folder / "run.json").is_file()
-        if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-            what = "already holds a run" if is_run else "is not empty"
-            raise FileExistsError(f"{folder} {what}: choose another folder or say overwrite=True")
-        ours = [folder / name for name in _FILES if (folder / name).exists()]
+        inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        is_run = "run.json" in inside
+        if inside - {LOCK} and not overwrite:
+            what = f"already holds a run{self._how_it_ended()}" if is_run else "is not empty"
+            instead = by_surface("say overwrite=True", "give --overwrite")
+            raise FileExistsError(f"{folder} {what}: choose another folder or {instead}")
+        ours = [folder / name for name in _FILES if name in inside]
         if ours and not is_run:
             raise FileExistsError(
                 f"{folder} holds {ours[0].name} but no run.json, so it is not a run to overwrite"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        if is_run:
-            # run.json goes last: a deletion cut short still leaves a run that can be overwritten.
-            for path in (*ours, *folder.glob("checkpoint*"), folder / "run.json"):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        # A deletion cut short still leaves a run that can be overwritten.
+        return [*ours, *folder.glob("checkpoint*"), folder / "run.json"] if is_run else []
+
+    def _make_room(self, overwrite: bool) -> None:
+        """See that the folder is free. Only a run's own files are ever deleted."""
+        for path in self._check_content(overwrite):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def _how_it_ended(self) -> str:
+        """` (interrupted at step 3: …)`, where that can be read."""
+        try:
+            return f" ({self.what_is_left() or self.status})"
+        except ValueError:
+            return ""
+
+    def claim(self) -> None:
+        """Keep the folder to this process until `finish`, or until its end. Raises FileExistsError
+        where another one writes in it."""
+        self._lock = self._lock or acquire(self.folder)
 
     @classmethod
     def reopen(cls, folder: str | os.PathLike[str], **given: object) -> Run | None:
@@ -133,6 +178,7 @@ class Run:
         data, seed, settings): the first difference.
         """
         run = cls(folder)
+        check_free(run.folder)
         if not (run.folder / "run.json").is_file():
             return None
         config = run.config
@@ -144,7 +190,8 @@ class Run:
             if old != new:
                 raise ValueError(
                     f"cannot resume {folder}: {name.removeprefix('settings.')} was {old!r} there "
-                    f"and is {new!r} now; say the same as then, or start anew (overwrite)"
+                    f"and is {new!r} now; say the same as then, or start anew "
+                    f"({by_surface('overwrite', '--overwrite')})"
                 )
         return run
 
@@ -193,6 +240,8 @@ class Run:
         config = self._config_file.read()
         whole = {**config.get("summary", {}), **summary}
         self._write_config({**config, "summary": whole, "status": status, "ended": _now()})
+        release(self.folder, self._lock)
+        self._lock = None
 
     def _write_config(self, config: Mapping[str, object]) -> None:
         text = json.dumps(to_json_object(config), indent=2, allow_nan=False) + "\n"
@@ -218,8 +267,23 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`running`, `finished`, `stopped` or `failed`."""
-        return str(self._config_file.read()["status"])
+        """`running`, `finished`, `stopped`, `failed`, or `interrupted`: its process was killed."""
+        status = str(self._config_file.read()["status"])
+        return status if status != "running" or is_locked(self.folder) else "interrupted"
+
+    def what_is_left(self) -> str:
+        """Of a run that did not come to its end: where it stopped, what there is of it, and how to
+        go on, in a line; "" for one that is finished, or going on."""
+        status, folder = self.status, self.folder
+        if status in ("running", "finished"):
+            return ""
+        has_model = (folder / "model").is_dir()
+        there = f"its model so far is in {folder / 'model'}" if has_model else "no model was saved"
+        how = by_surface("start again with overwrite=True", "start again with --overwrite")
+        if list(folder.glob("trainer/checkpoint-*")):
+            same = by_surface(f"out={str(folder)!r}, resume=True", f"--out {folder} --resume")
+            how = f"go on with the same settings and {same}"
+        return f"{status} at step {self.last_step}: {there}; {how}"
 
     @property
     def summary(self) -> JsonObject:
@@ -270,23 +334,26 @@ class Run:
 
     @property
     def model_path(self) -> Path:
-        """Where the trained model is, or will be once the run saves it."""
-        return self.folder / "model"
+        """Where the trained model is, or will be once the run saves it. Raises FileNotFoundError
+        where the run ended without one."""
+        path = self.folder / "model"
+        if not path.is_dir() and self.status != "running":
+            raise FileNotFoundError(f"{self.name} has no model: {self.what_is_left()}")
+        return path
 
     # -- how it looks -------------------------------------------------------------------------
     def __repr__(self) -> str:
         config = self.config
         return (
             f"Run({self.name!r}, stage={config['stage']!r}, model={config['model']!r}, "
-            f"status={config['status']!r}, steps={self.last_step})"
+            f"status={self.status!r}, steps={self.last_step})"
         )
 
     def show(self) -> Display:
         """The run at a glance: what it changed, what it cost; folded away, every metric's span."""
         config = self.config
-        head = (
-            f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, "
-            f"{config['status']} at step {self.last_step}"
+        head = f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, " + (
+            self.what_is_left() or f"{self.status} at step {self.last_step}"
         )
         spans = [_span(name, self.series(name)[1]) for name in self.metric_names]
         parts = [rows for rows in (_changes(self.summary), _facts(self.summary)) if rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..data.schema import Example, Prompt
-from ..data.tokenize import encode_prompt
+from ..data.tokenize import encode_prompt, encoded_rows
 from ..ppo.losses import kl_estimate
 from ..ppo.rollout import concat_prompt_response, response_logprobs
 from ..ppo.sampling import pad_prompts
@@ -135,12 +136,15 @@ def policy_report(
 def pair_accuracy(
     reward_model: PreTrainedModel, tokenizer: Tokenizer, pairs: Sequence[Example]
 ) -> tuple[float, Tensor]:
-    """Share of pairs whose chosen response scores higher. → accuracy, score differences (n,)."""
-    prompts = [p["prompt"] for p in pairs]
-    chosen = score_texts(reward_model, tokenizer, prompts, [p["chosen"] for p in pairs])
-    rejected = score_texts(reward_model, tokenizer, prompts, [p["rejected"] for p in pairs])
+    """Share of pairs whose chosen response scores higher. → accuracy, score differences (n,), of
+    the pairs that the chat template can write. Accuracy is NaN where a score is no number."""
+    encoded = list(encoded_rows(tokenizer, pairs, ["chosen", "rejected"], {}))
+    prompts = [prompt for _, prompt, _ in encoded]
+    chosen = score_texts(reward_model, tokenizer, prompts, [a[0] for *_, a in encoded])
+    rejected = score_texts(reward_model, tokenizer, prompts, [a[1] for *_, a in encoded])
     margin = chosen - rejected
-    return float((margin > 0).float().mean()), margin
+    known = bool(margin.isfinite().all())
+    return float((margin > 0).float().mean()) if known else math.nan, margin
 
 
 def gold_gaps(pairs: Sequence[Example], gold_reward: GoldReward) -> Tensor:

@@ -21,6 +21,7 @@ from ..runs.json_files import JsonObject
 from ..runs.progress import Progress
 from ..runs.run import Run
 from ..stages import STAGES
+from .diverged import broken_weight, diverged
 from .evaluate import Answers, policy_report, score_answers, win_rate
 from .prepare import Prepared
 from .trl import Bar, Watch, make_trainer
@@ -60,11 +61,12 @@ class Job:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.plan.model.tokenizer
 
-    def progress(self, total: int) -> Bar | None:
-        """What counts the steps of the loop: the dashboard, a line of text, or nothing."""
+    def progress(self, total: int, done: int = 0) -> Bar | None:
+        """What counts the steps of the loop, of which `done` were made by an earlier process: the
+        dashboard, a line of text, or nothing."""
         if self.dashboard is not None:
-            return self.dashboard.follow(total)
-        return None if self.quiet else Progress(total, self.plan.stage)
+            return self.dashboard.follow(total, done)
+        return None if self.quiet else Progress(total, self.plan.stage, done=done)
 
     def save(self, model: AnyModel) -> None:
         """A model in the transformers layout, its tokenizer beside it; adapters in `adapter/`."""
@@ -133,9 +135,11 @@ def train_role(job: Job) -> tuple[Trainer, Figures]:
 
 
 def run_trainer(job: Job, trainer: Trainer, watch: Watch) -> Figures:
-    """Train with TRL, and save the model; → costs."""
+    """Train with TRL, and save the model; → costs. Raises `Diverged`."""
     seconds = run_loop(job, trainer.train)
     watch.close()
+    if name := broken_weight(trainer.model):
+        raise diverged(job.plan.stage, job.args, f"{name} holds NaN or infinity")
     job.save(trainer.model)  # before anything else can fail or be interrupted
     return cost_figures(job, seconds)
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from ..data.reward_sources import RewardFunction as Function
 from ..data.reward_sources import gold_metrics
 from ..data.schema import Example, Prompt
-from ..data.tokenize import prompt_text, row_prompt_ids
+from ..data.tokenize import prompt_text, row_prompt_ids, stop_ids
 from ..metering.meter import Meter, NoMeter
 from ..metering.patch import patched
 from ..ppo.logprobs import AnyModel
@@ -34,6 +34,7 @@ from ..ppo.rewards import Rewards, call_reward
 from ..ppo.sampling import pad_prompts, positions_of
 from ..ppo.texts import which_ended
 from ..stages import Setting
+from .diverged import broken_weight, diverged
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
 from .trl import Rows, Watch, make_trainer, note
 
@@ -241,6 +242,9 @@ class _PPOConventions(TrainerBase):
 
     def _generate_and_score_completions(self, inputs: Rows) -> Example:
         self._logprobs, self._inputs = [], inputs
+        if name := broken_weight(self.model):  # there is nothing to sample from
+            stage = "grpo" if isinstance(self.args, trl.GRPOConfig) else "rloo"
+            raise diverged(stage, self.args, f"{name} holds NaN or infinity")
         output: Example = super()._generate_and_score_completions(inputs)
         if self.beta and "ref_per_token_logps" not in output:  # RLOO keeps their sums only
             output["old_per_token_logps"], output["ref_per_token_logps"] = self._logprobs
@@ -309,7 +313,8 @@ def online_trainer(
     """
     args = copy.copy(args)
     args.reward_weights = None  # the reward_function has weighted and added up already
-    rows = [{"prompt": r["prompt"]} for r in train]
+    model.generation_config.eos_token_id = list(stop_ids(tokenizer))  # TRL adds the eos alone
+    rows: Rows = [{k: r[k] for k in ("prompt", "prompt_ids") if k in r} for r in train]
     scored = {"reward_funcs": reward_function}
     return make_trainer(
         stage, model, tokenizer, rows, [], args, [watch], lambda: reference, **scored

@@ -37,7 +37,7 @@ def train(job: Job) -> Figures:
         job.run.rewind(done)
         if not job.quiet:
             print(f"ppo: going on after iteration {done} of {trainer.iterations}", flush=True)
-    bar, earlier = job.progress(trainer.iterations - trainer.state.global_step), trainer.seconds
+    bar, earlier = job.progress(trainer.iterations, trainer.state.global_step), trainer.seconds
 
     def record(step: int, metrics: dict[str, float]) -> None:
         job.run.log(step, **metrics)

@@ -5,19 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from ..data.chat import is_conversation, remedy
 from ..data.load import Data
 from ..data.schema import Example, Prompt
-from ..data.tokenize import Encoded, prompt_rows
+from ..data.tokenize import Encoded, encoded_rows, prompt_rows
 from ..models.weights import embeddings, grow_embeddings
 from ..ppo.config import KL_ESTIMATORS
 from ..runs.progress import with_progress
 from ..stages import STAGES, Settings, resolve
+from .diverged import broken_weight
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
     from ..planning import Plan, TrainerArgs
     from ..ppo.logprobs import AnyModel
 
@@ -54,13 +58,7 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
     model, tokenizer, spec = plan.model, plan.model.tokenizer, STAGES[plan.stage]
     make: Tokenize = resolve(spec.tokenize)
     rows = getattr(data, spec.rows)
-    answer = args.response_length if spec.online else 64
-    room = model.context - answer
-    if room < 1:
-        raise ValueError(
-            f"response_length={answer} leaves no room for a prompt: {model.name} "
-            f"takes {model.context} tokens"
-        )
+    room = room_for_prompt(plan, args)
     held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
     test: list[Example] = []
     if spec.online:
@@ -72,11 +70,18 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
             make(tokenizer, with_progress(r, "tokens", quiet), length)
             for r in (rows.train, rows.test)
         )
+    if model.foreign_reward and spec.online:  # which has a template of its own
+        theirs = model.reward_tokenizer
+        train = [row for row, *_ in encoded_rows(theirs, train, (), counts)]
+        held_out = [row for row, *_ in encoded_rows(theirs, held_out, (), {})]
+    if not quiet:
+        say_of_template(plan.stage, tokenizer, rows.train, counts)
     if not train:
         lost = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
+        limit = f"{model.name} takes {model.context}, max_length may be up to that"
         raise ValueError(
             f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
-            f"({lost}); {model.name} takes {model.context}, max_length may be up to that"
+            f"({lost}); {next(filter(None, map(remedy, counts)), limit)}"
         )
     if plan.stage == "ppo" and not quiet:
         if why := _new_critic(plan, args.layout):
@@ -87,7 +92,40 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
     if args.use_cpu and sum(p.numel() for p in models[spec.roles[0]].parameters()) > LARGE:
         held_out = held_out[:HELD_OUT_OF_LARGE]
     prompts, prompt_ids = ([r[name] for r in held_out] for name in ("prompt", "prompt_ids"))
+    for role, loaded in models.items():
+        if name := broken_weight(loaded):
+            raise ValueError(
+                f"the {role} model of {model.name} is broken: {name} holds NaN or infinity, and "
+                "nothing can be learned from that; load another copy of it"
+            )
     return Prepared(models, train, test, prompts, prompt_ids, counts)
+
+
+def say_of_template(
+    stage: str, tokenizer: Tokenizer, rows: list[Example], dropped: Mapping[str, int]
+) -> None:
+    """Tell what the model's chat template cannot write, with the remedy, and whether it writes
+    today's date (Llama 3.2, gpt-oss)."""
+    lines = [
+        f"left out {n} rows: {why}; {remedy(why)}" for why, n in dropped.items() if remedy(why)
+    ]
+    dated = "strftime_now" in str(tokenizer.chat_template)
+    if dated and any(is_conversation(row["prompt"]) for row in rows[:100]):
+        lines.append("the chat template writes today's date: tomorrow the same rows are others")
+    for line in lines:
+        print(f"{stage}: {line}", flush=True)
+
+
+def room_for_prompt(plan: Plan, args: TrainerArgs) -> int:
+    """Tokens that a prompt may have. Raises ValueError where the response leaves none."""
+    answer = args.response_length if STAGES[plan.stage].online else 64
+    room = plan.model.context - answer
+    if room < 1:
+        raise ValueError(
+            f"response_length={answer} leaves no room for a prompt: {plan.model.name} "
+            f"takes {plan.model.context} tokens"
+        )
+    return room
 
 
 def _new_critic(plan: Plan, layout: str) -> str:

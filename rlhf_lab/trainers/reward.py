@@ -6,10 +6,10 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.schema import Example
+from ..data.tokenize import encoded_rows
 from ..ppo.adapters import SCORE_FILE
 from ..ppo.logprobs import AnyModel
-from ..ppo.texts import encode_pair, score_texts
+from ..ppo.texts import score_texts
 from .evaluate import noise_free_accuracy, pair_accuracy
 from .job import Figures, Job, train_role
 from .trl import Rows
@@ -21,7 +21,7 @@ def train(job: Job) -> Figures:
     pairs = _short_enough(job, job.data.preferences.test, "chosen", "rejected")
     if pairs and not job.stopped:
         accuracy, margin = pair_accuracy(model, job.tokenizer, pairs)
-        figures |= {"accuracy": accuracy, "held_out_pairs": len(pairs)}
+        figures |= {"accuracy": accuracy, "held_out_pairs": len(margin)}
         if job.data.has_gold:
             figures["accuracy_ceiling"] = job.data.accuracy_ceiling(pairs)
             gold = job.data.gold_reward
@@ -38,12 +38,12 @@ def train(job: Job) -> Figures:
 
 
 def _short_enough(job: Job, rows: Rows, *columns: str) -> Rows:
-    """Rows whose responses the model can read to their end."""
-
-    def longest(row: Example) -> int:
-        return max(len(encode_pair(job.tokenizer, row["prompt"], row[n])) for n in columns)
-
-    return [row for row in rows if longest(row) <= job.plan.model.context]
+    """Rows that the chat template can write and the model can read to their end."""
+    return [
+        row
+        for row, prompt, answers in encoded_rows(job.tokenizer, rows, columns, {})
+        if len(prompt) + max(map(len, answers)) <= job.plan.model.context
+    ]
 
 
 def set_score_offset(
@@ -55,12 +55,9 @@ def set_score_offset(
     """
     response = "completion" if "completion" in demonstrations[0] else "chosen"
     model.config.score_offset = 0.0
-    scores = score_texts(
-        model,
-        tokenizer,
-        [r["prompt"] for r in demonstrations],
-        [r[response] for r in demonstrations],
-    )
+    encoded = list(encoded_rows(tokenizer, demonstrations, [response], {}))
+    prompts, answers = [p for _, p, _ in encoded], [a for *_, (a,) in encoded]
+    scores = score_texts(model, tokenizer, prompts, answers)
     offset = -float(scores.mean())
     model.config.score_offset = offset
     return offset

@@ -31,6 +31,7 @@ from ..metering.patch import patched
 from ..models.device import device_settings
 from ..ppo.logprobs import AnyModel
 from ..stages import STAGES, resolve
+from .diverged import check_finite
 
 Rows: TypeAlias = list[Example]
 """Rows with token ids, as `data/tokenize.py` makes them."""
@@ -40,7 +41,8 @@ def trl_settings(settings: Mapping[str, object], output_dir: str) -> dict[str, o
     """TRL's settings with defaults that run on the machine at hand.
 
     TRL defaults to bf16 and gradient checkpointing, which crawl on a CPU. Nothing is saved by
-    the trainer itself: the run saves the model once, at the end.
+    the trainer itself: the run saves the model once, at the end. A loss that is no number is
+    logged as it is (transformers would log 0), so that it is seen.
     """
     return {
         **device_settings(settings),
@@ -48,6 +50,7 @@ def trl_settings(settings: Mapping[str, object], output_dir: str) -> dict[str, o
         "report_to": "none",
         "save_strategy": "no",
         "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
         "output_dir": output_dir,
         **settings,
     }
@@ -173,6 +176,7 @@ class Watch(MeterCallback):
         logs: Mapping[str, object] | None = None,
         **kwargs: object,
     ) -> None:
+        check_finite(self.meter.stage, args, logs or {}, f"at step {state.global_step}")
         # Times are the ledger's; the trainer's closing totals are not a step's metrics.
         numbers = {
             self.plain(k): float(v)

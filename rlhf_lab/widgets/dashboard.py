@@ -119,9 +119,9 @@ class Dashboard:
         self.run, self._ledger = run, ledger or (lambda: run.ledger)
         self.refresh(now=True)
 
-    def follow(self, total: int | None) -> Dashboard:
-        """Count up to `total` with `update`, until `close`."""
-        self._pace, self._state = Pace(total, self.stage, self._clock), ""
+    def follow(self, total: int | None, done: int = 0) -> Dashboard:
+        """Count from `done` up to `total` with `update`, until `close`."""
+        self._pace, self._state = Pace(total, self.stage, self._clock, done), ""
         self.refresh(now=True)
         return self
 

@@ -243,7 +243,6 @@ def test_broken_models(name, whole, tmp_path, capsys):
 # --------------------------------------------------------------------------------------- arguments
 
 ARGUMENTS = {
-    "no command": ([], "required: COMMAND"),
     "unknown command": (["fly"], "invalid choice: 'fly'"),
     "unknown stage": (["train", "pop"], "invalid choice: 'pop'"),
     "unknown option": (["train", "sft", "--stepz", "3"], "unrecognized arguments: --stepz"),

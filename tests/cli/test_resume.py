@@ -100,7 +100,7 @@ def test_killed_and_resumed(prompts, whole, tmp_path, after, capsys):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert Run.load(out).status == "running"
+    assert Run.load(out).status == "interrupted"
     assert main.main(arguments(prompts, out, "--resume")) == 0
     run = Run.load(out)
     assert run.status == "finished" and not (out / "trainer").exists()

@@ -761,6 +761,21 @@ REFUSED = {
         {"prompt": asked, "model_output": good},
         "only prompts could be read, and 'model_output' may hold answers",
     ),
+    "short answers and a number": (
+        {},
+        {
+            "question": asked,
+            "first": lambda i: ["Yes. [better]", "No. [worse]"][i % 2],
+            "second": lambda i: ["Yes. [better]", "No. [worse]"][1 - i % 2],
+            "verdict": lambda i: 1 - i % 2,
+        },
+        "'first' and 'second' look like answers to one prompt, and 'verdict' may say",
+    ),
+    "texts of another name": (
+        {},
+        {"prompt": asked, "fox": lambda i: "a b" if i else "c d", "owl": lambda i: f"x y {i}"},
+        "only prompts could be read, and 'owl' may hold answers",
+    ),
     "no prompt": ({}, {"ask": asked, "chosen": good, "rejected": bad}, "hold no conversation"),
     "nothing decides": (
         {"answers": ["x", "y"]},

@@ -29,7 +29,7 @@ def respond(tiny, model, length=8, prompts=PROMPT_IDS):
         mask,
         keys_of(len(prompts)),
         max_new_tokens=length,
-        stop_token_id=tiny.eos,
+        stop_token_ids=tiny.eos,
         pad_token_id=tiny.pad,
     )
     return ids, mask, responses, response_mask(responses, tiny.eos)

@@ -95,7 +95,7 @@ def test_padding_changes_nothing(family, tmp_path):
             mask,
             torch.zeros(3, dtype=torch.long),
             max_new_tokens=8,
-            stop_token_id=None,
+            stop_token_ids=None,
             pad_token_id=pad,
             temperature=0,
         )

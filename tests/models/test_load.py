@@ -117,3 +117,40 @@ def test_lora_trains_adapters_and_leaves_a_whole_model(tmp_path):
         assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-5)
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
         assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-3)
+
+
+def test_mistral_commons_own_tokenizer_is_passed_over(tmp_path, monkeypatch):
+    """Where mistral-common is installed, transformers hands its tokenizer out, which knows neither
+    chat templates nor new tokens: the folder's other files are read instead."""
+    from transformers import AutoTokenizer
+
+    class MistralCommonBackend:
+        eos_token_id = 2
+
+    real = AutoTokenizer.from_pretrained
+
+    def load(path, *, mistral_format=None, **settings):
+        return MistralCommonBackend() if mistral_format is None else real(path, **settings)
+
+    make_tokenizer("llama", with_pad=True).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load)
+    assert load_tokenizer(tmp_path).chat_template.startswith("{{ bos_token }}")
+
+
+@pytest.mark.parametrize(
+    ("config", "stops"),
+    [
+        ({"eos_token_id": [41, 7]}, [41, 7]),
+        ({"eos_token_id": 7}, [7]),
+        ({"eos_token_id": 2, "_from_model_config": True}, []),  # the default of a class
+        ({}, []),
+        (None, []),
+    ],
+)
+def test_row_2_the_generation_configs_stop_tokens_are_known(config, stops, tmp_path):
+    make_tokenizer("llama", with_pad=True).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    if config is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(tmp_path).stop_token_ids == stops

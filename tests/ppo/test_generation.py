@@ -38,7 +38,7 @@ def test_generation_with_a_cache_equals_recomputing_everything(tiny, kind, tempe
         mask,
         keys,
         max_new_tokens=10,
-        stop_token_id=tiny.eos,
+        stop_token_ids=tiny.eos,
         pad_token_id=tiny.pad,
         temperature=temperature,
     )
@@ -79,7 +79,7 @@ def test_generation_ends_with_the_last_row(tiny):
         mask,
         keys_of(1),
         max_new_tokens=10,
-        stop_token_id=likeliest,
+        stop_token_ids=likeliest,
         pad_token_id=tiny.pad,
         temperature=0,
     )
@@ -94,7 +94,7 @@ def test_without_a_stop_token_every_response_has_full_length(tiny):
         mask,
         keys_of(4),
         max_new_tokens=9,
-        stop_token_id=None,
+        stop_token_ids=None,
         pad_token_id=tiny.pad,
     )
     assert out.shape == (4, 9)

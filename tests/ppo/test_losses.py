@@ -185,6 +185,8 @@ TOKENS = tensor([[EOS, 1, 1, 1], [1, EOS, 1, EOS], [1, 1, 1, EOS], [1, 1, 1, 1]]
 def test_first_stop_is_the_first_of_several_or_the_length():
     assert losses.first_stop(TOKENS, EOS).tolist() == [0, 1, 3, 4]
     assert losses.first_stop(TOKENS, None).tolist() == [4, 4, 4, 4]
+    two_ends = tensor([[1, 2, 8, EOS], [1, EOS, 8, 1], [8, 1, 1, 1], [1, 1, 2, 2]])
+    assert losses.first_stop(two_ends, (EOS, 8)).tolist() == [2, 1, 0, 4]
 
 
 def test_response_mask_keeps_the_stop_token_and_nothing_after_it():

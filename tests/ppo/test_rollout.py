@@ -67,7 +67,7 @@ def test_an_empty_prompt_is_one_padding_token(tiny):
     got = rollout.response_logprobs(model, *whole, responses)[1]
     assert_close(got, expected, atol=2e-5, rtol=0)
     keys = row_keys(0, 0, torch.arange(2), torch.zeros(2, dtype=torch.long))
-    how = {"max_new_tokens": 4, "stop_token_id": None, "pad_token_id": tiny.pad, "temperature": 0}
+    how = {"max_new_tokens": 4, "stop_token_ids": None, "pad_token_id": tiny.pad, "temperature": 0}
     alone = generate(model, *pad_prompts([[tiny.pad]], tiny.pad), keys[1:], **how)
     assert torch.equal(generate(model, ids, mask, keys, **how)[1:], alone)
 

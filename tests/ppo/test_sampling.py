@@ -158,7 +158,7 @@ def respond(tiny):
             mask,
             keys_of(index, iteration=iteration),
             max_new_tokens=10,
-            stop_token_id=tiny.eos,
+            stop_token_ids=tiny.eos,
             pad_token_id=tiny.pad,
             temperature=temperature,
         )
@@ -201,7 +201,7 @@ def test_first_tokens_follow_the_models_distribution(tiny, temperature):
         mask,
         keys_of([0] * n, sample=MANY[:n]),
         max_new_tokens=1,
-        stop_token_id=tiny.eos,
+        stop_token_ids=tiny.eos,
         pad_token_id=tiny.pad,
         temperature=temperature,
     )

@@ -120,10 +120,12 @@ def test_no_run_is_written_over_by_accident(tmp_path):
     (tmp_path / "a" / "model").mkdir()
     (tmp_path / "a" / "checkpoint-5").mkdir()
     (tmp_path / "a" / "notes.txt").write_text("mine")
+    old.finish()
     with pytest.raises(FileExistsError, match="already holds a run.*overwrite=True"):
         new(tmp_path / "a")
     fresh = new(tmp_path / "a", seed=2, overwrite=True)
     assert fresh.metrics == [] and fresh.config["seed"] == 2
+    fresh.finish()
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert names == ["notes.txt", "run.json"]  # what is not the run's stays
 

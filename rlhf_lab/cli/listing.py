@@ -1,0 +1,42 @@
+"""`rlhf-lab list models|hardware|settings`: what can be named on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from ..display import format_bytes, format_number, table
+from ..stages import STAGES, TRAINABLE
+from .cost import Commands
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command to the parser's."""
+    what = commands.add_parser("list", help="the models, devices and settings that have a name")
+    what.add_argument("what", choices=["models", "hardware", "settings"])
+    what.add_argument("--stage", choices=TRAINABLE, default="ppo", help="whose settings [ppo]")
+
+
+def run_list(args: argparse.Namespace) -> int:
+    print(table(list(_rows(args.what, args.stage))))
+    return 0
+
+
+def _rows(what: str, stage: str) -> Iterator[dict[str, str]]:
+    from ..cost.architecture import architecture
+    from ..cost.hardware import CATALOGUE
+    from ..models.load import BUNDLED, load, presets
+    from ..planning import config_fields
+
+    if what == "hardware":
+        for name, device in CATALOGUE.items():
+            yield {what: name, "is": device.name, "memory": format_bytes(device.memory)}
+    elif what == "models":
+        for name in (*BUNDLED, *presets()):
+            size = architecture(load(name).config_dict()).parameters()
+            kind = "bundled" if name in BUNDLED else "weights from the hub"
+            yield {"model": name, "size": format_number(size, "parameters"), "": kind}
+    else:
+        for name, kind in sorted(config_fields(stage).items()):
+            default = str(STAGES[stage].defaults.get(name, ""))
+            yield {"setting": name, "type": kind, "the lab's default": default}

@@ -1,0 +1,249 @@
+"""How a model writes a prompt and an answer to it: its chat template, and what ends a turn.
+
+A chat template is a program that comes with a model. What it writes for the assistant's turn (think
+tags, channels, the token that ends it) is what the model has to learn, and where it stops: an
+answer is what the template adds when the answer follows the prompt. What it cannot write raises
+`Dropped`, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
+
+from .messages import Dropped, Message, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+    from typing_extensions import TypeIs
+
+Tools: TypeAlias = list[dict[str, Any]]
+"""JSON schemas of the tools that a conversation may call."""
+REFUSED, LEFT_OUT = "the chat template refuses it", "the chat template leaves out"
+NO_BEGINNING = "the chat template's generation prompt does not begin its answers"
+REMEDIES = {
+    REFUSED: "change these rows as it asks (a system text can stand in the first user turn)",
+    LEFT_OUT: "take it out of these rows, or write it into a turn that the template has",
+    NO_BEGINNING: "give the answers their reasoning (`reasoning_content`) where it opens a thought",
+}
+"""What can be done about the reasons for which rows are dropped here."""
+
+
+def remedy(reason: str) -> str:
+    """What to do about a reason for which the template dropped rows; "" for other reasons."""
+    what = next((what for known, what in REMEDIES.items() if known in reason), "")
+    return what and f"{what}; or put another chat_template.jinja into the model's folder"
+
+
+def is_conversation(prompt: object) -> TypeIs[list[Message]]:
+    """Whether a prompt, or an answer, is a list of messages, and not text or token ids."""
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
+
+
+class ChatFormat(NamedTuple):
+    """What there is to know of a tokenizer and its template, found out by writing with them."""
+
+    in_parts: bool  # content is a list of parts, not a text
+    after: str  # what follows the last answer, its end of turn included
+    stops: dict[str, int]  # all tokens at which the model's turns end, the tokenizer's eos first
+    closes: bool  # a text is closed with eos
+    stray: bool  # a text begins with a space that the same text after another has not
+
+
+_FORMATS: WeakKeyDictionary[Tokenizer, tuple[object, ChatFormat]] = WeakKeyDictionary()
+QUESTION, ANSWER = "Who?", "Nobody."
+
+
+def stop_ids(tokenizer: Tokenizer, generation_config: object = None) -> tuple[int, ...]:
+    """Every token at which the model's turns end: the tokenizer's eos, the template's end of turn,
+    and the generation config's list, which `load_tokenizer` has read where there is one."""
+    declared = getattr(generation_config, "eos_token_id", None)
+    more = declared if isinstance(declared, Sequence) else []  # one alone may be a class's default
+    return tuple(dict.fromkeys([*chat_format(tokenizer).stops.values(), *more]))
+
+
+def chat_format(tokenizer: Tokenizer) -> ChatFormat:
+    """What a tokenizer's chat template does; found out once for each."""
+    key = tokenizer.chat_template, tokenizer.eos_token, getattr(tokenizer, "stop_token_ids", ())
+    known = _FORMATS.get(tokenizer)
+    if known is None or known[0] != key:
+        known = _FORMATS[tokenizer] = key, _find_out(tokenizer, key[2])
+    return known[1]
+
+
+def _find_out(tokenizer: Tokenizer, declared: Iterable[int]) -> ChatFormat:
+    in_parts, after = False, _after_answer(tokenizer, False)
+    if after is None:
+        after = _after_answer(tokenizer, True)
+        in_parts = after is not None
+    # The end of a turn is the last special token that follows an answer both in the middle and at
+    # the end: Phi-3 closes the whole with a further <|endoftext|>, Cohere's turns end in two. Where
+    # they share none (gpt-oss ends the last in another way), the first that follows the last.
+    shared = os.path.commonprefix([after or "", _after_answer(tokenizer, in_parts, True) or ""])
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    common, last = (
+        [i for i in _plain_ids(tokenizer, t) if i in special] for t in (shared, after or "")
+    )
+    ends = [tokenizer.eos_token_id, *(common[-1:] or last[:1]), *declared]
+    newline, letter, both = (_plain_ids(tokenizer, t) for t in ("\n", "a", "\na"))
+    text = tokenizer("a").input_ids
+    return ChatFormat(
+        in_parts,
+        after or "",
+        {str(tokenizer.convert_ids_to_tokens(i) or f"<{i}>"): i for i in ends if i is not None},
+        closes=text[-1:] == [tokenizer.eos_token_id]
+        and len(text) - len(letter) > (text[:1] == [tokenizer.bos_token_id]),
+        stray=both != newline + letter,
+    )
+
+
+def _after_answer(tokenizer: Tokenizer, in_parts: bool, goes_on: bool = False) -> str | None:
+    """What the template writes after an answer; None where it cannot write it."""
+    talk = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    try:
+        written = _render(tokenizer, talk + talk[:1] * goes_on, in_parts)
+    except Dropped:
+        return None
+    before, found, after = written.partition(ANSWER)
+    return after if found and QUESTION in before else None
+
+
+class EncodedPrompt:
+    """A prompt as the model reads it, up to where the answer begins, and the answers to it.
+
+    `prompt`: text, a conversation, ready-made ids, or None where it is not known. A conversation
+    that ends in the assistant's own beginning is continued.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt | None, tools: Tools | None = None):
+        self.tokenizer, self.prompt, self.tools = tokenizer, prompt, tools
+        self.format = chat_format(tokenizer)
+
+    @cached_property
+    def text(self) -> str:
+        """The prompt as text; "" where it is not known."""
+        if not is_conversation(self.prompt):
+            return self.prompt if isinstance(self.prompt, str) else ""
+        opens = self.prompt[-1]["role"] != "assistant"
+        how = {"add_generation_prompt" if opens else "continue_final_message": True}
+        text = self._render(self.prompt, **how)
+        _check_written(self.prompt, text)
+        if not all(str(tool.get("function", tool)["name"]) in text for tool in self.tools or []):
+            raise Dropped(f"{LEFT_OUT} tools")
+        return text
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """Token ids."""
+        if isinstance(self.prompt, list) and not is_conversation(self.prompt):
+            return list(self.prompt)
+        return self._encode(self.text)
+
+    def response_ids(self, answer: str | list[Message] | list[int]) -> list[int]:
+        """Token ids of an answer: what the template writes for it, or the text, and the token that
+        ends the turn, once; or ids already made. They follow on `ids`."""
+        if not isinstance(answer, str) and not is_conversation(answer):
+            return list(answer)
+        said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+        if not is_conversation(self.prompt) and len(said) > 1:
+            raise Dropped("several messages answer a text")
+        text = self._written(said) if is_conversation(self.prompt) else said[0]["content"]
+        # Up to the first of the stop tokens in which it ends, with nothing but space between them.
+        rest, end, stops = text.rstrip(), None, tuple(filter(str.strip, self.format.stops))
+        while rest.endswith(stops):
+            end = len(rest)
+            rest = rest.removesuffix(next(s for s in stops if rest.endswith(s))).rstrip()
+        if end is None and is_conversation(self.prompt):  # what is left is no part of the answer
+            after = self.format.after
+            text = text.rstrip() if after.strip() else text.removesuffix(after)
+        ids = self._following(text[:end])
+        return [*ids, self.tokenizer.eos_token_id] if end is None else ids
+
+    def _written(self, said: list[Message]) -> str:
+        """What the template adds when an answer follows the prompt."""
+        assert is_conversation(self.prompt)
+        turns = [*self.prompt, *said]
+        if self.prompt[-1]["role"] == "assistant":  # of the answer the beginning is there
+            content = self.prompt[-1]["content"] + said[0]["content"]
+            turns = [*self.prompt[:-1], {**said[0], "content": content}, *said[1:]]
+        whole = self._render(turns)
+        if not whole.startswith(self.text):
+            raise Dropped(NO_BEGINNING)
+        text = whole[len(self.text) :]
+        _check_written(said, text)
+        if any(str(m.get("reasoning_content") or "").strip() not in text for m in said):
+            raise Dropped(f"{LEFT_OUT} the reasoning of an answer")
+        return text
+
+    def _render(self, turns: list[Message], **how: bool) -> str:
+        return _render(self.tokenizer, turns, self.format.in_parts, tools=self.tools, **how)
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text from its beginning on: bos once, and no eos that the tokenizer adds."""
+        if is_conversation(self.prompt):
+            ids = _plain_ids(self.tokenizer, text)
+        else:
+            ids = self.tokenizer(text).input_ids
+            ids = ids[:-1] if self.format.closes and len(ids) > 1 else ids
+        return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_token_id else ids
+
+    def _following(self, text: str) -> list[int]:
+        """Ids of a text that follows the prompt: as in the joint text, where the seam lies between
+        two tokens of it, else as after a line break."""
+        if is_conversation(self.prompt) or (self.format.stray and self.text):
+            whole = self._encode(self.text + text)
+            if whole[: len(self.ids)] == self.ids:
+                return whole[len(self.ids) :]
+        if self.format.stray:
+            newline, both = (_plain_ids(self.tokenizer, t) for t in ("\n", "\n" + text))
+            if both[: len(newline)] == newline:
+                return both[len(newline) :]
+        return _plain_ids(self.tokenizer, text)
+
+
+def _plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def _render(tokenizer: Tokenizer, messages: list[Message], in_parts: bool, **settings: Any) -> str:
+    """A conversation as the template writes it; `settings` go to transformers. Raises Dropped with
+    what the template says."""
+    errors = []
+    for as_text in (False, True):
+        try:
+            turns = [_formed(message, in_parts, as_text) for message in messages]
+            return str(tokenizer.apply_chat_template(turns, tokenize=False, **settings))
+        except Exception as refused:  # the template is somebody's program: it raises what it likes
+            errors.append(str(refused).strip() or type(refused).__name__)
+    raise Dropped(f"{REFUSED}: {errors[0].splitlines()[0][:100]}")
+
+
+def _formed(message: Message, in_parts: bool, as_text: bool) -> Message:
+    """A message as a template wants it: its content in parts or not, the arguments of its tool
+    calls as an object or as JSON text."""
+    formed = dict(message)
+    if in_parts:
+        formed["content"] = [{"type": "text", "text": message["content"]}]
+    calls = []
+    for call in message.get("tool_calls") or []:
+        given = call["function"].get("arguments", {})
+        if as_text != isinstance(given, str):
+            given = json.dumps(given, ensure_ascii=False) if as_text else json.loads(given)
+        calls.append({**call, "function": {**call["function"], "arguments": given}})
+    return {**formed, "tool_calls": calls} if calls else formed
+
+
+def _check_written(messages: list[Message], text: str) -> None:
+    """Raises Dropped where the template has left out a text or a tool call. Reasoning is no text:
+    that of earlier turns is left out on purpose."""
+    for message in messages:
+        said = str(message.get("content") or "").rpartition("</think>")[2].strip()
+        if said not in text and json.dumps(said, ensure_ascii=False)[1:-1] not in text:
+            raise Dropped(f"{LEFT_OUT} a {message['role']} turn")
+        if any(c["function"]["name"] not in text for c in message.get("tool_calls") or []):
+            raise Dropped(f"{LEFT_OUT} tool calls")

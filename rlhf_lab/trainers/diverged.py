@@ -1,0 +1,52 @@
+"""When a stage breaks: seen in what it logs and in what it made, said in one line (PPO has words of
+its own in `ppo/bookkeeping.py`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import nn
+from transformers import TrainingArguments
+
+from ..ppo.bookkeeping import Diverged
+from ..stages import STAGES
+
+NUMBERS = ("loss", "grad_norm", "eval_loss", "accuracy", "score_offset", "reward", "kl")
+"""Figures, logged or final, that are no number only where the model is broken."""
+
+
+def check_finite(
+    stage: str, args: TrainingArguments, figures: Mapping[str, object], when: str = "at the end"
+) -> None:
+    """Raises `Diverged` where a figure is no number."""
+    values = {name: figures[name] for name in NUMBERS if name in figures}
+    if args.fp16:  # which leaves out a step whose gradients overflowed
+        values.pop("grad_norm", None)
+    wrong = [
+        f"{name}={value:g}"
+        for name, value in values.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if wrong:
+        raise diverged(stage, args, f"{', '.join(wrong)} {when}")
+
+
+def broken_weight(model: object) -> str:
+    """The first parameter of a model that is not finite; "" where all are, or where it is none."""
+    for name, weight in model.named_parameters() if isinstance(model, nn.Module) else ():
+        if weight.is_floating_point() and weight.numel():
+            if not all(math.isfinite(end) for end in weight.detach().aminmax()):
+                return name
+    return ""
+
+
+def diverged(stage: str, args: TrainingArguments, problem: str) -> Diverged:
+    """The line: the problem, and what may be why."""
+    causes = {
+        f"learning_rate={args.learning_rate:g} is too high": True,
+        "gradients are not clipped (max_grad_norm)": not args.max_grad_norm,
+        "fp16 overflows (bf16 does not)": args.fp16,
+    }
+    likely = ", ".join(cause for cause, here in causes.items() if here)
+    return Diverged(f"{STAGES[stage].title} diverged: {problem}; likely causes: {likely}")

@@ -1,0 +1,317 @@
+"""Every stage reads a conversation as the model's own chat template writes it.
+
+pytest tests/data/test_chat.py
+
+Templates come from TRL's package and from `kit/templates.py`; what each writes stands there by
+hand. The cases are rows 2, 3, 4, 12, 15 and 16 of the list of models that once went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+
+import mistral
+import pytest
+from templates import OURS, TRL, case, chat_tokenizer, names
+
+from rlhf_lab.data import tokenize
+from rlhf_lab.data.chat import NO_BEGINNING, chat_format, remedy
+from rlhf_lab.data.tokenize import encode_prompt, encode_response, stop_ids
+
+WHO = [{"role": "user", "content": "Who?"}]
+ROW = {
+    "prompt": WHO,
+    "completion": "Nobody.",
+    "chosen": "Nobody.",
+    "rejected": "Me.",
+    "label": True,
+}
+
+
+def plain(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def of_all_stages(tokenizer, row: dict) -> dict[str, tuple[list[int], list[int]]]:
+    """Prompt and (good) answer of one row as each stage's trainer is given them."""
+    ((sft,), _), ((pair,), _), ((whole,), _), ((kto,), _), ((online,), _) = (
+        make(tokenizer, [row], 10_000)
+        for make in (
+            tokenize.sft_rows,
+            tokenize.pair_rows,
+            tokenize.whole_pair_rows,
+            tokenize.labelled_rows,
+            tokenize.prompt_rows,
+        )
+    )
+    prompt, asked = sft["completion_mask"].count(0), online["prompt_ids"]
+    return {
+        "sft": (sft["input_ids"][:prompt], sft["input_ids"][prompt:]),
+        "dpo": (pair["prompt_ids"], pair["chosen_ids"]),
+        "kto": (kto["prompt_ids"], kto["completion_ids"]),
+        # PPO samples after `asked`: what the reward model learned to score begins with it.
+        "reward": (whole["chosen_ids"][: len(asked)], whole["chosen_ids"][len(asked) :]),
+    }
+
+
+@pytest.mark.parametrize("name", names())
+def test_row_15_every_stage_learns_the_templates_own_turn(name):
+    """Row 15, 2: identical ids everywhere, the prompt their beginning, the right end of turn
+    learned and stopped at. The oracle is the text written by hand in `kit/templates.py`."""
+    found = case(name)
+    tokenizer = chat_tokenizer(found.template, found.eos)
+    if found.answers is None:
+        rows, counts = tokenize.sft_rows(tokenizer, [ROW], 10_000)
+        assert (
+            rows == [] and counts[NO_BEGINNING] == 1 and "reasoning_content" in remedy(NO_BEGINNING)
+        )
+        assert encode_prompt(tokenizer, WHO)  # PPO may sample what it will
+        return
+    asked = tokenizer.decode(encode_prompt(tokenizer, WHO))
+    assert asked.endswith(found.asks) and "Who?" in asked
+    expected = plain(tokenizer, asked), plain(tokenizer, found.answers)
+    for stage, ids in of_all_stages(tokenizer, ROW).items():
+        assert ids == expected, stage
+    assert expected[1][-1] == tokenizer.convert_tokens_to_ids(found.end)
+    assert {expected[1][-1], tokenizer.eos_token_id} == set(stop_ids(tokenizer)), found.end
+    # What is learned is stopped at, and nothing before it.
+    assert not set(expected[1][:-1]) & set(stop_ids(tokenizer))
+
+
+@pytest.mark.parametrize("name", [n for n in names() if {**TRL, **OURS}[n][-1]])
+def test_the_transformers_template_writes_the_same(name):
+    """The whole conversation, as transformers writes it, begins with what is trained on."""
+    found = case(name)
+    tokenizer = chat_tokenizer(found.template, found.eos)
+    talk = [*WHO, {"role": "assistant", "content": "Nobody."}]
+    if chat_format(tokenizer).in_parts:
+        talk = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in talk]
+    whole = tokenizer.apply_chat_template(talk, tokenize=False)
+    ours = tokenizer.decode(
+        encode_prompt(tokenizer, WHO) + encode_response(tokenizer, "Nobody.", WHO)
+    )
+    assert whole.startswith(ours.removesuffix(found.eos))  # appended where it ends no turn
+
+
+REFUSED = [
+    ("no system role", [{"role": "system", "content": "Be kind."}, *WHO], "No system role"),
+    ("gemma", [{"role": "system", "content": "Be kind."}, *WHO], "System role not supported"),
+    ("strict alternation, spaces around", [*WHO, *WHO], "Roles must alternate"),
+    ("qwen3", [{"role": "umpire", "content": "Play."}, *WHO], "leaves out a umpire turn"),
+]
+
+
+@pytest.mark.parametrize("name, prompt, why", REFUSED, ids=[n for n, *_ in REFUSED])
+def test_row_15_one_refused_row_is_left_out_and_counted(name, prompt, why):
+    """Row 15: a row that the template refuses, or a turn that it loses without a word, costs that
+    row and not the run, in every stage; what to do is said."""
+    found = case(name)
+    tokenizer = chat_tokenizer(found.template, found.eos)
+    for make in (
+        tokenize.sft_rows,
+        tokenize.pair_rows,
+        tokenize.whole_pair_rows,
+        tokenize.labelled_rows,
+        tokenize.prompt_rows,
+    ):
+        rows, counts = make(tokenizer, [ROW, {**ROW, "prompt": prompt}], 10_000)
+        (reason,) = (r for r in counts if counts[r])
+        assert len(rows) == 1 and counts[reason] == 1 and why in reason and remedy(reason)
+
+
+def test_the_reasoning_of_an_answer_is_written_or_the_row_is_left_out():
+    """Qwen 3 has a place for it, Llama 3 has none."""
+    answer = [{"role": "assistant", "content": "Nobody.", "reasoning_content": "It is dark."}]
+    found = case("qwen3")
+    qwen = chat_tokenizer(found.template, found.eos)
+    assert qwen.decode(encode_response(qwen, answer, WHO)) == (
+        "<think>\nIt is dark.\n</think>\n\nNobody.<|im_end|>"
+    )
+    nemotron = case("nemotron_3_nano")  # opens the thought itself: it has to go on with one
+    tokenizer = chat_tokenizer(nemotron.template, nemotron.eos)
+    assert tokenizer.decode(encode_response(tokenizer, answer, WHO)).startswith("It is dark.")
+    llama = chat_tokenizer(case("llama3").template, "<|end_of_text|>")
+    rows, counts = tokenize.sft_rows(llama, [{**ROW, "completion": answer}], 10_000)
+    assert not rows and counts["the chat template leaves out the reasoning of an answer"] == 1
+
+
+TOOL = {"type": "function", "function": {"name": "clock", "description": "", "parameters": {}}}
+
+
+@pytest.mark.parametrize("arguments", [{"zone": "UTC"}, '{"zone": "UTC"}'], ids=["object", "text"])
+@pytest.mark.parametrize("name", ["qwen3", "glm4moe", "gptoss", "lfm2_v2"])
+def test_an_answer_of_several_messages_with_a_tool(name, arguments):
+    """The call, its result and the answer are written by the template; a template that knows no
+    tools costs the row. Arguments may be an object or JSON text: templates want either."""
+    found = case(name)
+    tokenizer = chat_tokenizer(found.template, found.eos)
+    call = {"id": "call1", "type": "function"}
+    call["function"] = {"name": "clock", "arguments": arguments}
+    answer = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "clock", "tool_call_id": "call1", "content": "12:00"},
+        {"role": "assistant", "content": "Noon."},
+    ]
+    prompt = encode_prompt(tokenizer, WHO, [TOOL])
+    text = tokenizer.decode(encode_response(tokenizer, answer, WHO, [TOOL]))
+    assert "clock" in tokenizer.decode(prompt)
+    assert text.index("UTC") < text.index("12:00") < text.index("Noon.")
+    assert text.endswith(found.end)
+    phi = chat_tokenizer(case("phi3").template, "<|endoftext|>")
+    row = {"prompt": WHO, "completion": answer, "tools": [TOOL]}
+    assert tokenize.sft_rows(phi, [row], 10_000) == (
+        [],
+        {"truncated": 0, "too long": 0, "the chat template leaves out tools": 1},
+    )
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "gemma", "content in parts", "phi3"])
+def test_row_12_the_assistants_own_beginning_is_continued(name):
+    """Row 12: no second assistant turn is opened after a beginning that is there."""
+    found = case(name)
+    tokenizer = chat_tokenizer(found.template, found.eos)
+    begun = [*WHO, {"role": "assistant", "content": "No"}]
+    whole = encode_prompt(tokenizer, WHO) + encode_response(tokenizer, "Nobody.", WHO)
+    prompt, answer = encode_prompt(tokenizer, begun), encode_response(tokenizer, "body.", begun)
+    assert prompt + answer == whole and tokenizer.decode(prompt).endswith("No")
+    assert answer == plain(tokenizer, f"body.{found.end}")
+
+
+@pytest.mark.parametrize("end", ["</s>", "</s>\n", "</s></s>", "<|end|>"])
+@pytest.mark.parametrize("prompt", ["Who?\n", WHO], ids=["text", "conversation"])
+def test_row_3_an_answer_that_brings_its_end_has_it_once(prompt, end):
+    """Row 3: once in SFT, RM, DPO and KTO, whatever of the turn's ends the answer came with."""
+    template = OURS["eos closes the whole"][0]
+    tokenizer = chat_tokenizer(template)
+    row = {**ROW, "prompt": prompt, "completion": f"Nobody.{end}", "chosen": f"Nobody.{end}"}
+    first = "<|end|>" if "<|end|>" in end else "</s>"
+    for stage, (_, answer) in of_all_stages(tokenizer, row).items():
+        assert answer == plain(tokenizer, f"Nobody.{first}"), stage
+
+
+def test_row_4_bos_once_in_text_prompts_and_conversations():
+    """Row 4: a text that begins with bos gets no second one; messages on a model without a template
+    begin with bos where its text prompts do."""
+    from rlhf_lab.models.tokenizer import plain_template
+
+    for begins in (True, False):
+        tokenizer = chat_tokenizer(None, begins=begins)
+        bos = tokenizer.bos_token_id
+        assert encode_prompt(tokenizer, "<s>Who?").count(bos) == 1
+        assert encode_prompt(tokenizer, "Who?").count(bos) == begins
+        tokenizer.chat_template = plain_template(tokenizer)
+        ids = encode_prompt(tokenizer, WHO)
+        assert ids.count(bos) == begins and (ids[0] == bos) == begins
+        assert tokenizer.decode(ids, skip_special_tokens=True) == "user: Who?\nassistant: "
+        assert encode_response(tokenizer, "Nobody.", WHO) == plain(tokenizer, "Nobody.</s>")
+
+
+def test_the_generation_configs_ends_are_stopped_at_too():
+    """Row 2: a list beside the model adds to the stop set; one id that a config class may have as
+    its default does not."""
+    from transformers import GenerationConfig
+
+    tokenizer = chat_tokenizer(TEMPLATE := OURS["no system role"][0])
+    ids = tokenizer.convert_tokens_to_ids(["</s>", "<|end|>", "<|user|>"])
+    assert stop_ids(tokenizer) == tuple(ids[:2])
+    assert stop_ids(tokenizer, GenerationConfig(eos_token_id=[ids[2], ids[0]])) == tuple(ids)
+    assert stop_ids(tokenizer, GenerationConfig(eos_token_id=2)) == tuple(ids[:2])
+    tokenizer.chat_template = TEMPLATE.replace("<|end|>", "</s>")  # found out anew
+    assert stop_ids(tokenizer) == (ids[0],)
+
+
+def test_who_ends_turns_with_what_is_told_as_it_is():
+    """The table in docs/your_model.md names the token of every template of TRL's that is read."""
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "your_model.md").read_text()
+    for name in TRL:
+        found = case(name)
+        (line,) = (x for x in page.splitlines() if f"`{name}`" in x and x.startswith("|"))
+        assert (f"`{found.end}`" if found.end else "left out") in line.replace("\\|", "|"), line
+
+
+# ------------------------------------------------------------------------------- real tokenizers
+
+
+KINDS = ["SentencePiece", "SentencePiece, legacy", "tekken"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def real(request, tmp_path_factory):
+    """A tokenizer of Mistral's, loaded as a model's is."""
+    from rlhf_lab.models.tokenizer import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("mistral")
+    if request.param == "tekken":
+        made = mistral.tekken(folder)
+        (folder / "tekken.json").unlink()
+    else:
+        made = mistral.sentencepiece(legacy="legacy" in request.param)
+    made.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return load_tokenizer(folder)
+
+
+ANSWERS = [
+    "Yes.",
+    "  two spaces",
+    "\n",
+    "\nA line first",
+    "été",
+    "1 + 1",
+    "don't",
+    "🙂",
+    "- a\n- b",
+]
+
+
+@pytest.mark.parametrize("prompt", ["Who is there?\n", "Name:", "\n\nHuman: Hi\n\nAssistant:", WHO])
+def test_row_16_no_stray_space_at_the_seam(real, prompt):
+    """Row 16: prompt and answer read as the joint text, in its tokens wherever one of its seams is
+    there, alike in every stage."""
+    text = prompt
+    if prompt is WHO:
+        text = real.apply_chat_template(WHO, add_generation_prompt=True, tokenize=False)
+    same = 0
+    for answer in ANSWERS:
+        ids, said = encode_prompt(real, prompt), encode_response(real, answer, prompt)
+        assert said[-1] == real.eos_token_id and said.count(real.eos_token_id) == 1
+        joint = real(text + answer, add_special_tokens=prompt is not WHO).input_ids
+        if joint[: len(ids)] == ids:
+            same += 1
+            assert ids + said[:-1] == joint
+        read = [real.decode(x, skip_special_tokens=True) for x in (ids + said[:-1], joint)]
+        assert read[0] == read[1]
+        row = {"prompt": prompt, "completion": answer, "chosen": answer, "rejected": "x"}
+        assert all(
+            found == (ids, said) for found in of_all_stages(real, row | {"label": 1}).values()
+        )
+    assert same >= 3
+
+
+def test_bos_once_with_a_real_tokenizer(real):
+    for prompt in ("Who?", "<s>Who?", WHO):
+        ids = encode_prompt(real, prompt)
+        begins = real("a").input_ids[0] == real.bos_token_id
+        assert ids.count(real.bos_token_id) == (begins or prompt == "<s>Who?")
+
+
+def test_tekken_is_read_as_mistral_reads_it(tmp_path):
+    """The oracle is the library that Mistral keeps for its own models."""
+    pytest.importorskip("mistral_common")
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    ours = mistral.tekken(tmp_path)
+    theirs = Tekkenizer.from_file(tmp_path / "tekken.json")
+    for answer in ANSWERS:
+        said = encode_response(ours, answer, "Who is there?\n")
+        assert said == theirs.encode(answer, bos=False, eos=True)
+
+
+def test_sentencepiece_is_read_as_its_pieces_say():
+    """By hand: the pieces of "Hello" with and without its space, in Llama's and Mistral's files."""
+    tokenizer = mistral.sentencepiece(legacy=False)
+    said = encode_response(tokenizer, "Hello", "Who?\n")
+    assert tokenizer.convert_ids_to_tokens(said) == ["Hello", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("Hello").input_ids)[-1] == "▁Hello"
