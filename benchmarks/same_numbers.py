@@ -46,8 +46,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "rloo": ("rloo", {}),
     "grpo": ("grpo", {}),
 }
-NOT_COMPARED = ("seconds", "second", "bytes", "time", "runtime", "memory")
-"""Parts of the names of metrics that no two runs share."""
+NOT_COMPARED = ("seconds", "second", "bytes", "time", "runtime", "memory", "ids")
+"""Parts of the names of metrics that no two runs share, or that older runs lack."""
 STAGES = ("sft", "reward", "dpo", "ppo", "rloo", "grpo", "inference")
 SHARDING = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 XRAYS = 8

@@ -64,7 +64,7 @@ def one_seed(seed: int, out: Path, prompt_count: int, long: bool) -> dict:
         steps = 4 * lab.plan("ppo", model).settings["max_steps"]
         plan = lab.plan("ppo", model, seed=seed, max_steps=steps)
         runs["ppo x4"] = lab.train(plan, data, out=out / "long")
-    before = policy_report(policy, tokenizer, prompts)[1]
+    before = policy_report(policy, tokenizer, prompts)[1].texts
     for stage in ("ppo", "dpo", *(["ppo x4"] if long else [])):
         model = load_causal_lm(runs[stage].model_path)
         found, after = policy_report(
@@ -74,7 +74,7 @@ def one_seed(seed: int, out: Path, prompt_count: int, long: bool) -> dict:
             f"{stage} gold": found["gold_reward"],
             f"{stage} KL": found["kl"],
             f"{stage} seconds": runs[stage].summary["seconds"],
-            **part_changes(stage, data, prompts, before, after),
+            **part_changes(stage, data, prompts, before, after.texts),
         }
     figures["largest step-0 log-ratio"] = max(
         max(run.series("first_ratio_error")[1]) for stage, run in runs.items() if "ppo" in stage

@@ -109,9 +109,9 @@ def _score(run: Run, row: Row) -> Mapping[str, object]:
         )
     policy, reference, tokenizer = _models(run.folder.resolve(), run.stage, run.config["model"])
     before = row.get("when") in ("sft", "base") and row["when"] != run.stage
-    return score_tokens(
-        reference if before else policy, reference, tokenizer, row["prompt"], str(row["response"])
-    )
+    prompt = row.get("prompt_ids", row["prompt"])  # runs of version 0.1 have texts alone
+    response = row.get("ids", str(row["response"]))
+    return score_tokens(reference if before else policy, reference, tokenizer, prompt, response)
 
 
 @lru_cache(maxsize=3)

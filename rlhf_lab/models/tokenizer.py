@@ -71,6 +71,11 @@ def has_tokenizer(path: str | Path) -> bool:
     return not Path(path).is_dir() or any(any(Path(path).glob(name)) for name in names)
 
 
+def embedding_rows(tokenizer: Tokenizer) -> int:
+    """Embeddings that a model needs for every id of the tokenizer, which may leave ids out."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=0) + 1)
+
+
 def same_vocabulary(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers mean the same by a token id."""
     return one is other or one.get_vocab() == other.get_vocab()

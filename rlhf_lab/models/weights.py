@@ -5,15 +5,18 @@ Only safetensors are read: a pickled checkpoint can run code.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .device import compute_dtype
 from .hub import fetch, quiet_transformers
+from .tokenizer import embedding_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
@@ -71,18 +74,30 @@ def load_in_4bit(
         # first ratio of an update would not be 1 (rule 3: the first minibatch has ratio 1).
         if hasattr(module, repacks):
             setattr(module, repacks, False)
+    if device == "cpu":
+        from .four_bit import read_flat
+
+        read_flat(model)
     return model
 
 
 def load_reward_model(
     path: str | Path, tokenizer: Tokenizer | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A reward model: one score per sequence, in fp32, in eval mode."""
+    """A reward model: one score per sequence, in fp32, in eval mode.
+
+    transformers' heads of decoders have no bias: one that the checkpoint has goes into the config's
+    `score_offset`, which belongs to the head (rule 16).
+    """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     load = AutoModelForSequenceClassification.from_pretrained
     try:
-        return _load_weights(load, path, tokenizer, trust_remote_code, num_labels=1)
+        model = _load_weights(load, path, tokenizer, trust_remote_code, num_labels=1)
+        if getattr(getattr(model, "score", None), "bias", None) is None:
+            offset = float(getattr(model.config, "score_offset", 0.0))
+            model.config.score_offset = offset + _stored_bias(path)
+        return model
     except ValueError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
@@ -90,6 +105,24 @@ def load_reward_model(
     raise ValueError(
         f"the model in {path} has {config.num_labels} labels: a reward model has one, its score"
     )
+
+
+def _stored_bias(path: str | Path) -> float:
+    """The bias of the score head in a checkpoint that was loaded already; 0 where it has none."""
+    from safetensors import safe_open
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+    from transformers.utils.hub import cached_file
+
+    quietly: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+    find: Callable[..., str | None] = partial(cached_file, str(path), **quietly)
+    name, file = "score.bias", find(SAFE_WEIGHTS_NAME)
+    if file is None and (index := find(SAFE_WEIGHTS_INDEX_NAME)):
+        shard = json.loads(Path(index).read_text())["weight_map"].get(name)
+        file = shard and find(shard)
+    if file is None:
+        return 0.0
+    with safe_open(file, framework="pt") as weights:
+        return float(weights.get_tensor(name)) if name in weights.keys() else 0.0
 
 
 SCORE_HEAD = {"score.weight", "score.bias"}
@@ -155,7 +188,54 @@ def _load_weights(
             )
         model.train(False)
         if tokenizer is not None:
-            model.config.pad_token_id = tokenizer.pad_token_id
-            if len(tokenizer) > model.get_input_embeddings().get_parameter("weight").shape[0]:
-                model.resize_token_embeddings(len(tokenizer))
+            align_special_tokens(model, tokenizer)
+            grow_embeddings(model, embedding_rows(tokenizer))
+        if hasattr(model, "generation_config"):
+            _mend_generation_config(model.generation_config, path)
     return model
+
+
+def grow_embeddings(model: PreTrainedModel, rows: int) -> None:
+    """Give a model an embedding for every token id below `rows`; more than it has stay."""
+    if embeddings(model) < rows:
+        model.resize_token_embeddings(rows)
+
+
+def embeddings(model: PreTrainedModel) -> int:
+    """How many token ids a model has an embedding for."""
+    return int(model.get_input_embeddings().get_parameter("weight").shape[0])
+
+
+def align_special_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    """Let a model's configs name the tokenizer's bos, eos and pad token, so that what is saved
+    after a stage ends, and pads, as it was trained. A generation config may hold more ids of eos
+    (ends of turns): those within the vocabulary stay, after the tokenizer's."""
+    generation = getattr(model, "generation_config", None)
+    declared = getattr(generation, "eos_token_id", None)
+    for config in (model.config, model.config.get_text_config(), generation):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if config is not None and getattr(tokenizer, name) is not None:
+                setattr(config, name, getattr(tokenizer, name))
+    if generation is not None and isinstance(declared, list):
+        ends = [tokenizer.eos_token_id, *(i for i in declared if i < embedding_rows(tokenizer))]
+        generation.eos_token_id = list(dict.fromkeys(ends))
+
+
+def _mend_generation_config(config: GenerationConfig, path: str | Path) -> None:
+    """Unset what transformers reads but refuses to write, or a model would be lost when it is saved
+    after training: flags that have no effect. Where only `do_sample` is missing, it is set."""
+    for _ in range(3):  # one fault may hide another
+        try:
+            config.validate(strict=True)
+            return
+        except ValueError as error:
+            problem = str(error)
+        if config.do_sample is None and "`do_sample` is not set" in problem:
+            config.do_sample = True
+            continue
+        for name in [n for n in config.to_diff_dict() if f"`{n}`" in problem]:
+            setattr(config, name, None)
+    raise ValueError(
+        f"the model in {path} could not be saved after training: transformers refuses to write its "
+        f"generation config ({problem.splitlines()[0]}): mend its generation_config.json"
+    )

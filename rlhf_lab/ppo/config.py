@@ -9,6 +9,10 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+KL_ESTIMATORS = (
+    "The estimate of the KL in the reward: k1, whose gradient is the KL's own. That of k2 has a "
+    "cosine of .70 with it, that of k3 .19 (rule 19; measured on an enumerable policy)."
+)
 LAYOUTS = ("four", "shared", "adapters")
 """What `layouts.py` can make of the roles."""
 CHOICES = {
@@ -65,7 +69,7 @@ class PPOConfig(TrainingArguments):
     normalize_scores: bool = setting(False, "Scores of mean 0, variance 1 at the start (rule 16).")
     score_clip: float | None = setting(None, "Scores are clipped to ± this, after normalisation.")
     kl_coef: float = setting(0.05, "β of the per-token KL penalty.")
-    kl_estimator: str = setting("k1", "k1, k2 or k3 (rule 19).")
+    kl_estimator: str = setting("k1", KL_ESTIMATORS)
     kl_target: float | None = setting(None, "Nats per response the adaptive controller aims at.")
     max_kl_per_token: float | None = setting(5.0, "Nats; further out PPO has diverged and ends.")
     early_stop_kl: float | None = setting(None, "An update ends where approxkl is above this.")

@@ -28,13 +28,13 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """Scale the real positions to variance 1 and, with `shift_mean`, to mean 0 (rule 13: over the
     whole batch).
 
-    values, mask: (b, t) → (b, t), 0 where masked. The variance is the unbiased one. Raises
-    ValueError with fewer than two real positions.
+    values, mask: (b, t) → (b, t), 0 where masked. The variance is the unbiased one. A position
+    alone has none: it stays as it is (one response of one token).
     """
     m = mask.to(values.dtype)
     count = m.sum()
     if count < 2:
-        raise ValueError(f"whitening needs at least two real positions, got {int(count)}")
+        return values * m
     mean = (values * m).sum() / count
     variance = (((values - mean) ** 2) * m).sum() / (count - 1)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)

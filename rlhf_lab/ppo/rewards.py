@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..data.chat import EncodedPrompt, is_conversation
+from ..data.chat import is_conversation
 from ..data.reward_sources import RewardFunction
 from ..data.schema import Message
 from ..data.tokenize import prompt_of
@@ -28,7 +28,7 @@ from .logprobs import AnyModel
 from .losses import StopTokens, normalised_scores, score_constants
 from .rollout import sequence_scores, shape_of
 from .sampling import pad_prompts
-from .texts import Row, Tokenizer
+from .texts import Row, Tokenizer, encode_pair
 
 
 def call_reward(
@@ -323,9 +323,7 @@ def retokenised(
         prompt = prompt_of(row)
         if prompt and not isinstance(prompt, str) and not is_conversation(prompt):
             prompt = str(policy_tokenizer.decode(list(prompt), skip_special_tokens=True))
-        read = EncodedPrompt(theirs, prompt, row.get("tools"))
-        response = read.response_ids(text)
-        sequences.append(read.ids + (response if ended else response[:-1]))
+        sequences.append(encode_pair(theirs, prompt, text, ended, row.get("tools")))
     longest = max(map(len, sequences))
     room = getattr(getattr(source.function, "config", None), "max_position_embeddings", None)
     if room and longest > room:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..data.chat import EncodedPrompt, Tools
 from ..data.schema import Example, Prompt
 from ..data.tokenize import encode_prompt, encode_response, stop_ids
 from .logprobs import AnyModel
@@ -88,6 +89,12 @@ def sample_texts(
     ]
 
 
+def which_ended(tokenizer: Tokenizer, rows: Sequence[list[int]], limit: int) -> list[bool]:
+    """Which sampled responses ended by themselves: short of the limit, or with a stop token."""
+    stops = stop_ids(tokenizer)
+    return [len(ids) < limit or ids[-1] in stops for ids in rows]
+
+
 def decode(tokenizer: Tokenizer, responses: Tensor, mask: Tensor | None = None) -> list[str]:
     """Text of each response where the mask is True (without one up to the stop token), special
     tokens left out. responses, mask: (b, t)."""
@@ -97,6 +104,22 @@ def decode(tokenizer: Tokenizer, responses: Tensor, mask: Tensor | None = None) 
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
+def encode_pair(
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    response: str | list[int],
+    ended: bool = True,
+    tools: Tools | None = None,
+) -> list[int]:
+    """Prompt and response as one sequence of ids; what closes a text is left out of one that was
+    cut. Ids are taken as they are."""
+    read = EncodedPrompt(tokenizer, prompt, tools)
+    answer = read.response_ids(response)
+    if isinstance(response, str) and not ended:
+        answer = answer[:-1]
+    return read.ids + answer
+
+
 @torch.no_grad()
 def score_texts(
     model: AnyModel,
@@ -104,15 +127,17 @@ def score_texts(
     prompts: Sequence[Prompt],
     responses: Sequence[str | list[int]],
     batch: int = 256,
+    ended: Sequence[bool] | None = None,
 ) -> Tensor:
-    """The reward model's score of each (prompt, response), ended as in training. → (n,).
+    """The reward model's score of each (prompt, response), ids or text; a text is ended as in
+    training, where it had `ended` (None: all had). → (n,).
 
     `tokenizer`: the reward model's.
     """
     model.eval()
     rows = [
-        encode_prompt(tokenizer, p) + encode_response(tokenizer, r, p)
-        for p, r in zip(prompts, responses, strict=True)
+        encode_pair(tokenizer, p, r, end)
+        for p, r, end in zip(prompts, responses, ended or [True] * len(responses), strict=True)
     ]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     scores = torch.empty(len(rows))

@@ -6,6 +6,8 @@ One folder per run, plain files, readable without any training code:
     metrics.jsonl   one line per `log`: {"step": 10, "loss": 2.31}; null stands for NaN
     ledger.jsonl    the measured costs (`rlhf_lab.runs.ledger`)
     samples.jsonl   what the model wrote, one line per sample
+    evaluation.jsonl  every held-out response before and after training: ids of prompt and response,
+                    and the figures whose means the summary has
     model/          the trained model as transformers saves it
 
 `run.json` is replaced atomically; the `.jsonl` files only grow, so a killed run loses at most
@@ -54,7 +56,10 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 STATUSES = ("running", "finished", "stopped", "failed")
-_FILES = ("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "model", "adapter", "trainer")
+_FILES = (
+    *("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "evaluation.jsonl"),
+    *("model", "adapter", "trainer"),
+)
 _PACKAGES = (
     *("rlhf-lab", "torch", "transformers", "trl", "accelerate", "peft", "datasets"),
     *("tokenizers", "safetensors", "numpy"),
@@ -208,13 +213,20 @@ class Run:
         lines = [{"step": int(step), **to_json_object(row)} for row in rows]
         append_lines(self.folder / "samples.jsonl", lines)
 
+    def evaluated(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Append the responses to held-out prompts: `when` they were sampled, `prompt_ids`, `ids`,
+        whether they `ended`, figures of each."""
+        append_lines(self.folder / "evaluation.jsonl", [to_json_object(row) for row in rows])
+
     def rewind(self, step: int) -> None:
         """Go back to where a checkpoint of `step` was written: metrics and samples of later steps
         are dropped, and samples that were taken when training had ended."""
         metrics = [to_json_object(line) for line in self.metrics if line["step"] <= step]
         samples = [r for r in self.samples if r["step"] <= step and r.get("when") != self.stage]
+        before = [row for row in self.evaluation if row["when"] != self.stage]
         replace_file(self.folder / "metrics.jsonl", json_lines(metrics))
         replace_file(self.folder / "samples.jsonl", json_lines(samples))
+        replace_file(self.folder / "evaluation.jsonl", json_lines(before))
         self._write_config({**self._config_file.read(), "status": "running", "summary": {}})
 
     def save_ledger(self, ledger: Ledger) -> None:
@@ -308,6 +320,12 @@ class Run:
     def samples(self) -> list[JsonObject]:
         """What the model wrote, oldest first, each with its `step`."""
         return self._samples_file.read()
+
+    @property
+    def evaluation(self) -> list[JsonObject]:
+        """Every held-out response, as `evaluated` was given it; none in runs of version 0.1."""
+        file = self.folder / "evaluation.jsonl"
+        return read_lines(file) if file.is_file() else []
 
     @property
     def ledger(self) -> Ledger:

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..data.schema import Prompt
-from ..ppo.texts import sample_ids, score_texts
+from ..models.weights import embeddings, grow_embeddings
+from ..ppo.texts import sample_ids, score_texts, which_ended
 from .evaluate import GoldReward
 
 
@@ -57,8 +58,12 @@ def draw(
     )
     texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in ids]
     pairs = [(p, t) for p, row in zip(prompts, texts, strict=True) for t in row]
-    asked, answers = zip(*pairs, strict=True)
-    scores = score_texts(reward_model, reward_tokenizer or tokenizer, asked, answers)
+    answers, theirs = [a for row in ids for a in row], reward_tokenizer or tokenizer
+    if theirs is tokenizer:
+        grow_embeddings(reward_model, embeddings(model))
+    ends = which_ended(tokenizer, answers, max_new_tokens)
+    read = answers if theirs is tokenizer else [t for _, t in pairs]
+    scores = score_texts(reward_model, theirs, [p for p, _ in pairs], read, ended=ends)
     golds = None if gold_reward is None else [gold_reward(p, t) for p, t in pairs]
     shape = len(prompts), samples
     return Drawn(

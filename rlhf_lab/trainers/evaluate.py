@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -12,14 +13,34 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..data.schema import Example, Prompt
-from ..data.tokenize import encode_prompt, encode_response, encoded_rows, stop_ids
-from ..ppo.losses import kl_estimate, response_mask
+from ..data.tokenize import encode_prompt, encoded_rows
+from ..ppo.losses import kl_estimate
 from ..ppo.rollout import concat_prompt_response, response_logprobs
 from ..ppo.sampling import pad_prompts
-from ..ppo.texts import sample_texts, score_texts
+from ..ppo.texts import sample_ids, score_texts, which_ended
 
 GoldReward: TypeAlias = Callable[..., float]
 """Prompt, response → 0 to 10."""
+
+
+@dataclass
+class Answers:
+    """One response to each prompt, as it was sampled, and its figures: what is reported are their
+    means."""
+
+    prompt_ids: list[list[int]]
+    ids: list[list[int]]
+    """up to and with the stop token, where one was sampled"""
+    texts: list[str]
+    ended: list[bool]
+    """whether a stop token was sampled"""
+    figures: dict[str, list[float]]
+
+    def rows(self) -> list[Example]:
+        """One for each response, as a run records it."""
+        names = ("prompt_ids", "ids", "ended", *self.figures)
+        columns = (self.prompt_ids, self.ids, self.ended, *self.figures.values())
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 @torch.no_grad()
@@ -28,26 +49,22 @@ def kl_from_reference(
     reference: PreTrainedModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
-    responses: Sequence[str],
+    responses: Sequence[list[int]],
 ) -> Tensor:
-    """k1 and k3 estimates of KL(policy‖reference) in nats per response. → (n, 2).
-
-    A response that is text only is scored with its stop token, as if it had stopped there.
-    """
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    pairs = zip(responses, prompts, strict=True)
-    answers = [encode_response(tokenizer, r, p) for r, p in pairs]
+    """k1 and k3 estimates of KL(policy‖reference) in nats per response, of its sampled ids.
+    → (n, 2)."""
+    pad = tokenizer.pad_token_id
     encoded = [encode_prompt(tokenizer, p) for p in prompts]
-    out = torch.empty(len(answers), 2)
-    order = sorted(range(len(answers)), key=lambda i: len(answers[i]))
+    out = torch.empty(len(responses), 2)
+    order = sorted(range(len(responses)), key=lambda i: len(responses[i]))
     for start in range(0, len(order), 64):
         part = order[start : start + 64]
         prompt_ids, prompt_mask = pad_prompts([encoded[i] for i in part], pad)
-        width = max(len(answers[i]) for i in part)
-        rows = torch.full((len(part), width), eos)
+        lengths = torch.tensor([len(responses[i]) for i in part])
+        rows = torch.full((len(part), int(lengths.max())), pad)
         for row, i in enumerate(part):
-            rows[row, : len(answers[i])] = torch.tensor(answers[i])
-        mask = response_mask(rows, stop_ids(tokenizer))
+            rows[row, : len(responses[i])] = torch.tensor(responses[i])
+        mask = torch.arange(rows.shape[1]) < lengths.unsqueeze(1)
         ids, attention = (
             x.to(model.device)
             for x in concat_prompt_response(prompt_ids, prompt_mask, rows, mask, pad)
@@ -59,12 +76,26 @@ def kl_from_reference(
     return out
 
 
+def score_answers(
+    reward_model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    reward_tokenizer: Tokenizer | None,
+    prompts: Sequence[Prompt],
+    answers: Answers,
+) -> Tensor:
+    """The reward model's score of each response's sampled ids; of its text, where the model has a
+    tokenizer of its own. → (n,)."""
+    if reward_tokenizer is None or reward_tokenizer is tokenizer:
+        return score_texts(reward_model, tokenizer, answers.prompt_ids, answers.ids)
+    return score_texts(reward_model, reward_tokenizer, prompts, answers.texts, ended=answers.ended)
+
+
 def policy_report(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     *,
-    prompt_ids: Sequence[Prompt] | None = None,
+    prompt_ids: Sequence[list[int]] | None = None,
     gold_parts: Callable[..., dict[str, float]] | None = None,
     gold_reward: GoldReward | None = None,
     reward_model: PreTrainedModel | None = None,
@@ -72,33 +103,34 @@ def policy_report(
     reference: PreTrainedModel | None = None,
     max_new_tokens: int = 64,
     seed: int = 1234,
-) -> tuple[dict[str, float], list[str]]:
+) -> tuple[dict[str, float], Answers]:
     """Sample one response per prompt. → means of its figures, the responses.
 
     `prompt_ids`: the prompts' tokens, where they were made before.
     `gold_reward`, `gold/<part>`: means over prompts; `reward`: the reward model's mean score, in
     tokens of `reward_tokenizer` where it has its own;
-    `kl`, `kl_k3`: nats per response from `reference`; `length`: words.
+    `kl`, `kl_k3`: nats per response from `reference`; `length`: words. All are of what was sampled:
+    a response that did not end is not given an end.
     """
-    asked = prompts if prompt_ids is None else prompt_ids
-    sampled = sample_texts(model, tokenizer, asked, max_new_tokens=max_new_tokens, seed=seed)
-    responses = [s[0] for s in sampled]
-    figures = {"length": sum(len(r.split()) for r in responses) / len(responses)}
+    asked = prompt_ids or [encode_prompt(tokenizer, p) for p in prompts]
+    sampled = sample_ids(model, tokenizer, asked, max_new_tokens=max_new_tokens, seed=seed)
+    ids = [s[0] for s in sampled]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    figures = {"length": [float(len(r.split())) for r in texts]}
+    answers = Answers(list(asked), ids, texts, which_ended(tokenizer, ids, max_new_tokens), figures)
+    pairs = list(zip(prompts, texts, strict=True))
     if gold_reward:
-        golds = [gold_reward(p, r) for p, r in zip(prompts, responses, strict=True)]
-        figures["gold_reward"] = sum(golds) / len(golds)
+        figures["gold_reward"] = [gold_reward(p, r) for p, r in pairs]
     if gold_parts:
-        parts = [gold_parts(p, r) for p, r in zip(prompts, responses, strict=True)]
-        for name in parts[0]:
-            figures[f"gold/{name}"] = sum(p[name] for p in parts) / len(parts)
+        parts = [gold_parts(p, r) for p, r in pairs]
+        figures |= {f"gold/{name}": [p[name] for p in parts] for name in parts[0]}
     if reward_model is not None:
-        theirs = reward_tokenizer or tokenizer
-        read = asked if theirs is tokenizer else prompts
-        figures["reward"] = float(score_texts(reward_model, theirs, read, responses).mean())
+        scores = score_answers(reward_model, tokenizer, reward_tokenizer, prompts, answers)
+        figures["reward"] = scores.tolist()
     if reference is not None:
-        kl = kl_from_reference(model, reference, tokenizer, asked, responses).mean(0)
-        figures["kl"], figures["kl_k3"] = float(kl[0]), float(kl[1])
-    return figures, responses
+        kl = kl_from_reference(model, reference, tokenizer, asked, ids)
+        figures["kl"], figures["kl_k3"] = kl.T.tolist()
+    return {name: sum(x) / len(x) for name, x in figures.items()}, answers
 
 
 def pair_accuracy(
@@ -132,16 +164,7 @@ def noise_free_accuracy(pairs: Sequence[Example], margin: Tensor, gold_reward: G
     return float(((margin > 0) == (gaps > 0))[clear].float().mean())
 
 
-def win_rate(
-    reward_model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
-    before: Sequence[str],
-    after: Sequence[str],
-) -> float:
+def win_rate(before: Tensor, after: Tensor) -> float:
     """Share of prompts whose response after scores higher than the one before; ties count half.
-
-    `tokenizer`: the reward model's.
-    """
-    old, new = (score_texts(reward_model, tokenizer, prompts, texts) for texts in (before, after))
-    return float(((new > old).float() + (new == old).float() / 2).mean())
+    before, after: (n,) scores of the reward model."""
+    return float(((after > before).float() + (after == before).float() / 2).mean())

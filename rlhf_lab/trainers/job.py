@@ -14,6 +14,7 @@ from ..data.load import Data
 from ..data.reward_sources import RewardFunction
 from ..data.tokenize import prompt_text
 from ..metering.meter import Meter
+from ..models.weights import embeddings, grow_embeddings
 from ..ppo.adapters import POLICY
 from ..ppo.logprobs import AnyModel
 from ..runs.json_files import JsonObject
@@ -21,7 +22,7 @@ from ..runs.progress import Progress
 from ..runs.run import Run
 from ..stages import STAGES
 from .diverged import broken_weight, diverged
-from .evaluate import policy_report, win_rate
+from .evaluate import Answers, policy_report, score_answers, win_rate
 from .prepare import Prepared
 from .trl import Bar, Watch, make_trainer
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ..widgets.dashboard import Dashboard
 
 Figures: TypeAlias = JsonObject
-Evaluated: TypeAlias = tuple[Figures, list[str]]
+Evaluated: TypeAlias = tuple[Figures, Answers | None]
 """Figures of a policy, and its responses to the held-out prompts; empty for a run that stopped."""
 
 
@@ -73,7 +74,10 @@ class Job:
             return
         adapted = hasattr(model, "peft_config")
         folder = self.run.folder / ("adapter" if adapted else "model")
-        model.save_pretrained(folder, **({"selected_adapters": [POLICY]} if adapted else {}))
+        # Without embeddings, which are not trained: where they were given a row for padding, what
+        # was saved with them would not fit the base (peft saves them then).
+        alone = {"selected_adapters": [POLICY], "save_embedding_layers": False}
+        model.save_pretrained(folder, **(alone if adapted else {}))
         self.tokenizer.save_pretrained(folder)
 
     def whole(self, model: AnyModel) -> AnyModel:
@@ -122,7 +126,11 @@ def train_role(job: Job) -> tuple[Trainer, Figures]:
     watch = Watch(job.meter, role, job.run.log, job.progress, job.should_stop)
     data = (ready.train, ready.test)
     model, tokenizer = ready.models[role], job.tokenizer
-    trainer = make_trainer(job.plan.stage, model, tokenizer, *data, job.args, [watch])
+    handle = job.plan.model
+    reference = (lambda: handle.sft) if "reference" in STAGES[job.plan.stage].roles else None
+    trainer = make_trainer(
+        job.plan.stage, model, tokenizer, *data, job.args, [watch], reference=reference
+    )
     return trainer, run_trainer(job, trainer, watch)
 
 
@@ -148,6 +156,8 @@ def train_policy(job: Job) -> Figures:
     policy = job.whole(trainer.model)
     after = evaluate_policy(job, policy, model.sft if compared else None)
     reward = model.reward if compared and "reward" in model.paths else None
+    if reward is not None and not model.foreign_reward:
+        grow_embeddings(reward, embeddings(policy))
     return figures | before_and_after(job, before, after, reward)
 
 
@@ -158,14 +168,15 @@ def evaluate_policy(
     reward_model: AnyModel | None = None,
     keep: str = "",
 ) -> Evaluated:
-    """Figures of a policy on held-out prompts, and its responses. 32 of them are recorded under a
-    name, `keep` or that of the stage; not again in a run that is resumed."""
+    """Figures of a policy on held-out prompts, and its responses. They are recorded under a name,
+    `keep` or that of the stage: all as ids and numbers, 32 to read, not again in a run that is
+    resumed."""
     prompts, keep = job.ready.prompts, keep or job.plan.stage
     if not prompts or job.stopped:
-        return {}, []
+        return {}, None
     gold = job.data.has_gold
     with job.meter.phase("evaluation"):
-        figures, responses = policy_report(
+        figures, answers = policy_report(
             model,
             job.tokenizer,
             prompts,
@@ -178,11 +189,13 @@ def evaluate_policy(
             max_new_tokens=int(job.plan.settings.get("response_length", 64)),
         )
     if not any(row.get("when") == keep for row in job.run.samples):
-        rows = zip(prompts[:32], responses, strict=False)
-        job.run.sample(
-            0, [{"prompt": prompt_text(p), "response": r, "when": keep} for p, r in rows]
-        )
-    return figures, responses
+        rows = [{"when": keep, **row} for row in answers.rows()]
+        job.run.evaluated(rows)
+        shown = [{n: row[n] for n in ("prompt_ids", "ids", "when")} for row in rows[:32]]
+        for row, prompt, text in zip(shown, prompts, answers.texts, strict=False):
+            row |= {"prompt": prompt_text(prompt), "response": text}
+        job.run.sample(0, shown)
+    return figures, answers
 
 
 def before_and_after(
@@ -192,6 +205,7 @@ def before_and_after(
     prefers the response after training to the one before."""
     figures = after[0] | {f"before/{name}": value for name, value in before[0].items()}
     if before[1] and after[1] and reward_model is not None:
-        prompts, theirs = job.ready.prompts, job.plan.model.reward_tokenizer
-        figures["win_rate"] = win_rate(reward_model, theirs, prompts, before[1], after[1])
+        judge = reward_model, job.tokenizer, job.plan.model.reward_tokenizer, job.ready.prompts
+        old, new = (score_answers(*judge, answers) for answers in (before[1], after[1]))
+        figures["win_rate"] = win_rate(old, new)
     return figures

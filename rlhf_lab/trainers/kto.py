@@ -8,6 +8,7 @@ one less likely. The drift, a KL, is estimated in each batch from answers to *ot
 from __future__ import annotations
 
 import random
+from functools import partial
 
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
@@ -32,14 +33,15 @@ class TokenizedKTOTrainer(KTOTrainer):
 def mismatched(rows: Rows, args: KTOConfig) -> Rows:
     """Rows in the order in which they are trained on, each with an answer to another prompt.
 
-    As TRL: within a batch the answers move on by one row (`KL_completion_ids`), and the order is
-    that of the data set. It is shuffled here first, or the two answers of a pair, which stand side
-    by side, would be taken for answers to different prompts. A last batch of one row is left out.
+    As TRL: within a batch the answers move on by a row (`KL_completion_ids`), and the order is that
+    of the data set. It is shuffled here first: files are sorted by label or by prompt, and TRL
+    shuffles nothing. Where a row would then meet another answer to its own prompt, answers move on
+    by as many rows as leave the fewest such. A last batch of one row is left out.
     """
-    if args.loss_type == "apo_zero_unpaired":  # has no such term
-        return list(rows)
     size, rows = args.per_device_train_batch_size, list(rows)
     random.Random(args.seed).shuffle(rows)
+    if args.loss_type == "apo_zero_unpaired":  # has no such term
+        return rows
     if len(rows) % size == 1:
         rows.pop()
     if not rows:
@@ -47,9 +49,16 @@ def mismatched(rows: Rows, args: KTOConfig) -> Rows:
     found = []
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
-        answers = [row["completion_ids"] for row in batch]
+        others = [batch[-by:] + batch[:-by] for by in range(1, max(2, len(batch)))]
+        moved = min(others, key=partial(same_prompts, batch))
         found += [
-            {**row, "KL_completion_ids": other}
-            for row, other in zip(batch, [answers[-1], *answers[:-1]], strict=True)
+            {**row, "KL_completion_ids": other["completion_ids"]}
+            for row, other in zip(batch, moved, strict=True)
         ]
     return found
+
+
+def same_prompts(batch: Rows, others: Rows) -> int:
+    """In how many places two lists of rows have the same prompt."""
+    pairs = zip(batch, others, strict=True)
+    return sum(row["prompt_ids"] == other["prompt_ids"] for row, other in pairs)

@@ -12,7 +12,6 @@ scoring them in the same way, positions counted from the mask, and metrics of th
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 import trl
 from torch import Tensor, nn
+from transformers import GenerationConfig, Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.reward_sources import RewardFunction as Function
 from ..data.reward_sources import gold_metrics
@@ -33,6 +32,7 @@ from ..ppo.logprobs import AnyModel
 from ..ppo.losses import kl_estimate, missing_stop_score
 from ..ppo.rewards import Rewards, call_reward
 from ..ppo.sampling import pad_prompts, positions_of
+from ..ppo.texts import which_ended
 from ..stages import Setting
 from .diverged import broken_weight, diverged
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
@@ -166,10 +166,8 @@ class RewardFunction:
             ).cpu()
 
     def stopped(self, completion_ids: list[list[int]]) -> Tensor:
-        """Which responses ended by themselves: short of the limit, or with a stop token. → (n,)
-        bool."""
-        limit, stops = self.args.response_length, stop_ids(self.tokenizer)
-        return torch.tensor([len(ids) < limit or ids[-1] in stops for ids in completion_ids])
+        """Which responses ended by themselves: short of the limit, or with eos. → (n,) bool."""
+        return torch.tensor(which_ended(self.tokenizer, completion_ids, self.args.response_length))
 
     def _log_metrics(
         self,
@@ -227,6 +225,14 @@ class _PPOConventions(TrainerBase):
             rows = [{"prompt": p} for p in prompts]
         return [row_prompt_ids(self._tokenizer, row) for row in rows], None, {}
 
+    def _generate_single_turn(self, *args: Setting, **kwargs: Setting) -> Setting:
+        """Rule 1: what TRL sets is all there is. transformers would take the rest (`min_p`,
+        `suppress_tokens`, `min_new_tokens`, …) from the model's own generation config."""
+        model = self.model
+        whole = model.get_base_model() if hasattr(model, "peft_config") else model
+        with patched(whole, "generation_config", GenerationConfig()):
+            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     def _get_per_token_logps_and_entropies(
         self, model: AnyModel, *args: Setting, **kwargs: Setting
     ) -> tuple[Tensor, ...]:
@@ -282,7 +288,7 @@ def _no_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-class RLOOTrainer(_PPOConventions, trl.RLOOTrainer):  # type: ignore[misc]
+class RLOOTrainer(_PPOConventions, trl.RLOOTrainer):
     """TRL's RLOOTrainer with our conventions."""
 
 
@@ -308,12 +314,11 @@ def online_trainer(
     args = copy.copy(args)
     args.reward_weights = None  # the reward_function has weighted and added up already
     model.generation_config.eos_token_id = list(stop_ids(tokenizer))  # TRL adds the eos alone
-    home = importlib.import_module(f"trl.trainer.{stage}_trainer")
     rows: Rows = [{k: r[k] for k in ("prompt", "prompt_ids") if k in r} for r in train]
-    with patched(home, "create_model_from_path", lambda *_, **__: reference):
-        return make_trainer(
-            stage, model, tokenizer, rows, [], args, [watch], reward_funcs=reward_function
-        )
+    scored = {"reward_funcs": reward_function}
+    return make_trainer(
+        stage, model, tokenizer, rows, [], args, [watch], lambda: reference, **scored
+    )
 
 
 METRIC_NAMES = {

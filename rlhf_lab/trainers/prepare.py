@@ -13,6 +13,8 @@ from ..data.chat import is_conversation, remedy
 from ..data.load import Data
 from ..data.schema import Example, Prompt
 from ..data.tokenize import Encoded, encoded_rows, prompt_rows
+from ..models.weights import embeddings, grow_embeddings
+from ..ppo.config import KL_ESTIMATORS
 from ..runs.progress import with_progress
 from ..stages import STAGES, Settings, resolve
 from .diverged import broken_weight
@@ -81,8 +83,11 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
             f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
             f"({lost}); {next(filter(None, map(remedy, counts)), limit)}"
         )
-    if plan.stage == "ppo" and not quiet and (why := _new_critic(plan, args.layout)):
-        print(f"ppo: the value model starts on the SFT model with a zero head: {why}", flush=True)
+    if plan.stage == "ppo" and not quiet:
+        if why := _new_critic(plan, args.layout):
+            print(f"ppo: the value model starts on the SFT model with a zero head: {why}")
+        if args.kl_estimator != "k1":
+            print(f"ppo: kl_estimator={args.kl_estimator}: {KL_ESTIMATORS}", flush=True)
     models = load_roles(plan, args)
     if args.use_cpu and sum(p.numel() for p in models[spec.roles[0]].parameters()) > LARGE:
         held_out = held_out[:HELD_OUT_OF_LARGE]
@@ -155,6 +160,11 @@ def load_roles(plan: Plan, args: TrainerArgs) -> Models:
             roles["reward"] = model.reward
         if args.beta and not plan.lora:
             roles["reference"] = model.sft
+    rows = embeddings(roles["policy"])
+    for role, judge in roles.items():  # a policy may sample any token that it has an embedding for
+        foreign = role == "reward" and model.foreign_reward
+        if hasattr(judge, "resize_token_embeddings") and not foreign:
+            grow_embeddings(judge, rows)
     return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
 
 

@@ -18,7 +18,7 @@ from .trl import Rows
 def train(job: Job) -> Figures:
     trainer, figures = train_role(job)
     model = job.whole(trainer.model)
-    pairs = job.data.preferences.test
+    pairs = _short_enough(job, job.data.preferences.test, "chosen", "rejected")
     if pairs and not job.stopped:
         accuracy, margin = pair_accuracy(model, job.tokenizer, pairs)
         figures |= {"accuracy": accuracy, "held_out_pairs": len(margin)}
@@ -27,13 +27,23 @@ def train(job: Job) -> Figures:
             gold = job.data.gold_reward
             figures["noise_free_accuracy"] = noise_free_accuracy(pairs, margin, gold)
     # Rule 16: demonstrations score 0 on average; kept in the config, where PPO finds it.
-    demonstrations = (job.data.sft.train or job.data.preferences.train)[:256]
-    figures["score_offset"] = set_score_offset(model, job.tokenizer, demonstrations)
+    rows = (job.data.sft.train or job.data.preferences.train)[:256]
+    rows = _short_enough(job, rows, "completion" if job.data.sft.train else "chosen")
+    figures["score_offset"] = set_score_offset(model, job.tokenizer, rows) if rows else 0.0
     job.save(model)
     if job.plan.lora:  # what its config says of a whole model
         beside = job.run.folder / "adapter" / SCORE_FILE
         beside.write_text(json.dumps({"score_offset": figures["score_offset"]}) + "\n")
     return figures
+
+
+def _short_enough(job: Job, rows: Rows, *columns: str) -> Rows:
+    """Rows that the chat template can write and the model can read to their end."""
+    return [
+        row
+        for row, prompt, answers in encoded_rows(job.tokenizer, rows, columns, {})
+        if len(prompt) + max(map(len, answers)) <= job.plan.model.context
+    ]
 
 
 def set_score_offset(

@@ -7,7 +7,9 @@ the run as they come.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeAlias
 
 from datasets import Dataset
@@ -25,6 +27,7 @@ from trl import DPOTrainer
 from ..data.schema import Example
 from ..metering.callback import MeterCallback
 from ..metering.meter import Meter
+from ..metering.patch import patched
 from ..models.device import device_settings
 from ..ppo.logprobs import AnyModel
 from ..stages import STAGES, resolve
@@ -71,25 +74,33 @@ def make_trainer(
     held_out: Rows,
     args: TrainingArguments,
     callbacks: list[TrainerCallback],
+    reference: Callable[[], AnyModel] | None = None,
     **more: object,
 ) -> Trainer:
     """TRL's trainer of a stage (`StageSpec.trainer`), for rows with token ids.
 
-    The reference, where there is one, is a frozen copy, for a model with adapters the model with
-    its adapters off. TRL takes adapters that are there already for trained ones, of which it would
-    keep a second set as the reference: it gets the model without them, and their config.
+    `reference` makes the frozen copy where TRL wants one. By itself it would load one from where
+    the policy came from, which has fewer tokens than a policy that was given a pad token. For a
+    model with adapters the reference is the model with its adapters off. TRL takes adapters that
+    are there already for trained ones, of which it would keep a second set as the reference: it
+    gets the model without them, and their config.
     """
     if "reference" in STAGES[stage].roles and hasattr(model, "peft_config"):
         more["peft_config"], model = model.peft_config["default"], model.unload()
-    trainer: Trainer = resolve(STAGES[stage].trainer)(
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-        train_dataset=Dataset.from_list(train) if train else None,
-        eval_dataset=Dataset.from_list(held_out) if held_out else None,
-        **more,
-    )
+    loads: AbstractContextManager[object] = nullcontext()
+    if reference is not None:
+        home, make = importlib.import_module(f"trl.trainer.{stage}_trainer"), reference
+        loads = patched(home, "create_model_from_path", lambda *_, **__: make())
+    with loads:
+        trainer: Trainer = resolve(STAGES[stage].trainer)(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            train_dataset=Dataset.from_list(train) if train else None,
+            eval_dataset=Dataset.from_list(held_out) if held_out else None,
+            **more,
+        )
     trainer.remove_callback(PrinterCallback)  # the run records what it would print over the bar
     return trainer
 

@@ -130,3 +130,19 @@ def rows(count: int = 24) -> list[dict]:
         }
         for i in range(count)
     ]
+
+
+def data(made: list[dict] | None = None):
+    """Rows as `lab.load_data` reads them, evaluated on all that they train on."""
+    from dataclasses import replace
+
+    import rlhf_lab as lab
+    from rlhf_lab.data.load import Split
+
+    read = lab.load_data(made or rows())
+    parts = {
+        name: Split(part.train, part.train)
+        for name, part in vars(read).items()
+        if isinstance(part, Split)
+    }
+    return replace(read, **parts)

@@ -53,9 +53,11 @@ def test_whiten_scales_by_the_unbiased_deviation():
     assert_close(out, tensor([[-2.0, 2.0]], dtype=DOUBLE) / math.sqrt(8))
 
 
-def test_whiten_needs_two_real_positions():
-    with pytest.raises(ValueError, match="at least two"):
-        losses.whiten(torch.ones(1, 3), tensor([[True, False, False]]))
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_a_position_alone_is_not_whitened(shift_mean):
+    """models.md 11: it has no deviation to be measured in."""
+    out = losses.whiten(tensor([[3.0, 7.0]]), tensor([[True, False]]), shift_mean)
+    assert_close(out, tensor([[3.0, 0.0]]))
 
 
 @relaxed

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from types import SimpleNamespace
 
 import pytest
@@ -131,6 +131,21 @@ def test_ready_made_input_ids_equal_their_text(make, tiny):
 def test_settings_that_cannot_work_are_refused_in_one_line(make, settings, line):
     with pytest.raises(ValueError, match=line):
         make(**settings)
+
+
+def test_one_response_of_one_token(make):
+    """models.md 11: an iteration of a single token is learned from, and breaks nothing."""
+    trainer = make(per_device_train_batch_size=1, response_length=1, num_mini_batches=1)
+    before = {n: p.clone() for n, p in trainer.policy.named_parameters()}
+    metrics = trainer.iterate(0)
+    assert metrics["response_length"] == 1 and metrics["optimizer_steps"] >= 1
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.policy.named_parameters())
+
+
+def test_what_an_estimator_of_the_kl_is_worth_is_said_where_it_is_chosen():
+    """models.md 22: --set, HfArgumentParser and the reference of settings show a field's help."""
+    (chosen,) = (f for f in fields(PPOConfig) if f.name == "kl_estimator")
+    assert "k1" in chosen.metadata["help"] and ".19" in chosen.metadata["help"]
 
 
 def test_a_trainer_without_rewards_or_prompts_is_refused(make):

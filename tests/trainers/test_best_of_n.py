@@ -10,11 +10,13 @@ from itertools import combinations, product
 
 import pytest
 import torch
+from ppo_kit import naive_score
 
 import rlhf_lab as lab
 from rlhf_lab import studies
 from rlhf_lab.cli.main import main
-from rlhf_lab.ppo.texts import score_texts
+from rlhf_lab.data.tokenize import encode_prompt
+from rlhf_lab.ppo.texts import sample_ids
 from rlhf_lab.trainers.best_of_n import draw, expected_best, kl_bound, order_weights
 
 pytestmark = pytest.mark.usefixtures("few_stories")
@@ -84,10 +86,14 @@ def test_what_is_drawn_is_what_is_scored(tiny):
         max_new_tokens=6,
         gold_reward=lambda p, r: len(p) + 100 * len(r.split()),
     )
+    sampled = sample_ids(policy, tokenizer, prompts, samples=5, max_new_tokens=6, seed=99)
+    assert {r[-1] == tiny.eos for row in sampled for r in row} == {True, False}
     assert drawn.scores.shape == drawn.golds.shape == drawn.tokens.shape == (2, 5)
     for row, prompt in enumerate(prompts):
-        scores = score_texts(reward_model, tokenizer, [prompt] * 5, drawn.texts[row])
-        assert torch.allclose(drawn.scores[row].float(), scores, atol=1e-5)
+        ids = [encode_prompt(tokenizer, prompt) + r for r in sampled[row]]
+        # The sampled ids as they are, to the last: what was cut is given no end.
+        scores = [float(naive_score(reward_model, whole)) for whole in ids]
+        assert drawn.scores[row].tolist() == pytest.approx(scores, abs=1e-5)
         assert drawn.golds[row].tolist() == [
             len(prompt) + 100 * len(t.split()) for t in drawn.texts[row]
         ]

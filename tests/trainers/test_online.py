@@ -96,6 +96,29 @@ def test_groups_are_sampled_purely_and_from_our_tokens(stage, tiny, tmp_path):
     assert all(1 <= len(ids) <= 6 and tiny.eos not in ids[:-1] for ids in asked["ids"])
 
 
+@pytest.mark.parametrize("lora", [False, True])
+@BOTH
+def test_sampling_is_the_settings_of_the_stage_alone(stage, lora, tiny, tmp_path):
+    """models.md 8: transformers fills up what TRL leaves open from the model's own settings."""
+    own = {
+        "min_p": 0.9,
+        "typical_p": 0.2,
+        "suppress_tokens": [3, 4, 5],
+        "min_new_tokens": 6,
+        "no_repeat_ngram_size": 1,
+    }
+    sampled = []
+    for settings in ({}, own):
+        o = Online(stage, tiny, tmp_path, lora=lora, max_steps=1)
+        whole = o.policy.get_base_model() if lora else o.policy
+        whole.generation_config.update(**settings)
+        kept = whole.generation_config.to_dict()
+        o.trainer.train()
+        sampled.append([call["ids"] for call in o.asked])
+        assert whole.generation_config.to_dict() == kept  # and they are still there to be saved
+    assert sampled[0] == sampled[1]
+
+
 @BOTH
 def test_conversations_are_encoded_as_everywhere(stage, tiny, tmp_path):
     talks = [[{"role": "user", "content": f"w{i} w{i + 1}"}] for i in range(8)]
