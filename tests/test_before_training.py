@@ -170,7 +170,7 @@ def test_stumbles_17_a_bare_command_shows_what_there_is(capsys):
 @pytest.mark.parametrize(
     ("what", "rows"),
     [
-        (["models"], ["tiny", "Qwen/Qwen2.5-7B", "bundled"]),
+        (["models"], ["tiny", "smollm2-135m", "Qwen/Qwen2.5-7B", "bundled"]),
         (["hardware"], ["h100", "GiB"]),
         (["settings", "--stage", "dpo"], ["beta", "0.5", "learning_rate"]),
     ],

@@ -25,16 +25,19 @@ def run_list(args: argparse.Namespace) -> int:
 def _rows(what: str, stage: str) -> Iterator[dict[str, str]]:
     from ..cost.architecture import architecture
     from ..cost.hardware import CATALOGUE
-    from ..models.load import BUNDLED, load, presets
+    from ..models.load import ALIASES, BUNDLED, load, presets
+    from ..models.packaged import PACKAGED, SAME_SIZES
     from ..planning import config_fields
 
     if what == "hardware":
         for name, device in CATALOGUE.items():
             yield {what: name, "is": device.name, "memory": format_bytes(device.memory)}
     elif what == "models":
-        for name in (*BUNDLED, *presets()):
-            size = architecture(load(name).config_dict()).parameters()
-            kind = "bundled" if name in BUNDLED else "weights from the hub"
+        kinds = dict.fromkeys(BUNDLED, "bundled")
+        kinds |= {a: f"in the package {PACKAGED[of][1]}, or the hub" for a, of in ALIASES.items()}
+        for name, kind in (kinds | dict.fromkeys(presets(), "weights from the hub")).items():
+            sizes = load(SAME_SIZES.get(ALIASES.get(name, ""), name))
+            size = architecture(sizes.config_dict()).parameters()
             yield {"model": name, "size": format_number(size, "parameters"), "": kind}
     else:
         for name, kind in sorted(config_fields(stage).items()):
