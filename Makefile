@@ -1,5 +1,5 @@
 # rlhf_lab from a fresh clone: `make run`, `make test`, `make lab`. Each makes .venv and installs
-# what it needs by itself; a second call does not install again. You need Python 3.10 or newer
+# what it needs by itself; a second call does not install again. You need Python 3.11 or newer
 # (with pip and venv) and make. Settings, with their defaults:
 #   make run ARGS="--seed 1"            anything that `rlhf-lab train all` understands
 #   make test PYTEST_ARGS="-k ppo"      anything that pytest understands
@@ -135,8 +135,8 @@ clean:
 $(VENV)/.stamp-venv:
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo 'rlhf_lab: no $(PYTHON) here; name yours: make PYTHON=...' >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "rlhf_lab: needs Python 3.10 or newer, $(PYTHON) is older; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "rlhf_lab: needs Python 3.11 or newer, $(PYTHON) is older; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo 'rlhf_lab: $(PYTHON) cannot make a virtual environment (no ensurepip); on Debian or Ubuntu: apt install python3-venv' >&2; exit 1; }
 	@echo '== making $(VENV)'
@@ -181,7 +181,7 @@ for d in sorted(distributions(), key=lambda d: d.name.lower()):
         continue
     line = d.name + "==" + d.version.split("+")[0]  # torch without its build suffix
     oldest = re.search(r">=\s*(3\.\d+(\.[1-9]\d*)?)", d.metadata["Requires-Python"] or "")
-    if oldest and tuple(map(int, oldest[1].split("."))) > (3, 10):
+    if oldest and tuple(map(int, oldest[1].split("."))) > (3, 11):
         name = "python_full_version" if oldest[2] else "python_version"
         line += f' ; {name} >= "{oldest[1]}"'
     print(line)

@@ -7,15 +7,11 @@ installed of what the package asks for, as lines of a Markdown table.
 from __future__ import annotations
 
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 from packaging.requirements import Requirement
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    from pip._vendor import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 

@@ -53,8 +53,8 @@ def examine() -> list[Finding]:
 
 def _python() -> Iterator[Finding]:
     found = f"{platform.python_version()} ({sys.prefix})"
-    old = sys.version_info < (3, 10)
-    yield Finding("Python", found, "use Python 3.10 or newer" if old else "", "fix")
+    old = sys.version_info < (3, 11)
+    yield Finding("Python", found, "use Python 3.11 or newer" if old else "", "fix")
 
 
 def _packages() -> Iterator[Finding]:

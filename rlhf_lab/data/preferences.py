@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import uuid
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .schema import Example, Prompt
@@ -105,7 +105,7 @@ class Annotations:
 
     def _append(self, kind: str, who: str, content: Example) -> str:
         self.read()  # a file that has become somebody else's is left alone
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         head = {"annotation": kind, "id": uuid.uuid4().hex[:12], "who": who}
         line = json.dumps({**head, **content, "time": now}, allow_nan=False).encode() + b"\n"
         self.file.parent.mkdir(parents=True, exist_ok=True)

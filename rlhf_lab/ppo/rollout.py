@@ -21,8 +21,9 @@ from .logprobs import AnyModel, language_head, logprobs_and_entropy, scored_logp
 from .losses import StopTokens, is_stop, to_fp32
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from accelerate import Accelerator
-    from typing_extensions import Self
 
 CHUNK = 32
 """Rows of a pass, where nobody chooses."""
