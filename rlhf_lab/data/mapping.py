@@ -157,8 +157,9 @@ def from_flags(flags: Sequence[str]) -> dict[str, object]:
         if not equals or not value:
             raise ValueError(f"--field {flag!r}: write OURS=COLUMN, for example chosen=better")
         if name == "values":
-            pairs = (v.rpartition(":") for v in value.split(","))
-            found[name] = {**found.get(name, {}), **{k.strip(): v.strip() for k, _, v in pairs}}
+            # A value may hold commas and colons itself: what it means is one word, at its end.
+            pairs = re.findall(r"(.+?):\s*(\w+)\s*(?:,|$)", value) or [(value, "")]
+            found[name] = {**found.get(name, {}), **{k.strip(): v for k, v in pairs}}
         elif name in LISTS:  # commas part paths, unless in brackets or quotes
             parts = re.findall(r"""(?:\[[^]]*\]|\([^)]*\)|"[^"]*"|'[^']*'|`[^`]*`|[^,])+""", value)
             found[name] = [*found.get(name, []), *parts]
@@ -252,13 +253,21 @@ def getter(path: str, columns: Sequence[str] | set[str], what: str, name: str) -
             f"{shown_list(columns)} (a name with dots or spaces inside a path stands in quotes)"
         ) from None
 
+    goes_into = [c for c in columns if mentions(path, c)]
+
     def get(row: Mapping[str, Any]) -> Any:
+        inside = {c: structure(row[c]) for c in goes_into if isinstance(row.get(c), str)}
         try:
-            return compiled.search(row)
+            return compiled.search({**row, **inside} if inside else row)  # JSON in a table's cells
         except JMESPathError:  # a function met a value that it does not take
             return None
 
     return get
+
+
+def mentions(path: str, column: str) -> bool:
+    """Whether a path goes through a column."""
+    return path == column or bool(re.search(rf"(?<![\w.]){re.escape(column)}(?!\w)", path))
 
 
 def shown_list(names: Sequence[str] | set[str]) -> str:

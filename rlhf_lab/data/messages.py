@@ -56,16 +56,24 @@ NOTHING |= {"[deleted by user]", "[removed by reddit]", "deleted by user", "[ re
 """Texts (in lower case) with which tables and forums say that there is none."""
 STANDS_FOR_NOTHING = "a text that stands for nothing (nan, N/A, [deleted], …)"
 
+NO_TEXT = "a message with parts that are no text (pictures, files, …)"
+
 HUMAN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 EXTRA_ID = re.compile(r"<extra_id_1>(User|Assistant)\n")
-AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*['"](role|from|content|value)['"]\s*:""")
+AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*['"](role|from|content|value|text|parts)['"]\s*:""")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-READ = {"role", "from", "content", "value", "tool_calls", "tool_call_id", "name", *THOUGHTS}
+CONTENT = ("content", "value", "text", "parts")
+READ = {"role", "from", *CONTENT, "tool_calls", "function_call", "tool_call_id", "name", *THOUGHTS}
 """Keys of a message that are read."""
 
 
 class Dropped(ValueError):
-    """A row that cannot be used; its message is the reason it is counted under."""
+    """A row that cannot be used; its message is the reason it is counted under.
+
+    `example` is a mapping that would read it, where there is one.
+    """
+
+    example: Mapping[str, Any] = {}
 
 
 def text(value: object) -> str:
@@ -140,8 +148,7 @@ def conversation(value: object) -> list[Message]:
         raise Dropped("messages as text that cannot be parsed")
     turns = inside if isinstance(inside, list) else [inside]
     are_messages = all(
-        isinstance(m, dict) and {"role", "from"} & m.keys() and {"content", "value"} & m.keys()
-        for m in turns
+        isinstance(m, dict) and {"role", "from"} & m.keys() and m.keys() & {*CONTENT} for m in turns
     )
     return messages(turns) if are_messages else []
 
@@ -168,9 +175,8 @@ def _message(given: Mapping[str, Any]) -> Message | None:
     role = ROLE_NAMES.get(theirs) or ROLE_NAMES.get(theirs.strip().lower())
     if role is None:
         raise Dropped(f"unknown role {theirs[:30]!r}")
-    content = given.get("content")
-    body = _joined(given.get("value") if content is None else content)
-    calls = tool_calls(given.get("tool_calls"))
+    body = joined(next((given[k] for k in CONTENT if given.get(k) is not None), None))
+    calls = tool_calls(given.get("tool_calls") or given.get("function_call"))
     if role == "function_call":
         role, body, calls = "assistant", None, tool_calls(body) or _no_calls()
     if missing(body) and (calls or role in ("tool", "system")):
@@ -186,10 +192,10 @@ def _message(given: Mapping[str, Any]) -> Message | None:
     return turn | ({"reasoning_content": text(thoughts)} if thoughts is not None else {})
 
 
-def _joined(content: object) -> object:
+def joined(content: object) -> object:
     """The text of a message that comes in parts, as multimodal data have it; no pictures."""
     content = content if isinstance(content, str) else structure(content)
-    parts = [content] if isinstance(content, Mapping) else content
+    parts = content.get("parts", [content]) if isinstance(content, Mapping) else content
     if not isinstance(parts, (list, tuple)):
         return parts
     texts = [
@@ -197,8 +203,8 @@ def _joined(content: object) -> object:
         for p in parts
     ]
     if not all(isinstance(t, str) for t in texts):
-        pictures = all(isinstance(p, Mapping) and "type" in p for p in parts)
-        raise Dropped("a message with pictures or files" if pictures else "wrong type")
+        other = all(isinstance(p, Mapping) and "type" in p for p in parts)
+        raise Dropped(NO_TEXT if other else "wrong type")
     return "".join(map(str, texts))
 
 

@@ -8,10 +8,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import Any
 
 from ..display import did_you_mean
+from .labels import (
+    ANSWER,
+    LABEL,
+    NOT_BETTER,
+    Rows,
+    answer_columns,
+    ask,
+    by_place,
+    copied,
+    holds_lists,
+    is_label,
+    means_by,
+    name_answers,
+    says_better,
+    says_good,
+    words,
+)
 from .mapping import (
     DECIDERS,
     GROUP,
@@ -23,6 +39,7 @@ from .mapping import (
     Refused,
     checked,
     getter,
+    mentions,
     names_of,
     number,
     plain,
@@ -33,30 +50,13 @@ from .messages import READ, ROLE_NAMES, Dropped, Example, missing, structure
 from .schema import ANSWERS, BAD, GOOD, Shape, convert, grouped
 from .shapes import READERS, Named, named_shapes, table
 
-Rows: TypeAlias = Sequence[Mapping[str, Any]]
-
 NAMES: dict[str, list[str]] = table()["names"]
 """Names under which people store each field. An `input` beside `instruction` belongs to the prompt;
 `messages` holds prompt and completion in one."""
-LABEL, NOT_BETTER, ANSWER = (set(words.split()) for words in table()["words"].values())
-"""Words in the names of columns that say how good answers are, of those that say the opposite, and
-of those that hold answers."""
+CONVERSATIONS, PAIRS = table()["conversations"], table()["pairs"]
 OF_READER = {"margin", "ties", "pairs", "ignore"}
 OWN = {"answers", "chosen", "rejected", "completion", "each", "group", "label", "rows"}
 """What a user may say of a shape that a reader reads; and what makes a mapping the user's own."""
-
-
-def words(column: str) -> set[str]:
-    return set(re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", column).lower()))
-
-
-def is_label(column: str, rows: Rows) -> bool:
-    """Whether a column seems to hold how good answers are: by its name, and because it holds
-    few values, or numbers."""
-    values = [v for r in rows if not missing(v := r.get(column))]
-    numbers = all(number(v) is not None for v in values)
-    few = len({plain(v) for v in values}) <= 12
-    return bool(words(column) & LABEL and values) and (numbers or few)
 
 
 def recognise(rows: Sequence[object], given: Mapping[str, object] | None, name: str) -> Shape:
@@ -70,41 +70,68 @@ def recognise(rows: Sequence[object], given: Mapping[str, object] | None, name: 
     user = checked(given or {}, name)
     if not have:
         raise ValueError(f"{name} must hold a list of objects, one per row: it has none")
-    named = (
-        None if user.keys() & OWN else next((s for s in named_shapes() if s.matches(filled)), None)
-    )
-    if named and named.reader and not user.keys() <= OF_READER:
-        named = None
-    if named and named.reader:
-        fields = Fields(**checked(named.fields, name) | user)
-        get = {"group": getter(fields.group, have, "group", name)} if fields.group else {}
-        reading = Shape(fields, get, named.name, read=READERS[named.reader])
-        read = list(grouped(mappings, reading))
-        inner = [r for r in read if isinstance(r, Mapping)]
-        shape = ready(fields, inner, [*have, "prompt", "answers"], name)
-        return _with_seams(replace(shape, name=named.name, read=reading.read), read, name)
-    found = _merged(named, user, filled, name) if named else _guessed(mappings, filled, user, name)
-    fields = Fields(**found)
-    shape = replace(ready(fields, mappings, have, name), name=named.name if named else "")
+    fitting = [s for s in named_shapes() if s.matches(filled) and not user.keys() & OWN]
+    for named in fitting:
+        if named.reader and not user.keys() <= OF_READER:
+            continue
+        try:
+            return _named(named, rows, mappings, have, user, name)
+        except Unfit:
+            if user:
+                raise
+    fields = Fields(**_guessed(mappings, filled, user, name))
+    shape = ready(fields, mappings, have, name)
     _check(fields, have, name)
-    if not named:
-        _check_labels(fields, mappings, filled, name)
-    if fields.prompt == "instruction" and "input" in filled:
-        shape = replace(shape, extra="input")
-    return _with_seams(shape, list(grouped(rows, shape)), name)
+    _check_labels(fields, mappings, filled, name)
+    shape = replace(shape, name="KTO, labelled answers" if fields.label else "")
+    return _with_seams(shape, rows, name)
 
 
-def _merged(named: Named, user: dict[str, Any], filled: Sequence[str], name: str) -> dict[str, Any]:
-    """A named shape's mapping, with what the user says instead."""
+class Unfit(ValueError):
+    """A path that finds nothing in any row."""
+
+
+def _named(
+    named: Named,
+    rows: Sequence[object],
+    mappings: Rows,
+    have: Sequence[str],
+    user: dict[str, Any],
+    name: str,
+) -> Shape:
+    """A named shape, made ready for its rows. Raises Unfit where they lack what it reads."""
+    fields = Fields(**_merged(named, mappings, have, user, name))
+    read = READERS[named.reader] if named.reader else None
+    if read:
+        get = {"group": getter(fields.group, have, "group", name)} if fields.group else {}
+        made = list(grouped(mappings, Shape(fields, get, read=read)))
+        mended = [r for r in made if isinstance(r, Dropped) and r.example]
+        mappings = [r for r in made if isinstance(r, Mapping)]
+        if mended and not mappings:
+            raise Refused(f"{name}: {mended[0]}: {{fields}}", mended[0].example)
+        have = [*have, "prompt", "answers"]
+    shape = ready(fields, mappings, have, name)
+    _check(fields, have, name)
+    shape = replace(shape, name=named.name, decides=named.decides, read=read)
+    return _with_seams(shape, rows, name)
+
+
+def _merged(
+    named: Named, rows: Rows, have: Sequence[str], user: dict[str, Any], name: str
+) -> dict[str, Any]:
+    """A named shape's mapping, with what the user says instead, and with the system prompt, history
+    and tools that are there."""
     known = checked(named.fields, name)
     deciders = {*DECIDERS, "positive"}
     if user.keys() & deciders:
         gone = deciders if "winner" in user else deciders | {"values"}
         known = {k: v for k, v in known.items() if k not in gone}
-    beside = {f: f for f in ("system", "history", "tools") if f in filled}
-    if known.get("prompt") == "history":
-        beside.pop("history", None)
-    return beside | known | user
+    for beside in () if named.reader else ("system", "history", "tools"):
+        path = known.setdefault(beside, beside)
+        get = getter(path, have, beside, name)
+        if path == known.get("prompt") or all(missing(get(r)) for r in rows):
+            del known[beside]
+    return known | user
 
 
 # ------------------------------------------------------------------------------ guessing by name
@@ -114,21 +141,30 @@ def _guessed(rows: Rows, filled: Sequence[str], user: dict[str, Any], name: str)
     """Our fields by the names of the columns, where the user has not said them."""
     found = dict(user)
     lists = [c for v in user.values() if isinstance(v, tuple) for c in v]
-    free = [c for c in filled if c not in lists and c not in user.values()]
-    several = user.keys() & {"answers", "each"}
-    for ours, names in NAMES.items():
-        column = next((n for n in names if n in free), None)
-        if column and ours not in found and not (several and ours in (*ANSWERS, "label")):
-            found[ours] = column
-    if not several | (user.keys() & set(ANSWERS)) and not {"chosen", "rejected"} <= found.keys():
-        found = _two_answers(rows, free, found, name)
+    free = {
+        re.sub("[ -]", "_", c.lower()): c
+        for c in reversed(filled)
+        if c not in lists and c not in user.values()
+    }
+    several = bool(user.keys() & {"answers", "each"})
+    names = {**NAMES, "completion": [*NAMES["completion"], *CONVERSATIONS]}
+    for ours in names.keys() - user.keys() - ({"completion", "label"} if several else set()):
+        column = next((free[n] for n in names[ours] if n in free), None)
+        found |= {ours: column} if column else {}
+    answered = several or bool(user.keys() & set(ANSWERS))
+    if not several and not user.keys() & {"chosen", "rejected"}:
+        pair = next((p for p in PAIRS if free.keys() >= set(p)), PAIRS[0])
+        found |= {f: free[c] for f, c in zip(("chosen", "rejected"), pair) if c in free}
+    rest = [c for c in filled if c in free.values() and c != found.get("prompt")]
+    if not answered:
+        found = _two_answers(rows, rest, found, name)
     if "label" in found and "label" not in user:
         known = {plain(r.get(found["label"])) for r in rows} - {""}
         if "completion" not in found or not known or not known <= {"true", "false"}:
             del found["label"]
     whole = found.get("completion")
-    if whole in NAMES["completion"][4:] and "completion" not in user and "prompt" not in found:
-        ends = [_last_role(cell) for r in rows if not missing(cell := r.get(whole))]
+    if str(whole).lower() in CONVERSATIONS and "completion" not in user and "prompt" not in found:
+        ends = [_last_role(cell) for r in rows if not missing(cell := r.get(str(whole)))]
         if ends.count("assistant") * 2 < len(ends):
             found["prompt"] = found.pop("completion")  # conversations that wait for an answer
     return found
@@ -141,70 +177,27 @@ def _last_role(cell: object) -> str:
     return ROLE_NAMES.get(str(role).strip().lower(), "")
 
 
-def answer_columns(rows: Rows, columns: Sequence[str]) -> list[str]:
-    """Columns of texts that differ by a mark only (response_a, response_b), in the marks' order;
-    [] for none. Of several such groups the one whose name says so, or with the most text."""
-    stems: dict[str, list[str]] = {}
-    for column in columns:
-        values = [v for r in rows[:50] if not missing(v := r.get(column))]
-        if tag_of(column)[1] and any(number(v) is None for v in values):
-            stems.setdefault(tag_of(column)[0], []).append(column)
-    weights = {}
-    for stem, group in stems.items():
-        size = sum(len(str(r.get(c))) for r in rows[:50] for c in group)
-        large = size > 20 * len(group) * len(rows[:50])
-        if len(group) > 1 and (words(stem) & ANSWER or large or not stem):
-            weights[stem] = bool(words(stem) & ANSWER), size
-    best = max(weights, key=weights.__getitem__, default=None)
-    return [] if best is None else sorted(stems[best], key=lambda c: tag_of(c)[1])
-
-
 def _two_answers(
-    rows: Rows, free: Sequence[str], found: dict[str, Any], name: str
+    rows: Rows, rest: Sequence[str], found: dict[str, Any], name: str
 ) -> dict[str, Any]:
     """Answers side by side, with the column that names the winner; as `found` where there are none.
 
     Raises Refused where nothing says beyond doubt which answer is better.
     """
-    answers = answer_columns(rows, [c for c in free if c != found.get("prompt")])
-    rest = [c for c in free if c not in answers and c != found.get("prompt")]
-    labels = [c for c in rest if words(c) & LABEL and not words(c) & NOT_BETTER]
-    winners = [c for c in labels if _name_answers(rows, c, names_of(answers))]
-    labels = [c for c in labels if c in winners or is_label(c, rows)]
-    if not answers or (not labels and {"chosen", "completion"} & found.keys()):
+    answers = answer_columns(rows, rest)
+    said = [c for c in rest if c not in answers and says_better(c)]
+    winners = [c for c in said if len(answers) > 1 and name_answers(rows, c, answers)]
+    pair = found.keys() >= {"chosen", "rejected"} and found["chosen"] not in winners
+    labels = [c for c in said if c in winners or is_label(c, rows) or holds_lists(rows, c)]
+    copies = [path for c in said if (path := copied(rows, c, answers))]
+    if not answers or pair or (not (labels or copies) and {"chosen", "completion"} & found.keys()):
         return found
-    if len(winners) == len(labels) == 1:
-        kept = {k: v for k, v in found.items() if k not in (*ANSWERS, "label")}
-        return {**kept, "answers": tuple(answers), "winner": winners[0]}
+    kept = {k: v for k, v in found.items() if k not in (*ANSWERS, "label")}
+    if len({*winners, *copies}) == 1 and len(labels) <= 1:
+        means = {"values": by_place(answers)} if copies else {}
+        return {**kept, "answers": tuple(answers), "winner": [*winners, *copies][0], **means}
     asks = {} if "prompt" in found else {"prompt": "COLUMN"}
-    raise _ask(name, rows, answers, labels, "look like answers to one prompt", asks)
-
-
-def _name_answers(rows: Rows, column: str, names: Mapping[str, int]) -> bool:
-    seen = {plain(r.get(column)) for r in rows} - {""}
-    return bool(seen & names.keys()) and seen <= names.keys() | TIES
-
-
-def _ask(
-    name: str, rows: Rows, answers: Sequence[str], labels: Sequence[str], look: str, example: Any
-) -> Refused:
-    """The refusal where columns beside answers may decide between them, and nothing tells how."""
-    scores = [c for c in labels if all(number(r.get(c)) is not None for r in rows)]
-    example = {**example, "answers": list(answers)}
-    if len(scores) == len(answers):
-        example["scores"] = sorted(scores, key=lambda c: tag_of(c)[1])
-    else:
-        column = labels[0] if labels else "COLUMN"
-        example["winner"] = column
-        values = dict.fromkeys(v for r in rows if (v := plain(r.get(column))) and v not in TIES)
-        example["values"] = dict(zip(values or ["VALUE"], LETTERS[: len(answers)]))
-    beside = f", and {', '.join(map(repr, labels))} may say which is better" if labels else ""
-    return Refused(
-        f"{name}: {' and '.join(map(repr, answers))} {look}{beside}; say what decides, for example "
-        f"{{fields}}, or what means nothing: {{ignore}}",
-        example,
-        ignore=labels or ["COLUMN"],
-    )
+    raise ask(name, rows, answers, labels, "look like answers to one prompt", asks)
 
 
 # -------------------------------------------------------------------------- what must not be silent
@@ -275,27 +268,23 @@ def _check(of: Fields, have: Sequence[str], name: str) -> None:
 def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> None:
     """Refuse columns that seem to say how good answers are, and that nobody has explained."""
     used = [*of.paths().values(), *of.ignore]
-    beside = [c for c in filled if not any(_mentions(p, c) for p in used)]
+    beside = [c for c in filled if not any(mentions(p, c) for p in used)]
     labels = [c for c in beside if is_label(c, rows)]
     pair = (of.chosen, of.rejected)
     if of.chosen and pair != ("chosen", "rejected"):
         plainly = not any(tag_of(c)[1] for c in pair)
         plainly &= any(words(c) & (LABEL | NOT_BETTER) for c in pair)
-        found = [c for c in beside if _name_answers(rows, c, names_of(pair))]
+        found = [c for c in beside if name_answers(rows, c, pair)]
         found += [] if plainly else [c for c in labels if c not in found]
         if found:
-            raise _ask(
-                name, rows, pair, found, "are mapped as chosen and rejected in every row", {}
-            )
+            raise ask(name, rows, pair, found, "are mapped as chosen and rejected in every row", {})
     if of.completion and not (of.chosen or of.label) and labels:
-        values = list(dict.fromkeys(v for r in rows if (v := plain(r.get(labels[0])))))
-        says = {"label": labels[0], "values": dict(zip(reversed(sorted(values)), ("good", "bad")))}
-        column = labels[0] if re.fullmatch(r"[A-Za-z_]\w*", labels[0]) else f'"{labels[0]}"'
+        says = says_good(rows, labels[0])
         raise Refused(
             f"{name}: {labels[0]!r} looks as if it said how good each answer is, and bad answers "
             "are no demonstrations; say which are good, {fields}, or that it means nothing: "
             "{ignore}",
-            says if len(values) <= 2 else {"label": f"to_number({column}) >= `4`"},
+            says,
             ignore=labels,
         )
     prompts = {repr(r.get(of.prompt)) for r in rows}
@@ -341,7 +330,7 @@ def ready(of: Fields, rows: Rows, have: Sequence[str], name: str) -> Shape:
         if path not in there and looked and all(get[what](r) is None for r in looked):
             near = did_you_mean(path, there)
             columns = shown_list(there)
-            raise ValueError(f"{name}: no column {path!r} for {what}; {near}there are {columns}")
+            raise Unfit(f"{name}: no column {path!r} for {what}; {near}there are {columns}")
     shape = Shape(of, get, chat=bool(of.system or of.history or of.tools))
     if of.winner:
         shape = replace(shape, meanings=_meanings(of, rows, get, name))
@@ -368,13 +357,18 @@ def _meanings(of: Fields, rows: Rows, get: Mapping[str, Get], name: str) -> dict
         raise Refused(
             f"{name}: {of.winner!r} holds {', '.join(map(repr, seen[:6])) or 'nothing'}: say what "
             "each value means, {fields} (the answers in their order, or tie)",
-            {"values": dict(zip(unclear or ["VALUE"], [*letters, *["tie"] * 4]))},
+            means_by(rows, of.winner, of.answers),
         )
     return {v: i for v, i in names.items() if v in seen} | {v: TIE for v in seen if v in TIES}
 
 
 def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
-    """A shape with what parts prompts and answers that are texts."""
+    """A shape with what else belongs to the prompt, and with what parts prompts and answers that
+    are texts."""
+    asks = {"input": ["instruction"], "context": ["instruction", "question"]}
+    extra = [c for c, of in asks.items() if shape.fields.prompt in of and _holds_text(rows, c)]
+    shape = replace(shape, extra=extra[0] if extra else None)
+    rows = list(grouped(rows, shape))
     converted: list[Example] = []
     reasons: set[str] = set()
     for row in rows:
@@ -405,6 +399,11 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
     return replace(shape, separator="\n" if len(seams) > 2 * apart else "", simple=paths)
 
 
+def _holds_text(rows: Sequence[object], column: str) -> bool:
+    cells = [r.get(column) for r in rows if isinstance(r, Mapping)]
+    return any(isinstance(c, str) and c.strip() for c in cells)
+
+
 # -------------------------------------------------------------------------- what became of columns
 
 
@@ -413,26 +412,19 @@ def columns_of(rows: Sequence[object], shape: Shape) -> dict[str, str]:
     mappings = [r for r in rows if isinstance(r, Mapping)]
     of = shape.fields
     paths = {**of.paths(), "answers (a list)": of.each, "whose rows belong together": of.group}
-    own = next((s.columns for s in named_shapes() if s.name == shape.name and shape.read), ())
-    made = [r for r in grouped(mappings[:100], shape) if isinstance(r, Mapping)] if own else []
-    texts = {str(a["text"]) for r in made for a in r["answers"]} | {str(r["prompt"]) for r in made}
+    made = list(grouped(mappings[:100], shape)) if shape.read else []
+    read = {column for r in made if isinstance(r, Mapping) for column in r["read"]}
     became: dict[str, str] = {}
     for column in dict.fromkeys(str(k) for r in mappings for k in r):
-        uses = [w for w, p in paths.items() if p and _mentions(p, column)]
+        uses = [w for w, p in paths.items() if p and mentions(p, column)]
         uses = ["decides" if u.split()[0] == of.decider else u for u in uses]
-        if any(fnmatchcase(column, c) for c in own):
-            uses = ["read"]
-        elif own:
-            uses = ["read"] * any(str(r.get(column)) in texts for r in mappings[:100])
+        if shape.read:
+            uses = ["read"] if column in read else []
         uses += ["added to the prompt"] if shape.extra == column else []
         became[column] = ", ".join(["ignored"] if column in of.ignore else uses) or "not used"
         if became[column] not in ("not used", "ignored", "read", "tools"):
             became[column] += _unread(column, mappings[:100], [p for p in paths.values() if p])
     return became
-
-
-def _mentions(path: str, column: str) -> bool:
-    return path == column or bool(re.search(rf"(?<![\w.]){re.escape(column)}(?!\w)", path))
 
 
 def _unread(column: str, rows: Rows, paths: Sequence[str]) -> str:
@@ -446,5 +438,5 @@ def _unread(column: str, rows: Rows, paths: Sequence[str]) -> str:
     if keys.keys() & {"role", "from"}:
         left = [k for k in keys if k not in READ]
     else:
-        left = [k for k in keys if not any(_mentions(p, k) for p in read)]
+        left = [k for k in keys if not any(mentions(p, k) for p in read)]
     return f" (not used in it: {', '.join(left)})" if left else ""

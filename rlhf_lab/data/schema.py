@@ -19,7 +19,17 @@ from .messages import Dropped as Dropped
 from .messages import Example as Example
 from .messages import Message as Message
 from .messages import Prompt as Prompt
-from .messages import conversation, history, missing, plainly_text, rounds, structure, text, tools
+from .messages import (
+    conversation,
+    history,
+    joined,
+    missing,
+    plainly_text,
+    rounds,
+    structure,
+    text,
+    tools,
+)
 from .shapes import Read
 
 if TYPE_CHECKING:
@@ -36,9 +46,10 @@ BAD |= {"👎", "-1"}
 class Shape:
     """Where each of our fields stands in a row, what decides, and how texts are put together.
 
-    `extra` is a column that is added to the prompt; `separator` parts text prompts and answers;
-    `repeated`: texts of answers begin with the prompt, which is taken off. `simple`: our fields and
-    their columns, where nothing else is to be done.
+    `decides` says what decides where no column does. `extra` is a column that is added to the
+    prompt; `separator` parts text prompts and answers; `repeated`: texts of answers begin with the
+    prompt, which is taken off. `simple`: our fields and their columns, where nothing else is to be
+    done.
     """
 
     fields: Fields
@@ -46,6 +57,7 @@ class Shape:
     name: str = ""
     extra: str | None = None
     separator: str = ""
+    decides: str = ""
     repeated: bool = False
     chat: bool = False
     simple: tuple[tuple[str, str], ...] = ()
@@ -85,7 +97,7 @@ class Shape:
             other = "B" if of.positive == "A" else "A"
             below = f"{of.positive} is chosen, below 0 → {other}"
             return f"{of.preference!r} decides: above 0 → {below}{self._margin()}"
-        deciding = " and ".join(map(repr, getattr(of, of.decider)))
+        deciding = self.decides or " and ".join(map(repr, getattr(of, of.decider)))
         way = "lower" if of.decider == "ranks" else "higher"
         most = "every pair of answers" if of.pairs == "all" else "the best against the worst"
         does = "decides" if len(getattr(of, of.decider)) == 1 else "decide"
@@ -121,9 +133,13 @@ def convert(row: Any, shape: Shape, report: Report | None = None) -> list[Exampl
     if not cells and shape.has_answers:
         _example(context, cells, shape, report)  # a wrong prompt has a reason of its own
         raise Dropped("empty")
-    if "chosen" in cells and _texts(cells["chosen"]) and not _texts(context.get("prompt")):
-        every = [(a, b) for a in cells["chosen"] for b in _list_of(cells["rejected"])]
-        return [_example(context, {"chosen": a, "rejected": b}, shape, report) for a, b in every]
+    if "chosen" in cells and not _texts(context.get("prompt")):
+        chosen, rejected = (
+            cell if _texts(cell) else [cell] for cell in (cells["chosen"], cells["rejected"])
+        )
+        if len(chosen) * len(rejected) > 1 or _texts(cells["chosen"]):
+            every = [{"chosen": a, "rejected": b} for a in chosen for b in rejected]
+            return [_example(context, pair, shape, report) for pair in every]
     example = _example(context, cells, shape, report)
     if "label" in get:
         value = plain(get["label"](row))
@@ -163,7 +179,8 @@ def _decided(row: Mapping[str, Any], shape: Shape, report: Report | None) -> lis
     else:
         decides = [get[k](row) for k in deciding]
     if sum(not missing(c) for c in cells) < 2:
-        raise Dropped("fewer than two answers")
+        rows = " (rows of one prompt must follow each other)" if of.group else ""
+        raise Dropped(f"fewer than two answers{rows}")
     try:
         pairs = preferred(_without_gaps(merits(of, decides, len(cells), shape.meanings), cells), of)
     except Dropped as reason:
@@ -234,10 +251,12 @@ def _asked_in_rounds(asked: object, cells: Mapping[str, Any]) -> dict[str, Any]:
     {} for anything else."""
     if isinstance(asked, str) and asked[:2] not in ('["', "['"):
         return {}
-    listed = {f: structure(c) for f, c in {"prompt": asked, **cells}.items()}
-    if not cells or not all(map(_texts, listed.values())):
+    listed = {f: structure(c) for f, c in cells.items()}
+    if not _texts(turns := structure(asked)) or not all(
+        isinstance(c, list) for c in listed.values()
+    ):
         return {}
-    return {f: rounds(listed["prompt"], c) for f, c in listed.items() if f != "prompt"}
+    return {f: rounds(turns, c) for f, c in listed.items()}
 
 
 def _of_texts(prompt: str, answers: Mapping[str, str], shape: Shape) -> Example:
@@ -278,7 +297,7 @@ def _of_turns(
         if prompt[at : at + len(earlier)] != earlier:
             prompt = [*prompt[:at], *earlier, *prompt[at:]]
     if not missing(context.get("system")):
-        system = {"role": "system", "content": text(context["system"])}
+        system = {"role": "system", "content": text(joined(context["system"]))}
         if prompt and prompt[0]["role"] == "system" and prompt[0] != system:
             raise Dropped("two system prompts")
         prompt = prompt if prompt[:1] == [system] else [system, *prompt]

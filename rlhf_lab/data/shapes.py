@@ -1,7 +1,8 @@
 """Preference files that are known by name (shapes.yaml), and the few that need code to be read.
 
-A reader takes a row (or the rows of one group) and makes rows with `prompt` and `answers`, a list
-of {"text", "rank"} of which the lowest rank is the best; it yields Dropped for what it leaves out.
+A reader takes a row (or the rows of one group) and makes rows with `prompt`, `answers`, a list of
+{"text", "rank"} of which the lowest rank is the best, and `read`, the columns that it read; it
+yields Dropped for what it leaves out.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .mapping import number, plain, tag_of
+from .mapping import TIES, names_of, number, plain, tag_of
 from .messages import Dropped, Example, missing, structure
 
-Read: TypeAlias = "Callable[[Any], Iterable[Example | Dropped]]"
+Made: TypeAlias = "Iterator[Example | Dropped]"
+Read: TypeAlias = "Callable[[Any], Made]"
 
 
 @dataclass(frozen=True)
 class Named:
-    """A shape with a name: the columns that it is known by, and its mapping."""
+    """A shape with a name: the columns that it is known by, and its mapping; `decides` says what
+    decides where no column does."""
 
     name: str
     described: str
@@ -29,6 +32,7 @@ class Named:
     fields: Mapping[str, Any]
     without: Sequence[str] = ()
     reader: str = ""
+    decides: str = ""
 
     def matches(self, columns: Iterable[str]) -> bool:
         have = set(columns)
@@ -55,16 +59,25 @@ def named_shapes() -> list[Named]:
     return [Named(**entry) for entry in entries]
 
 
-def _answers(texts: Iterable[object], ranks: Iterable[float | None]) -> list[Example]:
-    return [{"text": text, "rank": rank} for text, rank in zip(texts, ranks)]
+def _row(
+    prompt: object, texts: Iterable[object], ranks: Iterable[float | None], read: Iterable[str]
+) -> Example:
+    """What a reader makes: answers of which the lowest rank is the best, and the columns read."""
+    answers = [{"text": text, "rank": rank} for text, rank in zip(texts, ranks)]
+    return {"prompt": prompt, "answers": answers, "read": list(read)}
 
 
-def _asked(fields: Mapping[str, Any]) -> object:
-    """The prompt among the fields of an annotation tool, with the system prompt beside it."""
-    name = next((p for p in table()["names"]["prompt"] if not missing(fields.get(p))), None)
-    if name is None:
+def _prompt_of(data: Mapping[str, Any]) -> str:
+    names = table()["names"]["prompt"]
+    found = next((n for n in data if n.lower() in names and not missing(data[n])), None)
+    if found is None:
         raise Dropped("no prompt among the fields (prompt, instruction, question, …)")
-    prompt, system = fields[name], fields.get("system")
+    return found
+
+
+def _asked(data: Mapping[str, Any]) -> object:
+    """The prompt among the fields of an annotation tool, with the system prompt beside it."""
+    prompt, system = data[_prompt_of(data)], data.get("system")
     if missing(system) or not isinstance(prompt, str):
         return prompt
     return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
@@ -73,7 +86,7 @@ def _asked(fields: Mapping[str, Any]) -> object:
 # ------------------------------------------------------------------------------------- OASST
 
 
-def oasst_tree(row: Mapping[str, Any]) -> Iterator[Example | Dropped]:
+def oasst_tree(row: Mapping[str, Any], read: Sequence[str] = ("prompt",)) -> Made:
     """Every question of a tree of messages whose answers were ranked."""
     waiting: list[tuple[Any, list[Example]]] = [(structure(row.get("prompt")), [])]
     while waiting:
@@ -81,87 +94,114 @@ def oasst_tree(row: Mapping[str, Any]) -> Iterator[Example | Dropped]:
         if not isinstance(asked, Mapping):
             yield Dropped("wrong type")
             continue
-        turns = [*before, _turn(asked)]
-        replies = [r for r in asked.get("replies") or [] if isinstance(r, Mapping)]
-        if asked.get("deleted"):
+        if _deleted(asked):
             yield Dropped("a deleted question")
             continue
-        ranks = [None if r.get("deleted") else number(r.get("rank")) for r in replies]
+        turns = [*before, _turn(asked)]
+        replies = [r for r in asked.get("replies") or [] if isinstance(r, Mapping)]
+        ranks = [None if _deleted(r) else number(r.get("rank")) for r in replies]
         if sum(rank is not None for rank in ranks) > 1:
-            yield {"prompt": turns, "answers": _answers((r.get("text") for r in replies), ranks)}
+            yield _row(turns, (r.get("text") for r in replies), ranks, read)
         elif replies:
             yield Dropped("a question with fewer than two ranked answers")
         for reply in replies:
             further = [(n, [*turns, _turn(reply)]) for n in reply.get("replies") or []]
-            if further and reply.get("deleted"):
+            if further and _deleted(reply):
                 yield Dropped("a question below a deleted answer")
             else:
                 waiting += further
+
+
+def _deleted(node: Mapping[str, Any]) -> bool:
+    return plain(node.get("deleted")) in ("true", "1")  # a table says "False"
 
 
 def _turn(node: Mapping[str, Any]) -> Example:
     return {"role": node.get("role"), "content": node.get("text")}
 
 
-def oasst_messages(rows: list[Mapping[str, Any]]) -> Iterator[Example | Dropped]:
+def oasst_messages(rows: list[Mapping[str, Any]]) -> Made:
     """The same of a tree whose messages stand in rows of their own."""
     nodes = {r.get("message_id"): {**r, "replies": []} for r in rows}
     for node in nodes.values():
         if (parent := nodes.get(node.get("parent_id"))) is not None:
             parent["replies"].append(node)
-        elif node.get("parent_id"):
-            yield Dropped("a message whose parent is not beside it")
+        elif not missing(node.get("parent_id")):
+            yield Dropped("a message whose parent does not stand beside it (rows of one tree must)")
+    read = ("message_id", "parent_id", "message_tree_id", "text", "role", "rank", "deleted")
     for node in nodes.values():
-        if not node.get("parent_id"):
-            yield from oasst_tree({"prompt": node})
+        if missing(node.get("parent_id")):
+            yield from oasst_tree({"prompt": node}, read)
 
 
 # --------------------------------------------------------------------------- annotation tools
 
 
-def label_studio(row: Mapping[str, Any]) -> Iterator[Example | Dropped]:
-    """A task with its annotations: pairwise (left, right) or a ranker, the mean of several."""
-    data, votes = structure(row.get("data")), []
-    texts: list[object] = []
-    if not isinstance(data, Mapping):
-        raise Dropped("wrong type")
-    for annotation in structure(row.get("annotations")) or []:  # type: ignore[attr-defined]
-        for result in [] if annotation.get("was_cancelled") else annotation.get("result") or []:
-            value = result.get("value") or {}
-            if "ranker" in value:
-                texts, ranks = _ranker(value["ranker"], data)
-                votes.append(ranks)
-            elif plain(value) in ("left", "right"):
-                names = [n for n in str(result.get("to_name")).split(",") if n in data]
-                texts = [data[n] for n in (names if len(names) == 2 else _two_of(data))]
-                votes.append([float(plain(value) != side) for side in ("left", "right")])
-    yield {"prompt": _asked(data), "answers": _answers(texts, _mean(votes))}
-
-
-def label_studio_min(row: Mapping[str, Any]) -> Iterator[Example | Dropped]:
-    """The short export: a column holds what was selected or ranked."""
-    for value in map(structure, row.values()):
-        inner = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if plain(inner) in ("left", "right") or (isinstance(inner, dict) and "ranker" in inner):
-            value = inner if isinstance(inner, dict) else {"selected": inner}
-            yield from label_studio({"data": row, "annotations": [{"result": [{"value": value}]}]})
-            return
-    yield Dropped("no label")
-
-
-def _two_of(data: Mapping[str, Any]) -> list[str]:
-    """The two columns of a task that differ by a mark only: answer1, answer2."""
+def alike(data: Mapping[str, Any]) -> list[str]:
+    """The fields that hold answers: those that differ by a mark only (answer1, answer2); [] where
+    it is not plain which they are."""
     stems: dict[str, list[str]] = {}
     for name in data:
         stem, mark = tag_of(name)
-        stems.setdefault(stem, []).extend([name] * bool(mark))
-    found = [sorted(names) for names in stems.values() if len(names) == 2]
-    if len(found) != 1:
-        raise Dropped("answers of other names than the labelling tags")
-    return found[0]
+        if mark and isinstance(data[name], str):
+            stems.setdefault(stem, []).append(name)
+    found = {stem: sorted(names) for stem, names in stems.items() if len(names) > 1}
+    answers = [names for stem, names in found.items() if stem in table()["words"]["answer"].split()]
+    answers = answers or list(found.values())
+    return answers[0] if len(answers) == 1 else []
 
 
-def _ranker(value: object, data: Mapping[str, Any]) -> tuple[list[object], list[float | None]]:
+def _mean(votes: Sequence[Mapping[str, float]], names: Iterable[str]) -> list[float | None]:
+    """The mean place of each answer over the people who placed it."""
+    places = [[vote[name] for vote in votes if name in vote] for name in names]
+    return [sum(p) / len(p) if p else None for p in places]
+
+
+def _choice(value: object, names: Sequence[str]) -> dict[str, float]:
+    """Places of the answers by a word that names the best of them, or says that it is a tie; {} for
+    any other."""
+    won = {**names_of(names), "left": 0, "right": 1}.get(said := plain(value))
+    if not names or (won is None and said not in TIES):
+        return {}
+    return {name: float(won is not None and i != won) for i, name in enumerate(names)}
+
+
+def label_studio(row: Mapping[str, Any]) -> Made:
+    """A task with its annotations: pairwise (left, right) or a ranker, the mean of several."""
+    data, annotations = structure(row.get("data")), structure(row.get("annotations"))
+    if not isinstance(data, Mapping) or not isinstance(annotations, list):
+        raise Dropped("wrong type")
+    results = [r for a in annotations if not a.get("was_cancelled") for r in a.get("result") or []]
+    votes = [_vote(r.get("value"), data, str(r.get("to_name")).split(",")) for r in results]
+    yield _voted(data, votes, ["data", "annotations"])
+
+
+def label_studio_min(row: Mapping[str, Any]) -> Made:
+    """The short export: a column holds what was selected or ranked."""
+    data = {name: structure(cell) for name, cell in row.items()}
+    votes = {name: vote for name, cell in data.items() if (vote := _vote(cell, data))}
+    read = [_prompt_of(data), *votes, *alike(data)]
+    read += [name for name, cell in data.items() if isinstance(cell, list)]
+    yield _voted(data, list(votes.values()), read)
+
+
+Vote: TypeAlias = dict[str, tuple[object, float]]
+"""Answers by their names: the text and the place that it was given."""
+
+
+def _vote(value: object, data: Mapping[str, Any], tags: Sequence[str] = ()) -> Vote:
+    """What somebody said of a task's answers; {} for what says nothing of them."""
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(value, Mapping) and "ranker" in value:
+        return _ranker(value["ranker"], data)
+    names = alike(data)
+    by_mark = {tag_of(n)[1]: n for n in names}
+    shown = [n if n in data else by_mark.get(tag_of(n)[1]) for n in tags]
+    names = [n for n in shown if n] if len(tags) == 2 and all(shown) else names
+    return {n: (data[n], place) for n, place in _choice(value, names).items()}
+
+
+def _ranker(value: object, data: Mapping[str, Any]) -> Vote:
     """The items of a ranker and their places; "_" holds those that were not ranked."""
     buckets = value if isinstance(value, Mapping) else {"": value}
     ranked = [ids for name, ids in buckets.items() if name != "_"]
@@ -170,74 +210,97 @@ def _ranker(value: object, data: Mapping[str, Any]) -> tuple[list[object], list[
     if len(ranked) != 1 or not isinstance(ranked[0], list) or items is None:
         raise Dropped("a ranker whose buckets do not say which is better")
     order = list(map(str, ranked[0]))
-    ids = [str(item.get("id")) for item in items]
-    texts = [next((i[k] for k in ("body", "text", "html", "title") if i.get(k)), "") for i in items]
-    return list(texts), [float(order.index(i)) if i in order else None for i in ids]
+    texts = {
+        str(item.get("id")): next((item[k] for k in ("body", "text", "html") if item.get(k)), "")
+        for item in items
+    }
+    return {i: (texts[i], float(place)) for place, i in enumerate(order) if i in texts}
 
 
-def _mean(votes: list[list[float | None]]) -> list[float | None]:
-    """The mean place of each answer over the people who placed it."""
-    if not votes:
+def _voted(data: Mapping[str, Any], votes: Sequence[Vote], read: Iterable[str]) -> Example:
+    texts = {name: text for vote in votes for name, (text, _) in vote.items()}
+    places = [{name: place for name, (_, place) in vote.items()} for vote in votes]
+    if not texts:
         raise Dropped("no label")
-    places = [[v for v in of_answer if v is not None] for of_answer in zip(*votes)]
-    return [sum(p) / len(p) if p else None for p in places]
+    return _row(_asked(data), texts.values(), _mean(places, texts), read)
 
 
-def argilla(row: Mapping[str, Any]) -> Iterator[Example | Dropped]:
-    """A record with responses that rank its fields, or name one of them; the mean of several."""
+def argilla(row: Mapping[str, Any]) -> Made:
+    """A record whose responses rank its fields, name the best or rate them; the mean of several."""
     nested = isinstance(row.get("responses"), Mapping) and isinstance(row.get("fields"), Mapping)
     fields = row["fields"] if nested else row
-    responses: dict[str, list[object]] = {}
+    said: dict[str, list[object]] = {}
     if nested:
-        for name, given in row["responses"].items():
+        read = ["fields", "responses"]
+        for question, given in row["responses"].items():
             sent = [r for r in given or [] if r.get("status", "submitted") == "submitted"]
-            responses[name] = [r.get("value") for r in sent]
-    for column in () if nested else [c for c in row if c.endswith(".responses")]:
-        given = structure(row[column]) or []
-        states = structure(row.get(f"{column}.status")) or ["submitted"] * len(given)  # type: ignore[arg-type]
-        name = column.removesuffix(".responses")
-        responses[name] = [v for v, s in zip(given, states) if s == "submitted"]  # type: ignore[call-overload]
-    rankings = {name: [_places(v) for v in values] for name, values in responses.items()}
-    found = {n: [p for p in places if p] for n, places in rankings.items() if any(places)}
-    if not any(responses.values()):
+            said[question] = [r.get("value") for r in sent]
+    else:
+        columns = [c for c in row if c.endswith(".responses")]
+        read = [*columns, *(f"{c}.status" for c in columns)]
+        for column in columns:
+            given = _list(row[column])
+            states = _list(row.get(f"{column}.status")) or ["submitted"] * len(given)
+            sent = [v for v, s in zip(given, states) if s == "submitted"]
+            said[column.removesuffix(".responses")] = sent
+    if not any(said.values()):
         raise Dropped("no label")
-    if len(found) != 1:
-        name = next(iter(responses))
-        rated = f"""label='"{name}.responses"[0] >= `4`' says which are good"""
-        several = "several questions rank the answers"
-        raise Dropped(several if found else f"no ranking; of a rating, {rated}")
-    (votes,) = found.values()
-    names = list(dict.fromkeys(n for vote in votes for n in vote))
-    others = [n for n in fields if n not in names and tag_of(n)[0] in map(_stem, names)]
-    if not all(n in fields for n in names):
-        raise Dropped("a ranking of names that are no fields")
-    if len(names) == 1:  # one was named: it is better than its like
-        names, votes = (
-            [*names, *others],
-            [{names[0]: 0.0} | dict.fromkeys(others, 1.0)] * len(votes),
-        )
-    answers = _answers(
-        (fields[n] for n in names), _mean([[v.get(n) for n in names] for v in votes])
-    )
-    yield {"prompt": _asked(fields), "answers": answers}
+    names = alike(fields)
+    rankings = {
+        q: [p for v in values if (p := _places(v, fields, names))] for q, values in said.items()
+    }
+    rankings = {q: votes for q, votes in rankings.items() if votes}
+    if len(rankings) > 1:
+        raise Dropped("several questions rank the answers")
+    votes = next(iter(rankings.values()), []) or _ratings(said, names)
+    ranked = list(dict.fromkeys(name for vote in votes for name in vote))
+    if not ranked:
+        raise _unranked(fields, next(iter(said)), nested)
+    ranks = _mean(votes, ranked)
+    read += [] if nested else [_prompt_of(fields), *ranked]
+    yield _row(_asked(fields), (fields[name] for name in ranked), ranks, read)
 
 
-def _stem(name: str) -> str:
-    return tag_of(name)[0]
+def _list(cell: object) -> list[Any]:
+    found = structure(cell)
+    return found if isinstance(found, list) else []
 
 
-def _places(value: object) -> dict[str, float]:
-    """A ranking as places by name: ["b", "a"], or [{"value": "a", "rank": 2}, …]; {} for none."""
+def _places(value: object, fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """A ranking as places by name: ["b", "a"], [{"value": "a", "rank": 2}, …], or a word that names
+    the best; {} for what ranks no fields."""
     value = structure(value)
-    if isinstance(value, str):
-        return {value: 0.0} if not number(value) else {}
     if not isinstance(value, list):
-        return {}
-    if all(isinstance(v, Mapping) and "rank" in v for v in value):
-        return {str(v.get("value")): float(number(v["rank"]) or 0) for v in value}
-    return (
-        {v: float(i) for i, v in enumerate(value)} if all(isinstance(v, str) for v in value) else {}
-    )
+        return _choice(value, names)
+    ranked = [v if isinstance(v, Mapping) else {"value": v, "rank": i} for i, v in enumerate(value)]
+    places = {str(v.get("value")): number(v.get("rank")) for v in ranked}
+    known = {name: place for name, place in places.items() if place is not None}
+    return known if fields.keys() >= known.keys() else {}
+
+
+def _ratings(said: Mapping[str, list[object]], names: Sequence[str]) -> list[dict[str, float]]:
+    """Ratings by questions with the answers' names or marks, as places: the highest comes first."""
+    votes = []
+    for question, values in said.items():
+        mark = tag_of(question)[1]
+        of = next((n for n in names if n in question or (mark and tag_of(n)[1] == mark)), None)
+        votes += [{of: -n} for v in values if of and (n := number(v)) is not None]
+    return votes
+
+
+def _unranked(fields: Mapping[str, Any], question: str, nested: bool) -> Dropped:
+    """Why a record makes no pair, with a mapping that reads one rating of one answer."""
+    prompt = _prompt_of(fields)
+    texts = [n for n in fields if n != prompt and isinstance(fields[n], str)]
+    answer = max(texts, key=lambda n: len(fields[n]), default="COLUMN")
+    reason = Dropped("no ranking of answers; of a rating of one answer, say which are good")
+    path = f'responses."{question}"[0].value' if nested else f'"{question}.responses"[0]'
+    reason.example = {
+        "prompt": f"fields.{prompt}" if nested else prompt,
+        "completion": f"fields.{answer}" if nested else answer,
+        "label": f"{path} >= `4`",
+    }
+    return reason
 
 
 READERS: dict[str, Read] = {

@@ -76,6 +76,20 @@ def flat(found: dict, number: int, parent: str | None = None) -> list[dict]:
     return [own] + [r for c in found["replies"] for r in flat(c, number, found["message_id"])]
 
 
+def sharegpt(messages: list[dict]) -> list[dict]:
+    names = {"user": "human", "assistant": "gpt"}
+    return [{"from": names[m["role"]], "value": m["content"]} for m in messages]
+
+
+def rated(i: int) -> list[dict]:
+    """Completions with ratings as text, among them one that has none."""
+    ratings = ((bad(i), ("1", "3")), (good(i), ("5", "N/A")), ("Some.", ("N/A", "N/A")))
+    return [
+        {"response": r, "annotations": {"help": {"Rating": x}, "truth": {"Rating": y}}}
+        for r, (x, y) in ratings
+    ]
+
+
 def annotated(i: int, result: dict, data: dict) -> dict:
     done = {"result": [{"type": "x", "value": result, "to_name": "answer1,answer2"}]}
     undone = {"was_cancelled": True, "result": [{"value": {"selected": "left"}}]}
@@ -225,6 +239,165 @@ def shape_rows(name: str, i: int) -> list[dict]:
                 "score_1": (-0.5, 0.5, 0.0)[won],
             }
         ],
+        "HelpSteer3 edits": [
+            {
+                "context": chat(i, "")[:-1],
+                "good_edited_response": good(i),
+                "bad_edited_response": bad(i),
+            }
+        ],
+        "UltraFeedback, by the mean of its ratings": [
+            {"instruction": asked(i), "completions": rated(i)}
+        ],
+        "UltraFeedback, by its overall score": [
+            {
+                "instruction": asked(i),
+                "models": ["m", "n"],
+                "completions": [
+                    {"response": bad(i), "overall_score": 4.0},
+                    {"response": good(i), "overall_score": "7.5"},
+                ],
+            }
+        ],
+        "UltraFeedback, cleaned by Argilla": [
+            {
+                "prompt": asked(i),
+                "chosen": chat(i, good(i))[2:],
+                "chosen-rating": 5.0,
+                "rejected": chat(i, bad(i))[2:],
+                "rejected-rating": 2.0,
+            }
+        ],
+        "axolotl pairs of Argilla": [
+            {
+                "system": SYS,
+                "instruction": asked(i),
+                "chosen_response": good(i),
+                "rejected_response": bad(i),
+            }
+        ],
+        "distilabel ratings": [
+            {
+                "instruction": asked(i),
+                "generations": [a, b],
+                "ratings": ([5, 1], [1, 5], [3, 3])[won],
+            }
+        ],
+        "Orca pairs, rated by distilabel": [
+            {
+                "system": SYS,
+                "input": asked(i),
+                "chosen": a,
+                "rejected": b,
+                "generations": [a, b],
+                "rating": ([9.0, 2.0], [2.0, 9.0], [5.0, 5.0])[won],
+                "status": "tie" if tie else "unchanged",
+            }
+        ],
+        "Orca pairs": [
+            {"system": SYS, "question": asked(i), "chosen": good(i), "rejected": bad(i)}
+        ],
+        "Capybara pairs": [
+            {
+                "conversation": [{"input": EARLIER, "output": "Yes."}],
+                "prompt": asked(i),
+                "chosen": chat(i, good(i)),
+                "rejected": chat(i, bad(i)),
+                "rating_chosen": 5,
+                "rating_rejected": 2,
+                "chosen_model": "x",
+                "rejected_model": "y",
+                "source": "z",
+            }
+        ],
+        "UltraInteract pairs": [
+            {"trajectory": sharegpt(chat(i, "")[:-1]), "chosen": good(i), "rejected": bad(i)}
+        ],
+        "HH-RLHF, processed": [
+            {
+                "context": [
+                    {"role": {"user": "human"}.get(m["role"], "bot"), "text": m["content"]}
+                    for m in chat(i, "")[:-1]
+                ],
+                "chosen": {"role": "bot", "text": good(i)},
+                "rejected": {"role": "bot", "text": bad(i)},
+            }
+        ],
+        "PKU-SafeRLHF, single dimension": [
+            {
+                "prompt": asked(i),
+                "response_0": plain_a,
+                "response_1": plain_b,
+                "better_response_id": sure,
+            }
+        ],
+        "summarize-from-feedback ratings": [
+            {
+                "info": {"id": f"x{i}", "title": "Rooms [earlier]", "post": asked(i)},
+                "summary": {"text": answer, "axes": {"overall": 2 + 3 * (won == n), "accuracy": 4}},
+            }
+            for n, answer in enumerate((a, b))
+        ],
+        "AlpacaFarm preferences": [
+            {
+                "instruction": asked(i),
+                "input": "",
+                "output_1": plain_a,
+                "output_2": plain_b,
+                "preference": 1 + sure,
+            }
+        ],
+        "Stack Exchange pairs": [
+            {"qid": i, "question": asked(i), "response_j": good(i), "response_k": bad(i)}
+        ],
+        "Stack Exchange scores": [
+            {
+                "qid": i,
+                "question": asked(i),
+                "answers": [{"text": bad(i), "pm_score": 1}, {"text": good(i), "pm_score": 5}],
+            }
+        ],
+        "Unified-Feedback": [
+            {
+                "conv_A": chat(i, a)[2:],
+                "conv_B": chat(i, b)[2:],
+                "conv_A_rating": float(won == 0),
+                "conv_B_rating": float(won == 1),
+            }
+        ],
+        "Gemini preference tuning": [
+            {
+                "systemInstruction": {"role": "system", "parts": [{"text": SYS}]},
+                "contents": [{"role": "user", "parts": [{"text": asked(i)}]}],
+                "completions": [
+                    {"completion": {"role": "model", "parts": [{"text": t}]}, "score": won == n}
+                    for n, t in enumerate((a, b))
+                ],
+            }
+        ],
+        "LLaMA-Factory alpaca pairs": [
+            {
+                "instruction": asked(i),
+                "input": "In short.",
+                "chosen": good(i),
+                "rejected": bad(i),
+                "system": SYS,
+                "history": [[EARLIER, "Yes."]],
+            }
+        ],
+        "Tulu 3 preferences": [
+            {
+                "prompt": asked(i),
+                "chosen": chat(i, good(i)),
+                "chosen_model": "x",
+                "rejected": chat(i, bad(i)),
+                "rejected_model": "y",
+                "source": "z",
+            }
+        ],
+        "Skywork preferences": [
+            {"chosen": chat(i, good(i)), "rejected": chat(i, bad(i)), "source": "z"}
+        ],
         "Nectar": [
             {
                 "prompt": f"\n\nHuman: {asked(i)}\n\nAssistant: ",
@@ -272,13 +445,7 @@ def shape_rows(name: str, i: int) -> list[dict]:
         ],
         "LLaMA-Factory sharegpt pairs": [
             {
-                "conversations": [
-                    {
-                        "from": {"user": "human", "assistant": "gpt"}[m["role"]],
-                        "value": m["content"],
-                    }
-                    for m in chat(i, "")[:-1]
-                ],
+                "conversations": sharegpt(chat(i, "")[:-1]),
                 "chosen": {"from": "gpt", "value": good(i)},
                 "rejected": {"from": "gpt", "value": bad(i)},
                 "system": SYS,
@@ -314,6 +481,7 @@ def shape_rows(name: str, i: int) -> list[dict]:
                 "chosen_model": "x",
                 "rejected": bad(i),
                 "rejected_model": "y",
+                "subset": "z",
             }
         ],
         "RewardBench 2": [

@@ -1,0 +1,172 @@
+"""Columns that say how good answers are: which they seem to be, and what their values may mean.
+
+Nothing here decides how a file is read: names make a refusal, with a mapping that would mend it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from .mapping import LETTERS, TIES, Refused, names_of, number, plain, tag_of
+from .messages import missing, structure
+from .schema import BAD
+from .shapes import table
+
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
+
+LABEL, NOT_BETTER, LOWER, ANSWER = (set(words.split()) for words in table()["words"].values())
+"""Words in the names of columns that say how good answers are, of those that say the opposite, of
+those where lower is better, and of those that hold answers."""
+SURE = {"better", "best", "chosen", "preferred", "winner"}
+
+
+def words(column: str) -> set[str]:
+    return set(re.split("[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", column).lower()))
+
+
+def is_label(column: str, rows: Rows) -> bool:
+    """Whether a column seems to hold how good answers are: by its name, and because it holds
+    few values, or numbers."""
+    values = [v for r in rows if not missing(v := r.get(column))]
+    numbers = all(number(v) is not None for v in values)
+    few = len({plain(v) for v in values})
+    if not words(column) & LABEL:
+        return bool(words(column) & LOWER) and numbers and few > 1
+    return bool(values) and (numbers or few <= 12)
+
+
+def says_better(column: str) -> bool:
+    """Whether a column's name says that it tells which answer is better."""
+    found = words(column)
+    no = NOT_BETTER - {"id"} if found & SURE else NOT_BETTER
+    return bool(found & (LABEL | LOWER)) and not found & no
+
+
+def answer_columns(rows: Rows, columns: Sequence[str]) -> list[str]:
+    """Columns of texts that differ by a mark only (response_a, response_b), in the marks' order;
+    or one that holds lists of them; [] for none. Of several the one whose name says so, or with the
+    most text."""
+    stems: dict[str, list[str]] = {}
+    for column in columns:
+        values = [v for r in rows[:50] if not missing(v := r.get(column))]
+        if tag_of(column)[1] and any(number(v) is None for v in values):
+            stems.setdefault(tag_of(column)[0], []).append(column)
+    weights = {}
+    for stem, group in stems.items():
+        size = sum(len(str(r.get(c))) for r in rows[:50] for c in group)
+        large = size > 20 * len(group) * len(rows[:50])
+        if len(group) > 1 and (words(stem) & ANSWER or large or not stem):
+            weights[stem] = bool(words(stem) & ANSWER), size
+    best = max(weights, key=weights.__getitem__, default=None)
+    if best is None:
+        return [c for c in columns if words(c) & ANSWER and holds_lists(rows, c)][:1]
+    return sorted(stems[best], key=lambda c: tag_of(c)[1])
+
+
+def holds_lists(rows: Rows, column: str) -> bool:
+    """Whether the cells of a column hold lists of several texts or numbers."""
+    cells = [structure(c) for r in rows if not missing(c := r.get(column))]
+    return bool(cells) and all(
+        isinstance(c, list) and len(c) > 1 and not any(isinstance(i, Mapping) for i in c)
+        for c in cells
+    )
+
+
+def name_answers(rows: Rows, column: str, answers: Sequence[str]) -> bool:
+    """Whether a column's values name answers beyond doubt, and nothing else."""
+    names, seen = names_of(answers), {plain(r.get(column)) for r in rows} - {""}
+    return bool(seen & names.keys()) and seen <= names.keys() | TIES
+
+
+def copied(rows: Rows, column: str, answers: Sequence[str]) -> str:
+    """A path that says which answer a column means by a copy of it, or of a name beside it (of the
+    columns `model_a` and `model_b`); "" for a column that does not."""
+    if len(answers) < 2:
+        return ""
+    marks = [tag_of(c)[1] for c in answers]
+    groups: dict[str, dict[str, str]] = {"": dict(zip(marks, answers))}
+    for other in dict.fromkeys(str(k) for r in rows for k in r if k != column):
+        stem, mark = tag_of(other)
+        groups.setdefault(stem, {})[mark] = other
+    said = [r for r in rows if plain(r.get(column)) not in {"", *TIES}]
+    for group in groups.values():
+        beside = [group[m] for m in marks if m in group]
+        same = [sum(r[column] == r.get(c) for c in beside) for r in said]
+        if len(beside) == len(answers) and same and set(same) == {1}:
+            cases = [f"""\"{column}\" == "{c}" && '{i}'""" for i, c in enumerate(beside)]
+            return " || ".join([*cases, f'"{column}"'])
+    return ""
+
+
+def by_place(answers: Sequence[str]) -> dict[str, str]:
+    return {str(i): LETTERS[i] for i in range(len(answers))}
+
+
+def means_by(rows: Rows, column: str, answers: Sequence[str]) -> dict[str, Any]:
+    """A mapping that may say what the values of a winner's column mean."""
+    if path := copied(rows, column, answers):
+        return {"winner": path, "values": by_place(answers)}
+    values = {plain(r.get(column)) for r in rows} - {"", *TIES}
+    return {"winner": column, "values": sides(values or {"VALUE"}, column, answers)}
+
+
+def ask(
+    name: str, rows: Rows, answers: Sequence[str], labels: Sequence[str], look: str, example: Any
+) -> Refused:
+    """The refusal where columns beside answers may decide between them, and nothing tells how."""
+    example = {**example, "answers": list(answers)}
+    scores = [c for c in labels if all(number(r.get(c)) is not None for r in rows)]
+    if not len(scores) == len(answers) > 1:
+        scores = [c for c in labels if holds_lists(rows, c)][:1]
+    if scores:
+        lower = any(words(c) & LOWER for c in scores)
+        example["ranks" if lower else "scores"] = sorted(scores, key=lambda c: tag_of(c)[1])
+    else:
+        example |= means_by(rows, labels[0] if labels else "COLUMN", answers)
+    beside = f", and {', '.join(map(repr, labels))} may say which is better" if labels else ""
+    return Refused(
+        f"{name}: {' and '.join(map(repr, answers))} {look}{beside}; say what decides, for example "
+        f"{{fields}}, or what means nothing: {{ignore}}",
+        example,
+        ignore=labels or ["COLUMN"],
+    )
+
+
+def sides(values: set[str], column: str, answers: Sequence[str]) -> dict[str, str]:
+    """What the values of a label may mean: names of answers what they say; numbers in their order,
+    the lower half A, the upper half B, one in the middle a tie."""
+    names = names_of(answers) if len(answers) > 1 else {}
+    said = [
+        i for i, c in enumerate(answers) if tag_of(c)[1] in re.split("[^a-z0-9]+", column.lower())
+    ]
+    if len(said) == 1 and len(answers) == 2 and values <= {"0", "1", "true", "false"}:
+        return {v: LETTERS[said[0] if v in ("1", "true") else 1 - said[0]] for v in sorted(values)}
+    means: dict[str, str] = {}
+    for value in sorted(values):
+        begins = (n for n in names if re.match(rf"\W*{re.escape(n)}\b", value))
+        name = max(begins, key=len, default="")
+        means |= {value: "tie" if "=" in value else LETTERS[names[name]]} if name else {}
+    if means:
+        return means
+    order = sorted(values, key=lambda v: (number(v) or 0.0, v != "true", v))
+    if len(order) <= max(len(answers), 2):
+        return dict(zip(order, LETTERS))
+    at = {v: 2 * i + 1 - len(order) for i, v in enumerate(order)}
+    return {v: "A" if at[v] < 0 else "B" if at[v] else "tie" for v in order}
+
+
+def says_good(rows: Rows, column: str) -> dict[str, Any]:
+    """A mapping that may say which answers a label calls good: the higher of two values, of two
+    words the one that the other contains (helpful, unhelpful), more than the middle of several."""
+    values = sorted({plain(r.get(column)) for r in rows} - {""}, key=lambda v: (number(v) or 0, v))
+    lower = bool(words(column) & LOWER)
+    if len(values) <= 2:
+        values = values if lower else values[::-1]
+        longer = {v for v in values for o in values if v != o and v.endswith(o)}
+        values.sort(key=lambda v: not lower and v in BAD | NOT_BETTER | longer)
+        return {"label": column, "values": dict(zip(values, ("good", "bad")))}
+    path = column if re.fullmatch(r"[A-Za-z_]\w*", column) else f'"{column}"'
+    middle = ((number(values[0]) or 0) + (number(values[-1]) or 0)) / 2
+    return {"label": f"to_number({path}) {'<' if lower else '>'} `{middle:g}`"}
