@@ -348,13 +348,12 @@ def best_of_n(
     kept, _ = prompt_rows(model.tokenizer, rows, model.context - response_length)
     if not kept:
         raise ValueError(f"{data.name} has no prompt that leaves room for {response_length} tokens")
-    asked = [r["prompt"] for r in kept]
-    bar = None if quiet else Progress(len(asked) * counts[-1], "best-of-n")
+    bar = None if quiet else Progress(len(kept) * counts[-1], "best-of-n")
     drawn = draw(
         model.sft,
         model.tokenizer,
         model.reward,
-        asked,
+        kept,
         counts[-1],
         temperature=temperature,
         gold_reward=data.gold_reward if data.has_gold else None,
@@ -375,7 +374,7 @@ def best_of_n(
             gold = _mean(expected_best(drawn.scores, drawn.golds, count))
         flops = count * (costs[0] + (costs[1] if count > 1 else 0)) if costs else None
         points.append(BestOf(count, *reward, *gold, kl_bound(count), count * length, flops))
-    return BestOfN(model.name, len(asked), counts[-1], points)
+    return BestOfN(model.name, len(kept), counts[-1], points)
 
 
 def _check(model: Model, counts: list[int], prompts: int, response_length: int) -> None:

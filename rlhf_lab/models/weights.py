@@ -196,9 +196,14 @@ def _load_weights(
 
 
 def grow_embeddings(model: PreTrainedModel, rows: int) -> None:
-    """Give a model an embedding for every token id below `rows`; more than it has stay."""
+    """Give a model an embedding for every token id below `rows`; more than it has stay. New ones
+    are drawn near the mean, the same in every copy: policy and reference begin as one model."""
+    import torch
+
     if embeddings(model) < rows:
-        model.resize_token_embeddings(rows)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model.resize_token_embeddings(rows)
 
 
 def embeddings(model: PreTrainedModel) -> int:
@@ -217,7 +222,8 @@ def align_special_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
             if config is not None and getattr(tokenizer, name) is not None:
                 setattr(config, name, getattr(tokenizer, name))
     if generation is not None and isinstance(declared, list):
-        ends = [tokenizer.eos_token_id, *(i for i in declared if i < embedding_rows(tokenizer))]
+        known = range(embedding_rows(tokenizer))
+        ends = [tokenizer.eos_token_id, *(i for i in declared if i in known)]
         generation.eos_token_id = list(dict.fromkeys(ends))
 
 

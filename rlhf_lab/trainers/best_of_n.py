@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from ..data.schema import Prompt
+from ..data.schema import Example, Prompt
+from ..data.tokenize import prompt_of
 from ..models.weights import embeddings, grow_embeddings
 from ..ppo.texts import sample_ids, score_texts, which_ended
 from .evaluate import GoldReward
@@ -35,7 +36,7 @@ def draw(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
     reward_model: PreTrainedModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Example],
     samples: int,
     *,
     gold_reward: GoldReward | None = None,
@@ -64,7 +65,7 @@ def draw(
     ends = which_ended(tokenizer, answers, max_new_tokens)
     read = answers if theirs is tokenizer else [t for _, t in pairs]
     scores = score_texts(reward_model, theirs, [p for p, _ in pairs], read, ended=ends)
-    golds = None if gold_reward is None else [gold_reward(p, t) for p, t in pairs]
+    golds = None if gold_reward is None else [gold_reward(prompt_of(p), t) for p, t in pairs]
     shape = len(prompts), samples
     return Drawn(
         texts,
