@@ -89,10 +89,9 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
 
 def _find_out(tokenizer: Tokenizer, declared: Iterable[int]) -> ChatFormat:
     ways = product((False, True), (False, True))  # text or parts; no system turn or one
-    in_parts, system = next(
-        (way for way in ways if _after_answer(tokenizer, *way) is not None), (False, False)
-    )
-    after = _after_answer(tokenizer, in_parts, system) or ""
+    found = ((parts, system, _after_answer(tokenizer, parts, system)) for parts, system in ways)
+    in_parts, system, written = next((f for f in found if f[2] is not None), (False, False, ""))
+    after = written or ""
     # The end of a turn is the last special token that follows an answer both in the middle and at
     # the end: Phi-3 closes the whole with a further <|endoftext|>, Cohere's turns end in two. Where
     # they share none (gpt-oss ends the last in another way), the first that follows the last.
@@ -100,9 +99,8 @@ def _find_out(tokenizer: Tokenizer, declared: Iterable[int]) -> ChatFormat:
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     common, last = ([i for i in _plain_ids(tokenizer, t) if i in special] for t in (shared, after))
     end, eos = common[-1:] or last[:1], tokenizer.eos_token_id
-    beyond = after[len(after.rstrip()) :]
-    if end:
-        beyond = after.partition(str(tokenizer.convert_ids_to_tokens(end[0])))[2]
+    until = str(tokenizer.convert_ids_to_tokens(end[0])) if end else after.rstrip()
+    beyond = after.partition(until)[2] if until else after
     newline, letter, both = (_plain_ids(tokenizer, t) for t in ("\n", "a", "\na"))
     text = tokenizer("a").input_ids
     return ChatFormat(
@@ -196,9 +194,9 @@ class EncodedPrompt:
         """`response_ids` of an answer to learn from. Raises Dropped too where a single message goes
         on after a token that ends turns: none that is sampled does."""
         ids = self.response_ids(answer)
-        if isinstance(answer, str) or (len(answer) == 1 and is_conversation(answer)):
-            if not set(ids[:-1]).isdisjoint(self.format.stops.values()):
-                raise Dropped(GOES_ON)
+        one = isinstance(answer, str) or (len(answer) == 1 and is_conversation(answer))
+        if one and not set(ids[:-1]).isdisjoint(self.format.stops.values()):
+            raise Dropped(GOES_ON)
         return ids
 
     def _written(self, reply: list[Message]) -> str:

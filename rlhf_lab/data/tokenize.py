@@ -23,9 +23,8 @@ Encoded: TypeAlias = tuple[list[Example], dict[str, int]]
 def encode_prompt(
     tokenizer: Tokenizer, prompt: Prompt | Example, tools: Tools | None = None
 ) -> list[int]:
-    """Token ids of a text prompt, a conversation (list of messages), ids already made, or a row
-    with one of them, up to where the answer begins. Raises Dropped for what the model's chat
-    template cannot write."""
+    """Token ids of a text, a conversation, ids already made, or a row with one of them, up to where
+    the answer begins. Raises Dropped for what the model's chat template cannot write."""
     return EncodedPrompt(tokenizer, prompt, tools).ids
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,16 +76,6 @@ def sample_ids(
         if progress:
             progress(len(part))
     return [[sampled[i, s] for s in range(samples)] for i in range(len(prompts))]
-
-
-def sample_texts(
-    model: AnyModel, tokenizer: Tokenizer, prompts: Sequence[Prompt | Row], **settings: Any
-) -> list[list[str]]:
-    """`sample_ids` as texts, with its settings."""
-    return [
-        tokenizer.batch_decode(rows, skip_special_tokens=True)
-        for rows in sample_ids(model, tokenizer, prompts, **settings)
-    ]
 
 
 def which_ended(tokenizer: Tokenizer, rows: Sequence[list[int]], limit: int) -> list[bool]:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -44,6 +45,16 @@ class Answers:
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
+def answers_to(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt | Example], ids: list[list[int]], limit: int
+) -> Answers:
+    """Sampled responses of at most `limit` tokens, one for each prompt, read and measured."""
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    figures = {"length": [float(len(text.split())) for text in texts]}
+    asked = [row_prompt_ids(tokenizer, p) for p in prompts]
+    return Answers(prompts, asked, ids, texts, which_ended(tokenizer, ids, limit), figures)
+
+
 @torch.no_grad()
 def kl_from_reference(
     model: PreTrainedModel,
@@ -61,11 +72,9 @@ def kl_from_reference(
     for start in range(0, len(order), 64):
         part = order[start : start + 64]
         prompt_ids, prompt_mask = pad_prompts([encoded[i] for i in part], pad)
-        lengths = torch.tensor([len(responses[i]) for i in part])
-        rows = torch.full((len(part), int(lengths.max())), pad)
-        for row, i in enumerate(part):
-            rows[row, : len(responses[i])] = torch.tensor(responses[i])
-        mask = torch.arange(rows.shape[1]) < lengths.unsqueeze(1)
+        sampled = [torch.tensor(responses[i]) for i in part]
+        rows = pad_sequence(sampled, batch_first=True, padding_value=pad)
+        mask = pad_sequence([torch.ones_like(x).bool() for x in sampled], batch_first=True)
         ids, attention = (
             x.to(model.device)
             for x in concat_prompt_response(prompt_ids, prompt_mask, rows, mask, pad)
@@ -112,14 +121,10 @@ def policy_report(
     `kl`, `kl_k3`: nats per response from `reference`; `length`: words. All are of what was sampled:
     a response that did not end is not given an end.
     """
-    asked = [row_prompt_ids(tokenizer, p) for p in prompts]
-    sampled = sample_ids(model, tokenizer, asked, max_new_tokens=max_new_tokens, seed=seed)
-    ids = [s[0] for s in sampled]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    figures = {"length": [float(len(r.split())) for r in texts]}
-    ended = which_ended(tokenizer, ids, max_new_tokens)
-    answers = Answers(prompts, asked, ids, texts, ended, figures)
-    pairs = list(zip(map(prompt_of, prompts), texts, strict=True))
+    sampled = sample_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed)
+    answers = answers_to(tokenizer, prompts, [ids for (ids,) in sampled], max_new_tokens)
+    figures = answers.figures
+    pairs = list(zip(map(prompt_of, prompts), answers.texts, strict=True))
     if gold_reward:
         figures["gold_reward"] = [gold_reward(p, r) for p, r in pairs]
     if gold_parts:
@@ -129,7 +134,7 @@ def policy_report(
         scores = score_answers(reward_model, tokenizer, reward_tokenizer, answers)
         figures["reward"] = scores.tolist()
     if reference is not None:
-        kl = kl_from_reference(model, reference, tokenizer, asked, ids)
+        kl = kl_from_reference(model, reference, tokenizer, answers.prompt_ids, answers.ids)
         figures["kl"], figures["kl_k3"] = kl.T.tolist()
     return {name: sum(x) / len(x) for name, x in figures.items()}, answers
 

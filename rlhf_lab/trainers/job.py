@@ -74,7 +74,7 @@ class Job:
             return
         adapted = hasattr(model, "peft_config")
         if generation := getattr(model, "generation_config", None):  # others stop where we did
-            ends = list(stop_ids(self.tokenizer, generation))
+            ends = list(stop_ids(self.tokenizer))
             generation.eos_token_id = ends if len(ends) > 1 else ends[0]
         folder = self.run.folder / ("adapter" if adapted else "model")
         # Without embeddings, which are not trained: where they were given a row for padding, what

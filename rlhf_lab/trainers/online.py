@@ -133,7 +133,15 @@ class RewardFunction:
     ) -> list[float | None]:
         rows = [self.rows[i] for i in columns.get("row", [])] or [{"prompt": p} for p in prompts]
         stopped = self.stopped(completion_ids)
-        rewards = self._rewards(rows, completion_ids, stopped)
+        asked = (row_prompt_ids(self.tokenizer, row) for row in rows)
+        whole = [p + ids for p, ids in zip(asked, completion_ids, strict=True)]
+        ids, mask = pad_prompts(whole, self.tokenizer.pad_token_id)
+        sequences = ids.to(self.device), mask.to(self.device)
+        ends, chunk = stopped.tolist(), self.args.per_device_train_batch_size
+        with torch.no_grad():
+            rewards = self.rewards.score_answers(
+                *sequences, completion_ids, ends, rows, chunk, self.meter
+            ).cpu()
         scores = missing_stop_score(rewards, stopped, self.args.missing_eos_penalty)
         self.episodes += len(prompts)
         log_metric("ours/reward", float(rewards.nanmean()))
@@ -143,22 +151,6 @@ class RewardFunction:
         with self.meter.phase("evaluation"):
             self._log_metrics(rows, completion_ids, scores, trainer_state, log_metric)
         return [None if s != s else s for s in scores.tolist()]  # NaN: no source applies
-
-    def _rewards(self, rows: Rows, completion_ids: list[list[int]], stopped: Tensor) -> Tensor:
-        """The weighted rewards, `per_device_train_batch_size` rows at a time. → (n,)."""
-        asked = (row_prompt_ids(self.tokenizer, row) for row in rows)
-        whole = [p + ids for p, ids in zip(asked, completion_ids, strict=True)]
-        ids, mask = pad_prompts(whole, self.tokenizer.pad_token_id)
-        with torch.no_grad():
-            return self.rewards.score_answers(
-                ids.to(self.device),
-                mask.to(self.device),
-                completion_ids,
-                stopped.tolist(),
-                rows,
-                self.args.per_device_train_batch_size,
-                self.meter,
-            ).cpu()
 
     def stopped(self, completion_ids: list[list[int]]) -> Tensor:
         """Which responses ended by themselves: short of the limit, or with eos. → (n,) bool."""

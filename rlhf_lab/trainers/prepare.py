@@ -72,8 +72,8 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
             make(tokenizer, with_progress(r, "tokens", quiet), length)
             for r in (rows.train, rows.test)
         )
-    if plan.stage == "kto" and len(test) == 1:  # which meets no answer to another prompt
-        test = []
+    if plan.stage == "kto" and len(test) == 1:
+        test = []  # it meets no answer to another prompt
     if model.foreign_reward and spec.online:  # which has a template of its own
         theirs = model.reward_tokenizer
         train = [row for row, *_ in encoded_rows(theirs, train, (), counts)]

@@ -166,6 +166,17 @@ def test_an_answer_of_several_messages_with_a_tool(name, arguments):
     )
 
 
+def test_a_judge_reads_the_tools_of_a_row_as_in_training():
+    from rlhf_lab.ppo.texts import encode_pair
+
+    found = case("qwen3")
+    tokenizer = chat_tokenizer(found.template, found.eos)
+    row = {"prompt": WHO, "tools": [TOOL], "chosen": "Nobody.", "rejected": "Me."}
+    ((pair,), _) = tokenize.whole_pair_rows(tokenizer, [row], 10_000)
+    assert encode_pair(tokenizer, row, "Nobody.") == pair["chosen_ids"]
+    assert "clock" in tokenizer.decode(pair["chosen_ids"])
+
+
 @pytest.mark.parametrize("name", ["qwen3", "llama3", "gemma", "content in parts", "phi3"])
 def test_row_12_the_assistants_own_beginning_is_continued(name):
     """Row 12: no second assistant turn is opened after a beginning that is there."""
