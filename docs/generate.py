@@ -230,7 +230,7 @@ def page(name: str, module: str) -> str:
 def stages_page() -> str:
     from rlhf_lab.stages import STAGES
 
-    lines = ["# The stages", "", "From the one list of stages, `rlhf_lab/stages.py`.", ""]
+    lines = ["# The stages", "", "From the one list of stages, `rlhf_lab/stages.yaml`.", ""]
     lines += ["| stage | learns from | models in memory | phases of a step | x-ray |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for s in STAGES.values():

@@ -25,14 +25,12 @@ from .data.lengths import planned_lengths
 from .data.load import Data, load_data
 from .data.reward_sources import reward_settings
 from .defaults import defaults
-from .display import by_surface, did_you_mean
+from .display import by_surface, did_you_mean, is_number
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load
 from .runs.ledger import Ledger
 from .stages import ONLINE, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeIs
-
     from .cost.remedies import Remedy
     from .display import Display, Listed
 
@@ -256,21 +254,17 @@ def _check_type(name: str, value: Setting, type_: str) -> None:
     """
     kinds = set(re.findall(r"\w+", type_))
     if type_.startswith("list[float]") and value is not None:
-        if not isinstance(value, (list, tuple)) or not all(map(_is_number, value)):
+        if not isinstance(value, (list, tuple)) or not all(map(is_number, value)):
             raise ValueError(f"{name} must be a list of numbers, got {value!r}")
         return
     if (value is None and "None" in kinds) or "str" in kinds:
         return
-    if kinds & {"int", "float"} and not _is_number(value):
+    if kinds & {"int", "float"} and not is_number(value):
         raise ValueError(f"{name} must be a number, got {value!r}")
     if "bool" in kinds and not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
     if name in POSITIVE and not 0 < value < float("inf"):
         raise ValueError(f"{name} must be above 0, got {value!r}")
-
-
-def _is_number(value: object) -> TypeIs[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # ------------------------------------------------------------------------------ names of settings

@@ -21,7 +21,7 @@ from .display import by_surface, format_number, html_table, table
 from .models.load import Model, load
 from .planning import Plan, predict
 from .planning import plan as make_plan
-from .runs.ledger import AROUND, Ledger
+from .runs.ledger import Ledger
 from .runs.progress import Progress
 from .runs.run import Run
 from .training import train
@@ -188,12 +188,9 @@ def _measured(run: Run, axis: str) -> dict[str, float]:
     """Bytes, and FLOPs and seconds of a step (of the run, along rows and steps), as measured."""
     ledger = run.ledger.filter(source="measured")
     steps = 1 if axis in ("rows", "max_steps") else max(1, run.last_step)
-    training = [r for r in ledger if r.phase not in AROUND]
     out = {"bytes measured": ledger.peak()}
     for quantity in ("flops", "seconds"):
-        out[f"{quantity} measured"] = (
-            sum(r.value for r in training if r.quantity == quantity) / steps
-        )
+        out[f"{quantity} measured"] = ledger.training(quantity=quantity).total() / steps
     return out
 
 

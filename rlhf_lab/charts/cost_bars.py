@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..display import format_number
-from ..runs.ledger import COMPONENTS, PHASES, ROLES, SOURCES, UNITS, Row
+from ..runs.ledger import COMPONENTS, PHASES, ROLES, SOURCES, UNITS, Ledger, Row
 from .frame import COLOURS
 from .ledgers import first_of_each, named, training_rows
 from .plotly_style import NEUTRAL, Figure, finish, line_style, rounded, safe, symbol, unit_of
@@ -91,7 +91,7 @@ def stage_costs(
         count = sum(1 for x in labels if x == label or x.startswith(f"{label} ("))
         labels.append(f"{label} ({count + 1})" if count else label)
         for source, rows in cost.rows.items():
-            bars[labels[-1], source] = _at_peak(rows) if quantity == "bytes" else rows
+            bars[labels[-1], source] = rows
     y_title = "memory at the peak" if quantity == "bytes" else QUANTITY_NAMES[quantity]
     return _bars(bars, quantity, by, "stage", y_title, (), theme)
 
@@ -116,14 +116,6 @@ def _stage_costs(things: Iterable[object], quantity: str) -> list[_StageCost]:
     return costs
 
 
-def _at_peak(rows: Sequence[Row]) -> list[Row]:
-    """Bytes of the phase, and of the process, that needs the most."""
-    moments: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        moments.setdefault((row.phase, row.rank), []).append(row)
-    return max(moments.values(), key=lambda m: math.fsum(r.value for r in m))
-
-
 def _bars(
     bars: Mapping[Place, Sequence[Row]],
     quantity: str,
@@ -142,7 +134,7 @@ def _bars(
     for at, rows in bars.items():
         share = 1 / len({r.rank for r in rows}) if quantity == "seconds" else 1.0
         parts: dict[str, list[Row]] = {}
-        for row in _at_peak(rows) if quantity == "bytes" else rows:
+        for row in Ledger(rows).at_peak() if quantity == "bytes" else rows:
             parts.setdefault(getattr(row, by) or "all", []).append(row)
         amounts[at] = {part: Amount.of(of_part, share) for part, of_part in parts.items()}
     order = (*{"component": COMPONENTS, "role": ROLES, "phase": PHASES}[by], "all")

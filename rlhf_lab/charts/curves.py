@@ -19,7 +19,7 @@ from plotly.subplots import make_subplots
 from ..display import format_number
 from ..runs.run import Run
 from ..stages import STAGES
-from .frame import colour
+from .frame import colour, thinned_indices
 from .ledgers import named
 from .plotly_style import (
     Figure,
@@ -28,7 +28,6 @@ from .plotly_style import (
     rounded,
     safe,
     symbol,
-    thinned_indices,
     translucent,
 )
 from .views import LABELS

@@ -148,13 +148,6 @@ class Meter:
         """Highest memory of any phase so far, in bytes."""
         return max(self.memory.values(), default=0)
 
-    def add(self, phase: str, role: str, seconds: float, tokens: int = 0) -> None:
-        """Count a segment that was timed elsewhere."""
-        self.clock[phase, role] += seconds
-        self._add_block(self._timed, (phase, role), seconds, tokens)
-        self.tokens[phase, role] += int(tokens)
-        self._record_peak(phase, role)
-
     def phase(
         self,
         phase: str,
@@ -384,8 +377,6 @@ class NoMeter(Meter):
     def watch(self, *_: object, **__: object) -> None: ...
 
     def hold(self, *_: object) -> None: ...
-
-    def add(self, *_: object, **__: object) -> None: ...
 
     def count(self, *_: object, **__: object) -> None: ...
 

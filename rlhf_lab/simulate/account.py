@@ -240,17 +240,16 @@ def materialise(model: nn.Module) -> nn.Module:
     Shared tensors stay shared, and each keeps its type and whether it is trained. Adapters must be
     in place before: peft cannot inject them into fake tensors.
     """
-    made: dict[int, Value] = {}
+    made: dict[int, Tensor] = {}
     for module in model.modules():
-        for name, old in list(module._parameters.items()):
-            if old is not None:
+        tables: tuple[dict[str, Value], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            for name, old in table.items():
+                if old is None:
+                    continue
                 if id(old) not in made:
                     new = torch.empty(old.shape, dtype=old.dtype)
-                    made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
-                module._parameters[name] = made[id(old)]
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                if id(buffer) not in made:
-                    made[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
-                module._buffers[name] = made[id(buffer)]
+                    trained = isinstance(old, nn.Parameter)
+                    made[id(old)] = nn.Parameter(new, old.requires_grad) if trained else new
+                table[name] = made[id(old)]
     return model

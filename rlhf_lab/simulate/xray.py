@@ -12,7 +12,6 @@ by `step.py`: this file knows models and optimizers, no trainer.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,20 +22,16 @@ from torch.optim import optimizer as optim
 from torch.utils.hooks import RemovableHandle
 
 from ..metering.memory_tracker import MemoryKey, phase_peaks
+from ..metering.model_memory import labelled_caches
 from ..metering.patch import patched
 from ..ppo.logprobs import AnyModel
+from ..ppo.rollout import trunk_of
 from ..runs.ledger import Ledger
 from .account import StepAccount
 
 aten = torch.ops.aten
 
 # --------------------------------------------------------------------------------------- the models
-
-
-def trunk_of(model: AnyModel) -> AnyModel:
-    """The transformer below the head of a transformers or peft model."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    return getattr(inner, getattr(inner, "base_model_prefix", "") or "_", inner)
 
 
 def parts_of(model: AnyModel) -> Iterator[tuple[str, nn.Module]]:
@@ -91,13 +86,10 @@ def labelled(
     for role, model in models.items():
         account.own(role, "parameters", [*model.parameters(), *model.buffers()])
         hooks += _role_hooks(account, role, model, phases) + _part_hooks(account, role, model)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                hooks.append(parameter.register_post_accumulate_grad_hook(_arrived(account, role)))
+        hooks += account.own_gradients(role, model)
     hooks += _optimizer_hooks(account)
     main = next(iter(models))
     backward: Callable[..., None] = Tensor.backward
-    cache = getattr(sys.modules.get("transformers.cache_utils"), "Cache", None)
 
     def begin(self: Tensor, *args: object, **kwargs: object) -> None:
         account.enter("backward", main)
@@ -106,36 +98,12 @@ def labelled(
     with ExitStack() as stack:
         stack.enter_context(fused_silu())
         stack.enter_context(patched(Tensor, "backward", begin))
-        if cache is not None:
-            stack.enter_context(patched(cache, "update", _keeping(account, cache.update)))
+        stack.enter_context(labelled_caches(account))
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def _arrived(account: StepAccount, role: str) -> Callable[[Tensor], None]:
-    def arrived(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            account.own(role, "gradients", [parameter.grad])
-
-    return arrived
-
-
-def _keeping(
-    account: StepAccount, update: Callable[..., tuple[Tensor, Tensor]]
-) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A cache's `update`, in which what is made is `kv_cache`, and what it gives is too."""
-
-    def labelled_update(cache: object, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-        before = account.call(account.label[0], "kv_cache")
-        out = update(cache, *args, **kwargs)
-        account.own(account.label[0], "kv_cache", out)
-        account.call(*before)
-        return out
-
-    return labelled_update
 
 
 def _role_hooks(

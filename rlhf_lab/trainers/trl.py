@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from datasets import Dataset
 from transformers import (
@@ -161,10 +161,8 @@ class Watch(MeterCallback):
         if state.global_step == state.max_steps or control.should_training_stop:
             control.should_log = True  # the run ends where it says it ended
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        super().on_train_end(args, state, control)
+    def on_train_end(self, *args: Any, **more: Any) -> None:
+        super().on_train_end(*args, **more)
         if self.bar:
             self.bar.close()
 
