@@ -248,14 +248,14 @@ def stages_page() -> str:
 
 def _rates() -> list[str]:
     """Learning rates of larger models, by stage and size, with their sources."""
-    from rlhf_lab.defaults import literature
+    from rlhf_lab.defaults import LITERATURE
 
     lines = ["## Learning rates of larger models", ""]
     lines += [
         "| stage | trained | parameters | rate | source |",
         "| --- | --- | ---: | ---: | --- |",
     ]
-    for stage, told in literature().items():
+    for stage, told in LITERATURE.items():
         for what, name in (("all weights", "whole"), ("LoRA adapters", "lora")):
             for most, rate, source in told[name]:
                 size = f"up to {most / 1e9:g}B" if most else "any larger"

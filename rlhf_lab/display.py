@@ -10,6 +10,7 @@ import difflib
 import html
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TypeGuard, TypeVar
@@ -40,6 +41,16 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     """`did you mean 'adamw_torch'? `, or nothing where no name is near."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}? " if close else ""
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """The names; one that was there before has its number behind it: `ppo (2)`."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(f"{name} ({seen[name]})" if seen[name] > 1 else name)
+    return found
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -34,16 +34,6 @@ if TYPE_CHECKING:
     from .stages import Setting, Settings
 
 
-def calibrate(seconds: float = 20) -> Hardware:
-    """Measure this machine, keep the figures for later plans ("here"), and return them."""
-    from .metering.calibrate import calibrate as measure
-
-    return measure(seconds=seconds)
-
-
-# ------------------------------------------------------------------------------------------- x-ray
-
-
 def xray(plan: Plan | Estimate) -> XRay:
     """The plan's step through the real code under fake tensors: exact bytes and FLOPs, no weights.
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..display import format_number
+from ..display import format_number, numbered
 from ..runs.ledger import COMPONENTS, PHASES, ROLES, SOURCES, UNITS, Ledger, Row
 from .frame import COLOURS
 from .ledgers import first_of_each, named, training_rows
@@ -87,11 +87,10 @@ def stage_costs(
         twice = [(c.name, c.stage) for c in costs].count((cost.name, cost.stage)) > 1
         several = len({c.stage for c in costs if c.name == cost.name}) > 1
         label = f"{cost.name}, {cost.stage}" if cost.name and several else cost.name or cost.stage
-        label += f" {cost.run_name}".rstrip() if twice else ""
-        count = sum(1 for x in labels if x == label or x.startswith(f"{label} ("))
-        labels.append(f"{label} ({count + 1})" if count else label)
+        labels.append(label + (f" {cost.run_name}".rstrip() if twice else ""))
+    for cost, label in zip(costs, numbered(labels), strict=True):
         for source, rows in cost.rows.items():
-            bars[labels[-1], source] = rows
+            bars[label, source] = rows
     y_title = "memory at the peak" if quantity == "bytes" else QUANTITY_NAMES[quantity]
     return _bars(bars, quantity, by, "stage", y_title, (), theme)
 

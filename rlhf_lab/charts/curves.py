@@ -16,7 +16,7 @@ from typing import TypeGuard
 
 from plotly.subplots import make_subplots
 
-from ..display import format_number
+from ..display import format_number, numbered
 from ..runs.run import Run
 from ..stages import STAGES
 from .frame import colour, thinned_indices
@@ -279,9 +279,7 @@ def _labels(groups: Sequence[tuple[str, Sequence[Run]]]) -> list[str]:
     for i, label in enumerate(labels):
         if labels.count(label) > 1 and label != groups[i][1][0].name:
             labels[i] = f"{label} {groups[i][1][0].name}"
-    return [
-        f"{x} ({labels[:i].count(x) + 1})" if x in labels[:i] else x for i, x in enumerate(labels)
-    ]
+    return numbered(labels)
 
 
 def steps_of(run: Run, metric: str) -> dict[int, float]:

@@ -262,7 +262,6 @@ def tick_text(value: float, ticks: Sequence[float]) -> str:
     return "0" if value == 0 else f"{value / scale:.{min(decimals, 6)}f}{suffix}"
 
 
-# -- long curves -------------------------------------------------------------------------------
 def thinned_indices(*columns: Sequence[float | None], at_most: int) -> list[int]:
     """Which points of curves over the same x are drawn: first, last, and of every segment the
     lowest and the highest of each column, and one gap. No spike is lost."""

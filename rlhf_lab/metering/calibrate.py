@@ -74,9 +74,9 @@ HOLD = 0.3
 """How firmly a rate is held to what was measured alone: as a relative error of this weight."""
 
 
-def calibrate(save: bool = True, seconds: float = 20) -> Hardware:
+def calibrate(seconds: float = 20, save: bool = True) -> Hardware:
     """The machine at hand as a `Hardware`, measured in about `seconds` (the small models alone
-    take some); on a GPU, the current one. `save`: for "here".
+    take some); on a GPU, the current one. `save`: for later plans ("here").
     """
     if isinstance(seconds, bool) or not (isinstance(seconds, (int, float)) and 0 < seconds < 3600):
         raise ValueError(f"seconds must be above 0 and below 3600, not {seconds!r}")

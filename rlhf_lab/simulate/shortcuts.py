@@ -7,7 +7,6 @@ is counted (`FirstTurns`).
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fractions import Fraction
@@ -20,6 +19,7 @@ from transformers import masking_utils
 from ..data.lengths import LEAST_TOKENS_SAVED
 from ..metering.patch import fused_head_within, patched
 from ..ppo import losses
+from ..ppo.checkpoint import random_state, set_random_state
 from ..ppo.executor import Buckets, Executor
 from ..ppo.logprobs import AnyModel
 from ..ppo.sampling import LanguageModel
@@ -167,7 +167,6 @@ def _grow(cache: AnyModel, length: int) -> None:
 @contextmanager
 def left_alone() -> Iterator[None]:
     """accelerate's shared state, random numbers and logging are as before afterwards."""
-    import numpy
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from transformers.utils import logging
 
@@ -175,16 +174,14 @@ def left_alone() -> Iterator[None]:
 
     prepare_process()
     states = [(s, dict(s._shared_state)) for s in (AcceleratorState, GradientState, PartialState)]
-    seeds, verbosity = (random.getstate(), numpy.random.get_state()), logging.get_verbosity()
+    seeds, verbosity = random_state(), logging.get_verbosity()
     logging.set_verbosity_error()
     AcceleratorState._reset_state()
     try:
-        with torch.random.fork_rng():
-            yield
+        yield
     finally:
         logging.set_verbosity(verbosity)
-        random.setstate(seeds[0])
-        numpy.random.set_state(seeds[1])
+        set_random_state(seeds)
         for state, before in states:
             state._shared_state.clear()
             state._shared_state.update(before)

@@ -102,9 +102,6 @@ def _row(step: Step, number: int) -> Row:
     return {"input_ids": question if number % 2 or not setup.padded else question[1:]}
 
 
-# -------------------------------------------------------------------------------------------- TRL
-
-
 def _trl_trainer(
     step: Step,
     models: Mapping[str, AnyModel],

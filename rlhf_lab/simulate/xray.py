@@ -31,8 +31,6 @@ from .account import StepAccount
 
 aten = torch.ops.aten
 
-# --------------------------------------------------------------------------------------- the models
-
 
 def parts_of(model: AnyModel) -> Iterator[tuple[str, nn.Module]]:
     """(name, module): the layers of a model, and what stands before and after them."""
@@ -191,9 +189,6 @@ def prime(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     account.own_states(optimizer)
-
-
-# --------------------------------------------------------------------------------------- the result
 
 
 @dataclass

@@ -85,9 +85,6 @@ LogMetric: TypeAlias = Callable[[str, float], None]
 Inputs: TypeAlias = tuple[object, ...]
 
 
-# ------------------------------------------------------------------------------------------ reward
-
-
 class RewardFunction:
     """The rewards as one reward function, called as TRL's trainers call one.
 
