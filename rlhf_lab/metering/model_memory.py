@@ -12,7 +12,8 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
+from unittest.mock import patch
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from .memory_tracker import MemoryKey, MemoryTracker, PhaseKey, rounded_bytes
-from .patch import fused_head_within, patched
 
+T = TypeVar("T")
 ModelInputs: TypeAlias = Mapping[str, Any]
 """Arguments of a transformers model by name."""
 
@@ -219,5 +220,29 @@ def labelled_caches(tracker: MemoryTracker) -> Iterator[None]:
         tracker.own(tracker.label[0], "kv_cache", keys_and_values)
         return keys_and_values
 
-    with patched(module.Cache, "update", labelled):
+    with patch.object(module.Cache, "update", labelled):
+        yield
+
+
+@contextmanager
+def fused_head_within(block: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """TRL's fused head, forward and backward, runs within a block of its own. Nothing happens
+    where TRL was not imported: then nobody calls it."""
+    module = sys.modules.get("trl.kernels.chunked_logprob")
+    if module is None:
+        yield
+        return
+    head = module.ChunkedLogProbFunction
+
+    def within(function: Callable[..., T]) -> staticmethod[..., T]:
+        def call(*args: object, **kwargs: object) -> T:
+            with block():
+                return function(*args, **kwargs)
+
+        return staticmethod(call)
+
+    with (
+        patch.object(head, "forward", within(head.forward)),
+        patch.object(head, "backward", within(head.backward)),
+    ):
         yield

@@ -40,7 +40,6 @@ class StepAccount(MemoryTracker):
         self.widths = frozenset(widths)
         self.flops: Counter[MemoryKey] = Counter()
         """(phase, role) → FLOPs"""
-        self.timeline: list[tuple[str, int]] = []
         self.owners: dict[int, str] = {}
         """id of a parameter → its role"""
         self._blind = False
@@ -63,11 +62,6 @@ class StepAccount(MemoryTracker):
         before, self.label = self.label, (role, component)
         return before
 
-    def mark(self, name: str) -> None:
-        """A point of the timeline: "<phase> <role> <name>"."""
-        phase = self._at[0] if self._at else ""
-        self.timeline.append((f"{phase} {self.label[0]} {name}".strip(), self.total))
-
     def count(self, flops: int) -> None:
         """Add work to the phase and role at hand."""
         if self._at:
@@ -84,8 +78,8 @@ class StepAccount(MemoryTracker):
 
     def restart(self) -> None:
         """Forget what happened; what is alive stays."""
-        for table in (self.peaks, self.flops, self.timeline):
-            table.clear()
+        self.peaks.clear()
+        self.flops.clear()
         self.peak, self._most = self.total, 0
 
     def own_states(self, optimizer: torch.optim.Optimizer) -> None:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fractions import Fraction
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from transformers import masking_utils
 
 from ..data.lengths import LEAST_TOKENS_SAVED
-from ..metering.patch import fused_head_within, patched
+from ..metering.model_memory import fused_head_within
 from ..ppo import losses
 from ..ppo.checkpoint import random_state, set_random_state
 from ..ppo.executor import Buckets, Executor
@@ -36,10 +37,10 @@ def fake_answers(account: FakeAccount, *, gpu: bool, padded: bool) -> Iterator[N
     when they are asked whether rows differ in length."""
     with ExitStack() as stack:
         # A fake tensor cannot be moved or cast in place, and need not be.
-        stack.enter_context(patched(nn.Module, "_apply", lambda module, *_, **__: module))
+        stack.enter_context(patch.object(nn.Module, "_apply", lambda module, *_, **__: module))
         # transformers looks into masks as it does outside tracing; the answer is `padded`.
-        stack.enter_context(patched(masking_utils, "is_tracing", lambda *_: False))
-        stack.enter_context(patched(masking_utils, "fast_all", lambda _: not padded))
+        stack.enter_context(patch.object(masking_utils, "is_tracing", lambda *_: False))
+        stack.enter_context(patch.object(masking_utils, "fast_all", lambda _: not padded))
         stack.enter_context(head_labelled(account))
         if gpu:
             stack.enter_context(_triton_head(account))
@@ -64,10 +65,10 @@ def _triton_head(account: StepAccount) -> Iterator[None]:
         account.count(2 * a.shape[0] * a.shape[1] * b.shape[1])
 
     with (
-        patched(utils, "_use_triton", lambda _: True),
-        patched(chunked_logprob, "_forward_tile", lambda *_, **__: None),
-        patched(chunked_logprob, "_backward_tile", lambda *_, **__: None),
-        patched(chunked_logprob, "_addmm_fp32", add_product),
+        patch.object(utils, "_use_triton", lambda _: True),
+        patch.object(chunked_logprob, "_forward_tile", lambda *_, **__: None),
+        patch.object(chunked_logprob, "_backward_tile", lambda *_, **__: None),
+        patch.object(chunked_logprob, "_addmm_fp32", add_product),
     ):
         yield
 

@@ -6,13 +6,13 @@ import importlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
 from ..metering.meter import Meter, NoMeter
-from ..metering.patch import patched
 from ..models.load import load
 from ..ppo.config import PPOConfig
 from ..ppo.executor import Executor
@@ -127,8 +127,8 @@ def _trl_trainer(
     with ExitStack() as stack:
         if hasattr(model, "peft_config"):  # a trainer that puts adapters in anew finds them there
             home = importlib.import_module(f"trl.trainer.{setup.stage}_trainer")
-            stack.enter_context(patched(model, "unload", model.get_base_model))
-            stack.enter_context(patched(home, "get_peft_model", lambda *_, **__: model))
+            stack.enter_context(patch.object(model, "unload", model.get_base_model))
+            stack.enter_context(patch.object(home, "get_peft_model", lambda *_, **__: model))
         return make_trainer(setup.stage, model, tokenizer, rows, [], args, callbacks, **more)
 
 

@@ -2,8 +2,8 @@
 
 A step of a 7B model runs on a laptop in seconds, without weights. An account (`account.py`) follows
 every storage; the hooks here tell it whose it is and what for: bytes by role and component at each
-phase's peak, a timeline of live bytes layer by layer, FLOPs by role and phase. What is run is given
-by `step.py`: this file knows models and optimizers, no trainer.
+phase's peak, FLOPs by role and phase. What is run is given by `step.py`: this file knows models and
+optimizers, no trainer.
 
     with FakeTensorMode(), account, labelled(account, {"policy": model}):
         trainer.train()
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,6 @@ from torch.utils.hooks import RemovableHandle
 
 from ..metering.memory_tracker import MemoryKey, phase_peaks
 from ..metering.model_memory import labelled_caches
-from ..metering.patch import patched
 from ..ppo.logprobs import AnyModel
 from ..ppo.rollout import trunk_of
 from ..runs.ledger import Ledger
@@ -32,21 +32,16 @@ from .account import StepAccount
 aten = torch.ops.aten
 
 
-def parts_of(model: AnyModel) -> Iterator[tuple[str, nn.Module]]:
-    """(name, module): the layers of a model, and what stands before and after them."""
-
-    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-        for child_name, child in module.named_children():
-            path = f"{name}.{child_name}" if name else child_name
-            if isinstance(child, nn.ModuleList):
-                yield from ((f"{path}.{i}", part) for i, part in enumerate(child))
-            elif any(isinstance(m, nn.ModuleList) for m in child.modules()):
-                yield from walk(child, path)
-            else:
-                yield path, child
-
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    return walk(inner, "")
+def parts_of(model: AnyModel) -> Iterator[nn.Module]:
+    """The layers of a model, and what stands before and after them."""
+    whole = model.get_base_model() if hasattr(model, "peft_config") else model
+    for part in whole.children():
+        if isinstance(part, nn.ModuleList):
+            yield from part
+        elif any(isinstance(m, nn.ModuleList) for m in part.modules()):
+            yield from parts_of(part)
+        else:
+            yield part
 
 
 # --------------------------------------------------------------------------------------- the labels
@@ -95,7 +90,7 @@ def labelled(
 
     with ExitStack() as stack:
         stack.enter_context(fused_silu())
-        stack.enter_context(patched(Tensor, "backward", begin))
+        stack.enter_context(patch.object(Tensor, "backward", begin))
         stack.enter_context(labelled_caches(account))
         try:
             yield
@@ -139,22 +134,17 @@ def _role_hooks(
 
 
 def _part_hooks(account: StepAccount, role: str, model: nn.Module) -> list[RemovableHandle]:
-    """A point of the timeline after each layer's forward pass, and before its backward pass."""
+    """What the backward pass makes from where a gradient reaches a layer is its model's role's."""
 
-    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        def undo(grad: Tensor) -> None:
-            account.call(role)
-            account.mark(name)
+    def undo(grad: Tensor) -> None:
+        account.call(role)
 
-        def done(module: nn.Module, args: object, out: object) -> None:
-            account.mark(name)
-            first = out[0] if isinstance(out, tuple) else out
-            if isinstance(first, Tensor) and first.requires_grad:
-                first.register_hook(undo)
+    def done(module: nn.Module, args: object, out: object) -> None:
+        first = out[0] if isinstance(out, tuple) else out
+        if isinstance(first, Tensor) and first.requires_grad:
+            first.register_hook(undo)
 
-        return done
-
-    return [part.register_forward_hook(hook(name)) for name, part in parts_of(model)]
+    return [part.register_forward_hook(done) for part in parts_of(model)]
 
 
 def _optimizer_hooks(account: StepAccount) -> list[RemovableHandle]:
@@ -193,14 +183,12 @@ def prime(
 
 @dataclass
 class XRay:
-    """What one training step takes: rows of the ledger, the peak, and live bytes layer by layer."""
+    """What one training step takes: rows of the ledger, and the peak."""
 
     stage: str
     ledger: Ledger
     peak: int
     """most bytes at any moment"""
-    timeline: list[tuple[str, int]] = field(repr=False, default_factory=list)
-    """("<phase> <role> <layer>", live bytes) in the order of events"""
     device: str = "gpu"
 
     @classmethod
@@ -212,7 +200,7 @@ class XRay:
                 ledger.add(**at, quantity="bytes", value=value, **common)
         for (phase, role), flops in account.flops.items():
             ledger.add(phase=phase, role=role, quantity="flops", value=flops, **common)
-        return cls(stage, ledger, account.peak, list(account.timeline), device)
+        return cls(stage, ledger, account.peak, device)
 
     @property
     def flops(self) -> float:

@@ -15,6 +15,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
+from unittest.mock import patch
 
 import torch
 import trl
@@ -27,7 +28,6 @@ from ..data.reward_sources import gold_metrics
 from ..data.schema import Example, Prompt
 from ..data.tokenize import prompt_text, row_prompt_ids, stop_ids
 from ..metering.meter import Meter, NoMeter
-from ..metering.patch import patched
 from ..ppo.logprobs import AnyModel
 from ..ppo.losses import kl_estimate, missing_stop_score
 from ..ppo.rewards import Rewards, call_reward
@@ -214,7 +214,7 @@ class _PPOConventions(TrainerBase):
         `suppress_tokens`, `min_new_tokens`, …) from the model's own generation config."""
         model = self.model
         whole = model.get_base_model() if hasattr(model, "peft_config") else model
-        with patched(whole, "generation_config", GenerationConfig()):
+        with patch.object(whole, "generation_config", GenerationConfig()):
             return super()._generate_single_turn(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _get_per_token_logps_and_entropies(
