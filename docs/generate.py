@@ -10,6 +10,7 @@ The source is parsed, not imported: a build takes seconds and needs neither torc
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import os
 import re
@@ -154,7 +155,8 @@ def fields(node: ast.ClassDef) -> list[tuple[str, str, str]]:
             continue
         default, text = ast.unparse(item.value) if item.value else "", ""
         if default.startswith("setting("):  # PPOConfig's: the default, and what it is
-            default, text = ast.unparse(item.value.args[0]), ast.literal_eval(item.value.args[1])
+            default, help_ = map(ast.unparse, item.value.args)
+            text = eval(help_, vars(importlib.import_module("rlhf_lab.ppo.config")))
         if default.startswith("field("):
             given = {k.arg: k.value for k in item.value.keywords}
             default = ast.unparse(given["default"]) if "default" in given else ""

@@ -29,7 +29,7 @@ from .frame import (
 )
 
 MAX_TOOLTIPS = 60
-LIVE_COLUMNS = 60  # a live curve has at most four points in each: it travels at every redraw
+LIVE_COLUMNS = 60  # a live curve has at most three points in each: it travels at every redraw
 
 Points = tuple[Sequence[float], Sequence[float | None]]
 Reference = tuple[float, str]
@@ -226,8 +226,8 @@ def _pieces(points: Curve) -> Iterator[list[tuple[float, float]]]:
 
 
 def _thinned(piece: list[tuple[float, float]], columns: int) -> list[tuple[float, float]]:
-    """At most four points per pixel column; a spike survives."""
-    return [piece[i] for i in thinned_indices([y for _, y in piece], at_most=4 * columns)]
+    """At most three points per pixel column; a spike survives."""
+    return [piece[i] for i in thinned_indices([y for _, y in piece], at_most=3 * columns)]
 
 
 def _tooltips(frame: Frame, key: LegendEntry, points: Curve) -> Iterator[str]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeGuard
 
+import yaml
 from plotly.subplots import make_subplots
 
 from ..display import format_number, numbered
@@ -30,25 +32,10 @@ from .plotly_style import (
     symbol,
     translucent,
 )
-from .views import LABELS
 
-METRICS = {
-    "reward": ("proxy reward", "score of the reward model"),
-    "gold_reward": ("gold reward", "points"),
-    "kl": ("KL to the reference", "nats per response"),
-    "kl_k3": ("KL to the reference (k3)", "nats per response"),
-    "response_length": ("response length", "tokens"),
-    "entropy": ("entropy", "nats per token"),
-    "loss": ("loss", "nats"),
-    "accuracy": ("pairs ranked right", "share"),
-    "margin": ("implicit reward margin", "nats"),
-    "eval_loss": ("held-out loss", "nats"),
-    "eval_accuracy": ("held-out pairs ranked right", "share"),
-    "kl_coef": ("β", "reward per nat"),
-    "clipfrac": (LABELS["clipfrac"], "share of tokens"),
-    "vf_clipfrac": (LABELS["vf_clipfrac"], "share of tokens"),
-    "explained_variance": ("explained variance of the returns", "1 is perfect"),
-}
+METRICS: dict[str, list[str]] = yaml.safe_load(
+    Path(__file__).with_name("metrics.yaml").read_text("utf-8")
+)
 """The title and the unit of a metric's panel."""
 DEFAULT_METRICS = (
     *("reward", "gold_reward", "kl", "response_length", "entropy", "loss", "accuracy", "margin"),
