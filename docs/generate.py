@@ -10,7 +10,6 @@ The source is parsed, not imported: a build takes seconds and needs neither torc
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import os
 import re
@@ -146,7 +145,16 @@ def decorators(node: ast.AST) -> set[str]:
     return {ast.unparse(d).split("(")[0].split(".")[-1] for d in node.decorator_list}
 
 
-def fields(node: ast.ClassDef) -> list[tuple[str, str, str]]:
+def said(node: ast.expr, path: Path) -> str:
+    """A text, or what the file assigns to a name."""
+    if isinstance(node, ast.Name):
+        source = ast.parse(path.read_text(encoding="utf-8")).body
+        assigned = (x for x in source if isinstance(x, ast.Assign))
+        node = next(x.value for x in assigned if ast.unparse(x.targets[0]) == node.id)
+    return ast.literal_eval(node)
+
+
+def fields(node: ast.ClassDef, path: Path) -> list[tuple[str, str, str]]:
     """(name, default, what it is) of a class's annotated fields. What it is stands in the field's
     metadata (`help`), or in a string after it."""
     found = []
@@ -155,8 +163,7 @@ def fields(node: ast.ClassDef) -> list[tuple[str, str, str]]:
             continue
         default, text = ast.unparse(item.value) if item.value else "", ""
         if default.startswith("setting("):  # PPOConfig's: the default, and what it is
-            default, help_ = map(ast.unparse, item.value.args)
-            text = eval(help_, vars(importlib.import_module("rlhf_lab.ppo.config")))
+            default, text = ast.unparse(item.value.args[0]), said(item.value.args[1], path)
         if default.startswith("field("):
             given = {k.arg: k.value for k in item.value.keywords}
             default = ast.unparse(given["default"]) if "default" in given else ""
@@ -215,7 +222,7 @@ def page(name: str, module: str) -> str:
     node, path = definition(name, module)
     title = f"lab.{name}" if name in rlhf_lab.__all__ else name
     if isinstance(node, ast.ClassDef):
-        listed = fields(node)
+        listed = fields(node, path)
         table = field_table(listed) if any(text for *_, text in listed) else ""
         body = "\n".join([document(node), "", members(node)])
         text = directive("class", name + class_signature(node, listed), body, 5) + "\n" + table
