@@ -36,9 +36,7 @@ _COLOURED = {
 """Parts in the order of their colours."""
 
 
-def sources(
-    *things: object, quantity: str = "bytes", by: str | None = None, theme: str = "both"
-) -> Figure:
+def sources(*things: object, quantity: str = "bytes", by: str | None = None) -> Figure:
     """Predicted, simulated and measured beside each other, for each phase.
 
     `things`: whatever has a `.ledger`; where several have rows of one stage and source, the first
@@ -58,7 +56,7 @@ def sources(
     y_title = "memory at each phase's peak" if quantity == "bytes" else QUANTITY_NAMES[quantity]
     x_title = "phase" + (f" of {next(iter(stages))}" if len(stages) == 1 else "")
     devices = _device_memory(things) if quantity == "bytes" else []
-    return _bars(bars, quantity, by, x_title, y_title, devices, theme)
+    return _bars(bars, quantity, by, x_title, y_title, devices)
 
 
 class _StageCost(NamedTuple):
@@ -122,7 +120,7 @@ def _bars(
     x_title: str,
     y_title: str,
     references: Sequence[tuple[float, str]],
-    theme: str,
+    theme: str = "both",
 ) -> Figure:
     """Rows as stacked bars, by a label of the rows."""
     if by not in _COLOURED:
@@ -173,9 +171,7 @@ def _device_memory(things: Iterable[object]) -> list[tuple[float, str]]:
 
 
 # -- over one setting -------------------------------------------------------------------------
-def scaling(
-    series: Sweep, quantity: str = "flops", *, x_title: str = "", theme: str = "both"
-) -> Figure:
+def scaling(series: Sweep, quantity: str = "flops", *, x_title: str = "") -> Figure:
     """A series over one setting on log-log axes, where a power law is a straight line: predicted
     and measured, each with its exponent. `x_title`: what is varied, with unit."""
     by_source = {
@@ -205,4 +201,4 @@ def scaling(
     figure.update_xaxes(type="log", title={"text": safe(x_title or series.axis)})
     figure.update_yaxes(type="log", title={"text": f"{QUANTITY_NAMES[quantity]} ({unit})"})
     labels = [t.name for t in figure.data]
-    return finish(figure, words=words, plot=320, theme=theme, on_top=labels)
+    return finish(figure, words=words, plot=320, on_top=labels)

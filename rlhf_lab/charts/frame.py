@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 from ..display import SI, escape
 
@@ -190,10 +190,6 @@ def svg_document(shapes: Sequence[str], label: str, width: float, height: float)
 _READINGS = re.compile(r'\n<g class="plot"[^>]*>(\n<g class="curve"[^>]*/>)*\n</g>')
 
 
-class _Printer(Protocol):
-    def text(self, text: str) -> None: ...
-
-
 class Picture(str):
     """SVG text that shows itself as the last value of a cell, or through `display`.
 
@@ -221,7 +217,7 @@ class Picture(str):
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {"image/svg+xml": str(self), "text/plain": self.words}
 
-    def _repr_pretty_(self, printer: _Printer, cycle: bool) -> None:  # or IPython prints a str
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # or IPython prints a str
         printer.text(self.words)
 
 

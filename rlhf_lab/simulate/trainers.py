@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, Protocol
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ..metering.meter import Meter, NoMeter
 from ..models.load import load
@@ -30,12 +30,6 @@ TOKEN = 5
 """Every token of the rows: which one it is does not matter."""
 
 
-class Trainable(Protocol):
-    """A trainer, of TRL or ours."""
-
-    def train(self) -> object: ...
-
-
 def step_trainer(
     step: Step,
     models: Mapping[str, AnyModel],
@@ -44,7 +38,7 @@ def step_trainer(
     callbacks: list[TrainerCallback],
     meter: Meter | None = None,
     executor: Executor | None = None,
-) -> Trainable:
+) -> Trainer | PPOTrainer:
     """The stage's trainer, with rows for a step more than it makes. `meter`, `executor`: PPO's."""
     setup = step.setup
     settings = {
@@ -109,7 +103,7 @@ def _trl_trainer(
     rows: list[Row],
     settings: Mapping[str, Any],
     callbacks: list[TrainerCallback],
-) -> Trainable:
+) -> Trainer:
     setup = step.setup
     loss = {"loss_type": setup.loss_type} if setup.stage == "kto" else {}
     args = resolve(STAGES[setup.stage].config)(
