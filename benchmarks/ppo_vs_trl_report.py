@@ -140,7 +140,8 @@ def spread(values: Sequence[float]) -> str:
 def show(title: str, rows: Sequence[dict], columns: Sequence[str] | None = None) -> None:
     from rlhf_lab.display import table
 
-    print(f"\n{title}\n{table(rows, columns)}", flush=True)
+    shown = [{c: row.get(c, "") for c in columns} for row in rows] if columns else rows
+    print(f"\n{title}\n{table(shown)}", flush=True)
 
 
 def show_targets(section: dict) -> None:

@@ -145,7 +145,16 @@ def decorators(node: ast.AST) -> set[str]:
     return {ast.unparse(d).split("(")[0].split(".")[-1] for d in node.decorator_list}
 
 
-def fields(node: ast.ClassDef) -> list[tuple[str, str, str]]:
+def said(node: ast.expr, path: Path) -> str:
+    """A text, or what the file assigns to a name."""
+    if isinstance(node, ast.Name):
+        source = ast.parse(path.read_text(encoding="utf-8")).body
+        assigned = (x for x in source if isinstance(x, ast.Assign))
+        node = next(x.value for x in assigned if ast.unparse(x.targets[0]) == node.id)
+    return ast.literal_eval(node)
+
+
+def fields(node: ast.ClassDef, path: Path) -> list[tuple[str, str, str]]:
     """(name, default, what it is) of a class's annotated fields. What it is stands in the field's
     metadata (`help`), or in a string after it."""
     found = []
@@ -154,7 +163,7 @@ def fields(node: ast.ClassDef) -> list[tuple[str, str, str]]:
             continue
         default, text = ast.unparse(item.value) if item.value else "", ""
         if default.startswith("setting("):  # PPOConfig's: the default, and what it is
-            default, text = ast.unparse(item.value.args[0]), ast.literal_eval(item.value.args[1])
+            default, text = ast.unparse(item.value.args[0]), said(item.value.args[1], path)
         if default.startswith("field("):
             given = {k.arg: k.value for k in item.value.keywords}
             default = ast.unparse(given["default"]) if "default" in given else ""
@@ -213,7 +222,7 @@ def page(name: str, module: str) -> str:
     node, path = definition(name, module)
     title = f"lab.{name}" if name in rlhf_lab.__all__ else name
     if isinstance(node, ast.ClassDef):
-        listed = fields(node)
+        listed = fields(node, path)
         table = field_table(listed) if any(text for *_, text in listed) else ""
         body = "\n".join([document(node), "", members(node)])
         text = directive("class", name + class_signature(node, listed), body, 5) + "\n" + table
@@ -230,7 +239,7 @@ def page(name: str, module: str) -> str:
 def stages_page() -> str:
     from rlhf_lab.stages import STAGES
 
-    lines = ["# The stages", "", "From the one list of stages, `rlhf_lab/stages.py`.", ""]
+    lines = ["# The stages", "", "From the one list of stages, `rlhf_lab/stages.yaml`.", ""]
     lines += ["| stage | learns from | models in memory | phases of a step | x-ray |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for s in STAGES.values():
@@ -248,14 +257,14 @@ def stages_page() -> str:
 
 def _rates() -> list[str]:
     """Learning rates of larger models, by stage and size, with their sources."""
-    from rlhf_lab.defaults import literature
+    from rlhf_lab.defaults import LITERATURE
 
     lines = ["## Learning rates of larger models", ""]
     lines += [
         "| stage | trained | parameters | rate | source |",
         "| --- | --- | ---: | ---: | --- |",
     ]
-    for stage, told in literature().items():
+    for stage, told in LITERATURE.items():
         for what, name in (("all weights", "whole"), ("LoRA adapters", "lora")):
             for most, rate, source in told[name]:
                 size = f"up to {most / 1e9:g}B" if most else "any larger"

@@ -23,7 +23,8 @@ _PUBLIC = {
     "ppo.config": ("PPOConfig",),
     "planning": ("plan", "Plan"),
     "training": ("train",),
-    "studies": ("best_of_n", "xray", "sweep", "project", "calibrate"),
+    "studies": ("best_of_n", "xray", "sweep", "project"),
+    "metering.calibrate": ("calibrate",),
     "cost.hardware": ("hardware",),
     "charts.comparison": ("compare",),
     "pipeline": (

@@ -8,7 +8,6 @@ a batch that fits this machine.
 from __future__ import annotations
 
 import json
-from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,11 @@ BATCH = frozenset(
 """Settings that make a batch: where one is given, nothing is chosen."""
 
 
-@cache
-def literature() -> dict[str, dict[str, list[Any]]]:
-    """Of each stage: "whole" and "lora", learning rates as [most parameters, rate, source], the
-    smallest first; "penalty", [setting, value, source] of what holds a policy near its reference.
-    """
-    table: dict[str, dict[str, list[Any]]] = json.loads(
-        Path(__file__).with_suffix(".json").read_text("utf-8")
-    )
-    return table
+LITERATURE: dict[str, dict[str, list[Any]]] = json.loads(
+    Path(__file__).with_suffix(".json").read_text("utf-8")
+)
+"""Of each stage: "whole" and "lora", learning rates as [most parameters, rate, source], from the
+smallest; "penalty", [setting, value, source] of what holds a policy near its reference."""
 
 
 def defaults(
@@ -51,9 +46,9 @@ def defaults(
     """
     chosen: dict[str, Setting] = dict(STAGES[stage].defaults)
     size = 0.0 if model.name in BUNDLED else parameters(model)
-    if size <= SMALL or stage not in literature():
+    if size <= SMALL or stage not in LITERATURE:
         return chosen, {}
-    published = literature()[stage]
+    published = LITERATURE[stage]
     rates = published["lora" if given.get("lora_r") else "whole"]
     rate, source = next((rate, why) for most, rate, why in rates if size <= (most or inf))
     found = [

@@ -10,6 +10,7 @@ import difflib
 import html
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TypeGuard, TypeVar
@@ -42,7 +43,18 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f"did you mean {close[0]!r}? " if close else ""
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def numbered(names: Iterable[str]) -> list[str]:
+    """The names; one that was there before has its number behind it: `ppo (2)`."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(f"{name} ({seen[name]})" if seen[name] > 1 else name)
+    return found
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -124,24 +136,24 @@ def format_seconds(value: float | None) -> str:
 
 
 def _cell(value: object) -> str:
-    return format_number(value) if value is None or _is_number(value) else str(value)
+    return format_number(value) if value is None or is_number(value) else str(value)
 
 
-def _columns(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None) -> list[str]:
-    """The columns asked for, or every key in the order of its first appearance."""
-    return list(columns) if columns is not None else list(dict.fromkeys(k for r in rows for k in r))
+def _columns(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Every key in the order of its first appearance."""
+    return list(dict.fromkeys(k for row in rows for k in row))
 
 
 def _right_aligned(rows: Sequence[Mapping[str, object]], column: str) -> bool:
     """A column reads as numbers when it holds one and nothing but numbers and gaps."""
     values = [row[column] for row in rows if row.get(column) not in (None, "", UNKNOWN)]
-    texts = [v for v in values if not _is_number(v)]
+    texts = [v for v in values if not is_number(v)]
     return bool(values) and all(re.match(r"[-+$≈~<>]*\d", str(v)) for v in texts)
 
 
-def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
+def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows (column -> value) as an aligned plain-text table; numbers stand on the right."""
-    names = _columns(rows, columns)
+    names = _columns(rows)
     if not names:
         return "(nothing to show)"
     lines = [names] + [[" ".join(_cell(r.get(c, "")).split()) for c in names] for r in rows]
@@ -155,11 +167,9 @@ def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = 
     return "\n".join([write(names), "  ".join("-" * w for w in widths), *map(write, lines[1:])])
 
 
-def html_table(
-    rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None, caption: str = ""
-) -> str:
+def html_table(rows: Sequence[Mapping[str, object]], caption: str = "") -> str:
     """The same table as HTML; every cell is escaped."""
-    names = _columns(rows, columns)
+    names = _columns(rows)
     sides = {c: "right" if _right_aligned(rows, c) else "left" for c in names}
     style = {c: f' style="text-align:{sides[c]}"' for c in names}
     head = "".join(f'<th scope="col"{style[c]}>{escape(c)}</th>' for c in names)

@@ -14,7 +14,7 @@ from .display import Display, format_bytes, format_number, format_seconds, html_
 from .models.load import Model, load
 from .planning import Plan, check_names, known_settings, plan, predict
 from .runs.json_files import JsonObject
-from .runs.ledger import AROUND, SOURCES, Ledger
+from .runs.ledger import SOURCES
 from .runs.lock import acquire, check_free, release
 from .runs.run import Run
 from .stages import Settings
@@ -112,30 +112,21 @@ def cost_table(runs: dict[str, Run]) -> list[dict[str, str]]:
             ("time", "seconds", "s"),
         ):
             for source in SOURCES:
-                value = _of_training(run, quantity, source)
-                if value:
+                rows_of = run.ledger.training(quantity=quantity, source=source)
+                if value := rows_of.peak() if quantity == "bytes" else rows_of.total():
                     row[f"{what} {source}"] = format_number(value, unit)
         rows.append(row)
     columns = list(dict.fromkeys(c for row in rows for c in row))
     return [{c: row.get(c, "") for c in columns} for row in rows]
 
 
-def _of_training(run: Run, quantity: str, source: str) -> float:
-    """A run's total (its peak, of bytes) from one source; evaluation is not training."""
-    rows = Ledger(
-        r for r in run.ledger.filter(quantity=quantity, source=source) if r.phase not in AROUND
-    )
-    return rows.peak() if quantity == "bytes" else rows.total()
-
-
 def stage_shares(runs: dict[str, Run], source: str = "measured") -> Picture:
     """Seconds of each stage as a bar, by phase: SFT : RM : PPO : DPO."""
     stacks: dict[str, dict[str, float]] = {}
     for stage, run in runs.items():
-        rows = run.ledger.filter(quantity="seconds", source=source)
+        rows = run.ledger.training(quantity="seconds", source=source)
         for phase, roles in rows.pivot("phase", "role").items():
-            if phase not in AROUND:
-                stacks.setdefault(stage, {})[phase or "other"] = sum(roles.values())
+            stacks.setdefault(stage, {})[phase or "other"] = sum(roles.values())
     return bar_chart(stacks, title=f"Where the time goes ({source})", y_label="seconds", unit="s")
 
 

@@ -25,14 +25,12 @@ from .data.lengths import planned_lengths
 from .data.load import Data, load_data
 from .data.reward_sources import reward_settings
 from .defaults import defaults
-from .display import by_surface, did_you_mean
+from .display import by_surface, did_you_mean, is_number
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load
 from .runs.ledger import Ledger
 from .stages import ONLINE, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeIs
-
     from .cost.remedies import Remedy
     from .display import Display, Listed
 
@@ -179,7 +177,7 @@ def plan(
     `stage`: a name of `stages.STAGES`; inference (prefill and decode) is planned only. Settings
     are the fields of TRL's config of that stage, for PPO of our PPOConfig; `lora_r=16` trains LoRA
     adapters instead of the whole model (`LORA`); what is no trainer's
-    (lengths, GPUs, sharding, `rewards`, …) is in `cost.setup.EXTRA`. `hardware`: a name of the
+    (lengths, GPUs, sharding, `rewards`, …) is in `cost/settings.yaml`. `hardware`: a name of the
     catalogue, a Hardware, or "here". With `data` the lengths and the number of rows are those of
     the data. No weights are loaded. Raises ValueError for an unknown stage, model or device.
     """
@@ -256,12 +254,12 @@ def _check_type(name: str, value: Setting, type_: str) -> None:
     """
     kinds = set(re.findall(r"\w+", type_))
     if type_.startswith("list[float]") and value is not None:
-        if not isinstance(value, (list, tuple)) or not all(map(_is_number, value)):
+        if not isinstance(value, (list, tuple)) or not all(map(is_number, value)):
             raise ValueError(f"{name} must be a list of numbers, got {value!r}")
         return
     if (value is None and "None" in kinds) or "str" in kinds:
         return
-    if kinds & {"int", "float"} and not _is_number(value):
+    if kinds & {"int", "float"} and not is_number(value):
         raise ValueError(f"{name} must be a number, got {value!r}")
     if "bool" in kinds and not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
@@ -269,19 +267,10 @@ def _check_type(name: str, value: Setting, type_: str) -> None:
         raise ValueError(f"{name} must be above 0, got {value!r}")
 
 
-def _is_number(value: object) -> TypeIs[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-# ------------------------------------------------------------------------------ names of settings
-
-
-@cache
-def _settings_table() -> dict[str, dict[str, str]]:
-    """`settings.json`: fields of every trainer's config, with the versions they were read from."""
-    text = (Path(__file__).parent / "settings.json").read_text()
-    table: dict[str, dict[str, str]] = json.loads(text)
-    return table
+SETTINGS: dict[str, dict[str, str]] = json.loads(
+    Path(__file__).with_name("settings.json").read_text("utf-8")
+)
+"""Fields of every trainer's config, with the versions they were read from."""
 
 
 def config_fields(stage: str) -> dict[str, str]:
@@ -290,9 +279,8 @@ def config_fields(stage: str) -> dict[str, str]:
     From the table where the installed libraries are those that it was written from; else from the
     config class itself, which takes seconds to import.
     """
-    table = _settings_table()
-    if table["versions"] == {name: version(name) for name in table["versions"]}:
-        return {**table["common"], **table[stage]}
+    if SETTINGS["versions"] == {name: version(name) for name in SETTINGS["versions"]}:
+        return {**SETTINGS["common"], **SETTINGS[stage]}
     return {f.name: str(f.type) for f in fields(resolve(STAGES[stage].config)) if f.init}
 
 

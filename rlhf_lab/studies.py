@@ -21,7 +21,7 @@ from .display import by_surface, format_number, html_table, table
 from .models.load import Model, load
 from .planning import Plan, predict
 from .planning import plan as make_plan
-from .runs.ledger import AROUND, Ledger
+from .runs.ledger import Ledger
 from .runs.progress import Progress
 from .runs.run import Run
 from .training import train
@@ -32,16 +32,6 @@ if TYPE_CHECKING:
     from .charts.plotly_style import Figure
     from .simulate.xray import XRay
     from .stages import Setting, Settings
-
-
-def calibrate(seconds: float = 20) -> Hardware:
-    """Measure this machine, keep the figures for later plans ("here"), and return them."""
-    from .metering.calibrate import calibrate as measure
-
-    return measure(seconds=seconds)
-
-
-# ------------------------------------------------------------------------------------------- x-ray
 
 
 def xray(plan: Plan | Estimate) -> XRay:
@@ -188,12 +178,9 @@ def _measured(run: Run, axis: str) -> dict[str, float]:
     """Bytes, and FLOPs and seconds of a step (of the run, along rows and steps), as measured."""
     ledger = run.ledger.filter(source="measured")
     steps = 1 if axis in ("rows", "max_steps") else max(1, run.last_step)
-    training = [r for r in ledger if r.phase not in AROUND]
     out = {"bytes measured": ledger.peak()}
     for quantity in ("flops", "seconds"):
-        out[f"{quantity} measured"] = (
-            sum(r.value for r in training if r.quantity == quantity) / steps
-        )
+        out[f"{quantity} measured"] = ledger.training(quantity=quantity).total() / steps
     return out
 
 
@@ -348,13 +335,12 @@ def best_of_n(
     kept, _ = prompt_rows(model.tokenizer, rows, model.context - response_length)
     if not kept:
         raise ValueError(f"{data.name} has no prompt that leaves room for {response_length} tokens")
-    asked = [r["prompt"] for r in kept]
-    bar = None if quiet else Progress(len(asked) * counts[-1], "best-of-n")
+    bar = None if quiet else Progress(len(kept) * counts[-1], "best-of-n")
     drawn = draw(
         model.sft,
         model.tokenizer,
         model.reward,
-        asked,
+        kept,
         counts[-1],
         temperature=temperature,
         gold_reward=data.gold_reward if data.has_gold else None,
@@ -375,7 +361,7 @@ def best_of_n(
             gold = _mean(expected_best(drawn.scores, drawn.golds, count))
         flops = count * (costs[0] + (costs[1] if count > 1 else 0)) if costs else None
         points.append(BestOf(count, *reward, *gold, kl_bound(count), count * length, flops))
-    return BestOfN(model.name, len(asked), counts[-1], points)
+    return BestOfN(model.name, len(kept), counts[-1], points)
 
 
 def _check(model: Model, counts: list[int], prompts: int, response_length: int) -> None:

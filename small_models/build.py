@@ -232,7 +232,7 @@ def card(title: str, recipe: str, seed: int, figures: dict) -> str:
 def build_stages(seed: int) -> None:
     """SFT model, the pairs sampled from it, reward model: by the functions that users run."""
     from rlhf_lab import planning, training
-    from rlhf_lab.ppo.texts import sample_texts
+    from rlhf_lab.ppo.texts import sample_ids
 
     with tempfile.TemporaryDirectory() as scratch:
         sft = training.train(planning.plan("sft", DEFAULT, seed=seed), out=Path(scratch) / "sft")
@@ -240,7 +240,8 @@ def build_stages(seed: int) -> None:
         rows = []
         for split, count in PAIRS.items():
             prompts = [r.prompt for r, _ in zip(corpus.requests(split, seed + 11), range(count))]
-            pairs = sample_texts(model.sft, model.tokenizer, prompts, samples=2, seed=seed + 5)
+            ids = sample_ids(model.sft, model.tokenizer, prompts, samples=2, seed=seed + 5)
+            pairs = [model.tokenizer.batch_decode(two, skip_special_tokens=True) for two in ids]
             rows += [
                 {"split": split, "prompt": prompt, "first": first, "second": second}
                 for prompt, (first, second) in zip(prompts, pairs, strict=True)

@@ -9,7 +9,7 @@ import pytest
 from families import make_folder
 
 import rlhf_lab as lab
-from rlhf_lab.defaults import BATCH, literature
+from rlhf_lab.defaults import BATCH, LITERATURE
 from rlhf_lab.stages import ONLINE, STAGES, TRAINABLE
 
 REAL = "smollm2-135m"
@@ -71,11 +71,11 @@ def test_rates_said_to_be_trls_of_sft_and_reward():
     assert adapters.settings["learning_rate"] == default[RewardConfig]
 
 
-@pytest.mark.parametrize("stage", literature())
+@pytest.mark.parametrize("stage", LITERATURE)
 def test_larger_models_never_go_faster_and_adapters_never_slower(stage):
     """Every table falls with size; LoRA's rates are above those of the whole model."""
     for what in ("whole", "lora"):
-        rates = literature()[stage][what]
+        rates = LITERATURE[stage][what]
         sizes = [most for most, *_ in rates]
         assert sizes[-1] is None and sizes[:-1] == sorted(sizes[:-1])
         assert [r for _, r, _ in rates] == sorted((r for _, r, _ in rates), reverse=True)
@@ -86,8 +86,8 @@ def test_larger_models_never_go_faster_and_adapters_never_slower(stage):
 
 
 def test_every_stage_that_trains_has_its_rates():
-    assert literature().keys() == set(TRAINABLE)
-    for stage, told in literature().items():
+    assert LITERATURE.keys() == set(TRAINABLE)
+    for stage, told in LITERATURE.items():
         assert "penalty" not in told or told["penalty"][0] in STAGES[stage].defaults
 
 

@@ -25,10 +25,11 @@ from .frame import (
     svg_line,
     svg_text,
     text_width,
+    thinned_indices,
 )
 
 MAX_TOOLTIPS = 60
-LIVE_COLUMNS = 60  # a live curve has at most four points in each: it travels at every redraw
+LIVE_COLUMNS = 60  # a live curve has at most three points in each: it travels at every redraw
 
 Points = tuple[Sequence[float], Sequence[float | None]]
 Reference = tuple[float, str]
@@ -203,8 +204,7 @@ def _curve(frame: Frame, key: LegendEntry, points: Curve, columns: int) -> Itera
             x, y = frame.x(piece[0][0]), frame.y(piece[0][1])
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" style="fill:{key.colour}"/>'
         else:
-            thin = _thinned(piece, columns)
-            places = (f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in thin)
+            places = (f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in _thinned(piece, columns))
             path.append("M" + "L".join(places))
     if path:
         dash = f' stroke-dasharray="{key.dash}"' if key.dash else ""
@@ -226,17 +226,8 @@ def _pieces(points: Curve) -> Iterator[list[tuple[float, float]]]:
 
 
 def _thinned(piece: list[tuple[float, float]], columns: int) -> list[tuple[float, float]]:
-    """At most four points per pixel column: first, lowest, highest, last. A spike survives."""
-    if len(piece) <= 4 * columns:
-        return piece
-    size = math.ceil(len(piece) / columns)
-    thin = []
-    for start in range(0, len(piece), size):
-        group = piece[start : start + size]
-        ys = [y for _, y in group]
-        marks = {0, ys.index(min(ys)), ys.index(max(ys)), len(group) - 1}
-        thin += [group[i] for i in sorted(marks)]
-    return thin
+    """At most three points per pixel column; a spike survives."""
+    return [piece[i] for i in thinned_indices([y for _, y in piece], at_most=3 * columns)]
 
 
 def _tooltips(frame: Frame, key: LegendEntry, points: Curve) -> Iterator[str]:

@@ -73,11 +73,10 @@ def _became(thing: object, run: Run) -> bool:
 
 def _by_phase(rows: Iterable[Row]) -> dict[str, float]:
     """→ {phase: sum}."""
-    parts: dict[str, dict[tuple[str, str], float]] = {}
+    sums: dict[str, float] = {}
     for row in rows:
-        cells = parts.setdefault(row.phase, {})
-        cells[row.role, row.component] = cells.get((row.role, row.component), 0.0) + row.value
-    return {phase: sum(cells.values()) for phase, cells in parts.items()}
+        sums[row.phase] = sums.get(row.phase, 0.0) + row.value
+    return sums
 
 
 def _ratio(sums: Mapping[str, Mapping[str, float]], phase: str) -> str:

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..display import format_number
-from ..runs.ledger import COMPONENTS, PHASES, ROLES, SOURCES, UNITS, Row
+from ..display import format_number, numbered
+from ..runs.ledger import COMPONENTS, PHASES, ROLES, SOURCES, UNITS, Ledger, Row
 from .frame import COLOURS
 from .ledgers import first_of_each, named, training_rows
 from .plotly_style import NEUTRAL, Figure, finish, line_style, rounded, safe, symbol, unit_of
@@ -36,9 +36,7 @@ _COLOURED = {
 """Parts in the order of their colours."""
 
 
-def sources(
-    *things: object, quantity: str = "bytes", by: str | None = None, theme: str = "both"
-) -> Figure:
+def sources(*things: object, quantity: str = "bytes", by: str | None = None) -> Figure:
     """Predicted, simulated and measured beside each other, for each phase.
 
     `things`: whatever has a `.ledger`; where several have rows of one stage and source, the first
@@ -58,7 +56,7 @@ def sources(
     y_title = "memory at each phase's peak" if quantity == "bytes" else QUANTITY_NAMES[quantity]
     x_title = "phase" + (f" of {next(iter(stages))}" if len(stages) == 1 else "")
     devices = _device_memory(things) if quantity == "bytes" else []
-    return _bars(bars, quantity, by, x_title, y_title, devices, theme)
+    return _bars(bars, quantity, by, x_title, y_title, devices)
 
 
 class _StageCost(NamedTuple):
@@ -87,11 +85,10 @@ def stage_costs(
         twice = [(c.name, c.stage) for c in costs].count((cost.name, cost.stage)) > 1
         several = len({c.stage for c in costs if c.name == cost.name}) > 1
         label = f"{cost.name}, {cost.stage}" if cost.name and several else cost.name or cost.stage
-        label += f" {cost.run_name}".rstrip() if twice else ""
-        count = sum(1 for x in labels if x == label or x.startswith(f"{label} ("))
-        labels.append(f"{label} ({count + 1})" if count else label)
+        labels.append(label + (f" {cost.run_name}".rstrip() if twice else ""))
+    for cost, label in zip(costs, numbered(labels), strict=True):
         for source, rows in cost.rows.items():
-            bars[labels[-1], source] = _at_peak(rows) if quantity == "bytes" else rows
+            bars[label, source] = rows
     y_title = "memory at the peak" if quantity == "bytes" else QUANTITY_NAMES[quantity]
     return _bars(bars, quantity, by, "stage", y_title, (), theme)
 
@@ -116,14 +113,6 @@ def _stage_costs(things: Iterable[object], quantity: str) -> list[_StageCost]:
     return costs
 
 
-def _at_peak(rows: Sequence[Row]) -> list[Row]:
-    """Bytes of the phase, and of the process, that needs the most."""
-    moments: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        moments.setdefault((row.phase, row.rank), []).append(row)
-    return max(moments.values(), key=lambda m: math.fsum(r.value for r in m))
-
-
 def _bars(
     bars: Mapping[Place, Sequence[Row]],
     quantity: str,
@@ -131,7 +120,7 @@ def _bars(
     x_title: str,
     y_title: str,
     references: Sequence[tuple[float, str]],
-    theme: str,
+    theme: str = "both",
 ) -> Figure:
     """Rows as stacked bars, by a label of the rows."""
     if by not in _COLOURED:
@@ -142,7 +131,7 @@ def _bars(
     for at, rows in bars.items():
         share = 1 / len({r.rank for r in rows}) if quantity == "seconds" else 1.0
         parts: dict[str, list[Row]] = {}
-        for row in _at_peak(rows) if quantity == "bytes" else rows:
+        for row in Ledger(rows).at_peak() if quantity == "bytes" else rows:
             parts.setdefault(getattr(row, by) or "all", []).append(row)
         amounts[at] = {part: Amount.of(of_part, share) for part, of_part in parts.items()}
     order = (*{"component": COMPONENTS, "role": ROLES, "phase": PHASES}[by], "all")
@@ -182,9 +171,7 @@ def _device_memory(things: Iterable[object]) -> list[tuple[float, str]]:
 
 
 # -- over one setting -------------------------------------------------------------------------
-def scaling(
-    series: Sweep, quantity: str = "flops", *, x_title: str = "", theme: str = "both"
-) -> Figure:
+def scaling(series: Sweep, quantity: str = "flops", *, x_title: str = "") -> Figure:
     """A series over one setting on log-log axes, where a power law is a straight line: predicted
     and measured, each with its exponent. `x_title`: what is varied, with unit."""
     by_source = {
@@ -214,4 +201,4 @@ def scaling(
     figure.update_xaxes(type="log", title={"text": safe(x_title or series.axis)})
     figure.update_yaxes(type="log", title={"text": f"{QUANTITY_NAMES[quantity]} ({unit})"})
     labels = [t.name for t in figure.data]
-    return finish(figure, words=words, plot=320, theme=theme, on_top=labels)
+    return finish(figure, words=words, plot=320, on_top=labels)

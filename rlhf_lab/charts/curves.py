@@ -12,14 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeGuard
 
+import yaml
 from plotly.subplots import make_subplots
 
-from ..display import format_number
+from ..display import format_number, numbered
 from ..runs.run import Run
 from ..stages import STAGES
-from .frame import colour
+from .frame import colour, thinned_indices
 from .ledgers import named
 from .plotly_style import (
     Figure,
@@ -28,28 +30,12 @@ from .plotly_style import (
     rounded,
     safe,
     symbol,
-    thinned_indices,
     translucent,
 )
-from .views import LABELS
 
-METRICS = {
-    "reward": ("proxy reward", "score of the reward model"),
-    "gold_reward": ("gold reward", "points"),
-    "kl": ("KL to the reference", "nats per response"),
-    "kl_k3": ("KL to the reference (k3)", "nats per response"),
-    "response_length": ("response length", "tokens"),
-    "entropy": ("entropy", "nats per token"),
-    "loss": ("loss", "nats"),
-    "accuracy": ("pairs ranked right", "share"),
-    "margin": ("implicit reward margin", "nats"),
-    "eval_loss": ("held-out loss", "nats"),
-    "eval_accuracy": ("held-out pairs ranked right", "share"),
-    "kl_coef": ("β", "reward per nat"),
-    "clipfrac": (LABELS["clipfrac"], "share of tokens"),
-    "vf_clipfrac": (LABELS["vf_clipfrac"], "share of tokens"),
-    "explained_variance": ("explained variance of the returns", "1 is perfect"),
-}
+METRICS: dict[str, list[str]] = yaml.safe_load(
+    Path(__file__).with_name("metrics.yaml").read_text("utf-8")
+)
 """The title and the unit of a metric's panel."""
 DEFAULT_METRICS = (
     *("reward", "gold_reward", "kl", "response_length", "entropy", "loss", "accuracy", "margin"),
@@ -280,9 +266,7 @@ def _labels(groups: Sequence[tuple[str, Sequence[Run]]]) -> list[str]:
     for i, label in enumerate(labels):
         if labels.count(label) > 1 and label != groups[i][1][0].name:
             labels[i] = f"{label} {groups[i][1][0].name}"
-    return [
-        f"{x} ({labels[:i].count(x) + 1})" if x in labels[:i] else x for i, x in enumerate(labels)
-    ]
+    return numbered(labels)
 
 
 def steps_of(run: Run, metric: str) -> dict[int, float]:

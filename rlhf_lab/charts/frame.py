@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 from ..display import SI, escape
 
@@ -190,10 +190,6 @@ def svg_document(shapes: Sequence[str], label: str, width: float, height: float)
 _READINGS = re.compile(r'\n<g class="plot"[^>]*>(\n<g class="curve"[^>]*/>)*\n</g>')
 
 
-class _Printer(Protocol):
-    def text(self, text: str) -> None: ...
-
-
 class Picture(str):
     """SVG text that shows itself as the last value of a cell, or through `display`.
 
@@ -221,7 +217,7 @@ class Picture(str):
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {"image/svg+xml": str(self), "text/plain": self.words}
 
-    def _repr_pretty_(self, printer: _Printer, cycle: bool) -> None:  # or IPython prints a str
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # or IPython prints a str
         printer.text(self.words)
 
 
@@ -260,6 +256,24 @@ def tick_text(value: float, ticks: Sequence[float]) -> str:
     step = step / scale
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
     return "0" if value == 0 else f"{value / scale:.{min(decimals, 6)}f}{suffix}"
+
+
+def thinned_indices(*columns: Sequence[float | None], at_most: int) -> list[int]:
+    """Which points of curves over the same x are drawn: first, last, and of every segment the
+    lowest and the highest of each column, and one gap. No spike is lost."""
+    count = len(columns[0])
+    if count <= at_most:
+        return list(range(count))
+    segments = max(1, at_most // (2 * len(columns)))
+    indices = {0, count - 1}
+    for i in range(segments):
+        part = range(i * count // segments, (i + 1) * count // segments)
+        for column in columns:
+            real = [(value, j) for j in part if (value := column[j]) is not None]
+            if real:
+                indices |= {min(real)[1], max(real, key=lambda at: (at[0], -at[1]))[1]}
+            indices |= set([j for j in part if column[j] is None][:1])
+    return sorted(indices)
 
 
 # -- SVG elements ------------------------------------------------------------------------------

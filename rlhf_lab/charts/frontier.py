@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from ..display import format_number
 from .curves import METRICS, Series, series_of, steps_of
-from .frame import colour
+from .frame import colour, thinned_indices
 from .ledgers import named
 from .plotly_style import (
     NEUTRAL,
@@ -21,7 +21,6 @@ from .plotly_style import (
     rounded,
     safe,
     symbol,
-    thinned_indices,
 )
 
 if TYPE_CHECKING:

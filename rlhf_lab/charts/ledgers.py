@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
-from ..runs.ledger import AROUND, UNITS, Ledger, Row
+from ..runs.ledger import UNITS, Ledger, Row
 
 
 class HasLedger(Protocol):
@@ -21,14 +21,14 @@ def named(things: Iterable[object]) -> Iterator[tuple[str, object]]:
         yield from thing.items() if isinstance(thing, Mapping) else [("", thing)]
 
 
-def training_rows(thing: object, quantity: str) -> list[Row]:
+def training_rows(thing: object, quantity: str) -> Ledger:
     """The rows of a quantity in a thing's ledger, without those around training."""
     if quantity not in UNITS:
         raise ValueError(f"quantity={quantity!r}: choose from {', '.join(UNITS)}")
     ledger = getattr(thing, "ledger", thing)
     if not isinstance(ledger, Ledger):
         raise ValueError(f"{type(thing).__name__} has no ledger")
-    return [r for r in ledger.filter(quantity=quantity) if r.phase not in AROUND]
+    return ledger.training(quantity=quantity)
 
 
 def first_of_each(ledgers: Iterable[Iterable[Row]]) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ..runs.ledger import AROUND, COMPONENTS, ROLES, SOURCES, Ledger, Row
+from ..runs.ledger import COMPONENTS, ROLES, SOURCES, Ledger, Row
 from .chart import ChartSize, Reference, cluster_chart
 from .frame import Picture
 
@@ -44,8 +44,7 @@ def role_memory_chart(
     """Bytes at each phase's peak, stacked by role, predicted (P) beside measured (M); the plan's
     peak and the machine's memory (`limit`) as lines, and in words where a line would press the
     bars flat."""
-    rows = ledger.filter(quantity="bytes", source=("predicted", "measured"))
-    training = [row for row in rows if row.phase not in AROUND]
+    training = ledger.training(quantity="bytes", source=("predicted", "measured"))
     sources = _sources(training)
     clusters, top, name, unit = _clusters(training, lambda r: r.role or "other", "role", ROLES)
     planned = ledger.filter(source="predicted").peak() / unit

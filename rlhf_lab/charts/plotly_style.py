@@ -174,24 +174,6 @@ def rounded(value: float | None) -> float | None:
     return float(f"{value:.{DIGITS}g}") if known else None
 
 
-def thinned_indices(*columns: Sequence[float | None], at_most: int) -> list[int]:
-    """Which points of curves over the same x are drawn: first, last, and of every segment the
-    lowest and the highest of each column, and one gap. No spike is lost."""
-    count = len(columns[0])
-    if count <= at_most:
-        return list(range(count))
-    segments = max(1, at_most // (2 * len(columns)))
-    indices = {0, count - 1}
-    for i in range(segments):
-        part = range(i * count // segments, (i + 1) * count // segments)
-        for column in columns:
-            real = [(value, j) for j in part if (value := column[j]) is not None]
-            if real:
-                indices |= {min(real)[1], max(real, key=lambda at: (at[0], -at[1]))[1]}
-            indices |= set([j for j in part if column[j] is None][:1])
-    return sorted(indices)
-
-
 _SIZES = {
     "bytes": [(2.0**p, 2.0**p, n) for p, n in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB"))],
     "seconds": [

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..display import escape, html_table
+from ..runs.json_files import replace_file
 from ..runs.run import Run
 from .chart import ChartSize, line_chart
 from .frame import Picture
@@ -65,9 +66,7 @@ def write_report(
         ]
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    replace_file(path, page)
     return path
 
 

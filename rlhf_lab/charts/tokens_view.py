@@ -18,9 +18,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from ..display import escape, format_number
 from .frame import COLOURS
 
+_HERE = Path(__file__).parent
 BELOW, ABOVE = COLOURS[0], COLOURS[1]  # blue, orange
 NO_BREAK = "\N{NO-BREAK SPACE}"  # a number stays beside its name
 LEVELS = 8  # shades on each side of the middle
@@ -35,35 +38,13 @@ class Quantity:
     axis: str
     low: str
     high: str
-    drawn: tuple[str, ...] = ()
+    drawn: Sequence[str] = ()
     """the figures that a chart shows together; itself where empty"""
 
 
-QUANTITIES = {
-    "log_ratio": Quantity(
-        "log-ratio", "log π − log π_ref (nats)", "less likely", "likelier than under the reference"
-    ),
-    "kl": Quantity(
-        "KL",
-        "KL (nats per token)",
-        "",
-        "far from the reference (k3, never below 0)",
-        ("kl", "log_ratio"),
-    ),
-    "advantage": Quantity("advantage", "advantage (whitened)", "made less likely", "made likelier"),
-    "value": Quantity(
-        "value",
-        "value (units of the score)",
-        "a low score expected",
-        "a high score expected",
-        ("value", "return"),
-    ),
-    "reward": Quantity(
-        "reward contribution",
-        "reward of the token",
-        "costs reward",
-        "earns reward (the score lands on the last token)",
-    ),
+QUANTITIES: dict[str, Quantity] = {
+    key: Quantity(**fields)
+    for key, fields in yaml.safe_load((_HERE / "tokens.yaml").read_text("utf-8")).items()
 }
 """The figures that colour tokens, by their key in a record."""
 FIGURE_NAMES = {name: q.name for name, q in QUANTITIES.items()} | {
@@ -239,7 +220,7 @@ def _rule(level: int) -> str:
 STYLE = (
     "<style>"
     + "".join(_rule(i) for i in range(-LEVELS, LEVELS + 1) if i)
-    + (Path(__file__).parent / "tokens.css").read_text("utf-8")
+    + (_HERE / "tokens.css").read_text("utf-8")
     + "</style>"
 )
 

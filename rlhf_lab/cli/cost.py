@@ -168,13 +168,15 @@ def run_xray(args: argparse.Namespace) -> int:
 
 
 def run_measure(args: argparse.Namespace) -> int:
+    import rlhf_lab
+
     from ..charts.comparison import compare
     from ..runs.run import Run
-    from ..studies import calibrate, xray
+    from ..studies import xray
     from ..training import train
 
     if args.stage is None:
-        measured = calibrate()
+        measured = rlhf_lab.calibrate()
         print(json.dumps(measured.to_dict(), indent=1) if args.json else measured)
         return 0
     plan = _plan(args, max_steps=args.steps)

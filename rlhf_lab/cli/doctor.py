@@ -159,14 +159,11 @@ def _gpu() -> Iterator[Finding]:
 
 def _memory() -> Iterator[Finding]:
     free = available_memory()
-    if free is None:
-        yield Finding("memory", "unknown on this system")
-        return
     remedy = f"the four stages want {format_bytes(NEEDS['memory'])}: close something"
     yield Finding("memory available", format_bytes(free), remedy * (free < NEEDS["memory"]))
 
 
-def available_memory() -> int | None:
+def available_memory() -> int:
     """Bytes that this process may still take: what is free, within the container's limit."""
     import psutil
 

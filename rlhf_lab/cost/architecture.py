@@ -134,16 +134,6 @@ class Architecture:
         """All parameters, a tied head counted once."""
         return sum(self.by_part(head).values())
 
-    def active_parameters(self, head: str = "lm") -> int:
-        """Parameters that one token uses: of a mixture, those of its active experts only."""
-        idle = sum(
-            layer.count * linear.parameters * (self.experts - self.active) // self.experts
-            for layer in self.layers
-            for linear in layer.linears
-            if linear.copies > 1
-        )
-        return self.parameters(head) - idle
-
     def lora_targets(
         self, targets: str | Iterable[str] | None = None, head: str = "lm"
     ) -> tuple[str, ...]:
@@ -351,12 +341,12 @@ def _sparse_layers(c: _Config) -> int:
 
 def _mixture(c: _Config, facts: Family, experts: int) -> tuple[Linear, ...]:
     """Router and experts of a layer."""
-    h, (up, down) = c.size("hidden_size"), facts.expert_maps
+    h, (*up, down) = c.size("hidden_size"), facts.expert_maps.split()
     width = c.size("moe_intermediate_size", c.size("intermediate_size"))
     return (
         Linear("gate", h, experts),
-        Linear("gate_up_proj", h, 2 * width, copies=experts, lora=up),
-        Linear("down_proj", width, h, copies=experts, lora=down),
+        Linear("gate_up_proj", h, 2 * width, copies=experts, lora=tuple(up)),
+        Linear("down_proj", width, h, copies=experts, lora=(down,)),
     )
 
 

@@ -231,9 +231,9 @@ class Estimate:
     # ------------------------------------------------------------------------------- other choices
 
     def changed(self, **settings: object) -> Estimate:
-        """The same stage with some settings changed. Raises ValueError for what cannot be."""
+        """The same with other settings, or `stage`. Raises ValueError for what cannot be."""
         return estimate(
-            self.setup.stage,
+            str(settings.pop("stage", self.setup.stage)),
             self.config,
             self.hardware,
             {**self.settings, **settings},

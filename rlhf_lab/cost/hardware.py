@@ -291,13 +291,9 @@ def cores() -> int:
 
 def usable_memory(root: str = "/") -> int:
     """Bytes of main memory: the machine's, or its container's limit where that is lower."""
-    base = Path(root)
-    meminfo = _lines(base / "proc/meminfo")
-    limits = [int(row.split()[1]) * 1024 for row in meminfo if row.startswith("MemTotal:")]
-    if not limits:  # there is no /proc: macOS, Windows
-        import psutil
+    import psutil
 
-        limits.append(int(psutil.virtual_memory().total))
+    base, limits = Path(root), [int(psutil.virtual_memory().total)]
     # A cgroup's limit is that of any of its ancestors too: v2, then v1.
     for line in ["0::/", "1:memory:/", *_lines(base / "proc/self/cgroup")]:
         _, controllers, own = (line + "::").split(":", 2)

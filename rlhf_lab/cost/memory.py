@@ -192,9 +192,3 @@ def ending(
     if grad and p.trained and model.tied and write is not heads.scores:
         last.waits = model.vocabulary * model.head_width * p.bytes_per_weight
     return last
-
-
-def forget() -> None:
-    """Write every segment anew (for timing plans)."""
-    for cached in (_embedding, _layers, ending):
-        cached.cache_clear()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .estimate import Estimate, Settings, estimate
+from .estimate import Estimate, Settings
 from .optimizers import OPTIMIZERS
 from .setup import Setup
 
@@ -55,12 +55,7 @@ def _rank(r: Remedy) -> tuple[bool, float, float]:
 def _try(e: Estimate, does: str, settings: Settings) -> Remedy | None:
     """The change planned; None where it cannot be made or saves nothing."""
     try:
-        stage = str(settings.get("stage", e.setup.stage))
-        other = {k: v for k, v in settings.items() if k != "stage"}
-        if stage != e.setup.stage:
-            new = estimate(stage, e.config, e.hardware, {**e.settings, **other})
-        else:
-            new = e.changed(**other)
+        new = e.changed(**settings)
         saved = e.peak - new.peak
         hours = None if e.hours is None or new.hours is None else e.hours - new.hours
         money = None if e.money is None or new.money is None else e.money - new.money

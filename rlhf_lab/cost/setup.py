@@ -1,7 +1,7 @@
 """Everything that a cost depends on, in one flat record, checked.
 
 The names are those of TRL's configs and ModelConfig and of our PPOConfig; what no trainer has
-(GPUs, sharding, lengths, size of the data) is in `EXTRA`.
+(GPUs, sharding, lengths, size of the data) is in `EXTRA` (`settings.yaml`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import chain
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ..display import did_you_mean
 from ..stages import ONLINE, STAGES
@@ -29,35 +32,7 @@ CHOICES = {
     "sharding": ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2"),
     "offload": ("none", "optimizer", "all"),
 }
-EXTRA = {
-    "prompt_length": "tokens of a prompt",
-    "response_length": "tokens of a response (of a completion in SFT, of one answer in DPO)",
-    "padded_prompt": "tokens of a prompt as it is padded, on average; else the longest",
-    "padded_response": "tokens of a response as it is padded, on average; else the longest",
-    "padded_update": "tokens of a row of PPO's update as it is padded, on average",
-    "padded_scoring": "tokens of a row of PPO's scoring as it is padded, on average",
-    "mean_tokens": "tokens of a row without padding, on average; else as it is padded",
-    "mean_response": "tokens of a sampled response, on average; else the longest",
-    "rows": "rows of the data set: samples, pairs or prompts",
-    "gpus": "devices in all",
-    "nodes": "machines they are in",
-    "sharding": ", ".join(CHOICES["sharding"]),
-    "offload": ", ".join(CHOICES["offload"]),
-    "tensor_parallel": "devices that share one layer (planned, not trained by the lab)",
-    "dtype": "precision of the weights",
-    "attn_implementation": "sdpa, eager, flash_attention_2",
-    "load_in_4bit": "base weights in NF4 (QLoRA)",
-    "use_bnb_nested_quant": "double quantisation",
-    "adapter_dtype": "precision of adapters",
-    "loss": "fused or plain cross-entropy",
-    "pairs_together": "chosen and rejected in one pass",
-    "rewards": "rewards that online stages learn from: of model, gold, gold/<part>",
-    "rule_reward": "PPO, RLOO and GRPO without a reward model",
-    "padded": "rows of a batch differ in length",
-    "samples_per_prompt": "responses to each prompt",
-    "ema": "an averaged copy of the policy (PPO)",
-    "joint_update": "policy and value in one backward pass, as our PPO; False: one after the other",
-}
+EXTRA: dict[str, str] = yaml.safe_load(Path(__file__).with_name("settings.yaml").read_text("utf-8"))
 """Settings of a plan that are no trainer's, and what they mean."""
 
 

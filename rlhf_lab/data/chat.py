@@ -12,10 +12,11 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
-from .messages import Dropped, Message, Prompt
+from .messages import Dropped, Example, Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 Tools: TypeAlias = list[dict[str, Any]]
 """JSON schemas of the tools that a conversation may call."""
 REFUSED, LEFT_OUT = "the chat template refuses it", "the chat template leaves out"
+GOES_ON = "an answer goes on after a token that ends turns"
 NO_BEGINNING = "the chat template's generation prompt does not begin its answers"
 REMEDIES = {
     REFUSED: "change these rows as it asks (a system text can stand in the first user turn)",
     LEFT_OUT: "take it out of these rows, or write it into a turn that the template has",
+    GOES_ON: "take the token's text out of these rows",
     NO_BEGINNING: "give the answers their reasoning (`reasoning_content`) where it opens a thought",
 }
 """What can be done about the reasons for which rows are dropped here."""
@@ -44,11 +47,20 @@ def is_conversation(prompt: object) -> TypeIs[list[Message]]:
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
 
 
+def prompt_of(row: Prompt | Example) -> Prompt:
+    """A row's prompt: text, messages or ready-made ids; a prompt itself as it is."""
+    if not isinstance(row, dict):
+        return row
+    prompt: Prompt = row["prompt"] if "prompt" in row else row["input_ids"]
+    return prompt
+
+
 class ChatFormat(NamedTuple):
     """What there is to know of a tokenizer and its template, found out by writing with them."""
 
     in_parts: bool  # content is a list of parts, not a text
-    after: str  # what follows the last answer, its end of turn included
+    beyond: str  # what the template writes after the end of the last turn
+    end: int  # the token that ends a turn
     stops: dict[str, int]  # all tokens at which the model's turns end, the tokenizer's eos first
     closes: bool  # a text is closed with eos
     stray: bool  # a text begins with a space that the same text after another has not
@@ -76,50 +88,60 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
 
 
 def _find_out(tokenizer: Tokenizer, declared: Iterable[int]) -> ChatFormat:
-    in_parts, after = False, _after_answer(tokenizer, False)
-    if after is None:
-        after = _after_answer(tokenizer, True)
-        in_parts = after is not None
+    ways = product((False, True), (False, True))  # text or parts; no system turn or one
+    found = ((parts, system, _after_answer(tokenizer, parts, system)) for parts, system in ways)
+    in_parts, system, written = next((f for f in found if f[2] is not None), (False, False, ""))
+    after = written or ""
     # The end of a turn is the last special token that follows an answer both in the middle and at
     # the end: Phi-3 closes the whole with a further <|endoftext|>, Cohere's turns end in two. Where
     # they share none (gpt-oss ends the last in another way), the first that follows the last.
-    shared = os.path.commonprefix([after or "", _after_answer(tokenizer, in_parts, True) or ""])
+    shared = os.path.commonprefix([after, _after_answer(tokenizer, in_parts, system, True) or ""])
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    common, last = (
-        [i for i in _plain_ids(tokenizer, t) if i in special] for t in (shared, after or "")
-    )
-    ends = [tokenizer.eos_token_id, *(common[-1:] or last[:1]), *declared]
+    common, last = ([i for i in _plain_ids(tokenizer, t) if i in special] for t in (shared, after))
+    end, eos = common[-1:] or last[:1], tokenizer.eos_token_id
+    until = str(tokenizer.convert_ids_to_tokens(end[0])) if end else after.rstrip()
+    beyond = after.partition(until)[2] if until else after
     newline, letter, both = (_plain_ids(tokenizer, t) for t in ("\n", "a", "\na"))
     text = tokenizer("a").input_ids
     return ChatFormat(
         in_parts,
-        after or "",
-        {str(tokenizer.convert_ids_to_tokens(i) or f"<{i}>"): i for i in ends if i is not None},
-        closes=text[-1:] == [tokenizer.eos_token_id]
+        beyond,
+        (end or [eos])[0],
+        {str(tokenizer.convert_ids_to_tokens(i) or f"<{i}>"): i for i in [eos, *end, *declared]},
+        closes=text[-1:] == [eos]
         and len(text) - len(letter) > (text[:1] == [tokenizer.bos_token_id]),
         stray=both != newline + letter,
     )
 
 
-def _after_answer(tokenizer: Tokenizer, in_parts: bool, goes_on: bool = False) -> str | None:
-    """What the template writes after an answer; None where it cannot write it."""
-    talk = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+def _after_answer(
+    tokenizer: Tokenizer, in_parts: bool, system: bool, goes_on: bool = False
+) -> str | None:
+    """What the template writes after an answer; None where it cannot write it, or writes the parts
+    of a content as Python does."""
+    turn = {"role": "user", "content": QUESTION}
+    talk = [turn, {"role": "assistant", "content": ANSWER}, *[turn] * goes_on]
+    first = [{"role": "system", "content": "Be kind."}] * system
     try:
-        written = _render(tokenizer, talk + talk[:1] * goes_on, in_parts)
+        written = _render(tokenizer, first + talk, in_parts)
     except Dropped:
         return None
     before, found, after = written.partition(ANSWER)
-    return after if found and QUESTION in before else None
+    return after if found and QUESTION in before and f"'{QUESTION}'" not in before else None
 
 
 class EncodedPrompt:
     """A prompt as the model reads it, up to where the answer begins, and the answers to it.
 
-    `prompt`: text, a conversation, ready-made ids, or None where it is not known. A conversation
-    that ends in the assistant's own beginning is continued.
+    `prompt`: text, a conversation, ready-made ids, None where it is not known, or a row that has
+    one, and perhaps tools. A conversation that ends in the assistant's own beginning is continued.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt | None, tools: Tools | None = None):
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Prompt | Example | None, tools: Tools | None = None
+    ):
+        if isinstance(prompt, dict):
+            tools, prompt = prompt.get("tools"), prompt_of(prompt)
         self.tokenizer, self.prompt, self.tools = tokenizer, prompt, tools
 
     @cached_property
@@ -155,17 +177,27 @@ class EncodedPrompt:
         reply = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
         if not is_conversation(self.prompt) and len(reply) > 1:
             raise Dropped("several messages answer a text")
-        text = self._written(reply) if is_conversation(self.prompt) else reply[0]["content"]
+        text = reply[0]["content"]
+        if is_conversation(self.prompt):
+            text = self._written(reply).removesuffix(self.format.beyond)
         # Up to the first of the stop tokens in which it ends, with nothing but space between them.
         rest, end, stops = text.rstrip(), None, tuple(filter(str.strip, self.format.stops))
         while rest.endswith(stops):
             end = len(rest)
             rest = rest.removesuffix(next(s for s in stops if rest.endswith(s))).rstrip()
-        if end is None and is_conversation(self.prompt):  # what is left is no part of the answer
-            after = self.format.after
-            text = text.rstrip() if after.strip() else text.removesuffix(after)
-        ids = self._following(text[:end])
-        return [*ids, self.tokenizer.eos_token_id] if end is None else ids
+        ids, eos = self._following(text[:end]), self.tokenizer.eos_token_id
+        while end is None and ids[-1:] == [eos]:  # one that is read as space
+            ids.pop()
+        return [*ids, eos] if end is None else ids
+
+    def learned_ids(self, answer: str | list[Message] | list[int]) -> list[int]:
+        """`response_ids` of an answer to learn from. Raises Dropped too where a single message goes
+        on after a token that ends turns: none that is sampled does."""
+        ids = self.response_ids(answer)
+        one = isinstance(answer, str) or (len(answer) == 1 and is_conversation(answer))
+        if one and not set(ids[:-1]).isdisjoint(self.format.stops.values()):
+            raise Dropped(GOES_ON)
+        return ids
 
     def _written(self, reply: list[Message]) -> str:
         """What the template adds when an answer follows the prompt."""

@@ -30,7 +30,7 @@ def is_label(column: str, rows: Rows) -> bool:
     """Whether a column seems to hold how good answers are: by its name, and because it holds
     few values, or numbers."""
     values = [v for r in rows if not missing(v := r.get(column))]
-    numbers = all(number(v) is not None for v in values)
+    numbers = all(number(v) is not None or plain(v) in ("true", "false") for v in values)
     few = len({plain(v) for v in values})
     if not words(column) & LABEL:
         return bool(words(column) & LOWER) and numbers and few > 1
@@ -109,7 +109,9 @@ def means_by(rows: Rows, column: str, answers: Sequence[str]) -> dict[str, Any]:
     if path := copied(rows, column, answers):
         return {"winner": path, "values": by_place(answers)}
     values = {plain(r.get(column)) for r in rows} - {"", *TIES}
-    return {"winner": column, "values": sides(values or {"VALUE"}, column, answers)}
+    lists = [structure(r.get(answers[0])) for r in rows] if len(answers) == 1 else []
+    count = max((len(c) for c in lists if isinstance(c, list)), default=len(answers))
+    return {"winner": column, "values": sides(values or {"VALUE"}, column, answers, count)}
 
 
 def ask(
@@ -117,7 +119,8 @@ def ask(
 ) -> Refused:
     """The refusal where columns beside answers may decide between them, and nothing tells how."""
     example = {**example, "answers": list(answers)}
-    scores = [c for c in labels if all(number(r.get(c)) is not None for r in rows)]
+    cells = {c: [v for r in rows if plain(v := r.get(c))] for c in labels}
+    scores = [c for c, values in cells.items() if all(number(v) is not None for v in values)]
     if not len(scores) == len(answers) > 1:
         scores = [c for c in labels if holds_lists(rows, c)][:1]
     if scores:
@@ -134,9 +137,23 @@ def ask(
     )
 
 
-def sides(values: set[str], column: str, answers: Sequence[str]) -> dict[str, str]:
-    """What the values of a label may mean: names of answers what they say; numbers in their order,
-    the lower half A, the upper half B, one in the middle a tie."""
+def maps_answers(rows: Rows, column: str) -> dict[str, Any]:
+    """A mapping that may read a column of answers: as lists of objects with a number each, or as
+    it is."""
+    lists = [li for r in rows if isinstance(li := structure(r.get(column)), list)]
+    items = [i for li in lists for i in li if isinstance(i, Mapping)]
+    keys = dict.fromkeys(str(k) for i in items for k in i)
+    sizes = {k: sum(len(v) for i in items if isinstance(v := i.get(k), str)) for k in keys}
+    decides = [k for k in keys if words(k) & (LABEL | LOWER) and is_label(k, items)]
+    if not decides or len(keys) < 2:
+        return {"completion": column}
+    way = "ranks" if words(decides[0]) & LOWER else "scores"
+    return {"each": column, "answers": [max(sizes, key=sizes.__getitem__)], way: decides[:1]}
+
+
+def sides(values: set[str], column: str, answers: Sequence[str], count: int) -> dict[str, str]:
+    """What the values of a label may mean: names and numbers of the `count` answers what they say;
+    of more numbers the lower half A, the upper half B, one in the middle a tie."""
     names = names_of(answers) if len(answers) > 1 else {}
     said = [
         i for i, c in enumerate(answers) if tag_of(c)[1] in re.split("[^a-z0-9]+", column.lower())
@@ -151,7 +168,12 @@ def sides(values: set[str], column: str, answers: Sequence[str]) -> dict[str, st
     if means:
         return means
     order = sorted(values, key=lambda v: (number(v) or 0.0, v != "true", v))
-    if len(order) <= max(len(answers), 2):
+    marks = [tag_of(c)[1] for c in answers] if len(answers) > 1 else list(map(str, range(count)))
+    if not set(order) <= set(marks):  # then they count from 0 or from 1
+        marks = [str(i + (order[0] != "0")) for i in range(count)]
+    if set(order) <= set(marks):
+        return {v: LETTERS[marks.index(v)] for v in order}
+    if len(order) <= count:
         return dict(zip(order, LETTERS))
     at = {v: 2 * i + 1 - len(order) for i, v in enumerate(order)}
     return {v: "A" if at[v] < 0 else "B" if at[v] else "tie" for v in order}
@@ -170,3 +192,13 @@ def says_good(rows: Rows, column: str) -> dict[str, Any]:
     path = column if re.fullmatch(r"[A-Za-z_]\w*", column) else f'"{column}"'
     middle = ((number(values[0]) or 0) + (number(values[-1]) or 0)) / 2
     return {"label": f"to_number({path}) {'<' if lower else '>'} `{middle:g}`"}
+
+
+def holds_texts(rows: Rows, column: str, prompts: int) -> bool:
+    """Whether a column may hold answers: by its name, or because its texts differ as prompts do and
+    have words in them."""
+    values = [v for r in rows if not missing(v := r.get(column)) and number(v) is None]
+    if words(column) & ANSWER or not values:
+        return bool(values)
+    differ = len({repr(v) for v in values}) * 2 > prompts
+    return differ and any(re.search(r"[^\W\d_]+ [^\W\d_]+", str(v)) for v in values)

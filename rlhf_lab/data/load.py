@@ -284,8 +284,8 @@ def _unwrapped(
     path = str((fields or {}).get("rows", ""))
     if path:
         get = getter(path, (), "rows", name)
-        found = (get(r) if isinstance(r, Mapping) else None for r in rows)
-        rows = (r for inside in found for r in (inside if isinstance(inside, list) else [inside]))
+        cells = (get(r) if isinstance(r, Mapping) else None for r in rows)
+        rows = (r for cell in cells for r in (cell if isinstance(cell, list) else [cell]))
     first = list(islice(rows, FIRST_ROWS))
     if path or len(first) > 1 or not isinstance(first[0] if first else None, Mapping):
         return first, rows
@@ -293,12 +293,14 @@ def _unwrapped(
     assert isinstance(outer, Mapping)
     lists = [k for k, v in outer.items() if isinstance(v, list) and _are_rows(v)]
     if len(lists) > 1:
+        longest = max(lists, key=lambda k: len(outer[k]))
+        inside = "[].row" if all("row" in r for r in outer[longest]) else ""
         raise Refused(
             f"{name} holds several lists of rows ({', '.join(lists)}): say which, {{fields}}",
-            {"rows": lists[0]},
+            {"rows": longest + inside},
         )
-    inside = iter(outer[lists[0]]) if lists else iter(first)
-    return list(islice(inside, FIRST_ROWS)), inside
+    found = iter(outer[lists[0]]) if lists else iter(first)
+    return list(islice(found, FIRST_ROWS)), found
 
 
 def _are_rows(value: list[object]) -> bool:

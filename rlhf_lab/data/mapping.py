@@ -22,6 +22,7 @@ Get: TypeAlias = Callable[[Mapping[str, Any]], Any]
 TIE = -1
 TIES = {"tie", "tied", "draw", "equal", "same", "neither", "both", "both_bad", "bothbad"}
 TIES |= {"tie (bothbad)", "tie_bothbad", "both bad", "both_good", "no preference", "no_preference"}
+TIES |= {"no difference", "about the same", "neutral", "equally good", "equally bad"}
 SIDES = (("first", "left"), ("second", "right"))
 GROUP = "\0group"
 """Where rows of one prompt stand in the row that they make together."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from ..display import did_you_mean
 from .labels import (
-    ANSWER,
     LABEL,
     NOT_BETTER,
     Rows,
@@ -21,7 +20,9 @@ from .labels import (
     by_place,
     copied,
     holds_lists,
+    holds_texts,
     is_label,
+    maps_answers,
     means_by,
     name_answers,
     says_better,
@@ -155,6 +156,14 @@ def _guessed(rows: Rows, filled: Sequence[str], user: dict[str, Any], name: str)
     if not several and not user.keys() & {"chosen", "rejected"}:
         pair = next((p for p in PAIRS if free.keys() >= set(p)), PAIRS[0])
         found |= {f: free[c] for f, c in zip(("chosen", "rejected"), pair) if c in free}
+        if (
+            "rejected" not in found
+            and {"completion", "chosen"} <= found.keys()
+            and is_label(found["chosen"], rows)
+        ):
+            del found["chosen"]  # it says whether the answer beside it was chosen
+    if "history" not in found and _last_role(rows[0].get(free.get("context", ""))):
+        found["history"] = free["context"]
     rest = [c for c in filled if c in free.values() and c != found.get("prompt")]
     if not answered:
         found = _two_answers(rows, rest, found, name)
@@ -186,9 +195,15 @@ def _two_answers(
     """
     answers = answer_columns(rows, rest)
     said = [c for c in rest if c not in answers and says_better(c)]
+    if names_of(answers).keys() & {plain(r.get(found.get("completion", ""))) for r in rows}:
+        said = [*said, found.pop("completion")]  # an `answer` that says A or B
     winners = [c for c in said if len(answers) > 1 and name_answers(rows, c, answers)]
     pair = found.keys() >= {"chosen", "rejected"} and found["chosen"] not in winners
-    labels = [c for c in said if c in winners or is_label(c, rows) or holds_lists(rows, c)]
+    labels = [
+        c
+        for c in said
+        if c in winners or not says_better(c) or is_label(c, rows) or holds_lists(rows, c)
+    ]
     copies = [path for c in said if (path := copied(rows, c, answers))]
     if not answers or pair or (not (labels or copies) and {"chosen", "completion"} & found.keys()):
         return found
@@ -271,7 +286,7 @@ def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> N
     beside = [c for c in filled if not any(mentions(p, c) for p in used)]
     labels = [c for c in beside if is_label(c, rows)]
     pair = (of.chosen, of.rejected)
-    if of.chosen and pair != ("chosen", "rejected"):
+    if of.chosen:
         plainly = not any(tag_of(c)[1] for c in pair)
         plainly &= any(words(c) & (LABEL | NOT_BETTER) for c in pair)
         found = [c for c in beside if name_answers(rows, c, pair)]
@@ -288,24 +303,14 @@ def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> N
             ignore=labels,
         )
     prompts = {repr(r.get(of.prompt)) for r in rows}
-    texts = [c for c in beside if _holds_texts(rows, c, len(prompts))]
+    texts = [c for c in beside if holds_texts(rows, c, len(prompts))]
     if not (of.answers or of.chosen or of.completion) and texts:
         raise Refused(
             f"{name}: only prompts could be read, and {', '.join(map(repr, texts))} may hold "
             "answers; map them, {fields}, or say that they mean nothing: {ignore}",
-            {"completion": texts[0]},
+            maps_answers(rows, texts[0]),
             ignore=texts,
         )
-
-
-def _holds_texts(rows: Rows, column: str, prompts: int) -> bool:
-    """Whether a column may hold answers: by its name, or because its texts differ as prompts do and
-    have words in them."""
-    values = [v for r in rows if not missing(v := r.get(column)) and number(v) is None]
-    if words(column) & ANSWER or not values:
-        return bool(values)
-    differ = len({repr(v) for v in values}) * 2 > prompts
-    return differ and any(re.search(r"[^\W\d_]+ [^\W\d_]+", str(v)) for v in values)
 
 
 # ------------------------------------------------------------------------------ ready for its rows

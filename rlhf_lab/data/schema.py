@@ -13,13 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .mapping import GROUP, TIE, Fields, Get, letter, merits, plain, preferred
-from .messages import STANDS_FOR_NOTHING as STANDS_FOR_NOTHING
-from .messages import Answer as Answer
-from .messages import Dropped as Dropped
-from .messages import Example as Example
-from .messages import Message as Message
-from .messages import Prompt as Prompt
 from .messages import (
+    CONTENT,
     conversation,
     history,
     joined,
@@ -30,6 +25,12 @@ from .messages import (
     text,
     tools,
 )
+from .messages import STANDS_FOR_NOTHING as STANDS_FOR_NOTHING
+from .messages import Answer as Answer
+from .messages import Dropped as Dropped
+from .messages import Example as Example
+from .messages import Message as Message
+from .messages import Prompt as Prompt
 from .shapes import Read
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ ANSWERS = ("completion", "chosen", "rejected")
 CONTEXT = ("prompt", "system", "history", "tools")
 GOOD = {"true", "1", "good", "yes", "desirable", "thumbs_up", "thumbs up", "up", "positive", "👍"}
 BAD = {"false", "0", "bad", "no", "undesirable", "thumbs_down", "thumbs down", "down", "negative"}
-BAD |= {"👎", "-1"}
+BAD |= {"👎", "-1", "fail", "reject", "dislike"}
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def _example(
     if turns := _asked_in_rounds(asked, cells):
         asked, cells = None, turns
     answers = {
-        f: cell if plainly_text(cell) else _conversation(cell) or text(cell)
+        f: cell if plainly_text(cell) else _conversation(bare := _bare(cell)) or text(bare)
         for f, cell in cells.items()
     }
     before: str | list[Message] | None = None
@@ -237,6 +238,13 @@ def _example(
     if before is None and len(texts) == len(answers):
         raise Dropped("no prompt" if answers and not shape.fields.prompt else "empty")
     return _of_turns(before, answers, context, shape, report)
+
+
+def _bare(cell: object) -> object:
+    """An answer out of an object that holds it as a text, and has no role."""
+    if not isinstance(cell, Mapping) or cell.keys() & {"role", "from"}:
+        return cell
+    return next((v for k in CONTENT if isinstance(v := cell.get(k), str)), cell)
 
 
 def _conversation(cell: object) -> list[Message]:

@@ -151,10 +151,19 @@ def alike(data: Mapping[str, Any]) -> list[str]:
     return answers[0] if len(answers) == 1 else []
 
 
-def _mean(votes: Sequence[Mapping[str, float]], names: Iterable[str]) -> list[float | None]:
-    """The mean place of each answer over the people who placed it."""
+def _voted(
+    data: Mapping[str, Any],
+    texts: Mapping[str, Any],
+    votes: Sequence[Mapping[str, float]],
+    read: Iterable[str],
+) -> Example:
+    """A row of the answers that were placed, with their mean place over the people who did."""
+    names = dict.fromkeys(name for vote in votes for name in vote)
+    if not names:
+        raise Dropped("no label")
     places = [[vote[name] for vote in votes if name in vote] for name in names]
-    return [sum(p) / len(p) if p else None for p in places]
+    ranks = [sum(p) / len(p) for p in places]
+    return _row(_asked(data), (texts[name] for name in names), ranks, read)
 
 
 def _choice(value: object, names: Sequence[str]) -> dict[str, float]:
@@ -171,9 +180,10 @@ def label_studio(row: Mapping[str, Any]) -> Made:
     data, annotations = structure(row.get("data")), structure(row.get("annotations"))
     if not isinstance(data, Mapping) or not isinstance(annotations, list):
         raise Dropped("wrong type")
-    results = [r for a in annotations if not a.get("was_cancelled") for r in a.get("result") or []]
+    kept = [a for a in annotations if not a.get("was_cancelled")]
+    results = [result for a in kept for result in a.get("result") or []]
     votes = [_vote(r.get("value"), data, str(r.get("to_name")).split(",")) for r in results]
-    yield _voted(data, votes, ["data", "annotations"])
+    yield _voted(data, {**data, **_items(data)}, votes, ["data", "annotations"])
 
 
 def label_studio_min(row: Mapping[str, Any]) -> Made:
@@ -182,47 +192,36 @@ def label_studio_min(row: Mapping[str, Any]) -> Made:
     votes = {name: vote for name, cell in data.items() if (vote := _vote(cell, data))}
     read = [_prompt_of(data), *votes, *alike(data)]
     read += [name for name, cell in data.items() if isinstance(cell, list)]
-    yield _voted(data, list(votes.values()), read)
+    yield _voted(data, {**data, **_items(data)}, list(votes.values()), read)
 
 
-Vote: TypeAlias = dict[str, tuple[object, float]]
-"""Answers by their names: the text and the place that it was given."""
-
-
-def _vote(value: object, data: Mapping[str, Any], tags: Sequence[str] = ()) -> Vote:
-    """What somebody said of a task's answers; {} for what says nothing of them."""
+def _vote(value: object, data: Mapping[str, Any], tags: Sequence[str] = ()) -> dict[str, float]:
+    """The places that somebody gave a task's answers, by name; {} for what says nothing of them."""
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     if isinstance(value, Mapping) and "ranker" in value:
         return _ranker(value["ranker"], data)
     names = alike(data)
     by_mark = {tag_of(n)[1]: n for n in names}
     shown = [n if n in data else by_mark.get(tag_of(n)[1]) for n in tags]
-    names = [n for n in shown if n] if len(tags) == 2 and all(shown) else names
-    return {n: (data[n], place) for n, place in _choice(value, names).items()}
+    return _choice(value, [n for n in shown if n] if len(tags) == 2 and all(shown) else names)
 
 
-def _ranker(value: object, data: Mapping[str, Any]) -> Vote:
-    """The items of a ranker and their places; "_" holds those that were not ranked."""
+def _items(data: Mapping[str, Any]) -> dict[str, object]:
+    """The texts that a ranker shows, by their id."""
+    lists = (structure(v) for v in data.values())
+    items = next((v for v in lists if isinstance(v, list) and v and isinstance(v[0], dict)), [])
+    keys = ("body", "text", "html")
+    return {str(i.get("id")): next((i[k] for k in keys if i.get(k)), "") for i in items}
+
+
+def _ranker(value: object, data: Mapping[str, Any]) -> dict[str, float]:
+    """The places of a ranker's items; "_" holds those that were not ranked."""
     buckets = value if isinstance(value, Mapping) else {"": value}
     ranked = [ids for name, ids in buckets.items() if name != "_"]
-    lists = (structure(v) for v in data.values())
-    items = next((v for v in lists if isinstance(v, list) and v and isinstance(v[0], dict)), None)
-    if len(ranked) != 1 or not isinstance(ranked[0], list) or items is None:
+    if len(ranked) != 1 or not isinstance(ranked[0], list):
         raise Dropped("a ranker whose buckets do not say which is better")
-    order = list(map(str, ranked[0]))
-    texts = {
-        str(item.get("id")): next((item[k] for k in ("body", "text", "html") if item.get(k)), "")
-        for item in items
-    }
-    return {i: (texts[i], float(place)) for place, i in enumerate(order) if i in texts}
-
-
-def _voted(data: Mapping[str, Any], votes: Sequence[Vote], read: Iterable[str]) -> Example:
-    texts = {name: text for vote in votes for name, (text, _) in vote.items()}
-    places = [{name: place for name, (_, place) in vote.items()} for vote in votes]
-    if not texts:
-        raise Dropped("no label")
-    return _row(_asked(data), texts.values(), _mean(places, texts), read)
+    texts = _items(data)
+    return {i: float(place) for place, i in enumerate(map(str, ranked[0])) if i in texts}
 
 
 def argilla(row: Mapping[str, Any]) -> Made:
@@ -253,12 +252,10 @@ def argilla(row: Mapping[str, Any]) -> Made:
     if len(rankings) > 1:
         raise Dropped("several questions rank the answers")
     votes = next(iter(rankings.values()), []) or _ratings(said, names)
-    ranked = list(dict.fromkeys(name for vote in votes for name in vote))
-    if not ranked:
+    if not any(votes):
         raise _unranked(fields, next(iter(said)), nested)
-    ranks = _mean(votes, ranked)
-    read += [] if nested else [_prompt_of(fields), *ranked]
-    yield _row(_asked(fields), (fields[name] for name in ranked), ranks, read)
+    read += [] if nested else [_prompt_of(fields), *{n: 0 for vote in votes for n in vote}]
+    yield _voted(fields, fields, votes, read)
 
 
 def _list(cell: object) -> list[Any]:

@@ -8,28 +8,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from .chat import EncodedPrompt, Tools, is_conversation, stop_ids
+from .chat import EncodedPrompt, Tools, is_conversation, prompt_of, stop_ids
 from .schema import Dropped, Example, Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-__all__ = ["encode_prompt", "encode_response", "is_conversation", "stop_ids"]
+__all__ = ["encode_prompt", "encode_response", "is_conversation", "prompt_of", "stop_ids"]
 
 Encoded: TypeAlias = tuple[list[Example], dict[str, int]]
 """Rows with token ids, and how many were left out or cut, by reason."""
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, tools: Tools | None = None) -> list[int]:
-    """Token ids of a text prompt, a conversation (list of messages) or ids already made, up to
-    where the answer begins. Raises Dropped for what the model's chat template cannot write."""
+def encode_prompt(
+    tokenizer: Tokenizer, prompt: Prompt | Example, tools: Tools | None = None
+) -> list[int]:
+    """Token ids of a text, a conversation, ids already made, or a row with one of them, up to where
+    the answer begins. Raises Dropped for what the model's chat template cannot write."""
     return EncodedPrompt(tokenizer, prompt, tools).ids
 
 
 def encode_response(
     tokenizer: Tokenizer,
     answer: str | list[Message] | list[int],
-    prompt: Prompt | None = None,
+    prompt: Prompt | Example | None = None,
     tools: Tools | None = None,
 ) -> list[int]:
     """Token ids of an answer to a prompt, the token that ends the turn included, or ids already
@@ -37,22 +39,17 @@ def encode_response(
     return EncodedPrompt(tokenizer, prompt, tools).response_ids(answer)
 
 
-def row_prompt_ids(tokenizer: Tokenizer, row: Example) -> list[int]:
+def row_prompt_ids(tokenizer: Tokenizer, row: Prompt | Example) -> list[int]:
     """Token ids of a row's prompt: those that `prompt_rows` made, else made here."""
-    if "prompt_ids" in row:
+    if isinstance(row, dict) and "prompt_ids" in row:
         ids: list[int] = row["prompt_ids"]
         return ids
-    return encode_prompt(tokenizer, prompt_of(row), row.get("tools"))
+    return encode_prompt(tokenizer, row)
 
 
-def prompt_of(row: Example) -> Prompt:
-    """A row's prompt: text, messages or ready-made ids."""
-    prompt: Prompt = row["prompt"] if "prompt" in row else row["input_ids"]
-    return prompt
-
-
-def prompt_text(prompt: Prompt) -> str:
+def prompt_text(row: Prompt | Example) -> str:
     """A prompt for people to read: a conversation as one line for each message."""
+    prompt = prompt_of(row)
     if isinstance(prompt, str):
         return prompt
     if is_conversation(prompt):
@@ -69,9 +66,9 @@ def encoded_rows(
     """Row by row the token ids of the prompt and of the answers in `fields`. Rows that the model's
     chat template cannot write are left out, and counted in `dropped` by reason."""
     for row in rows:
-        prompt = EncodedPrompt(tokenizer, prompt_of(row), row.get("tools"))
+        prompt = EncodedPrompt(tokenizer, row)
         try:
-            ids = prompt.ids, [prompt.response_ids(row[name]) for name in fields]
+            ids = prompt.ids, [prompt.learned_ids(row[name]) for name in fields]
         except Dropped as reason:
             dropped[str(reason)] = dropped.get(str(reason), 0) + 1
         else:

@@ -21,7 +21,7 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,24 +74,19 @@ HOLD = 0.3
 """How firmly a rate is held to what was measured alone: as a relative error of this weight."""
 
 
-def calibrate(
-    save: bool = True, seconds: float = 20, dtypes: Iterable[str] | None = None
-) -> Hardware:
+def calibrate(seconds: float = 20, save: bool = True) -> Hardware:
     """The machine at hand as a `Hardware`, measured in about `seconds` (the small models alone
-    take some); on a GPU, the current one.
-
-    `dtypes`: of fp32, tf32, bf16, fp16; default: those that the device has. `save`: for "here".
+    take some); on a GPU, the current one. `save`: for later plans ("here").
     """
     if isinstance(seconds, bool) or not (isinstance(seconds, (int, float)) and 0 < seconds < 3600):
         raise ValueError(f"seconds must be above 0 and below 3600, not {seconds!r}")
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
-    chosen = _dtypes(device, dtypes)
     if save:  # find out now, not after measuring, that there is no place for it
         calibration_file().parent.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode(False), torch.no_grad():
-        flops, curve, taken = _products(device, chosen, 0.25 * seconds)
+        flops, curve, taken = _products(device, _dtypes(device), 0.25 * seconds)
         bandwidth = _bandwidth(device, 0.06 * seconds)
         functions = _functions(device, 0.03 * seconds)
     if device.type == "cuda":
@@ -115,20 +110,12 @@ def calibrate(
     return measured
 
 
-def _dtypes(device: torch.device, names: Iterable[str] | None) -> list[str]:
-    """The dtypes to measure, fp32 first. Raises ValueError for one that the device lacks."""
-    supported = ["fp32", "bf16", "fp16"]
-    if device.type == "cuda":
-        modern = torch.cuda.get_device_capability()[0] >= 8  # before Ampere bf16 is emulated
-        supported = list(DTYPES) if modern else ["fp32", "fp16"]
-    names = supported if names is None else [names] if isinstance(names, str) else list(names)
-    choices = f"choose from {', '.join(supported)}"
-    for dtype in names:
-        if dtype not in supported:
-            raise ValueError(f"dtype {dtype!r} is not on this machine: {choices}")
-    if not names:
-        raise ValueError(f"no dtype to measure: {choices}")
-    return [d for d in supported if d in names]
+def _dtypes(device: torch.device) -> list[str]:
+    """The dtypes that the device has, fp32 first."""
+    if device.type != "cuda":
+        return ["fp32", "bf16", "fp16"]
+    modern = torch.cuda.get_device_capability()[0] >= 8  # before Ampere bf16 is emulated
+    return list(DTYPES) if modern else ["fp32", "fp16"]
 
 
 def _busy(taken: float) -> str:

@@ -23,13 +23,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback
 
 from .meter import Meter, NoMeter
 from .model_memory import ModelInputs, call_shape
@@ -54,9 +48,7 @@ class MeterCallback(TrainerCallback):
 
     # -------------------------------------------------------------------- what the trainer calls
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *_: Any, **kwargs: Any) -> None:
         self.close()  # a run that was interrupted may have left something open
         if isinstance(self.meter, NoMeter):
             return
@@ -78,14 +70,10 @@ class MeterCallback(TrainerCallback):
             self._replace(trainer, "_generate_single_turn", rollout)
             self._replace(trainer, "_get_per_token_logps_and_entropies", self._logprobs)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         self._end_step()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self.close()
 
     def close(self) -> None:

@@ -90,13 +90,6 @@ FORMULAS = {name: formula for formula, names in _OPERATIONS.items() for name in 
 formulas refuse the overloads with an `out_dtype`, which TRL's fused head calls on a GPU."""
 
 
-def _formula(operation: Operation) -> Formula | None:
-    """An operation's formula: ours, or torch's."""
-    packet: object = getattr(operation, "_overloadpacket", operation)
-    formula: Formula | None = FORMULAS.get(str(packet)) or flop_registry.get(packet)
-    return formula
-
-
 # ------------------------------------------------------------------------------------- the counter
 
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -104,8 +97,9 @@ _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 
 @cache
 def _look_up(operation: Operation) -> tuple[Formula | None, bool]:
-    """An operation's formula, and whether it must be decomposed to be counted."""
-    formula = _formula(operation)
+    """An operation's formula, ours or torch's, and whether it must be decomposed to be counted."""
+    packet: object = getattr(operation, "_overloadpacket", operation)
+    formula: Formula | None = FORMULAS.get(str(packet)) or flop_registry.get(packet)
     composite = (
         formula is None
         and getattr(operation, "namespace", "prim") != "prim"  # those have no kernels

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 MemoryKey: TypeAlias = tuple[str, str]
 """(role, component): whose bytes, and what they are."""
@@ -90,6 +91,16 @@ class MemoryTracker(TorchDispatchMode):
         for tensor in tensors:
             self._add(tensor, (role, component), relabel=True)
         self._look()
+
+    def own_gradients(self, role: str, model: nn.Module) -> list[RemovableHandle]:
+        """Hooks: a gradient of a model's trained parameters is its role's as soon as it arrives."""
+
+        def arrived(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                self.own(role, "gradients", [parameter.grad])
+
+        trained = (p for p in model.parameters() if p.requires_grad)
+        return [parameter.register_post_accumulate_grad_hook(arrived) for parameter in trained]
 
     def _add(self, tensor: Tensor, label: MemoryKey, relabel: bool = False) -> None:
         storage = tensor.untyped_storage()

@@ -148,13 +148,6 @@ class Meter:
         """Highest memory of any phase so far, in bytes."""
         return max(self.memory.values(), default=0)
 
-    def add(self, phase: str, role: str, seconds: float, tokens: int = 0) -> None:
-        """Count a segment that was timed elsewhere."""
-        self.clock[phase, role] += seconds
-        self._add_block(self._timed, (phase, role), seconds, tokens)
-        self.tokens[phase, role] += int(tokens)
-        self._record_peak(phase, role)
-
     def phase(
         self,
         phase: str,
@@ -243,11 +236,6 @@ class Meter:
         }
 
     # ---------------------------------------------------------------------------- for the blocks
-
-    def _add_block(
-        self, table: dict[PhaseKey, list[float]], at: PhaseKey, seconds: float, tokens: int
-    ) -> None:
-        table[at] = [a + b for a, b in zip(table[at], (seconds, tokens, 1), strict=True)]
 
     def _record_peak(self, phase: str, role: str) -> None:
         self.memory[phase, role] = max(self.memory[phase, role], peak_bytes())
@@ -340,7 +328,9 @@ class _Block:
         meter.clock[self.at] += own
         meter.tokens[self.at] += self.tokens
         counted = self.tracked is not None or self.passes_before != meter._passes.counted
-        meter._add_block(meter._counted if counted else meter._timed, self.at, own, self.tokens)
+        sums = (meter._counted if counted else meter._timed)[self.at]
+        for place, more in enumerate((own, self.tokens, 1)):
+            sums[place] += more
         meter._record_peak(*self.at)
         if self.tracked is not None:
             self.tracked.__exit__(None, None, None)
@@ -384,8 +374,6 @@ class NoMeter(Meter):
     def watch(self, *_: object, **__: object) -> None: ...
 
     def hold(self, *_: object) -> None: ...
-
-    def add(self, *_: object, **__: object) -> None: ...
 
     def count(self, *_: object, **__: object) -> None: ...
 

@@ -12,7 +12,8 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
+from unittest.mock import patch
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from .memory_tracker import MemoryKey, MemoryTracker, PhaseKey, rounded_bytes
-from .patch import fused_head_within, patched
 
+T = TypeVar("T")
 ModelInputs: TypeAlias = Mapping[str, Any]
 """Arguments of a transformers model by name."""
 
@@ -126,7 +127,7 @@ class ModelMemory:
             own(role, "optimizer", [t for p in parameters for t in _tensors(state.get(p))])
             self._hook(role, model)
         own("", "activations", [t for t in (r() for r in self._held) if t is not None])
-        self._undo.enter_context(_labelled_caches(self.tracker))
+        self._undo.enter_context(labelled_caches(self.tracker))
         self._undo.enter_context(fused_head_within(lambda: self.tracker.labelled("logits")))
 
     def stop(self) -> None:
@@ -187,22 +188,16 @@ class ModelMemory:
 
     def _hook(self, role: str, model: nn.Module) -> None:
         """Label what this model makes, while the tracker is on."""
-        tracker, own = self.tracker, self.tracker.own
-
-        def own_gradient(parameter: Tensor) -> None:
-            if parameter.grad is not None:
-                own(role, "gradients", [parameter.grad])
+        tracker = self.tracker
 
         def own_logits(module: nn.Module, args: object, logits: Tensor) -> None:
-            own(tracker.label[0], "logits", [logits])
+            tracker.own(tracker.label[0], "logits", [logits])
 
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if isinstance(head, nn.Module):
             self._undo.callback(head.register_forward_hook(own_logits).remove)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                hook = parameter.register_post_accumulate_grad_hook(own_gradient)
-                self._undo.callback(hook.remove)
+        for hook in tracker.own_gradients(role, model):
+            self._undo.callback(hook.remove)
 
 
 def _tensors(state: Mapping[str, object] | None) -> list[Tensor]:
@@ -211,8 +206,8 @@ def _tensors(state: Mapping[str, object] | None) -> list[Tensor]:
 
 
 @contextmanager
-def _labelled_caches(tracker: MemoryTracker) -> Iterator[None]:
-    """While it lasts, keys and values that a transformers cache takes in are `kv_cache`."""
+def labelled_caches(tracker: MemoryTracker) -> Iterator[None]:
+    """While it lasts, what a transformers cache makes of keys and values is `kv_cache`."""
     module = sys.modules.get("transformers.cache_utils")
     if module is None:  # nobody has a cache
         yield
@@ -220,9 +215,34 @@ def _labelled_caches(tracker: MemoryTracker) -> Iterator[None]:
     update = module.Cache.update
 
     def labelled(*args: object, **kwargs: object) -> object:
-        keys_and_values = update(*args, **kwargs)
+        with tracker.labelled("kv_cache"):
+            keys_and_values = update(*args, **kwargs)
         tracker.own(tracker.label[0], "kv_cache", keys_and_values)
         return keys_and_values
 
-    with patched(module.Cache, "update", labelled):
+    with patch.object(module.Cache, "update", labelled):
+        yield
+
+
+@contextmanager
+def fused_head_within(block: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """TRL's fused head, forward and backward, runs within a block of its own. Nothing happens
+    where TRL was not imported: then nobody calls it."""
+    module = sys.modules.get("trl.kernels.chunked_logprob")
+    if module is None:
+        yield
+        return
+    head = module.ChunkedLogProbFunction
+
+    def within(function: Callable[..., T]) -> staticmethod[..., T]:
+        def call(*args: object, **kwargs: object) -> T:
+            with block():
+                return function(*args, **kwargs)
+
+        return staticmethod(call)
+
+    with (
+        patch.object(head, "forward", within(head.forward)),
+        patch.object(head, "backward", within(head.backward)),
+    ):
         yield

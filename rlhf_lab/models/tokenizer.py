@@ -35,10 +35,11 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokeniz
         tokenizer = fetch(AutoTokenizer.from_pretrained, path, "tokenizer", **settings)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        _give_pad_token(tokenizer)
+        give_pad_token(tokenizer)
     if not tokenizer.chat_template:
         tokenizer.chat_template = plain_template(tokenizer)
-    tokenizer.stop_token_ids = _declared_stops(path)
+    known = range(embedding_rows(tokenizer))
+    tokenizer.stop_token_ids = [i for i in _declared_stops(path) if i in known]
     return tokenizer
 
 
@@ -81,8 +82,9 @@ def same_vocabulary(one: Tokenizer, other: Tokenizer) -> bool:
     return one is other or one.get_vocab() == other.get_vocab()
 
 
-def _give_pad_token(tokenizer: Tokenizer) -> None:
-    """Set a pad token that no text uses, without growing the vocabulary when one is free.
+def give_pad_token(tokenizer: Tokenizer, *ends: int) -> None:
+    """Set a pad token that no text uses, nor any of `ends`, without growing the vocabulary when one
+    is free.
 
     What families have: Llama 2 and Mistral `<unk>` (they write every character in bytes), Llama 3
     `<|finetune_right_pad_id|>`, Qwen and Gemma a pad token of their own. GPT-2 has nothing to
@@ -92,7 +94,7 @@ def _give_pad_token(tokenizer: Tokenizer) -> None:
     written = set(tokenizer("\u2603 \U0001f9ff ? \x07", add_special_tokens=False).input_ids)
     reserved = ("<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>")
     for token in (*reserved, tokenizer.unk_token):
-        taken = written | {tokenizer.eos_token_id, tokenizer.bos_token_id}
+        taken = written | {tokenizer.eos_token_id, tokenizer.bos_token_id, *ends}
         if token in vocabulary and vocabulary[token] not in taken:
             tokenizer.pad_token = token
             return

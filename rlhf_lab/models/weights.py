@@ -196,9 +196,14 @@ def _load_weights(
 
 
 def grow_embeddings(model: PreTrainedModel, rows: int) -> None:
-    """Give a model an embedding for every token id below `rows`; more than it has stay."""
+    """Give a model an embedding for every token id below `rows`; more than it has stay. New ones
+    are drawn near the mean, the same in every copy: policy and reference begin as one model."""
+    import torch
+
     if embeddings(model) < rows:
-        model.resize_token_embeddings(rows)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model.resize_token_embeddings(rows)
 
 
 def embeddings(model: PreTrainedModel) -> int:
@@ -208,17 +213,13 @@ def embeddings(model: PreTrainedModel) -> int:
 
 def align_special_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     """Let a model's configs name the tokenizer's bos, eos and pad token, so that what is saved
-    after a stage ends, and pads, as it was trained. A generation config may hold more ids of eos
-    (ends of turns): those within the vocabulary stay, after the tokenizer's."""
+    after a stage ends, and pads, as it was trained. Further ends of turns that a generation config
+    declares are the tokenizer's `stop_token_ids`, and are written again when it is saved."""
     generation = getattr(model, "generation_config", None)
-    declared = getattr(generation, "eos_token_id", None)
     for config in (model.config, model.config.get_text_config(), generation):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if config is not None and getattr(tokenizer, name) is not None:
                 setattr(config, name, getattr(tokenizer, name))
-    if generation is not None and isinstance(declared, list):
-        ends = [tokenizer.eos_token_id, *(i for i in declared if i < embedding_rows(tokenizer))]
-        generation.eos_token_id = list(dict.fromkeys(ends))
 
 
 def _mend_generation_config(config: GenerationConfig, path: str | Path) -> None:

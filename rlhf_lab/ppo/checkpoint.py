@@ -163,7 +163,7 @@ def _stateful(trainer: TrainingParts) -> dict[str, Stateful]:
 def _rest(trainer: TrainingParts) -> Saved:
     states = {name: part.state_dict() for name, part in _stateful(trainer).items()}
     numbers = {"beta": trainer.beta, "seconds": trainer.seconds}
-    return states | numbers | {"random": _random_state()}
+    return states | numbers | {"random": random_state()}
 
 
 def _load(
@@ -186,13 +186,13 @@ def _load(
         if rest.get(name) is not None:
             part.load_state_dict(rest[name])
     trainer.beta, trainer.seconds = rest["beta"], rest["seconds"]
-    _set_random_state(rest["random"])
+    set_random_state(rest["random"])
     main = trainer.accelerator.is_main_process
     state.is_local_process_zero, state.is_world_process_zero = main, main
     trainer.state = state
 
 
-def _random_state() -> Saved:
+def random_state() -> Saved:
     """Of every library: ours needs none of them, a reward function may."""
     name, keys, *where = np.random.get_state(legacy=True)
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -204,7 +204,7 @@ def _random_state() -> Saved:
     }
 
 
-def _set_random_state(state: Saved) -> None:
+def set_random_state(state: Saved) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

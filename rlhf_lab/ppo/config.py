@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, SchedulerType, TrainingArguments
 
 KL_ESTIMATORS = (
     "The estimate of the KL in the reward: k1, whose gradient is the KL's own. That of k2 has a "
@@ -19,7 +19,18 @@ CHOICES = {
     "layout": (LAYOUTS, f"choose from {', '.join(LAYOUTS)}"),
     "kl_estimator": (("k1", "k2", "k3"), "choose k1, k2 or k3"),
     "stop_token": (("eos", None), "choose 'eos' or None"),
+    "lr_scheduler_type": (
+        [s for s in SchedulerType if s.value not in ("reduce_lr_on_plateau", "greedy")],
+        "PPO's rate follows a schedule, not a loss",
+    ),
 }
+NOT_HONOURED = frozenset(
+    "optim_target_modules label_smoothing_factor neftune_noise_alpha auto_find_batch_size "
+    "data_seed train_sampling_strategy dataloader_drop_last full_determinism fsdp deepspeed "
+    "parallelism_config load_best_model_at_end metric_for_best_model greater_is_better "
+    "save_only_model push_to_hub hub_model_id".split()
+)
+"""transformers' settings that would change what is trained or saved, and that PPO does not know."""
 ABOVE_ZERO = ("temperature", "score_clip", "early_stop_kl", "max_kl_per_token")
 AT_LEAST_ONE = ("response_length", "save_total_limit")
 T = TypeVar("T")
@@ -82,6 +93,9 @@ class PPOConfig(TrainingArguments):
     vf_coef: float = setting(0.1, "Weight of the value loss.")
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.name in NOT_HONOURED and getattr(self, f.name) not in (f.default, False, None):
+                raise ValueError(f"{f.name} has no effect in PPO: leave it out")
         # transformers refuses bf16 on a CPU unless it is told that this is meant.
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         TrainingArguments.__post_init__(self)

@@ -1,4 +1,4 @@
-"""The maths of RLHF as pure functions of tensors, in the order in which `trainer.py` uses it.
+"""The maths of PPO as pure functions of tensors, in the order in which `trainer.py` uses it.
 
 Notation: b = responses, t = response positions, n = real (unmasked) positions. A `mask` is True
 where a position is real. N+ = Huang et al., "The N+ Implementation Details of RLHF with PPO"
@@ -41,7 +41,7 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     return (whitened if shift_mean else whitened + mean) * m
 
 
-# ------------------------------------------------------------------- log-probabilities, KL, entropy
+# ---------------------------------------------------------------------------- log-probabilities, KL
 
 
 def to_fp32(x: Tensor) -> Tensor:
@@ -56,12 +56,6 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     """
     logp = F.log_softmax(to_fp32(logits) / temperature, dim=-1)
     return logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-
-def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy of the next-token distribution in nats. logits: (…, vocab) → (…)."""
-    logp = F.log_softmax(to_fp32(logits) / temperature, dim=-1)
-    return -(logp.exp() * logp).sum(-1)
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k1") -> Tensor:
@@ -249,21 +243,3 @@ def adapt_kl_coef(beta: float, kl: float, target: float, horizon: int, episodes:
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return beta * (1 + error * episodes / horizon)
-
-
-# ---------------------------------------------------------------------- preferences: RM and DPO
-
-
-def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
-    """−log σ(r_chosen − r_rejected − margin), mean over pairs. chosen, rejected: (b,) → ()."""
-    return -F.logsigmoid(chosen - rejected - margin).mean()
-
-
-def dpo_loss(
-    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float = 0.1
-) -> Tensor:
-    """Sigmoid DPO loss, mean over pairs (Rafailov et al. 2305.18290, eq. 7).
-
-    Each argument: (b,) summed log-probabilities of a whole response → ().
-    """
-    return -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected))).mean()

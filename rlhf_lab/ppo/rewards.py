@@ -43,7 +43,8 @@ def call_reward(
     → (b,) fp32; None ("does not apply") becomes NaN. Raises ValueError for what is no list of one
     number for each completion, with `finite` for a number that is none to learn from too.
     """
-    columns = {k: [r[k] for r in rows] for k in rows[0] if k not in ("prompt", "prompt_ids")}
+    names = dict.fromkeys(name for row in rows for name in row)  # tools are not in every row
+    columns = {k: [r.get(k) for r in rows] for k in names if k not in ("prompt", "prompt_ids")}
     prompts, messages = [prompt_of(r) for r in rows], list[list[Message]]()
     if is_conversation(prompts[0]):
         messages = [[{"role": "assistant", "content": c}] for c in completions]
@@ -323,7 +324,7 @@ def retokenised(
         prompt = prompt_of(row)
         if prompt and not isinstance(prompt, str) and not is_conversation(prompt):
             prompt = str(policy_tokenizer.decode(list(prompt), skip_special_tokens=True))
-        sequences.append(encode_pair(theirs, prompt, text, ended, row.get("tools")))
+        sequences.append(encode_pair(theirs, {**row, "prompt": prompt}, text, ended))
     longest = max(map(len, sequences))
     room = getattr(getattr(source.function, "config", None), "max_position_embeddings", None)
     if room and longest > room:

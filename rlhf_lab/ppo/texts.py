@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.chat import EncodedPrompt, Tools
-from ..data.schema import Example, Prompt
-from ..data.tokenize import encode_prompt, encode_response, stop_ids
+from ..data.chat import EncodedPrompt
+from ..data.schema import Dropped, Example, Prompt
+from ..data.tokenize import encode_prompt, encode_response, row_prompt_ids, stop_ids
 from .logprobs import AnyModel
 from .losses import response_mask
 from .rollout import Advantages, Rollout, concat_prompt_response, response_logprobs, sequence_scores
@@ -40,7 +39,7 @@ DIGITS, DECIMALS = 4, 6  # a record is text in a file that grows with every iter
 def sample_ids(
     model: AnyModel,
     tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Row],
     *,
     samples: int = 1,
     max_new_tokens: int = 64,
@@ -53,7 +52,7 @@ def sample_ids(
     same."""
     model.eval()
     jobs = [(i, s) for i in range(len(prompts)) for s in range(samples)]
-    encoded = [encode_prompt(tokenizer, p) for p in prompts]
+    encoded = [row_prompt_ids(tokenizer, p) for p in prompts]
     jobs.sort(key=lambda job: len(encoded[job[0]]))  # less padding; the noise does not change
     sampled: dict[tuple[int, int], list[int]] = {}
     for start in range(0, len(jobs), batch):
@@ -79,16 +78,6 @@ def sample_ids(
     return [[sampled[i, s] for s in range(samples)] for i in range(len(prompts))]
 
 
-def sample_texts(
-    model: AnyModel, tokenizer: Tokenizer, prompts: Sequence[Prompt], **settings: Any
-) -> list[list[str]]:
-    """`sample_ids` as texts, with its settings."""
-    return [
-        tokenizer.batch_decode(rows, skip_special_tokens=True)
-        for rows in sample_ids(model, tokenizer, prompts, **settings)
-    ]
-
-
 def which_ended(tokenizer: Tokenizer, rows: Sequence[list[int]], limit: int) -> list[bool]:
     """Which sampled responses ended by themselves: short of the limit, or with a stop token."""
     stops = stop_ids(tokenizer)
@@ -105,16 +94,15 @@ def decode(tokenizer: Tokenizer, responses: Tensor, mask: Tensor | None = None) 
 
 
 def encode_pair(
-    tokenizer: Tokenizer,
-    prompt: Prompt,
-    response: str | list[int],
-    ended: bool = True,
-    tools: Tools | None = None,
+    tokenizer: Tokenizer, prompt: Prompt | Row, response: str | list[int], ended: bool = True
 ) -> list[int]:
     """Prompt and response as one sequence of ids; what closes a text is left out of one that was
     cut. Ids are taken as they are."""
-    read = EncodedPrompt(tokenizer, prompt, tools)
-    answer = read.response_ids(response)
+    read = EncodedPrompt(tokenizer, prompt)
+    try:
+        answer = read.response_ids(response)
+    except Dropped:  # the judge's template cannot write what was sampled
+        answer = EncodedPrompt(tokenizer, read.ids).response_ids(response)
     if isinstance(response, str) and not ended:
         answer = answer[:-1]
     return read.ids + answer
@@ -124,7 +112,7 @@ def encode_pair(
 def score_texts(
     model: AnyModel,
     tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Row],
     responses: Sequence[str | list[int]],
     batch: int = 256,
     ended: Sequence[bool] | None = None,

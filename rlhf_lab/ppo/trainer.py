@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -147,7 +147,9 @@ class PPOTrainer(Bookkeeping):
         self.iterations = args.iterations(len(self.train_dataset), self.episodes_per_iteration)
         # Rule 17: a rate that falls to 0, a step of the schedule an iteration.
         warmup = args.get_warmup_steps(self.iterations)
-        self.scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, self.iterations)
+        more: Any = args.lr_scheduler_kwargs  # transformers has read it, where it was text
+        schedule = args.lr_scheduler_type, optimizer, warmup, self.iterations, more
+        self.scheduler = get_scheduler(*schedule)
         self.worth = worth_a_pass(roles.policy.config)
         self.model, self.optimizer = self.accelerator.prepare(roles.trained, optimizer)
         self._watch_roles()

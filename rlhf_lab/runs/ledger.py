@@ -160,6 +160,10 @@ class Ledger(UserList[Row]):
             if all(getattr(row, name) in choices for name, choices in allowed.items())
         )
 
+    def training(self, **wanted: object) -> Ledger:
+        """The matching rows of training itself, without what is around it (`AROUND`)."""
+        return Ledger(row for row in self.filter(**wanted) if row.phase not in AROUND)
+
     def total(self, **wanted: object) -> float:
         """The sum of the matching values, in their one unit (0.0 where nothing matches)."""
         found = self.filter(**wanted)

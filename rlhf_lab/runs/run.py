@@ -25,7 +25,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -398,18 +397,14 @@ def _fact(value: object) -> object:
 # ---------------------------------------------------------------------------------- names and files
 
 
-@cache
-def _renamed() -> dict[str, str]:
-    """Metrics that had another name in an earlier version → what they are called today."""
-    file = Path(__file__).with_name("renamed.json")
-    table: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-    return table
+RENAMED: dict[str, str] = json.loads(Path(__file__).with_name("renamed.json").read_text("utf-8"))
+"""Metrics that had another name in an earlier version → what they are called today."""
 
 
 def name_today(metric: str) -> str:
-    """What a metric or figure of a run of any version is called today (`renamed.json`)."""
+    """What a metric or figure of a run of any version is called today."""
     head, before, name = metric.rpartition("before/")
-    return head + before + _renamed().get(name, name)
+    return head + before + RENAMED.get(name, name)
 
 
 def _read_config(path: Path) -> JsonObject:

@@ -40,7 +40,6 @@ class StepAccount(MemoryTracker):
         self.widths = frozenset(widths)
         self.flops: Counter[MemoryKey] = Counter()
         """(phase, role) → FLOPs"""
-        self.timeline: list[tuple[str, int]] = []
         self.owners: dict[int, str] = {}
         """id of a parameter → its role"""
         self._blind = False
@@ -63,11 +62,6 @@ class StepAccount(MemoryTracker):
         before, self.label = self.label, (role, component)
         return before
 
-    def mark(self, name: str) -> None:
-        """A point of the timeline: "<phase> <role> <name>"."""
-        phase = self._at[0] if self._at else ""
-        self.timeline.append((f"{phase} {self.label[0]} {name}".strip(), self.total))
-
     def count(self, flops: int) -> None:
         """Add work to the phase and role at hand."""
         if self._at:
@@ -84,8 +78,8 @@ class StepAccount(MemoryTracker):
 
     def restart(self) -> None:
         """Forget what happened; what is alive stays."""
-        for table in (self.peaks, self.flops, self.timeline):
-            table.clear()
+        self.peaks.clear()
+        self.flops.clear()
         self.peak, self._most = self.total, 0
 
     def own_states(self, optimizer: torch.optim.Optimizer) -> None:
@@ -240,17 +234,16 @@ def materialise(model: nn.Module) -> nn.Module:
     Shared tensors stay shared, and each keeps its type and whether it is trained. Adapters must be
     in place before: peft cannot inject them into fake tensors.
     """
-    made: dict[int, Value] = {}
+    made: dict[int, Tensor] = {}
     for module in model.modules():
-        for name, old in list(module._parameters.items()):
-            if old is not None:
+        tables: tuple[dict[str, Value], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            for name, old in table.items():
+                if old is None:
+                    continue
                 if id(old) not in made:
                     new = torch.empty(old.shape, dtype=old.dtype)
-                    made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
-                module._parameters[name] = made[id(old)]
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                if id(buffer) not in made:
-                    made[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
-                module._buffers[name] = made[id(buffer)]
+                    trained = isinstance(old, nn.Parameter)
+                    made[id(old)] = nn.Parameter(new, old.requires_grad) if trained else new
+                table[name] = made[id(old)]
     return model

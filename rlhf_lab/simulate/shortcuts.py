@@ -7,19 +7,20 @@ is counted (`FirstTurns`).
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fractions import Fraction
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from transformers import masking_utils
 
 from ..data.lengths import LEAST_TOKENS_SAVED
-from ..metering.patch import fused_head_within, patched
+from ..metering.model_memory import fused_head_within
 from ..ppo import losses
+from ..ppo.checkpoint import random_state, set_random_state
 from ..ppo.executor import Buckets, Executor
 from ..ppo.logprobs import AnyModel
 from ..ppo.sampling import LanguageModel
@@ -36,10 +37,10 @@ def fake_answers(account: FakeAccount, *, gpu: bool, padded: bool) -> Iterator[N
     when they are asked whether rows differ in length."""
     with ExitStack() as stack:
         # A fake tensor cannot be moved or cast in place, and need not be.
-        stack.enter_context(patched(nn.Module, "_apply", lambda module, *_, **__: module))
+        stack.enter_context(patch.object(nn.Module, "_apply", lambda module, *_, **__: module))
         # transformers looks into masks as it does outside tracing; the answer is `padded`.
-        stack.enter_context(patched(masking_utils, "is_tracing", lambda *_: False))
-        stack.enter_context(patched(masking_utils, "fast_all", lambda _: not padded))
+        stack.enter_context(patch.object(masking_utils, "is_tracing", lambda *_: False))
+        stack.enter_context(patch.object(masking_utils, "fast_all", lambda _: not padded))
         stack.enter_context(head_labelled(account))
         if gpu:
             stack.enter_context(_triton_head(account))
@@ -64,10 +65,10 @@ def _triton_head(account: StepAccount) -> Iterator[None]:
         account.count(2 * a.shape[0] * a.shape[1] * b.shape[1])
 
     with (
-        patched(utils, "_use_triton", lambda _: True),
-        patched(chunked_logprob, "_forward_tile", lambda *_, **__: None),
-        patched(chunked_logprob, "_backward_tile", lambda *_, **__: None),
-        patched(chunked_logprob, "_addmm_fp32", add_product),
+        patch.object(utils, "_use_triton", lambda _: True),
+        patch.object(chunked_logprob, "_forward_tile", lambda *_, **__: None),
+        patch.object(chunked_logprob, "_backward_tile", lambda *_, **__: None),
+        patch.object(chunked_logprob, "_addmm_fp32", add_product),
     ):
         yield
 
@@ -167,7 +168,6 @@ def _grow(cache: AnyModel, length: int) -> None:
 @contextmanager
 def left_alone() -> Iterator[None]:
     """accelerate's shared state, random numbers and logging are as before afterwards."""
-    import numpy
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from transformers.utils import logging
 
@@ -175,16 +175,14 @@ def left_alone() -> Iterator[None]:
 
     prepare_process()
     states = [(s, dict(s._shared_state)) for s in (AcceleratorState, GradientState, PartialState)]
-    seeds, verbosity = (random.getstate(), numpy.random.get_state()), logging.get_verbosity()
+    seeds, verbosity = random_state(), logging.get_verbosity()
     logging.set_verbosity_error()
     AcceleratorState._reset_state()
     try:
-        with torch.random.fork_rng():
-            yield
+        yield
     finally:
         logging.set_verbosity(verbosity)
-        random.setstate(seeds[0])
-        numpy.random.set_state(seeds[1])
+        set_random_state(seeds)
         for state, before in states:
             state._shared_state.clear()
             state._shared_state.update(before)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, Protocol
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ..metering.meter import Meter, NoMeter
-from ..metering.patch import patched
 from ..models.load import load
 from ..ppo.config import PPOConfig
 from ..ppo.executor import Executor
@@ -30,12 +30,6 @@ TOKEN = 5
 """Every token of the rows: which one it is does not matter."""
 
 
-class Trainable(Protocol):
-    """A trainer, of TRL or ours."""
-
-    def train(self) -> object: ...
-
-
 def step_trainer(
     step: Step,
     models: Mapping[str, AnyModel],
@@ -44,7 +38,7 @@ def step_trainer(
     callbacks: list[TrainerCallback],
     meter: Meter | None = None,
     executor: Executor | None = None,
-) -> Trainable:
+) -> Trainer | PPOTrainer:
     """The stage's trainer, with rows for a step more than it makes. `meter`, `executor`: PPO's."""
     setup = step.setup
     settings = {
@@ -102,9 +96,6 @@ def _row(step: Step, number: int) -> Row:
     return {"input_ids": question if number % 2 or not setup.padded else question[1:]}
 
 
-# -------------------------------------------------------------------------------------------- TRL
-
-
 def _trl_trainer(
     step: Step,
     models: Mapping[str, AnyModel],
@@ -112,7 +103,7 @@ def _trl_trainer(
     rows: list[Row],
     settings: Mapping[str, Any],
     callbacks: list[TrainerCallback],
-) -> Trainable:
+) -> Trainer:
     setup = step.setup
     loss = {"loss_type": setup.loss_type} if setup.stage == "kto" else {}
     args = resolve(STAGES[setup.stage].config)(
@@ -130,8 +121,8 @@ def _trl_trainer(
     with ExitStack() as stack:
         if hasattr(model, "peft_config"):  # a trainer that puts adapters in anew finds them there
             home = importlib.import_module(f"trl.trainer.{setup.stage}_trainer")
-            stack.enter_context(patched(model, "unload", model.get_base_model))
-            stack.enter_context(patched(home, "get_peft_model", lambda *_, **__: model))
+            stack.enter_context(patch.object(model, "unload", model.get_base_model))
+            stack.enter_context(patch.object(home, "get_peft_model", lambda *_, **__: model))
         return make_trainer(setup.stage, model, tokenizer, rows, [], args, callbacks, **more)
 
 

@@ -2,8 +2,8 @@
 
 A step of a 7B model runs on a laptop in seconds, without weights. An account (`account.py`) follows
 every storage; the hooks here tell it whose it is and what for: bytes by role and component at each
-phase's peak, a timeline of live bytes layer by layer, FLOPs by role and phase. What is run is given
-by `step.py`: this file knows models and optimizers, no trainer.
+phase's peak, FLOPs by role and phase. What is run is given by `step.py`: this file knows models and
+optimizers, no trainer.
 
     with FakeTensorMode(), account, labelled(account, {"policy": model}):
         trainer.train()
@@ -12,10 +12,10 @@ by `step.py`: this file knows models and optimizers, no trainer.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -23,37 +23,25 @@ from torch.optim import optimizer as optim
 from torch.utils.hooks import RemovableHandle
 
 from ..metering.memory_tracker import MemoryKey, phase_peaks
-from ..metering.patch import patched
+from ..metering.model_memory import labelled_caches
 from ..ppo.logprobs import AnyModel
+from ..ppo.rollout import trunk_of
 from ..runs.ledger import Ledger
 from .account import StepAccount
 
 aten = torch.ops.aten
 
-# --------------------------------------------------------------------------------------- the models
 
-
-def trunk_of(model: AnyModel) -> AnyModel:
-    """The transformer below the head of a transformers or peft model."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    return getattr(inner, getattr(inner, "base_model_prefix", "") or "_", inner)
-
-
-def parts_of(model: AnyModel) -> Iterator[tuple[str, nn.Module]]:
-    """(name, module): the layers of a model, and what stands before and after them."""
-
-    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-        for child_name, child in module.named_children():
-            path = f"{name}.{child_name}" if name else child_name
-            if isinstance(child, nn.ModuleList):
-                yield from ((f"{path}.{i}", part) for i, part in enumerate(child))
-            elif any(isinstance(m, nn.ModuleList) for m in child.modules()):
-                yield from walk(child, path)
-            else:
-                yield path, child
-
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    return walk(inner, "")
+def parts_of(model: AnyModel) -> Iterator[nn.Module]:
+    """The layers of a model, and what stands before and after them."""
+    whole = model.get_base_model() if hasattr(model, "peft_config") else model
+    for part in whole.children():
+        if isinstance(part, nn.ModuleList):
+            yield from part
+        elif any(isinstance(m, nn.ModuleList) for m in part.modules()):
+            yield from parts_of(part)
+        else:
+            yield part
 
 
 # --------------------------------------------------------------------------------------- the labels
@@ -91,13 +79,10 @@ def labelled(
     for role, model in models.items():
         account.own(role, "parameters", [*model.parameters(), *model.buffers()])
         hooks += _role_hooks(account, role, model, phases) + _part_hooks(account, role, model)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                hooks.append(parameter.register_post_accumulate_grad_hook(_arrived(account, role)))
+        hooks += account.own_gradients(role, model)
     hooks += _optimizer_hooks(account)
     main = next(iter(models))
     backward: Callable[..., None] = Tensor.backward
-    cache = getattr(sys.modules.get("transformers.cache_utils"), "Cache", None)
 
     def begin(self: Tensor, *args: object, **kwargs: object) -> None:
         account.enter("backward", main)
@@ -105,37 +90,13 @@ def labelled(
 
     with ExitStack() as stack:
         stack.enter_context(fused_silu())
-        stack.enter_context(patched(Tensor, "backward", begin))
-        if cache is not None:
-            stack.enter_context(patched(cache, "update", _keeping(account, cache.update)))
+        stack.enter_context(patch.object(Tensor, "backward", begin))
+        stack.enter_context(labelled_caches(account))
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def _arrived(account: StepAccount, role: str) -> Callable[[Tensor], None]:
-    def arrived(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            account.own(role, "gradients", [parameter.grad])
-
-    return arrived
-
-
-def _keeping(
-    account: StepAccount, update: Callable[..., tuple[Tensor, Tensor]]
-) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A cache's `update`, in which what is made is `kv_cache`, and what it gives is too."""
-
-    def labelled_update(cache: object, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-        before = account.call(account.label[0], "kv_cache")
-        out = update(cache, *args, **kwargs)
-        account.own(account.label[0], "kv_cache", out)
-        account.call(*before)
-        return out
-
-    return labelled_update
 
 
 def _role_hooks(
@@ -173,22 +134,17 @@ def _role_hooks(
 
 
 def _part_hooks(account: StepAccount, role: str, model: nn.Module) -> list[RemovableHandle]:
-    """A point of the timeline after each layer's forward pass, and before its backward pass."""
+    """What the backward pass makes from where a gradient reaches a layer is its model's role's."""
 
-    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        def undo(grad: Tensor) -> None:
-            account.call(role)
-            account.mark(name)
+    def undo(grad: Tensor) -> None:
+        account.call(role)
 
-        def done(module: nn.Module, args: object, out: object) -> None:
-            account.mark(name)
-            first = out[0] if isinstance(out, tuple) else out
-            if isinstance(first, Tensor) and first.requires_grad:
-                first.register_hook(undo)
+    def done(module: nn.Module, args: object, out: object) -> None:
+        first = out[0] if isinstance(out, tuple) else out
+        if isinstance(first, Tensor) and first.requires_grad:
+            first.register_hook(undo)
 
-        return done
-
-    return [part.register_forward_hook(hook(name)) for name, part in parts_of(model)]
+    return [part.register_forward_hook(done) for part in parts_of(model)]
 
 
 def _optimizer_hooks(account: StepAccount) -> list[RemovableHandle]:
@@ -225,19 +181,14 @@ def prime(
     account.own_states(optimizer)
 
 
-# --------------------------------------------------------------------------------------- the result
-
-
 @dataclass
 class XRay:
-    """What one training step takes: rows of the ledger, the peak, and live bytes layer by layer."""
+    """What one training step takes: rows of the ledger, and the peak."""
 
     stage: str
     ledger: Ledger
     peak: int
     """most bytes at any moment"""
-    timeline: list[tuple[str, int]] = field(repr=False, default_factory=list)
-    """("<phase> <role> <layer>", live bytes) in the order of events"""
     device: str = "gpu"
 
     @classmethod
@@ -249,7 +200,7 @@ class XRay:
                 ledger.add(**at, quantity="bytes", value=value, **common)
         for (phase, role), flops in account.flops.items():
             ledger.add(phase=phase, role=role, quantity="flops", value=flops, **common)
-        return cls(stage, ledger, account.peak, list(account.timeline), device)
+        return cls(stage, ledger, account.peak, device)
 
     @property
     def flops(self) -> float:

@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from ..data.schema import Prompt
+from ..data.schema import Example, Prompt
+from ..data.tokenize import prompt_of
 from ..models.weights import embeddings, grow_embeddings
-from ..ppo.texts import sample_ids, score_texts, which_ended
-from .evaluate import GoldReward
+from ..ppo.texts import sample_ids
+from .evaluate import GoldReward, answers_to, score_answers
 
 
 @dataclass
@@ -35,7 +36,7 @@ def draw(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
     reward_model: PreTrainedModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Example],
     samples: int,
     *,
     gold_reward: GoldReward | None = None,
@@ -56,18 +57,16 @@ def draw(
         seed=seed,
         progress=progress,
     )
-    texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in ids]
-    pairs = [(p, t) for p, row in zip(prompts, texts, strict=True) for t in row]
-    answers, theirs = [a for row in ids for a in row], reward_tokenizer or tokenizer
-    if theirs is tokenizer:
+    if reward_tokenizer in (None, tokenizer):
         grow_embeddings(reward_model, embeddings(model))
-    ends = which_ended(tokenizer, answers, max_new_tokens)
-    read = answers if theirs is tokenizer else [t for _, t in pairs]
-    scores = score_texts(reward_model, theirs, [p for p, _ in pairs], read, ended=ends)
+    asked, sampled = [p for p in prompts for _ in range(samples)], [a for row in ids for a in row]
+    answers = answers_to(tokenizer, asked, sampled, max_new_tokens)
+    scores = score_answers(reward_model, tokenizer, reward_tokenizer, answers)
+    pairs = zip(map(prompt_of, asked), answers.texts, strict=True)
     golds = None if gold_reward is None else [gold_reward(p, t) for p, t in pairs]
     shape = len(prompts), samples
     return Drawn(
-        texts,
+        [answers.texts[i : i + samples] for i in range(0, len(asked), samples)],
         scores.double().view(shape),
         None if golds is None else torch.tensor(golds, dtype=torch.float64).view(shape),
         torch.tensor([[len(r) for r in row] for row in ids]),

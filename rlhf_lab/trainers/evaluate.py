@@ -9,11 +9,12 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..data.schema import Example, Prompt
-from ..data.tokenize import encode_prompt, encoded_rows
+from ..data.tokenize import encoded_rows, prompt_of, row_prompt_ids
 from ..ppo.losses import kl_estimate
 from ..ppo.rollout import concat_prompt_response, response_logprobs
 from ..ppo.sampling import pad_prompts
@@ -28,6 +29,7 @@ class Answers:
     """One response to each prompt, as it was sampled, and its figures: what is reported are their
     means."""
 
+    prompts: Sequence[Prompt | Example]
     prompt_ids: list[list[int]]
     ids: list[list[int]]
     """up to and with the stop token, where one was sampled"""
@@ -43,28 +45,36 @@ class Answers:
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
+def answers_to(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt | Example], ids: list[list[int]], limit: int
+) -> Answers:
+    """Sampled responses of at most `limit` tokens, one for each prompt, read and measured."""
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    figures = {"length": [float(len(text.split())) for text in texts]}
+    asked = [row_prompt_ids(tokenizer, p) for p in prompts]
+    return Answers(prompts, asked, ids, texts, which_ended(tokenizer, ids, limit), figures)
+
+
 @torch.no_grad()
 def kl_from_reference(
     model: PreTrainedModel,
     reference: PreTrainedModel,
     tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Example],
     responses: Sequence[list[int]],
 ) -> Tensor:
     """k1 and k3 estimates of KL(policy‖reference) in nats per response, of its sampled ids.
     → (n, 2)."""
     pad = tokenizer.pad_token_id
-    encoded = [encode_prompt(tokenizer, p) for p in prompts]
+    encoded = [row_prompt_ids(tokenizer, p) for p in prompts]
     out = torch.empty(len(responses), 2)
     order = sorted(range(len(responses)), key=lambda i: len(responses[i]))
     for start in range(0, len(order), 64):
         part = order[start : start + 64]
         prompt_ids, prompt_mask = pad_prompts([encoded[i] for i in part], pad)
-        lengths = torch.tensor([len(responses[i]) for i in part])
-        rows = torch.full((len(part), int(lengths.max())), pad)
-        for row, i in enumerate(part):
-            rows[row, : len(responses[i])] = torch.tensor(responses[i])
-        mask = torch.arange(rows.shape[1]) < lengths.unsqueeze(1)
+        sampled = [torch.tensor(responses[i]) for i in part]
+        rows = pad_sequence(sampled, batch_first=True, padding_value=pad)
+        mask = pad_sequence([torch.ones_like(x).bool() for x in sampled], batch_first=True)
         ids, attention = (
             x.to(model.device)
             for x in concat_prompt_response(prompt_ids, prompt_mask, rows, mask, pad)
@@ -80,22 +90,21 @@ def score_answers(
     reward_model: PreTrainedModel,
     tokenizer: Tokenizer,
     reward_tokenizer: Tokenizer | None,
-    prompts: Sequence[Prompt],
     answers: Answers,
 ) -> Tensor:
     """The reward model's score of each response's sampled ids; of its text, where the model has a
     tokenizer of its own. → (n,)."""
     if reward_tokenizer is None or reward_tokenizer is tokenizer:
         return score_texts(reward_model, tokenizer, answers.prompt_ids, answers.ids)
-    return score_texts(reward_model, reward_tokenizer, prompts, answers.texts, ended=answers.ended)
+    asked, texts, ended = answers.prompts, answers.texts, answers.ended
+    return score_texts(reward_model, reward_tokenizer, asked, texts, ended=ended)
 
 
 def policy_report(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Example],
     *,
-    prompt_ids: Sequence[list[int]] | None = None,
     gold_parts: Callable[..., dict[str, float]] | None = None,
     gold_reward: GoldReward | None = None,
     reward_model: PreTrainedModel | None = None,
@@ -106,29 +115,26 @@ def policy_report(
 ) -> tuple[dict[str, float], Answers]:
     """Sample one response per prompt. → means of its figures, the responses.
 
-    `prompt_ids`: the prompts' tokens, where they were made before.
+    `prompts`: prompts, or rows with one each.
     `gold_reward`, `gold/<part>`: means over prompts; `reward`: the reward model's mean score, in
     tokens of `reward_tokenizer` where it has its own;
     `kl`, `kl_k3`: nats per response from `reference`; `length`: words. All are of what was sampled:
     a response that did not end is not given an end.
     """
-    asked = prompt_ids or [encode_prompt(tokenizer, p) for p in prompts]
-    sampled = sample_ids(model, tokenizer, asked, max_new_tokens=max_new_tokens, seed=seed)
-    ids = [s[0] for s in sampled]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    figures = {"length": [float(len(r.split())) for r in texts]}
-    answers = Answers(list(asked), ids, texts, which_ended(tokenizer, ids, max_new_tokens), figures)
-    pairs = list(zip(prompts, texts, strict=True))
+    sampled = sample_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, seed=seed)
+    answers = answers_to(tokenizer, prompts, [ids for (ids,) in sampled], max_new_tokens)
+    figures = answers.figures
+    pairs = list(zip(map(prompt_of, prompts), answers.texts, strict=True))
     if gold_reward:
         figures["gold_reward"] = [gold_reward(p, r) for p, r in pairs]
     if gold_parts:
         parts = [gold_parts(p, r) for p, r in pairs]
         figures |= {f"gold/{name}": [p[name] for p in parts] for name in parts[0]}
     if reward_model is not None:
-        scores = score_answers(reward_model, tokenizer, reward_tokenizer, prompts, answers)
+        scores = score_answers(reward_model, tokenizer, reward_tokenizer, answers)
         figures["reward"] = scores.tolist()
     if reference is not None:
-        kl = kl_from_reference(model, reference, tokenizer, asked, ids)
+        kl = kl_from_reference(model, reference, tokenizer, answers.prompt_ids, answers.ids)
         figures["kl"], figures["kl_k3"] = kl.T.tolist()
     return {name: sum(x) / len(x) for name, x in figures.items()}, answers
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..data.load import Data
 from ..data.reward_sources import RewardFunction
-from ..data.tokenize import prompt_text
+from ..data.tokenize import prompt_text, stop_ids
 from ..metering.meter import Meter
 from ..models.weights import embeddings, grow_embeddings
 from ..ppo.adapters import POLICY
@@ -73,6 +73,9 @@ class Job:
         if not self.run.writes:
             return
         adapted = hasattr(model, "peft_config")
+        if generation := getattr(model, "generation_config", None):  # others stop where we did
+            ends = list(stop_ids(self.tokenizer))
+            generation.eos_token_id = ends if len(ends) > 1 else ends[0]
         folder = self.run.folder / ("adapter" if adapted else "model")
         # Without embeddings, which are not trained: where they were given a row for padding, what
         # was saved with them would not fit the base (peft saves them then).
@@ -180,7 +183,6 @@ def evaluate_policy(
             model,
             job.tokenizer,
             prompts,
-            prompt_ids=job.ready.prompt_ids,
             reference=reference,
             reward_model=reward_model,
             gold_parts=job.data.gold_parts if gold else None,
@@ -205,7 +207,7 @@ def before_and_after(
     prefers the response after training to the one before."""
     figures = after[0] | {f"before/{name}": value for name, value in before[0].items()}
     if before[1] and after[1] and reward_model is not None:
-        judge = reward_model, job.tokenizer, job.plan.model.reward_tokenizer, job.ready.prompts
+        judge = reward_model, job.tokenizer, job.plan.model.reward_tokenizer
         old, new = (score_answers(*judge, answers) for answers in (before[1], after[1]))
         figures["win_rate"] = win_rate(old, new)
     return figures

@@ -8,7 +8,6 @@ one less likely. The drift, a KL, is estimated in each batch from answers to *ot
 from __future__ import annotations
 
 import random
-from functools import partial
 
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
@@ -46,19 +45,16 @@ def mismatched(rows: Rows, args: KTOConfig) -> Rows:
         rows.pop()
     if not rows:
         raise ValueError("KTO needs an answer to another prompt: one row alone has none")
-    found = []
-    for start in range(0, len(rows), size):
-        batch = rows[start : start + size]
-        others = [batch[-by:] + batch[:-by] for by in range(1, max(2, len(batch)))]
-        moved = min(others, key=partial(same_prompts, batch))
-        found += [
-            {**row, "KL_completion_ids": other["completion_ids"]}
-            for row, other in zip(batch, moved, strict=True)
-        ]
-    return found
+    return [row for i in range(0, len(rows), size) for row in _moved(rows[i : i + size])]
 
 
-def same_prompts(batch: Rows, others: Rows) -> int:
-    """In how many places two lists of rows have the same prompt."""
-    pairs = zip(batch, others, strict=True)
-    return sum(row["prompt_ids"] == other["prompt_ids"] for row, other in pairs)
+def _moved(batch: Rows) -> Rows:
+    """The rows of a batch, each with the answer of the one `by` places before it."""
+
+    def met_again(by: int) -> int:
+        return sum(row["prompt_ids"] == batch[i - by]["prompt_ids"] for i, row in enumerate(batch))
+
+    by = min(range(1, max(2, len(batch))), key=met_again)
+    return [
+        {**row, "KL_completion_ids": batch[i - by]["completion_ids"]} for i, row in enumerate(batch)
+    ]

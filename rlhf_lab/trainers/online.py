@@ -15,6 +15,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
+from unittest.mock import patch
 
 import torch
 import trl
@@ -27,7 +28,6 @@ from ..data.reward_sources import gold_metrics
 from ..data.schema import Example, Prompt
 from ..data.tokenize import prompt_text, row_prompt_ids, stop_ids
 from ..metering.meter import Meter, NoMeter
-from ..metering.patch import patched
 from ..ppo.logprobs import AnyModel
 from ..ppo.losses import kl_estimate, missing_stop_score
 from ..ppo.rewards import Rewards, call_reward
@@ -85,9 +85,6 @@ LogMetric: TypeAlias = Callable[[str, float], None]
 Inputs: TypeAlias = tuple[object, ...]
 
 
-# ------------------------------------------------------------------------------------------ reward
-
-
 class RewardFunction:
     """The rewards as one reward function, called as TRL's trainers call one.
 
@@ -118,6 +115,7 @@ class RewardFunction:
         )
         self.meter, self.metric_funcs = meter or NoMeter("grpo"), metric_funcs or {}
         self.on_sample, self.episodes = on_sample, 0
+        self.rows: Rows = []  # those that `row` counts
         self.meter.watch("reward", model)
 
     def __call__(
@@ -130,9 +128,17 @@ class RewardFunction:
         log_metric: LogMetric = lambda name, value: None,
         **columns: list[Setting],
     ) -> list[float | None]:
-        rows = [{"prompt": p} for p in prompts]
+        rows = [self.rows[i] for i in columns.get("row", [])] or [{"prompt": p} for p in prompts]
         stopped = self.stopped(completion_ids)
-        rewards = self._rewards(rows, completion_ids, stopped, columns.get("prompt_ids"))
+        asked = (row_prompt_ids(self.tokenizer, row) for row in rows)
+        whole = [p + ids for p, ids in zip(asked, completion_ids, strict=True)]
+        ids, mask = pad_prompts(whole, self.tokenizer.pad_token_id)
+        sequences = ids.to(self.device), mask.to(self.device)
+        ends, chunk = stopped.tolist(), self.args.per_device_train_batch_size
+        with torch.no_grad():
+            rewards = self.rewards.score_answers(
+                *sequences, completion_ids, ends, rows, chunk, self.meter
+            ).cpu()
         scores = missing_stop_score(rewards, stopped, self.args.missing_eos_penalty)
         self.episodes += len(prompts)
         log_metric("ours/reward", float(rewards.nanmean()))
@@ -142,28 +148,6 @@ class RewardFunction:
         with self.meter.phase("evaluation"):
             self._log_metrics(rows, completion_ids, scores, trainer_state, log_metric)
         return [None if s != s else s for s in scores.tolist()]  # NaN: no source applies
-
-    def _rewards(
-        self,
-        rows: Rows,
-        completion_ids: list[list[int]],
-        stopped: Tensor,
-        prompt_ids: list[list[int]] | None,
-    ) -> Tensor:
-        """The weighted rewards, `per_device_train_batch_size` rows at a time. → (n,)."""
-        prompt_ids = prompt_ids or [row_prompt_ids(self.tokenizer, row) for row in rows]
-        whole = [p + ids for p, ids in zip(prompt_ids, completion_ids, strict=True)]
-        ids, mask = pad_prompts(whole, self.tokenizer.pad_token_id)
-        with torch.no_grad():
-            return self.rewards.score_answers(
-                ids.to(self.device),
-                mask.to(self.device),
-                completion_ids,
-                stopped.tolist(),
-                rows,
-                self.args.per_device_train_batch_size,
-                self.meter,
-            ).cpu()
 
     def stopped(self, completion_ids: list[list[int]]) -> Tensor:
         """Which responses ended by themselves: short of the limit, or with eos. → (n,) bool."""
@@ -189,7 +173,7 @@ class RewardFunction:
             return
         group = self.args.num_generations
         samples = [
-            {"prompt": prompt_text(rows[i]["prompt"]), "response": texts[i]}
+            {"prompt": prompt_text(rows[i]), "response": texts[i]}
             | {n: float(v[i]) for n, v in {"reward": scores, **values}.items()}
             for i in range(0, min(len(rows), 4 * group), group)
         ]
@@ -230,7 +214,7 @@ class _PPOConventions(TrainerBase):
         `suppress_tokens`, `min_new_tokens`, …) from the model's own generation config."""
         model = self.model
         whole = model.get_base_model() if hasattr(model, "peft_config") else model
-        with patched(whole, "generation_config", GenerationConfig()):
+        with patch.object(whole, "generation_config", GenerationConfig()):
             return super()._generate_single_turn(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _get_per_token_logps_and_entropies(
@@ -306,7 +290,8 @@ def online_trainer(
     reward_function: RewardFunction,
     watch: OnlineWatch,
 ) -> Trainer:
-    """TRL's trainer of RLOO or GRPO. `train`: rows with a `prompt`.
+    """TRL's trainer of RLOO or GRPO. `train`: rows with a `prompt`. TRL's table has their texts and
+    ids only: a column is of one type, which people's messages and tools are not.
 
     The reference is the frozen copy that is given (TRL would load one from where the policy came
     from); for a model with adapters, and with beta=0, there is none.
@@ -314,7 +299,11 @@ def online_trainer(
     args = copy.copy(args)
     args.reward_weights = None  # the reward_function has weighted and added up already
     model.generation_config.eos_token_id = list(stop_ids(tokenizer))  # TRL adds the eos alone
-    rows: Rows = [{k: r[k] for k in ("prompt", "prompt_ids") if k in r} for r in train]
+    reward_function.rows = train
+    rows: Rows = [
+        {"prompt": prompt_text(r), "prompt_ids": row_prompt_ids(tokenizer, r), "row": i}
+        for i, r in enumerate(train)
+    ]
     scored = {"reward_funcs": reward_function}
     return make_trainer(
         stage, model, tokenizer, rows, [], args, [watch], lambda: reference, **scored

@@ -21,10 +21,7 @@ def train(job: Job) -> Figures:
         roles["value"],
         reward_funcs=job.functions,
         reward_processing_class=None if adapter else job.plan.model.reward_tokenizer,
-        eval_dataset=[
-            {"prompt": prompt, "prompt_ids": ids}
-            for prompt, ids in zip(job.ready.prompts, job.ready.prompt_ids, strict=True)
-        ],
+        eval_dataset=job.ready.prompts,
         metric_funcs=gold_metrics(job.data),
         meter=job.meter,
         on_sample=job.run.sample,

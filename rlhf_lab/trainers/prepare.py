@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..data.chat import is_conversation, remedy
+from ..data.chat import chat_format, is_conversation, remedy
 from ..data.load import Data
-from ..data.schema import Example, Prompt
+from ..data.schema import Example
 from ..data.tokenize import Encoded, encoded_rows, prompt_rows
+from ..models.tokenizer import give_pad_token
 from ..models.weights import embeddings, grow_embeddings
 from ..ppo.config import KL_ESTIMATORS
 from ..runs.progress import with_progress
@@ -39,14 +40,13 @@ LARGE = 20e6
 
 @dataclass
 class Prepared:
-    """Models by role, rows with token ids, prompts to evaluate on and their ids, and counts of
-    dropped rows."""
+    """Models by role, rows with token ids, rows with a prompt to evaluate on, and counts of dropped
+    rows."""
 
     models: Models
     train: list[Example]
     test: list[Example]
-    prompts: list[Prompt]
-    prompt_ids: list[list[int]]
+    prompts: list[Example]
     counts: dict[str, int]
 
 
@@ -56,6 +56,8 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
     Raises ValueError, one line, for what does not fit.
     """
     model, tokenizer, spec = plan.model, plan.model.tokenizer, STAGES[plan.stage]
+    if (end := chat_format(tokenizer).end) == tokenizer.pad_token_id:
+        give_pad_token(tokenizer, end)  # scores are read at the last token that is no padding
     make: Tokenize = resolve(spec.tokenize)
     rows = getattr(data, spec.rows)
     room = room_for_prompt(plan, args)
@@ -70,6 +72,8 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
             make(tokenizer, with_progress(r, "tokens", quiet), length)
             for r in (rows.train, rows.test)
         )
+    if plan.stage == "kto" and len(test) == 1:
+        test = []  # it meets no answer to another prompt
     if model.foreign_reward and spec.online:  # which has a template of its own
         theirs = model.reward_tokenizer
         train = [row for row, *_ in encoded_rows(theirs, train, (), counts)]
@@ -91,14 +95,13 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
     models = load_roles(plan, args)
     if args.use_cpu and sum(p.numel() for p in models[spec.roles[0]].parameters()) > LARGE:
         held_out = held_out[:HELD_OUT_OF_LARGE]
-    prompts, prompt_ids = ([r[name] for r in held_out] for name in ("prompt", "prompt_ids"))
     for role, loaded in models.items():
         if name := broken_weight(loaded):
             raise ValueError(
                 f"the {role} model of {model.name} is broken: {name} holds NaN or infinity, and "
                 "nothing can be learned from that; load another copy of it"
             )
-    return Prepared(models, train, test, prompts, prompt_ids, counts)
+    return Prepared(models, train, test, held_out, counts)
 
 
 def say_of_template(

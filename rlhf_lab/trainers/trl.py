@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
+from unittest.mock import patch
 
 from datasets import Dataset
 from transformers import (
@@ -27,7 +28,6 @@ from trl import DPOTrainer
 from ..data.schema import Example
 from ..metering.callback import MeterCallback
 from ..metering.meter import Meter
-from ..metering.patch import patched
 from ..models.device import device_settings
 from ..ppo.logprobs import AnyModel
 from ..stages import STAGES, resolve
@@ -90,7 +90,7 @@ def make_trainer(
     loads: AbstractContextManager[object] = nullcontext()
     if reference is not None:
         home, make = importlib.import_module(f"trl.trainer.{stage}_trainer"), reference
-        loads = patched(home, "create_model_from_path", lambda *_, **__: make())
+        loads = patch.object(home, "create_model_from_path", lambda *_, **__: make())
     with loads:
         trainer: Trainer = resolve(STAGES[stage].trainer)(
             model=model,
@@ -161,10 +161,8 @@ class Watch(MeterCallback):
         if state.global_step == state.max_steps or control.should_training_stop:
             control.should_log = True  # the run ends where it says it ended
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        super().on_train_end(args, state, control)
+    def on_train_end(self, *args: Any, **more: Any) -> None:
+        super().on_train_end(*args, **more)
         if self.bar:
             self.bar.close()
 

@@ -31,7 +31,7 @@ from ..charts.views import (
     time_stacks,
 )
 from ..display import escape, format_bytes, format_number, format_seconds, table
-from ..runs.ledger import AROUND, Ledger
+from ..runs.ledger import Ledger
 from ..runs.progress import Pace, notebook_display
 from ..runs.run import Run
 from .live import Chart, LabWidget, Showing, grid
@@ -266,9 +266,8 @@ def cost_line(ledger: Ledger) -> str:
     for source in ("predicted", "measured"):
         rows = ledger.filter(source=source)
         if rows:
-            times = (r for r in rows if r.quantity == "seconds" and r.phase not in AROUND)
-            seconds = sum(r.value for r in times)
-            parts.append(f"{source}: {format_bytes(rows.peak())}, {format_seconds(seconds)}")
+            seconds = format_seconds(rows.training(quantity="seconds").total())
+            parts.append(f"{source}: {format_bytes(rows.peak())}, {seconds}")
     return "; ".join(parts)
 
 

@@ -29,7 +29,7 @@ from ..charts.tokens_view import (
     token_rows,
     tokens_html,
 )
-from ..display import escape, html_table
+from ..display import escape, html_table, numbered
 from ..runs.run import Run
 
 TRAINING, HELD_OUT = "training", "held-out"
@@ -98,7 +98,7 @@ class SampleSet:
         self.samples: list[RunSample] = []
         self.problems: list[str] = []
         self.statuses: list[str] = []
-        self.names = _names(self.runs)
+        self.names = numbered(run.name for run in self.runs)
         for run, name in zip(self.runs, self.names):
             try:
                 mine = list(_samples(run, name))
@@ -180,16 +180,6 @@ class SampleSet:
         """Samples whose prompt or response holds the text, upper and lower case alike."""
         folded = text.casefold()
         return [s for s in self.samples if s.has(folded)] if folded else []
-
-
-def _names(runs: Iterable[Run]) -> list[str]:
-    """The runs' names, numbered where two are called alike."""
-    seen: Counter[str] = Counter()
-    names = []
-    for run in runs:
-        seen[run.name] += 1
-        names.append(run.name if seen[run.name] == 1 else f"{run.name} ({seen[run.name]})")
-    return names
 
 
 def _label(number: int, prompt: str) -> str:

@@ -2,8 +2,9 @@
 
 Everything here is plain Python and deterministic: the same seed gives the same text on every
 machine. A *request* names a mood, an animal, an object and a place. A *story* is six or seven
-sentences drawn from templates. Because the templates are known, a story can be read back
-sentence by sentence: `gold_reward.py` does, and computes the reward that no learned model can see.
+sentences drawn from templates (`stories.yaml`). Because the templates are known, a story can be
+read back sentence by sentence: `gold_reward.py` does, and computes the reward that no learned model
+can see.
 
 The world's people make mistakes at stated rates (`Slips`): that is what leaves reinforcement
 learning something to mend.
@@ -13,106 +14,26 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
 
-ANIMALS = "fox bear owl rabbit mouse frog duck goat wolf turtle".split()
-SHE = "Mira Luna Ella Rosa Anna Zoe".split()
-HE = "Tom Max Leo Otto Hugo Sam".split()
-PLACES = "forest garden village meadow cave castle desert palace".split()
-OBJECTS = "lantern kite drum key bell basket mirror umbrella wagon feather".split()
-ADJECTIVES = "red blue tiny golden wooden shiny broken ancient".split()
-TIMES = "day morning evening night".split()
-MOODS = ("happy", "sad", "scary", "funny")
+import yaml
 
-# A slot in braces is filled from the lists above; `{a}` becomes a or an.
-OPENINGS = (
-    "Once {a} {animal} named {name} lived in the {place}.",
-    "In the {place} lived {a} {animal} named {name}.",
-    "Long ago {a} {animal} named {name} came to the {place}.",
+_TEXTS = yaml.safe_load(Path(__file__).with_name("stories.yaml").read_text("utf-8"))
+WORDS: dict[str, list[str]] = {slot: words.split() for slot, words in _TEXTS["words"].items()}
+"""What may stand in a slot; of names those of a she and of a he."""
+ANIMALS, SHE, HE, PLACES, OBJECTS, ADJECTIVES, TIMES = WORDS.values()
+Bank: TypeAlias = dict[str, tuple[str, ...]]
+"""mood → the sentences that have it"""
+EVENTS, SCENES, CLOSES = (
+    Bank({mood: tuple(sentences) for mood, sentences in _TEXTS[kind].items()})
+    for kind in ("event", "scene", "close")
 )
-FINDS = (
-    "One {time} {pron} found {a} {adj} {object}.",
-    "One {time} {name} saw {a} {adj} {object}.",
-    "One {time} a friend gave {name} {a} {adj} {object}.",
-)
-EVENTS: dict[str, tuple[str, ...]] = {
-    "happy": (
-        "{pron} danced around the {object} with joy.",
-        "{name} shared the {object} and everyone cheered.",
-        "The {object} made {name} sing for hours.",
-        "{pron} hugged the {object} and smiled.",
-    ),
-    "sad": (
-        "Then the {object} broke and {name} cried.",
-        "{pron} lost the {object} in the rain.",
-        "The {object} was gone and {name} wept.",
-        "{pron} dropped the {object} and felt alone.",
-    ),
-    "scary": (
-        "A ghost rose from the {object} and howled.",
-        "Suddenly the {object} screamed at {name}.",
-        "A dark shadow chased {name} for the {object}.",
-        "The {object} shook and {pron} froze in fear.",
-    ),
-    "funny": (
-        "{pron} wore the {object} on {poss} nose.",
-        "The {object} tickled {name} and {pron} giggled.",
-        "{name} slipped on the {object} into a cake.",
-        "A silly goose ate the {object} and burped.",
-    ),
-}
-SCENES: dict[str, tuple[str, ...]] = {
-    "happy": (
-        "Everyone in the {place} sang along.",
-        "The sun shone over the {place}.",
-        "Friends came to the {place} for a feast.",
-    ),
-    "sad": (
-        "Cold rain fell over the {place}.",
-        "The {place} was empty and silent.",
-        "Nobody in the {place} came to help.",
-    ),
-    "scary": (
-        "Something growled behind the {place}.",
-        "Yellow eyes glowed around the {place}.",
-        "Black bats circled over the {place}.",
-    ),
-    "funny": (
-        "The whole {place} smelled of cheese.",
-        "Cows in socks ran across the {place}.",
-        "The {place} was covered in pancakes.",
-    ),
-}
-CLOSES: dict[str, tuple[str, ...]] = {
-    "happy": (
-        "{name} went home with a happy heart.",
-        "{pron} was the luckiest {animal} of all.",
-        "It was the best {time} of {poss} life.",
-    ),
-    "sad": (
-        "{name} walked home with a heavy heart.",
-        "{pron} was the loneliest {animal} of all.",
-        "{name} never smiled again.",
-    ),
-    "scary": (
-        "{name} ran and never looked back.",
-        "{pron} was the palest {animal} of all.",
-        "Since then {name} sleeps with one eye open.",
-    ),
-    "funny": (
-        "{name} laughed until {poss} belly hurt.",
-        "{pron} was the silliest {animal} of all.",
-        "{name} still tells that joke.",
-    ),
-}
+OPENINGS, FINDS, ASKS = (tuple[str, ...](_TEXTS[kind]) for kind in ("opening", "find", "ask"))
+MOODS = tuple(EVENTS)
 ENDING = "The end."
-
-ASKS = (
-    "Write a {mood} story about {a} {animal} and {an} {object} in the {place}.",
-    "Tell me a {mood} story with {a} {animal} and {an} {object} in the {place}.",
-    "I want a {mood} story: {a} {animal}, {an} {object}, the {place}.",
-)
 
 PRONOUNS = {"she": ("she", "her"), "he": ("he", "his")}
 
@@ -232,7 +153,7 @@ def write_story(request: Request, rng: random.Random, slips: Slips = CAREFUL) ->
         sentence = template.format(**words)
         return sentence[0].upper() + sentence[1:]
 
-    def in_mood(bank: Mapping[str, tuple[str, ...]]) -> str:
+    def in_mood(bank: Bank) -> str:
         return tell(bank[slip(slips.mood, MOODS, request.mood)])
 
     body = [in_mood(EVENTS), in_mood(SCENES)]

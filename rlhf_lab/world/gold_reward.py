@@ -17,13 +17,12 @@ from functools import lru_cache
 from . import generator as world
 from .generator import Request, gender, read_request
 
-_SLOT = {w: "animal" for w in world.ANIMALS} | {w: "place" for w in world.PLACES}
-_SLOT |= (
-    {w: "object" for w in world.OBJECTS}
-    | {w: "adj" for w in world.ADJECTIVES}
-    | {w: "time" for w in world.TIMES}
-)
-_SLOT |= {w: "name" for w in (*world.SHE, *world.HE)} | {w: "pron" for w in ("she", "he")}
+_SLOT = {
+    word: "name" if slot in world.PRONOUNS else slot
+    for slot, words in world.WORDS.items()
+    for word in words
+}
+_SLOT |= dict.fromkeys(world.PRONOUNS, "pron")
 _SLOT |= {"her": "poss", "his": "poss", "a": "a", "an": "a"}
 
 

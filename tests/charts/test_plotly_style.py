@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from rlhf_lab.charts.cost_bars import stage_costs
 from rlhf_lab.charts.curves import curves
+from rlhf_lab.charts.frame import thinned_indices
 from rlhf_lab.charts.frontier import frontier
-from rlhf_lab.charts.plotly_style import MIME, THEMES, Figure, safe, thinned_indices, unit_of
+from rlhf_lab.charts.plotly_style import MIME, THEMES, Figure, safe, unit_of
 
 HOSTILE = '<script>alert(1)</script> <img src=x onerror="go()"> &lt;b&gt; $x$ %{y} \x1b[31m\x00'
 

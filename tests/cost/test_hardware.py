@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -382,9 +383,11 @@ def test_here_without_a_calibration_is_a_guess_that_says_so():
         ({"memory.max": str(64 * GIB)}, 8 * GIB),
     ],
 )
-def test_memory_is_the_lowest_of_the_machines_and_its_cgroups(tmp_path, limits, expected):
+def test_memory_is_the_lowest_of_the_machines_and_its_cgroups(
+    tmp_path, monkeypatch, limits, expected
+):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8 * GIB))
     (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/meminfo").write_text(f"MemTotal: {8 * GIB // 1024} kB\nMemFree: 1 kB\n")
     (tmp_path / "proc/self/cgroup").write_text("5:cpu,memory:/old\n2:cpu:/x\n0::/jobs/mine\nodd\n")
     for name, text in limits.items():
         path = tmp_path / "sys/fs/cgroup" / name

@@ -15,8 +15,9 @@ import pytest
 from templates import OURS, TRL, case, chat_tokenizer, names
 
 from rlhf_lab.data import tokenize
-from rlhf_lab.data.chat import NO_BEGINNING, chat_format, remedy
+from rlhf_lab.data.chat import GOES_ON, NO_BEGINNING, chat_format, remedy
 from rlhf_lab.data.tokenize import encode_prompt, encode_response, stop_ids
+from rlhf_lab.models.tokenizer import CHAT_TEMPLATE
 
 WHO = [{"role": "user", "content": "Who?"}]
 ROW = {
@@ -165,6 +166,17 @@ def test_an_answer_of_several_messages_with_a_tool(name, arguments):
     )
 
 
+def test_a_judge_reads_the_tools_of_a_row_as_in_training():
+    from rlhf_lab.ppo.texts import encode_pair
+
+    found = case("qwen3")
+    tokenizer = chat_tokenizer(found.template, found.eos)
+    row = {"prompt": WHO, "tools": [TOOL], "chosen": "Nobody.", "rejected": "Me."}
+    ((pair,), _) = tokenize.whole_pair_rows(tokenizer, [row], 10_000)
+    assert encode_pair(tokenizer, row, "Nobody.") == pair["chosen_ids"]
+    assert "clock" in tokenizer.decode(pair["chosen_ids"])
+
+
 @pytest.mark.parametrize("name", ["qwen3", "llama3", "gemma", "content in parts", "phi3"])
 def test_row_12_the_assistants_own_beginning_is_continued(name):
     """Row 12: no second assistant turn is opened after a beginning that is there."""
@@ -187,6 +199,43 @@ def test_row_3_an_answer_that_brings_its_end_has_it_once(prompt, end):
     first = "<|end|>" if "<|end|>" in end else "</s>"
     for stage, (_, answer) in of_all_stages(tokenizer, row).items():
         assert answer == plain(tokenizer, f"Nobody.{first}"), stage
+
+
+def test_an_answer_that_goes_on_after_an_end_is_left_out():
+    """Row 3: no response that is sampled goes on; several messages do, with an end after each."""
+    tokenizer = chat_tokenizer(OURS["eos closes the whole"][0])
+    for make, column in ((tokenize.sft_rows, "completion"), (tokenize.pair_rows, "rejected")):
+        for end in ("</s>", "<|end|>"):
+            rows, counts = make(tokenizer, [ROW, {**ROW, column: f"No{end}body."}], 10_000)
+            assert len(rows) == 1 and counts[GOES_ON] == 1 and remedy(GOES_ON)
+    several = [{"role": "assistant", "content": x} for x in ("Well.", "Nobody.")]
+    assert len(tokenize.sft_rows(tokenizer, [{**ROW, "completion": several}], 10_000)[0]) == 1
+
+
+def test_an_eos_that_reads_as_space_ends_an_answer_once():
+    tokenizer = chat_tokenizer(CHAT_TEMPLATE, eos="\n")
+    for answer in ("Nobody.", "Nobody.\n", "Nobody.\n\n"):
+        assert encode_response(tokenizer, answer, WHO) == plain(tokenizer, "Nobody.\n")
+
+
+def test_the_end_of_turn_is_found_where_a_system_turn_is_asked_for():
+    """Row 15: a template that wants one turn more than the question with which it is tried."""
+    wants = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    tokenizer = chat_tokenizer(wants + OURS["an answer is always opened"][0])
+    assert [tokenizer.decode(i) for i in stop_ids(tokenizer)] == ["</s>", "<|end|>"]
+    talk = [{"role": "system", "content": "Be kind."}, *WHO]
+    assert encode_response(tokenizer, "Nobody.", talk) == plain(tokenizer, "Nobody.<|end|>")
+
+
+def test_parts_are_no_remedy_where_a_template_would_write_them_as_python_does():
+    """Row 15: here a text with an "o" is refused, and a list of parts is not."""
+    refuses = "{% for m in messages %}{% if 'o' in m.content %}{{ raise_exception('no o') }}"
+    template = refuses + "{% endif %}{% endfor %}" + OURS["an answer is always opened"][0]
+    tokenizer = chat_tokenizer(template)
+    rows, counts = tokenize.sft_rows(tokenizer, [ROW], 10_000)
+    assert not rows and counts["the chat template refuses it: no o"] == 1
+    kind = [{"role": "user", "content": "Me?"}]
+    assert "type" not in tokenizer.decode(encode_prompt(tokenizer, kind))
 
 
 def test_row_4_bos_once_in_text_prompts_and_conversations():

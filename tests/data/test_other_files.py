@@ -77,6 +77,39 @@ SUGGESTED = {
         {"prompt": asked(i), "responses": list(sides(i)[:2]), "chosen": sides(i)[2]}
         for i in range(N)
     ],
+    "a list and an index from 1, one of which is never the best": [
+        {
+            "prompt": asked(i),
+            "candidates": [good(i), "No. [worse]", bad(i)][:: 1 if i % 2 else -1],
+            "best": 1 if i % 2 else 3,
+        }
+        for i in range(N)
+    ],
+    "a list of objects": [
+        {
+            "prompt": asked(i),
+            "answers": [{"text": bad(i), "rank": 2}, {"text": good(i), "rank": 1}],
+        }
+        for i in range(N)
+    ],
+    "scores with a gap": [
+        {**r, "score_b": "N/A" if i == 3 else r["score_b"]}
+        for i, r in enumerate(two(score_a=[5, 1], score_b=[1, 5]))
+    ],
+    "an answer that is a letter": two(True, answer=["A", "B", "C"]),
+    "won by chosen or by rejected": [
+        {
+            "prompt": r["prompt"],
+            "chosen": r["response_a"],
+            "rejected": r["response_b"],
+            "winner": r["w"],
+        }
+        for r in two(True, w=["chosen", "rejected", "tie"])
+    ],
+    "accepted": single("decision", "accept", "reject"),
+    "hallucinated": single("hallucinated", "False", "True"),
+    "stars": single("stars", 5, 1),
+    "whether it was chosen": single("chosen", True, False),
     "desirable": single("label", "desirable", "undesirable"),
     "helpful": single("feedback", "helpful", "unhelpful"),
     "correct": single("is_correct", 1, 0),
@@ -257,6 +290,30 @@ def test_a_context_beside_an_instruction_belongs_to_the_prompt():
     data = from_rows(rows)
     assert "'context' added to the prompt" in data.notes[0] and len(data.prompts.train) == N - 1
     assert all("\nWhat belongs" in r["prompt"] for r in data.sft.train)
+
+
+def test_earlier_turns_in_a_context_and_answers_in_objects():
+    rows = [
+        {
+            "context": chat(i, "")[:2],
+            "prompt": asked(i),
+            "chosen": {"text": good(i), "model": "x"},
+            "rejected": {"text": bad(i), "model": "y"},
+        }
+        for i in range(N)
+    ]
+    data = from_rows(rows)
+    right(data, N)
+    assert all(len(r["prompt"]) == 3 for r in pairs_of(data))
+
+
+def test_rows_as_a_service_of_the_hub_wraps_them(tmp_path):
+    rows = [{"row_idx": i, "row": row} for i, row in enumerate(PLAIN)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"features": [{"name": "prompt"}], "rows": rows}))
+    with pytest.raises(Refused) as error:
+        load_data(path)
+    right(load_data(path, fields=error.value.example), N)
 
 
 def test_messages_of_other_services():

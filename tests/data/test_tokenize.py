@@ -39,6 +39,18 @@ def test_a_reward_function_is_given_the_columns_of_the_data_only():
     assert call_reward(reward, rows, ["yes"], [[3]]).tolist() == [1.0]
 
 
+def test_a_column_that_some_rows_lack_is_none_there():
+    rows = [{"prompt": "A fox."}, {"prompt": "A hen.", "tools": [{}]}]
+    seen = []
+
+    def reward(tools, **_):
+        seen.append(tools)
+        return [1.0, 1.0]
+
+    call_reward(reward, rows, ["yes", "no"], [[3], [4]])
+    assert seen == [[None, [{}]]]
+
+
 def test_prompts_are_read_by_people_as_lines():
     assert prompt_text("A fox.") == "A fox." and prompt_text([1, 2]) == "1 2"
     assert prompt_text(TALK) == "user: Hi"

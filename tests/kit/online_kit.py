@@ -21,7 +21,16 @@ class Online:
     """A trainer on tiny random models, what it logged, and what its reward_function was asked."""
 
     def __init__(
-        self, stage, tiny, folder, kind="llama", lora=False, prompts=PROMPTS, sizes=(), **settings
+        self,
+        stage,
+        tiny,
+        folder,
+        kind="llama",
+        lora=False,
+        prompts=PROMPTS,
+        sizes=(),
+        template=None,
+        **settings,
     ):
         sizes = dict(sizes)
         settings = {
@@ -40,6 +49,7 @@ class Online:
         self.args = made(**trl_settings(settings, str(folder)))
         self.meter, self.logged, self.asked = Meter(stage), [], []
         self.tokenizer, self.reference = tiny.tokenizer(), tiny.lm(0, kind, **sizes)
+        self.tokenizer.chat_template = template
         self.policy = tiny.lm(0, kind, **sizes)
         if lora:
             from peft import LoraConfig, get_peft_model

@@ -118,6 +118,12 @@ OURS = {
         "assistant: ",
         "Nobody.</s>",
     ),
+    "an answer is always opened": (
+        TURNS + "<|end|>{% endfor %}<|assistant|>",
+        "</s>",
+        "<|assistant|>",
+        "Nobody.<|end|>",
+    ),
     "two tokens end a turn": (
         TURNS + "<|end|></s>" + OPENS,
         "</s>",

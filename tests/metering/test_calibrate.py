@@ -74,13 +74,13 @@ def test_the_rate_is_that_of_a_product_timed_here(calibrated):
 def test_calibration_saves_only_when_asked_and_refuses_in_one_line(home):
     from rlhf_lab.metering.calibrate import calibrate
 
-    for wrong in ({"seconds": 0}, {"seconds": "1"}, {"dtypes": ["fp8"]}, {"dtypes": []}):
+    for wrong in ({"seconds": 0}, {"seconds": "1"}):
         with pytest.raises(ValueError) as refused:
             calibrate(**wrong)
-        assert next(iter(wrong)).rstrip("s") in str(refused.value)
+        assert "seconds" in str(refused.value)
         assert "\n" not in str(refused.value)
-    hw = calibrate(save=False, seconds=0.01, dtypes="fp32")
-    assert set(hw.flops) == {"fp32"} and not home.exists()
+    hw = calibrate(save=False, seconds=0.01)
+    assert hw.measured and not home.exists()
 
 
 def test_a_gpu_takes_its_links_and_price_from_the_catalogue(monkeypatch):
@@ -100,4 +100,4 @@ def test_a_gpu_takes_its_links_and_price_from_the_catalogue(monkeypatch):
     made = calibrate._description(torch.device("cuda"), taken=0.0)
     assert (made["kind"], made["memory"], made["devices_per_node"]) == ("gpu", 9, 4)
     assert (made["link"], made["price"]) == (450e9, CATALOGUE["h100"].price)
-    assert calibrate._dtypes(torch.device("cuda"), None) == ["fp32", "fp16"]
+    assert calibrate._dtypes(torch.device("cuda")) == ["fp32", "fp16"]

@@ -111,7 +111,8 @@ def test_without_a_watched_model_no_bytes_are_claimed_and_the_resident_set_is_ke
     meter = Meter("sft")
     with meter.phase("forward", "policy"):
         torch.ones(1000).sum()
-    meter.add("backward", "policy", seconds=2.0, tokens=5)
+    with meter.phase("backward", "policy", tokens=5):
+        pass
     meter.count("backward", "policy", 5)
     ledger = meter.ledger()
     assert {r.quantity for r in ledger} == {"seconds", "tokens"}
@@ -122,7 +123,6 @@ def test_without_a_watched_model_no_bytes_are_claimed_and_the_resident_set_is_ke
 def test_no_meter_has_the_interface_and_measures_nothing(tiny):
     meter = NoMeter("ppo")
     steps(tiny, meter, [(2, 5)])
-    meter.add("forward", "policy", 1.0)
     meter.count("forward", "policy", 1)
     with meter.phase("rollout", "policy", calls=tiny.lm(0)):
         pass

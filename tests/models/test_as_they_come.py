@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from families import data, make_folder
+from families import data, make_folder, rows
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -179,6 +179,34 @@ def test_the_reference_is_as_large_as_the_policy(stage, tmp_path):
     run = train(stage, model, tmp_path)
     assert run.status == "finished"
     assert run.metrics[0]["loss"] == pytest.approx(math.log(2) if stage == "dpo" else 0.5, abs=1e-4)
+
+
+def test_embeddings_that_are_missing_are_the_same_in_every_copy(tmp_path):
+    """models.md 9 and 17: drawn anew for each copy, the reference would not be what the policy was
+    at first, and a run not that of its seed."""
+    folder = make_folder(tmp_path / "model", "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<a>", "<b>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    one, other = (lab.load(folder).base.get_input_embeddings().weight for _ in range(2))
+    assert len(one) == 46 and torch.equal(one, other)
+
+
+def test_a_token_that_ends_turns_does_not_pad(tmp_path):
+    """Llama's classification head reads a score at the last token that is no padding: with such a
+    pad token TRL would train it one position before where PPO reads it."""
+    from templates import OURS, chat_tokenizer
+
+    folder = make_folder(tmp_path / "model", "llama")
+    tokenizer = chat_tokenizer(OURS["no system role"][0])
+    tokenizer.pad_token = "<|end|>"
+    tokenizer.save_pretrained(folder)
+    talks = [{**r, "prompt": [{"role": "user", "content": r["prompt"]}]} for r in rows()]
+    plan = lab.plan("reward", folder, **ONE_STEP)
+    run = lab.train(plan, data(talks), out=tmp_path / "run", quiet=True)
+    config = json.loads((run.model_path / "config.json").read_text())
+    saved = AutoTokenizer.from_pretrained(run.model_path)
+    assert config["pad_token_id"] == saved.pad_token_id != saved.convert_tokens_to_ids("<|end|>")
 
 
 # -- reward models ----------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_all_of_it_is_needed(build, monkeypatch, lost):
         elif lost == "beta":
             rest["beta"] = trainer.beta
         elif lost == "random":
-            rest["random"] = checkpoint._random_state()
+            rest["random"] = checkpoint.random_state()
         else:
             part = getattr(trainer, lost)
             rest[lost] = part.state_dict()

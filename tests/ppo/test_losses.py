@@ -328,27 +328,7 @@ def test_adaptive_kl_coefficient_by_hand(kl, expected):
     assert losses.adapt_kl_coef(0.1, kl, 6.0, 1000, 64) == pytest.approx(expected)
 
 
-def test_bradley_terry_loss_by_hand():
-    """−log σ(1) = 0.313262 and −log σ(−1) = 1.313262: mean 0.813262."""
-    loss = losses.bradley_terry_loss(tensor([1.0, 0.0]), tensor([0.0, 1.0]))
-    assert loss.item() == pytest.approx(0.8132617)
-    assert losses.bradley_terry_loss(tensor([2.0]), tensor([0.0]), margin=2.0).item() == (
-        pytest.approx(math.log(2))
-    )
-
-
-def test_dpo_loss_by_hand():
-    """Chosen rose by 2, rejected fell by 1: margin 3, β·3 = 0.3, −log σ(0.3) = 0.554355."""
-    args = [tensor([x]) for x in (-10.0, -20.0, -12.0, -19.0)]
-    assert losses.dpo_loss(*args, beta=0.1).item() == pytest.approx(0.5543552)
-
-
-def test_dpo_loss_of_an_untrained_policy_is_log_2():
-    same = tensor([-3.0, -4.0])
-    assert losses.dpo_loss(same, same * 2, same, same * 2).item() == pytest.approx(math.log(2))
-
-
-# ------------------------------------------------------------- log-probabilities, entropy, and KL
+# ---------------------------------------------------------------------- log-probabilities and KL
 
 
 def test_token_logprobs_divide_the_logits_by_the_temperature():
@@ -356,11 +336,6 @@ def test_token_logprobs_divide_the_logits_by_the_temperature():
     logits = tensor([[[0.0, 1.0]]])
     got = losses.token_logprobs(logits, tensor([[1]]), temperature=0.5)
     assert got.item() == pytest.approx(2 - math.log(1 + math.exp(2)))
-
-
-def test_entropy_of_a_uniform_and_a_certain_distribution():
-    assert losses.entropy(torch.zeros(1, 8)).item() == pytest.approx(math.log(8))
-    assert losses.entropy(tensor([[0.0, 100.0]])).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_unknown_kl_estimator_is_refused():

@@ -193,6 +193,13 @@ def test_rule_17_optimizer(make):
             check_optimizer(make, **{**good, **bad})
 
 
+def test_rule_17_a_schedule_has_its_own_settings(make):
+    """A cosine that ends at a tenth of the rate, not at 0: by hand."""
+    schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.001}}
+    history = make(total_episodes=16, learning_rate=0.01, **schedule).train().log_history
+    assert [h["learning_rate"] for h in history] == pytest.approx([0.01, (0.01 + 0.001) / 2])
+
+
 # ----------------------------------------------------------------------------------- rules 18 to 21
 
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from rlhf_lab.ppo import layouts, logprobs, rollout
 from rlhf_lab.ppo.executor import Executor
 from rlhf_lab.ppo.sampling import generate, pad_prompts, positions_of, row_keys
-from rlhf_lab.ppo.texts import decode, sample_texts, score_texts
+from rlhf_lab.ppo.texts import decode, sample_ids, score_texts
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -181,13 +181,13 @@ def test_decode_stops_at_eos_and_leaves_special_tokens_out(tiny):
     assert decode(tiny.tokenizer(), tokens) == ["w1 w2", "w4"]
 
 
-def test_sampled_texts_do_not_depend_on_the_batch_size(tiny):
+def test_sampled_responses_do_not_depend_on_the_batch_size(tiny):
     model, tokenizer = tiny.lm(0, "gpt2").double(), tiny.tokenizer()
     prompts = ["w1 w2 w3", "w4", "w5 w6"]
     settings = {"samples": 2, "max_new_tokens": 6, "seed": 3}
-    whole = sample_texts(model, tokenizer, prompts, **settings)
-    assert whole == sample_texts(model, tokenizer, prompts, batch=1, **settings)
-    assert [len(texts) for texts in whole] == [2, 2, 2]
+    whole = sample_ids(model, tokenizer, prompts, **settings)
+    assert whole == sample_ids(model, tokenizer, prompts, batch=1, **settings)
+    assert [len(ids) for ids in whole] == [2, 2, 2]
 
 
 def test_scored_texts_end_with_eos_as_in_training(tiny):

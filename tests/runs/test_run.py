@@ -199,7 +199,7 @@ def test_a_run_of_an_earlier_version_has_todays_names(tmp_path, monkeypatch):
     lines = [{"step": 1, "raw": 0.5, "loss": 2.0}, {"step": 2, "raw": None, "held/raw": 1.5}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     names = {"raw": "score", "held/raw": "held/score", "absent": "x"}
-    monkeypatch.setattr(run_module, "_renamed", lambda: names)
+    monkeypatch.setattr(run_module, "RENAMED", names)
     run = Run.load(tmp_path)
     assert run.metric_names == ["score", "loss", "held/score"]
     assert run.series("held/score") == ([2], [1.5]) and math.isnan(run.series("score")[1][1])

@@ -169,14 +169,7 @@ def test_a_gpu_differs_where_it_must():
     assert at(gpu, "optimizer", "workspace") == pytest.approx(4 * count, rel=0.01)  # foreach
     assert at(cpu, "optimizer", "workspace") < 4 * count * 0.6  # one tensor after another
     assert gpu.flops < cpu.flops  # the head scores the response only
-    assert all(size % 512 == 0 for _, size in gpu.timeline)
-
-
-def test_the_timeline_goes_up_and_down_layer_by_layer():
-    names = [name for name, _ in xray("sft").timeline]
-    down = [f"forward policy model.layers.{i}" for i in range(3)]
-    up = [f"backward policy model.layers.{i}" for i in (2, 1, 0)]
-    assert [n for n in names if "layers" in n] == down + up
+    assert gpu.peak % 512 == 0
 
 
 def test_the_process_is_left_as_it_was():

@@ -4,6 +4,7 @@ pytest tests/trainers/test_kto.py
 """
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import trl
 
 import rlhf_lab as lab
-from rlhf_lab.data.load import unpaired
+from rlhf_lab.data.load import Split, unpaired
 from rlhf_lab.data.tokenize import encode_prompt, encode_response, labelled_rows
 from rlhf_lab.trainers.kto import mismatched
 from rlhf_lab.trainers.trl import Watch, make_trainer
@@ -156,6 +157,17 @@ def test_policy_moves_and_reference_does_not(tiny, tmp_path):
 def test_a_batch_of_one_is_refused_in_one_line(tiny, tmp_path):
     with pytest.raises(ValueError, match="batch size must be > 1"):
         trainer(tiny, tmp_path, rows(tiny), per_device_train_batch_size=1)
+
+
+def test_one_held_out_row_is_left_out(tmp_path):
+    """It has no answer to another prompt: up to version 0.1 the run failed with "one row alone"."""
+    from families import data, make_folder
+
+    made = data()
+    made = replace(made, answers=Split(made.labelled.train, made.labelled.train[:1]))
+    plan = lab.plan("kto", make_folder(tmp_path / "model", "llama"), max_steps=1, seed=0)
+    run = lab.train(plan, made, out=tmp_path / "run", quiet=True)
+    assert run.status == "finished" and "eval_loss" not in run.summary
 
 
 def test_a_whole_run(few_stories, tmp_path):

@@ -122,8 +122,7 @@ def test_sampling_is_the_settings_of_the_stage_alone(stage, lora, tiny, tmp_path
 @BOTH
 def test_conversations_are_encoded_as_everywhere(stage, tiny, tmp_path):
     talks = [[{"role": "user", "content": f"w{i} w{i + 1}"}] for i in range(8)]
-    online = Online(stage, tiny, tmp_path, prompts=talks, max_steps=1)
-    online.tokenizer.chat_template = CHAT_TEMPLATE
+    online = Online(stage, tiny, tmp_path, prompts=talks, template=CHAT_TEMPLATE, max_steps=1)
     online.trainer.train()
     (asked,) = online.asked
     assert asked["prompts"][0] in talks and asked["kl"] == pytest.approx(0, abs=1e-6)

@@ -99,6 +99,13 @@ def test_row_2_sampling_stops_at_each_end_in_every_online_stage(stage, chatty, t
     assert run.metrics[0]["stopped"] == pytest.approx(
         sum(ids[-1] in ends for ids in seen) / len(seen)
     )
+    _saved_with(run, ends)
+
+
+def _saved_with(run, ends):
+    """Whoever loads what is saved with transformers alone stops where training stopped."""
+    saved = json.loads((run.model_path / "generation_config.json").read_text())
+    assert sorted(saved["eos_token_id"]) == sorted(ends) and saved["pad_token_id"] not in ends
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto"])
@@ -112,6 +119,8 @@ def test_row_15_a_refused_row_costs_a_row_and_not_the_run(stage, chatty, tmp_pat
     assert run.status == "finished" and run.summary["dropped"][refused] > 5
     (line,) = (x for x in capsys.readouterr().out.splitlines() if refused in x)
     assert line.startswith(f"{stage}: left out") and "chat_template.jinja" in line
+    if stage != "reward":
+        _saved_with(run, chatty.tokenizer.convert_tokens_to_ids(ENDS))
 
 
 def test_nothing_left_is_one_line_with_the_reason(chatty, tmp_path):
