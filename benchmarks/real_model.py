@@ -24,6 +24,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from typing import Any
 import rlhf_lab as lab
 from rlhf_lab.display import table
 from rlhf_lab.runs.ledger import AROUND
+from rlhf_lab.stages import STAGES
 from rlhf_lab.trainers import prepare
 
 RESULTS = Path(__file__).parent / "results" / "real_model.json"
@@ -41,8 +43,11 @@ ROWS = {"sft": 160, "reward": 144, "dpo": 56, "ppo": 16}
 """Rows a stage trains on; of PPO, responses of an iteration."""
 BATCH = 8
 """Rows of a step: many short steps, since there are few rows."""
-ITERATIONS = 4
-RESPONSE = 64
+ITERATIONS = 14
+ONCE = {"dpo": ROWS["dpo"], "ppo": ROWS["ppo"] * ITERATIONS}
+"""Where a small part of the file is trained on, the stage gets no more rows than that: the peak of
+a plan is that of the longest row, which is then among them."""
+RESPONSE = 48
 HELD_OUT = 32
 """Prompts that a policy is evaluated on before and after."""
 Rows = list[dict[str, Any]]
@@ -91,6 +96,10 @@ def train(stage: str, model: Any, data: Any, out: Path, quick: bool) -> Any:
         if run.status == "finished":
             return run
     plan = lab.plan(stage, model, **settings(stage, quick))
+    if stage in ONCE:
+        split = getattr(data, STAGES[stage].rows)
+        short = replace(split, train=split.train[: ONCE[stage]])
+        data = replace(data, **{STAGES[stage].rows: short})
     began = time.perf_counter()
     run = lab.train(plan, data, out=out / stage, overwrite=True)
     print(f"{stage}: {time.perf_counter() - began:.0f} s in all", flush=True)
