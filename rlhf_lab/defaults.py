@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from math import inf
 from pathlib import Path
-from typing import Any
 
 from .cost.architecture import architecture
 from .cost.estimate import estimate
@@ -30,7 +29,7 @@ BATCH = frozenset(
 """Settings that make a batch: where one is given, nothing is chosen."""
 
 
-LITERATURE: dict[str, dict[str, list[Any]]] = json.loads(
+LITERATURE: dict[str, dict[str, list[Setting]]] = json.loads(
     Path(__file__).with_suffix(".json").read_text("utf-8")
 )
 """Of each stage: "whole" and "lora", learning rates as [most parameters, rate, source], from the

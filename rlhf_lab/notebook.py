@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .data.load import Data, load_data
+from .data.messages import Row
 from .models.load import load
 from .models.tokenizer import load_tokenizer
 from .models.weights import load_causal_lm
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from .widgets.dashboard import Replay
     from .widgets.inspector import Inspector
-    from .widgets.labeller import Labeller, Row
+    from .widgets.labeller import Labeller
     from .widgets.planner import Planner
 
 

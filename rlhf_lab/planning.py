@@ -206,9 +206,15 @@ def _one_length(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
     return {**rest, "response_length": settings["max_completion_length"]}
 
 
+OF_TOKENIZER = (
+    "rows are tokens when the trainer gets them; change the tokenizer in the model's folder"
+)
+OF_ROWS = "rows come with prompts and answers, and the loss is that of the answers"
 NOT_HONOURED = {
     "output_dir": "the run's folder is said with {}",
     "resume_from_checkpoint": "PPO goes on from the run in {} with {}, no other stage can",
+    **dict.fromkeys(("eos_token", "pad_token", "chat_template_path"), OF_TOKENIZER),
+    **dict.fromkeys(("dataset_text_field", "assistant_only_loss"), OF_ROWS),
 }
 """Fields of the trainers' configs that a run decides by itself → what to do instead."""
 

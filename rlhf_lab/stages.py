@@ -83,8 +83,8 @@ class StageSpec:
         return bool(self.train)
 
 
-def _spec(name: str, entry: Mapping[str, Any]) -> StageSpec:
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+def _spec(name: str, entry: Settings) -> StageSpec:
+    fields: Settings = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
     return StageSpec(name=name, **fields)
 
 

@@ -67,6 +67,7 @@ AT_ONCE = {
     "stumbles 16: in a row": (["all", "--out", "ALL"], "ALL/dpo already holds a run"),
     "stumbles 17: nowhere to write": (["sft", "--out", "/proc/x"], "no run can be written in /pro"),
     "stumbles 17: --modell": (["sft", "--modell", "x"], "'--model'? (see rlhf-lab train --help)"),
+    "as models 20: eos": (["sft", "--set", "eos_token=<x>"], "change the tokenizer in the model's"),
     "models 20: SFT": (["sft", "--set", "resume_from_checkpoint=x"], "has no effect here"),
     "models 20: PPO": (["ppo", "--set", "resume_from_checkpoint=x"], "--out with --resume"),
     "the run's folder": (["sft", "--set", "output_dir=x"], "is said with --out"),

@@ -20,10 +20,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from ..display import did_you_mean
 from ..runs.json_files import lab_home, replace_file
+from ..stages import Setting
 
 _DEVICES = Path(__file__).parent / "devices.json"
 DTYPES = ("fp32", "tf32", "bf16", "fp16")
@@ -117,7 +118,7 @@ class Hardware:
                 f"hardware {self.name!r}: {name} must be {wanted}, not {getattr(self, name)!r}"
             )
 
-    def with_(self, **figures: Any) -> Hardware:
+    def with_(self, **figures: Setting) -> Hardware:
         """The same device with figures of yours; `flops={"bf16": …}` changes that dtype only."""
         if not figures:
             return self

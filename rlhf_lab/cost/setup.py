@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ..display import did_you_mean
-from ..stages import ONLINE, STAGES
+from ..stages import ONLINE, STAGES, Setting
 from .architecture import Architecture
 from .hardware import Hardware
 from .optimizers import OPTIMIZERS
@@ -276,7 +275,7 @@ def make_setup(
     `max_length` (or the model's context), half of it the prompt.
     """
     names = {f.name for f in fields(Setup)}
-    given: dict[str, Any] = {
+    given: dict[str, Setting] = {
         RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value
         for name, value in settings.items()
         if value is not None

@@ -13,16 +13,17 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
+from ..stages import Setting
 from .messages import Dropped, Example, Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
     from typing_extensions import TypeIs
 
-Tools: TypeAlias = list[dict[str, Any]]
+Tools: TypeAlias = list[Example]
 """JSON schemas of the tools that a conversation may call."""
 REFUSED, LEFT_OUT = "the chat template refuses it", "the chat template leaves out"
 GOES_ON = "an answer goes on after a token that ends turns"
@@ -246,14 +247,14 @@ def _plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _render(tokenizer: Tokenizer, messages: list[Message], in_parts: bool, **settings: Any) -> str:
+def _render(tokenizer: Tokenizer, turns: list[Message], in_parts: bool, **settings: Setting) -> str:
     """A conversation as the template writes it; `settings` go to transformers. Raises Dropped with
     what the template says."""
     errors = []
     for as_text in (False, True):
         try:
-            turns = [_formed(message, in_parts, as_text) for message in messages]
-            return str(tokenizer.apply_chat_template(turns, tokenize=False, **settings))
+            formed = [_formed(message, in_parts, as_text) for message in turns]
+            return str(tokenizer.apply_chat_template(formed, tokenize=False, **settings))
         except Exception as refused:  # the template is somebody's program: it raises what it likes
             errors.append(str(refused).strip() or type(refused).__name__)
     raise Dropped(f"{REFUSED}: {errors[0].splitlines()[0][:100]}")

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from .mapping import LETTERS, TIES, Refused, names_of, number, plain, tag_of
-from .messages import missing, structure
+from .mapping import LETTERS, TIES, FieldMap, Refused, names_of, number, plain, tag_of
+from .messages import Row, missing, structure
 from .schema import BAD
 from .shapes import table
 
-Rows: TypeAlias = Sequence[Mapping[str, Any]]
+Rows: TypeAlias = Sequence[Row]
 
 LABEL, NOT_BETTER, LOWER, ANSWER = (set(words.split()) for words in table()["words"].values())
 """Words in the names of columns that say how good answers are, of those that say the opposite, of
@@ -90,10 +90,10 @@ def copied(rows: Rows, column: str, answers: Sequence[str]) -> str:
     for other in dict.fromkeys(str(k) for r in rows for k in r if k != column):
         stem, mark = tag_of(other)
         groups.setdefault(stem, {})[mark] = other
-    said = [r for r in rows if plain(r.get(column)) not in {"", *TIES}]
+    decided = [r for r in rows if plain(r.get(column)) not in {"", *TIES}]
     for group in groups.values():
         beside = [group[m] for m in marks if m in group]
-        same = [sum(r[column] == r.get(c) for c in beside) for r in said]
+        same = [sum(r[column] == r.get(c) for c in beside) for r in decided]
         if len(beside) == len(answers) and same and set(same) == {1}:
             cases = [f"""\"{column}\" == "{c}" && '{i}'""" for i, c in enumerate(beside)]
             return " || ".join([*cases, f'"{column}"'])
@@ -104,7 +104,7 @@ def by_place(answers: Sequence[str]) -> dict[str, str]:
     return {str(i): LETTERS[i] for i in range(len(answers))}
 
 
-def means_by(rows: Rows, column: str, answers: Sequence[str]) -> dict[str, Any]:
+def means_by(rows: Rows, column: str, answers: Sequence[str]) -> FieldMap:
     """A mapping that may say what the values of a winner's column mean."""
     if path := copied(rows, column, answers):
         return {"winner": path, "values": by_place(answers)}
@@ -115,10 +115,10 @@ def means_by(rows: Rows, column: str, answers: Sequence[str]) -> dict[str, Any]:
 
 
 def ask(
-    name: str, rows: Rows, answers: Sequence[str], labels: Sequence[str], look: str, example: Any
+    name: str, rows: Rows, answers: Sequence[str], labels: Sequence[str], look: str, given: FieldMap
 ) -> Refused:
     """The refusal where columns beside answers may decide between them, and nothing tells how."""
-    example = {**example, "answers": list(answers)}
+    example = {**given, "answers": list(answers)}
     cells = {c: [v for r in rows if plain(v := r.get(c))] for c in labels}
     scores = [c for c, values in cells.items() if all(number(v) is not None for v in values)]
     if not len(scores) == len(answers) > 1:
@@ -137,7 +137,7 @@ def ask(
     )
 
 
-def maps_answers(rows: Rows, column: str) -> dict[str, Any]:
+def maps_answers(rows: Rows, column: str) -> FieldMap:
     """A mapping that may read a column of answers: as lists of objects with a number each, or as
     it is."""
     lists = [li for r in rows if isinstance(li := structure(r.get(column)), list)]
@@ -155,11 +155,11 @@ def sides(values: set[str], column: str, answers: Sequence[str], count: int) -> 
     """What the values of a label may mean: names and numbers of the `count` answers what they say;
     of more numbers the lower half A, the upper half B, one in the middle a tie."""
     names = names_of(answers) if len(answers) > 1 else {}
-    said = [
+    own = [
         i for i, c in enumerate(answers) if tag_of(c)[1] in re.split("[^a-z0-9]+", column.lower())
     ]
-    if len(said) == 1 and len(answers) == 2 and values <= {"0", "1", "true", "false"}:
-        return {v: LETTERS[said[0] if v in ("1", "true") else 1 - said[0]] for v in sorted(values)}
+    if len(own) == 1 and len(answers) == 2 and values <= {"0", "1", "true", "false"}:
+        return {v: LETTERS[own[0] if v in ("1", "true") else 1 - own[0]] for v in sorted(values)}
     means: dict[str, str] = {}
     for value in sorted(values):
         begins = (n for n in names if re.match(rf"\W*{re.escape(n)}\b", value))
@@ -179,7 +179,7 @@ def sides(values: set[str], column: str, answers: Sequence[str], count: int) -> 
     return {v: "A" if at[v] < 0 else "B" if at[v] else "tie" for v in order}
 
 
-def says_good(rows: Rows, column: str) -> dict[str, Any]:
+def says_good(rows: Rows, column: str) -> FieldMap:
     """A mapping that may say which answers a label calls good: the higher of two values, of two
     words the one that the other contains (helpful, unhelpful), more than the middle of several."""
     values = sorted({plain(r.get(column)) for r in rows} - {""}, key=lambda v: (number(v) or 0, v))

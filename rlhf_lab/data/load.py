@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from ..models.load import small_models_folder
 from ..world import corpus
@@ -39,7 +39,7 @@ LIMIT, MEMORY = 100_000, 50_000_000
 """Rows, and bytes of them, that are kept in memory: of a larger source, a random sample."""
 
 
-FieldsLike: TypeAlias = "Mapping[str, Any] | Callable[[Any], Any] | str | Path | None"
+FieldsLike: TypeAlias = "Mapping[str, object] | Callable[..., object] | str | Path | None"
 """A mapping (`mapping.Fields`), a function from a row to rows of ours, or a YAML file."""
 
 
@@ -218,7 +218,7 @@ def from_rows(
 
     A prompt stands on one side only, however many rows it has. Rows come in a random order.
     """
-    given: Mapping[str, Any] | None = None
+    given: Mapping[str, object] | None = None
     if isinstance(fields, (str, Path)):
         given = from_file(fields)
     elif callable(fields):
@@ -263,7 +263,7 @@ def from_rows(
     )
 
 
-def _through(make: Callable[[Any], Any], rows: Iterable[object]) -> Iterator[object]:
+def _through(make: Callable[..., object], rows: Iterable[object]) -> Iterator[object]:
     """What a user's function makes of each row: a row of ours, several, or None."""
     for number, row in enumerate(rows, 1):
         try:
@@ -278,7 +278,7 @@ def _through(make: Callable[[Any], Any], rows: Iterable[object]) -> Iterator[obj
 
 
 def _unwrapped(
-    rows: Iterator[object], fields: Mapping[str, Any] | None, name: str
+    rows: Iterator[object], fields: Mapping[str, object] | None, name: str
 ) -> tuple[list[object], Iterator[object]]:
     """The first rows and the others, out of the object that a dump wraps them in."""
     path = str((fields or {}).get("rows", ""))

@@ -13,12 +13,14 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from ..display import did_you_mean
-from .messages import Dropped, missing, structure
+from .messages import Cell, Dropped, Row, missing, structure
 
-Get: TypeAlias = Callable[[Mapping[str, Any]], Any]
+FieldMap: TypeAlias = dict[str, Cell]
+"""`Fields` as a dict: what a user, or the table of shapes, says of each."""
+Get: TypeAlias = Callable[[Row], Cell]
 TIE = -1
 TIES = {"tie", "tied", "draw", "equal", "same", "neither", "both", "both_bad", "bothbad"}
 TIES |= {"tie (bothbad)", "tie_bothbad", "both bad", "both_good", "no preference", "no_preference"}
@@ -36,7 +38,7 @@ class Refused(ValueError):
     form of the surface where the user is.
     """
 
-    def __init__(self, line: str, example: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
+    def __init__(self, line: str, example: FieldMap, ignore: Sequence[str] = ()) -> None:
         self.line, self.example, self.ignore = line, example, list(ignore)
         super().__init__(self.shown("python"))
 
@@ -51,7 +53,7 @@ class Refused(ValueError):
         return self.shown("flags")
 
 
-def spell(example: Mapping[str, Any], surface: str) -> str:
+def spell(example: Mapping[str, object], surface: str) -> str:
     """A mapping as it is written in Python, with flags, or in a YAML file."""
     if surface == "python":
         return f"fields={dict(example)!r}"
@@ -152,7 +154,7 @@ def letter(index: int) -> str:
 
 def from_flags(flags: Sequence[str]) -> dict[str, object]:
     """`--field` arguments ("chosen=better", "answers=a,b", "values=1:A,2:B") as a mapping."""
-    found: dict[str, Any] = {}
+    found: FieldMap = {}
     for flag in flags:
         name, equals, value = flag.partition("=")
         if not equals or not value:
@@ -186,12 +188,12 @@ def from_file(path: str | Path) -> dict[str, object]:
     return {str(k): v for k, v in found.items()}
 
 
-def checked(given: Mapping[str, object], name: str) -> dict[str, Any]:
+def checked(given: Mapping[str, object], name: str) -> FieldMap:
     """A mapping whose names and types are right. Raises ValueError with one line.
 
     `name` is the source, for the message.
     """
-    found: dict[str, Any] = {}
+    found: FieldMap = {}
     for ours, value in given.items():
         if ours not in KNOWN:
             near = did_you_mean(ours, KNOWN)
@@ -256,7 +258,7 @@ def getter(path: str, columns: Sequence[str] | set[str], what: str, name: str) -
 
     goes_into = [c for c in columns if mentions(path, c)]
 
-    def get(row: Mapping[str, Any]) -> Any:
+    def get(row: Row) -> Cell:
         inside = {c: structure(row[c]) for c in goes_into if isinstance(row.get(c), str)}
         try:
             return compiled.search({**row, **inside} if inside else row)  # JSON in a table's cells
@@ -346,7 +348,7 @@ def winner_index(value: object, meanings: Mapping[str, int]) -> int:
 
 
 def merits(
-    given: Fields, cells: Sequence[Any], count: int, meanings: Mapping[str, int]
+    given: Fields, cells: Sequence[object], count: int, meanings: Mapping[str, int]
 ) -> list[float | None]:
     """How good each of `count` answers is, by what decides (`cells`: what stands there)."""
     if given.decider == "winner":

@@ -14,9 +14,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-Example: TypeAlias = dict[str, Any]
+Cell: TypeAlias = Any
+"""What stands in a row under a column, or in an object inside it."""
+Row: TypeAlias = Mapping[str, Cell]
+"""A row, or an object in it, as other people keep it."""
+Example: TypeAlias = dict[str, Cell]
 """A row with our fields, or with their token ids."""
-Message: TypeAlias = dict[str, Any]
+Message: TypeAlias = dict[str, Cell]
 """A turn of a conversation: {"role", "content"}, and what else it has."""
 Prompt: TypeAlias = str | list[Message] | list[int]
 """Text, a conversation, or token ids."""
@@ -73,7 +77,7 @@ class Dropped(ValueError):
     `example` is a mapping that would read it, where there is one.
     """
 
-    example: Mapping[str, Any] = {}
+    example: dict[str, object] = {}
 
 
 def text(value: object) -> str:
@@ -167,7 +171,7 @@ def messages(value: object) -> list[Message]:
     return found
 
 
-def _message(given: Mapping[str, Any]) -> Message | None:
+def _message(given: Row) -> Message | None:
     """One message; None for a system turn that says nothing."""
     theirs = given.get("role") or given.get("from")
     if not isinstance(theirs, str):
@@ -261,7 +265,7 @@ def _turn(role: str, content: object) -> Message:
     return {"role": role, "content": text(content)}
 
 
-def _sequence(value: object) -> Sequence[Any]:
+def _sequence(value: object) -> Sequence[Cell]:
     if missing(value):
         return []
     if not isinstance(value, (list, tuple)):
@@ -269,7 +273,7 @@ def _sequence(value: object) -> Sequence[Any]:
     return value
 
 
-def _without_none(value: Any) -> Any:
+def _without_none(value: Cell) -> Cell:
     """Without the gaps that Parquet writes for keys which other rows have."""
     if isinstance(value, Mapping):
         return {k: _without_none(v) for k, v in value.items() if v is not None}

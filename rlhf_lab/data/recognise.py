@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ..display import did_you_mean
 from .labels import (
@@ -35,6 +34,7 @@ from .mapping import (
     LETTERS,
     TIE,
     TIES,
+    FieldMap,
     Fields,
     Get,
     Refused,
@@ -97,7 +97,7 @@ def _named(
     rows: Sequence[object],
     mappings: Rows,
     have: Sequence[str],
-    user: dict[str, Any],
+    user: FieldMap,
     name: str,
 ) -> Shape:
     """A named shape, made ready for its rows. Raises Unfit where they lack what it reads."""
@@ -117,9 +117,7 @@ def _named(
     return _with_seams(shape, rows, name)
 
 
-def _merged(
-    named: Named, rows: Rows, have: Sequence[str], user: dict[str, Any], name: str
-) -> dict[str, Any]:
+def _merged(named: Named, rows: Rows, have: Sequence[str], user: FieldMap, name: str) -> FieldMap:
     """A named shape's mapping, with what the user says instead, and with the system prompt, history
     and tools that are there."""
     known = checked(named.fields, name)
@@ -138,8 +136,8 @@ def _merged(
 # ------------------------------------------------------------------------------ guessing by name
 
 
-def _guessed(rows: Rows, filled: Sequence[str], user: dict[str, Any], name: str) -> dict[str, Any]:
-    """Our fields by the names of the columns, where the user has not said them."""
+def _guessed(rows: Rows, filled: Sequence[str], user: FieldMap, name: str) -> FieldMap:
+    """Our fields by the names of the columns, where the user has named none."""
     found = dict(user)
     lists = [c for v in user.values() if isinstance(v, tuple) for c in v]
     free = {
@@ -186,25 +184,23 @@ def _last_role(cell: object) -> str:
     return ROLE_NAMES.get(str(role).strip().lower(), "")
 
 
-def _two_answers(
-    rows: Rows, rest: Sequence[str], found: dict[str, Any], name: str
-) -> dict[str, Any]:
+def _two_answers(rows: Rows, rest: Sequence[str], found: FieldMap, name: str) -> FieldMap:
     """Answers side by side, with the column that names the winner; as `found` where there are none.
 
     Raises Refused where nothing says beyond doubt which answer is better.
     """
     answers = answer_columns(rows, rest)
-    said = [c for c in rest if c not in answers and says_better(c)]
+    deciding = [c for c in rest if c not in answers and says_better(c)]
     if names_of(answers).keys() & {plain(r.get(found.get("completion", ""))) for r in rows}:
-        said = [*said, found.pop("completion")]  # an `answer` that says A or B
-    winners = [c for c in said if len(answers) > 1 and name_answers(rows, c, answers)]
+        deciding = [*deciding, found.pop("completion")]  # an `answer` that says A or B
+    winners = [c for c in deciding if len(answers) > 1 and name_answers(rows, c, answers)]
     pair = found.keys() >= {"chosen", "rejected"} and found["chosen"] not in winners
     labels = [
         c
-        for c in said
+        for c in deciding
         if c in winners or not says_better(c) or is_label(c, rows) or holds_lists(rows, c)
     ]
-    copies = [path for c in said if (path := copied(rows, c, answers))]
+    copies = [path for c in deciding if (path := copied(rows, c, answers))]
     if not answers or pair or (not (labels or copies) and {"chosen", "completion"} & found.keys()):
         return found
     kept = {k: v for k, v in found.items() if k not in (*ANSWERS, "label")}
@@ -230,7 +226,7 @@ def _check(of: Fields, have: Sequence[str], name: str) -> None:
     inner = (
         {"each": skips[0].partition("[")[0], "answers": ["PATH"], what: ["PATH"]} if skips else {}
     )
-    rules: list[tuple[object, str, dict[str, Any]]] = [
+    rules: list[tuple[object, str, FieldMap]] = [
         (
             bool(of.chosen) != bool(of.rejected),
             f"{there} is there, {lacking} is not, among {columns}; map it with {{fields}}",

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .mapping import GROUP, TIE, Fields, Get, letter, merits, plain, preferred
 from .messages import (
     CONTENT,
+    Cell,
+    Row,
     conversation,
     history,
     joined,
@@ -25,7 +27,6 @@ from .messages import (
     text,
     tools,
 )
-from .messages import STANDS_FOR_NOTHING as STANDS_FOR_NOTHING
 from .messages import Answer as Answer
 from .messages import Dropped as Dropped
 from .messages import Example as Example
@@ -111,7 +112,7 @@ class Shape:
 # ------------------------------------------------------------------------------------ one row
 
 
-def convert(row: Any, shape: Shape, report: Report | None = None) -> list[Example]:
+def convert(row: object, shape: Shape, report: Report | None = None) -> list[Example]:
     """The rows of ours that a row makes. Raises Dropped with the reason.
 
     `report` counts what is left out of a row that is kept.
@@ -150,7 +151,7 @@ def convert(row: Any, shape: Shape, report: Report | None = None) -> list[Exampl
     return [example]
 
 
-def _simple(row: Mapping[str, Any], shape: Shape) -> Example | None:
+def _simple(row: Row, shape: Shape) -> Example | None:
     """A row of plain texts, at once; None for one that has to be looked at."""
     example: Example = {}
     for ours, column in shape.simple:
@@ -162,12 +163,12 @@ def _simple(row: Mapping[str, Any], shape: Shape) -> Example | None:
     return example
 
 
-def _decided(row: Mapping[str, Any], shape: Shape, report: Report | None) -> list[dict[str, Any]]:
+def _decided(row: Row, shape: Shape, report: Report | None) -> list[Example]:
     """The pairs of answers (cells) that a row prefers one to the other."""
     of, get = shape.fields, shape.get
     by_item = of.each or of.group
     if by_item:
-        items: list[Any] = [structure(i) for i in _list_of(get["each"](row))]
+        items: list[Cell] = [structure(i) for i in _list_of(get["each"](row))]
         if not all(isinstance(i, Mapping) for i in items):
             raise Dropped("wrong type")
         cells = [get["answers"](i) for i in items]
@@ -195,12 +196,12 @@ def _decided(row: Mapping[str, Any], shape: Shape, report: Report | None) -> lis
     return [{"chosen": cells[i], "rejected": cells[j]} for i, j in pairs]
 
 
-def _without_gaps(found: list[float | None], cells: Sequence[Any]) -> list[float | None]:
+def _without_gaps(found: list[float | None], cells: Sequence[object]) -> list[float | None]:
     """Merits of the answers that are there; a missing one can be neither chosen nor rejected."""
     return [None if missing(c) else m for m, c in zip(found, cells)]
 
 
-def _list_of(cell: object) -> list[Any]:
+def _list_of(cell: object) -> list[Cell]:
     found = structure(cell)
     if not isinstance(found, (list, tuple)):
         raise Dropped("wrong type")
@@ -213,9 +214,7 @@ def _texts(cell: object) -> bool:
     return isinstance(cell, list) and bool(cell) and all(isinstance(c, str) for c in cell)
 
 
-def _example(
-    context: Mapping[str, Any], cells: Mapping[str, Any], shape: Shape, report: Report | None
-) -> Example:
+def _example(context: Row, cells: Row, shape: Shape, report: Report | None) -> Example:
     """One row of ours out of the cells of its fields."""
     asked = context.get("prompt")
     if turns := _asked_in_rounds(asked, cells):
@@ -254,7 +253,7 @@ def _conversation(cell: object) -> list[Message]:
     return turns
 
 
-def _asked_in_rounds(asked: object, cells: Mapping[str, Any]) -> dict[str, Any]:
+def _asked_in_rounds(asked: object, cells: Row) -> Example:
     """Conversations whose prompts are one list of texts and whose answers another (as JSON, too);
     {} for anything else."""
     if isinstance(asked, str) and asked[:2] not in ('["', "['"):
@@ -281,7 +280,7 @@ def _of_texts(prompt: str, answers: Mapping[str, str], shape: Shape) -> Example:
 def _of_turns(
     asked: str | list[Message] | None,
     answers: Mapping[str, Answer],
-    context: Mapping[str, Any],
+    context: Row,
     shape: Shape,
     report: Report | None,
 ) -> Example:
@@ -323,7 +322,7 @@ def _parted(
     """Where two conversations part before their last answers: the prompt that they share, with the
     answers that follow it put into `answered` if the mapping says so. Raises Dropped if not.
 
-    Who preferred one conversation to the other has not said that of their first answers.
+    Who preferred one conversation to the other preferred nothing among their first answers.
     """
     wholes = {
         f: [*prompt, *a] for (f, a), prompt in zip(answered.items(), prompts) if isinstance(a, list)
@@ -416,7 +415,7 @@ def grouped(rows: Iterable[object], shape: Shape) -> Iterator[object]:
 
 def _groups(rows: Iterable[object], shape: Shape) -> Iterator[object]:
     key: object = None
-    group: list[Mapping[str, Any]] = []
+    group: list[Row] = []
     for row in rows:
         if not isinstance(row, Mapping):
             yield row

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from .mapping import TIES, names_of, number, plain, tag_of
-from .messages import Dropped, Example, missing, structure
+from .mapping import TIES, FieldMap, names_of, number, plain, tag_of
+from .messages import Cell, Dropped, Example, Row, missing, structure
 
 Made: TypeAlias = "Iterator[Example | Dropped]"
-Read: TypeAlias = "Callable[[Any], Made]"
+Read: TypeAlias = "Callable[[Cell], Made]"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Named:
     name: str
     described: str
     columns: Sequence[str]
-    fields: Mapping[str, Any]
+    fields: Mapping[str, object]
     without: Sequence[str] = ()
     reader: str = ""
     decides: str = ""
@@ -43,19 +43,19 @@ class Named:
 
 
 @cache
-def table() -> dict[str, Any]:
+def table() -> FieldMap:
     """shapes.yaml: `names` of columns, `words` in them, and `shapes`."""
     import yaml
 
     text = Path(__file__).with_name("shapes.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.safe_load(text)
+    found: FieldMap = yaml.safe_load(text)
     return found
 
 
 @cache
 def named_shapes() -> list[Named]:
     """The shapes of the table."""
-    entries: list[dict[str, Any]] = table()["shapes"]
+    entries: list[FieldMap] = table()["shapes"]
     return [Named(**entry) for entry in entries]
 
 
@@ -67,7 +67,7 @@ def _row(
     return {"prompt": prompt, "answers": answers, "read": list(read)}
 
 
-def _prompt_of(data: Mapping[str, Any]) -> str:
+def _prompt_of(data: Row) -> str:
     names = table()["names"]["prompt"]
     found = next((n for n in data if n.lower() in names and not missing(data[n])), None)
     if found is None:
@@ -75,7 +75,7 @@ def _prompt_of(data: Mapping[str, Any]) -> str:
     return found
 
 
-def _asked(data: Mapping[str, Any]) -> object:
+def _asked(data: Row) -> object:
     """The prompt among the fields of an annotation tool, with the system prompt beside it."""
     prompt, system = data[_prompt_of(data)], data.get("system")
     if missing(system) or not isinstance(prompt, str):
@@ -86,9 +86,9 @@ def _asked(data: Mapping[str, Any]) -> object:
 # ------------------------------------------------------------------------------------- OASST
 
 
-def oasst_tree(row: Mapping[str, Any], read: Sequence[str] = ("prompt",)) -> Made:
+def oasst_tree(row: Row, read: Sequence[str] = ("prompt",)) -> Made:
     """Every question of a tree of messages whose answers were ranked."""
-    waiting: list[tuple[Any, list[Example]]] = [(structure(row.get("prompt")), [])]
+    waiting: list[tuple[Cell, list[Example]]] = [(structure(row.get("prompt")), [])]
     while waiting:
         asked, before = waiting.pop()
         if not isinstance(asked, Mapping):
@@ -112,15 +112,15 @@ def oasst_tree(row: Mapping[str, Any], read: Sequence[str] = ("prompt",)) -> Mad
                 waiting += further
 
 
-def _deleted(node: Mapping[str, Any]) -> bool:
+def _deleted(node: Row) -> bool:
     return plain(node.get("deleted")) in ("true", "1")  # a table says "False"
 
 
-def _turn(node: Mapping[str, Any]) -> Example:
+def _turn(node: Row) -> Example:
     return {"role": node.get("role"), "content": node.get("text")}
 
 
-def oasst_messages(rows: list[Mapping[str, Any]]) -> Made:
+def oasst_messages(rows: list[Row]) -> Made:
     """The same of a tree whose messages stand in rows of their own."""
     nodes = {r.get("message_id"): {**r, "replies": []} for r in rows}
     for node in nodes.values():
@@ -137,7 +137,7 @@ def oasst_messages(rows: list[Mapping[str, Any]]) -> Made:
 # --------------------------------------------------------------------------- annotation tools
 
 
-def alike(data: Mapping[str, Any]) -> list[str]:
+def alike(data: Row) -> list[str]:
     """The fields that hold answers: those that differ by a mark only (answer1, answer2); [] where
     it is not plain which they are."""
     stems: dict[str, list[str]] = {}
@@ -152,10 +152,7 @@ def alike(data: Mapping[str, Any]) -> list[str]:
 
 
 def _voted(
-    data: Mapping[str, Any],
-    texts: Mapping[str, Any],
-    votes: Sequence[Mapping[str, float]],
-    read: Iterable[str],
+    data: Row, texts: Row, votes: Sequence[Mapping[str, float]], read: Iterable[str]
 ) -> Example:
     """A row of the answers that were placed, with their mean place over the people who did."""
     names = dict.fromkeys(name for vote in votes for name in vote)
@@ -169,13 +166,13 @@ def _voted(
 def _choice(value: object, names: Sequence[str]) -> dict[str, float]:
     """Places of the answers by a word that names the best of them, or says that it is a tie; {} for
     any other."""
-    won = {**names_of(names), "left": 0, "right": 1}.get(said := plain(value))
-    if not names or (won is None and said not in TIES):
+    won = {**names_of(names), "left": 0, "right": 1}.get(label := plain(value))
+    if not names or (won is None and label not in TIES):
         return {}
     return {name: float(won is not None and i != won) for i, name in enumerate(names)}
 
 
-def label_studio(row: Mapping[str, Any]) -> Made:
+def label_studio(row: Row) -> Made:
     """A task with its annotations: pairwise (left, right) or a ranker, the mean of several."""
     data, annotations = structure(row.get("data")), structure(row.get("annotations"))
     if not isinstance(data, Mapping) or not isinstance(annotations, list):
@@ -186,7 +183,7 @@ def label_studio(row: Mapping[str, Any]) -> Made:
     yield _voted(data, {**data, **_items(data)}, votes, ["data", "annotations"])
 
 
-def label_studio_min(row: Mapping[str, Any]) -> Made:
+def label_studio_min(row: Row) -> Made:
     """The short export: a column holds what was selected or ranked."""
     data = {name: structure(cell) for name, cell in row.items()}
     votes = {name: vote for name, cell in data.items() if (vote := _vote(cell, data))}
@@ -195,7 +192,7 @@ def label_studio_min(row: Mapping[str, Any]) -> Made:
     yield _voted(data, {**data, **_items(data)}, list(votes.values()), read)
 
 
-def _vote(value: object, data: Mapping[str, Any], tags: Sequence[str] = ()) -> dict[str, float]:
+def _vote(value: object, data: Row, tags: Sequence[str] = ()) -> dict[str, float]:
     """The places that somebody gave a task's answers, by name; {} for what says nothing of them."""
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     if isinstance(value, Mapping) and "ranker" in value:
@@ -206,7 +203,7 @@ def _vote(value: object, data: Mapping[str, Any], tags: Sequence[str] = ()) -> d
     return _choice(value, [n for n in shown if n] if len(tags) == 2 and all(shown) else names)
 
 
-def _items(data: Mapping[str, Any]) -> dict[str, object]:
+def _items(data: Row) -> dict[str, object]:
     """The texts that a ranker shows, by their id."""
     lists = (structure(v) for v in data.values())
     items = next((v for v in lists if isinstance(v, list) and v and isinstance(v[0], dict)), [])
@@ -214,7 +211,7 @@ def _items(data: Mapping[str, Any]) -> dict[str, object]:
     return {str(i.get("id")): next((i[k] for k in keys if i.get(k)), "") for i in items}
 
 
-def _ranker(value: object, data: Mapping[str, Any]) -> dict[str, float]:
+def _ranker(value: object, data: Row) -> dict[str, float]:
     """The places of a ranker's items; "_" holds those that were not ranked."""
     buckets = value if isinstance(value, Mapping) else {"": value}
     ranked = [ids for name, ids in buckets.items() if name != "_"]
@@ -224,16 +221,16 @@ def _ranker(value: object, data: Mapping[str, Any]) -> dict[str, float]:
     return {i: float(place) for place, i in enumerate(map(str, ranked[0])) if i in texts}
 
 
-def argilla(row: Mapping[str, Any]) -> Made:
+def argilla(row: Row) -> Made:
     """A record whose responses rank its fields, name the best or rate them; the mean of several."""
     nested = isinstance(row.get("responses"), Mapping) and isinstance(row.get("fields"), Mapping)
     fields = row["fields"] if nested else row
-    said: dict[str, list[object]] = {}
+    replies: dict[str, list[object]] = {}
     if nested:
         read = ["fields", "responses"]
         for question, given in row["responses"].items():
             sent = [r for r in given or [] if r.get("status", "submitted") == "submitted"]
-            said[question] = [r.get("value") for r in sent]
+            replies[question] = [r.get("value") for r in sent]
     else:
         columns = [c for c in row if c.endswith(".responses")]
         read = [*columns, *(f"{c}.status" for c in columns)]
@@ -241,29 +238,29 @@ def argilla(row: Mapping[str, Any]) -> Made:
             given = _list(row[column])
             states = _list(row.get(f"{column}.status")) or ["submitted"] * len(given)
             sent = [v for v, s in zip(given, states) if s == "submitted"]
-            said[column.removesuffix(".responses")] = sent
-    if not any(said.values()):
+            replies[column.removesuffix(".responses")] = sent
+    if not any(replies.values()):
         raise Dropped("no label")
     names = alike(fields)
     rankings = {
-        q: [p for v in values if (p := _places(v, fields, names))] for q, values in said.items()
+        q: [p for v in values if (p := _places(v, fields, names))] for q, values in replies.items()
     }
     rankings = {q: votes for q, votes in rankings.items() if votes}
     if len(rankings) > 1:
         raise Dropped("several questions rank the answers")
-    votes = next(iter(rankings.values()), []) or _ratings(said, names)
+    votes = next(iter(rankings.values()), []) or _ratings(replies, names)
     if not any(votes):
-        raise _unranked(fields, next(iter(said)), nested)
+        raise _unranked(fields, next(iter(replies)), nested)
     read += [] if nested else [_prompt_of(fields), *{n: 0 for vote in votes for n in vote}]
     yield _voted(fields, fields, votes, read)
 
 
-def _list(cell: object) -> list[Any]:
+def _list(cell: object) -> list[Cell]:
     found = structure(cell)
     return found if isinstance(found, list) else []
 
 
-def _places(value: object, fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+def _places(value: object, fields: Row, names: Sequence[str]) -> dict[str, float]:
     """A ranking as places by name: ["b", "a"], [{"value": "a", "rank": 2}, …], or a word that names
     the best; {} for what ranks no fields."""
     value = structure(value)
@@ -275,17 +272,17 @@ def _places(value: object, fields: Mapping[str, Any], names: Sequence[str]) -> d
     return known if fields.keys() >= known.keys() else {}
 
 
-def _ratings(said: Mapping[str, list[object]], names: Sequence[str]) -> list[dict[str, float]]:
+def _ratings(replies: Mapping[str, list[object]], names: Sequence[str]) -> list[dict[str, float]]:
     """Ratings by questions with the answers' names or marks, as places: the highest comes first."""
     votes = []
-    for question, values in said.items():
+    for question, values in replies.items():
         mark = tag_of(question)[1]
         of = next((n for n in names if n in question or (mark and tag_of(n)[1] == mark)), None)
         votes += [{of: -n} for v in values if of and (n := number(v)) is not None]
     return votes
 
 
-def _unranked(fields: Mapping[str, Any], question: str, nested: bool) -> Dropped:
+def _unranked(fields: Row, question: str, nested: bool) -> Dropped:
     """Why a record makes no pair, with a mapping that reads one rating of one answer."""
     prompt = _prompt_of(fields)
     texts = [n for n in fields if n != prompt and isinstance(fields[n], str)]

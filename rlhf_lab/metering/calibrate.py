@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -45,6 +45,7 @@ from ..cost.layers import PassConfig
 from ..cost.memory import trunk, works
 from ..cost.seconds import cpu_parts
 from ..cost.tape import Work
+from ..runs.json_files import JsonObject
 
 if TYPE_CHECKING:
     from transformers import LlamaModel
@@ -122,7 +123,7 @@ def _busy(taken: float) -> str:
     return f"other programs took {taken:.0%} of the processor"
 
 
-def _description(device: torch.device, taken: float) -> dict[str, Any]:
+def _description(device: torch.device, taken: float) -> JsonObject:
     """Name, memory and origin; of a GPU of the catalogue also its links and its price."""
     busy = f" while {_busy(taken)}" if taken > BUSY else ""
     today = datetime.date.today().isoformat()

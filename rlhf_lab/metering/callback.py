@@ -28,6 +28,8 @@ from transformers import Trainer, TrainerCallback
 from .meter import Meter, NoMeter
 from .model_memory import ModelInputs, call_shape
 
+FromTrainer: TypeAlias = Any
+"""A trainer of transformers' or TRL's, and what it tells its callbacks."""
 Method: TypeAlias = Callable[..., object]
 Batch: TypeAlias = Mapping[str, Tensor]
 Samples: TypeAlias = list[list[int]] | tuple[list[list[int]], ...]
@@ -48,7 +50,7 @@ class MeterCallback(TrainerCallback):
 
     # -------------------------------------------------------------------- what the trainer calls
 
-    def on_train_begin(self, *_: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *_: FromTrainer, **kwargs: FromTrainer) -> None:
         self.close()  # a run that was interrupted may have left something open
         if isinstance(self.meter, NoMeter):
             return
@@ -70,10 +72,10 @@ class MeterCallback(TrainerCallback):
             self._replace(trainer, "_generate_single_turn", rollout)
             self._replace(trainer, "_get_per_token_logps_and_entropies", self._logprobs)
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, *_: FromTrainer, **__: FromTrainer) -> None:
         self._end_step()
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
+    def on_train_end(self, *_: FromTrainer, **__: FromTrainer) -> None:
         self.close()
 
     def close(self) -> None:
@@ -216,7 +218,7 @@ def real_tokens(inputs: Batch) -> int:
     return int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
 
 
-def _running_trainer() -> Any:
+def _running_trainer() -> FromTrainer:
     """The trainer that calls this callback, from the call stack: callbacks are not given it."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

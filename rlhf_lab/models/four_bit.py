@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 Weight = Any
 """A `Params4bit`: packed bytes, with the state that says how to read them."""
@@ -37,19 +38,25 @@ def dequantised(weight: Weight) -> Tensor:
     return flat.view(weight.quant_state.shape)
 
 
-def _forward(layer: Any, x: Tensor) -> Tensor:
+def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     out: Tensor = _Product.apply(x, layer.weight)  # type: ignore[no-untyped-call]
     return out if layer.bias is None else out + layer.bias
+
+
+class _Context(FunctionCtx):
+    """What the backward pass of `_Product` needs."""
+
+    weight: Weight
 
 
 class _Product(torch.autograd.Function):
     """x·Wᵀ, whose dense W is made anew for the backward pass and not kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Weight) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, weight: Weight) -> Tensor:
         ctx.weight = weight
         return x @ dequantised(weight).to(x.dtype).t()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None]:
         return grad @ dequantised(ctx.weight).to(grad.dtype), None

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .device import compute_dtype
 from .hub import fetch, quiet_transformers
@@ -62,11 +62,7 @@ def load_in_4bit(
     )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     model = load_causal_lm(
-        path,
-        tokenizer,
-        trust_remote_code,
-        quantization_config=config,
-        device_map={"": device},
+        path, tokenizer, trust_remote_code, quantization_config=config, device_map={"": device}
     )
     repacks = "support_avx512bf16_for_cpu"
     for module in model.modules():
@@ -113,8 +109,7 @@ def _stored_bias(path: str | Path) -> float:
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
     from transformers.utils.hub import cached_file
 
-    quietly: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
-    find: Callable[..., str | None] = partial(cached_file, str(path), **quietly)
+    find = partial(cached_file, str(path), _raise_exceptions_for_missing_entries=False)
     name, file = "score.bias", find(SAFE_WEIGHTS_NAME)
     if file is None and (index := find(SAFE_WEIGHTS_INDEX_NAME)):
         shard = json.loads(Path(index).read_text())["weight_map"].get(name)

@@ -7,12 +7,12 @@ that does the first turns of each loop and counts the others (`simulate/shortcut
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.lengths import LEAST_TOKENS_SAVED, by_length
+from ..stages import Setting
 from . import losses, sampling
 from .sampling import LanguageModel
 
@@ -23,7 +23,7 @@ Buckets = list[Tensor]
 class Executor:
     """The loops of `PPOTrainer`, each turn of them."""
 
-    def generate(self, model: LanguageModel, *prompts: Tensor, **settings: Any) -> Tensor:
+    def generate(self, model: LanguageModel, *prompts: Tensor, **settings: Setting) -> Tensor:
         """`sampling.generate`: token by token. (b, p) → (b, t)."""
         return sampling.generate(model, *prompts, **settings)
 

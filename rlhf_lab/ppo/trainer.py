@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +33,7 @@ from ..data.lengths import worth_a_pass
 from ..data.reward_sources import RewardFunction
 from ..data.tokenize import row_prompt_ids, stop_ids
 from ..metering.meter import Meter
+from ..stages import Setting
 from . import losses
 from .bookkeeping import STATISTICS, Bookkeeping
 from .checkpoint import Metrics
@@ -147,7 +148,7 @@ class PPOTrainer(Bookkeeping):
         self.iterations = args.iterations(len(self.train_dataset), self.episodes_per_iteration)
         # Rule 17: a rate that falls to 0, a step of the schedule an iteration.
         warmup = args.get_warmup_steps(self.iterations)
-        more: Any = args.lr_scheduler_kwargs  # transformers has read it, where it was text
+        more: Setting = args.lr_scheduler_kwargs  # transformers has read it, where it was text
         schedule = args.lr_scheduler_type, optimizer, warmup, self.iterations, more
         self.scheduler = get_scheduler(*schedule)
         self.worth = worth_a_pass(roles.policy.config)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ..ppo.layouts import make_roles
 from ..ppo.logprobs import AnyModel
+from ..stages import Setting, Settings
 
 if TYPE_CHECKING:
     from ..cost.setup import Setup
 
-Config = Mapping[str, Any]
+Config = Settings
 """A transformers config as a dict."""
 PAD = 0
 """The bundled tokenizer's."""
@@ -80,7 +77,7 @@ def by_role(models: Mapping[str, AnyModel]) -> dict[str, AnyModel]:
 
 
 def _lora(
-    rank: int, targets: str | tuple[str, ...] | None, task: str = "CAUSAL_LM", **settings: Any
+    rank: int, targets: str | tuple[str, ...] | None, task: str = "CAUSAL_LM", **settings: Setting
 ) -> LoraConfig:
     modules = list(targets) if isinstance(targets, tuple) else targets
     return LoraConfig(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fractions import Fraction
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -24,6 +23,7 @@ from ..ppo.checkpoint import random_state, set_random_state
 from ..ppo.executor import Buckets, Executor
 from ..ppo.logprobs import AnyModel
 from ..ppo.sampling import LanguageModel
+from ..stages import Setting
 from .account import FakeAccount, StepAccount
 from .models import Step
 
@@ -90,7 +90,7 @@ class FirstTurns(Executor):
         self.positions = sorted(ends & set(range(1, setup.response + 1)))
         self.statistics: dict[str, float] | None = None
 
-    def generate(self, model: LanguageModel, *prompts: Tensor, **settings: Any) -> Tensor:
+    def generate(self, model: LanguageModel, *prompts: Tensor, **settings: Setting) -> Tensor:
         """Decodes at `positions`; the passes between two cost their mean."""
         account, flops = self.account, dict[int, int]()
 

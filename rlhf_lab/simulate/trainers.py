@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -21,7 +20,7 @@ from ..ppo.logprobs import AnyModel
 from ..ppo.rewards import Rewards
 from ..ppo.texts import Row, Tokenizer
 from ..ppo.trainer import PPOTrainer
-from ..stages import STAGES, resolve
+from ..stages import STAGES, Settings, resolve
 from ..trainers.trl import make_trainer
 from .account import StepAccount
 from .models import Step
@@ -101,7 +100,7 @@ def _trl_trainer(
     models: Mapping[str, AnyModel],
     tokenizer: Tokenizer,
     rows: list[Row],
-    settings: Mapping[str, Any],
+    settings: Settings,
     callbacks: list[TrainerCallback],
 ) -> Trainer:
     setup = step.setup
@@ -162,7 +161,7 @@ def _no_reward(**_: object) -> list[float]:
     return []
 
 
-def _ppo_config(step: Step, settings: Mapping[str, Any]) -> PPOConfig:
+def _ppo_config(step: Step, settings: Settings) -> PPOConfig:
     setup = step.setup
     args = PPOConfig(
         **settings,

@@ -1,4 +1,4 @@
-"""When a stage breaks: seen in what it logs and in what it made, said in one line (PPO has words of
+"""When a stage breaks: seen in what it logs and in what it made, told in one line (PPO has words of
 its own in `ppo/bookkeeping.py`)."""
 
 from __future__ import annotations

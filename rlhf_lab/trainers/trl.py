@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 from unittest.mock import patch
 
 from datasets import Dataset
@@ -161,7 +161,7 @@ class Watch(MeterCallback):
         if state.global_step == state.max_steps or control.should_training_stop:
             control.should_log = True  # the run ends where it says it ended
 
-    def on_train_end(self, *args: Any, **more: Any) -> None:
+    def on_train_end(self, *args: object, **more: object) -> None:
         super().on_train_end(*args, **more)
         if self.bar:
             self.bar.close()

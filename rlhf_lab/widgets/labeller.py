@@ -20,10 +20,9 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import anywidget
 import traitlets
@@ -31,6 +30,7 @@ import traitlets
 from ..charts.agreement import Choice, Share, picture, shares
 from ..charts.frame import Picture
 from ..charts.tokens_view import real
+from ..data.messages import Cell, Row
 from ..data.preferences import ANSWERS, Annotations, pair_id
 from ..data.schema import Prompt
 from ..data.tokenize import prompt_text
@@ -43,15 +43,13 @@ LONGEST = 20_000
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _IN_WORDS = dict(zip(ANSWERS, ("left is better", "right is better", "a tie", "skipped")))
 
-Row: TypeAlias = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Pair:
     """Two responses as they are shown; `label`: the one that the annotator or the data prefers."""
 
     id: str
-    prompt: Any
+    prompt: Cell
     left: str
     right: str
     label: str | None

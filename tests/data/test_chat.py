@@ -105,7 +105,7 @@ REFUSED = [
 @pytest.mark.parametrize("name, prompt, why", REFUSED, ids=[n for n, *_ in REFUSED])
 def test_row_15_one_refused_row_is_left_out_and_counted(name, prompt, why):
     """Row 15: a row that the template refuses, or a turn that it loses without a word, costs that
-    row and not the run, in every stage; what to do is said."""
+    row and not the run, in every stage; the message tells what to do."""
     found = case(name)
     tokenizer = chat_tokenizer(found.template, found.eos)
     for make in (

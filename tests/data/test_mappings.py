@@ -9,7 +9,8 @@ import json
 import shlex
 
 import pytest
-from shape_rows import PLAIN, N, asked, bad, good, pairs_of, shape_rows, sides
+from row_texts import PLAIN, N, asked, bad, good, pairs_of, sides
+from shape_rows import shape_rows
 
 from rlhf_lab.cli.main import main
 from rlhf_lab.data.load import from_rows, load_data
@@ -189,10 +190,10 @@ def test_two_readings_are_refused_with_a_mapping_on_each_surface(case, tmp_path,
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(rows))
     assert main(["data", str(path), *shlex.split(spell(fields, "flags"))]) == 2
-    said = capsys.readouterr().err
-    assert says in said and "fields={" not in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert says in printed and "fields={" not in printed and printed.count("\n") == 1
     if error.value.example:
-        assert "--field" in said
+        assert "--field" in printed
 
 
 MENDED = (
@@ -265,5 +266,5 @@ def test_data_lists_every_column(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({**r, "note": "x"}) for r in PLAIN))
     assert main(["data", str(path)]) == 0
-    said = capsys.readouterr().out
-    assert "columns not used: note" in said and "what became of it" in said
+    printed = capsys.readouterr().out
+    assert "columns not used: note" in printed and "what became of it" in printed

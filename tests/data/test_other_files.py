@@ -2,7 +2,7 @@
 
 pytest tests/data/test_other_files.py
 
-The marks in the texts are those of `kit/shape_rows.py`.
+The marks in the texts are those of `kit/row_texts.py`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,8 @@ import shlex
 
 import pandas
 import pytest
-from shape_rows import (
-    EARLIER,
-    PLAIN,
-    SYS,
-    N,
-    asked,
-    bad,
-    chat,
-    good,
-    pairs_of,
-    shape_rows,
-    sides,
-    turn,
-)
+from row_texts import EARLIER, PLAIN, SYS, N, asked, bad, chat, good, pairs_of, sides, turn
+from shape_rows import shape_rows
 
 from rlhf_lab.data.load import from_rows, load_data
 from rlhf_lab.data.mapping import Refused, from_flags, spell
@@ -238,9 +226,9 @@ def test_an_answer_that_is_null_in_a_list_is_none():
 
 def argilla(i: int, value: object, **others: object) -> dict:
     a, b, _ = sides(i)
-    said = {"preference": value, **others}
+    questions = {"preference": value, **others}
     fields = {"prompt": asked(i), "response_a": a, "response_b": b}
-    return {"fields": fields, "responses": {q: [{"value": v}] for q, v in said.items()}}
+    return {"fields": fields, "responses": {q: [{"value": v}] for q, v in questions.items()}}
 
 
 def test_argilla_questions_of_every_kind():

@@ -2,7 +2,7 @@
 
 pytest tests/data/test_shapes.py
 
-The marks in the texts are those of `kit/shape_rows.py`. The id of a test names the sample that it
+The marks in the texts are those of `kit/row_texts.py`. The id of a test names the sample that it
 stands for (c01 to c20).
 """
 
@@ -12,20 +12,8 @@ import json
 
 import pandas
 import pytest
-from shape_rows import (
-    EARLIER,
-    PLAIN,
-    SYS,
-    N,
-    asked,
-    bad,
-    chat,
-    good,
-    pairs_of,
-    shape_rows,
-    sides,
-    turn,
-)
+from row_texts import EARLIER, PLAIN, SYS, N, asked, bad, chat, good, pairs_of, sides, turn
+from shape_rows import shape_rows
 
 from rlhf_lab.data.load import from_rows, load_data
 from rlhf_lab.data.mapping import Refused

@@ -68,10 +68,10 @@ def test_the_summary_is_what_the_recorded_ids_score(stage, model, tmp_path):
 
 def test_gold_reward_and_judge_read_what_was_sampled(few_stories, tmp_path, capsys):
     """models.md 6: 16 tokens are never a whole story of the bundled model's. Beside it row 22: what
-    k3 in the reward is worth is said when a run begins."""
+    k3 in the reward is worth is printed when a run begins."""
     plan = lab.plan("ppo", "tiny", seed=0, response_length=LENGTH, kl_estimator="k3", **PPO)
     run = lab.train(plan, out=tmp_path / "run")
-    assert "kl_estimator=k3: " in (said := capsys.readouterr().out) and "k3 .19" in said
+    assert "kl_estimator=k3: " in (printed := capsys.readouterr().out) and "k3 .19" in printed
     tokenizer, judge = plan.model.tokenizer, plan.model.reward
     after = [row for row in run.evaluation if row["when"] == "ppo"]
     shown = [row for row in run.samples if row.get("when") == "ppo"]

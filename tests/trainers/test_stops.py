@@ -111,7 +111,7 @@ def _saved_with(run, ends):
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto"])
 def test_row_15_a_refused_row_costs_a_row_and_not_the_run(stage, chatty, tmp_path, capsys):
     """Every third prompt has a system turn, which the template refuses: left out, counted, and
-    the remedy is said in the run's first lines."""
+    the remedy stands in the run's first lines."""
     data = lab.load_data(talks(48, system_every=3))
     plan = lab.plan(stage, chatty, max_steps=1, seed=0)
     run = lab.train(plan, data, out=tmp_path / "run")
