@@ -226,8 +226,8 @@ def _pieces(points: Curve) -> Iterator[list[tuple[float, float]]]:
 
 
 def _thinned(piece: list[tuple[float, float]], columns: int) -> list[tuple[float, float]]:
-    """At most three points per pixel column; a spike survives."""
-    return [piece[i] for i in thinned_indices([y for _, y in piece], at_most=3 * columns)]
+    """At most four points per pixel column; a spike survives."""
+    return [piece[i] for i in thinned_indices([y for _, y in piece], at_most=4 * columns)]
 
 
 def _tooltips(frame: Frame, key: LegendEntry, points: Curve) -> Iterator[str]:

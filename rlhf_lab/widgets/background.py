@@ -58,13 +58,14 @@ class Stop:
         """Python drops an interrupt that it can raise nowhere, as in a finalizer; a request stays,
         and training ends after its step."""
         before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or not callable(before):
+        listens = callable(before) or notebook_display() is not None  # kernels ignore it in between
+        if threading.current_thread() is not threading.main_thread() or not listens:
             yield
             return
 
         def request(number: int, frame: FrameType | None) -> None:
             self._requested.set()
-            before(number, frame)
+            raise KeyboardInterrupt
 
         signal.signal(signal.SIGINT, request)
         try:
