@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from families import make_folder, rows
+from families import model_and_rows, rows
 
 import rlhf_lab as lab
 from rlhf_lab import pipeline
@@ -38,10 +38,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A random model and a file of rows, in which nothing is wrong."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "rows.json").write_text(json.dumps(ROWS))
-    make_folder(folder / "model", "llama")
-    return folder
+    return model_and_rows(tmp_path_factory.mktemp("whole"), ROWS)
 
 
 def told(args: list[str], capsys, code: int = 2) -> str:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from families import make_folder, rows
+from families import model_and_rows, rows
 
 from rlhf_lab.cli.main import main
 
@@ -224,10 +224,7 @@ MODELS = {
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A model folder and a data file in which nothing is wrong."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "rows.json").write_text(json.dumps(ROWS))
-    make_folder(folder / "model", "llama")
-    return folder
+    return model_and_rows(tmp_path_factory.mktemp("whole"), ROWS)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -33,17 +33,20 @@ def plain(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
+TOKENIZE = (
+    tokenize.sft_rows,
+    tokenize.pair_rows,
+    tokenize.whole_pair_rows,
+    tokenize.labelled_rows,
+    tokenize.prompt_rows,
+)
+"""What makes token ids of rows: for SFT, DPO, the reward model, KTO, and the stages that sample."""
+
+
 def of_all_stages(tokenizer, row: dict) -> dict[str, tuple[list[int], list[int]]]:
     """Prompt and (good) answer of one row as each stage's trainer is given them."""
     ((sft,), _), ((pair,), _), ((whole,), _), ((kto,), _), ((online,), _) = (
-        make(tokenizer, [row], 10_000)
-        for make in (
-            tokenize.sft_rows,
-            tokenize.pair_rows,
-            tokenize.whole_pair_rows,
-            tokenize.labelled_rows,
-            tokenize.prompt_rows,
-        )
+        make(tokenizer, [row], 10_000) for make in TOKENIZE
     )
     prompt, asked = sft["completion_mask"].count(0), online["prompt_ids"]
     return {
@@ -108,13 +111,7 @@ def test_row_15_one_refused_row_is_left_out_and_counted(name, prompt, why):
     row and not the run, in every stage; the message tells what to do."""
     found = case(name)
     tokenizer = chat_tokenizer(found.template, found.eos)
-    for make in (
-        tokenize.sft_rows,
-        tokenize.pair_rows,
-        tokenize.whole_pair_rows,
-        tokenize.labelled_rows,
-        tokenize.prompt_rows,
-    ):
+    for make in TOKENIZE:
         rows, counts = make(tokenizer, [ROW, {**ROW, "prompt": prompt}], 10_000)
         (reason,) = (r for r in counts if counts[r])
         assert len(rows) == 1 and counts[reason] == 1 and why in reason and remedy(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -146,3 +147,10 @@ def data(made: list[dict] | None = None):
         if isinstance(part, Split)
     }
     return replace(read, **parts)
+
+
+def model_and_rows(folder: Path, examples: list[dict]) -> Path:
+    """A random model in `model` and a file `rows.json`, in which nothing is wrong; → the folder."""
+    (folder / "rows.json").write_text(json.dumps(examples))
+    make_folder(folder / "model", "llama")
+    return folder
