@@ -58,15 +58,13 @@ class Stop:
         """Python drops an interrupt that it can raise nowhere, as in a finalizer; a request stays,
         and training ends after its step."""
         before = signal.getsignal(signal.SIGINT)
-        handler = before if callable(before) else signal.default_int_handler
-        listens = callable(before) or notebook_display() is not None  # kernels ignore it in between
-        if threading.current_thread() is not threading.main_thread() or not listens:
+        if threading.current_thread() is not threading.main_thread() or not callable(before):
             yield
             return
 
         def request(number: int, frame: FrameType | None) -> None:
             self._requested.set()
-            handler(number, frame)
+            before(number, frame)
 
         signal.signal(signal.SIGINT, request)
         try:
