@@ -145,7 +145,7 @@ def decorators(node: ast.AST) -> set[str]:
     return {ast.unparse(d).split("(")[0].split(".")[-1] for d in node.decorator_list}
 
 
-def said(node: ast.expr, path: Path) -> str:
+def text_of(node: ast.expr, path: Path) -> str:
     """A text, or what the file assigns to a name."""
     if isinstance(node, ast.Name):
         source = ast.parse(path.read_text(encoding="utf-8")).body
@@ -163,7 +163,7 @@ def fields(node: ast.ClassDef, path: Path) -> list[tuple[str, str, str]]:
             continue
         default, text = ast.unparse(item.value) if item.value else "", ""
         if default.startswith("setting("):  # PPOConfig's: the default, and what it is
-            default, text = ast.unparse(item.value.args[0]), said(item.value.args[1], path)
+            default, text = ast.unparse(item.value.args[0]), text_of(item.value.args[1], path)
         if default.startswith("field("):
             given = {k.arg: k.value for k in item.value.keywords}
             default = ast.unparse(given["default"]) if "default" in given else ""

@@ -45,7 +45,7 @@ def defaults(
     """
     chosen: dict[str, Setting] = dict(STAGES[stage].defaults)
     size = 0.0 if model.name in BUNDLED else parameters(model)
-    if size <= SMALL or stage not in LITERATURE:
+    if size <= SMALL or not STAGES[stage].trainable:
         return chosen, {}
     published = LITERATURE[stage]
     rates = published["lora" if given.get("lora_r") else "whole"]

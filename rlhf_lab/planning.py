@@ -211,7 +211,7 @@ OF_TOKENIZER = (
 )
 OF_ROWS = "rows come with prompts and answers, and the loss is that of the answers"
 NOT_HONOURED = {
-    "output_dir": "the run's folder is said with {}",
+    "output_dir": "the run's folder is named by {}",
     "resume_from_checkpoint": "PPO goes on from the run in {} with {}, no other stage can",
     **dict.fromkeys(("eos_token", "pad_token", "chat_template_path"), OF_TOKENIZER),
     **dict.fromkeys(("dataset_text_field", "assistant_only_loss"), OF_ROWS),
@@ -282,10 +282,11 @@ SETTINGS: dict[str, dict[str, str]] = json.loads(
 def config_fields(stage: str) -> dict[str, str]:
     """Fields of a stage's config, each with its type as text.
 
-    From the table where the installed libraries are those that it was written from; else from the
+    From the table where it has the stage and the installed libraries are its own; else from the
     config class itself, which takes seconds to import.
     """
-    if SETTINGS["versions"] == {name: version(name) for name in SETTINGS["versions"]}:
+    here = {name: version(name) for name in SETTINGS["versions"]}
+    if stage in SETTINGS and SETTINGS["versions"] == here:
         return {**SETTINGS["common"], **SETTINGS[stage]}
     return {f.name: str(f.type) for f in fields(resolve(STAGES[stage].config)) if f.init}
 

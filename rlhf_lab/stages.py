@@ -5,7 +5,7 @@ planner, the x-ray, the ledger, charts, tables. What runs a stage is named by a 
 ("package.module:name"), which `resolve` looks up when it is wanted: this file imports nothing of
 the package, and no torch.
 
-    STAGES["ppo"].roles           ("policy", "reference", "reward", "value")
+    STAGES["ppo"].roles           ("policy", "value", "reference", "reward"), trained ones first
     TRAINABLE, ONLINE             names of stages, in the order in which a project runs them
 
 How to add one: `CONTRIBUTING.md`.

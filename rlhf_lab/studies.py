@@ -383,8 +383,8 @@ def _check(model: Model, counts: list[int], prompts: int, response_length: int) 
 def _mean(values: Tensor) -> tuple[float, float]:
     """→ mean over prompts, and its standard error."""
     count = len(values)
-    spread = float(values.var()) if count > 1 else math.nan
-    return float(values.mean()), math.sqrt(spread / count)
+    variance = float(values.var()) if count > 1 else math.nan
+    return float(values.mean()), math.sqrt(variance / count)
 
 
 def _flops(

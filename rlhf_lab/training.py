@@ -27,7 +27,7 @@ from .planning import Plan, TrainerArgs, predicted, unplannable
 from .planning import plan as make_plan
 from .runs.run import Run
 from .stages import STAGES, resolve
-from .widgets.background import Stop, Training, check_free, open_dashboard
+from .widgets.background import Stop, Training, check_idle, open_dashboard
 
 if TYPE_CHECKING:
     from .widgets.dashboard import Dashboard
@@ -89,7 +89,7 @@ def train(
     if isinstance(plan, str):
         plan = make_plan(plan)
     check_first(plan, out=out, overwrite=overwrite, resume=resume, reward_funcs=reward_funcs)
-    check_free()
+    check_idle()
     stop = Stop(should_stop)
     # First of all: importing the trainers takes seconds.
     dashboard = open_dashboard(plan, quiet, stop if background else None)

@@ -5,8 +5,9 @@ Only `build.py` reads it.
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from rlhf_lab.world.corpus import PAID, in_split, requests
@@ -162,11 +163,20 @@ def memory_game(rng: random.Random) -> Document:
     return document
 
 
-def memorised_share(stories: Sequence[str], trained_on: Iterable[str]) -> float:
-    """Share of `stories` that stand word for word in `trained_on`.
+DIGEST = 8
+"""bytes of a story's digest"""
+
+
+def digest(story: str) -> bytes:
+    """Which story it is, in a few bytes."""
+    text = story.removesuffix(END).strip()
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST).digest()
+
+
+def memorised_share(stories: Sequence[str], trained_on: Collection[bytes]) -> float:
+    """Share of `stories` that stand word for word in what was trained on, given by digests.
 
     The measure of memorisation: sample stories from a model and compare this share with that of
     fresh stories by the generator itself (which cannot have memorised anything).
     """
-    known = {story.strip() for story in trained_on} - {""}
-    return sum(story.strip() in known for story in stories) / len(stories)
+    return sum(bool(s.strip()) and digest(s) in trained_on for s in stories) / len(stories)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import rlhf_lab as lab
-from rlhf_lab.widgets.background import Stop, Training, check_free
+from rlhf_lab.widgets.background import Stop, Training, check_idle
 
 pytestmark = pytest.mark.usefixtures("few_stories")
 
@@ -120,12 +120,12 @@ def test_one_training_at_a_time():
     with pytest.raises(TimeoutError):
         training.wait(0.01)
     with pytest.raises(RuntimeError, match="still training in the background"):
-        check_free()
+        check_idle()
     with pytest.raises(RuntimeError, match="still training in the background"):
         lab.train("sft")
     door.set()
     training.wait(5)
-    check_free()
+    check_idle()
 
 
 @pytest.mark.parametrize("stage", ["ppo", "sft"])
@@ -149,5 +149,5 @@ def test_a_stopped_run_is_complete_and_loads(stage, tmp_path):
 def test_bad_input_is_said_at_once_and_starts_nothing(tmp_path):
     with pytest.raises(ValueError, match="response_lenth"):
         lab.train(lab.plan("ppo", "tiny", response_lenth=3), out=tmp_path / "x", background=True)
-    check_free()
+    check_idle()
     assert not (tmp_path / "x").exists()

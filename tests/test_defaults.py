@@ -18,7 +18,7 @@ LARGE = "Qwen/Qwen2.5-7B"
 
 @pytest.mark.parametrize("stage", TRAINABLE)
 def test_models_row_23_a_real_model_is_not_trained_at_the_rate_of_a_tiny_one(stage):
-    """`shared/cases/models.md`, row 23: PPO on SmolLM2-135M went at 1e-3, to 57 nats at once."""
+    """PPO on SmolLM2-135M went at 1e-3, to 57 nats at once."""
     plan = lab.plan(stage, REAL)
     assert plan.settings["learning_rate"] <= 5e-5 < STAGES[stage].defaults["learning_rate"]
     assert plan.sources["learning_rate"] in plan.defaults_note

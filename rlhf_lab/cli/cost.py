@@ -61,7 +61,7 @@ def add_commands(commands: Commands) -> None:
     plan.add_argument("--accelerate-config", metavar="FILE", help=what)
     xray = commands.add_parser(
         "xray",
-        help="exact memory and FLOPs of a step, by running it on fake tensors",
+        help="exact memory and FLOPs of a step, by running it on tensors without data",
         description="Run one real step of a stage on tensors without data: no weights, no GPU.",
     )
     xray.add_argument("stage", choices=XRAYED)
@@ -137,7 +137,7 @@ def _print(ledger: Iterable[Row], view: Callable[[], object], as_json: bool) -> 
     print(json.dumps([asdict(row) for row in ledger], indent=1) if as_json else view())
 
 
-def run_plan(args: argparse.Namespace) -> int:
+def print_plan(args: argparse.Namespace) -> int:
     from ..studies import project
 
     if args.stage == "project":
@@ -157,7 +157,7 @@ def run_plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_xray(args: argparse.Namespace) -> int:
+def print_xray(args: argparse.Namespace) -> int:
     from ..charts.comparison import compare
     from ..studies import xray
 
@@ -167,7 +167,7 @@ def run_xray(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_measure(args: argparse.Namespace) -> int:
+def print_measure(args: argparse.Namespace) -> int:
     import rlhf_lab
 
     from ..charts.comparison import compare
@@ -188,4 +188,4 @@ def run_measure(args: argparse.Namespace) -> int:
     return 0
 
 
-RUN = {"plan": run_plan, "xray": run_xray, "measure": run_measure}
+RUN = {"plan": print_plan, "xray": print_xray, "measure": print_measure}

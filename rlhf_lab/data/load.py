@@ -195,6 +195,11 @@ def bundled_pairs() -> dict[str, list[Example]]:
     path = small_models_folder() / "pairs.jsonl.gz"
     if not path.is_file():  # while the checkpoints are being rebuilt there are none yet
         return {"train": [], "test": []}
+    return read_pairs(path)
+
+
+def read_pairs(path: Path) -> dict[str, list[Example]]:
+    """Pairs {"prompt", "first", "second"} of a file, by split."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     return {s: [r for r in rows if r["split"] == s] for s in ("train", "test")}

@@ -102,7 +102,7 @@ class MeterCallback(TrainerCallback):
         self._end_step()
         self.meter.hold(*inputs.values())
         rows = concat_prompt_completion(inputs) if "completion_ids" in inputs else inputs
-        self._shape, self._tokens = batch_shape(model, rows), real_tokens(rows)
+        self._shape, self._tokens = batch_shape(model, rows), count_tokens(rows)
         self._in_loss = True
         try:
             with self.meter.phase("forward", self.role, self._shape, self._tokens):
@@ -212,7 +212,7 @@ def adapters_off(model: nn.Module) -> bool:
     return next((s for s in switches if isinstance(s, bool)), False)
 
 
-def real_tokens(inputs: Batch) -> int:
+def count_tokens(inputs: Batch) -> int:
     """Tokens of a batch that are not padding."""
     mask = inputs.get("attention_mask")
     return int(mask.sum()) if mask is not None else inputs["input_ids"].numel()

@@ -28,7 +28,8 @@ NOT_HONOURED = frozenset(
     "optim_target_modules label_smoothing_factor neftune_noise_alpha auto_find_batch_size "
     "data_seed train_sampling_strategy dataloader_drop_last full_determinism fsdp deepspeed "
     "parallelism_config load_best_model_at_end metric_for_best_model greater_is_better "
-    "save_only_model push_to_hub hub_model_id".split()
+    "save_only_model push_to_hub hub_model_id gradient_checkpointing "
+    "activation_checkpointing".split()
 )
 """transformers' settings that would change what is trained or saved, and that PPO does not know."""
 ABOVE_ZERO = ("temperature", "score_clip", "early_stop_kl", "max_kl_per_token")
@@ -53,7 +54,7 @@ class PPOConfig(TrainingArguments):
 
     output_dir: str = setting("runs/ppo", "Folder of the run.")
     learning_rate: float = setting(3e-6, "Peak rate; annealed to 0.")
-    adam_epsilon: float = setting(1e-5, "Adam's ε (rule 17).")
+    adam_epsilon: float = setting(1e-5, "Adam's ε (rule 17: as in OpenAI's code).")
     max_grad_norm: float = setting(1.0, "Gradient clipping; 0 is off.")
     total_episodes: int | None = setting(None, "Responses in all; else from num_train_epochs.")
     save_steps: float = setting(10, "Iterations between checkpoints; below 1 a share of all.")
@@ -134,4 +135,6 @@ def check_arguments(
     if args.eval_strategy != "no" and not evaluation:
         raise ValueError(f"eval_strategy={args.eval_strategy!r} needs an eval_dataset")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        raise ValueError("the tokenizer's pad token must exist and not be eos (rule 6)")
+        raise ValueError(
+            "the tokenizer needs a pad token that is not eos: how would a response end?"
+        )

@@ -67,7 +67,7 @@ def shuffled(seed: int, size: int, wanted: Tensor) -> Tensor:
 
 def uniforms(keys: Tensor, position: int) -> Tensor:
     """One uniform number in (0, 1) per response for one position. keys: (b,) → (b,) fp64."""
-    bits = _shift(mix(keys * _STEP + position + 1), 12)  # 52 bits and a half: fp64 holds 53
+    bits = _shift(mix(keys * _STEP + position + 1), 12)  # 52, and half a bit more: fp64 has 53
     return (bits.to(torch.float64) + 0.5) / (1 << 52)
 
 

@@ -101,7 +101,7 @@ def encode_pair(
     read = EncodedPrompt(tokenizer, prompt)
     try:
         answer = read.response_ids(response)
-    except Dropped:  # the judge's template cannot write what was sampled
+    except Dropped:  # the reward model's template cannot write what was sampled
         answer = EncodedPrompt(tokenizer, read.ids).response_ids(response)
     if isinstance(response, str) and not ended:
         answer = answer[:-1]

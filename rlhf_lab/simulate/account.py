@@ -68,7 +68,7 @@ class StepAccount(MemoryTracker):
             self.flops[self._at[0], self.label[0]] += flops
 
     @contextmanager
-    def standing_for(self, passes: Fraction | int) -> Iterator[None]:
+    def counted_as(self, passes: Fraction | int) -> Iterator[None]:
         """The work of this block stands for so many like it."""
         before = Counter(self.flops)
         yield

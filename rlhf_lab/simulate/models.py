@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from ..ppo.layouts import make_roles
 from ..ppo.logprobs import AnyModel
-from ..stages import Setting, Settings
+from ..stages import STAGES, Setting, Settings
 
 if TYPE_CHECKING:
     from ..cost.setup import Setup
@@ -38,7 +38,7 @@ def models_of(step: Step) -> dict[str, AnyModel]:
     """Models by role, the trained ones first; adapters in place.
 
     Adapters are on the policy (in reward: the reward model), in fp32 over bf16 weights as peft
-    makes them. The reference of DPO and KTO is a frozen copy, with adapters the policy without
+    makes them. A reference is a frozen copy, with adapters the policy without
     them. PPO has the models of its layout, and "trained" is what several of them may share.
     """
     setup, config = step.setup, step.config
@@ -47,7 +47,7 @@ def models_of(step: Step) -> dict[str, AnyModel]:
     models = {"policy": _language_model(setup, config, adapted=True)}
     if setup.stage == "ppo":
         return _ppo_models(step, models["policy"])
-    if setup.stage in ("dpo", "kto") and not setup.lora_r:
+    if "reference" in STAGES[setup.stage].roles and not setup.lora_r:
         models["reference"] = _language_model(setup, config).requires_grad_(False)
     return models
 

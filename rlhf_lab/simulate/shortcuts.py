@@ -124,7 +124,7 @@ class FirstTurns(Executor):
         pieces = list(zip(*(t.split(len(buckets[0])) for t in tensors), strict=True))
         done: list[Tensor] = []
         if len(pieces) > 1:
-            with self.account.standing_for(len(pieces) - 1):
+            with self.account.counted_as(len(pieces) - 1):
                 done.append(function(*pieces[0]))
             done += [torch.empty_like(done[0]) for _ in pieces[2:]]
         return torch.cat([*done, function(*pieces[-1])])
@@ -144,7 +144,7 @@ class FirstTurns(Executor):
             whole, first = len(rows), TURNS * self.batch
             if whole % self.batch == 0 and whole > first:
                 rows = rows[:first]
-            with self.account.standing_for(Fraction(self.steps * whole, len(rows))):
+            with self.account.counted_as(Fraction(self.steps * whole, len(rows))):
                 self.statistics = train(rows)
         return self.statistics
 

@@ -69,7 +69,7 @@ def _simulate(step: Step, folder: str) -> XRay:
                 first = min(TURNS, passes)
                 short = replace(step, setup=replace(setup, gradient_accumulation_steps=first))
                 trainer = step_trainer(short, models, folder, 1, begins)
-                with account.standing_for(Fraction(passes, first)):
+                with account.counted_as(Fraction(passes, first)):
                     trainer.train()
     return XRay.of(account, setup.stage, "gpu" if setup.gpu else "cpu")
 

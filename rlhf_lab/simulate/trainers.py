@@ -92,7 +92,9 @@ def _row(step: Step, number: int) -> Row:
         answer = answer if number % 2 else shorter
         row: Row = {"prompt_ids": question, "completion_ids": answer, "label": bool(number % 2)}
         return {**row, "KL_completion_ids": answer}  # of another row, as long
-    return {"input_ids": question if number % 2 or not setup.padded else question[1:]}
+    if setup.stage == "ppo":
+        return {"input_ids": question if number % 2 or not setup.padded else question[1:]}
+    raise ValueError(f"no rows of {setup.stage} are made up yet: write them here")
 
 
 def _trl_trainer(

@@ -207,7 +207,7 @@ def before_and_after(
     prefers the response after training to the one before."""
     figures = after[0] | {f"before/{name}": value for name, value in before[0].items()}
     if before[1] and after[1] and reward_model is not None:
-        judge = reward_model, job.tokenizer, job.plan.model.reward_tokenizer
-        old, new = (score_answers(*judge, answers) for answers in (before[1], after[1]))
+        scorer = reward_model, job.tokenizer, job.plan.model.reward_tokenizer
+        old, new = (score_answers(*scorer, answers) for answers in (before[1], after[1]))
         figures["win_rate"] = win_rate(old, new)
     return figures

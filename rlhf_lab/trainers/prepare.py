@@ -133,7 +133,7 @@ def room_for_prompt(plan: Plan, args: TrainerArgs) -> int:
 
 def _new_critic(plan: Plan, layout: str) -> str:
     """Why a value model of PPO's cannot start as a copy of the reward model; "" where it does, or
-    where the layout has none (15)."""
+    layout has none (rule 15)."""
     if layout != "four":
         return ""
     if plan.settings.get("rule_reward"):
@@ -164,10 +164,10 @@ def load_roles(plan: Plan, args: TrainerArgs) -> Models:
         if args.beta and not plan.lora:
             roles["reference"] = model.sft
     rows = embeddings(roles["policy"])
-    for role, judge in roles.items():  # a policy may sample any token that it has an embedding for
+    for role, played in roles.items():  # a policy may sample any token that it has an embedding for
         foreign = role == "reward" and model.foreign_reward
-        if hasattr(judge, "resize_token_embeddings") and not foreign:
-            grow_embeddings(judge, rows)
+        if hasattr(played, "resize_token_embeddings") and not foreign:
+            grow_embeddings(played, rows)
     return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
 
 

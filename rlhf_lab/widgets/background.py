@@ -84,7 +84,7 @@ class Stop:
 _current: Training | None = None
 
 
-def check_free() -> None:
+def check_idle() -> None:
     """Refuse a training beside another one: each would slow the other tenfold."""
     if _current is not None and _current.running:
         raise RuntimeError(

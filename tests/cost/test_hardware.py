@@ -119,6 +119,13 @@ def test_every_entry_names_its_source(name):
     assert hw.kind == "cpu" or hw.price is not None
 
 
+@pytest.mark.parametrize("name", GPUS)
+def test_no_gpu_is_taken_to_reach_its_peak_for_want_of_a_figure(name):
+    """An entry that forgets the shares of the peaks would be planned at all of them."""
+    assert 0 < CATALOGUE[name].matmul_efficiency < 1
+    assert 0 < CATALOGUE[name].bandwidth_efficiency < 1
+
+
 NOMINAL = {
     "t4": 16,
     "l4": 24,

@@ -211,7 +211,8 @@ def test_splits_share_no_story_and_no_request():
 
 
 def test_memorised_share_counts_word_for_word_copies():
-    assert pretraining_text.memorised_share([STORY, "new story."], [STORY + " ", "another"]) == 0.5
+    known = {pretraining_text.digest(text) for text in (STORY + " ", "another", "")}
+    assert pretraining_text.memorised_share([STORY, "new story.", "", STORY], known) == 0.5
 
 
 def test_readers_name_the_faults_a_story_has():
