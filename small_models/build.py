@@ -157,7 +157,8 @@ class Build:
         return Model(name, {stage: str(self.out / name / stage) for stage in stages})
 
     def _recipe(self, name: str) -> bytes:
-        parts = (asdict(pretraining.SIZES[name]), pretraining.PHASES, pretraining.STILL)
+        size = pretraining.SIZES[name]
+        parts = (asdict(size), size.learning_rate, pretraining.PHASES, pretraining.STILL)
         return json.dumps(parts, sort_keys=True).encode()
 
     def _bytes_of(self, name: str, stage: str) -> bytes:

@@ -35,13 +35,18 @@ class Size:
     heads: int
     kv_heads: int
     mlp: int
-    learning_rate: float
+
+    @property
+    def learning_rate(self) -> float:
+        """Falls with the width, so that one choice serves all (Yang et al., 2203.03466): of 1e-3,
+        2e-3 and 4e-3 the first gave tiny the lowest loss after 750 steps (.335, .362, .462)."""
+        return 0.128 / self.width
 
 
 SIZES = {
-    "mini": Size(64, 2, 2, 2, 128, learning_rate=6e-3),
-    "tiny": Size(128, 3, 4, 4, 128, learning_rate=4e-3),
-    "small": Size(256, 4, 8, 2, 256, learning_rate=2e-3),
+    "mini": Size(64, 2, 2, 2, 128),
+    "tiny": Size(128, 3, 4, 4, 128),
+    "small": Size(256, 4, 8, 2, 256),
 }
 VOCABULARY, CONTEXT = 1024, 1024
 SPECIAL = ["<|pad|>", pretraining_text.END, "<|user|>", "<|assistant|>", "<|system|>"]
