@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
-from browser_kit import FLAGS, NotebookPage, Server, chromium, write_notebook
+from browser_kit import FLAGS, NotebookPage, Server, Spare, chromium, write_notebook
 
 
 def missing() -> str | None:
@@ -72,9 +72,19 @@ def contexts(browser):
         context.close()
 
 
+@pytest.fixture(scope="session")
+def spares(contexts, lab):
+    """At most one page and kernel that the test before has left whole."""
+    kept: list[Spare] = []
+    yield kept
+    for spare in kept:
+        spare.close(lab)
+
+
 @pytest.fixture
-def notebook(contexts, lab, shots, request):
-    """`notebook(cells)` opens a notebook of those code cells; `touch=True` on a touch screen.
+def notebook(contexts, lab, shots, request, spares):
+    """`notebook(cells)` opens a notebook of those code cells; `touch=True` on a touch screen,
+    `fresh=True` on a page and with a kernel of its own: what reloads needs them.
 
     Afterwards: no error on any page but those a test has taken out of `book.errors`, and no host
     but this machine.
@@ -82,15 +92,24 @@ def notebook(contexts, lab, shots, request):
     opened: list[NotebookPage] = []
 
     def start(
-        cells: list[str], touch: bool = False, width: int = 1280, height: int = 900
+        cells: list[str],
+        touch: bool = False,
+        width: int = 1280,
+        height: int = 900,
+        fresh: bool = False,
     ) -> NotebookPage:
         path = write_notebook(lab.root / f"{request.node.name[:60]}_{len(opened)}.ipynb", cells)
         opened.append(NotebookPage(contexts[touch], lab, path, shots, (width, height)))
-        return opened[-1].open()
+        spare = spares.pop() if spares else None
+        if spare is not None and (fresh or spare.touch != touch):
+            spare.close(lab)
+            spare = None
+        return opened[-1].open(spare)
 
     yield start
     for book in opened:
-        book.close()
+        spare = book.close(book.context is contexts[True])
         book.context.clear_permissions()
+        spares += [spare] if spare is not None else []
     assert not [error for book in opened for error in book.errors]
     assert {host for book in opened for host in book.hosts} <= {"127.0.0.1"}

@@ -53,7 +53,7 @@ def spoken(book):
 
 
 def test_it_paints_is_read_and_survives_a_reload(notebook):
-    book = notebook([IMPORTS, RUN])
+    book = notebook([IMPORTS, RUN], fresh=True)
     book.run_until(0, ".jp-CodeCell:nth-child(1) .jp-InputPrompt")
     book.wait_idle()
     seconds = book.run_until(1, ".lab-chart svg")
@@ -201,7 +201,7 @@ def test_it_moves_while_its_cell_runs_and_keeps_to_its_budget(notebook):
 
 
 def test_a_page_reloaded_while_its_cell_runs_has_the_whole_curve_afterwards(notebook):
-    book = notebook([IMPORTS, BUSY])
+    book = notebook([IMPORTS, BUSY], fresh=True)
     book.run_all(wait=False)
     book.wait_svg()
     book.page.wait_for_timeout(1000)

@@ -65,7 +65,7 @@ def test_seen_while_it_trains_stopped_and_kept(notebook, mode):
 
 def test_a_reload_in_the_middle_loses_nothing(notebook):
     cells = [PLAN, TRAIN.format(name="reload", more=", background=True")]
-    book = notebook(cells).run_all()
+    book = notebook(cells, fresh=True).run_all()
     label = "document.querySelector('.lab-chart svg')?.getAttribute('aria-label') ?? ''"
     book.page.wait_for_function(f"() => /reward: last/.test({label})", timeout=120_000)
     book.theme("dark")

@@ -127,7 +127,7 @@ def test_with_the_keyboard_alone(open_labeller):
 
 
 def test_a_reload_shows_where_one_was(open_labeller):
-    book, file = open_labeller()
+    book, file = open_labeller(fresh=True)
     for number in (2, 3):
         book.page.locator(f"{ROOT} button.right").click()
         wait_for_pair(book, number)
@@ -142,7 +142,7 @@ def test_a_reload_shows_where_one_was(open_labeller):
 
 
 def test_a_kernel_killed_in_the_middle_loses_no_answer(open_labeller):
-    book, file = open_labeller(after=["import os, signal"])
+    book, file = open_labeller(after=["import os, signal"], fresh=True)
     page = book.page
     page.locator(f"{ROOT} .prompt").click()
     for number in (2, 3, 4):

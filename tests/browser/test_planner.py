@@ -174,7 +174,7 @@ _FOCUSED = """() => {
 
 
 def test_a_reload_keeps_it_and_a_notebook_without_a_kernel_shows_it(notebook):
-    book = opened(notebook)
+    book = opened(notebook, fresh=True)
     press(book, "Batch", "ArrowLeft")
     book.wait_for(lambda: "per_device_train_batch_size=4," in printed(book))
     book.wait_for(lambda: book.page.locator(".lab-remedy:visible").count() == 3)

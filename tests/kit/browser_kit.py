@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -103,10 +104,16 @@ class Server:
         with urllib.request.urlopen(request, timeout=30) as response:
             return response.read()
 
-    def start_kernel(self, notebook: str) -> None:
-        """Start a notebook's kernel before its page: both need seconds, now the same ones."""
+    def start_kernel(self, notebook: str) -> str:
+        """Start a notebook's kernel before its page: both need seconds, now the same ones. → the
+        session."""
         session = {"path": notebook, "name": notebook, "type": "notebook"}
-        self.request("/api/sessions", "POST", {**session, "kernel": {"name": "python3"}})
+        body = {**session, "kernel": {"name": "python3"}}
+        return str(json.loads(self.request("/api/sessions", "POST", body))["id"])
+
+    def hand_over(self, session: str, notebook: str) -> None:
+        """Give a session, and with it its kernel, to another notebook."""
+        self.request(f"/api/sessions/{session}", "PATCH", {"path": notebook, "name": notebook})
 
     def kill_kernels(self) -> None:
         for kernel in json.loads(self.request("/api/kernels")):
@@ -119,6 +126,24 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@dataclass(frozen=True)
+class Spare:
+    """A page of JupyterLab without a notebook, and a kernel that has imported the lab: left by a
+    test for the next one, which need not wait for either."""
+
+    page: Any
+    session: str
+    touch: bool
+
+    def close(self, server: Server) -> None:
+        self.page.close()
+        server.kill_kernels()
+
+
+# What a test left in the kernel, the lab's modules aside.
+_RESET = "from ipywidgets import Widget\nWidget.close_all()\n%reset -f"
 
 
 class NotebookPage:
@@ -142,12 +167,22 @@ class NotebookPage:
         self.hosts: set[str] = set()
         self.received: list[tuple[float, int]] = []
         self.page: Any = None
+        self._session, self.fresh = "", True
         self._dark = self._no_kernel = False
+        self._listeners = {
+            "pageerror": self._thrown,
+            "console": self._console,
+            "request": lambda request: self._host(request.url),
+            "websocket": self._socket,
+        }
 
     # -- opening ------------------------------------------------------------------------------
-    def open(self) -> NotebookPage:
-        """Open (or open again) the notebook with a kernel that is connected and idle."""
-        self.server.start_kernel(self.path.name)
+    def open(self, spare: Spare | None = None) -> NotebookPage:
+        """Open the notebook with a kernel that is connected and idle: page and kernel are its own,
+        or those of a test before."""
+        if spare is not None:
+            return self._open_in(spare)
+        self._session = self.server.start_kernel(self.path.name)
         self._new_page()
         self.page.goto(
             f"{self.server.url}/lab/tree/{self.path.name}?reset&token={self.server.token}"
@@ -156,8 +191,19 @@ class NotebookPage:
         self.page.wait_for_selector(".jp-Notebook .jp-Cell")
         return self
 
+    def _open_in(self, spare: Spare) -> NotebookPage:
+        self.page, self._session, self.fresh = spare.page, spare.session, False
+        self._watch()
+        self.server.hand_over(spare.session, self.path.name)
+        self.command("docmanager:open", {"path": self.path.name, "factory": "Notebook"})
+        self.page.wait_for_function(_IDLE, timeout=60_000)
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
+        return self
+
     def reload(self) -> NotebookPage:
-        """Save and press F5. The kernel lives on."""
+        """Save and press F5. The kernel lives on. On a page of its own: the address of one that was
+        handed over names the notebook before."""
+        assert self.fresh, "notebook(..., fresh=True)"
         self.save()
         self.page.reload()
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
@@ -184,12 +230,13 @@ class NotebookPage:
         return self
 
     def _new_page(self) -> None:
-        self.page = page = self.context.new_page()
-        page.set_viewport_size({"width": self.size[0], "height": self.size[1]})
-        page.on("pageerror", self._thrown)
-        page.on("console", self._console)
-        page.on("request", lambda request: self._host(request.url))
-        page.on("websocket", self._socket)
+        self.page = self.context.new_page()
+        self._watch()
+
+    def _watch(self) -> None:
+        self.page.set_viewport_size({"width": self.size[0], "height": self.size[1]})
+        for event, listener in self._listeners.items():
+            self.page.on(event, listener)
 
     def _thrown(self, error: Any) -> None:
         # JupyterLab's own, in any notebook that is opened without a kernel.
@@ -287,12 +334,33 @@ class NotebookPage:
         self.save()
         return nbformat.read(self.path, as_version=4)
 
-    def close(self) -> None:
+    def close(self, touch: bool = False) -> Spare | None:
+        """→ page and kernel for the next test, if this one has left them whole."""
+        whole = not self.page.is_closed() and not self._no_kernel and not self.errors
         if not self.page.is_closed():
             if self._dark:  # the server remembers it
                 self.theme("light")
-            self.page.close()
-        self.server.kill_kernels()
+            whole = whole and self.page.evaluate(_IDLE)
+            if not whole:
+                self.page.close()
+        if not whole:
+            self.server.kill_kernels()
+            return None
+        for event, listener in self._listeners.items():
+            self.page.remove_listener(event, listener)
+        # Before the next notebook connects, which would ask for the widgets that are there.
+        self.page.evaluate(
+            f"""code => {_NOTEBOOK}.sessionContext.session.kernel
+              .requestExecute({{code, store_history: false}}).done.then(() => null)""",
+            _RESET,
+        )
+        self.page.evaluate(
+            """() => { for (const open of [...window.jupyterapp.shell.widgets('main')]) {
+              if (open.context) open.context.model.dirty = false;
+              open.dispose();
+            } }"""
+        )
+        return Spare(self.page, self._session, touch)
 
 
 def write_notebook(path: Path, cells: Sequence[str]) -> Path:
