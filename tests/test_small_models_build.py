@@ -21,10 +21,9 @@ from rlhf_lab.world.generator import draw_request, write_story
 from rlhf_lab.world.gold_reward import gold_parts, read_story
 
 sys.path.insert(0, str(small_models_folder()))
+import build  # noqa: E402
 import pairs  # noqa: E402
 import pretraining  # noqa: E402
-
-import build  # noqa: E402
 
 
 @pytest.fixture
