@@ -67,7 +67,7 @@ AT_ONCE = {
     "as models 20: eos": (["sft", "--set", "eos_token=<x>"], "change the tokenizer in the model's"),
     "models 20: SFT": (["sft", "--set", "resume_from_checkpoint=x"], "has no effect here"),
     "models 20: PPO": (["ppo", "--set", "resume_from_checkpoint=x"], "--out with --resume"),
-    "the run's folder": (["sft", "--set", "output_dir=x"], "is said with --out"),
+    "the run's folder": (["sft", "--set", "output_dir=x"], "is named by --out"),
     "resumed and replaced": (["ppo", "--out", "o", "--resume", "--overwrite"], "say one of them"),
 }
 SLOW = "torch transformers trl datasets pandas plotly".split()

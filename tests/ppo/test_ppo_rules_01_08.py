@@ -305,7 +305,7 @@ def test_rule_06_pad_is_not_eos_and_the_last_token_rule(make, tiny, monkeypatch,
 def test_rule_06_a_tokenizer_with_pad_eos_is_refused(make, tiny, pad):
     tokenizer = tiny.tokenizer()
     tokenizer.pad_token = pad
-    with pytest.raises(ValueError, match="rule 6"):
+    with pytest.raises(ValueError, match="pad token that is not eos"):
         make(extra={"processing_class": tokenizer})
 
 
