@@ -29,7 +29,10 @@ def in_vllm(folder: str, asked: str, answered: str) -> None:
     from vllm import LLM, SamplingParams
 
     prompts = json.loads(Path(asked).read_text())
-    engine = LLM(folder, dtype="float32", enforce_eager=True, max_model_len=512)
+    # The share is of the machine's memory, on a CPU too; vLLM would take nine tenths of it.
+    engine = LLM(
+        folder, dtype="float32", enforce_eager=True, max_model_len=512, gpu_memory_utilization=0.2
+    )
     sampling = SamplingParams(temperature=0, max_tokens=TOKENS)
     outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], sampling)
     found = {
