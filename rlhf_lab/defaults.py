@@ -26,7 +26,7 @@ BATCH = frozenset(
     "per_device_train_batch_size gradient_accumulation_steps steps_per_generation "
     "generation_batch_size num_mini_batches gpus".split()
 )
-"""Settings that make a batch: where one is given, nothing is chosen."""
+"""Settings that make a batch: where one is given, nothing is taken."""
 
 
 LITERATURE: dict[str, dict[str, list[Setting]]] = json.loads(
@@ -43,10 +43,10 @@ def defaults(
 
     A model of unknown size counts as large.
     """
-    chosen: dict[str, Setting] = dict(STAGES[stage].defaults)
+    taken: dict[str, Setting] = dict(STAGES[stage].defaults)
     size = 0.0 if model.name in BUNDLED else parameters(model)
     if size <= SMALL or not STAGES[stage].trainable:
-        return chosen, {}
+        return taken, {}
     published = LITERATURE[stage]
     rates = published["lora" if given.get("lora_r") else "whole"]
     rate, source = next((rate, why) for most, rate, why in rates if size <= (most or inf))
@@ -55,10 +55,10 @@ def defaults(
         *([published["penalty"]] if "penalty" in published else []),
     ]
     if not BATCH & given.keys() and find_hardware(hardware).name == find_hardware("here").name:
-        batch, source = _batch_that_fits(stage, model, {**chosen, **given})
+        batch, source = _batch_that_fits(stage, model, {**taken, **given})
         found += [(name, value, source) for name, value in batch.items()]
-    chosen |= {name: value for name, value, _ in found}
-    return chosen, {name: source for name, _, source in found if name not in given}
+    taken |= {name: value for name, value, _ in found}
+    return taken, {name: source for name, _, source in found if name not in given}
 
 
 def parameters(model: Model) -> float:

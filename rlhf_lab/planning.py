@@ -186,14 +186,14 @@ def plan(
         raise ValueError(f"no stage {stage!r}; {hint}choose from {', '.join(STAGES)}")
     handle, settings = load(model), _one_length(stage, settings)
     find_hardware(hardware)
-    chosen, sources = defaults(stage, handle, hardware, settings)
-    chosen = {**chosen, **settings, **reward_settings(settings)}
+    taken, sources = defaults(stage, handle, hardware, settings)
+    taken = {**taken, **settings, **reward_settings(settings)}
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
-        chosen["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
+        taken["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
     if data is not None:
-        found = planned_lengths(stage, handle, load_data(data), chosen)
-        chosen = {**found, **chosen}
-    return Plan(stage, handle, hardware, chosen, sources)
+        found = planned_lengths(stage, handle, load_data(data), taken)
+        taken = {**found, **taken}
+    return Plan(stage, handle, hardware, taken, sources)
 
 
 def _one_length(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:

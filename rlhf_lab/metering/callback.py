@@ -145,7 +145,10 @@ class MeterCallback(TrainerCallback):
         *args: object,
         **kwargs: object,
     ) -> object:
-        """A scoring pass between sampling and the step: the policy's, or the reference's."""
+        """A scoring pass between sampling and the step: the policy's, or the reference's.
+
+        ids, mask: (b, t), of which the last `logits_to_keep` are the response.
+        """
         if self._in_loss:
             return original(model, ids, mask, logits_to_keep, *args, **kwargs)
         policy = model.training and not adapters_off(model)
@@ -187,7 +190,8 @@ class MeterCallback(TrainerCallback):
 def batch_shape(
     model: nn.Module, inputs: ModelInputs, args: Sequence[Tensor] = ()
 ) -> tuple[int, ...]:
-    """`call_shape`, and the rows that TRL's fused head scores: on a GPU those with a label only."""
+    """`call_shape` of inputs (b, t), and the rows that TRL's fused head scores: on a GPU only those
+    with a label."""
     shape = call_shape(model, args, inputs)
     labels = inputs.get("labels")
     labelled = (labels != -100) if labels is not None else inputs.get("completion_mask")
@@ -197,7 +201,7 @@ def batch_shape(
 
 
 def concat_prompt_completion(inputs: Batch) -> dict[str, Tensor]:
-    """Prompts and sampled completions as the rows that the model is given."""
+    """Prompts (b, t) and sampled completions (b, u) as the rows of the model, (b, t + u)."""
     masks = inputs["prompt_mask"], inputs["completion_mask"]
     return {
         "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),

@@ -40,7 +40,7 @@ def device_settings(given: Mapping[str, object]) -> dict[str, bool]:
             "Apple's GPU has no float64, which sampling needs" if apple else "there is no GPU here"
         )
         raise ValueError(f"use_cpu=False: {why}; leave it out, and the CPU trains")
-    chosen = {"use_cpu": not gpu} | dict.fromkeys(("bf16", "fp16"), False)
+    taken = {"use_cpu": not gpu} | dict.fromkeys(("bf16", "fp16"), False)
     if gpu and not given.get("use_cpu") and not given.keys() & {"bf16", "fp16"}:
-        chosen["fp16" if compute_dtype() is torch.float16 else "bf16"] = True
-    return {name: value for name, value in chosen.items() if name not in given}
+        taken["fp16" if compute_dtype() is torch.float16 else "bf16"] = True
+    return {name: value for name, value in taken.items() if name not in given}

@@ -77,7 +77,9 @@ class _Context(FunctionCtx):
 
 
 class _LogProbs(torch.autograd.Function):
-    """log softmax(z/T)[token], whose gradient in z is (onehot(token) − π)/T, block by block."""
+    """log softmax(z/T)[token], whose gradient in z is (onehot(token) − π)/T, block by block.
+
+    logits: (…, vocab), tokens: (…) → log-probability and entropy of each, (…)."""
 
     @staticmethod
     def forward(

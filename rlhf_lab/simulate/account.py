@@ -179,7 +179,7 @@ class FakeAccount(StepAccount):
         return out
 
     def selected(self, mask: Tensor) -> int:
-        """How many positions a mask selects."""
+        """How many positions a mask, (b, t) or any shape, selects."""
         if mask.dim() == 2 and 0 < self.response <= mask.shape[1]:
             return mask.shape[0] * self.response
         return mask.numel()

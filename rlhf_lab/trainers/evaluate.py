@@ -164,7 +164,8 @@ def gold_gaps(pairs: Sequence[Example], gold_reward: GoldReward) -> Tensor:
 
 
 def noise_free_accuracy(pairs: Sequence[Example], margin: Tensor, gold_reward: GoldReward) -> float:
-    """Accuracy where the higher gold reward is the better one; ties of the gold are left out."""
+    """Accuracy where the higher gold reward is the better one; ties of the gold are left out.
+    margin: (n,) score of the chosen response less that of the rejected one."""
     gaps = gold_gaps(pairs, gold_reward)
     clear = gaps.abs() > 1e-9
     return float(((margin > 0) == (gaps > 0))[clear].float().mean())
