@@ -384,6 +384,24 @@ def test_k2_is_biased_and_k3_is_never_negative(two):
     assert (losses.kl_estimate(theta.log_softmax(0), ref, "k1") < 0).any()
 
 
+@pytest.mark.parametrize(("kind", "cosine"), [("k1", 1.0), ("k2", 0.2), ("k3", 0.0)])
+def test_as_a_reward_only_k1_has_the_gradient_of_the_kl(kind, cosine):
+    """Where the estimate is a reward, its gradient is E[estimate · ∇log π]. Its cosine with that of
+    the KL, as the help of `kl_estimator` has it: the mean of 50 policies over 1,024 tokens, each
+    near its reference."""
+    found = []
+    for seed in range(50):
+        g = torch.Generator().manual_seed(seed)
+        theta, noise = torch.randn(2, 1024, generator=g, dtype=DOUBLE).unbind()
+        theta, ref = theta.clone().requires_grad_(), (theta + 0.3 * noise).log_softmax(0)
+        logp = theta.log_softmax(0)
+        reward = losses.kl_estimate(logp, ref, kind).detach()
+        as_reward = gradient((logp.exp().detach() * reward * logp).sum(), theta)
+        true = gradient(reverse_kl(theta, ref), theta)
+        found.append(torch.nn.functional.cosine_similarity(as_reward, true, dim=0))
+    assert torch.stack(found).mean() == pytest.approx(cosine, abs=0.03)
+
+
 @pytest.mark.parametrize("kind", ["k1", "k3"])
 def test_summed_over_a_response_the_estimate_is_the_kl_of_the_response(kind):
     """All 4 × 4 responses of two tokens, the second distribution depending on the first token."""
