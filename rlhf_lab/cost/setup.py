@@ -259,6 +259,7 @@ RENAMED = {
     "max_steps": "steps",
     "lora_target_modules": "lora_targets",
     "num_generations": "samples_per_prompt",
+    "activation_checkpointing": "gradient_checkpointing",
 }
 
 

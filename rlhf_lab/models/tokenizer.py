@@ -52,14 +52,18 @@ def plain_template(tokenizer: Tokenizer) -> str:
 
 def _declared_stops(path: str | Path) -> list[int]:
     """The tokens at which the checkpoint's generation config ends a text, where it has one. A
-    single one in a file derived from config.json may be the default of a class."""
+    single one in a file derived from config.json may be the default of a class. Raises ValueError,
+    one line, for a file that cannot be read."""
     from transformers.utils.hub import cached_file
 
     try:
         file = fetch(cached_file, path, "generation config", filename="generation_config.json")
-        found = json.loads(Path(str(file)).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # it has none
         return []
+    try:
+        found = json.loads(Path(str(file)).read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}; mend it or delete it") from None
     declared = found.get("eos_token_id")
     if isinstance(declared, int):
         declared = [] if found.get("_from_model_config") else [declared]

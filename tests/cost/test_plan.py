@@ -292,6 +292,16 @@ def test_what_cannot_be_is_one_line(more, line):
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_both_names_of_checkpointing_are_one_setting(stage):
+    """transformers 5.23 calls `gradient_checkpointing` `activation_checkpointing`."""
+    old, new, without = (
+        lab.plan(stage, "Qwen/Qwen2.5-0.5B", hardware="h100", **setting).estimate
+        for setting in ({"gradient_checkpointing": True}, {"activation_checkpointing": True}, {})
+    )
+    assert new.ledger.peak() == old.ledger.peak() < without.ledger.peak()
+
+
 def test_ppo_refuses_minibatches_that_do_not_divide():
     with pytest.raises(
         ValueError, match="rollout batch of 6 does not split into num_mini_batches=4: choose 3"

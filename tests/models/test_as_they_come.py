@@ -228,6 +228,14 @@ def test_the_bias_of_a_reward_head_is_kept(shards, tmp_path):
     assert load_reward_model(tmp_path / "saved").config.score_offset == 1.5  # once, not twice
 
 
+def test_a_damaged_generation_config_is_not_one_without_stops(tmp_path):
+    """It names the tokens at which a text ends: left out without a word, nothing would stop."""
+    folder = make_folder(tmp_path, "llama")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1,')
+    with pytest.raises(ValueError, match="generation_config.json is not JSON"):
+        _ = lab.load(folder).tokenizer
+
+
 # -- 4 bits -----------------------------------------------------------------------------------
 def by_hand(weight):
     """NF4 (Dettmers et al., 2305.14314): two codes a byte, the high half first; every 64 weights of
