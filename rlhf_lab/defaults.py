@@ -26,7 +26,7 @@ BATCH = frozenset(
     "per_device_train_batch_size gradient_accumulation_steps steps_per_generation "
     "generation_batch_size num_mini_batches gpus".split()
 )
-"""Settings that make a batch: where one is given, nothing is taken."""
+"""Settings that make a batch: where one is given, none is chosen for the user."""
 
 
 LITERATURE: dict[str, dict[str, list[Setting]]] = json.loads(

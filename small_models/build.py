@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pairs
@@ -48,32 +48,37 @@ class Build:
 
     def size(self, name: str) -> None:
         """Every part of one size."""
-        self._part(f"{name}/base", self._base, name, self._recipe(name))
-        self._part(f"{name}/sft", self._sft, name, self._bytes_of(name, "base"))
+        recipe = json.dumps(pretraining.recipe(name), sort_keys=True).encode()
+        self._part(f"{name}/base", self._base, name, recipe)
+        self._part(f"{name}/sft", self._sft, name, self._bytes_of(name, "base") + settings("sft"))
         if name == DEFAULT:
             self._part("pairs.jsonl.gz", self._pairs, name, self._bytes_of(name, "sft"))
         if not self.pairs_file.is_file():
             raise SystemExit(
                 f"no pairs yet in {self.out}: build {DEFAULT} first (--only {DEFAULT})"
             )
-        sources = self._bytes_of(name, "sft") + self.pairs_file.read_bytes()
+        sources = self._bytes_of(name, "sft") + self.pairs_file.read_bytes() + settings("reward")
         self._part(f"{name}/reward", self._reward, name, sources)
         if name == DEFAULT:
-            self._part(f"{name}/reward_adapter", self._adapter, name, sources)
+            adapter = json.dumps(ADAPTER).encode()
+            self._part(f"{name}/reward_adapter", self._adapter, name, sources + adapter)
 
     def _part(self, part: str, make: Callable[[str], None], name: str, sources: bytes) -> None:
         """Make it, unless it is there and was made from the same."""
         key = hashlib.sha256(sources + f"{self.seed} {self.most_chunks}".encode()).hexdigest()
-        done = json.loads(self._done_file.read_text()) if self._done_file.is_file() else {}
-        if done.get(part) == key and (self.out / part).exists():
+        if self._done().get(part) == key and (self.out / part).exists():
             print(f"{part}: there already", flush=True)
             return
         start = time.monotonic()
         make(name)
         new = self._done_file.with_suffix(".new")
-        new.write_text(json.dumps(done | {part: key}, indent=1))
+        new.write_text(json.dumps(self._done() | {part: key}, indent=1))
         os.replace(new, self._done_file)
         print(f"{part}: done in {(time.monotonic() - start) / 60:.1f} min", flush=True)
+
+    def _done(self) -> dict[str, str]:
+        """Finished parts, each with a digest of what it was made from."""
+        return json.loads(self._done_file.read_text()) if self._done_file.is_file() else {}
 
     # ------------------------------------------------------------------------------- the parts
 
@@ -87,7 +92,8 @@ class Build:
         state.model.eval().save_pretrained(new)
         self.tokenizer.save_pretrained(new)
         figures = {"parameters": state.model.num_parameters(), "tokens read": state.place.tokens}
-        write_card(new, f"{name}: base model", state.recipe, self.seed, figures | state.losses())
+        figures |= state.losses()
+        write_card(new, f"{name}: base model", state.description, self.seed, figures)
         self._adopt(new, f"{name}/base")
 
     def _sft(self, name: str) -> None:
@@ -156,11 +162,6 @@ class Build:
 
         return Model(name, {stage: str(self.out / name / stage) for stage in stages})
 
-    def _recipe(self, name: str) -> bytes:
-        size = pretraining.SIZES[name]
-        parts = (asdict(size), size.learning_rate, pretraining.PHASES, pretraining.STILL)
-        return json.dumps(parts, sort_keys=True).encode()
-
     def _bytes_of(self, name: str, stage: str) -> bytes:
         return (self.out / name / stage / "model.safetensors").read_bytes()
 
@@ -181,6 +182,13 @@ class Build:
         shutil.move(new, target)
 
 
+def settings(stage: str) -> bytes:
+    """The lab's settings of a stage, as they stand."""
+    from rlhf_lab.stages import STAGES
+
+    return json.dumps(dict(STAGES[stage].defaults), sort_keys=True).encode()
+
+
 def store_in_16_bits(file: Path) -> None:
     """Half the bytes: weights as float16. The config beside them goes on to say float32, so that
     every loader makes them that again, and what was measured afterwards is what is loaded."""
@@ -195,14 +203,12 @@ def store_in_16_bits(file: Path) -> None:
 
 def _data(seed: int, pairs_file: Path | None = None):
     """The world's data, with the pairs of this build."""
-    from rlhf_lab.data.load import STORY_ROWS, Split, annotate, load_data, read_pairs
+    from rlhf_lab.data.load import load_data, read_pairs, story_preferences
 
     data = load_data("stories", seed=seed)
     if pairs_file is None or not pairs_file.is_file():
         return data
-    found, of = read_pairs(pairs_file), {"train": "preferences", "test": "test_pairs"}
-    sides = {s: annotate(found[s][: STORY_ROWS[of[s]]], data.annotator) for s in found}
-    return replace(data, preferences=Split(**sides))
+    return replace(data, preferences=story_preferences(read_pairs(pairs_file), data.annotator))
 
 
 def recipe_of(run) -> str:

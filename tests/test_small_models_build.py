@@ -76,6 +76,20 @@ def test_killed_at_any_step_and_resumed_gives_the_same_weights(
     assert read[0] == read[1]
 
 
+def test_what_another_recipe_made_is_not_gone_on_from(
+    quick, monkeypatch, tokenizer, tmp_path, capsys
+):
+    first = pretraining.Pretraining("mini", tokenizer, 0, tmp_path)
+    first.run(most_chunks=1)
+    monkeypatch.setattr(pretraining, "WARMUP", 20)
+    anew = pretraining.Pretraining("mini", tokenizer, 0, tmp_path)
+    assert "another recipe: mini starts anew" in capsys.readouterr().out
+    assert anew.place.chunks == 0
+    assert not (tmp_path / "mini-0.stories").exists(), "what the first read, this one has not"
+    untrained = pretraining.new_model("mini", tokenizer, 0).state_dict()
+    assert all(torch.equal(weight, untrained[name]) for name, weight in weights_of(anew).items())
+
+
 def test_another_seed_gives_other_weights(quick, tokenizer, tmp_path):
     ours, theirs = (pretraining.Pretraining("mini", tokenizer, seed, tmp_path) for seed in (0, 1))
     assert not torch.equal(

@@ -177,16 +177,21 @@ def _stories(annotator: Annotator, seed: int) -> Data:
         requests = islice(corpus.requests(split, seed), count)
         return [{"prompt": request.prompt} for request in requests]
 
-    pairs, test = bundled_pairs(), STORY_ROWS["test"]
+    test = STORY_ROWS["test"]
     return Data(
         "stories",
         Split(demonstrations("train", STORY_ROWS["sft"]), demonstrations("test", test)),
-        Split(
-            annotate(pairs["train"][: STORY_ROWS["preferences"]], annotator),
-            annotate(pairs["test"][: STORY_ROWS["test_pairs"]], annotator),
-        ),
+        story_preferences(bundled_pairs(), annotator),
         Split(prompts("train", STORY_ROWS["prompts"]), prompts("test", test)),
         annotator,
+    )
+
+
+def story_preferences(pairs: dict[str, list[Example]], annotator: Annotator) -> Split:
+    """As many pairs of a split as the world uses (`STORY_ROWS`), labelled by the annotator."""
+    return Split(
+        annotate(pairs["train"][: STORY_ROWS["preferences"]], annotator),
+        annotate(pairs["test"][: STORY_ROWS["test_pairs"]], annotator),
     )
 
 
