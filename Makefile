@@ -27,7 +27,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help run real check test test-lint test-tests test-browser test-notebooks test-floors test-latest lab docs small_models lint constraints clean
+.PHONY: help run real check test test-lint test-tests test-browser test-notebooks test-floors test-latest lab web docs course_runs small_models lint constraints clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -39,7 +39,9 @@ help:
 	@echo 'make test-floors   two steps with the oldest versions allowed, in .venv-floors'
 	@echo 'make test-latest   two steps with the newest of everything, in .venv-latest'
 	@echo 'make lab           JupyterLab on notebooks/'
-	@echo 'make docs          the site, into build/docs'
+	@echo 'make web           the planner as a web page, into build/web'
+	@echo 'make docs          the site, into build/docs, with the page that make web has made'
+	@echo 'make course_runs   train anew the runs that notebooks show beside their own'
 	@echo 'make small_models  rebuild the bundled checkpoints'
 	@echo 'make lint          ruff, check and format'
 	@echo 'make constraints   write constraints.txt from what .venv holds'
@@ -87,7 +89,7 @@ test-browser: $(VENV)/.stamp-test
 test-notebooks: $(VENV)/.stamp-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) $(BY_FILE) \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	    --nbval-sanitize-with tests/sanitize.cfg notebooks
+	    --nbval-sanitize-with notebooks/sanitize.cfg notebooks
 
 # The oldest and the newest versions together, each in an environment of its own, made anew: the
 # four stages for two steps, the planner's tests and two steps of every stage. torch stays at its
@@ -111,13 +113,23 @@ $(VENV)-floors/.stamp-versions $(VENV)-latest/.stamp-versions: pyproject.toml .c
 
 # A container's root has to say so to Jupyter.
 lab: $(VENV)/.stamp-lab
-	@$(BIN)/jupyter trust notebooks/0?_*.ipynb >/dev/null  # else their pictures stay hidden
+	@$(BIN)/jupyter trust notebooks/*.ipynb >/dev/null  # else their pictures stay hidden
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) notebooks
+
+# Pyodide comes once, by npm, into build/cache; its version and sha256 are pinned in web/build_web.py.
+web: $(VENV)/.stamp-base
+	@$(BIN)/python web/build_web.py
 
 # Nothing is run, nothing is fetched; a warning fails the build.
 docs: $(VENV)/.stamp-docs
+	@test -f build/web/index.html || echo 'without the planner: make web, then make docs'
 	@$(BIN)/python -m sphinx -W --keep-going -q -E -d build/doctrees docs build/docs
 	@echo 'open build/docs/index.html'
+
+# About fifteen minutes on two cores; the names in .ci/course_runs.py train some of them.
+course_runs: export HF_HUB_OFFLINE = 1
+course_runs: $(VENV)/.stamp-base
+	@$(BIN)/python .ci/course_runs.py $(ARGS)
 
 small_models: $(VENV)/.stamp-base
 	@$(BIN)/python small_models/build.py $(ARGS)

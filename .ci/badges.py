@@ -43,6 +43,12 @@ def places(notebook: str) -> dict[str, str]:
     }
 
 
+def pages() -> dict[str, str]:
+    """What a reader of any notebook may want beside it."""
+    docs = f"{address()}/blob/main/docs"
+    return {"Words": f"{docs}/glossary.md", "When something fails": f"{docs}/troubleshooting.md"}
+
+
 IMAGES = Path("notebooks/images")
 COLOURS = {"Binder": "#b34a00", "Colab": "#1a5fb4"}  # white on either is read easily
 BADGE = """\
@@ -80,13 +86,14 @@ def readme(text: str) -> str:
 
 
 def notebook(text: str, name: str) -> str:
-    """A notebook with badges under its title and the Colab cell before its first code."""
+    """A notebook with badges and links under its title and the Colab cell before its first code."""
     whole = json.loads(text)
     title, *rest = whole["cells"][0]["source"]
     rest = [line for line in rest if not line.startswith("[![Open in ")]
     while rest and not rest[0].strip():
         rest.pop(0)
-    links = badges(name, IMAGES.name)
+    beside = (f"[{words}]({at})" for words, at in pages().items())
+    links = " · ".join([badges(name, IMAGES.name), *beside])
     whole["cells"][0]["source"] = [title.rstrip("\n") + "\n", "\n", links + "\n", "\n", *rest]
     cells = [c for c in whole["cells"] if TAG not in c["metadata"].get("tags", [])]
     first = next(i for i, c in enumerate(cells) if c["cell_type"] == "code")

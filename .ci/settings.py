@@ -23,7 +23,10 @@ def _text(type_: object) -> str:
 
 
 def table() -> dict[str, dict[str, str]]:
-    """{"versions": …, "common": fields of all stages, stage: the other ones}."""
+    """{"versions": …, "common": fields of all stages, "model": those of TRL's ModelConfig, stage:
+    the other ones}."""
+    from trl import ModelConfig
+
     from rlhf_lab.stages import STAGES, resolve
 
     found = {
@@ -37,7 +40,8 @@ def table() -> dict[str, dict[str, str]]:
         stage: {n: t for n, t in own.items() if n not in common} for stage, own in found.items()
     }
     versions = {name: version(name) for name in ("transformers", "trl")}
-    return {"versions": versions, "common": common, **rest}
+    model = {f.name: _text(f.type) for f in fields(ModelConfig)}
+    return {"versions": versions, "common": common, "model": model, **rest}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
     flops       predicted against counted by operation, in the cases of `memory`
     seconds     predicted after `calibrate()` against the clock, by phase, real runs on this machine
     published   figures that others measured, against our plans of them
+    serving     the same of inference (serving.py): predicted ÷ measured by kind
     peers       other estimators on the cases of `memory`
     speed       a plan, its remedies, the import, the x-ray of a 7B step
 
@@ -30,6 +31,7 @@ from typing import Any
 
 import cost_cases
 import published
+import serving
 
 from rlhf_lab.cost.architecture import architecture
 from rlhf_lab.cost.estimate import estimate
@@ -257,6 +259,12 @@ def compare_published() -> dict[str, Any]:
     }
 
 
+def compare_serving() -> dict[str, Any]:
+    """Each figure, and by kind those that constants were fitted to and the locked ones."""
+    found = serving.rows()
+    return {"rows": found, "summary": serving.summary(found)}
+
+
 # ----------------------------------------------------------------------------------------- speed
 
 IMPORT = """
@@ -331,6 +339,7 @@ SECTIONS = (
     "flops",
     "seconds",
     "published",
+    "serving",
     "peers",
     "speed",
 )
@@ -351,6 +360,7 @@ def run(only: Iterable[str], count: int, seed: int, fresh: bool) -> dict[str, An
         "parameters": parameters,
         "measured": measured,
         "published": compare_published,
+        "serving": compare_serving,
         "seconds": seconds,
         "speed": speed,
     }

@@ -30,7 +30,7 @@ STEPS = {"ppo": 44, "sft": 40}
 
 def trainer_of(stage: str, meter: Meter, data, steps: int, folder: Path):
     """The stage's trainer as `lab.train` makes it, without what comes before and after."""
-    plan = lab.plan(stage, "tiny", max_steps=steps)
+    plan = lab.plan(stage, "tiny", max_steps=steps, save_strategy="no")
     args = plan.config(str(folder / "trainer"))
     ready = prepare(plan, data, args)
     run = Run.create(

@@ -24,7 +24,7 @@ from ppo_parity_setup import COMMON, make_world
 from ppo_vs_trl_report import Options, Worker, median, show, spread, target
 
 GRID = [
-    {"learning_rate": 1e-3, "kl_coef": 0.15, "num_ppo_epochs": epochs, "lam": lam}
+    {"learning_rate": 7e-4, "kl_coef": 0.15, "num_ppo_epochs": epochs, "lam": lam}
     for epochs, lam in itertools.product((1, 2), (0.95, 1.0))
 ]
 """Four settings; two minibatches an epoch in all. A grid before this one had learning rates of

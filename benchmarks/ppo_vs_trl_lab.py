@@ -89,7 +89,7 @@ def _train(layout: str, seed: int, more: dict, options: Options) -> dict:
         "kl": found["kl"],
         "seconds": found["seconds"],
         "before": found["before/gold_reward"],
-        "peak_resident": found["peak_bytes"],
+        "peak_resident": found["process_peak_bytes"],
         "measured": measured.peak(),
         "planned": predicted.peak(),
         "plan": plan.peak,

@@ -62,6 +62,7 @@ def _chat_ppo() -> Estimate:
         roles={"value": small, "reward": small},
         sharding="zero2",
         gpus=16,
+        nodes=1,
         ema=True,
         joint_update=False,
         num_ppo_epochs=1,
@@ -82,7 +83,7 @@ def memory() -> list[Figure]:
 
 
 def _chat_memory() -> Iterator[Figure]:
-    sft = _chat("sft", OPT, 8, sharding="zero2", gpus=16, loss="plain")
+    sft = _chat("sft", OPT, 8, sharding="zero2", gpus=16, nodes=1, loss="plain")
     yield _peak("SFT OPT-1.3b, ZeRO-2 on 16, batch 8", sft, 22.95, "GB", CHAT)
     reward = _chat("reward", OPT_SMALL, 4, sharding="zero1")
     yield _peak("RM OPT-350m, batch 4 pairs", reward, 12.81, "GB", CHAT)

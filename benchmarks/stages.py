@@ -1,4 +1,4 @@
-"""Do the four stages do what they claim? `python benchmarks/stages.py [--seeds 0 1 2]`
+"""Do the stages do what they claim? `python benchmarks/stages.py [--seeds 0 1 2] [--all]`
 
 For each seed: SFT, reward model, PPO and DPO with the lab's default settings on the bundled world,
 each from what the one before it made, then what they are worth on held-out prompts and pairs:
@@ -9,12 +9,13 @@ each from what the one before it made, then what they are worth on held-out prom
     PPO     mean gold reward against best-of-4 from the SFT model (chosen by the reward model),
             every part of the gold reward against SFT's, KL; `--long` runs four times as long
     DPO     mean gold reward against best-of-2 likewise
+    others  KTO, RLOO and GRPO as PPO (`--all`)
 
 A change of a part (PPO's grammar less SFT's, on the same prompts) comes with the standard error
 of its mean over prompts: two changes in three are nearer to the truth than that.
 
 Writes each seed's figures to benchmarks/results/stages.json (the others there stay) and prints a
-table. About six minutes a seed on two cores, ten with `--long`.
+table. About six minutes a seed on two cores, ten with `--long`, twelve with `--all`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ from rlhf_lab.world.gold_reward import GOLD_PARTS
 RESULTS = Path(__file__).parent / "results" / "stages.json"
 
 
-def one_seed(seed: int, out: Path, prompt_count: int, long: bool) -> dict:
-    """Train the four stages with one seed. -> figures by name."""
+OTHERS = ("kto", "rloo", "grpo")
+
+
+def one_seed(seed: int, out: Path, prompt_count: int, long: bool, others: bool) -> dict:
+    """Train the stages with one seed. -> figures by name."""
     data = lab.load_data("stories", seed=seed)
     runs = lab.train_all("tiny", data, out=out, settings={"seed": seed})
     sft, reward = (runs[s].summary for s in ("sft", "reward"))
@@ -58,17 +62,19 @@ def one_seed(seed: int, out: Path, prompt_count: int, long: bool) -> dict:
     drawn = draw(policy, tokenizer, reward_model, prompts, 4, gold_reward=data.gold_reward)
     for n in (2, 4):
         figures[f"best-of-{n} gold"] = float(expected_best(drawn.scores, drawn.golds, n).mean())
+    model = lab.load("tiny").with_stage("sft", runs["sft"].model_path)
+    model = model.with_stage("reward", runs["reward"].model_path)
     if long:
-        model = lab.load("tiny").with_stage("sft", runs["sft"].model_path)
-        model = model.with_stage("reward", runs["reward"].model_path)
         steps = 4 * lab.plan("ppo", model).settings["max_steps"]
         plan = lab.plan("ppo", model, seed=seed, max_steps=steps)
         runs["ppo x4"] = lab.train(plan, data, out=out / "long")
+    for stage in OTHERS if others else ():
+        runs[stage] = lab.train(lab.plan(stage, model, seed=seed), data, out=out / stage)
     before = policy_report(policy, tokenizer, prompts)[1].texts
-    for stage in ("ppo", "dpo", *(["ppo x4"] if long else [])):
-        model = load_causal_lm(runs[stage].model_path)
+    for stage in [name for name in runs if name not in ("sft", "reward")]:
+        trained = load_causal_lm(runs[stage].model_path)
         found, after = policy_report(
-            model, tokenizer, prompts, reference=policy, gold_reward=data.gold_reward
+            trained, tokenizer, prompts, reference=policy, gold_reward=data.gold_reward
         )
         figures |= {
             f"{stage} gold": found["gold_reward"],
@@ -124,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--long", action="store_true", help="also PPO four times as long")
+    parser.add_argument("--all", action="store_true", help="also KTO, RLOO and GRPO")
     parser.add_argument("--prompts", type=int, default=2048, help="held-out prompts to evaluate on")
     args = parser.parse_args()
     rows = {}
@@ -131,7 +138,7 @@ def main() -> None:
         rows = {row["seed"]: row for row in json.loads(RESULTS.read_text())}
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as scratch:
-            rows[seed] = one_seed(seed, Path(scratch) / "all", args.prompts, args.long)
+            rows[seed] = one_seed(seed, Path(scratch) / "all", args.prompts, args.long, args.all)
         print(json.dumps(rows[seed], indent=1), flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps([rows[s] for s in sorted(rows)], indent=1) + "\n")

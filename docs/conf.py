@@ -4,14 +4,18 @@ Pages are Markdown (MyST); notebooks are chapters, shown as they are stored (not
 reference is written by `generate.py` from the source, which is read and never imported.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PLANNER = ROOT / "build" / "web"
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 import generate  # noqa: E402
+
+import rlhf_lab as lab  # noqa: E402
 
 project = "rlhf_lab"
 author = "The rlhf_lab authors"
@@ -31,6 +35,8 @@ toc_object_entries = False
 nb_execution_mode = "off"
 # A stored widget has no kernel here: the picture in the same output stands in for it ...
 nb_mime_priority_overrides = [("*", "application/vnd.jupyter.widget-view+json", None)]
+# plotly's figures are drawn by JupyterLab alone: their words stand on the page.
+suppress_warnings = ["mystnb.unknown_mime_type"]
 nb_ipywidgets_js = {}  # ... and no page asks another host for the widgets' scripts.
 
 
@@ -40,11 +46,24 @@ def read_page(app, page: str, source: list[str]) -> None:
     if page.startswith(("notebooks/", "reference/")):
         return
     source[0] = generate.for_the_site(source[0], file, page)
+    if page == "web":
+        made = (PLANNER / "index.html").is_file()
+        source[0] += generate.WEB_PAGES if made else generate.WEB_PAGES_WITHOUT_PLANNER
     if page == "index":
         readme = generate.ROOT / "README.md"
         source[0] = generate.for_the_site(readme.read_text("utf-8"), readme, page) + source[0]
 
 
+def add_pages(app, failed) -> None:
+    """Beside the site's own pages: the planner, as `make web` has left it, and a stored run."""
+    if failed or app.builder.name != "html":
+        return
+    if (PLANNER / "index.html").is_file():
+        shutil.copytree(PLANNER, Path(app.outdir) / "planner", dirs_exist_ok=True)
+    lab.report(ROOT / "notebooks" / "course_runs" / "ppo", Path(app.outdir) / "replay" / "ppo.html")
+
+
 def setup(app):
     generate.write_all(HERE)
     app.connect("source-read", read_page)
+    app.connect("build-finished", add_pages)

@@ -1,7 +1,8 @@
 """The pages of the site that are not written by hand, written anew at each build.
 
     docs/notebooks/    the notebooks, copied
-    docs/reference/    a page for each public name, one for the stages, one for the command line
+    docs/reference/    a page for each public name, one for the stages, one for the command line,
+                       and one that says how right the plans are (`accuracy.py`)
 
 The source is parsed, not imported: a build takes seconds and needs neither torch nor TRL. Only
 `rlhf_lab` itself, its list of stages and its argument parser are imported, which are light.
@@ -16,6 +17,8 @@ import re
 import shutil
 from pathlib import Path
 
+from accuracy import accuracy_page
+
 import rlhf_lab
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,11 +30,15 @@ GROUPS = {
     "Model and data": ("Model", "Data", "describe_data"),
     "What it costs": (
         *("xray", "compare", "sweep", "project", "hardware", "calibrate", "best_of_n"),
-        *("Ledger", "cost_table", "stage_shares", "stage_costs"),
+        *("Ledger", "cost_table", "stage_shares", "stage_costs", "peaks", "MeterCallback"),
     ),
-    "Look and play": ("planner", "dashboard", "inspect", "label", "curves", "frontier"),
+    "Look and play": (
+        *("planner", "dashboard", "inspect", "label", "guess", "generate", "batch"),
+        *("curves", "frontier"),
+    ),
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),
     "PPO": ("PPOTrainer", "PPOConfig"),
+    "Exercises": ("exercises", "check", "solution"),
 }
 ALSO = {
     "Model": "models.load",
@@ -49,6 +56,15 @@ PAGES = {
     "rlhf_lab/ppo/RULES.md": "reference/rules",
 }
 """Files of the repository that are pages of the site."""
+REPLAY = '<a href="replay/ppo.html">A stored PPO run</a>: curves, costs, what it wrote.'
+WEB_PAGES = f"""
+<ul><li><a href="planner/index.html">The planner</a></li><li>{REPLAY}</li></ul>
+"""
+"""What the site alone has: links of the page about web pages."""
+WEB_PAGES_WITHOUT_PLANNER = f"""
+<ul><li>This copy of the site was built without the planner's page: make web, then make docs.</li>
+<li>{REPLAY}</li></ul>
+"""
 LINK = re.compile(r"(\]\()([^)\s]+)")
 
 
@@ -304,9 +320,11 @@ def write_all(folder: Path) -> None:
     for name, at in PAGES.items() - {("README.md", "index")}:
         text = (ROOT / name).read_text(encoding="utf-8")
         pages[Path(at).name] = for_the_site(text, ROOT / name, at)
+    pages["accuracy"], picture = accuracy_page()
     reference, notebooks = folder / "reference", folder / "notebooks"
     shutil.rmtree(reference, ignore_errors=True)
     reference.mkdir()
+    (reference / "accuracy.svg").write_text(picture, encoding="utf-8")
     for name, text in pages.items():
         (reference / f"{name}.md").write_text(text, encoding="utf-8")
     shutil.rmtree(notebooks, ignore_errors=True)

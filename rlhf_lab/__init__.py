@@ -23,10 +23,13 @@ _PUBLIC = {
     "ppo.config": ("PPOConfig",),
     "planning": ("plan", "Plan"),
     "training": ("train",),
-    "studies": ("best_of_n", "xray", "sweep", "project"),
+    "studies": ("best_of_n", "xray", "sweep"),
+    "budget": ("project",),
     "metering.calibrate": ("calibrate",),
+    "metering.callback": ("MeterCallback",),
     "cost.hardware": ("hardware",),
     "charts.comparison": ("compare",),
+    "exercises": ("exercises", "check", "solution"),
     "pipeline": (
         "train_all",
         "stage_table",
@@ -37,10 +40,11 @@ _PUBLIC = {
         "stories",
         "show_stories",
     ),
-    "notebook": ("planner", "dashboard", "inspect", "label"),
+    "notebook": ("planner", "dashboard", "inspect", "label", "guess", "generate", "batch"),
     "charts.curves": ("curves",),
     "charts.frontier": ("frontier",),
     "charts.cost_bars": ("stage_costs",),
+    "charts.memory": ("peaks",),
 }
 """Public names by the module that they live in."""
 _HOMES = {name: module for module, names in _PUBLIC.items() for name in names}

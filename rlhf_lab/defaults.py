@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from .cost.architecture import architecture
 from .cost.estimate import estimate
@@ -29,11 +30,12 @@ BATCH = frozenset(
 """Settings that make a batch: where one is given, none is chosen for the user."""
 
 
-LITERATURE: dict[str, dict[str, list[Setting]]] = json.loads(
+LITERATURE: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_suffix(".json").read_text("utf-8")
 )
 """Of each stage: "whole" and "lora", learning rates as [most parameters, rate, source], from the
-smallest; "penalty", [setting, value, source] of what holds a policy near its reference."""
+smallest; "penalty", [setting, value, source] of what holds a policy near its reference; "small",
+rates of models as small as ours that the stage's own does not suit: of adapters and of a layout."""
 
 
 def defaults(
@@ -45,10 +47,17 @@ def defaults(
     """
     taken: dict[str, Setting] = dict(STAGES[stage].defaults)
     size = 0.0 if model.name in BUNDLED else parameters(model)
-    if size <= SMALL or not STAGES[stage].trainable:
+    if not STAGES[stage].trainable:
         return taken, {}
     published = LITERATURE[stage]
-    rates = published["lora" if given.get("lora_r") else "whole"]
+    trained = "lora" if given.get("lora_r") else "whole"
+    if size <= SMALL:
+        own = published.get("small", {})
+        if not (small := own.get(given.get("layout")) or own.get(trained)):
+            return taken, {}
+        taken["learning_rate"] = small[0]
+        return taken, {} if "learning_rate" in given else {"learning_rate": small[1]}
+    rates = published[trained]
     rate, source = next((rate, why) for most, rate, why in rates if size <= (most or inf))
     found = [
         ("learning_rate", rate, source),
@@ -63,8 +72,9 @@ def defaults(
 
 def parameters(model: Model) -> float:
     """Parameters of a model, from its config; infinite where that is unknown."""
+    config = model.config_dict()
     try:
-        return float(architecture(model.config_dict()).parameters())
+        return float(architecture(config).parameters())
     except ValueError:
         return inf
 
@@ -80,7 +90,7 @@ def _batch_that_fits(stage: str, model: Model, settings: Settings) -> tuple[dict
             e = estimate(stage, model.config_dict(), "here", {**settings, **tried})
         except ValueError:  # unknown to the planner: as transformers begins
             return _in_passes(stage, whole, min(whole, 8)), "transformers' TrainingArguments"
-        if e.peak * e.memory_band[1] <= ROOM * e.hardware.memory:
+        if e.needed <= ROOM * e.hardware.memory:
             return tried, f"fits this machine, {whole} rows as before"
     return tried, "the least there is: it does not fit this machine"
 

@@ -167,6 +167,10 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join([write(names), "  ".join("-" * w for w in widths), *map(write, lines[1:])])
 
 
+AS_TYPED = "mathjax_ignore"
+"""The class that tells Jupyter and Sphinx to look for no formula in an element."""
+
+
 def html_table(rows: Sequence[Mapping[str, object]], caption: str = "") -> str:
     """The same table as HTML; every cell is escaped."""
     names = _columns(rows)
@@ -181,7 +185,7 @@ def html_table(rows: Sequence[Mapping[str, object]], caption: str = "") -> str:
     )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
-        f'<table class="lab-table">{title}<thead><tr>{head}</tr></thead>\n'
+        f'<table class="lab-table {AS_TYPED}">{title}<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table>"
     )
 
@@ -211,7 +215,8 @@ class Display:
             if hasattr(part, "words"):
                 show(part)
             else:
-                show({"text/html": part} | text, raw=True)
+                # Two dollar signs in a line are no formula.
+                show({"text/html": f'<div class="{AS_TYPED}">{part}</div>'} | text, raw=True)
                 text = {}
 
 

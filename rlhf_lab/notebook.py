@@ -1,9 +1,12 @@
 """What a notebook opens to look and to play: each widget with the lab's functions handed to it.
 
-    lab.planner()                     sliders: what would it cost?
+    lab.planner(plan)                 sliders: what would it cost?
     lab.dashboard(run)                the curves of a run on disk, step by step
     lab.inspect(sft, ppo, dpo)        what the models wrote, token by token
     lab.label("stories", n=20)        you are the annotator
+    lab.guess("How many MiB?")        your own prediction, before a run
+    lab.generate(run, "A sad story")  what a model answers to a prompt of yours
+    lab.batch("dpo", "tiny", data)    rows as the trainer sees them: tensors of token ids
 
 The figures to study (`lab.curves`, `frontier`, `stage_costs`, `compare(…).figure()`) are functions
 of runs, plans and ledgers, and need nothing from here.
@@ -11,14 +14,15 @@ of runs, plans and ledgers, and need nothing from here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .data.load import Data, load_data
 from .data.messages import Row
-from .models.load import load
+from .display import Listed
+from .models.load import BUNDLED, load
 from .models.tokenizer import load_tokenizer
 from .models.weights import load_causal_lm
 from .runs.run import Run
@@ -27,22 +31,36 @@ from .stages import STAGES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from .data.schema import Prompt
+    from .models.load import Model
+    from .planning import Plan
+    from .trainers.batches import Sequences
     from .widgets.dashboard import Replay
+    from .widgets.guess import Answer, Guess
     from .widgets.inspector import Inspector
     from .widgets.labeller import Labeller
     from .widgets.planner import Planner
 
 
-def planner(**state: object) -> Planner:
+GREEDY = 1e-6
+"""A temperature at which sampling takes the likeliest token."""
+
+
+def planner(of: Plan | str | None = None, /, **state: object) -> Planner:
     """The slider app: what a stage takes in memory, time and money.
 
-    `state`: any argument of `lab.plan` to begin with, and the `planner.state` of an earlier one.
-    Raises ValueError for a setting that no control can show.
+    `of`: a plan to begin with, to the same figures; its settings that no control shows stand beside
+    the controls. Or a link: that of the planner's web page, which `lab.planner().link` gives too.
+    `state`: any argument of `lab.plan`, and the `planner.state` of an earlier one. Raises
+    ValueError for a setting that no control can show.
     """
     from .planning import plan
     from .widgets.planner import Planner
+    from .widgets.planner_link import settings_of
 
-    return Planner(plan, **state)
+    if isinstance(of, str):
+        return Planner(plan, **{**settings_of(of), **state})
+    return Planner(plan, of, **state)
 
 
 def dashboard(run: Run | str | Path) -> Replay:
@@ -93,6 +111,87 @@ def label(
         raise ValueError(f"{data.name} has no pairs to label: no chosen and rejected fields")
     gold = data.gold_reward if data.has_gold else None
     return Labeller(pairs, out, gold, data.annotator, who=who, seed=seed, feedback=feedback)
+
+
+def guess(
+    question: str, choices: Sequence[str] = (), *, unit: str = "", value: Answer | None = None
+) -> Guess:
+    """A question to answer before a run, a number in `unit` or one of `choices`; its
+    `reveal(predicted=…, measured=…)` later shows your answer beside the true one.
+
+    `value`: the answer, where no widget can be shown. Raises ValueError for one that is no number,
+    or none of the choices.
+    """
+    from .widgets.guess import Guess
+
+    return Guess(question, choices, unit=unit, value=value)
+
+
+def generate(
+    model: Run | Model | str | Path,
+    prompt: Prompt,
+    n: int = 1,
+    *,
+    stage: str = "sft",
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> Listed[str]:
+    """`n` answers to a prompt of yours (text or messages), from the model of a run, or from the
+    `stage` ("sft" or "base") of a model or its name. `temperature` 0 takes the likeliest token.
+
+    Requests of the bundled world end with a line: a bundled model's prompt gets that end. Raises
+    FileNotFoundError for a run that kept no model, ValueError for another stage.
+    """
+    from .ppo.texts import sample_ids
+
+    if max_new_tokens < 1 or n < 1 or temperature < 0:
+        raise ValueError("generate: n and max_new_tokens are at least 1, temperature at least 0")
+    policy, tokenizer, name = _policy(model, stage)
+    if name in BUNDLED and isinstance(prompt, str):
+        prompt = prompt.rstrip() + "\n"
+    (ids,) = sample_ids(
+        policy,
+        tokenizer,
+        [prompt],
+        samples=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature or GREEDY,
+        seed=seed,
+    )
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return Listed(texts, lambda rows: [{"": i, "answer": t} for i, t in enumerate(rows, 1)])
+
+
+def _policy(
+    model: Run | Model | str | Path, stage: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """What writes, its tokenizer, and the name of the model that it is or was trained from."""
+    if isinstance(model, (str, Path)) and (Path(model) / "run.json").is_file():
+        model = Run.load(model)
+    if isinstance(model, Run):
+        path = model.model_path
+        return load_causal_lm(path), load_tokenizer(path), str(model.config["model"])
+    handle = load(model)
+    if stage not in ("base", "sft"):
+        raise ValueError(f"generate: stage {stage!r} writes nothing; choose base or sft")
+    policy = handle.sft if stage == "sft" else handle.base
+    return policy, handle.tokenizer, handle.name
+
+
+def batch(
+    stage: str, model: Model | str, data: Data, rows: int = 2, *, split: str = "train"
+) -> dict[str, Sequences]:
+    """The first `rows` rows of a stage, to train on or held out ("test"), as tensors padded on the
+    right, eos included.
+
+    → {"completion": …} for SFT, {"chosen": …, "rejected": …} for the reward model and DPO; each a
+    `Sequences` of `ids` (b, t), `real` (b, t), True where a token is no padding, and `response`
+    (b, t), True where it belongs to the response. Raises ValueError for a stage without answers.
+    """
+    from .trainers.batches import first_batch
+
+    return first_batch(stage, load(model).tokenizer, data, rows, split)
 
 
 def _opened(run: Run | str | Path) -> Run:

@@ -12,11 +12,12 @@ from .cost.hardware import Hardware
 from .data.load import Data, load_data
 from .display import Display, format_bytes, format_number, format_seconds, html_table, table
 from .models.load import Model, load
-from .planning import Plan, check_names, known_settings, plan, predict
+from .planning import Plan, plan, predict
 from .runs.json_files import JsonObject
 from .runs.ledger import SOURCES
 from .runs.lock import acquire, check_free, release
 from .runs.run import Run
+from .settings import check_names, known_settings
 from .stages import Settings
 from .training import check, check_first, train
 
@@ -127,7 +128,8 @@ def stage_shares(runs: dict[str, Run], source: str = "measured") -> Picture:
         rows = run.ledger.training(quantity="seconds", source=source)
         for phase, roles in rows.pivot("phase", "role").items():
             stacks.setdefault(stage, {})[phase or "other"] = sum(roles.values())
-    return bar_chart(stacks, title=f"Where the time goes ({source})", y_label="seconds", unit="s")
+    title = f"Where the time goes ({source})"
+    return bar_chart(stacks, title=title, y_label="seconds", unit="s", kind="phase")
 
 
 def stage_table(runs: dict[str, Run]) -> list[dict[str, str]]:
@@ -155,7 +157,7 @@ def _outcome(summary: JsonObject) -> dict[str, str]:
     return {
         "time": shown("seconds", format_seconds),
         "tokens/s": shown("tokens_per_second", "{:,.0f}".format),
-        "peak memory": shown("peak_bytes", format_bytes),
+        "peak memory": shown("tensor_peak_bytes", format_bytes),
         "held-out loss": shown("eval_loss", "{:.3f}".format),
         "RM accuracy": accuracy,
         "gold reward": change("gold_reward"),
@@ -216,14 +218,20 @@ def describe_data(
     return described
 
 
-def report(runs: dict[str, Run], path: str | Path = "report.html") -> Path:
-    """Write a self-contained page: the table, every stage's curves, stories before and after."""
+def report(runs: dict[str, Run] | Run | str | Path, path: str | Path = "report.html") -> Path:
+    """Write a self-contained page, without Python or a script: the table, every run's curves, what
+    it wrote step by step, stories before and after. `runs`: by name, or one of them or its folder.
+    """
     from .charts.report import write_report
 
+    title = "Four stages of RLHF"
+    if not isinstance(runs, dict):
+        run = runs if isinstance(runs, Run) else Run.load(runs)
+        runs, title = {run.name: run}, f"{run.stage} of {run.config['model']}"
     return write_report(
         path,
         runs,
-        title="Four stages of RLHF",
+        title=title,
         table_rows=stage_table(runs),
         cost_rows=cost_table(runs),
         shares=stage_shares(runs),

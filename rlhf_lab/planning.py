@@ -9,49 +9,37 @@ A plan holds everything that training it needs to know; the x-ray and the run us
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+import math
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from .cost.assumptions import Assumption, assumptions
+from .cost.assumptions import head as assumption_lines
 from .cost.estimate import Estimate, estimate
+from .cost.fields import not_modelled
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as find_hardware
-from .cost.setup import EXTRA, Setup
-from .data.lengths import planned_lengths
-from .data.load import Data, load_data
-from .data.reward_sources import reward_settings
+from .cost.setup import Setup
 from .defaults import defaults
-from .display import by_surface, did_you_mean, is_number
-from .models.load import ADAPTER_FILE, BUNDLED, Model, load
+from .display import by_surface, did_you_mean
+from .models.load import ADAPTER_FILE, BUNDLED, Model, load, presets
 from .runs.ledger import Ledger
+from .settings import LORA, OF_MODEL, check_settings
 from .stages import ONLINE, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
     from .cost.remedies import Remedy
+    from .data.load import Data
     from .display import Display, Listed
 
 TrainerArgs: TypeAlias = Setting
 """A stage's own config class, which differs from stage to stage."""
 
-LORA = {
-    "lora_r": "r",
-    "lora_alpha": "lora_alpha",
-    "lora_dropout": "lora_dropout",
-    "lora_target_modules": "target_modules",
-}
-"""LoRA's settings, named as TRL's ModelConfig names them → peft's LoraConfig."""
-
-
-POSITIVE = frozenset(
-    "learning_rate per_device_train_batch_size per_device_eval_batch_size max_length lora_r "
-    "gradient_accumulation_steps num_train_epochs num_ppo_epochs num_mini_batches num_generations "
-    "num_iterations steps_per_generation local_rollout_forward_batch_size".split()
-)
-"""Settings that make no sense at 0 or below, and that the trainers do not all check."""
+LENGTH_FLAGS = "--prompt-length, --response-length"
 
 
 @dataclass(frozen=True)
@@ -64,6 +52,10 @@ class Plan:
     settings: Settings = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where a setting comes from that nobody gave and that is not the lab's own."""
+    given: frozenset[str] = frozenset()
+    """Names of the settings that are yours."""
+    notes: tuple[str, ...] = ()
+    """What was left aside before the plan was made."""
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in sorted(self.settings.items()))
@@ -116,16 +108,58 @@ class Plan:
         """YAML for `accelerate launch --config_file` that realises the plan."""
         from .launch.accelerate_config import accelerate_config
 
-        return accelerate_config(self.estimate.setup)
+        return accelerate_config(self.estimate.setup, self.estimate.hardware.kind)
+
+    def trl_config(self) -> str:
+        """YAML for TRL's command line (`trl sft --config FILE`, …)."""
+        from .launch.trl_config import trl_config
+
+        return trl_config(self.stage, self.model.name, self.settings, self.estimate.setup)
 
     def show(self) -> Display:
         """The prediction, to read in a notebook or a terminal."""
         from .charts.estimate import parts, text
         from .display import Display, escape
 
-        note = self.defaults_note
-        lines = [f"<p>{escape(note)}</p>"] * bool(note)
-        return Display(f"{text(self.estimate)}\n{note}".rstrip(), *parts(self.estimate), *lines)
+        head = [*self.warnings, *assumption_lines(self.assumptions)]
+        lines, note = [f"<p>{escape(line)}</p>" for line in head], self.defaults_note
+        summary, *rest = parts(self.estimate)
+        below = [f"<p>{escape(note)}</p>"] * bool(note)
+        whole = "\n".join([*head, text(self.estimate), note]).rstrip()
+        return Display(whole, "".join([*lines, summary]), *rest, *below)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What is not as it looks: settings that are not modelled, defaults that mislead."""
+        on_cpu = find_hardware(self.hardware).kind == "cpu"
+        settings = {k: v for k, v in self.settings.items() if k != "use_cpu" or not on_cpu}
+        found = [*self.notes, *not_modelled(settings)]
+        try:
+            return [*found, *self.estimate.caveats, *self._misleading()]
+        except ValueError:  # it can be trained, and not planned
+            return found
+
+    def _misleading(self) -> Iterator[str]:
+        if self._lengths == "default" and "rows" in self.given:
+            s, give = self.estimate.setup, ("prompt_length=, response_length=", LENGTH_FLAGS)
+            yield (
+                f"rows of {s.prompt} + {s.response} tokens are a default, not yours: give "
+                f"{by_surface(*give)}"
+            )
+
+    @property
+    def _lengths(self) -> str:
+        """Where the lengths of rows come from."""
+        if {"prompt_length", "response_length"} <= self.given:
+            return "yours"
+        if "prompt_length" in self.settings and "prompt_length" not in self.given:
+            return "of your data"
+        return "of the bundled stories" if self.model.name in BUNDLED else "default"
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """Sizes, precision and settings that the prediction stands on, and which are yours."""
+        return assumptions(self.estimate, self.given, self._lengths)
 
     @property
     def defaults_note(self) -> str:
@@ -140,6 +174,9 @@ class Plan:
     @cached_property
     def trainer_settings(self) -> dict[str, Setting]:
         """The settings that are fields of the trainer's config (`check_settings`)."""
+        if not STAGES[self.stage].trainable:
+            trained = ", ".join(TRAINABLE)
+            raise ValueError(f"{self.stage} is planned only; to train, choose from {trained}")
         return check_settings(self.stage, self.settings)
 
     def config(self, output_dir: str = "unused") -> TrainerArgs:
@@ -153,6 +190,8 @@ class Plan:
             from .models.device import device_settings
 
             settings = {**device_settings(settings), **settings}
+        # transformers renamed gradient_checkpointing; TRL still passes the old name.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated")
         return resolve(spec.config)(**{**settings, "output_dir": output_dir})
 
     @property
@@ -170,6 +209,8 @@ def plan(
     *,
     hardware: Hardware | str = "here",
     data: Data | str | Path | None = None,
+    reward_model: str | Path | Model | None = None,
+    value_model: str | Path | Model | None = None,
     **settings: Setting,
 ) -> Plan:
     """Plan a stage for a model: defaults by its size (`defaults.py`), then your settings.
@@ -178,117 +219,72 @@ def plan(
     are the fields of TRL's config of that stage, for PPO of our PPOConfig; `lora_r=16` trains LoRA
     adapters instead of the whole model (`LORA`); what is no trainer's
     (lengths, GPUs, sharding, `rewards`, …) is in `cost/settings.yaml`. `hardware`: a name of the
-    catalogue, a Hardware, or "here". With `data` the lengths and the number of rows are those of
-    the data. No weights are loaded. Raises ValueError for an unknown stage, model or device.
+    catalogue, a file of figures, a Hardware, or "here". With `data` the lengths and the number of
+    rows are those of the data. `reward_model`, `value_model`: of another kind or size (online
+    stages; the value model is PPO's). No weights are loaded. Raises ValueError for an unknown
+    stage, model or device.
     """
     if stage not in STAGES:
         hint = did_you_mean(stage, STAGES)
         raise ValueError(f"no stage {stage!r}; {hint}choose from {', '.join(STAGES)}")
-    handle, settings = load(model), _one_length(stage, settings)
+    handle, settings = load(model), _own_names(stage, settings)
+    for role, other in (("reward", reward_model), ("value", value_model)):
+        if other is not None:
+            if stage not in ONLINE or role == "value" and stage != "ppo":
+                raise ValueError(f"{stage} has no {role} model: leave {role}_model out")
+            handle = handle.with_stage(role, load(other).paths["base"])
     find_hardware(hardware)
+    check_settings(stage, settings)
+    _check_lengths(stage, settings)
+    given = frozenset(settings)
     taken, sources = defaults(stage, handle, hardware, settings)
-    taken = {**taken, **settings, **reward_settings(settings)}
+    taken = {**taken, **settings}
+    if "rewards" in settings:
+        from .data.reward_sources import reward_settings
+
+        taken |= reward_settings(settings)
+    if stage == "ppo" and "num_mini_batches" not in given:
+        taken["num_mini_batches"] = _minibatches(taken)
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         taken["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
     if data is not None:
-        found = planned_lengths(stage, handle, load_data(data), taken)
+        from .data.load import load_data
+
+        found = _lengths_of(stage, handle, load_data(data), taken)
         taken = {**found, **taken}
-    return Plan(stage, handle, hardware, taken, sources)
+    return Plan(stage, handle, hardware, taken, sources, given)
 
 
-def _one_length(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
-    """TRL's name of the longest response as ours."""
-    if not STAGES[stage].groups or "max_completion_length" not in settings:
-        return settings
-    if "response_length" in settings:
-        raise ValueError("response_length is max_completion_length: say one of them")
-    rest = {k: v for k, v in settings.items() if k != "max_completion_length"}
-    return {**rest, "response_length": settings["max_completion_length"]}
+def _own_names(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
+    """Settings that TRL names twice, under the name that the lab has for them."""
+    rest = dict(settings)
+    if STAGES[stage].groups and "max_completion_length" in rest:
+        if "response_length" in rest:
+            raise ValueError("response_length is max_completion_length: say one of them")
+        rest["response_length"] = rest.pop("max_completion_length")
+    if "use_peft" in rest:
+        if rest.pop("use_peft"):
+            rest.setdefault("lora_r", OF_MODEL["lora_r"])
+        elif rest.get("lora_r"):
+            raise ValueError(f"use_peft=False and lora_r={rest['lora_r']}: say one of them")
+    return rest
 
 
-OF_TOKENIZER = (
-    "rows are tokens when the trainer gets them; change the tokenizer in the model's folder"
-)
-OF_ROWS = "rows come with prompts and answers, and the loss is that of the answers"
-NOT_HONOURED = {
-    "output_dir": "the run's folder is named by {}",
-    "resume_from_checkpoint": "PPO goes on from the run in {} with {}, no other stage can",
-    **dict.fromkeys(("eos_token", "pad_token", "chat_template_path"), OF_TOKENIZER),
-    **dict.fromkeys(("dataset_text_field", "assistant_only_loss"), OF_ROWS),
-}
-"""Fields of the trainers' configs that a run decides by itself → what to do instead."""
+def _check_lengths(stage: str, settings: Settings) -> None:
+    """Raises ValueError, one line, for rows that their `max_length` would cut."""
+    longest = settings.get("max_length")
+    whole = settings.get("prompt_length", 0) + settings.get("response_length", 0)
+    if longest is not None and stage not in ONLINE and whole > longest:
+        raise ValueError(
+            f"rows of {whole} tokens (prompt_length + response_length) are cut at "
+            f"max_length={longest}: say one of them"
+        )
 
 
-def known_settings(stage: str) -> frozenset[str]:
-    """Names that a plan of the stage may set."""
-    return frozenset(config_fields(stage)) | LORA.keys() | EXTRA.keys()
-
-
-def check_names(settings: Iterable[str], *stages: str) -> None:
-    """Raises ValueError, one line, for a setting that none of the stages has."""
-    known = frozenset[str]().union(*map(known_settings, stages))
-    for name in settings:
-        if name not in known:
-            configs = ", ".join(STAGES[stage].config.partition(":")[2] for stage in stages)
-            has = "has" if len(stages) == 1 else "have"
-            hint = f"; {did_you_mean(name, known)}".rstrip("; ")
-            raise ValueError(f"{configs} {has} no setting {name!r}{hint}")
-
-
-def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
-    """The settings that are fields of the stage's config, checked without importing it.
-
-    Raises ValueError, one line, for a name that nobody has, for a value of another type, and for a
-    setting that training would not honour.
-    """
-    if not STAGES[stage].trainable:
-        raise ValueError(f"{stage} is planned only; to train, choose from {', '.join(TRAINABLE)}")
-    check_names(settings, stage)
-    own = config_fields(stage)
-    for name, value in settings.items():
-        if name in NOT_HONOURED:
-            words = by_surface("out", "--out"), by_surface("resume=True", "--resume")
-            raise ValueError(f"{name} has no effect here: {NOT_HONOURED[name].format(*words)}")
-        _check_type(name, value, "int" if name == "lora_r" else own.get(name, ""))
-    return {name: value for name, value in settings.items() if name in own}
-
-
-def _check_type(name: str, value: Setting, type_: str) -> None:
-    """Numbers are numbers and switches are switches: the trainers find out much later.
-
-    `type_`: the field's annotation as text; "" is not checked.
-    """
-    kinds = set(re.findall(r"\w+", type_))
-    if type_.startswith("list[float]") and value is not None:
-        if not isinstance(value, (list, tuple)) or not all(map(is_number, value)):
-            raise ValueError(f"{name} must be a list of numbers, got {value!r}")
-        return
-    if (value is None and "None" in kinds) or "str" in kinds:
-        return
-    if kinds & {"int", "float"} and not is_number(value):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    if "bool" in kinds and not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
-    if name in POSITIVE and not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be above 0, got {value!r}")
-
-
-SETTINGS: dict[str, dict[str, str]] = json.loads(
-    Path(__file__).with_name("settings.json").read_text("utf-8")
-)
-"""Fields of every trainer's config, with the versions they were read from."""
-
-
-def config_fields(stage: str) -> dict[str, str]:
-    """Fields of a stage's config, each with its type as text.
-
-    From the table where it has the stage and the installed libraries are its own; else from the
-    config class itself, which takes seconds to import.
-    """
-    here = {name: version(name) for name in SETTINGS["versions"]}
-    if stage in SETTINGS and SETTINGS["versions"] == here:
-        return {**SETTINGS["common"], **SETTINGS[stage]}
-    return {f.name: str(f.type) for f in fields(resolve(STAGES[stage].config)) if f.init}
+def _minibatches(settings: Settings) -> int:
+    """The lab's number of minibatches, or as many as the rollout's batch can be split into."""
+    passes = settings.get("steps_per_generation") or settings.get("gradient_accumulation_steps", 1)
+    return math.gcd(settings["per_device_train_batch_size"] * passes, settings["num_mini_batches"])
 
 
 # --------------------------------------------------------------------------------- prediction
@@ -296,7 +292,7 @@ def config_fields(stage: str) -> dict[str, str]:
 
 STORY_SETTINGS = (
     *("per_device_train_batch_size", "response_length", "max_length", "num_mini_batches"),
-    *("gradient_accumulation_steps", "steps_per_generation"),
+    *("gradient_accumulation_steps", "steps_per_generation", "local_rollout_forward_batch_size"),
 )
 """What the lengths of a plan for the bundled data depend on."""
 
@@ -309,7 +305,7 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
     """
     model, settings = plan.model, dict(plan.settings)
     if "prompt_length" not in settings and data is not None:
-        settings = {**planned_lengths(plan.stage, model, data, settings), **settings}
+        settings = {**_lengths_of(plan.stage, model, data, settings), **settings}
     elif "prompt_length" not in settings and model.name in BUNDLED:
         known = {name: settings[name] for name in STORY_SETTINGS if name in settings}
         settings = {**_story_lengths(plan.stage, model.name, **known), **settings}
@@ -320,8 +316,18 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
     elif learned and "reward" in model.paths:
         roles["reward"] = model.config_dict("reward")
         if plan.stage == "ppo":  # the value model starts on the SFT model where it has to
-            roles["value"] = model.config_dict("sft" if model.foreign_reward else "reward")
+            roles["value"] = model.config_dict("sft" if _foreign(model) else "reward")
+    if "value" in model.paths:
+        roles["value"] = model.config_dict("value")
     return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
+
+
+def _foreign(model: Model) -> bool:
+    """Whether the reward model reads tokens of its own. Of a model by name, whose tokenizer is not
+    here, that is where it is of another family."""
+    if model.paths["reward"] in presets():
+        return model.config_dict("reward")["model_type"] != model.config_dict()["model_type"]
+    return model.foreign_reward
 
 
 def _adapter_rank(folder: str) -> dict[str, object]:
@@ -346,14 +352,26 @@ def predicted(plan: Plan, data: Data | None, quiet: bool = True) -> Ledger:
 @cache
 def _story_lengths(stage: str, model: str, **settings: Setting) -> dict[str, float]:
     """Lengths of the bundled data, looked up once."""
-    return planned_lengths(stage, load(model), load_data("stories"), settings)
+    from .data.lengths import of_rows, story_lengths
+
+    return of_rows(stage, load(model), story_lengths(STAGES[stage].rows), settings)
+
+
+def _lengths_of(stage: str, model: Model, data: Data, settings: Settings) -> dict[str, float]:
+    """`planned_lengths`, imported when there are rows to look at."""
+    from .data.lengths import planned_lengths
+
+    return planned_lengths(stage, model, data, settings)
 
 
 PLANNED_ONLY = frozenset(
     "gpus nodes sharding offload tensor_parallel dtype attn_implementation adapter_dtype loss "
-    "pairs_together samples_per_prompt ema joint_update".split()
+    "pairs_together samples_per_prompt ema joint_update load_in_8bit reduce_bucket_size "
+    "optimizer_in_backward selective_checkpointing fsdp_version "
+    "fsdp_units stage3_prefetch_bucket_size stage3_max_live_parameters "
+    "stage3_param_persistence_threshold".split()
 )
-"""Settings of `EXTRA` that change how a run would be made, and that `train` has at the defaults of
+"""Settings of a plan that change how a run would be made, and that `train` has at the defaults of
 `Setup` only; the other ones describe the data, or choose rewards."""
 
 
@@ -364,6 +382,6 @@ def unplannable(settings: Mapping[str, object]) -> str | None:
         planned_only |= {"load_in_4bit", "use_bnb_nested_quant"}
     plain = {f.name: f.default for f in fields(Setup)}
     for name, value in settings.items():
-        if name in planned_only and value != plain[name]:
+        if name in planned_only and value != plain.get(name):
             return f"{name}={value!r} is planned only: train() does not do it yet"
     return None

@@ -14,13 +14,12 @@ How to add one: `CONTRIBUTING.md`.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
-
-import yaml
 
 __path__ = [str(Path(__file__).with_name("_moved"))]
 """`rlhf_lab.stages` was a folder up to version 0.1: where `rlhf_lab.stages.ppo` is found."""
@@ -28,6 +27,16 @@ Setting: TypeAlias = Any
 """The value of a setting: of the type that its trainer's config says."""
 Settings: TypeAlias = Mapping[str, Setting]
 """Settings by name."""
+
+
+def read_table(file: Path) -> Any:
+    """A table of the package, in YAML; by libyaml where PyYAML has it, which is much faster. In a
+    web page, where it has not, the same table is JSON (`web/build_web.py`)."""
+    if (written := file.with_suffix(".table.json")).is_file():
+        return json.loads(written.read_text("utf-8"))
+    import yaml
+
+    return yaml.load(file.read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +63,6 @@ class StageSpec:
     """several responses to each prompt are compared with each other (`num_generations`)"""
     iterates: bool = False
     """counted in iterations, of several optimizer steps each"""
-    resumable: bool = False
-    distributed: bool = False
-    """trained on several processes"""
     xrayed: bool = True
     """one step of it runs on fake tensors"""
     loss_unit: str = ""
@@ -88,7 +94,7 @@ def _spec(name: str, entry: Settings) -> StageSpec:
     return StageSpec(name=name, **fields)
 
 
-_TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))["stages"]
+_TABLE = read_table(Path(__file__).with_suffix(".yaml"))["stages"]
 STAGES: Mapping[str, StageSpec] = MappingProxyType({n: _spec(n, x) for n, x in _TABLE.items()})
 """Every stage by name, in the order in which a project runs them (`stages.yaml`)."""
 TRAINABLE = tuple(name for name, spec in STAGES.items() if spec.trainable)

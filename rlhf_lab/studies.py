@@ -1,4 +1,4 @@
-"""Studies over plans and runs: x-ray, sweep, a whole project, best-of-n.
+"""Studies over plans and runs: x-ray, sweep, best-of-n.
 
 plan = lab.plan("ppo", "tiny")
 lab.sweep("model", ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B"], stage="sft")
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from .cost.estimate import Estimate
 from .cost.hardware import Hardware
 from .data.load import Data, load_data
 from .data.tokenize import prompt_rows
-from .display import by_surface, format_number, html_table, table
+from .display import by_surface, format_number, html_table, is_number, table
 from .models.load import Model, load
 from .planning import Plan, predict
 from .planning import plan as make_plan
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .charts.plotly_style import Figure
     from .simulate.xray import XRay
-    from .stages import Setting, Settings
+    from .stages import Setting
 
 
 def xray(plan: Plan | Estimate) -> XRay:
@@ -42,12 +42,11 @@ def xray(plan: Plan | Estimate) -> XRay:
     """
     from .simulate.step import simulate_step
 
-    e = plan.estimate if hasattr(plan, "estimate") else plan
-    if e.setup.load_in_4bit:
-        raise ValueError(
-            "no x-ray of load_in_4bit: fake tensors cannot be quantised; the plan and "
-            "a run know what it takes"
-        )
+    e = plan.estimate if isinstance(plan, Plan) else plan
+    notes = tuple(plan.warnings) if isinstance(plan, Plan) else ()
+    for name, why in NO_XRAY.items():
+        if getattr(e.setup, name):
+            raise ValueError(f"no x-ray of {name}: {why}; the plan and a run know what it takes")
     seen = simulate_step(e.setup, e.config, e.roles)
     usual = e.usual_setup
     counted = seen if usual == e.setup else simulate_step(usual, e.config, e.roles)
@@ -65,7 +64,14 @@ def xray(plan: Plan | Estimate) -> XRay:
         for r in x.ledger
         if r.quantity == "flops" and like.get(r.phase, counted) is x
     ]
-    return replace(seen, ledger=Ledger(rows))
+    return replace(seen, ledger=Ledger(rows), notes=notes, steps=e.steps or 1)
+
+
+NO_XRAY = {
+    "load_in_4bit": "fake tensors cannot be quantised",
+    "precompute_ref_log_probs": "it happens before the step",
+}
+"""Settings of a `Setup` whose step cannot be simulated, and why."""
 
 
 # ------------------------------------------------------------------------------------------- sweep
@@ -88,9 +94,17 @@ class Sweep:
     axis: str
     stage: str
     points: list[dict[str, float]]
+    labels: list[str] | None = None
+    """the values where they are no numbers, as "none", "ddp": there x only counts"""
 
     def exponent(self, quantity: str = "flops", source: str = "predicted") -> float:
-        """Slope of a straight line through the points on log-log paper (least squares)."""
+        """Slope of a straight line through the points on log-log paper (least squares). Raises
+        ValueError where there is none: too few points, or values that are no numbers."""
+        if self.labels:
+            raise ValueError(
+                f"no line over {self.axis}: {', '.join(self.labels)} are no numbers; the points "
+                "are in .rows, and lab.compare({name: plan, …}) shows plans side by side"
+            )
         pairs = [
             (math.log(p["x"]), math.log(p[f"{quantity} {source}"]))
             for p in self.points
@@ -101,7 +115,14 @@ class Sweep:
         return statistics.linear_regression(*zip(*pairs, strict=True)).slope
 
     def answer(self) -> str:
-        """What the exponent says, in words."""
+        """What the exponent says, in words; of values that are no numbers, the least ones."""
+        if self.labels:
+            least = [
+                f"{name.split()[0]} of {self.labels[values.index(min(values))]}"
+                for name in ("bytes predicted", "seconds predicted")
+                if (values := [p[name] for p in self.points])
+            ]
+            return f"least {', least '.join(least)}"
         found = self.exponent("flops")
         text = f"FLOPs of a step grow with {self.axis} to the power {found:.2f}"
         if self.axis == "model":
@@ -118,19 +139,23 @@ class Sweep:
     @property
     def rows(self) -> list[dict[str, str]]:
         units = {"bytes": "B", "flops": "FLOP", "seconds": "s"}
+        shown = self.labels or [format_number(p["x"]) for p in self.points]
         return [
             {
-                self.axis: format_number(p["x"]),
+                self.axis: x,
                 **{k: format_number(v, units[k.split()[0]]) for k, v in p.items() if k != "x"},
             }
-            for p in self.points
+            for x, p in zip(shown, self.points, strict=True)
         ]
 
     def _repr_html_(self) -> str:
         return f"{html_table(self.rows)}<p>{self.answer()}</p>"
 
     def figure(self, quantity: str = "flops") -> Figure:
-        """Predicted and measured on log-log paper, a plotly figure."""
+        """Predicted and measured on log-log paper, a plotly figure. Raises ValueError for values
+        that are no numbers."""
+        if self.labels:
+            self.exponent()
         from .charts.cost_bars import scaling
 
         return scaling(self, quantity, x_title=f"{self.axis} ({AXES.get(self.axis, '')})")
@@ -147,20 +172,23 @@ def sweep(
     hardware: Hardware | str = "here",
     **settings: Setting,
 ) -> Sweep:
-    """Plan (and with `run`, train) a series over one setting, or over "model"; fit the exponent.
+    """Plan (and with `run`, train) a series over one setting, or over "model", "hardware" or
+    "stage"; fit the exponent where its values are numbers.
 
     Predictions and measurements are of one step, so that series of different lengths compare.
     Raises ValueError for fewer than two values.
     """
     if len(values) < 2:
         raise ValueError(f"a series over {axis} needs two values at least, got {list(values)}")
-    points = []
+    points: list[dict[str, float]] = []
+    numbers = axis == "model" or all(map(is_number, values))
     for value in values:
-        varied = dict(settings) if axis == "model" else {**settings, axis: value}
-        planned = make_plan(stage, value if axis == "model" else model, hardware=hardware, **varied)
+        asked = {**settings, "stage": stage, "model": model, "hardware": hardware, axis: value}
+        planned = make_plan(asked.pop("stage"), asked.pop("model"), **asked)
         e = planned.estimate
+        x = e.setup.model.parameters() if axis == "model" else value
         point = {
-            "x": float(e.setup.model.parameters() if axis == "model" else value),
+            "x": float(x if numbers else len(points)),
             "bytes predicted": e.peak,
             "flops predicted": e.flops,
             "seconds predicted": e.step_seconds,
@@ -169,9 +197,10 @@ def sweep(
             for name in ("flops predicted", "seconds predicted"):
                 point[name] *= e.steps or 1
         if run:
-            point |= _measured(train(planned, data, quiet=True), axis)
+            measured = train(planned, data, quiet=True)
+            point |= _measured(measured, axis)
         points.append(point)
-    return Sweep(axis, stage, points)
+    return Sweep(axis, stage, points, None if numbers else list(map(str, values)))
 
 
 def _measured(run: Run, axis: str) -> dict[str, float]:
@@ -182,68 +211,6 @@ def _measured(run: Run, axis: str) -> dict[str, float]:
     for quantity in ("flops", "seconds"):
         out[f"{quantity} measured"] = ledger.training(quantity=quantity).total() / steps
     return out
-
-
-# ----------------------------------------------------------------------------------------- project
-
-
-@dataclass
-class Project:
-    """The whole project: a plan of each stage, and what they cost together."""
-
-    stages: dict[str, Estimate]
-
-    @property
-    def hours(self) -> float | None:
-        return _total(e.hours for e in self.stages.values())
-
-    @property
-    def money(self) -> float | None:
-        return _total(e.money for e in self.stages.values())
-
-    @property
-    def ledger(self) -> Ledger:
-        return Ledger(row for e in self.stages.values() for row in e.ledger)
-
-    @property
-    def rows(self) -> list[dict[str, str]]:
-        from .charts.estimate import summary_row
-
-        seconds = None if self.hours is None else self.hours * 3600
-        total = {
-            "stage": "all",
-            "time": format_number(seconds, "s"),
-            "money": format_number(self.money, "USD"),
-        }
-        return [*(summary_row(e) for e in self.stages.values()), total]
-
-    def __repr__(self) -> str:
-        return table(self.rows)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows)
-
-
-def _total(values: Iterable[float | None]) -> float | None:
-    every = list(values)
-    known = [v for v in every if v is not None]
-    return math.fsum(known) if len(known) == len(every) else None
-
-
-def project(
-    model: str | Path | Model = "tiny",
-    *,
-    hardware: Hardware | str = "here",
-    stages: Sequence[str] = ("sft", "reward", "ppo"),
-    each: Mapping[str, Settings] | None = None,
-    **settings: Setting,
-) -> Project:
-    """Plan several stages of one model: settings for all of them, and `each` stage's own."""
-    handle, estimates = load(model), {}
-    for stage in stages:
-        own = {**settings, **(each or {}).get(stage, {})}
-        estimates[stage] = make_plan(stage, handle, hardware=hardware, **own).estimate
-    return Project(estimates)
 
 
 # -------------------------------------------------------------------------------------- best of n
@@ -325,7 +292,8 @@ def best_of_n(
     and (beyond n=1) scored. Raises ValueError, one line, for what cannot be.
     """
     from .launch.launcher import prepare_process
-    from .trainers.best_of_n import draw, expected_best, kl_bound
+    from .ppo.losses import kl_bound
+    from .trainers.best_of_n import draw, expected_best
 
     prepare_process()
     model, data = load(model), load_data(data)

@@ -8,11 +8,13 @@ A run is a folder that `lab.Run.load` reads without any training code.
 
 from __future__ import annotations
 
+import pickle
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .data.load import Data, load_data
 from .data.reward_sources import (
@@ -22,14 +24,17 @@ from .data.reward_sources import (
     with_rewards,
 )
 from .display import by_surface, did_you_mean
-from .launch.launcher import Follower, place
+from .launch.processes import Follower, merged, once, place, stop_asked
+from .launching import Launch, launched
 from .planning import Plan, TrainerArgs, predicted, unplannable
 from .planning import plan as make_plan
 from .runs.run import Run
+from .settings import check_packages
 from .stages import STAGES, resolve
 from .widgets.background import Stop, Training, check_idle, open_dashboard
 
 if TYPE_CHECKING:
+    from .exercises.book import Function
     from .widgets.dashboard import Dashboard
 
 
@@ -39,12 +44,15 @@ def train(
     data: Data | str | Path = ...,
     *,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
+    losses: Mapping[str, Function] | None = ...,
     out: str | Path | None = ...,
     overwrite: bool = ...,
     resume: bool = ...,
     quiet: bool = ...,
     should_stop: Callable[[], bool] | None = ...,
     background: Literal[False] = ...,
+    accelerate: str | None = ...,
+    processes: int | None = ...,
 ) -> Run: ...
 @overload
 def train(
@@ -52,24 +60,30 @@ def train(
     data: Data | str | Path = ...,
     *,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
+    losses: Mapping[str, Function] | None = ...,
     out: str | Path | None = ...,
     overwrite: bool = ...,
     resume: bool = ...,
     quiet: bool = ...,
     should_stop: Callable[[], bool] | None = ...,
     background: Literal[True],
+    accelerate: str | None = ...,
+    processes: int | None = ...,
 ) -> Training: ...
 def train(
     plan: Plan | str,
     data: Data | str | Path = "stories",
     *,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
+    losses: Mapping[str, Function] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
     quiet: bool = False,
     should_stop: Callable[[], bool] | None = None,
     background: bool = False,
+    accelerate: str | None = None,
+    processes: int | None = None,
 ) -> Run | Training:
     """Train what was planned and return the run. `plan` may be a stage's name.
 
@@ -79,22 +93,36 @@ def train(
     notebook a dashboard draws while it trains, and stays as a picture. `background`: train in a
     thread, so that the notebook stays free, and return a `Training` at once: `.stop()`, `.wait()`.
     `reward_funcs`: functions that PPO, RLOO and GRPO learn from, `f(prompts=…, completions=…,
-    completion_ids=…) → list of floats` or None, beside the rewards of the plan. Raises
-    ValueError before anything is written when the settings or the data do not fit the stage.
+    completion_ids=…) → list of floats` or None, beside the rewards of the plan. `losses`: your
+    own solutions of PPO's exercises, such as `{"gae": my_gae}`, to train with. Raises ValueError
+    before anything is written when settings, data or losses do not fit the stage.
 
-    `resume`: PPO goes on from the last checkpoint of the run in `out`, to the same figures as if it
-    had never stopped; the plan must be the one that it was started with. A finished run is
-    returned as it is; where there is none yet, training begins.
+    `accelerate`: train in several `processes` (all GPUs; two on a CPU) by a config of `launched`,
+    such as "ddp" or "auto". They get the plan, the data and the functions by pickle.
+
+    `resume`: training goes on from the last checkpoint of the run in `out`, to the same figures as
+    if it had never stopped; the plan must be the one that it was started with. A finished run is
+    returned as it is; where there is none yet, or no checkpoint, training begins.
     """
     if isinstance(plan, str):
         plan = make_plan(plan)
     check_first(plan, out=out, overwrite=overwrite, resume=resume, reward_funcs=reward_funcs)
+    own = _own_losses(plan.stage, losses)
     check_idle()
-    stop = Stop(should_stop)
+    if accelerate is not None:
+        given: dict[str, Any] = {"reward_funcs": reward_funcs, "losses": losses, "quiet": quiet}
+        given |= {"out": out or free_folder(plan.stage), "overwrite": overwrite, "resume": resume}
+        if background or should_stop:
+            raise ValueError("accelerate= trains in the foreground, and an interrupt stops it")
+        _refuse_local(reward_funcs, *(losses or {}).values())
+        return _in_processes(launched(plan, accelerate, processes), plan, data, given)
+    wanted = should_stop or (lambda: False)
+    # A process among others ends with them, after a step: nothing interrupts it alone.
+    stop = Stop(lambda: stop_asked() or wanted(), interrupts=place()[1] == 1)
     # First of all: importing the trainers takes seconds.
     dashboard = open_dashboard(plan, quiet, stop if background else None)
     try:
-        work = _prepared(plan, data, reward_funcs, out, overwrite, resume, quiet)
+        work = _prepared(plan, data, reward_funcs, own, out, overwrite, resume, quiet)
         if isinstance(work, Run):
             return work
         if background:
@@ -106,10 +134,40 @@ def train(
             dashboard.end()
 
 
+def _refuse_local(functions: object, *more: object) -> None:
+    """Raises ValueError for a function of a notebook's cells, which other processes cannot have."""
+    for function in [*(functions if isinstance(functions, Sequence) else [functions]), *more]:
+        if getattr(function, "__module__", None) == "__main__":
+            raise ValueError(f"{_name(function)} is of this notebook: put it into a module")
+
+
+def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, Any]) -> Run:
+    """Train in processes that are started for it; → the run. Raises RuntimeError where they fail,
+    after their messages."""
+    from .launch.launcher import INTERRUPTED, Hosts, launch
+
+    with tempfile.TemporaryDirectory() as folder:
+        job = Path(folder, "job")
+        job.write_bytes(pickle.dumps((plan, data, given)))
+        code = launch(made.config, ["--job", str(job)], Hosts(made.processes, made.nodes))
+    if code not in (0, INTERRUPTED):
+        raise RuntimeError(f"training in {made.processes} processes failed: its line is above")
+    return Run.load(given["out"])
+
+
+def run_job(file: str) -> int:
+    """A process' part of `train(accelerate=…)`. → exit code"""
+    plan, data, given = pickle.loads(Path(file).read_bytes())
+    given["quiet"] = given["quiet"] or place()[0] > 0
+    train(plan, data, **given)
+    return 0
+
+
 def _prepared(
     plan: Plan,
     data: Data | str | Path,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None,
+    losses: Mapping[str, Function],
     out: str | Path | None,
     overwrite: bool,
     resume: bool,
@@ -118,8 +176,8 @@ def _prepared(
     """All that can be refused without loading a model; → what is left to do, or the run that is
     finished already."""
     rank, processes = place()
-    if processes > 1 and not (STAGES[plan.stage].distributed and out):
-        raise ValueError("several processes train PPO, in a folder that all of them know (out)")
+    if processes > 1 and not out:
+        raise ValueError("several processes train in a folder that all of them know (out)")
     data = load_data(data)
     plan = with_rewards(plan, reward_funcs)
     folder = Path(out) if out else free_folder(plan.stage)
@@ -131,25 +189,52 @@ def _prepared(
         "settings": dict(plan.settings),
         "data": data.name,
         "seed": plan.settings.get("seed", 42),
+        "processes": processes,
+        "losses": {name: _name(function) for name, function in losses.items()} or None,
     }
-    old = Run.reopen(folder, **recorded) if resume else None
-    if old is not None and old.status == "finished":
-        return old
+    # None: there is none; "": it was killed before its first checkpoint, and begins anew.
+    there = once(lambda: _what_is_there(folder, recorded)) if resume else None
+    if there == "finished":
+        return Run(folder)
 
     def open_run() -> Run:
         if rank:  # the first process writes, the others only train
             return Follower(folder)
-        if old is not None:
-            old.claim()
-        return old or Run.create(
+        if there:
+            (run := Run(folder)).claim()
+            return run
+        return Run.create(
             folder,
             hardware=plan.hardware_name,
-            overwrite=overwrite,
+            overwrite=overwrite or there == "",
             sources=plan.sources,
             **recorded,
         )
 
-    return partial(run_plan, plan, data, args, functions, open_run, quiet=quiet, resume=bool(old))
+    what = plan, data, args, functions, open_run
+    return partial(run_plan, *what, quiet=quiet, resume=bool(there), losses=losses)
+
+
+def _what_is_there(folder: Path, recorded: Mapping[str, Any]) -> str | None:
+    """The status of a run to go on with; "" where it has no checkpoint, None where there is no run.
+    Raises ValueError for one that was started otherwise."""
+    run = Run.reopen(folder, **recorded)
+    if run is None:
+        return None
+    return run.status if run.checkpoints or run.status == "finished" else ""
+
+
+def _own_losses(stage: str, given: Mapping[str, Function] | None) -> dict[str, Function]:
+    """A student's functions by the names that the trainer has for them. Raises ValueError."""
+    if not given:
+        return {}
+    from .exercises import own_losses
+
+    return own_losses(stage, given)
+
+
+def _name(function: Function) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def check_first(
@@ -167,8 +252,9 @@ def check_first(
     _ = plan.trainer_settings
     if line := unplannable(plan.settings):
         raise ValueError(line)
+    check_packages(plan.settings)
     if resume:
-        _check_resume(plan.stage, out, overwrite)
+        _check_resume(out, overwrite)
     elif out and not place()[0]:  # of several processes the first one writes
         Run(out).check_room(overwrite)
     check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
@@ -210,10 +296,8 @@ def _check_reporters(names: Sequence[str]) -> None:
             )
 
 
-def _check_resume(stage: str, out: str | Path | None, overwrite: bool) -> None:
+def _check_resume(out: str | Path | None, overwrite: bool) -> None:
     resume, folder = by_surface("resume", "--resume"), by_surface("out", "--out")
-    if not STAGES[stage].resumable:
-        raise ValueError(f"only PPO can be resumed, not {stage}: leave {resume} out")
     if not out:
         raise ValueError(f"{resume} needs the run's folder: say which ({folder})")
     if overwrite:
@@ -239,6 +323,7 @@ def run_plan(
     quiet: bool,
     should_stop: Callable[[], bool] | None,
     resume: bool,
+    losses: Mapping[str, Function],
     dashboard: Dashboard | None = None,
 ) -> Run:
     """Train what was planned, with all that surrounds it; → the run that `open_run` makes, once
@@ -252,15 +337,19 @@ def run_plan(
     prepare_process()
     say = dashboard.say if dashboard is not None else lambda text: None
     say("loading models and data")
-    if plan.defaults_note and not quiet:
-        print(f"{plan.stage}: {plan.defaults_note}", flush=True)
+    for line in filter(None, (*plan.warnings, plan.defaults_note)):
+        if not quiet:
+            print(f"{plan.stage}: {line}", flush=True)
     ready = prepare(plan, data, args, quiet)
     prediction = predicted(plan, data, quiet)
     run, meter = open_run(), Meter(plan.stage)
     quiet = quiet or not run.writes  # of several processes the first one speaks
     shown = dashboard if run.writes else None
     job = Job(
-        plan, data, run, meter, ready, args, quiet, should_stop, functions, resume, dashboard=shown
+        *(plan, data, run, meter, ready, args, quiet, should_stop, functions),
+        losses=losses,
+        resume=resume,
+        dashboard=shown,
     )
     try:
         if job.dashboard is not None:
@@ -276,7 +365,7 @@ def run_plan(
         run.save_ledger(prediction + meter.ledger())
         run.finish("failed", error=f"{type(error).__name__}: {error}")
         raise
-    run.save_ledger(prediction + meter.ledger())
+    run.save_ledger(prediction + merged(meter.ledger()))
     run.finish("stopped" if job.stopped else "finished", **figures)
     if job.stopped and not quiet and (line := by_surface(run.what_is_left(), "")):
         print(f"{plan.stage}: {line}", flush=True)  # the command line says it last

@@ -13,13 +13,14 @@ than 150 minutes on two cores.
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pairs
@@ -49,10 +50,15 @@ class Build:
     def size(self, name: str) -> None:
         """Every part of one size."""
         recipe = json.dumps(pretraining.recipe(name), sort_keys=True).encode()
+        smaller = pretraining.GROWN.get(name)
+        if smaller and not (self.out / smaller / "base").is_dir():
+            raise SystemExit(f"{name} grows from {smaller}: build that first (--only {smaller})")
+        recipe += self._bytes_of(smaller, "base") if smaller else b""
         self._part(f"{name}/base", self._base, name, recipe)
         self._part(f"{name}/sft", self._sft, name, self._bytes_of(name, "base") + settings("sft"))
         if name == DEFAULT:
             self._part("pairs.jsonl.gz", self._pairs, name, self._bytes_of(name, "sft"))
+            self._part("lengths.json.gz", self._lengths, name, self.pairs_file.read_bytes())
         if not self.pairs_file.is_file():
             raise SystemExit(
                 f"no pairs yet in {self.out}: build {DEFAULT} first (--only {DEFAULT})"
@@ -86,7 +92,9 @@ class Build:
         from rlhf_lab.launch.launcher import prepare_process
 
         prepare_process()
-        state = pretraining.Pretraining(name, self.tokenizer, self.seed, self.work)
+        smaller = pretraining.GROWN.get(name)
+        grown = self._model(smaller, "base").base if smaller else None
+        state = pretraining.Pretraining(name, self.tokenizer, self.seed, self.work, grown)
         state.run(self.most_chunks)
         new = self.work / f"{name}-base"
         state.model.eval().save_pretrained(new)
@@ -124,6 +132,18 @@ class Build:
         new = self.work / self.pairs_file.name
         pairs.write_pairs(rows, new)
         os.replace(new, self.pairs_file)
+
+    def _lengths(self, name: str) -> None:
+        """How long the bundled rows are, so that a plan need not tokenise them."""
+        from rlhf_lab.data.lengths import row_lengths
+        from rlhf_lab.stages import STAGES, TRAINABLE
+
+        model, data = self._model(name, "base"), _data(self.seed, self.pairs_file)
+        stage_of = {STAGES[stage].rows: stage for stage in TRAINABLE}
+        found = {rows: asdict(row_lengths(stage, model, data)) for rows, stage in stage_of.items()}
+        text = json.dumps(found, separators=(",", ":"))
+        # Without a time in it: the same lengths are the same bytes.
+        (self.out / "lengths.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
 
     def _reward(self, name: str) -> None:
         run = self._train("reward", name, self._model(name, "base", "sft"))

@@ -1,7 +1,8 @@
 """How a base model is made: its tokenizer, its shape, and what it reads until it learns no more.
 
-Only `build.py` reads it. Every size is trained by one rule: the same phases, the last of which goes
-on until the loss on held-out documents stops falling (`STILL`).
+Only `build.py` reads it. Every size is trained by one rule: it reads until the loss on held-out
+documents stops falling (`STILL`), then while the learning rate falls to 0. What is found early and
+with many documents is not found again by a larger model: it grows from a smaller one (`GROWN`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import pretraining_text
 import torch
+from growing import grow
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -47,8 +49,10 @@ class Size:
 SIZES = {
     "mini": Size(64, 2, 2, 2, 128),
     "tiny": Size(128, 3, 4, 4, 128),
-    "small": Size(256, 4, 8, 2, 256),
+    "small": Size(256, 4, 8, 4, 256),
 }
+GROWN = {"small": "tiny"}
+"""The size that another one begins as (`growing.py`); the phases before the last are behind it."""
 VOCABULARY, CONTEXT = 1024, 1024
 SPECIAL = ["<|pad|>", pretraining_text.END, "<|user|>", "<|assistant|>", "<|system|>"]
 CHAT_TEMPLATE = (
@@ -68,6 +72,8 @@ STILL = {"chunks": 4, "fall": 0.005}
 MOST_CHUNKS = 32
 COOLING = 1.0
 """Steps in which the learning rate falls to 0 at the end, as a share of those before."""
+LEAST_COOLING = 0.5
+"""The least of them, as a share of the most chunks that the last phase may take."""
 MATRICES: dict[str, Any] = {"weight_decay": 0.05, "adjust_lr_fn": "match_rms_adamw"}
 """Muon, for the matrices of the layers: with the same 160,000 documents tiny came to a held-out
 loss of .621 where AdamW for all weights came to .653."""
@@ -238,11 +244,22 @@ class Pretraining:
     """One base model in the making. `folder` keeps its state: what was killed goes on from there,
     to the same weights."""
 
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerFast, seed: int, folder: Path):
+    def __init__(
+        self,
+        name: str,
+        tokenizer: PreTrainedTokenizerFast,
+        seed: int,
+        folder: Path,
+        smaller: LlamaForCausalLM | None = None,
+    ):
+        """`smaller`: what a size of `GROWN` begins as."""
         self.name, self.seed, self.file = name, seed, folder / f"{name}-{seed}.pt"
         self.model, self.reader = new_model(name, tokenizer, seed), Reader(tokenizer)
         self.optimizers = optimizers(self.model)
         self.place = Place()
+        if smaller is not None:
+            grow(self.model, smaller)
+            self.place.phase = list(PHASES)[-1]
         self._recipe = recipe(name) | {"tokenizer": tokenizer.backend_tokenizer.to_str()}
         self._held_out: dict[str, list[Batch]] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -316,7 +333,8 @@ class Pretraining:
         planned = PHASES[place.phase]["chunks"]
         if planned is None:
             if stopped_falling(place.losses) or len(place.losses) >= most_chunks:
-                place.cooling = max(1, round(COOLING * place.chunks))
+                least = round(LEAST_COOLING * most_chunks)
+                place.cooling = max(1, least, round(COOLING * place.chunks))
         elif len(place.losses) >= min(planned, most_chunks):
             names = list(PHASES)
             place.phase, place.losses = names[names.index(place.phase) + 1], ()
@@ -348,7 +366,8 @@ class Pretraining:
     def _line(self, most_chunks: int) -> str:
         place = self.place
         what = f"cooling {place.cooled}/{place.cooling}" if place.cooling else place.phase
-        ahead = sum(p["chunks"] or 0 for p in PHASES.values()) + most_chunks
+        before = 0 if self.name in GROWN else sum(p["chunks"] or 0 for p in PHASES.values())
+        ahead = before + most_chunks
         most = place.cooling - place.cooled if place.cooling else ahead - place.chunks
         if not place.cooling:
             most += round(COOLING * ahead)
@@ -367,9 +386,17 @@ class Pretraining:
         still = (
             f"{STILL['chunks']} chunks lowered the held-out loss by less than {STILL['fall']:.1%}"
         )
+        phases: dict[str, dict[str, Any]] = {place.phase: PHASES[place.phase]}
+        grown = ""
+        if self.name in GROWN:
+            grown = (
+                f"Begins as the base model of {GROWN[self.name]}, and computes the same at first. "
+            )
+        else:
+            phases = PHASES
         return (
-            f"Pretrained on headed stories and comments on them, {BATCH} documents a batch, in "
-            f"chunks of {CHUNK} steps: {PHASES}; the last phase until {still}, then "
+            f"{grown}Pretrained on headed stories and comments on them, {BATCH} documents a batch, "
+            f"in chunks of {CHUNK} steps: {phases}; the last phase until {still}, then "
             f"{place.cooling} chunks in which the learning rate falls to 0; "
             f"{CHUNK * place.chunks} steps in all. Muon for the matrices of the layers, "
             f"{MATRICES}; AdamW for the rest, {THE_REST}; learning rates "
@@ -402,6 +429,7 @@ def recipe(name: str) -> dict[str, Any]:
         "the rest": THE_REST,
         "warm-up": WARMUP,
         "clip": CLIP,
+        "least cooling": LEAST_COOLING,
     }
 
 

@@ -230,11 +230,12 @@ def test_four_stages_hold_their_folder(tmp_path, whole):
 
 KILLED = """
 import os, signal, sys
-from rlhf_lab.runs.run import Run
+from rlhf_lab.runs.run import WHOLE, Run
 run = Run.create(sys.argv[1], stage="ppo", model="tiny", settings={})
 run.log(7, reward=1.0)
 if sys.argv[2] == "saved":
     (run.folder / "trainer" / "checkpoint-5").mkdir(parents=True)
+    (run.folder / "trainer" / "checkpoint-5" / WHOLE).touch()
 print(Run.load(run.folder).status, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

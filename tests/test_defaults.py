@@ -10,6 +10,7 @@ from families import make_folder
 
 import rlhf_lab as lab
 from rlhf_lab.defaults import BATCH, LITERATURE
+from rlhf_lab.models.load import BUNDLED
 from rlhf_lab.stages import ONLINE, STAGES, TRAINABLE
 
 REAL = "smollm2-135m"
@@ -25,7 +26,7 @@ def test_models_row_23_a_real_model_is_not_trained_at_the_rate_of_a_tiny_one(sta
     assert plan.defaults_note in repr(plan.show()), "shown with the plan"
 
 
-@pytest.mark.parametrize("name", ["tiny", "small"])
+@pytest.mark.parametrize("name", BUNDLED)
 @pytest.mark.parametrize("stage", STAGES)
 def test_bundled_models_keep_the_labs_own(stage, name):
     plan = lab.plan(stage, name)
@@ -34,6 +35,25 @@ def test_bundled_models_keep_the_labs_own(stage, name):
         and not plan.sources
         and not plan.defaults_note
     )
+
+
+@pytest.mark.parametrize(
+    "stage, settings, rate",
+    [
+        ("ppo", {"layout": "shared"}, 3e-4),
+        ("ppo", {"lora_r": 16}, 5e-3),
+        ("ppo", {"layout": "adapters", "lora_r": 16}, 5e-3),
+        ("dpo", {"lora_r": 8}, 3e-3),
+        ("sft", {"lora_r": 8}, STAGES["sft"].defaults["learning_rate"]),
+    ],
+)
+def test_a_small_models_adapters_and_shared_trunk_have_rates_of_their_own(stage, settings, rate):
+    """A shared trunk diverged at the rate that four models take: gold 8.4 at 9 nats."""
+    plan = lab.plan(stage, "tiny", **settings)
+    assert plan.settings["learning_rate"] == rate
+    assert bool(plan.sources) == (stage != "sft")
+    mine = lab.plan(stage, "tiny", learning_rate=0.01, **settings)
+    assert mine.settings["learning_rate"] == 0.01 and not mine.sources
 
 
 def test_a_small_model_of_yours_is_trained_like_the_bundled_ones(tmp_path):

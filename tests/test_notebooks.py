@@ -5,6 +5,8 @@ pytest tests/test_notebooks.py          # the notebooks themselves are run by `m
 
 import json
 import random
+import re
+import runpy
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+
+from rlhf_lab.runs.run import Run
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -21,9 +25,24 @@ def code_cells(path: Path) -> list[dict]:
     return [c for c in cells if c["cell_type"] == "code"]
 
 
-def test_the_four_notebooks_are_there():
+def test_the_notebooks_are_there():
     names = {p.stem for p in NOTEBOOKS}
-    assert names >= {"01_sft", "02_reward_model", "03_ppo", "04_dpo"}
+    assert names >= {"01_sft", "02_reward_model", "03_ppo", "04_dpo", "05_rloo_grpo"}
+    assert names >= {"06_four_models", "07_what_scales", "08_cheaper_training"}
+    assert "11_plan_your_project" in names
+
+
+def test_stored_runs_are_small_and_say_how_they_were_made():
+    """`make course_runs` makes them; a notebook asks for no other."""
+    made = {p.parent.name for p in NOTEBOOKS[0].parent.glob("course_runs/*/run.json")}
+    assert made == set(
+        runpy.run_path(str(NOTEBOOKS[0].parents[1] / ".ci" / "course_runs.py"))["RUNS"]
+    )
+    for name in made:
+        run = Run.stored(name)
+        assert run.status == "finished" and run.config["seed"] == 0 and run.config["versions"]
+        assert run.peak > 0 and run.summary.keys() & {"gold_reward", "noise_free_accuracy"}
+        assert max(p.stat().st_size for p in run.folder.iterdir()) <= 50_000
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -34,10 +53,39 @@ def test_every_checked_cell_has_the_output_to_check_against(path):
         assert cell["outputs"] and cell["execution_count"], "".join(cell["source"])
 
 
+def test_the_course_is_checked():
+    tags = [c["metadata"].get("tags", []) for path in NOTEBOOKS for c in code_cells(path)]
+    assert sum("nbval-check-output" in of_cell for of_cell in tags) >= 80
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_each_notebook_starts_alone(path):
     colab, first = ("".join(cell["source"]) for cell in code_cells(path)[:2])
     assert "import rlhf_lab as lab" in first and '"google.colab" in sys.modules' in colab
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_question_is_answered_on_its_page(path):
+    """`name = lab.guess(…)` needs a `name.reveal(…)` further down."""
+    sources = ["".join(c["source"]) for c in code_cells(path)]
+    asked = [
+        (name, i)
+        for i, source in enumerate(sources)
+        for name in re.findall(r"^(\w+) = lab\.guess\(", source, re.M)
+    ]
+    assert asked, "a notebook asks before it runs"
+    for name, i in asked:
+        assert any(f"{name}.reveal(" in source for source in sources[i + 1 :]), name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_each_opens_with_a_picture_and_ends_with_what_comes_next(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    first, last = ("".join(cells[i]["source"]) for i in (0, -1))
+    assert re.search(r"!\[[^\]]+\]\(images/(?!binder|colab)", first), "no picture with words"
+    for told in ("You will be able to", "Minutes:", "You need:"):
+        assert told in first
+    assert "Next:" in last or path is NOTEBOOKS[-1]
 
 
 @pytest.mark.parametrize("on_colab", [True, False])
@@ -75,6 +123,13 @@ def test_badges_and_colab_cells_follow_the_one_setting():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_diagrams_follow_their_table():
+    """`python .ci/pictures.py` mends what this finds."""
+    script = Path(__file__).parents[1] / ".ci" / "pictures.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_no_error_is_stored(path):
     kinds = {o["output_type"] for c in code_cells(path) for o in c["outputs"]}
@@ -82,14 +137,21 @@ def test_no_error_is_stored(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_outputs_are_legible_before_anything_is_trusted(path):
-    """A fresh clone is not trusted, and GitHub trusts nobody: SVG is taken out of HTML there, and
-    a picture's words stand in its place."""
+def test_outputs_show_before_anything_is_trusted_and_without_a_kernel(path):
+    """A fresh clone is not trusted, and GitHub trusts nobody: SVG is taken out of HTML there. A
+    widget shows an error where no kernel runs. A picture is an image with words."""
     for output in (o for c in code_cells(path) for o in c["outputs"]):
         data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
+        assert not {"image/svg+xml", "application/vnd.jupyter.widget-view+json"} & set(data)
         assert "<svg" not in data.get("text/html", "")
-        assert "<svg" not in data.get("text/plain", "")
-        assert "image/svg+xml" not in data or data["text/plain"]
+        assert "<img" not in data.get("text/html", "") or 'alt="' in data["text/html"]
+
+
+def test_notebooks_are_stored_as_they_are_kept():
+    """`python .ci/notebooks.py NAME` mends what this finds."""
+    script = Path(__file__).parents[1] / ".ci" / "notebooks.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_kernel_loses_no_request():

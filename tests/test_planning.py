@@ -6,6 +6,7 @@ pytest tests/test_planning.py
 import json
 import subprocess
 import sys
+import warnings
 from functools import cache
 
 import pytest
@@ -45,6 +46,21 @@ def test_a_plan_is_the_defaults_and_what_you_say():
     adapters = {"target_modules": "all-linear", "r": 8, "lora_alpha": 16}
     assert lab.plan("dpo", "tiny", lora_r=8).lora == adapters
     assert lab.plan("dpo", "tiny", lora_r=8, lora_alpha=4).lora == adapters | {"lora_alpha": 4}
+
+
+@pytest.mark.parametrize("stage", ["dpo", "ppo", "grpo"])
+def test_a_plan_of_the_bundled_stories_is_the_same_with_and_without_the_data(stage):
+    """The page said 38.3 s before the run and 37.5 s in it: scoring 32 rows was planned for 64."""
+    stored, counted = (lab.plan(stage, "tiny", data=data).estimate for data in (None, "stories"))
+    assert stored.seconds_of == counted.seconds_of and stored.peak == counted.peak
+
+
+def test_a_renamed_setting_of_the_libraries_does_not_warn_the_user():
+    """TRL passes transformers a name that it has renamed: nothing that a user could change."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        lab.plan("reward", "tiny").config()
+    assert not [w for w in seen if "deprecated" in str(w.message)]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +127,7 @@ def test_ppo_logs_what_it_must(trained):
     assert roles >= {"policy", "reference", "reward", "value"}
 
 
-@pytest.mark.parametrize("stage", TRAINABLE)
+@pytest.mark.parametrize("stage", ["reward", "ppo", "grpo"])  # one that reads, two that write
 def test_the_same_seed_gives_the_same_metrics(stage, data, trained, tmp_path):
     """Times and memory aside, two runs agree to the last digit."""
     one, two = trained(stage).metrics, train(stage, data, tmp_path / "again").metrics

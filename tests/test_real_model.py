@@ -1,4 +1,4 @@
-"""Every stage on a real model: SmolLM2-135M-Instruct, with a vocabulary of 49,152.
+"""The stages on a real model: SmolLM2-135M-Instruct, with a vocabulary of 49,152.
 
 pytest tests/test_real_model.py
 
@@ -14,7 +14,7 @@ from functools import cache
 import pytest
 
 import rlhf_lab as lab
-from rlhf_lab.stages import ONLINE, STAGES, TRAINABLE
+from rlhf_lab.stages import ONLINE
 
 TURN = [{"role": "user", "content": "What is the capital of France?"}]
 SHORT = {
@@ -27,25 +27,21 @@ SHORT = {
 SAMPLED = {"response_length": 4}
 OF_STAGE = {
     "ppo": {**SAMPLED, "num_mini_batches": 1},
-    "rloo": {**SAMPLED, "steps_per_generation": 1, "num_iterations": 1, "num_generations": 2},
     "grpo": {**SAMPLED, "steps_per_generation": 1, "num_iterations": 1, "num_generations": 2},
 }
+OFTEN_USED = ("sft", "reward", "ppo", "dpo", "grpo")
+"""KTO's rows go the way of DPO's, RLOO's the way of GRPO's: on tiny models in tests/trainers."""
 LOG_RATIO = 1e-4
 """The largest step-0 log-ratio in fp32: a real vocabulary sums 49,152 exponentials in two passes
 of different shapes. A tiny one is held to 1e-5."""
 
 
 def rows():
-    """Twenty questions with a right and a wrong answer, and every second one labelled bad."""
+    """Twenty questions with a right and a wrong answer."""
     for i in range(20):
         asked = [{"role": "user", "content": f"{i} + {i}?"}]
         pair = {"chosen": f"{2 * i}", "rejected": f"{2 * i + 1}, go away"}
         yield {"prompt": asked, "completion": pair["chosen"], **pair}
-
-
-def labelled():
-    for i, row in enumerate(rows()):
-        yield {"prompt": row["prompt"], "completion": row["chosen"], "label": i % 2 == 0}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +56,7 @@ def trained(smollm2, tmp_path_factory):
         model = smollm2
         if stage in ONLINE:
             model = model.with_stage("reward", train("reward").model_path)
-        data = lab.load_data(list(labelled() if stage == "kto" else rows()))
+        data = lab.load_data(list(rows()))
         plan = lab.plan(stage, model, **{**SHORT, **OF_STAGE.get(stage, SAMPLED)})
         run = lab.train(plan, data, out=folder / stage, quiet=True)
         if stage not in ("sft", "reward"):  # half a gigabyte each
@@ -84,7 +80,7 @@ def test_it_answers_in_its_own_turn_and_ends_it(smollm2):
     assert "Paris" in tokenizer.decode(answer) and int(answer[-1]) == tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("stage", TRAINABLE)
+@pytest.mark.parametrize("stage", OFTEN_USED)
 def test_a_stage_trains_on_it(stage, trained):
     """models.md row 23 in each: it trains at the defaults of its size, and keeps its language."""
     run = trained(stage)
@@ -111,7 +107,3 @@ def test_what_was_trained_is_a_folder_for_plain_transformers(trained):
     assert AutoConfig.from_pretrained(path).vocab_size == 49_152
     assert AutoTokenizer.from_pretrained(path).chat_template
     assert (path / "model.safetensors").stat().st_size > 5e8
-
-
-def test_every_stage_is_there():
-    assert set(OF_STAGE) == set(ONLINE) and set(TRAINABLE) < set(STAGES)

@@ -1,4 +1,4 @@
-"""What ships: two sizes of one base, and for the default size an SFT and a reward model.
+"""What ships: three sizes of base, SFT and reward model, one of them with a reward adapter.
 
 pytest tests/test_small_models.py
 """
@@ -12,8 +12,9 @@ import pytest
 import rlhf_lab as lab
 from rlhf_lab.models.load import BUNDLED, small_models_folder
 
-MILLIONS = {"tiny": (0.35, 0.5), "small": (1.5, 2.0)}
-STAGES = {"tiny": {"base", "sft", "reward", "reward_adapter"}, "small": {"base"}}
+MILLIONS = {"mini": (0.1, 0.2), "tiny": (0.4, 0.6), "small": (1.5, 2.0)}
+STAGES = dict.fromkeys(MILLIONS, {"base", "sft", "reward"})
+STAGES["tiny"] = STAGES["tiny"] | {"reward_adapter"}
 
 
 def test_all_of_it_is_small():

@@ -22,6 +22,7 @@ from rlhf_lab.world.gold_reward import gold_parts, read_story
 
 sys.path.insert(0, str(small_models_folder()))
 import build  # noqa: E402
+import growing  # noqa: E402
 import pairs  # noqa: E402
 import pretraining  # noqa: E402
 
@@ -197,3 +198,54 @@ def test_without_pairs_a_size_says_what_to_build_first(tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "_bytes_of", lambda *_: b"")
     with pytest.raises(SystemExit, match="--only tiny"):
         builder.size("mini")
+
+
+def small_llama(width, layers, heads, kv_heads, mlp, tokenizer):
+    size = pretraining.Size(width, layers, heads, kv_heads, mlp)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pretraining.SIZES, "here", size)
+        return pretraining.new_model("here", tokenizer, 1)
+
+
+@pytest.mark.parametrize(
+    "larger",
+    [(128, 3, 4, 4, 128), (128, 2, 4, 2, 192), (96, 2, 3, 3, 64)],
+    ids=["wider and deeper", "heads share keys", "by a half"],
+)
+def test_a_grown_model_computes_the_same_and_learns_with_all_of_it(tokenizer, larger):
+    old = small_llama(64, 2, 2, 2, 64, tokenizer)
+    for parameter in old.parameters():  # norms of one would hide an error
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator())
+    new = small_llama(*larger, tokenizer)
+    growing.grow(new, old)
+    ids = torch.randint(5, 1000, (3, 40))
+    with torch.no_grad():
+        torch.testing.assert_close(new(ids).logits, old(ids).logits, atol=1e-3, rtol=1e-3)
+    optimizer = torch.optim.SGD(new.parameters(), lr=0.1)
+    before = [p.clone() for p in new.parameters()]
+    for _ in range(3):  # what writes nothing learns to write first
+        optimizer.zero_grad()
+        new(ids, labels=ids).loss.backward()
+        optimizer.step()
+    for (name, now), was in zip(new.named_parameters(), before, strict=True):
+        assert (now != was).float().mean() > 0.5, name
+
+
+def test_heads_that_do_not_fit_are_refused(tokenizer):
+    old = small_llama(128, 2, 4, 4, 128, tokenizer)
+    with pytest.raises(ValueError, match="4 heads on 4, 32 wide, do not grow into 8 heads on 2"):
+        growing.grow(small_llama(256, 2, 8, 2, 256, tokenizer), old)
+
+
+def test_a_size_that_grows_needs_the_smaller_one(tmp_path):
+    made = build.Build(tmp_path / "out", tmp_path / "work", seed=0, most_chunks=1)
+    with pytest.raises(SystemExit, match=r"small grows from tiny: build that first \(--only tiny"):
+        made.size("small")
+
+
+def test_a_grown_size_begins_with_the_last_phase(quick, tokenizer, tmp_path):
+    smaller = pretraining.new_model("tiny", tokenizer, 0)
+    made = pretraining.Pretraining("small", tokenizer, 0, tmp_path, smaller)
+    made.run(most_chunks=2)
+    assert made.place.phase == list(pretraining.PHASES)[-1] and made.place.chunks == 4
+    assert made.description.startswith("Begins as the base model of tiny")

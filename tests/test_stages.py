@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import rlhf_lab as lab
-from rlhf_lab import planning
+from rlhf_lab import settings
 from rlhf_lab.runs.ledger import PHASES, ROLES
 from rlhf_lab.stages import ONLINE, STAGES, TRAINABLE, XRAYED, resolve
 
@@ -76,15 +76,15 @@ def test_the_table_of_settings_is_that_of_the_installed_libraries():
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(json.loads((ROOT / "rlhf_lab" / "settings.json").read_text())) == {
-        *("versions", "common"),
+        *("versions", "common", "model"),
         *TRAINABLE,
     }
 
 
 def test_other_versions_are_asked_themselves(monkeypatch):
-    table = planning.config_fields("dpo")
-    monkeypatch.setattr(planning, "version", lambda name: "0.1")
-    assert planning.config_fields("dpo").keys() == table.keys()
+    table = settings.config_fields("dpo")
+    monkeypatch.setattr(settings, "version", lambda name: "0.1")
+    assert settings.config_fields("dpo").keys() == table.keys()
 
 
 def test_the_list_is_plain_data():

@@ -53,8 +53,9 @@ def test_predicted_simulated_and_measured_agree_on_the_bundled_model(run):
     table = str(lab.compare(plan, seen, run))
     assert "predicted" in table and "measured" in table
     assert "<svg" in lab.compare(plan, seen, run)._repr_html_()
-    assert _outputs(lab.compare(plan, seen, run)) == ["text/html", "image/svg+xml"]
-    assert _outputs(plan.show()) == ["text/html", "image/svg+xml", "text/html"]
+    assert f"{predicted / 2 / 1e12:.3g} TFLOP a step" in repr(seen)
+    assert _outputs(lab.compare(plan, seen, run)) == ["text/html", "text/html"]
+    assert _outputs(plan.show()) == ["text/html"] * 3
 
 
 def test_a_plan_knows_the_lengths_of_its_data():
@@ -112,6 +113,50 @@ def test_a_series_that_runs_measures_what_it_predicts(tmp_path, monkeypatch):
     assert series.exponent("flops", "measured") == pytest.approx(1.0, abs=0.35)
 
 
+def test_a_series_over_words_is_a_table():
+    """Ways of sharding are no numbers: no exponent, no line, and what is least in words."""
+    asked = {"model": "Qwen/Qwen2.5-7B", **SAME, "gpus": 8}
+    series = lab.sweep("sharding", ["ddp", "zero3"], **asked)
+    assert [row["sharding"] for row in series.rows] == ["ddp", "zero3"]
+    assert series.points[1]["bytes predicted"] < series.points[0]["bytes predicted"]
+    assert series.answer().startswith("least bytes of zero3")
+    for line in (series.exponent, series.figure):
+        with pytest.raises(ValueError, match="no line over sharding: ddp, zero3 are no numbers"):
+            line()
+    devices = lab.sweep(
+        "hardware", ["a100", "h100"], **{k: v for k, v in SAME.items() if k != "hardware"}
+    )
+    assert [row["hardware"] for row in devices.rows] == ["a100", "h100"]
+    assert lab.sweep("stage", ["sft", "dpo"], **SAME).labels == ["sft", "dpo"]
+
+
+def test_several_plans_stand_side_by_side():
+    """A column each, by what sets them apart or by the names of a mapping."""
+    full, lora = (lab.plan("sft", PYTHIAS[0], **SAME, **m) for m in ({}, {"lora_r": 8}))
+    rows = lab.compare({"full": full, "lora": lora}).rows
+    step = next(r for r in rows if (r["phase"], r["quantity"]) == ("optimizer", "bytes"))
+    assert step["full"] != step["lora"] and float(step["second / first"]) < 0.9
+    assert {r["quantity"] for r in rows} == {"bytes", "flops", "seconds", "tokens", "money"}
+    columns = list(lab.compare(full, lora).rows[0])
+    assert columns[3].endswith("lora_r=8") and "lora_r" not in columns[2]
+    dpo = lab.compare(full, lab.plan("dpo", PYTHIAS[0], **SAME))
+    assert [c.partition(",")[0] for c in list(dpo.rows[0])[2:4]] == ["stage=sft", "stage=dpo"]
+    assert len(lab.compare(full, lora).figure("money").data)
+    assert lab.compare({"a": full, "b": lora})._repr_html_().count("<svg") == 2
+    with pytest.raises(ValueError, match="int has no ledger"):
+        lab.compare(3)
+
+
+def test_runs_and_their_folders_stand_side_by_side(run):
+    again = lab.compare({"one": run, "two": run.folder})
+    forward = next(r for r in again.rows if (r["phase"], r["quantity"]) == ("forward", "flops"))
+    assert forward["one"] == forward["two"] != "–" and forward["second / first"] == "1.00"
+    assert lab.compare(run.folder).rows == lab.compare(run).rows
+    assert lab.stage_costs(run.folder).data and lab.stage_costs({"mine": str(run.folder)}).data
+    with pytest.raises(FileNotFoundError, match="no run in nowhere"):
+        lab.stage_costs("nowhere")
+
+
 def test_a_project_adds_its_stages_up():
     whole = lab.project(PYTHIAS[0], **{**SAME, "per_device_train_batch_size": 2})
     assert list(whole.stages) == ["sft", "reward", "ppo"]
@@ -165,7 +210,7 @@ def test_plan_on_the_command_line(capsys, tmp_path):
         )
         == 0
     )
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capsys.readouterr().out)["ledger"]
     assert {r["stage"] for r in rows} == {"sft", "reward", "ppo"}
     assert {r["source"] for r in rows} == {"predicted"}
 

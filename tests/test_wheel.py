@@ -78,6 +78,13 @@ def test_wheel_carries_the_models_and_every_module(dist: Path) -> None:
     modules = {str(p.relative_to(ROOT).as_posix()) for p in (ROOT / "rlhf_lab").rglob("*.py")}
     assert modules <= names
     assert any(n.startswith("rlhf_lab/small_models/") and n.endswith(".safetensors") for n in names)
+    course = {f"rlhf_lab/notebooks/{p.name}" for p in (ROOT / "notebooks").glob("*.ipynb")}
+    assert course and course <= names and "rlhf_lab/notebooks/images/ppo.svg" in names
+    assert not [n for n in names if "/runs/" in n and "notebooks" in n or ".ipynb_checkpoints" in n]
+    assert {
+        "rlhf_lab/notebooks/course_runs/ppo/run.json",
+        "rlhf_lab/notebooks/sanitize.cfg",
+    } <= names
 
 
 @pytest.mark.slow
@@ -96,6 +103,11 @@ def test_the_installed_wheel_trains_outside_the_repository(dist: Path, tmp_path:
         record = json.loads((out / stage / "run.json").read_text("utf-8"))
         assert record["status"] == "finished"
     assert (out / "report.html").is_file()
+
+    copy = [sys.executable, "-m", "rlhf_lab.cli", "notebooks", "course"]
+    check_call(copy, cwd=tmp_path, env=env)
+    copied = {p.name for p in (tmp_path / "course").glob("*.ipynb")}
+    assert copied == {p.name for p in (ROOT / "notebooks").glob("*.ipynb")}
 
     seen = json.loads(witness.read_text("utf-8"))
     inside = os.path.realpath(target / "rlhf_lab")

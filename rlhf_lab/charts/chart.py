@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict, TypeGuard
 
 from ..display import escape, format_number
+from .colours import part_colour
 from .frame import (
     BACKGROUND,
     DASHES,
@@ -52,12 +53,14 @@ def line_chart(
     width: int = 460,
     height: int = 260,
     band: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]] | None = None,
+    hints: Mapping[str, str] | None = None,
 ) -> Picture:
     """Curves as SVG text, which a notebook shows as a picture.
 
     `series` maps a name to (xs, ys); None, NaN and infinity make a gap. `references` are
     horizontal lines, (y, label). `band` maps a name to (xs, lows, highs), shaded in the colour
     of the series of that name. Labels carry their units: `y_label="KL (nats per response)"`.
+    `hints`: what a series' name means, for who points at it in the legend.
     """
     curves = {name: _finite(xs, ys) for name, (xs, ys) in series.items()}
     bands = {n: _finite_band(*b) for n, b in (band or {}).items()}
@@ -65,7 +68,10 @@ def line_chart(
     all_x = [x for c in curves.values() for x, _ in c] + [x for b in bands.values() for x, *_ in b]
     all_y = [y for c in curves.values() for _, y in c if y is not None] + [y for _, y in levels]
     all_y += [y for b in bands.values() for _, *ends in b for y in ends]
-    keys = [LegendEntry(name, colour(i), DASHES[i % len(DASHES)]) for i, name in enumerate(curves)]
+    keys = [
+        LegendEntry(name, colour(i), DASHES[i % len(DASHES)], (hints or {}).get(name, ""))
+        for i, name in enumerate(curves)
+    ]
     frame = Frame(title, x_label, y_label, keys + [key for key, _ in levels], width, height)
     whole = all(x == round(x) for x in all_x)
     frame.scale(_span(all_x, pad=0.02), _span(all_y, pad=0.06), whole_x=whole)
@@ -108,12 +114,14 @@ def cluster_chart(
     height: int = 260,
     unit: str | None = None,
     legend: Mapping[str, str] | None = None,
+    kind: str = "",
 ) -> Picture:
     """Stacked bars that stand together in clusters: cluster -> bar -> component -> value.
 
     A bar's name is written above it, and its total where it has none. `legend`: component ->
     entry of the legend, where several share one, and its colour: those are told apart by the
-    lines between them and by their tooltips. Colours go by the order of all entries.
+    lines between them and by their tooltips. Colours are those of the entries' `kind` ("role",
+    "phase", "component": `colours.py`), or go by the order of all entries.
     `unit` words the totals and tooltips ("B", "s", ...); the axis shows the bare values, so
     scale them to the unit in `y_label`.
     """
@@ -125,9 +133,11 @@ def cluster_chart(
     entry = dict(legend or {})
     parts = dict.fromkeys(part for bar in bars for part in bar.stack)
     entry |= {part: part for part in parts if part not in entry}
-    colours = {name: colour(i) for i, name in enumerate(dict.fromkeys(entry.values()))}
+    names = dict.fromkeys(entry.values())
+    colours = {n: part_colour(kind, n) if kind else colour(i) for i, n in enumerate(names)}
     shown = {entry[part] for part in parts}
-    keys = [LegendEntry(name, colours[name], None) for name in colours if name in shown]
+    keys = [LegendEntry(f"{kind}:", "", None)] * bool(kind and shown)
+    keys += [LegendEntry(name, colours[name], None) for name in colours if name in shown]
     levels = _levels(references)
     keys += [key for key, _ in levels]
     frame = Frame(title, x_label, y_label, keys, width, height, list(clusters))
@@ -152,7 +162,12 @@ def cluster_chart(
 
 def _levels(references: Sequence[Reference]) -> list[tuple[LegendEntry, float]]:
     """Horizontal lines, those that can be drawn, with their entries of the legend."""
-    return [(LegendEntry(label, FAINT, "1 3"), float(y)) for y, label in references if _real(y)]
+    dashes = ("1 3", "8 4", "2 6")
+    return [
+        (LegendEntry(label, FAINT, dashes[i % len(dashes)]), float(y))
+        for i, (y, label) in enumerate(references)
+        if _real(y)
+    ]
 
 
 # -- lines ------------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..display import Display, format_number, html_table, table
+from ..display import Display, escape, format_number, html_table, numbered, table
 from ..runs.json_files import to_json_object
 from ..runs.ledger import SOURCES, UNITS, Ledger, Row
 from ..runs.run import Run
 from .frame import Picture
-from .ledgers import HasLedger, first_of_each
+from .ledgers import first_of_each, named
 from .memory import memory_chart
 
 if TYPE_CHECKING:
@@ -21,33 +21,65 @@ if TYPE_CHECKING:
 
 
 class Comparison(Display):
-    """One table: a row for each phase and quantity, a column for each source."""
+    """One table: a row for each phase and quantity, a column for each source; of several plans or
+    runs (`each`: their ledgers by name) a column for each of them."""
 
-    def __init__(self, ledger: Ledger, rows: Sequence[Mapping[str, str]]) -> None:
-        self.ledger, self.rows = ledger, rows
-        super().__init__(table(rows), html_table(rows), self.picture())
+    def __init__(
+        self,
+        ledger: Ledger,
+        rows: Sequence[Mapping[str, str]],
+        each: Mapping[str, Ledger] | None = None,
+        per: str = "the whole run",
+    ) -> None:
+        self.ledger, self.rows, self.each = ledger, rows, each or {}
+        pictures = [part for name, one in self.each.items() for part in _picture(name, one)]
+        note = f"bytes: of tensors, at each phase's peak; flops, seconds, tokens: of {per}"
+        page = f"{html_table(rows)}<p>{note}</p>"
+        super().__init__(f"{table(rows)}\n{note}", page, *(pictures or [self.picture()]))
 
     def picture(self) -> Picture:
         """Memory of each phase, predicted, simulated and measured: an SVG."""
         return memory_chart(self.ledger)
 
     def figure(self, quantity: str = "bytes") -> Figure:
-        """The sources beside each other by phase, with the bands they claim: a plotly figure."""
-        from .cost_bars import sources
+        """The sources beside each other by phase, with the bands they claim; of several plans or
+        runs their costs beside each other: a plotly figure."""
+        from .cost_bars import sources, stage_costs
 
+        if self.each:
+            return stage_costs(self.each, quantity=quantity)
         return sources(self, quantity=quantity)
 
 
-def compare(*things: HasLedger) -> Comparison:
-    """Plans, x-rays and runs (whatever has a `.ledger`) in one table and one picture.
+def _picture(name: str, ledger: Ledger) -> tuple[str, str]:
+    return f"<p>{escape(name)}</p>", memory_chart(ledger)
 
-    A run knows how long its rows were, which its plan may not have known: where a plan is compared
-    with the run that it became, the run's prediction is shown.
+
+def compare(*things: object) -> Comparison:
+    """Plans, x-rays and runs (whatever has a `.ledger`, or a run's folder) in one table.
+
+    A plan, its x-ray and its run have a column for each source, and one picture. A run knows how
+    long its rows were, which its plan may not have known: where a plan is compared with the run
+    that it became, the run's prediction is shown. Several plans, or several runs, have a column
+    each, by what sets them apart or the names of a mapping: `compare({"full": a, "lora": b})`.
+    Raises ValueError for what has no ledger.
     """
-    runs = [thing for thing in things if isinstance(thing, Run)]
+    found = [*named(things)]
+    for _, thing in found:
+        if not isinstance(getattr(thing, "ledger", None), Ledger):
+            raise ValueError(f"{type(thing).__name__} has no ledger: give plans, x-rays or runs")
+    runs = [thing for _, thing in found if isinstance(thing, Run)]
     runs = [run for run in runs if run.ledger.filter(source="predicted")]
-    shown = [thing for thing in things if not any(_became(thing, run) for run in runs)]
-    ledger, rows = Ledger(first_of_each(thing.ledger for thing in shown)), []
+    shown = [(n, t) for n, t in found if n or not any(_became(t, run) for run in runs)]
+    ledgers = [thing.ledger for _, thing in shown]  # type: ignore[attr-defined]
+    steps = [getattr(getattr(thing, "estimate", thing), "steps", 1) for _, thing in shown]
+    per = "one step" if None in steps else "the whole run"
+    own = [max((r.source for r in one), key=SOURCES.index, default="") for one in ledgers]
+    if len(set(own)) < len(own) or any(name for name, _ in shown):
+        names = numbered(name or title for (name, _), title in zip(shown, _titles(shown)))
+        each = [Ledger(one.filter(source=best)) for one, best in zip(ledgers, own, strict=True)]
+        return _side_by_side(dict(zip(names, each, strict=True)), per)
+    ledger, rows = Ledger(first_of_each(ledgers)), []
     for quantity in ("bytes", "flops", "seconds", "tokens"):
         sums = {s: _by_phase(ledger.filter(quantity=quantity, source=s)) for s in SOURCES}
         for phase in dict.fromkeys(p for by_phase in sums.values() for p in by_phase):
@@ -59,7 +91,40 @@ def compare(*things: HasLedger) -> Comparison:
                     "predicted / real": _ratio(sums, phase),
                 }
             )
-    return Comparison(ledger, rows)
+    return Comparison(ledger, rows, per=per)
+
+
+def _side_by_side(each: Mapping[str, Ledger], per: str) -> Comparison:
+    """A column for each; of two, the second over the first."""
+    rows = []
+    for quantity in ("bytes", "flops", "seconds", "tokens", "money"):
+        sums = {name: _by_phase(one.filter(quantity=quantity)) for name, one in each.items()}
+        for phase in dict.fromkeys(p for by_phase in sums.values() for p in by_phase):
+            values = [by_phase.get(phase) for by_phase in sums.values()]
+            shown = [format_number(value, UNITS[quantity]) for value in values]
+            row = {"phase": phase or "all", "quantity": quantity, **dict(zip(each, shown))}
+            if len(values) == 2:
+                first, second = values
+                row["second / first"] = f"{second / first:.2f}" if first and second else ""
+            rows.append(row)
+    return Comparison(Ledger(row for one in each.values() for row in one), rows, each, per)
+
+
+def _titles(shown: Sequence[tuple[str, object]]) -> list[str]:
+    """What sets each apart: a run's name; of plans the stage, model, hardware and settings."""
+    facts = []
+    for _, thing in shown:
+        model, own = getattr(thing, "model", None), getattr(thing, "settings", None) or {}
+        named_facts = {"stage": getattr(thing, "stage", ""), "model": getattr(model, "name", "")}
+        facts.append({**named_facts, "hardware": getattr(thing, "hardware_name", ""), **own})
+    every = dict.fromkeys(name for one in facts for name in one)
+    differ = [n for n in every if len({str(one.get(n)) for one in facts}) > 1]
+    return [
+        str(getattr(thing, "name", ""))
+        or ", ".join(f"{name}={one[name]}" for name in differ if name in one)
+        or type(thing).__name__.lower()
+        for one, (_, thing) in zip(facts, shown, strict=True)
+    ]
 
 
 def _became(thing: object, run: Run) -> bool:

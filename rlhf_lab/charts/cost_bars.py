@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..display import format_number, numbered
 from ..runs.ledger import COMPONENTS, PHASES, ROLES, SOURCES, UNITS, Ledger, Row
-from .frame import COLOURS
-from .ledgers import first_of_each, named, training_rows
-from .plotly_style import NEUTRAL, Figure, finish, line_style, rounded, safe, symbol, unit_of
+from .colours import COLOURS_OF, part_colour
+from .ledgers import device_of, first_of_each, named, training_rows
+from .plotly_style import Figure, finish, line_style, rounded, safe, symbol, unit_of
 from .stacked_bars import Amount, Place, stacked_bars
 
 if TYPE_CHECKING:
@@ -24,16 +24,6 @@ QUANTITY_NAMES = {
     "tokens": "tokens",
     "money": "money",
 }
-_COLOURED = {
-    "component": COMPONENTS,
-    "role": ROLES,
-    # The large ones far apart; advantages, the ninth of PPO's, take next to no time.
-    "phase": (
-        *("rollout", "backward", "reference", "score", "value", "forward", "old_logprobs"),
-        *("optimizer", "advantage", *PHASES[9:]),
-    ),
-}
-"""Parts in the order of their colours."""
 
 
 def sources(*things: object, quantity: str = "bytes", by: str | None = None) -> Figure:
@@ -123,8 +113,8 @@ def _bars(
     theme: str = "both",
 ) -> Figure:
     """Rows as stacked bars, by a label of the rows."""
-    if by not in _COLOURED:
-        raise ValueError(f"by={by!r}: choose from {', '.join(_COLOURED)}")
+    if by not in COLOURS_OF:
+        raise ValueError(f"by={by!r}: choose from {', '.join(COLOURS_OF)}")
     if not bars:
         raise ValueError(f"nothing to draw: no ledger has {quantity}")
     amounts: dict[Place, dict[str, Amount]] = {}
@@ -138,7 +128,7 @@ def _bars(
     return stacked_bars(
         amounts,
         quantity=quantity,
-        colours={part: _part_colour(by, part) for part in order},
+        colours={part: part_colour(by, part) for part in order},
         x_title=x_title,
         y_title=y_title,
         legend=by,
@@ -147,24 +137,11 @@ def _bars(
     )
 
 
-def _part_colour(by: str, part: str) -> str:
-    """A part keeps its colour in every figure; what comes ninth has a darker one."""
-    names = _COLOURED[by]
-    if part not in names:
-        return NEUTRAL
-    place = names.index(part)
-    return COLOURS[place] if place < len(COLOURS) else _darker(COLOURS[place % len(COLOURS)])
-
-
-def _darker(hex_colour: str) -> str:
-    return "#" + "".join(f"{round(0.7 * int(hex_colour[i : i + 2], 16)):02X}" for i in (1, 3, 5))
-
-
 def _device_memory(things: Iterable[object]) -> list[tuple[float, str]]:
     """The memory of the devices that plans are for, as reference lines (bytes, label)."""
     lines: dict[tuple[float, str], None] = {}
     for _, thing in named(things):
-        hardware = getattr(getattr(thing, "estimate", thing), "hardware", None)
+        hardware = device_of(thing)
         if hardware is not None and math.isfinite(getattr(hardware, "memory", math.inf)):
             lines[hardware.memory, f"memory of {hardware.name}"] = None
     return list(lines)

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-import yaml
 from plotly.subplots import make_subplots
 
 from ..display import format_number, numbered
 from ..runs.run import Run
-from ..stages import STAGES
+from ..stages import STAGES, read_table
 from .frame import colour, thinned_indices
 from .ledgers import named
 from .plotly_style import (
@@ -33,9 +32,7 @@ from .plotly_style import (
     translucent,
 )
 
-METRICS: dict[str, list[str]] = yaml.safe_load(
-    Path(__file__).with_name("metrics.yaml").read_text("utf-8")
-)
+METRICS: dict[str, list[str]] = read_table(Path(__file__).with_name("metrics.yaml"))
 """The title and the unit of a metric's panel."""
 DEFAULT_METRICS = (
     *("reward", "gold_reward", "kl", "response_length", "entropy", "loss", "accuracy", "margin"),

@@ -7,6 +7,7 @@ theme at all: as an image, on GitHub, on Colab. Lengths are px.
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 import unicodedata
@@ -24,17 +25,24 @@ TEXT = "var(--jp-ui-font-color1, #222)"
 FAINT = "var(--jp-ui-font-color2, #555)"
 GRID = "var(--jp-border-color2, #ddd)"
 BACKGROUND = "var(--jp-layout-color0, #fff)"
+# What an image can use, which no page's colours reach: 4.3 : 1 against white as against
+# JupyterLab's #111, the best that one colour can do for both.
+GREY_TEXT, GREY_GRID = "#7A7A7A", "rgba(127,127,127,0.28)"
+_FOR_IMAGES = {TEXT: GREY_TEXT, FAINT: GREY_TEXT, GRID: GREY_GRID, BACKGROUND: "none"}
 FONT = "var(--jp-ui-font-family, system-ui, sans-serif)"
 SMALL, NORMAL, LARGE = 10.5, 11.5, 13.0  # font sizes, px
+GAP = 8  # px between the pictures of a grid
 
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A name beside a piece of its line, or a filled square where `dash` is None."""
+    """A name beside a piece of its line, or a filled square where `dash` is None; without a colour
+    it is what the names after it are. `hint`: what the name means, shown on hover."""
 
     name: str
     colour: str
     dash: str | None
+    hint: str = ""
 
 
 class Frame:
@@ -69,23 +77,26 @@ class Frame:
 
     def _legend(self, keys: Sequence[LegendEntry]) -> None:
         """Above the plot, wrapping, so that it never lies over a curve."""
-        x, swatch = 10.0, 24.0
+        x = 10.0
         self.top += 17 if keys else 0
         for key in keys:
+            swatch = 24.0 if key.colour else 0.0
             room = self.width - 20 - swatch
             name = shortened(key.name, NORMAL, room)
             needed = swatch + text_width(name, NORMAL) + 14
             if x > 10 and x + needed - 14 > self.width - 10:
                 x, self.top = 10.0, self.top + 16
             y = self.top - 7
-            if key.dash is None:
+            if not key.colour:
+                mark = ""
+            elif key.dash is None:
                 mark = (
                     f'<rect x="{x + 5:.1f}" y="{y - 5:.1f}" width="10" height="10" rx="1.5" '
                     f'style="fill:{key.colour}"/>'
                 )
             else:
                 mark = svg_line(x, y, x + 19, y, key.colour, 2.2, key.dash)
-            self.add(mark, svg_text(x + swatch, y + 4, name, full=key.name))
+            self.add(mark, svg_text(x + swatch, y + 4, name, full=key.hint or key.name))
             x += needed
 
     def scale(
@@ -193,9 +204,9 @@ _READINGS = re.compile(r'\n<g class="plot"[^>]*>(\n<g class="curve"[^>]*/>)*\n</
 class Picture(str):
     """SVG text that shows itself as the last value of a cell, or through `display`.
 
-    A notebook that its reader has not run is not trusted, and JupyterLab draws no SVG there: the
-    last values in words stand in its place. `live` is the same picture for `live.Chart`: shorter,
-    without tooltips, with the values that its script shows instead. `size`: width and height, px.
+    `words`: its last values, for who does not see it. `live` is the same picture for `live.Chart`:
+    shorter, without tooltips, with the values that its script shows instead. `size`: width and
+    height, px.
     """
 
     words: str
@@ -214,8 +225,25 @@ class Picture(str):
         """Without tooltips and readings: all that shows where SVG is an image, and half as long."""
         return _READINGS.sub("", self.live)
 
+    def image(self, mark: str = "lab-picture") -> str:
+        """The picture as an HTML image, of a class `mark`.
+
+        A notebook that its reader has not run is not trusted: JupyterLab draws no SVG there, but it
+        does draw an image that brings its data. It has no background, and colours that can be read
+        on a light page and on a dark one: the page's own do not reach into an image.
+        """
+        svg = self.bare
+        for themed, fixed in _FOR_IMAGES.items():
+            svg = svg.replace(themed, fixed)
+        data = base64.b64encode(svg.encode()).decode()
+        width = f' width="{self.size[0]:.0f}"' if self.size[0] else ""
+        return (
+            f'<img class="{mark}" alt="{escape(self.words)}"{width} style="max-width:100%" '
+            f'src="data:image/svg+xml;base64,{data}">'
+        )
+
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"image/svg+xml": str(self), "text/plain": self.words}
+        return {"text/html": self.image(), "text/plain": self.words}
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # or IPython prints a str
         printer.text(self.words)
@@ -343,3 +371,39 @@ def wrapped(text: str, size: float, room: float) -> list[str]:
         else:
             lines.append(shortened(word, size, room))
     return lines
+
+
+# -- several pictures as one ----------------------------------------------------------------------
+
+
+def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Picture:
+    """Several pictures as one, row by row."""
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    widths = [
+        max(p.size[0] for p in pictures[i::columns]) for i in range(min(columns, len(pictures)))
+    ]
+    still: list[str] = []
+    live: list[str] = []
+    top = 0.0
+    if title:
+        still.append(svg_text(10, 20, title, size=LARGE + 1, weight="600"))
+        live, top = [*still], 28
+    for row in rows:
+        left = 0.0
+        for picture, width in zip(row, widths):
+            still.append(placed(str(picture), left, top, picture.size))
+            live.append(placed(picture.live, left, top, picture.size))
+            left += width + GAP
+        top += max(p.size[1] for p in row) + GAP
+    size = sum(widths) + GAP * max(len(widths) - 1, 0), max(top - GAP, 0)
+    text = ". ".join(filter(None, [title, *(p.words for p in pictures)]))
+    return Picture(svg_document(still, text, *size), text, svg_document(live, text, *size), size)
+
+
+def placed(svg: str, x: float, y: float, size: tuple[float, float]) -> str:
+    """A picture inside another: its first tag has the place in it, and no longer a label."""
+    width, height = size
+    return (
+        f'<svg x="{x:.0f}" y="{y:.0f}" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}">' + svg[svg.index(">") + 1 :]
+    )

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from ..display import format_number
+from .colours import NEUTRAL
 from .curves import METRICS, Series, series_of, steps_of
 from .frame import colour, thinned_indices
 from .ledgers import named
 from .plotly_style import (
-    NEUTRAL,
     Figure,
     finish,
     line_style,
@@ -81,10 +81,6 @@ def frontier(
     if not drawn:
         raise ValueError(f"nothing to draw: no run has {reward!r} and {kl!r}")
     words += _add_starts(figure, series, reward)
-    right = max(v for t in figure.data for v in t.x if v is not None)
-    for t in figure.data:  # a name near the right edge stands on the other side
-        if t.mode == "markers+text" and t.x[0] > 0.7 * right:
-            t.textposition = t.textposition.replace("center", "left")
     figure.update_xaxes(title={"text": axes.x_title})
     figure.update_yaxes(title={"text": f"{title} ({unit})" if unit else title})
     figure.update_layout(hovermode="closest")
@@ -133,10 +129,8 @@ def _add_ends(figure: Figure, s: Series, i: int, axes: _Axes) -> Iterator[str]:
     figure.add_scatter(
         x=[axes.x(v) for v, _ in ends],
         y=[rounded(v) for _, v in ends],
-        mode="markers+text",
-        text=[safe(s.label, 26)] + [""] * (len(ends) - 1),
+        mode="markers",
         cliponaxis=False,
-        textposition="bottom center" if i % 2 else "top center",
         name=safe(s.label),
         legendgroup=s.label,
         showlegend=not any(t.legendgroup == s.label for t in figure.data),

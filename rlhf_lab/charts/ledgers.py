@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..runs.ledger import UNITS, Ledger, Row
+from ..runs.run import Run
 
-
-class HasLedger(Protocol):
-    """A plan, an x-ray, a run: whatever knows its costs."""
-
-    @property
-    def ledger(self) -> Ledger: ...
+if TYPE_CHECKING:
+    from ..cost.hardware import Hardware
 
 
 def named(things: Iterable[object]) -> Iterator[tuple[str, object]]:
-    """Things by name; "" for one that was given without."""
+    """Things by name; "" for one that was given without. A folder is the run in it."""
     for thing in things:
-        yield from thing.items() if isinstance(thing, Mapping) else [("", thing)]
+        for name, one in thing.items() if isinstance(thing, Mapping) else [("", thing)]:
+            yield str(name), Run.load(one) if isinstance(one, (str, Path)) else one
+
+
+def device_of(thing: object) -> Hardware | None:
+    """The device that a plan is for; None for what is no plan."""
+    found: Hardware | None = getattr(getattr(thing, "estimate", thing), "hardware", None)
+    return found
 
 
 def training_rows(thing: object, quantity: str) -> Ledger:

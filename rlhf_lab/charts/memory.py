@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..runs.ledger import COMPONENTS, ROLES, SOURCES, Ledger, Row
-from .chart import ChartSize, Reference, cluster_chart
+from .chart import ChartSize, Reference, bar_chart, cluster_chart
 from .frame import Picture
+from .ledgers import device_of, named, training_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,6 +33,7 @@ def memory_chart(ledger: Ledger, references: Sequence[Reference] = ()) -> Pictur
         clusters,
         title=f"Memory at each phase's peak: {letters}",
         y_label=name,
+        kind="component",
         legend=legend | {_role_and_component(row): row.component or "all" for row in rows},
         references=[(y / unit, label) for y, label in references if y < 3 * top],
         width=max(460, (44 + 26 * len(sources)) * len(clusters)),
@@ -60,7 +62,50 @@ def role_memory_chart(
         title=title,
         y_label=f"{name} at each phase's peak{letters}",
         references=lines,
+        kind="role",
         **size,
+    )
+
+
+def peaks(*things: object, by: str = "role") -> Picture:
+    """Memory at the peak of several plans, x-rays or runs beside each other, by "role" or by
+    "component": an SVG. A mapping names them; else a bar has its stage's name. Of a run what was
+    measured. The memory of the plans' devices is a line.
+
+        lab.peaks({"PPO": ppo, "DPO": dpo})
+
+    Raises ValueError for what has no bytes in its ledger, and for two of one name.
+    """
+    order = {"role": ROLES, "component": COMPONENTS}.get(by)
+    if order is None:
+        raise ValueError(f"by={by!r}: choose from role, component")
+    bars: dict[str, dict[str, float]] = {}
+    for name, thing in named(things):
+        rows = training_rows(thing, "bytes")
+        if not rows:
+            raise ValueError(f"{name or type(thing).__name__}: no bytes in its ledger")
+        source = max((r.source for r in rows), key=SOURCES.index)
+        at_peak = rows.at_peak(source=source)
+        if (label := name or at_peak[0].stage) in bars:
+            raise ValueError(f"two are called {label!r}: name them, {{'one': …, 'other': …}}")
+        bar = bars[label] = {}
+        for row in sorted(at_peak, key=lambda r: (*order, "").index(getattr(r, by))):
+            part = getattr(row, by) or "other"
+            bar[part] = bar.get(part, 0.0) + row.value
+    unit, size = axis_unit(max(sum(bar.values()) for bar in bars.values()))
+    lines: dict[str, float] = {}
+    for _, thing in named(things):
+        device = device_of(thing)
+        if device is not None and device.kind == "gpu":
+            lines[f"memory of {device.name}"] = device.memory / size
+    return bar_chart(
+        {name: {p: v / size for p, v in bar.items()} for name, bar in bars.items()},
+        title=f"Memory at the peak, by {by}",
+        y_label=unit,
+        kind=by,
+        legend={part: part for part in (*order, "other")},
+        references=[(y, label) for label, y in lines.items()],
+        width=max(460, 130 * len(bars)),
     )
 
 

@@ -17,23 +17,20 @@ import plotly.graph_objects as go
 
 from ..display import SI
 from ..runs.ledger import UNITS
-from .frame import COLOURS, DASHES, colour, text_width
+from .frame import COLOURS, DASHES, GREY_GRID, GREY_TEXT, colour, text_width
 
 MIME = "application/vnd.plotly.v1+json"
 _DRAWN_BY_JUPYTER = {"plotly_mimetype", "jupyterlab", "vscode", "nteract"}
 _CONFIG = {"displaylogo": False}
 """Not responsive: JupyterLab resizes figures itself; with both they vanish when themes change."""
 
-TEXT_GREY = "#7A7A7A"
 THEMES = {
-    "both": (TEXT_GREY, "rgba(127,127,127,0.28)"),
+    "both": (GREY_TEXT, GREY_GRID),
     "light": ("#222222", "#DDDDDD"),
     "dark": ("#E6E6E6", "#3F3F3F"),
 }
-"""Text and grid. TEXT_GREY has 4.3 : 1 against white as against JupyterLab's #111, the best that
-one colour can do for both."""
+"""Text and grid."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
-NEUTRAL = "#9A9A9A"
 DIGITS = 5
 
 

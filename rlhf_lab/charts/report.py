@@ -1,7 +1,8 @@
 """report.html: what a set of runs did, in one file that needs nothing else.
 
-The stages in a table, each stage's curves, where its time went, and what the model wrote before
-and after. No scripts, no network; readable in light and dark themes, on a phone and printed.
+The stages in a table, each stage's curves, where its time went, what it wrote step by step and
+token by token, and before and after. No scripts, no network; readable in light and dark themes, on
+a phone and printed.
 Everything that a model or a person wrote is escaped.
 """
 
@@ -16,11 +17,15 @@ from ..runs.json_files import replace_file
 from ..runs.run import Run
 from .chart import ChartSize, line_chart
 from .frame import Picture
+from .samples import TRAINING, Highlight, SampleSet, responses_html
+from .tokens_view import QUANTITIES, STYLE, legend_html, scale_of
 from .views import charts_of, known_series, metric_chart, time_chart
 
 # Narrower than a widget's chart, so that its letters are still readable on a phone.
 _SIZE: ChartSize = {"width": 390, "height": 250}
 _STYLE = "\n" + (Path(__file__).parent / "report.css").read_text("utf-8")
+_STEPS, _SAMPLES = 8, 3
+"""Of each run: steps whose samples are shown, and samples of a step."""
 
 
 def write_report(
@@ -40,8 +45,7 @@ def write_report(
     the time went; `stories` hold prompt -> {label: what was written}, the labels
     ("SFT", "PPO") in the order to stand side by side.
     """
-    path = Path(path)
-    parts = [f"<h1>{escape(title)}</h1>"]
+    parts = []
     if table_rows:
         parts.append(f'<div class="scroll">{html_table(table_rows)}</div>')
     if cost_rows:
@@ -53,6 +57,12 @@ def write_report(
     for name, run in runs.items():
         parts += _section(name, run)
     parts += _stories(stories)
+    return write_page(path, title, parts)
+
+
+def write_page(path: str | os.PathLike[str], title: str, parts: Sequence[str]) -> Path:
+    """Write HTML `parts` under a title as a page that needs nothing else; → where it is."""
+    path = Path(path)
     page = "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -60,7 +70,8 @@ def write_report(
             # The browser itself refuses scripts and requests, whatever a model wrote.
             '<meta http-equiv="Content-Security-Policy" '
             "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
+            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n{STYLE}\n</head>\n<body>",
+            f"<h1>{escape(title)}</h1>",
             *parts,
             "</body>\n</html>\n",
         ]
@@ -82,6 +93,28 @@ def _section(name: str, run: Run) -> Iterator[str]:
         yield '<div class="grid">\n' + "\n".join(figures) + "\n</div>"
     else:
         yield "<p>This run has logged nothing that this report draws.</p>"
+    yield from _replay(run)
+
+
+def _replay(run: Run) -> Iterator[str]:
+    """What it wrote in training, each token coloured by its figure: first step, last step, and some
+    between, each behind its number."""
+    written = SampleSet([run])
+    scales = {key: scale_of(key, [s.tokens for s in written.samples]) for key in QUANTITIES}
+    key = next((key for key, scale in scales.items() if scale), "")
+    steps = written.steps(TRAINING, with_figures=bool(key))
+    last = len(steps) - 1
+    shown = sorted({steps[round(i * last / (_STEPS - 1))] for i in range(_STEPS)}) if steps else []
+    if shown:
+        left = f"{len(shown)} of {len(steps)} steps, up to {_SAMPLES} samples of each"
+        yield f'<h3>What it wrote in training</h3><p class="facts">{left}.</p>'
+        yield legend_html(key, scales.get(key))
+    for step in shown:
+        here = [s for s in written.samples if s.mode == TRAINING and s.step == step]
+        cards = responses_html(here[:_SAMPLES], Highlight(key, scales.get(key)))
+        opened = " open" * (step == shown[-1])
+        yield f"<details{opened}><summary>Step {step}</summary>{cards}</details>"
+    yield from (f'<p class="facts">{escape(line)}</p>' for line in written.problems)
 
 
 def _figures(run: Run) -> Iterator[str]:

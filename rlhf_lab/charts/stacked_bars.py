@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from ..display import format_number
 from ..runs.ledger import SOURCES, UNITS, Row
-from .plotly_style import NEUTRAL, TEXT_GREY, Figure, finish, rounded, safe, translucent, unit_of
+from .colours import NEUTRAL
+from .frame import GREY_TEXT
+from .plotly_style import Figure, finish, rounded, safe, translucent, unit_of
 
 FILL = {"predicted": 0.3, "simulated": 0.6, "measured": 1.0}
 """How full a source's bars are, the surer the fuller. Flat, not hatched: JupyterLab keeps a PNG of
@@ -189,7 +191,7 @@ def _add_tops(figure: Figure, stacks: _Stacks, source: str) -> None:
             )
         )
     x, y, high, low, label, hover = zip(*rows, strict=True) if rows else [()] * 6
-    looks = {"type": "data", "symmetric": False, "thickness": 1.6, "width": 3, "color": TEXT_GREY}
+    looks = {"type": "data", "symmetric": False, "thickness": 1.6, "width": 3, "color": GREY_TEXT}
     band = {**looks, "array": high, "arrayminus": low}
     figure.add_scatter(
         x=x,

@@ -21,6 +21,7 @@ from .frame import wrapped as wrapped_words
 from .tokens_view import LEVELS, QUANTITIES, Scale, Tokens, plain, shade
 
 WIDTH, MARGIN, LINE, SIZE = 760, 12.0, 21.0, 12.5
+INK = "#212121"
 MOST_LINES = 24  # of one response: a picture is to be looked at, not scrolled
 
 
@@ -150,20 +151,26 @@ def _drawn(pieces: Sequence[Piece], bottom: float) -> Iterator[str]:
             yield _shaded(x, bottom - LINE + 2, piece.width, LINE - 3, piece.level)
         if bare:
             # Stretched to the width that was guessed, so that letters stand on their own shade.
-            drawn = svg_text(
-                left, bottom - 6, bare, size=SIZE, fill=FAINT if piece.special else TEXT
-            )
+            fill = INK if piece.level else FAINT if piece.special else TEXT
+            drawn = svg_text(left, bottom - 6, bare, size=SIZE, fill=fill)
             length = f'<text textLength="{x + piece.width - left:.1f}" '
             yield drawn.replace("<text ", f'{length}lengthAdjust="spacingAndGlyphs" ', 1)
         x += piece.width
 
 
 def _shaded(x: float, y: float, width: float, height: float, level: int, corner: int = 2) -> str:
-    colour, opacity = shade(level)
     return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="{corner}" '
-        f'style="fill:{colour};fill-opacity:{opacity:.2f}"/>'
+        f'<rect class="shade" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'rx="{corner}" style="fill:{on_white(level)}"/>'
     )
+
+
+def on_white(level: int) -> str:
+    """A level's shade as it looks on white. A stored picture does not know the page's theme: its
+    shades are opaque, and letters on them dark, in both."""
+    colour, opacity = shade(level)
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(opacity * part + (1 - opacity) * 255):02x}" for part in parts)
 
 
 def _legend(key: str, scale: Scale, bottom: float) -> Iterator[str]:

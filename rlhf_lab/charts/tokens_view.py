@@ -18,9 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from ..display import escape, format_number
+from ..stages import read_table
 from .frame import COLOURS
 
 _HERE = Path(__file__).parent
@@ -43,8 +42,7 @@ class Quantity:
 
 
 QUANTITIES: dict[str, Quantity] = {
-    key: Quantity(**fields)
-    for key, fields in yaml.safe_load((_HERE / "tokens.yaml").read_text("utf-8")).items()
+    key: Quantity(**fields) for key, fields in read_table(_HERE / "tokens.yaml").items()
 }
 """The figures that colour tokens, by their key in a record."""
 FIGURE_NAMES = {name: q.name for name, q in QUANTITIES.items()} | {

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from ..cost.estimate import SCORING
+from ..runs.figures import gloss
 from ..runs.ledger import Ledger
 from ..runs.run import Run
-from ..stages import STAGES
+from ..stages import STAGES, read_table
 from .chart import ChartSize, Reference, bar_chart, line_chart
 from .frame import Picture
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 SCORING_PHASES = {*SCORING, "advantage"}
-"""Phases that are one colour in a stack: there are fewer colours than phases."""
+"""Phases that are one colour in a stack: a small legend has no room for all."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +36,28 @@ class ChartSpec:
     caption: str
     title: str = ""
     """the first metric's name, where it has no other"""
-    reference: str = ""
-    """the setting or summary figure drawn as a line, with its name in `REFERENCES`"""
+    references: tuple[str, ...] = ()
+    """settings or summary figures drawn as lines, with their names in `REFERENCES`"""
     folded: bool = False
     """whether a dashboard folds it away"""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "references", tuple(self.references))
         object.__setattr__(self, "title", self.title or self.metrics[0].replace("_", " "))
 
 
 LABELS = {"clipfrac": "policy clipped", "vf_clipfrac": "values clipped"}
 """What a legend calls a metric whose own name is a paper's abbreviation."""
-REFERENCES = {"accuracy_ceiling": "best possible", "kl_target": "target KL"}
+REFERENCES = {
+    "accuracy_ceiling": "best possible",
+    "accuracy": "held-out pairs, after training",
+    "kl_target": "target KL",
+}
 
 _FILE = Path(__file__).with_name("charts.yaml")
 CHARTS: Mapping[str, ChartSpec] = {
     name: ChartSpec(**{**fields, "metrics": tuple(fields["metrics"])})
-    for name, fields in yaml.safe_load(_FILE.read_text("utf-8")).items()
+    for name, fields in read_table(_FILE).items()
 }
 """Every chart by the name that `stages.py` gives it."""
 
@@ -85,16 +89,19 @@ def metric_chart(
     known = known_series(run, chart.metrics, upto)
     if not known:
         return None
-    value = {**run.config.get("settings", {}), **run.summary}.get(chart.reference)
-    levels: list[Reference] = []
-    if isinstance(value, (int, float)):
-        levels.append((value, REFERENCES[chart.reference]))
+    given = {**run.config.get("settings", {}), **run.summary}
+    levels: list[Reference] = [
+        (given[n], REFERENCES[n])
+        for n in chart.references
+        if isinstance(given.get(n), (int, float))
+    ]
     return line_chart(
         {LABELS.get(name, name): points for name, points in known.items()},
         title=chart.title,
         x_label="step",
         y_label=chart.y_label,
         references=levels,
+        hints={LABELS.get(name, name): f"{name}: {gloss(name)}" for name in known},
         **size,
     )
 
@@ -113,7 +120,7 @@ def time_chart(run: Run, **size: Unpack[ChartSize]) -> Picture | None:
         phase or "other": {role or "all models": s / ranks for role, s in roles.items()}
         for phase, roles in rows.pivot("phase", "role").items()
     }
-    return bar_chart(stacks, y_label="seconds (measured)", **_TIME, **size)
+    return bar_chart(stacks, y_label="seconds (measured)", kind="role", **_TIME, **size)
 
 
 def time_stacks(ledger: Ledger, share: float = 1.0, **size: Unpack[ChartSize]) -> Picture:
@@ -125,4 +132,4 @@ def time_stacks(ledger: Ledger, share: float = 1.0, **size: Unpack[ChartSize]) -
             phase = "scoring" if row.phase in SCORING_PHASES else row.phase or "other"
             bar = stacks.setdefault(source, {})
             bar[phase] = bar.get(phase, 0.0) + row.value * times
-    return bar_chart(stacks, y_label="seconds so far", **_TIME, **size)
+    return bar_chart(stacks, y_label="seconds so far", kind="phase", **_TIME, **size)

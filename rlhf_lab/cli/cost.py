@@ -7,20 +7,22 @@ import ast
 import json
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..stages import STAGES, TRAINABLE, XRAYED, Setting
 
 if TYPE_CHECKING:
+    from ..cost.estimate import Estimate
     from ..cost.hardware import Hardware
     from ..planning import Plan
     from ..runs.ledger import Row
+    from .config_files import FromFile
 
 SIZE_FLAGS = {
     "--gpus": "devices in all [1]",
-    "--nodes": "machines they are in [1]",
+    "--nodes": "machines they are in [as many as the devices need]",
     "--prompt-length": "tokens of a prompt",
     "--response-length": "tokens of a response",
     "--rows": "rows of the data set: samples, pairs or prompts",
@@ -42,6 +44,14 @@ def positive(text: str) -> int:
     return number
 
 
+def not_negative(text: str) -> int:
+    """A number of 0 or more, from an argument."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
+    return number
+
+
 def add_commands(commands: Commands) -> None:
     """Add the three commands to the parser's."""
     plan = commands.add_parser(
@@ -52,13 +62,19 @@ def add_commands(commands: Commands) -> None:
         epilog="examples:\n"
         "  rlhf-lab plan ppo --model Qwen/Qwen2.5-7B --hardware h100 --gpus 8 --rows 20000\n"
         "  rlhf-lab plan project --model Llama-3.2-1B --hardware a100 --rows 50000 --json\n"
-        "  rlhf-lab plan sft --model Llama-2-7b-hf --hardware a100-40 --lora-r 16 --cheaper",
+        "  rlhf-lab plan sft --model Llama-2-7b-hf --hardware a100-40 --lora-r 16 --cheaper\n"
+        "  rlhf-lab plan sft --model Llama-3.2-1B --hardware mycard.json",
     )
     plan.add_argument("stage", choices=[*STAGES, "project"])
     _add_settings(plan)
+    plan.add_argument("--reward-model", help="reward model of another size (ppo, rloo, grpo)")
+    plan.add_argument("--value-model", help="value model of another size (ppo)")
+    plan.add_argument("--budget", type=float, help="USD to plan a project against")
     plan.add_argument("--cheaper", action="store_true", help="also what to change, ranked")
     what = "write the YAML for accelerate launch (- prints it)"
     plan.add_argument("--accelerate-config", metavar="FILE", help=what)
+    what = "write the plan as a config file of TRL's command line (- prints it)"
+    plan.add_argument("--yaml", metavar="FILE", help=what)
     xray = commands.add_parser(
         "xray",
         help="exact memory and FLOPs of a step, by running it on tensors without data",
@@ -78,14 +94,18 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny", help="bundled, preset, folder or hub id [tiny]")
-    parser.add_argument("--hardware", default="here", help="a device of the catalogue [here]")
+    parser.add_argument("--model", help="bundled, preset, folder or hub id [tiny]")
+    what = "a config file of TRL, accelerate, axolotl or LLaMA-Factory; may be repeated"
+    parser.add_argument("--config", metavar="FILE", action="append", help=what)
+    device = "a device (rlhf-lab list hardware), or a file of figures, .json or .yaml [here]"
+    parser.add_argument("--hardware", default="here", help=device)
     for flag, text in SIZE_FLAGS.items():
-        parser.add_argument(flag, type=positive, help=text)
+        kind = not_negative if flag == "--prompt-length" else positive
+        parser.add_argument(flag, type=kind, help=text)
     parser.add_argument("--sharding", help="none, ddp, zero1, zero2, zero3, fsdp2 [ddp]")
     parser.add_argument("--price", type=float, help="USD per device-hour, in place of the list's")
     add_repeated(parser, "--set", "NAME=VALUE", "any other setting of a plan; may be repeated")
-    parser.add_argument("--json", action="store_true", help="the ledger's rows as JSON")
+    parser.add_argument("--json", action="store_true", help="the answer as JSON")
 
 
 def add_repeated(parser: argparse.ArgumentParser, flag: str, metavar: str, text: str) -> None:
@@ -128,8 +148,25 @@ def _hardware(args: argparse.Namespace) -> Hardware:
 def _plan(args: argparse.Namespace, **more: int) -> Plan:
     from ..planning import plan
 
-    settings = {**settings_of(args), **more}
-    return plan(args.stage, args.model, hardware=_hardware(args), **settings)
+    files, model = _files(args), args.model
+    settings: Settings = {}
+    for found in files:
+        if found.stage not in (None, args.stage):
+            raise ValueError(f"{found.tool}'s file is of {found.stage}, not of {args.stage}")
+        settings, model = settings | found.settings, model or found.model
+    settings |= {**settings_of(args), **more}
+    others = {n: getattr(args, n, None) for n in ("reward_model", "value_model")}
+    made = plan(args.stage, model or "tiny", hardware=_hardware(args), **others, **settings)
+    unread = tuple(
+        f"not read: {', '.join(found.unread)} ({found.tool})" for found in files if found.unread
+    )
+    return replace(made, notes=unread)
+
+
+def _files(args: argparse.Namespace) -> list[FromFile]:
+    from .config_files import read_config
+
+    return [read_config(path) for path in args.config or ()]
 
 
 def _print(ledger: Iterable[Row], view: Callable[[], object], as_json: bool) -> None:
@@ -137,24 +174,105 @@ def _print(ledger: Iterable[Row], view: Callable[[], object], as_json: bool) -> 
     print(json.dumps([asdict(row) for row in ledger], indent=1) if as_json else view())
 
 
-def print_plan(args: argparse.Namespace) -> int:
-    from ..studies import project
+def plan_document(plan: Plan, cheaper: bool = False) -> dict[str, object]:
+    """A plan as one JSON document. Bytes of one device; hours and USD of the run, None where its
+    length or the price is not known."""
+    e = plan.estimate
+    document = {
+        "stage": plan.stage,
+        "model": plan.model.name,
+        "hardware": e.hardware.name,
+        "warnings": plan.warnings,
+        "assumptions": [asdict(assumption) for assumption in plan.assumptions],
+        **_figures(e),
+        "not_modelled": e.not_modelled,
+        "ledger": [asdict(row) for row in e.ledger],
+    }
+    if cheaper:
+        document["cheaper"] = [
+            {
+                "change": r.does,
+                "settings": r.settings,
+                "saves_bytes": r.saves_bytes,
+                "saves_hours": r.saves_hours,
+                "saves_usd": r.saves_money,
+                "fits": r.fits,
+            }
+            for r in plan.cheaper()
+        ]
+    return document
 
-    if args.stage == "project":
-        whole = project(args.model, hardware=_hardware(args), **settings_of(args))
-        _print(whole.ledger, lambda: whole, args.json)
-        return 0
-    plan = _plan(args)
-    _print(plan.ledger, plan.show, args.json)
-    if args.cheaper:
-        print(plan.cheaper())
-    if args.accelerate_config == "-":
-        print(plan.accelerate_config(), end="")
-    elif args.accelerate_config:
-        with open(args.accelerate_config, "w", encoding="utf-8") as file:
-            file.write(plan.accelerate_config())
-        print(f"accelerate launch --config_file {args.accelerate_config} …")
+
+def _figures(e: Estimate) -> dict[str, object]:
+    low, high = e.memory_band
+    return {
+        "peak_bytes": e.peak,
+        "peak_bytes_band": [e.peak * low, e.peak * high],
+        "memory_bytes": e.hardware.memory,
+        "fits": e.fits,
+        "steps": e.steps,
+        "step_seconds": e.step_seconds,
+        "hours": e.hours,
+        "money_usd": e.money,
+    }
+
+
+OF_ONE_STAGE = "config", "cheaper", "accelerate_config", "yaml", "reward_model", "value_model"
+"""Arguments of a plan that a project has not."""
+
+
+def _print_project(args: argparse.Namespace) -> int:
+    from ..budget import project
+
+    for name in OF_ONE_STAGE:
+        if getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} is for the plan of one stage")
+    asked = {"hardware": _hardware(args), "budget": args.budget, **settings_of(args)}
+    whole = project(args.model or "tiny", **asked)
+    document = {
+        "verdict": whole.verdict,
+        "warnings": whole.warnings,
+        "total_usd": whole.total,
+        "hours": whole.hours,
+        "kwh": whole.kwh,
+        "costs": [cost._asdict() for cost in whole.costs],
+        "stages": {name: _figures(e) for name, e in whole.stages.items()},
+        "ledger": [asdict(row) for row in whole.ledger],
+    }
+    print(json.dumps(document, indent=1) if args.json else whole)
     return 0
+
+
+def print_plan(args: argparse.Namespace) -> int:
+    if args.stage == "project":
+        return _print_project(args)
+    if args.budget is not None:
+        raise ValueError(f"--budget is planned for a project, not {args.stage}: plan project")
+    plan = _plan(args)
+    if args.json:
+        print(json.dumps(plan_document(plan, args.cheaper), indent=1))
+    else:
+        print(plan.show())
+    if args.cheaper and not args.json:
+        print(plan.cheaper())
+    if args.accelerate_config:
+        written = _write(args.accelerate_config, plan.accelerate_config())
+        print(
+            f"accelerate launch --config_file {args.accelerate_config} …" if written else "", end=""
+        )
+    if args.yaml:
+        written = _write(args.yaml, plan.trl_config())
+        print(f"trl {plan.stage} --config {args.yaml} …" if written else "", end="")
+    return 0
+
+
+def _write(path: str, text: str) -> bool:
+    """Into a file, or (-) on the screen. → whether there is a file now."""
+    if path == "-":
+        print(text, end="")
+        return False
+    Path(path).write_text(text, encoding="utf-8")
+    return True
 
 
 def print_xray(args: argparse.Namespace) -> int:
@@ -163,7 +281,10 @@ def print_xray(args: argparse.Namespace) -> int:
 
     plan = _plan(args)
     simulated = xray(plan)
-    _print(simulated.ledger, lambda: compare(plan, simulated), args.json)
+    if args.json:
+        _print(simulated.ledger, lambda: simulated, as_json=True)
+    else:
+        print(*simulated.notes, compare(plan, simulated), sep="\n")
     return 0
 
 
@@ -171,7 +292,6 @@ def print_measure(args: argparse.Namespace) -> int:
     import rlhf_lab
 
     from ..charts.comparison import compare
-    from ..runs.run import Run
     from ..studies import xray
     from ..training import train
 
@@ -182,7 +302,6 @@ def print_measure(args: argparse.Namespace) -> int:
     plan = _plan(args, max_steps=args.steps)
     with tempfile.TemporaryDirectory() as folder:
         run = train(plan, out=Path(folder, "run"), quiet=args.json)
-        assert isinstance(run, Run)  # not in the background
         comparison = compare(plan, *([xray(plan)] if args.stage in XRAYED else []), run)
     _print(comparison.ledger, lambda: comparison, args.json)
     return 0

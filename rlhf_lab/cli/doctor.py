@@ -29,6 +29,15 @@ NEEDS = {"memory": 1.5 * GIB, "disk": 2 * GIB}
 """What the four stages on the bundled model take, with room to spare."""
 
 
+OPTIONAL = {
+    "bitsandbytes": "4 and 8 bits",
+    "deepspeed": "sharding by zero1, zero2, zero3",
+    "liger-kernel": "use_liger_kernel",
+    "vllm": "use_vllm",
+}
+"""Packages that a setting needs → that setting."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing checked: what was found, and the remedy where something is wrong."""
@@ -47,7 +56,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Check everything. Takes a few seconds, most of them to import torch."""
-    checks = (_python, _packages, _widgets, _models, _cpu, _gpu, _memory, _disk, _hub)
+    checks = (_python, _packages, _optional, _widgets, _models, _cpu, _gpu, _memory, _disk, _hub)
     return [finding for check in checks for finding in check()]
 
 
@@ -71,6 +80,14 @@ def _packages() -> Iterator[Finding]:
             yield _package(need, "fix")
         elif need.marker.evaluate({"extra": "lab"}):
             yield _package(need, "note", " (only notebooks need it)")
+
+
+def _optional() -> Iterator[Finding]:
+    """Packages that single settings need."""
+    from packaging.requirements import Requirement
+
+    for name, what in OPTIONAL.items():
+        yield _package(Requirement(name), "note", f" (only {what} needs it)")
 
 
 def _package(need: Requirement, severity: str, why: str = "") -> Finding:

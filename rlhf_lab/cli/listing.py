@@ -1,9 +1,10 @@
-"""`rlhf-lab list models|hardware|settings`: what can be named on the command line."""
+"""`rlhf-lab list models|hardware|settings`: what has a name; `rlhf-lab report`: a run as a page."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 from ..display import format_bytes, format_number, table
 from ..stages import STAGES, TRAINABLE
@@ -15,6 +16,21 @@ def add_command(commands: Commands) -> None:
     what = commands.add_parser("list", help="the models, devices and settings that have a name")
     what.add_argument("what", choices=["models", "hardware", "settings"])
     what.add_argument("--stage", choices=TRAINABLE, default="ppo", help="whose settings [ppo]")
+    page = commands.add_parser(
+        "report",
+        help="a stored run as one web page: curves, costs, what it wrote token by token",
+        description="Write a stored run as one web page that needs nothing else, no Python either.",
+    )
+    page.add_argument("run", type=Path, help="folder of the run")
+    page.add_argument("--out", type=Path, default=Path("report.html"), help="[report.html]")
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """Write the page of a run."""
+    from ..pipeline import report
+
+    print(report(args.run, args.out))
+    return 0
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -26,8 +42,8 @@ def _rows(what: str, stage: str) -> Iterator[dict[str, str]]:
     from ..cost.architecture import architecture
     from ..cost.hardware import CATALOGUE
     from ..models.load import ALIASES, BUNDLED, load, presets
-    from ..models.packaged import PACKAGED, SAME_SIZES
-    from ..planning import config_fields
+    from ..models.packaged import PACKAGED
+    from ..settings import config_fields
 
     if what == "hardware":
         for name, device in CATALOGUE.items():
@@ -36,8 +52,7 @@ def _rows(what: str, stage: str) -> Iterator[dict[str, str]]:
         kinds = dict.fromkeys(BUNDLED, "bundled")
         kinds |= {a: f"in the package {PACKAGED[of][1]}, or the hub" for a, of in ALIASES.items()}
         for name, kind in (kinds | dict.fromkeys(presets(), "weights from the hub")).items():
-            sizes = load(SAME_SIZES.get(ALIASES.get(name, ""), name))
-            size = architecture(sizes.config_dict()).parameters()
+            size = architecture(load(name).config_dict()).parameters()
             yield {"model": name, "size": format_number(size, "parameters"), "": kind}
     else:
         for name, kind in sorted(config_fields(stage).items()):

@@ -1,5 +1,5 @@
-"""The command line: `rlhf-lab train`, `best-of-n`, `plan`, `xray`, `measure`, `data`, `list`,
-`doctor`.
+"""The command line: `rlhf-lab train`, `launch`, `best-of-n`, `plan`, `xray`, `measure`, `data`,
+`list`, `report`, `notebooks`, `test-notebooks`, `doctor`.
 
 Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to do), 1 ours.
 """
@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import __version__
 from ..display import ON_COMMAND_LINE, did_you_mean
 from ..stages import ONLINE, STAGES, TRAINABLE
-from . import cost, listing
+from . import cost, launching, listing, notebooks
 from .cost import Commands, Settings, add_repeated, positive
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 def _titles(names: Iterable[str]) -> str:
     return ", ".join(STAGES[name].title for name in names)
-
-
-RESUMABLE = [name for name, stage in STAGES.items() if stage.resumable]
-DISTRIBUTED = [name for name, stage in STAGES.items() if stage.distributed]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         description="What RLHF does and what it costs, on a model small enough to train here.",
     )
     parser.add_argument("--version", action="version", version=f"rlhf-lab {__version__}")
-    parser.set_defaults(parser=parser)
+    parser.add_argument("--job", help=argparse.SUPPRESS)  # of `train(accelerate=…)`
+    parser.set_defaults(parser=parser, debug=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_train(commands)
     _add_best_of_n(commands)
@@ -70,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Check this machine: what works, what to fix, and how.",
     )
     listing.add_command(commands)
+    notebooks.add_commands(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -91,7 +89,13 @@ def _add_train(commands: Commands) -> None:
         "  rlhf-lab train dpo --data p.csv --field chosen=better --field rejected=worse\n"
         "  rlhf-lab train dpo --set beta=0.5           any field of the stage's settings",
     )
-    train.add_argument("stage", choices=[*TRAINABLE, "all"])
+    _add_training(train, [*TRAINABLE, "all"])
+    _add_training(launching.add_command(commands), TRAINABLE)
+
+
+def _add_training(train: argparse.ArgumentParser, stages: Sequence[str]) -> None:
+    """The arguments of a training."""
+    train.add_argument("stage", choices=stages)
     _add_model_and_data(train)
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
     train.add_argument("--steps", type=positive, help="optimizer steps (PPO: iterations) a stage")
@@ -101,13 +105,9 @@ def _add_train(commands: Commands) -> None:
     add_repeated(train, "--reward", "NAME", rewards)
     add_repeated(train, "--set", "NAME=VALUE", "a setting of the stage's trainer; may be repeated")
     train.add_argument("--overwrite", action="store_true", help="replace a run that is there")
-    resume = f"{_titles(RESUMABLE)}: continue from the last checkpoint in --out"
+    resume = "continue from the last checkpoint in --out"
     train.add_argument("--resume", action="store_true", help=resume)
-    how = f"{_titles(DISTRIBUTED)} on several processes: ddp, or accelerate's config"
-    train.add_argument("--accelerate", metavar="HOW", help=how)
-    train.add_argument(
-        "--processes", type=positive, metavar="N", help="how many [one for each GPU; 2 on a CPU]"
-    )
+    launching.add_arguments(train)
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -231,17 +231,20 @@ def _train(args: argparse.Namespace) -> int:
     """Train. What can be refused is refused before data are read, or anything slow imported."""
     from .. import pipeline
     from ..display import table
-    from ..launch.launcher import place
-    from ..planning import check_settings, plan
-    from ..runs.run import Run
+    from ..launch.processes import place
+    from ..planning import plan
+    from ..settings import check_settings
     from ..training import check_first, free_folder, train
 
     settings, (rank, processes) = _settings(args), place()
-    if args.processes and not args.accelerate:
-        raise ValueError("--processes needs --accelerate: say how, for example --accelerate ddp")
-    if args.resume and (args.stage not in RESUMABLE or not args.out):
-        raise ValueError(f"--resume is for {_titles(RESUMABLE)}, and needs --out, its run's folder")
+    for flag in ("processes", "dry_run"):
+        if getattr(args, flag) and not args.accelerate:
+            name = flag.replace("_", "-")
+            raise ValueError(f"--{name} needs --accelerate: say how, for example --accelerate ddp")
     whole = args.stage == "all"
+    for flag in ("resume", "accelerate"):
+        if whole and getattr(args, flag):
+            raise ValueError(f"--{flag} is for one stage, not all")
     if not whole:
         check_settings(args.stage, settings)
     model, common = _model(args), {"overwrite": args.overwrite}
@@ -249,10 +252,10 @@ def _train(args: argparse.Namespace) -> int:
     if whole:
         pipeline.check_all(model, settings, folder, **common)
     else:
-        planned = plan(args.stage, model, **settings)
+        planned = plan(args.stage, model, hardware=args.hardware, **settings)
         check_first(planned, out=args.out, resume=args.resume, **common)
-    if args.accelerate and processes == 1:
-        return _launch(args, folder)
+    if args.command == "launch" or args.accelerate and processes == 1:
+        return launching.start(args, planned, folder)
     if rank:  # the first process speaks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     data, common = _rows(args, args.seed), {**common, "quiet": args.quiet}
@@ -260,7 +263,6 @@ def _train(args: argparse.Namespace) -> int:
         runs = pipeline.train_all(model, data, out=folder, settings=settings, **common)
     else:
         run = train(planned, data, out=args.out, resume=args.resume, **common)
-        assert isinstance(run, Run)  # not in the background
         runs = {args.stage: run}
     if rank:
         return 0
@@ -271,18 +273,8 @@ def _train(args: argparse.Namespace) -> int:
     print(f"curves and stories: {folder / 'report.html'}" if whole else f"run: {last.folder}")
     if last.status == "stopped":  # Ctrl-C
         print(f"rlhf-lab: interrupted: {last.name} {last.what_is_left()}", file=sys.stderr)
-        return 130
+        return 130 if processes == 1 else 0  # a launcher takes it for a failure
     return 0
-
-
-def _launch(args: argparse.Namespace, folder: Path) -> int:
-    """Start the same command in several processes, once it was checked in this one."""
-    from ..launch.launcher import launch
-
-    if args.stage not in DISTRIBUTED:
-        raise ValueError(f"--accelerate is for {_titles(DISTRIBUTED)}, not {args.stage}")
-    out = [] if args.out else ["--out", str(folder)]
-    return launch(args.accelerate, [*args.argv, *out], args.processes)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -298,28 +290,47 @@ def _main(argv: list[str]) -> int:
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
         args.parser.refuse(" ".join(unknown))
-    if args.command is None:
+    if args.command is None and not args.job:
         args.parser.print_help()
         return 0
     args.argv = argv
-    run = {"train": _train, "best-of-n": _best_of_n, "data": _data, "doctor": _doctor}
-    run |= {"list": listing.run_list, **cost.RUN}
+    run = {"train": _train, "launch": _train, "best-of-n": _best_of_n, "data": _data}
+    run |= {"doctor": _doctor, "list": listing.run_list, "report": listing.run_report}
+    run |= {**notebooks.RUN, **cost.RUN}
     try:
-        return run[args.command](args)
+        if args.job:
+            from ..training import run_job
+
+            return run_job(args.job)
+        code = run[args.command](args)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("rlhf-lab: interrupted before there was anything to keep", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader has seen enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         if args.debug:
             raise
-        print(f"rlhf-lab: {_one_line(error)}", file=sys.stderr)
+        print(f"rlhf-lab: {_who(error)}{_one_line(error)}", file=sys.stderr)
         return 2
     except Exception as error:
         if args.debug:
             raise
         what = f"internal error: {type(error).__name__}: {_one_line(error)} (--debug shows where)"
-        print(f"rlhf-lab: {what}", file=sys.stderr)
+        print(f"rlhf-lab: {_who(error)}{what}", file=sys.stderr)
         return 1
+
+
+def _who(error: BaseException) -> str:
+    """Of several processes the one whose error this is."""
+    from ..launch.processes import EVERYWHERE, place
+
+    rank, processes = place()
+    alone = processes == 1 or EVERYWHERE in getattr(error, "__notes__", ())
+    return "" if alone else f"process {rank} of {processes}: "
 
 
 def _one_line(error: BaseException) -> str:

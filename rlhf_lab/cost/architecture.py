@@ -5,205 +5,40 @@
 
 Pure arithmetic: imports no torch and no transformers, so that the planner opens anywhere. A family
 is what its layer is made of (`families.py`): the linear maps (name, in, out, bias) and the width of
-its norms. The same list gives parameters here, and FLOPs and activations elsewhere.
+its norms. The same list gives parameters here, and FLOPs and activations elsewhere. Of a family
+that has no entry there, `models/structure.py` reads the same list off the model itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
-from ..display import did_you_mean
-from .families import FAMILIES, Family
-
-PARTS = ("embedding", "attention", "mlp", "norms", "head")
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A linear map: `part` as in `PARTS`; `copies` counts experts.
-
-    `lora`: what peft calls it, where that is not its name: fused maps have several names, each of
-    which brings a rank of its own; () where peft does not reach it.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    bias: bool = False
-    part: str = "mlp"
-    copies: int = 1
-    lora: tuple[str, ...] | None = None
-
-    @property
-    def parameters(self) -> int:
-        return self.copies * (self.inputs + self.bias) * self.outputs
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The names by which peft adapts it."""
-        return (self.name,) if self.lora is None else self.lora
-
-    def rank(self, r: int, targets: tuple[str, ...]) -> int:
-        """Rank of each copy's adapter under these `lora_targets`; 0 without one."""
-        return r * sum(name in targets for name in self.targets)
-
-    def lora_parameters(self, r: int, targets: tuple[str, ...]) -> int:
-        """r · (inputs + outputs) for each copy (Hu et al. 2106.09685, section 4.1)."""
-        return self.copies * self.rank(r, targets) * (self.inputs + self.outputs)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """`count` equal layers: their linear maps and the parameters of the norms of one of them."""
-
-    count: int
-    linears: tuple[Linear, ...]
-    norms: int
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A decoder: widths, and what its layers are made of.
-
-    `embedding` counts token and position tables and the maps of `outer`; `final_norm` the norm
-    before the head; `head_width` what the head reads. `experts`, `active`: of a mixture, else 1.
-    `norm_first`: layers norm what they read, else what they hand on. `outer`: linear maps outside
-    the layers, applied once to each token (OPT's to and from narrower embeddings).
-    """
-
-    family: str
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    context: int
-    tied: bool
-    layers: tuple[Layer, ...]
-    embedding: int
-    final_norm: int
-    head_width: int
-    experts: int = 1
-    active: int = 1
-    norm_first: bool = True
-    outer: tuple[Linear, ...] = ()
-
-    @property
-    def facts(self) -> Family:
-        """What its family does differently from others."""
-        return FAMILIES[self.family]
-
-    def __hash__(self) -> int:
-        return self._hash  # segments of a model are looked up by it (`memory.py`)
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.family, self.hidden, self.vocabulary, self.layers))
-
-    @property
-    def lm_head(self) -> Linear:
-        """The map to the vocabulary; its weight is the embedding's where they are tied."""
-        return Linear("lm_head", self.head_width, self.vocabulary, part="head")
-
-    @property
-    def depth(self) -> int:
-        """Number of layers."""
-        return sum(layer.count for layer in self.layers)
-
-    def by_part(self, head: str = "lm") -> dict[str, int]:
-        """Parameters by part. `head`: "lm" (a tied one is counted with the embedding), "score" (a
-        reward or value model: one output, no bias), or "none" (the trunk alone)."""
-        parts = dict.fromkeys(PARTS, 0)
-        parts["embedding"] = self.embedding
-        parts["norms"] = self.final_norm
-        for layer in self.layers:
-            parts["norms"] += layer.count * layer.norms
-            for linear in layer.linears:
-                parts[linear.part] += layer.count * linear.parameters
-        if head not in ("lm", "score", "none"):
-            raise ValueError(f"head={head!r}: choose from lm, score, none")
-        if head == "score":
-            parts["head"] = self.head_width
-        elif head == "lm" and not self.tied:
-            parts["head"] = self.head_width * self.vocabulary
-        return parts
-
-    def parameters(self, head: str = "lm") -> int:
-        """All parameters, a tied head counted once."""
-        return sum(self.by_part(head).values())
-
-    def lora_targets(
-        self, targets: str | Iterable[str] | None = None, head: str = "lm"
-    ) -> tuple[str, ...]:
-        """The names that LoRA adapts, as peft 0.21 takes them: its default of the family,
-        "all-linear" (every map but the head), or those you name.
-
-        transformers fuses a mixture's experts into bare parameters. peft adapts them, and the
-        router, under their names in the checkpoint: gate and up proj (w1 and w3) only together.
-        Where the family is a mixture it reaches no dense MLP by a name that experts have too.
-
-        Raises ValueError for names that are not there (peft passes over them as long as one is).
-        """
-        there = dict.fromkeys(name for _, linear in self._linears() for name in linear.targets)
-        if targets is None:
-            if not self.facts.lora_defaults:
-                raise ValueError(
-                    f'peft has no default targets for {self.family}: name them, or "all-linear"'
-                )
-            return tuple(n for n in DEFAULT_TARGETS if n in there)
-        if isinstance(targets, str):
-            if targets.lower() == "all-linear":
-                return tuple(there)
-            raise ValueError(
-                f'targets={targets!r}: choose "all-linear" or a list of names '
-                "(peft reads another string as a pattern)"
-            )
-        wanted = tuple(dict.fromkeys(targets))
-        if head == "lm":
-            there |= dict.fromkeys(self.lm_head.targets)
-        for name in wanted:
-            if name not in there:
-                raise ValueError(
-                    f"no linear layer {name!r} in {self.family}: choose from {', '.join(there)}"
-                )
-        for _, linear in self._linears():
-            lacking = [name for name in linear.targets if name not in wanted]
-            if 0 < len(lacking) < len(linear.targets):
-                raise ValueError(
-                    f"{self.family} fuses {' and '.join(linear.targets)} into "
-                    f"{linear.name}: name {lacking[0]} too, or neither"
-                )
-        return wanted
-
-    def lora_parameters(
-        self, r: int, targets: str | Iterable[str] | None = None, head: str = "lm"
-    ) -> int:
-        """Parameters trained with LoRA: the adapters; with head="score" (a reward model) also the
-        score head, which is trained whole (peft's modules_to_save); "none": adapters alone."""
-        names = self.lora_targets(targets, head)
-        adapters = sum(n * linear.lora_parameters(r, names) for n, linear in self._linears())
-        if head == "lm":
-            return adapters + self.lm_head.lora_parameters(r, names)
-        return adapters + self.by_part(head)["head"]
-
-    def _linears(self) -> Iterator[tuple[int, Linear]]:
-        """→ (how many of them, linear map): everything but the head."""
-        yield from ((1, linear) for linear in self.outer)
-        yield from ((layer.count, linear) for layer in self.layers for linear in layer.linears)
-
-
-DEFAULT_TARGETS = ("q_proj", "v_proj", "c_attn", "query_key_value")
-"""What peft adapts by default; a family has either the first two or one of the rest."""
+from ..models.structure import Map, Structure, structure_of
+from .decoder import PARTS as PARTS
+from .decoder import Architecture as Architecture
+from .decoder import Layer as Layer
+from .decoder import Linear as Linear
+from .families import FAMILIES, NORM_WEIGHTS, TEXT_PARTS, Bias, Family, Norms
 
 SIZES = tuple(
-    "vocab_size hidden_size n_embd intermediate_size ffn_dim n_inner num_hidden_layers n_layer "
-    "num_attention_heads n_head num_key_value_heads head_dim max_position_embeddings n_positions "
-    "word_embed_proj_dim moe_intermediate_size num_local_experts num_experts num_experts_per_tok "
-    "decoder_sparse_step".split()
+    "vocab_size hidden_size n_embd d_model intermediate_size intermediate_size_mlp ffn_dim n_inner "
+    "ffn_hidden_size num_hidden_layers n_layer n_layers num_attention_heads n_head n_heads "
+    "num_key_value_heads num_kv_heads head_dim max_position_embeddings n_positions max_seq_len "
+    "word_embed_proj_dim moe_intermediate_size shared_expert_intermediate_size num_local_experts "
+    "num_experts n_routed_experts num_experts_per_tok decoder_sparse_step kv_lora_rank q_lora_rank "
+    "interleave_moe_layer_step qk_rope_head_dim qk_nope_head_dim v_head_dim".split()
 )
 """Fields that have to be whole numbers above 0, where they are there."""
+ROUGH = (
+    "{}: its matrices are known, the memory and time of its layers roughly; "
+    "the x-ray runs the real code"
+)
+FUSED = (
+    "{}: layers without keys and values are planned as fused kernels run them; without such "
+    "kernels they take several times the memory and time, which the bands leave out"
+)
 
 
 @dataclass(frozen=True)
@@ -212,25 +47,35 @@ class _Config:
 
     family: str
     fields: Mapping[str, object]
+    facts: Family
 
-    def size(self, name: str, default: int | None = None) -> int:
-        """A whole number above 0. Raises ValueError where it is not, or not there."""
+    def __contains__(self, name: str) -> bool:
+        return self.facts.fields.get(name, name) in self.fields
+
+    def size(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number above 0, by our name. Raises ValueError where it is not, or not there."""
+        name = self.facts.fields.get(name, name)
         value = self.fields.get(name, default)
         if value is None:
             raise ValueError(f"the {self.family} config has no {name}")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(
-                f"the {self.family} config has {name}={value!r}, no whole number above 0"
+                f"the {self.family} config has {name}={value!r}, no whole number above {least - 1}"
             )
         return value
 
     def flag(self, name: str) -> bool:
         return bool(self.fields.get(name, False))
 
+    def bias(self, fact: Bias, usual: str) -> bool:
+        """Whether maps have a bias, by a fact of the family (`families.Bias`)."""
+        return fact if isinstance(fact, bool) else self.flag(fact or usual)
+
     def share(self, name: str, of: str) -> int:
         """One size shared out evenly over another: a head's width of the hidden size."""
         whole, count = self.size(of), self.size(name)
         if whole % count:
+            of, name = (self.facts.fields.get(n, n) for n in (of, name))
             raise ValueError(
                 f"the {self.family} config has {of}={whole}, which {name}={count} does not divide"
             )
@@ -240,29 +85,64 @@ class _Config:
 def architecture(config: Mapping[str, object]) -> Architecture:
     """The architecture of a transformers config, as a dict (a config.json, or `.to_dict()`).
 
-    Of a nested config (Gemma 3 with images) it is that of the `text_config`. Sizes have to be
-    there; what else the dict leaves out has the default of the family's config class. Raises
-    ValueError for an unknown family, with the known ones, and for sizes that cannot be.
+    Of a nested config (a model with images) it is that of the `text_config`, and its `remarks` say
+    so. Sizes have to be there; what else the dict leaves out has the default of the family's config
+    class. A family without an entry in `families.yaml` is built without weights, which imports
+    torch. Raises ValueError, one line, for what is no decoder, and for sizes that cannot be.
     """
     if not isinstance(config, Mapping):
         raise ValueError(f"a config is a dict, got a {type(config).__name__}: its .to_dict()?")
+    inner, remarks = _text_part(config)
+    family = str(inner.get("model_type") or "")
+    family = TEXT_PARTS.get(family, family)
+    known = family in FAMILIES
+    read = _described(family, inner) if known else _undescribed(structure_of(config))
+    facts = read.facts
+    if facts.rough:
+        remarks += (ROUGH.format(read.family),)
+    mamba = any(name.startswith("mamba_") for name in inner)
+    if facts.rough and (mamba or not all(layer.cached for layer in read.layers)):
+        remarks += (FUSED.format(read.family),)
+    if facts.every_expert:
+        remarks += (f"{read.family}: transformers sends every token through every expert",)
+    return _same(replace(read, remarks=remarks))
+
+
+def _text_part(config: Mapping[str, object]) -> tuple[Mapping[str, object], tuple[str, ...]]:
+    """→ (the config of the decoder, what has to be said of the rest)."""
     text = config.get("text_config")
+    others = [name for name in ("audio", "speech", "vision") if config.get(f"{name}_config")]
     if isinstance(text, Mapping):
         # The outer config has whether the head is tied.
         tied = {k: config[k] for k in ("tie_word_embeddings",) if config.get(k) is not None}
         config = {**text, **tied}
-    family = str(config.get("model_type") or "")
-    if family not in FAMILIES:
-        hint = did_you_mean(family, FAMILIES)
-        raise ValueError(f"model_type {family!r}: {hint}choose from {', '.join(sorted(FAMILIES))}")
+    if not others:
+        return config, ()
+    return config, (f"planned by its text part: its {' and '.join(others)} part is not counted",)
+
+
+def _described(family: str, config: Mapping[str, object]) -> Architecture:
+    """By the facts of a family that has an entry."""
     facts = FAMILIES[family]
     fields = {"tie_word_embeddings": facts.tied, **facts.defaults, **config}
-    c = _Config(family, {k: v for k, v in fields.items() if v is not None})
+    for ours, theirs in facts.fields.items():  # the classes take both
+        if fields.get(theirs) is None and ours in config:
+            fields[theirs] = config[ours]
+    c = _Config(family, {k: v for k, v in fields.items() if v is not None}, facts)
     for name in SIZES:
         if name in c.fields:
             c.size(name)
-    build = {"gated": _gated, "gpt2": _gpt2, "gpt_neox": _gpt_neox, "opt": _opt}[facts.layer]
-    return _same(build(c, facts))
+    return (_opt if facts.layer == "opt" else _gated)(c, facts)
+
+
+def _undescribed(read: Structure) -> Architecture:
+    """By what was read off the model."""
+
+    def maps(found: Iterable[Map]) -> tuple[Linear, ...]:
+        return tuple(Linear(*m[:6], None if m[6] is None else tuple(m[6])) for m in found)
+
+    layers = tuple(Layer(n, maps(found), norms, kv) for n, found, norms, kv in read["layers"])
+    return Architecture(**{**read, "layers": layers, "outer": maps(read["outer"])})
 
 
 @lru_cache(maxsize=64)
@@ -271,117 +151,175 @@ def _same(a: Architecture) -> Architecture:
     return a
 
 
-def _frame(
-    c: _Config,
-    hidden: str = "hidden_size",
-    heads: str = "num_attention_heads",
-    context: str = "max_position_embeddings",
-) -> Architecture:
-    """Widths and heads, under these names in the config; layers and tables are left out."""
-    h, a, vocabulary = c.size(hidden), c.size(heads), c.size("vocab_size")
-    d = c.size("head_dim") if "head_dim" in c.fields else c.share(heads, of=hidden)
-    tied = c.flag("tie_word_embeddings")
-    return Architecture(
-        c.family, h, a, a, d, vocabulary, c.size(context), tied, (), vocabulary * h, 0, h
-    )
+# ------------------------------------------------------------------------------ the gated layer
+
+
+def _frame(c: _Config, facts: Family) -> Architecture:
+    """Widths, heads and tables; layers are left out."""
+    h, a, vocabulary = c.size("hidden_size"), c.size("num_attention_heads"), c.size("vocab_size")
+    d = c.size("head_dim") if "head_dim" in c else c.share("num_attention_heads", of="hidden_size")
+    tied, context = c.flag("tie_word_embeddings"), c.size("max_position_embeddings")
+    rows = vocabulary + (context + facts.position_offset) * (facts.positions == "learned")
+    return Architecture(c.family, h, a, a, d, vocabulary, context, tied, (), rows * h, 0, h)
 
 
 def _gated(c: _Config, facts: Family) -> Architecture:
-    """Llama and its relatives: RMS norms, gate · up · down, grouped key-value heads."""
-    frame = _frame(c)
-    h, a, d = frame.hidden, frame.heads, frame.head_dim
-    k = c.size("num_key_value_heads", a)
-    if k != a:
-        c.share("num_key_value_heads", of="num_attention_heads")
-    qkv = facts.qkv_bias or c.flag("attention_bias")
-    out = facts.qkv_bias is None and c.flag("attention_bias")
-    attention: tuple[Linear, ...] = (
-        Linear("q_proj", h, a * d, qkv, "attention"),
-        Linear("k_proj", h, k * d, qkv, "attention"),
-        Linear("v_proj", h, k * d, qkv, "attention"),
-        Linear("o_proj", a * d, h, out, "attention"),
-    )
-    if facts.fused_maps:
-        joint = Linear("qkv_proj", h, (a + 2 * k) * d, part="attention")
-        attention = (joint, Linear("o_proj", a * d, h, part="attention"))
-    norms = (4 if facts.norms_around else 2) * h + (2 * d if facts.qk_norm else 0)
+    """Llama and its relatives: norms, grouped key-value heads, an MLP or experts."""
+    frame = _frame(c, facts)
+    h, learns, norms = frame.hidden, NORM_WEIGHTS[facts.norm], _norms(c, facts)
+    frame = replace(frame, norms=norms)
+    if "kv_lora_rank" in c:
+        frame, attention, vectors, cached = _latent(c, frame)
+    else:
+        frame = replace(frame, kv_heads=_kv_heads(c, frame.heads))
+        attention, vectors = _attention(c, facts, frame)
+        cached = 2 * frame.kv_heads * frame.head_dim
+    vectors += NORMS_OF_LAYER[norms] * learns * h
     sparse = _sparse_layers(c) if facts.experts else 0
-    layers = [Layer(c.size("num_hidden_layers") - sparse, attention + _dense(c, facts), norms)]
+    dense = c.size("num_hidden_layers") - sparse
+    layers = []
+    if dense:
+        width = c.size(facts.dense_width, 4 * h if facts.four_times_wide else None)
+        layers.append(Layer(dense, attention + _mlp(c, facts, width), vectors, cached))
     experts = active = 1
     if sparse:
-        experts = c.size("num_local_experts", c.size("num_experts", facts.experts))
-        active = c.size("num_experts_per_tok")
-        layers.append(Layer(sparse, attention + _mixture(c, facts, experts), norms))
-    layers = [layer for layer in layers if layer.count]
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        experts = c.size(next((n for n in names if n in c), names[0]), facts.experts)
+        active = experts if facts.every_expert else c.size("num_experts_per_tok")
+        layers.append(Layer(sparse, attention + _mixture(c, facts, experts), vectors, cached))
     return replace(
-        frame, kv_heads=k, layers=tuple(layers), final_norm=h, experts=experts, active=active
+        frame,
+        layers=tuple(layers),
+        final_norm=learns * h,
+        embedding=frame.embedding + facts.embedding_norm * learns * h,
+        experts=experts,
+        active=active,
+        head_bias=c.bias(facts.head_bias, ""),
     )
 
 
-def _dense(c: _Config, facts: Family) -> tuple[Linear, ...]:
-    """Gate, up and down projection of an ordinary layer."""
-    h, width, bias = c.size("hidden_size"), c.size("intermediate_size"), c.flag("mlp_bias")
-    if facts.fused_maps:
-        return Linear("gate_up_proj", h, 2 * width), Linear("down_proj", width, h)
-    lora = () if facts.experts else None  # in a mixture these names mean the experts
+def _kv_heads(c: _Config, heads: int) -> int:
+    """Falcon says in two switches what others say in a number."""
+    if "multi_query" in c and not c.flag("new_decoder_architecture"):
+        return 1 if c.flag("multi_query") else heads
+    k = c.size("num_key_value_heads", heads)
+    if k != heads:
+        c.share("num_key_value_heads", of="num_attention_heads")
+    return k
+
+
+NORMS_OF_LAYER = {"before": 2, "after": 2, "around": 4, "parallel": 1, "parallel_two": 2}
+"""How many of the hidden width a layer has."""
+
+
+def _norms(c: _Config, facts: Family) -> Norms:
+    """Where a layer has its norms; some families have switches."""
+    if "use_parallel_residual" in c:
+        side_by_side: Norms = "parallel" if facts.norms == "before" else facts.norms
+        return side_by_side if c.flag("use_parallel_residual") else "before"
+    if "parallel_attn" not in c:
+        return facts.norms
+    pair = c.fields.get("num_ln_in_parallel_attn", 1 + c.flag("new_decoder_architecture")) == 2
+    return ("parallel_two" if pair else "parallel") if c.flag("parallel_attn") else "before"
+
+
+def _attention(c: _Config, facts: Family, frame: Architecture) -> tuple[tuple[Linear, ...], int]:
+    """→ the maps of attention, and the numbers it learns beside them."""
+    h, a, k, d = frame.hidden, frame.heads, frame.kv_heads, frame.head_dim
+    bias = c.bias(facts.qkv_bias, "attention_bias")
+    usual = "" if isinstance(facts.qkv_bias, bool) else "attention_bias"
+    out = Linear(facts.out_map, a * d, h, c.bias(facts.out_bias, usual), "attention")
+    vectors = a if facts.sinks else 0
+    if facts.qk_norm and (not facts.qk_norm_if or c.flag(facts.qk_norm_if)):
+        whole = facts.qk_norm == "whole"
+        vectors += (a + k) * d if whole else 2 * NORM_WEIGHTS[facts.norm] * d
+    if facts.qkv_map:
+        return (Linear(facts.qkv_map, h, (a + 2 * k) * d, bias, "attention"), out), vectors
+    widths = {"q_proj": a, "k_proj": k, "v_proj": k}
+    maps = (Linear(name, h, n * d, bias, "attention") for name, n in widths.items())
+    return (*maps, out), vectors
+
+
+def _latent(c: _Config, frame: Architecture) -> tuple[Architecture, tuple[Linear, ...], int, int]:
+    """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1): keys and values of all
+    heads come from one narrow vector of a token, which is what the cache keeps. → the frame with
+    the width of a head's queries, maps, numbers of norms, numbers in the cache."""
+    h, a, bias = frame.hidden, frame.heads, c.flag("attention_bias")
+    narrow, rotated = c.size("kv_lora_rank"), c.size("qk_rope_head_dim")
+    query, value = c.size("qk_nope_head_dim") + rotated, c.size("v_head_dim")
+    vectors = narrow
+    queries: tuple[Linear, ...] = (Linear("q_proj", h, a * query, part="attention"),)
+    if "q_lora_rank" in c:
+        rank = c.size("q_lora_rank")
+        queries = (
+            Linear("q_a_proj", h, rank, bias, "attention"),
+            Linear("q_b_proj", rank, a * query, part="attention"),
+        )
+        vectors += rank
+    maps = (
+        *queries,
+        Linear("kv_a_proj_with_mqa", h, narrow + rotated, bias, "attention"),
+        Linear("kv_b_proj", narrow, a * (query - rotated + value), part="attention"),
+        Linear("o_proj", a * value, h, bias, "attention"),
+    )
+    frame = replace(frame, head_dim=query, kv_heads=a, value_width=value)
+    return frame, maps, vectors, narrow + rotated
+
+
+def _mlp(
+    c: _Config, facts: Family, width: int, lora: tuple[str, ...] | None = None
+) -> tuple[Linear, ...]:
+    """The maps of an ordinary MLP, `width` wide."""
+    h, bias = c.size("hidden_size"), c.bias(facts.mlp_bias, "mlp_bias")
+    *up, down = facts.mlp_maps.split()
+    if facts.experts and facts.expert_maps:
+        lora = ()  # in a mixture these names mean the experts
+    joint = 2 if facts.gated and len(up) == 1 else 1
     return (
-        Linear("gate_proj", h, width, bias, lora=lora),
-        Linear("up_proj", h, width, bias, lora=lora),
-        Linear("down_proj", width, h, bias, lora=lora),
+        *(Linear(name, h, joint * width, bias, lora=lora) for name in up),
+        Linear(down, width, h, bias, lora=lora),
     )
 
 
 def _sparse_layers(c: _Config) -> int:
-    """Layers that have experts: every `decoder_sparse_step`-th that is not named as dense."""
-    dense, step = c.fields.get("mlp_only_layers", ()), c.size("decoder_sparse_step")
-    dense = dense if isinstance(dense, list | tuple) else ()
+    """Layers that have experts: those named, or every so manieth after the first that have none."""
+    named, dense = c.fields.get("moe_layers"), c.fields.get("mlp_only_layers")
     layers = range(c.size("num_hidden_layers"))
-    return sum(number not in dense and (number + 1) % step == 0 for number in layers)
+    if isinstance(named, list | tuple):
+        return len(set(named) & set(layers))
+    step = c.size("decoder_sparse_step", c.size("interleave_moe_layer_step", 1))
+    first = c.size("first_k_dense_replace", 0, least=0)
+    dense = dense if isinstance(dense, list | tuple) else ()
+    return sum(n >= first and n not in dense and (n + 1) % step == 0 for n in layers)
 
 
 def _mixture(c: _Config, facts: Family, experts: int) -> tuple[Linear, ...]:
-    """Router and experts of a layer."""
-    h, (*up, down) = c.size("hidden_size"), facts.expert_maps.split()
-    width = c.size("moe_intermediate_size", c.size("intermediate_size"))
-    return (
-        Linear("gate", h, experts),
-        Linear("gate_up_proj", h, 2 * width, copies=experts, lora=tuple(up)),
-        Linear("down_proj", width, h, copies=experts, lora=(down,)),
+    """Router and experts of a layer, and the expert of all tokens where there is one."""
+    h, width = c.size("hidden_size"), c.size("moe_intermediate_size", c.size("intermediate_size"))
+    names, bias = tuple(facts.expert_maps.split()), facts.expert_bias
+    maps: tuple[Linear, ...] = (
+        Linear(facts.router, h, experts, bias, lora=None if names or facts.router_linear else ()),
+        Linear("gate_up_proj", h, 2 * width, bias, copies=experts, lora=names[:2]),
+        Linear("down_proj", width, h, bias, copies=experts, lora=names[2:]),
     )
+    if facts.shared_width:
+        shared = c.size(facts.shared_width, 0, least=0)
+        if facts.shared_width == "n_shared_experts":
+            shared *= width
+        if shared:
+            maps += tuple(
+                replace(x, name=f"shared_{x.name}", lora=x.targets) for x in _mlp(c, facts, shared)
+            )
+    if facts.shared_gate:
+        maps += (Linear("shared_expert_gate", h, 1),)
+    return maps
 
 
-# ---------------------------------------------------------------------- GPT-2, GPT-NeoX and OPT
-
-
-def _gpt2(c: _Config, facts: Family) -> Architecture:
-    frame = _frame(c, "n_embd", "n_head", "n_positions")
-    h, positions = frame.hidden, frame.context + facts.position_offset
-    width = c.size("n_inner", 4 * h)
-    linears = (
-        Linear("c_attn", h, 3 * h, True, "attention"),
-        Linear("c_proj", h, h, True, "attention"),
-        Linear("c_fc", h, width, True),
-        Linear("c_proj", width, h, True),
-    )
-    layers, embedding = (Layer(c.size("n_layer"), linears, 4 * h),), frame.embedding + positions * h
-    return replace(frame, layers=layers, embedding=embedding, final_norm=2 * h)
-
-
-def _gpt_neox(c: _Config, facts: Family) -> Architecture:
-    frame = _frame(c)
-    h, width, bias = frame.hidden, c.size("intermediate_size"), c.flag("attention_bias")
-    linears = (
-        Linear("query_key_value", h, 3 * h, bias, "attention"),
-        Linear("dense", h, h, bias, "attention"),
-        Linear("dense_h_to_4h", h, width, True),
-        Linear("dense_4h_to_h", width, h, True),
-    )
-    layers = (Layer(c.size("num_hidden_layers"), linears, 4 * h),)
-    return replace(frame, layers=layers, final_norm=2 * h)
+# -------------------------------------------------------------------------------------------- OPT
 
 
 def _opt(c: _Config, facts: Family) -> Architecture:
-    frame = _frame(c)
+    frame = _frame(c, facts)
     h, width, bias = frame.hidden, c.size("ffn_dim"), c.flag("enable_bias")
     affine = 2 * h if c.flag("layer_norm_elementwise_affine") else 0
     linears = (
@@ -397,10 +335,10 @@ def _opt(c: _Config, facts: Family) -> Architecture:
             Linear("project_in", narrow, h, part="embedding"),
             Linear("project_out", h, narrow, part="embedding"),
         )
-    tables = frame.vocabulary * narrow + (frame.context + facts.position_offset) * h
+    tables = frame.embedding - frame.vocabulary * (h - narrow)
     return replace(
         frame,
-        layers=(Layer(c.size("num_hidden_layers"), linears, 2 * affine),),
+        layers=(Layer(c.size("num_hidden_layers"), linears, 2 * affine, 2 * h),),
         embedding=tables + sum(linear.parameters for linear in outer),
         final_norm=affine if ends_in_norm else 0,
         head_width=narrow,

@@ -17,20 +17,59 @@ from typing import TypeAlias
 from ..runs.ledger import Ledger
 from ..stages import STAGES, resolve
 from .architecture import Architecture, architecture
-from .generation import sampled
 from .hardware import Hardware, hardware
+from .parallel import all_reduce_seconds, in_parallel
 from .phases import Phase
-from .seconds import communication, product_dtype, seconds
-from .setup import Setup, make_setup
+from .read_settings import make_setup
+from .rollout_engine import engine_seconds
+from .seconds import product_dtype, seconds, with_sent
+from .serving import Serving, sampled, served, serving_seconds, static
+from .setup import Setup
 
-MEMORY_BAND = 0.94, 1.06
-"""The worst case of benchmarks/cost_accuracy.py against the simulated peak."""
-TIME_BAND = {"gpu": (0.7, 1.3), "cpu": (0.7, 1.4)}
-"""All published times of benchmarks/published.py but one lie within 30 %. On a calibrated CPU
-most phases lie within 15 % (benchmarks/cost_accuracy.py, seconds); its own speed drifts more."""
+XRAY_BAND = 0.94, 1.06
+"""Of PyTorch's own tensors: the worst case of benchmarks/cost_accuracy.py against the x-ray."""
+MEMORY_BAND = {"cpu": XRAY_BAND, "tpu": (0.7, 1.5), "apple": (0.7, 1.5)}
+"""Where PyTorch's own kernels do not run, of TPUs and Apple's chips: assumed."""
+GPU_MEMORY_BAND = {
+    "inference": (0.94, 1.06),
+    "one device": (0.88, 1.1),
+    "adapters": (0.94, 1.3),
+    "loose": (0.92, 1.45),
+}
+"""Nine in ten figures of other people's, each source counting the same, of the half that may be
+looked at (benchmarks/published_plans.py); they measure in many ways, and run other code.
+"adapters": of weights that are kept, also inference in fewer bits; "loose": training on several
+devices, and adapters without checkpointing, where much depends on versions and dropout."""
+TIME_BAND = {"cpu": (0.7, 1.4), "tpu": (0.5, 2.0), "apple": (0.5, 2.0)}
+"""On a calibrated CPU most phases lie within 15 % (benchmarks/cost_accuracy.py, seconds); its own
+speed drifts more."""
+GPU_TIME_BAND = {
+    "vllm": (0.8, 1.3),
+    "transformers": (0.9, 2.2),
+    "one device": (0.75, 1.2),
+    "several devices": (0.85, 1.35),
+}
+"""As the bands of memory: of inference by what serves it (in transformers' way Python is what is
+waited for), and of training."""
+AROUND_STEPS = 1.1
+"""Start-up, loading, evaluation and saving only add to a run: a tenth, assumed."""
+ROUGH_ACTIVATIONS = 0.65
+"""Of a family of which only the matrices are known, activations and caches of keys and values are
+uncertain by this share more: nine of ten families of benchmarks/family_accuracy.py are inside."""
+ROUGH_TIME = 0.7, 1.5
+"""Factors to such a family's time, on top of the band of its hardware; measured there too."""
+NO_SCORE = (
+    "{}: transformers has no class of it with a score head, so no reward or value model can be made"
+)
+EXPERTS_IN_FP32 = (
+    "autocast does not reach grouped products: experts compute in fp32, slower than planned; "
+    "dtype=bfloat16 makes them 16-bit"
+)
 SCORING = "old_logprobs", "reference", "value", "score"
 UPDATE = "forward", "backward", "optimizer"
 """Phases of PPO's update."""
+LOOSE = "activations", "kv_cache"
+"""What is not known of a family of which only the matrices are."""
 NOT_MODELLED_ON_A_GPU = (
     "fragmentation of the allocator and the CUDA context (about half a GB)",
     "scratch space of cuBLAS and attention kernels",
@@ -110,8 +149,10 @@ class Estimate:
         if STAGES[s.stage].groups:  # TRL leaves out what does not fill a generation
             whole = s.rows * s.samples_per_prompt // (s.rollout_batch * s.replicas)
             return max(1, math.ceil(whole * s.epochs * s.updates))
-        rows = s.rows * s.epochs * (s.samples_per_prompt if s.stage == "ppo" else 1)
-        return max(1, math.ceil(rows / (s.rollout_batch * s.replicas)))
+        batch = s.rollout_batch * s.replicas
+        if s.stage == "ppo":  # over the episodes of all epochs
+            return max(1, math.ceil(s.rows * s.epochs * s.samples_per_prompt / batch))
+        return max(1, math.ceil(s.epochs * math.ceil(s.rows / batch)))  # transformers' Trainer
 
     # ------------------------------------------------------------------------------------- memory
 
@@ -125,7 +166,61 @@ class Estimate:
         """The phase that sets the peak."""
         return max(self.phases, key=lambda f: f.total)
 
-    memory_band = MEMORY_BAND
+    @property
+    def models(self) -> tuple[Architecture, ...]:
+        """The architectures of all roles, each once."""
+        s = self.setup
+        return tuple(dict.fromkeys(m for m in (s.model, s.reward, s.value) if m is not None))
+
+    @cached_property
+    def memory_band(self) -> tuple[float, float]:
+        """Factors to the least and the most that somebody else measures of this setup."""
+        s, kind = self.setup, self.hardware.kind
+        if kind != "gpu":
+            return self._band(*MEMORY_BAND[kind])
+        if s.stage == "inference":
+            which = "inference" if s.weights_format == "none" else "adapters"
+        elif s.gpus > 1 or s.lora_r and not s.gradient_checkpointing:
+            which = "loose"
+        else:
+            which = "adapters" if s.lora_r else "one device"
+        return self._band(*GPU_MEMORY_BAND[which])
+
+    @property
+    def needed(self) -> float:
+        """Bytes that a device should have: the peak, and by how much the plan of PyTorch's own
+        tensors may be off."""
+        return self.peak * self._band(*XRAY_BAND)[1]
+
+    def _band(self, low: float, high: float) -> tuple[float, float]:
+        """This band of memory, or a wider one where a family is known by its matrices alone."""
+        if not any(m.facts.rough for m in self.models):
+            return low, high
+        sizes = [(f.total, sum(f.bytes[x] for x in f.bytes if x[1] in LOOSE)) for f in self.phases]
+        return (
+            max(low * total - ROUGH_ACTIVATIONS * loose for total, loose in sizes) / self.peak,
+            max(high * total + ROUGH_ACTIVATIONS * loose for total, loose in sizes) / self.peak,
+        )
+
+    @property
+    def time_band(self) -> tuple[float, float]:
+        """Factors to the least and the most of the seconds of steps."""
+        s, kind = self.setup, self.hardware.kind
+        if kind != "gpu":
+            low, high = TIME_BAND[kind]
+        elif s.stage == "inference":
+            low, high = GPU_TIME_BAND[s.engine]
+        else:
+            low, high = GPU_TIME_BAND["one device" if s.gpus == 1 else "several devices"]
+        if any(m.facts.rough for m in self.models):
+            return low * ROUGH_TIME[0], high * ROUGH_TIME[1]
+        return low, high
+
+    @property
+    def hours_band(self) -> tuple[float, float]:
+        """The same of a whole run and its money."""
+        low, high = self.time_band
+        return low, high * AROUND_STEPS
 
     @property
     def not_modelled(self) -> tuple[str, ...]:
@@ -133,38 +228,61 @@ class Estimate:
         return (*(NOT_MODELLED_ON_A_GPU if self.hardware.kind == "gpu" else ()), *NOT_MODELLED)
 
     @property
+    def caveats(self) -> list[str]:
+        """What must be known before the figures are read: what a plan for this device, or for a
+        family like this, leaves out, and that more requests arrive than can be served."""
+        s = self.setup
+        reward = s.reward or s.model
+        scored = {"reward": (s.model,), "ppo": (reward, s.value or reward)}.get(s.stage, ())
+        found = [f"{self.hardware.name}: {self.hardware.caveat}"] * bool(self.hardware.caveat)
+        found += [line for m in self.models for line in m.remarks]
+        found += [NO_SCORE.format(m.family) for m in scored if not m.facts.reward_head]
+        if s.autocast and s.model.experts > 1:
+            found.append(EXPERTS_IN_FP32)
+        if s.stage == "inference" and self.serving.most is not None:
+            found.append(
+                f"more requests arrive than the {self.serving.most:.3g} a second it can do"
+            )
+        return list(dict.fromkeys(found))
+
+    @property
     def fits(self) -> bool:
-        """Whether the upper end of the band is within the device's memory."""
-        return self.peak * self.memory_band[1] <= self.hardware.memory
+        """Whether what it needs is within the device's memory."""
+        return self.needed <= self.hardware.memory
 
     # ------------------------------------------------------------------------------ time and money
 
     @cached_property
     def seconds_of(self) -> dict[tuple[str, str], float]:
         """Seconds of one step by (phase, role)."""
-        dtype = product_dtype(self.setup)
+        s, dtype = self.setup, product_dtype(self.setup)
+        if s.engine == "vllm":
+            return serving_seconds(self.usual_setup, self.hardware)
         out: dict[tuple[str, str], float] = {}
         for f in self.average:
             key = f.name, f.role
-            busy = seconds(f.work, self.hardware, dtype) * f.times / self.setup.tensor_parallel
-            out[key] = out.get(key, 0.0) + busy
-        if exchange := self._exchange():  # what the backward pass does not hide
-            back = next(k for k in out if k[0] == "backward")
-            out[back] += max(0.0, exchange - out[back])
+            work = seconds(f.work, self.hardware, dtype)
+            busy = work * f.times * f.devices / s.tensor_parallel
+            if f.name == "rollout" and s.use_vllm:
+                busy = engine_seconds(self.usual_setup, self.hardware) * f.times
+            if f.devices > 1:
+                size, often = f.sums
+                sums = all_reduce_seconds(size, f.devices, s.nodes_per_copy, self.hardware)
+                busy += sums * often * f.times
+            room = self.hardware.memory - self.peak if f.sent.paged else 0.0
+            spent = with_sent(s, self.hardware, f.sent, busy, f.times, room)
+            out[key] = out.get(key, 0.0) + spent
         return out
 
-    def _exchange(self) -> float:
-        """Seconds of communication of one step, before any of it is hidden."""
-        s = self.setup
-        total = sum(
-            v for f in self.phases[-1:] for (_, c), v in f.bytes.items() if c == "gradients"
-        ) * (s.replicas if s.sharding not in ("none", "ddp", "zero1") else 1)
-        weights = s.model.parameters() * s.bytes_per_weight / s.tensor_parallel
-        return communication(s, self.hardware, total, weights)
+    @property
+    def sent(self) -> float:
+        """Bytes that one device sends to others in a step, or a PPO iteration."""
+        return math.fsum(f.sent.bytes(self.setup.replicas) for f in self.average)
 
     @property
     def step_seconds(self) -> float:
-        return sum(self.seconds_of.values())
+        # `sum` of floats is another on Python 3.12 in the last digit; `fsum` is exact on all.
+        return math.fsum(self.seconds_of.values())
 
     @property
     def hours(self) -> float | None:
@@ -173,7 +291,8 @@ class Estimate:
 
     @property
     def gpu_hours(self) -> float | None:
-        return None if self.hours is None else self.hours * self.setup.gpus
+        devices = self.setup.gpus + self.setup.server_gpus
+        return None if self.hours is None else self.hours * devices
 
     @property
     def money(self) -> float | None:
@@ -185,7 +304,24 @@ class Estimate:
     @property
     def flops(self) -> float:
         """FLOPs of one step on one device's data."""
-        return sum(f.work.flops * f.times for f in self.average)
+        return math.fsum(f.work.flops * f.times * f.devices for f in self.average)
+
+    @cached_property
+    def serving(self) -> Serving:
+        """Latency, throughput and price of inference at its load. Raises ValueError for a stage
+        that is trained."""
+        return self.serving_at(self.setup.batch, self.setup.requests_per_second)
+
+    def serving_at(self, batch: int, rate: float | None = None) -> Serving:
+        """The same with so many requests in flight (in one batch) on each copy of the model."""
+        s = self.setup
+        if s.stage != "inference":
+            raise ValueError(f"{s.stage} serves nobody: plan inference")
+        if s.engine == "vllm":
+            return served(self.usual_setup, self.hardware, batch, rate)
+        other = {"per_device_train_batch_size": batch, "concurrency": None}
+        e = self if batch == s.batch else self.changed(**other)
+        return static(e.setup, e.hardware, e.seconds_of, e.peak)
 
     # -------------------------------------------------------------------------------- as a ledger
 
@@ -194,12 +330,12 @@ class Estimate:
         """Bytes at each phase's peak; FLOPs, seconds, tokens and money of the run (of one step
         where the number of steps is not known)."""
         ledger, s, n = Ledger(), self.setup, self.steps or 1
-        time_band = TIME_BAND[self.hardware.kind]
+        memory_band, time_band = self.memory_band, self.time_band
         common = {"stage": s.stage, "source": "predicted"}
 
         def add(value: float, band: tuple[float, float] = (1.0, 1.0), **labels: str) -> None:
-            band = value * band[0], value * band[1]
-            ledger.add(value=value, low=band[0], high=band[1], **common, **labels)
+            ends = {"low": value * band[0], "high": value * band[1]}
+            ledger.add(value=value, **ends, **common, **labels)
 
         worst: dict[str, Phase] = {}
         for f in self.phases:
@@ -208,9 +344,9 @@ class Estimate:
         for f in worst.values():
             for (role, component), size in f.bytes.items():
                 at = {"role": role, "phase": f.name, "component": component}
-                add(size, MEMORY_BAND, quantity="bytes", **at)
+                add(size, memory_band, quantity="bytes", **at)
         for f in self.average:
-            for quantity, value in (("flops", f.work.flops), ("tokens", f.tokens)):
+            for quantity, value in (("flops", f.work.flops * f.devices), ("tokens", f.tokens)):
                 if value:
                     value = value * f.times * n * s.replicas
                     add(value, role=f.role, phase=f.name, quantity=quantity)
@@ -218,7 +354,7 @@ class Estimate:
             if value:
                 add(value * n, time_band, role=role, phase=phase, quantity="seconds")
         if self.money is not None:
-            add(self.money, time_band, quantity="money")
+            add(self.money, self.hours_band, quantity="money")
         return ledger
 
     def __repr__(self) -> str:
@@ -245,7 +381,9 @@ def phases_of(s: Setup) -> list[Phase]:
     """The phases of one optimizer step, or of one PPO iteration, in their order, by the function
     that the list of stages names."""
     of_stage: Callable[[Setup], list[Phase]] = resolve(STAGES[s.stage].estimate)
-    return of_stage(s)
+    if s.tensor_parallel == 1 or s.stage == "inference":  # which shares its layers out itself
+        return of_stage(s)
+    return in_parallel(s, of_stage)
 
 
 def estimate(
@@ -263,4 +401,7 @@ def estimate(
     models = {k: architecture(v) if isinstance(v, Mapping) else v for k, v in roles.items() if v}
     setup = make_setup(stage, architecture(config), hw, settings or {}, **models)
     configs = {k: v for k, v in roles.items() if isinstance(v, Mapping)}
+    if setup.requests_per_second is not None:  # as many are in flight as that rate keeps there
+        load = served(setup, hw, setup.batch, setup.requests_per_second)
+        setup = replace(setup, batch=math.ceil(load.in_flight / setup.replicas))
     return Estimate(setup, hw, dict(settings or {}), config, configs)

@@ -9,42 +9,44 @@ from . import heads
 from .architecture import Architecture
 from .layers import PassConfig
 from .memory import Segment, ending, forward_peak, trunk, works
+from .parallel import all_reduces
 from .phases import Phase, PhaseList, pass_config
+from .seconds import Sent
+from .serving import request_bytes, workspace
+from .serving import sampled as sampled  # for the stages that sample
 from .setup import Setup
-from .states import states
-from .tape import Work
+from .sharding import Row, forward, passing
+from .states import State, states
+from .work import Work
 
 SamplingPeak: TypeAlias = tuple[float, float, float]
 """Bytes of activations, of keys and values, and of logits."""
 
 
-def sampled(s: Setup) -> float:
-    """Tokens of a response that are sampled, on average."""
-    return s.response if s.mean_response is None else min(s.mean_response, s.response)
-
-
 def generation(s: Setup) -> tuple[tuple[SamplingPeak, Work], tuple[SamplingPeak, Work]]:
     """→ (prefill, decoding), of each the memory at its peak and its work. The cache grows to the
     whole length."""
-    model, n, adapters = s.model, s.rollout_batch, bool(s.lora_r)
+    model, n, adapters = s.held, s.rollout_batch, bool(s.lora_r)
     first = pass_config(s, model, n, s.prompt, trained=False, adapters=adapters)
+    first = replace(first, quantized=s.weights_format)
     row = _next_token(model, first)
     itemsize = 2 if s.autocast else s.bytes_per_weight
     # Keys and values of one token of every sequence.
-    per_token = 2.0 * model.depth * model.kv_heads * model.head_dim * itemsize * n
-    (activations, _, logits), _ = forward_peak(row, heads.resident_bytes(model, first))
+    per_token = 1.0 * model.cached * itemsize * n
+    activations, _, logits = forward_peak(row, heads.resident_bytes(model, first))[0]
     prefill = (activations, per_token * s.prompt, logits), works(row, "forward")
     # The work of a step is linear in the context and in the rows that have not ended: a step at
     # the middle with the average number of rows stands for all.
     rows = max(1, round(n * (sampled(s) - 1) / max(1, s.response - 1)))
     one = pass_config(s, model, rows, 1, trained=False, adapters=adapters)
-    middle = replace(one, context=s.prompt + (s.response + 1) // 2)
+    middle = replace(one, context=s.prompt + (s.response + 1) // 2, quantized=s.weights_format)
     step = _next_token(model, middle)
-    (activations, _, logits), _ = forward_peak(step, heads.resident_bytes(model, middle))
+    activations, _, logits = forward_peak(step, heads.resident_bytes(model, middle))[0]
     decoding = Work()
     decoding.add(works(step, "forward"), s.response - 1)
     length = s.length - 1
-    growing = per_token / model.depth / 2 * length  # a layer's keys, old and new, while they grow
+    # A layer's keys, old and new, while they grow.
+    growing = max(layer.cached for layer in model.layers) / 2 * itemsize * n * length
     return prefill, ((activations + growing, per_token * length, logits), decoding)
 
 
@@ -59,25 +61,59 @@ def add_rollout(
     (first, work), (last, decoding) = generation(s)
     work.add(decoding)
     activations, cache, logits = max(first, last, key=sum)
+    whole, sent = _gathered(s, stage.state("policy"), times)
     stage.add(
         "rollout",
         "policy",
         (activations, 0, logits),
         kv_cache=cache,
         workspace=workspace,
+        communication=whole,
         work=work,
         times=times,
         tokens=tokens,
+        sent=sent,
     )
 
 
+def _gathered(s: Setup, state: State, times: float) -> tuple[float, Sent]:
+    """→ bytes of weights that are whole while responses are sampled, and what gathers them.
+
+    Under ZeRO-3 TRL gathers all of them before (`ds3_gather_for_generation`). Without, and always
+    under FSDP2, each is gathered in every pass, that is for every token.
+    """
+    if s.sharding not in ("zero3", "fsdp2"):
+        return 0.0, Sent()
+    if s.sharding == "zero3" and s.ds3_gather_for_generation:
+        return state.whole, replace(passing(s, state, times), hides=False)
+    rows = _next_token(s.model, pass_config(s, s.model, 1, 1, trained=False))
+    here, _ = forward(s, [Row(rows, state)], 0)
+    return here.whole, passing(s, state, times * max(1, s.response))
+
+
 def inference(s: Setup) -> list[Phase]:
-    """Generation alone, its two halves apart: one is bound by arithmetic, one by memory."""
-    stage, n = PhaseList(s), s.rollout_batch
-    stage.hold("policy", states(s, s.model, "lm", trained=False))
-    tokens = n * s.prompt, n * sampled(s)
-    for name, half, count in zip(("prefill", "decode"), generation(s), tokens, strict=True):
+    """Generation alone, its two halves apart: one is bound by arithmetic, one by memory. An engine
+    serves both together: its memory is the same in both."""
+    stage, n, model = PhaseList(s), s.rollout_batch, s.held
+    stage.hold("policy", states(s, model, "lm", trained=False))
+    itemsize = 2 if s.autocast else s.bytes_per_weight
+    row = float(n * model.hidden * itemsize)  # one token of every sequence
+    halves = (
+        ("prefill", s.prompt, (row * s.prompt, 1)),
+        ("decode", sampled(s), (row, s.response - 1)),
+    )
+    for (name, tokens, (size, times)), half in zip(halves, generation(s), strict=True):
         (activations, cache, logits), work = half
-        peak = activations, 0, logits
-        stage.add(name, "policy", peak, kv_cache=cache, work=work, tokens=count)
+        if s.engine == "vllm":
+            activations, cache, logits = workspace(s), n * request_bytes(s), 0.0
+        stage.add(
+            name,
+            "policy",
+            (activations, 0, logits),
+            kv_cache=cache,
+            work=work,
+            tokens=n * tokens,
+            devices=s.tensor_parallel,
+            sums=(size, times * all_reduces(model)),
+        )
     return stage.phases

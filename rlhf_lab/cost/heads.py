@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from .architecture import Architecture
 from .layers import LayerRun, PassConfig, linear
-from .tape import LOGITS, Store, Tape, Value, product
+from .tape import LOGITS, Store, Tape, Value
+from .work import product
 
 FUSED_ROWS, FUSED_COLUMNS = 4096, 32768
 """Size of the tile that TRL's fused head computes logits in (trl.kernels.chunked_logprob)."""
@@ -16,6 +17,8 @@ BLOCK = 2**20
 """Logits that log-probabilities are made of at a time (`ppo/logprobs.py`)."""
 PIECE = 2**25
 """Logits that a scoring pass holds at a time (`ppo/logprobs.py`)."""
+CHUNKS = 8
+"""Pieces of the logits that a chunked loss takes one after the other."""
 SAMPLING = 40
 """Operations of one step of our sampler beside the model: keyed noise, the draw, the masks."""
 
@@ -35,7 +38,8 @@ def embed(tape: Tape, model: Architecture, p: PassConfig, first: bool) -> Value:
     )
     tape.forward.moved += 2 * size
     if model.head_width != width:  # OPT's narrow embeddings
-        x = linear(tape, p, model.outer[0], x)
+        narrow = model.facts.layer == "opt"
+        x = linear(tape, p, model.outer[0], x) if narrow else tape.copy(x, rows * width)
     if model.facts.positions == "learned":
         positions = (model.context + model.facts.position_offset) * width * p.bytes_per_weight
         y = tape.result(
@@ -44,6 +48,8 @@ def embed(tape: Tape, model: Architecture, p: PassConfig, first: bool) -> Value:
         x = tape.add(x, y)
     elif model.facts.scaled_embedding:
         x = tape.mul(x)
+    if model.facts.embedding_norm:
+        x = LayerRun(tape, model, model.layers[0], p).norm(x)
     return x
 
 
@@ -62,7 +68,11 @@ def before_head(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Val
     """The last norm, and OPT's way back to the width of its embeddings."""
     if model.final_norm:
         x = LayerRun(tape, model, model.layers[-1], p).norm(x)
-    return x if model.head_width == model.hidden else linear(tape, p, model.outer[1], x)
+    if model.head_width == model.hidden:
+        return x
+    if model.facts.layer == "opt":
+        return linear(tape, p, model.outer[1], x)
+    return tape.copy(x, p.tokens * model.head_width)
 
 
 def fused(tape: Tape, model: Architecture, p: PassConfig, x: Value, scored: int) -> Value:
@@ -124,6 +134,18 @@ def plain(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
     return tape.result(p.tokens, 4, [(logp, "new")], (logits.store,))
 
 
+def chunked(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
+    """Cross-entropy over logits in the precision of the model, a piece after the other, by a loss
+    that is compiled: none is there in fp32, and each piece is let go when its gradient is made
+    (torchtune's CEWithChunkedOutputLoss, and axolotl's)."""
+    tape.kind = LOGITS
+    logits = _logits(tape, model, p, x, p.trained)
+    costs = 2.0 * logits.numel * logits.itemsize, float(logits.numel), 4.0 * CHUNKS
+    tape.forward.spend(*costs)
+    own = logits.store
+    return tape.result(p.tokens, 4, [(logits, own)], (own,), costs=costs)
+
+
 def log_probabilities(
     tape: Tape, model: Architecture, p: PassConfig, x: Value, response: int, trained: bool
 ) -> Value:
@@ -141,7 +163,7 @@ def log_probabilities(
         piece = min(n, max(1, PIECE // vocabulary))
         logits = _logits(tape, model, p, tape.split(hidden, piece * width)[0], p.trained)
         one = tape.forward.products[-1]
-        tape.forward.products[-1] = (*one[:2], n / piece)
+        tape.forward.products[-1] = (*one[:2], n / piece, one[3])
         Store(tape, 8 * block, LOGITS)  # divided by the temperature, and their log softmax
         tape.forward.spend(20.0 * n * vocabulary, n * vocabulary, 4 * steps)
         return tape.result(n, 4, [])

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .architecture import Architecture, Layer, Linear
-from .tape import Store, Tape, Value
+from .quantization import FORMATS
+from .tape import Store, Tape, Value, Way
+from .work import PLAIN, product
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,15 @@ class PassConfig:
     gpu: bool = False
     context: int = 0
     """tokens that are read, where they are more than `s`: decoding with a cache"""
+    fused: bool = False
+    """norms, rotations and gated activations are one kernel each (Liger, Hsu et al., 2410.10989)"""
+    away: str = ""
+    """what waits in main memory for the backward pass: "" nothing, "inputs" of recomputed layers,
+    "all" that is saved"""
+    selective: bool = False
+    """of recomputed layers every second product and attention stay (torchtitan's selective "op")"""
+    quantized: str = "none"
+    """what weights are kept in, where their products are to be counted so: of `FORMATS`, or none"""
 
     @property
     def block(self) -> int:
@@ -48,8 +59,13 @@ class PassConfig:
 
 def linear(t: Tape, p: PassConfig, lin: Linear, x: Value) -> Value:
     """A linear map, with its adapters (peft's Linear.forward) where it has some."""
-    y = t.linear(x, lin.inputs, lin.outputs, p.bytes_per_weight, trained=p.trained, bias=lin.bias)
     rank = lin.rank(p.lora_r, p.targets) if p.lora_r else 0
+    if rank and lin.copies > 1:
+        return adapted_experts(t, p, lin, x, rank)
+    size = lin.inputs, lin.outputs, p.bytes_per_weight
+    y = t.linear(x, *size, trained=p.trained, bias=lin.bias, copies=lin.copies)
+    if p.quantized != "none":
+        _dequantise(t, p, lin, x, y)
     if not rank:
         return y
     itemsize = y.itemsize
@@ -59,12 +75,50 @@ def linear(t: Tape, p: PassConfig, lin: Linear, x: Value) -> Value:
     return t.cast(y, itemsize)
 
 
+def adapted_experts(t: Tape, p: PassConfig, lin: Linear, x: Value, rank: int) -> Value:
+    """Experts with adapters: peft adds B · A to the weights of all of them, which makes them anew
+    in every pass (`ParamWrapper`), and their gradient on the way back."""
+    whole, weight = lin.copies * lin.inputs * lin.outputs, p.bytes_per_weight
+    pair = lin.copies * rank * (lin.inputs + lin.outputs)
+    own = p.adapter_bytes_per_weight
+    factors = t.cast(t.result(pair, own, [], weights=(pair * own,)), weight)
+    made = product(lin.copies * lin.outputs, rank, lin.inputs, weight)
+    t.count_product(made)
+    ways: list[tuple[Value, Way]] = [(factors, "new")]
+    merged = t.result(whole, weight, ways, (factors.store,), work=[made, made], last=1)
+    return t.grouped(x, merged, lin.inputs, lin.outputs, lin.copies)
+
+
+def _dequantise(t: Tape, p: PassConfig, lin: Linear, x: Value, y: Value) -> None:
+    """Count the last product as one of small weights: what it reads of them, and writing them out
+    before, which takes a copy for as long as the product lasts. The backward pass always writes
+    them out; LLM.int8 keeps the input for it (bitsandbytes, autograd/_functions.py)."""
+    kind, rows = FORMATS[p.quantized], y.numel / lin.outputs
+    read, written = kind.moved(lin, rows, y.itemsize)
+    flops, touched, times, what = t.forward.products[-1]
+    touched += read - lin.inputs * lin.outputs * y.itemsize
+    t.forward.products[-1] = flops, touched, times, what
+    t.forward.moved += written
+    t.forward.called += kind.calls
+    whole = lin.inputs * lin.outputs * y.itemsize
+    if written:
+        Store(t, whole)
+    if y.source is not None:
+        moved, exponentials, launched = y.source.costs
+        moved += (kind.size(lin) + whole) / kind.share
+        y.source.costs = moved, exponentials, launched + 1
+        y.source.scratch += whole
+        if p.quantized == "int8":
+            y.source.saved = (*y.source.saved, x.store)
+
+
 class LayerRun:
     """A layer being written on a tape."""
 
     def __init__(self, tape: Tape, model: Architecture, layer: Layer, p: PassConfig):
         self.t, self.m, self.p = tape, model, p
         self.linears = {(lin.part, lin.name): lin for lin in layer.linears}
+        self.maps, self.cached = layer.linears, layer.cached
         self.facts = model.facts
 
     # ------------------------------------------------------------------------------ small parts
@@ -75,18 +129,30 @@ class LayerRun:
     def norm(self, x: Value, width: int | None = None) -> Value:
         t, p, width = self.t, self.p, width or self.m.hidden
         rows = x.numel // width
-        if self.facts.norm == "layer":
+        kind = self.facts.norm
+        if kind == "layer_bare":
+            return t.cast(t.layer_norm(t.cast(x, 4), rows, width, False, 4), x.itemsize)
+        if kind in ("layer", "layer_unbiased"):
             return t.layer_norm(x, rows, width, p.trained, p.bytes_per_weight)
+        if p.fused and kind in ("rms", "rms_fp32"):
+            return t.fused_norm(x, rows, width, p.trained, p.bytes_per_weight)
         fp32 = t.cast(x, 4)
+        if kind == "layer_fp32":  # the mean comes off twice: for the variance, and for the result
+            _ = t.mean(fp32, rows)
+            squares = t.pointwise(t.add(fp32), plain=True)
+            scale = t.pointwise(t.mean(squares, rows), "output")
+            return t.cast(t.scale(t.mul(t.add(fp32), scale), width, p.trained, 4), x.itemsize)
         scale = t.pointwise(t.mean(t.pointwise(fp32, plain=True), rows), "output")
         normed = t.mul(fp32, scale)
-        if self.facts.norm == "rms_fp32":  # (x · w) is cast, not x
+        if kind == "rms_fp32":  # (x · w) is cast, not x
             return t.cast(t.scale(normed, width, p.trained, 4), x.itemsize)
         return t.scale(t.cast(normed, x.itemsize), width, p.trained, p.bytes_per_weight)
 
     def rotate(self, x: Value) -> Value:
         """x · cos + rotate_half(x) · sin; the tables have the precision of the hidden states."""
         t = self.t
+        if self.p.fused:
+            return t.in_place(x)
 
         def by_table(x: Value) -> Value:
             if self.stream > x.itemsize:  # a product with a table of fp32 is fp32
@@ -108,63 +174,107 @@ class LayerRun:
         t, p, m = self.t, self.p, self.m
         read = p.context or p.s
         pairs = p.b * m.heads * p.s * read
-        flops = 4.0 * pairs * m.head_dim
+        flops = 2.0 * pairs * (m.head_dim + m.value_dim)
+        out = p.tokens * m.heads * m.value_dim
         if k.numel < q.numel and not p.context and (p.padded or p.attention == "eager"):
             k, v = t.copy(k, q.numel), t.copy(v, q.numel)  # repeat_kv
         if p.context:
-            return self.read_cache(q, flops)
+            return self.read_cache(q, flops, out)
         if p.attention != "eager":
             mask = p.b * p.s * p.s if p.padded else 0
-            out = t.attention(q, k, v, p.b * m.heads * p.s, mask, flops)
-            return t.copy(out) if self.facts.partial_rotary else out
+            attended = t.attention(q, k, v, p.b * m.heads * p.s, mask, flops, out)
+            return t.copy(attended) if self.facts.partial_rotary else attended
         if self.facts.interleaved_qkv:
             v = t.copy(v)  # a batched product needs it apart
-        scores = t.mul(t.matmul(q, k, pairs, flops / 2))
+        scores = t.mul(t.matmul(q, k, pairs, 2.0 * pairs * m.head_dim))
         if self.facts.softcap:
             scores = t.mul(t.pointwise(t.mul(scores), "output"))
         # The mask's bytes are counted once for the whole pass (`heads.resident_bytes`).
         scores = t.add(scores, Value(Store(t, 0), pairs, self.stream))
-        if self.facts.fp32_softmax:
+        if self.facts.sinks:  # joined to the scores, and the largest of all taken off
+            scores = t.add(t.copy(scores), Value(Store(t, 0), pairs, scores.itemsize))
+        elif self.facts.fp32_softmax:
             scores = t.cast(scores, 4)
         weights = t.cast(t.pointwise(scores, "output"), v.itemsize)
-        return t.copy(t.matmul(weights, v, q.numel, flops / 2))
+        if self.facts.sinks:  # a part of a tensor is copied for a product
+            weights = t.copy(weights)
+        return t.copy(t.matmul(weights, v, out, 2.0 * pairs * m.value_dim))
 
-    def read_cache(self, q: Value, flops: float) -> Value:
+    def read_cache(self, q: Value, flops: float, out: int) -> Value:
         """One query against a cache, which is counted elsewhere; reading it is the work."""
         t, p, m = self.t, self.p, self.m
-        cache = 2.0 * p.b * p.context * m.kv_heads * m.head_dim * q.itemsize
-        t.count_product((flops, cache, 1.0))
+        cache = float(p.b * p.context * m.kv_heads * (m.head_dim + m.value_dim) * q.itemsize)
+        t.count_product((flops, cache, 1.0, PLAIN))
         t.forward.moved += 2 * cache  # keys and values are copied to grow
         t.forward.called += 2
-        return t.result(q.numel, q.itemsize, [])
+        return t.result(out, q.itemsize, [])
 
     # ------------------------------------------------------------------------------------ layers
 
     def layer(self, x: Value) -> Value:
         """The layer's output, with the same number of values as its input."""
         self.stream = x.itemsize
-        run = {"gated": self.gated, "gpt2": self.gpt2, "gpt_neox": self.gpt_neox, "opt": self.opt}
-        return run[self.facts.layer](x)
+        return getattr(self, self.facts.layer)(x)  # type: ignore[no-any-return]
 
     def gated(self, x: Value) -> Value:
         """Llama and its relatives."""
-        around = self.facts.norms_around
-        y = self.gated_attention(self.norm(x))
-        x = self.t.add(x, self.norm(y) if around else y)
-        y = self.gated_mlp(self.norm(x))
-        return self.t.add(x, self.norm(y) if around else y)
+        t, norms = self.t, self.m.norms
+        if norms.startswith("parallel"):
+            first = self.norm(x)
+            attended = self.gated_attention(first)
+            y = self.gated_mlp(self.norm(x) if norms == "parallel_two" else first)
+            return t.add(t.add(y, attended), x)
+        for part in (self.gated_attention, self.gated_mlp):
+            y = part(self.norm(x) if norms != "after" else x)
+            x = t.add(x, self.handed_on(y))
+        return x
+
+    def handed_on(self, y: Value) -> Value:
+        """What attention or MLP adds to the stream."""
+        if self.m.norms in ("after", "around"):
+            return self.norm(y)
+        return self.t.mul(y) if self.facts.scaled_residual else y
 
     def gated_attention(self, x: Value) -> Value:
-        m = self.m
-        if ("attention", "qkv_proj") in self.linears:
-            q, k, v = self.parts(self.linear(x, "qkv_proj"))
+        m, facts = self.m, self.facts
+        if ("attention", "kv_b_proj") in self.linears:
+            return self.linear(self.attend(*self.latent(x)), facts.out_map)
+        if facts.qkv_map:
+            q, k, v = self.parts(self.linear(x, facts.qkv_map))
         else:
             q, k = self.linear(x, "q_proj"), self.linear(x, "k_proj")
-            if self.facts.qk_norm:
-                q, k = self.norm(q, m.head_dim), self.norm(k, m.head_dim)
+            if facts.qk_norm and not facts.qk_norm_if:
+                one = facts.qk_norm == "head"
+                q = self.norm(q, m.head_dim if one else m.heads * m.head_dim)
+                k = self.norm(k, m.head_dim if one else m.kv_heads * m.head_dim)
             v = self.linear(x, "v_proj")
-        q, k = self.rotate(q), self.rotate(k)
-        return self.linear(self.attend(q, k, v), "o_proj")
+        if facts.positions == "rotary":
+            q, k = self.rotate(q), self.rotate(k)
+        return self.linear(self.attend(q, k, v), facts.out_map)
+
+    def latent(self, x: Value) -> tuple[Value, Value, Value]:
+        """Queries, keys and values of latent attention: what the cache keeps is narrow, and every
+        pass makes keys and values of all heads from all of it."""
+        t, p, m, lin = self.t, self.p, self.m, self.linears
+        if ("attention", "q_a_proj") in lin:
+            low = self.linear(x, "q_a_proj")
+            q = self.linear(self.norm(low, low.numel // p.tokens), "q_b_proj")
+        else:
+            q = self.linear(x, "q_proj")
+        down, up = lin["attention", "kv_a_proj_with_mqa"], lin["attention", "kv_b_proj"]
+        turned = down.outputs - up.inputs
+        still, rest = t.split(q, *(p.tokens * m.heads * n for n in (m.head_dim - turned, turned)))
+        both = self.linear(x, "kv_a_proj_with_mqa")
+        low, key = t.split(both, p.tokens * up.inputs, p.tokens * turned)
+        low = self.norm(low, up.inputs)
+        rest, key = self.rotate(rest), self.rotate(key)
+        q = t.join(still, rest)
+        if p.context:  # all that was read before is made again
+            low = t.copy(low, p.b * p.context * up.inputs)
+        wide = self.linear(low, "kv_b_proj")
+        rows = low.numel // up.inputs * m.heads
+        nope, v = t.split(wide, rows * (m.head_dim - turned), rows * m.value_dim)
+        return q, t.join(nope, t.copy(key, rows * turned)), v
 
     def parts(self, qkv: Value) -> list[Value]:
         """Queries, keys and values of a joint projection."""
@@ -173,51 +283,104 @@ class LayerRun:
 
     def gated_mlp(self, x: Value) -> Value:
         t = self.t
-        if ("mlp", "gate") in self.linears:
-            return self.mixture(x)
-        if ("mlp", "gate_up_proj") in self.linears:
-            both = self.linear(x, "gate_up_proj", "mlp")
-            gate, up = t.split(both, both.numel // 2, both.numel // 2)
+        if ("mlp", self.facts.router) in self.linears:
+            y = self.mixture(x)
+            if any(name.startswith("shared_") for _, name in self.linears):
+                y = t.add(y, self.shared(x))
+            return y
+        return self.mlp(x)
+
+    def shared(self, x: Value) -> Value:
+        """The expert that every token passes, and its gate."""
+        t, y = self.t, self.mlp(x, "shared_")
+        if ("mlp", "shared_expert_gate") in self.linears:
+            gate = t.pointwise(self.linear(x, "shared_expert_gate", "mlp"), "output")
+            y = t.mul(y, gate)
+        return y
+
+    def mlp(self, x: Value, prefix: str = "") -> Value:
+        t, facts = self.t, self.facts
+        *ups, down = (prefix + name for name in facts.mlp_maps.split())
+        inner = self.linear(x, ups[0], "mlp")
+        if not facts.gated:
+            inner = self.gelu_new(inner) if facts.gelu_new else t.pointwise(inner)
+            return self.linear(inner, down, "mlp")
+        up = None
+        if len(ups) == 1:
+            both = inner
+            inner, up = t.split(both, both.numel // 2, both.numel // 2)
             del both
-        else:
-            gate, up = self.linear(x, "gate_proj", "mlp"), None
-        gate = t.pointwise(gate)
-        up = up or self.linear(x, "up_proj", "mlp")
-        return self.linear(t.mul(gate, up), "down_proj", "mlp")
+        if self.p.fused:
+            up = up or self.linear(x, ups[1], "mlp")
+            return self.linear(t.fused_gate(inner, up), down, "mlp")
+        inner = t.pointwise(inner)
+        up = up or self.linear(x, ups[1], "mlp")
+        return self.linear(t.mul(inner, up), down, "mlp")
 
     def mixture(self, x: Value) -> Value:
-        """Router and active experts; each token passes `active` of them."""
+        """Router and experts, as transformers' grouped products compute them: each token passes
+        `active` of them, in the order of the experts."""
         t, p, m = self.t, self.p, self.m
-        up, down = self.linears["mlp", "gate_up_proj"], self.linears["mlp", "down_proj"]
-        router = t.pointwise(t.cast(self.linear(x, "gate", "mlp"), 4), "output")
-        routed = t.copy(x, x.numel * m.active)
-        both = t.linear(routed, up.inputs, up.outputs, p.bytes_per_weight, trained=False)
-        gate, value = t.split(both, both.numel // 2, both.numel // 2)
-        inner = t.mul(t.pointwise(gate), value)
-        out = t.linear(inner, down.inputs, down.outputs, p.bytes_per_weight, trained=False)
-        weighed = t.mul(
-            out, Value(router.store, p.tokens * m.active, out.itemsize, router.needs, router.source)
-        )
-        return t.copy(weighed, x.numel)
+        scores = t.pointwise(t.cast(self.linear(x, self.facts.router, "mlp"), 4), "output")
+        shares = t.copy(scores, p.tokens * m.active)
+        del scores
+        both = self.linear(t.copy(x, x.numel * m.active), "gate_up_proj", "mlp")
+        gate, up = t.split(both, both.numel // 2, both.numel // 2)
+        del both
+        y = self.linear(t.mul(t.pointwise(gate), up), "down_proj", "mlp")
+        del gate, up
+        y = t.copy(t.mul(y, shares))  # weighed, and put back in the order of the tokens
+        return t.cast(t.mean(y, x.numel), x.itemsize)
 
-    def gpt2(self, x: Value) -> Value:
-        q, k, v = self.parts(self.linear(self.norm(x), "c_attn"))
-        x = self.t.add(self.linear(self.attend(q, k, v), "c_proj"), x)
-        del q, k, v
-        y = self.gelu_new(self.linear(self.norm(x), "c_fc", "mlp"))
-        return self.t.add(x, self.linear(y, "c_proj", "mlp"))
+    # ------------------------------------------------------------------- families with their own
 
-    def gpt_neox(self, x: Value) -> Value:
-        t = self.t
-        attended = self.neox_attention(self.norm(x))
-        y = t.pointwise(self.linear(self.norm(x), "dense_h_to_4h", "mlp"))
-        y = self.linear(y, "dense_4h_to_h", "mlp")
-        return t.add(t.add(y, attended), x)
+    def matrices(self, x: Value) -> Value:
+        """A layer of which only the matrices are known: two parts with a norm before each, the maps
+        in their order. Those that read the hidden width read the norm, others and the last read the
+        results of those before, each with an activation."""
+        t, m, tokens = self.t, self.m, self.p.tokens
 
-    def neox_attention(self, x: Value) -> Value:
-        q, k, v = self.parts(self.linear(x, "query_key_value"))
-        q, k = self.t.copy(self.rotate(q)), self.t.copy(self.rotate(k))
-        return self.linear(self.attend(q, k, v), "dense")
+        def joined(values: list[Value], numel: int) -> Value:
+            first, *more = values
+            if more and first.numel == more[0].numel:  # as a gate
+                return joined([t.mul(first, more[0]), *more[1:]], numel)
+            whole = t.join(*values) if more else first
+            return whole if whole.numel == numel else t.copy(whole, numel)
+
+        for part in ("attention", "mlp"):
+            maps = [lin for lin in self.maps if lin.part == part]
+            normed, results = self.norm(x), list[Value]()
+            for lin in maps:
+                last, rows = lin is maps[-1], tokens * min(m.active, lin.copies)
+                source = [normed]
+                if results and (last or lin.inputs != m.hidden):
+                    source, results = results, []
+                if last and part == "attention" and self.cached:
+                    widths = (m.heads, m.kv_heads, m.kv_heads)
+                    q, k, v = (joined(source, tokens * n * m.head_dim) for n in widths)
+                    source = [self.attend(q, k, v)]
+                y = linear(t, self.p, lin, joined(source, rows * lin.inputs))
+                results.append(y if last else t.pointwise(y))
+            x = t.add(x, joined(results, x.numel)) if maps else x
+        return x
+
+    def plain(self, x: Value) -> Value:
+        """GPT-2 and, with `positions` that turn, GPT-NeoX: how long they keep what they read."""
+        t, facts = self.t, self.facts
+        (up, down), beside = facts.mlp_maps.split(), self.m.norms == "parallel_two"
+        normed = [self.norm(x)]
+        q, k, v = self.parts(self.linear(normed[0], facts.qkv_map))
+        if facts.positions == "rotary":  # the parts of a head are joined anew
+            q, k = t.copy(self.rotate(q)), t.copy(self.rotate(k))
+        else:
+            normed.clear()
+        y = self.linear(self.attend(q, k, v), facts.out_map)
+        first, x = (y, x) if beside else (None, t.add(x, y))
+        del q, k, v, y, normed
+        y = self.linear(self.norm(x), up, "mlp")
+        y = self.gelu_new(y) if facts.gelu_new else t.pointwise(y)
+        y = self.linear(y, down, "mlp")
+        return t.add(t.add(y, first), x) if first else t.add(x, y)
 
     def opt(self, x: Value) -> Value:
         t, first = self.t, self.m.norm_first

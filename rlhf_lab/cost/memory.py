@@ -15,7 +15,8 @@ from typing import TypeAlias
 from . import heads
 from .architecture import Architecture, Layer
 from .layers import LayerRun, PassConfig
-from .tape import GRADIENT, Store, Tape, Value, Work
+from .tape import GRADIENT, Store, Tape, Value
+from .work import Work
 
 KindBytes: TypeAlias = Sequence[float]
 """Bytes of activations, of gradients of weights, of logits."""
@@ -25,8 +26,10 @@ KindBytes: TypeAlias = Sequence[float]
 class Segment:
     """A piece of a model that occurs `times` times. Bytes: `peak` and `kept` of the forward pass;
     `back`, the peak of the backward pass with what was kept; `gradients` that it leaves, and of
-    them those that `waits` keep until another segment's; `cached` until the forward pass ends.
-    Peaks are by kind (`tape.BYTE_KINDS`)."""
+    them those that `waits` keep until another segment's; `cached` until the forward pass ends;
+    `away`, kept in main memory. Peaks are by kind (`tape.BYTE_KINDS`). `weights`: numbers in its
+    matrices and norms, the largest of which has `tensor`; `tied`: its matrix is the embedding's,
+    and counted there."""
 
     times: int
     kept: int
@@ -35,8 +38,12 @@ class Segment:
     gradients: int = 0
     cached: int = 0
     waits: int = 0
+    away: int = 0
     forward: Work | None = None
     backward: Work | None = None
+    weights: int = 0
+    tensor: int = 0
+    tied: bool = False
 
 
 def segment(
@@ -51,6 +58,8 @@ def segment(
 ) -> Segment:
     """Write a segment down once: forward, then backward. `numel`, `itemsize`: its input."""
     tape = Tape(p.block, p.autocast, grad and not checkpoint)
+    if p.selective and checkpoint:
+        tape.selected = {}
     x = tape.new(numel, itemsize, needs)
     y = write(tape, x)
     size, peak, work, cached = y.numel * y.itemsize, tape.peak_by_kind, tape.forward, 0
@@ -58,6 +67,7 @@ def segment(
         return Segment(times, 0, peak, forward=work)
     if not checkpoint:
         del x
+        away = tape.send_away() if p.away == "all" else 0
         before = tape.live
         tape.cache.clear()
         cached, kept = before - tape.live, tape.live - y.store.size
@@ -65,22 +75,25 @@ def segment(
         del y
         tape.reset_peak()
     else:
-        kept = x.store.size
-        cached = sum(store.size for store in tape.cache)
+        kept, away = (0, x.store.size) if p.away else (x.store.size, 0)
+        cached, stay = sum(store.size for store in tape.cache), tape.selected or {}
+        kept += sum(store.size for stores in stay.values() for store in stores)
         del x, y
         tape = Tape(p.block, p.autocast)
         g = Store(tape, size)
         again = tape.new(numel, itemsize, needs)
         y = write(tape, again)
         # It stops as soon as all that was saved is there again.
-        again_work = replace(tape.forward, products=tape.forward.products[: tape.needed])
+        done = [x for i, x in enumerate(tape.forward.products[: tape.needed]) if i not in stay]
+        again_work = replace(tape.forward, products=done)
         tape.backward.add(again_work)
         del again, y
         tape.cache.clear()
     tape.undo(g)
     del g
+    gradients = tape.by_kind[GRADIENT]
     return Segment(
-        times, kept, peak, tape.peak_by_kind, tape.by_kind[GRADIENT], cached, 0, work, tape.backward
+        times, kept, peak, tape.peak_by_kind, gradients, cached, 0, away, work, tape.backward
     )
 
 
@@ -88,34 +101,47 @@ def plus(kinds: KindBytes, activations: float = 0, gradients: float = 0) -> Kind
     return kinds[0] + activations, kinds[1] + gradients, kinds[2]
 
 
-def forward_peak(segments: Iterable[Segment], before: int = 0) -> tuple[KindBytes, int]:
-    """→ (peak, bytes kept at the end) of a forward pass that starts with `before` bytes."""
+def forward_peak(segments: Iterable[Segment], before: int = 0) -> tuple[KindBytes, int, int]:
+    """→ (peak, number of the segment that has it, bytes kept at the end) of a forward pass that
+    starts with `before` bytes."""
     worst: KindBytes = (before, 0, 0)
+    most: float = before
+    where = 0
     live, cached = before, 0
-    for s in segments:
-        stays = s.kept + s.cached
-        worst = max(worst, plus(s.peak, live + cached + (s.times - 1) * stays), key=sum)
+    for number, s in enumerate(segments):
+        here = live + cached + (s.times - 1) * (s.kept + s.cached)
+        if here + sum(s.peak) > most:
+            worst, where = plus(s.peak, here), number
+            most = sum(worst)
         live += s.times * s.kept
         cached += s.times * s.cached
-    return worst, live
+    return worst, where, live
 
 
-def backward_peak(segments: Sequence[Segment], live: int, stay: bool = True) -> KindBytes:
-    """The peak of a backward pass that starts with `live` bytes of what was kept and is resident.
+def backward_peak(
+    segments: Sequence[Segment], live: int, stay: bool = True
+) -> tuple[KindBytes, int]:
+    """→ (peak, number of the segment that has it) of a backward pass that starts with `live` bytes
+    of what was kept and is resident.
 
     Without `stay` every gradient is added to one that is there, and freed at once; but that of a
     head which is the embedding too waits for the embedding's (`Segment.waits`).
     """
     worst: KindBytes = (live, 0, 0)
+    most: float = live
+    where = len(segments) - 1
     gradients = 0
-    for s in reversed(segments):
+    for number in range(where, -1, -1):
+        s = segments[number]
         left = s.gradients if stay else s.waits
         for done in {0, s.times - 1}:
             before = live - (done + 1) * s.kept
-            worst = max(worst, plus(s.back, before, gradients + done * left), key=sum)
+            if before + gradients + done * left + sum(s.back) > most:
+                worst, where = plus(s.back, before, gradients + done * left), number
+                most = sum(worst)
         live -= s.times * s.kept
         gradients += s.times * left
-    return worst
+    return worst, where
 
 
 def works(segments: Iterable[Segment], which: str) -> Work:
@@ -132,12 +158,13 @@ def trunk(
     model: Architecture,
     p: PassConfig,
     *,
-    checkpoint: bool = False,
+    checkpoint: int = 0,
     grad: bool = True,
     tied: bool = False,
 ) -> tuple[Segment, ...]:
-    """Embedding and layers. `tied`: the head's gradient is there before the embedding's."""
-    return _embedding(model, p, grad, tied), *_layers(model, p, checkpoint and grad, grad)
+    """Embedding and layers. `checkpoint`: of so many layers one is recomputed; 0: none. `tied`: the
+    head's gradient is there before the embedding's."""
+    return _embedding(model, p, grad, tied), *_layers(model, p, checkpoint * grad, grad)
 
 
 # Stages run the same passes more than once (four models of a size), and sliders come back to where
@@ -154,13 +181,13 @@ def _embedding(model: Architecture, p: PassConfig, grad: bool, tied: bool) -> Se
     def write(tape: Tape, _: Value) -> Value:
         return heads.embed(tape, model, p, not tied)
 
-    return segment(p, write, grad=grad and (p.trained or _adapted(model, p)))
+    first = segment(p, write, grad=grad and (p.trained or _adapted(model, p)))
+    first.weights, first.tensor = model.embedding, model.vocabulary * model.head_width
+    return first
 
 
 @lru_cache(maxsize=256)
-def _layers(
-    model: Architecture, p: PassConfig, checkpoint: bool, grad: bool
-) -> tuple[Segment, ...]:
+def _layers(model: Architecture, p: PassConfig, checkpoint: int, grad: bool) -> tuple[Segment, ...]:
     # The embeddings of adapters are frozen: the first layer's input needs no gradient, unless
     # checkpointing asks for one (peft's enable_input_require_grads).
     frozen = grad and not p.trained and not checkpoint and not _adapted(model, p)
@@ -171,10 +198,18 @@ def _layers(
             return LayerRun(tape, model, layer, p).layer(x)
 
         first = int(frozen and number == 0)
-        for times, needs in ((first, False), (layer.count - first, True)):
+        again = -(-layer.count // checkpoint) if checkpoint else 0
+        size, sizes = p.tokens * model.hidden, [x.parameters for x in layer.linears]
+        for times, needs, recomputed in (
+            (first, False, False),
+            (layer.count - first - again, True, False),
+            (again, True, True),
+        ):
             if times:
-                size = p.tokens * model.hidden, p.bytes_per_weight
-                row.append(segment(p, write, *size, needs, times, checkpoint, grad))
+                row.append(
+                    segment(p, write, size, p.bytes_per_weight, needs, times, recomputed, grad)
+                )
+                row[-1].weights, row[-1].tensor = sum(sizes) + layer.norms, max(sizes)
     return tuple(row)
 
 
@@ -185,10 +220,15 @@ def ending(
     """Final norm, and the head and loss that `write(tape, model, p, x, *args)` writes (`heads`)."""
 
     def end(tape: Tape, x: Value) -> Value:
-        return write(tape, model, p, heads.before_head(tape, model, p, x), *args)
+        # Named, so that it is held until the end: a call with `*args` lets go of it on Python 3.14.
+        hidden = heads.before_head(tape, model, p, x)
+        return write(tape, model, p, hidden, *args)
 
     needs = p.trained or bool(p.lora_r)
     last = segment(p, end, p.tokens * model.hidden, p.bytes_per_weight, needs, grad=grad)
+    last.tied = model.tied and write is not heads.scores
+    last.tensor = model.head_width * (1 if write is heads.scores else model.vocabulary)
+    last.weights = model.final_norm + (0 if last.tied else last.tensor)
     if grad and p.trained and model.tied and write is not heads.scores:
         last.waits = model.vocabulary * model.head_width * p.bytes_per_weight
     return last

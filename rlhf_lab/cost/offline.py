@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections import defaultdict
 
 from . import heads
-from .memory import ending, forward_peak, trunk, works
+from .memory import ending, trunk, works
 from .phases import Phase, PhaseList, RoleBytes, pass_config, policy_segments, real_tokens
 from .setup import Setup
+from .sharding import Row, between, forward, passing
 from .states import states
+from .work import Work
 
 AROUND_REFERENCE = 150.0
 """Operations' worth of Python in TRL's loss of DPO and KTO: a dozen metrics, each gathered, and
@@ -39,11 +41,11 @@ def reward(s: Setup) -> list[Phase]:
     state = states(s, model, "score", trained=True)
     stage.hold("reward", state)
     one = (
-        *trunk(model, p, checkpoint=s.gradient_checkpointing),
+        *trunk(model, p, checkpoint=s.checkpoint),
         ending(model, p, heads.scores, p.tokens),
     )
     before, tokens = passes * heads.resident_bytes(model, p), passes * real_tokens(s, p)
-    stage.add_training("reward", one * passes, state, before, tokens=tokens)
+    stage.add_training("reward", one, state, before, tokens=tokens, passes=passes)
     return stage.phases
 
 
@@ -61,35 +63,59 @@ def kto(s: Setup) -> list[Phase]:
 def _against_reference(s: Setup, b: int, kl: bool = False) -> list[Phase]:
     """`b` sequences; what needs no gradient is the phase "reference", between the policy's forward
     and backward pass. With adapters the reference is the policy without them. `kl`: policy and
-    reference have one more pass without gradients."""
+    reference have one more pass without gradients. With `precompute_ref_log_probs` the reference
+    passes over the data once, before training, and under FSDP alone its weights stay."""
     model, stage, adapters = s.model, PhaseList(s), bool(s.lora_r)
     p = pass_config(s, model, b, s.length, trained=True, adapters=adapters)
     state = states(s, model, "lm", trained=True)
     stage.hold("policy", state)
-    role = "policy" if adapters else "reference"
-    if not adapters:
+    kept = not adapters and (not s.precompute_ref_log_probs or s.sharding == "fsdp2")
+    role = "reference" if kept else "policy"
+    if kept:
         stage.hold(role, states(s, model, "lm", trained=False))
     scored = b * s.response
     row = policy_segments(s, model, p, scored)
     q = pass_config(s, model, b, s.length, trained=False)
     reference = policy_segments(s, model, q, scored, grad=False)
     before, tokens = heads.resident_bytes(model, p), real_tokens(s, p)
-    work, passes = works(reference, "forward"), 1
+    once, first = works(reference, "forward"), s.precompute_ref_log_probs
+    ahead = Work()  # of the reference, before training begins
+    beside = Work()  # without gradients, inside of the step
+    (ahead if first else beside).add(once, 2 if kl else 1)
     if kl:
         before += 3 * 8 * p.tokens  # ids and masks of the other answers
         other = pass_config(s, model, b, s.length, trained=False, adapters=adapters)
-        for segments in (reference, policy_segments(s, model, other, scored, grad=False)):
-            work.add(works(segments, "forward"))
-        passes = 3
-    peak, _ = forward_peak(reference, heads.resident_bytes(model, q))
-    _, live = forward_peak(row, before)
+        beside.add(works(policy_segments(s, model, other, scored, grad=False), "forward"))
+    own, times = [Row(row, state)], s.gradient_accumulation_steps
+    here, _ = forward(s, [Row(reference, stage.state(role))], heads.resident_bytes(model, q))
+    _, live = forward(s, own, before)
     held: RoleBytes = defaultdict(float)
-    held["policy", "activations"] += live
-    held[role, "activations"] += peak[0]
-    held[role, "logits"] += peak[2]
-    if s.gradient_accumulation_steps > 1:
-        held["policy", "gradients"] += state.gradients
-    times = s.gradient_accumulation_steps
-    stage.add("reference", role, others=held, work=work, times=times, tokens=passes * tokens)
+    held[role, "activations"] += here.kinds[0]
+    held[role, "logits"] += here.kinds[2]
+
+    def add(work: Work, passes: int, times: float) -> None:
+        sent = passing(s, stage.state(role), passes * times)
+        stage.add(
+            "reference",
+            role,
+            others=held,
+            communication=here.whole,
+            work=work,
+            times=times,
+            tokens=passes * tokens,
+            sent=sent,
+        )
+
+    passes = 3 if kl else 1
+    if first:
+        of_reference = 2 if kl else 1
+        add(ahead, of_reference, times / max(1.0, s.epochs))
+        passes -= of_reference
+    if passes:
+        held["policy", "activations"] += live
+        held["policy", "communication"] += between(s, own)
+        if times > 1:
+            held["policy", "gradients"] += state.held
+        add(beside, passes, times)
     stage.add_training("policy", row, state, before, tokens=tokens, called=AROUND_REFERENCE)
     return stage.phases

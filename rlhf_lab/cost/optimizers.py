@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -21,15 +21,21 @@ class Optimizer:
     workspace: Literal["none", "root", "update"] = "none"
     fused: bool = False
     """a step reads and writes everything once"""
+    eight_bit: bool = False
+    """states in bytes, those of small tensors and embeddings whole (`states.py`)"""
+    paged: bool = False
+    """a GPU's states are in managed memory: what it has no room for waits in main memory"""
 
 
-_8BIT = Optimizer(state_bytes=2 + 2 * 4 / 256)
-"""two bytes, and two fp32 scales per block of 256"""
+BLOCK = 256
+"""Numbers of an 8-bit state that share a scale in fp32."""
+_8BIT = Optimizer(state_bytes=2 + 2 * 4 / BLOCK, eight_bit=True)
 OPTIMIZERS: Mapping[str, Optimizer] = {
     "adamw_torch_fused": Optimizer(moments=2.0, fused=True),
     "adamw_torch": Optimizer(moments=2.0, workspace="root"),
     "adamw_bnb_8bit": _8BIT,
-    "paged_adamw_8bit": _8BIT,
+    "paged_adamw_8bit": replace(_8BIT, paged=True),
+    "paged_adamw_32bit": Optimizer(state_bytes=8, paged=True),
     "adafactor": Optimizer(factored=True, workspace="update"),
     "sgd": Optimizer(fused=True),
 }

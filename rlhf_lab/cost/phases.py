@@ -7,18 +7,21 @@ passes is that of the code that trains: TRL's trainers, our PPO.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from . import heads
 from .architecture import Architecture
 from .layers import PassConfig
-from .memory import KindBytes, Segment, backward_peak, ending, forward_peak, trunk, works
+from .memory import KindBytes, Segment, ending, trunk, works
+from .seconds import Sent
 from .setup import Setup
+from .sharding import Row, forward, moments, passing, training
 from .states import State
-from .tape import Work
+from .work import Work
 
 RoleBytes: TypeAlias = dict[tuple[str, str], float]
 """Bytes by (role, component)."""
@@ -37,10 +40,16 @@ class Phase:
     times: float = 1.0
     """how often the phase happens in one optimizer step (SFT, reward, DPO) or iteration (PPO)"""
     tokens: float = 0.0
+    sent: Sent = Sent()
+    """in all its times together"""
+    devices: int = 1
+    """that do this work each, as their share of a model"""
+    sums: tuple[float, float] = (0.0, 0.0)
+    """bytes that those devices add up, and how often, in one occurrence"""
 
     @property
     def total(self) -> float:
-        return sum(self.bytes.values())
+        return math.fsum(self.bytes.values())
 
 
 @dataclass
@@ -50,12 +59,19 @@ class PhaseList:
     s: Setup
     resident: RoleBytes = field(default_factory=lambda: defaultdict(float))
     phases: list[Phase] = field(default_factory=list)
+    states: dict[str, State] = field(default_factory=dict)
+
+    def state(self, role: str) -> State:
+        """Of a role, or of the policy, which is its own reference where it has adapters."""
+        return self.states.get(role, self.states["policy"])
 
     def hold(self, role: str, state: State) -> None:
         """This role's weights and states are resident from here on."""
+        self.states[role] = state
         self.resident[role, "parameters"] += state.parameters
         self.resident[role, "optimizer"] += state.optimizer
         self.resident[role, "communication"] += state.communication
+        self.resident[role, "gradients"] += state.fixed
 
     def add(
         self,
@@ -66,10 +82,14 @@ class PhaseList:
         gradients: float = 0.0,
         kv_cache: float = 0.0,
         workspace: float = 0.0,
+        communication: float = 0.0,
         others: Mapping[tuple[str, str], float] | None = None,
         work: Work | None = None,
         times: float = 1.0,
         tokens: float = 0.0,
+        sent: Sent = Phase.sent,
+        devices: int = 1,
+        sums: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         """A phase: what is resident, bytes of `role`, of its pass those at the `peak` (but for
         gradients, which are given), and bytes of `others`."""
@@ -82,12 +102,14 @@ class PhaseList:
             "logits": peak[2],
             "kv_cache": kv_cache,
             "workspace": workspace,
+            "communication": communication,
         }
         for component, size in components.items():
             if size:
                 here[role, component] = here.get((role, component), 0) + size
         here = {key: size for key, size in here.items() if size}
-        self.phases.append(Phase(name, role, here, work or Work(), times, tokens))
+        work = work or Work()
+        self.phases.append(Phase(name, role, here, work, times, tokens, sent, devices, sums))
 
     def add_scoring(
         self,
@@ -102,9 +124,19 @@ class PhaseList:
         workspace: float = 0.0,
     ) -> None:
         """A pass without gradients over some of the rows, as often as it takes for all."""
-        peak, _ = forward_peak(segments, heads.resident_bytes(model, p))
-        work = works(segments, "forward")
-        self.add(name, role, peak, workspace=workspace, work=work, times=times, tokens=tokens)
+        state = self.state(role)
+        here, _ = forward(self.s, [Row(segments, state)], heads.resident_bytes(model, p))
+        self.add(
+            name,
+            role,
+            here.kinds,
+            communication=here.whole,
+            workspace=workspace,
+            work=works(segments, "forward"),
+            times=times,
+            tokens=tokens,
+            sent=passing(self.s, state, times),
+        )
 
     def add_training(
         self,
@@ -114,20 +146,48 @@ class PhaseList:
         before: int = 0,
         tokens: float = 0.0,
         called: float = 0.0,
+        passes: int = 1,
     ) -> None:
         """Forward, backward and optimizer of a micro-batch. `before`: bytes that are resident
-        through both passes; `called`: operations around the loss."""
-        n = self.s.gradient_accumulation_steps
-        held = state.gradients if n > 1 else 0
-        peak, live = forward_peak(segments, before)
-        work = works(segments, "forward")
+        through both passes; `called`: operations around the loss; `passes`: through the same model,
+        one after the other, before a backward pass through all of them."""
+        n, rows = self.s.gradient_accumulation_steps, [Row(segments, state)] * passes
+        first, _, second = moments(self.s, rows, before, n > 1)
+        stashed = n * passes * sum(x.times * x.away for x in segments)
+        sent = training(self.s, rows, n, 1)
+        bucket = state.bucket if self.s.sharding == "zero1" and n > 1 else 0.0
+        work = works([*segments] * passes, "forward")
         work.called += called
-        self.add("forward", role, peak, gradients=held, times=n, tokens=tokens, work=work)
-        peak = backward_peak(segments, live, stay=n == 1)
-        left, work = held + peak[1] * state.share, works(segments, "backward")
-        self.add("backward", role, peak, gradients=left, times=n, tokens=tokens, work=work)
-        size, work = state.gradients, step_work(state)
-        self.add("optimizer", role, gradients=size, workspace=state.workspace, work=work)
+        self.add(
+            "forward",
+            role,
+            first.kinds,
+            gradients=state.held if n > 1 else 0.0,
+            communication=first.whole + bucket,
+            times=n,
+            tokens=tokens,
+            work=work,
+            sent=replace(sent[0], stashed=stashed),
+        )
+        self.add(
+            "backward",
+            role,
+            second.kinds,
+            gradients=second.kinds[1],
+            communication=second.whole,
+            times=n,
+            tokens=tokens,
+            work=works([*segments] * passes, "backward"),
+            sent=replace(sent[1], stashed=stashed),
+        )
+        self.add(
+            "optimizer",
+            role,
+            gradients=state.gradients,
+            workspace=state.workspace,
+            work=step_work(state),
+            sent=sent[2],
+        )
 
 
 def step_work(*trained: State) -> Work:
@@ -145,8 +205,8 @@ def pass_config(
     return PassConfig(
         b,
         length,
-        s.bytes_per_weight,
-        s.autocast,
+        s.pass_bytes_per_weight,
+        s.autocast and s.pass_bytes_per_weight == s.bytes_per_weight,
         trained and not adapters,
         s.lora_r if adapters else 0,
         model.lora_targets(s.lora_targets) if adapters else (),
@@ -154,6 +214,10 @@ def pass_config(
         "eager" if s.eager else "sdpa",
         s.padded and s.attn_implementation[:5] != "flash",
         s.gpu,
+        fused=s.use_liger_kernel,
+        away=s.away,
+        selective=s.selective_checkpointing,
+        quantized=s.weights_format if s.small_base and (adapters or not trained) else "none",
     )
 
 
@@ -167,7 +231,9 @@ def policy_segments(
 ) -> tuple[Segment, ...]:
     """Trunk, head and loss of a language model: TRL's fused head, or logits and cross-entropy."""
     tied = grad and model.tied and p.trained
-    row = trunk(model, p, checkpoint=s.gradient_checkpointing, grad=grad, tied=tied)
+    row = trunk(model, p, checkpoint=s.checkpoint, grad=grad, tied=tied)
     if s.loss == "plain":
         return *row, ending(model, p, heads.plain, grad=grad)
+    if s.loss == "chunked":  # beside what is sent to main memory
+        return *row, ending(model, replace(p, away=""), heads.chunked, grad=grad)
     return *row, ending(model, p, heads.fused, scored, grad=grad)

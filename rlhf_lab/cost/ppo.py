@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from . import heads
 from .architecture import Architecture
 from .generation import add_rollout, sampled
 from .layers import PassConfig
-from .memory import Segment, backward_peak, ending, forward_peak, trunk, works
+from .memory import Segment, ending, trunk, works
 from .phases import Phase, PhaseList, pass_config, real_tokens, step_work
 from .setup import Setup
+from .sharding import Moment, Row, moments, training
 from .states import State, states
-from .tape import Work
+from .work import Work
 
 GAE = 5.0
 """Operations' worth of a position of generalised advantage estimation (`ppo/losses.py`); about
@@ -36,6 +37,10 @@ def ppo(s: Setup) -> list[Phase]:
     """Rollout, scoring by every model, advantages, and the update."""
     stage, roles = PhaseList(s), _roles(s)
     state = {name: role_state(s, role) for name, role in roles.items()}
+    if s.joint_update:  # policy and value go through one bucket
+        value = state["value"]
+        alone = 0.0 if s.sharding == "zero3" else value.communication
+        state["value"] = replace(value, communication=alone)
     for name in roles:
         stage.hold(name, state[name])
     if s.ema:  # an average of the policy's weights, as DeepSpeed-Chat keeps one
@@ -84,8 +89,8 @@ def role_state(s: Setup, role: Role) -> State:
     """Weights and states of one role; a role without a base of its own adds adapters and head."""
     head = "lm" if role.name in ("policy", "reference") else "score"
     if role.name == "value" and s.layout == "shared":
-        value_head = role.model.head_width * s.bytes_per_weight
-        return State(value_head, value_head, 2 * value_head)
+        size = role.model.head_width * s.bytes_per_weight
+        return State(size, size, 2 * size, held=size, trained=size, whole=size)
     if not (role.own_base or role.adapters):
         return State(0.0)
     own = {"trained": role.trained, "adapters": role.adapters, "own_base": role.own_base}
@@ -144,7 +149,7 @@ def _update_segments(
     """→ how the policy is run in the update, its segments, and those of the value model."""
     policy, value = roles["policy"], roles["value"]
     length = max(1, s.length - 1)  # without the last token, which predicts nothing
-    checkpoint = s.gradient_checkpointing
+    checkpoint = s.checkpoint
     p, q = (
         pass_config(like, role.model, s.pass_rows, length, trained=True, adapters=role.adapters)
         for like, role in ((s, policy), (_critic_setup(s), value))
@@ -160,8 +165,17 @@ def _update_segments(
     return p, first, (*trunk(value.model, q, checkpoint=checkpoint), second)
 
 
-def _kept(segments: tuple[Segment, ...]) -> float:
+def _kept(segments: Sequence[Segment]) -> float:
     return sum(x.times * x.kept for x in segments)
+
+
+def _of_value(rows: Sequence[Row], value: Sequence[Segment], at: Moment, before: float) -> float:
+    """Activations of the value model at the highest moment of a pass: what its own graph holds. It
+    runs after the policy, and is undone before it; while it runs, all that the policy's graph keeps
+    is there too, beside the `before` bytes. A head alone stands on the policy's graph."""
+    if rows[at.row].segments is not value or len(value) == 1:
+        return 0.0
+    return at.kinds[0] - before - sum(_kept(row.segments) for row in rows[: at.row])
 
 
 def _add_update(
@@ -173,31 +187,45 @@ def _add_update(
     passes = s.rollout_batch / s.pass_rows * s.num_ppo_epochs
     steps = s.num_mini_batches * s.num_ppo_epochs
     accumulates = passes > steps
-    held = {name: state[name].gradients if accumulates else 0.0 for name in ("policy", "value")}
-    both = (*policy, *value) if s.joint_update else max(policy, value, key=_kept)
-    peak, live = forward_peak(both, heads.resident_bytes(roles["policy"].model, p))
-    of_value = _kept(value) if both != policy else 0.0
+    held = {name: state[name].held if accumulates else 0.0 for name in ("policy", "value")}
+    rows = [Row(policy, state["policy"]), Row(value, state["value"])]
+    if not s.joint_update:
+        rows = [max(rows, key=lambda row: _kept(row.segments))]
+    before = heads.resident_bytes(roles["policy"].model, p)
+    first, _, second = moments(s, rows, before, accumulates)
+    # Under DDP each iteration is planned with one exchange that is not hidden.
+    sent = training(s, rows, passes, steps if s.shards else 1)
+    bucket = state["policy"].bucket if s.sharding == "zero1" and accumulates else 0.0
+    cached = sum(x.times * x.cached for x in policy)  # until the forward pass ends
+    of_value = _of_value(rows, value, first, before + cached)
     stage.add(
         "forward",
         "policy",
-        (peak[0] - of_value, 0, peak[2]),
+        (first.kinds[0] - of_value, 0, first.kinds[2]),
         others={("value", "gradients"): held["value"], ("value", "activations"): of_value},
         gradients=held["policy"],
+        communication=first.whole + bucket,
         work=works(policy + value, "forward"),
         times=passes,
         tokens=tokens,
+        sent=sent[0],
     )
-    peak = backward_peak(both, live, stay=not accumulates)
-    of_value = 0.0 if accumulates else min(peak[1], state["value"].gradients)
+    gradients = _gradients(s, state, second.kinds[1], held, accumulates)
+    of_value = _of_value(rows, value, second, before)
     stage.add(
         "backward",
         "policy",
-        peak,
-        gradients=held["policy"] + (peak[1] - of_value),
+        (second.kinds[0] - of_value, 0, second.kinds[2]),
+        gradients=gradients["policy"],
+        communication=second.whole,
         work=works(policy + value, "backward"),
-        others={("value", "gradients"): held["value"] + of_value},
+        others={
+            ("value", "gradients"): gradients["value"],
+            ("value", "activations"): of_value,
+        },
         times=passes,
         tokens=tokens,
+        sent=sent[1],
     )
     stage.add(
         "optimizer",
@@ -207,4 +235,22 @@ def _add_update(
         times=steps,
         others={("value", "gradients"): state["value"].gradients},
         work=step_work(state["policy"], state["value"]),
+        sent=sent[2],
     )
+
+
+def _gradients(
+    s: Setup,
+    state: Mapping[str, State],
+    peak: float,
+    held: Mapping[str, float],
+    accumulates: bool,
+) -> dict[str, float]:
+    """Of `peak` bytes of gradients in backward, those of policy and value."""
+    value = 0.0 if accumulates else min(peak, state["value"].gradients)
+    if accumulates and not s.shards:
+        value = held["value"]
+    if s.shards:
+        both = state["policy"].trained + state["value"].trained
+        value = peak * state["value"].trained / both
+    return {"policy": peak - value, "value": value}

@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from .estimate import Estimate, Settings
+from .hardware import nodes_for
 from .optimizers import OPTIMIZERS
 from .setup import Setup
 
 WORTH = 0.01
-"""A change is named when it saves at least this share of memory or of time."""
+"""A change is named when it saves at least this share of memory, time or money."""
+
+
+def less_or_more(saved: float, words: str, less: str = "less", more: str = "more") -> str:
+    """What a change saves, `words` being its size, without a sign: "3 GiB less", "2 h longer"."""
+    return f"{words} {less if saved >= 0 else more}"
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,14 @@ class Remedy:
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
-        saved = f"{self.saves_bytes / 2**30:+.2f} GiB saved"
-        hours = "" if self.saves_hours is None else f", {self.saves_hours:+.2f} h"
-        money = "" if self.saves_money is None else f", {self.saves_money:+.2f} USD"
-        return f"Remedy({self.does}: {settings}: {saved}{hours}{money}, fits={self.fits})"
+        parts = [less_or_more(self.saves_bytes, f"{abs(self.saves_bytes) / 2**30:.2f} GiB")]
+        for saved, unit, words in (
+            (self.saves_hours, "h", ("shorter", "longer")),
+            (self.saves_money, "USD", ("less", "more")),
+        ):
+            if saved is not None:
+                parts.append(less_or_more(saved, f"{abs(saved):.2f} {unit}", *words))
+        return f"Remedy({self.does}: {settings}: {', '.join(parts)}, fits={self.fits})"
 
 
 def remedies(e: Estimate) -> list[Remedy]:
@@ -53,7 +63,7 @@ def _rank(r: Remedy) -> tuple[bool, float, float]:
 
 
 def _try(e: Estimate, does: str, settings: Settings) -> Remedy | None:
-    """The change planned; None where it cannot be made or saves nothing."""
+    """The change planned; None where it cannot be made, or saves nothing worth naming."""
     try:
         new = e.changed(**settings)
         saved = e.peak - new.peak
@@ -61,10 +71,16 @@ def _try(e: Estimate, does: str, settings: Settings) -> Remedy | None:
         money = None if e.money is None or new.money is None else e.money - new.money
     except ValueError:
         return None
-    worth = saved > WORTH * e.peak or (hours or 0.0) > WORTH * (e.hours or 1.0)
-    return Remedy(does, settings, new, saved, hours, money) if worth else None
+    worth = (
+        saved > WORTH * e.peak
+        or (hours or 0.0) > WORTH * (e.hours or 1.0)
+        or (money or 0.0) > WORTH * (e.money or 1.0)
+    )
+    harm = not e.fits and not new.fits and saved < 0  # further from fitting than before
+    return Remedy(does, settings, new, saved, hours, money) if worth and not harm else None
 
 
+NAMES = {"zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp2": "FSDP2"}
 Change: TypeAlias = tuple[str, Settings]
 
 
@@ -127,24 +143,30 @@ def _more_devices(e: Estimate) -> Iterator[Change]:
     s = e.setup
     if s.gpus > 1 and s.sharding in ("none", "ddp"):
         yield "shard weights and states (FSDP2)", {"sharding": "fsdp2"}
+    if s.shards and s.offload == "none" and s.gpu:
+        what = "all" if s.sharding == "fsdp2" else "optimizer"
+        yield "optimizer states wait in main memory (offload)", {"offload": what}
     if s.gpu:
         gpus = 2 * s.gpus
-        nodes = -(-gpus // e.hardware.devices_per_node)
-        change = {"gpus": gpus, "sharding": "fsdp2"} | ({"nodes": nodes} if nodes > s.nodes else {})
-        yield f"{gpus} GPUs, sharded (FSDP2)", change
+        nodes = nodes_for(gpus, e.hardware)
+        how = s.sharding if s.shards else "fsdp2"
+        change = {"gpus": gpus, "sharding": how} | ({"nodes": nodes} if nodes > s.nodes else {})
+        yield f"{gpus} GPUs, sharded ({NAMES[how]})", change
 
 
 def _combined(e: Estimate) -> list[Remedy]:
     """The gentlest changes one on top of the other until it fits."""
     settings: Settings = {}
-    steps: list[str] = []
+    steps: dict[str, Settings] = {}
     for does, change in _changes(e):
         if "stage" in change or "rule_reward" in change:
             continue
-        remedy = _try(e, " + ".join([*steps, does]), {**settings, **change})
+        # What sets all that an earlier step set takes its place: QLoRA is LoRA too.
+        kept = {name: old for name, old in steps.items() if not old.keys() <= change.keys()}
+        remedy = _try(e, " + ".join([*kept, does]), {**settings, **change})
         if remedy is None:
             continue
-        settings, steps = remedy.settings, [*steps, does]
+        settings, steps = remedy.settings, {**kept, does: change}
         if remedy.fits:
             return [remedy]
     return []

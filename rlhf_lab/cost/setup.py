@@ -7,18 +7,17 @@ The names are those of TRL's configs and ModelConfig and of our PPOConfig; what 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import yaml
-
 from ..display import did_you_mean
-from ..stages import ONLINE, STAGES, Setting
+from ..stages import ONLINE, STAGES, read_table
 from .architecture import Architecture
-from .hardware import Hardware
 from .optimizers import OPTIMIZERS
+from .parallel import shard
+from .quantization import FORMATS
 
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
 CHOICES = {
@@ -26,18 +25,35 @@ CHOICES = {
     "dtype": tuple(BYTES_PER_WEIGHT),
     "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
     "optim": tuple(OPTIMIZERS),
-    "loss": ("fused", "plain"),
+    "loss": ("fused", "plain", "chunked"),
     "layout": ("four", "shared", "adapters"),
     "sharding": ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2"),
     "offload": ("none", "optimizer", "all"),
+    "fsdp_units": ("accelerate", "root"),
+    "engine": ("transformers", "vllm"),
+    "vllm_mode": ("colocate", "server"),
+    "quantization": ("none", *FORMATS),
+    "kv_cache_dtype": ("auto", "fp8"),
 }
-EXTRA: dict[str, str] = yaml.safe_load(Path(__file__).with_name("settings.yaml").read_text("utf-8"))
-"""Settings of a plan that are no trainer's, and what they mean."""
+EXTRA: dict[str, dict[str, str]] = read_table(Path(__file__).with_name("settings.yaml"))
+"""Settings of a plan that are no trainer's, and what they mean, by the stages that have them."""
+
+
+def extra_settings(stage: str) -> dict[str, str]:
+    """The settings of a stage's plan that are no trainer's, and what they mean."""
+    spec = STAGES[stage]
+    has = {"all": True, "trained": spec.trainable, "online": stage in ONLINE, stage: True}
+    return {
+        name: what for kind, own in EXTRA.items() if has.get(kind) for name, what in own.items()
+    }
 
 
 WHOLE_NUMBERS = tuple(
     "batch prompt response gpus nodes tensor_parallel gradient_accumulation_steps num_ppo_epochs "
-    "num_mini_batches local_rollout_forward_batch_size samples_per_prompt num_iterations".split()
+    "num_mini_batches local_rollout_forward_batch_size samples_per_prompt num_iterations "
+    "max_num_batched_tokens max_num_seqs every_n_layers vllm_tensor_parallel_size "
+    "reduce_bucket_size stage3_prefetch_bucket_size stage3_max_live_parameters "
+    "stage3_param_persistence_threshold".split()
 )
 
 
@@ -46,10 +62,13 @@ class Setup:
     """One stage on one kind of device. Lengths in tokens; `batch` in sequences, or pairs for reward
     and DPO, of one device and one pass.
 
-    `dtype`: of the weights; `bf16`, `fp16`: autocast over fp32 weights. `gpu`: kernels and the
-    allocator of a GPU. `loss_type`: read of KTO alone. `critic_lora_r`, `critic_lora_targets`: rank
-    and matrices of value and reward adapters that are not as the policy's. Raises ValueError, one
-    line, for what cannot be.
+    `dtype`: of the weights; `bf16`, `fp16`: autocast over fp32 weights; `tf32`: how fp32 products
+    are made. `every_n_layers`, `offload_inputs`: which layers are recomputed, and whether their
+    inputs wait in main memory (`activation_checkpointing_kwargs`). `engine_bytes`: weights of an
+    engine that samples (`use_vllm`) and all else it takes of a device that trains. `gpu`: kernels
+    and the allocator of a GPU. `loss_type`: read of KTO alone. `critic_lora_r`,
+    `critic_lora_targets`: rank and matrices of value and reward adapters that are not as the
+    policy's. Raises ValueError, one line, for what cannot be.
     """
 
     stage: str
@@ -74,10 +93,18 @@ class Setup:
     adapter_dtype: str = "float32"
     load_in_4bit: bool = False
     use_bnb_nested_quant: bool = False
+    load_in_8bit: bool = False
+    quantization: str = "none"
     gradient_checkpointing: bool = False
+    every_n_layers: int = 1
+    offload_inputs: bool = False
+    selective_checkpointing: bool = False
+    activation_offloading: bool = False
+    use_liger_kernel: bool = False
     gradient_accumulation_steps: int = 1
     attn_implementation: str = "sdpa"
     optim: str = "adamw_torch_fused"
+    optimizer_in_backward: bool = False
     loss: str = "fused"
     loss_type: str | tuple[str, ...] = "kto"
     padded: bool = True
@@ -87,6 +114,13 @@ class Setup:
     sharding: str = "none"
     offload: str = "none"
     tensor_parallel: int = 1
+    reduce_bucket_size: int = 500_000_000
+    stage3_prefetch_bucket_size: int = 50_000_000
+    stage3_max_live_parameters: int = 1_000_000_000
+    stage3_param_persistence_threshold: int = 100_000
+    ds3_gather_for_generation: bool = True
+    fsdp_units: str = "accelerate"
+    fsdp_version: int = 2
     pairs_together: bool = True
     reward: Architecture | None = None
     value: Architecture | None = None
@@ -101,8 +135,22 @@ class Setup:
     critic_lora_r: int = 0
     critic_lora_targets: str | tuple[str, ...] | None = "all-linear"
     rule_reward: bool = False
+    use_vllm: bool = False
+    vllm_mode: str = "colocate"
+    vllm_enable_sleep_mode: bool = False
+    vllm_gpu_memory_utilization: float = 0.3
+    vllm_tensor_parallel_size: int = 1
+    engine_bytes: tuple[float, float] = (0.0, 0.0)
     ema: bool = False
     joint_update: bool = True
+    precompute_ref_log_probs: bool = False
+    tf32: bool = False
+    engine: str = "transformers"
+    requests_per_second: float | None = None
+    kv_cache_dtype: str = "auto"
+    gpu_memory_utilization: float = 0.9
+    max_num_batched_tokens: int = 8192
+    max_num_seqs: int = 256
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -114,9 +162,19 @@ class Setup:
                 )
         for name in WHOLE_NUMBERS:
             value = getattr(self, name)
-            if type(value) is not int or value < (0 if name in ("prompt", "response") else 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        checks = (self._model_checks, self._device_checks, self._batch_checks)
+            least = 0 if name in ("prompt", "response") else 1
+            if type(value) is not int or value < least:
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, got {value!r}"
+                )
+        checks = (
+            self._model_checks,
+            self._device_checks,
+            self._offload_checks,
+            self._batch_checks,
+            self._in_backward_checks,
+            self._serving_checks,
+        )
         for wrong, line in chain.from_iterable(check() for check in checks):
             if wrong:
                 raise ValueError(line)
@@ -136,10 +194,11 @@ class Setup:
             f"bf16/fp16 autocast works on fp32 weights: leave it out with dtype={self.dtype!r}",
         )
         yield (
-            self.load_in_4bit and not self.lora_r and self.stage != "inference",
-            "load_in_4bit trains adapters only: set lora_r, for example 16",
+            self.small_base and not self.lora_r,
+            f"load_in_{4 if self.load_in_4bit else 8}bit trains adapters only: set lora_r, for "
+            "example 16",
         )
-        side = min(min(x.inputs, x.outputs) for y in m.layers for x in y.linears)
+        side = m.narrowest
         yield (
             self.lora_r > side or self.lora_r < 0,
             f"lora_r={self.lora_r}: the narrowest matrix is {side} wide; choose 1 to {side}",
@@ -148,15 +207,59 @@ class Setup:
     def _device_checks(self) -> Iterator[tuple[bool, str]]:
         """The same of devices, and of how they share one layer."""
         n, heads = self.gpus, self.model.heads
+        version = self.fsdp_version
+        yield version not in (1, 2), f"fsdp_version={version!r}: choose 1 or 2"
         yield (
             n % self.nodes != 0,
             f"gpus={n} do not spread over nodes={self.nodes}: choose "
             f"{_divisor(n, self.nodes)} nodes",
         )
+        tp = self.vllm_tensor_parallel_size
+        yield (
+            self.use_vllm and not self.server_gpus and n % tp != 0 or heads % tp != 0,
+            f"vllm_tensor_parallel_size={tp} must divide gpus={n} and the {heads} heads: choose "
+            f"{_divisor(n, tp, heads)}",
+        )
         yield (
             n % self.tensor_parallel != 0 or heads % self.tensor_parallel != 0,
             f"tensor_parallel={self.tensor_parallel} must divide gpus={n} and the "
             f"{heads} heads: choose {_divisor(n, self.tensor_parallel, heads)}",
+        )
+
+    @property
+    def checkpoint(self) -> int:
+        """Of so many layers one is recomputed; 0: none."""
+        return self.every_n_layers * self.gradient_checkpointing
+
+    @property
+    def away(self) -> str:
+        """What waits in main memory for the backward pass (`PassConfig.away`)."""
+        if self.activation_offloading:
+            return "all"
+        return "inputs" if self.checkpoint and self.offload_inputs else ""
+
+    def _offload_checks(self) -> Iterator[tuple[bool, str]]:
+        """The same of what waits in main memory, which DeepSpeed and FSDP2 alone can do."""
+        there, how = self.offload != "none", f"offload={self.offload!r}"
+        for name in ("activation_offloading", "use_liger_kernel", "use_vllm"):
+            yield getattr(self, name) and not self.gpu, f"{name}=True needs a GPU: leave it out"
+        yield (
+            there and not self.gpu,
+            f"{how} moves states to main memory, where a CPU has them already: leave it out",
+        )
+        yield (
+            there and not self.shards,
+            f"{how} needs a sharding that can do it, and sharding={self.sharding!r} cannot: choose "
+            "zero1, zero2, zero3 (optimizer) or zero3, fsdp2 (all)",
+        )
+        yield (
+            self.offload == "all" and self.sharding in ("zero1", "zero2"),
+            f"{how}: {self.sharding} keeps weights whole on every device; choose zero3, or "
+            "offload='optimizer'",
+        )
+        yield (
+            self.offload == "optimizer" and self.sharding == "fsdp2",
+            f"{how}: FSDP2 moves weights, gradients and states together; choose offload='all'",
         )
 
     def _batch_checks(self) -> Iterator[tuple[bool, str]]:
@@ -188,6 +291,71 @@ class Setup:
             f"{', '.join(CHOICES['sharding'][1:])}",
         )
 
+    def _in_backward_checks(self) -> Iterator[tuple[bool, str]]:
+        """The same of weights that change while others' gradients are still to come."""
+        n, on = self.gradient_accumulation_steps, self.optimizer_in_backward
+        yield on and n > 1, f"optimizer_in_backward: no gradient waits for {n} passes; choose 1"
+        yield (
+            on and (self.shards or self.stage == "ppo"),
+            "optimizer_in_backward is planned for whole models in one pass, not for PPO",
+        )
+
+    def _serving_checks(self) -> Iterator[tuple[bool, str]]:
+        """The same of inference: formats of weights, and engines."""
+        k, kv, name = self.tensor_parallel, self.model.kv_heads, self.weights_format
+        serving, engine = self.stage == "inference", self.engine == "vllm"
+        yield (
+            not serving and (engine or self.quantization != "none"),
+            f"engine and quantization are planned for inference, not {self.stage}: leave them out "
+            "(load_in_4bit and load_in_8bit train adapters)",
+        )
+        yield (
+            self.load_in_4bit + self.load_in_8bit + (self.quantization != "none") > 1,
+            "load_in_4bit, load_in_8bit and quantization: choose one",
+        )
+        yield engine and not self.gpu, "engine='vllm' is planned for GPUs: choose transformers"
+        engines = FORMATS[name].engines if name in FORMATS else CHOICES["engine"]
+        yield (
+            serving and self.engine not in engines,
+            f"weights in {name} are planned with engine={' or '.join(engines)}",
+        )
+        yield (
+            self.requests_per_second is not None and not (engine and self.requests_per_second > 0),
+            f"requests_per_second={self.requests_per_second} must be above 0, with engine='vllm'",
+        )
+        yield (
+            not 0 < self.gpu_memory_utilization <= 1,
+            f"gpu_memory_utilization={self.gpu_memory_utilization} must be above 0, at most 1",
+        )
+        yield (
+            kv % k != 0 and k % kv != 0,
+            f"tensor_parallel={k} does not share out {kv} heads of keys and values: choose a "
+            f"divisor or a multiple of {kv}",
+        )
+
+    @property
+    def weights_format(self) -> str:
+        """What weights of inference are kept in: of `quantization.FORMATS`, or "none"."""
+        if self.load_in_4bit:
+            return "nf4_nested" if self.use_bnb_nested_quant else "nf4"
+        return "int8" if self.load_in_8bit else self.quantization
+
+    @property
+    def small_base(self) -> bool:
+        """Whether training keeps frozen weights in 4 or 8 bits."""
+        return self.stage != "inference" and (self.load_in_4bit or self.load_in_8bit)
+
+    @property
+    def held(self) -> Architecture:
+        """What a device holds of the model in inference; in training it is a share already
+        (`parallel.in_parallel`)."""
+        return shard(self.model, self.tensor_parallel) if self.stage == "inference" else self.model
+
+    @property
+    def nodes_per_copy(self) -> int:
+        """Machines that one copy of a model spreads over."""
+        return max(1, self.tensor_parallel * self.nodes // self.gpus)
+
     @property
     def length(self) -> int:
         return self.prompt + self.response
@@ -203,13 +371,26 @@ class Setup:
         return (self.bf16 or self.fp16) and self.bytes_per_weight == 4
 
     @property
+    def pass_bytes_per_weight(self) -> int:
+        """Of one weight in a pass: FSDP2 gathers in 16 bits what it keeps in 32 under autocast."""
+        return 2 if self.autocast and self.sharding == "fsdp2" else self.bytes_per_weight
+
+    @property
     def adapter_bytes_per_weight(self) -> int:
-        return BYTES_PER_WEIGHT[self.adapter_dtype]
+        """DeepSpeed makes adapters as narrow as their base."""
+        zero = self.sharding.startswith("zero")
+        return min(BYTES_PER_WEIGHT[self.adapter_dtype], self.bytes_per_weight if zero else 4)
+
+    @property
+    def shards(self) -> bool:
+        """Whether devices keep parts of what is whole in one device's plan."""
+        return self.sharding not in ("none", "ddp")
 
     @property
     def eager(self) -> bool:
         """Whether attention is written out, not one fused kernel."""
-        return self.attn_implementation == "eager" or self.model.facts.softcap
+        facts = self.model.facts
+        return self.attn_implementation == "eager" or facts.softcap or facts.sinks or facts.eager
 
     @property
     def pass_rows(self) -> int:
@@ -239,6 +420,12 @@ class Setup:
         return self.stage == "rloo" or not in_step
 
     @property
+    def server_gpus(self) -> int:
+        """Devices beside those that train, on which an engine samples."""
+        apart = self.use_vllm and self.vllm_mode == "server"
+        return self.vllm_tensor_parallel_size if apart else 0
+
+    @property
     def replicas(self) -> int:
         """Copies of the model that see different data."""
         return self.gpus // self.tensor_parallel
@@ -249,56 +436,3 @@ def _divisor(n: int, near: int, also: int = 0) -> int:
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     fits = [d for k in small for d in (k, n // k) if also % d == 0]
     return min(fits, key=lambda d: (abs(d - near), d))
-
-
-RENAMED = {
-    "per_device_train_batch_size": "batch",
-    "prompt_length": "prompt",
-    "response_length": "response",
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "lora_target_modules": "lora_targets",
-    "num_generations": "samples_per_prompt",
-    "activation_checkpointing": "gradient_checkpointing",
-}
-
-
-def make_setup(
-    stage: str,
-    model: Architecture,
-    hw: Hardware,
-    settings: Mapping[str, object],
-    **roles: Architecture,
-) -> Setup:
-    """A Setup from a plan's settings; what they leave out is what the lab's trainers do.
-
-    `roles`: architectures of other models, `reward=` and `value=`. Without lengths a row fills
-    `max_length` (or the model's context), half of it the prompt.
-    """
-    names = {f.name for f in fields(Setup)}
-    given: dict[str, Setting] = {
-        RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value
-        for name, value in settings.items()
-        if value is not None
-    }
-    known = {k: v for k, v in given.items() if k in names} | roles
-    known["gpu"] = hw.kind == "gpu"
-    if known.get("dtype", "float32") == "float32" and not {"bf16", "fp16"} & known.keys():
-        known["bf16"] = known["gpu"] and "bf16" in hw.flops
-        known["fp16"] = known["gpu"] and not known["bf16"] and "fp16" in hw.flops
-    if stage in STAGES:
-        known = {**STAGES[stage].library_defaults, **known}
-    if whole := given.get("generation_batch_size"):  # TRL's other name for the same
-        once = known.get("batch", Setup.batch) * known.get("gpus", 1)
-        known["steps_per_generation"] = max(1, int(whole) // once)
-    if known.get("steps", 0) <= 0:
-        known.pop("steps", None)
-    room = min(int(given.get("max_length") or model.context), model.context)
-    if stage in ONLINE:
-        known.setdefault("response", 53)
-        known.setdefault("prompt", max(1, min(64, room - known["response"])))
-    elif not {"prompt", "response"} & known.keys():
-        known["prompt"], known["response"] = room // 2, room - room // 2
-    if known.get("gpus", 1) > 1:
-        known.setdefault("sharding", "ddp")
-    return Setup(stage=stage, model=model, **known)

@@ -8,32 +8,50 @@ gradients and 12 of master weights and moments, and shards the last (ZeRO-1), th
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import accumulate, pairwise
 
 from .architecture import Architecture
-from .optimizers import OPTIMIZERS
+from .optimizers import BLOCK, OPTIMIZERS
+from .quantization import weight_bytes
 from .setup import Setup
-from .tape import Work
+from .work import Work
 
 NF4 = {False: 4.5 / 8, True: 4.127 / 8}
 """Bytes per weight in NF4 with its scales: 4 bits and 32 per block of 64, or those in 8 bits again
 (Dettmers et al., 2305.14314, section 3)."""
-BUCKET = 500_000_000
-"""Numbers in DeepSpeed's reduce bucket by default (`reduce_bucket_size`)."""
+SUB_GROUP = 1_000_000_000
+"""Numbers that ZeRO-3 makes a step of at a time (`sub_group_size`)."""
 
 
 @dataclass
 class State:
-    """Bytes of one model on one device. `workspace`: what the optimizer's step needs on top;
-    `communication`: buffers of a distributed run; `share`: of the gradients, what one device keeps;
-    `step`: the work of the optimizer."""
+    """Bytes of one model on one device.
+
+    `gradients`: at the optimizer's step; `held`: between micro-batches; `fixed`: gradients that are
+    there from the start on. `workspace`: what the step needs on top; `communication`: buffers that
+    are always there; `bucket`: through which DeepSpeed sums gradients; `paged`: states that the
+    device makes room for in a step. `whole`, `trained`: all weights as they are gathered, and all
+    gradients as they are made; `stay`: those weights that ZeRO-3 gathers once a step, as they are
+    in small tensors; `modules` that it fetches. `step`: the work of the optimizer.
+    """
 
     parameters: float
     gradients: float = 0
     optimizer: float = 0
     workspace: float = 0
     communication: float = 0
-    share: float = 1.0
+    held: float = 0
+    fixed: float = 0
+    paged: float = 0
+    bucket: float = 0
+    whole: float = 0
+    stay: float = 0
+    trained: float = 0
+    modules: float = 0
     step: Work = field(default_factory=Work)
 
 
@@ -50,7 +68,7 @@ def states(
     trained (default: where the setup has a rank); without `own_base` another role holds the base,
     and adapters and head are all there is."""
     adapters = bool(s.lora_r) if adapters is None else adapters
-    quantised = s.load_in_4bit and (adapters or not trained)
+    quantised = s.small_base and (adapters or not trained)
     weights = _weights(s, model, head, quantised) if own_base else 0.0
     if adapters and (trained or not own_base):
         count, size = _adapters(s, model, head)
@@ -58,16 +76,19 @@ def states(
     else:
         count, size = model.parameters(head), weights
     if not trained:
-        return _sharded(s, model, State(weights), 0)
+        return _sharded(s, model, head, State(weights), 0, 0)
     if adapters:
         widest = max(max(x.inputs, x.outputs) for y in model.layers for x in y.linears)
         largest = s.lora_r * widest * s.adapter_bytes_per_weight
     else:
         largest = model.vocabulary * model.head_width * s.bytes_per_weight
-    optimizer, workspace = _optimizer(s, model, adapters, count, size, largest)
+    optimizer, workspace = _optimizer(s, model, head, adapters, count, size, largest)
     step = _step(s, size, optimizer, _tensors(s, model, adapters))
-    state = State(weights, size, optimizer, workspace, step=step)
-    return _sharded(s, model, state, count)
+    paged = _paged(s, model, head, adapters)
+    if s.optimizer_in_backward:  # a step of one tensor at a time, and no gradient is left
+        size, workspace = 0.0, min(workspace, float(largest))
+    state = State(weights, size, optimizer - paged, workspace, paged=paged, step=step)
+    return _sharded(s, model, head, state, count, largest)
 
 
 def _tensors(s: Setup, model: Architecture, adapters: bool) -> float:
@@ -91,9 +112,14 @@ def _step(s: Setup, size: float, optimizer: float, tensors: float) -> Work:
 
 
 def _weights(s: Setup, model: Architecture, head: str, quantised: bool) -> float:
+    if s.stage == "inference" and s.weights_format != "none":
+        return weight_bytes(model, s.weights_format, s.bytes_per_weight)
     total = model.parameters(head)
     if not quantised:
         return float(total * s.bytes_per_weight)
+    if s.load_in_8bit:
+        more = total - model.parameters()
+        return weight_bytes(model, "int8", s.bytes_per_weight) + more * s.bytes_per_weight
     inside = sum(x.parameters * y.count for y in model.layers for x in y.linears)
     return inside * NF4[s.use_bnb_nested_quant] + (total - inside) * s.bytes_per_weight
 
@@ -108,20 +134,88 @@ def _adapters(s: Setup, model: Architecture, head: str) -> tuple[int, float]:
 
 
 def _optimizer(
-    s: Setup, model: Architecture, adapters: bool, count: float, size: float, largest: float
+    s: Setup,
+    model: Architecture,
+    head: str,
+    adapters: bool,
+    count: float,
+    size: float,
+    largest: float,
 ) -> tuple[float, float]:
     """→ bytes of the state, bytes of workspace at the step's peak. `count`, `size`: trained numbers
     and their bytes; `largest`: bytes of the largest of them."""
     kind = OPTIMIZERS[s.optim]
     workspace = 0.0
     if kind.workspace == "root":
-        # foreach (CUDA's default) makes √v of all parameters at once; a loop, of one at a time.
-        workspace = float(size if s.gpu else 2 * largest)
+        # foreach (CUDA's default) makes √v of all parameters at once; a loop, what it divides one
+        # by: √v and a quotient of it, and the quotient of the one before is still there.
+        sizes = [n for n in _matrices(s, model, head, adapters) if n]
+        itemsize = s.adapter_bytes_per_weight if adapters else s.bytes_per_weight
+        loop = max(2 * n + before for before, n in pairwise((0, *sizes))) * itemsize
+        workspace = float(size if s.gpu else loop)
     elif kind.workspace == "update":
         workspace = 3.0 * largest * 4 / s.bytes_per_weight
     if kind.factored:
         return 4.0 * _sides(s, model, adapters), workspace
+    if kind.eight_bit:
+        return sum(
+            times * _eight_bit(n, wide) for times, n, wide in _pieces(s, model, head, adapters)
+        ), workspace
     return kind.moments * size + count * kind.state_bytes, workspace
+
+
+def _pieces(
+    s: Setup, model: Architecture, head: str, adapters: bool
+) -> Iterator[tuple[int, int, bool]]:
+    """→ (how many of them, numbers, whether transformers' Trainer has its states in 32 bits) of
+    every trained tensor. It asks for that for each embedding; our PPO does not."""
+    if adapters:
+        targets = model.lora_targets(s.lora_targets)
+        for y in model.layers:
+            for x in y.linears:
+                for side in (x.inputs, x.outputs) if (r := x.rank(s.lora_r, targets)) else ():
+                    yield y.count * x.copies, r * side, False
+    else:
+        yield 1, model.embedding, s.stage != "ppo"
+        for y in model.layers:
+            for x in y.linears:
+                yield y.count, x.inputs * x.outputs * x.copies, False
+                yield y.count, x.outputs * x.copies * x.bias, False
+            yield y.count, y.norms, True
+        yield 1, model.final_norm, True
+    yield 1, 0 if adapters and head == "lm" else model.by_part(head)["head"], False
+
+
+def _matrices(s: Setup, model: Architecture, head: str, adapters: bool) -> list[int]:
+    """Numbers of every trained matrix in the order of the model; of equal layers, two."""
+    rank, targets = s.lora_r, model.lora_targets(s.lora_targets) if adapters else ()
+    sizes = [0 if adapters else model.embedding]
+    for y in model.layers:
+        one = [x.inputs * x.outputs * x.copies for x in y.linears]
+        if adapters:
+            sides = [(x.inputs, x.outputs) for x in y.linears if x.rank(rank, targets)]
+            one = [rank * side for pair in sides for side in pair]
+        sizes += one * min(2, y.count)
+    return [*sizes, 0 if adapters and head == "lm" else model.by_part(head)["head"]]
+
+
+def _eight_bit(numbers: int, wide: bool) -> float:
+    """Bytes of the two moments of a tensor in bitsandbytes' 8-bit AdamW: a byte each and a scale of
+    each block, or fp32 where a tensor has less than 4096 numbers."""
+    return 8.0 * numbers if wide or numbers < 4096 else 2.0 * numbers + 8 * -(-numbers // BLOCK)
+
+
+def _paged(s: Setup, model: Architecture, head: str, adapters: bool) -> float:
+    """Bytes of states in managed memory: those of tensors of 100,000 numbers and more, without the
+    scales of blocks."""
+    kind = OPTIMIZERS[s.optim]
+    if not (kind.paged and s.gpu):
+        return 0.0
+    return sum(
+        times * n * (2.0 if kind.eight_bit and not wide else 8.0)
+        for times, n, wide in _pieces(s, model, head, adapters)
+        if n >= 100_000
+    )
 
 
 def _sides(s: Setup, model: Architecture, adapters: bool) -> int:
@@ -133,26 +227,103 @@ def _sides(s: Setup, model: Architecture, adapters: bool) -> int:
     return inside + model.vocabulary + model.head_width
 
 
-def _sharded(s: Setup, model: Architecture, state: State, count: float) -> State:
-    """The same on one of `s.replicas` devices."""
-    n, kind = s.replicas, s.sharding
-    if kind == "ddp":
+# ------------------------------------------------------------------------------------------ sharded
+
+
+def _sharded(
+    s: Setup, model: Architecture, head: str, state: State, count: float, largest: float
+) -> State:
+    """The same on one of `s.replicas` devices. `count`: trained numbers; `largest`: bytes of the
+    largest tensor among them."""
+    state = replace(state, held=state.gradients, trained=state.gradients, whole=state.parameters)
+    if s.sharding == "ddp":
         return replace(state, communication=state.gradients)  # buckets beside the gradients
-    if kind in ("none",) or s.gpus == 1 and kind == "fsdp2":
+    if s.sharding == "none":
         return state
-    deepspeed = kind.startswith("zero") and s.bytes_per_weight == 2 and not s.load_in_4bit
-    if deepspeed and count:  # master weights and moments in fp32
-        state = replace(state, optimizer=12.0 * count, workspace=0.0)
-    state = replace(state, optimizer=0.0 if s.offload != "none" else state.optimizer / n)
-    if kind == "zero1":
+    if s.sharding == "fsdp2":
+        return _fsdp2(s, state)
+    if s.sharding == "zero3":
+        pieces = [(times * n, n) for times, n, _ in _pieces(s, model, head, False)]
+        small = sum(n for n, one in pieces if one <= s.stage3_param_persistence_threshold)
+        state = replace(
+            state,
+            parameters=0.0 if s.offload == "all" else state.parameters / s.replicas,
+            stay=state.whole * small / sum(n for n, _ in pieces),
+            modules=2 + sum(y.count * (len(y.linears) + 2.0) for y in model.layers),
+        )
+    if not count:
         return state
-    state = replace(state, gradients=state.gradients / n, share=1 / n)
-    if kind == "zero2":
-        return replace(state, communication=min(BUCKET, count) * 2.0)
-    # ZeRO-3 and FSDP2: weights too; two layers are whole at a time, and their gradients once.
-    layer = max(sum(x.parameters for x in y.linears) for y in model.layers)
-    table = model.vocabulary * model.head_width
-    itemsize = 2 if s.autocast else s.bytes_per_weight
-    whole = (2 * layer + table) * itemsize + (layer * itemsize if count else 0)
-    parameters = 0.0 if s.offload == "all" else state.parameters / n
-    return replace(state, parameters=parameters, workspace=0.0, communication=float(whole))
+    whole = count == model.parameters(head)
+    tensors = _kept_tensors(model, head, s.replicas) if whole else 0
+    return _zero(s, state, count, tensors, largest)
+
+
+def _fsdp2(s: Setup, state: State) -> State:
+    """Everything shared out, in the precision of the weights; passes have it in theirs."""
+    narrow = s.pass_bytes_per_weight / s.bytes_per_weight
+    stay = 0.0 if s.offload == "all" else 1 / s.replicas
+    return replace(
+        state,
+        parameters=state.parameters * stay,
+        gradients=state.gradients * stay,
+        optimizer=state.optimizer * stay,
+        paged=state.paged * stay,
+        workspace=state.workspace * stay,
+        held=state.gradients * narrow,  # nothing is scattered before the last micro-batch
+        trained=state.gradients * narrow,
+        whole=state.whole * (1 if s.small_base else narrow),
+        step=replace(state.step, moved=state.step.moved * stay),
+    )
+
+
+def _zero(s: Setup, state: State, count: float, tensors: int, largest: float) -> State:
+    """DeepSpeed: a flat copy of a device's part in fp32, whatever the model's precision, and the
+    optimizer's states beside it; for a step, its gradients flat, and in fp32 too. `tensors`:
+    numbers in the tensors that the part has a piece of."""
+    kind, mine = OPTIMIZERS[s.optim], count / s.replicas
+    offload, zero3 = s.offload != "none", s.sharding == "zero3"
+    itemsize = s.bytes_per_weight
+    states = (4 if kind.factored else 4 * kind.moments) + kind.state_bytes
+    per, away = 4 + states, states if kind.paged and s.gpu else 0.0
+    group = min(mine, SUB_GROUP) if zero3 else mine
+    workspace = group * (itemsize + (4 if itemsize < 4 else 0))
+    workspace += {"root": 4.0 if s.gpu else 8.0, "update": 12.0}.get(kind.workspace, 0.0) * group
+    part, bucket = mine * itemsize, float(s.reduce_bucket_size * itemsize)
+    kept = part if zero3 else max(part, float(tensors * itemsize))
+    step = replace(state.step, moved=mine * (12 + 2 * per + itemsize))
+    return replace(
+        state,
+        gradients=0.0 if zero3 or offload else kept,
+        held={"zero1": state.gradients, "zero2": 0.0 if offload else kept}.get(s.sharding, 0.0),
+        fixed=part if zero3 and not offload else 0.0,
+        optimizer=0.0 if offload else mine * (per - away),
+        paged=0.0 if offload else mine * away,
+        workspace=0.0 if offload else workspace,
+        bucket=bucket,
+        communication=(bucket if zero3 else 0.0) + (largest if offload and not zero3 else 0.0),
+        step=Work() if offload else step,
+    )
+
+
+def _kept_tensors(model: Architecture, head: str, n: int) -> int:
+    """`_whole_tensors`, exact where n is a power of two. Between them a cut may fall less well than
+    with fewer devices: there it is what falls with n, at most the figure of the power below."""
+    power = 1 << (n - 1).bit_length()
+    most = max(_whole_tensors(model, head, m) for m in range(n, power + 1))
+    return most if n == power else min(most, _whole_tensors(model, head, power // 2))
+
+
+@lru_cache(maxsize=256)
+def _whole_tensors(model: Architecture, head: str, n: int) -> int:
+    """Numbers in the matrices that the fullest of n equal parts of a model has a piece of: ZeRO-1
+    and ZeRO-2 keep the gradients of those whole."""
+    sizes = [model.embedding]
+    for y in model.layers:
+        sizes += [x.parameters for x in y.linears] * y.count
+    sizes += [model.by_part(head)["head"]]
+    ends = list(accumulate(sizes))
+    part, fullest = ends[-1] / n, 0
+    for i in range(n):
+        first, last = bisect_right(ends, i * part), bisect_left(ends, (i + 1) * part)
+        fullest = max(fullest, ends[min(last, len(ends) - 1)] - ends[first] + sizes[first])
+    return fullest

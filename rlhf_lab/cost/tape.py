@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from sys import getrefcount
 from typing import Literal, TypeAlias
 
+from .work import CAUSAL, MASKED, NOTHING, PLAIN, Costs, Product, Work, product
+
 BYTE_KINDS = ACTIVATION, GRADIENT, LOGITS = 0, 1, 2
 """What bytes hold: intermediate values, gradients of weights, logits and what is made of them."""
-Costs: TypeAlias = tuple[float, float, float]
-"""Of undoing an operation: bytes moved, transcendentals, operations launched."""
-NOTHING: Costs = (0, 0, 0)
-Product: TypeAlias = tuple[float, float, float]
-"""A matrix product: floating point operations, bytes touched, how often."""
+STASH, LEAST = 5, 1024
+"""Saved tensors on their way to main memory, and bytes of the smallest that goes there."""
 
 
 class Store:
@@ -64,7 +63,8 @@ Way: TypeAlias = Store | Literal["new", "same"]
 @dataclass(slots=True, eq=False)
 class Node:
     """One operation to undo: where gradients go, and what was saved to compute them. `joins`: it
-    keeps the gradients of the parts of its result side by side."""
+    keeps the gradients of the parts of its result side by side. `away`: bytes that were saved and
+    have to come back."""
 
     inputs: Sequence[tuple[Node, int, Way]] = ()
     saved: Sequence[Store] = ()
@@ -74,46 +74,9 @@ class Node:
     kind: int = ACTIVATION
     costs: Costs = NOTHING
     joins: bool = False
+    away: int = 0
     grad: Store | None = None
     parts: list[Store] = field(default_factory=list)
-
-
-@dataclass
-class Work:
-    """What was computed: matrix products one by one (floating point operations, bytes touched,
-    how often); of all other operations the bytes they move and the `transcendentals`, exponentials
-    and the like; and how many operations, products too, are `called` through the Python code of a
-    model and how many `launched` by a backward pass or a plain loop."""
-
-    products: list[Product] = field(default_factory=list)
-    moved: float = 0.0
-    transcendentals: float = 0.0
-    called: float = 0.0
-    launched: float = 0.0
-
-    @property
-    def flops(self) -> float:
-        return sum(flops * times for flops, _, times in self.products)
-
-    def spend(self, moved: float, transcendentals: float, launched: float) -> None:
-        """Work that does not follow from sizes."""
-        self.moved += moved
-        self.transcendentals += transcendentals
-        self.launched += launched
-
-    def add(self, other: Work, times: float = 1) -> None:
-        """Put `times` times the other work on top."""
-        self.products += [(f, m, n * times) for f, m, n in other.products]
-        self.moved += other.moved * times
-        self.transcendentals += other.transcendentals * times
-        self.called += other.called * times
-        self.launched += other.launched * times
-
-
-def product(rows: float, inputs: float, outputs: float, itemsize: int) -> Product:
-    """A matrix product of `rows` × `inputs` by `inputs` × `outputs`, done once."""
-    touched = (rows * (inputs + outputs) + inputs * outputs) * itemsize
-    return 2.0 * rows * inputs * outputs, float(touched), 1.0
 
 
 class Tape:
@@ -132,10 +95,11 @@ class Tape:
         self.cache: list[Store] = []
         """kept until the forward pass ends: autocast's copies of trained weights, variables"""
         self.forward, self.backward = Work(), Work()
-        self.needed = 0
-        """products up to the last value that was saved: what a checkpoint computes again"""
-        self.kind = ACTIVATION
-        """what new values are"""
+        self.needed = self.maps = 0
+        """products up to the last value that was saved: what a checkpoint computes again; maps"""
+        self.kind = ACTIVATION  # of new values
+        self.selected: dict[int, Sequence[Store]] | None = None
+        """where recomputation selects: numbers of the products that stay, and their results"""
 
     def reset_peak(self) -> None:
         """Forget the peak so far."""
@@ -198,6 +162,18 @@ class Tape:
     def count_product(self, done: Product) -> None:
         self.forward.products.append(done)
         self.forward.called += 1
+
+    def select(self, *stores: Store, maps: bool = False) -> None:
+        """The last product stays: attention, and the odd ones of maps."""
+        self.maps += maps
+        if self.selected is not None and (self.maps % 2 or not maps):
+            self.selected[len(self.forward.products) - 1] = stores
+
+    def join(self, *values: Value) -> Value:
+        """Values side by side in a new one; each gradient is a part of the one that comes in."""
+        numel, itemsize = sum(v.numel for v in values), values[0].itemsize
+        self._count_moves(*values, out=numel * itemsize)
+        return self.result(numel, itemsize, [(v, "new") for v in values])
 
     def cast(self, x: Value, itemsize: int) -> Value:
         """Another precision; nothing where it is the same."""
@@ -262,7 +238,7 @@ class Tape:
         return self.result(x.numel, itemsize, [(x, "new")], saved, store=store, costs=costs)
 
     def mean(self, x: Value, rows: int) -> Value:
-        """One number for each row."""
+        """The mean, or the sum, of each row; its gradient is only read again."""
         self._count_moves(x, out=rows * x.itemsize)
         return self.result(rows, x.itemsize, [(x, "same")])
 
@@ -272,6 +248,27 @@ class Tape:
         statistics = Store(self, 2 * rows * 4)
         grads = (2 * width * weight,) if trained else ()
         return self.result(x.numel, x.itemsize, [(x, "new")], (x.store, statistics), grads)
+
+    # Kernels of Liger, one for what is several operations above (linkedin/Liger-Kernel, `ops/`).
+
+    def fused_norm(self, x: Value, rows: int, width: int, trained: bool, weight: int) -> Value:
+        """An RMS norm: saves its input and a number a row; its gradient replaces what comes in."""
+        self._count_moves(x, out=x.numel * x.itemsize)
+        saved, grads = (x.store, Store(self, rows * 4)), (width * weight,) if trained else ()
+        return self.result(x.numel, x.itemsize, [(x, "same")], saved, grads)
+
+    def in_place(self, x: Value) -> Value:
+        """A rotation: written over its input, its gradient over the one that comes in."""
+        self._count_moves(x, out=x.numel * x.itemsize)
+        return self.result(x.numel, x.itemsize, [(x, "same")], store=x.store)
+
+    def fused_gate(self, gate: Value, up: Value) -> Value:
+        """An activation times another value: saves both, and writes the gradients over them."""
+        self._count_moves(gate, up, out=gate.numel * gate.itemsize)
+        self.forward.transcendentals += gate.numel
+        ways: list[tuple[Value, Way]] = [(gate, gate.store), (up, up.store)]
+        saved = (gate.store, up.store)
+        return self.result(gate.numel, gate.itemsize, ways, saved, costs=(0, gate.numel, 0))
 
     def scale(self, x: Value, width: int, trained: bool, itemsize: int) -> Value:
         """`weight · x` of an RMS norm: saves x where the weight is trained."""
@@ -283,25 +280,36 @@ class Tape:
         return self.result(x.numel, out, [(x, "new")], (x.store,), grads, scratch=x.numel * out)
 
     def linear(
-        self, x: Value, inputs: int, outputs: int, weight: int, *, trained: bool, bias: bool = False
+        self,
+        x: Value,
+        inputs: int,
+        outputs: int,
+        weight: int,
+        *,
+        trained: bool,
+        bias: bool = False,
+        copies: int = 1,
     ) -> Value:
-        """x · W: saves x where W is trained. `weight`: bytes of one of its numbers."""
+        """x · W: saves x where W is trained. `weight`: bytes of one of its numbers; `copies`: of
+        experts, each of which multiplies its share of x."""
         rows = x.numel // inputs
         saved: tuple[Store, ...] = ()
-        if self.autocast:
+        if copies > 1:  # autocast knows no grouped products: x takes the precision of the weights
+            x = self.cast(x, weight)
+        elif self.autocast:
             x = self.cast(x, 2)
         itemsize = x.itemsize
         if itemsize < weight:
             # autocast's copy of the weight lives as long as x's gradient needs it
-            copy = Store(self, (inputs + bias) * outputs * itemsize)
+            copy = Store(self, copies * (inputs + bias) * outputs * itemsize)
             saved = (copy,) if x.needs else ()
             if trained:
                 self.cache.append(copy)
-        done = product(rows, inputs, outputs, itemsize)
+        done = product(rows, inputs, outputs, itemsize, copies)
         self.count_product(done)
         saved += (x.store,) if trained else ()
-        size = (inputs + bias) * outputs
-        return self.result(
+        size = copies * (inputs + bias) * outputs
+        y = self.result(
             rows * outputs,
             itemsize,
             [(x, "new")],
@@ -311,12 +319,24 @@ class Tape:
             work=[done] * (bool(trained) + x.needs),
             last=1,
         )
+        self.select(y.store, maps=True)
+        return y
+
+    def grouped(self, x: Value, w: Value, inputs: int, outputs: int, copies: int) -> Value:
+        """x · W of experts whose weights are a value too: saves both."""
+        rows = x.numel // inputs
+        done = product(rows, inputs, outputs, w.itemsize, copies)
+        self.count_product(done)
+        x = self.cast(x, w.itemsize)
+        ways: list[tuple[Value, Way]] = [(x, "new"), (w, "new")]
+        work = [done] * (x.needs + w.needs)
+        return self.result(rows * outputs, w.itemsize, ways, (x.store, w.store), work=work, last=1)
 
     def matmul(self, x: Value, y: Value, numel: int, flops: float) -> Value:
         """A product of two activations: saves both."""
         if self.autocast:
             x, y = self.cast(x, 2), self.cast(y, 2)
-        done = (flops, float((x.numel + y.numel + numel) * x.itemsize), 1.0)
+        done = (flops, float((x.numel + y.numel + numel) * x.itemsize), 1.0, PLAIN)
         self.count_product(done)
         return self.result(
             numel,
@@ -328,28 +348,52 @@ class Tape:
         )
 
     def attention(
-        self, q: Value, k: Value, v: Value, statistics: int, mask: int, flops: float
+        self, q: Value, k: Value, v: Value, statistics: int, mask: int, flops: float, numel: int
     ) -> Value:
-        """Fused attention: saves queries, keys, values, its output, one fp32 number a row and head,
-        and the mask (`mask` numbers in the precision of the queries). Its backward does five
-        products where the forward does two (Dao, 2307.08691, section 2.3)."""
+        """Fused attention: saves queries, keys, values, its output (`numel`), one fp32 number a row
+        and head, and the mask (`mask` numbers in the precision of the queries). Its backward does
+        five products where the forward does two (Dao, 2307.08691, section 2.3)."""
         if self.autocast:
             q, k, v = (self.cast(x, 2) for x in (q, k, v))
-        touched = float((2 * q.numel + k.numel + v.numel) * q.itemsize)
+        touched = float((q.numel + numel + k.numel + v.numel) * q.itemsize)
         pairs = flops / 4 * statistics / q.numel
         self.forward.transcendentals += pairs
-        self.count_product((flops, touched, 1.0))
-        out, rows = Store(self, q.numel * q.itemsize), Store(self, statistics * 4)
+        kind = MASKED if mask else CAUSAL
+        self.count_product((flops, touched, 1.0, kind))
+        out, rows = Store(self, numel * q.itemsize), Store(self, statistics * 4)
         extra = (Store(self, mask * q.itemsize),) if mask else ()
+        self.select(out, rows)
         return self.result(
-            q.numel,
+            numel,
             q.itemsize,
             [(q, "new"), (k, "new"), (v, "new")],
             (q.store, k.store, v.store, out, rows, *extra),
-            work=[(2.5 * flops, 2 * touched, 1.0)],
+            work=[(2.5 * flops, 2 * touched, 1.0, kind)],
             store=out,
             costs=(0, pairs, 0),
         )
+
+    def send_away(self) -> int:
+        """What was saved goes to main memory, in TRL's way (models/activation_offloading.py). → its
+        bytes. A tensor stays here for so long as `STASH` others follow it; where it is saved once
+        more before, it stays until the backward pass too."""
+        followed: dict[Store, int] = {}
+        stay: set[Store] = set()
+        number, total = 0, 0
+        for node in self.nodes:
+            here = []
+            for store in node.saved:
+                number += 1
+                if number - followed.get(store, -STASH) < STASH or store in stay:
+                    stay.add(store)
+                elif store.size >= LEAST:
+                    followed[store] = number
+                    node.away += store.size
+                    continue
+                here.append(store)
+            node.saved = here
+            total += node.away
+        return total
 
     # --------------------------------------------------------------------------------- backward
 
@@ -383,14 +427,15 @@ class Tape:
         if node.costs is not NOTHING:
             self.backward.spend(*node.costs)
         temporary = Store(self, node.scratch, node.kind) if node.scratch else None
+        back = Store(self, node.away, node.kind) if node.away else None
         for size in node.weights:
             self.kept_gradients.append(Store(self, size, GRADIENT))
         gradients = [(t, self._arriving(g, how, size, t.kind)) for t, size, how in node.inputs]
         if not node.work:
-            sizes = sum(x.size for x in node.saved) + sum(x.size for _, x in gradients)
+            sizes = node.away + sum(x.size for x in (*node.saved, *(x for _, x in gradients)))
             self.backward.moved += 2 * sizes
             self.backward.launched += 1 + len(gradients)
-        del temporary
+        del temporary, back
         node.saved, node.parts = (), []
         del g
         for target, store in gradients:

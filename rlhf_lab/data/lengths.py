@@ -5,18 +5,22 @@ Needs no torch: a plan counts with it what the trainer does.
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
-from ..models.load import Model
+from ..models.load import Model, small_models_folder
 from ..stages import STAGES, Settings
-from .load import Data, Split
-from .schema import Example
-from .tokenize import encoded_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+    from .load import Data
+    from .schema import Example
 
 LEAST_TOKENS_SAVED = 128
 """Tokens of padding that one more pass has to save at least: on two CPU cores calling the layers
@@ -58,7 +62,12 @@ def worth_a_pass(config: PreTrainedConfig) -> int:
     """Tokens of padding that one more pass has to save in training. It calls every layer again,
     and while it runs the gradients of those before are held: about 12 h² numbers a layer, against
     some 20 h of a token's activations, so that h tokens less outweigh them."""
-    return max(LEAST_TOKENS_SAVED, int(config.get_text_config().hidden_size))
+    return tokens_worth(int(config.get_text_config().hidden_size))
+
+
+def tokens_worth(width: int) -> int:
+    """The same for a model of this hidden width."""
+    return max(LEAST_TOKENS_SAVED, width)
 
 
 def _padded(prompts: list[int], responses: list[int], rows: int, most: int, least: int) -> float:
@@ -71,56 +80,90 @@ def _padded(prompts: list[int], responses: list[int], rows: int, most: int, leas
     return total / (count * rows)
 
 
-def _row_lengths(
+@dataclass(frozen=True)
+class RowLengths:
+    """Tokens of a stage's rows: `count` of them, of which some were looked at. `answers`: of each
+    row; `demonstrations`: how long a sampled response is taken to be, where rows have none."""
+
+    count: int
+    prompts: list[int]
+    answers: list[list[int]]
+    demonstrations: list[int] = field(default_factory=list)
+
+
+def row_lengths(stage: str, model: Model, data: Data) -> RowLengths:
+    """Of the rows that a stage trains on."""
+    spec = STAGES[stage]
+    rows = getattr(data, spec.rows).train
+    if spec.rows != "prompts":
+        fields = spec.columns[: spec.answers]
+        return RowLengths(len(rows), *_tokens(model, rows, fields))
+    prompts, none = _tokens(model, rows, [])
+    shown = [answer for (answer,) in _tokens(model, data.sft.train, ["completion"])[1]]
+    return RowLengths(len(rows), prompts, none, shown)
+
+
+def _tokens(
     model: Model, rows: Sequence[Example], fields: Sequence[str]
-) -> list[tuple[int, list[int]]]:
-    """Tokens of the prompt and of the answers in `fields`, of the rows that are looked at."""
+) -> tuple[list[int], list[list[int]]]:
+    """Tokens of the prompt, and of the answers in `fields`, of the rows that are looked at."""
+    from .tokenize import encoded_rows
+
     encoded = encoded_rows(model.tokenizer, rows[:LOOKED_AT], fields, {})
-    return [(len(prompt), [len(a) for a in answers]) for _, prompt, answers in encoded]
+    pairs = [(len(prompt), [len(a) for a in answers]) for _, prompt, answers in encoded]
+    return [prompt for prompt, _ in pairs], [answers for _, answers in pairs]
+
+
+STORIES = "lengths.json.gz"
+"""Beside the bundled models: `RowLengths` of the bundled stories, by what a stage's rows are."""
+
+
+@cache
+def story_lengths(rows: str) -> RowLengths:
+    """Of the bundled stories in the bundled tokenizer, as `small_models/build.py` counted them."""
+    with gzip.open(small_models_folder() / STORIES, "rt", encoding="utf-8") as file:
+        return RowLengths(**json.load(file)[rows])
 
 
 def planned_lengths(stage: str, model: Model, data: Data, settings: Settings) -> dict[str, float]:
     """What a plan has to know of the data: longest prompt and response in tokens, the length that
     a batch is padded to on average, and the number of rows. {} where a stage has no rows."""
-    split: Split = getattr(data, STAGES[stage].rows)
-    if not split.train:
+    return of_rows(stage, model, row_lengths(stage, model, data), settings)
+
+
+def of_rows(stage: str, model: Model, rows: RowLengths, settings: Settings) -> dict[str, float]:
+    """The same of rows whose lengths are known."""
+    if not rows.prompts:
         return {}
-    sampled = STAGES[stage].rows == "prompts"
-    fields = [] if sampled else STAGES[stage].columns[: STAGES[stage].answers]
-    rows = _row_lengths(model, split.train, fields)
-    prompts, responses = [prompt for prompt, _ in rows], [answers for _, answers in rows]
-    if not rows:
-        return {}
-    if sampled:
-        return _sampled_lengths(stage, model, data, settings, prompts)
+    if STAGES[stage].rows == "prompts":
+        return _sampled_lengths(stage, model, rows, settings)
     limit = int(settings.get("max_length") or 2**31)
     totals = [
         min(prompt + response, limit)
-        for prompt, of_row in zip(prompts, responses, strict=True)
+        for prompt, of_row in zip(rows.prompts, rows.answers, strict=True)
         for response in of_row
     ]
-    longest = max(max(of_row) for of_row in responses)
-    mean_prompt = sum(prompts) / len(prompts)
+    longest = max(max(of_row) for of_row in rows.answers)
+    mean_prompt = sum(rows.prompts) / len(rows.prompts)
     batch = int(settings.get("per_device_train_batch_size", 8))
+    together = batch * STAGES[stage].answers
     return {
         "prompt_length": max(1, max(totals) - longest),
         "response_length": longest,
-        "rows": len(split.train),
+        "rows": rows.count,
         "padded_prompt": mean_prompt,
         "mean_tokens": sum(totals) / len(totals),
-        "padded_response": expected_longest(totals, batch * len(fields)) - mean_prompt,
+        "padded_response": expected_longest(totals, together) - mean_prompt,
     }
 
 
 def _sampled_lengths(
-    stage: str, model: Model, data: Data, settings: Settings, prompts: list[int]
+    stage: str, model: Model, rows: RowLengths, settings: Settings
 ) -> dict[str, float]:
     """The lengths of a stage that samples: its responses are taken to be as long as the
-    demonstrations, or as the limit where there are none. `prompts`: lengths in tokens."""
-    limit = int(settings.get("response_length", 53))
-    responses = [
-        min(limit, length) for _, (length,) in _row_lengths(model, data.sft.train, ["completion"])
-    ] or [limit]
+    demonstrations, or as the limit where there are none."""
+    prompts, limit = rows.prompts, int(settings.get("response_length", 53))
+    responses = [min(limit, length) for length in rows.demonstrations] or [limit]
     batch = int(settings.get("per_device_train_batch_size", 8))
     passes = settings.get("steps_per_generation")  # RLOO's and GRPO's
     size = batch * int(passes or settings.get("gradient_accumulation_steps", 1))
@@ -128,13 +171,14 @@ def _sampled_lengths(
     cut: dict[str, float] = {}
     if stage == "ppo":
         minibatch = max(1, size // int(settings.get("num_mini_batches", 1)))
-        least = worth_a_pass(model.config)
+        width = model.config_dict().get("hidden_size")  # without transformers, where it is there
+        least = tokens_worth(int(width)) if isinstance(width, int) else worth_a_pass(model.config)
         cut["padded_update"] = _padded(prompts, responses, minibatch, batch, least)
         most = int(settings.get("local_rollout_forward_batch_size", 64))
         cut["padded_scoring"] = _padded(prompts, responses, size, most, LEAST_TOKENS_SAVED)
     return cut | {
         "prompt_length": max(prompts),
-        "rows": len(data.prompts.train),
+        "rows": rows.count,
         "mean_response": mean,
         "padded_prompt": expected_longest(prompts, size),
         "padded_response": expected_longest(responses, size),

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..models.load import small_models_folder
+from ..runs.progress import working
 from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .files import open_rows
@@ -96,6 +97,11 @@ class Data:
             return None
         return accuracy_ceiling(pairs or self.preferences.test, self.annotator)
 
+    def first(self, rows: int, test: int | None = None) -> Data:
+        """The same data with the first `rows` of each set to train on, a batch to look at, and the
+        first `test` to hold out (None: all of them)."""
+        return replace(self._cut(rows, test), name=f"{self.name}, first {rows}")
+
     def with_preferences(self, rows: list[Example]) -> Data:
         """The same data with preferences of your own to train on; the held-out pairs stay, so that
         accuracy and its ceiling compare. Raises ValueError for none."""
@@ -103,6 +109,25 @@ class Data:
             raise ValueError("no preferences yet: label some pairs first")
         mine = Split(list(rows), self.preferences.test)
         return replace(self, name=f"{self.name}, your preferences", preferences=mine)
+
+    def with_held_out(self, most: int) -> Data:
+        """The same data with at most `most` held-out rows of each set: runs that measure cost need
+        not judge long. Their held-out figures are as much rougher."""
+        return self._cut(None, most)
+
+    def _cut(self, train: int | None, test: int | None) -> Data:
+        """At most so many rows of each set, to train on and held out; None: all."""
+
+        def cut(split: Split) -> Split:
+            return Split(split.train[:train], split.test[:test])
+
+        return replace(
+            self,
+            sft=cut(self.sft),
+            preferences=cut(self.preferences),
+            prompts=cut(self.prompts),
+            answers=cut(self.answers),
+        )
 
     def _check_gold(self) -> None:
         if self.annotator is None:
@@ -155,7 +180,8 @@ def load_data(
     if isinstance(source, Data):
         return source
     if isinstance(source, str) and source == "stories":
-        return _stories(Annotator(temperature, length_bias, seed), seed)
+        with working("writing the bundled stories and labelling their pairs (ten seconds or more)"):
+            return _stories(Annotator(temperature, length_bias, seed), seed)
     name = Path(source).name if isinstance(source, (str, Path)) else "your data"
     rows = open_rows(source, split, subset)
     try:

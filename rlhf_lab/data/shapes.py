@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
+from ..stages import read_table
 from .mapping import TIES, FieldMap, names_of, number, plain, tag_of
 from .messages import Cell, Dropped, Example, Row, missing, structure
 
@@ -45,10 +46,7 @@ class Named:
 @cache
 def table() -> FieldMap:
     """shapes.yaml: `names` of columns, `words` in them, and `shapes`."""
-    import yaml
-
-    text = Path(__file__).with_name("shapes.yaml").read_text(encoding="utf-8")
-    found: FieldMap = yaml.safe_load(text)
+    found: FieldMap = read_table(Path(__file__).with_name("shapes.yaml"))
     return found
 
 

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-import yaml
+from collections.abc import Mapping
 
 from ..cost.seconds import product_dtype
 from ..cost.setup import Setup
+
+CONFIGS: Mapping[str, tuple[str, str]] = {
+    "cpu": ("ddp", "none"),
+    "ddp": ("ddp", "none"),
+    "zero1": ("zero1", "none"),
+    "zero2": ("zero2", "none"),
+    "fsdp2": ("fsdp2", "none"),
+    "zero3": ("zero3", "none"),
+    "zero1-offload": ("zero1", "optimizer"),
+    "zero2-offload": ("zero2", "optimizer"),
+    "fsdp2-offload": ("fsdp2", "all"),
+    "zero3-offload": ("zero3", "all"),
+}
+"""What `--accelerate` knows: name → sharding and offload of a plan, those that need more of every
+device first."""
 
 FSDP2 = {
     "fsdp_version": 2,
@@ -15,13 +30,28 @@ FSDP2 = {
     "fsdp_cpu_ram_efficient_loading": True,
 }
 
+NOT_IN_IT = (
+    *("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"),
+    "stage3_param_persistence_threshold",
+    "fsdp_units",
+)
+"""Settings that a DeepSpeed configuration or a program of one's own could realise."""
 
-def accelerate_config(s: Setup) -> str:
-    """YAML of accelerate's configuration file. Raises ValueError for what it cannot run."""
+
+def accelerate_config(s: Setup, kind: str = "gpu") -> str:
+    """YAML of accelerate's configuration file. `kind`: of the device. Raises ValueError for what it
+    cannot run."""
+    if kind == "tpu":
+        raise ValueError("a TPU is planned only: no accelerate config is written for one")
     if s.tensor_parallel > 1:
         raise ValueError(
             f"tensor_parallel={s.tensor_parallel} is planned only: the lab's trainers do not run it"
         )
+    for name in NOT_IN_IT:
+        if (value := getattr(s, name)) != getattr(Setup, name):
+            raise ValueError(
+                f"{name}={value!r} is planned only: accelerate's configuration has no field for it"
+            )
     precision = product_dtype(s)
     several = "MULTI_GPU" if s.gpu else "MULTI_CPU"
     config: dict[str, object] = {
@@ -30,7 +60,7 @@ def accelerate_config(s: Setup) -> str:
         "distributed_type": "NO" if s.gpus == 1 else several,
         "machine_rank": 0,
         "main_training_function": "main",
-        "mixed_precision": "no" if precision == "fp32" else precision,
+        "mixed_precision": precision if precision in ("bf16", "fp16") else "no",
         "num_machines": s.nodes,
         "num_processes": s.gpus,
         "rdzv_backend": "static" if s.nodes == 1 else "c10d",
@@ -44,6 +74,8 @@ def accelerate_config(s: Setup) -> str:
         # False: checkpointing is the trainer's own gradient_checkpointing.
         fsdp = {**FSDP2, **offload, "fsdp_activation_checkpointing": False}
         config |= {"distributed_type": "FSDP", "fsdp_config": fsdp}
+    import yaml
+
     return str(yaml.safe_dump(config, sort_keys=False))
 
 
@@ -56,4 +88,6 @@ def _deepspeed(s: Setup) -> dict[str, object]:
         "offload_param_device": "cpu" if s.offload == "all" else "none",
         "zero3_init_flag": stage == 3,
     }
+    if s.nodes > 1:  # a launcher on each host, as everywhere; the default wants pdsh
+        made |= {"deepspeed_multinode_launcher": "standard"}
     return made | ({"zero3_save_16bit_model": True} if stage == 3 else {})

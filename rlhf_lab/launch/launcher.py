@@ -1,4 +1,4 @@
-"""Processes: how one is prepared to train, how several are started, which of them writes.
+"""Processes: how one is prepared to train, how several are started and stopped.
 
 A command of ours starts in several processes through accelerate. On GPUs that is `accelerate
 launch`. On CPUs accelerate's launcher starts plain copies, so there it is torchrun with
@@ -9,83 +9,113 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..runs.ledger import Ledger
-from ..runs.run import Run
+from .processes import STOP_FILE, load_whole
 
-STRATEGIES = ("ddp",)
 ERROR_PREFIX = "rlhf-lab: "
 """How an error message of ours begins; what a launcher prints after it explains nothing."""
+INTERRUPTED = 130
+"""The exit code of processes that were asked to stop."""
+CONFIG_FILE = "accelerate.yaml"
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
-def place(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """This process' rank and the number of processes, as torchrun and accelerate set them."""
-    return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+@dataclass(frozen=True)
+class Hosts:
+    """Where the processes are: how many in all (None: as accelerate's config says), on how many
+    hosts, of which this is number `rank`; `address`: HOST[:PORT] of the first."""
+
+    processes: int | None
+    nodes: int = 1
+    rank: str = "0"
+    address: str = ""
 
 
 def command(
-    how: str, arguments: Sequence[str], processes: int | None = None, gpus: int = 0
+    config: str, arguments: Sequence[str], hosts: Hosts
 ) -> tuple[list[str], dict[str, str]]:
     """The command line that starts `rlhf-lab ARGUMENTS` in several processes, and what it adds to
-    the environment.
-
-    how: "ddp", or a file that `accelerate config` wrote; processes: as many as there are GPUs, two
-    on a CPU, or what the file says. Raises ValueError for something else, in one line.
-    """
+    the environment. `config`: the file of accelerate's configuration; "": on CPUs."""
     program = ["-m", "rlhf_lab.cli", *arguments]
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
-    if how not in STRATEGIES:
-        if not Path(how).is_file():
-            raise ValueError(
-                f"--accelerate {how}: neither {', '.join(STRATEGIES)} nor a file that "
-                "`accelerate config` wrote"
-            )
-        count = ["--num_processes", str(processes)] if processes else []
-        return [*accelerate, "--config_file", how, *count, *program], {}
-    if gpus:
-        if processes and processes > gpus:
-            raise ValueError(
-                f"--processes {processes}: there are {gpus} GPUs here, and each process needs one"
-            )
-        count = ["--num_processes", str(processes or gpus)]
-        return [*accelerate, "--multi_gpu", *count, *program], {}
-    workers = processes or 2
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    env = {"ACCELERATE_USE_CPU": "true"}
+    host, _, port = hosts.address.partition(":")
+    port = port or "29500"
+    if config:
+        line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+        line += ["--num_processes", str(hosts.processes)] if hosts.processes else []
+        where = ["--machine_rank", hosts.rank, "--main_process_ip", host]
+        line += [*where, "--main_process_port", port] if hosts.nodes > 1 else []
+        return [*line, *program], {}
+    each = (hosts.processes or 2) // hosts.nodes
+    line = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={each}"]
+    nodes = [f"--nnodes={hosts.nodes}", f"--node-rank={hosts.rank}"]
+    nodes += [f"--master-addr={host}", f"--master-port={port}"]
+    line += nodes if hosts.nodes > 1 else ["--standalone"]
+    env = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     if "OMP_NUM_THREADS" not in os.environ:  # else all processes would use all cores
-        env["OMP_NUM_THREADS"] = str(threads)
-    return [*torchrun, f"--nproc-per-node={workers}", *program], env
+        env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // each))
+    return [*line, *program], env
 
 
-def launch(how: str, arguments: Sequence[str], processes: int | None = None) -> int:
-    """Run `rlhf-lab ARGUMENTS` in several processes. → exit code.
+def launch(config: str, arguments: Sequence[str], hosts: Hosts) -> int:
+    """Run `rlhf-lab ARGUMENTS` in several processes. `config`: accelerate's configuration as YAML;
+    "": on CPUs. → exit code.
 
     What they write to stderr is passed on up to an error message of ours.
     """
-    import torch
-
-    program, environment = command(how, arguments, processes, torch.cuda.device_count())
     failed = False
-    with subprocess.Popen(
-        program, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
-        try:
-            for line in process.stderr or ():
-                if not failed:
-                    sys.stderr.write(line)
-                failed = failed or line.startswith(ERROR_PREFIX)
-        except KeyboardInterrupt:  # the processes were interrupted too: they end by themselves
-            pass
-        code = process.wait()
+    with tempfile.TemporaryDirectory() as folder:
+        stop, file = Path(folder, "stop"), Path(folder, CONFIG_FILE)
+        file.write_text(config, encoding="utf-8")
+        program, environment = command(str(file) if config else "", arguments, hosts)
+        env = {**os.environ, **environment, STOP_FILE: str(stop)}
+        # In a session of their own: an interrupt ends their step, not the processes.
+        with subprocess.Popen(
+            program, env=env, stderr=subprocess.PIPE, text=True, bufsize=1, start_new_session=True
+        ) as process:
+            with _signals(process, stop):
+                for line in process.stderr or ():
+                    if not failed:
+                        sys.stderr.write(line)
+                    failed = failed or line.startswith(ERROR_PREFIX)
+                code = process.wait()
+        if stop.exists():
+            return INTERRUPTED
     return 2 if failed and code else min(code, 1)
+
+
+@contextmanager
+def _signals(process: subprocess.Popen[str], stop: Path) -> Iterator[None]:
+    """The first interrupt asks the processes to stop, the second ends them; they end too where this
+    process is told to, or fails."""
+
+    def interrupt(*_: object) -> None:
+        if stop.exists():
+            process.terminate()
+        stop.touch()
+
+    def end(*_: object) -> None:
+        sys.exit(1)
+
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: end} if main else {}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if process.poll() is None:
+            process.terminate()
 
 
 def prepare_process() -> None:
@@ -102,29 +132,10 @@ def prepare_process() -> None:
             libc.mallopt(M_TRIM_THRESHOLD, 512 << 20)
             libc.mallopt(M_TOP_PAD, 32 << 20)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # transformers renamed gradient_checkpointing; TRL still passes the old name.
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated")
+    load_whole()
     # One progress bar is ours: those of datasets and transformers are switched off.
     import datasets
     from transformers.utils import logging
 
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
-
-
-class Follower(Run):
-    """A `Run` that writes nothing."""
-
-    writes = False
-
-    def log(self, step: int, **metrics: float | None) -> None: ...
-
-    def sample(self, step: int, rows: Iterable[Mapping[str, object]]) -> None: ...
-
-    def evaluated(self, rows: Iterable[Mapping[str, object]]) -> None: ...
-
-    def save_ledger(self, ledger: Ledger) -> None: ...
-
-    def rewind(self, step: int) -> None: ...
-
-    def finish(self, status: str = "finished", **summary: object) -> None: ...

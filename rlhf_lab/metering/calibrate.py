@@ -44,7 +44,7 @@ from ..cost.hardware import (
 from ..cost.layers import PassConfig
 from ..cost.memory import trunk, works
 from ..cost.seconds import cpu_parts
-from ..cost.tape import Work
+from ..cost.work import Work
 from ..runs.json_files import JsonObject
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _dtypes(device: torch.device) -> list[str]:
     if device.type != "cuda":
         return ["fp32", "bf16", "fp16"]
     modern = torch.cuda.get_device_capability()[0] >= 8  # before Ampere bf16 is emulated
-    return list(DTYPES) if modern else ["fp32", "fp16"]
+    return list(TORCH_DTYPES) if modern else ["fp32", "fp16"]
 
 
 def _busy(taken: float) -> str:

@@ -1,9 +1,9 @@
 """The meter as a transformers callback, for any TRL or transformers trainer.
 
-    meter = Meter("dpo")
-    trainer = DPOTrainer(..., callbacks=[MeterCallback(meter)])
+    costs = lab.MeterCallback("dpo")
+    trainer = DPOTrainer(..., callbacks=[costs])
     trainer.train()
-    meter.ledger()
+    costs.ledger
 
 A training step is three phases: *forward* is `compute_loss`, *backward* is accelerate's
 `backward`, *optimizer* all after the last backward of a step (clipping, the step, the schedule,
@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from ..runs.ledger import Ledger
+from ..stages import STAGES
 from .meter import Meter, NoMeter
 from .model_memory import ModelInputs, call_shape
 
@@ -37,16 +39,22 @@ Samples: TypeAlias = list[list[int]] | tuple[list[list[int]], ...]
 
 
 class MeterCallback(TrainerCallback):
-    """Meters the trainer it is given to. `role`: whose the trained model is; by default `reward`
-    for a reward model's trainer and `policy` for every other."""
+    """Meters the trainer it is given to. `meter`: a stage's name, or a meter of it; `role`: whose
+    the trained model is, by default the first of the stage's. `ledger`: what was measured so far.
+    """
 
-    def __init__(self, meter: Meter, role: str = "") -> None:
-        self.meter, self.role = meter, role or ("reward" if meter.stage == "reward" else "policy")
+    def __init__(self, meter: Meter | str, role: str = "") -> None:
+        self.meter = Meter(meter) if isinstance(meter, str) else meter
+        self.role = role or STAGES[self.meter.stage].roles[0]
         self._undo: list[Callable[[], None]] = []
         self._optimizer_block: AbstractContextManager[None] | None = None  # while it is open
         self._in_loss = False
         self._shape: tuple[int, ...] = ()  # of the batch at hand, and its tokens
         self._tokens = 0
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.meter.ledger()
 
     # -------------------------------------------------------------------- what the trainer calls
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from ..display import by_surface
+from .names import nearest, same_sizes
 from .packaged import PACKAGED, REMEDY, local_folder
 
 Loaded = TypeVar("Loaded")
@@ -44,6 +45,34 @@ def quiet_transformers() -> Iterator[None]:
         theirs.set_verbosity(verbosity)
 
 
+def find_config(path: str) -> Path | None:
+    """A model's config.json, in a folder or in the hub's cache; None where transformers has to ask
+    the hub. Raises ValueError at once, with near names, where there is nobody to ask."""
+    if (file := Path(path) / "config.json").is_file():
+        return file
+    if Path(path).is_dir():
+        return None
+    from huggingface_hub import constants  # the rest of it takes a second to import
+
+    cached = Path(constants.HF_HUB_CACHE, f"models--{path.replace('/', '--')}")
+    if (main := cached / "refs" / "main").is_file():
+        file = cached / "snapshots" / main.read_text().strip() / file.name
+    if file.is_file():
+        return file
+    if not hub_reachable():
+        raise ValueError(_nowhere("model", path, nearest(path)))
+    return None
+
+
+def _nowhere(what: str, path: str, hint: str = "") -> str:
+    """What to say of a model that is neither here nor to be had."""
+    return (
+        f"no {what} {path!r}: {hint}neither a folder here nor in the hub's cache, and the hub "
+        "cannot be reached; download the model elsewhere and give its folder"
+        f"{f', {REMEDY}' * (path in PACKAGED)}"
+    )
+
+
 def fetch(
     from_pretrained: Callable[..., Loaded], path: str | Path, what: str, **settings: object
 ) -> Loaded:
@@ -58,12 +87,11 @@ def fetch(
             return from_pretrained(str(path), local_files_only=offline, **settings)
     except Exception as error:  # damaged files raise whatever their parsers raise
         if offline:
-            raise ValueError(
-                f"no {what} {str(path)!r}: neither a folder here nor in the hub's cache, and the "
-                "hub cannot be reached; download the model elsewhere and give its folder"
-                f"{f', {REMEDY}' * (asked in PACKAGED)}"
-            ) from None
-        raise ValueError(f"cannot load a {what} from {path}: {_reason(path, error)}") from None
+            raise ValueError(_nowhere(what, asked)) from None
+        hint = "" if Path(path).is_dir() or asked in same_sizes() else nearest(asked)
+        raise ValueError(
+            f"cannot load a {what} from {path}: {hint}{_reason(path, error)}"
+        ) from None
 
 
 def _reason(path: str | Path, error: Exception) -> str:

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .hub import fetch
-from .packaged import PACKAGED, SAME_SIZES, SMOLLM2
-from .tokenizer import has_tokenizer, load_tokenizer, same_vocabulary
+from .hub import fetch, find_config
+from .names import ALIASES as ALIASES
+from .names import BUNDLED as BUNDLED
+from .names import nearest, same_sizes, short_names
+from .names import presets as presets
+from .tokenizer import has_tokenizer, load_tokenizer, same_files, same_vocabulary
 from .weights import load_causal_lm, load_in_4bit, load_reward_model, new_reward_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
-
-BUNDLED = ("tiny", "small")
-
-ALIASES = {"smollm2-135m": SMOLLM2}
-"""Short names that mean the model that answers, wherever it comes from: hub or package
-(`packaged.py`). The pretrained one has its whole id, HuggingFaceTB/SmolLM2-135M."""
 
 ADAPTER_FILE = "adapter_config.json"
 """What makes a folder one of peft's."""
@@ -39,18 +36,9 @@ def small_models_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "small_models"
 
 
-@cache
-def presets() -> dict[str, dict[str, object]]:
-    """Configs of well-known models by hub id, as dicts: enough to plan without a connection."""
-    configs: dict[str, dict[str, object]] = json.loads(
-        (Path(__file__).parent / "presets.json").read_text()
-    )
-    return configs
-
-
 def _preset(path: str) -> dict[str, object]:
     """The preset of a hub id as a new dict; {} where it has none."""
-    return dict(presets().get(SAME_SIZES.get(path, path), {}))
+    return dict(presets().get(same_sizes().get(path, path), {}))
 
 
 class Model:
@@ -76,12 +64,11 @@ class Model:
 
     def config_dict(self, stage: str = "base") -> dict[str, object]:
         """The config of a stage's checkpoint as a dict; loads no transformers where the config is
-        a preset's or lies in a folder."""
+        a preset's, or lies in a folder or in the hub's cache."""
         path = self.paths.get(stage, self.paths["base"])
         if known := _preset(path):
             return known
-        file = Path(path) / "config.json"
-        if file.is_file():
+        if file := find_config(path):
             return _read_config(file)
         config = self.config if path == self.paths["base"] else self._fetch_config(path)
         return config.to_dict()
@@ -105,15 +92,24 @@ class Model:
     @cached_property
     def reward_tokenizer(self) -> Tokenizer:
         """The reward model's tokenizer: the model's own where the vocabulary is the same."""
-        path = self.paths.get("reward")
-        if path is None or path == self.paths["base"] or not has_tokenizer(path):
+        path = self.paths.get("reward", self.paths["base"])
+        if not self._brings_tokenizer(path):
             return self.tokenizer
         theirs = load_tokenizer(path, self.trust_remote_code)
         return self.tokenizer if same_vocabulary(theirs, self.tokenizer) else theirs
 
+    def _brings_tokenizer(self, path: str) -> bool:
+        """Whether a checkpoint has a tokenizer, and not the files of the model's own."""
+        base = self.paths["base"]
+        if path == base or not has_tokenizer(path):
+            return False
+        return not same_files(path, base)
+
     @property
     def foreign_reward(self) -> bool:
         """Whether the reward model reads tokens of its own: it is given texts."""
+        if not self._brings_tokenizer(self.paths.get("reward", self.paths["base"])):
+            return False  # without loading one
         return self.reward_tokenizer is not self.tokenizer
 
     @property
@@ -181,12 +177,11 @@ def load(name: str | Path | Model, *, trust_remote_code: bool = False) -> Model:
     local = Path(name).expanduser()
     if local.is_dir():
         return _local(local, trust_remote_code)
-    short = {i.split("/")[1].lower(): i for i in (*presets(), *PACKAGED)} | ALIASES
-    hub_id = short.get(str(name).lower(), str(name))
+    hub_id = short_names().get(str(name).lower(), str(name))
     if local.is_absolute() or hub_id.startswith((".", "~")) or hub_id.count("/") != 1:
         raise ValueError(
-            f"no model {str(name)!r}: not bundled ({', '.join(BUNDLED)}), not a preset, not a "
-            "folder, and not a hub id of the form owner/name"
+            f"no model {str(name)!r}: {nearest(str(name))}not bundled ({', '.join(BUNDLED)}), "
+            "not a preset, not a folder, and not a hub id of the form owner/name"
         )
     return Model(str(name), {"base": hub_id}, trust_remote_code)
 

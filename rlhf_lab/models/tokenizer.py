@@ -76,6 +76,12 @@ def has_tokenizer(path: str | Path) -> bool:
     return not Path(path).is_dir() or any(any(Path(path).glob(name)) for name in names)
 
 
+def same_files(path: str | Path, other: str | Path) -> bool:
+    """Whether two folders hold the same tokenizer.json, in which a vocabulary is whole."""
+    files = [Path(folder) / "tokenizer.json" for folder in (path, other)]
+    return all(f.is_file() for f in files) and files[0].read_bytes() == files[1].read_bytes()
+
+
 def embedding_rows(tokenizer: Tokenizer) -> int:
     """Embeddings that a model needs for every id of the tokenizer, which may leave ids out."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=0) + 1)

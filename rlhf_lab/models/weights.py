@@ -71,10 +71,27 @@ def load_in_4bit(
         if hasattr(module, repacks):
             setattr(module, repacks, False)
     if device == "cpu":
-        from .four_bit import read_flat
-
-        read_flat(model)
+        _check_blocks(model)
     return model
+
+
+BLOCK = 64
+"""weights that share a scale in NF4"""
+
+
+def _check_blocks(model: PreTrainedModel) -> None:
+    """On a CPU bitsandbytes 0.50 reads 4-bit matrices row by row, and a block that lies in two rows
+    gets the wrong scale (`findings/bitsandbytes_nf4_rows_that_share_a_block.sh`). Raises ValueError
+    for a matrix that has one."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for name, layer in model.named_modules():
+        width = layer.in_features if isinstance(layer, Linear4bit) else 0
+        if width % BLOCK and width % 2 == 0:  # odd widths it reads as one row, rightly
+            raise ValueError(
+                f"load_in_4bit: {name} is {width} wide, and on a CPU bitsandbytes reads even "
+                f"widths that are no multiple of {BLOCK} wrongly: use a GPU, or load_in_4bit=False"
+            )
 
 
 def load_reward_model(

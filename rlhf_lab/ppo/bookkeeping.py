@@ -19,6 +19,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from ..data.tokenize import prompt_of, prompt_text
+from ..launch.processes import any_process
 from ..metering.meter import NoMeter
 from . import checkpoint, losses
 from .checkpoint import Metrics, TrainingParts
@@ -156,7 +157,7 @@ class Bookkeeping(TrainingParts, ABC):
     def _stops(self) -> bool:
         """Whether training ends here: on all processes, where one of them wants it."""
         stop = self.control.should_training_stop or (self.should_stop and self.should_stop())
-        return bool(self._sum(torch.tensor(float(bool(stop)), device=self.accelerator.device)))
+        return any_process(bool(stop))
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
@@ -188,7 +189,11 @@ class Bookkeeping(TrainingParts, ABC):
         watched = self._watched_values(rows, r)
         samples = [] if int(index[0]) else self._samples(rows, r)
         if samples and self.on_sample:
-            held_out: list[Row] = [{**row, "when": "held-out"} for row in samples]
+            values = {name: v.tolist() for name, v in watched.items()}  # the gold reward
+            held_out: list[Row] = [
+                {**row, **{name: v[i] for name, v in values.items()}, "when": "held-out"}
+                for i, row in enumerate(samples)
+            ]
             self.on_sample(self.state.global_step, self._by_token(held_out, r))
         return {
             "reward": r.scores_raw,

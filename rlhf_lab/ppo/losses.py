@@ -7,9 +7,10 @@ where a position is real. N+ = Huang et al., "The N+ Implementation Details of R
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import reduce
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,15 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k1") -> Ten
     if kind == "k3":
         return torch.expm1(-k1) + k1
     raise ValueError(f"kl estimator {kind!r}: choose k1, k2 or k3")
+
+
+def kl_bound(n: int) -> float:
+    """log n − (n−1)/n: KL(best-of-n ‖ policy) in nats per response is at most this.
+
+    Stiennon et al. (2009.01325) use it as the value; Beirami et al. (2401.01879) show that it is
+    an upper bound, reached where no response is drawn twice.
+    """
+    return math.log(n) - (n - 1) / n
 
 
 # --------------------------------------------------------------------------- rewards and advantages
@@ -190,8 +200,9 @@ def pg_loss(
 ) -> tuple[Tensor, Tensor]:
     """Rule 14: the clipped policy-gradient loss of each token (Schulman et al. 1707.06347, eq. 7).
 
-    All (b, t) → loss, clipped: (b, t), 0 where masked. The trainer takes the token mean over the
-    whole minibatch. `weight` multiplies each token's loss (`importance_weight`).
+    All (b, t) → loss, and clipped: 1 where clipping makes it larger; (b, t), 0 where masked. The
+    trainer takes the token mean over the whole minibatch. A `weight` multiplies each token's loss
+    (`importance_weight`).
     """
     m = mask.to(logprobs.dtype)
     ratio = torch.exp((logprobs - old_logprobs) * m)
@@ -208,7 +219,7 @@ def vf_loss(
 ) -> tuple[Tensor, Tensor]:
     """Rule 14: the clipped value loss of each token, ½·max((V−R)², (clip(V, V_old ± clip)−R)²).
 
-    All (b, t) → loss, clipped: (b, t), 0 where masked.
+    All (b, t) → loss, and clipped: 1 where clipping makes it larger; (b, t), 0 where masked.
     """
     m = mask.to(values.dtype)
     near = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
@@ -243,3 +254,25 @@ def adapt_kl_coef(beta: float, kl: float, target: float, horizon: int, episodes:
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return beta * (1 + error * episodes / horizon)
+
+
+# ------------------------------------------------------------------------- other people's functions
+
+
+LossFunction: TypeAlias = Callable[..., Any]
+"""A function that is called as the one of this module that it stands in for."""
+REPLACEABLE = ("token_rewards", "whiten", "compute_gae", "pg_loss", "vf_loss")
+"""Functions in whose place `PPOTrainer` takes others."""
+
+
+class LossFunctions:
+    """The functions of this module as attributes, some of them replaced."""
+
+    def __init__(self, replaced: Mapping[str, LossFunction]) -> None:
+        vars(self).update(replaced)
+
+    def __getattr__(self, name: str) -> LossFunction:
+        if name not in REPLACEABLE:
+            raise AttributeError(f"{name} is none of {', '.join(REPLACEABLE)}")
+        function: LossFunction = globals()[name]
+        return function

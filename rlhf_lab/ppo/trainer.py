@@ -41,7 +41,7 @@ from .config import PPOConfig, check_arguments
 from .executor import Executor
 from .layouts import Roles, make_roles
 from .logprobs import AnyModel
-from .losses import StopTokens
+from .losses import LossFunction, LossFunctions, StopTokens
 from .rewards import Rewards
 from .rollout import (
     Advantages,
@@ -72,7 +72,8 @@ class PPOTrainer(Bookkeeping):
     (`rewards.py`). `reward_processing_class` is the reward model's tokenizer, where it has its own.
     `metric_funcs`, `f(prompts=…, completions=…, **columns) → list of floats`, are only logged.
     `meter` times every phase; `on_log(step, metrics)` and `on_sample(step, rows)` receive what the
-    run records; `should_stop()` ends training after an iteration; `executor` runs the loops.
+    run records; `should_stop()` ends training after an iteration; `executor` runs the loops;
+    `replaced`: functions that stand in for those of `losses.REPLACEABLE`, by name.
     """
 
     def __init__(
@@ -96,12 +97,15 @@ class PPOTrainer(Bookkeeping):
         on_sample: Callable[[int, list[Row]], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         executor: Executor | None = None,
+        replaced: Mapping[str, LossFunction] | None = None,
     ):
         check_arguments(args, processing_class, train_dataset, eval_dataset)
         self.args, self.tokenizer = args, processing_class
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.metric_funcs = metric_funcs or {}
         self.meter, self.executor = meter or Meter("ppo"), executor or Executor()
+        gae = {"compute_gae": self.executor.compute_gae}
+        self.losses = LossFunctions({**gae, **(replaced or {})})
         self.on_log, self.on_sample, self.should_stop = on_log, on_sample, should_stop
 
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
@@ -306,13 +310,13 @@ class PPOTrainer(Bookkeeping):
             scores = losses.missing_stop_score(scores, stopped, penalty, fixed)
         kl = losses.kl_estimate(r.logprobs, r.ref_logprobs, args.kl_estimator)
         # Rule 11: −β·KL of every token; rule 9: the score lands on the last one.
-        rewards = losses.token_rewards(kl, scores, r.mask, beta)
+        rewards = self.losses.token_rewards(kl, scores, r.mask, beta)
         if args.whiten_rewards:  # rule 13: over the whole batch; these keep their mean
-            rewards = losses.whiten(rewards, r.mask, shift_mean=False)
+            rewards = self.losses.whiten(rewards, r.mask, shift_mean=False)
         gamma, lam = args.gamma, args.lam
-        advantages, returns = self.executor.compute_gae(rewards, r.values, r.mask, gamma, lam)
+        advantages, returns = self.losses.compute_gae(rewards, r.values, r.mask, gamma, lam)
         # Rule 12: returns are made before whitening.
-        return Advantages(scores, rewards, losses.whiten(advantages, r.mask), returns)
+        return Advantages(scores, rewards, self.losses.whiten(advantages, r.mask), returns)
 
     # ----------------------------------------------------------------------------- 4. update
 
@@ -389,10 +393,10 @@ class PPOTrainer(Bookkeeping):
                 mb.ids, mb.attention, mb.responses, mb.mask, args.temperature
             )
             # Rule 14: both losses are clipped.
-            pg_losses, pg_clipped = losses.pg_loss(
+            pg_losses, pg_clipped = self.losses.pg_loss(
                 logprobs, mb.logprobs, adv.advantages, mb.mask, args.cliprange
             )
-            vf_losses, vf_clipped = losses.vf_loss(
+            vf_losses, vf_clipped = self.losses.vf_loss(
                 values, mb.values, adv.returns, mb.mask, args.cliprange_value
             )
             pg_loss, vf_loss = pg_losses.sum() / tokens, vf_losses.sum() / tokens

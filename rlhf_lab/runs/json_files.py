@@ -10,13 +10,19 @@ import dataclasses
 import json
 import math
 import os
+import platform
 from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
 JsonObject: TypeAlias = dict[str, Any]
 """An object of a JSON file: its values are whatever stands there."""
 Content = TypeVar("Content")
+_PACKAGES = (
+    *("rlhf-lab", "torch", "transformers", "trl", "accelerate", "peft", "datasets"),
+    *("tokenizers", "safetensors", "numpy"),
+)
 
 
 @dataclasses.dataclass
@@ -44,6 +50,17 @@ def lab_home() -> Path:
     """Where the lab keeps what is of this machine: $RLHF_LAB_HOME, else ~/.cache/rlhf_lab."""
     home = os.environ.get("RLHF_LAB_HOME")
     return Path(home).expanduser() if home else Path.home() / ".cache/rlhf_lab"
+
+
+def versions() -> dict[str, str]:
+    """Versions as installed, read without importing (torch alone takes two seconds)."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -60,6 +60,7 @@ _VOCABULARY: dict[str, tuple[str, ...]] = {
 }
 _MAY_BE_EMPTY = ("role", "phase", "component")
 _LABELS = (*_VOCABULARY, "rank")
+_WORDS = tuple(name for name in _VOCABULARY if name != "unit")
 _SHOWN_ROWS = 60
 
 
@@ -85,16 +86,16 @@ class Row:
     source: str
 
     def __post_init__(self) -> None:
-        for name in _VOCABULARY:
-            if name != "unit":
-                _check_word(name, getattr(self, name))
+        for name in _WORDS:
+            _check_word(name, getattr(self, name))
         unit = UNITS[self.quantity]
         if self.unit not in ("", unit):
             raise ValueError(f"unit={self.unit!r}: {self.quantity} are counted in {unit!r}")
         object.__setattr__(self, "unit", unit)
         for name in ("value", "low", "high"):
             amount = getattr(self, name)
-            if name == "value" or amount is not None:
+            valid = type(amount) is float and amount >= 0  # nearly all of a plan's
+            if not valid and (name == "value" or amount is not None):
                 object.__setattr__(self, name, _check_amount(name, amount))
         low = self.value if self.low is None else self.low
         high = self.value if self.high is None else self.high
@@ -110,10 +111,15 @@ class Row:
         return " .. ".join(ends) if any(ends) else ""
 
 
+_FIELDS = tuple(f.name for f in fields(Row))
+_KNOWN = {
+    name: frozenset(words) | ({""} if name in _MAY_BE_EMPTY else frozenset())
+    for name, words in _VOCABULARY.items()
+}
+
+
 def _check_word(name: str, word: object) -> None:
-    if word == "" and name in _MAY_BE_EMPTY:
-        return
-    if word not in _VOCABULARY[name]:
+    if not isinstance(word, str) or word not in _KNOWN[name]:
         empty = " (or '' where it does not apply)" if name in _MAY_BE_EMPTY else ""
         raise ValueError(f"{name}={word!r}: choose from {', '.join(_VOCABULARY[name])}{empty}")
 
@@ -140,7 +146,7 @@ class Ledger(UserList[Row]):
 
     def add(self, **row_fields: object) -> Row:
         """Append one row, checked; the fields are those of `Row`."""
-        _check_fields(row_fields, tuple(f.name for f in fields(Row)))
+        _check_fields(row_fields, _FIELDS)
         missing = [n for n in ("stage", "quantity", "value", "source") if n not in row_fields]
         if missing:
             raise ValueError(f"a row needs {', '.join(missing)}")
@@ -227,8 +233,12 @@ class Ledger(UserList[Row]):
         """Write one JSON object per line; the old file stays whole until the new one is."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, "".join(json.dumps(_row_to_json(r)) + "\n" for r in self.data))
+        replace_file(path, self.to_jsonl())
         return path
+
+    def to_jsonl(self) -> str:
+        """One JSON object per line."""
+        return "".join(json.dumps(_row_to_json(r)) + "\n" for r in self.data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ledger:

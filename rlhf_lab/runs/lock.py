@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from ..display import by_surface
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 LOCK = ".lock"
 """The file that is locked, in the folder; it goes when the run ends."""
@@ -18,6 +20,8 @@ LOCK = ".lock"
 def acquire(folder: Path) -> FileLock | None:
     """Lock a folder, which is made where there is none; None on a disk that knows no locks.
     Raises FileExistsError where a process holds it."""
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
     try:

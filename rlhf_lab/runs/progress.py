@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TextIO, TypeVar
 
 Item = TypeVar("Item")
@@ -138,6 +139,18 @@ class Progress(Pace):
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         self._stream.write(text.encode(encoding, "replace").decode(encoding))
         self._stream.flush()
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Say at once in a notebook what takes seconds, and take the words away when it is done."""
+    display, line = notebook_display(), {"text/plain": f"{one_line(text)} …"}
+    handle = display(line, raw=True, display_id=True) if display else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.update({}, raw=True)
 
 
 MANY = 10_000

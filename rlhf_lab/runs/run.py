@@ -20,12 +20,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,12 +31,11 @@ from ..display import (
     Display,
     by_surface,
     escape,
-    format_bytes,
-    format_seconds,
     html_table,
     table,
 )
 from ..stages import STAGES
+from .figures import changes, facts, spans, with_meanings
 from .json_files import (
     CachedFile,
     JsonObject,
@@ -47,6 +44,7 @@ from .json_files import (
     read_lines,
     replace_file,
     to_json_object,
+    versions,
 )
 from .ledger import Ledger
 from .lock import LOCK, acquire, check_free, is_locked, release
@@ -54,22 +52,29 @@ from .lock import LOCK, acquire, check_free, is_locked, release
 if TYPE_CHECKING:
     from filelock import FileLock
 
+WHOLE = "rest.pt"
+"""The file that is written last of a checkpoint: one without it was cut short."""
+BATCH = "per_device_train_batch_size", "gradient_accumulation_steps", "processes"
+"""What makes the number of rows in a step."""
 STATUSES = ("running", "finished", "stopped", "failed")
 _FILES = (
     *("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "evaluation.jsonl"),
     *("model", "adapter", "trainer"),
 )
-_PACKAGES = (
-    *("rlhf-lab", "torch", "transformers", "trl", "accelerate", "peft", "datasets"),
-    *("tokenizers", "safetensors", "numpy"),
-)
+
+
+def notebooks_folder() -> Path:
+    """The course's notebooks: inside an installed package, beside it in a clone."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "notebooks"
+    return inside if inside.is_dir() else package.parent / "notebooks"
 
 
 class Run:
     """A run folder. Make one with `Run.create` (to train) or `Run.load` (to look)."""
 
     writes = True
-    """whether this process writes it (`launch/launcher.py`)"""
+    """whether this process writes it (`launch/processes.py`)"""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
@@ -92,12 +97,15 @@ class Run:
         seed: int = 0,
         hardware: object = None,
         sources: Mapping[str, str] | None = None,
+        losses: Mapping[str, str] | None = None,
+        processes: int = 1,
         overwrite: bool = False,
     ) -> Run:
         """Start a run in an empty or new folder (or, with `overwrite`, in place of an old run).
 
         `settings` is a mapping, a dataclass or anything with `to_dict` (TRL's configs); `sources`
-        says where those come from that nobody gave.
+        says where those come from that nobody gave; `losses` which of PPO's functions are somebody
+        else's, by name; `processes` how many train it.
         """
         if stage not in STAGES:
             raise ValueError(f"stage={stage!r}: choose from {', '.join(STAGES)}")
@@ -107,7 +115,9 @@ class Run:
         run._make_room(overwrite)
         what = {"stage": stage, "model": model, "data": data, "seed": seed, "hardware": hardware}
         what |= {"sources": dict(sources)} if sources else {}
-        state = {"versions": _versions(), "started": _now(), "status": "running", "summary": {}}
+        what |= {"losses": dict(losses)} if losses else {}
+        what |= {"processes": processes} if processes > 1 else {}
+        state = {"versions": versions(), "started": _now(), "status": "running", "summary": {}}
         run._write_config({**what, "settings": settings, **state})
         return run
 
@@ -120,6 +130,16 @@ class Run:
             raise FileNotFoundError(f"no run in {run.folder}: looked for run.json there{missing}")
         _ = run.config  # a broken run.json is reported here, not at some later attribute
         return run
+
+    @classmethod
+    def stored(cls, name: str) -> Run:
+        """A run that the notebooks show beside their own (`make course_runs`): settings, metrics
+        and costs, no model. Raises ValueError for another name."""
+        folder = notebooks_folder() / "course_runs"
+        if not (folder / name / "run.json").is_file():
+            known = ", ".join(sorted(p.parent.name for p in folder.glob("*/run.json")))
+            raise ValueError(f"no stored run {name!r}: choose from {known or 'none'}")
+        return cls.load(folder / name)
 
     def check_room(self, overwrite: bool = False) -> None:
         """Raises OSError, one line, where no run can be made in this folder. Writes nothing."""
@@ -181,9 +201,15 @@ class Run:
         if not (run.folder / "run.json").is_file():
             return None
         config = run.config
-        there = {**config, **{f"settings.{k}": v for k, v in config["settings"].items()}}
-        here = to_json_object(given)
-        here |= {f"settings.{k}": v for k, v in here.pop("settings").items()}
+        there = {"processes": 1, **config}
+        here = {"processes": 1, **to_json_object(given)}
+        same_place = there["processes"] == here["processes"]
+        for known in (there, here):
+            known |= {f"settings.{k}": v for k, v in known.pop("settings").items()}
+            if not same_place:  # the same rows in a step, whoever passes which of them
+                known[f"settings.{' × '.join(BATCH)}"] = math.prod(
+                    known.pop(f"settings.{name}", None) or 1 for name in BATCH[:2]
+                ) * known.pop("processes")
         for name in here.keys() | {n for n in there if n.startswith("settings.")}:
             old, new = there.get(name), here.get(name)
             if old != new:
@@ -223,9 +249,10 @@ class Run:
         metrics = [to_json_object(line) for line in self.metrics if line["step"] <= step]
         samples = [r for r in self.samples if r["step"] <= step and r.get("when") != self.stage]
         before = [row for row in self.evaluation if row["when"] != self.stage]
-        replace_file(self.folder / "metrics.jsonl", json_lines(metrics))
-        replace_file(self.folder / "samples.jsonl", json_lines(samples))
-        replace_file(self.folder / "evaluation.jsonl", json_lines(before))
+        kept = {"metrics": metrics, "samples": samples, "evaluation": before}
+        for name, lines in kept.items():
+            if (path := self.folder / f"{name}.jsonl").exists():
+                replace_file(path, json_lines(lines))
         self._write_config({**self._config_file.read(), "status": "running", "summary": {}})
 
     def save_ledger(self, ledger: Ledger) -> None:
@@ -279,10 +306,16 @@ class Run:
         has_model = (folder / "model").is_dir()
         there = f"its model so far is in {folder / 'model'}" if has_model else "no model was saved"
         how = by_surface("start again with overwrite=True", "start again with --overwrite")
-        if list(folder.glob("trainer/checkpoint-*")):
+        if self.checkpoints:
             same = by_surface(f"out={str(folder)!r}, resume=True", f"--out {folder} --resume")
             how = f"go on with the same settings and {same}"
         return f"{status} at step {self.last_step}: {there}; {how}"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The whole checkpoints to go on from, the newest first."""
+        whole = [file.parent for file in self.folder.glob(f"trainer/checkpoint-*/{WHOLE}")]
+        return sorted(whole, key=lambda p: int(p.name.split("-")[1]), reverse=True)
 
     @property
     def summary(self) -> JsonObject:
@@ -308,7 +341,7 @@ class Run:
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """One metric as (steps, values): only the steps at which it was logged."""
-        found = [(line["step"], line[name]) for line in self.metrics if name in line]
+        found = [(line["step"], _measured(name, line)) for line in self.metrics if name in line]
         if not found:
             known = ", ".join(self.metric_names) or "no metrics yet"
             raise ValueError(f"no metric {name!r} in run {self.name}; it has: {known}")
@@ -332,6 +365,12 @@ class Run:
         return Ledger(self._ledger_file.read())
 
     @property
+    def peak(self) -> float:
+        """Measured bytes of tensors at the worst moment, what `plan.peak` predicts; the process
+        holds more (`summary["process_peak_bytes"]`: Python and the libraries)."""
+        return self.ledger.filter(source="measured").peak()
+
+    @property
     def model_path(self) -> Path:
         """Where the trained model is, or will be once the run saves it. Raises FileNotFoundError
         where the run ended without one."""
@@ -351,47 +390,21 @@ class Run:
     def show(self) -> Display:
         """The run at a glance: what it changed, what it cost; folded away, every metric's span."""
         config = self.config
+        # Its dashboard may be far up the page. The same words on every machine.
+        look = by_surface("; curves: lab.dashboard(run), what it wrote: lab.inspect(run)", "")
         head = f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, " + (
-            self.what_is_left() or f"{self.status} at step {self.last_step}"
+            self.what_is_left() or f"{self.status} at step {self.last_step}{look}"
         )
-        spans = [_span(name, self.series(name)[1]) for name in self.metric_names]
-        parts = [rows for rows in (_changes(self.summary), _facts(self.summary)) if rows]
-        text = "\n\n".join([head, *map(table, parts + [spans] * bool(spans))])
-        page = f"<p>{escape(head)}</p>" + "".join(map(html_table, parts))
-        if spans:
-            page += f"<details><summary>every metric</summary>{html_table(spans)}</details>"
+        parts = [rows for rows in (changes(self.summary), facts(self.summary)) if rows]
+        every = spans(self)
+        text = "\n\n".join([head, *map(table, parts + [every] * bool(every))])
+        page = f"<p>{escape(head)}</p>" + "".join(map(html_table, map(with_meanings, parts)))
+        if every:
+            page += f"<details><summary>every metric</summary>{html_table(every)}</details>"
         return Display(text, page)
 
     def _repr_html_(self) -> str:
         return self.show()._repr_html_()
-
-
-def _span(name: str, values: list[float]) -> dict[str, object]:
-    real = [v for v in values if math.isfinite(v)]
-    ends = (real[0], real[-1], min(real), max(real)) if real else (math.nan,) * 4
-    return {"metric": name, **dict(zip(("first", "last", "lowest", "highest"), ends))}
-
-
-def _changes(summary: Mapping[str, object]) -> list[dict[str, object]]:
-    """What a summary knows from before training and from after it."""
-    return [
-        {"held-out": name, "before": summary[f"before/{name}"], "after": after}
-        for name, after in summary.items()
-        if summary.get(f"before/{name}") is not None
-    ]
-
-
-def _facts(summary: JsonObject) -> list[dict[str, object]]:
-    """The rest of a summary, seconds and bytes in words."""
-    words = {"seconds": format_seconds, "peak_bytes": format_bytes}
-    rest = [n for n in summary if not n.startswith("before/") and f"before/{n}" not in summary]
-    return [{"summary": n, "value": words.get(n, _fact)(summary[n])} for n in rest]
-
-
-def _fact(value: object) -> object:
-    if isinstance(value, Mapping):  # rows dropped, by reason
-        return ", ".join(f"{name}: {_fact(part)}" for name, part in value.items())
-    return value if isinstance(value, (int, float, str)) or value is None else json.dumps(value)
 
 
 # ---------------------------------------------------------------------------------- names and files
@@ -405,6 +418,13 @@ def name_today(metric: str) -> str:
     """What a metric or figure of a run of any version is called today."""
     head, before, name = metric.rpartition("before/")
     return head + before + RENAMED.get(name, name)
+
+
+def _measured(name: str, line: Mapping[str, float]) -> float:
+    """A metric of a logged line. Where policy and reference are the same model still, the margin is
+    0 and no pair is ranked either way: accuracy is not 0 there but not known."""
+    unknown = name.endswith("accuracy") and line.get(name.replace("accuracy", "margin")) == 0
+    return math.nan if unknown and line[name] == 0 else line[name]
 
 
 def _read_config(path: Path) -> JsonObject:
@@ -423,17 +443,6 @@ def _read_metrics(path: Path) -> list[dict[str, float]]:
         {name_today(name): math.nan if v is None else v for name, v in line.items()}
         for line in read_lines(path)
     ]
-
-
-def _versions() -> dict[str, str]:
-    """Versions as installed, read without importing (torch alone takes two seconds)."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _now() -> str:

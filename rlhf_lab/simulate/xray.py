@@ -190,6 +190,10 @@ class XRay:
     peak: int
     """most bytes at any moment"""
     device: str = "gpu"
+    notes: tuple[str, ...] = ()
+    """what of the plan it does not show"""
+    steps: int = 1
+    """for how many the ledger has the FLOPs"""
 
     @classmethod
     def of(cls, account: StepAccount, stage: str, device: str, source: str = "simulated") -> XRay:
@@ -208,9 +212,9 @@ class XRay:
 
     def __repr__(self) -> str:
         at = next((row.phase for row in self.ledger.at_peak()), "?")
-        return (
+        return "".join(f"{note}\n" for note in self.notes) + (
             f"XRay({self.stage}, {self.device}: {self.peak / 2**30:.3g} GiB in {at}, "
-            f"{self.flops / 1e12:.3g} TFLOP a step)"
+            f"{self.flops / self.steps / 1e12:.3g} TFLOP a step)"
         )
 
     def _repr_html_(self) -> str:

@@ -93,12 +93,3 @@ def expected_best(scores: Tensor, values: Tensor, n: int) -> Tensor:
     """
     order = scores.argsort(dim=1, stable=True)
     return values.gather(1, order) @ order_weights(scores.shape[1], n).to(values)
-
-
-def kl_bound(n: int) -> float:
-    """log n − (n−1)/n: KL(best-of-n ‖ policy) in nats per response is at most this.
-
-    Stiennon et al. (2009.01325) use it as the value; Beirami et al. (2401.01879) show that it is
-    an upper bound, reached where no response is drawn twice.
-    """
-    return math.log(n) - (n - 1) / n

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..data.load import Data
 from ..data.reward_sources import RewardFunction
 from ..data.tokenize import prompt_text, stop_ids
+from ..launch.processes import any_process, from_all, load_whole
 from ..metering.meter import Meter
 from ..models.weights import embeddings, grow_embeddings
 from ..ppo.adapters import POLICY
 from ..ppo.logprobs import AnyModel
+from ..ppo.losses import LossFunction
 from ..runs.json_files import JsonObject
 from ..runs.progress import Progress
 from ..runs.run import Run
 from ..stages import STAGES
+from .checkpoint import Checkpoints
 from .diverged import broken_weight, diverged
 from .evaluate import Answers, policy_report, score_answers, win_rate
 from .prepare import Prepared
@@ -50,10 +55,14 @@ class Job:
     should_stop: Callable[[], bool] | None
     functions: Sequence[RewardFunction] = ()
     """what the stage learns from beside a reward model"""
+    losses: Mapping[str, LossFunction] = field(default_factory=dict)
+    """functions in place of PPO's own (`ppo/losses.py`)"""
     resume: bool = False
     """go on from the run's last checkpoint"""
     dashboard: Dashboard | None = None
     """shows the run while it is made"""
+    weights: Mapping[str, Tensor] | None = None
+    """of a model that was trained sharded: all of them on the first process, {} on others"""
     stopped: bool = False
     """whether training was ended early: the model is saved, and not evaluated"""
 
@@ -80,11 +89,18 @@ class Job:
         # Without embeddings, which are not trained: where they were given a row for padding, what
         # was saved with them would not fit the base (peft saves them then).
         alone = {"selected_adapters": [POLICY], "save_embedding_layers": False}
-        model.save_pretrained(folder, **(alone if adapted else {}))
+        model.save_pretrained(folder, state_dict=self.weights, **(alone if adapted else {}))
         self.tokenizer.save_pretrained(folder)
 
     def whole(self, model: AnyModel) -> AnyModel:
-        """The trained model with its adapters merged in, saved; one without them as it is."""
+        """The trained model with its adapters merged in, saved; one without them as it is. Of one
+        that was trained sharded a copy, which each process has whole."""
+        if self.weights is not None:
+            any_process(False)  # the first one has saved it
+            load_whole()
+            self.weights, kind = None, "reward" if self.plan.stage == "reward" else "sft"
+            saved = self.plan.model.with_stage(kind, self.run.folder / "model")
+            return getattr(saved, kind).to(self.args.device)
         if not self.run.writes:
             return model
         if self.plan.settings.get("load_in_4bit"):  # merged into weights that were never rounded
@@ -104,7 +120,7 @@ def run_loop(job: Job, work: Callable[[], object]) -> float:
     try:
         with getattr(asked, "armed", nullcontext)():
             work()
-        job.stopped = bool(asked and asked())
+        job.stopped = any_process(bool(asked and asked()))
     except KeyboardInterrupt:
         job.stopped = True
     return time.perf_counter() - start
@@ -113,11 +129,12 @@ def run_loop(job: Job, work: Callable[[], object]) -> float:
 def cost_figures(job: Job, seconds: float) -> Figures:
     """What every stage reports of its cost (measured) and of the rows it could not use."""
     phase = "rollout" if STAGES[job.plan.stage].online else "forward"
-    tokens = sum(n for (p, _), n in job.meter.tokens.items() if p == phase)
+    tokens = sum(from_all(sum(n for (p, _), n in job.meter.tokens.items() if p == phase)))
     return {
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
-        "peak_bytes": job.meter.peak,
+        "tensor_peak_bytes": max(from_all(job.meter.ledger().peak())),
+        "process_peak_bytes": max(from_all(job.meter.peak)),
         "rows": len(job.ready.train),
         "dropped": job.ready.counts,
     }
@@ -138,11 +155,23 @@ def train_role(job: Job) -> tuple[Trainer, Figures]:
 
 
 def run_trainer(job: Job, trainer: Trainer, watch: Watch) -> Figures:
-    """Train with TRL, and save the model; → costs. Raises `Diverged`."""
-    seconds = run_loop(job, trainer.train)
+    """Train with TRL, from the last checkpoint where the job goes on, and save the model; → costs.
+    Raises `Diverged`."""
+    resume = job.run.checkpoints[0] if job.resume else None
+    counter = getattr(watch, "reward_function", None)
+    trainer.add_callback(saved := Checkpoints(trainer, job.meter, resume, counter))
+    if resume:
+        job.run.rewind(done := int(resume.name.split("-")[1]))
+        if not job.quiet:
+            print(f"{job.plan.stage}: going on after step {done}", flush=True)
+    run_loop(job, partial(trainer.train, resume_from_checkpoint=str(resume) if resume else None))
+    seconds = saved.seconds
     watch.close()
     if name := broken_weight(trainer.model):
         raise diverged(job.plan.stage, job.args, f"{name} holds NaN or infinity")
+    zero = trainer.accelerator.state.deepspeed_plugin
+    if trainer.is_fsdp_enabled or zero is not None and zero.zero_stage == 3:
+        job.weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     job.save(trainer.model)  # before anything else can fail or be interrupted
     return cost_figures(job, seconds)
 

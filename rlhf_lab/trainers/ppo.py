@@ -26,6 +26,7 @@ def train(job: Job) -> Figures:
         meter=job.meter,
         on_sample=job.run.sample,
         should_stop=job.should_stop,
+        replaced=job.losses,
     )
     policy, reference, reward = trainer.policy, trainer.reference, trainer.reward_model
     before = evaluate_policy(job, policy, reward_model=reward, keep="sft")

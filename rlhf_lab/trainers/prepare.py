@@ -13,6 +13,7 @@ from ..data.chat import chat_format, is_conversation, remedy
 from ..data.load import Data
 from ..data.schema import Example
 from ..data.tokenize import Encoded, encoded_rows, prompt_rows
+from ..launch.processes import once
 from ..models.tokenizer import give_pad_token
 from ..models.weights import embeddings, grow_embeddings
 from ..ppo.config import KL_ESTIMATORS
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 Models: TypeAlias = "dict[str, AnyModel]"
 """By role; PPO's reward may be the folder of an adapter, and None is a role that another plays."""
+Rows: TypeAlias = tuple[list[Example], list[Example], list[Example], dict[str, int]]
+"""To train on, held out, with a prompt to evaluate on; counts of those that were dropped."""
 Tokenize: TypeAlias = Callable[..., Encoded]
 """`tokenize(tokenizer, rows, most tokens)` -> rows with ids, and counts of what was dropped."""
 
@@ -53,11 +56,33 @@ class Prepared:
 def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Prepared:
     """Tokens and weights of a stage, whose trainer takes `args`.
 
-    Raises ValueError, one line, for what does not fit.
+    Raises ValueError, one line, for what does not fit. Of several processes the first makes the
+    rows, for all.
     """
     model, tokenizer, spec = plan.model, plan.model.tokenizer, STAGES[plan.stage]
     if (end := chat_format(tokenizer).end) == tokenizer.pad_token_id:
         give_pad_token(tokenizer, end)  # scores are read at the last token that is no padding
+    train, test, held_out, counts = once(lambda: _rows(plan, data, args, quiet))
+    if plan.stage == "ppo" and not quiet:
+        if why := _new_critic(plan, args.layout):
+            print(f"ppo: the value model starts on the SFT model with a zero head: {why}")
+        if args.kl_estimator != "k1":
+            print(f"ppo: kl_estimator={args.kl_estimator}: {KL_ESTIMATORS}", flush=True)
+    models = load_roles(plan, args)
+    if args.use_cpu and sum(p.numel() for p in models[spec.roles[0]].parameters()) > LARGE:
+        held_out = held_out[:HELD_OUT_OF_LARGE]
+    for role, loaded in models.items():
+        if name := broken_weight(loaded):
+            raise ValueError(
+                f"the {role} model of {model.name} is broken: {name} holds NaN or infinity, and "
+                "nothing can be learned from that; load another copy of it"
+            )
+    return Prepared(models, train, test, held_out, counts)
+
+
+def _rows(plan: Plan, data: Data, args: TrainerArgs, quiet: bool) -> Rows:
+    """Rows of token ids. Raises ValueError where none is left to train on."""
+    model, tokenizer, spec = plan.model, plan.model.tokenizer, STAGES[plan.stage]
     make: Tokenize = resolve(spec.tokenize)
     rows = getattr(data, spec.rows)
     room = room_for_prompt(plan, args)
@@ -87,21 +112,7 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
             f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
             f"({lost}); {next(filter(None, map(remedy, counts)), limit)}"
         )
-    if plan.stage == "ppo" and not quiet:
-        if why := _new_critic(plan, args.layout):
-            print(f"ppo: the value model starts on the SFT model with a zero head: {why}")
-        if args.kl_estimator != "k1":
-            print(f"ppo: kl_estimator={args.kl_estimator}: {KL_ESTIMATORS}", flush=True)
-    models = load_roles(plan, args)
-    if args.use_cpu and sum(p.numel() for p in models[spec.roles[0]].parameters()) > LARGE:
-        held_out = held_out[:HELD_OUT_OF_LARGE]
-    for role, loaded in models.items():
-        if name := broken_weight(loaded):
-            raise ValueError(
-                f"the {role} model of {model.name} is broken: {name} holds NaN or infinity, and "
-                "nothing can be learned from that; load another copy of it"
-            )
-    return Prepared(models, train, test, held_out, counts)
+    return train, test, held_out, counts
 
 
 def say_of_template(

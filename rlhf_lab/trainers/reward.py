@@ -31,7 +31,7 @@ def train(job: Job) -> Figures:
     rows = _short_enough(job, rows, "completion" if job.data.sft.train else "chosen")
     figures["score_offset"] = set_score_offset(model, job.tokenizer, rows) if rows else 0.0
     job.save(model)
-    if job.plan.lora:  # what its config says of a whole model
+    if job.plan.lora and job.run.writes:  # what its config says of a whole model
         beside = job.run.folder / "adapter" / SCORE_FILE
         beside.write_text(json.dumps({"score_offset": figures["score_offset"]}) + "\n")
     return figures

@@ -26,6 +26,7 @@ from transformers import (
 from trl import DPOTrainer
 
 from ..data.schema import Example
+from ..launch.processes import any_process
 from ..metering.callback import MeterCallback
 from ..metering.meter import Meter
 from ..models.device import device_settings
@@ -40,15 +41,15 @@ Rows: TypeAlias = list[Example]
 def trl_settings(settings: Mapping[str, object], output_dir: str) -> dict[str, object]:
     """TRL's settings with defaults that run on the machine at hand.
 
-    TRL defaults to bf16 and gradient checkpointing, which crawl on a CPU. Nothing is saved by
-    the trainer itself: the run saves the model once, at the end. A loss that is no number is
-    logged as it is (transformers would log 0), so that it is seen.
+    TRL defaults to bf16 and gradient checkpointing, which crawl on a CPU. The trainer saves
+    checkpoints alone, the last two: the run saves the model, at the end. A loss that is no number
+    is logged as it is (transformers would log 0), so that it is seen.
     """
     return {
         **device_settings(settings),
         "gradient_checkpointing": False,
         "report_to": "none",
-        "save_strategy": "no",
+        "save_total_limit": 2,
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
         "output_dir": output_dir,
@@ -137,7 +138,7 @@ class Watch(MeterCallback):
         meter: Meter,
         role: str,
         log_to: Callable[..., None] | None = None,
-        progress: Callable[[int], Bar | None] | None = None,
+        progress: Callable[[int, int], Bar | None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__(meter, role)
@@ -148,7 +149,7 @@ class Watch(MeterCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: object
     ) -> None:
         super().on_train_begin(args, state, control, **more)
-        self.bar = self.progress(state.max_steps) if self.progress else None
+        self.bar = self.progress(state.max_steps, state.global_step) if self.progress else None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -156,7 +157,7 @@ class Watch(MeterCallback):
         super().on_step_end(args, state, control)
         if self.bar:
             self.bar.update(1)
-        if self.should_stop and self.should_stop():
+        if self.should_stop and any_process(self.should_stop()):
             control.should_training_stop = True
         if state.global_step == state.max_steps or control.should_training_stop:
             control.should_log = True  # the run ends where it says it ended

@@ -28,11 +28,15 @@ class Stop:
 
     Calling it returns whether there is a request (or `should_stop()` is true); a trainer that
     calls it ends after its step. While the loop is `armed`, `request` also interrupts it where it
-    is, as the notebook's stop button would, and an interrupt is a request.
+    is, as the notebook's stop button would, and an interrupt is a request. Without `interrupts` an
+    interrupt is a request only.
     """
 
-    def __init__(self, should_stop: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self, should_stop: Callable[[], bool] | None = None, interrupts: bool = True
+    ) -> None:
         self._should_stop, self._requested = should_stop, threading.Event()
+        self._interrupts_loop = interrupts
         self._lock = threading.Lock()
         self._thread: int | None = None
 
@@ -64,7 +68,8 @@ class Stop:
 
         def request(number: int, frame: FrameType | None) -> None:
             self._requested.set()
-            before(number, frame)
+            if self._interrupts_loop:
+                before(number, frame)
 
         signal.signal(signal.SIGINT, request)
         try:

@@ -21,7 +21,7 @@ import ipywidgets as w
 import traitlets
 
 from ..charts.chart import ChartSize, line_chart
-from ..charts.frame import Picture
+from ..charts.frame import Picture, grid
 from ..charts.memory import role_memory_chart
 from ..charts.views import (
     ChartSpec,
@@ -34,7 +34,7 @@ from ..display import escape, format_bytes, format_number, format_seconds, table
 from ..runs.ledger import Ledger
 from ..runs.progress import Pace, notebook_display
 from ..runs.run import Run
-from .live import Chart, LabWidget, Showing, grid
+from .live import Chart, LabWidget, Showing, set_visible
 
 DRAWING_SHARE = 0.015
 """Share of the time that goes into drawing, at most."""
@@ -81,6 +81,7 @@ class Dashboard:
         self._showing: Showing | None = None
         self._last_step_drawn: float = math.inf
         self._pace, self._state = Pace(None, stage, clock), "starting"
+        self._over = False  # nothing more is logged: a chart without data stays so
         self.button = StopButton(kernel="" if stop else kernel_id())
         if stop is not None:
             self.button.observe(lambda _: stop(), names="clicks")
@@ -96,12 +97,8 @@ class Dashboard:
         open_charts = [self.charts[spec.title] for spec in self.specs if not spec.folded]
         folded = [self.charts[spec.title] for spec in self.specs if spec.folded]
         parts = [head, _wrapping([*open_charts, self.memory, self.time])]
-        if folded:
-            more = w.Accordion([_wrapping(folded)], selected_index=None)
-            titles = ", ".join(spec.title for spec in self.specs if spec.folded)
-            more.set_title(0, f"More: {titles}")
-            parts.append(more)
-        return w.VBox(parts)
+        self._more = w.Accordion([_wrapping(folded)] if folded else [], selected_index=None)
+        return w.VBox([*parts, self._more])
 
     # ------------------------------------------------------------------- called by who trains
 
@@ -143,11 +140,11 @@ class Dashboard:
 
     def end(self, error: str = "") -> None:
         """Put a picture in the place of the widget; nothing where there was nothing to draw."""
-        self.button.off = True
+        self.button.off = self._over = True
         if error:
             self._state = f"failed: {error}"
         elif self.run is not None:
-            self._state = self.run.status
+            self._state = f"{self.run.status}, in {self.run.folder}"
         self.refresh(now=True)
         if self._showing is not None:
             self._showing.freeze()
@@ -168,8 +165,23 @@ class Dashboard:
         ledger, done = self._ledger(), self._pace.share
         self.memory.draw(role_memory_chart(ledger, self.limit, **SIZE), now)
         self.time.draw(time_stacks(ledger, 1.0 if done is None else done, **SIZE), now)
+        self._show_charts(ledger)
         end = self._clock()
         self._free_at = end + max(SECONDS_BETWEEN, (end - start) / DRAWING_SHARE)
+
+    def _show_charts(self, ledger: Ledger) -> None:
+        """All while more may come; of a run that is over those that have something to show."""
+        run, over = self.run, self._over
+        logged = {s.title for s in self.specs if run and known_series(run, s.metrics)}
+        known = logged if over else {*self.charts}
+        for title, chart in self.charts.items():
+            set_visible(chart, title in known)
+        for chart, quantity in ((self.memory, "bytes"), (self.time, "seconds")):
+            set_visible(chart, not over or bool(ledger.training(quantity=quantity)))
+        folded = [spec.title for spec in self.specs if spec.folded and spec.title in known]
+        set_visible(self._more, bool(folded))
+        if folded:
+            self._more.set_title(0, f"More: {', '.join(folded)}")
 
     @property
     def headline(self) -> str:
@@ -184,7 +196,8 @@ class Dashboard:
     def still(self) -> Picture:
         """All that is not folded away, as one picture."""
         charts = [self.charts[spec.title] for spec in self.specs if not spec.folded]
-        pictures = [c.picture for c in (*charts, self.memory, self.time)]
+        shown = [c for c in (*charts, self.memory, self.time) if c.layout.display != "none"]
+        pictures = [c.picture for c in shown or [self.time]]  # the headline is worth a picture
         return grid([p for p in pictures if p is not None], columns=2, title=self.headline)
 
     def __repr__(self) -> str:
@@ -216,7 +229,7 @@ class Replay(Dashboard):
             layout={"align_items": "center", "flex_flow": "row wrap"},
         )
         self.widget = w.VBox([head, *self.widget.children[1:]])
-        self._state = run.status
+        self._state, self._over = run.status, run.status != "running"
         self.open(run)
 
     def _moved(self, change: dict[str, int]) -> None:
@@ -227,7 +240,7 @@ class Replay(Dashboard):
 
     def _read(self) -> None:
         """What a run that is still being written has logged since."""
-        self._state = self.run.status
+        self._state, self._over = self.run.status, self.run.status != "running"
         self.slider.max = max(self.run.last_step, 1)
         self.slider.value = self.slider.max
         self.refresh(now=True)

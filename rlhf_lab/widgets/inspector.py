@@ -16,11 +16,7 @@ from typing import TypeAlias
 import ipywidgets as w
 
 from ..charts.frame import Picture
-from ..charts.tokens_picture import tokens_picture
-from ..charts.tokens_view import QUANTITIES, STYLE, Scale, Tokens, legend_html, plain, scale_of
-from ..runs.run import Run
-from .live import Chart, Quiet, Showing, set_visible
-from .samples import (
+from ..charts.samples import (
     HELD_OUT,
     TRAINING,
     Highlight,
@@ -32,6 +28,10 @@ from .samples import (
     token_chart,
     token_tables_html,
 )
+from ..charts.tokens_picture import tokens_picture
+from ..charts.tokens_view import QUANTITIES, STYLE, Scale, Tokens, legend_html, plain, scale_of
+from ..runs.run import Run
+from .live import Chart, Quiet, Showing, set_visible
 
 ScoreSample: TypeAlias = Callable[[Run, Mapping[str, object]], Mapping[str, object]]
 """(run, row of its samples) → the row's `tokens`, as `ppo/texts.py` makes them"""
@@ -53,7 +53,8 @@ class Inspector:
     def __init__(self, *runs: Run, score: ScoreSample | None = None) -> None:
         self.sample_set = SampleSet(runs)
         self._score = score
-        self._hits: list[RunSample] = []
+        self._hits: list[RunSample] = []  # of the set in sight
+        self._wish = ""  # the colour that was chosen, where these tokens have it
         self._scales: dict[str, Scale | None] = {}
         self._quiet = Quiet()  # several controls change, and the page is drawn once
         self._showing: Showing | None = None
@@ -63,7 +64,7 @@ class Inspector:
         self.mode.value = self.sample_set.first_mode()
         self._fill_steps(last=True)
         self._fill_samples()
-        self.colour.value = next((k for k in QUANTITIES if k in self._scales), "")
+        self._wish = next((k for k in QUANTITIES if k in self._scales), "")
         self._draw()
         for control in (self.mode, self.step, self.sample, self.colour, self.token, self.table):
             control.observe(self._changed, "value")
@@ -124,14 +125,21 @@ class Inspector:
 
     # -- the choices -------------------------------------------------------------------
     def _fill_colours(self) -> None:
-        """Scales and colours, from everything that was read."""
+        """Scales, from everything that was read."""
         every = [s.tokens for s in self.sample_set.samples]
         scales = {key: scale_of(key, every) for key in QUANTITIES}
         self._scales = {key: scale for key, scale in scales.items() if scale}
-        chosen = self.colour.value
-        self.colour.options = [("none", "")] + [(QUANTITIES[k].name, k) for k in self._scales]
-        self.colour.value = chosen if chosen in self._scales else ""
-        self.colour.disabled = not self._scales
+
+    def _offer_colours(self, samples: list[RunSample]) -> None:
+        """The colours that these samples' tokens have; the one that was chosen comes back with
+        those that have it."""
+        known = [k for k in self._scales if any(k in s.tokens.figures for s in samples)]
+        options = [("none", "")] + [(QUANTITIES[k].name, k) for k in known]
+        with self._quiet:
+            if list(self.colour.options) != options:
+                self.colour.options = options
+            self.colour.value = self._wish if self._wish in known else ""
+        self.colour.disabled = not known
 
     def _fill_steps(self, last: bool = False) -> None:
         """The steps of this mode; the chosen one, or the nearest, stays chosen. `last`: choose the
@@ -165,19 +173,29 @@ class Inspector:
     def _changed(self, change: Mapping[str, object]) -> None:
         if self._quiet:
             return
+        if change["owner"] is self.colour:
+            self._wish = str(change["new"])
         with self._quiet:
             if change["owner"] is self.mode:
                 self._fill_steps(last=True)
             if change["owner"] in (self.mode, self.step):
                 self._fill_samples()
+        self._find()
         self._draw()
 
     def _searched(self, _: object) -> None:
         """Count the hits; go to the first one, unless one is in sight already."""
-        self._hits = self.sample_set.find(self.query.value)
+        self._find()
         if self._hits and self._at() is None:
             self._go(self._hits[0])
         self._draw()
+
+    def _find(self) -> None:
+        """The hits in the set in sight: a search never leaves it. How many there are elsewhere
+        stands beside their number."""
+        every = self.sample_set.find(self.query.value)
+        self._hits = [s for s in every if s.mode == self.mode.value]
+        self._elsewhere = len(every) - len(self._hits)
 
     def _jump(self, by: int) -> None:
         """To the next (1) or the previous (-1) sample that the search finds, around the end."""
@@ -216,7 +234,7 @@ class Inspector:
                 self.mode.value = self.sample_set.first_mode()
             self._fill_steps(last=newest)
             self._fill_samples()
-        self._hits = self.sample_set.find(self.query.value)
+        self._find()
         self._draw()
 
     def _unscored(self) -> list[RunSample]:
@@ -236,14 +254,14 @@ class Inspector:
         except Exception as error:  # a model that is gone, say: the page stays as it was
             self._draw(f"These tokens cannot be scored: {type(error).__name__}: {error}")
             return
-        before = self.colour.value
         self.refresh()
-        if not before:
-            self.colour.value = next(iter(self._scales), "")
+        if not self.colour.value:
+            self.colour.value = next((key for _, key in self.colour.options if key), "")
 
     # -- the page -----------------------------------------------------------------------------
     def _draw(self, error: str = "") -> None:
         samples = self.selected
+        self._offer_colours(samples)
         longest = max((len(s.tokens.text) for s in samples), default=1)
         with self._quiet:
             self.token.max = max(longest, 1)
@@ -260,7 +278,7 @@ class Inspector:
         if picture is not None:
             self._chart.draw(picture, now=True)
         self._compute.disabled = not can_score
-        self._write_status(known, coloured, can_score, error)
+        self._write_status(known, can_score, error)
         self._show_relevant(known, can_score, picture is not None)
         if self._showing:
             self._showing.refresh()
@@ -279,18 +297,19 @@ class Inspector:
         ):
             set_visible(part, relevant)
 
-    def _write_status(self, known: bool, coloured: bool, can_score: bool, error: str) -> None:
+    def _write_status(self, known: bool, can_score: bool, error: str) -> None:
         """How many hits there are, and whatever else a reader should know."""
         at = self._at()
         count = f"{at + 1} of {len(self._hits)}" if at is not None else f"{len(self._hits)}"
         line = f"{count} found" if self.query.value else ""
+        if self.query.value and self._elsewhere:
+            other = next(name for mode, name in _MODES.items() if mode != self.mode.value)
+            line += f"; {self._elsewhere} in {other}"
         self._count.value = f'<span aria-live="polite">{line}</span>'
         self._previous.disabled = self._next.disabled = not self._hits
         lines = [*self.sample_set.problems, error]
         if self.selected and not known:
             lines.append(_NO_FIGURES + " Press Score tokens to compute them." * can_score)
-        elif self.colour.value and not coloured:
-            lines.append(f"The {QUANTITIES[self.colour.value].name} of these tokens is not known.")
         self._status.value = note_html([*filter(None, lines), *self.sample_set.statuses])
 
     def _why_empty(self) -> str:

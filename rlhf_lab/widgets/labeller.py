@@ -98,7 +98,7 @@ class Labeller(anywidget.AnyWidget):
     def __repr__(self) -> str:
         head = f"Labeller({self.done} of {len(self.pairs)} labelled"
         shares = [f"{row.name[0].lower()}{row.name[1:]}: {row.short}" for row in self._rows()]
-        return "; ".join([head, *shares]) + ")"
+        return "; ".join([head, *filter(None, [self.usable]), *shares]) + ")"
 
     def _ipython_display_(self, **_: object) -> None:
         """In a notebook: with a picture of the tally beside it, for readers without a kernel."""
@@ -125,6 +125,13 @@ class Labeller(anywidget.AnyWidget):
         answers = [answer for pair, answer in self._answered().items() if pair in ours]
         ties, skips = answers.count("tie"), answers.count("skip")
         return {"preferences": len(answers) - ties - skips, "ties": ties, "skips": skips}
+
+    @property
+    def usable(self) -> str:
+        """How many of the answers make a pair to train on, in words, where not all of them do."""
+        count, answers = len(self.preferences), len(self.annotations.answers(self.who))
+        less = f"{count} usable of {answers} answers: a tie or a skip makes no pair to train on"
+        return less * (count < answers)
 
     def answer(self, choice: str, seconds: float | None = None) -> None:
         """Label the current pair: "left", "right", "tie" or "skip". Saved when this returns."""
@@ -182,6 +189,7 @@ class Labeller(anywidget.AnyWidget):
         """The tally as a picture, for a notebook that is read without a kernel."""
         title = f"Your labels: {self.done} of {len(self.pairs)}"
         hidden = "Agreement is hidden until all pairs are labelled." if self.done else ""
+        title += f", {len(self.preferences)} of them usable" * bool(self.usable)
         return picture(self._rows(), title, hidden or "No answers yet.")
 
     def ask(
@@ -206,6 +214,8 @@ class Labeller(anywidget.AnyWidget):
             elif key in keys:
                 self.answer(keys[key])
             write(self.view["note"] if key in ("u", *keys) else "Type 1, 2, t, s, u or q.")
+        if self.usable:
+            write(self.usable)
         write(f"{self.done} of {len(self.pairs)} labelled, saved in {self.annotations.file}")
         for row in self._rows():
             write(f"{row.name}: {row}")
@@ -288,7 +298,7 @@ class Labeller(anywidget.AnyWidget):
             "prompt": shown(pair.prompt) if pair else "",
             "left": shown(pair.left) if pair else "",
             "right": shown(pair.right) if pair else "",
-            "counts": ", ".join(counts),
+            "counts": "; ".join(filter(None, [", ".join(counts), self.usable])),
             "file": shown(self.annotations.file.name),
             "undo": bool(self._answer_ids),
             "revealed": self.revealed or pair is None,

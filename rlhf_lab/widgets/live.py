@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,7 +25,7 @@ import anywidget
 import ipywidgets
 import traitlets
 
-from ..charts.frame import FAINT, LARGE, SMALL, Picture, svg_document, svg_text
+from ..charts.frame import FAINT, SMALL, Picture, placed, svg_document, svg_text
 from ..runs.progress import DisplayHandle, notebook_display
 
 PictureSource: TypeAlias = Picture | Callable[[], Picture]
@@ -38,9 +38,7 @@ BYTES_PER_SECOND, CREDIT_SECONDS = 13_000, 10.0
 ENVELOPE = 1_500  # bytes that Jupyter's protocol puts around each message
 DRAWING_SHARE = 0.02  # of the time goes into drawing, at most: training comes first
 STILL_SECONDS = 2.0
-STILL_BYTES = 25_000  # a longer picture is saved without its tooltips
 NOTE = "A picture of the last state. Run the cell for its controls."
-GAP = 8  # px between the pictures of a grid
 _HERE = Path(__file__).parent
 
 
@@ -114,44 +112,8 @@ class Chart(LabWidget):
 
 
 def mime_bundle(picture: Picture | None) -> dict[str, str]:
-    """What a picture is in a saved notebook: SVG, and its last values in words."""
-    if picture is None:
-        return {"text/plain": "no picture yet"}
-    svg = str(picture) if len(picture) <= STILL_BYTES else picture.bare
-    return {"image/svg+xml": svg, "text/plain": picture.words}
-
-
-def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Picture:
-    """Several pictures as one, row by row."""
-    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
-    widths = [
-        max(p.size[0] for p in pictures[i::columns]) for i in range(min(columns, len(pictures)))
-    ]
-    still: list[str] = []
-    live: list[str] = []
-    top = 0.0
-    if title:
-        still.append(svg_text(10, 20, title, size=LARGE + 1, weight="600"))
-        live, top = [*still], 28
-    for row in rows:
-        left = 0.0
-        for picture, width in zip(row, widths):
-            still.append(_placed(str(picture), left, top, picture.size))
-            live.append(_placed(picture.live, left, top, picture.size))
-            left += width + GAP
-        top += max(p.size[1] for p in row) + GAP
-    size = sum(widths) + GAP * max(len(widths) - 1, 0), max(top - GAP, 0)
-    text = ". ".join(filter(None, [title, *(p.words for p in pictures)]))
-    return Picture(svg_document(still, text, *size), text, svg_document(live, text, *size), size)
-
-
-def _placed(svg: str, x: float, y: float, size: tuple[float, float]) -> str:
-    """A picture inside another: its first tag has the place in it, and no longer a label."""
-    width, height = size
-    return (
-        f'<svg x="{x:.0f}" y="{y:.0f}" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}">' + svg[svg.index(">") + 1 :]
-    )
+    """What a picture is in a saved notebook: an image, and its last values in words."""
+    return {"text/plain": "no picture yet"} if picture is None else picture._repr_mimebundle_()
 
 
 class Quiet:
@@ -220,11 +182,11 @@ class Showing:
         if picture is None or not all(picture.size):
             return mime_bundle(picture)
         width, height = picture.size
-        drawn = _placed(mime_bundle(picture)["image/svg+xml"], 0, 0, picture.size)
+        drawn = placed(picture.bare, 0, 0, picture.size)
         note = svg_text(10, height + 12, NOTE, size=SMALL, fill=FAINT)
         svg = svg_document([drawn, note], picture.words, width, height + 20)
-        marked = svg.replace("<svg ", '<svg class="lab-still" ', 1)
-        return {"image/svg+xml": marked, "text/plain": picture.words}
+        noted = Picture(svg, picture.words, size=(width, height + 20))
+        return {"text/html": noted.image("lab-still"), "text/plain": picture.words}
 
     def refresh(self, now: bool = False) -> None:
         """Let the saved picture follow the widget: every two seconds at most, or `now`."""

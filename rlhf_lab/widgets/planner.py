@@ -5,6 +5,7 @@
     planner.plan                # what it shows, ready for lab.train
     planner.state               # the arguments that bring it back: also those of lab.plan
     planner.code                # the same as a line of Python
+    Planner(lab.plan, plan)     # begins with a plan, its figures and all its settings
 
 The function that plans is given: this file computes nothing of its own. It imports no torch.
 """
@@ -13,159 +14,47 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ipywidgets as w
-import traitlets
 
-from ..charts.frame import LARGE, Picture, shortened
-from ..cost.remedies import Remedy
-from ..display import escape, format_bytes, html_table, table
-from ..models.load import Model, load
+from ..charts.frame import LARGE, Picture, grid, shortened
+from ..display import escape, html_table
 from ..runs.progress import notebook_display, one_line
-from ..stages import Settings
-from .live import STILL_SECONDS, Chart, LabWidget, Showing, grid, mime_bundle, set_visible
-from .planner_controls import Controls, model_name, set_tooltip
-from .planner_view import (
-    WIDTH,
-    call,
-    figures,
-    memory_picture,
-    no_plan_picture,
-    remedy_text,
-    settings_text,
-    time_picture,
-    verdict,
-)
+from .live import STILL_SECONDS, Chart, Showing, mime_bundle, set_visible
+from .planner_answers import FITS, MARKS, REMEDIES, Calculator
+from .planner_view import WIDTH, figures, no_plan_picture, remedy_text, settings_text
+from .planner_widgets import ControlWidgets, CopyButton, set_tooltip
 
 if TYPE_CHECKING:
     from ..planning import Plan
 
-REMEDIES = 3
-"""Changes that are shown, the best first."""
 FIGURES_SECONDS, REMEDIES_SECONDS = 0.04, 0.1
 """How long the controls rest before the figures are written, and the changes worked out."""
-CACHED_ANSWERS = 64
-"""Going back to one of them costs nothing."""
-FITS = {"yes": "fits", "perhaps": "may not fit", "no": "does not fit"}
-MARKS = {"yes": "✓", "perhaps": "≈", "no": "✗", "error": "⚠"}
-_HERE = Path(__file__).parent
 
 
-class CopyButton(LabWidget):
-    """Text and a button that copies it; `folded`: behind its label."""
-
-    _esm = _HERE / "copy.js"
-    _css = _HERE / "planner.css"
-    text = traitlets.Unicode().tag(sync=True)
-    label = traitlets.Unicode().tag(sync=True)
-    folded = traitlets.Bool(False).tag(sync=True)
-
-
-@dataclass
-class Answer:
-    """What one setting of the controls comes to: a plan, or the line why there is none (`error`).
-
-    `state` and `sentence`: the verdict. `pictures`: memory and time. `remedies`: None until they
-    are asked for, since they take longer than all the rest.
-    """
-
-    plan: Plan | None = None
-    error: str = ""
-    state: str = "error"
-    sentence: str = ""
-    pictures: tuple[Picture, ...] = ()
-    remedies: list[Remedy] | None = None
-
-
-class Planner:
+class Planner(Calculator):
     """Controls for every setting that a cost depends on, and the plan that they make.
 
-    `plan`: the function `plan(stage, model, hardware=…, **settings)`, such as `lab.plan`. `state`:
-    its arguments, as a start; those without a control are kept and shown beside the controls.
+    `plan`: the function `plan(stage, model, hardware=…, **settings)`, such as `lab.plan`. `of`: a
+    plan to begin with. `state`: arguments of the function, as a start; those without a control are
+    kept and shown beside the controls.
     Raises ValueError, one line, for a setting that no control can show; why something cannot be
     planned stands in the widget.
     """
 
-    def __init__(self, plan: Callable[..., Plan], **state: object) -> None:
-        self._plan = plan
-        self._handles: dict[str, Model] = {}
-        self._load_errors: dict[str, str] = {}  # why other models were not found
-        self._answers: dict[str, Answer] = {}
+    controls_class = ControlWidgets
+    controls: ControlWidgets
+
+    def __init__(self, plan: Callable[..., Plan], of: Plan | None = None, **state: object) -> None:
+        super().__init__(plan, of, **state)
         self._last_pictures: tuple[Picture, ...] = ()
         self._showing: Showing | None = None
-        self._offered: list[Remedy] = []  # what the buttons do
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self.controls = Controls(state, self._moved)
         self.widget = self._build()
         self.update()
         self._write_figures()
         self._write_remedies()
-
-    # ---------------------------------------------------------------------------------- to read
-
-    @property
-    def state(self) -> dict[str, object]:
-        """What brings this planner back: `lab.planner(**state)`; `lab.plan` takes it too."""
-        return self.controls.settings()
-
-    @property
-    def code(self) -> str:
-        """The line of Python that makes the plan."""
-        return call(self.state)
-
-    @property
-    def plan(self) -> Plan:
-        """The plan that is shown. Raises ValueError, in the words of the widget, where there is
-        none."""
-        answer = self._answer()
-        if answer.plan is None:
-            raise ValueError(answer.error)
-        return answer.plan
-
-    @property
-    def error(self) -> str:
-        """Why there is no plan; "" where there is one."""
-        return self._answer().error
-
-    def cheaper(self) -> list[Remedy]:
-        """The three best changes (`cost/remedies.py`); none where there is no plan."""
-        answer = self._answer()
-        if answer.remedies is None:
-            answer.remedies = answer.plan.cheaper()[:REMEDIES] if answer.plan else []
-        return answer.remedies
-
-    def apply(self, **settings: object) -> None:
-        """Move the controls: `planner.apply(lora_r=16)`. Raises ValueError, one line, for a setting
-        that no control can show."""
-        self.controls.apply(settings)
-        self.update()
-
-    def __repr__(self) -> str:
-        answer = self._answer()
-        if answer.plan is None:
-            return f"Planner({self._summary()}: {one_line(answer.error)})"
-        e = answer.plan.estimate
-        sizes = f"{format_bytes(e.peak)} of {format_bytes(e.hardware.memory)}"
-        return f"Planner({self._summary()}: {sizes}, {FITS[answer.state]})"
-
-    def _summary(self) -> str:
-        """Stage, model and machine: `ppo, Qwen/Qwen2.5-7B, 8 x h100`."""
-        state, device = self.state, self.state["hardware"]
-        devices = f"{state['gpus']} x " if "gpus" in state else ""
-        where = f"{devices}{getattr(device, 'name', device)}"
-        return f"{state['stage']}, {one_line(model_name(state['model']))}, {where}"
-
-    def __str__(self) -> str:
-        answer = self._answer()
-        if answer.error:
-            return f"{self!r}\n{self.code}"
-        figures_table = table(figures(self.plan.estimate))
-        changes = "".join(f"\n  {remedy_text(r)}" for r in self.cheaper())
-        advice = f"What to change:{changes}" if changes else ""
-        return "\n".join([repr(self), answer.sentence, figures_table, advice, self.code])
 
     # ------------------------------------------------------------------------------ in a notebook
 
@@ -203,33 +92,33 @@ class Planner:
             button.on_click(lambda _, place=place: self._apply_remedy(place))
         self._code = CopyButton(label="the call that makes this plan")
         self._config = CopyButton(label="accelerate config", folded=True)
+        self._undo = w.Button(description="Undo this change", icon="undo")
+        self._undo.on_click(lambda _: self.undo())
+        set_visible(self._undo, False)
         parts = [self._verdict, self._pictures, self._table, self._advice, *self._buttons]
         right = w.VBox(
-            [*parts, self._code, self._config],
-            layout=w.Layout(flex="1 1 420px", min_width="0", max_width="640px", width="auto"),
+            [*parts, self._undo, self._code, self._config],
+            layout=w.Layout(flex="1 1 340px", min_width="0", max_width="640px", width="auto"),
         )
-        box = w.HBox([self.controls.box, right], layout=w.Layout(flex_flow="row wrap"))
+        # Where there is no room for both beside each other, the answer stands above the controls.
+        flow = w.Layout(flex_flow="row wrap-reverse", align_items="flex-end")
+        box = w.HBox([self.controls.box, right], layout=flow)
         box.add_class("lab-planner")
         return box
 
     def _moved(self, name: str = "") -> None:
-        """A person moved a control. Whatever goes wrong stands in the widget: a traceback here
-        would end in a log that nobody reads."""
-        if name in ("model", "path"):
-            self._load_errors.clear()  # named once more is looked for once more
+        """Whatever goes wrong stands in the widget: a traceback here would end in a log that nobody
+        reads."""
         try:
-            self.update()
+            super()._moved(name)
         except Exception as error:
             self._show_verdict("error", f"{type(error).__name__}: {error}")
 
     def _apply_remedy(self, place: int) -> None:
-        if place < len(self._offered):  # what the button says, whatever has moved since
-            try:
-                self.controls.apply(self._offered[place].settings)
-            except ValueError as error:
-                self._show_verdict("error", str(error))
-                return
-            self._moved()
+        try:
+            self.take(place)
+        except ValueError as error:
+            self._show_verdict("error", str(error))
 
     # -------------------------------------------------------------------------------- its answers
 
@@ -238,6 +127,7 @@ class Planner:
         what to change when they rest. So a page that draws has nothing else to do, and a slider
         that is dragged does not wait for what takes longest."""
         answer = self._answer()
+        set_visible(self._undo, bool(self._before))
         self._show_verdict(answer.state, answer.error or answer.sentence)
         if answer.pictures and answer.pictures is not self._last_pictures:
             self._last_pictures = answer.pictures
@@ -293,46 +183,3 @@ class Planner:
     def _show_verdict(self, state: str, sentence: str) -> None:
         text = f"<b>{MARKS[state]}</b> {escape(one_line(sentence))}"
         self._verdict.value = f'<div class="lab-verdict {state}" role="status">{text}</div>'
-
-    def _answer(self) -> Answer:
-        """The answer to the settings of the controls, computed once."""
-        settings = self.state
-        key = repr({**settings, "model": model_name(settings["model"])})
-        if key in self._answers:
-            return self._answers[key]
-        answer = self._compute_answer(settings)
-        if not answer.error:
-            while len(self._answers) >= CACHED_ANSWERS:
-                del self._answers[next(iter(self._answers))]
-            self._answers[key] = answer
-        return answer
-
-    def _compute_answer(self, settings: Settings) -> Answer:
-        try:
-            plan = self._plan(**{**settings, "model": self._handle(settings["model"])})
-            e = plan.estimate
-            state, sentence = verdict(e)
-            return Answer(plan, "", state, sentence, (memory_picture(e), time_picture(e)))
-        except Exception as error:  # a name from a text field can lead anywhere
-            line = (str(error).strip().splitlines() or [""])[0]
-            known = isinstance(error, ValueError) and line
-            return Answer(error=line if known else f"{type(error).__name__}: {line}")
-
-    def _handle(self, model: str | Model) -> Model:
-        """The model's handle. One that had to be looked for is looked for once: it may take seconds
-        to find on the hub, or not to."""
-        if isinstance(model, Model):
-            return model
-        if not model:
-            raise ValueError("name a model: a folder with a config.json, or a hub id (owner/name)")
-        if model in self._load_errors:
-            raise ValueError(self._load_errors[model])
-        if model not in self._handles:
-            try:
-                handle = load(model)
-                handle.config_dict()
-            except ValueError as error:
-                self._load_errors[model] = str(error)
-                raise
-            self._handles[model] = handle
-        return self._handles[model]

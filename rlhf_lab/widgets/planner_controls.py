@@ -1,23 +1,29 @@
-"""The planner's controls: a table of them, and their widgets, which give a plan's settings.
+"""The planner's controls: a table of them, and what they stand at, which gives a plan's settings.
 
 Each control stands for one argument of `lab.plan`, under its name; `precision` stands for three.
 What has no control is kept beside them (`other`), so that every setting of a plan can be given.
+Nothing is drawn here: a notebook shows the controls as widgets (`planner_widgets.py`), a web page
+as its own elements (`web/planner_page.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import ipywidgets as w
-
-from ..cost.hardware import CATALOGUE, Hardware, hardware, in_catalogue
+from ..cost.hardware import CATALOGUE, Hardware, hardware, in_catalogue, nodes_for
+from ..cost.read_settings import RENAMED
 from ..cost.setup import CHOICES
 from ..display import did_you_mean, format_bytes, format_number
-from ..models.load import BUNDLED, Model, presets
+from ..models.load import BUNDLED, Model, load, presets
+from ..settings import known_settings
 from ..stages import STAGES, Settings
-from .live import Quiet, set_visible
 
+if TYPE_CHECKING:
+    from ..planning import Plan
+
+Snapshot: TypeAlias = tuple[Settings, ...]
 ANOTHER = "another…"
 """The entry of the model list that opens a field for a folder or a hub id."""
 PRECISIONS: dict[str, tuple[str, Settings]] = {
@@ -109,6 +115,7 @@ def _has_value_model(v: Settings) -> bool:
     return "value" in STAGES[v["stage"]].roles
 
 
+LENGTHS_OF_ROWS = ("prompt_length", "response_length", "rows")
 LENGTHS = doublings(16, 32768, between=True)
 CONTROLS: dict[str, tuple[Control, ...]] = {
     "Job": (
@@ -172,34 +179,35 @@ ALL = {control.name: control for controls in CONTROLS.values() for control in co
 
 
 class Controls:
-    """The widgets, the settings that they show, and those that were given beside them (`other`).
+    """What the controls stand at (`values`), what each offers (`options`, as (label, value)), which
+    of them matter now (`relevant`), and settings that were given beside them (`other`).
 
-    `box`: the widget that holds them all. `on_change` is called with a control's name after a
-    person moved it. Raises ValueError, one line, for a setting that no control can show.
+    `on_change` is called with a control's name after a person moved it. `shown`: what controls show
+    and `settings` leaves out, as the plan does that they were opened with, until they move. Raises
+    ValueError, one line, for a setting that no control can show.
     """
 
-    def __init__(self, settings: Settings, on_change: Callable[[str], None]) -> None:
+    left_out: tuple[object, ...] = ()
+    """Choices that are not offered."""
+
+    def __init__(
+        self, settings: Settings, on_change: Callable[[str], None], shown: Settings | None = None
+    ) -> None:
         self.other: dict[str, object] = {}
-        self._on_change, self._quiet = on_change, Quiet()
-        self.widgets = {name: _widget(control) for name, control in ALL.items()}
-        self._titles = {k: w.HTML(f'<div class="lab-group">{k}</div>') for k in CONTROLS}
-        parts = []
-        for group, controls in CONTROLS.items():
-            parts += [self._titles[group], *(self.widgets[k.name] for k in controls)]
-        self.extras = w.HBox(layout=w.Layout(flex_flow="row wrap"))
-        self.box = w.VBox([*parts, self.extras], layout=w.Layout(width="330px", flex="0 0 auto"))
-        self.box.add_class("lab-controls")
-        self._set_all(settings)
+        self.shown: dict[str, object] = {}
+        self.values: dict[str, Any] = {name: control.start for name, control in ALL.items()}
+        self.options: dict[str, list[tuple[str, Any]]] = {
+            name: [pair for pair in control.pairs if pair[1] not in self.left_out]
+            for name, control in ALL.items()
+        }
+        self.relevant: dict[str, bool] = {}
+        self._on_change, shown = on_change, shown or {}
+        self._set_all({**{n: x for n, x in shown.items() if x is not None}, **settings})
+        self.shown = {name: self.values[name] for name in shown}
+        self._unknown = [name for name, value in shown.items() if value is None]
         self._show_relevant()
-        for name, widget in self.widgets.items():
-            widget.observe(lambda change, name=name: self._moved(name), names="value")
 
     # ------------------------------------------------------------------------------------- reading
-
-    @property
-    def values(self) -> Settings:
-        """Every control's value, whether it matters or not."""
-        return {name: widget.value for name, widget in self.widgets.items()}
 
     def settings(self) -> dict[str, object]:
         """The arguments of `lab.plan`: controls that matter and are not off, and `other`."""
@@ -208,32 +216,68 @@ class Controls:
             name: v[name]
             for name, control in ALL.items()
             if control.when(v) and (control.off is None or v[name] != control.off)
+            if name not in self.shown or v[name] != self.shown[name]
         }
         if "path" in settings:
             settings["model"] = settings.pop("path").strip().removesuffix("/config.json")
         settings |= PRECISIONS[settings.pop("precision", "auto")][1]
+        if v["gpus"] > 1 and v["nodes"] == 1 != self._nodes():
+            settings["nodes"] = 1  # on purpose: a plan would take more
         if v["gpus"] > 1 and "sharding" not in settings:
             alone = self.other.get("tensor_parallel") == v["gpus"]
             settings["sharding"] = "none" if alone else "ddp"
         spec = STAGES[v["stage"]]
-        if spec.trainable and not spec.online:  # the trainer cuts where the plan ends
+        lengths = {"prompt_length", "response_length"} <= settings.keys()
+        if lengths and spec.trainable and not spec.online:  # the trainer cuts where the plan ends
             settings["max_length"] = v["prompt_length"] + v["response_length"]
-        return {**settings, **self.other}
+        aside = self.aside
+        return {**settings, **{n: x for n, x in self.other.items() if n not in aside}}
+
+    @property
+    def aside(self) -> list[str]:
+        """Names of `other` that only other stages have: they wait for one of those."""
+        elsewhere = frozenset[str]().union(*map(known_settings, STAGES))
+        mine = known_settings(self.values["stage"])
+        return [name for name in self.other if name in elsewhere - mine]
+
+    @property
+    def unsaid(self) -> list[str]:
+        """Sizes that the plan does not know, so that what their controls show does not count."""
+        return [n for n in LENGTHS_OF_ROWS if n in self._unknown and n in self.shown]
 
     def apply(self, settings: Settings) -> None:
         """Move the controls to these settings, without a call of `on_change`. Nothing moves where
         a setting cannot be shown: then it raises ValueError, one line."""
-        before, other = self.values, dict(self.other)
-        with self._quiet:
-            try:
-                self._set_all(settings)
-            except ValueError:
-                self.other = other
-                for name, value in before.items():
-                    self._set(name, value)
-                raise
-            finally:
-                self._show_relevant()
+        before = self.snapshot()
+        try:
+            self._set_all(settings)
+            self._keep_shown(settings)
+        except ValueError:
+            self.restore(before)
+            raise
+        finally:
+            self._show_relevant()
+
+    def snapshot(self) -> Snapshot:
+        """Values of the controls, settings beside them, and what they show of a plan."""
+        return dict(self.values), dict(self.other), dict(self.shown)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to what a `snapshot` has."""
+        values, other, shown = snapshot
+        self.other, self.shown = dict(other), dict(shown)
+        for name, value in values.items():
+            self._set(name, value)
+        self._show_relevant()
+
+    def _keep_shown(self, moved: Iterable[str]) -> None:
+        """What is still the plan's after these have moved: of lengths all or none, and nothing
+        after another stage or model."""
+        moved = {*moved}
+        if moved & {"stage", "model", "path"}:
+            self.shown.clear()
+        for name in (*moved, *(LENGTHS_OF_ROWS if moved & {*LENGTHS_OF_ROWS} else ())):
+            self.shown.pop(name, None)
 
     def remove(self, name: str) -> None:
         """Take back a setting that has no control."""
@@ -259,7 +303,9 @@ class Controls:
             self._set_model(rest.pop("model"))
         for name in [n for n in rest if n in ALL and n not in ("path", "precision")]:
             self._set(name, rest.pop(name))
-        lengths = self.widgets["prompt_length"].value + self.widgets["response_length"].value
+        if "gpus" in settings and "nodes" not in settings:
+            self._set_nodes()
+        lengths = self.values["prompt_length"] + self.values["response_length"]
         if rest.get("max_length") == lengths:
             del rest["max_length"]
         self.other |= rest
@@ -274,75 +320,66 @@ class Controls:
         self._set("model", model)
 
     def _set(self, name: str, value: object) -> None:
-        control, widget = ALL[name], self.widgets[name]
+        control, options = ALL[name], self.options[name]
         if isinstance(control.start, bool) and not isinstance(value, bool):
             raise ValueError(f"{name} must be True or False, got {value!r}")
         if not control.choices:
-            widget.value = value
+            self.values[name] = value
             return
         pair = control.pair(value)
-        with widget.hold_sync():
-            if pair not in widget.options:
-                options = [pair, *widget.options]
-                widget.options = sorted(options, key=lambda o: o[1]) if control.slides else options
-            widget.value = pair[1]
+        if pair not in options:
+            options.insert(0, pair)
+            if control.slides:
+                options.sort(key=lambda option: option[1])
+        self.values[name] = pair[1]
 
     # ------------------------------------------------------------------------------- moved by hand
 
+    def move(self, name: str, value: object) -> None:
+        """What a hand does. Raises ValueError, one line, for a value that it cannot hold."""
+        self._set(name, value)
+        self._moved(name)
+
     def _moved(self, name: str) -> None:
-        if self._quiet:
-            return
-        with self._quiet:
-            if name in ("gpus", "hardware"):
-                self._set_nodes()
-            self._show_relevant()
+        self._keep_shown([name])
+        if name in ("gpus", "hardware"):
+            self._set_nodes()
+        self._show_relevant()
         self._on_change(name)
 
     def _set_nodes(self) -> None:
         """As many nodes as the devices need."""
-        gpus = self.widgets["gpus"].value
+        self._set("nodes", self._nodes())
+
+    def _nodes(self) -> int:
         try:
-            each = hardware(self.widgets["hardware"].value).devices_per_node
+            device = hardware(self.values["hardware"])
         except ValueError:  # a damaged calibration: the plan raises it
-            return
-        nodes = -(-gpus // each)
-        if gpus % nodes == 0:
-            self._set("nodes", nodes)
+            return int(self.values["nodes"])
+        return nodes_for(self.values["gpus"], device)
 
     def _show_relevant(self) -> None:
-        """Show what matters now, and nothing else."""
+        """Find what matters now, and show nothing else."""
         v = self.values
         if v["gpus"] == 1 and v["nodes"] != 1:
             self._set("nodes", 1)
-        for group, controls in CONTROLS.items():
-            relevant = [k.when(v) for k in controls]
-            for control, matters in zip(controls, relevant):
-                set_visible(self.widgets[control.name], matters)
-            set_visible(self._titles[group], any(relevant))
-        texts = {name: f"{name}={value!r}  ✕" for name, value in self.other.items()}
-        if [b.description for b in self.extras.children] != list(texts.values()):
-            self.extras.children = tuple(self._extra(*item) for item in texts.items())
+        self.relevant = {name: control.when(v) for name, control in ALL.items()}
 
-    def _extra(self, name: str, text: str) -> w.Button:
-        """A setting without a control: a button that takes it back."""
-        button = w.Button(description=text, layout=w.Layout(width="auto"))
-        set_tooltip(button, f"take {name} back")
-        button.on_click(lambda _: self.remove(name))
-        return button
+    @property
+    def beside(self) -> dict[str, str]:
+        """Settings without a control, each as it is shown: the text of what takes it back."""
+        return {name: f"{name}={value!r}  ✕" for name, value in self.other.items()}
 
 
-def _widget(control: Control) -> w.Widget:
-    options = {"description": control.label, "layout": w.Layout(width="322px")}
-    options["style"] = {"description_width": "88px"}
-    if isinstance(control.start, bool):
-        widget = w.Checkbox(value=control.start, indent=True, **options)
-    elif not control.choices:
-        widget = w.Text(placeholder="folder or owner/name", continuous_update=False, **options)
-    else:
-        kind = w.SelectionSlider if control.slides else w.Dropdown
-        widget = kind(options=control.pairs, value=control.start, **options)
-    set_tooltip(widget, control.tip)
-    return widget
+def of_plan(plan: Plan) -> tuple[dict[str, object], dict[str, object]]:
+    """→ the settings that open the planner with a plan, all of them, and what else the controls
+    show: sizes that the plan has from its data, and its trainer's defaults."""
+    name, setup = plan.model.name, plan.estimate.setup
+    listed = name in MODELS and load(name).paths == plan.model.paths
+    settings: dict[str, object] = {"stage": plan.stage, "model": name if listed else plan.model}
+    settings |= {"hardware": plan.hardware, **plan.settings}
+    own = {n: getattr(setup, RENAMED.get(n, n), None) for n in ALL if n not in settings}
+    return settings, {name: value for name, value in own.items() if name != "path"}
 
 
 def _precision(settings: Settings) -> str:
@@ -357,11 +394,3 @@ def _precision(settings: Settings) -> str:
             f"bf16/fp16 autocast works on fp32 weights: leave it out with dtype={dtype!r}"
         )
     return dtype
-
-
-def set_tooltip(widget: w.Widget, text: str) -> None:
-    """What a control means, on hover (ipywidgets 8, then 7)."""
-    for name in ("tooltip", "description_tooltip"):
-        if text and widget.has_trait(name):
-            setattr(widget, name, text)
-            return

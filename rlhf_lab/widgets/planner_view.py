@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..charts.chart import bar_chart
 from ..charts.frame import Picture
 from ..charts.memory import axis_unit
-from ..cost.estimate import TIME_BAND, Estimate
+from ..cost.estimate import Estimate
 from ..cost.hardware import CATALOGUE, Hardware
 from ..cost.phases import Phase
 from ..cost.remedies import Remedy
@@ -33,18 +33,20 @@ TIME_UNITS = ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"))
 def verdict(e: Estimate) -> tuple[str, str]:
     """→ ("yes", "perhaps" or "no", a sentence): whether it fits, by how much, and what the peak is
     made of."""
-    room, high, peak = e.hardware.memory, e.peak * e.memory_band[1], e.peak_phase
+    room, high, peak, peak_bytes = e.hardware.memory, e.needed, e.peak_phase, e.peak
     if e.fits:
-        state, word = "yes", f"Fits: {format_bytes(room - high)} to spare."
-    elif e.peak <= room:
+        left, least = format_bytes(room - peak_bytes), format_bytes(room - high)
+        band = f" ({least} at the upper end of the band)" * (least != left)
+        state, word = "yes", f"Fits: {left} to spare{band}."
+    elif peak_bytes <= room:
         state = "perhaps"
-        word = f"May not fit: {format_bytes(high - room)} short at the upper end of the band."
+        word = f"May not fit: {format_bytes(high - room)} short where the plan is too low."
     else:
-        state, word = "no", f"Does not fit: {format_bytes(e.peak - room)} too much."
+        state, word = "no", f"Does not fit: {format_bytes(peak_bytes - room)} too much."
     card = f"{e.hardware.name} of {format_bytes(room)}"
     device = f"each {card}" if e.setup.gpus > 1 else f"one {card}"
     return state, (
-        f"{word} The peak is {format_bytes(e.peak)} on {device}, in "
+        f"{word} The peak is {format_bytes(peak_bytes)} on {device}, in "
         f"{PHASE_WORDS.get(peak.name, peak.name)}; {_largest(peak)}."
     )
 
@@ -71,7 +73,7 @@ def _components(phase: Phase, role: str | None = None) -> dict[str, float]:
     return sizes
 
 
-def memory_picture(e: Estimate) -> Picture:
+def memory_picture(e: Estimate, width: int = WIDTH) -> Picture:
     """Bytes of one device against its memory, a colour for each component. Several roles: at the
     peak, together and one by one; a single one: phase by phase."""
     peak, room = e.peak_phase, e.hardware.memory
@@ -95,7 +97,8 @@ def memory_picture(e: Estimate) -> Picture:
         y_label=name,
         references=[(room / unit, card)] if near else [],
         legend={c: c.replace("_", " ") for c in COMPONENTS},
-        width=WIDTH,
+        kind="component",
+        width=width,
         height=MEMORY_HEIGHT,
     )
 
@@ -105,7 +108,7 @@ def no_plan_picture() -> Picture:
     return bar_chart({}, title="Memory of one device", y_label="GiB", width=WIDTH, height=120)
 
 
-def time_picture(e: Estimate) -> Picture:
+def time_picture(e: Estimate, width: int = WIDTH) -> Picture:
     """Seconds of a step by phase; a colour for each role."""
     totals: dict[str, float] = {}
     for (phase, _), seconds in e.seconds_of.items():
@@ -120,7 +123,8 @@ def time_picture(e: Estimate) -> Picture:
         title=f"Time of {_a_step(e)} by phase: {format_seconds(e.step_seconds)}",
         y_label=unit,
         legend={role: role for role in ROLES},
-        width=WIDTH,
+        kind="role",
+        width=width,
         height=TIME_HEIGHT,
     )
 
@@ -131,7 +135,7 @@ def _a_step(e: Estimate) -> str:
 
 def figures(e: Estimate) -> list[dict[str, str]]:
     """The few lines of the table: what, how much, and within what band."""
-    band, steps = TIME_BAND[e.hardware.kind], e.steps
+    whole, steps = e.hours_band, e.steps
     run = None if e.hours is None else e.hours * 3600
     name = "iterations" if STAGES[e.setup.stage].iterates else "steps"
 
@@ -144,10 +148,10 @@ def figures(e: Estimate) -> list[dict[str, str]]:
     flops = None if steps is None else e.flops * steps * e.setup.replicas
     return [
         row("memory of one device", e.peak, "B", e.memory_band),
-        row(f"time of {_a_step(e)}", e.step_seconds, "s", band),
-        row(f"time of {format_number(steps)} {name}", run, "s", band),
-        row("arithmetic", flops, "FLOP"),
-        row(f"money ({_price(e)})", e.money, "USD", band),
+        row(f"time of {_a_step(e)}", e.step_seconds, "s", e.time_band),
+        row(f"time of {format_number(steps)} {name}", run, "s", whole),
+        row(f"arithmetic of {format_number(steps)} {name}", flops, "FLOP"),
+        row(f"money ({_price(e)})", e.money, "USD", whole),
     ]
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import yaml
+from ..stages import read_table
 
-_TEXTS = yaml.safe_load(Path(__file__).with_name("stories.yaml").read_text("utf-8"))
+_TEXTS = read_table(Path(__file__).with_name("stories.yaml"))
 WORDS: dict[str, list[str]] = {slot: words.split() for slot, words in _TEXTS["words"].items()}
 """What may stand in a slot; of names those of a she and of a he."""
 ANIMALS, SHE, HE, PLACES, OBJECTS, ADJECTIVES, TIMES = WORDS.values()

@@ -7,7 +7,8 @@ import time
 IMPORTS = """
 import time
 from rlhf_lab.charts.chart import bar_chart, line_chart
-from rlhf_lab.widgets.live import Chart, Showing, grid
+from rlhf_lab.charts.frame import grid
+from rlhf_lab.widgets.live import Chart, Showing
 
 def curves(n, title="Reward while PPO trains", name="gold"):
     xs = range(0, 10 * n, 10)
@@ -94,6 +95,7 @@ Chart(line_chart({"loss": (range(100), range(100)), "eval": ([0, 50], [0.5, 1500
 def test_keys_read_it_and_do_not_move_the_notebook(notebook):
     book = notebook([IMPORTS, RUN, SPARSE]).run_all()
     book.wait_svg()
+    book.wait_idle()  # a cell that runs still takes the focus
     active = "() => window.jupyterapp.shell.currentWidget.content.activeCellIndex"
     book.page.locator(".lab-chart").first.focus()
     before = book.page.evaluate(active)

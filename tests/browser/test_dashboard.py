@@ -51,14 +51,14 @@ def test_seen_while_it_trains_stopped_and_kept(notebook, mode):
     assert seconds < 5, "a loose bound: benchmarks/dashboard.py has the figure"
     book.wait_idle()
     # The widget has made room for a picture, which is there without a kernel too.
-    book.page.wait_for_selector(".jp-OutputArea .jp-RenderedSVG", timeout=20_000)
+    book.page.wait_for_selector(".jp-OutputArea img.lab-picture", timeout=20_000)
     assert book.page.locator(".lab-stop").count() == 0
     output = book.page.locator(".jp-OutputArea").last.inner_text()
     assert output.startswith("status: stopped") and output.strip().endswith("True")
     book.shot(f"dashboard-{mode}-end")
     assert not book.errors
     book.reopen_without_kernel()
-    book.page.wait_for_selector(".jp-RenderedSVG", timeout=20_000)
+    book.page.wait_for_selector("img.lab-picture", timeout=20_000)
     book.errors.clear()  # JupyterLab's own, about the kernel that is not there
     assert book.path.stat().st_size < 300_000
 

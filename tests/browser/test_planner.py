@@ -100,7 +100,7 @@ def test_what_cannot_be_is_said_and_the_last_picture_stays(notebook):
     book = opened(notebook)
     press(book, "Minibatches", "ArrowRight", 4)  # 16 of a rollout of 8
     book.wait_for(lambda: "does not split" in verdict(book))
-    assert book.page.locator(".lab-stale .lab-chart").count() == 1
+    book.wait_for(lambda: book.page.locator(".lab-stale .lab-chart").count() == 1)
     book.shot("planner_impossible", ".lab-planner")
     press(book, "Minibatches", "ArrowLeft", 4)
     book.wait_for(lambda: verdict(book).startswith("✗ Does not fit: "))
@@ -198,3 +198,6 @@ def test_it_is_whole_on_narrow_pages(notebook, width):
     over = book.page.locator(".lab-planner").evaluate("n => n.scrollWidth - n.clientWidth")
     assert over <= 1
     book.shot(f"planner_{width}", ".lab-planner")
+    answer = book.page.locator(".lab-verdict").bounding_box()
+    controls = book.page.locator(".lab-controls").bounding_box()
+    assert answer["y"] < controls["y"] + 60  # above them, or beside them

@@ -60,7 +60,7 @@ def test_predicted_simulated_and_measured_by_hand():
         if t.type == "bar" and t.y[0] is not None and t.name == "parameters"
     )
     assert edges[0][0] + edges[0][1] <= edges[1][0]
-    assert [e[2] for e in edges] == ["rgba(0,114,178,0.3)", "rgba(0,114,178,0.6)"]
+    assert [e[2] for e in edges] == ["rgba(91,79,191,0.3)", "rgba(91,79,191,0.6)"]
 
 
 def test_processes_share_the_seconds_and_the_worst_one_sets_the_memory():

@@ -106,7 +106,10 @@ def test_what_cannot_be_drawn_is_an_error_of_one_line(made):
         (lambda: sources(run), "no ledger has bytes"),
         (lambda: sources(run, quantity="parsecs"), "quantity='parsecs': choose from bytes"),
         (lambda: sources(3), "int has no ledger"),
-        (lambda: stage_costs(table(), by="colour"), "by='colour': choose from component"),
+        (
+            lambda: stage_costs(table(), by="colour"),
+            "by='colour': choose from role, phase, component",
+        ),
     ):
         with pytest.raises(ValueError, match=message) as error:
             wrong()
@@ -165,8 +168,7 @@ def test_the_frontier_by_hand(made):
     assert list(walked.customdata) == [1, 2, 4]
     sizes = list(walked.marker.size)
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
-    assert [t.textposition for t in ends] == ["top left", "bottom center", "top center"]
-    assert [(t.x[0], t.y[0], t.text[0]) for t in ends] == [
+    assert [(t.x[0], t.y[0], t.name) for t in ends] == [
         (9.5, 8.4, "ppo"),
         (2.25, 9.1, "dpo"),
         (0, 8.1, "sft"),

@@ -1,11 +1,12 @@
 """The picture of memory: heights, colours and words against a ledger written by hand."""
 
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import pytest
 
-from rlhf_lab.charts.frame import COLOURS
-from rlhf_lab.charts.memory import MIB, memory_chart
+from rlhf_lab.charts.colours import part_colour
+from rlhf_lab.charts.memory import MIB, memory_chart, peaks
 from rlhf_lab.runs.ledger import Ledger
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -49,7 +50,7 @@ def test_a_colour_is_a_component_and_a_block_is_a_role():
     ]
     fills = [b.get("style").split(";")[0] for b in found]
     assert fills[0] == fills[1] != fills[2]
-    assert fills[0] == f"fill:{COLOURS[0]}"
+    assert fills[0] == f"fill:{part_colour('component', 'parameters')}"
     heights = [float(b.get("height")) for b in found]
     assert heights[2] / heights[0] == pytest.approx(3, rel=0.02)
 
@@ -95,3 +96,24 @@ def test_a_card_far_larger_than_what_is_used_does_not_press_the_bars_flat():
 
 def test_nothing_is_a_picture_too():
     assert "no data yet" in memory_chart(Ledger())
+
+
+def test_peaks_beside_each_other_by_role_or_component():
+    """Of a run what was measured; the memory of a plan's device is a line."""
+    card = SimpleNamespace(kind="gpu", memory=12 * MIB, name="card")
+    plan = SimpleNamespace(ledger=ledger("predicted"), hardware=card)
+    run = SimpleNamespace(ledger=ledger("predicted", "measured"))
+    by_role = peaks({"one": plan, "other": run})
+    assert [title(b) for b in blocks(by_role)] == [
+        *("one, policy: 8", "one, value: 1"),
+        *("other, policy: 8", "other, value: 1"),
+    ]
+    assert "memory of card: 12" in by_role.words and "memory of card" not in peaks(run)
+    parts = [title(b) for b in blocks(peaks(run, by="component"))]
+    assert parts == ["ppo, parameters: 3", "ppo, activations: 6"]
+    with pytest.raises(ValueError, match="by='phase': choose from role, component"):
+        peaks(plan, by="phase")
+    with pytest.raises(ValueError, match="two are called 'ppo'"):
+        peaks(plan, run)
+    with pytest.raises(ValueError, match="no bytes in its ledger"):
+        peaks({"empty": Ledger()})

@@ -138,3 +138,32 @@ def test_stories_stand_side_by_side_in_their_order(tmp_path):
     assert page.text.index("A fox.") < page.text.index("A happy fox.") < page.text.index("An owl.")
     assert text.count('class="story"') == 3 and page.tags.count("h3") == 2
     assert page.text.index("13 s") < page.text.index("What the models write")
+
+
+def test_what_was_written_in_training_is_there_token_by_token(tmp_path, ppo):
+    """Of twenty steps eight, first and last among them, and three of each step's five samples."""
+    for step in range(20):
+        for number in range(5):
+            text = [f"s{step}", f" n{number}", " <b>"]
+            tokens = {"text": text, "log_ratio": [0.0, 0.5, -0.25 * step]}
+            written = {"prompt": f"say {step}", "response": "".join(text), "tokens": tokens}
+            ppo.sample(step, [written])
+    page_text, page = write(tmp_path, {"PPO": ppo})
+    shown = [0, 3, 5, 8, 11, 14, 16, 19]
+    assert page.tags.count("details") == page.tags.count("summary") == len(shown)
+    assert page_text.count("<details open>") == 1
+    for step in range(20):
+        assert (f"Step {step}say" in page.text.split("8 of 20 steps")[1]) == (step in shown)
+    assert page_text.count("s19</span>") == 3 and "n3" not in page.text
+    assert "<b> n" not in page_text and page_text.count("&lt;b&gt;</span>") == 3 * len(shown)
+    assert 'data-tip="3/3 “ &lt;b&gt;” · log' in page_text  # read by pointing at it
+    assert 'class="t m' in page_text and 'class="t p' in page_text  # coloured by its figure
+    assert "script" not in page.tags
+
+
+def test_a_run_without_figures_of_its_tokens_has_its_texts(tmp_path):
+    made = run(tmp_path, "sft", loss=0.1)
+    assert "What it wrote in training" not in write(tmp_path, {"SFT": made})[1].text
+    made.sample(3, [{"prompt": "say", "response": "a fox"}])
+    _, page = write(tmp_path, {"SFT": made})
+    assert "1 of 1 steps" in page.text and "Step 3" in page.text and "fox" in page.text

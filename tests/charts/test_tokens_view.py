@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sample_runs import EVIL, FIGURES, Read, make, record
 
 from rlhf_lab.charts import tokens_view as view
-from rlhf_lab.charts.tokens_picture import WIDTH, tokens_picture
+from rlhf_lab.charts.tokens_picture import INK, WIDTH, on_white, tokens_picture
 from rlhf_lab.charts.tokens_view import LEVELS, STYLE, Scale, Tokens, scale_of, shade
 from rlhf_lab.widgets.inspector import Inspector
 
@@ -67,6 +67,7 @@ def test_letters_can_be_read_on_every_shade_in_both_themes(background, text):
         pairs = zip(rgb(colour), rgb(background), strict=True)
         mixed = [opacity * over + (1 - opacity) * under for over, under in pairs]
         assert contrast(mixed, rgb(text)) >= 4.5, level
+        assert contrast(rgb(on_white(level)), rgb(INK)) >= 4.5, "in a stored picture"
         assert level == 0 or f".lab-tk .{'p' if level > 0 else 'm'}{abs(level)}{{" in STYLE
 
 
@@ -147,7 +148,7 @@ def test_the_picture_holds_prompt_figures_tokens_and_legend(tmp_path):
         "≥ 1 made likelier",
     ]
     shades = [
-        r for r in ET.fromstring(shown.still()).iter(f"{SVG}rect") if "opacity" in r.get("style")
+        r for r in ET.fromstring(shown.still()).iter(f"{SVG}rect") if r.get("class") == "shade"
     ]
     assert len(shades) == 4 + 2 * LEVELS  # of five tokens one is in the middle
     assert shown.still().words.startswith("run · step 3: A fox ran.<end> (")

@@ -114,3 +114,10 @@ def test_available_memory_is_within_the_machine():
     import psutil
 
     assert 0 <= doctor.available_memory() <= psutil.virtual_memory().total
+
+
+def test_packages_that_a_setting_needs_are_named():
+    """plan.md 12: DeepSpeed was in no list."""
+    found = {f.what: f for f in findings("_optional")}
+    assert set(found) == {"bitsandbytes", "deepspeed", "liger-kernel", "vllm"}
+    assert all(f.state in ("ok", "note") for f in found.values())

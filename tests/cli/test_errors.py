@@ -260,7 +260,7 @@ ARGUMENTS = {
     "endless response": (["train", "ppo", "--set", "response_length=5000"], "leaves no room"),
     "unknown estimator": (["train", "ppo", "--set", "kl_estimator='k9'"], "choose k1, k2 or k3"),
     "unknown scheduler": (["train", "sft", "--set", "lr_scheduler_type=bent"], "bent"),
-    "rank 0": (["train", "sft", "--set", "lora_r=0"], "lora_r must be above 0"),
+    "rank -1": (["train", "sft", "--set", "lora_r=-1"], "lora_r=-1: choose a rank of 1 or more"),
     "no such layer": (
         ["train", "sft", "--set", "lora_r=2", "--set", "lora_target_modules=['nope']"],
         "nope",
@@ -320,3 +320,12 @@ def test_debug_shows_the_traceback():
     command = [sys.executable, "-m", "rlhf_lab.cli", "train", "sft", "--model", "x", "--debug"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0 and "Traceback" in done.stderr
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    """`rlhf-lab plan … | head -1`: the pipe closes while the plan is still being printed."""
+    command = [sys.executable, "-m", "rlhf_lab.cli", "list", "models"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()  # nobody reads: the first flush finds the pipe broken
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

@@ -76,7 +76,7 @@ def same(run, other):
     """Metrics, samples and final figures to the last digit; costs are measured anew."""
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert (run.folder / name).read_bytes() == (other.folder / name).read_bytes()
-    costs = ("seconds", "tokens_per_second", "peak_bytes")
+    costs = ("seconds", "tokens_per_second", "tensor_peak_bytes", "process_peak_bytes")
     one, two = ({k: v for k, v in r.summary.items() if k not in costs} for r in (run, other))
     assert one == two and "kl" in one
 
@@ -87,15 +87,14 @@ def flops(run):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
-@pytest.mark.parametrize("after", [2, 5])
-def test_killed_and_resumed(prompts, whole, tmp_path, after, capsys):
+def test_killed_and_resumed(prompts, whole, tmp_path, capsys):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "rlhf_lab.cli", *arguments(prompts, out)]
     # Sums are rounded alike with the same number of threads only.
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=env)
     until = time.time() + 120
-    while lines(out) < after:
+    while lines(out) < 5:
         assert time.time() < until and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -130,11 +129,10 @@ def test_what_is_there_decides(prompts, whole, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("stage", "changes", "how", "says"),
     [
-        ("ppo", {"learning_rate": 0.5}, {}, "learning_rate was 0.001 there and is 0.5 now"),
+        ("ppo", {"learning_rate": 0.5}, {}, "learning_rate was 0.0007 there and is 0.5 now"),
         ("ppo", {"kl_target": 3.0}, {}, "kl_target was None there and is 3.0 now"),
         ("ppo", {}, {"out": None}, "resume needs the run's folder"),
         ("ppo", {}, {"overwrite": True}, "say one of them"),
-        ("sft", {}, {}, "only PPO can be resumed, not sft"),
     ],
 )
 def test_what_cannot_be_resumed(prompts, whole, stage, changes, how, says):
@@ -151,5 +149,5 @@ def test_what_cannot_be_resumed(prompts, whole, stage, changes, how, says):
 
 
 def test_the_command_line_refuses_in_one_line(prompts, capsys):
-    assert main.main(["train", "dpo", "--data", str(prompts), "--out", "x", "--resume"]) == 2
-    assert "--resume is for PPO" in capsys.readouterr().err
+    assert main.main(["train", "all", "--data", str(prompts), "--out", "x", "--resume"]) == 2
+    assert "--resume is for one stage" in capsys.readouterr().err

@@ -123,10 +123,11 @@ def test_peaks_of_a_row_of_segments_by_hand():
     from rlhf_lab.cost.memory import Segment
 
     layers = Segment(2, 10, (25, 0, 0), (28, 2, 0), 4)
-    peak, live = forward_peak([layers], 100)
+    peak, where, live = forward_peak([layers], 100)
     assert (peak, live) == ((135, 0, 0), 120)
     # The last layer: 110 before it + 28 + 2; the first: 100 + 28 + 2, and 4 of the last.
-    assert backward_peak([layers], 120) == (138, 2, 0)
+    assert where == 0
+    assert backward_peak([layers], 120) == ((138, 2, 0), 0)
 
 
 def test_stores_live_as_long_as_they_are_held():

@@ -10,6 +10,7 @@ import torch
 
 from rlhf_lab.cost.estimate import estimate
 from rlhf_lab.cost.optimizers import OPTIMIZERS
+from rlhf_lab.models.load import presets
 
 CONFIG = {
     "model_type": "llama",
@@ -52,7 +53,41 @@ def test_the_plan_has_the_state_of_the_real_optimizer(name, tmp_path):
     assert sum(row.value for row in rows) == state_bytes(name, tmp_path)
 
 
+def test_a_loop_over_tensors_still_has_the_quotient_of_the_one_before():
+    """√v and a quotient of one matrix, the quotient of the matrix before: a step of AdamW on a CPU
+    under torch's profiler, and the plan's workspace."""
+    from torch.profiler import ProfilerActivity, profile
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**CONFIG))
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    optimizer = torch.optim.AdamW([{"params": matrices}], foreach=False)
+    for _ in range(2):
+        for parameter in matrices:
+            parameter.grad = torch.randn_like(parameter)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            optimizer.step()
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    e = estimate("sft", CONFIG, "laptop", {"optim": "adamw_torch"})
+    rows = e.ledger.filter(quantity="bytes", component="workspace", phase="optimizer")
+    assert sum(row.value for row in rows) == pytest.approx(peak, rel=1e-3)
+    assert peak == pytest.approx(3 * 4 * 256 * 512, rel=1e-3), "gate, up, down are the largest"
+
+
 def test_eight_bit_optimizers_keep_two_bytes_and_the_scales_of_blocks():
     """Two moments in a byte each, and an fp32 scale of each for 256 numbers."""
     for name in ("adamw_bnb_8bit", "paged_adamw_8bit"):
         assert OPTIMIZERS[name].state_bytes == 2 * (1 + 4 / 256)
+
+
+def test_both_names_of_eight_bits_are_one_optimizer():
+    """transformers' OptimizerNames has two."""
+    one, other = (
+        estimate("sft", presets()["Qwen/Qwen2.5-0.5B"], "h100", {"optim": name}).peak
+        for name in ("adamw_bnb_8bit", "adamw_8bit")
+    )
+    assert one == other

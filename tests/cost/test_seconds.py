@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rlhf_lab.cost.hardware import Hardware, hardware
 from rlhf_lab.cost.seconds import seconds
-from rlhf_lab.cost.tape import Work
+from rlhf_lab.cost.work import CAUSAL, MASKED, PLAIN, Work
 from rlhf_lab.metering.calibrate import SHAPES, fit_rates, predicted_work
 
 CPU = Hardware(
@@ -30,7 +30,7 @@ CPU = Hardware(
 def test_a_cpu_does_one_thing_after_another():
     """1 ms of arithmetic, 2 ms of operands, 3 ms of streams, .5 ms of exponentials, 10 calls of
     30 µs and 20 launches of 10 µs: 7 ms."""
-    work = Work([(5e7, 5e6, 2.0)], moved=6e7, transcendentals=5e5, called=10, launched=20)
+    work = Work([(5e7, 5e6, 2.0, PLAIN)], moved=6e7, transcendentals=5e5, called=10, launched=20)
     assert seconds(work, CPU, "fp32") == pytest.approx(7e-3)
 
 
@@ -38,11 +38,38 @@ def test_a_gpu_hides_what_it_can():
     """A product of 1 ms of arithmetic and 2 ms of memory takes 2 ms; a small one its launch; then
     the longest of streams, exponentials and launches of the other operations."""
     gpu = Hardware("made up", "gpu", 2**33, {"bf16": 1e12}, 1e12, "made up", op_seconds=2e-5)
-    products = [(1e9, 2e9, 1.0), (1e3, 1e3, 1.0)]
+    products = [(1e9, 2e9, 1.0, PLAIN), (1e3, 1e3, 1.0, PLAIN)]
     work = Work(products, moved=1e9, called=7, launched=5)
     assert seconds(work, gpu, "bf16") == pytest.approx(2e-3 + 2e-5 + 1e-3)
     many = replace(work, called=1002)
     assert seconds(many, gpu, "bf16") == pytest.approx(2e-3 + 2e-5 + 1005 * 2e-5)
+
+
+def test_a_gpus_rates_go_by_kind_and_size():
+    """Products of 1 GFLOP at 1 TFLOP/s, of 1 MFLOP at a quarter of it, and attention: all pairs at
+    half the peak, or half of them at a quarter of it, which is as long as the large product."""
+    gpu = Hardware(
+        "made up",
+        "gpu",
+        2**33,
+        {"bf16": 1e12},
+        1e15,
+        "made up",
+        op_seconds=0.0,
+        causal_attention=0.25,
+        masked_attention=0.5,
+        matmul_curve=(("bf16", 1e6, 2.5e11), ("bf16", 1e9, 1e12)),
+    )
+
+    def took(*products):
+        return seconds(Work(list(products)), gpu, "bf16")
+
+    assert took((1e9, 0.0, 1.0, PLAIN)) == pytest.approx(1e-3)
+    assert took((1e6, 0.0, 1000.0, PLAIN)) == pytest.approx(4e-3)
+    assert took((4e12, 0.0, 1.0, PLAIN)) == pytest.approx(4.0)  # beyond the curve
+    assert took((1e9, 0.0, 1.0, MASKED)) == pytest.approx(2e-3)
+    assert took((1e9, 0.0, 1.0, CAUSAL)) == pytest.approx(2e-3)
+    assert took((1e9, 0.0, 1.0, PLAIN), (1e6, 0.0, 2.0, PLAIN)) == pytest.approx(1e-3 + 8e-6)
 
 
 def _passes() -> list[Work]:

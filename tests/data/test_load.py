@@ -99,3 +99,13 @@ def test_the_world_comes_through_the_same_door():
     train = {r["prompt"] for r in data.prompts.train}
     assert not train & {r["prompt"] for r in data.prompts.test}
     assert data.preferences.train and 0.75 <= data.accuracy_ceiling() <= 0.85
+
+
+def test_fewer_held_out_rows_and_the_same_to_train_on():
+    whole = load_data("stories")
+    few = whole.with_held_out(8)
+    for name in ("sft", "preferences", "prompts", "labelled"):
+        of_whole, of_few = getattr(whole, name), getattr(few, name)
+        assert of_few.train == of_whole.train
+        assert of_few.test == of_whole.test[: 16 if name == "labelled" else 8]
+    assert few.has_gold

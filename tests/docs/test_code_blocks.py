@@ -32,9 +32,10 @@ SHELL = [pytest.param(b, id=b.place) for b in BLOCKS if b.language == "sh"]
 
 
 def more_rows(block: Block) -> str:
-    """The file that a block shows the beginning of, with enough rows to train on."""
+    """The file that a block shows: where it is rows, with enough of them to train on."""
     if block.language == "json":
-        return json.dumps(8 * json.loads(block.code))
+        shown = json.loads(block.code)
+        return json.dumps(8 * shown if isinstance(shown, list) else shown)
     head, *rows = block.code.splitlines()
     return "\n".join([head, *rows * 8, ""])
 
@@ -147,7 +148,7 @@ def check_paths(words: list[str]) -> None:
 
 def check_python(words: list[str]) -> None:
     if words[0] == "-m":
-        assert words[1] in {"venv", "pytest", "sphinx"}, words
+        assert words[1] in {"venv", "pytest", "sphinx", "http.server"}, words
         words = words[2:]
     else:
         assert (ROOT / words[0]).is_file(), words
@@ -164,6 +165,21 @@ def check_pip(words: list[str]) -> None:
     assert "-c" not in words or (ROOT / words[words.index("-c") + 1]).is_file()
 
 
+def check_papermill(words: list[str]) -> None:
+    """The notebook is there, and what it is given are names in its cell of parameters."""
+    given, (notebook, _) = words[1:-2:3], words[-2:]
+    cells = json.loads((ROOT / "notebooks" / notebook).read_text("utf-8"))["cells"]
+    (cell,) = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
+    names = re.findall(r"^(\w+) = ", "".join(cell["source"]), re.M)
+    assert words[:-2:3] == ["-p"] * len(given) and set(given) <= set(names), words
+
+
+def check_nbgrader(words: list[str]) -> None:
+    """A command of nbgrader's on a notebook of the course."""
+    assert words[0] in {"generate_assignment", "autograde", "generate_feedback", "export"}, words
+    assert all((ROOT / "notebooks" / f"{word}.ipynb").is_file() for word in words[1:]), words
+
+
 CHECKS = {
     "make": check_make,
     "python": check_python,
@@ -172,5 +188,8 @@ CHECKS = {
     "pytest": check_paths,
     "ruff": check_paths,
     "jupyter": check_paths,
+    "nbgrader": check_nbgrader,
+    "papermill": check_papermill,
+    "cd": lambda words: None,
     ".": lambda words: None,  # the activation of an environment
 }

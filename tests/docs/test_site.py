@@ -73,9 +73,19 @@ def test_a_stored_widget_shows_its_picture(site):
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         page = (site / "notebooks" / f"{notebook.stem}.html").read_text(encoding="utf-8")
         assert "jupyter.widget-view" not in page
-        assert page.count("<img") >= notebook.read_text("utf-8").count('"image/svg+xml"')
+        stored = notebook.read_text("utf-8").count('src=\\"data:image/svg+xml;base64,')
+        assert page.count('src="data:image/svg+xml;base64,') == stored >= 1
 
 
 def test_every_picture_of_a_written_page_has_words(site):
     for page in [*site.glob("*.html"), *(site / "reference").glob("*.html")]:
         assert not Asked(page.read_text(encoding="utf-8")).wordless, page
+
+
+def test_a_stored_run_and_the_planner_are_on_the_site(site):
+    page = (site / "web.html").read_text(encoding="utf-8")
+    linked = set(re.findall(r'href="((?:replay|planner)/[^"]+)"', page))
+    assert linked <= {"replay/ppo.html", "planner/index.html"} and "replay/ppo.html" in linked
+    assert all((site / link).is_file() for link in linked)
+    made = (ROOT / "build" / "web" / "index.html").is_file()
+    assert ("planner/index.html" in linked) == made

@@ -98,7 +98,9 @@ def make_tokenizer(family: str, with_pad: bool):
     return PreTrainedTokenizerFast(tokenizer_object=made, **{k: v for k, v in names.items() if v})
 
 
-def make_folder(folder: Path, family: str, with_pad: bool = True, seed: int = 0) -> Path:
+def make_folder(
+    folder: Path, family: str, with_pad: bool = True, seed: int = 0, **config_values: int
+) -> Path:
     """A random model of the family with its tokenizer, saved as on the hub."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -106,7 +108,7 @@ def make_folder(folder: Path, family: str, with_pad: bool = True, seed: int = 0)
     tokenizer = make_tokenizer(family, with_pad)
     config = AutoConfig.for_model(
         family,
-        **CONFIGS[family],
+        **{**CONFIGS[family], **config_values},
         vocab_size=len(tokenizer),
         initializer_range=0.2,
         bos_token_id=tokenizer.bos_token_id,

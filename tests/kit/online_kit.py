@@ -43,6 +43,7 @@ class Online:
             "response_length": 6,
             "learning_rate": 1e-2,
             "beta": 0.1,
+            "save_strategy": "no",
             **settings,
         }
         made = RLOOConfig if stage == "rloo" else GRPOConfig

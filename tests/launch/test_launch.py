@@ -2,16 +2,20 @@
 
 import json
 import os
+import pickle
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from rlhf_lab import training
-from rlhf_lab.cli.main import main
-from rlhf_lab.data.load import load_data
+from rlhf_lab import launching, planning, training
+from rlhf_lab.cli.main import _who, main
+from rlhf_lab.data.load import Split, load_data
 from rlhf_lab.launch import launcher
-from rlhf_lab.launch.launcher import ERROR_PREFIX, Follower, command, place
+from rlhf_lab.launch.launcher import ERROR_PREFIX, Hosts, command
+from rlhf_lab.launch.processes import EVERYWHERE, STOP_FILE, Follower, place
 from rlhf_lab.runs.run import Run
 
 OURS = ["-m", "rlhf_lab.cli", "train", "ppo"]
@@ -24,31 +28,17 @@ def test_who_am_i():
 
 def test_on_a_cpu_torchrun_starts_what_accelerate_would_only_copy(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    line, env = command("ddp", ["train", "ppo"], processes=4)
-    assert line[:4] == [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    assert line[4:] == ["--nproc-per-node=4", *OURS]
+    line, env = command("", ["train", "ppo"], Hosts(4))
+    assert line[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert line[3:] == ["--nproc-per-node=4", "--standalone", *OURS]
     threads = max(1, (os.cpu_count() or 1) // 4)
-    assert env == {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads)}
+    expected = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    assert env == {**expected, "OMP_NUM_THREADS": str(threads)}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert "OMP_NUM_THREADS" not in command("ddp", [])[1]
-
-
-def test_on_gpus_accelerate_does(tmp_path):
-    from accelerate.commands.launch import launch_command_parser
-
-    line, env = command("ddp", ["train", "ppo"], gpus=8)
-    assert line[-4:] == OURS and env == {}
-    parsed = launch_command_parser().parse_args(line[3:])
-    assert (parsed.multi_gpu, parsed.num_processes, parsed.module) == (True, 8, True)
-    assert command("ddp", [], processes=2, gpus=8)[0][5] == "2"
-    with pytest.raises(ValueError, match="--processes 9: there are 8 GPUs"):
-        command("ddp", [], processes=9, gpus=8)
-    file = tmp_path / "mine.yaml"
-    file.write_text("distributed_type: MULTI_GPU\n")
-    line, _ = command(str(file), ["train", "ppo"], gpus=8)
-    assert launch_command_parser().parse_args(line[3:]).config_file == str(file)
-    with pytest.raises(ValueError, match="--accelerate zzz: neither ddp nor a file"):
-        command("zzz", [])
+    assert "OMP_NUM_THREADS" not in command("", [], Hosts(2))[1]
+    line, _ = command("", [], Hosts(4, 2, "1", "host:99"))
+    hosts = ["--nnodes=2", "--node-rank=1", "--master-addr=host", "--master-port=99"]
+    assert line[3:8] == ["--nproc-per-node=2", *hosts]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +53,42 @@ def test_on_gpus_accelerate_does(tmp_path):
 def test_the_exit_code_is_that_of_the_processes(program, code, monkeypatch):
     started = [sys.executable, "-c", program], {}
     monkeypatch.setattr(launcher, "command", lambda *arguments: started)
-    assert launcher.launch("ddp", ["train", "ppo"]) == code
+    assert launcher.launch("", ["train", "ppo"], Hosts(2)) == code
+
+
+def test_an_interrupt_asks_the_processes_to_stop(monkeypatch, tmp_path, capfd):
+    """They are not interrupted themselves; the second one ends them."""
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import os, pathlib, sys, time\n"
+        f"stop = pathlib.Path(os.environ['{STOP_FILE}'])\n"
+        "print('started', file=sys.stderr, flush=True)\n"
+        "while not stop.exists(): time.sleep(0.02)\n"
+        "print('rlhf-lab: interrupted: x', file=sys.stderr, flush=True)\n"
+        "time.sleep(60 if 'hangs' in sys.argv else 0)\n"
+    )
+    start = "from rlhf_lab.launch import launcher as l; import sys\n"
+    start += "l.command = lambda *_: ([sys.executable, *sys.argv[1:]], {})\n"
+    start += "sys.exit(l.launch('', [], l.Hosts(2)))"
+    for more in ([], ["hangs"]):
+        line = [sys.executable, "-c", start, str(script), *more]
+        process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+        assert process.stderr.readline() == "started\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "rlhf-lab: interrupted: x\n"
+        if more:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+
+
+def test_an_error_says_whose_it_is(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "sft", "--set", "zzz=1"]) == 2
+    assert capsys.readouterr().err.startswith("rlhf-lab: process 1 of 2: SFTConfig has no")
+    error = ValueError("x")
+    error.add_note(EVERYWHERE)
+    assert _who(error) == ""
 
 
 def test_a_follower_writes_nothing(tmp_path):
@@ -119,20 +144,50 @@ def test_the_command_line_trains_in_two_processes(tmp_path):
         assert b == pytest.approx(a, rel=5e-3, abs=5e-3, nan_ok=True)
     assert runs[1].status == "finished" and (runs[1].model_path / "config.json").is_file()
     assert len(runs[0].samples) == len(runs[1].samples)
-    again = start("--out", str(tmp_path / "two"), *two)
-    assert again.returncode == 2
-    errors = [line for line in again.stderr.splitlines() if line.startswith("rlhf-lab: ")]
-    assert len(errors) == 1 and "already holds a run" in errors[0]
-    assert "elastic" not in again.stderr
+
+
+def test_what_a_notebook_starts(tmp_path, few_stories, capfd):
+    """A process' part, and what is said where all fail: a line, once."""
+    plan = planning.plan("sft", "mini", max_steps=3, per_device_train_batch_size=4)
+    job, how = tmp_path / "job", {"out": tmp_path / "run", "quiet": True}
+    job.write_bytes(pickle.dumps((plan, few_stories, how)))
+    training.run_job(str(job))
+    assert Run.load(tmp_path / "run").status == "finished"
+    broken = replace(few_stories, sft=Split([{"prompt": "x" * 9999, "completion": "y"}]))
+    capfd.readouterr()
+    with pytest.raises(RuntimeError, match="2 processes failed: its line is above"):
+        training.train(plan, broken, out=tmp_path / "not", accelerate="ddp", processes=2)
+    error = capfd.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith(ERROR_PREFIX)]
+    assert len(lines) == 1 and "no row is left" in lines[0] and "elastic" not in error, error
+
+
+def a_function(**_): ...
+
+
+a_function.__module__ = "__main__"
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"background": True}, "trains in the foreground"),
+        ({"should_stop": lambda: False}, "trains in the foreground"),
+        ({"reward_funcs": a_function}, "a_function is of this notebook: put it into a module"),
+    ],
+)
+def test_what_other_processes_cannot_have(how, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        training.train("grpo", accelerate="ddp", out=tmp_path / "run", **how)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["sft", "--accelerate", "ddp"], "--accelerate is for PPO, not sft"),
+        (["all", "--accelerate", "ddp"], "--accelerate is for one stage, not all"),
         (["ppo", "--processes", "2"], "--processes needs --accelerate"),
         (["ppo", "--accelerate", "ddp", "--set", "kl_ceof=1"], "kl_ceof"),
-        (["ppo", "--accelerate", "nowhere.yaml"], "neither ddp nor a file"),
+        (["ppo", "--accelerate", "nowhere.yaml"], "neither cpu, ddp, zero1"),
     ],
 )
 def test_what_cannot_be_started(arguments, says, capsys):
@@ -146,3 +201,17 @@ def test_several_processes_need_a_folder(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="in a folder that all of them know"):
         training.train("ppo")
+
+
+def test_a_config_for_deepspeed_needs_deepspeed(tmp_path, capsys, monkeypatch):
+    """plan.md 12: a plan's own config ended in a traceback where DeepSpeed is not installed."""
+    config = tmp_path / "acc.yaml"
+    line = ["plan", "ppo", "--hardware", "h100", "--gpus", "8", "--sharding", "zero3"]
+    assert main([*line, "--accelerate-config", str(config)]) == 0
+    monkeypatch.setattr(launching, "find_spec", lambda name: None)
+    assert main(["train", "sft", "--accelerate", str(config), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error == f"rlhf-lab: --accelerate {config} needs deepspeed: pip install deepspeed\n"
+    config.write_text("distributed_type: [")
+    with pytest.raises(ValueError, match="--accelerate .*acc.yaml: while parsing"):
+        launching.launched(planning.plan("sft"), str(config))

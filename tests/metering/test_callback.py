@@ -179,3 +179,49 @@ def test_no_meter_leaves_the_trainer_alone(tiny, tmp_path):
     made = trainer("sft", tiny, tmp_path, meter, max_steps=1)
     made.train()
     assert len(meter.ledger()) == 0
+
+
+TEXTS = [
+    {"prompt": f"w{1 + i % 9}", "chosen": f"w{2 + i % 7} w3", "rejected": "w4"} for i in range(16)
+]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
+def test_in_a_script_of_ones_own(stage, tiny, tmp_path):
+    """Nothing but TRL, and the callback by its public name."""
+    from datasets import Dataset
+
+    import rlhf_lab as lab
+
+    tiny.lm(0).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    sizes = {"max_steps": 3, "output_dir": str(tmp_path / "out")}
+    rows, more = TEXTS, {}
+    if stage == "sft":
+        rows = [{"prompt": r["prompt"], "completion": " " + r["chosen"]} for r in TEXTS]
+    if stage == "grpo":
+        sizes |= {"max_completion_length": 4, "num_generations": 2, "beta": 0.1}
+        more["reward_funcs"] = lambda completion_ids, **_: [float(len(i)) for i in completion_ids]
+    config = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig, "grpo": trl.GRPOConfig}[stage]
+    make = {"sft": trl.SFTTrainer, "dpo": trl.DPOTrainer, "grpo": trl.GRPOTrainer}[stage]
+    costs = lab.MeterCallback(stage)
+    made = make(
+        str(tmp_path),
+        args=config(**PLAIN, **sizes),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tiny.tokenizer(),
+        callbacks=[costs],
+        **more,
+    )
+    made.train()
+    expected = {"sft": set(), "dpo": {"reference"}, "grpo": {"rollout", "reference"}}[stage]
+    for quantity in ("seconds", "bytes"):
+        phases = {row.phase for row in costs.ledger.filter(quantity=quantity)}
+        assert phases >= {"forward", "backward", "optimizer"} | expected
+    plan = lab.plan(stage, "mini", max_steps=3)
+    assert "backward" in str(lab.compare(plan, costs))
+    assert "compute_loss" not in vars(made)  # the trainer is as it was
+
+
+def test_whose_the_trained_model_is():
+    assert MeterCallback("reward").role == "reward" and MeterCallback("kto").role == "policy"

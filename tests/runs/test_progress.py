@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from rlhf_lab.runs.progress import Progress
+from rlhf_lab.runs.progress import Progress, working
 
 
 class Clock:
@@ -115,7 +115,9 @@ def test_an_output_that_went_away_does_not_stop_the_work(clock):
     assert latin.read().startswith("?eta")
 
 
-def test_a_notebook_output_is_updated_in_place(clock, monkeypatch):
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook is given to show."""
     shown: list[tuple[str, dict]] = []
 
     class Handle:
@@ -132,6 +134,16 @@ def test_a_notebook_output_is_updated_in_place(clock, monkeypatch):
     ipython.display.display = display
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", ipython.display)
+    return shown
+
+
+def test_what_takes_seconds_is_said_at_once_and_leaves_nothing(shown):
+    with working("reading a large file"):
+        assert shown == [("display", {"text/plain": "reading a large file …"})]
+    assert shown[1:] == [("update", {})]
+
+
+def test_a_notebook_output_is_updated_in_place(clock, shown):
     progress = Progress(100, "sft", clock=clock)
     work(progress, clock, 100, 0.1)  # ten seconds: 20 updates at most
     progress.close()

@@ -3,12 +3,14 @@
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from rlhf_lab.runs import run as run_module
+from rlhf_lab.runs.figures import GLOSSES, gloss
 from rlhf_lab.runs.ledger import Ledger
-from rlhf_lab.runs.run import Run
+from rlhf_lab.runs.run import Run, name_today
 
 
 def new(folder, **more) -> Run:
@@ -179,16 +181,48 @@ def test_a_run_shows_what_it_changed_what_it_cost_and_folds_the_rest_away(tmp_pa
     run = new(tmp_path / "run")
     run.log(1, kl=0.5)
     run.finish(
-        **{"gold": 9.0, "before/gold": 8.0, "seconds": 90.0, "peak_bytes": 2**30, "kl": 1.5},
+        **{"gold": 9.0, "before/gold": 8.0, "seconds": 90.0, "tensor_peak_bytes": 2**30, "kl": 1.5},
         dropped={"too long": 3},
     )
     text, page = repr(run.show()), run._repr_html_()
     words = [line.split() for line in text.splitlines()]
     assert ["held-out", "before", "after"] in words and ["gold", "8", "9"] in words
-    assert ["seconds", "1", "min", "30", "s"] in words and ["peak_bytes", "1", "GiB"] in words
+    assert ["seconds", "1", "min", "30", "s"] in words and [
+        "tensor_peak_bytes",
+        "1",
+        "GiB",
+    ] in words
     assert "before/gold" not in text and "too long: 3" in text
     shown, folded = page.split("<details>")
     assert "<td" in shown and "lowest" not in shown and "lowest" in folded
+
+
+def test_every_metric_and_figure_of_a_run_says_what_it_means(tmp_path):
+    """All that the lab's stages log, as `benchmarks/same_numbers.py` has recorded it."""
+    recorded = Path(__file__).parents[2] / "benchmarks/results/same_numbers.json"
+    runs = json.loads(recorded.read_text())["runs"].values()
+    names = {n for run in runs for row in (*run["metrics"], run["summary"]) for n in row}
+    silent = sorted(n for n in map(name_today, names - {"step"}) if not gloss(n))
+    assert not silent
+    run = new(tmp_path / "run")
+    run.log(1, kl_k3=0.5)
+    run.finish(win_rate=0.7, **{"before/reward": 1.0, "reward": 2.0})
+    page = run._repr_html_()
+    assert page.count("what it means") == 3 and "what it means" in repr(run.show())
+    for name in ("kl_k3", "win_rate", "reward"):
+        assert GLOSSES[name] in page
+    assert gloss("eval_accuracy").startswith("on held-out data: share of pairs")
+    assert gloss("mine") == ""
+
+
+def test_where_no_pair_is_ranked_accuracy_is_not_known(tmp_path):
+    """DPO's first step: policy and reference are one model, every margin is 0."""
+    run = new(tmp_path / "run")
+    run.log(1, accuracy=0.0, margin=0.0)
+    run.log(2, accuracy=0.0, margin=-0.5)
+    run.log(3, accuracy=0.75, margin=0.4)
+    assert math.isnan(run.series("accuracy")[1][0]) and run.series("accuracy")[1][1:] == [0, 0.75]
+    assert run.metrics[0]["accuracy"] == 0.0  # what was logged stays
 
 
 def test_a_run_of_an_earlier_version_has_todays_names(tmp_path, monkeypatch):
@@ -213,3 +247,9 @@ def test_a_run_of_an_earlier_version_has_todays_names(tmp_path, monkeypatch):
 def test_finish_leaves_no_draft(tmp_path):
     new(tmp_path / "a").finish()
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["run.json"]
+
+
+def test_a_stored_run_opens_by_its_name():
+    assert Run.stored("ppo").stage == "ppo"
+    with pytest.raises(ValueError, match="no stored run 'pppo': choose from dpo"):
+        Run.stored("pppo")

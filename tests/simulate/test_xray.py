@@ -10,6 +10,7 @@ import torch
 from real_steps import real_step
 
 from rlhf_lab.cost.architecture import architecture
+from rlhf_lab.cost.ppo import ppo as PPO
 from rlhf_lab.cost.setup import Setup
 from rlhf_lab.simulate.account import FakeAccount
 from rlhf_lab.simulate.models import Step, models_of
@@ -248,3 +249,15 @@ print(json.dumps([time.perf_counter() - start, rss, x.peak, x.ledger.total(
     assert rss < 1 << 30
     assert parameters == pytest.approx(2 * 6_738_415_616, rel=1e-6)
     assert 50 < peak / 2**30 < 80
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_a_plan_of_ppo_gives_each_role_what_the_real_step_does(phase):
+    """Activations are of the model whose graph holds them, in both passes."""
+    setup = setup_of("ppo", GPT2)
+    planned = {f.name: f for f in PPO(setup)}[phase]
+    real = real_step(setup, GPT2, by="account").ledger
+    for role in ("policy", "value"):
+        mine = sum(size for (who, _), size in planned.bytes.items() if who == role)
+        theirs = real.total(phase=phase, role=role, quantity="bytes")
+        assert mine == pytest.approx(theirs, rel=0.08), role

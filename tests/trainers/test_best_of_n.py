@@ -16,8 +16,9 @@ import rlhf_lab as lab
 from rlhf_lab import studies
 from rlhf_lab.cli.main import main
 from rlhf_lab.data.tokenize import encode_prompt
+from rlhf_lab.ppo.losses import kl_bound
 from rlhf_lab.ppo.texts import sample_ids
-from rlhf_lab.trainers.best_of_n import draw, expected_best, kl_bound, order_weights
+from rlhf_lab.trainers.best_of_n import draw, expected_best, order_weights
 
 pytestmark = pytest.mark.usefixtures("few_stories")
 

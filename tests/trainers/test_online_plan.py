@@ -12,7 +12,7 @@ import rlhf_lab as lab
 from rlhf_lab.cost.architecture import architecture
 from rlhf_lab.cost.estimate import estimate
 from rlhf_lab.cost.hardware import hardware
-from rlhf_lab.cost.setup import make_setup
+from rlhf_lab.cost.read_settings import make_setup
 
 SIZES = {
     "llama": {"hidden_size": 64, "intermediate_size": 160},

@@ -191,3 +191,44 @@ def test_series_end_at_the_step(run):
 def test_costs_in_a_line():
     assert cost_line(Ledger()) == ""
     assert cost_line(ledger("predicted")) == "predicted: 5 MiB, 30 s"
+
+
+def test_a_finished_run_has_no_panel_without_data(run):
+    view = Dashboard("ppo", "tiny")
+    view.open(run)
+    assert (
+        "critic" not in words(view.still()) and "no data yet" in view.still().words
+    )  # it may come
+    view.end()
+    still = view.still()
+    assert "proxy reward" in words(still)
+    assert "no data yet" not in still.words and "time by phase" not in words(still)
+    assert view.charts["entropy"].layout.display == "none" == view._more.layout.display
+    run.finish()
+    replay = Replay(run)
+    assert "no data yet" not in replay.still().words
+    replay.slider.value = 0  # a panel that has data later stays
+    assert replay.charts["proxy reward"].layout.display != "none"
+
+
+def test_the_end_says_where_the_run_is(run):
+    view = Dashboard("ppo", "tiny")
+    view.open(run)
+    run.finish()
+    view.end()
+    assert f"finished, in {run.folder}" in view.headline
+
+
+def test_a_metric_says_what_it_means_on_hover(run):
+    view = Dashboard("ppo", "tiny")
+    view.open(run)
+    picture = view.charts["KL to the reference"].picture
+    assert "<title>kl_k3: another estimate of it" in picture and "kl_k3: another" in picture.live
+
+
+def test_own_pairs_show_what_the_held_out_ones_say(tmp_path):
+    mine = Run.create(tmp_path / "mine", stage="reward", model="tiny", settings={})
+    mine.log(1, accuracy=1.0, loss=0.1)
+    mine.finish(accuracy=0.625, held_out_pairs=1024)
+    words_of = Replay(mine).charts["accuracy"].picture.words
+    assert "held-out pairs, after training: 0.625" in words_of

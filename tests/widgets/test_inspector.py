@@ -10,9 +10,9 @@ import pytest
 from sample_runs import EVIL, FIGURES, HARMLESS, OURS, Read, make, record
 
 from rlhf_lab.charts import tokens_view as view
+from rlhf_lab.charts.samples import HELD_OUT, TRAINING, SampleSet
 from rlhf_lab.runs.run import Run
 from rlhf_lab.widgets.inspector import Inspector
-from rlhf_lab.widgets.samples import HELD_OUT, TRAINING, SampleSet
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -180,8 +180,14 @@ def test_search_counts_jumps_and_goes_round(tmp_path):
     assert "4 of 6" not in shown._count.value  # already in sight: nothing moves
     assert shown.selected[0].prompt == "second at 3"
     assert re.findall(r'class="t[^"]* hit"[^>]*>([^<]*)<', shown._page.value) == [" fox", " ran"]
-    shown.query.value = "after q"
-    assert shown.mode.value == HELD_OUT and shown.sample.value == "q"
+    shown.query.value = "after q"  # a search stays in its set, and says what is elsewhere
+    assert shown.mode.value == TRAINING and shown.selected[0].prompt == "second at 3"
+    assert "0 found; 1 in Held-out prompts" in shown._count.value
+    shown.mode.value = HELD_OUT
+    assert "1 found" in shown._count.value and not shown._next.disabled
+    shown._next.click()
+    assert shown.sample.value == "q"
+    shown.mode.value = TRAINING
     shown.query.value = "nowhere"
     assert "0 found" in shown._count.value and shown._next.disabled
     shown.query.value = ""
@@ -314,3 +320,23 @@ def test_every_control_has_a_name(tmp_path):
     assert len(controls) == 11
     for control in controls:
         assert control.description or control is shown.mode and all(n for n, _ in control.options)
+
+
+def test_a_colour_that_these_tokens_lack_is_not_offered_and_comes_back(tmp_path):
+    shown = Inspector(make(tmp_path / "run"))  # held-out samples have no figures of tokens
+    assert shown.colour.value == "log_ratio" and not shown.colour.disabled
+    shown.mode.value = HELD_OUT
+    assert (shown.colour.value, shown.colour.disabled) == ("", True)
+    assert [key for _, key in shown.colour.options] == [""]
+    shown.mode.value = TRAINING
+    assert shown.colour.value == "log_ratio" and not shown.colour.disabled
+
+
+def test_held_out_stories_show_the_figures_that_were_kept_of_all_responses(tmp_path):
+    run = Run.create(tmp_path / "run", stage="sft", model="tiny", settings={})
+    row = {"prompt_ids": [1], "ids": [2, 3], "when": "sft"}
+    run.evaluated([{**row, "ended": True, "gold_reward": 7.25, "length": 40.0}])
+    run.sample(0, [{**row, "prompt": "p", "response": "A fox."}])
+    (sample,) = SampleSet([run]).samples
+    assert sample.figures == {"gold_reward": 7.25, "length": 40.0}
+    assert "7.25" in repr(Inspector(run))

@@ -75,7 +75,9 @@ def test_ties_and_skips_are_counted_and_left_out(make):
     for answer in ("tie", "skip", "skip", better(labeller)):
         labeller.answer(answer)
     assert labeller.counts == {"preferences": 1, "ties": 1, "skips": 2}
-    assert labeller.view["counts"] == "1 preference, 1 tie, 2 skips"
+    usable = "1 usable of 4 answers: a tie or a skip makes no pair to train on"
+    assert labeller.view["counts"] == f"1 preference, 1 tie, 2 skips; {usable}"
+    assert usable in repr(labeller) and "1 of them usable" in labeller.still().words
     assert len(labeller.preferences) == 1
     with pytest.raises(ValueError, match="all 4 pairs are labelled"):
         labeller.answer("tie")
@@ -433,10 +435,8 @@ def test_a_reward_model_and_a_policy_learn_from_twenty_answers(make, tmp_path):
     data = lab.load_data("stories")
     labeller = make(pairs=data.preferences.train[:22], gold_reward=data.gold_reward)
     while labeller.done < 20:
-        gaps = [
-            gold_reward(labeller.current.prompt, r)
-            for r in (labeller.current.left, labeller.current.right)
-        ]
+        pair = labeller.current
+        gaps = [gold_reward(pair.prompt, r) for r in (pair.left, pair.right)]
         labeller.answer("left" if gaps[0] > gaps[1] else "right")
     plan = lab.plan("reward", "tiny", max_steps=2)
     run = lab.train(plan, labeller.preferences, out=tmp_path / "reward", quiet=True)
@@ -444,7 +444,6 @@ def test_a_reward_model_and_a_policy_learn_from_twenty_answers(make, tmp_path):
     assert run.summary["rows"] == 18 and run.summary["held_out_pairs"] == 2
     assert 0 <= run.summary["accuracy"] <= 1
     own_reward = lab.load("tiny").with_stage("reward", run.folder / "model")
-    plan = lab.plan(
-        "ppo", own_reward, max_steps=1, per_device_train_batch_size=8, response_length=8
-    )
+    few = {"max_steps": 1, "per_device_train_batch_size": 8, "response_length": 8}
+    plan = lab.plan("ppo", own_reward, **few)
     assert lab.train(plan, data, out=tmp_path / "ppo", quiet=True).status == "finished"

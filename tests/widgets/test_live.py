@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stored_pictures import svg_of
 
 import rlhf_lab.widgets.live as live
 from rlhf_lab.charts.chart import bar_chart, line_chart
-from rlhf_lab.widgets.live import Chart, Showing, grid, mime_bundle
+from rlhf_lab.charts.frame import GREY_GRID, GREY_TEXT, grid
+from rlhf_lab.widgets.live import Chart, Showing, mime_bundle
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -221,16 +223,31 @@ def test_a_frozen_chart_is_a_picture_and_its_words():
     assert mime_bundle(chart.picture) == {"text/plain": "no picture yet"}
     chart.draw(picture([2.0, 1.5]), now=True)
     frozen = mime_bundle(chart.picture)
-    assert frozen == {
-        "image/svg+xml": str(chart.picture),
-        "text/plain": "Loss. loss: last 1.5",
-    }
-    assert "<title>" in frozen["image/svg+xml"]
+    assert set(frozen) == {"text/html", "text/plain"}
+    assert frozen["text/plain"] == "Loss. loss: last 1.5"
+    assert 'alt="Loss. loss: last 1.5"' in frozen["text/html"]
+
+
+def test_an_image_is_legible_on_a_light_page_and_on_a_dark_one():
+    """A page's colours do not reach into an image: it brings its own, and no background."""
+    svg = svg_of(mime_bundle(picture([2.0, 1.5])))
+    background = next(ET.fromstring(svg).iter(f"{SVG}rect"))
+    assert background.get("style") == "fill:none"
+    greys = {c for c in re.findall('(?:fill|stroke):([^;"]+)', svg)}
+    assert greys & {GREY_TEXT, GREY_GRID} and not [c for c in greys if c.startswith("var(")]
+
+    def luminance(colour: str) -> float:  # WCAG 2.2
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
+
+    text = luminance(GREY_TEXT)
+    assert min(luminance("#ffffff") / text, text / luminance("#111111")) > 4.2
 
 
 def test_a_large_picture_is_saved_without_what_an_image_cannot_show():
     many = grid([picture([i / 7 for i in range(100)], title=f"p{i}") for i in range(6)], title="T")
-    frozen = live.mime_bundle(many)["image/svg+xml"]
+    frozen = svg_of(live.mime_bundle(many))
     assert len(frozen) < len(many) / 2
     shown, whole = ET.fromstring(frozen), ET.fromstring(many)
     assert not [e for e in shown.iter() if e.tag == f"{SVG}title" or e.get("data-x")]
@@ -247,7 +264,7 @@ def test_outside_a_notebook_the_words_are_printed(capsys):
     showing = Showing(Chart(drawing), lambda: drawing)
     assert capsys.readouterr().out == "Loss. loss: last 1.5\n"
     showing.refresh(now=True)
-    assert showing.freeze()["image/svg+xml"] == str(drawing)
+    assert showing.freeze() == mime_bundle(drawing)
     assert capsys.readouterr().out == ""
 
 
@@ -278,8 +295,8 @@ def test_a_picture_stands_beside_a_widget_and_follows_it(notebook, monkeypatch):
     chart = Chart()
     showing = Showing(chart, lambda: picture(values))
     beside, box = notebook.outputs
-    assert ET.fromstring(beside[0]["image/svg+xml"]).get("class") == "lab-still"
-    assert live.NOTE in beside[0]["image/svg+xml"] and repr(box[0]) == live.NOTE
+    assert '<img class="lab-still" ' in beside[0]["text/html"]
+    assert live.NOTE in svg_of(beside[0]) and repr(box[0]) == live.NOTE
     assert chart in box[0].children
     values.append(7.0)
     showing.refresh()  # within two seconds: not yet
@@ -310,7 +327,7 @@ def test_a_run_that_ends_has_one_output(notebook):
     (place,) = notebook.outputs
     assert place == [chart]
     showing.freeze()
-    assert place[-1] == {"image/svg+xml": str(picture()), "text/plain": picture().words}
+    assert place[-1] == mime_bundle(picture())
 
 
 def test_all_our_scripts_are_small_and_ask_nobody():

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 from planner_kit import GIB, blocks, move, open_planner, open_quick_planner
+from stored_pictures import svg_of
 
 import rlhf_lab as lab
-from rlhf_lab.widgets import planner as planner_module
+from rlhf_lab.display import format_bytes
+from rlhf_lab.widgets import planner_answers
 from rlhf_lab.widgets.planner import Planner
 from rlhf_lab.widgets.planner_controls import ANOTHER
 from rlhf_lab.widgets.planner_view import figures, memory_picture, time_picture, verdict
@@ -270,7 +272,7 @@ def test_a_model_is_looked_for_once_until_it_is_named_again(monkeypatch):
         names.append(name)
         raise ValueError("no such model")
 
-    monkeypatch.setattr(planner_module, "load", look)
+    monkeypatch.setattr(planner_answers, "load", look)
     planner = open_planner(stage="sft", model="owner/model")
     for size in (1, 2, 4):
         move(planner, "per_device_train_batch_size", size)
@@ -315,15 +317,14 @@ def test_a_redraw_is_small():
 def test_the_pictures_are_a_static_bundle_too():
     planner = open_planner()
     frozen = planner.freeze()
-    ET.fromstring(frozen["image/svg+xml"])
+    shown = svg_of(frozen)
+    ET.fromstring(shown)
     assert repr(planner) in frozen["text/plain"] and planner.code in frozen["text/plain"]
-    assert "ppo, Qwen/Qwen2.5-1.5B, h100: does not fit" in frozen["image/svg+xml"]
+    assert "ppo, Qwen/Qwen2.5-1.5B, h100: does not fit" in shown
     move(planner, "num_mini_batches", 64)
-    wrong = planner.freeze()["image/svg+xml"]  # above the last picture that there was
-    assert "a rollout batch of 8 does not split" in wrong and blocks(wrong) == blocks(
-        frozen["image/svg+xml"]
-    )
-    assert "no data yet" in open_planner(model="a/b/c").freeze()["image/svg+xml"]
+    wrong = svg_of(planner.freeze())  # above the last picture that there was
+    assert "a rollout batch of 8 does not split" in wrong and blocks(wrong) == blocks(shown)
+    assert "no data yet" in svg_of(open_planner(model="a/b/c").freeze())
 
 
 def test_opening_and_moving_it_loads_no_torch():
@@ -339,3 +340,60 @@ def test_opening_and_moving_it_loads_no_torch():
     assert done.returncode == 0, done.stderr
     heavy = {"torch", "transformers", "pandas", "trl", "peft", "accelerate", "datasets", "plotly"}
     assert not set(done.stdout.split()) & heavy
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "settings"),
+    [
+        ("ppo", "tiny", {"kl_coef": 0.3}),
+        ("dpo", "tiny", {"lora_r": 8}),
+        ("ppo", "Qwen/Qwen2.5-7B", {"hardware": "h100", "gpus": 8, "sharding": "zero3"}),
+        ("inference", "Qwen/Qwen2.5-7B", {"hardware": "h100"}),
+    ],
+)
+def test_it_opens_with_a_plan_to_the_same_figures(stage, model, settings):
+    plan = lab.plan(stage, model, **settings)
+    planner = lab.planner(plan)
+    assert planner.plan.ledger == plan.ledger
+    assert dict(planner.plan.settings).items() >= dict(plan.settings).items()
+    texts = [button.description for button in planner.controls.extras.children]
+    beside = {name for name in plan.settings if name not in planner.controls.widgets}
+    assert {text.split("=")[0] for text in texts} >= beside - {"dtype", "bf16", "fp16"}
+
+
+def test_lengths_of_the_data_are_shown_and_give_way_together_when_one_moves():
+    plan = lab.plan("sft", "tiny")
+    planner = lab.planner(plan)
+    widgets, s = planner.controls.widgets, plan.estimate.setup
+    shown = (widgets["prompt_length"].value, widgets["response_length"].value)
+    assert shown == (s.prompt, s.response) and "prompt_length" not in planner.state
+    move(planner, "prompt_length", 64)
+    state = planner.state
+    assert (state["prompt_length"], state["response_length"]) == (64, s.response)
+    assert state["rows"] == s.rows
+
+
+def test_a_change_by_a_button_can_be_taken_back():
+    planner = open_planner(model="Qwen/Qwen2.5-7B", stage="sft", hardware="h100")
+    before = planner.state
+    assert planner._undo.layout.display == "none"
+    planner._buttons[0].click()
+    assert planner.state != before and planner._undo.layout.display is None
+    planner._undo.click()
+    assert planner.state == before and planner._undo.layout.display == "none"
+    planner._buttons[0].click()
+    move(planner, "prompt_length", 64)  # by hand: what came before is no longer one step away
+    assert planner._undo.layout.display == "none"
+
+
+def test_what_is_to_spare_agrees_with_the_memory_beside_it():
+    plan = lab.plan("sft", "Qwen/Qwen2.5-0.5B", hardware="h100", prompt_length=64)
+    e, (state, sentence) = plan.estimate, verdict(plan.estimate)
+    room = e.hardware.memory
+    assert state == "yes" and f"{format_bytes(room - e.peak)} to spare" in sentence
+    assert f"({format_bytes(room - e.needed)} at the upper end of the band)" in sentence
+
+
+def test_the_answer_stands_above_the_controls_where_they_do_not_fit_beside_each_other():
+    flow = open_quick_planner().widget.layout
+    assert (flow.flex_flow, flow.align_items) == ("row wrap-reverse", "flex-end")

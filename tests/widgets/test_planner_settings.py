@@ -9,6 +9,7 @@ from planner_kit import GIB, move, open_planner, open_quick_planner, visible_con
 
 import rlhf_lab as lab
 from rlhf_lab.cost.hardware import CATALOGUE
+from rlhf_lab.models.names import BUNDLED
 from rlhf_lab.widgets.planner_controls import ALL, ANOTHER, CONTROLS, Controls, doublings
 from rlhf_lab.widgets.planner_view import call
 
@@ -59,8 +60,19 @@ STATES = [
         "optim": "adafactor",
     },
     {"stage": "inference", "tensor_parallel": 2, "gpus": 2, "sharding": "none", "rows": 777},
-    {"layout": "adapters", "lora_r": 32, "num_ppo_epochs": 5, "rule_reward": True, "beta": 0.1},
+    {"layout": "adapters", "lora_r": 32, "num_ppo_epochs": 5, "rule_reward": True, "kl_coef": 0.1},
 ]
+
+
+def test_a_setting_of_another_stage_is_left_aside_and_said():
+    planner = open_planner(stage="dpo", beta=0.3)
+    assert planner.state["beta"] == 0.3 and "beta" not in str(planner).splitlines()[1]
+    planner.apply(stage="ppo")
+    assert planner.error == "" and "beta" not in planner.state
+    assert "beta is no setting of ppo" in str(planner).splitlines()[1]
+    planner.apply(stage="dpo")
+    assert planner.state["beta"] == 0.3
+    assert "did you mean 'kl_coef'" in open_planner(kl_koef=0.1).error
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda s: s.get("stage", "ppo"))
@@ -111,7 +123,7 @@ def test_any_setting_of_the_controls_is_a_plan_or_one_line(data):
     planner = PLANNER  # one for all: whatever was set before must not matter
     for name in data.draw(st.lists(st.sampled_from(sorted(set(ALL) - {"path"})), max_size=6)):
         options = [o[1] for o in getattr(planner.controls.widgets[name], "options", ())]
-        options = [o for o in options if o not in (ANOTHER, "tiny", "small", "here")]
+        options = [o for o in options if o not in (ANOTHER, *BUNDLED, "here")]
         move(planner, name, data.draw(st.sampled_from(options or [True, False])))
     state = planner.state
     if planner.error:

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from ..charts.chart import line_chart
-from ..charts.frame import Picture
-from ..charts.tokens_view import (
+from ..display import escape, html_table, numbered
+from ..runs.run import Run
+from .chart import line_chart
+from .frame import Picture
+from .tokens_view import (
     FIGURE_NAMES,
     QUANTITIES,
     Scale,
@@ -29,11 +31,9 @@ from ..charts.tokens_view import (
     token_rows,
     tokens_html,
 )
-from ..display import escape, html_table, numbered
-from ..runs.run import Run
 
 TRAINING, HELD_OUT = "training", "held-out"
-_NOT_FIGURES = ("step", "prompt", "response", "when", "tokens")
+_NOT_FIGURES = ("step", "prompt", "response", "when", "tokens", "ended")
 
 SampleKey: TypeAlias = tuple[str, int, str, int]
 """name, step, when and number of a sample"""
@@ -187,12 +187,20 @@ def _label(number: int, prompt: str) -> str:
     return f"{number + 1}: {text[:90]}{'…' if len(text) > 90 else ''}"
 
 
+def _held_out_key(row: Mapping[str, object]) -> str:
+    """What a sample and its line of all evaluated responses share."""
+    return repr([row.get(name) for name in ("when", "prompt_ids", "ids")])
+
+
 def _samples(run: Run, name: str) -> Iterable[RunSample]:
     count: Counter[tuple[int, str]] = Counter()
     stage = run.stage
+    # Figures of held-out responses before and after training stand with all of those.
+    figures_of = {_held_out_key(row): row for row in run.evaluation}
     for row in run.samples:
         step = row["step"] if isinstance(row.get("step"), int) else 0
-        numbers = {n: real(x) for n, x in row.items() if n not in _NOT_FIGURES}
+        whole = {**figures_of.get(_held_out_key(row), {}), **row} if row.get("when") else row
+        numbers = {n: real(x) for n, x in whole.items() if n not in _NOT_FIGURES}
         figures = {n: x for n, x in numbers.items() if x is not None}
         texts = ("" if row.get(n) is None else str(row[n]) for n in ("when", "prompt", "response"))
         when, prompt, response = texts
@@ -275,7 +283,7 @@ def _response(sample: RunSample, highlight: Highlight, own_prompt: bool) -> str:
     prompt = _prompt(sample, highlight) if own_prompt else ""
     text = tokens_html(tokens, highlight.key, highlight.scale, highlight.search, place)
     if tokens.figures:
-        line = "Point at a token, or move the slider below, to read its figures."
+        line = "Point at a token to read its figures."
         if place >= 0:
             line = tokens.words(place) if place < len(tokens.text) else ""
         strip = f'<div class="strip" aria-live="polite">{escape(line)}</div>'

@@ -1,0 +1,192 @@
+"""Plans from the config files that people have: TRL's command line, accelerate, axolotl,
+LLaMA-Factory.
+
+What a file says is taken over under our names (`other_tools.yaml`); what changes no figure is left
+aside; what is not understood is named, and never dropped without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import yaml
+
+from ..launch.trl_config import OURS
+from ..settings import known_settings
+from ..stages import STAGES, Setting, read_table
+
+if TYPE_CHECKING:
+    pass
+
+Read: TypeAlias = dict[str, Setting]
+"""What a file says, by key."""
+TOOLS: Mapping[str, dict[str, Setting]] = read_table(Path(__file__).with_name("other_tools.yaml"))
+"""Other tools' keys, and what they are here."""
+MIXED = {"bf16": "bf16", "fp16": "fp16"}
+SCRIPT = frozenset(
+    "dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming "
+    "datasets streaming test_split_size ignore_bias_buffer env accelerate_config".split()
+)
+"""Keys of TRL's scripts that say which data to read, and where to run."""
+
+
+@dataclass
+class FromFile:
+    """What a config file says of a plan. `unread`: keys that are not understood."""
+
+    tool: str
+    stage: str | None = None
+    model: str | None = None
+    settings: Read = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+
+
+def read_config(path: str | Path) -> FromFile:
+    """A YAML or JSON config file of TRL, accelerate, axolotl or LLaMA-Factory.
+
+    Raises ValueError, one line, for a file that cannot be read or planned.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{path}: a config file holds names with values")
+    if "distributed_type" in content:
+        return _accelerate(content, path)
+    for tool, facts in TOOLS.items():
+        if any(key in content for key in facts["has"]):
+            return _other(tool, facts, content, path)
+    found = _trl(content)
+    for line in text.splitlines():
+        if line.startswith(OURS):
+            own = json.loads(line.removeprefix(OURS))
+            found.stage = own.pop("stage")
+            found.settings |= own
+    return found
+
+
+def _trl(content: Read) -> FromFile:
+    known = set().union(*(known_settings(stage) for stage in STAGES))
+    rest = {k: v for k, v in content.items() if k not in SCRIPT and k != "model_name_or_path"}
+    unread = [name for name in rest if name not in known]
+    settings = {name: value for name, value in rest.items() if name in known}
+    return FromFile("TRL", None, content.get("model_name_or_path"), settings, unread)
+
+
+# ------------------------------------------------------------------------------------- accelerate
+
+
+def _accelerate(content: Read, path: Path) -> FromFile:
+    """Devices, nodes, sharding and precision."""
+    kind = str(content["distributed_type"])
+    settings: Read = {"gpus": int(content.get("num_processes", 1))}
+    settings["nodes"] = int(content.get("num_machines", 1))
+    if kind == "DEEPSPEED":
+        settings |= _deepspeed(content.get("deepspeed_config") or {}, path)
+    elif kind == "FSDP":
+        fsdp = content.get("fsdp_config") or {}
+        if int(fsdp.get("fsdp_version", 1)) != 2:
+            raise ValueError(f"{path}: FSDP 1 is not planned; write fsdp_version: 2")
+        reshard = fsdp.get("fsdp_reshard_after_forward", True)
+        if reshard not in (True, "true", "FULL_SHARD"):
+            raise ValueError(f"{path}: fsdp_reshard_after_forward={reshard!r} is not planned")
+        settings["sharding"] = "fsdp2"
+        if fsdp.get("fsdp_offload_params"):
+            settings["offload"] = "all"
+    elif kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        raise ValueError(f"{path}: distributed_type {kind} is not planned")
+    if (mixed := content.get("mixed_precision")) in MIXED:
+        settings[MIXED[mixed]] = True
+    if settings["gpus"] == 1:
+        settings.pop("nodes")
+    return FromFile("accelerate", settings=settings)
+
+
+def _deepspeed(content: Read, path: Path) -> Read:
+    """Of accelerate's deepspeed_config, or of a DeepSpeed JSON that it or another file names."""
+    if named := content.get("deepspeed_config_file"):
+        file = path.parent / str(named)
+        try:
+            zero = json.loads(file.read_text("utf-8")).get("zero_optimization", {})
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file}: {error}") from None
+        stage = int(zero.get("stage", 0))
+        optimizer, weights = (
+            (zero.get(key) or {}).get("device", "none")
+            for key in ("offload_optimizer", "offload_param")
+        )
+    else:
+        stage = int(content.get("zero_stage", 2))
+        optimizer = content.get("offload_optimizer_device", "none")
+        weights = content.get("offload_param_device", "none")
+    if "nvme" in (optimizer, weights):
+        raise ValueError(f"{path}: offload to NVMe is not planned")
+    found: Read = {"sharding": f"zero{stage}" if stage else "ddp"}
+    if "cpu" in (optimizer, weights):
+        found["offload"] = "all" if weights == "cpu" else "optimizer"
+    accumulation = content.get("gradient_accumulation_steps")
+    return found | (
+        {"gradient_accumulation_steps": accumulation} if type(accumulation) is int else {}
+    )
+
+
+# ------------------------------------------------------------------------- axolotl, LLaMA-Factory
+
+
+def _other(tool: str, facts: Mapping[str, Setting], content: Read, path: Path) -> FromFile:
+    """Keys of another tool under our names."""
+    found = FromFile(tool, "sft", content.get(facts["model"]))
+    beside, fields = set(facts["beside"].split()), known_settings("sft") | known_settings("ppo")
+    for key, value in content.items():
+        if key in facts["flags"]:
+            _flag(found, facts["flags"][key], key, value)
+        elif key in facts["names"]:
+            found.settings[facts["names"][key]] = value
+        elif key in fields and key not in beside:
+            found.settings[key] = value
+        elif key not in beside and key != facts["model"]:
+            found.unread.append(key)
+    settings = found.settings = {k: v for k, v in found.settings.items() if v is not None}
+    if isinstance(file := settings.pop("deepspeed", None), str):
+        settings |= _deepspeed({"deepspeed_config_file": file}, path)
+    if tool == "llama-factory":
+        _llama_factory(settings, content)
+    if settings.get("lora_target_modules") in ("all", ["all"]):
+        settings["lora_target_modules"] = "all-linear"
+    if settings.get("dtype") == "bfloat16":  # no autocast over 16-bit weights
+        settings.pop("bf16", None)
+    adapters = content.get("adapter", content.get("finetuning_type")) in ("lora", "qlora")
+    if not adapters:
+        for name in ("lora_r", "lora_target_modules", "lora_dropout", "lora_alpha"):
+            settings.pop(name, None)
+    return found
+
+
+def _flag(found: FromFile, table: Mapping[str, Read], key: str, value: object) -> None:
+    """Settings that a key with this value stands for; a value that is off stands for none."""
+    word = str(value).lower() if isinstance(value, bool) else str(value)
+    if word in table:
+        meant = dict(table[word])
+        found.stage = meant.pop("stage", found.stage)
+        found.settings |= meant
+    elif value not in (None, False, "", "false"):
+        found.unread.append(f"{key}: {value}")
+
+
+def _llama_factory(settings: Read, content: Read) -> None:
+    """Its defaults where they are not TRL's, and what is put the other way round."""
+    if content.get("finetuning_type") == "lora":
+        settings.setdefault("lora_r", 8)
+    off = bool(settings.pop("gradient_checkpointing", False))
+    settings["gradient_checkpointing"] = not off
+    names = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}
+    if "attn_implementation" in settings:
+        name = names.get(str(settings.pop("attn_implementation")))
+        settings |= {"attn_implementation": name} if name else {}

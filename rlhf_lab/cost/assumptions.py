@@ -1,0 +1,90 @@
+"""What a plan stands on: sizes, precision and settings, and which of them are yours."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from ..stages import ONLINE, STAGES
+from .estimate import Estimate
+
+LENGTHS = ("prompt_length", "response_length", "max_length", "max_completion_length")
+AMOUNT = ("num_train_epochs", "max_steps", "rows", "total_episodes")
+PRECISION = ("dtype", "bf16", "fp16", "load_in_4bit", "load_in_8bit")
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """One thing that a plan stands on. `source`: "yours", "default", or what it was read from."""
+
+    what: str
+    value: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.value}"
+
+
+def assumptions(e: Estimate, given: Collection[str], lengths: str = "default") -> list[Assumption]:
+    """Of an estimate whose settings `given` are yours. `lengths`: where lengths come from that
+    were not given."""
+
+    def one(what: str, value: object, *names: str, otherwise: str = "default") -> Assumption:
+        yours = any(name in given for name in names)
+        return Assumption(what, str(value), "yours" if yours else otherwise)
+
+    s = e.setup
+    pairs = "pairs" if STAGES[s.stage].answers == 2 else "rows"
+    found = [one("batch", f"{s.batch} {pairs}", "per_device_train_batch_size")]
+    if STAGES[s.stage].trainable:
+        n = s.gradient_accumulation_steps
+        found.append(one("accumulation", n, "gradient_accumulation_steps"))
+    found.append(one("lengths", f"{s.prompt} + {s.response} tokens", *LENGTHS, otherwise=lengths))
+    found += [one(*entry) for entry in _training(e)]
+    found.append(one("precision", _precision(e), *PRECISION))
+    if s.gpus > 1:
+        nodes = f" in {s.nodes} nodes" * (s.nodes > 1)
+        found.append(one("devices", f"{s.gpus}{nodes}", "gpus", "nodes"))
+        offload = f", {s.offload} offloaded" * (s.offload != "none")
+        if s.tensor_parallel > 1:
+            found.append(one("tensor parallel", s.tensor_parallel, "tensor_parallel"))
+        if s.replicas > 1 or s.sharding != "ddp":
+            found.append(one("sharding", s.sharding + offload, "sharding", "offload"))
+    return found
+
+
+def _training(e: Estimate) -> Iterator[tuple[str, ...]]:
+    """(what, value, names of settings) of what only training has."""
+    s = e.setup
+    if not STAGES[s.stage].trainable:
+        return
+    rows = "an unknown number of rows" if s.rows is None else f"{s.rows:,} rows"
+    amount = (
+        f"{s.steps} steps" if s.steps else f"{s.epochs:g} epoch{'s' * (s.epochs != 1)} of {rows}"
+    )
+    yield "length of the run", amount, *AMOUNT
+    if s.stage == "ppo":
+        yield "PPO epochs", str(s.num_ppo_epochs), "num_ppo_epochs"
+        yield "minibatches", str(s.num_mini_batches), "num_mini_batches"
+    if s.stage in ONLINE and s.stage != "ppo":
+        yield "responses to a prompt", str(s.samples_per_prompt), "num_generations"
+    trained = f"LoRA of rank {s.lora_r}" if s.lora_r else "all weights"
+    yield "trained", trained, "lora_r", "use_peft"
+    yield "optimizer", s.optim, "optim"
+    on = "on" if s.gradient_checkpointing else "off"
+    yield "checkpointing", on, "gradient_checkpointing", "activation_checkpointing"
+
+
+def _precision(e: Estimate) -> str:
+    s = e.setup
+    autocast = "bf16" if s.bf16 else "fp16" if s.fp16 else ""
+    base = ", base in NF4" * s.load_in_4bit + ", base in int8" * s.load_in_8bit
+    return f"{s.dtype}{f', {autocast} autocast' if autocast else ''}{base}"
+
+
+def head(found: list[Assumption]) -> list[str]:
+    """A line for each source: "yours: batch 4 rows; …"."""
+    by_source: dict[str, list[str]] = {}
+    for assumption in found:
+        by_source.setdefault(assumption.source, []).append(str(assumption))
+    return [f"{source}: {', '.join(parts)}" for source, parts in by_source.items()]

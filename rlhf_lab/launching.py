@@ -1,0 +1,140 @@
+"""A plan on several processes: which config of accelerate, whether it can be, what it looks like.
+
+launch = launched(lab.plan("sft", "Qwen/Qwen2.5-7B", hardware="h100"), "fsdp2", processes=8)
+launch.config                                        # accelerate's YAML
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from .cost.hardware import hardware as find_hardware
+from .display import did_you_mean, format_bytes
+from .launch.accelerate_config import CONFIGS
+from .planning import Plan
+from .stages import STAGES
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is started: `processes` (None: as the file says) on `nodes` hosts."""
+
+    how: str
+    plan: Plan
+    """with the devices and the sharding of the launch"""
+    config: str
+    """accelerate's YAML; "" where torchrun starts processes on CPUs"""
+    processes: int | None
+    nodes: int
+
+
+def launched(
+    plan: Plan, how: str, processes: int | None = None, nodes: int = 1, *, dry: bool = False
+) -> Launch:
+    """How a plan is started: `how` is a name of `CONFIGS`, "auto" (the first of them that fits) or
+    a file that `accelerate config` wrote; `processes`: all GPUs, two on a CPU. `dry`: it is only
+    looked at, so that neither GPUs nor DeepSpeed must be here. Raises ValueError, one line."""
+    if how not in CONFIGS and how != "auto":
+        return _of_file(plan, Path(how), processes, nodes, dry)
+    gpu = how != "cpu" and find_hardware(plan.hardware).kind == "gpu"
+    count = _count(processes, nodes, there=gpu and not dry)
+    if how == "auto":
+        return _smallest(plan, count, nodes, dry, gpu)
+    sharding, offload = CONFIGS[how]
+    settings = {"gpus": count, "nodes": nodes, "sharding": sharding, "offload": offload}
+    settings = settings if gpu else {"gpus": count}
+    whole = replace(plan, settings={**plan.settings, **settings})
+    for wrong, line in _checks(plan, how, count, gpu, dry):
+        if wrong:
+            raise ValueError(f"--accelerate {how}: {line}")
+    head = f"# {how}: {plan.stage} of {plan.model.name} on {count} {plan.hardware_name}"
+    config = f"{head}: {_peak(whole)}\n{whole.accelerate_config()}" if gpu else ""
+    return Launch(how, whole, config, count, nodes)
+
+
+def _count(processes: int | None, nodes: int, there: bool) -> int:
+    """How many processes; `there`: the GPUs of this machine are counted. Raises ValueError where
+    there are not as many devices."""
+    here = 0
+    if there:
+        import torch
+
+        here = torch.cuda.device_count() * nodes
+        if (processes or 1) > here:
+            raise ValueError(
+                f"--processes {processes or 1}: there are {here} GPUs here, and each needs one"
+            )
+    count = processes or here or 2
+    if count % nodes:
+        raise ValueError(f"--processes {count}: they do not split into --nodes {nodes}")
+    return count
+
+
+def _checks(
+    plan: Plan, how: str, processes: int, gpu: bool, dry: bool
+) -> Iterator[tuple[bool, str]]:
+    """→ (whether it cannot be, why)"""
+    sharded, zero = how not in ("cpu", "ddp"), how.startswith("zero")
+    yield sharded and not gpu, "shards GPUs, and there is none; cpu and ddp train on CPUs"
+    yield sharded and plan.stage == "ppo", "PPO does not train sharded yet: choose ddp"
+    split = how[:5] in ("zero3", "fsdp2")
+    yield split and bool(plan.lora), "shards whole models, not yet adapters: choose zero2"
+    missing = zero and not dry and find_spec("deepspeed") is None
+    yield missing, "needs DeepSpeed: pip install deepspeed, or choose fsdp2"
+    s = plan.settings
+    passes = s.get("steps_per_generation") or s.get("gradient_accumulation_steps", 1)
+    rows, group = s.get("per_device_train_batch_size", 8) * passes * processes, 1
+    if STAGES[plan.stage].groups:
+        group = s.get("num_generations", 2)
+    odd = f"{rows} responses ({processes} processes) do not split into num_generations={group}"
+    yield rows % group != 0, odd
+
+
+def _smallest(plan: Plan, processes: int, nodes: int, dry: bool, gpu: bool) -> Launch:
+    """The first config that trains the stage here, and fits. Raises ValueError: none does."""
+    if not gpu:
+        return launched(plan, "cpu", processes, nodes, dry=dry)
+    launch = None
+    for how in list(CONFIGS)[1:]:
+        try:
+            launch = launched(plan, how, processes, nodes, dry=dry)
+        except ValueError:
+            if launch is None:  # what ddp cannot, none can
+                raise
+            continue
+        if launch.plan.fits:
+            return launch
+    assert launch is not None
+    raise ValueError(
+        f"--accelerate auto: nothing fits on {processes} {plan.hardware_name}: with {launch.how} "
+        f"{_peak(launch.plan)}; what to change: rlhf-lab plan {plan.stage} --cheaper"
+    )
+
+
+def _of_file(plan: Plan, file: Path, processes: int | None, nodes: int, dry: bool) -> Launch:
+    """A config that somebody wrote. Raises ValueError, one line."""
+    known, head = ", ".join([*CONFIGS, "auto"]), f"--accelerate {file}"
+    if not file.is_file():
+        hint = did_you_mean(str(file), CONFIGS)
+        raise ValueError(f"{head}: {hint}neither {known} nor a file that `accelerate config` wrote")
+    try:
+        text = file.read_text("utf-8")
+        asked = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{head}: {str(error).splitlines()[0]}") from None
+    kind = asked.get("distributed_type") if isinstance(asked, dict) else None
+    if kind == "DEEPSPEED" and not dry and find_spec("deepspeed") is None:
+        raise ValueError(f"{head} needs deepspeed: pip install deepspeed")
+    if kind in ("DEEPSPEED", "FSDP") and plan.stage == "ppo":
+        raise ValueError(f"{head}: PPO does not train sharded yet: choose ddp")
+    return Launch(str(file), plan, text, processes, nodes)
+
+
+def _peak(plan: Plan) -> str:
+    memory = plan.estimate.hardware.memory
+    return f"{format_bytes(plan.peak)} of {format_bytes(memory)} on each, as planned"

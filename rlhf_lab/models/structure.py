@@ -1,0 +1,239 @@
+"""What a model of any family is made of, read off the model itself, built without weights.
+
+The planner knows the layers of many families by heart (`cost/families.yaml`); of every other
+decoder that transformers has, the matrices are read here. Most of the seconds that takes go into
+importing transformers: what was read is kept, in `structures/` of where the lab keeps what is of
+this machine, and that of presets in `structures.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from ..display import did_you_mean
+from ..runs.json_files import JsonObject, lab_home, replace_file
+from .names import presets
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Map: TypeAlias = tuple[str, int, int, bool, str, int, tuple[str, ...] | None]
+"""A linear map as `cost.decoder.Linear` has its fields: name, inputs, outputs, bias, part, copies,
+and peft's names, () where it does not reach it."""
+MIXERS = re.compile("attn|attention|mixer|mamba|ssm|conv|recurrent|time|lstm")
+"""What the parts of a layer are called in which tokens see each other; the rest is its MLP."""
+NO_CACHE = re.compile("linear|mamba|conv|recurrent")
+"""Kinds of layers (`layer_types`) whose memory does not grow with the context."""
+KEYS = re.compile("k_proj|v_proj|kv_a_proj")
+JOINT = re.compile("qkv|query_key_value|c_attn")
+"""Maps whose results are keys and values, or all of queries, keys and values."""
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+NO_LIMIT = 2**20
+"""Tokens where a config names no longest row: state space models, ALiBi."""
+ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
+Structure: TypeAlias = JsonObject
+"""The fields of `cost.decoder.Architecture`; a layer is how many there are of it, its maps, other
+numbers that it learns, and numbers in its cache."""
+PEFT_NAMES = {"mixtral": ("w1", "w3", "w2"), "qwen2_moe": ("gate_proj", "up_proj", "down_proj")}
+"""What peft 0.21 calls an expert's maps, by the pattern that transformers converts a family's
+checkpoints with; of other families it reaches no experts."""
+
+
+def structure_of(config: Mapping[str, object]) -> Structure:
+    """The structure of a transformers config, as a dict: kept from an earlier time, or read now.
+
+    Raises ValueError, one line, for what is no decoder of the installed transformers.
+    """
+    shipped: dict[str, Structure] = json.loads(
+        Path(__file__).with_name("structures.json").read_text("utf-8")
+    )
+    for hub_id, structure in shipped.items():
+        if presets()[hub_id] == config:
+            return structure
+    return _kept(json.dumps(config, sort_keys=True, default=str))
+
+
+@cache
+def _kept(config: str) -> Structure:
+    reader = Path(__file__).read_text("utf-8")  # another one reads anew
+    key = hashlib.sha256(f"{version('transformers')} {config} {reader}".encode()).hexdigest()
+    file = lab_home() / "structures" / f"{key[:32]}.json"
+    try:
+        kept: Structure = json.loads(file.read_text("utf-8"))
+        return kept
+    except (OSError, ValueError):
+        structure = read(json.loads(config, object_hook=_number))  # none yet, or a damaged one
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, json.dumps(structure))
+    except OSError:
+        pass  # a machine that keeps nothing reads it again
+    return structure
+
+
+def _number(found: JsonObject) -> JsonObject | float:
+    """Infinite numbers, as transformers writes them into a config.json."""
+    return float(found["__float__"]) if "__float__" in found else found
+
+
+def read(config: Mapping[str, object]) -> Structure:
+    """Build the model on `meta`, and look at it."""
+    model, head, own = _build(config)
+    table = cast("nn.Embedding", model.get_input_embeddings())
+    hidden, seen = _size(own, "hidden_size"), set[int]()
+    heads = _size(own, "num_attention_heads", default=1)
+    kv_heads = _size(own, "num_key_value_heads", default=heads)
+    head_dim = _size(own, "head_dim", default=hidden // heads)
+    kinds: dict[tuple[tuple[Map, ...], int, int], int] = {}
+    layers = _stack(model, _size(own, "num_hidden_layers", default=0))
+    for layer, kind in zip(layers, getattr(own, "layer_types", None) or [""] * len(layers)):
+        maps, tables, vectors = _parts(layer, seen, hidden)
+        cached = sum(m[2] * m[5] for m in maps if KEYS.search(m[0]))
+        if not cached and any(JOINT.search(name.lower()) for name, *_ in maps):
+            cached = 2 * kv_heads * head_dim
+        cached = 0 if NO_CACHE.search(kind) else cached
+        key = _as_peft_names(maps, own.model_type), tables + vectors, cached
+        kinds[key] = kinds.get(key, 0) + 1
+    head_weight = table.weight if head is None else head.weight
+    seen |= {id(p) for p in (table.weight, *([] if head is None else head.parameters()))}
+    outer, tables, vectors = _parts(model, seen, hidden)
+    tables += table.weight.numel()
+    return {
+        "family": str(own.model_type),
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocabulary": head_weight.shape[0],
+        "context": _size(own, *CONTEXTS, default=NO_LIMIT),
+        "tied": head_weight is table.weight,
+        "layers": [(count, *key) for key, count in kinds.items()],
+        "embedding": tables + sum(n * (i + b) * o for _, i, o, b, _, n, _ in outer),
+        "final_norm": vectors,
+        "head_width": hidden if head is None else head.weight.shape[1],
+        "experts": max((m[5] for maps, *_ in kinds for m in maps), default=1),
+        "active": _size(own, *ACTIVE, default=1),
+        "outer": outer,
+        "head_bias": head is not None and head.bias is not None,
+    }
+
+
+def _build(
+    config: Mapping[str, object],
+) -> tuple[PreTrainedModel, nn.Linear | None, PreTrainedConfig]:
+    """→ the decoder, on `meta`; its head, of which it may be a part; its config."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForMaskedLM as Encoders
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from .hub import quiet_transformers
+
+    fields = dict(config)
+    family = str(fields.pop("model_type", "") or "")
+    if family not in CONFIG_MAPPING:
+        line = f"model_type {family!r}: transformers {version('transformers')} does not know it; "
+        raise ValueError((line + did_you_mean(family, CONFIG_MAPPING.keys())).rstrip("; "))
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            whole = AutoConfig.for_model(family, **fields)
+            text = whole.get_text_config(decoder=True)
+            encoder = type(text) in Encoders._model_mapping and not getattr(text, "is_decoder", 1)
+            alone = type(text) in AutoModelForCausalLM._model_mapping
+            auto = AutoModelForCausalLM if alone else AutoModelForImageTextToText
+            of = text if alone else whole
+            if type(of) in auto._model_mapping and not (whole.is_encoder_decoder or encoder):
+                model = auto.from_config(of)  # type: ignore[no-untyped-call]
+                decoder = model if alone else model.get_decoder()
+                return decoder, model.get_output_embeddings(), text
+    except Exception as error:  # a config that cannot be raises whatever its class raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"no {family} model can be made of this config: {reason}") from None
+    raise ValueError(f"model_type {family!r}: not a decoder alone, which is what the stages train")
+
+
+def _size(config: PreTrainedConfig, *names: str, default: int | None = None) -> int:
+    """The first of these fields that is a number above 0."""
+    for name in names:
+        try:
+            value = getattr(config, name, None)
+        except RuntimeError:  # it differs from layer to layer: the first one's
+            value = getattr(config.per_layer_config[0], name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    if default is None:
+        raise ValueError(f"the {config.model_type} config has no {names[0]}")
+    return default
+
+
+def _stack(model: nn.Module, depth: int) -> list[nn.Module]:
+    """The layers: of all lists of modules, those as long as the config says before others, the one
+    with the most parameters, and those like it."""
+    from torch.nn import ModuleList
+
+    lists = [m for m in model.modules() if type(m) is ModuleList and len(m)]
+    sizes = [(len(m) == depth, sum(p.numel() for p in m.parameters())) for m in lists]
+    largest = type(lists[sizes.index(max(sizes))][0]) if lists else None
+    return [layer for found in lists if type(found[0]) is largest for layer in found]
+
+
+def _parts(root: nn.Module, seen: set[int], hidden: int) -> tuple[tuple[Map, ...], int, int]:
+    """→ the maps under a module whose parameters were not `seen`, numbers of other tables, numbers
+    of vectors. Experts that are modules of their own are one map with as many copies."""
+    maps: dict[str, Map] = {}
+    tables = vectors = 0
+    for path, module in root.named_modules():
+        own = {n: p for n, p in module.named_parameters(recurse=False) if id(p) not in seen}
+        seen |= {id(p) for p in own.values()}
+        for found in _maps(path, module, own, hidden):
+            key = re.sub(r"\.\d+\.", ".*.", path) + f".{found[0]}"
+            copies = maps[key][5] if key in maps else 0
+            maps[key] = (*found[:5], copies + found[5], found[6])
+        tables += sum(p.numel() for p in own.values() if p.dim() > 1)
+        vectors += sum(p.numel() for p in own.values() if p.dim() < 2)
+    return tuple(maps.values()), tables, vectors
+
+
+def _maps(path: str, module: nn.Module, own: dict[str, nn.Parameter], hidden: int) -> Iterator[Map]:
+    """The linear maps that are a module's own parameters, which are taken out of `own`: those of
+    linear modules, and routers (experts, inputs) and experts (experts, …) that are bare."""
+    from torch.nn import Embedding, Linear
+    from transformers.pytorch_utils import Conv1D
+
+    leaf, part = path.rpartition(".")[2], "attention" if MIXERS.search(path) else "mlp"
+    module_is_linear = isinstance(module, Linear | Conv1D)
+    for name, weight in list(own.items()):
+        shape = tuple(weight.shape)
+        copies, sides = (shape[0], shape[1:]) if len(shape) == 3 else (1, shape)
+        bare = not module_is_linear and hidden in sides and "conv" not in path
+        if len(sides) != 2 or isinstance(module, Embedding) or not (module_is_linear or bare):
+            continue
+        bias = own.pop(f"{name}_bias" if copies > 1 else "bias", None) is not None
+        del own[name]
+        wide = max(sides, key=lambda side: side != hidden)
+        inputs, outputs = (wide, hidden) if "down" in name else (hidden, wide)
+        if module_is_linear:
+            inputs, outputs = sides if isinstance(module, Conv1D) else sides[::-1]
+        called = leaf if name == "weight" else name
+        yield called, inputs, outputs, bias, part, copies, None if module_is_linear else ()
+
+
+def _as_peft_names(maps: tuple[Map, ...], family: str) -> tuple[Map, ...]:
+    """The maps of a layer with the names that peft has for a mixture's."""
+    from transformers import conversion_mapping
+
+    patterns: dict[str, str] = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
+    names = PEFT_NAMES.get(patterns.get(family, ""), ())
+    bare = {"gate_up_proj": names[:2], "down_proj": names[2:], "gate": ("gate",)} if names else {}
+    return tuple(
+        (*m[:6], () if m[0] in names else None) if m[6] is None else (*m[:6], bare.get(m[0], ()))
+        for m in maps
+    )

@@ -1,0 +1,161 @@
+"""Settings of a stage: which names there are, of which types, checked without importing a trainer.
+
+A name is a field of the stage's config (TRL's, or our PPOConfig), of TRL's ModelConfig (LoRA, 4
+bits), or a plan's own (`cost/settings.yaml`). What a plan makes of it: `cost/fields.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from .cost.fields import CALLED
+from .cost.read_settings import RENAMED
+from .cost.setup import Setup, extra_settings
+from .display import by_surface, did_you_mean, is_number
+from .stages import STAGES, Setting, resolve
+
+LORA = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target_modules": "target_modules",
+}
+"""LoRA's settings, named as TRL's ModelConfig names them → peft's LoraConfig."""
+
+
+POSITIVE = frozenset(
+    "learning_rate per_device_train_batch_size per_device_eval_batch_size max_length "
+    "gradient_accumulation_steps num_train_epochs num_ppo_epochs num_mini_batches num_generations "
+    "num_iterations steps_per_generation local_rollout_forward_batch_size".split()
+)
+"""Settings that make no sense at 0 or below, and that the trainers do not all check."""
+
+
+OF_TOKENIZER = (
+    "rows are tokens when the trainer gets them; change the tokenizer in the model's folder"
+)
+OF_ROWS = "rows come with prompts and answers, and the loss is that of the answers"
+NOT_HONOURED = {
+    "output_dir": "the run's folder is named by {}",
+    "resume_from_checkpoint": "training goes on from the run in {} with {}",
+    **dict.fromkeys(("eos_token", "pad_token", "chat_template_path"), OF_TOKENIZER),
+    **dict.fromkeys(("dataset_text_field", "assistant_only_loss"), OF_ROWS),
+}
+"""Fields of the trainers' configs that a run decides by itself → what to do instead."""
+
+
+OF_MODEL = {"lora_r": 16}
+"""What TRL's ModelConfig takes where nothing is given."""
+
+
+def known_settings(stage: str) -> frozenset[str]:
+    """Names that a plan of the stage may set."""
+    own = frozenset(config_fields(stage)) | SETTINGS["model"].keys() | extra_settings(stage).keys()
+    return own - {"model_name_or_path"}
+
+
+def check_names(settings: Iterable[str], *stages: str) -> None:
+    """Raises ValueError, one line, for a setting that none of the stages has."""
+    known = frozenset[str]().union(*map(known_settings, stages))
+    for name in settings:
+        if name not in known:
+            found = [
+                STAGES[stage].config.partition(":")[2] or f"{stage}'s plan" for stage in stages
+            ]
+            configs, has = ", ".join(found), "has" if len(stages) == 1 else "have"
+            ours, others = CALLED.get(name), [s for s in STAGES if name in known_settings(s)]
+            hint = f"did you mean {ours!r}?" if ours in known else did_you_mean(name, known)
+            if others and ours not in known:
+                hint = f"{', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+            hint = f"; {hint}".rstrip("; ")
+            raise ValueError(f"{configs} {has} no setting {name!r}{hint}")
+
+
+def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The settings that are fields of the stage's config, checked without importing it.
+
+    Raises ValueError, one line, for a name that nobody has, for a value of another type, and for a
+    setting that training would not honour.
+    """
+    check_names(settings, stage)
+    own = config_fields(stage)
+    types = {**SETUP_TYPES, **SETTINGS["model"], **own}
+    for name, value in settings.items():
+        if name in NOT_HONOURED:
+            words = by_surface("out", "--out"), by_surface("resume=True", "--resume")
+            raise ValueError(f"{name} has no effect here: {NOT_HONOURED[name].format(*words)}")
+        _check_type(name, value, types.get(name, ""))
+    return {name: value for name, value in settings.items() if name in own}
+
+
+NEEDS = {"use_liger_kernel": "liger-kernel", "use_vllm": "vllm", "load_in_8bit": "bitsandbytes"}
+"""Settings that train with a package that need not be there."""
+
+
+def check_packages(settings: Mapping[str, Setting]) -> None:
+    """Raises ValueError, one line, for a setting whose package is not installed."""
+    for name, package in NEEDS.items():
+        if settings.get(name) and find_spec(package.replace("-", "_")) is None:
+            raise ValueError(f"{name} needs {package}: pip install {package}")
+
+
+SETUP_TYPES = {
+    {v: k for k, v in RENAMED.items()}.get(f.name, f.name): str(f.type) for f in fields(Setup)
+}
+"""Types of the settings that a Setup reads, as text."""
+
+
+def _check_type(name: str, value: Setting, type_: str) -> None:
+    """Numbers are numbers and switches are switches: the trainers find out much later.
+
+    `type_`: the field's annotation as text; "" is not checked.
+    """
+    kinds = set(re.findall(r"\w+", type_))
+    if type_.startswith("list[float]") and value is not None:
+        if not isinstance(value, (list, tuple)) or not all(map(is_number, value)):
+            raise ValueError(f"{name} must be a list of numbers, got {value!r}")
+        return
+    if (value is None and "None" in kinds) or "str" in kinds:
+        return
+    if kinds & {"int", "float"} and not is_number(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if "bool" in kinds and not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    if name == "lora_r" and value < 0:
+        raise ValueError(f"lora_r={value}: choose a rank of 1 or more, or 0 for the whole model")
+    if name in POSITIVE and not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be above 0, got {value!r}")
+
+
+SETTINGS: dict[str, dict[str, str]] = json.loads(
+    Path(__file__).with_name("settings.json").read_text("utf-8")
+)
+"""Fields of every trainer's config, with the versions they were read from."""
+
+
+def _installed(library: str) -> str:
+    """The version of a library; that of the table where it is not installed."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return SETTINGS["versions"][library]
+
+
+def config_fields(stage: str) -> dict[str, str]:
+    """Fields of a stage's config, each with its type as text.
+
+    From the table where it has the stage and the installed libraries are its own, or none is
+    installed, as in a web page; else from the config class itself, which takes seconds to import.
+    """
+    here = {name: _installed(name) for name in SETTINGS["versions"]}
+    if not STAGES[stage].config:  # planned only: settings of a pass, and of sampling
+        return config_fields("rloo") | dict.fromkeys(STAGES[stage].defaults, "int")
+    if stage in SETTINGS and SETTINGS["versions"] == here:
+        return {**SETTINGS["common"], **SETTINGS[stage]}
+    return {f.name: str(f.type) for f in fields(resolve(STAGES[stage].config)) if f.init}

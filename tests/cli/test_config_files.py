@@ -1,0 +1,177 @@
+"""Plans from the files that people have, and as files that TRL and accelerate read.
+
+pytest tests/cli/test_config_files.py
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+import rlhf_lab as lab
+from rlhf_lab.cli.config_files import read_config
+from rlhf_lab.cli.main import main
+from rlhf_lab.stages import STAGES, TRAINABLE, resolve
+
+SETTINGS = {
+    "sft": {"packing": True, "max_length": 256, "lora_r": 4},
+    "reward": {"per_device_train_batch_size": 4},
+    "ppo": {"num_ppo_epochs": 1, "total_episodes": 640},
+    "dpo": {"beta": 0.3, "gradient_checkpointing": True, "prompt_length": 20, "rows": 900},
+    "kto": {"precompute_ref_log_probs": True},
+    "rloo": {"num_generations": 2, "response_length": 32},
+    "grpo": {"num_generations": 8, "response_length": 32},
+}
+
+
+@pytest.mark.parametrize("stage", TRAINABLE)
+def test_trls_own_parser_reads_what_is_written(stage, tmp_path, monkeypatch):
+    """And the plan made of the file is the plan it was written from."""
+    from trl import ModelConfig, TrlParser
+
+    plan = lab.plan(stage, "tiny", **SETTINGS[stage])
+    file = tmp_path / "trl.yaml"
+    file.write_text(plan.trl_config())
+    found = read_config(file)
+    again = lab.plan(found.stage, found.model, **found.settings)
+    assert not found.unread
+    assert list(again.ledger) == list(plan.ledger)
+    if stage == "ppo":
+        return  # TRL has no PPO any more
+    parser = TrlParser((resolve(STAGES[stage].config), ModelConfig))
+    config, model = parser.parse_args_and_config(
+        ["--config", str(file), "--output_dir", str(tmp_path)]
+    )
+    assert model.model_name_or_path == "tiny"
+    for name in SETTINGS[stage].keys() & vars(config).keys():
+        assert getattr(config, name) == SETTINGS[stage][name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"gpus": 1}, "NO"),
+        ({"gpus": 4, "sharding": "ddp"}, "MULTI_GPU"),
+        ({"gpus": 8, "sharding": "zero3", "offload": "all"}, "DEEPSPEED"),
+        ({"gpus": 8, "sharding": "zero2", "offload": "optimizer"}, "DEEPSPEED"),
+        ({"gpus": 16, "nodes": 2, "sharding": "fsdp2"}, "FSDP"),
+    ],
+)
+def test_accelerates_own_parser_and_ours_read_the_same(settings, kind, tmp_path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    plan = lab.plan("sft", "Qwen/Qwen2.5-0.5B", hardware="h100", **settings)
+    file = tmp_path / "acc.yaml"
+    file.write_text(plan.accelerate_config())
+    theirs = load_config_from_file(str(file))
+    assert theirs.distributed_type.value == kind and theirs.num_processes == settings["gpus"]
+    found = read_config(file)
+    again = lab.plan("sft", "Qwen/Qwen2.5-0.5B", hardware="h100", **found.settings)
+    assert list(again.ledger) == list(plan.ledger)
+
+
+AXOLOTL = """
+base_model: Qwen/Qwen2.5-7B
+load_in_4bit: true
+adapter: qlora
+lora_r: 32
+lora_alpha: 16
+lora_target_linear: true
+sequence_len: 4096
+sample_packing: true
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+num_epochs: 3
+optimizer: paged_adamw_8bit
+bf16: auto
+flash_attention: true
+gradient_checkpointing: true
+datasets: [{path: rows.jsonl, type: alpaca}]
+wandb_project: mine
+unheard_of: 3
+"""
+FACTORY = """
+model_name_or_path: Qwen/Qwen2.5-7B
+stage: dpo
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+pref_beta: 0.1
+dataset: dpo_en_demo
+template: qwen
+cutoff_len: 2048
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 5.0e-6
+bf16: true
+deepspeed: ds.json
+"""
+
+
+def test_axolotls_file(tmp_path):
+    file = tmp_path / "axolotl.yaml"
+    file.write_text(AXOLOTL)
+    found = read_config(file)
+    assert (found.tool, found.stage, found.unread) == ("axolotl", "sft", ["unheard_of"])
+    plan = lab.plan(found.stage, found.model, hardware="a100", **found.settings)
+    s = plan.estimate.setup
+    assert (s.batch, s.gradient_accumulation_steps, s.length) == (2, 4, 4096)
+    assert (s.lora_r, s.load_in_4bit, s.dtype, s.padded) == (32, True, "bfloat16", False)
+    assert (s.optim, s.attn_implementation) == ("paged_adamw_8bit", "flash_attention_2")
+    assert s.gradient_checkpointing and s.epochs == 3
+
+
+def test_llama_factorys_file(tmp_path):
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    file = tmp_path / "factory.yaml"
+    file.write_text(FACTORY)
+    found = read_config(file)
+    assert (found.tool, found.stage, found.unread) == ("llama-factory", "dpo", [])
+    s = lab.plan("dpo", found.model, hardware="a100", gpus=4, **found.settings).estimate.setup
+    assert (s.lora_r, s.sharding, s.dtype, s.length) == (8, "zero2", "bfloat16", 2048)
+    assert s.gradient_checkpointing, "on where its file does not disable it"
+
+
+def test_a_file_on_the_command_line(tmp_path, capsys):
+    """What is not understood heads the answer; flags win over the file."""
+    file = tmp_path / "axolotl.yaml"
+    file.write_text(AXOLOTL)
+    line = ["plan", "sft", "--config", str(file), "--hardware", "a100", "--batch", "1"]
+    assert main(line) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "not read: unheard_of (axolotl)"
+    assert any("yours:" in text and "batch 1 rows" in text for text in rest)
+    assert main(["plan", "dpo", *line[2:]]) == 2
+    assert "axolotl's file is of sft, not of dpo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("- a\n- b\n", "a config file holds names with values"),
+        ("a: [", "while parsing"),
+        ("distributed_type: MEGATRON_LM\n", "distributed_type MEGATRON_LM is not planned"),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\n", "FSDP 1 is not planned"),
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config: {offload_param_device: nvme}\n",
+            "offload to NVMe is not planned",
+        ),
+        ("base_model: tiny\ndeepspeed: gone.json\n", "gone.json"),
+    ],
+)
+def test_a_file_that_cannot_be_planned_is_one_line(text, line, tmp_path, capsys):
+    file = tmp_path / "file.yaml"
+    file.write_text(text)
+    assert main(["plan", "sft", "--config", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1
+
+
+def test_a_plan_is_written_for_trl(tmp_path, capsys):
+    file = tmp_path / "out.yaml"
+    assert main(["plan", "dpo", "--yaml", str(file), "--set", "beta=0.2"]) == 0
+    assert f"trl dpo --config {file}" in capsys.readouterr().out
+    assert yaml.safe_load(file.read_text())["beta"] == 0.2

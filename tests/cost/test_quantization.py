@@ -1,0 +1,158 @@
+"""Weights of fewer bits in inference: bytes against bitsandbytes', and time.
+
+Run: pytest tests/cost/test_quantization.py
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import rlhf_lab as lab
+from rlhf_lab.cost.architecture import Linear, architecture
+from rlhf_lab.cost.estimate import estimate
+from rlhf_lab.cost.quantization import FORMATS, weight_bytes
+from rlhf_lab.models.load import presets
+
+LLAMA = presets()["meta-llama/Llama-3.1-8B"]
+MAP = Linear("down_proj", 1024, 512)
+LENGTHS = {"prompt_length": 64, "response_length": 64, "dtype": "bfloat16"}
+
+
+def decode(device: str = "h100", batch: int = 8, **more) -> float:
+    asked = {**LENGTHS, "per_device_train_batch_size": batch, **more}
+    return estimate("inference", LLAMA, device, asked).seconds_of["decode", "policy"]
+
+
+@pytest.mark.parametrize(("name", "nested"), [("nf4", False), ("nf4_nested", True)])
+def test_four_bits_are_as_many_bytes_as_bitsandbytes_keeps(name, nested):
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.randn(MAP.outputs, MAP.inputs)
+    packed, state = functional.quantize_4bit(
+        weight, blocksize=64, quant_type="nf4", compress_statistics=nested
+    )
+    kept = [packed, state.absmax] + ([state.state2.absmax] if nested else [])
+    assert FORMATS[name].size(MAP) == sum(t.numel() * t.element_size() for t in kept)
+
+
+def test_eight_bits_keep_a_scale_for_each_row():
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("bitsandbytes.functional")
+    packed, scales, _ = functional.int8_vectorwise_quant(torch.randn(512, 1024).half())
+    real = sum(t.numel() * t.element_size() for t in (packed, scales))
+    assert FORMATS["int8"].size(MAP) == real == 512 * 1024 + 4 * 512
+
+
+def test_groups_of_128_have_a_scale_and_a_zero():
+    assert FORMATS["awq"].size(MAP) == 1024 * 512 / 2 + (1024 * 512 // 128) * (2 + 0.5)
+
+
+def test_embedding_head_and_norms_stay_in_16_bits():
+    model = architecture(LLAMA)
+    outside = 2 * 128256 * 4096 + 65 * 4096
+    inside = model.parameters() - outside
+    rows = 32 * (4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096)
+    assert weight_bytes(model, "int8", 2) == inside + 4 * rows + 2 * outside
+    with_head = weight_bytes(model, "int8_weight_only", 2)
+    head = 128256 * 4096
+    assert with_head == inside + 2 * rows + 2 * outside - head + 2 * 128256
+
+
+def test_what_a_kernel_reads_and_writes():
+    """Fused: small weights. Else they are written out once, at half the speed, and read whole."""
+    nf4, size, whole = FORMATS["nf4"], 1024 * 512 * 4.5 / 8, 1024 * 512 * 2
+    assert nf4.moved(MAP, 16, 2) == (size, 0.0)
+    assert nf4.moved(MAP, 17, 2) == (whole, 2 * (size + whole))
+    assert FORMATS["awq"].moved(MAP, 10_000, 2) == (FORMATS["awq"].size(MAP), 0.0)
+
+
+def test_dequantising_costs_time():
+    """transformers and bitsandbytes: neither NF4 nor LLM.int8 decodes at the speed of bf16. On an
+    H100 bitsandbytes measured 1.36 and 3.3 times as long (benchmarking/README.md, 8B, batch 1)."""
+    plain = decode(batch=1)
+    assert decode(batch=1, load_in_4bit=True) / plain == pytest.approx(1.36, rel=0.15)
+    assert decode(batch=1, load_in_8bit=True) / plain == pytest.approx(3.35, rel=0.15)
+    nested = decode(batch=1, load_in_4bit=True, use_bnb_nested_quant=True)
+    assert nested > decode(batch=1, load_in_4bit=True)
+    # Many rows: weights are written out in 16 bits, and the copy takes memory for a moment.
+    few, many = (
+        estimate(
+            "inference",
+            LLAMA,
+            "rtx4090",
+            {**LENGTHS, "per_device_train_batch_size": n, "load_in_4bit": True},
+        )
+        for n in (16, 17)
+    )
+    assert many.seconds_of["decode", "policy"] > 1.1 * few.seconds_of["decode", "policy"]
+    copies = [e.phases[1].bytes["policy", "activations"] for e in (few, many)]
+    assert copies[1] - copies[0] > 4096 * 14336 * 2 * 0.9
+
+
+def test_fused_four_bits_are_faster_where_weights_are_read():
+    """An engine: AWQ decodes a single request faster, and takes a prompt in no faster."""
+    e = {
+        q: estimate(
+            "inference",
+            LLAMA,
+            "h100",
+            {**LENGTHS, "engine": "vllm", "quantization": q, "prompt_length": 4096},
+        )
+        for q in ("none", "awq", "fp8")
+    }
+    one = {q: x.serving_at(1) for q, x in e.items()}
+    assert one["awq"].per_token < one["fp8"].per_token < one["none"].per_token
+    assert one["awq"].prefill > 0.95 * one["none"].prefill
+    assert one["fp8"].prefill < 0.8 * one["none"].prefill
+    old = estimate(
+        "inference", LLAMA, "a100", {**LENGTHS, "quantization": "fp8", "prompt_length": 4096}
+    )
+    plain = estimate(
+        "inference", LLAMA, "a100", {**LENGTHS, "engine": "vllm", "prompt_length": 4096}
+    )
+    assert old.serving_at(1).prefill == pytest.approx(plain.serving_at(1).prefill, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "line"),
+    [
+        ("inference", {"quantization": "awqq"}, "did you mean 'awq'"),
+        (
+            "inference",
+            {"quantization": "awq", "engine": "transformers"},
+            "awq are planned with engine=vllm",
+        ),
+        ("inference", {"quantization": "int8", "engine": "vllm"}, "engine=transformers"),
+        ("inference", {"load_in_4bit": True, "load_in_8bit": True}, "choose one"),
+        ("sft", {"quantization": "awq"}, "planned for inference, not sft"),
+    ],
+)
+def test_what_cannot_be_is_one_line(stage, settings, line):
+    with pytest.raises(ValueError, match=line) as error:
+        estimate(stage, LLAMA, "h100", {**LENGTHS, **settings})
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_in_8_bits_trains_adapters():
+    """A byte a weight and four a row; the backward pass writes the weights out, one at a time, and
+    keeps what each map has read."""
+
+    def plan(**more):
+        settings = {"hardware": "a100", "prompt_length": 256, "response_length": 256}
+        settings |= {"per_device_train_batch_size": 4, "dtype": "bfloat16", "lora_r": 16}
+        return lab.plan("sft", "Llama-2-7b-hf", **settings, **more).estimate
+
+    def held(e):
+        return sum(size for (_, what), size in e.phases[0].bytes.items() if what == "parameters")
+
+    whole, eight, four = plan(), plan(load_in_8bit=True), plan(load_in_4bit=True)
+    model = whole.setup.model
+    inside = [(layer.count, x) for layer in model.layers for x in layer.linears]
+    numbers = sum(n * x.inputs * x.outputs for n, x in inside)
+    rows = sum(n * x.outputs for n, x in inside)
+    assert held(whole) - held(eight) == pytest.approx(2 * numbers - (numbers + 4 * rows), rel=1e-6)
+    assert held(four) < held(eight) < held(whole)
+    assert four.peak < eight.peak < whole.peak
+    assert eight.step_seconds > whole.step_seconds and four.step_seconds > whole.step_seconds
+    with pytest.raises(ValueError, match="load_in_8bit trains adapters only: set lora_r"):
+        _ = lab.plan("sft", "Llama-2-7b-hf", hardware="a100", load_in_8bit=True).estimate

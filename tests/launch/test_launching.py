@@ -1,0 +1,194 @@
+"""Every config with every stage: what would be started is what accelerate takes; what cannot be is
+refused before anything starts.
+
+pytest tests/launch/test_launching.py
+"""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+from rlhf_lab import launching, planning
+from rlhf_lab.cli.main import main
+from rlhf_lab.launch.accelerate_config import CONFIGS
+from rlhf_lab.launch.launcher import Hosts, command
+from rlhf_lab.launching import launched
+from rlhf_lab.stages import TRAINABLE
+
+BIG = "Qwen/Qwen2.5-7B"
+TYPES = {"zero": "DEEPSPEED", "fsdp": "FSDP", "ddp": "MULTI_GPU"}
+
+
+def plan(stage="sft", model="mini", hardware="h100", **settings):
+    return planning.plan(stage, model, hardware=hardware, **settings)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("how", CONFIGS)
+def test_accelerate_takes_every_config_of_every_stage(how, nodes, tmp_path):
+    for stage in TRAINABLE:
+        if stage == "ppo" and how not in ("cpu", "ddp"):
+            continue
+        made = launched(plan(stage), how, 8, nodes, dry=True)
+        if how == "cpu":
+            assert not made.config
+            continue
+        file = tmp_path / f"{stage}.yaml"
+        file.write_text(made.config)
+        hosts = Hosts(made.processes, nodes, "1", "host:99")
+        line, env = command(str(file), ["train", stage], hosts)
+        assert line[1:3] == ["-m", "accelerate.commands.launch"] and not env
+        args, config, _ = _validate_launch_command(launch_command_parser().parse_args(line[3:]))
+        kind = next(kind for name, kind in TYPES.items() if how.startswith(name))
+        assert config.distributed_type.value == kind
+        assert (args.num_processes, args.num_machines, args.mixed_precision) == (8, nodes, "bf16")
+        assert args.training_script_args == ["train", stage]
+        assert args.training_script == "rlhf_lab.cli" and args.module
+        if nodes == 2:
+            assert (args.machine_rank, args.main_process_ip, args.main_process_port) == (
+                *(1, "host", 99),
+            )
+        if kind == "DEEPSPEED":
+            assert args.zero_stage == int(how[4])
+            assert (args.offload_optimizer_device == "cpu") == how.endswith("offload")
+            assert (args.offload_param_device == "cpu") == (how == "zero3-offload")
+        if kind == "FSDP":
+            assert args.fsdp_version == 2
+            assert str(args.fsdp_offload_params).lower() == str(how.endswith("offload")).lower()
+
+
+@pytest.mark.parametrize("how", [how for how in CONFIGS if how.startswith("zero")])
+def test_deepspeed_takes_its_part(how):
+    if find_spec("deepspeed") is None:
+        pytest.skip("needs DeepSpeed: pip install deepspeed")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    given = yaml.safe_load(launched(plan(), how, 8, dry=True).config)["deepspeed_config"]
+    zero = {"stage": given["zero_stage"]}
+    for name in ("optimizer", "param"):
+        zero |= {f"offload_{name}": {"device": given[f"offload_{name}_device"]}}
+    sizes = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    assert DeepSpeedConfig({"zero_optimization": zero, **sizes}).zero_enabled
+
+
+def test_the_head_says_what_each_device_holds():
+    made = launched(plan("sft", BIG, per_device_train_batch_size=1), "fsdp2", 8, dry=True)
+    head = made.config.splitlines()[0]
+    assert head.startswith(f"# fsdp2: sft of {BIG} on 8 h100: ") and "as planned" in head
+    alone = planning.plan("sft", BIG, hardware="h100", per_device_train_batch_size=1)
+    assert made.plan.peak < alone.peak / 2
+
+
+def test_auto_is_the_first_that_fits():
+    tiny, one = plan(), {"per_device_train_batch_size": 1}
+    assert launched(tiny, "auto", 8, dry=True).how == "ddp"
+    assert launched(planning.plan("sft"), "auto").how == "cpu"
+    made = launched(plan("sft", BIG, **one), "auto", 8, dry=True)
+    order = list(CONFIGS)
+    before = order[1 : order.index(made.how)]
+    assert made.plan.fits and made.how != "ddp"
+    assert not any(launched(plan("sft", BIG, **one), h, 8, dry=True).plan.fits for h in before)
+    assert launched(plan("ppo"), "auto", 8, dry=True).how == "ddp"
+    with pytest.raises(ValueError, match="auto: nothing fits on 2 rtx-4090: with zero3-offload"):
+        launched(plan("sft", "meta-llama/Llama-3.1-8B", "rtx-4090"), "auto", 2, dry=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "settings", "more", "says"),
+    [
+        ("zero3", {"hardware": "here"}, {}, "shards GPUs, and there is none"),
+        ("fsdp2", {"stage": "ppo"}, {}, "PPO does not train sharded yet"),
+        ("zero3", {"load_in_4bit": True, "lora_r": 8}, {}, "shards whole models, not yet adapters"),
+        ("ddp", {"stage": "grpo", "num_generations": 3}, {}, "do not split into num_generations=3"),
+        ("ddp", {}, {"nodes": 3}, "--processes 8: they do not split into --nodes 3"),
+        ("zero9", {}, {}, "did you mean 'zero[123]'.* nor a file"),
+    ],
+)
+def test_what_cannot_be(how, settings, more, says):
+    with pytest.raises(ValueError, match=says):
+        launched(plan(**settings), how, 8, dry=True, **more)
+
+
+def test_what_is_missing_here_is_said_unless_it_is_only_looked_at(monkeypatch):
+    monkeypatch.setattr(launching, "find_spec", lambda name: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    with pytest.raises(ValueError, match="zero2: needs DeepSpeed: pip install deepspeed"):
+        launched(plan(), "zero2", 8)
+    with pytest.raises(ValueError, match="--processes 9: there are 8 GPUs"):
+        launched(plan(), "ddp", 9)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ValueError, match="--processes 8: there are 0 GPUs"):
+        launched(plan(), "ddp", 8)
+
+
+def test_a_dry_run_shows_the_line_and_the_config(capsys, tmp_path):
+    out = ["--out", str(tmp_path / "run")]
+    how = ["--accelerate=fsdp2", "--processes", "4", "--hardware", "a100-80gb", "--dry-run"]
+    assert main(["train", "dpo", "--model", "mini", *how, "--steps", "3", *out]) == 0
+    line, _, head, *config = capsys.readouterr().out.splitlines()
+    words = shlex.split(line)
+    assert words[-7:] == ["dpo", "--model", "mini", "--steps", "3", *out]
+    args = launch_command_parser().parse_args(words[3:])
+    assert args.config_file == "accelerate.yaml" and head == "# accelerate.yaml"
+    assert yaml.safe_load("\n".join(config))["num_processes"] == 4
+    assert not (tmp_path / "run").exists()
+    assert main(["train", "dpo", "--accelerate", "ddp", "--dry-run"]) == 0
+    assert "torch.distributed.run --nproc-per-node=2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("to", ["slurm", "skypilot"])
+def test_a_text_for_a_cluster(to, capsys, tmp_path):
+    line = ["launch", "dpo", "--to", to, "--model", BIG, "--accelerate", "zero3"]
+    line += ["--processes", "16", "--nodes", "2", "--hardware", "h100", "--out", "it's"]
+    assert main(line) == 0
+    text = capsys.readouterr().out
+    if to == "skypilot":
+        task = yaml.safe_load(text)
+        assert task["resources"] == {"accelerators": "H100:8"} and task["num_nodes"] == 2
+        assert "deepspeed" in task["setup"]
+        text = task["run"]
+    else:
+        assert "#SBATCH --nodes=2\n" in text and "#SBATCH --gpus-per-node=8\n" in text
+    # The shell of a host, with a Python, srun and scontrol that only say what they are given.
+    bash, here = shutil.which("bash"), tmp_path / "bin"
+    here.mkdir()
+    tools = {
+        "python": f"#!{sys.executable}\nimport sys; print(sys.argv[1:])\n",
+        "srun": f'#!{bash}\nexec "$@"\n',
+        "scontrol": f"#!{bash}\necho first; echo second\n",
+    }
+    for name, program in tools.items():
+        (here / name).write_text(program)
+        (here / name).chmod(0o755)
+    env = {"PATH": f"{here}:/usr/bin:/bin", "SKYPILOT_NODE_IPS": "first\nsecond"}
+    env |= {"SLURM_NODEID": "1", "SKYPILOT_NODE_RANK": "1", "SLURM_JOB_NODELIST": "x"}
+    done = subprocess.run(
+        [bash, "-c", text], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    words = eval(done.stdout.splitlines()[-1])
+    args = launch_command_parser().parse_args(words[2:])
+    assert (args.machine_rank, args.main_process_ip, args.num_processes) == (1, "first", 16)
+    assert args.training_script_args[-3:] == ["--out", "it's", "--resume"]
+    assert yaml.safe_load((tmp_path / "accelerate.yaml").read_text())["num_machines"] == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("train sft --accelerate ddp --hardware h100", "is to look only: add --dry-run"),
+        ("train sft --accelerate ddp --nodes 2", "--nodes 2 needs --main-address"),
+        ("train sft --dry-run", "--dry-run needs --accelerate"),
+        ("launch sft --to slurm", "launch needs --accelerate"),
+        ("launch sft --to slurm --accelerate cpu", "--to slurm is for GPUs"),
+    ],
+)
+def test_one_line_of_the_command_line(line, says, capsys):
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
