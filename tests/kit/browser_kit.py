@@ -168,7 +168,7 @@ class NotebookPage:
         self.received: list[tuple[float, int]] = []
         self.page: Any = None
         self._session, self.fresh = "", True
-        self._dark = self._no_kernel = False
+        self._dark = self._no_kernel = self._reloaded = False
         self._listeners = {
             "pageerror": self._thrown,
             "console": self._console,
@@ -205,6 +205,7 @@ class NotebookPage:
         handed over names the notebook before."""
         assert self.fresh, "notebook(..., fresh=True)"
         self.save()
+        self._reloaded = True
         self.page.reload()
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         return self
@@ -336,7 +337,8 @@ class NotebookPage:
 
     def close(self, touch: bool = False) -> Spare | None:
         """→ page and kernel for the next test, if this one has left them whole."""
-        whole = not self.page.is_closed() and not self._no_kernel and not self.errors
+        # JupyterLab may open a reloaded address' notebook once more, after it was closed here.
+        whole = not (self.page.is_closed() or self._no_kernel or self._reloaded or self.errors)
         if not self.page.is_closed():
             if self._dark:  # the server remembers it
                 self.theme("light")

@@ -7,6 +7,7 @@ torchrun --nproc-per-node 2 trl_processes.py FOLDER
 import json
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -114,12 +115,13 @@ def run(stage: str, folder: Path, rows: int = 4, **how) -> str:
     from rlhf_lab.data import load
     from rlhf_lab.trainers import prepare
 
-    prepare.HELD_OUT = 8
-    load.STORY_ROWS |= {"sft": 64, "preferences": 64, "prompts": 64, "test": 8, "test_pairs": 8}
+    few = {"sft": 64, "preferences": 64, "prompts": 64, "test": 8, "test_pairs": 8}
     online = {"response_length": 8, "num_generations": 2} if stage == "grpo" else {}
     settings = {"max_steps": 4, "logging_steps": 1, "per_device_train_batch_size": rows, **online}
     plan = lab.plan(stage, "mini", seed=0, **settings)
-    return lab.train(plan, out=folder / stage, quiet=True, **how).status
+    # For as long as it trains: a test calls this in its own process too.
+    with patch.dict(load.STORY_ROWS, few), patch.object(prepare, "HELD_OUT", 8):
+        return lab.train(plan, out=folder / stage, quiet=True, **how).status
 
 
 def fails_everywhere() -> str:
