@@ -96,7 +96,7 @@ class Estimate:
     settings: Settings = field(default_factory=dict)
     config: ConfigDict = field(default_factory=dict)
     roles: Mapping[str, ConfigDict] = field(default_factory=dict)
-    """Configs of the reward and the value model, where they are other ones."""
+    """Configs of the reward, value and teacher model, where they are other ones."""
 
     @cached_property
     def phases(self) -> list[Phase]:
@@ -150,6 +150,8 @@ class Estimate:
             whole = s.rows * s.samples_per_prompt // (s.rollout_batch * s.replicas)
             return max(1, math.ceil(whole * s.epochs * s.updates))
         batch = s.rollout_batch * s.replicas
+        if s.stage == "distill":  # TRL leaves out what does not fill a generation
+            return max(1, math.ceil(s.epochs * (s.rows // batch)))
         if s.stage == "ppo":  # over the episodes of all epochs
             return max(1, math.ceil(s.rows * s.epochs * s.samples_per_prompt / batch))
         return max(1, math.ceil(s.epochs * math.ceil(s.rows / batch)))  # transformers' Trainer
@@ -170,7 +172,9 @@ class Estimate:
     def models(self) -> tuple[Architecture, ...]:
         """The architectures of all roles, each once."""
         s = self.setup
-        return tuple(dict.fromkeys(m for m in (s.model, s.reward, s.value) if m is not None))
+        return tuple(
+            dict.fromkeys(m for m in (s.model, s.reward, s.value, s.teacher) if m is not None)
+        )
 
     @cached_property
     def memory_band(self) -> tuple[float, float]:
@@ -395,7 +399,7 @@ def estimate(
 ) -> Estimate:
     """Plan a stage for a model's config (a dict). Raises ValueError, one line, for what cannot be.
 
-    `roles`: other architectures or configs, `reward=` and `value=`, where they differ (PPO).
+    `roles`: other architectures or configs, `reward=`, `value=`, `teacher=`, where they differ.
     """
     hw = hardware(hw)
     models = {k: architecture(v) if isinstance(v, Mapping) else v for k, v in roles.items() if v}

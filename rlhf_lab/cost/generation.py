@@ -55,16 +55,22 @@ def _next_token(model: Architecture, p: PassConfig) -> tuple[Segment, ...]:
 
 
 def add_rollout(
-    stage: PhaseList, s: Setup, *, workspace: float = 0.0, times: float = 1.0, tokens: float
+    stage: PhaseList,
+    s: Setup,
+    *,
+    workspace: float = 0.0,
+    times: float = 1.0,
+    tokens: float,
+    role: str = "policy",
 ) -> None:
-    """Sampling as one phase, at the higher peak of its two halves."""
+    """Sampling by a role as one phase, at the higher peak of its two halves."""
     (first, work), (last, decoding) = generation(s)
     work.add(decoding)
     activations, cache, logits = max(first, last, key=sum)
-    whole, sent = _gathered(s, stage.state("policy"), times)
+    whole, sent = _gathered(s, stage.state(role), times)
     stage.add(
         "rollout",
-        "policy",
+        role,
         (activations, 0, logits),
         kv_cache=cache,
         workspace=workspace,

@@ -1,4 +1,4 @@
-"""Phases of RLOO and GRPO, as TRL's trainers run them: no critic, responses in groups.
+"""Phases of RLOO, GRPO and distillation, as TRL's trainers run them: no critic.
 
 One *generation* samples `rollout_batch` responses, scores them, and is good for `updates`
 optimizer steps. A phase is counted for one optimizer step, so those of a generation happen a
@@ -15,10 +15,10 @@ from . import heads
 from .architecture import Architecture
 from .generation import add_rollout, sampled
 from .layers import PassConfig
-from .memory import ending, trunk
-from .phases import Phase, PhaseList, pass_config, policy_segments, real_tokens
+from .memory import ending, trunk, works
+from .phases import Phase, PhaseList, RoleBytes, pass_config, policy_segments, real_tokens
 from .setup import Setup
-from .sharding import passing
+from .sharding import Row, between, forward, passing
 from .states import states
 
 AROUND_ONLINE = 150.0
@@ -61,6 +61,47 @@ def rloo_grpo(s: Setup) -> list[Phase]:
     row, before = policy_segments(s, model, p, scored), heads.resident_bytes(model, p)
     tokens = real_tokens(s, p)
     stage.add_training("policy", row, state, before, tokens=tokens, called=AROUND_ONLINE)
+    return stage.phases
+
+
+def distill(s: Setup) -> list[Phase]:
+    """A rollout for each optimizer step; then in every pass the student, the teacher, and the
+    divergence of the two, whose logits are made a tile at a time."""
+    stage, student, teacher = PhaseList(s), s.model, s.teacher or s.model
+    scored, adapters = s.batch * s.response, bool(s.lora_r)
+    state = states(s, student, "lm", trained=True)
+    stage.hold("student", state)
+    stage.hold("teacher", states(s, teacher, "lm", trained=False))
+    tokens = s.rollout_batch * sampled(s)
+    add_rollout(stage, replace(s, mean_response=None), tokens=tokens, role="student")
+    p = pass_config(s, student, s.batch, s.length, trained=True, adapters=adapters)
+    q = pass_config(s, teacher, s.batch, s.length, trained=False)
+    tied = student.tied and p.trained
+    row = (
+        *trunk(student, p, checkpoint=s.checkpoint, tied=tied),
+        ending(student, p, heads.divergence, teacher, scored, 0 < s.beta < 1),
+    )
+    taught = (*trunk(teacher, q, grad=False), ending(teacher, q, heads.hidden, scored, grad=False))
+    before, tokens = heads.resident_bytes(student, p), real_tokens(s, p)
+    own, times = [Row(row, state)], s.gradient_accumulation_steps
+    here, _ = forward(s, [Row(taught, stage.state("teacher"))], heads.resident_bytes(teacher, q))
+    _, live = forward(s, own, before)
+    held: RoleBytes = {("student", "activations"): live}
+    held["student", "communication"] = between(s, own)
+    if times > 1:
+        held["student", "gradients"] = state.held
+    stage.add(
+        "teacher",
+        "teacher",
+        here.kinds,
+        others=held,
+        communication=here.whole,
+        work=works(taught, "forward"),
+        times=times,
+        tokens=tokens,
+        sent=passing(s, stage.state("teacher"), times),
+    )
+    stage.add_training("student", row, state, before, tokens=tokens, called=AROUND_ONLINE)
     return stage.phases
 
 

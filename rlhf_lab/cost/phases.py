@@ -63,7 +63,7 @@ class PhaseList:
 
     def state(self, role: str) -> State:
         """Of a role, or of the policy, which is its own reference where it has adapters."""
-        return self.states.get(role, self.states["policy"])
+        return self.states[role if role in self.states else "policy"]
 
     def hold(self, role: str, state: State) -> None:
         """This role's weights and states are resident from here on."""

@@ -124,6 +124,7 @@ class Setup:
     pairs_together: bool = True
     reward: Architecture | None = None
     value: Architecture | None = None
+    teacher: Architecture | None = None
     num_ppo_epochs: int = 4
     num_mini_batches: int = 1
     local_rollout_forward_batch_size: int = 64
