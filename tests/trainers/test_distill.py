@@ -143,7 +143,7 @@ def test_a_teacher_costs_what_its_size_says():
         assert plan.ledger.total(quantity="bytes", role="teacher", phase="teacher") > 0
     want = {"phase": "teacher", "quantity": "flops"}
     assert small.ledger.total(**want) > 5 * mini.ledger.total(**want)
-    assert small.estimate.steps == mini.estimate.steps == 60
+    assert small.estimate.steps == mini.estimate.steps == 40
 
 
 # ------------------------------------------------------------------------------------ a whole run
