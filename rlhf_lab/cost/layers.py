@@ -174,7 +174,7 @@ class LayerRun:
         t, p, m = self.t, self.p, self.m
         read = p.context or p.s
         pairs = p.b * m.heads * p.s * read
-        flops = 2.0 * pairs * (m.head_dim + m.value_dim)
+        flops = 2 * pairs * (m.head_dim + m.value_dim)
         out = p.tokens * m.heads * m.value_dim
         if k.numel < q.numel and not p.context and (p.padded or p.attention == "eager"):
             k, v = t.copy(k, q.numel), t.copy(v, q.numel)  # repeat_kv
@@ -182,11 +182,12 @@ class LayerRun:
             return self.read_cache(q, flops, out)
         if p.attention != "eager":
             mask = p.b * p.s * p.s if p.padded else 0
-            attended = t.attention(q, k, v, p.b * m.heads * p.s, mask, flops, out)
+            rows = p.b * m.heads * p.s
+            attended = t.attention(q, k, v, rows, mask, flops, pairs, out)
             return t.copy(attended) if self.facts.partial_rotary else attended
         if self.facts.interleaved_qkv:
             v = t.copy(v)  # a batched product needs it apart
-        scores = t.mul(t.matmul(q, k, pairs, 2.0 * pairs * m.head_dim))
+        scores = t.mul(t.matmul(q, k, pairs, 2 * pairs * m.head_dim))
         if self.facts.softcap:
             scores = t.mul(t.pointwise(t.mul(scores), "output"))
         # The mask's bytes are counted once for the whole pass (`heads.resident_bytes`).
@@ -198,12 +199,12 @@ class LayerRun:
         weights = t.cast(t.pointwise(scores, "output"), v.itemsize)
         if self.facts.sinks:  # a part of a tensor is copied for a product
             weights = t.copy(weights)
-        return t.copy(t.matmul(weights, v, out, 2.0 * pairs * m.value_dim))
+        return t.copy(t.matmul(weights, v, out, 2 * pairs * m.value_dim))
 
-    def read_cache(self, q: Value, flops: float, out: int) -> Value:
+    def read_cache(self, q: Value, flops: int, out: int) -> Value:
         """One query against a cache, which is counted elsewhere; reading it is the work."""
         t, p, m = self.t, self.p, self.m
-        cache = float(p.b * p.context * m.kv_heads * (m.head_dim + m.value_dim) * q.itemsize)
+        cache = p.b * p.context * m.kv_heads * (m.head_dim + m.value_dim) * q.itemsize
         t.count_product((flops, cache, 1.0, PLAIN))
         t.forward.moved += 2 * cache  # keys and values are copied to grow
         t.forward.called += 2

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 from . import heads
-from .architecture import Architecture, Layer
+from .architecture import Architecture
 from .layers import LayerRun, PassConfig
+from .recording import Recorded, Recorder, Written, recordable, without_sizes
 from .tape import GRADIENT, Store, Tape, Value
 from .work import Work
 
@@ -46,25 +47,33 @@ class Segment:
     tied: bool = False
 
 
-def segment(
+    @classmethod
+    def of(cls, w: Written, times: int = 1) -> Segment:
+        """A segment whose peaks are known."""
+        (peak,), (back,) = w.peak, w.back
+        sizes = {"gradients": w.gradients, "cached": w.cached, "away": w.away}
+        return cls(times, w.kept, peak, back, **sizes, forward=w.forward, backward=w.backward)
+
+
+def written(
     p: PassConfig,
     write: Callable[[Tape, Value], Value],
     numel: int = 0,
-    itemsize: int = 4,
     needs: bool = True,
-    times: int = 1,
     checkpoint: bool = False,
     grad: bool = True,
-) -> Segment:
-    """Write a segment down once: forward, then backward. `numel`, `itemsize`: its input."""
-    tape = Tape(p.block, p.autocast, grad and not checkpoint)
+    new_tape: Callable[..., Tape] = Tape,
+) -> Written:
+    """Write a segment down once: forward, then backward. `numel`: of its input."""
+    itemsize = p.bytes_per_weight
+    tape = new_tape(p.block, p.autocast, grad and not checkpoint)
     if p.selective and checkpoint:
         tape.selected = {}
     x = tape.new(numel, itemsize, needs)
     y = write(tape, x)
-    size, peak, work, cached = y.numel * y.itemsize, tape.peak_by_kind, tape.forward, 0
+    size, peak, work, cached = y.numel * y.itemsize, tape.moments, tape.forward, 0
     if not grad:
-        return Segment(times, 0, peak, forward=work)
+        return Written(0, peak, work)
     if not checkpoint:
         del x
         away = tape.send_away() if p.away == "all" else 0
@@ -79,7 +88,7 @@ def segment(
         cached, stay = sum(store.size for store in tape.cache), tape.selected or {}
         kept += sum(store.size for stores in stay.values() for store in stores)
         del x, y
-        tape = Tape(p.block, p.autocast)
+        tape = new_tape(p.block, p.autocast)
         g = Store(tape, size)
         again = tape.new(numel, itemsize, needs)
         y = write(tape, again)
@@ -92,9 +101,7 @@ def segment(
     tape.undo(g)
     del g
     gradients = tape.by_kind[GRADIENT]
-    return Segment(
-        times, kept, peak, tape.peak_by_kind, gradients, cached, 0, away, work, tape.backward
-    )
+    return Written(kept, peak, work, tape.moments, gradients, cached, away, tape.backward)
 
 
 def plus(kinds: KindBytes, activations: float = 0, gradients: float = 0) -> KindBytes:
@@ -167,48 +174,72 @@ def trunk(
     return _embedding(model, p, grad, tied), *_layers(model, p, checkpoint * grad, grad)
 
 
-# Stages run the same passes more than once (four models of a size), and sliders come back to where
-# they were: segments are cached.
-
-
 def _adapted(model: Architecture, p: PassConfig) -> bool:
     """Whether the embedding has adapters."""
     return bool(p.lora_r) and any(x.rank(p.lora_r, p.targets) for x in model.outer)
 
 
-@lru_cache(maxsize=256)
-def _embedding(model: Architecture, p: PassConfig, grad: bool, tied: bool) -> Segment:
-    def write(tape: Tape, _: Value) -> Value:
-        return heads.embed(tape, model, p, not tied)
+EMBEDDING = -1
+"""Among the numbers of layers."""
 
-    first = segment(p, write, grad=grad and (p.trained or _adapted(model, p)))
+
+def _part(model: Architecture, number: int, p: PassConfig, *how: bool) -> Written:
+    """A layer, or the embedding; `how`: `needs`, `checkpoint` and `grad` of `written`, and `first`
+    of `heads.embed`."""
+    if recordable(model, p):
+        return _recorded(model, number, without_sizes(p), *how).at(p)
+    return _write_part(model, number, p, *how)
+
+
+@lru_cache(maxsize=256)
+def _recorded(model: Architecture, number: int, p: PassConfig, *how: bool) -> Recorded:
+    requests: dict[int, int] = {}
+    return Recorded(_write_part(model, number, p, *how, partial(Recorder, requests)), [*requests])
+
+
+def _write_part(
+    model: Architecture,
+    number: int,
+    p: PassConfig,
+    needs: bool,
+    checkpoint: bool,
+    grad: bool,
+    first: bool,
+    new_tape: Callable[..., Tape] = Tape,
+) -> Written:
+    def write(tape: Tape, x: Value) -> Value:
+        if number == EMBEDDING:
+            return heads.embed(tape, model, p, first)
+        return LayerRun(tape, model, model.layers[number], p).layer(x)
+
+    size = 0 if number == EMBEDDING else p.tokens * model.hidden
+    return written(p, write, size, needs, checkpoint, grad, new_tape)
+
+
+def _embedding(model: Architecture, p: PassConfig, grad: bool, tied: bool) -> Segment:
+    grad = grad and (p.trained or _adapted(model, p))
+    first = Segment.of(_part(model, EMBEDDING, p, True, False, grad, not tied))
     first.weights, first.tensor = model.embedding, model.vocabulary * model.head_width
     return first
 
 
-@lru_cache(maxsize=256)
 def _layers(model: Architecture, p: PassConfig, checkpoint: int, grad: bool) -> tuple[Segment, ...]:
     # The embeddings of adapters are frozen: the first layer's input needs no gradient, unless
     # checkpointing asks for one (peft's enable_input_require_grads).
     frozen = grad and not p.trained and not checkpoint and not _adapted(model, p)
     row = []
     for number, layer in enumerate(model.layers):
-
-        def write(tape: Tape, x: Value, layer: Layer = layer) -> Value:
-            return LayerRun(tape, model, layer, p).layer(x)
-
         first = int(frozen and number == 0)
         again = -(-layer.count // checkpoint) if checkpoint else 0
-        size, sizes = p.tokens * model.hidden, [x.parameters for x in layer.linears]
+        sizes = [x.parameters for x in layer.linears]
         for times, needs, recomputed in (
             (first, False, False),
             (layer.count - first - again, True, False),
             (again, True, True),
         ):
             if times:
-                row.append(
-                    segment(p, write, size, p.bytes_per_weight, needs, times, recomputed, grad)
-                )
+                part = _part(model, number, p, needs, recomputed, grad, True)
+                row.append(Segment.of(part, times))
                 row[-1].weights, row[-1].tensor = sum(sizes) + layer.norms, max(sizes)
     return tuple(row)
 
@@ -225,7 +256,7 @@ def ending(
         return write(tape, model, p, hidden, *args)
 
     needs = p.trained or bool(p.lora_r)
-    last = segment(p, end, p.tokens * model.hidden, p.bytes_per_weight, needs, grad=grad)
+    last = Segment.of(written(p, end, p.tokens * model.hidden, needs, grad=grad))
     last.tied = model.tied and write is not heads.scores
     last.tensor = model.head_width * (1 if write is heads.scores else model.vocabulary)
     last.weights = model.final_norm + (0 if last.tied else last.tensor)

@@ -24,23 +24,25 @@ STASH, LEAST = 5, 1024
 """Saved tensors on their way to main memory, and bytes of the smallest that goes there."""
 
 
+Moments: TypeAlias = Sequence[Sequence[int]]
+"""Bytes by kind, at one moment after the other."""
+
+
 class Store:
     """Bytes that are alive as long as somebody holds this object."""
 
     __slots__ = ("kind", "size", "tape")
 
     def __init__(self, tape: Tape, size: float, kind: int = ACTIVATION):
-        size, kinds = int(size), tape.by_kind
-        if tape.block > 1:
-            size = -(-size // tape.block) * tape.block
+        size = tape.allocated(int(size))
         self.tape, self.size, self.kind = tape, size, kind
-        kinds[kind] += size
-        tape.live = live = tape.live + size
-        if live > tape.peak:
-            tape.peak, tape.peak_by_kind = live, kinds[:]
+        tape.by_kind[kind] += size
+        tape.live += size
+        tape.rose()
 
     def __del__(self) -> None:
         tape, size = self.tape, self.size
+        tape.falls()
         tape.live -= size
         tape.by_kind[self.kind] -= size
 
@@ -89,7 +91,7 @@ class Tape:
     def __init__(self, block: int = 1, autocast: bool = False, grad: bool = True):
         self.block, self.autocast, self.grad = block, autocast, grad
         self.live, self.by_kind = 0, [0] * len(BYTE_KINDS)
-        self.peak, self.peak_by_kind = 0, [0] * len(BYTE_KINDS)
+        self.reset_peak()
         self.nodes: list[Node] = []
         self.kept_gradients: list[Store] = []
         self.cache: list[Store] = []
@@ -101,9 +103,28 @@ class Tape:
         self.selected: dict[int, Sequence[Store]] | None = None
         """where recomputation selects: numbers of the products that stay, and their results"""
 
+    # What `recording.Recorder` does otherwise: it knows no sizes, and finds the peak later.
+
     def reset_peak(self) -> None:
         """Forget the peak so far."""
         self.peak, self.peak_by_kind = self.live, self.by_kind[:]
+
+    def allocated(self, size: int) -> int:
+        """The bytes that the allocator gives for a request of `size`."""
+        return -(-size // self.block) * self.block
+
+    def rose(self) -> None:
+        """More is alive than before."""
+        if self.live > self.peak:
+            self.reset_peak()
+
+    def falls(self) -> None:
+        """Something is about to be given back."""
+
+    @property
+    def moments(self) -> Moments:
+        """What may be the peak since `reset_peak`: bytes by kind. It is known here."""
+        return [self.peak_by_kind]
 
     # ------------------------------------------------------------------------------- operations
 
@@ -153,7 +174,7 @@ class Tape:
             whole.source.joins = True
         return [Value(x.store, n, x.itemsize, whole.needs, whole.source) for n in numels]
 
-    def _count_moves(self, *values: Value, out: float = 0.0) -> None:
+    def _count_moves(self, *values: Value, out: float = 0) -> None:
         for v in values:
             out += v.numel * v.itemsize
         self.forward.moved += out
@@ -336,7 +357,7 @@ class Tape:
         """A product of two activations: saves both."""
         if self.autocast:
             x, y = self.cast(x, 2), self.cast(y, 2)
-        done = (flops, float((x.numel + y.numel + numel) * x.itemsize), 1.0, PLAIN)
+        done = (flops, (x.numel + y.numel + numel) * x.itemsize, 1.0, PLAIN)
         self.count_product(done)
         return self.result(
             numel,
@@ -348,15 +369,23 @@ class Tape:
         )
 
     def attention(
-        self, q: Value, k: Value, v: Value, statistics: int, mask: int, flops: float, numel: int
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        statistics: int,
+        mask: int,
+        flops: int,
+        pairs: int,
+        numel: int,
     ) -> Value:
         """Fused attention: saves queries, keys, values, its output (`numel`), one fp32 number a row
-        and head, and the mask (`mask` numbers in the precision of the queries). Its backward does
-        five products where the forward does two (Dao, 2307.08691, section 2.3)."""
+        and head, and the mask (`mask` numbers in the precision of the queries); `pairs` of
+        exponentials. Its backward does five products where the forward does two (Dao, 2307.08691,
+        section 2.3)."""
         if self.autocast:
             q, k, v = (self.cast(x, 2) for x in (q, k, v))
-        touched = float((q.numel + numel + k.numel + v.numel) * q.itemsize)
-        pairs = flops / 4 * statistics / q.numel
+        touched = (q.numel + numel + k.numel + v.numel) * q.itemsize
         self.forward.transcendentals += pairs
         kind = MASKED if mask else CAUSAL
         self.count_product((flops, touched, 1.0, kind))
@@ -368,7 +397,7 @@ class Tape:
             q.itemsize,
             [(q, "new"), (k, "new"), (v, "new")],
             (q.store, k.store, v.store, out, rows, *extra),
-            work=[(2.5 * flops, 2 * touched, 1.0, kind)],
+            work=[(5 * flops // 2, 2 * touched, 1.0, kind)],
             store=out,
             costs=(0, pairs, 0),
         )

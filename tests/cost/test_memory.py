@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_lab.cost.architecture import architecture
 from rlhf_lab.cost.layers import PassConfig
-from rlhf_lab.cost.memory import backward_peak, forward_peak, segment, trunk
+from rlhf_lab.cost.memory import backward_peak, forward_peak, trunk, written
 from rlhf_lab.cost.tape import GRADIENT, Store, Tape
 
 B, S = 3, 40
@@ -110,7 +110,7 @@ def test_a_segment_gives_back_all_but_its_gradients():
             x, tape.linear(tape.linear(y, h, h, 4, trained=True), h, h, 4, trained=True)
         )
 
-    one = segment(PassConfig(1, rows), write, rows * h)
+    one = written(PassConfig(1, rows), write, rows * h)
     assert one.gradients == 3 * h * h * 4
     # Kept: the input, the first product (pointwise saves it), the second's and third's inputs.
     assert one.kept == 4 * rows * h * 4
