@@ -6,16 +6,16 @@ transformers' modelling code; the widths come from `architecture.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .architecture import Architecture, Layer, Linear
 from .quantization import FORMATS
-from .tape import Store, Tape, Value, Way
+from .tape import Tape
+from .values import Store, Value, Way
 from .work import PLAIN, product
 
 
-@dataclass(frozen=True)
-class PassConfig:
+class PassConfig(NamedTuple):
     """How a model is run: `b` sequences of `s` tokens.
 
     `autocast`: matrix products in 2 bytes; `trained`: its own weights are; `lora_r`, `targets`:

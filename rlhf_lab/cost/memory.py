@@ -8,7 +8,7 @@ segment goes first, gives that back, and leaves the gradients of its weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import TypeAlias
 
@@ -16,7 +16,8 @@ from . import heads
 from .architecture import Architecture
 from .layers import LayerRun, PassConfig
 from .recording import Recorded, Recorder, Written, recordable, without_sizes
-from .tape import GRADIENT, Store, Tape, Value
+from .tape import Tape
+from .values import GRADIENT, Store, Value
 from .work import Work
 
 KindBytes: TypeAlias = Sequence[float]
@@ -28,7 +29,7 @@ class Segment:
     """A piece of a model that occurs `times` times. Bytes: `peak` and `kept` of the forward pass;
     `back`, the peak of the backward pass with what was kept; `gradients` that it leaves, and of
     them those that `waits` keep until another segment's; `cached` until the forward pass ends;
-    `away`, kept in main memory. Peaks are by kind (`tape.BYTE_KINDS`). `weights`: numbers in its
+    `away`, kept in main memory. Peaks are by kind (`values.BYTE_KINDS`). `weights`: numbers in its
     matrices and norms, the largest of which has `tensor`; `tied`: its matrix is the embedding's,
     and counted there."""
 
@@ -40,19 +41,19 @@ class Segment:
     cached: int = 0
     waits: int = 0
     away: int = 0
-    forward: Work | None = None
-    backward: Work | None = None
+    forward: Work = field(default_factory=Work)
+    backward: Work = field(default_factory=Work)
     weights: int = 0
     tensor: int = 0
     tied: bool = False
-
 
     @classmethod
     def of(cls, w: Written, times: int = 1) -> Segment:
         """A segment whose peaks are known."""
         (peak,), (back,) = w.peak, w.back
-        sizes = {"gradients": w.gradients, "cached": w.cached, "away": w.away}
-        return cls(times, w.kept, peak, back, **sizes, forward=w.forward, backward=w.backward)
+        segment = cls(times, w.kept, peak, back, w.gradients, w.cached, away=w.away)
+        segment.forward, segment.backward = w.forward, w.backward
+        return segment
 
 
 def written(
@@ -155,12 +156,11 @@ def works(segments: Iterable[Segment], which: str) -> Work:
     """The `which` ("forward" or "backward") work of all segments together."""
     total = Work()
     for s in segments:
-        work = getattr(s, which)
-        if work is not None:
-            total.add(work, s.times)
+        total.add(getattr(s, which), s.times)
     return total
 
 
+@lru_cache(maxsize=256)
 def trunk(
     model: Architecture,
     p: PassConfig,
@@ -170,8 +170,13 @@ def trunk(
     tied: bool = False,
 ) -> tuple[Segment, ...]:
     """Embedding and layers. `checkpoint`: of so many layers one is recomputed; 0: none. `tied`: the
-    head's gradient is there before the embedding's."""
-    return _embedding(model, p, grad, tied), *_layers(model, p, checkpoint * grad, grad)
+    head's gradient is there before the embedding's. Stages run the same passes more than once (four
+    models of a size), and sliders come back to where they were: it is kept."""
+    sizeless = without_sizes(p) if recordable(model, p) else None
+    return (
+        _embedding(model, p, sizeless, grad, tied),
+        *_layers(model, p, sizeless, checkpoint * grad, grad),
+    )
 
 
 def _adapted(model: Architecture, p: PassConfig) -> bool:
@@ -181,32 +186,35 @@ def _adapted(model: Architecture, p: PassConfig) -> bool:
 
 EMBEDDING = -1
 """Among the numbers of layers."""
+How: TypeAlias = tuple[bool, bool, bool, bool]
+"""`needs`, `checkpoint` and `grad` of `written`, and `first` of `heads.embed`."""
 
 
-def _part(model: Architecture, number: int, p: PassConfig, *how: bool) -> Written:
-    """A layer, or the embedding; `how`: `needs`, `checkpoint` and `grad` of `written`, and `first`
-    of `heads.embed`."""
-    if recordable(model, p):
-        return _recorded(model, number, without_sizes(p), *how).at(p)
-    return _write_part(model, number, p, *how)
+def _part(
+    model: Architecture, number: int, p: PassConfig, sizeless: PassConfig | None, how: How
+) -> Written:
+    """A layer, or the embedding; `sizeless`: the pass without sizes, where it can be recorded;
+    `how` it is written."""
+    if sizeless:
+        return _recorded(model, number, sizeless, how).at(p)
+    return _write_part(model, number, p, how)
 
 
 @lru_cache(maxsize=256)
-def _recorded(model: Architecture, number: int, p: PassConfig, *how: bool) -> Recorded:
+def _recorded(model: Architecture, number: int, p: PassConfig, how: How) -> Recorded:
     requests: dict[int, int] = {}
-    return Recorded(_write_part(model, number, p, *how, partial(Recorder, requests)), [*requests])
+    return Recorded(_write_part(model, number, p, how, partial(Recorder, requests)), [*requests])
 
 
 def _write_part(
     model: Architecture,
     number: int,
     p: PassConfig,
-    needs: bool,
-    checkpoint: bool,
-    grad: bool,
-    first: bool,
+    how: How,
     new_tape: Callable[..., Tape] = Tape,
 ) -> Written:
+    needs, checkpoint, grad, first = how
+
     def write(tape: Tape, x: Value) -> Value:
         if number == EMBEDDING:
             return heads.embed(tape, model, p, first)
@@ -216,14 +224,18 @@ def _write_part(
     return written(p, write, size, needs, checkpoint, grad, new_tape)
 
 
-def _embedding(model: Architecture, p: PassConfig, grad: bool, tied: bool) -> Segment:
+def _embedding(
+    model: Architecture, p: PassConfig, sizeless: PassConfig | None, grad: bool, tied: bool
+) -> Segment:
     grad = grad and (p.trained or _adapted(model, p))
-    first = Segment.of(_part(model, EMBEDDING, p, True, False, grad, not tied))
+    first = Segment.of(_part(model, EMBEDDING, p, sizeless, (True, False, grad, not tied)))
     first.weights, first.tensor = model.embedding, model.vocabulary * model.head_width
     return first
 
 
-def _layers(model: Architecture, p: PassConfig, checkpoint: int, grad: bool) -> tuple[Segment, ...]:
+def _layers(
+    model: Architecture, p: PassConfig, sizeless: PassConfig | None, checkpoint: int, grad: bool
+) -> tuple[Segment, ...]:
     # The embeddings of adapters are frozen: the first layer's input needs no gradient, unless
     # checkpointing asks for one (peft's enable_input_require_grads).
     frozen = grad and not p.trained and not checkpoint and not _adapted(model, p)
@@ -238,7 +250,7 @@ def _layers(model: Architecture, p: PassConfig, checkpoint: int, grad: bool) -> 
             (again, True, True),
         ):
             if times:
-                part = _part(model, number, p, needs, recomputed, grad, True)
+                part = _part(model, number, p, sizeless, (needs, recomputed, grad, True))
                 row.append(Segment.of(part, times))
                 row[-1].weights, row[-1].tensor = sum(sizes) + layer.norms, max(sizes)
     return tuple(row)

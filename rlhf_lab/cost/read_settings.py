@@ -27,6 +27,7 @@ RENAMED = {
     "num_generations": "samples_per_prompt",
     "activation_checkpointing": "gradient_checkpointing",
 }
+NAMES = frozenset(f.name for f in fields(Setup))
 CHECKPOINTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
 """Both names of transformers' setting, the older one first."""
 OF_ENGINE = ("concurrency", "requests_per_second", "kv_cache_dtype", "gpu_memory_utilization")
@@ -45,13 +46,12 @@ def make_setup(
     `roles`: architectures of other models, `reward=` and `value=`. Without lengths a row fills
     `max_length` (or the model's context), half of it the prompt.
     """
-    names = {f.name for f in fields(Setup)}
     given: dict[str, Setting] = {
         RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value
         for name, value in settings.items()
         if value is not None
     }
-    known = {k: v for k, v in given.items() if k in names} | roles
+    known = {k: v for k, v in given.items() if k in NAMES} | roles
     known["gpu"] = hw.kind != "cpu"
     if stage == "inference":
         _serve(known, given, hw)

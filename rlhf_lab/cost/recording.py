@@ -10,14 +10,14 @@ bytes and its work for any number of tokens, as a tape that knows it would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 from .architecture import Architecture
 from .layers import PassConfig
-from .tape import Moments, Tape
-from .work import Work
+from .tape import Tape
+from .values import Moments
+from .work import Product, Work
 
 BITS = 64
 TOKENS, PAIRS = 1 << BITS, 1 << 2 * BITS
@@ -39,8 +39,8 @@ def without_sizes(p: PassConfig) -> PassConfig:
     """The pass of any number of tokens: as one long row, or as many rows of one token that read
     what is cached."""
     if p.context:
-        return replace(p, b=TOKENS, s=1, context=TOKENS)
-    return replace(p, b=1, s=TOKENS)
+        return p._replace(b=TOKENS, s=1, context=TOKENS)
+    return p._replace(b=1, s=TOKENS)
 
 
 class Recorder(Tape):
@@ -87,37 +87,7 @@ def _within(one: Digits, other: Digits) -> bool:
     return all(digit <= there.get(place, 0) for place, digit in one)
 
 
-@dataclass(frozen=True)
-class _Peak:
-    """Moments of which each may be the highest: all bytes, and those of each kind."""
-
-    moments: tuple[tuple[Digits, tuple[Digits, ...]], ...]
-
-    @classmethod
-    def of(cls, moments: Moments) -> _Peak:
-        unlike = {sum(kinds): kinds for kinds in reversed(moments)}  # of equal ones the first
-        found = [(_digits(total), kinds) for total, kinds in reversed(unlike.items())]
-        rest = [
-            (total, tuple(map(_digits, kinds)))
-            for total, kinds in found
-            if not any(total is not other and _within(total, other) for other, _ in found)
-        ]
-        return cls(tuple(rest))
-
-    def at(self, values: Sequence[int]) -> tuple[int, ...]:
-        _, kinds = max(self.moments, key=lambda moment: _value(moment[0], values))
-        return tuple([_value(kind, values) for kind in kinds])
-
-
-def _value(digits: Digits, values: Sequence[int]) -> int:
-    total = 0
-    for place, digit in digits:
-        total += digit * values[place]
-    return total
-
-
-@dataclass
-class Written:
+class Written(NamedTuple):
     """A segment as it was written: bytes that it keeps, that it peaks at in each pass, gradients it
     leaves, what is cached, what is away, and the work of both passes (`memory.Segment`)."""
 
@@ -128,30 +98,24 @@ class Written:
     gradients: int = 0
     cached: int = 0
     away: int = 0
-    backward: Work | None = None
+    backward: Work = Work()
 
 
-@dataclass(frozen=True)
-class _Work:
-    """`Work` in digits."""
+class _Places(NamedTuple):
+    """`Work`, of whose numbers the places are known."""
 
-    products: tuple[tuple[Digits, Digits, float, str], ...]
-    moved: Digits
-    transcendentals: Digits
+    products: list[tuple[int, int, float, str]]
+    moved: int
+    transcendentals: int
     called: float
     launched: float
 
-    @classmethod
-    def of(cls, work: Work) -> _Work:
-        products = tuple((_digits(f), _digits(m), n, kind) for f, m, n, kind in work.products)
-        moved, functions = _digits(int(work.moved)), _digits(int(work.transcendentals))
-        return cls(products, moved, functions, work.called, work.launched)
-
-    def at(self, values: Sequence[int]) -> Work:
-        products = [
-            (_value(f, values), _value(m, values), n, kind) for f, m, n, kind in self.products
+    def work(self, numbers: Sequence[int]) -> Work:
+        products: list[Product] = [
+            (numbers[flops], numbers[touched], times, kind)
+            for flops, touched, times, kind in self.products
         ]
-        moved, functions = _value(self.moved, values), _value(self.transcendentals, values)
+        moved, functions = numbers[self.moved], numbers[self.transcendentals]
         return Work(products, moved, functions, self.called, self.launched)
 
 
@@ -159,18 +123,51 @@ class Recorded:
     """A segment in digits. `requests`: the sizes asked of the allocator, in their order."""
 
     def __init__(self, written: Written, requests: Sequence[int]):
-        w = written
-        self.requests = tuple(map(_digits, requests))
-        self.peak, self.back = _Peak.of(w.peak), _Peak.of(w.back)
-        self.sizes = tuple(map(_digits, (w.kept, w.gradients, w.cached, w.away)))
-        self.forward = _Work.of(w.forward)
-        self.backward = w.backward and _Work.of(w.backward)
+        w, self._numbers = written, dict[int, int]()
+        self._requests = tuple(map(_digits, requests))
+        self._sizes = tuple(map(self._place, (w.kept, w.gradients, w.cached, w.away)))
+        self._peaks = self._highest(w.peak), self._highest(w.back)
+        self._forward, self._backward = self._places(w.forward), self._places(w.backward)
+        self._digits = tuple(map(_digits, self._numbers))
+
+    def _place(self, number: float) -> int:
+        """The place of a number among all that a size is made of, each of which is there once."""
+        return self._numbers.setdefault(int(number), len(self._numbers))
+
+    def _highest(self, moments: Moments) -> list[tuple[int, list[int]]]:
+        """Moments that may be the highest, each as all bytes and those by kind."""
+        unlike = {sum(kinds): kinds for kinds in reversed(moments)}  # of equal ones the first
+        totals = {total: _digits(total) for total in reversed(unlike)}
+
+        def below(total: int) -> bool:
+            return any(
+                _within(totals[total], digits) for other, digits in totals.items() if other != total
+            )
+
+        return [
+            (self._place(total), [*map(self._place, unlike[total])])
+            for total in totals
+            if not below(total)
+        ]
+
+    def _places(self, work: Work) -> _Places:
+        """Of the work's numbers."""
+        products = [
+            (self._place(f), self._place(touched), n, kind) for f, touched, n, kind in work.products
+        ]
+        moved, functions = self._place(work.moved), self._place(work.transcendentals)
+        return _Places(products, moved, functions, work.called, work.launched)
 
     def at(self, p: PassConfig) -> Written:
         """The segment of a pass of this many tokens."""
-        values = [1, p.tokens, p.tokens * (p.context or p.s)]
-        values += [-(-_value(size, values) // p.block) * p.block for size in self.requests]
-        kept, gradients, cached, away = (_value(size, values) for size in self.sizes)
-        forward, backward = self.forward.at(values), self.backward and self.backward.at(values)
-        peak, back = [self.peak.at(values)], [self.back.at(values)]
-        return Written(kept, peak, forward, back, gradients, cached, away, backward)
+        values, block = [1, p.tokens, p.tokens * (p.context or p.s)], p.block
+        for size in self._requests:
+            values.append(-(-sum([n * values[place] for place, n in size]) // block) * block)
+        numbers = [sum([n * values[place] for place, n in number]) for number in self._digits]
+        kept, gradients, cached, away = (numbers[place] for place in self._sizes)
+        peak, back = (
+            tuple([numbers[kind] for kind in max(moments, key=lambda m: numbers[m[0]])[1]])
+            for moments in self._peaks
+        )
+        forward, backward = self._forward.work(numbers), self._backward.work(numbers)
+        return Written(kept, [peak], forward, [back], gradients, cached, away, backward)

@@ -18,7 +18,7 @@ torch 2.13's FSDP2 (distributed/fsdp/_fully_shard) with the units that accelerat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .memory import KindBytes, Segment, backward_peak, forward_peak, plus
 from .seconds import Sent
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Moment:
-    """Bytes at one moment: by kind (`tape.BYTE_KINDS`), and of whole weights and buffers. `row`:
+    """Bytes at one moment: by kind (`values.BYTE_KINDS`), and of whole weights and buffers. `row`:
     the number of the pass that runs at that moment."""
 
     kinds: KindBytes
@@ -267,7 +267,7 @@ def passing(s: Setup, state: State, times: float = 1.0) -> Sent:
     """`times` passes without gradients through a model."""
     gathers = s.sharding in ("zero3", "fsdp2")
     sent = gathering(s, state.whole - state.stay if gathers else 0.0, times)
-    return replace(sent, fetched=state.modules * times)
+    return sent._replace(fetched=state.modules * times)
 
 
 def training(s: Setup, rows: Sequence[Row], passes: float, steps: float) -> tuple[Sent, Sent, Sent]:
@@ -290,17 +290,17 @@ def training(s: Setup, rows: Sequence[Row], passes: float, steps: float) -> tupl
         second = gathering(s, again * len(rows) / len(states), passes)
         scattered = trained * (passes if s.sharding == "zero3" else steps)
         fetched = sum(row.state.modules for row in rows) * passes
-        first = replace(first, fetched=fetched)
+        first = first._replace(fetched=fetched)
         fetched *= 2 if s.checkpoint else 1
-        second = replace(second, reduce_scatter=scattered, fetched=fetched)
-        third = replace(gathering(s, stay, steps), hides=False)
+        second = second._replace(reduce_scatter=scattered, fetched=fetched)
+        third = gathering(s, stay, steps)._replace(hides=False)
     if s.offload == "none":
-        return first, second, replace(third, paged=paged)
+        return first, second, third._replace(paged=paged)
     # Gradients go down, added up there in every pass but the first of a step, and once as what the
     # optimizer takes; the weights it made come up.
     down = (w if s.sharding == "fsdp2" else 4.0) * numbers * steps
     up = w * numbers * steps * (s.offload == "optimizer")
     if s.sharding != "fsdp2" and passes > steps:
         down += w * numbers * (2 * passes - steps)
-    third = replace(third, host=down + up, updated=numbers * steps)
+    third = third._replace(host=down + up, updated=numbers * steps)
     return first, second, third

@@ -47,9 +47,7 @@ class Work:
         self.launched += other.launched * times
 
 
-def product(
-    rows: int, inputs: int, outputs: int, itemsize: int, copies: int = 1
-) -> Product:
+def product(rows: int, inputs: int, outputs: int, itemsize: int, copies: int = 1) -> Product:
     """A matrix product of `rows` × `inputs` by `inputs` × `outputs`, done once; `copies`: of
     matrices that share the rows, of which no more than the rows are read."""
     touched = (rows * (inputs + outputs) + min(copies, rows) * inputs * outputs) * itemsize

@@ -10,7 +10,8 @@ import pytest
 from rlhf_lab.cost.architecture import architecture
 from rlhf_lab.cost.layers import PassConfig
 from rlhf_lab.cost.memory import backward_peak, forward_peak, trunk, written
-from rlhf_lab.cost.tape import GRADIENT, Store, Tape
+from rlhf_lab.cost.tape import Tape
+from rlhf_lab.cost.values import GRADIENT, Store
 
 B, S = 3, 40
 LLAMA = {
