@@ -54,6 +54,8 @@ READ: dict[str, tuple[str, dict, object]] = {  # stage, with these settings, ano
     "use_peft": ("sft", {}, True),
     "lora_r": ("sft", {}, 8),
     "lora_target_modules": ("sft", {"lora_r": 8}, ["q_proj"]),
+    "lora_dropout": ("sft", {"lora_r": 8}, 0.1),
+    "disable_dropout": ("grpo", {"lora_r": 8, "lora_dropout": 0.1}, False),
     "load_in_4bit": ("sft", {"lora_r": 8, "dtype": "bfloat16"}, True),
     "use_bnb_nested_quant": ("sft", QLORA, True),
     "load_in_8bit": ("inference", {}, True),

@@ -43,6 +43,8 @@ class PassConfig(NamedTuple):
     "all" that is saved"""
     selective: bool = False
     """of recomputed layers every second product and attention stay (torchtitan's selective "op")"""
+    dropout: bool = False
+    """in front of adapters"""
     quantized: str = "none"
     """what weights are kept in, where their products are to be counted so: of `FORMATS`, or none"""
 
@@ -70,6 +72,8 @@ def linear(t: Tape, p: PassConfig, lin: Linear, x: Value) -> Value:
         return y
     itemsize = y.itemsize
     x = t.cast(x, p.adapter_bytes_per_weight)
+    if p.dropout:
+        x = t.dropout(x)
     low = t.linear(x, lin.inputs, rank, p.adapter_bytes_per_weight, trained=True)
     y = t.add(y, t.mul(t.linear(low, rank, lin.outputs, p.adapter_bytes_per_weight, trained=True)))
     return t.cast(y, itemsize)

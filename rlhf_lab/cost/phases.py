@@ -225,6 +225,7 @@ def pass_config(
         fused=s.use_liger_kernel,
         away=s.away,
         selective=s.selective_checkpointing,
+        dropout=trained and adapters and s.lora_dropout > 0,
         quantized=s.weights_format if s.small_base and (adapters or not trained) else "none",
     )
 

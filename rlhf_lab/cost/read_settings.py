@@ -30,6 +30,8 @@ RENAMED = {
 NAMES = frozenset(f.name for f in fields(Setup))
 CHECKPOINTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
 """Both names of transformers' setting, the older one first."""
+NO_DROPOUT = frozenset({"reward", "dpo", "kto"})
+"""Stages whose trainers turn dropout off where `disable_dropout` is not given; PPO always does."""
 OF_ENGINE = ("concurrency", "requests_per_second", "kv_cache_dtype", "gpu_memory_utilization")
 """Settings of inference that only an engine has: without `engine` they mean one."""
 
@@ -62,6 +64,8 @@ def make_setup(
         known = {**STAGES[stage].library_defaults, **known}
     if known.get("optim") == "adamw_8bit":  # transformers' other name for the same
         known["optim"] = "adamw_bnb_8bit"
+    if stage == "ppo" or given.get("disable_dropout", stage in NO_DROPOUT):
+        known.pop("lora_dropout", None)
     if whole := given.get("generation_batch_size"):  # TRL's other name for the same
         once = known.get("batch", Setup.batch) * known.get("gpus", 1)
         known["steps_per_generation"] = max(1, int(whole) // once)

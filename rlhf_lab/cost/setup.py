@@ -90,6 +90,7 @@ class Setup:
     fp16: bool = False
     lora_r: int = 0
     lora_targets: str | tuple[str, ...] | None = "all-linear"
+    lora_dropout: float = 0.0
     adapter_dtype: str = "float32"
     load_in_4bit: bool = False
     use_bnb_nested_quant: bool = False
@@ -200,6 +201,8 @@ class Setup:
                 "example 16"
             )
         side = m.narrowest
+        if self.lora_dropout and m.experts > 1 and "down_proj" in m.lora_targets(self.lora_targets):
+            yield "peft adapts the experts of a mixture without lora_dropout: leave it out"
         if self.lora_r > side or self.lora_r < 0:
             yield (f"lora_r={self.lora_r}: the narrowest matrix is {side} wide; choose 1 to {side}")
 

@@ -198,6 +198,14 @@ class Tape:
             saved, costs = (x.store,), NOTHING if plain else (0, x.numel, 0)
         return self.result(x.numel, itemsize, [(x, "new")], saved, store=store, costs=costs)
 
+    def dropout(self, x: Value) -> Value:
+        """torch's own: a GPU's kernel saves which numbers stay, a byte each; a CPU multiplies by a
+        tensor of what they are multiplied by (ATen/native/Dropout.cpp)."""
+        on_gpu = self.block > 1
+        kept = Store(self, x.numel * (1 if on_gpu else x.itemsize))
+        self._count_moves(x, out=x.numel * x.itemsize + (1 if on_gpu else 4) * kept.size)
+        return self.result(x.numel, x.itemsize, [(x, "new")], (kept,))
+
     def mean(self, x: Value, rows: int) -> Value:
         """The mean, or the sum, of each row; its gradient is only read again."""
         self._count_moves(x, out=rows * x.itemsize)
