@@ -17,6 +17,7 @@ torch 2.13's FSDP2 (distributed/fsdp/_fully_shard) with the units that accelerat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -178,16 +179,19 @@ def _backward_zero(s: Setup, rows: Sequence[Row], live: float, accumulates: bool
             g, own = x.gradients, x.back[1]
             grows = g if one and not accumulates else 0.0
             own = own if one else min(own, float(x.tensor * s.bytes_per_weight))
-            whole = held + (copy if full and not one else 0.0)
-            whole += zero3.using(unit, first=False) if zero3 else 0.0
-            for done in {0, x.times - 1}:
+            gathered = zero3.using(unit, first=False) if zero3 else 0.0
+            # The bucket is copied when the next gradient has no room in it: not in the first of
+            # these, or in all that come after the one that fills it.
+            filling = math.ceil(max(0.0, bucket - passed) / g) if g else 0
+            for done in {0, min(filling, x.times - 1), x.times - 1}:
                 activations = x.back[0] + live - (done + 1) * x.kept
                 behind = passed + done * g
+                filled = full and not one and behind + g > bucket
                 # ZeRO-2's bucket comes with the first gradient; a full one leaves a part here.
-                part = min(kept, behind) if two and full else 0.0
+                part = min(kept, behind) if two and filled else 0.0
                 kinds = activations, collected + part + done * grows + own, x.back[2]
-                whole_here = whole if behind or not two else 0.0
-                worst = _higher(worst, Moment(kinds, whole_here, number))
+                whole = (held if behind or not two else 0.0) + (copy if filled else 0.0)
+                worst = _higher(worst, Moment(kinds, gathered + whole, number))
             live, collected = live - x.times * x.kept, collected + x.times * grows
             passed += x.times * g
     if two:
