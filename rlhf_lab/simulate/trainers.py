@@ -20,7 +20,7 @@ from ..ppo.logprobs import AnyModel
 from ..ppo.rewards import Rewards
 from ..ppo.texts import Row, Tokenizer
 from ..ppo.trainer import PPOTrainer
-from ..stages import STAGES, Settings, resolve
+from ..stages import STAGES, Setting, Settings, resolve
 from ..trainers.trl import make_trainer
 from .account import StepAccount
 from .models import Step
@@ -106,10 +106,14 @@ def _trl_trainer(
     callbacks: list[TrainerCallback],
 ) -> Trainer:
     setup = step.setup
-    loss = {"loss_type": setup.loss_type} if setup.stage == "kto" else {}
+    more_settings: dict[str, Setting] = {}
+    if setup.stage == "kto":
+        more_settings["loss_type"] = setup.loss_type
+    if setup.checkpoint > 1:
+        more_settings["activation_checkpointing_kwargs"] = {"every_n_layers": setup.checkpoint}
     args = resolve(STAGES[setup.stage].config)(
         **settings,
-        **loss,
+        **more_settings,
         bf16=setup.bf16 or setup.fp16,
         gradient_checkpointing=setup.gradient_checkpointing,
         max_length=setup.length,
