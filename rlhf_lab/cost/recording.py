@@ -59,6 +59,7 @@ class Recorder(Tape):
 
     def reset_peak(self) -> None:
         self._highest, self.rises = [self.by_kind[:]], False
+        self.peak = -1  # each rise may be the highest
 
     def rose(self) -> None:
         self.rises = True

@@ -54,9 +54,11 @@ class Tape:
         return -(-size // self.block) * self.block
 
     def rose(self) -> None:
-        """More is alive than before."""
-        if self.live > self.peak:
-            self.reset_peak()
+        """More is alive than ever since `reset_peak`."""
+        self.reset_peak()
+
+    rises = False
+    """whether the last that happened was a rise that `falls` has to know of"""
 
     def falls(self) -> None:
         """Something is about to be given back."""

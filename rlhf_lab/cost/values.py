@@ -27,11 +27,13 @@ class Store:
         self.tape, self.size, self.kind = tape, size, kind
         tape.by_kind[kind] += size
         tape.live += size
-        tape.rose()
+        if tape.live > tape.peak:
+            tape.rose()
 
     def __del__(self) -> None:
         tape, size = self.tape, self.size
-        tape.falls()
+        if tape.rises:
+            tape.falls()
         tape.live -= size
         tape.by_kind[self.kind] -= size
 
