@@ -227,6 +227,8 @@ def option_cases(count: int, seed: int = 1) -> list[Case]:
             "every_n_layers": rng.choice((1, 2, 3)) if case.gradient_checkpointing else 1,
             "batch": max(2, case.batch) if stage == "kto" else case.batch,  # its KL takes two rows
         }
+        if stage in ("dpo", "kto"):
+            changes["every_n_layers"] = 1  # which TRL's trainers of these lose
         if stage == "ppo":
             layout = rng.choice(("four", "shared", "adapters"))
             other = rng.choice(("", "llama", "gpt2", "qwen2")) if small else ""

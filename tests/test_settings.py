@@ -233,6 +233,15 @@ def test_the_x_ray_says_what_it_does_not_show(capsys):
     assert seen.notes == ("the x-ray shows one device alone, without sharding='fsdp2'",)
 
 
+@pytest.mark.parametrize("stage", ["dpo", "kto", "grpo"])
+@pytest.mark.parametrize("part", [{"every_n_layers": 2}, {"offload": True}])
+def test_what_a_trainer_cannot_do_is_refused_in_one_line(stage, part):
+    """TRL's own words come a step later: "Unexpected keyword arguments: every_n_layers"."""
+    kwargs = {"use_reentrant": False, **part}
+    with pytest.raises(ValueError, match=f"TRL's trainer of {stage} fails with {next(iter(part))}"):
+        lab.plan(stage, "tiny", **CHECKPOINTED, activation_checkpointing_kwargs=kwargs)
+
+
 KEPT = {**CHECKPOINTED, "activation_checkpointing_kwargs": {"offload": True}}
 
 

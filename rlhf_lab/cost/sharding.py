@@ -187,8 +187,8 @@ def _backward_zero(s: Setup, rows: Sequence[Row], live: float, accumulates: bool
                 activations = x.back[0] + live - (done + 1) * x.kept
                 behind = passed + done * g
                 filled = full and not one and behind + g > bucket
-                # ZeRO-2's bucket comes with the first gradient; a full one leaves a part here.
-                part = min(kept, behind) if two and filled else 0.0
+                # ZeRO-2's bucket comes with the first gradient; those before left a part here.
+                part = min(kept, max(0.0, behind - bucket)) if two and filled else 0.0
                 kinds = activations, collected + part + done * grows + own, x.back[2]
                 whole = (held if behind or not two else 0.0) + (copy if filled else 0.0)
                 worst = _higher(worst, Moment(kinds, gathered + whole, number))
