@@ -160,7 +160,7 @@ def hardware(which: str | Path | Hardware = "here", /, **figures: object) -> Har
         return which.with_(**figures)
     if not isinstance(which, (str, Path)):
         raise ValueError(f"hardware is a name or a Hardware, not a {type(which).__name__}")
-    if Path(which).suffix.lower() in (".json", ".yaml", ".yml"):
+    if str(which).lower().endswith((".json", ".yaml", ".yml")):
         return from_file(Path(which)).with_(**figures)
     return _named(str(which)).with_(**figures)
 

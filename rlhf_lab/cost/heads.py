@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from .architecture import Architecture
 from .layers import LayerRun, PassConfig, linear
-from .tape import LOGITS, Store, Tape, Value
+from .tape import Tape
+from .values import LOGITS, Store, Value
 from .work import product
 
 FUSED_ROWS, FUSED_COLUMNS = 4096, 32768

@@ -44,7 +44,7 @@ def rloo_grpo(s: Setup) -> list[Phase]:
     else:
         add_rollout(stage, replace(s, mean_response=None), times=1 / s.updates, tokens=tokens)
     times = s.rollout_batch / s.batch / s.updates
-    passes = {"times": times, "tokens": real_tokens(s, _rows(s, model))}
+    passes = {"times": times, "tokens": real_tokens(s, s.batch, s.length)}
     if s.old_logprobs:
         p = _rows(s, model, adapters)
         row = policy_segments(s, model, p, scored, grad=False)
@@ -54,12 +54,12 @@ def rloo_grpo(s: Setup) -> list[Phase]:
         row = policy_segments(s, model, p, scored, grad=False)
         stage.add_scoring("reference", "reference", row, model, p, **passes)
     if reward:
-        p = _rows(replace(s, padded=False), reward)  # rows are moved to the left: no mask
+        p = _rows(s, reward, mask=False)
         row = (*trunk(reward, p, grad=False), ending(reward, p, heads.scores, p.b, grad=False))
         stage.add_scoring("score", "reward", row, reward, p, **passes)
     p = pass_config(s, model, s.batch, s.length, trained=True, adapters=adapters)
     row, before = policy_segments(s, model, p, scored), heads.resident_bytes(model, p)
-    tokens = real_tokens(s, p)
+    tokens = real_tokens(s, p.b, p.s)
     stage.add_training("policy", row, state, before, tokens=tokens, called=AROUND_ONLINE)
     return stage.phases
 
@@ -116,10 +116,11 @@ def _add_engine(stage: PhaseList, times: float, tokens: float) -> None:
         for key, size in held.items():
             stage.resident[key] += size
         held = {}
-    sent = replace(passing(s, state, times), hides=False)
+    sent = passing(s, state, times)._replace(hides=False)
     stage.add("rollout", "policy", others=held, times=times, tokens=tokens, sent=sent)
 
 
-def _rows(s: Setup, model: Architecture, adapters: bool = False) -> PassConfig:
+def _rows(s: Setup, model: Architecture, adapters: bool = False, mask: bool = True) -> PassConfig:
     """A scoring pass over rows of a generation, `batch` at a time."""
-    return pass_config(s, model, s.batch, s.length, trained=False, adapters=adapters)
+    how = {"trained": False, "adapters": adapters, "mask": mask}
+    return pass_config(s, model, s.batch, s.length, **how)

@@ -91,7 +91,8 @@ def _lora(
 def _language_model(setup: Setup, config: Config, adapted: bool = False) -> AnyModel:
     model = _model(setup, AutoModelForCausalLM, config)
     if adapted and setup.lora_r:
-        model = get_peft_model(model, _lora(setup.lora_r, setup.lora_targets))
+        lora = _lora(setup.lora_r, setup.lora_targets, lora_dropout=setup.lora_dropout)
+        model = get_peft_model(model, lora)
     return model
 
 
@@ -99,7 +100,8 @@ def _critic(setup: Setup, config: Config, adapted: bool = False) -> AnyModel:
     """A reward or value model."""
     model = _model(setup, AutoModelForSequenceClassification, {**config, "num_labels": 1})
     if adapted and setup.lora_r:
-        lora = _lora(setup.lora_r, setup.lora_targets, "SEQ_CLS", modules_to_save=["score"])
+        more = {"modules_to_save": ["score"], "lora_dropout": setup.lora_dropout}
+        lora = _lora(setup.lora_r, setup.lora_targets, "SEQ_CLS", **more)
         model = get_peft_model(model, lora)
     return model
 

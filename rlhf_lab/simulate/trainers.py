@@ -107,11 +107,13 @@ def _trl_trainer(
     callbacks: list[TrainerCallback],
 ) -> Trainer:
     setup = step.setup
-    own: dict[str, object] = {"max_length": setup.length}
+    own: dict[str, Setting] = {"max_length": setup.length}
     if setup.stage == "distill":
         own = {"response_length": setup.response, "beta": setup.beta}
     elif setup.stage == "kto":
         own["loss_type"] = setup.loss_type
+    if setup.checkpoint > 1:
+        own["activation_checkpointing_kwargs"] = {"every_n_layers": setup.checkpoint}
     args = resolve(STAGES[setup.stage].config)(
         **settings,
         **own,
