@@ -44,10 +44,10 @@ INSTALL = """\
 %pip install --quiet rlhf-lab"""
 SAYS = """
 **In your browser.** Python runs in this page, and nothing is sent anywhere. The first start takes \
-half a minute; your changes stay in this browser. Plans are computed as anywhere else. Training, \
-the x-ray and the checks of exercises need torch, which a browser cannot have: {count} of this \
-notebook's cells need it, and stand here as text, with what they printed on another machine. So \
-does `hardware="here"`: name a device.
+half a minute; your changes stay in this browser. Plans are those of any machine. **Not here:** \
+training, the x-ray and the checks of exercises, since no browser has torch. What needs it \
+({count}) stands here as text, with what it printed elsewhere. Name a device: there is no \
+`hardware="here"`.
 """
 SETTINGS = {
     "jupyter-lite-schema-version": 0,
@@ -95,7 +95,8 @@ def links_to(text: str, repository: str) -> str:
 def lite_notebook(name: str, repository: str) -> Notebook:
     """A notebook of the course as it runs in a browser, without outputs."""
     whole = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))
-    count = sum(NEEDS_TORCH in tags(cell) for cell in whole["cells"])
+    gone = sum(NEEDS_TORCH in tags(cell) for cell in whole["cells"])
+    count = f"{gone} cell{'s' * (gone > 1)}"
     cells = []
     for place, cell in enumerate(whole["cells"]):
         if NEEDS_TORCH in tags(cell):
