@@ -43,8 +43,8 @@ INSTALL = """\
 # Installs the planner's part of the lab in this page.
 %pip install --quiet rlhf-lab"""
 SAYS = """
-**In your browser.** Python runs in this page, and nothing is sent anywhere. The first start takes \
-half a minute; your changes stay in this browser. Plans are those of any machine. **Not here:** \
+**In your browser.** Python runs in this page, and nothing is sent anywhere. The first start can \
+take a minute; your changes stay in this browser. Plans are those of any machine. **Not here:** \
 training, the x-ray and the checks of exercises, since no browser has torch. What needs it \
 ({count}) stands here as text, with what it printed elsewhere. Name a device: there is no \
 `hardware="here"`.
