@@ -13,12 +13,11 @@ from dataclasses import replace
 
 from . import heads
 from .architecture import Architecture
-from .generation import add_rollout, sampled
+from .generation import add_engine, add_rollout, sampled
 from .layers import PassConfig
 from .memory import ending, trunk
 from .phases import Phase, PhaseList, pass_config, policy_segments, real_tokens
 from .setup import Setup
-from .sharding import passing
 from .states import states
 
 AROUND_ONLINE = 150.0
@@ -40,7 +39,7 @@ def rloo_grpo(s: Setup) -> list[Phase]:
     # transformers' `generate`: no row leaves before the last one has ended.
     tokens = s.rollout_batch * sampled(s)
     if s.use_vllm:
-        _add_engine(stage, 1 / s.updates, tokens)
+        add_engine(stage, 1 / s.updates, tokens)
     else:
         add_rollout(stage, replace(s, mean_response=None), times=1 / s.updates, tokens=tokens)
     times = s.rollout_batch / s.batch / s.updates
@@ -62,21 +61,6 @@ def rloo_grpo(s: Setup) -> list[Phase]:
     tokens = real_tokens(s, p)
     stage.add_training("policy", row, state, before, tokens=tokens, called=AROUND_ONLINE)
     return stage.phases
-
-
-def _add_engine(stage: PhaseList, times: float, tokens: float) -> None:
-    """Sampling by an engine, which gets whole weights before: it keeps its memory through all of
-    training, unless it sleeps (`vllm_enable_sleep_mode`), and computes in its own way
-    (`rollout_engine.engine_seconds`)."""
-    s, state = stage.s, stage.state("policy")
-    weights, rest = s.engine_bytes
-    held = {("policy", "parameters"): weights, ("policy", "kv_cache"): rest}
-    if not s.vllm_enable_sleep_mode:
-        for key, size in held.items():
-            stage.resident[key] += size
-        held = {}
-    sent = replace(passing(s, state, times), hides=False)
-    stage.add("rollout", "policy", others=held, times=times, tokens=tokens, sent=sent)
 
 
 def _rows(s: Setup, model: Architecture, adapters: bool = False) -> PassConfig:

@@ -221,6 +221,10 @@ class Setup:
             f"{_divisor(n, tp, heads)}",
         )
         yield (
+            self.use_vllm and self.stage == "ppo" and n > 1,
+            f"use_vllm samples PPO's rollouts in one process: choose gpus=1, not {n}",
+        )
+        yield (
             n % self.tensor_parallel != 0 or heads % self.tensor_parallel != 0,
             f"tensor_parallel={self.tensor_parallel} must divide gpus={n} and the "
             f"{heads} heads: choose {_divisor(n, self.tensor_parallel, heads)}",
