@@ -104,7 +104,9 @@ class PPOConfig(TrainingArguments):
     cliprange_value: float = setting(0.2, "Value clip range.")
     vf_coef: float = setting(0.1, "Weight of the value loss.")
     use_vllm: bool = setting(False, "vLLM samples the rollouts, in this process.")
-    vllm_gpu_memory_utilization: float = setting(0.3, "vLLM's share of a GPU's memory.")
+    vllm_gpu_memory_utilization: float = setting(
+        0.3, "vLLM's share of a GPU's memory; on a CPU of what is free, for keys and values."
+    )
     vllm_max_model_length: int | None = setting(
         None, "Most tokens of prompt and response that vLLM takes; else the model's own."
     )

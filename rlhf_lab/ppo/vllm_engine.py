@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import TypeVar
 from unittest.mock import patch
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,6 +91,8 @@ class VLLMEngine(RolloutEngine):
         def unpacked(layer: AnyModel, remove_weight: bool) -> None:
             layer.cpu_linear = F.linear
 
+        on_cpu = model.device.type == "cpu"  # vLLM takes this process' memory off its share there
+        share = int(args.vllm_gpu_memory_utilization * psutil.virtual_memory().available)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
         state, set_num_threads = random_state(), torch.set_num_threads
         try:
@@ -105,9 +108,10 @@ class VLLMEngine(RolloutEngine):
                     dtype=str(dtype).removeprefix("torch."),
                     max_model_len=args.vllm_max_model_length,
                     gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+                    kv_cache_memory_bytes=share if on_cpu else None,
                     enable_prefix_caching=False,  # it would answer from weights of before
                     logprobs_mode="processed_logprobs",  # rule 2: at the temperature
-                    enforce_eager=model.device.type == "cpu",
+                    enforce_eager=on_cpu,
                 )
         finally:
             torch.set_num_threads = set_num_threads
