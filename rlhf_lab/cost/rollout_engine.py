@@ -46,6 +46,7 @@ def engine_setup(s: Setup) -> Setup:
         activation_offloading=False,
         use_liger_kernel=False,
         use_vllm=False,
+        layout="four",
     )
 
 
