@@ -8,8 +8,10 @@ rounding, and by the rounding to 16 bits where training is in 16 bits: rule 21 w
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -41,6 +43,10 @@ OTHER_MODEL = 0.5
 """Median |log π − log π_engine| of these, in nats, above which it does not."""
 
 
+_RUNNING: weakref.WeakSet[VLLMEngine] = weakref.WeakSet()
+"""The engine of this process, if there is one: vLLM's process groups are the process'."""
+
+
 class VLLMEngine(RolloutEngine):
     """A `vllm.LLM` whose weights follow the policy's.
 
@@ -62,13 +68,32 @@ class VLLMEngine(RolloutEngine):
         model = base_of(policy)
         if getattr(model, "quantization_method", None) or getattr(model, "is_quantized", False):
             raise ValueError("use_vllm copies whole weights, and the policy's are quantised")
+        for other in list(_RUNNING):
+            other.close()
+        gc.collect()  # the same of one whose start failed
         self._thread = ThreadPoolExecutor(1, "vllm")
+        self.llm: AnyModel = None
         try:
             self.llm = self._here(self._start, model, args)
+            off = self._probe()
         except Exception as error:  # whatever vLLM raises for a model or a machine
+            self.close()
             raise ValueError(f"use_vllm: vLLM does not start: {_line(error)}") from error
+        if not off <= OTHER_MODEL:
+            self.close()
+            raise ValueError(
+                f"use_vllm: vLLM computes another model (log π of its own tokens differs by "
+                f"{off:.2g} nats): sample with use_transformers_continuous_batching or our loop"
+            )
         self.longest: int = self.llm.model_config.max_model_len
-        self._check_probe()
+        _RUNNING.add(self)
+
+    def close(self) -> None:
+        """End vLLM. One that were merely forgotten would, when it is collected as garbage, end the
+        process groups of the one that is there then."""
+        if self.llm is not None:
+            self._here(self.llm.llm_engine.engine_core.shutdown)
+        self.llm = None
 
     def _here(self, function: Callable[..., T], *args: object) -> T:
         """Run a function in vLLM's thread."""
@@ -118,6 +143,8 @@ class VLLMEngine(RolloutEngine):
             set_random_state(state)
 
     def sample(self, prompt_ids: Tensor, prompt_mask: Tensor, keys: Tensor) -> Sampled:
+        if self.llm is None:
+            raise RuntimeError("vLLM samples for one trainer of a process, and another has begun")
         limit, prompts = self.sampling.max_new_tokens, real_prompts(prompt_ids, prompt_mask)
         longest = max(map(len, prompts))
         if longest + limit > self.longest:  # vLLM would end the response earlier
@@ -163,8 +190,8 @@ class VLLMEngine(RolloutEngine):
 
         self.llm.apply_model(load)
 
-    def _check_probe(self) -> None:
-        """Raises ValueError where vLLM's log-probabilities are those of another model."""
+    def _probe(self) -> float:
+        """Median |log π − log π_engine| of a few tokens, in nats."""
         device = self.policy.device
         ids = torch.full((1, 1), self.sampling.pad_token_id)
         with kept_random(device):
@@ -174,12 +201,7 @@ class VLLMEngine(RolloutEngine):
         sequence = concat_prompt_response(ids, ids == ids, responses, mask, 0)
         with torch.no_grad():
             ours = response_logprobs(self.policy, *sequence, responses, self.sampling.temperature)
-        off = float((ours - theirs).abs().median())
-        if not off <= OTHER_MODEL:
-            raise ValueError(
-                f"use_vllm: vLLM computes another model (log π of its own tokens differs by "
-                f"{off:.2g} nats): sample with use_transformers_continuous_batching or our loop"
-            )
+        return float((ours - theirs).abs().median())
 
 
 def _line(error: BaseException) -> str:

@@ -98,7 +98,7 @@ def test_ppo_s_rollouts_too():
 
 def test_what_ppo_s_engine_cannot_do_or_is_not_planned_is_said():
     with pytest.raises(ValueError, match="in one process: choose gpus=1, not 8"):
-        ppo(use_vllm=True, gpus=8).estimate
+        _ = ppo(use_vllm=True, gpus=8).estimate
     with pytest.raises(ValueError, match="planned, not simulated"):
         lab.xray(lab.plan("ppo", "tiny", hardware="h100", use_vllm=True))
     small = {"use_vllm": True, "hardware": "here"}

@@ -62,6 +62,7 @@ def test_it_samples_from_the_weights_of_now(make_wide, tied):
 def test_a_response_has_a_seed_of_its_own_and_ends_where_ours_would(make_wide):
     """Whatever shares its batch. Torch's random numbers, and what vLLM puts in the place of
     `torch.set_num_threads`, are as before."""
+    torch.manual_seed(42)  # as every trainer does when it begins
     before, set_num_threads = torch.get_rng_state(), torch.set_num_threads
     trainer = make_wide(response_length=12)
     r, *_ = one_rollout(trainer)
@@ -75,6 +76,8 @@ def test_a_response_has_a_seed_of_its_own_and_ends_where_ours_would(make_wide):
     never = make_wide(stop_token=None, response_length=12)
     r, *_ = one_rollout(never)
     assert r.mask.all() and (r.responses == 14).any()
+    with pytest.raises(RuntimeError, match="for one trainer of a process, and another has begun"):
+        one_rollout(trainer)
 
 
 @pytest.mark.parametrize("layout", ["shared", "adapters"])
