@@ -98,7 +98,7 @@ def speed(options: argparse.Namespace, folder: str) -> dict:
 
         calls = {"generate": generate}
         calls |= {
-            name: (lambda keys, e=engine, ids=ids, mask=mask: e.sample(ids, mask, keys))
+            name: (lambda keys, e=engine, ids=ids, mask=mask: e.sample(policy, ids, mask, keys))
             for name, engine in engines.items()
         }
         rates: dict[str, list[float]] = {name: [] for name in calls}

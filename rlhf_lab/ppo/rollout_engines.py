@@ -58,11 +58,13 @@ class RolloutEngine(ABC):
 
     called: nn.Module | None = None
 
-    def __init__(self, policy: AnyModel, sampling: Sampling) -> None:
-        self.policy, self.sampling = policy, sampling
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
 
     @abstractmethod
-    def sample(self, prompt_ids: Tensor, prompt_mask: Tensor, keys: Tensor) -> Sampled:
+    def sample(
+        self, policy: AnyModel, prompt_ids: Tensor, prompt_mask: Tensor, keys: Tensor
+    ) -> Sampled:
         """One response per prompt. prompt_ids, prompt_mask: (b, p) padded on the left; keys: (b,)
         from `row_keys`. Raises RuntimeError, one line, where the engine fails."""
 
@@ -143,12 +145,14 @@ class OwnLoop(RolloutEngine):
     """Our loop over tokens. It computes as the trainer does, so its samples need no weights."""
 
     def __init__(self, policy: AnyModel, sampling: Sampling, executor: Executor) -> None:
-        super().__init__(policy, sampling)
+        super().__init__(sampling)
         self.executor, self.called = executor, policy
 
-    def sample(self, prompt_ids: Tensor, prompt_mask: Tensor, keys: Tensor) -> Sampled:
+    def sample(
+        self, policy: AnyModel, prompt_ids: Tensor, prompt_mask: Tensor, keys: Tensor
+    ) -> Sampled:
         responses = self.executor.generate(
-            self.policy,
+            policy,
             prompt_ids,
             prompt_mask,
             keys,
@@ -171,7 +175,7 @@ class ContinuousBatching(RolloutEngine):
     def __init__(
         self, policy: AnyModel, sampling: Sampling, settings: dict[str, object] | str | None
     ) -> None:
-        super().__init__(policy, sampling)
+        super().__init__(sampling)
         if isinstance(settings, str):
             raise ValueError(f"transformers_continuous_batching_config={settings!r} is no JSON")
         self.settings = settings or {}
@@ -180,23 +184,27 @@ class ContinuousBatching(RolloutEngine):
                 f"transformers_continuous_batching_config: {min(fixed)} is set by the trainer"
             )
         try:  # what transformers does not take (a setting, a kind of attention) it says at once
-            self._answers([[sampling.pad_token_id]], seed=0, limit=1)
+            self._answers(policy, [[sampling.pad_token_id]], seed=0, limit=1)
         except (TypeError, ValueError, AttributeError, RuntimeError, KeyError) as error:
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"use_transformers_continuous_batching: {line}") from error
 
-    def sample(self, prompt_ids: Tensor, prompt_mask: Tensor, keys: Tensor) -> Sampled:
+    def sample(
+        self, policy: AnyModel, prompt_ids: Tensor, prompt_mask: Tensor, keys: Tensor
+    ) -> Sampled:
         prompts, seed = real_prompts(prompt_ids, prompt_mask), int(keys.sum()) & (2**31 - 1)
-        answers = self._answers(prompts, seed, self.sampling.max_new_tokens)
+        answers = self._answers(policy, prompts, seed, self.sampling.max_new_tokens)
         return self.padded(answers, prompt_ids.device)
 
-    def _answers(self, prompts: list[list[int]], seed: int, limit: int) -> list[Answer]:
+    def _answers(
+        self, policy: AnyModel, prompts: list[list[int]], seed: int, limit: int
+    ) -> list[Answer]:
         """The answers to prompts, in their order.
 
         `generate_batch` starts its thread before it hands over the prompts: which of them share the
         first passes is then chance, and so are the responses. Here all wait when the thread starts.
         """
-        model, device = base_of(self.policy), self.policy.device
+        model, device = base_of(policy), policy.device
         with light_heap(), kept_random(device):  # transformers seeds torch's generators
             manager = model.init_continuous_batching(
                 self._generation(limit), self._sizes(prompts, seed, limit)

@@ -251,7 +251,7 @@ class PPOTrainer(Bookkeeping):
         prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
         # Rule 1: at the temperature and nothing else, neither top-k nor top-p, by every engine.
         with self.meter.phase("rollout", "policy", calls=self.engine.called):
-            responses, logprobs = self.engine.sample(prompt_ids, prompt_mask, keys)
+            responses, logprobs = self.engine.sample(self.policy, prompt_ids, prompt_mask, keys)
         return Samples(index, prompt_ids, prompt_mask, responses, logprobs)
 
     # ------------------------------------------------------------------------------ 2. score

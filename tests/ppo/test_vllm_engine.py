@@ -113,6 +113,6 @@ def test_another_model_is_seen_before_training(make_wide, monkeypatch):
     """vLLM only warns of weights that did not come: the probe must not let it pass."""
     from rlhf_lab.ppo.vllm_engine import VLLMEngine
 
-    monkeypatch.setattr(VLLMEngine, "_load", lambda self: None)
+    monkeypatch.setattr(VLLMEngine, "_load", lambda self, policy: None)
     with pytest.raises(ValueError, match="vLLM computes another model"):
         make_wide()
