@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checkpoint import random_state, set_random_state
 from .config import PPOConfig
 from .logprobs import AnyModel
 from .rollout import concat_prompt_response, response_logprobs
@@ -110,8 +111,6 @@ class VLLMEngine(RolloutEngine):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
         from vllm.model_executor.layers import utils
-
-        from .checkpoint import random_state, set_random_state
 
         def unpacked(layer: AnyModel, remove_weight: bool) -> None:
             layer.cpu_linear = F.linear
