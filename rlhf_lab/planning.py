@@ -136,6 +136,8 @@ class Plan:
         on_cpu = find_hardware(self.hardware).kind == "cpu"
         settings = {k: v for k, v in self.settings.items() if k != "use_cpu" or not on_cpu}
         found = [*self.notes, *not_modelled(settings)]
+        if on_cpu and self.stage == "ppo" and settings.get("use_vllm"):
+            found.append("not modelled: use_vllm on a CPU, which would change memory and time")
         try:
             return [*found, *self.estimate.caveats, *self._misleading()]
         except ValueError:  # it can be trained, and not planned

@@ -81,6 +81,21 @@ def add_rollout(
     )
 
 
+def add_engine(stage: PhaseList, times: float, tokens: float) -> None:
+    """Sampling by an engine, which gets whole weights before: it keeps its memory through all of
+    training, unless it sleeps (`vllm_enable_sleep_mode`), and computes in its own way
+    (`rollout_engine.engine_seconds`)."""
+    s, state = stage.s, stage.state("policy")
+    weights, rest = s.engine_bytes
+    held = {("policy", "parameters"): weights, ("policy", "kv_cache"): rest}
+    if not s.vllm_enable_sleep_mode:
+        for key, size in held.items():
+            stage.resident[key] += size
+        held = {}
+    sent = passing(s, state, times)._replace(hides=False)
+    stage.add("rollout", "policy", others=held, times=times, tokens=tokens, sent=sent)
+
+
 def _gathered(s: Setup, state: State, times: float) -> tuple[float, Sent]:
     """→ bytes of weights that are whole while responses are sampled, and what gathers them.
 

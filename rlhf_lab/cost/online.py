@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from . import heads
 from .architecture import Architecture
-from .generation import add_rollout, sampled
+from .generation import add_engine, add_rollout, sampled
 from .layers import PassConfig
 from .memory import ending, trunk, works
 from .phases import Phase, PhaseList, RoleBytes, pass_config, policy_segments, real_tokens
@@ -40,7 +40,7 @@ def rloo_grpo(s: Setup) -> list[Phase]:
     # transformers' `generate`: no row leaves before the last one has ended.
     tokens = s.rollout_batch * sampled(s)
     if s.use_vllm:
-        _add_engine(stage, 1 / s.updates, tokens)
+        add_engine(stage, 1 / s.updates, tokens)
     else:
         add_rollout(stage, replace(s, mean_response=None), times=1 / s.updates, tokens=tokens)
     times = s.rollout_batch / s.batch / s.updates
@@ -82,7 +82,7 @@ def distill(s: Setup) -> list[Phase]:
         ending(student, p, heads.divergence, teacher, scored, 0 < s.beta < 1),
     )
     taught = (*trunk(teacher, q, grad=False), ending(teacher, q, heads.hidden, scored, grad=False))
-    before, tokens = heads.resident_bytes(student, p), real_tokens(s, p)
+    before, tokens = heads.resident_bytes(student, p), real_tokens(s, p.b, p.s)
     own, times = [Row(row, state)], s.gradient_accumulation_steps
     here, _ = forward(s, [Row(taught, stage.state("teacher"))], heads.resident_bytes(teacher, q))
     _, live = forward(s, own, before)
@@ -103,21 +103,6 @@ def distill(s: Setup) -> list[Phase]:
     )
     stage.add_training("student", row, state, before, tokens=tokens, called=AROUND_ONLINE)
     return stage.phases
-
-
-def _add_engine(stage: PhaseList, times: float, tokens: float) -> None:
-    """Sampling by an engine, which gets whole weights before: it keeps its memory through all of
-    training, unless it sleeps (`vllm_enable_sleep_mode`), and computes in its own way
-    (`rollout_engine.engine_seconds`)."""
-    s, state = stage.s, stage.state("policy")
-    weights, rest = s.engine_bytes
-    held = {("policy", "parameters"): weights, ("policy", "kv_cache"): rest}
-    if not s.vllm_enable_sleep_mode:
-        for key, size in held.items():
-            stage.resident[key] += size
-        held = {}
-    sent = passing(s, state, times)._replace(hides=False)
-    stage.add("rollout", "policy", others=held, times=times, tokens=tokens, sent=sent)
 
 
 def _rows(s: Setup, model: Architecture, adapters: bool = False, mask: bool = True) -> PassConfig:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from . import heads
 from .architecture import Architecture
-from .generation import add_rollout, sampled
+from .generation import add_engine, add_rollout, sampled
 from .layers import PassConfig
 from .memory import Segment, ending, trunk, works
 from .phases import Phase, PhaseList, pass_config, real_tokens, step_work
@@ -48,7 +48,11 @@ def ppo(s: Setup) -> list[Phase]:
         stage.resident["policy", "parameters"] += weights
     copies = _autocast_copies(s, roles)
     cached = copies["policy"]
-    add_rollout(stage, s, workspace=cached, tokens=s.rollout_batch * sampled(s))
+    tokens = s.rollout_batch * sampled(s)
+    if s.use_vllm:
+        add_engine(stage, 1.0, tokens)
+    else:
+        add_rollout(stage, s, workspace=cached, tokens=tokens)
     for name, phase in (
         ("policy", "old_logprobs"),
         ("reference", "reference"),

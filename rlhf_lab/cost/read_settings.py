@@ -55,6 +55,8 @@ def make_setup(
     }
     known = {k: v for k, v in given.items() if k in NAMES} | roles
     known["gpu"] = hw.kind != "cpu"
+    if stage == "ppo" and not known["gpu"]:  # trained so, and planned as our own loop
+        known.pop("use_vllm", None)
     if stage == "inference":
         _serve(known, given, hw)
     if known.get("dtype", "float32") == "float32" and not {"bf16", "fp16"} & known.keys():

@@ -224,6 +224,8 @@ class Setup:
                 f"vllm_tensor_parallel_size={tp} must divide gpus={n} and the {heads} heads: "
                 f"choose {_divisor(n, tp, heads)}"
             )
+        if self.use_vllm and self.stage == "ppo" and n > 1:
+            yield f"use_vllm samples PPO's rollouts in one process: choose gpus=1, not {n}"
         if n % self.tensor_parallel != 0 or heads % self.tensor_parallel != 0:
             yield (
                 f"tensor_parallel={self.tensor_parallel} must divide gpus={n} and the "
