@@ -250,7 +250,7 @@ def check_first(
     Raises ValueError for settings and rewards, OSError for a folder that cannot be written.
     """
     _ = plan.trainer_settings
-    if line := unplannable(plan.settings):
+    if line := unplannable(plan.stage, plan.settings):
         raise ValueError(line)
     check_packages(plan.settings)
     if resume:

@@ -96,6 +96,8 @@ def _add_train(commands: Commands) -> None:
 def _add_training(train: argparse.ArgumentParser, stages: Sequence[str]) -> None:
     """The arguments of a training."""
     train.add_argument("stage", choices=stages)
+    what = "a file for TRL's command line (YAML); flags win over what it says"
+    train.add_argument("--config", metavar="FILE", help=what)
     _add_model_and_data(train)
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
     train.add_argument("--steps", type=positive, help="optimizer steps (PPO: iterations) a stage")
@@ -287,13 +289,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    args, unknown = _parser().parse_known_args(argv)
-    if unknown:
-        args.parser.refuse(" ".join(unknown))
+    args = _parsed(argv)
     if args.command is None and not args.job:
         args.parser.print_help()
         return 0
-    args.argv = argv
     run = {"train": _train, "launch": _train, "best-of-n": _best_of_n, "data": _data}
     run |= {"doctor": _doctor, "list": listing.run_list, "report": listing.run_report}
     run |= {**notebooks.RUN, **cost.RUN}
@@ -302,6 +301,10 @@ def _main(argv: list[str]) -> int:
             from ..training import run_job
 
             return run_job(args.job)
+        if args.command in ("train", "launch") and args.config:
+            from .config_files import as_flags
+
+            args = _parsed([argv[0], *as_flags(args.config, args.stage), *argv[1:]])
         code = run[args.command](args)
         sys.stdout.flush()
         return code
@@ -322,6 +325,14 @@ def _main(argv: list[str]) -> int:
         what = f"internal error: {type(error).__name__}: {_one_line(error)} (--debug shows where)"
         print(f"rlhf-lab: {_who(error)}{what}", file=sys.stderr)
         return 1
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.refuse(" ".join(unknown))
+    args.argv = argv
+    return args
 
 
 def _who(error: BaseException) -> str:

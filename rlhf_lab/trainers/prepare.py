@@ -161,10 +161,12 @@ def load_roles(plan: Plan, args: TrainerArgs) -> Models:
     """
     model, spec = plan.model, STAGES[plan.stage]
     seed = int(plan.settings.get("seed", 42))
+    nested = bool(plan.settings.get("use_bnb_nested_quant"))
+    four_bits = nested if plan.settings.get("load_in_4bit") else None
     if spec.roles[0] == "reward":
-        return {"reward": _adapted(plan, model.new_reward(seed), "SEQ_CLS")}
-    if plan.settings.get("load_in_4bit"):
-        roles = {"policy": model.sft_in_4bit(bool(plan.settings.get("use_bnb_nested_quant")))}
+        return {"reward": _adapted(plan, model.new_reward(seed, four_bits), "SEQ_CLS")}
+    if four_bits is not None:
+        roles = {"policy": model.in_4bit(spec.starts_from, four_bits)}
     else:
         roles = {"policy": getattr(model, spec.starts_from)}
     if "value" in spec.roles:
