@@ -44,6 +44,8 @@ def xray(plan: Plan | Estimate) -> XRay:
 
     e = plan.estimate if isinstance(plan, Plan) else plan
     notes = tuple(plan.warnings) if isinstance(plan, Plan) else ()
+    if e.setup.sharding not in ("none", "ddp") and e.setup.gpus > 1:
+        notes += (f"bytes are of one device that holds everything: {e.setup.sharding} is planned",)
     for name, why in NO_XRAY.items():
         if getattr(e.setup, name):
             raise ValueError(f"no x-ray of {name}: {why}; the plan and a run know what it takes")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -322,7 +323,9 @@ def _main(argv: list[str]) -> int:
     except Exception as error:
         if args.debug:
             raise
-        what = f"internal error: {type(error).__name__}: {_one_line(error)} (--debug shows where)"
+        what = _lost(error)
+        what = what or f"internal error: {type(error).__name__}: {_one_line(error)}"
+        what += " (--debug shows where)"
         print(f"rlhf-lab: {_who(error)}{what}", file=sys.stderr)
         return 1
 
@@ -342,6 +345,23 @@ def _who(error: BaseException) -> str:
     rank, processes = place()
     alone = processes == 1 or EVERYWHERE in getattr(error, "__notes__", ())
     return "" if alone else f"process {rank} of {processes}: "
+
+
+def _lost(error: BaseException) -> str:
+    """What there is to say where the connection to another process broke; "" for another error."""
+    import torch.distributed as dist
+
+    from ..launch.processes import place
+
+    said = _one_line(error)
+    broken = isinstance(error, dist.DistError) or "/gloo/" in said
+    if place()[1] == 1 or not broken:
+        return ""
+    said = re.sub(r"\[/\S+\] ", "", said).partition(". This is typically")[0]
+    return (
+        f"another process is gone, or its host cannot be reached: {said}; its own last line says "
+        "why; start all again with --resume"
+    )
 
 
 def _one_line(error: BaseException) -> str:
