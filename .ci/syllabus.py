@@ -36,6 +36,7 @@ PLANS = {
         "DPO, RLOO and GRPO": ["04", "05"],
         "Memory, and what scales": ["06", "07"],
         "Cheaper training, and a plan of your own": ["08", "11"],
+        "Many GPUs": ["12"],
     },
 }
 """Sessions, and the notebooks of each."""
