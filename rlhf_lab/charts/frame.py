@@ -206,12 +206,14 @@ class Picture(str):
 
     `words`: its last values, for who does not see it. `live` is the same picture for `live.Chart`:
     shorter, without tooltips, with the values that its script shows instead. `size`: width and
-    height, px.
+    height, px. `parts`: the pictures that it was put together from, under a `heading`.
     """
 
     words: str
     live: str
     size: tuple[float, float]
+    parts: Sequence[Picture] = ()
+    heading: str = ""
 
     def __new__(
         cls, svg: str, words: str, live: str = "", size: tuple[float, float] = (0, 0)
@@ -230,8 +232,12 @@ class Picture(str):
 
         A notebook that its reader has not run is not trusted: JupyterLab draws no SVG there, but it
         does draw an image that brings its data. It has no background, and colours that can be read
-        on a light page and on a dark one: the page's own do not reach into an image.
+        on a light page and on a dark one: the page's own do not reach into an image. Of several
+        pictures each is an image: where a page is narrow they stand below each other.
         """
+        if self.parts:
+            title = f"<div><b>{escape(self.heading)}</b></div>\n" if self.heading else ""
+            return title + "\n".join(part.image(mark) for part in self.parts)
         svg = self.bare
         for themed, fixed in _FOR_IMAGES.items():
             svg = svg.replace(themed, fixed)
@@ -377,7 +383,7 @@ def wrapped(text: str, size: float, room: float) -> list[str]:
 
 
 def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Picture:
-    """Several pictures as one, row by row."""
+    """Several pictures as one, row by row; as an image, each by itself."""
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     widths = [
         max(p.size[0] for p in pictures[i::columns]) for i in range(min(columns, len(pictures)))
@@ -397,7 +403,9 @@ def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Pict
         top += max(p.size[1] for p in row) + GAP
     size = sum(widths) + GAP * max(len(widths) - 1, 0), max(top - GAP, 0)
     text = ". ".join(filter(None, [title, *(p.words for p in pictures)]))
-    return Picture(svg_document(still, text, *size), text, svg_document(live, text, *size), size)
+    one = Picture(svg_document(still, text, *size), text, svg_document(live, text, *size), size)
+    one.parts, one.heading = pictures, title
+    return one
 
 
 def placed(svg: str, x: float, y: float, size: tuple[float, float]) -> str:
