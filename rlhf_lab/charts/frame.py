@@ -32,6 +32,7 @@ _FOR_IMAGES = {TEXT: GREY_TEXT, FAINT: GREY_TEXT, GRID: GREY_GRID, BACKGROUND: "
 FONT = "var(--jp-ui-font-family, system-ui, sans-serif)"
 SMALL, NORMAL, LARGE = 10.5, 11.5, 13.0  # font sizes, px
 GAP = 8  # px between the pictures of a grid
+SMALLEST = 0.7  # of its size: a narrower page scrolls a picture, whose words could not be read
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,10 @@ class Picture(str):
             svg = svg.replace(themed, fixed)
         data = base64.b64encode(svg.encode()).decode()
         width = f' width="{self.size[0]:.0f}"' if self.size[0] else ""
+        least = f"{SMALLEST * self.size[0]:.0f}px"
         return (
-            f'<img class="{mark}" alt="{escape(self.words)}"{width} style="max-width:100%" '
+            f'<img class="{mark}" alt="{escape(self.words)}"{width} '
+            f'style="max-width:max(100%,{least})" '
             f'src="data:image/svg+xml;base64,{data}">'
         )
 
