@@ -32,7 +32,7 @@ _FOR_IMAGES = {TEXT: GREY_TEXT, FAINT: GREY_TEXT, GRID: GREY_GRID, BACKGROUND: "
 FONT = "var(--jp-ui-font-family, system-ui, sans-serif)"
 SMALL, NORMAL, LARGE = 10.5, 11.5, 13.0  # font sizes, px
 GAP = 8  # px between the pictures of a grid
-SMALLEST = 0.7  # of its size: a narrower page scrolls a picture, whose words could not be read
+SMALLEST = 0.6  # of its size: a narrower page scrolls a picture, whose words could not be read
 
 
 @dataclass(frozen=True)

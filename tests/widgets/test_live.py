@@ -249,7 +249,7 @@ def test_a_grid_is_kept_as_images_that_wrap_on_a_narrow_page():
     parts = [picture(title=f"p{i}", width=300, height=200) for i in range(3)]
     bundle = mime_bundle(grid(parts, title="All <three>"))
     images = re.findall(
-        '<img [^>]*alt="(p[0-9])[^>]* width="300" style="max-width:max[(]100%,210px[)]"',
+        '<img [^>]*alt="(p[0-9])[^>]* width="300" style="max-width:max[(]100%,180px[)]"',
         bundle["text/html"],
     )
     assert images == ["p0", "p1", "p2"]
