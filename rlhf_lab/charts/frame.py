@@ -237,8 +237,11 @@ class Picture(str):
         pictures each is an image: where a page is narrow they stand below each other.
         """
         if self.parts:
-            title = f"<div><b>{escape(self.heading)}</b></div>\n" if self.heading else ""
-            return title + "\n".join(part.image(mark) for part in self.parts)
+            title = f"<div><b>{escape(self.heading)}</b></div>" if self.heading else ""
+            images = "\n".join(part.image(mark) for part in self.parts)
+            return (
+                f"{title}<div>\n{images}</div>"  # by itself an image would fill JupyterLab's line
+            )
         svg = self.bare
         for themed, fixed in _FOR_IMAGES.items():
             svg = svg.replace(themed, fixed)
