@@ -177,10 +177,11 @@ def html_table(rows: Sequence[Mapping[str, object]], caption: str = "") -> str:
     """The same table as HTML; every cell is escaped."""
     names = _columns(rows)
     sides = {c: "right" if _right_aligned(rows, c) else "left" for c in names}
-    # Prose is not squeezed into a line for each word: a narrow page scrolls the table.
+    # Prose is not squeezed into a line for each word, nor numbers by it: a narrow page scrolls.
     prose = {c for c in names if any(len(_cell(row.get(c, ""))) > PROSE for row in rows)}
-    width = {c: f";min-width:{PROSE // 3}em" if c in prose else "" for c in names}
-    style = {c: f' style="text-align:{sides[c]}{width[c]}"' for c in names}
+    room = {"left": "", "right": ";white-space:nowrap" if prose else ""}
+    more = {c: f";min-width:{PROSE // 3}em" if c in prose else room[sides[c]] for c in names}
+    style = {c: f' style="text-align:{sides[c]}{more[c]}"' for c in names}
     head = "".join(f'<th scope="col"{style[c]}>{escape(c)}</th>' for c in names)
     body = "\n".join(
         "<tr>"
