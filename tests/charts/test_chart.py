@@ -151,9 +151,9 @@ def test_everything_a_user_writes_is_escaped(evil):
 
 def test_prose_in_a_table_keeps_its_width_and_numbers_beside_it_their_line():
     page = html_table(
-        [{"step": 1, "what it means": "a sentence of more than forty characters, so"}]
+        [{"step": 1, "what it means": "a sentence of more than thirty characters, so"}]
     )
-    assert page.count("text-align:left;min-width:13em") == 2  # head and cell
+    assert page.count("text-align:left;min-width:10em") == 2  # head and cell
     assert page.count("text-align:right;white-space:nowrap") == 2
     assert "width" not in html_table([{"step": 1, "name": "short"}])
 
