@@ -29,8 +29,7 @@ NOT_HONOURED = frozenset(
     "optim_target_modules label_smoothing_factor neftune_noise_alpha auto_find_batch_size "
     "data_seed train_sampling_strategy dataloader_drop_last full_determinism fsdp deepspeed "
     "parallelism_config load_best_model_at_end metric_for_best_model greater_is_better "
-    "save_only_model push_to_hub hub_model_id gradient_checkpointing "
-    "activation_checkpointing".split()
+    "save_only_model push_to_hub hub_model_id".split()
 )
 """transformers' settings that would change what is trained or saved, and that PPO does not know."""
 ABOVE_ZERO = ("temperature", "score_clip", "early_stop_kl", "max_kl_per_token")

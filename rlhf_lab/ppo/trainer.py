@@ -42,6 +42,7 @@ from .executor import Executor
 from .layouts import Roles, make_roles
 from .logprobs import AnyModel
 from .losses import LossFunction, LossFunctions, StopTokens
+from .recompute import recomputed_layers
 from .rewards import Rewards
 from .rollout import (
     Advantages,
@@ -117,6 +118,10 @@ class PPOTrainer(Bookkeeping):
             self.stop_token_ids = stop_ids(processing_class, generation)
 
         self.roles = self.build_roles(model, ref_model, value_model, reward_model, peft_config)
+        if args.activation_checkpointing:
+            how = args.activation_checkpointing_kwargs or {}
+            assert isinstance(how, dict)  # transformers has read it, where it was text
+            self.roles.trained.recomputed = recomputed_layers(self.roles.trained, how)
         self.policy, self.reference = self.roles.policy, self.roles.reference
         self.value_model, self.reward_model = self.roles.value, self.roles.reward
         self.rewards = Rewards(
