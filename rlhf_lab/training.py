@@ -149,7 +149,8 @@ def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, An
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder, "job")
         job.write_bytes(pickle.dumps((plan, data, given)))
-        code = launch(made.config, ["--job", str(job)], Hosts(made.processes, made.nodes))
+        hosts = Hosts(made.processes, made.nodes, fsdp=made.fsdp)
+        code = launch(made.config, ["--job", str(job)], hosts)
     if code not in (0, INTERRUPTED):
         raise RuntimeError(f"training in {made.processes} processes failed: its line is above")
     return Run.load(given["out"])

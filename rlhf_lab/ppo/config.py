@@ -70,6 +70,9 @@ class PPOConfig(TrainingArguments):
         "eos", "'eos': where the model's turns end; None: at stop_token_id, or never."
     )
     stop_token_id: int | None = setting(None, "Another stop token.")
+    ds3_gather_for_generation: bool = setting(
+        True, "Sharded: gather all weights once a rollout; else layer by layer for every token."
+    )
     temperature: float = setting(0.7, "Sampling temperature, above 0.")
     missing_eos_penalty: float | None = setting(
         None, "Subtracted from the score of a response that never stops."

@@ -173,7 +173,10 @@ class RoleView(nn.Module):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """Of the shared model those that are this role's, and its head's."""
+        """Of the shared model those that are this role's, and its head's; none is registered here,
+        which is what `recurse=False` asks for."""
+        if not recurse:
+            return
         dot = f"{prefix}." if prefix else ""
         for name, parameter in self.whole.named_parameters():
             if self._mine(name):
