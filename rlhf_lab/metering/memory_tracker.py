@@ -36,9 +36,14 @@ GPU_BLOCK = 512
 """Bytes that CUDA's caching allocator rounds every request up to."""
 
 
+def storage_of(tensor: Tensor) -> torch.UntypedStorage:
+    """Where a tensor's numbers lie; of a DTensor, those of this process."""
+    return getattr(tensor, "_local_tensor", tensor).untyped_storage()
+
+
 def rounded_bytes(tensor: Tensor, block: int) -> int:
     """Bytes of a tensor's storage, rounded up to whole blocks."""
-    return -(-tensor.untyped_storage().nbytes() // block) * block
+    return -(-storage_of(tensor).nbytes() // block) * block
 
 
 def phase_peaks(
@@ -103,7 +108,7 @@ class MemoryTracker(TorchDispatchMode):
         return [parameter.register_post_accumulate_grad_hook(arrived) for parameter in trained]
 
     def _add(self, tensor: Tensor, label: MemoryKey, relabel: bool = False) -> None:
-        storage = tensor.untyped_storage()
+        storage = storage_of(tensor)
         key = storage._cdata
         entry = self._storages.get(key)
         if entry is None:
@@ -118,6 +123,18 @@ class MemoryTracker(TorchDispatchMode):
             self._storages[key] = size, label, ref
             self._count(old, -size)
             self._count(label, size)
+
+    def resized(self, tensor: Tensor) -> None:
+        """Count a storage anew that was given another size."""
+        key = storage_of(tensor)._cdata
+        if key not in self._storages:
+            self._add(tensor, self.label)
+        else:
+            size, label, ref = self._storages[key]
+            now = rounded_bytes(tensor, self.block)
+            self._storages[key] = now, label, ref
+            self._count(label, now - size)
+        self._look()
 
     def _release(self, ref: _StorageRef) -> None:
         size, label, _ = self._storages.pop(ref.key)

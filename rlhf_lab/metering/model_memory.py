@@ -119,14 +119,16 @@ class ModelMemory:
             return
         self.on = True
         self._undo.enter_context(self.tracker)
-        own = self.tracker.own
+        own, roles = self.tracker.own, dict[int, str]()
         for role, model, state in self._alive():
             parameters = list(model.parameters())
             own(role, "parameters", [*parameters, *model.buffers()])
             own(role, "gradients", [p.grad for p in parameters if p.grad is not None])
             own(role, "optimizer", [t for p in parameters for t in _tensors(state.get(p))])
             self._hook(role, model)
+            roles |= {id(p): role for p in parameters}
         own("", "activations", [t for t in (r() for r in self._held) if t is not None])
+        self._undo.enter_context(labelled_shards(self.tracker, roles))
         self._undo.enter_context(labelled_caches(self.tracker))
         self._undo.enter_context(fused_head_within(lambda: self.tracker.labelled("logits")))
 
@@ -221,6 +223,47 @@ def labelled_caches(tracker: MemoryTracker) -> Iterator[None]:
         return keys_and_values
 
     with patch.object(module.Cache, "update", labelled):
+        yield
+
+
+@contextmanager
+def labelled_shards(tracker: MemoryTracker, roles: Mapping[int, str]) -> Iterator[None]:
+    """While it lasts, weights that FSDP2 has gathered, and its buffers, are `communication`; the
+    gradients it makes are those of their parameters' roles, by `id`."""
+    home = "torch.distributed.fsdp._fully_shard._fsdp_param"
+    module, groups = sys.modules.get(home), sys.modules.get(f"{home}_group")
+    if module is None or groups is None:  # nothing is sharded
+        yield
+        return
+    group = groups.FSDPParamGroup
+
+    def resizing(function: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        def call(tensor: Tensor) -> None:
+            function(tensor)
+            tracker.resized(tensor)
+
+        return call
+
+    def sending(function: Callable[..., T]) -> Callable[..., T]:
+        def call(self: Any, *args: object, **kwargs: object) -> T:
+            with tracker.labelled("communication"):
+                result = function(self, *args, **kwargs)
+            for p in self.fsdp_params:
+                made = [p.sharded_param.grad, p.unsharded_accumulated_grad]
+                if role := roles.get(id(p.sharded_param)):
+                    tracker.own(role, "gradients", [x for x in made if x is not None])
+            return result
+
+        return call
+
+    with ExitStack() as stack:
+        for name in ("alloc_storage", "free_storage"):
+            resize = resizing(getattr(module, name))
+            stack.enter_context(patch.object(module, name, resize))
+            if hasattr(groups, name):
+                stack.enter_context(patch.object(groups, name, resize))
+        for name in ("unshard", "wait_for_unshard", "post_backward"):
+            stack.enter_context(patch.object(group, name, sending(getattr(group, name))))
         yield
 
 
