@@ -174,7 +174,8 @@ def measured_by_meter(case: dict) -> list[list[object]]:
         meter = Meter("ppo", flops=False)
         trainer = trainer_of(case, folder, meter)
         trainer.train()
-    return [[r.role, r.phase, r.component, r.value] for r in meter.ledger().filter(quantity="bytes")]
+    rows = meter.ledger().filter(quantity="bytes")
+    return [[row.role, row.phase, row.component, row.value] for row in rows]
 
 
 def run(case: dict, rank: int, port: int) -> None:

@@ -126,15 +126,23 @@ class MemoryTracker(TorchDispatchMode):
 
     def resized(self, tensor: Tensor) -> None:
         """Count a storage anew that was given another size."""
-        key = storage_of(tensor)._cdata
-        if key not in self._storages:
-            self._add(tensor, self.label)
+        if (key := storage_of(tensor)._cdata) in self._storages:
+            self._size_anew(key)
         else:
-            size, label, ref = self._storages[key]
-            now = rounded_bytes(tensor, self.block)
+            self._add(tensor, self.label)
+        self._look()
+
+    def recount(self) -> None:
+        """Count all storages anew: some were given another size while nobody looked."""
+        for key in list(self._storages):
+            self._size_anew(key)
+
+    def _size_anew(self, key: int) -> None:
+        size, label, ref = self._storages[key]
+        if (storage := ref()) is not None:
+            now = -(-storage.nbytes() // self.block) * self.block
             self._storages[key] = now, label, ref
             self._count(label, now - size)
-        self._look()
 
     def _release(self, ref: _StorageRef) -> None:
         size, label, _ = self._storages.pop(ref.key)

@@ -184,14 +184,15 @@ class FullyShard(Replicated):
         return root
 
     def _root(self, model: AnyModel) -> AnyModel:
-        """What holds a model, or the model that a role lives in."""
+        """What holds a model, or the model that a role lives in; None where nothing does."""
         inside: AnyModel = getattr(model, "whole", model)
-        return next(root for root in self.roots if inside in root.modules())
+        return next((root for root in self.roots if inside in root.modules()), None)
 
     @contextmanager
     def passes(self, *models: AnyModel | None) -> Iterator[None]:
         """Embeddings, norms and heads are whole; layers are gathered as they run."""
-        roots = {id(r): r for r in (self._root(m) for m in models if m is not None)}
+        found = (self._root(model) for model in models if model is not None)
+        roots = {id(root): root for root in found if root is not None}
         for root in roots.values():
             root.unshard()
         try:

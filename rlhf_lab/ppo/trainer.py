@@ -136,6 +136,7 @@ class PPOTrainer(Bookkeeping):
             self.accelerator.device,
             self.executor,
         )
+        self.rewards.passes = self.sharding.passes
         self.beta, self.seconds = args.kl_coef, 0.0
         self.setup_optimizer()
         self._set_up_callbacks(callbacks)
@@ -298,8 +299,7 @@ class PPOTrainer(Bookkeeping):
                 critic = partial(token_values, self.value_model)
                 values = run.map_chunks(critic, buckets, ids, attention, mask)
         chunk = args.local_rollout_forward_batch_size
-        with whole(self.reward_model):
-            scores_raw = self.rewards.score(*sequences, mask, rows, chunk, self.meter)
+        scores_raw = self.rewards.score(*sequences, mask, rows, chunk, self.meter)
         return Rollout(
             index=samples.index.to(ids.device),
             ids=ids,
