@@ -36,6 +36,8 @@ from rlhf_lab.display import table
 
 RESULTS = Path(__file__).parent / "results" / "sharded_ppo.json"
 TARGETS = {"states": 0.02, "peak": 0.08, "rollout": 0.08, "ledger": 0.08, "sent": 0.05}
+LIMITS = {"parameters": 0.02, "gradients": 0.02, "optimizer": 0.02, "peak": 0.08, "rollout": 0.08}
+"""What a test holds the results to."""
 STATES = ("parameters", "gradients", "optimizer")
 sharded.WORKER = Path(__file__).with_name("sharded_ppo_worker.py")
 

@@ -12,6 +12,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -24,7 +25,7 @@ from .data.reward_sources import (
     with_rewards,
 )
 from .display import by_surface, did_you_mean
-from .launch.processes import Follower, merged, once, place, stop_asked
+from .launch.processes import Follower, merged, once, place, sharding, stop_asked
 from .launching import Launch, launched
 from .planning import Plan, TrainerArgs, predicted, unplannable
 from .planning import plan as make_plan
@@ -342,7 +343,8 @@ def run_plan(
         if not quiet:
             print(f"{plan.stage}: {line}", flush=True)
     ready = prepare(plan, data, args, quiet)
-    prediction = predicted(plan, data, quiet)
+    how = {"gpus": place()[1], "sharding": sharding()} if place()[1] > 1 else {}
+    prediction = predicted(replace(plan, settings={**plan.settings, **how}), data, quiet)
     run, meter = open_run(), Meter(plan.stage)
     quiet = quiet or not run.writes  # of several processes the first one speaks
     shown = dashboard if run.writes else None

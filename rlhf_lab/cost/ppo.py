@@ -68,9 +68,9 @@ def ppo(s: Setup) -> list[Phase]:
     stage.add("advantage", "", work=advantage, workspace=cached)
     _add_update(stage, unmasked, roles, state)
     if s.sharding == "fsdp2" and s.layout == "four":
-        for phase in stage.phases:
-            if other := BESIDE.get(phase.name):
-                phase.bytes[other, "communication"] = _root(roles[other], state[other])
+        for made in stage.phases:
+            if other := BESIDE.get(made.name):
+                made.bytes[other, "communication"] = _root(roles[other], state[other])
     return stage.phases
 
 

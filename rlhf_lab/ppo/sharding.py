@@ -3,8 +3,7 @@
 The trainer goes through one code path; what differs is here. `Replicated` is one process, or
 several under DDP. `FullyShard` is torch's FSDP2: of every model each process keeps its part of each
 weight, with gradient and optimizer state if it is trained, and layers are gathered as they run.
-accelerate shards on GPUs only, so `fully_shard` is called here, on any device. `zero.py` has
-DeepSpeed's ZeRO.
+accelerate shards on GPUs only, so `fully_shard` is called here, on any device.
 """
 
 from __future__ import annotations
@@ -251,6 +250,8 @@ def in_step(model: AnyModel, device: torch.device) -> Iterator[LanguageModel]:
 
 def make_accelerator(precision: str, cpu: bool) -> tuple[Accelerator, type[Replicated]]:
     """accelerate, and how models are kept, as `accelerate launch` has asked for it."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ValueError("PPO does not train under DeepSpeed yet: shard with FSDP2, or choose ddp")
     if os.environ.get(FSDP, "false").lower() != "true":
         return Accelerator(mixed_precision=precision, cpu=cpu), Replicated
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
