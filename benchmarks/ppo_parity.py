@@ -144,11 +144,25 @@ def worst(of: list[dict]) -> dict[str, tuple[float, float]]:
     return {k: (max(d[k][0] for d in of), max(d[k][1] for d in of)) for k in of[0]}
 
 
-def table(title: str, rows: dict, limit: float | None) -> None:
+def trl_rounding(in_32: dict, in_64: dict) -> dict[str, tuple[float, float]]:
+    """How far TRL's float32 is from its own float64, by quantity."""
+    return difference({name: t.to(in_32[name].dtype) for name, t in in_64.items()}, in_32)
+
+
+def allowed(dtype: str, label: str, rounding: dict) -> float:
+    """The limit, or twice TRL's own rounding where that is larger: two float32 results, each so far
+    from the float64 that both agree on. Adam divides a gradient by its own size, so that after 16
+    steps a parameter that hardly has one shows it."""
+    return max(LIMITS[dtype], 2 * rounding[label][0] if dtype == "float32" else 0)
+
+
+def table(title: str, rows: dict, limits: dict[str, float] | None) -> None:
     print(f"\n{title}")
     print(f"  {'quantity':30} {'largest difference':>19} {'relative':>10}")
     for label, (gap, relative) in rows.items():
-        verdict = "" if limit is None else "ok" if gap <= limit else "DIFFERS"
+        verdict = "" if limits is None else "ok" if gap <= limits[label] else "DIFFERS"
+        if limits and verdict == "ok" and gap > min(limits.values()):
+            verdict += f" (TRL is {limits[label] / 2:.1e} from its own float64)"
         print(f"  {label:30} {gap:19.2e} {relative:10.1e}  {verdict}")
 
 
@@ -164,7 +178,7 @@ def part1(python: Path, model: str, threads: int) -> tuple[bool, dict]:
         jobs = []
         for i, (dtype, (name, change)) in enumerate(itertools.product(LIMITS, CASES.items())):
             settings = ONCE | change
-            shuffle = random.Random(i)
+            shuffle = random.Random(i % len(CASES))  # the same order in both precisions
             orders = [shuffle.sample(range(ROWS), ROWS) for _ in range(settings["num_ppo_epochs"])]
             jobs.append(
                 {
@@ -178,10 +192,12 @@ def part1(python: Path, model: str, threads: int) -> tuple[bool, dict]:
             )
         versions = run_trl(python, folder, jobs, threads)
         gaps: dict = {d: {} for d in LIMITS}
+        trl: dict = {d: {} for d in LIMITS}
         for job in jobs:
             found, log = our_iteration(folder, job, responses)
             theirs = load_file(folder / f"{job['name']}.trl.safetensors")
             trl_log = json.loads((folder / f"{job['name']}.trl.json").read_text())["log"][0]
+            trl[job["dtype"]][job["case"]] = theirs
             result = difference(found, theirs)
             if job["dtype"] == "float32":  # both log in float32
                 kind = job["settings"]["kl_estimator"]
@@ -200,10 +216,13 @@ def part1(python: Path, model: str, threads: int) -> tuple[bool, dict]:
         f"{len(CASES)} cases: {'; '.join(CASES)}"
     )
     ok = True
+    rounding = worst([trl_rounding(trl["float32"][c], trl["float64"][c]) for c in CASES])
+    rounding["logged metrics"] = (0.0, 0.0)
     for dtype, limit in LIMITS.items():
         rows = worst(list(gaps[dtype].values()))
-        table(f"{dtype}: ours - TRL, worst of all cases (limit {limit:g})", rows, limit)
-        ok &= all(gap <= limit for gap, _ in rows.values())
+        limits = {label: allowed(dtype, label, rounding) for label in rows}
+        table(f"{dtype}: ours - TRL, worst of all cases (limit {limit:g})", rows, limits)
+        ok &= all(gap <= limits[label] for label, (gap, _) in rows.items())
     print(
         f"  (in the 16 steps of the last case {clipped[0]:.0%} of policy ratios and "
         f"{clipped[1]:.0%} of values were clipped)"
@@ -216,6 +235,7 @@ def part1(python: Path, model: str, threads: int) -> tuple[bool, dict]:
         "equal": ok,
         "limits": LIMITS,
         "gaps": gaps,
+        "trl_rounding": rounding,
         "trl": versions,
         "clipped": clipped,
         "default_placement": placement,
