@@ -133,6 +133,8 @@ class FullyShard(Replicated):
         from torch.distributed.device_mesh import init_device_mesh
 
         super().__init__(accelerator, gather_for_generation)
+        if accelerator.mixed_precision == "fp16":  # a scaler of each process would skip steps alone
+            raise ValueError("PPO under FSDP2 takes bf16 or fp32, not fp16")
         self.mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         self.roots: list[AnyModel] = []
 
@@ -161,7 +163,8 @@ class FullyShard(Replicated):
             if isinstance(part, PreTrainedModel):
                 names.update(part._no_split_modules or ())
         sums = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
-        if len(set(self.accelerator.gather(sums.reshape(1)).tolist())) > 1:
+        least, *_, most = sorted([*self.accelerator.gather(sums.reshape(1)).tolist(), float(sums)])
+        if most - least > 1e-9 * abs(most):
             raise ValueError(
                 "processes begin with different weights: load the same ones in each "
                 "(fsdp_cpu_ram_efficient_loading: false)"
