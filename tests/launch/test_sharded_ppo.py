@@ -9,8 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from rlhf_lab import planning
+from rlhf_lab.launch.launcher import Hosts, command
 from rlhf_lab.launch.processes import sharding
+from rlhf_lab.launching import launched
+from rlhf_lab.ppo.sharding import make_accelerator
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ROWS = json.loads((BENCHMARKS / "results" / "sharded_ppo.json").read_text())["rows"]
@@ -40,20 +45,38 @@ def test_what_was_measured_is_what_is_planned_today(bench, row):
         assert found["parameters"] == pytest.approx(most / case["ranks"], rel=0.01)
 
 
-def test_weights_are_whole_while_responses_are_sampled():
-    """Once a rollout: all of the policy; for every token: a layer at a time."""
-    by_case = {row["case"]: row["measured"] for row in ROWS}
-    once, each = (by_case[f"fsdp2, 2 ranks, four, 2×2 rows of 16+16{end}"] for end in ENDS)
-    layers = 7 * 442_752 * 4  # all of them but the one that runs
-    assert once["rollout"] - each["rollout"] == pytest.approx(layers, rel=0.15)
-    assert each["sent"] > 2 * once["sent"]
-
-
-ENDS = ("", ", gathered for every token")
-
-
 def test_how_processes_are_told():
     assert sharding({}) == "ddp"
     assert sharding({"ACCELERATE_USE_FSDP": "true"}) == "fsdp2"
     deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
     assert sharding(deepspeed) == "zero3"
+
+
+def test_on_cpus_the_processes_are_told_to_shard():
+    made = launched(planning.plan("ppo", "mini"), "fsdp2", 2)
+    assert made.fsdp and not made.config and made.plan.settings["sharding"] == "fsdp2"
+    _, env = command("", ["train", "ppo"], Hosts(2, fsdp=made.fsdp))
+    assert env["ACCELERATE_USE_FSDP"] == env["ACCELERATE_USE_CPU"] == "true"
+    assert "ACCELERATE_USE_FSDP" not in command("", [], Hosts(2))[1]
+
+
+@pytest.mark.parametrize(("stage", "empty"), [("ppo", False), ("sft", True)])
+def test_every_process_loads_what_ppo_shards(stage, empty):
+    """accelerate would have the others begin with weights of nothing, which it then sends."""
+    made = launched(planning.plan(stage, "mini", hardware="h100"), "fsdp2", 2, dry=True)
+    config = yaml.safe_load(made.config)["fsdp_config"]
+    assert config["fsdp_cpu_ram_efficient_loading"] is empty
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "does not train under DeepSpeed yet"),
+        ("FSDP_OFFLOAD_PARAMS", "no fsdp_offload_params"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(variable, says, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match=says):
+        make_accelerator("no", True)
