@@ -258,6 +258,8 @@ def check_first(
     elif out and not place()[0]:  # of several processes the first one writes
         Run(out).check_room(overwrite)
     check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
+    if "teacher" in STAGES[plan.stage].roles:
+        _ = plan.model.teacher
 
 
 def check(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .. import __version__
 from ..display import ON_COMMAND_LINE, did_you_mean
-from ..stages import ONLINE, STAGES, TRAINABLE
+from ..stages import REWARDED, STAGES, TRAINABLE
 from . import cost, launching, listing, notebooks
 from .cost import Commands, Settings, add_repeated, positive
 
@@ -100,7 +100,10 @@ def _add_training(train: argparse.ArgumentParser, stages: Sequence[str]) -> None
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
     train.add_argument("--steps", type=positive, help="optimizer steps (PPO: iterations) a stage")
     train.add_argument("--seed", type=int, default=0, help="seed of data and training [0]")
-    train.add_argument("--reward-model", help=f"{_titles(ONLINE)}: folder of the reward model")
+    train.add_argument("--reward-model", help=f"{_titles(REWARDED)}: folder of the reward model")
+    train.add_argument(
+        "--teacher-model", help="distill: a name, or the model folder of a run [small]"
+    )
     rewards = "learn from this: model, gold, gold/<part>; may be repeated [model]"
     add_repeated(train, "--reward", "NAME", rewards)
     add_repeated(train, "--set", "NAME=VALUE", "a setting of the stage's trainer; may be repeated")
@@ -152,8 +155,10 @@ def _settings(args: argparse.Namespace) -> Settings:
     if args.steps:
         settings["max_steps"] = args.steps
     if args.reward:
-        if args.stage not in (*ONLINE, "all"):
-            raise ValueError(f"--reward is for {', '.join(ONLINE)}: {args.stage} learns from none")
+        if args.stage not in (*REWARDED, "all"):
+            raise ValueError(
+                f"--reward is for {', '.join(REWARDED)}: {args.stage} learns from none"
+            )
         settings["rewards"] = args.reward
     settings |= cost.assignments(args.set)
     return settings
@@ -245,6 +250,8 @@ def _train(args: argparse.Namespace) -> int:
     for flag in ("resume", "accelerate"):
         if whole and getattr(args, flag):
             raise ValueError(f"--{flag} is for one stage, not all")
+    if whole and args.teacher_model:
+        raise ValueError("--teacher-model is for distill, not all")
     if not whole:
         check_settings(args.stage, settings)
     model, common = _model(args), {"overwrite": args.overwrite}
@@ -252,7 +259,8 @@ def _train(args: argparse.Namespace) -> int:
     if whole:
         pipeline.check_all(model, settings, folder, **common)
     else:
-        planned = plan(args.stage, model, hardware=args.hardware, **settings)
+        teacher = {"teacher_model": args.teacher_model}
+        planned = plan(args.stage, model, hardware=args.hardware, **teacher, **settings)
         check_first(planned, out=args.out, resume=args.resume, **common)
     if args.command == "launch" or args.accelerate and processes == 1:
         return launching.start(args, planned, folder)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..display import by_surface
 from .hub import fetch, find_config
 from .names import ALIASES as ALIASES
 from .names import BUNDLED as BUNDLED
@@ -149,6 +150,19 @@ class Model:
         model = self.new_reward()
         model.get_parameter("score.weight").data.zero_()
         return model
+
+    @property
+    def teacher(self) -> Model:
+        """The model that is distilled from (`with_stage("teacher", …)`). Raises ValueError where
+        there is none."""
+        if "teacher" not in self.paths:
+            raise ValueError(
+                f"distill needs a teacher for {self.name}: "
+                + by_surface("give teacher_model='small'", "give --teacher-model small")
+                + ", a folder, a hub id, or the model folder of a run"
+            )
+        path = self.paths["teacher"]
+        return Model(path, {"base": path}, self.trust_remote_code)
 
     @property
     def _sft_path(self) -> str:

@@ -158,8 +158,7 @@ def run_trainer(job: Job, trainer: Trainer, watch: Watch) -> Figures:
     """Train with TRL, from the last checkpoint where the job goes on, and save the model; → costs.
     Raises `Diverged`."""
     resume = job.run.checkpoints[0] if job.resume else None
-    counter = getattr(watch, "reward_function", None)
-    trainer.add_callback(saved := Checkpoints(trainer, job.meter, resume, counter))
+    trainer.add_callback(saved := Checkpoints(trainer, job.meter, resume, watch.counter))
     if resume:
         job.run.rewind(done := int(resume.name.split("-")[1]))
         if not job.quiet:

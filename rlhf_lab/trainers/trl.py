@@ -117,6 +117,12 @@ class Bar(Protocol):
     def close(self) -> object: ...
 
 
+class Counter(Protocol):
+    """What counts the episodes of a stage that samples."""
+
+    episodes: int
+
+
 def note(metrics: Mapping[str, object]) -> str:
     """What a progress bar says of a step of a stage that samples."""
     shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
@@ -125,6 +131,8 @@ def note(metrics: Mapping[str, object]) -> str:
 
 class Watch(MeterCallback):
     """Writes what a trainer logs to a run, meters its phases, moves the progress bar, and stops."""
+
+    counter: Counter | None = None
 
     @staticmethod
     def plain(name: str) -> str:
