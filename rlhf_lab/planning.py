@@ -388,10 +388,11 @@ PLANNED_ONLY = frozenset(
 `Setup` only; the other ones describe the data, or choose rewards."""
 
 
-def unplannable(settings: Mapping[str, object]) -> str | None:
+def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
     """A setting that can be planned and that `train` does not do from here; None where all can."""
     planned_only = PLANNED_ONLY
-    if settings.get("layout") != "adapters":  # one base that may be in 4 bits
+    # Of PPO's layouts the one with one base, which may be in 4 bits.
+    if stage == "ppo" and settings.get("layout") != "adapters":
         planned_only |= {"load_in_4bit", "use_bnb_nested_quant"}
     plain = {f.name: f.default for f in fields(Setup)}
     for name, value in settings.items():

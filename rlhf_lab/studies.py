@@ -45,6 +45,8 @@ def xray(plan: Plan | Estimate) -> XRay:
 
     e = plan.estimate if isinstance(plan, Plan) else plan
     notes = tuple(plan.warnings) if isinstance(plan, Plan) else ()
+    if e.setup.sharding not in ("none", "ddp") and e.setup.gpus > 1:
+        notes += (f"bytes are of one device that holds everything: {e.setup.sharding} is planned",)
     for name, why in NO_XRAY.items():
         value = getattr(e.setup, name)
         if value != getattr(Setup, name):

@@ -24,7 +24,7 @@ from .data.reward_sources import (
     with_rewards,
 )
 from .display import by_surface, did_you_mean
-from .launch.processes import Follower, merged, once, place, stop_asked
+from .launch.processes import Follower, meet, merged, once, place, stop_asked
 from .launching import Launch, launched
 from .planning import Plan, TrainerArgs, predicted, unplannable
 from .planning import plan as make_plan
@@ -249,8 +249,9 @@ def check_first(
 
     Raises ValueError for settings and rewards, OSError for a folder that cannot be written.
     """
+    meet(float(plan.settings.get("ddp_timeout", 1800)))
     _ = plan.trainer_settings
-    if line := unplannable(plan.settings):
+    if line := unplannable(plan.stage, plan.settings):
         raise ValueError(line)
     check_packages(plan.settings)
     if resume:

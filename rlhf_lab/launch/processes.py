@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,15 @@ T = TypeVar("T")
 def place(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """This process' rank and the number of processes, as torchrun and accelerate set them."""
     return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+
+
+def meet(timeout: float) -> None:
+    """Meet the other processes on CPUs; what they do together fails after `timeout` seconds without
+    an answer. transformers hands its `ddp_timeout` on for GPUs alone."""
+    if place()[1] > 1 and os.environ.get("ACCELERATE_USE_CPU") == "true":
+        from accelerate import PartialState
+
+        PartialState(cpu=True, timeout=timedelta(seconds=timeout))
 
 
 def once(make: Callable[[], T]) -> T:

@@ -106,7 +106,10 @@ class Job:
         if self.plan.settings.get("load_in_4bit"):  # merged into weights that were never rounded
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(self.plan.model.sft, self.run.folder / "adapter")
+            of, spec = self.plan.model, STAGES[self.plan.stage]
+            scores = spec.roles[0] == "reward"
+            start = of.new_reward() if scores else getattr(of, spec.starts_from)
+            model = PeftModel.from_pretrained(start, self.run.folder / "adapter")
         if hasattr(model, "peft_config"):
             model = model.merge_and_unload(adapter_names=[POLICY])
             self.save(model)

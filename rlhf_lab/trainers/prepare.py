@@ -162,11 +162,13 @@ def load_roles(plan: Plan, args: TrainerArgs) -> Models:
     """
     model, spec = plan.model, STAGES[plan.stage]
     seed = int(plan.settings.get("seed", 42))
+    nested = bool(plan.settings.get("use_bnb_nested_quant"))
+    four_bits = nested if plan.settings.get("load_in_4bit") else None
     if spec.roles[0] == "reward":
-        return {"reward": _adapted(plan, model.new_reward(seed), "SEQ_CLS")}
+        return {"reward": _adapted(plan, model.new_reward(seed, four_bits), "SEQ_CLS")}
     trained = spec.roles[0]
-    if plan.settings.get("load_in_4bit"):
-        roles = {trained: model.sft_in_4bit(bool(plan.settings.get("use_bnb_nested_quant")))}
+    if four_bits is not None:
+        roles = {trained: model.in_4bit(spec.starts_from, four_bits)}
     else:
         roles = {trained: getattr(model, spec.starts_from)}
     if trained == "student":

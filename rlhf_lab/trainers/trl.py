@@ -103,6 +103,11 @@ def make_trainer(
             **more,
         )
     trainer.remove_callback(PrinterCallback)  # the run records what it would print over the bar
+    if getattr(model, "is_loaded_in_4bit", False):
+        # TRL puts adapters and heads in bf16, which an fp32 pass without autocast cannot use.
+        assert trainer.model is not None
+        for weight in filter(lambda w: w.requires_grad, trainer.model.parameters()):
+            weight.data = weight.data.float()
     return trainer
 
 
