@@ -24,6 +24,18 @@ _FAMILIES = {
 }
 
 
+class Unfinished(JsonObject):
+    """The figures of a run that did not go to its end."""
+
+    def __init__(self, figures: JsonObject, status: str) -> None:
+        super().__init__(figures)
+        self._status = status
+
+    def __missing__(self, name: str) -> object:
+        end = "held-out figures are those of a run that went to its end: train it again, to the end"
+        raise KeyError(f"no {name} of a run that is {self._status}; {end}")
+
+
 def gloss(name: str) -> str:
     """What a metric or figure means, in a line; "" for one that the lab does not know."""
     for start, words in _FAMILIES.items():

@@ -35,7 +35,7 @@ from ..display import (
     table,
 )
 from ..stages import STAGES
-from .figures import changes, facts, spans, with_meanings
+from .figures import Unfinished, changes, facts, spans, with_meanings
 from .json_files import (
     CachedFile,
     JsonObject,
@@ -68,18 +68,6 @@ def notebooks_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     inside = package / "notebooks"
     return inside if inside.is_dir() else package.parent / "notebooks"
-
-
-class _Unfinished(JsonObject):
-    """The figures of a run that did not go to its end."""
-
-    def __init__(self, figures: JsonObject, status: str) -> None:
-        super().__init__(figures)
-        self._status = status
-
-    def __missing__(self, name: str) -> object:
-        end = "held-out figures are those of a run that went to its end: train it again, to the end"
-        raise KeyError(f"no {name} of a run that is {self._status}; {end}")
 
 
 class Run:
@@ -335,7 +323,7 @@ class Run:
         there, and says so of held-out figures, which only a run that went to its end has."""
         summary: JsonObject = self._config_file.read().get("summary", {})
         figures = {name_today(name): value for name, value in summary.items()}
-        return figures if self.status == "finished" else _Unfinished(figures, self.status)
+        return figures if self.status == "finished" else Unfinished(figures, self.status)
 
     @property
     def metrics(self) -> list[dict[str, float]]:

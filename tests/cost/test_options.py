@@ -141,3 +141,21 @@ def test_every_second_product_stays():
     left_out = 28 * 2 * tokens * 3072 * (3072 + 1024 + 8192)  # down is never made again
     attention = 28 * 4 * tokens * 4096 * 3072
     assert all_again - again == pytest.approx(left_out + attention, rel=1e-6)
+
+
+def of_seven(**settings):
+    return lab.plan("sft", "Qwen/Qwen2.5-7B", hardware="h100", sharding="fsdp2", **settings)
+
+
+def test_the_first_fsdp_keeps_what_frozen_layers_start_from():
+    """Measured with two processes: at the end of backward the input of every layer is there, and
+    its gradient; FSDP2 has let go of them. 28 layers, 2 rows of 4,096 tokens, 3584 wide."""
+    common = {"gpus": 4, "lora_r": 16, "gradient_checkpointing": True, "loss": "fused"}
+    common |= {"dtype": "bfloat16", "prompt_length": 0, "response_length": 4096}
+    one, two = (of_seven(**common, per_device_train_batch_size=2, fsdp_version=v) for v in (1, 2))
+    copy = 27 * 2 * 4096 * 3584 * 2
+    assert 0.9 * copy < one.peak - two.peak < 2.1 * copy
+    full = [of_seven(**{**common, "lora_r": 0}, fsdp_version=v).peak for v in (1, 2)]
+    assert full[0] == full[1]
+    with pytest.raises(ValueError, match="fsdp_version=3"):
+        _ = of_seven(**common, fsdp_version=3).estimate
