@@ -27,13 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..display import (
-    Display,
-    by_surface,
-    escape,
-    html_table,
-    table,
-)
+from ..display import Display, by_surface, escape, html_table, table
 from ..stages import STAGES
 from .figures import Unfinished, changes, facts, spans, with_meanings
 from .json_files import (
