@@ -32,6 +32,11 @@ class Launch:
     processes: int | None
     nodes: int
 
+    @property
+    def fsdp(self) -> bool:
+        """Whether models are shared out by FSDP2."""
+        return self.how == "fsdp2"
+
 
 def launched(
     plan: Plan, how: str, processes: int | None = None, nodes: int = 1, *, dry: bool = False
@@ -47,7 +52,7 @@ def launched(
         return _smallest(plan, count, nodes, dry, gpu)
     sharding, offload = CONFIGS[how]
     settings = {"gpus": count, "nodes": nodes, "sharding": sharding, "offload": offload}
-    settings = settings if gpu else {"gpus": count}
+    settings = settings if gpu or how == "fsdp2" else {"gpus": count}
     whole = replace(plan, settings={**plan.settings, **settings})
     for wrong, line in _checks(plan, how, count, gpu, dry):
         if wrong:
@@ -80,9 +85,13 @@ def _checks(
 ) -> Iterator[tuple[bool, str]]:
     """→ (whether it cannot be, why)"""
     sharded, zero = how not in ("cpu", "ddp"), how.startswith("zero")
-    yield sharded and not gpu, "shards GPUs, and there is none; cpu and ddp train on CPUs"
-    yield sharded and plan.stage == "ppo", "PPO does not train sharded yet: choose ddp"
-    split = how[:5] in ("zero3", "fsdp2")
+    ppo, small = plan.stage == "ppo", bool(plan.settings.get("load_in_4bit"))
+    here = gpu or ppo and how == "fsdp2"
+    only = "cpu and ddp train on CPUs, and PPO under fsdp2"
+    yield sharded and not here, f"shards GPUs, and there is none; {only}"
+    yield sharded and ppo and how != "fsdp2", "PPO trains sharded under fsdp2 alone: choose that"
+    yield ppo and how == "fsdp2" and small, "shards no weights in 4 bits: choose ddp"
+    split = how[:5] in ("zero3", "fsdp2") and not ppo
     yield split and bool(plan.lora), "shards whole models, not yet adapters: choose zero2"
     missing = zero and not dry and find_spec("deepspeed") is None
     yield missing, "needs DeepSpeed: pip install deepspeed, or choose fsdp2"
@@ -130,8 +139,9 @@ def _of_file(plan: Plan, file: Path, processes: int | None, nodes: int, dry: boo
     kind = asked.get("distributed_type") if isinstance(asked, dict) else None
     if kind == "DEEPSPEED" and not dry and find_spec("deepspeed") is None:
         raise ValueError(f"{head} needs deepspeed: pip install deepspeed")
-    if kind in ("DEEPSPEED", "FSDP") and plan.stage == "ppo":
-        raise ValueError(f"{head}: PPO does not train sharded yet: choose ddp")
+    second = kind == "FSDP" and asked.get("fsdp_config", {}).get("fsdp_version") == 2
+    if kind in ("DEEPSPEED", "FSDP") and plan.stage == "ppo" and not second:
+        raise ValueError(f"{head}: PPO trains sharded under FSDP with fsdp_version: 2 alone")
     return Launch(str(file), plan, text, processes, nodes)
 
 

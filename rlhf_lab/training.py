@@ -12,6 +12,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -24,7 +25,7 @@ from .data.reward_sources import (
     with_rewards,
 )
 from .display import by_surface, did_you_mean
-from .launch.processes import Follower, meet, merged, once, place, stop_asked
+from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
 from .launching import Launch, launched
 from .planning import Plan, TrainerArgs, predicted, unplannable
 from .planning import plan as make_plan
@@ -149,7 +150,8 @@ def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, An
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder, "job")
         job.write_bytes(pickle.dumps((plan, data, given)))
-        code = launch(made.config, ["--job", str(job)], Hosts(made.processes, made.nodes))
+        hosts = Hosts(made.processes, made.nodes, fsdp=made.fsdp)
+        code = launch(made.config, ["--job", str(job)], hosts)
     if code not in (0, INTERRUPTED):
         raise RuntimeError(f"training in {made.processes} processes failed: its line is above")
     return Run.load(given["out"])
@@ -344,7 +346,8 @@ def run_plan(
         if not quiet:
             print(f"{plan.stage}: {line}", flush=True)
     ready = prepare(plan, data, args, quiet)
-    prediction = predicted(plan, data, quiet)
+    how = {"gpus": place()[1], "sharding": sharding()} if place()[1] > 1 else {}
+    prediction = predicted(replace(plan, settings={**plan.settings, **how}), data, quiet)
     run, meter = open_run(), Meter(plan.stage)
     quiet = quiet or not run.writes  # of several processes the first one speaks
     shown = dashboard if run.writes else None

@@ -99,12 +99,13 @@ def add_engine(stage: PhaseList, times: float, tokens: float) -> None:
 def _gathered(s: Setup, state: State, times: float) -> tuple[float, Sent]:
     """→ bytes of weights that are whole while responses are sampled, and what gathers them.
 
-    Under ZeRO-3 TRL gathers all of them before (`ds3_gather_for_generation`). Without, and always
-    under FSDP2, each is gathered in every pass, that is for every token.
+    Under ZeRO-3 TRL gathers all of them before (`ds3_gather_for_generation`), and so does our PPO
+    under FSDP2. Without, and with TRL under FSDP2, each is gathered in every pass, that is for
+    every token.
     """
     if s.sharding not in ("zero3", "fsdp2"):
         return 0.0, Sent()
-    if s.sharding == "zero3" and s.ds3_gather_for_generation:
+    if s.ds3_gather_for_generation and (s.sharding == "zero3" or s.stage == "ppo"):
         return state.whole, passing(s, state, times)._replace(hides=False)
     rows = _next_token(s.model, pass_config(s, s.model, 1, 1, trained=False))
     here, _ = forward(s, [Row(rows, state)], 0)

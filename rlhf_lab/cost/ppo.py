@@ -16,6 +16,8 @@ from .sharding import Moment, Row, moments, training
 from .states import State, states
 from .work import Work
 
+BESIDE = {"rollout": "value", "old_logprobs": "value", "value": "policy"}
+"""Phases of one trained model under FSDP2, and the other one."""
 GAE = 5.0
 """Operations' worth of a position of generalised advantage estimation (`ppo/losses.py`); about
 fifty more make rewards, whiten and average."""
@@ -35,6 +37,8 @@ class Role:
 
 def ppo(s: Setup) -> list[Phase]:
     """Rollout, scoring by every model, advantages, and the update."""
+    if s.sharding == "fsdp2":  # as our trainer shards (`ppo/sharding.py`)
+        s = replace(s, fsdp_units="root")
     stage, roles = PhaseList(s), _roles(s)
     state = {name: role_state(s, role) for name, role in roles.items()}
     if s.joint_update:  # policy and value go through one bucket
@@ -66,7 +70,19 @@ def ppo(s: Setup) -> list[Phase]:
     advantage = Work(launched=GAE * s.response + 50.0)
     stage.add("advantage", "", work=advantage, workspace=cached)
     _add_update(stage, s, roles, state)
+    if s.sharding == "fsdp2" and s.layout == "four":
+        for made in stage.phases:
+            if other := BESIDE.get(made.name):
+                made.bytes[other, "communication"] = _root(roles[other], state[other])
     return stage.phases
+
+
+def _root(role: Role, state: State) -> float:
+    """Bytes of a model's embedding and head, whole: FSDP2 has those of policy and value model in
+    one unit, so that they are gathered together."""
+    numbers = role.model.parameters("lm" if role.name == "policy" else "score")
+    head = role.model.by_part("lm" if role.name == "policy" else "score")["head"]
+    return state.whole * (role.model.embedding + head) / numbers
 
 
 def _roles(s: Setup) -> dict[str, Role]:

@@ -73,6 +73,8 @@ def accelerate_config(s: Setup, kind: str = "gpu") -> str:
         offload = {"fsdp_offload_params": s.offload != "none"}
         # False: checkpointing is the trainer's own gradient_checkpointing.
         fsdp = {**FSDP2, **offload, "fsdp_activation_checkpointing": False}
+        # PPO shards by itself, from models that every process has loaded.
+        fsdp |= {"fsdp_cpu_ram_efficient_loading": False} if s.stage == "ppo" else {}
         config |= {"distributed_type": "FSDP", "fsdp_config": fsdp}
     import yaml
 

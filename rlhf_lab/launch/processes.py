@@ -35,6 +35,13 @@ def meet(timeout: float) -> None:
         PartialState(cpu=True, timeout=timedelta(seconds=timeout))
 
 
+def sharding(environment: Mapping[str, str] = os.environ) -> str:
+    """How models are shared out over the processes, as accelerate sets it."""
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        return f"zero{environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    return "fsdp2" if environment.get("ACCELERATE_USE_FSDP", "").lower() == "true" else "ddp"
+
+
 def once(make: Callable[[], T]) -> T:
     """What the first process makes, for all of them; where it fails, all do."""
     rank, processes = place()

@@ -36,9 +36,14 @@ GPU_BLOCK = 512
 """Bytes that CUDA's caching allocator rounds every request up to."""
 
 
+def storage_of(tensor: Tensor) -> torch.UntypedStorage:
+    """Where a tensor's numbers lie; of a DTensor, those of this process."""
+    return getattr(tensor, "_local_tensor", tensor).untyped_storage()
+
+
 def rounded_bytes(tensor: Tensor, block: int) -> int:
     """Bytes of a tensor's storage, rounded up to whole blocks."""
-    return -(-tensor.untyped_storage().nbytes() // block) * block
+    return -(-storage_of(tensor).nbytes() // block) * block
 
 
 def phase_peaks(
@@ -103,7 +108,7 @@ class MemoryTracker(TorchDispatchMode):
         return [parameter.register_post_accumulate_grad_hook(arrived) for parameter in trained]
 
     def _add(self, tensor: Tensor, label: MemoryKey, relabel: bool = False) -> None:
-        storage = tensor.untyped_storage()
+        storage = storage_of(tensor)
         key = storage._cdata
         entry = self._storages.get(key)
         if entry is None:
@@ -118,6 +123,26 @@ class MemoryTracker(TorchDispatchMode):
             self._storages[key] = size, label, ref
             self._count(old, -size)
             self._count(label, size)
+
+    def resized(self, tensor: Tensor) -> None:
+        """Count a storage anew that was given another size."""
+        if (key := storage_of(tensor)._cdata) in self._storages:
+            self._size_anew(key)
+        else:
+            self._add(tensor, self.label)
+        self._look()
+
+    def recount(self) -> None:
+        """Count all storages anew: some were given another size while nobody looked."""
+        for key in list(self._storages):
+            self._size_anew(key)
+
+    def _size_anew(self, key: int) -> None:
+        size, label, ref = self._storages[key]
+        if (storage := ref()) is not None:
+            now = -(-storage.nbytes() // self.block) * self.block
+            self._storages[key] = now, label, ref
+            self._count(label, now - size)
 
     def _release(self, ref: _StorageRef) -> None:
         size, label, _ = self._storages.pop(ref.key)

@@ -64,6 +64,7 @@ class ModelMemory:
         self._held: list[weakref.ref[Tensor]] = []
         self._undo = ExitStack()  # hooks, while it is on
         self._states: dict[str, int] = {}  # role → bytes of optimizer state
+        self._accumulates = False  # whether FSDP2 holds whole gradients of passes before
 
     # ------------------------------------------------------------------------------ what is there
 
@@ -97,12 +98,17 @@ class ModelMemory:
     @property
     def accumulating(self) -> bool:
         """Does a trained model hold gradients already?"""
+        if self._accumulates:
+            return True
         for model, optimizer in self._models.values():
             if optimizer is not None and (module := model()) is not None:
                 trained = (p for p in module.parameters() if p.requires_grad)
                 if getattr(next(trained, None), "grad", None) is not None:
                     return True
         return False
+
+    def _accumulated(self, whole: bool) -> None:
+        self._accumulates = whole
 
     def measure_states(self) -> None:
         """Note how large the optimizer's state is, while there is one."""
@@ -119,14 +125,16 @@ class ModelMemory:
             return
         self.on = True
         self._undo.enter_context(self.tracker)
-        own = self.tracker.own
+        own, roles = self.tracker.own, dict[int, str]()
         for role, model, state in self._alive():
             parameters = list(model.parameters())
             own(role, "parameters", [*parameters, *model.buffers()])
             own(role, "gradients", [p.grad for p in parameters if p.grad is not None])
             own(role, "optimizer", [t for p in parameters for t in _tensors(state.get(p))])
             self._hook(role, model)
+            roles |= {id(p): role for p in parameters}
         own("", "activations", [t for t in (r() for r in self._held) if t is not None])
+        self._undo.enter_context(labelled_shards(self.tracker, roles, self._accumulated))
         self._undo.enter_context(labelled_caches(self.tracker))
         self._undo.enter_context(fused_head_within(lambda: self.tracker.labelled("logits")))
 
@@ -221,6 +229,63 @@ def labelled_caches(tracker: MemoryTracker) -> Iterator[None]:
         return keys_and_values
 
     with patch.object(module.Cache, "update", labelled):
+        yield
+
+
+@contextmanager
+def labelled_shards(
+    tracker: MemoryTracker, roles: Mapping[int, str], accumulated: Callable[[bool], None]
+) -> Iterator[None]:
+    """While it lasts, weights that FSDP2 has gathered, and its buffers, are `communication`; the
+    gradients it makes are those of their parameters' roles, by `id`. `accumulated` is told whether
+    gradients stay whole after a backward pass."""
+    home = "torch.distributed.fsdp._fully_shard._fsdp_param"
+    module, groups = sys.modules.get(home), sys.modules.get(f"{home}_group")
+    if module is None or groups is None:  # nothing is sharded
+        yield
+        return
+    group = groups.FSDPParamGroup
+    tracker.recount()
+
+    def resizing(function: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        def call(tensor: Tensor) -> None:
+            function(tensor)
+            tracker.resized(tensor)
+
+        return call
+
+    def sending(function: Callable[..., T]) -> Callable[..., T]:
+        def call(self: Any, *args: object, **kwargs: object) -> T:
+            with tracker.labelled("communication"):
+                result = function(self, *args, **kwargs)
+            return result
+
+        return call
+
+    def reducing(function: Callable[..., None]) -> Callable[..., None]:
+        def call(self: Any, *args: object) -> None:
+            sending(function)(self, *args)
+            stay = False
+            for p in self.fsdp_params:
+                unsharded = getattr(p, "_unsharded_param", None)
+                kept = [p.unsharded_accumulated_grad, getattr(unsharded, "grad", None)]
+                stay = stay or any(x is not None for x in kept)
+                if role := roles.get(id(p.sharded_param)):
+                    made = [x for x in (p.sharded_param.grad, *kept) if x is not None]
+                    tracker.own(role, "gradients", made)
+            accumulated(stay)
+
+        return call
+
+    with ExitStack() as stack:
+        for name in ("alloc_storage", "free_storage"):
+            resize = resizing(getattr(module, name))
+            stack.enter_context(patch.object(module, name, resize))
+            if hasattr(groups, name):
+                stack.enter_context(patch.object(groups, name, resize))
+        for name in ("unshard", "wait_for_unshard"):
+            stack.enter_context(patch.object(group, name, sending(getattr(group, name))))
+        stack.enter_context(patch.object(group, "post_backward", reducing(group.post_backward)))
         yield
 
 

@@ -180,17 +180,22 @@ class Bookkeeping(TrainingParts, ABC):
         """Sample every prompt of `eval_dataset` once, always with the same noise, and log what the
         responses are worth: `eval_reward`, `eval_kl` (nats per response), …, means over prompts."""
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        mine = torch.arange(len(self.eval_dataset or ()))[rank::ranks]
+        mine = places = torch.arange(len(self.eval_dataset or ()))[rank::ranks]
+        if self.sharding.even:  # who has one less takes its last one, or the first, once more
+            most = -(-len(self.eval_dataset or ()) // ranks)
+            more = mine[-1:] if len(mine) else torch.zeros(1, dtype=mine.dtype)
+            places = torch.cat([mine, more])[:most]
         figures, meter = defaultdict[str, list[Tensor]](list), self.meter
         with meter.phase("evaluation"), self.accelerator.autocast():
             self.meter = NoMeter("ppo")
             try:
-                for index in mine.split(self.args.rollout_batch_size):
+                for index in places.split(self.args.rollout_batch_size):
                     for name, value in self._evaluate_rows(index).items():
                         figures[name].append(value)
             finally:
                 self.meter = meter
-        metrics = {f"eval_{n}": self._mean(torch.cat(v)) for n, v in figures.items()}
+        values = {n: torch.cat(v)[: len(mine)] for n, v in figures.items()}
+        metrics = {f"eval_{n}": self._mean(v) for n, v in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -263,8 +268,7 @@ class Bookkeeping(TrainingParts, ABC):
 
     def save_checkpoint(self) -> None:
         """Write all that decides how training goes on (`checkpoint.py`), once."""
-        if self.accelerator.is_main_process:
-            checkpoint.save(self)
+        checkpoint.save(self)
         self.accelerator.wait_for_everyone()
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 

@@ -37,6 +37,7 @@ from .layouts import Roles
 from .logprobs import AnyModel
 from .losses import StopTokens
 from .rewards import Rewards
+from .sharding import Replicated, like
 from .texts import Row, Tokenizer
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class TrainingParts:
     on_sample: Callable[[int, list[Row]], None] | None
     should_stop: Callable[[], bool] | None
     accelerator: Accelerator
+    sharding: Replicated
     stop_token_ids: StopTokens
     roles: Roles
     policy: AnyModel
@@ -83,8 +85,15 @@ class TrainingParts:
     """spent in training, without pauses between runs"""
 
 
-def save(trainer: TrainingParts) -> Path:
-    """Write a checkpoint of this iteration, and delete what is more than `save_total_limit`."""
+def save(trainer: TrainingParts) -> None:
+    """Write a checkpoint of this iteration, and delete what is more than `save_total_limit`. All
+    processes bring their parts of it, the first one writes."""
+    weights, rest = trainer.sharding.whole(_trained(trainer)), _rest(trainer)
+    if trainer.accelerator.is_main_process:
+        _write(trainer, weights, rest)
+
+
+def _write(trainer: TrainingParts, weights: Saved, rest: Saved) -> None:
     folder = Path(trainer.args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".checkpoint-*.tmp"):  # a process was killed while it wrote
@@ -92,10 +101,8 @@ def save(trainer: TrainingParts) -> Path:
     final = folder / f"checkpoint-{trainer.state.global_step}"
     draft = folder / f".{final.name}.tmp"
     draft.mkdir()
-    save_file(
-        {n: p.detach().cpu().contiguous() for n, p in _trained(trainer).items()}, draft / WEIGHTS
-    )
-    torch.save(_rest(trainer), draft / REST)
+    save_file(weights, draft / WEIGHTS)
+    torch.save(rest, draft / REST)
     trainer.state.save_to_json(str(draft / STATE))
     for path in (*draft.iterdir(), draft):
         _sync(path)
@@ -106,7 +113,6 @@ def save(trainer: TrainingParts) -> Path:
     limit = trainer.args.save_total_limit
     for old in newest_first(folder)[limit:] if limit else ():
         shutil.rmtree(old)
-    return final
 
 
 def newest_first(folder: str | Path) -> list[Path]:
@@ -161,7 +167,8 @@ def _stateful(trainer: TrainingParts) -> dict[str, Stateful]:
 
 
 def _rest(trainer: TrainingParts) -> Saved:
-    states = {name: part.state_dict() for name, part in _stateful(trainer).items()}
+    states: Saved = {name: part.state_dict() for name, part in _stateful(trainer).items()}
+    states["optimizer"] = trainer.sharding.whole(states["optimizer"])
     numbers = {"beta": trainer.beta, "seconds": trainer.seconds}
     return states | numbers | {"random": random_state()}
 
@@ -181,7 +188,9 @@ def _load(
         raise ValueError(f"{path} is a checkpoint of another model or layout: {problem}")
     with torch.no_grad():
         for name, parameter in here.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(like(weights[name], parameter))
+    if rest.get("optimizer") is not None:
+        rest["optimizer"] = _parts(trainer, rest["optimizer"])
     for name, part in _stateful(trainer).items():
         if rest.get(name) is not None:
             part.load_state_dict(rest[name])
@@ -190,6 +199,16 @@ def _load(
     main = trainer.accelerator.is_main_process
     state.is_local_process_zero, state.is_world_process_zero = main, main
     trainer.state = state
+
+
+def _parts(trainer: TrainingParts, state: Saved) -> Saved:
+    """An optimizer's state, as its parameters lie."""
+    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    states = {
+        number: {n: like(x, parameters[number]) if torch.is_tensor(x) else x for n, x in of.items()}
+        for number, of in state["state"].items()
+    }
+    return {**state, "state": states}
 
 
 def random_state() -> Saved:

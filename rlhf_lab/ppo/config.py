@@ -29,8 +29,7 @@ NOT_HONOURED = frozenset(
     "optim_target_modules label_smoothing_factor neftune_noise_alpha auto_find_batch_size "
     "data_seed train_sampling_strategy dataloader_drop_last full_determinism fsdp deepspeed "
     "parallelism_config load_best_model_at_end metric_for_best_model greater_is_better "
-    "save_only_model push_to_hub hub_model_id gradient_checkpointing "
-    "activation_checkpointing".split()
+    "save_only_model push_to_hub hub_model_id".split()
 )
 """transformers' settings that would change what is trained or saved, and that PPO does not know."""
 ABOVE_ZERO = (
@@ -81,6 +80,9 @@ class PPOConfig(TrainingArguments):
         "eos", "'eos': where the model's turns end; None: at stop_token_id, or never."
     )
     stop_token_id: int | None = setting(None, "Another stop token.")
+    ds3_gather_for_generation: bool = setting(
+        True, "Sharded: gather all weights once a rollout; else layer by layer for every token."
+    )
     temperature: float = setting(0.7, "Sampling temperature, above 0.")
     missing_eos_penalty: float | None = setting(
         None, "Subtracted from the score of a response that never stops."

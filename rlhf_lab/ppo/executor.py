@@ -6,6 +6,7 @@ that does the first turns of each loop and counts the others (`simulate/shortcut
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -21,7 +22,10 @@ Buckets = list[Tensor]
 
 
 class Executor:
-    """The loops of `PPOTrainer`, each turn of them."""
+    """The loops of `PPOTrainer`, each turn of them. `even`: every process makes the same number of
+    passes, since each is one of all processes."""
+
+    even = False
 
     def generate(self, model: LanguageModel, *prompts: Tensor, **settings: Setting) -> Tensor:
         """`sampling.generate`: token by token. (b, p) → (b, t)."""
@@ -32,7 +36,7 @@ class Executor:
 
         mask: (b, s); least: tokens of padding that one more pass has to save.
         """
-        parts = by_length(mask.sum(1).tolist(), rows, least)
+        parts = by_length(mask.sum(1).tolist(), rows, sys.maxsize if self.even else least)
         return [torch.tensor(part, device=mask.device) for part in parts]
 
     def map_chunks(

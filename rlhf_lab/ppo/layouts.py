@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from .adapters import POLICY, REWARD, VALUE, Switch, add_adapter, add_reward_adapter, copy_adapter
 from .logprobs import AnyModel
+from .recompute import Layers, recomputed
 from .rollout import (
     response_hidden_states,
     scatter_masked,
@@ -49,7 +50,7 @@ class Roles:
     value: AnyModel
     reward: AnyModel | None
     """None where only functions give rewards"""
-    trained: nn.Module
+    trained: ActorCritic
 
 
 def make_roles(
@@ -97,6 +98,11 @@ def make_roles(
 class ActorCritic(nn.Module):
     """Policy and value model as one module."""
 
+    recomputed: Layers = ()
+    """layers that run again in backward (`recompute.py`)"""
+    switch: Switch | None = None
+    """turns the adapters of one base on"""
+
     def __init__(self, policy: AnyModel, value: AnyModel):
         super().__init__()
         self.policy, self.value = policy, value
@@ -105,9 +111,10 @@ class ActorCritic(nn.Module):
         self, ids: Tensor, attention: Tensor, responses: Tensor, mask: Tensor, temperature: float
     ) -> Updated:
         """The pass of the update phase. ids, attention: (b, s); responses, mask: (b, t)."""
-        hidden = response_hidden_states(self.policy, ids, attention, mask)
-        logprobs, entropy = trained_logprobs(self.policy, hidden, responses, mask, temperature)
-        return logprobs, entropy, self.values(hidden, ids, attention, mask)
+        with recomputed(self.recomputed, self.switch):
+            hidden = response_hidden_states(self.policy, ids, attention, mask)
+            logprobs, entropy = trained_logprobs(self.policy, hidden, responses, mask, temperature)
+            return logprobs, entropy, self.values(hidden, ids, attention, mask)
 
     def values(self, hidden: Tensor, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
         """V before each response token, by a pass of its own. hidden: (n, h), the policy's →
@@ -166,7 +173,10 @@ class RoleView(nn.Module):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """Of the shared model those that are this role's, and its head's."""
+        """Of the shared model those that are this role's, and its head's; none is registered here,
+        which is what `recurse=False` asks for."""
+        if not recurse:
+            return
         dot = f"{prefix}." if prefix else ""
         for name, parameter in self.whole.named_parameters():
             if self._mine(name):
@@ -232,7 +242,7 @@ class OneBase(ActorCritic):
             view(POLICY, lambda name: not any(x in name for x in theirs)),
             view(VALUE, lambda name: theirs[0] in name, score),
         )
-        self.base, self.score = base, score
+        self.base, self.score, self.switch = base, score, switch
         self.reference = view(None, lambda name: False)
         self.reward = None
         if reward_adapter:

@@ -9,8 +9,8 @@ stopped.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -111,6 +111,8 @@ class Rewards:
     ):
         stops = (stop_token_ids,) if isinstance(stop_token_ids, int) else stop_token_ids
         self.tokenizer, self.stop_token_ids = tokenizer, frozenset(stops or ())
+        self.passes: Callable[..., AbstractContextManager[object]] = lambda *models: nullcontext()
+        """within which models may be called (`Replicated.passes`)"""
         self.executor = executor or Executor()
         self.normalise_scores = getattr(args, "normalize_scores", False)
         self.score_clip = getattr(args, "score_clip", None)
@@ -202,7 +204,7 @@ class Rewards:
         # What FLOPs are linear in.
         shape = [n for name, (_, mask) in read.items() for n in shape_of(buckets[name], mask)]
         tokens = sum(int(mask.sum()) for _, mask in read.values())
-        with meter.phase("score", "reward", shape, tokens):
+        with meter.phase("score", "reward", shape, tokens), self.passes(*models.values()):
             return {
                 name: run.map_chunks(partial(sequence_scores, models[name]), buckets[name], *pair)
                 for name, pair in read.items()

@@ -18,15 +18,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerState, get_scheduler
 
 from ..data.lengths import worth_a_pass
@@ -42,6 +41,7 @@ from .executor import Executor
 from .layouts import Roles, make_roles
 from .logprobs import AnyModel
 from .losses import LossFunction, LossFunctions, StopTokens
+from .recompute import recomputed_layers
 from .rewards import Rewards
 from .rollout import (
     Advantages,
@@ -57,6 +57,7 @@ from .rollout import (
 )
 from .rollout_engines import make_engine
 from .sampling import pad_prompts, row_keys, shuffled
+from .sharding import make_accelerator
 from .texts import Row, Tokenizer
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ class PPOTrainer(Bookkeeping):
         self.on_log, self.on_sample, self.should_stop = on_log, on_sample, should_stop
 
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
+        self.accelerator, kind = make_accelerator(precision, args.use_cpu)
+        self.sharding = kind(self.accelerator, args.ds3_gather_for_generation)
+        self.executor.even = self.sharding.even
         set_seed(args.seed)  # the same on every rank: no seed differs
         self.stop_token_ids: StopTokens = args.stop_token_id
         if args.stop_token_id is None and args.stop_token == "eos":
@@ -118,6 +121,10 @@ class PPOTrainer(Bookkeeping):
             self.stop_token_ids = stop_ids(processing_class, generation)
 
         self.roles = self.build_roles(model, ref_model, value_model, reward_model, peft_config)
+        if args.activation_checkpointing:
+            how = args.activation_checkpointing_kwargs or {}
+            assert isinstance(how, dict)  # transformers has read it, where it was text
+            self.roles.trained.recomputed = recomputed_layers(self.roles.trained, how)
         self.policy, self.reference = self.roles.policy, self.roles.reference
         self.value_model, self.reward_model = self.roles.value, self.roles.reward
         self.rewards = Rewards(
@@ -130,6 +137,7 @@ class PPOTrainer(Bookkeeping):
             self.accelerator.device,
             self.executor,
         )
+        self.rewards.passes = self.sharding.passes
         self.beta, self.seconds = args.kl_coef, 0.0
         self.setup_optimizer()
         self.engine = make_engine(
@@ -153,19 +161,23 @@ class PPOTrainer(Bookkeeping):
         args, roles = self.args, self.roles
         for frozen in (roles.reference, roles.reward):
             if frozen is not None:
-                frozen.to(self.accelerator.device)
-        trained = [p for p in roles.trained.parameters() if p.requires_grad]
-        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)  # `optim`, as every trainer
-        optimizer = kind(trained, weight_decay=args.weight_decay, **kwargs)
+                self.sharding.freeze(frozen)
+
+        def optimizer(trained: nn.Module) -> Optimizer:
+            kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)  # `optim`, as every trainer
+            parameters = (p for p in trained.parameters() if p.requires_grad)
+            made: Optimizer = kind(parameters, weight_decay=args.weight_decay, **kwargs)
+            return made
+
+        self.model, self.optimizer = self.sharding.prepare(roles.trained, optimizer)
         self.episodes_per_iteration = args.rollout_batch_size * self.accelerator.num_processes
         self.iterations = args.iterations(len(self.train_dataset), self.episodes_per_iteration)
         # Rule 17: a rate that falls to 0, a step of the schedule an iteration.
         warmup = args.get_warmup_steps(self.iterations)
         more: Setting = args.lr_scheduler_kwargs  # transformers has read it, where it was text
-        schedule = args.lr_scheduler_type, optimizer, warmup, self.iterations, more
+        schedule = args.lr_scheduler_type, self.optimizer.optimizer, warmup, self.iterations, more
         self.scheduler = get_scheduler(*schedule)
         self.worth = worth_a_pass(roles.policy.config)
-        self.model, self.optimizer = self.accelerator.prepare(roles.trained, optimizer)
         self._watch_roles()
 
     # ------------------------------------------------------------------------------- the main loop
@@ -250,8 +262,9 @@ class PPOTrainer(Bookkeeping):
         keys = row_keys(args.seed, iteration, index, torch.zeros_like(index)).to(device)
         prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
         # Rule 1: at the temperature and nothing else, neither top-k nor top-p, by every engine.
-        with self.meter.phase("rollout", "policy", calls=self.engine.called):
-            responses, logprobs = self.engine.sample(self.policy, prompt_ids, prompt_mask, keys)
+        rollout = self.meter.phase("rollout", "policy", calls=self.engine.called)
+        with rollout, self.sharding.sampling(self.policy) as policy:
+            responses, logprobs = self.engine.sample(policy, prompt_ids, prompt_mask, keys)
         return Samples(index, prompt_ids, prompt_mask, responses, logprobs)
 
     # ------------------------------------------------------------------------------ 2. score
@@ -273,17 +286,18 @@ class PPOTrainer(Bookkeeping):
         # Rule 2: policy and reference are scored at the sampling temperature.
         sequences, how = (ids, attention, responses), (args.temperature, buckets, run)
         # Rule 3: before an iteration's first step the ratio is 1: by the code of the update.
-        with self.meter.phase("old_logprobs", "policy", *work):
+        whole = self.sharding.passes
+        with self.meter.phase("old_logprobs", "policy", *work), whole(self.policy):
             if args.layout == "shared":
                 logprobs, values = logprobs_and_values(
                     self.policy, self.value_model, ids, attention, responses, mask, *how
                 )
             else:
                 logprobs = response_logprobs(self.policy, *sequences, *how)
-        with self.meter.phase("reference", "reference", *work):
+        with self.meter.phase("reference", "reference", *work), whole(self.reference):
             ref_logprobs = response_logprobs(self.reference, *sequences, *how)
         if args.layout != "shared":
-            with self.meter.phase("value", "value", *work):
+            with self.meter.phase("value", "value", *work), whole(self.value_model):
                 critic = partial(token_values, self.value_model)
                 values = run.map_chunks(critic, buckets, ids, attention, mask)
         chunk = args.local_rollout_forward_batch_size
@@ -365,25 +379,24 @@ class PPOTrainer(Bookkeeping):
         for number, rows in enumerate(buckets):
             micro, micro_adv = mb.rows(rows), adv.rows(rows)
             last = number == len(buckets) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+            with self.sharding.accumulate(self.model, last):
                 loss, sums, log_ratio = self.compute_losses(micro, micro_adv, tokens)
                 with self.meter.phase("backward", "policy", *micro.work):
-                    # DDP averages gradients over ranks; our sums are divided by global counts.
-                    self.accelerator.backward(loss * self.accelerator.num_processes)
+                    self.sharding.backward(loss)
             stats += sums
             largest = torch.maximum(largest, log_ratio)
         metrics = dict(zip(STATISTICS, self._sum(stats).tolist(), strict=True))
         metrics["max_log_ratio"] = float(self.accelerator.gather(largest).max())
         with self.meter.phase("optimizer", "policy"):
-            norm, limit = torch.tensor(float("nan")), self.args.max_grad_norm
+            norm, limit = float("nan"), self.args.max_grad_norm
             if limit:  # rule 17: gradients are clipped
-                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+                norm = self.sharding.clip(self.model, limit)
                 if self.accelerator.scaler is None:  # which skips such a step by itself
-                    metrics["grad_norm"] = float(norm)
+                    metrics["grad_norm"] = norm
             self.check_loss(metrics)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return metrics | {"grad_norm": float(norm)}
+        return metrics | {"grad_norm": norm}
 
     def compute_losses(
         self, mb: Rollout, adv: Advantages, tokens: Tensor

@@ -40,8 +40,6 @@ def simulate_step(setup: Setup, config: Config, roles: Mapping[str, Config] | No
     """
     if setup.stage not in XRAYED:
         raise ValueError(f"stage={setup.stage!r}: choose from {', '.join(XRAYED)}")
-    if setup.stage == "ppo" and setup.gradient_checkpointing:
-        raise ValueError("PPO has no gradient_checkpointing: its models are in eval mode")
     if setup.use_vllm:
         raise ValueError("use_vllm: vLLM's memory is planned, not simulated: x-ray without it")
     with left_alone(), tempfile.TemporaryDirectory() as folder:

@@ -200,6 +200,8 @@ def _ppo_config(step: Step, settings: Settings) -> PPOConfig:
         num_ppo_epochs=setup.num_ppo_epochs,
         num_mini_batches=setup.num_mini_batches,
         local_rollout_forward_batch_size=setup.local_rollout_forward_batch_size,
+        activation_checkpointing=setup.gradient_checkpointing,
+        activation_checkpointing_kwargs={"every_n_layers": setup.every_n_layers},
     )
     args.bf16 = setup.bf16 or setup.fp16  # which PPOConfig refuses on a CPU
     return args

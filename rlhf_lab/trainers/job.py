@@ -92,9 +92,10 @@ class Job:
         model.save_pretrained(folder, state_dict=self.weights, **(alone if adapted else {}))
         self.tokenizer.save_pretrained(folder)
 
-    def whole(self, model: AnyModel) -> AnyModel:
-        """The trained model with its adapters merged in, saved; one without them as it is. Of one
-        that was trained sharded a copy, which each process has whole."""
+    def whole(self, model: AnyModel, anew: bool = False) -> AnyModel:
+        """The trained model with its adapters merged in, saved, `anew` into a base that is loaded
+        again; one without them as it is. Of one that was trained sharded over TRL a copy, which
+        each process has whole."""
         if self.weights is not None:
             any_process(False)  # the first one has saved it
             load_whole()
@@ -103,7 +104,8 @@ class Job:
             return getattr(saved, kind).to(self.args.device)
         if not self.run.writes:
             return model
-        if self.plan.settings.get("load_in_4bit"):  # merged into weights that were never rounded
+        anew = anew and hasattr(model, "peft_config")
+        if anew or self.plan.settings.get("load_in_4bit"):  # into weights that were never rounded
             from peft import PeftModel
 
             of, spec = self.plan.model, STAGES[self.plan.stage]

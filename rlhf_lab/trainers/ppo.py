@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..data.reward_sources import gold_metrics
 from ..ppo.trainer import PPOTrainer
 from .job import Figures, Job, before_and_after, cost_figures, evaluate_policy, run_loop
@@ -29,7 +31,9 @@ def train(job: Job) -> Figures:
         replaced=job.losses,
     )
     policy, reference, reward = trainer.policy, trainer.reference, trainer.reward_model
-    before = evaluate_policy(job, policy, reward_model=reward, keep="sft")
+    models = trainer.sharding
+    with models.gathered(policy), models.passes(reward):
+        before = evaluate_policy(job, policy, reward_model=reward, keep="sft")
     if job.resume:
         done = trainer.restore()
         job.run.rewind(done)
@@ -48,8 +52,14 @@ def train(job: Job) -> Figures:
     if bar:
         bar.close()
     model = getattr(policy, "switched", lambda: policy)()
+    if models.even:  # each process has parts of it
+        weights: dict[str, Tensor] = models.whole(model.state_dict())
+        job.weights = weights if job.run.writes else {}
     job.save(model)
-    after = evaluate_policy(job, policy, reference, reward)
-    figures = cost_figures(job, earlier + seconds) | before_and_after(job, before, after, reward)
-    job.whole(model)  # last: whoever shares the base with it is lost
+    job.weights = None
+    with models.gathered(policy), models.passes(reference, reward):
+        after = evaluate_policy(job, policy, reference, reward)
+        figures = before_and_after(job, before, after, reward)
+    figures = cost_figures(job, earlier + seconds) | figures
+    job.whole(model, anew=models.even)  # last: whoever shares the base with it is lost
     return figures

@@ -212,8 +212,13 @@ def test_sampling_pays_for_weights_that_are_shared_out():
         plan("ppo", QWEN, **common, nodes=n).seconds_of["rollout", "policy"] for n in (1, 2)
     )
     assert near < far < near + 2.1 * weights / hardware("h100").network
-    fsdp2 = plan("ppo", QWEN, **{**common, "sharding": "fsdp2"})
+    shared_out = {**common, "sharding": "fsdp2"}
+    fsdp2 = plan("ppo", QWEN, **shared_out, ds3_gather_for_generation=False)
     assert fsdp2.phases[0].sent.all_gather == pytest.approx(512 * weights, rel=1e-4)
+    assert part(fsdp2, "communication", "rollout") < 5e9
+    fsdp2 = plan("ppo", QWEN, **shared_out)
+    assert fsdp2.phases[0].sent.all_gather == pytest.approx(weights, rel=1e-4)
+    assert part(fsdp2, "communication", "rollout") > weights
 
 
 def test_each_scheme_sends_what_it_sends_in_a_pass_or_in_a_step():

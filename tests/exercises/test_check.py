@@ -167,7 +167,7 @@ LOCATED = [
     ("k1", lambda a, b: a - b + 0.5, "every number is +0.5 off"),
     ("k2", lambda a, b: -0.5 * (a - b) ** 2, "the sign is wrong"),
     ("k1", lambda a, b: (a - b).sum(1), "k1 has the shape (2,) and not (2, 3)"),
-    ("k1", lambda a, b: (a - b) / 0 * 0, "NaN comes from 0/0"),
+    ("k1", lambda a, b: (a - b) / 0 * 0, "NaN, from 0/0"),
     ("gae", lambda r, v, m, g, c: (right_gae(r, v, m, g, c)[0],) * 2, "returns lack V"),
     (
         "gae",

@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 two_processes.py '[{"out": FILE, "settings": …, "l
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,10 @@ torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 
 
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def train(job: dict) -> None:
     import conftest
     from ppo_kit import PROMPTS
@@ -23,6 +28,7 @@ def train(job: dict) -> None:
     from rlhf_lab.ppo import trainer as module
     from rlhf_lab.ppo.config import PPOConfig
 
+    os.environ["ACCELERATE_USE_FSDP"] = str(job["sharding"] == "fsdp2")
     layout, lora = job["layout"], None
     if layout == "adapters":
         from peft import LoraConfig
@@ -55,10 +61,12 @@ def train(job: dict) -> None:
             )
         trainer.train(resume_from_checkpoint=job["resume"])
     trained = {
-        n: p.detach().flatten().tolist()
+        n: whole(p.detach()).flatten().tolist()
         for n, p in trainer.roles.trained.named_parameters()
         if p.requires_grad
     }
+    every = [p for m in vars(trainer.roles).values() if m for p in m.parameters()]
+    every = {id(p): p for p in every}.values()
     rank = trainer.accelerator.process_index
     output = {
         "rank": rank,
@@ -67,6 +75,8 @@ def train(job: dict) -> None:
         "trained": trained,
         "calls": calls,
         "seed": torch.initial_seed(),
+        "numbers": sum(p.numel() for p in every),
+        "here": sum(getattr(p, "_local_tensor", p).numel() for p in every),
     }
     Path(job["out"]).with_suffix(f".{rank}.json").write_text(json.dumps(output))
 

@@ -25,6 +25,7 @@ from rlhf_lab.stages import TRAINABLE
 from rlhf_lab.training import check_first
 
 BIG = "Qwen/Qwen2.5-7B"
+SMALL = {"layout": "adapters", "load_in_4bit": True, "lora_r": 8}
 TYPES = {"zero": "DEEPSPEED", "fsdp": "FSDP", "ddp": "MULTI_GPU"}
 
 
@@ -36,7 +37,7 @@ def plan(stage="sft", model="mini", hardware="h100", **settings):
 @pytest.mark.parametrize("how", CONFIGS)
 def test_accelerate_takes_every_config_of_every_stage(how, nodes, tmp_path):
     for stage in TRAINABLE:
-        if stage == "ppo" and how not in ("cpu", "ddp"):
+        if stage == "ppo" and how not in ("cpu", "ddp", "fsdp2"):
             continue
         made = launched(plan(stage), how, 8, nodes, dry=True)
         if how == "cpu":
@@ -106,7 +107,9 @@ def test_auto_is_the_first_that_fits():
     ("how", "settings", "more", "says"),
     [
         ("zero3", {"hardware": "here"}, {}, "shards GPUs, and there is none"),
-        ("fsdp2", {"stage": "ppo"}, {}, "PPO does not train sharded yet"),
+        ("zero2", {"stage": "ppo"}, {}, "PPO trains sharded under fsdp2 alone"),
+        ("fsdp2-offload", {"stage": "ppo"}, {}, "PPO trains sharded under fsdp2 alone"),
+        ("fsdp2", {"stage": "ppo", **SMALL}, {}, "shards no weights in 4 bits: choose ddp"),
         ("zero3", {"load_in_4bit": True, "lora_r": 8}, {}, "shards whole models, not yet adapters"),
         ("ddp", {"stage": "grpo", "num_generations": 3}, {}, "do not split into num_generations=3"),
         ("ddp", {}, {"nodes": 3}, "--processes 8: they do not split into --nodes 3"),

@@ -16,9 +16,17 @@ from rlhf_lab.ppo import rollout
 HERE = Path(__file__).resolve().parent
 STEPS = 5  # of two minibatches each: ten optimizer steps
 LAYOUTS = ("four", "shared", "adapters")
+SHARDED = {
+    "fsdp2": ("four", {}),
+    "fsdp2, shared": ("shared", {}),
+    "fsdp2, adapters": ("adapters", {}),
+    "fsdp2, for every token": ("four", {"ds3_gather_for_generation": False}),
+    "fsdp2, recomputed adapters": ("adapters", {"activation_checkpointing": True}),
+}
+"""By name the layout and settings of a training whose models are shared out over two processes."""
 
 
-def job(folder, ranks, layout="four", resume=None, broken=False):
+def job(folder, ranks, layout="four", resume=None, broken=False, sharding="ddp", **more):
     """What one training in `ranks` processes needs to know; each takes `8 / ranks` rows a batch."""
     settings = {
         "output_dir": str(folder / "out"),
@@ -41,10 +49,11 @@ def job(folder, ranks, layout="four", resume=None, broken=False):
         "missing_eos_penalty": 1.0,
         "layout": layout,
         "use_cpu": True,
+        **more,
     }
     folder.mkdir(parents=True)
     fields = {"settings": settings, "layout": layout, "resume": resume, "broken": broken}
-    return {"out": str(folder / "output"), **fields}
+    return {"out": str(folder / "output"), "sharding": sharding, **fields}
 
 
 def run(ranks, jobs):
@@ -70,18 +79,23 @@ def outputs(tmp_path_factory):
     checkpoints, in one. → the folder, the outputs of two, the outputs of one."""
     root = tmp_path_factory.mktemp("distributed")
     jobs = {layout: job(root / "two" / layout, 2, layout) for layout in LAYOUTS}
+    for name, (layout, more) in SHARDED.items():
+        jobs[name] = job(root / "two" / name, 2, layout, sharding="fsdp2", **more)
     two = run(2, jobs | {"broken": job(root / "two" / "broken", 2, broken=True)})
     jobs = {layout: job(root / "one" / layout, 1, layout) for layout in LAYOUTS}
     for layout in LAYOUTS:
         saved = root / "two" / layout / "out" / "checkpoint-4"
         jobs[f"{layout}, resumed"] = job(root / "again" / layout, 1, layout, resume=str(saved))
+    saved = root / "two" / "fsdp2" / "out" / "checkpoint-4"
+    jobs["fsdp2, resumed"] = job(root / "again" / "fsdp2", 1, resume=str(saved))
     return root, two, run(1, jobs)
 
 
-@pytest.fixture(params=LAYOUTS)
+@pytest.fixture(params=[*LAYOUTS, *SHARDED])
 def both(request, outputs):
-    root, two, one = outputs
-    return one[request.param], two[request.param]
+    _, two, one = outputs
+    layout = SHARDED.get(request.param, (request.param,))[0]
+    return one[layout], two[request.param]
 
 
 def test_parameters_after_ten_steps(both):
@@ -100,6 +114,17 @@ def test_a_broken_split_is_seen(outputs):
     assert apart > 1e-3
 
 
+def test_each_process_has_half_of_every_model(outputs):
+    """Policy, reference, reward and value model; with adapters one base for all of them."""
+    _, two, _ = outputs
+    for name in SHARDED:
+        ranks = two[name]
+        assert sum(rank["here"] for rank in ranks) == ranks[0]["numbers"]
+        assert ranks[0]["here"] == pytest.approx(ranks[0]["numbers"] / 2, rel=0.01)
+    assert two["four"][0]["here"] == two["four"][0]["numbers"]
+    assert two["fsdp2, adapters"][0]["numbers"] < 0.7 * two["fsdp2"][0]["numbers"]
+
+
 def test_metrics_are_global_and_logged_once(both):
     (one,), (main, other) = both
     assert (main["ranks"], other["rank"]) == (2, 1)
@@ -111,11 +136,11 @@ def test_metrics_are_global_and_logged_once(both):
     assert main["calls"] != one["calls"] and main["seed"] == other["seed"]  # half of the work each
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_checkpoint_of_two_goes_on_in_one(layout, outputs):
+@pytest.mark.parametrize("name", [*LAYOUTS, "fsdp2"])
+def test_a_checkpoint_of_two_goes_on_in_one(name, outputs):
     root, _, ones = outputs
-    (one,), (again,) = ones[layout], ones[f"{layout}, resumed"]
-    saved = root / "two" / layout / "out"
+    (one,), (again,) = ones[SHARDED.get(name, (name,))[0]], ones[f"{name}, resumed"]
+    saved = root / "two" / name / "out"
     assert {p.name for p in saved.iterdir()} == {"checkpoint-4", "checkpoint-5"}
     rest = [line for line in one["logged"] if line["step"] > 4]
     assert len(rest) == 2  # a training step, held-out prompts

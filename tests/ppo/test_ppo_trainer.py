@@ -127,8 +127,6 @@ def test_ready_made_input_ids_equal_their_text(make, tiny):
         ({"kl_estimator": "k9"}, "k1, k2 or k3"),
         ({"stop_token": "never"}, "stop_token"),
         ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha has no effect in PPO"),
-        ({"gradient_checkpointing": True}, "gradient_checkpointing has no effect in PPO"),
-        ({"activation_checkpointing": True}, "activation_checkpointing has no effect in PPO"),
         ({"load_best_model_at_end": True}, "load_best_model_at_end has no effect"),
         ({"lr_scheduler_type": "greedy", "eval_strategy": "steps"}, "follows a schedule"),
     ],

@@ -52,6 +52,7 @@ CASES = [
     ("kto", LLAMA, {"lora_r": 4}),
     ("kto", LLAMA, {"loss_type": "apo_zero_unpaired"}),
     ("ppo", LLAMA, {"padded": True}),
+    ("ppo", LLAMA, {"gradient_checkpointing": True, "every_n_layers": 2}),
     (
         "ppo",
         LLAMA | {"model_type": "mistral", "sliding_window": 40},
@@ -206,7 +207,6 @@ def test_masks_select_what_they_would():
     [
         ("rlhf", {}, "sft, reward"),
         ("rloo", {}, "choose from sft, reward"),
-        ("ppo", {"gradient_checkpointing": True}, "gradient_checkpointing"),
     ],
 )
 def test_what_cannot_be_is_one_line(stage, settings, says):
@@ -251,10 +251,13 @@ print(json.dumps([time.perf_counter() - start, rss, x.peak, x.ledger.total(
     assert 50 < peak / 2**30 < 80
 
 
-@pytest.mark.parametrize("phase", ["forward", "backward"])
-def test_a_plan_of_ppo_gives_each_role_what_the_real_step_does(phase):
-    """Activations are of the model whose graph holds them, in both passes."""
-    setup = setup_of("ppo", GPT2)
+@pytest.mark.parametrize(
+    ("phase", "again"), [("forward", False), ("backward", False), ("backward", True)]
+)
+def test_a_plan_of_ppo_gives_each_role_what_the_real_step_does(phase, again):
+    """Activations are of the model whose graph holds them, in both passes, and where layers run
+    again in backward (`again`)."""
+    setup = setup_of("ppo", GPT2, gradient_checkpointing=again)
     planned = {f.name: f for f in PPO(setup)}[phase]
     real = real_step(setup, GPT2, by="account").ledger
     for role in ("policy", "value"):

@@ -1,0 +1,211 @@
+"""Sharded PPO iterations on this machine's CPU against their plans, rank by rank.
+
+    python benchmarks/sharded_ppo.py                     # all cases, some minutes on quiet cores
+    python benchmarks/sharded_ppo.py --only adapters
+    python benchmarks/sharded_ppo.py --compare           # plan anew what was measured
+
+Each case is the lab's trainer under FSDP2 in 2 or 4 processes (`sharded_ppo_worker.py`), Llama of 5
+million random weights in each role. Compared, of the process that holds most:
+
+    states   parameters of all roles, gradients and optimizer state, before an optimizer step
+    peak     of live tensors, by torch's allocator, in the whole iteration
+    rollout  the same while responses are sampled: with the weights that are gathered for it
+    ledger   of the lab's own meter on each rank: peak, and its states
+    sent     bytes of an iteration by collective, as called, times what a ring passes on of them
+
+Cases run one after the other. Writes benchmarks/results/sharded_ppo.json after every case; a case
+that is there is not run again, unless `--fresh`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import sharded
+from sharded import COLLECTIVES, MODELS, measure
+
+from rlhf_lab.cost.estimate import Estimate, estimate
+from rlhf_lab.cost.hardware import hardware
+from rlhf_lab.display import table
+
+RESULTS = Path(__file__).parent / "results" / "sharded_ppo.json"
+TARGETS = {"states": 0.02, "peak": 0.08, "rollout": 0.08, "ledger": 0.08, "sent": 0.05}
+LIMITS = {"parameters": 0.02, "gradients": 0.02, "optimizer": 0.02, "peak": 0.08, "rollout": 0.08}
+"""What a test holds the results to."""
+STATES = ("parameters", "gradients", "optimizer")
+sharded.WORKER = Path(__file__).with_name("sharded_ppo_worker.py")
+
+
+def cases() -> Iterator[dict[str, object]]:
+    """Each layout, and what changes the memory of each."""
+
+    def case(ranks: int, **more: object) -> dict[str, object]:
+        shape = {"batch": 2, "accumulation": 2, "prompt": 16, "response": 16}
+        how = {"layout": "four", "once": True, "recomputed": False, "lora_r": 8}
+        named = {"sharding": "fsdp2", "model": "5M", "ranks": ranks}
+        return {**named, **shape, **how, **more}
+
+    for ranks in (2, 4):
+        yield case(ranks)
+        yield case(ranks, layout="adapters")
+    yield case(2, once=False)
+    yield case(2, layout="shared")
+    yield case(2, accumulation=1, batch=4)
+    yield case(2, recomputed=True, batch=4, accumulation=1, response=112)
+
+
+def name(case: dict[str, object]) -> str:
+    once = "" if case["once"] else ", gathered for every token"
+    again = ", recomputed" if case["recomputed"] else ""
+    times = f"{case['accumulation']}×" if case["accumulation"] != 1 else ""
+    rows = f"{times}{case['batch']} rows of {case['prompt']}+{case['response']}"
+    return f"fsdp2, {case['ranks']} ranks, {case['layout']}, {rows}{once}{again}"
+
+
+def measured(case: dict[str, object], found: dict) -> dict[str, float]:
+    """Of the rank that has most."""
+    ranks, n = found["ranks"], int(str(case["ranks"]))
+    sent = {
+        kind: sum(ranks[0]["calls"].get(x, [0, 0])[1] for x in names)
+        for kind, names in COLLECTIVES.items()
+    }
+    ledgers = [by_phase(rank["meter"]) for rank in ranks]
+    return {
+        **{part: max(rank["live"][part] for rank in ranks) for part in STATES},
+        "peak": max(max(rank["peaks"].values()) for rank in ranks),
+        "rollout": max(rank["peaks"]["rollout"] for rank in ranks),
+        "ledger": max(max(sum(x.values()) for x in phases.values()) for phases in ledgers),
+        "ledger states": max(
+            sum(phases["optimizer"][part] for part in STATES) for phases in ledgers
+        ),
+        "sent": (2 * sent["all_reduce"] + sent["all_gather"] + sent["reduce_scatter"])
+        * (n - 1)
+        / n,
+    }
+
+
+def by_phase(rows: list[list]) -> dict[str, dict[str, float]]:
+    """Phase → component → bytes of all roles."""
+    found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for _, phase, component, size in rows:
+        found[phase][component] += size
+    return found
+
+
+def plan(case: dict[str, object]) -> Estimate:
+    settings = {
+        "sharding": "fsdp2",
+        "gpus": case["ranks"],
+        "per_device_train_batch_size": case["batch"],
+        "gradient_accumulation_steps": case["accumulation"],
+        "prompt_length": case["prompt"],
+        "response_length": case["response"],
+        "bf16": False,
+        "padded": False,
+        "optim": "adamw_torch_fused",
+        "layout": case["layout"],
+        "num_ppo_epochs": 1,
+        "num_mini_batches": 1,
+        "local_rollout_forward_batch_size": case["batch"],
+        "ds3_gather_for_generation": case["once"],
+        "gradient_checkpointing": case["recomputed"],
+    }
+    if case["layout"] == "adapters":
+        settings |= {"lora_r": case["lora_r"], "lora_target_modules": "all-linear"}
+    return estimate("ppo", MODELS[str(case["model"])], hardware("laptop", link=1e9), settings)
+
+
+def planned(case: dict[str, object]) -> dict[str, float]:
+    e = plan(case)
+    last, rollout = e.phases[-1].bytes, e.phases[0]
+    of = {part: sum(x for (_, c), x in last.items() if c == part) for part in STATES}
+    return {
+        **of,
+        "peak": e.peak,
+        "rollout": rollout.total,
+        "ledger": e.peak,
+        "ledger states": sum(of.values()),
+        "sent": e.sent,
+    }
+
+
+def compared(case: dict[str, object], was: dict[str, float]) -> dict[str, dict[str, float]]:
+    now = planned(case)
+    return {
+        part: {"measured": was[part], "planned": now[part], "error": now[part] / was[part] - 1}
+        for part in was
+    }
+
+
+def summary(rows: list[dict]) -> list[dict[str, str]]:
+    """One line for each target: how many figures, median and worst."""
+    kinds = {kind: (kind,) for kind in TARGETS} | {"states": (*STATES, "ledger states")}
+    lines = []
+    for kind, parts in kinds.items():
+        found = [
+            (abs(x["error"]), row["case"])
+            for row in rows
+            for p, x in row["parts"].items()
+            if p in parts
+        ]
+        worst = max(found)
+        lines.append(
+            {
+                "what": kind,
+                "figures": str(len(found)),
+                "target": f"{TARGETS[kind]:.0%}",
+                "median": f"{statistics.median(e for e, _ in found):.2%}",
+                "worst": f"{worst[0]:.2%}",
+                "missed": str(sum(e > TARGETS[kind] for e, _ in found)),
+                "worst case": worst[1],
+            }
+        )
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[], help="cases whose names have these words")
+    parser.add_argument("--fresh", action="store_true", help="run cases that are there again")
+    parser.add_argument("--compare", action="store_true", help="run none: plan anew, and compare")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for a case at most")
+    args = parser.parse_args()
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"versions": {}, "rows": []}
+    rows = {row["case"]: row for row in known["rows"]}
+    wanted = [
+        case
+        for case in cases()
+        if not args.compare
+        and all(word in name(case) for word in args.only)
+        and (args.fresh or name(case) not in rows)
+    ]
+    for case, found in zip(wanted, measure(wanted, args.limit) if wanted else (), strict=True):
+        known["versions"] |= found["versions"]
+        ranks = [{k: rank[k] for k in ("live", "peaks", "calls")} for rank in found["ranks"]]
+        rows[name(case)] = {"measured": measured(case, found), "ranks": ranks}
+        save(known, rows)
+    save(known, rows)
+    for row in known["rows"]:
+        print(row["case"], {k: f"{x['error']:+.2%}" for k, x in row["parts"].items()})
+    lines = summary(known["rows"])
+    print(table(lines))
+    return int(any(int(line["missed"]) for line in lines))
+
+
+def save(known: dict, rows: dict[str, dict]) -> None:
+    known["rows"] = [
+        {"case": name(case), **row, "parts": compared(case, row["measured"])}
+        for case in cases()
+        if (row := rows.get(name(case)))
+    ]
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

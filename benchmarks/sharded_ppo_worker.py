@@ -1,0 +1,219 @@
+"""Sharded PPO iterations on a CPU: what is live on each rank, what it sends. Started by
+`sharded_ppo.py`.
+
+    python benchmarks/sharded_ppo_worker.py '[{"ranks": 2, "layout": "four", …}, …]'
+
+The lab's own trainer on models of random weights, prompts and responses of one length. One
+iteration makes optimizer states; the next is looked at by torch's profiler (the allocator's peak in
+every phase) and a dispatch mode (every collective with its payload). What is live before an
+optimizer step is told apart by the names that FSDP2 gives its tensors. Rank 0 prints a line of JSON
+for each case, with the figures of all ranks.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+import warnings
+from contextlib import contextmanager
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+from sharded_worker import Sent, fsdp_parts, storage_bytes
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rlhf_lab.metering.meter import Meter, NoMeter
+from rlhf_lab.models.load import load
+from rlhf_lab.ppo.config import PPOConfig
+from rlhf_lab.ppo.trainer import PPOTrainer
+
+PHASE = "phase: "
+
+
+class Phases(NoMeter):
+    """Marks the trainer's phases for the profiler."""
+
+    @contextmanager
+    def phase(self, phase: str, *_: object, **__: object):
+        with record_function(PHASE + phase):
+            yield
+
+
+def trainer_of(case: dict, folder: str, meter: Meter) -> PPOTrainer:
+    """The trainer of a case, on models of random weights."""
+    config = AutoConfig.for_model(**case["config"], pad_token_id=0)
+    torch.manual_seed(0)
+    policy = AutoModelForCausalLM.from_config(config)
+    critics = []
+    for _ in range(2 if case["layout"] == "four" else 1):
+        config = AutoConfig.for_model(**case["config"], pad_token_id=0, num_labels=1)
+        critics.append(AutoModelForSequenceClassification.from_config(config))
+    lora, reward = None, critics[0]
+    if case["layout"] == "adapters":
+        from peft import LoraConfig
+
+        lora = LoraConfig("CAUSAL_LM", r=case["lora_r"], target_modules="all-linear")
+        reward = LoraConfig("SEQ_CLS", r=case["lora_r"], target_modules="all-linear")
+    batch = case["batch"]
+    args = PPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=case["accumulation"],
+        max_steps=2,
+        layout=case["layout"],
+        response_length=case["response"],
+        stop_token=None,
+        temperature=1.0,
+        num_ppo_epochs=1,
+        local_rollout_forward_batch_size=batch,
+        report_to="none",
+        save_strategy="no",
+        optim="adamw_torch_fused",
+        max_kl_per_token=None,
+        use_cpu=True,
+        ds3_gather_for_generation=case["once"],
+        activation_checkpointing=case["recomputed"],
+    )
+    rows = batch * case["accumulation"] * case["ranks"] * 2
+    return PPOTrainer(
+        args,
+        load("tiny").tokenizer,
+        policy,
+        None,
+        reward,
+        [{"input_ids": [5] * case["prompt"]}] * rows,
+        critics[1] if case["layout"] == "four" else None,
+        peft_config=lora,
+        meter=meter,
+    )
+
+
+def components(trainer: PPOTrainer) -> dict[str, int]:
+    """Bytes of this rank by component, of all roles."""
+    roots = nn.ModuleList(trainer.sharding.roots)
+    parts = fsdp_parts(SimpleNamespace(model=roots, optimizer=trainer.optimizer))
+    seen: set[int] = set()
+    return {name: storage_bytes(tensors, seen) for name, tensors in parts.items()}
+
+
+def live_bytes() -> int:
+    return storage_bytes((x for x in gc.get_objects() if isinstance(x, Tensor)), set())
+
+
+def peaks(profiler: profile) -> dict[str, int]:
+    """Highest bytes above the start in each phase, but for copies that gloo makes inside a
+    collective, which NCCL does not."""
+    from torch._C._profiler import _EventType
+
+    rows, spans = [], []
+    todo = [(e, False) for e in profiler.profiler.kineto_results.experimental_event_tree()]
+    while todo:
+        event, inside = todo.pop()
+        inside = inside or event.name.startswith("c10d::")
+        todo += [(child, inside) for child in event.children]
+        if event.name.startswith(PHASE):
+            name = event.name.removeprefix(PHASE)
+            spans.append((event.start_time_ns, event.end_time_ns, name))
+        if event.tag == _EventType.Allocation:
+            extra = event.extra_fields
+            rows.append((event.start_time_ns, extra.alloc_size, extra.ptr, inside))
+    spans.sort()
+    found: dict[str, int] = {}
+    live: dict[int, int] = {}
+    now = at = 0
+    for time, size, address, inside in sorted(rows, key=lambda row: row[0]):
+        now -= live.pop(address, 0 if size > 0 else -size)
+        if size > 0:
+            live[address] = 0 if inside else size
+            now += live[address]
+        while at < len(spans) and spans[at][1] < time:
+            at += 1
+        if at < len(spans) and spans[at][0] <= time:
+            name = spans[at][2]
+            found[name] = max(found.get(name, 0), now)
+    return found
+
+
+def look(case: dict) -> dict:
+    """An iteration to settle, and one that is looked at."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(case, folder, Phases("ppo"))
+        trainer.iterate(0)
+        gc.collect()
+        start, live = live_bytes(), dict[str, int]()
+        step = trainer.optimizer.step
+
+        def looked(*args: object, **kwargs: object) -> object:
+            live.update(live or components(trainer))
+            return step(*args, **kwargs)
+
+        trainer.optimizer.step = looked
+        with (
+            Sent() as sent,
+            profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+        ):
+            trainer.iterate(1)
+        above = peaks(profiler)
+    calls = {k: [len(v), sum(v)] for k, v in sent.calls.items()}
+    return {"live": live, "peaks": {k: start + v for k, v in above.items()}, "calls": calls}
+
+
+def measured_by_meter(case: dict) -> list[list[object]]:
+    """What the lab's meter says of this rank: role, phase, component, bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        meter = Meter("ppo", flops=False)
+        trainer = trainer_of(case, folder, meter)
+        trainer.train()
+    rows = meter.ledger().filter(quantity="bytes")
+    return [[row.role, row.phase, row.component, row.value] for row in rows]
+
+
+def run(case: dict, rank: int, port: int) -> None:
+    """One rank of one case; the first prints what all of them found."""
+    n = str(case["ranks"])
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": n}
+    os.environ |= {"LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true"}
+    found = look(case)
+    gc.collect()
+    found["meter"] = measured_by_meter(case)
+    ranks: list[dict] = [{}] * dist.get_world_size()
+    dist.all_gather_object(ranks, found)
+    if rank == 0:
+        versions = {"torch": torch.__version__, "accelerate": version("accelerate")}
+        print("RESULT " + json.dumps({"ranks": ranks, "versions": versions}), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main() -> int:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    cases, fork = json.loads(sys.argv[1]), multiprocessing.get_context("fork")
+    for case in cases:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ranks = [fork.Process(target=run, args=(case, r, port)) for r in range(case["ranks"])]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        if any(process.exitcode for process in ranks):
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

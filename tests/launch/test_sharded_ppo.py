@@ -1,0 +1,82 @@
+"""PPO under FSDP2: what a process holds is what was planned for it, and what its ledger says.
+
+pytest tests/launch/test_sharded_ppo.py        # benchmarks/sharded_ppo.py measures
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_lab import planning
+from rlhf_lab.launch.launcher import Hosts, command
+from rlhf_lab.launch.processes import sharding
+from rlhf_lab.launching import launched
+from rlhf_lab.ppo.sharding import make_accelerator
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+ROWS = json.loads((BENCHMARKS / "results" / "sharded_ppo.json").read_text())["rows"]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    sys.path.insert(0, str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("sharded_ppo", BENCHMARKS / "sharded_ppo.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    sys.path.remove(str(BENCHMARKS))
+    return module
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case"])
+def test_what_was_measured_is_what_is_planned_today(bench, row):
+    case = next(case for case in bench.cases() if bench.name(case) == row["case"])
+    parts = bench.compared(case, row["measured"])
+    for part, limit in bench.LIMITS.items():
+        assert abs(parts[part]["error"]) <= limit, part
+    found = row["measured"]
+    assert found["ledger"] == pytest.approx(found["peak"], rel=0.01)
+    assert parts["gradients"]["measured"] > 0
+    if case["layout"] == "four":  # policy, reference, reward and value model
+        whole = bench.plan({**case, "ranks": 1}).phases[-1].bytes
+        most = sum(size for (_, part), size in whole.items() if part == "parameters")
+        assert found["parameters"] == pytest.approx(most / case["ranks"], rel=0.01)
+
+
+def test_how_processes_are_told():
+    assert sharding({}) == "ddp"
+    assert sharding({"ACCELERATE_USE_FSDP": "true"}) == "fsdp2"
+    deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+    assert sharding(deepspeed) == "zero3"
+
+
+def test_on_cpus_the_processes_are_told_to_shard():
+    made = launched(planning.plan("ppo", "mini"), "fsdp2", 2)
+    assert made.fsdp and not made.config and made.plan.settings["sharding"] == "fsdp2"
+    _, env = command("", ["train", "ppo"], Hosts(2, fsdp=made.fsdp))
+    assert env["ACCELERATE_USE_FSDP"] == env["ACCELERATE_USE_CPU"] == "true"
+    assert "ACCELERATE_USE_FSDP" not in command("", [], Hosts(2))[1]
+
+
+@pytest.mark.parametrize(("stage", "empty"), [("ppo", False), ("sft", True)])
+def test_every_process_loads_what_ppo_shards(stage, empty):
+    """accelerate would have the others begin with weights of nothing, which it then sends."""
+    made = launched(planning.plan(stage, "mini", hardware="h100"), "fsdp2", 2, dry=True)
+    config = yaml.safe_load(made.config)["fsdp_config"]
+    assert config["fsdp_cpu_ram_efficient_loading"] is empty
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "does not train under DeepSpeed yet"),
+        ("FSDP_OFFLOAD_PARAMS", "no fsdp_offload_params"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(variable, says, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match=says):
+        make_accelerator("no", True)
