@@ -27,7 +27,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help run real check test test-lint test-tests test-browser test-notebooks test-floors test-latest lab web docs course_runs small_models lint constraints clean
+.PHONY: help run real check test test-lint test-tests test-browser test-notebooks test-floors test-latest lab web lite docs findings course_runs small_models lint constraints clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -40,7 +40,9 @@ help:
 	@echo 'make test-latest   two steps with the newest of everything, in .venv-latest'
 	@echo 'make lab           JupyterLab on notebooks/'
 	@echo 'make web           the planner as a web page, into build/web'
-	@echo 'make docs          the site, into build/docs, with the page that make web has made'
+	@echo 'make lite          notebooks that run in a browser (JupyterLite), into build/lite'
+	@echo 'make docs          the site, into build/docs, with what make web and make lite have made'
+	@echo 'make findings      what other libraries do that one would not guess, looked at again'
 	@echo 'make course_runs   train anew the runs that notebooks show beside their own'
 	@echo 'make small_models  rebuild the bundled checkpoints'
 	@echo 'make lint          ruff, check and format'
@@ -120,11 +122,20 @@ lab: $(VENV)/.stamp-lab
 web: $(VENV)/.stamp-base
 	@$(BIN)/python web/build_web.py
 
+# JupyterLite's wheels come once, by pip, into build/cache; web/lite.txt pins them by sha256.
+lite: $(VENV)/.stamp-lite
+	@$(BIN)/python web/build_lite.py
+
 # Nothing is run, nothing is fetched; a warning fails the build.
 docs: $(VENV)/.stamp-docs
 	@test -f build/web/index.html || echo 'without the planner: make web, then make docs'
+	@test -d build/lite || echo 'without notebooks in the browser: make lite, then make docs'
 	@$(BIN)/python -m sphinx -W --keep-going -q -E -d build/doctrees docs build/docs
 	@echo 'open build/docs/index.html'
+
+# Each installs what it needs into a folder of its own; ARGS="trl nf4" runs those with such names.
+findings:
+	@$(PYTHON) .ci/findings.py $(ARGS)
 
 # About fifteen minutes on two cores; the names in .ci/course_runs.py train some of them.
 course_runs: export HF_HUB_OFFLINE = 1
@@ -173,6 +184,11 @@ $(VENV)/.stamp-lab: pyproject.toml constraints.txt $(VENV)/.stamp-torch
 $(VENV)/.stamp-docs: pyproject.toml constraints.txt $(VENV)/.stamp-torch
 	@echo '== installing rlhf_lab with Sphinx (once)'
 	@$(PIP) -e '.[docs]'
+	@touch $(VENV)/.stamp-base $@
+
+$(VENV)/.stamp-lite: pyproject.toml constraints.txt $(VENV)/.stamp-torch
+	@echo '== installing rlhf_lab with JupyterLite (once)'
+	@$(PIP) -e '.[lite]'
 	@touch $(VENV)/.stamp-base $@
 
 $(VENV)/.stamp-test: pyproject.toml constraints.txt $(VENV)/.stamp-torch

@@ -1,9 +1,12 @@
-"""Badges and the Colab cell, from the one repository setting: `python .ci/badges.py [--check]`.
+"""Badges and the cell that installs, from the one repository setting: `python .ci/badges.py
+[--check]`.
 
 The address is `project.urls.Repository` in pyproject.toml. Written are the badge block of the
 README, the one under each notebook's title, their pictures (our own: a notebook asks no other host
-for one), and each notebook's first code cell, which installs the lab on Colab and does nothing
-elsewhere. With --check nothing is written: exit status 1 says that something is out of step.
+for one), and each notebook's first code cell, which installs the lab on Colab, on Kaggle and on
+molab, and does nothing elsewhere. It is plain Python, without `%pip`: marimo, which is molab's
+notebook, cannot read a magic inside an `if`. With --check nothing is written: exit status 1 says
+that something is out of step.
 """
 
 from __future__ import annotations
@@ -18,11 +21,19 @@ from written_file import ROOT, write_or_check
 START, END = "<!-- badges -->", "<!-- /badges -->"
 TAG = "colab"
 CELL = """\
-# On Colab this installs the lab. Anywhere else it does nothing.
+# On Colab, on Kaggle and in marimo (molab) this installs the lab where it is missing.
+import os
+import subprocess
 import sys
+from importlib.util import find_spec
 
+hosted = "google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+if (hosted or "marimo" in sys.modules) and find_spec("rlhf_lab") is None:
+    install = [sys.executable, "-m", "pip", "install"]
+    if find_spec("pip") is None:  # molab's environments are uv's
+        install = ["uv", "pip", "install", "--python", sys.executable]
+    subprocess.run([*install, "--quiet", "rlhf-lab @ git+{address}"], check=True)
 if "google.colab" in sys.modules:
-    %pip install --quiet "rlhf-lab @ git+{address}"
     from google.colab import output
 
     output.enable_custom_widget_manager()"""
@@ -35,11 +46,14 @@ def address() -> str:
 
 
 def places(notebook: str) -> dict[str, str]:
-    """Where a notebook opens: Binder (in JupyterLab) and Colab."""
+    """Where a notebook opens; in JupyterLab on Binder, in marimo on molab."""
     name = address().removeprefix("https://github.com/")
+    file = f"{name}/blob/main/notebooks/{notebook}"
     return {
         "Binder": f"https://mybinder.org/v2/gh/{name}/HEAD?urlpath=lab/tree/notebooks/{notebook}",
-        "Colab": f"https://colab.research.google.com/github/{name}/blob/main/notebooks/{notebook}",
+        "Colab": f"https://colab.research.google.com/github/{file}",
+        "Kaggle": f"https://kaggle.com/kernels/welcome?src=https://github.com/{file}",
+        "molab": f"https://molab.marimo.io/github/{file}",
     }
 
 
@@ -50,7 +64,8 @@ def pages() -> dict[str, str]:
 
 
 IMAGES = Path("notebooks/images")
-COLOURS = {"Binder": "#b34a00", "Colab": "#1a5fb4"}  # white on either is read easily
+COLOURS = {"Binder": "#b34a00", "Colab": "#1a5fb4", "Kaggle": "#0f6674", "molab": "#1d6b34"}
+"""White on each is read easily."""
 BADGE = """\
 <svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="22" role="img" aria-label="{label}">
 <rect width="{width}" height="22" rx="4" fill="{colour}"/>
@@ -70,7 +85,7 @@ def picture(place: str) -> str:
 
 
 def badges(notebook: str, images: str) -> str:
-    """Both badges of a notebook, in Markdown; `images` is the folder as seen from the page."""
+    """The badges of a notebook, in Markdown; `images` is the folder as seen from the page."""
     shown = (
         f"[![Open in {place}]({images}/{place.lower()}.svg)]({at})"
         for place, at in places(notebook).items()
@@ -86,7 +101,8 @@ def readme(text: str) -> str:
 
 
 def notebook(text: str, name: str) -> str:
-    """A notebook with badges and links under its title and the Colab cell before its first code."""
+    """A notebook with badges and links under its title, the cell that installs before its first
+    code."""
     whole = json.loads(text)
     title, *rest = whole["cells"][0]["source"]
     rest = [line for line in rest if not line.startswith("[![Open in ")]

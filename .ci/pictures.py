@@ -129,8 +129,21 @@ DIAGRAMS: dict[str, tuple[str, list[Box], list[tuple[int, int, str]]]] = {
             *((1, 5, ""), (2, 5, ""), (5, 6, ""), (1, 3, "")),
         ],
     ),
+    "many_gpus": (
+        "Two processes with the same weights see other rows, and share gradients before each step",
+        [
+            ("half of the rows", 0, 0, "data"),
+            ("the other half", 0, 2, "data"),
+            ("process 0: forward, backward", 1.05, 0, "policy"),
+            ("process 1: forward, backward", 1.05, 2, "policy"),
+            ("mean of the gradients", 2.2, 1, "reward"),
+            ("the same step", 3.35, 0, "policy"),
+            ("the same step", 3.35, 2, "policy"),
+        ],
+        [(0, 2, ""), (1, 3, ""), (2, 4, ""), (3, 4, ""), (4, 5, ""), (4, 6, "")],
+    ),
     "course": (
-        "The course: train in 01 to 05, understand the cost in 06 to 08, plan a project in 11",
+        "The course: train in 01 to 05, understand the cost in 06 to 08, plan in 11, scale in 12",
         [
             ("00 start here", 0, 0.5, "data"),
             ("01 SFT", 1, 0, "policy"),
@@ -142,10 +155,11 @@ DIAGRAMS: dict[str, tuple[str, list[Box], list[tuple[int, int, str]]]] = {
             ("07 what scales", 2, 2, "value"),
             ("08 cheaper training", 3, 2, "value"),
             ("11 plan your project", 4, 2, "data"),
+            ("12 many GPUs", 4, 1, "data"),
         ],
         [
             *((0, 1, ""), (1, 2, ""), (2, 3, ""), (1, 4, ""), (3, 5, "")),
-            *((0, 6, ""), (6, 7, ""), (7, 8, ""), (8, 9, "")),
+            *((0, 6, ""), (6, 7, ""), (7, 8, ""), (8, 9, ""), (8, 10, "")),
         ],
     ),
 }

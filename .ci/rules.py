@@ -45,8 +45,6 @@ FIRST = ("ppo/trainer.py", "ppo/losses.py", "ppo/rollout.py", "ppo/layouts.py")
 """Where to look first; the trainer is where a reader begins."""
 OTHERS = ("data/tokenize.py", "models/load.py", "models/tokenizer.py", "models/weights.py")
 NAMED = re.compile(r"\brules? (\d{1,2}(?:(?:, then |, | and )\d{1,2})*)\b", re.IGNORECASE)
-LATER = {21: "for a later engine: no trainer of today samples with another one"}
-"""Rules whose arithmetic is there and tested, and that nothing needs yet."""
 
 
 def functions(tree: ast.AST, name: str = "") -> Iterator[tuple[str, int, int]]:
@@ -106,7 +104,6 @@ def page() -> str:
             raise ValueError(f"rule {number} has no {'test' if where[number] else 'function'}")
         at = ", ".join(f"[`{n}::{f}`]({_up(n)})" for n, f in where[number][:2])
         by = ", ".join(f"[`{f}`](../../tests/{n})" for n, f in tested[number][:2])
-        at = f"{LATER[number]} ({at})" if number in LATER else at
         lines.append(f"| {number} | {rule} | {at} | {by} |")
     return "\n".join(lines) + "\n"
 

@@ -36,6 +36,7 @@ PLANS = {
         "DPO, RLOO and GRPO": ["04", "05"],
         "Memory, and what scales": ["06", "07"],
         "Cheaper training, and a plan of your own": ["08", "11"],
+        "Many GPUs": ["12"],
     },
 }
 """Sessions, and the notebooks of each."""
@@ -80,7 +81,7 @@ def table(*rows: tuple[object, ...]) -> str:
 
 def names(found: list[str]) -> str:
     """Exercises with their points: `gae` 3."""
-    return ", ".join(f"`{name}` {EXERCISES[name].points}" for name in found) or "–"
+    return ", ".join(f"`{name}` {EXERCISES[name].points}" for name in found)
 
 
 def course(found: dict[str, Chapter]) -> str:
@@ -94,12 +95,9 @@ def course(found: dict[str, Chapter]) -> str:
 
 
 def exercises(found: dict[str, Chapter]) -> str:
-    rows = [("notebook", "graded, with points", "more, by name")]
-    for number, c in found.items():
-        here = [name for name, x in EXERCISES.items() if x.notebook == int(number)]
-        if here:
-            rows.append((number, names(c.graded), names([n for n in here if n not in c.graded])))
-    return table(*rows, ("points", sum(c.points for c in found.values()), ""))
+    rows = [(number, names(c.graded), c.points) for number, c in found.items() if c.graded]
+    total = ("all", "", sum(c.points for c in found.values()))
+    return table(("notebook", "exercises, with points", "points"), *rows, total)
 
 
 def plans(found: dict[str, Chapter]) -> str:

@@ -2,13 +2,14 @@
 
     parameters  counted from a config against transformers' own count, and peft's for LoRA
     memory      predicted peak against the simulated one, 200 cases from tiny models to 7B
+    options     the same of 100 with other optimizers, layouts, critics, dropout of adapters, KTO
     measured    simulated peak against torch's profiler on real tensors, all four stages
     flops       predicted against counted by operation, in the cases of `memory`
     seconds     predicted after `calibrate()` against the clock, by phase, real runs on this machine
     published   figures that others measured, against our plans of them
     serving     the same of inference (serving.py): predicted ÷ measured by kind
     peers       other estimators on the cases of `memory`
-    speed       a plan, its remedies, the import, the x-ray of a 7B step
+    speed       a plan, its remedies, the import, the command, the x-ray of a 7B step
 
 Prints a table for each and writes benchmarks/results/cost_accuracy.json (sections that were not
 asked for stay as they are there, and cases that were simulated before are not again, unless
@@ -21,15 +22,16 @@ import argparse
 import json
 import logging
 import statistics
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cost_cases
+import plan_speed
 import published
 import serving
 
@@ -94,23 +96,23 @@ def parameters() -> dict[str, Any]:
 # ----------------------------------------------------------------------------- memory, FLOPs, peers
 
 
-def simulate(count: int, seed: int, known: list[dict[str, Any]]) -> Iterator[list[dict]]:
+def simulate(wanted: list[cost_cases.Case], known: list[dict[str, Any]]) -> Iterator[list[dict]]:
     """The cases, each planned and x-rayed: peaks in bytes, FLOPs of a step. Yields all rows so far.
 
     What is `known` of a case is not simulated again; it is always planned anew.
     """
     from rlhf_lab.simulate.step import simulate_step
 
-    wanted = cost_cases.cases(count, seed)
     names = {str(case) for case in wanted}
     before = {row["case"]: row for row in known if row["case"] in names}
     rows = []
     for number, case in enumerate(wanted, 1):
-        plan = estimate(case.stage, case.config, DEVICE[case.device], case.settings)
+        device = DEVICE[case.device]
+        plan = estimate(case.stage, case.config, device, case.settings, **case.roles)
         row = before.pop(str(case), None)
         if row is None:
             start = time.perf_counter()
-            seen = simulate_step(case.setup, case.config)
+            seen = simulate_step(case.setup, case.config, case.roles)
             took = time.perf_counter() - start
             counted = sum(r.value for r in seen.ledger.filter(quantity="flops"))
             row = {
@@ -135,8 +137,7 @@ def simulate(count: int, seed: int, known: list[dict[str, Any]]) -> Iterator[lis
 def memory(rows: list[dict[str, Any]]) -> dict[str, Any]:
     by_stage = {
         s: summary(r["predicted"] / r["simulated"] - 1 for r in rows if r["stage"] == s)
-        for s in cost_cases.STAGES
-        if any(r["stage"] == s for r in rows)
+        for s in dict.fromkeys(r["stage"] for r in rows)
     }
     all_of_them = summary(r["predicted"] / r["simulated"] - 1 for r in rows)
     return {"rows": rows, "summary": {"all": all_of_them, **by_stage}}
@@ -265,76 +266,13 @@ def compare_serving() -> dict[str, Any]:
     return {"rows": found, "summary": serving.summary(found)}
 
 
-# ----------------------------------------------------------------------------------------- speed
-
-IMPORT = """
-import sys, time
-start = time.perf_counter()
-import rlhf_lab.cost.estimate
-print(time.perf_counter() - start, sorted({'torch', 'pandas', 'transformers'} & set(sys.modules)))
-"""
-XRAY = """
-import time
-from rlhf_lab.metering.meter import peak_bytes
-from rlhf_lab.models.load import presets
-start = time.perf_counter()
-from rlhf_lab.cost.architecture import architecture
-from rlhf_lab.cost.setup import Setup
-from rlhf_lab.simulate.step import simulate_step
-config = presets()["meta-llama/Llama-2-7b-hf"]
-setup = Setup(stage="sft", model=architecture(config), batch=1, prompt=256, response=256,
-              dtype="bfloat16", padded=False, optim="adamw_torch")
-seen = simulate_step(setup, config)
-print(time.perf_counter() - start, peak_bytes())
-"""
-
-
-def speed() -> dict[str, Any]:
-    """Seconds of a plan never made before, of its remedies, of the import; the 7B x-ray's too."""
-    from rlhf_lab.cost import memory
-    from rlhf_lab.cost.remedies import remedies
-
-    config = presets()["Qwen/Qwen2.5-7B"]
-    settings = {"gpus": 8, "prompt_length": 512, "rows": 20_000, "per_device_train_batch_size": 4}
-
-    def plan_times(stage: str) -> float:
-        times = []
-        for n in range(30):
-            for cached in (memory._embedding, memory._layers, memory.ending):
-                cached.cache_clear()  # every segment is written anew
-            start = time.perf_counter()
-            e = estimate(stage, config, "h100", {**settings, "response_length": 400 + n})
-            _ = e.peak, e.fits, e.hours, e.money
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
-
-    plans = {stage: plan_times(stage) for stage in ("sft", "reward", "dpo", "ppo")}
-    start = time.perf_counter()
-    remedies(estimate("ppo", config, "h100", {**settings, "response_length": 777}))
-    cheaper = time.perf_counter() - start
-    run = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for code in (IMPORT, XRAY)
-    ]
-    seconds, heavy = run[0].stdout.split(maxsplit=1)
-    xray, rss = run[1].stdout.split()[-2:]
-    return {
-        "summary": {
-            **{f"plan {stage}, ms": t * 1e3 for stage, t in plans.items()},
-            "cheaper, ms": cheaper * 1e3,
-            "import, s": float(seconds),
-            "loads": heavy.strip(),
-            "xray 7B, s": float(xray),
-            "xray 7B, GiB": float(rss) / 2**30,
-        }
-    }
-
-
 # ------------------------------------------------------------------------------------------- main
 
+OPTION_CASES = 100
 SECTIONS = (
     "parameters",
     "memory",
+    "options",
     "measured",
     "flops",
     "seconds",
@@ -345,24 +283,31 @@ SECTIONS = (
 )
 
 
-def run(only: Iterable[str], count: int, seed: int, fresh: bool) -> dict[str, Any]:
+def run(
+    only: Iterable[str], count: int, seed: int, fresh: bool, before: str | None
+) -> dict[str, Any]:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     wanted = set(only)
     if wanted & {"memory", "flops", "peers"}:
         known = found.get("memory", {}).get("rows", []) if not fresh else []
-        for rows in simulate(count, seed, known):
+        for rows in simulate(cost_cases.cases(count, seed), known):
             found["memory"] = memory(rows)
             save(found)
         found["flops"] = flops(rows)
         if "peers" in wanted:
             found["peers"] = peers(count, seed, rows)
+    if "options" in wanted:
+        known = found.get("options", {}).get("rows", []) if not fresh else []
+        for rows in simulate(cost_cases.option_cases(OPTION_CASES), known):
+            found["options"] = memory(rows)
+            save(found)
     plain = {
         "parameters": parameters,
         "measured": measured,
         "published": compare_published,
         "serving": compare_serving,
         "seconds": seconds,
-        "speed": speed,
+        "speed": partial(plan_speed.speed, before),
     }
     for name in wanted & plain.keys():
         found[name] = plain[name]()
@@ -396,10 +341,11 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=208, help="cases of memory and flops")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="simulate every case again")
+    parser.add_argument("--before", help="a checkout of an earlier build, to time beside this one")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    found = run(args.only, args.cases, args.seed, args.fresh)
+    found = run(args.only, args.cases, args.seed, args.fresh, args.before)
     save(found)
     show(found, args.only)
 

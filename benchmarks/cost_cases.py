@@ -7,7 +7,7 @@ from tiny models to 7B. `small_cases()` are those that really run on a CPU.
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rlhf_lab.cost.architecture import architecture
@@ -123,6 +123,20 @@ class Case:
     local_rollout_forward_batch_size: int = 4
     padded: bool = True
     device: str = "gpu"
+    lora_dropout: float = 0.0
+    every_n_layers: int = 1
+    layout: str = "four"
+    critic_lora_r: int = 0
+    critics: str = ""
+    """a small family whose reward and value model PPO has, or the policy's"""
+
+    @property
+    def roles(self) -> dict[str, dict[str, Any]]:
+        """Configs of the reward and value model, where they are other ones."""
+        if not self.critics:
+            return {}
+        config = {**SMALL[self.critics], **NO_DROPOUT}
+        return {"reward": config} | ({"value": config} if self.layout == "four" else {})
 
     @property
     def config(self) -> dict[str, Any]:
@@ -133,7 +147,7 @@ class Case:
     def settings(self) -> dict[str, Any]:
         """As a plan wants them."""
         settings = asdict(self)
-        for name in ("stage", "name", "device"):
+        for name in ("stage", "name", "device", "critics"):
             settings.pop(name)
         settings["per_device_train_batch_size"] = settings.pop("batch")
         settings["prompt_length"] = settings.pop("prompt")
@@ -147,7 +161,9 @@ class Case:
         values["gpu"] = values.pop("device") == "gpu"
         values["model"] = architecture(self.config)
         values.pop("name")
-        return Setup(**values)
+        values.pop("critics")
+        roles = {role: architecture(config) for role, config in self.roles.items()}
+        return Setup(**values, **roles)
 
     def __str__(self) -> str:
         plain = asdict(Case(self.stage, self.name))
@@ -190,6 +206,41 @@ def cases(count: int, seed: int = 0) -> list[Case]:
         small = number % 2 == 0
         name = rng.choice(list(SMALL) if small else PRESETS)
         drawn.append(draw(rng, STAGES[number // 2 % 4], name, small))
+    return drawn
+
+
+SMALL_PRESETS = PRESETS[:3] + PRESETS[5:8] + PRESETS[12:13]
+"""Half a billion parameters at most."""
+
+
+def option_cases(count: int, seed: int = 1) -> list[Case]:
+    """`count` cases of what `cases` leaves out: optimizers that keep less, dropout of adapters, few
+    layers recomputed, KTO, layouts of PPO, critics of another family and rank."""
+    rng, drawn = random.Random(seed), []
+    for number in range(count):
+        small = number % 4 > 0
+        stage = ("sft", "reward", "dpo", "kto", "ppo")[number // 4 % 5]
+        case = draw(rng, stage, rng.choice(list(SMALL) if small else SMALL_PRESETS), small)
+        changes: dict[str, Any] = {
+            "optim": rng.choice(("adamw_torch", "adafactor", "adamw_bnb_8bit")),
+            "lora_dropout": rng.choice((0.0, 0.05)) if stage == "sft" and case.lora_r else 0.0,
+            "every_n_layers": rng.choice((1, 2, 3)) if case.gradient_checkpointing else 1,
+            "batch": max(2, case.batch) if stage == "kto" else case.batch,  # its KL takes two rows
+        }
+        if stage in ("dpo", "kto"):
+            changes["every_n_layers"] = 1  # which TRL's trainers of these lose
+        if stage == "ppo":
+            layout = rng.choice(("four", "shared", "adapters"))
+            other = rng.choice(("", "llama", "gpt2", "qwen2")) if small else ""
+            one_base = layout == "adapters"
+            changes |= {
+                "layout": layout,
+                "lora_r": case.lora_r or 8 if one_base else 0 if other else case.lora_r,
+                "critic_lora_r": rng.choice((0, 4)) if one_base else 0,
+                "critics": "" if one_base else other,
+                "optim": "adamw_torch",
+            }
+        drawn.append(replace(case, **changes))
     return drawn
 
 

@@ -5,7 +5,8 @@
 Each of so many random settings is opened by its address, and every row of the page's ledger is
 compared with that of `lab.plan`, as text: to the last digit. Times are of headless Chromium on
 loopback: the first paint, the first answer of Python, with an empty cache and with a full one, the
-same for a bare page that starts Pyodide and adds 1 and 1, and a slider's key to the new picture.
+same for a bare page that starts Pyodide and adds 1 and 1, in turn, and a slider's key to the new
+picture. axe-core, from npm, looks at the page in both themes, wide and 400 px.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import platform
 import statistics
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -47,24 +49,44 @@ const python = await loadPyodide();
 document.documentElement.dataset.answered = python.runPython("1 + 1");
 </script>"""
 KEYS = 40
+AXE = ("axe-core", "4.14.1", "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745")
 READY = "html[data-answered]"
 """Python has answered once."""
 
 
-def start_seconds(browser: Browser, address: str, ready: str, again: int) -> dict[str, list[float]]:
-    """Seconds to `ready`, in a new profile (cold) and in the same one (warm)."""
-    found: dict[str, list[float]] = {"cold": [], "warm": []}
+def start_seconds(browser: Browser, pages: dict[str, str], again: int) -> dict[str, dict]:
+    """{page: {"cold": seconds, "warm": …}} to Python's first answer, in a new profile and in the
+    same one. Pages take turns, so that what else the machine does meets all of them."""
+    found = {name: {"cold": [], "warm": []} for name in pages}
     for _ in range(again):
-        context = browser.new_context()
-        for kind in found:
-            page = context.new_page()
-            begin = time.perf_counter()
-            page.goto(address)
-            page.wait_for_selector(ready, state="attached", timeout=STARTS_WITHIN)
-            found[kind].append(round(time.perf_counter() - begin, 2))
-            page.close()
-        context.close()
+        for name, address in pages.items():
+            context = browser.new_context()
+            for kind in ("cold", "warm"):
+                page = context.new_page()
+                begin = time.perf_counter()
+                page.goto(address)
+                page.wait_for_selector(READY, state="attached", timeout=STARTS_WITHIN)
+                found[name][kind].append(round(time.perf_counter() - begin, 2))
+                page.close()
+            context.close()
     return found
+
+
+def faults(page: Page, address: str) -> list[str]:
+    """What axe-core calls serious or critical, in both themes and at both widths."""
+    found = set()
+    page.goto(address)
+    page.wait_for_selector(SETTLED, state="attached", timeout=STARTS_WITHIN)
+    page.add_script_tag(url="axe.min.js")
+    for scheme in ("light", "dark"):
+        for width in (1100, 400):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 900})
+            for fault in page.evaluate("async () => (await axe.run()).violations"):
+                if fault["impact"] in ("serious", "critical"):
+                    where = ", ".join(str(node["target"]) for node in fault["nodes"][:3])
+                    found.add(f"{scheme} {width}: {fault['id']} ({fault['impact']}) {where}")
+    return sorted(found)
 
 
 def first_paint(browser: Browser, address: str) -> float:
@@ -124,18 +146,24 @@ def main() -> int:
         folder = Path(top) / SUB_PATH.strip("/")
         build_web.build(folder, ROOT / "build" / "cache")
         (folder / "bare.html").write_text(BARE)
+        with tarfile.open(build_web.fetch_npm(*AXE, ROOT / "build" / "cache")) as package:
+            axe = package.extractfile("package/axe.min.js").read()
+        (folder / "axe.min.js").write_bytes(axe)
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         with served(Path(top)) as address:
             load = os.getloadavg()[0]
             page = browser.new_page(accept_downloads=True)
             page.goto(address)
             page.wait_for_selector(SETTLED, state="attached", timeout=STARTS_WITHIN)
+            serious = faults(page, address)
             times = redraws(page)
+            starts = start_seconds(
+                browser, {"bare": f"{address}bare.html", "ours": address}, args.starts
+            )
+            paints = [first_paint(browser, address) for _ in range(args.starts)]
+            print(f"axe {serious}, redraw {statistics.median(times)} ms, {starts}, {paints}")
             wrong = compare(page, random_fragments(args.settings, seed=500))
             page.close()
-            bare = start_seconds(browser, f"{address}bare.html", READY, args.starts)
-            ours = start_seconds(browser, address, READY, args.starts)
-            paints = [first_paint(browser, address) for _ in range(args.starts)]
         version = browser.version
         browser.close()
     result = {
@@ -145,14 +173,19 @@ def main() -> int:
         "settings_compared": args.settings,
         "settings_that_differ": wrong,
         "first_paint_ms": paints,
-        "first_answer_s": ours,
-        "bare_pyodide_s": bare,
+        "first_answer_s": starts["ours"],
+        "bare_pyodide_s": starts["bare"],
+        "times_bare": {
+            kind: round(statistics.median(seconds) / statistics.median(starts["bare"][kind]), 2)
+            for kind, seconds in starts["ours"].items()
+        },
+        "axe_serious": serious,
         "redraws": len(times),
         "redraw_ms_median": statistics.median(times),
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-    return bool(wrong)
+    return int(bool(wrong or serious))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PLANNER = ROOT / "build" / "web"
+MADE = {"make web": ("web", "planner"), "make lite": ("lite", "lite")}
+"""Folders of build/, and where the site has them."""
+BUILT = {made for made, (folder, _) in MADE.items() if (ROOT / "build" / folder).is_dir()}
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 import generate  # noqa: E402
@@ -47,19 +49,21 @@ def read_page(app, page: str, source: list[str]) -> None:
         return
     source[0] = generate.for_the_site(source[0], file, page)
     if page == "web":
-        made = (PLANNER / "index.html").is_file()
-        source[0] += generate.WEB_PAGES if made else generate.WEB_PAGES_WITHOUT_PLANNER
+        source[0] += generate.web_pages(BUILT)
     if page == "index":
         readme = generate.ROOT / "README.md"
         source[0] = generate.for_the_site(readme.read_text("utf-8"), readme, page) + source[0]
 
 
 def add_pages(app, failed) -> None:
-    """Beside the site's own pages: the planner, as `make web` has left it, and a stored run."""
+    """Beside the site's own pages: the planner and the notebooks in a browser, as `make web` and
+    `make lite` have left them, and a stored run."""
     if failed or app.builder.name != "html":
         return
-    if (PLANNER / "index.html").is_file():
-        shutil.copytree(PLANNER, Path(app.outdir) / "planner", dirs_exist_ok=True)
+    for made in BUILT:
+        folder, at = MADE[made]
+        shutil.rmtree(Path(app.outdir) / at, ignore_errors=True)
+        shutil.copytree(ROOT / "build" / folder, Path(app.outdir) / at)
     lab.report(ROOT / "notebooks" / "course_runs" / "ppo", Path(app.outdir) / "replay" / "ppo.html")
 
 

@@ -56,15 +56,21 @@ PAGES = {
     "rlhf_lab/ppo/RULES.md": "reference/rules",
 }
 """Files of the repository that are pages of the site."""
-REPLAY = '<a href="replay/ppo.html">A stored PPO run</a>: curves, costs, what it wrote.'
-WEB_PAGES = f"""
-<ul><li><a href="planner/index.html">The planner</a></li><li>{REPLAY}</li></ul>
-"""
-"""What the site alone has: links of the page about web pages."""
-WEB_PAGES_WITHOUT_PLANNER = f"""
-<ul><li>This copy of the site was built without the planner's page: make web, then make docs.</li>
-<li>{REPLAY}</li></ul>
-"""
+WEB_PAGES = {
+    "planner": ("planner/index.html", "The planner", "make web"),
+    "11": (
+        "lite/lab/index.html?path=11_plan_your_project.ipynb",
+        "Notebook 11, Plan your project, in your browser",
+        "make lite",
+    ),
+    "07": (
+        "lite/lab/index.html?path=07_what_scales.ipynb",
+        "Notebook 7, What scales how, in your browser: its planning cells",
+        "make lite",
+    ),
+    "replay": ("replay/ppo.html", "A stored PPO run: curves, costs, what it wrote", ""),
+}
+"""What the site alone has: addresses, words, and what builds them, where `make docs` does not."""
 LINK = re.compile(r"(\]\()([^)\s]+)")
 
 
@@ -140,6 +146,19 @@ def for_the_site(text: str, file: Path, page: str) -> str:
         return found[1] + target + (f"#{anchor}" if anchor else "")
 
     return LINK.sub(link, text)
+
+
+def web_pages(built: set[str]) -> str:
+    """The list of pages that the site alone has; `built`: what `make` has left for it."""
+    lines = []
+    for at, words, made_by in WEB_PAGES.values():
+        if not made_by or made_by in built:
+            lines.append(f'<li><a href="{at}">{words}</a></li>')
+        else:
+            lines.append(
+                f"<li>{words}: not in this copy of the site ({made_by}, then make docs)</li>"
+            )
+    return "\n<ul>\n" + "\n".join(lines) + "\n</ul>\n"
 
 
 # --- one page for each public name -------------------------------------------------------------

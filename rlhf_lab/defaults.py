@@ -14,8 +14,7 @@ from typing import Any
 
 from .cost.architecture import architecture
 from .cost.estimate import estimate
-from .cost.hardware import Hardware
-from .cost.hardware import hardware as find_hardware
+from .cost.hardware import Hardware, is_here
 from .models.load import BUNDLED, Model
 from .stages import ONLINE, STAGES, Setting, Settings
 
@@ -63,7 +62,7 @@ def defaults(
         ("learning_rate", rate, source),
         *([published["penalty"]] if "penalty" in published else []),
     ]
-    if not BATCH & given.keys() and find_hardware(hardware).name == find_hardware("here").name:
+    if not BATCH & given.keys() and is_here(hardware):
         batch, source = _batch_that_fits(stage, model, {**taken, **given})
         found += [(name, value, source) for name, value in batch.items()]
     taken |= {name: value for name, value, _ in found}

@@ -167,6 +167,8 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join([write(names), "  ".join("-" * w for w in widths), *map(write, lines[1:])])
 
 
+PROSE = 30
+"""Characters from which on a cell is a sentence."""
 AS_TYPED = "mathjax_ignore"
 """The class that tells Jupyter and Sphinx to look for no formula in an element."""
 
@@ -175,7 +177,11 @@ def html_table(rows: Sequence[Mapping[str, object]], caption: str = "") -> str:
     """The same table as HTML; every cell is escaped."""
     names = _columns(rows)
     sides = {c: "right" if _right_aligned(rows, c) else "left" for c in names}
-    style = {c: f' style="text-align:{sides[c]}"' for c in names}
+    # On a narrow page the table scrolls, and neither numbers nor prose stand in many short lines.
+    prose = {c for c in names if any(len(_cell(row.get(c, ""))) > PROSE for row in rows)}
+    room = {"left": "", "right": ";white-space:nowrap"}
+    more = {c: f";min-width:{PROSE // 3}em" if c in prose else room[sides[c]] for c in names}
+    style = {c: f' style="text-align:{sides[c]}{more[c]}"' for c in names}
     head = "".join(f'<th scope="col"{style[c]}>{escape(c)}</th>' for c in names)
     body = "\n".join(
         "<tr>"

@@ -29,7 +29,7 @@ from .display import by_surface, did_you_mean
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load, presets
 from .runs.ledger import Ledger
 from .settings import LORA, OF_MODEL, check_settings
-from .stages import ONLINE, STAGES, TRAINABLE, Setting, Settings, resolve
+from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
     from .cost.remedies import Remedy
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 TrainerArgs: TypeAlias = Setting
 """A stage's own config class, which differs from stage to stage."""
 
+TEACHER = "small"
+"""The teacher of the other bundled models, where none is given."""
 LENGTH_FLAGS = "--prompt-length, --response-length"
 
 
@@ -134,6 +136,8 @@ class Plan:
         on_cpu = find_hardware(self.hardware).kind == "cpu"
         settings = {k: v for k, v in self.settings.items() if k != "use_cpu" or not on_cpu}
         found = [*self.notes, *not_modelled(settings)]
+        if on_cpu and self.stage == "ppo" and settings.get("use_vllm"):
+            found.append("not modelled: use_vllm on a CPU, which would change memory and time")
         try:
             return [*found, *self.estimate.caveats, *self._misleading()]
         except ValueError:  # it can be trained, and not planned
@@ -211,6 +215,7 @@ def plan(
     data: Data | str | Path | None = None,
     reward_model: str | Path | Model | None = None,
     value_model: str | Path | Model | None = None,
+    teacher_model: str | Path | Model | None = None,
     **settings: Setting,
 ) -> Plan:
     """Plan a stage for a model: defaults by its size (`defaults.py`), then your settings.
@@ -220,23 +225,31 @@ def plan(
     adapters instead of the whole model (`LORA`); what is no trainer's
     (lengths, GPUs, sharding, `rewards`, …) is in `cost/settings.yaml`. `hardware`: a name of the
     catalogue, a file of figures, a Hardware, or "here". With `data` the lengths and the number of
-    rows are those of the data. `reward_model`, `value_model`: of another kind or size (online
-    stages; the value model is PPO's). No weights are loaded. Raises ValueError for an unknown
-    stage, model or device.
+    rows are those of the data. `reward_model`, `value_model`: of another kind or size (stages with
+    rewards; the value model is PPO's). `teacher_model`: what a student is distilled from [of a
+    bundled model: small]. No weights are loaded. Raises ValueError for an unknown stage, model or
+    device.
     """
     if stage not in STAGES:
         hint = did_you_mean(stage, STAGES)
         raise ValueError(f"no stage {stage!r}; {hint}choose from {', '.join(STAGES)}")
     handle, settings = load(model), _own_names(stage, settings)
-    for role, other in (("reward", reward_model), ("value", value_model)):
+    named = settings.pop("teacher_model_name_or_path", None)  # TRL's name for the same
+    teacher = teacher_model or named
+    if stage == "distill" and teacher is None and handle.name in BUNDLED and handle.name != TEACHER:
+        teacher = TEACHER
+    others = {"reward": reward_model, "value": value_model, "teacher": teacher}
+    for role, other in others.items():
         if other is not None:
-            if stage not in ONLINE or role == "value" and stage != "ppo":
+            if role not in STAGES[stage].roles or stage == "reward":
                 raise ValueError(f"{stage} has no {role} model: leave {role}_model out")
-            handle = handle.with_stage(role, load(other).paths["base"])
+            paths = load(other).paths
+            trained = "sft" if role == "teacher" and "sft" in paths else "base"
+            handle = handle.with_stage(role, paths[trained])
     find_hardware(hardware)
     check_settings(stage, settings)
     _check_lengths(stage, settings)
-    given = frozenset(settings)
+    given = frozenset(settings) | ({"teacher_model"} if teacher_model or named else set())
     taken, sources = defaults(stage, handle, hardware, settings)
     taken = {**taken, **settings}
     if "rewards" in settings:
@@ -258,7 +271,7 @@ def plan(
 def _own_names(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
     """Settings that TRL names twice, under the name that the lab has for them."""
     rest = dict(settings)
-    if STAGES[stage].groups and "max_completion_length" in rest:
+    if STAGES[stage].trainer and stage in ONLINE and "max_completion_length" in rest:
         if "response_length" in rest:
             raise ValueError("response_length is max_completion_length: say one of them")
         rest["response_length"] = rest.pop("max_completion_length")
@@ -310,15 +323,15 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
         known = {name: settings[name] for name in STORY_SETTINGS if name in settings}
         settings = {**_story_lengths(plan.stage, model.name, **known), **settings}
     roles = {}
-    learned = plan.stage in ONLINE and not settings.get("rule_reward")
+    learned = plan.stage in REWARDED and not settings.get("rule_reward")
     if learned and settings.get("layout") == "adapters" and "reward_adapter" in model.paths:
         settings |= _adapter_rank(model.paths["reward_adapter"])
     elif learned and "reward" in model.paths:
         roles["reward"] = model.config_dict("reward")
         if plan.stage == "ppo":  # the value model starts on the SFT model where it has to
             roles["value"] = model.config_dict("sft" if _foreign(model) else "reward")
-    if "value" in model.paths:
-        roles["value"] = model.config_dict("value")
+    for role in {"value", "teacher"} & model.paths.keys():
+        roles[role] = model.config_dict(role)
     return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
 
 
@@ -375,10 +388,11 @@ PLANNED_ONLY = frozenset(
 `Setup` only; the other ones describe the data, or choose rewards."""
 
 
-def unplannable(settings: Mapping[str, object]) -> str | None:
+def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
     """A setting that can be planned and that `train` does not do from here; None where all can."""
     planned_only = PLANNED_ONLY
-    if settings.get("layout") != "adapters":  # one base that may be in 4 bits
+    # Of PPO's layouts the one with one base, which may be in 4 bits.
+    if stage == "ppo" and settings.get("layout") != "adapters":
         planned_only |= {"load_in_4bit", "use_bnb_nested_quant"}
     plain = {f.name: f.default for f in fields(Setup)}
     for name, value in settings.items():

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .cost.fields import CALLED
-from .cost.read_settings import RENAMED
+from .cost.read_settings import CHECKPOINTING, RENAMED
 from .cost.setup import Setup, extra_settings
 from .display import by_surface, did_you_mean, is_number
 from .stages import STAGES, Setting, resolve
@@ -91,7 +91,23 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             words = by_surface("out", "--out"), by_surface("resume=True", "--resume")
             raise ValueError(f"{name} has no effect here: {NOT_HONOURED[name].format(*words)}")
         _check_type(name, value, types.get(name, ""))
+        if name in CHECKPOINTING and stage in LOSE_LAYERS and isinstance(value, Mapping):
+            _check_layers(name, value, stage)
     return {name: value for name, value in settings.items() if name in own}
+
+
+LOSE_LAYERS = frozenset({"dpo", "kto", "rloo", "grpo"})
+"""Stages whose trainers turn recomputation off for a while. TRL 1.16 turns it on again with all
+that it was told as arguments of torch's `checkpoint`, which refuses what transformers reads
+(`trl.models.utils.disable_gradient_checkpointing`)."""
+
+
+def _check_layers(name: str, value: Mapping[str, object], stage: str) -> None:
+    for part in ("every_n_layers", "offload"):
+        if part in value:
+            raise ValueError(
+                f"{name}: TRL's trainer of {stage} fails with {part}={value[part]!r}; leave it out"
+            )
 
 
 NEEDS = {"use_liger_kernel": "liger-kernel", "use_vllm": "vllm", "load_in_8bit": "bitsandbytes"}

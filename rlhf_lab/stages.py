@@ -6,7 +6,7 @@ planner, the x-ray, the ledger, charts, tables. What runs a stage is named by a 
 the package, and no torch.
 
     STAGES["ppo"].roles           ("policy", "value", "reference", "reward"), trained ones first
-    TRAINABLE, ONLINE             names of stages, in the order in which a project runs them
+    TRAINABLE, ONLINE, REWARDED   names of stages, in the order in which a project runs them
 
 How to add one: `CONTRIBUTING.md`.
 """
@@ -58,7 +58,7 @@ class StageSpec:
     charts: tuple[str, ...] = ()
     starts_from: str = "sft"
     online: bool = False
-    """the policy samples responses while it is trained, which rewards score"""
+    """the model that is trained samples responses meanwhile, and learns from them"""
     groups: bool = False
     """several responses to each prompt are compared with each other (`num_generations`)"""
     iterates: bool = False
@@ -88,6 +88,11 @@ class StageSpec:
     def trainable(self) -> bool:
         return bool(self.train)
 
+    @property
+    def rewarded(self) -> bool:
+        """Whether what is sampled is scored: by a reward model, or by rules."""
+        return self.online and "reward" in self.roles
+
 
 def _spec(name: str, entry: Settings) -> StageSpec:
     fields: Settings = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
@@ -99,6 +104,7 @@ STAGES: Mapping[str, StageSpec] = MappingProxyType({n: _spec(n, x) for n, x in _
 """Every stage by name, in the order in which a project runs them (`stages.yaml`)."""
 TRAINABLE = tuple(name for name, spec in STAGES.items() if spec.trainable)
 ONLINE = tuple(name for name, spec in STAGES.items() if spec.online)
+REWARDED = tuple(name for name, spec in STAGES.items() if spec.rewarded)
 XRAYED = tuple(name for name, spec in STAGES.items() if spec.trainable and spec.xrayed)
 
 

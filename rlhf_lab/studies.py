@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .cost.estimate import Estimate
 from .cost.hardware import Hardware
+from .cost.setup import Setup
 from .data.load import Data, load_data
 from .data.tokenize import prompt_rows
 from .display import by_surface, format_number, html_table, is_number, table
@@ -44,9 +45,19 @@ def xray(plan: Plan | Estimate) -> XRay:
 
     e = plan.estimate if isinstance(plan, Plan) else plan
     notes = tuple(plan.warnings) if isinstance(plan, Plan) else ()
+    if e.setup.sharding not in ("none", "ddp") and e.setup.gpus > 1:
+        notes += (f"bytes are of one device that holds everything: {e.setup.sharding} is planned",)
     for name, why in NO_XRAY.items():
-        if getattr(e.setup, name):
-            raise ValueError(f"no x-ray of {name}: {why}; the plan and a run know what it takes")
+        value = getattr(e.setup, name)
+        if value != getattr(Setup, name):
+            raise ValueError(
+                f"no x-ray of {name}={value!r}: {why}; the plan and a run know what it takes"
+            )
+    notes += tuple(
+        f"the x-ray shows one device alone, without {name}={getattr(e.setup, name)!r}"
+        for name in BETWEEN_DEVICES
+        if getattr(e.setup, name) != getattr(Setup, name)
+    )
     seen = simulate_step(e.setup, e.config, e.roles)
     usual = e.usual_setup
     counted = seen if usual == e.setup else simulate_step(usual, e.config, e.roles)
@@ -67,11 +78,27 @@ def xray(plan: Plan | Estimate) -> XRay:
     return replace(seen, ledger=Ledger(rows), notes=notes, steps=e.steps or 1)
 
 
+QUANTISED = "fake tensors cannot be quantised"
+AWAY = "what goes to main memory is copied there, and nothing can copy fake tensors"
+OTHERS = "the trainers that the lab runs do not do it"
 NO_XRAY = {
-    "load_in_4bit": "fake tensors cannot be quantised",
+    "load_in_4bit": QUANTISED,
+    "load_in_8bit": QUANTISED,
     "precompute_ref_log_probs": "it happens before the step",
+    "use_liger_kernel": "its kernels are a GPU's",
+    "activation_offloading": AWAY,
+    "offload_inputs": AWAY,
+    "selective_checkpointing": OTHERS,
+    "optimizer_in_backward": OTHERS,
+    "loss": OTHERS,
+    "pairs_together": OTHERS,
+    "joint_update": OTHERS,
+    "ema": OTHERS,
+    "adapter_dtype": OTHERS,
 }
-"""Settings of a `Setup` whose step cannot be simulated, and why."""
+"""Fields of a `Setup` of which only the default can be simulated, and why."""
+BETWEEN_DEVICES = ("sharding", "offload", "tensor_parallel")
+"""Fields of a `Setup` that an x-ray says it does not show: its step is that of one device."""
 
 
 # ------------------------------------------------------------------------------------------- sweep

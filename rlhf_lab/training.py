@@ -25,7 +25,7 @@ from .data.reward_sources import (
     with_rewards,
 )
 from .display import by_surface, did_you_mean
-from .launch.processes import Follower, merged, once, place, sharding, stop_asked
+from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
 from .launching import Launch, launched
 from .planning import Plan, TrainerArgs, predicted, unplannable
 from .planning import plan as make_plan
@@ -251,8 +251,9 @@ def check_first(
 
     Raises ValueError for settings and rewards, OSError for a folder that cannot be written.
     """
+    meet(float(plan.settings.get("ddp_timeout", 1800)))
     _ = plan.trainer_settings
-    if line := unplannable(plan.settings):
+    if line := unplannable(plan.stage, plan.settings):
         raise ValueError(line)
     check_packages(plan.settings)
     if resume:
@@ -260,6 +261,8 @@ def check_first(
     elif out and not place()[0]:  # of several processes the first one writes
         Run(out).check_room(overwrite)
     check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
+    if "teacher" in STAGES[plan.stage].roles:
+        _ = plan.model.teacher
 
 
 def check(

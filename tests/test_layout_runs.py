@@ -144,7 +144,7 @@ def by_component(ledger):
     return out
 
 
-def test_4_bits_need_one_base_and_bitsandbytes(monkeypatch, data, tmp_path):
+def test_4_bits_of_ppo_need_one_base_and_bitsandbytes(monkeypatch, data, tmp_path):
     import sys
 
     plan = lab.plan("ppo", "tiny", load_in_4bit=True, lora_r=4, **SHORT)
@@ -152,4 +152,4 @@ def test_4_bits_need_one_base_and_bitsandbytes(monkeypatch, data, tmp_path):
         lab.train(plan, data, out=tmp_path / "four", quiet=True)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ValueError, match="load_in_4bit needs bitsandbytes: pip install"):
-        lab.load("tiny").sft_in_4bit()
+        lab.load("tiny").in_4bit()

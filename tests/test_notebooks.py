@@ -10,8 +10,10 @@ import runpy
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -29,7 +31,7 @@ def test_the_notebooks_are_there():
     names = {p.stem for p in NOTEBOOKS}
     assert names >= {"01_sft", "02_reward_model", "03_ppo", "04_dpo", "05_rloo_grpo"}
     assert names >= {"06_four_models", "07_what_scales", "08_cheaper_training"}
-    assert "11_plan_your_project" in names
+    assert names >= {"11_plan_your_project", "12_many_gpus"}
 
 
 def test_stored_runs_are_small_and_say_how_they_were_made():
@@ -60,8 +62,8 @@ def test_the_course_is_checked():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_each_notebook_starts_alone(path):
-    colab, first = ("".join(cell["source"]) for cell in code_cells(path)[:2])
-    assert "import rlhf_lab as lab" in first and '"google.colab" in sys.modules' in colab
+    installs, first = ("".join(cell["source"]) for cell in code_cells(path)[:2])
+    assert "import rlhf_lab as lab" in first and '"google.colab" in sys.modules' in installs
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -82,31 +84,60 @@ def test_every_question_is_answered_on_its_page(path):
 def test_each_opens_with_a_picture_and_ends_with_what_comes_next(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     first, last = ("".join(cells[i]["source"]) for i in (0, -1))
-    assert re.search(r"!\[[^\]]+\]\(images/(?!binder|colab)", first), "no picture with words"
+    assert re.search(r"!\[[^\]]+\]\(images/(?!binder|colab|kaggle|molab)", first), (
+        "no picture with words"
+    )
     for told in ("You will be able to", "Minutes:", "You need:"):
         assert told in first
     assert "Next:" in last or path is NOTEBOOKS[-1]
 
 
-@pytest.mark.parametrize("on_colab", [True, False])
-def test_the_colab_cell_installs_there_and_does_nothing_elsewhere(on_colab, monkeypatch):
-    from IPython.core.inputtransformer2 import TransformerManager
-
+@pytest.mark.parametrize("there", [True, False], ids=["there", "missing"])
+@pytest.mark.parametrize("host", ["google.colab", "KAGGLE_KERNEL_RUN_TYPE", "marimo", None])
+def test_the_first_cell_installs_on_a_host_where_the_lab_is_missing(host, there, monkeypatch):
     installed, enabled = [], []
-    output = SimpleNamespace(enable_custom_widget_manager=lambda: enabled.append(True))
-    shell = SimpleNamespace(run_line_magic=lambda magic, line: installed.append((magic, line)))
-    if on_colab:
-        monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
-        colab = ModuleType("google.colab")
-        colab.output = output
-        monkeypatch.setitem(sys.modules, "google.colab", colab)
-    source = "".join(code_cells(NOTEBOOKS[0])[0]["source"])
-    exec(TransformerManager().transform_cell(source), {"get_ipython": lambda: shell})
-    if on_colab:
-        ((magic, line),) = installed
-        assert magic == "pip" and '"rlhf-lab @ git+https://github.com/' in line and enabled
-    else:
-        assert not installed and not enabled
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    for name in ("google", "google.colab", "marimo"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    if host == "KAGGLE_KERNEL_RUN_TYPE":
+        monkeypatch.setenv(host, "Interactive")
+    elif host:
+        module = ModuleType(host)
+        module.output = SimpleNamespace(enable_custom_widget_manager=lambda: enabled.append(True))
+        monkeypatch.setitem(sys.modules, host.split(".")[0], ModuleType(host.split(".")[0]))
+        monkeypatch.setitem(sys.modules, host, module)
+    missing = {*([] if there else ["rlhf_lab"]), *(["pip"] if host == "marimo" else [])}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in missing else name)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: installed.append(command))
+    exec("".join(code_cells(NOTEBOOKS[0])[0]["source"]), {})
+    assert len(installed) == (host is not None and not there)
+    for command in installed:
+        assert command[0] == ("uv" if host == "marimo" else sys.executable)
+        assert command[-1].startswith("rlhf-lab @ git+https://github.com/")
+    assert enabled == ([True] if host == "google.colab" else [])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_magics_stand_at_the_left_edge(path):
+    """molab shows a notebook with marimo, which cannot read one inside an `if`."""
+    for cell in code_cells(path):
+        lines = [line for line in cell["source"] if not line.startswith(("!", "%"))]
+        compile("".join(lines), f"{path.name} {cell['id']}", "exec")
+
+
+def test_badges_lead_to_four_places_of_the_one_setting():
+    project = tomllib.loads((NOTEBOOKS[0].parents[1] / "pyproject.toml").read_text("utf-8"))
+    name = project["project"]["urls"]["Repository"].removeprefix("https://github.com/")
+    text = "".join(json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))["cells"][0]["source"])
+    found = re.findall(r"\[!\[Open in (\w+)\]\(images/\w+\.svg\)\]\((\S+)\)", text)
+    hosts = {place: urlsplit(at).hostname for place, at in found}
+    assert hosts == {
+        "Binder": "mybinder.org",
+        "Colab": "colab.research.google.com",
+        "Kaggle": "kaggle.com",
+        "molab": "molab.marimo.io",
+    }
+    assert all(name in at and at.endswith(NOTEBOOKS[0].name) for _, at in found)
 
 
 def test_the_table_of_rules_follows_the_code():

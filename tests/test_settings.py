@@ -18,6 +18,7 @@ from rlhf_lab.cli.main import main
 from rlhf_lab.cost.fields import INERT, NOT_MODELLED
 from rlhf_lab.settings import NOT_HONOURED, SETTINGS, config_fields, known_settings
 from rlhf_lab.stages import STAGES, TRAINABLE, resolve
+from rlhf_lab.studies import NO_XRAY
 
 QLORA = {"lora_r": 8, "load_in_4bit": True, "dtype": "bfloat16"}
 CHECKPOINTED = {"gradient_checkpointing": True}
@@ -54,6 +55,8 @@ READ: dict[str, tuple[str, dict, object]] = {  # stage, with these settings, ano
     "use_peft": ("sft", {}, True),
     "lora_r": ("sft", {}, 8),
     "lora_target_modules": ("sft", {"lora_r": 8}, ["q_proj"]),
+    "lora_dropout": ("sft", {"lora_r": 8}, 0.1),
+    "disable_dropout": ("grpo", {"lora_r": 8, "lora_dropout": 0.1}, False),
     "load_in_4bit": ("sft", {"lora_r": 8, "dtype": "bfloat16"}, True),
     "use_bnb_nested_quant": ("sft", QLORA, True),
     "load_in_8bit": ("inference", {}, True),
@@ -65,6 +68,7 @@ READ: dict[str, tuple[str, dict, object]] = {  # stage, with these settings, ano
     "use_liger_kernel": ("sft", {}, True),
     "activation_checkpointing_kwargs": ("sft", CHECKPOINTED, {"every_n_layers": 2}),
     "gradient_checkpointing_kwargs": ("sft", CHECKPOINTED, {"offload": True}),
+    "teacher_model_name_or_path": ("distill", {}, "Qwen/Qwen2.5-1.5B"),
     "use_vllm": ("grpo", {}, True),
     "vllm_mode": ("grpo", ENGINE, "server"),
     "vllm_enable_sleep_mode": ("grpo", ENGINE, True),
@@ -225,8 +229,50 @@ def test_the_x_ray_says_what_it_does_not_show(capsys):
     line = ["xray", "sft", "--batch", "2", "--set", "neftune_noise_alpha=5"]
     assert main([*line, "--prompt-length", "8", "--response-length", "8"]) == 0
     assert capsys.readouterr().out.startswith("not modelled: neftune_noise_alpha=5")
-    with pytest.raises(ValueError, match="no x-ray of precompute_ref_log_probs"):
-        lab.xray(lab.plan("dpo", "tiny", precompute_ref_log_probs=True))
+    short = {"per_device_train_batch_size": 1, "prompt_length": 4, "response_length": 4}
+    seen = lab.xray(lab.plan("sft", "tiny", hardware="h100", gpus=2, sharding="fsdp2", **short))
+    assert seen.notes == ("the x-ray shows one device alone, without sharding='fsdp2'",)
+
+
+@pytest.mark.parametrize("stage", ["dpo", "kto", "grpo"])
+@pytest.mark.parametrize("part", [{"every_n_layers": 2}, {"offload": True}])
+def test_what_a_trainer_cannot_do_is_refused_in_one_line(stage, part):
+    """TRL's own words come a step later: "Unexpected keyword arguments: every_n_layers"."""
+    kwargs = {"use_reentrant": False, **part}
+    with pytest.raises(ValueError, match=f"TRL's trainer of {stage} fails with {next(iter(part))}"):
+        lab.plan(stage, "tiny", **CHECKPOINTED, activation_checkpointing_kwargs=kwargs)
+
+
+KEPT = {**CHECKPOINTED, "activation_checkpointing_kwargs": {"offload": True}}
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "settings"),
+    [
+        ("load_in_4bit", "sft", QLORA),
+        ("load_in_8bit", "sft", {"lora_r": 8, "load_in_8bit": True}),
+        ("precompute_ref_log_probs", "dpo", {"precompute_ref_log_probs": True}),
+        ("use_liger_kernel", "sft", {"use_liger_kernel": True}),
+        ("activation_offloading", "sft", {"activation_offloading": True}),
+        ("offload_inputs", "sft", KEPT),
+        ("selective_checkpointing", "sft", {**CHECKPOINTED, "selective_checkpointing": True}),
+        ("optimizer_in_backward", "sft", {"optimizer_in_backward": True}),
+        ("loss", "sft", {"loss": "plain"}),
+        ("pairs_together", "reward", {"pairs_together": False}),
+        ("joint_update", "ppo", {"joint_update": False}),
+        ("ema", "ppo", {"ema": True}),
+        ("adapter_dtype", "sft", {"lora_r": 8, "adapter_dtype": "bfloat16"}),
+    ],
+)
+def test_the_x_ray_refuses_what_it_cannot_run(name, stage, settings):
+    """It ran the step without them, and said nothing."""
+    with pytest.raises(ValueError, match=f"no x-ray of {name}="):
+        lab.xray(lab.plan(stage, "tiny", hardware="h100", **settings))
+
+
+def test_the_list_of_what_no_x_ray_shows_is_tested_whole():
+    marks = test_the_x_ray_refuses_what_it_cannot_run.pytestmark
+    assert {name for name, *_ in marks[0].args[1]} == NO_XRAY.keys()
 
 
 @pytest.mark.parametrize(

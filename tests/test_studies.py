@@ -58,6 +58,13 @@ def test_predicted_simulated_and_measured_agree_on_the_bundled_model(run):
     assert _outputs(plan.show()) == ["text/html"] * 3
 
 
+def test_an_xray_of_a_sharded_plan_says_what_it_is_of():
+    asked = {"hardware": "h100", "gpus": 2, "max_steps": 1, "per_device_train_batch_size": 1}
+    whole, shared = (lab.plan("sft", "mini", sharding=way, **asked) for way in ("ddp", "fsdp2"))
+    assert not lab.xray(whole).notes
+    assert "one device that holds everything: fsdp2" in lab.xray(shared).notes[-1]
+
+
 def test_a_plan_knows_the_lengths_of_its_data():
     """Responses of one or two words: the longest sets memory, the average the work."""
     rows = [{"prompt": "a a a", "completion": "a"}, {"prompt": "a a a", "completion": "a a"}] * 50

@@ -53,24 +53,29 @@ SHARED = ("chart.js", "chart.css", "copy.js", "planner.css")
 """The notebook's own scripts and styles, which the page uses as they are."""
 
 
-def fetch_pyodide(cache: Path) -> Path:
-    """The package's archive, fetched where the cache has it not. Raises RuntimeError, one line,
-    where it cannot be had or is another file than the pinned one."""
-    archive = cache / f"pyodide-{PYODIDE}.tgz"
+def fetch_npm(name: str, version: str, sha256: str, cache: Path) -> Path:
+    """A package's archive from npm, fetched where the cache has it not. Raises RuntimeError, one
+    line, where it cannot be had or is another file than the pinned one."""
+    archive = cache / f"{name}-{version}.tgz"
     if not archive.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "pack", f"pyodide@{PYODIDE}", "--silent", "--pack-destination", cache]
+        command = ["npm", "pack", f"{name}@{version}", "--silent", "--pack-destination", cache]
         command += ["--fetch-retries=1"]  # without a connection it is said in seconds, not minutes
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=cache)
         except FileNotFoundError:
-            raise RuntimeError("make web fetches Pyodide with npm: install Node.js") from None
+            raise RuntimeError(f"npm fetches {name}: install Node.js") from None
         except (subprocess.SubprocessError, OSError) as error:
-            raise RuntimeError(f"npm cannot fetch pyodide {PYODIDE}: {error}") from None
+            raise RuntimeError(f"npm cannot fetch {name} {version}: {error}") from None
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise RuntimeError(f"{archive} is not pyodide {PYODIDE}: sha256 {found}; delete it")
+    if found != sha256:
+        raise RuntimeError(f"{archive} is not {name} {version}: sha256 {found}; delete it")
     return archive
+
+
+def fetch_pyodide(cache: Path) -> Path:
+    """Pyodide's archive (`fetch_npm`)."""
+    return fetch_npm("pyodide", PYODIDE, SHA256, cache)
 
 
 def planner_files() -> Iterator[tuple[str, bytes]]:

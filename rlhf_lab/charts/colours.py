@@ -12,7 +12,10 @@ from collections.abc import Mapping
 NEUTRAL = "#9A9A9A"
 """What belongs to none: "all", "other"."""
 
-_ROLES = {"policy": "#0072B2", "reference": "#E69F00", "reward": "#CC79A7", "value": "#009E73"}
+_ROLES = {
+    **{"policy": "#0072B2", "reference": "#E69F00", "reward": "#CC79A7", "value": "#009E73"},
+    **{"student": "#0072B2", "teacher": "#B8860B"},  # a student is the policy that is trained
+}
 COLOURS_OF: Mapping[str, Mapping[str, str]] = {
     "role": _ROLES,
     "phase": {
@@ -20,6 +23,7 @@ COLOURS_OF: Mapping[str, Mapping[str, str]] = {
         **{"backward": "#D55E00", "optimizer": "#7F7F7F", "advantage": "#A6761D"},
         **{"old_logprobs": "#7570B3", "scoring": "#8F5575"},  # scoring: all that come before it
         **{"reference": _ROLES["reference"], "value": _ROLES["value"], "score": _ROLES["reward"]},
+        **{"teacher": _ROLES["teacher"]},
         **{"sampling": "#4D4D4D", "evaluation": "#4D4D4D"},
     },
     "component": {

@@ -34,6 +34,7 @@ class Comparison(Display):
         self.ledger, self.rows, self.each = ledger, rows, each or {}
         pictures = [part for name, one in self.each.items() for part in _picture(name, one)]
         note = f"bytes: of tensors, at each phase's peak; flops, seconds, tokens: of {per}"
+        note += "" if each else "; real: measured, or simulated where nothing was measured"
         page = f"{html_table(rows)}<p>{note}</p>"
         super().__init__(f"{table(rows)}\n{note}", page, *(pictures or [self.picture()]))
 

@@ -32,6 +32,7 @@ _FOR_IMAGES = {TEXT: GREY_TEXT, FAINT: GREY_TEXT, GRID: GREY_GRID, BACKGROUND: "
 FONT = "var(--jp-ui-font-family, system-ui, sans-serif)"
 SMALL, NORMAL, LARGE = 10.5, 11.5, 13.0  # font sizes, px
 GAP = 8  # px between the pictures of a grid
+SMALLEST = 0.6  # of its size: a narrower page scrolls a picture, whose words could not be read
 
 
 @dataclass(frozen=True)
@@ -206,12 +207,14 @@ class Picture(str):
 
     `words`: its last values, for who does not see it. `live` is the same picture for `live.Chart`:
     shorter, without tooltips, with the values that its script shows instead. `size`: width and
-    height, px.
+    height, px. `parts`: the pictures that it was put together from, under a `heading`.
     """
 
     words: str
     live: str
     size: tuple[float, float]
+    parts: Sequence[Picture] = ()
+    heading: str = ""
 
     def __new__(
         cls, svg: str, words: str, live: str = "", size: tuple[float, float] = (0, 0)
@@ -230,15 +233,24 @@ class Picture(str):
 
         A notebook that its reader has not run is not trusted: JupyterLab draws no SVG there, but it
         does draw an image that brings its data. It has no background, and colours that can be read
-        on a light page and on a dark one: the page's own do not reach into an image.
+        on a light page and on a dark one: the page's own do not reach into an image. Of several
+        pictures each is an image: where a page is narrow they stand below each other.
         """
+        if self.parts:
+            title = f"<div><b>{escape(self.heading)}</b></div>" if self.heading else ""
+            images = "\n".join(part.image(mark) for part in self.parts)
+            return (
+                f"{title}<div>\n{images}</div>"  # by itself an image would fill JupyterLab's line
+            )
         svg = self.bare
         for themed, fixed in _FOR_IMAGES.items():
             svg = svg.replace(themed, fixed)
         data = base64.b64encode(svg.encode()).decode()
         width = f' width="{self.size[0]:.0f}"' if self.size[0] else ""
+        least = f"{SMALLEST * self.size[0]:.0f}px"
         return (
-            f'<img class="{mark}" alt="{escape(self.words)}"{width} style="max-width:100%" '
+            f'<img class="{mark}" alt="{escape(self.words)}"{width} '
+            f'style="max-width:max(100%,{least})" '
             f'src="data:image/svg+xml;base64,{data}">'
         )
 
@@ -377,7 +389,7 @@ def wrapped(text: str, size: float, room: float) -> list[str]:
 
 
 def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Picture:
-    """Several pictures as one, row by row."""
+    """Several pictures as one, row by row; as an image, each by itself."""
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     widths = [
         max(p.size[0] for p in pictures[i::columns]) for i in range(min(columns, len(pictures)))
@@ -397,7 +409,9 @@ def grid(pictures: Sequence[Picture], columns: int = 2, title: str = "") -> Pict
         top += max(p.size[1] for p in row) + GAP
     size = sum(widths) + GAP * max(len(widths) - 1, 0), max(top - GAP, 0)
     text = ". ".join(filter(None, [title, *(p.words for p in pictures)]))
-    return Picture(svg_document(still, text, *size), text, svg_document(live, text, *size), size)
+    one = Picture(svg_document(still, text, *size), text, svg_document(live, text, *size), size)
+    one.parts, one.heading = pictures, title
+    return one
 
 
 def placed(svg: str, x: float, y: float, size: tuple[float, float]) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import yaml
 
+from ..launch.accelerate_config import CONFIGS
 from ..launch.trl_config import OURS
 from ..settings import known_settings
 from ..stages import STAGES, Setting, read_table
@@ -27,22 +28,69 @@ Read: TypeAlias = dict[str, Setting]
 TOOLS: Mapping[str, dict[str, Setting]] = read_table(Path(__file__).with_name("other_tools.yaml"))
 """Other tools' keys, and what they are here."""
 MIXED = {"bf16": "bf16", "fp16": "fp16"}
-SCRIPT = frozenset(
-    "dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming "
-    "datasets streaming test_split_size ignore_bias_buffer env accelerate_config".split()
+FLAGS = {
+    "model_name_or_path": "--model",
+    "dataset_name": "--data",
+    "dataset_config": "--subset",
+    "dataset_train_split": "--split",
+    "reward_model_name_or_path": "--reward-model",
+    "accelerate_config": "--accelerate",
+    "num_processes": "--processes",
+}
+"""Keys of TRL's command line, and the flags of `rlhf-lab train` that say the same."""
+SCRIPT = FLAGS.keys() | set(
+    "dataset_test_split dataset_streaming datasets streaming test_split_size ignore_bias_buffer "
+    "env".split()
 )
 """Keys of TRL's scripts that say which data to read, and where to run."""
+ACCELERATE = {"multi_gpu": "ddp", "single_gpu": "ddp"}
+"""TRL's names of accelerate configs where they are not ours."""
+WHERE = "gpus", "nodes", "sharding", "offload"
+"""Settings of a plan that a launch decides."""
 
 
 @dataclass
 class FromFile:
-    """What a config file says of a plan. `unread`: keys that are not understood."""
+    """What a config file says of a plan. `script`: what TRL's says of models, data and processes;
+    `unread`: keys that are not understood."""
 
     tool: str
     stage: str | None = None
     model: str | None = None
     settings: Read = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    script: Read = field(default_factory=dict)
+
+
+def as_flags(path: str | Path, stage: str) -> list[str]:
+    """A config file of TRL's as the flags of `rlhf-lab train STAGE` that say the same.
+
+    Raises ValueError, one line, for what `train` would not do.
+    """
+    found = read_config(path)
+    if found.tool != "TRL":
+        raise ValueError(
+            f"{path} is {found.tool}'s, to plan only (plan --config); train reads TRL's"
+        )
+    if found.stage not in (None, stage):
+        raise ValueError(f"{path} is for {found.stage}, not {stage}")
+    if unknown := [*found.unread, *(found.script.keys() - FLAGS.keys())]:
+        raise ValueError(f"{path}: train does not know {', '.join(sorted(unknown))}")
+    settings, script = dict(found.settings), dict(found.script)
+    gpus, _, sharding, offload = (settings.pop(name, None) for name in WHERE)
+    if gpus and gpus > 1:
+        how = f"{sharding or 'ddp'}-offload" if offload not in (None, "none") else sharding or "ddp"
+        script = {"accelerate_config": how, "num_processes": gpus} | script
+    if (how := script.get("accelerate_config")) is not None:
+        script["accelerate_config"] = ACCELERATE.get(how, how)
+    flags = [word for key, value in script.items() for word in (FLAGS[key], str(value))]
+    if (steps := settings.pop("max_steps", -1)) > 0:
+        flags += ["--steps", str(steps)]
+    for name in ("rows", "seed"):
+        flags += [f"--{name}", str(settings.pop(name))] if name in settings else []
+    for name, value in settings.items():
+        flags += ["--set", f"{name}={value if isinstance(value, str) else repr(value)}"]
+    return flags
 
 
 def read_config(path: str | Path) -> FromFile:
@@ -77,7 +125,14 @@ def _trl(content: Read) -> FromFile:
     rest = {k: v for k, v in content.items() if k not in SCRIPT and k != "model_name_or_path"}
     unread = [name for name in rest if name not in known]
     settings = {name: value for name, value in rest.items() if name in known}
-    return FromFile("TRL", None, content.get("model_name_or_path"), settings, unread)
+    if (processes := content.get("num_processes")) is not None:
+        settings["gpus"] = int(processes)
+    how = str(content.get("accelerate_config", ""))
+    if (how := ACCELERATE.get(how, how)) in CONFIGS and settings.get("gpus", 2) > 1:
+        settings["sharding"], offload = CONFIGS[how]
+        settings |= {"offload": offload} if offload != "none" else {}
+    script = {name: value for name, value in content.items() if name in SCRIPT}
+    return FromFile("TRL", None, content.get("model_name_or_path"), settings, unread, script)
 
 
 # ------------------------------------------------------------------------------------- accelerate

@@ -69,6 +69,7 @@ def add_commands(commands: Commands) -> None:
     _add_settings(plan)
     plan.add_argument("--reward-model", help="reward model of another size (ppo, rloo, grpo)")
     plan.add_argument("--value-model", help="value model of another size (ppo)")
+    plan.add_argument("--teacher-model", help="what is distilled from (distill)")
     plan.add_argument("--budget", type=float, help="USD to plan a project against")
     plan.add_argument("--cheaper", action="store_true", help="also what to change, ranked")
     what = "write the YAML for accelerate launch (- prints it)"
@@ -155,7 +156,7 @@ def _plan(args: argparse.Namespace, **more: int) -> Plan:
             raise ValueError(f"{found.tool}'s file is of {found.stage}, not of {args.stage}")
         settings, model = settings | found.settings, model or found.model
     settings |= {**settings_of(args), **more}
-    others = {n: getattr(args, n, None) for n in ("reward_model", "value_model")}
+    others = {n: getattr(args, n, None) for n in OTHER_MODELS}
     made = plan(args.stage, model or "tiny", hardware=_hardware(args), **others, **settings)
     unread = tuple(
         f"not read: {', '.join(found.unread)} ({found.tool})" for found in files if found.unread
@@ -217,7 +218,8 @@ def _figures(e: Estimate) -> dict[str, object]:
     }
 
 
-OF_ONE_STAGE = "config", "cheaper", "accelerate_config", "yaml", "reward_model", "value_model"
+OTHER_MODELS = "reward_model", "value_model", "teacher_model"
+OF_ONE_STAGE = "config", "cheaper", "accelerate_config", "yaml", *OTHER_MODELS
 """Arguments of a plan that a project has not."""
 
 

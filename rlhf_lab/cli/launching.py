@@ -17,7 +17,9 @@ from .cost import Commands, positive
 if TYPE_CHECKING:
     from ..planning import Plan
 
-FLAGS = "--accelerate --processes --nodes --machine-rank --main-address --hardware --to".split()
+FLAGS = (
+    "--config --accelerate --processes --nodes --machine-rank --main-address --hardware --to"
+).split()
 """The launcher's own flags, with a value each."""
 
 

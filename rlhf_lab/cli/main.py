@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .. import __version__
 from ..display import ON_COMMAND_LINE, did_you_mean
-from ..stages import ONLINE, STAGES, TRAINABLE
+from ..stages import REWARDED, STAGES, TRAINABLE
 from . import cost, launching, listing, notebooks
 from .cost import Commands, Settings, add_repeated, positive
 
@@ -96,11 +97,16 @@ def _add_train(commands: Commands) -> None:
 def _add_training(train: argparse.ArgumentParser, stages: Sequence[str]) -> None:
     """The arguments of a training."""
     train.add_argument("stage", choices=stages)
+    what = "a file for TRL's command line (YAML); flags win over what it says"
+    train.add_argument("--config", metavar="FILE", help=what)
     _add_model_and_data(train)
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
     train.add_argument("--steps", type=positive, help="optimizer steps (PPO: iterations) a stage")
     train.add_argument("--seed", type=int, default=0, help="seed of data and training [0]")
-    train.add_argument("--reward-model", help=f"{_titles(ONLINE)}: folder of the reward model")
+    train.add_argument("--reward-model", help=f"{_titles(REWARDED)}: folder of the reward model")
+    train.add_argument(
+        "--teacher-model", help="distill: a name, or the model folder of a run [small]"
+    )
     rewards = "learn from this: model, gold, gold/<part>; may be repeated [model]"
     add_repeated(train, "--reward", "NAME", rewards)
     add_repeated(train, "--set", "NAME=VALUE", "a setting of the stage's trainer; may be repeated")
@@ -152,8 +158,10 @@ def _settings(args: argparse.Namespace) -> Settings:
     if args.steps:
         settings["max_steps"] = args.steps
     if args.reward:
-        if args.stage not in (*ONLINE, "all"):
-            raise ValueError(f"--reward is for {', '.join(ONLINE)}: {args.stage} learns from none")
+        if args.stage not in (*REWARDED, "all"):
+            raise ValueError(
+                f"--reward is for {', '.join(REWARDED)}: {args.stage} learns from none"
+            )
         settings["rewards"] = args.reward
     settings |= cost.assignments(args.set)
     return settings
@@ -245,6 +253,8 @@ def _train(args: argparse.Namespace) -> int:
     for flag in ("resume", "accelerate"):
         if whole and getattr(args, flag):
             raise ValueError(f"--{flag} is for one stage, not all")
+    if whole and args.teacher_model:
+        raise ValueError("--teacher-model is for distill, not all")
     if not whole:
         check_settings(args.stage, settings)
     model, common = _model(args), {"overwrite": args.overwrite}
@@ -252,7 +262,8 @@ def _train(args: argparse.Namespace) -> int:
     if whole:
         pipeline.check_all(model, settings, folder, **common)
     else:
-        planned = plan(args.stage, model, hardware=args.hardware, **settings)
+        teacher = {"teacher_model": args.teacher_model}
+        planned = plan(args.stage, model, hardware=args.hardware, **teacher, **settings)
         check_first(planned, out=args.out, resume=args.resume, **common)
     if args.command == "launch" or args.accelerate and processes == 1:
         return launching.start(args, planned, folder)
@@ -287,13 +298,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    args, unknown = _parser().parse_known_args(argv)
-    if unknown:
-        args.parser.refuse(" ".join(unknown))
+    args = _parsed(argv)
     if args.command is None and not args.job:
         args.parser.print_help()
         return 0
-    args.argv = argv
     run = {"train": _train, "launch": _train, "best-of-n": _best_of_n, "data": _data}
     run |= {"doctor": _doctor, "list": listing.run_list, "report": listing.run_report}
     run |= {**notebooks.RUN, **cost.RUN}
@@ -302,6 +310,10 @@ def _main(argv: list[str]) -> int:
             from ..training import run_job
 
             return run_job(args.job)
+        if args.command in ("train", "launch") and args.config:
+            from .config_files import as_flags
+
+            args = _parsed([argv[0], *as_flags(args.config, args.stage), *argv[1:]])
         code = run[args.command](args)
         sys.stdout.flush()
         return code
@@ -319,9 +331,19 @@ def _main(argv: list[str]) -> int:
     except Exception as error:
         if args.debug:
             raise
-        what = f"internal error: {type(error).__name__}: {_one_line(error)} (--debug shows where)"
+        what = _lost(error)
+        what = what or f"internal error: {type(error).__name__}: {_one_line(error)}"
+        what += " (--debug shows where)"
         print(f"rlhf-lab: {_who(error)}{what}", file=sys.stderr)
         return 1
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.refuse(" ".join(unknown))
+    args.argv = argv
+    return args
 
 
 def _who(error: BaseException) -> str:
@@ -331,6 +353,23 @@ def _who(error: BaseException) -> str:
     rank, processes = place()
     alone = processes == 1 or EVERYWHERE in getattr(error, "__notes__", ())
     return "" if alone else f"process {rank} of {processes}: "
+
+
+def _lost(error: BaseException) -> str:
+    """What there is to say where the connection to another process broke; "" for another error."""
+    import torch.distributed as dist
+
+    from ..launch.processes import place
+
+    said = _one_line(error)
+    broken = isinstance(error, dist.DistError) or "/gloo/" in said
+    if place()[1] == 1 or not broken:
+        return ""
+    said = re.sub(r"\[/\S+\] ", "", said).partition(". This is typically")[0]
+    return (
+        f"another process is gone, or its host cannot be reached: {said}; its own last line says "
+        "why; start all again with --resume"
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from ..stages import ONLINE, STAGES
+from ..display import format_number
+from ..stages import STAGES
 from .estimate import Estimate
 
 LENGTHS = ("prompt_length", "response_length", "max_length", "max_completion_length")
@@ -66,8 +67,10 @@ def _training(e: Estimate) -> Iterator[tuple[str, ...]]:
     if s.stage == "ppo":
         yield "PPO epochs", str(s.num_ppo_epochs), "num_ppo_epochs"
         yield "minibatches", str(s.num_mini_batches), "num_mini_batches"
-    if s.stage in ONLINE and s.stage != "ppo":
+    if STAGES[s.stage].groups:
         yield "responses to a prompt", str(s.samples_per_prompt), "num_generations"
+    if s.teacher:
+        yield "teacher", f"{format_number(s.teacher.parameters())} parameters", "teacher_model"
     trained = f"LoRA of rank {s.lora_r}" if s.lora_r else "all weights"
     yield "trained", trained, "lora_r", "use_peft"
     yield "optimizer", s.optim, "optim"

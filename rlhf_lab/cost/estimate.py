@@ -96,7 +96,7 @@ class Estimate:
     settings: Settings = field(default_factory=dict)
     config: ConfigDict = field(default_factory=dict)
     roles: Mapping[str, ConfigDict] = field(default_factory=dict)
-    """Configs of the reward and the value model, where they are other ones."""
+    """Configs of the reward, value and teacher model, where they are other ones."""
 
     @cached_property
     def phases(self) -> list[Phase]:
@@ -138,7 +138,7 @@ class Estimate:
 
     # ------------------------------------------------------------------------------- how much work
 
-    @property
+    @cached_property
     def steps(self) -> int | None:
         """Optimizer steps, or PPO iterations; None when the size of the data is not given."""
         s = self.setup
@@ -150,18 +150,20 @@ class Estimate:
             whole = s.rows * s.samples_per_prompt // (s.rollout_batch * s.replicas)
             return max(1, math.ceil(whole * s.epochs * s.updates))
         batch = s.rollout_batch * s.replicas
+        if s.stage == "distill":  # TRL leaves out what does not fill a generation
+            return max(1, math.ceil(s.epochs * (s.rows // batch)))
         if s.stage == "ppo":  # over the episodes of all epochs
             return max(1, math.ceil(s.rows * s.epochs * s.samples_per_prompt / batch))
         return max(1, math.ceil(s.epochs * math.ceil(s.rows / batch)))  # transformers' Trainer
 
     # ------------------------------------------------------------------------------------- memory
 
-    @property
+    @cached_property
     def peak(self) -> float:
         """Bytes of the worst moment on one device."""
         return self.peak_phase.total
 
-    @property
+    @cached_property
     def peak_phase(self) -> Phase:
         """The phase that sets the peak."""
         return max(self.phases, key=lambda f: f.total)
@@ -170,7 +172,9 @@ class Estimate:
     def models(self) -> tuple[Architecture, ...]:
         """The architectures of all roles, each once."""
         s = self.setup
-        return tuple(dict.fromkeys(m for m in (s.model, s.reward, s.value) if m is not None))
+        return tuple(
+            dict.fromkeys(m for m in (s.model, s.reward, s.value, s.teacher) if m is not None)
+        )
 
     @cached_property
     def memory_band(self) -> tuple[float, float]:
@@ -279,7 +283,7 @@ class Estimate:
         """Bytes that one device sends to others in a step, or a PPO iteration."""
         return math.fsum(f.sent.bytes(self.setup.replicas) for f in self.average)
 
-    @property
+    @cached_property
     def step_seconds(self) -> float:
         # `sum` of floats is another on Python 3.12 in the last digit; `fsum` is exact on all.
         return math.fsum(self.seconds_of.values())
@@ -368,13 +372,11 @@ class Estimate:
 
     def changed(self, **settings: object) -> Estimate:
         """The same with other settings, or `stage`. Raises ValueError for what cannot be."""
-        return estimate(
-            str(settings.pop("stage", self.setup.stage)),
-            self.config,
-            self.hardware,
-            {**self.settings, **settings},
-            **{"reward": self.setup.reward, "value": self.setup.value, **self.roles},
-        )
+        s, stage = self.setup, str(settings.pop("stage", self.setup.stage))
+        settings = {**self.settings, **settings}
+        models = {k: v for k, v in (("reward", s.reward), ("value", s.value)) if v}
+        setup = _setup(stage, s.model, self.hardware, settings, models)
+        return replace(self, setup=setup, settings=settings)
 
 
 def phases_of(s: Setup) -> list[Phase]:
@@ -395,13 +397,27 @@ def estimate(
 ) -> Estimate:
     """Plan a stage for a model's config (a dict). Raises ValueError, one line, for what cannot be.
 
-    `roles`: other architectures or configs, `reward=` and `value=`, where they differ (PPO).
+    `roles`: other architectures or configs, `reward=`, `value=`, `teacher=`, where they differ.
     """
     hw = hardware(hw)
     models = {k: architecture(v) if isinstance(v, Mapping) else v for k, v in roles.items() if v}
-    setup = make_setup(stage, architecture(config), hw, settings or {}, **models)
+    settings = dict(settings or {})
     configs = {k: v for k, v in roles.items() if isinstance(v, Mapping)}
-    if setup.requests_per_second is not None:  # as many are in flight as that rate keeps there
-        load = served(setup, hw, setup.batch, setup.requests_per_second)
-        setup = replace(setup, batch=math.ceil(load.in_flight / setup.replicas))
-    return Estimate(setup, hw, dict(settings or {}), config, configs)
+    return Estimate(
+        _setup(stage, architecture(config), hw, settings, models), hw, settings, config, configs
+    )
+
+
+def _setup(
+    stage: str,
+    model: Architecture,
+    hw: Hardware,
+    settings: Settings,
+    roles: Mapping[str, Architecture],
+) -> Setup:
+    """As `make_setup`; where a rate is given, as many requests are in flight as it keeps there."""
+    setup = make_setup(stage, model, hw, settings, **roles)
+    if setup.requests_per_second is None:
+        return setup
+    load = served(setup, hw, setup.batch, setup.requests_per_second)
+    return replace(setup, batch=math.ceil(load.in_flight / setup.replicas))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TypeAlias
 
 from . import heads
@@ -28,7 +27,7 @@ def generation(s: Setup) -> tuple[tuple[SamplingPeak, Work], tuple[SamplingPeak,
     whole length."""
     model, n, adapters = s.held, s.rollout_batch, bool(s.lora_r)
     first = pass_config(s, model, n, s.prompt, trained=False, adapters=adapters)
-    first = replace(first, quantized=s.weights_format)
+    first = first._replace(quantized=s.weights_format)
     row = _next_token(model, first)
     itemsize = 2 if s.autocast else s.bytes_per_weight
     # Keys and values of one token of every sequence.
@@ -39,7 +38,7 @@ def generation(s: Setup) -> tuple[tuple[SamplingPeak, Work], tuple[SamplingPeak,
     # the middle with the average number of rows stands for all.
     rows = max(1, round(n * (sampled(s) - 1) / max(1, s.response - 1)))
     one = pass_config(s, model, rows, 1, trained=False, adapters=adapters)
-    middle = replace(one, context=s.prompt + (s.response + 1) // 2, quantized=s.weights_format)
+    middle = one._replace(context=s.prompt + (s.response + 1) // 2, quantized=s.weights_format)
     step = _next_token(model, middle)
     activations, _, logits = forward_peak(step, heads.resident_bytes(model, middle))[0]
     decoding = Work()
@@ -55,16 +54,22 @@ def _next_token(model: Architecture, p: PassConfig) -> tuple[Segment, ...]:
 
 
 def add_rollout(
-    stage: PhaseList, s: Setup, *, workspace: float = 0.0, times: float = 1.0, tokens: float
+    stage: PhaseList,
+    s: Setup,
+    *,
+    workspace: float = 0.0,
+    times: float = 1.0,
+    tokens: float,
+    role: str = "policy",
 ) -> None:
-    """Sampling as one phase, at the higher peak of its two halves."""
+    """Sampling by a role as one phase, at the higher peak of its two halves."""
     (first, work), (last, decoding) = generation(s)
     work.add(decoding)
     activations, cache, logits = max(first, last, key=sum)
-    whole, sent = _gathered(s, stage.state("policy"), times)
+    whole, sent = _gathered(s, stage.state(role), times)
     stage.add(
         "rollout",
-        "policy",
+        role,
         (activations, 0, logits),
         kv_cache=cache,
         workspace=workspace,
@@ -74,6 +79,21 @@ def add_rollout(
         tokens=tokens,
         sent=sent,
     )
+
+
+def add_engine(stage: PhaseList, times: float, tokens: float) -> None:
+    """Sampling by an engine, which gets whole weights before: it keeps its memory through all of
+    training, unless it sleeps (`vllm_enable_sleep_mode`), and computes in its own way
+    (`rollout_engine.engine_seconds`)."""
+    s, state = stage.s, stage.state("policy")
+    weights, rest = s.engine_bytes
+    held = {("policy", "parameters"): weights, ("policy", "kv_cache"): rest}
+    if not s.vllm_enable_sleep_mode:
+        for key, size in held.items():
+            stage.resident[key] += size
+        held = {}
+    sent = passing(s, state, times)._replace(hides=False)
+    stage.add("rollout", "policy", others=held, times=times, tokens=tokens, sent=sent)
 
 
 def _gathered(s: Setup, state: State, times: float) -> tuple[float, Sent]:
@@ -86,7 +106,7 @@ def _gathered(s: Setup, state: State, times: float) -> tuple[float, Sent]:
     if s.sharding not in ("zero3", "fsdp2"):
         return 0.0, Sent()
     if s.ds3_gather_for_generation and (s.sharding == "zero3" or s.stage == "ppo"):
-        return state.whole, replace(passing(s, state, times), hides=False)
+        return state.whole, passing(s, state, times)._replace(hides=False)
     rows = _next_token(s.model, pass_config(s, s.model, 1, 1, trained=False))
     here, _ = forward(s, [Row(rows, state)], 0)
     return here.whole, passing(s, state, times * max(1, s.response))

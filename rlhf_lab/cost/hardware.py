@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
@@ -29,6 +30,7 @@ from .device import is_finite, nearest
 
 _DEVICES = Path(__file__).parent / "devices.json"
 GIB = 2**30
+IN_A_BROWSER = sys.platform == "emscripten"
 SLOW_16_BIT = 1 / 80
 """bf16 and fp16 against fp32 on a CPU without AMX (measured: 256³, AMD EPYC, torch 2.13)."""
 
@@ -160,14 +162,21 @@ def hardware(which: str | Path | Hardware = "here", /, **figures: object) -> Har
         return which.with_(**figures)
     if not isinstance(which, (str, Path)):
         raise ValueError(f"hardware is a name or a Hardware, not a {type(which).__name__}")
-    if Path(which).suffix.lower() in (".json", ".yaml", ".yml"):
+    if str(which).lower().endswith((".json", ".yaml", ".yml")):
         return from_file(Path(which)).with_(**figures)
     return _named(str(which)).with_(**figures)
+
+
+def is_here(which: str | Path | Hardware) -> bool:
+    """Whether a device is the machine that Python runs on."""
+    return not IN_A_BROWSER and hardware(which).name == hardware("here").name
 
 
 def _named(which: str) -> Hardware:
     """A device by name."""
     if which.strip().lower() == "here":
+        if IN_A_BROWSER:
+            raise ValueError("hardware 'here': a browser has no machine; name a device: 'h100'")
         return load_calibration() or _guess()
     if found := _NAMES.get(_squash(which)):
         return _device(*found)

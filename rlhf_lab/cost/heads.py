@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from .architecture import Architecture
 from .layers import LayerRun, PassConfig, linear
-from .tape import LOGITS, Store, Tape, Value
+from .tape import Tape
+from .values import LOGITS, Store, Value
 from .work import product
 
 FUSED_ROWS, FUSED_COLUMNS = 4096, 32768
@@ -113,6 +114,61 @@ def fused(tape: Tape, model: Architecture, p: PassConfig, x: Value, scored: int)
         (gradient,) if gradient and p.bytes_per_weight == 4 else (),
         scratch=sums - (gradient if p.bytes_per_weight == 4 else 0) + back,
         work=[work, work] + ([work] if p.trained else []),
+        costs=costs,
+    )
+
+
+def hidden(tape: Tape, model: Architecture, p: PassConfig, x: Value, scored: int) -> Value:
+    """The last hidden states of the positions that count, for `divergence`."""
+    return tape.copy(x, scored * model.head_width)
+
+
+def divergence(
+    tape: Tape,
+    model: Architecture,
+    p: PassConfig,
+    x: Value,
+    teacher: Architecture,
+    scored: int,
+    mixed: bool,
+) -> Value:
+    """TRL's fused divergence of a student from its teacher (trl.kernels.chunked_divergence): logits
+    of both in tiles, in fp32, made again in backward. `mixed`: both a second time in forward, where
+    a mixture of the two is compared with (0 < beta < 1)."""
+    n, vocabulary, itemsize = scored, model.vocabulary, 2 if tape.autocast else x.itemsize
+    own, theirs = n * model.head_width, n * teacher.head_width
+    mine = tape.copy(x, own)
+    taught, whole = (
+        Store(tape, theirs * itemsize),
+        Store(tape, p.tokens * teacher.head_width * itemsize),
+    )
+    rows, columns = min(n, FUSED_ROWS), min(vocabulary, FUSED_COLUMNS)
+    # Without Triton a tile's divergence is written out in six tensors, that of a mixture in seven.
+    buffers, tile = 2 * rows * FUSED_COLUMNS * 4, 0 if p.gpu else 4 * rows * columns
+    Store(tape, buffers + 9 * n * 4 + (6 + mixed) * tile, LOGITS)
+    del whole  # of which `taught` is a part
+    products = [product(n, m.head_width, vocabulary, itemsize) for m in (model, teacher)]
+    for work in products * (2 if mixed else 1):
+        tape.count_product(work)
+    costs = (0.0, 0.0, 0.0)
+    if not p.gpu:
+        passes = 2.0 if mixed else 1.0
+        costs = 80.0 * passes * n * vocabulary, 2.0 * passes * n * vocabulary, 24.0 * passes
+        tape.forward.spend(*costs)
+    gradient = vocabulary * model.head_width * p.bytes_per_weight if p.trained else 0
+    sums = own * 4 + (vocabulary * model.head_width * 4 if p.trained else 0)
+    back = buffers + (9 + mixed) * tile
+    statistics = Store(tape, 3 * n * 4)
+    tape.kind = LOGITS
+    again = [*products, products[0]] + ([products[0]] if p.trained else [])
+    return tape.result(
+        n,
+        4,
+        [(mine, "new")],
+        (mine.store, taught, statistics),
+        (gradient,) if gradient and p.bytes_per_weight == 4 else (),
+        scratch=sums - (gradient if p.bytes_per_weight == 4 else 0) + back,
+        work=again,
         costs=costs,
     )
 

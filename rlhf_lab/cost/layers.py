@@ -6,16 +6,16 @@ transformers' modelling code; the widths come from `architecture.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .architecture import Architecture, Layer, Linear
 from .quantization import FORMATS
-from .tape import Store, Tape, Value, Way
+from .tape import Tape
+from .values import Store, Value, Way
 from .work import PLAIN, product
 
 
-@dataclass(frozen=True)
-class PassConfig:
+class PassConfig(NamedTuple):
     """How a model is run: `b` sequences of `s` tokens.
 
     `autocast`: matrix products in 2 bytes; `trained`: its own weights are; `lora_r`, `targets`:
@@ -43,6 +43,8 @@ class PassConfig:
     "all" that is saved"""
     selective: bool = False
     """of recomputed layers every second product and attention stay (torchtitan's selective "op")"""
+    dropout: bool = False
+    """in front of adapters"""
     quantized: str = "none"
     """what weights are kept in, where their products are to be counted so: of `FORMATS`, or none"""
 
@@ -70,6 +72,8 @@ def linear(t: Tape, p: PassConfig, lin: Linear, x: Value) -> Value:
         return y
     itemsize = y.itemsize
     x = t.cast(x, p.adapter_bytes_per_weight)
+    if p.dropout:
+        x = t.dropout(x)
     low = t.linear(x, lin.inputs, rank, p.adapter_bytes_per_weight, trained=True)
     y = t.add(y, t.mul(t.linear(low, rank, lin.outputs, p.adapter_bytes_per_weight, trained=True)))
     return t.cast(y, itemsize)
@@ -174,7 +178,7 @@ class LayerRun:
         t, p, m = self.t, self.p, self.m
         read = p.context or p.s
         pairs = p.b * m.heads * p.s * read
-        flops = 2.0 * pairs * (m.head_dim + m.value_dim)
+        flops = 2 * pairs * (m.head_dim + m.value_dim)
         out = p.tokens * m.heads * m.value_dim
         if k.numel < q.numel and not p.context and (p.padded or p.attention == "eager"):
             k, v = t.copy(k, q.numel), t.copy(v, q.numel)  # repeat_kv
@@ -182,11 +186,12 @@ class LayerRun:
             return self.read_cache(q, flops, out)
         if p.attention != "eager":
             mask = p.b * p.s * p.s if p.padded else 0
-            attended = t.attention(q, k, v, p.b * m.heads * p.s, mask, flops, out)
+            rows = p.b * m.heads * p.s
+            attended = t.attention(q, k, v, rows, mask, flops, pairs, out)
             return t.copy(attended) if self.facts.partial_rotary else attended
         if self.facts.interleaved_qkv:
             v = t.copy(v)  # a batched product needs it apart
-        scores = t.mul(t.matmul(q, k, pairs, 2.0 * pairs * m.head_dim))
+        scores = t.mul(t.matmul(q, k, pairs, 2 * pairs * m.head_dim))
         if self.facts.softcap:
             scores = t.mul(t.pointwise(t.mul(scores), "output"))
         # The mask's bytes are counted once for the whole pass (`heads.resident_bytes`).
@@ -198,12 +203,12 @@ class LayerRun:
         weights = t.cast(t.pointwise(scores, "output"), v.itemsize)
         if self.facts.sinks:  # a part of a tensor is copied for a product
             weights = t.copy(weights)
-        return t.copy(t.matmul(weights, v, out, 2.0 * pairs * m.value_dim))
+        return t.copy(t.matmul(weights, v, out, 2 * pairs * m.value_dim))
 
-    def read_cache(self, q: Value, flops: float, out: int) -> Value:
+    def read_cache(self, q: Value, flops: int, out: int) -> Value:
         """One query against a cache, which is counted elsewhere; reading it is the work."""
         t, p, m = self.t, self.p, self.m
-        cache = float(p.b * p.context * m.kv_heads * (m.head_dim + m.value_dim) * q.itemsize)
+        cache = p.b * p.context * m.kv_heads * (m.head_dim + m.value_dim) * q.itemsize
         t.count_product((flops, cache, 1.0, PLAIN))
         t.forward.moved += 2 * cache  # keys and values are copied to grow
         t.forward.called += 2

@@ -8,14 +8,16 @@ segment goes first, gives that back, and leaves the gradients of its weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 from . import heads
-from .architecture import Architecture, Layer
+from .architecture import Architecture
 from .layers import LayerRun, PassConfig
-from .tape import GRADIENT, Store, Tape, Value
+from .recording import Recorded, Recorder, Written, recordable, without_sizes
+from .tape import Tape
+from .values import GRADIENT, Store, Value
 from .work import Work
 
 KindBytes: TypeAlias = Sequence[float]
@@ -27,7 +29,7 @@ class Segment:
     """A piece of a model that occurs `times` times. Bytes: `peak` and `kept` of the forward pass;
     `back`, the peak of the backward pass with what was kept; `gradients` that it leaves, and of
     them those that `waits` keep until another segment's; `cached` until the forward pass ends;
-    `away`, kept in main memory. Peaks are by kind (`tape.BYTE_KINDS`). `weights`: numbers in its
+    `away`, kept in main memory. Peaks are by kind (`values.BYTE_KINDS`). `weights`: numbers in its
     matrices and norms, the largest of which has `tensor`; `tied`: its matrix is the embedding's,
     and counted there."""
 
@@ -39,32 +41,40 @@ class Segment:
     cached: int = 0
     waits: int = 0
     away: int = 0
-    forward: Work | None = None
-    backward: Work | None = None
+    forward: Work = field(default_factory=Work)
+    backward: Work = field(default_factory=Work)
     weights: int = 0
     tensor: int = 0
     tied: bool = False
 
+    @classmethod
+    def of(cls, w: Written, times: int = 1) -> Segment:
+        """A segment whose peaks are known."""
+        (peak,), (back,) = w.peak, w.back
+        segment = cls(times, w.kept, peak, back, w.gradients, w.cached, away=w.away)
+        segment.forward, segment.backward = w.forward, w.backward
+        return segment
 
-def segment(
+
+def written(
     p: PassConfig,
     write: Callable[[Tape, Value], Value],
     numel: int = 0,
-    itemsize: int = 4,
     needs: bool = True,
-    times: int = 1,
     checkpoint: bool = False,
     grad: bool = True,
-) -> Segment:
-    """Write a segment down once: forward, then backward. `numel`, `itemsize`: its input."""
-    tape = Tape(p.block, p.autocast, grad and not checkpoint)
+    new_tape: Callable[..., Tape] = Tape,
+) -> Written:
+    """Write a segment down once: forward, then backward. `numel`: of its input."""
+    itemsize = p.bytes_per_weight
+    tape = new_tape(p.block, p.autocast, grad and not checkpoint)
     if p.selective and checkpoint:
         tape.selected = {}
     x = tape.new(numel, itemsize, needs)
     y = write(tape, x)
-    size, peak, work, cached = y.numel * y.itemsize, tape.peak_by_kind, tape.forward, 0
+    size, peak, work, cached = y.numel * y.itemsize, tape.moments, tape.forward, 0
     if not grad:
-        return Segment(times, 0, peak, forward=work)
+        return Written(0, peak, work)
     if not checkpoint:
         del x
         away = tape.send_away() if p.away == "all" else 0
@@ -79,7 +89,7 @@ def segment(
         cached, stay = sum(store.size for store in tape.cache), tape.selected or {}
         kept += sum(store.size for stores in stay.values() for store in stores)
         del x, y
-        tape = Tape(p.block, p.autocast)
+        tape = new_tape(p.block, p.autocast)
         g = Store(tape, size)
         again = tape.new(numel, itemsize, needs)
         y = write(tape, again)
@@ -92,9 +102,7 @@ def segment(
     tape.undo(g)
     del g
     gradients = tape.by_kind[GRADIENT]
-    return Segment(
-        times, kept, peak, tape.peak_by_kind, gradients, cached, 0, away, work, tape.backward
-    )
+    return Written(kept, peak, work, tape.moments, gradients, cached, away, tape.backward)
 
 
 def plus(kinds: KindBytes, activations: float = 0, gradients: float = 0) -> KindBytes:
@@ -148,12 +156,11 @@ def works(segments: Iterable[Segment], which: str) -> Work:
     """The `which` ("forward" or "backward") work of all segments together."""
     total = Work()
     for s in segments:
-        work = getattr(s, which)
-        if work is not None:
-            total.add(work, s.times)
+        total.add(getattr(s, which), s.times)
     return total
 
 
+@lru_cache(maxsize=256)
 def trunk(
     model: Architecture,
     p: PassConfig,
@@ -163,12 +170,13 @@ def trunk(
     tied: bool = False,
 ) -> tuple[Segment, ...]:
     """Embedding and layers. `checkpoint`: of so many layers one is recomputed; 0: none. `tied`: the
-    head's gradient is there before the embedding's."""
-    return _embedding(model, p, grad, tied), *_layers(model, p, checkpoint * grad, grad)
-
-
-# Stages run the same passes more than once (four models of a size), and sliders come back to where
-# they were: segments are cached.
+    head's gradient is there before the embedding's. Stages run the same passes more than once (four
+    models of a size), and sliders come back to where they were: it is kept."""
+    sizeless = without_sizes(p) if recordable(model, p) else None
+    return (
+        _embedding(model, p, sizeless, grad, tied),
+        *_layers(model, p, sizeless, checkpoint * grad, grad),
+    )
 
 
 def _adapted(model: Architecture, p: PassConfig) -> bool:
@@ -176,39 +184,74 @@ def _adapted(model: Architecture, p: PassConfig) -> bool:
     return bool(p.lora_r) and any(x.rank(p.lora_r, p.targets) for x in model.outer)
 
 
-@lru_cache(maxsize=256)
-def _embedding(model: Architecture, p: PassConfig, grad: bool, tied: bool) -> Segment:
-    def write(tape: Tape, _: Value) -> Value:
-        return heads.embed(tape, model, p, not tied)
+EMBEDDING = -1
+"""Among the numbers of layers."""
+How: TypeAlias = tuple[bool, bool, bool, bool]
+"""`needs`, `checkpoint` and `grad` of `written`, and `first` of `heads.embed`."""
 
-    first = segment(p, write, grad=grad and (p.trained or _adapted(model, p)))
+
+def _part(
+    model: Architecture, number: int, p: PassConfig, sizeless: PassConfig | None, how: How
+) -> Written:
+    """A layer, or the embedding; `sizeless`: the pass without sizes, where it can be recorded;
+    `how` it is written."""
+    if sizeless:
+        return _recorded(model, number, sizeless, how).at(p)
+    return _write_part(model, number, p, how)
+
+
+@lru_cache(maxsize=256)
+def _recorded(model: Architecture, number: int, p: PassConfig, how: How) -> Recorded:
+    requests: dict[int, int] = {}
+    return Recorded(_write_part(model, number, p, how, partial(Recorder, requests)), [*requests])
+
+
+def _write_part(
+    model: Architecture,
+    number: int,
+    p: PassConfig,
+    how: How,
+    new_tape: Callable[..., Tape] = Tape,
+) -> Written:
+    needs, checkpoint, grad, first = how
+
+    def write(tape: Tape, x: Value) -> Value:
+        if number == EMBEDDING:
+            return heads.embed(tape, model, p, first)
+        return LayerRun(tape, model, model.layers[number], p).layer(x)
+
+    size = 0 if number == EMBEDDING else p.tokens * model.hidden
+    return written(p, write, size, needs, checkpoint, grad, new_tape)
+
+
+def _embedding(
+    model: Architecture, p: PassConfig, sizeless: PassConfig | None, grad: bool, tied: bool
+) -> Segment:
+    grad = grad and (p.trained or _adapted(model, p))
+    first = Segment.of(_part(model, EMBEDDING, p, sizeless, (True, False, grad, not tied)))
     first.weights, first.tensor = model.embedding, model.vocabulary * model.head_width
     return first
 
 
-@lru_cache(maxsize=256)
-def _layers(model: Architecture, p: PassConfig, checkpoint: int, grad: bool) -> tuple[Segment, ...]:
+def _layers(
+    model: Architecture, p: PassConfig, sizeless: PassConfig | None, checkpoint: int, grad: bool
+) -> tuple[Segment, ...]:
     # The embeddings of adapters are frozen: the first layer's input needs no gradient, unless
     # checkpointing asks for one (peft's enable_input_require_grads).
     frozen = grad and not p.trained and not checkpoint and not _adapted(model, p)
     row = []
     for number, layer in enumerate(model.layers):
-
-        def write(tape: Tape, x: Value, layer: Layer = layer) -> Value:
-            return LayerRun(tape, model, layer, p).layer(x)
-
         first = int(frozen and number == 0)
         again = -(-layer.count // checkpoint) if checkpoint else 0
-        size, sizes = p.tokens * model.hidden, [x.parameters for x in layer.linears]
+        sizes = [x.parameters for x in layer.linears]
         for times, needs, recomputed in (
             (first, False, False),
             (layer.count - first - again, True, False),
             (again, True, True),
         ):
             if times:
-                row.append(
-                    segment(p, write, size, p.bytes_per_weight, needs, times, recomputed, grad)
-                )
+                part = _part(model, number, p, sizeless, (needs, recomputed, grad, True))
+                row.append(Segment.of(part, times))
                 row[-1].weights, row[-1].tensor = sum(sizes) + layer.norms, max(sizes)
     return tuple(row)
 
@@ -225,7 +268,7 @@ def ending(
         return write(tape, model, p, hidden, *args)
 
     needs = p.trained or bool(p.lora_r)
-    last = segment(p, end, p.tokens * model.hidden, p.bytes_per_weight, needs, grad=grad)
+    last = Segment.of(written(p, end, p.tokens * model.hidden, needs, grad=grad))
     last.tied = model.tied and write is not heads.scores
     last.tensor = model.head_width * (1 if write is heads.scores else model.vocabulary)
     last.weights = model.final_norm + (0 if last.tied else last.tensor)

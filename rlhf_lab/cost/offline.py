@@ -28,7 +28,7 @@ def sft(s: Setup) -> list[Phase]:
     stage.hold("policy", state)
     row = policy_segments(s, model, p, s.batch * s.response)
     before = heads.resident_bytes(model, p)
-    stage.add_training("policy", row, state, before, tokens=real_tokens(s, p))
+    stage.add_training("policy", row, state, before, tokens=real_tokens(s, p.b, p.s))
     return stage.phases
 
 
@@ -44,7 +44,7 @@ def reward(s: Setup) -> list[Phase]:
         *trunk(model, p, checkpoint=s.checkpoint),
         ending(model, p, heads.scores, p.tokens),
     )
-    before, tokens = passes * heads.resident_bytes(model, p), passes * real_tokens(s, p)
+    before, tokens = passes * heads.resident_bytes(model, p), passes * real_tokens(s, p.b, p.s)
     stage.add_training("reward", one, state, before, tokens=tokens, passes=passes)
     return stage.phases
 
@@ -77,7 +77,7 @@ def _against_reference(s: Setup, b: int, kl: bool = False) -> list[Phase]:
     row = policy_segments(s, model, p, scored)
     q = pass_config(s, model, b, s.length, trained=False)
     reference = policy_segments(s, model, q, scored, grad=False)
-    before, tokens = heads.resident_bytes(model, p), real_tokens(s, p)
+    before, tokens = heads.resident_bytes(model, p), real_tokens(s, p.b, p.s)
     once, first = works(reference, "forward"), s.precompute_ref_log_probs
     ahead = Work()  # of the reference, before training begins
     beside = Work()  # without gradients, inside of the step

@@ -1,4 +1,4 @@
-"""Phases of RLOO and GRPO, as TRL's trainers run them: no critic, responses in groups.
+"""Phases of RLOO, GRPO and distillation, as TRL's trainers run them: no critic.
 
 One *generation* samples `rollout_batch` responses, scores them, and is good for `updates`
 optimizer steps. A phase is counted for one optimizer step, so those of a generation happen a
@@ -13,12 +13,12 @@ from dataclasses import replace
 
 from . import heads
 from .architecture import Architecture
-from .generation import add_rollout, sampled
+from .generation import add_engine, add_rollout, sampled
 from .layers import PassConfig
-from .memory import ending, trunk
-from .phases import Phase, PhaseList, pass_config, policy_segments, real_tokens
+from .memory import ending, trunk, works
+from .phases import Phase, PhaseList, RoleBytes, pass_config, policy_segments, real_tokens
 from .setup import Setup
-from .sharding import passing
+from .sharding import Row, between, forward, passing
 from .states import states
 
 AROUND_ONLINE = 150.0
@@ -40,11 +40,11 @@ def rloo_grpo(s: Setup) -> list[Phase]:
     # transformers' `generate`: no row leaves before the last one has ended.
     tokens = s.rollout_batch * sampled(s)
     if s.use_vllm:
-        _add_engine(stage, 1 / s.updates, tokens)
+        add_engine(stage, 1 / s.updates, tokens)
     else:
         add_rollout(stage, replace(s, mean_response=None), times=1 / s.updates, tokens=tokens)
     times = s.rollout_batch / s.batch / s.updates
-    passes = {"times": times, "tokens": real_tokens(s, _rows(s, model))}
+    passes = {"times": times, "tokens": real_tokens(s, s.batch, s.length)}
     if s.old_logprobs:
         p = _rows(s, model, adapters)
         row = policy_segments(s, model, p, scored, grad=False)
@@ -54,31 +54,58 @@ def rloo_grpo(s: Setup) -> list[Phase]:
         row = policy_segments(s, model, p, scored, grad=False)
         stage.add_scoring("reference", "reference", row, model, p, **passes)
     if reward:
-        p = _rows(replace(s, padded=False), reward)  # rows are moved to the left: no mask
+        p = _rows(s, reward, mask=False)
         row = (*trunk(reward, p, grad=False), ending(reward, p, heads.scores, p.b, grad=False))
         stage.add_scoring("score", "reward", row, reward, p, **passes)
     p = pass_config(s, model, s.batch, s.length, trained=True, adapters=adapters)
     row, before = policy_segments(s, model, p, scored), heads.resident_bytes(model, p)
-    tokens = real_tokens(s, p)
+    tokens = real_tokens(s, p.b, p.s)
     stage.add_training("policy", row, state, before, tokens=tokens, called=AROUND_ONLINE)
     return stage.phases
 
 
-def _add_engine(stage: PhaseList, times: float, tokens: float) -> None:
-    """Sampling by an engine, which gets whole weights before: it keeps its memory through all of
-    training, unless it sleeps (`vllm_enable_sleep_mode`), and computes in its own way
-    (`rollout_engine.engine_seconds`)."""
-    s, state = stage.s, stage.state("policy")
-    weights, rest = s.engine_bytes
-    held = {("policy", "parameters"): weights, ("policy", "kv_cache"): rest}
-    if not s.vllm_enable_sleep_mode:
-        for key, size in held.items():
-            stage.resident[key] += size
-        held = {}
-    sent = replace(passing(s, state, times), hides=False)
-    stage.add("rollout", "policy", others=held, times=times, tokens=tokens, sent=sent)
+def distill(s: Setup) -> list[Phase]:
+    """A rollout for each optimizer step; then in every pass the student, the teacher, and the
+    divergence of the two, whose logits are made a tile at a time."""
+    stage, student, teacher = PhaseList(s), s.model, s.teacher or s.model
+    scored, adapters = s.batch * s.response, bool(s.lora_r)
+    state = states(s, student, "lm", trained=True)
+    stage.hold("student", state)
+    stage.hold("teacher", states(s, teacher, "lm", trained=False))
+    tokens = s.rollout_batch * sampled(s)
+    add_rollout(stage, replace(s, mean_response=None), tokens=tokens, role="student")
+    p = pass_config(s, student, s.batch, s.length, trained=True, adapters=adapters)
+    q = pass_config(s, teacher, s.batch, s.length, trained=False)
+    tied = student.tied and p.trained
+    row = (
+        *trunk(student, p, checkpoint=s.checkpoint, tied=tied),
+        ending(student, p, heads.divergence, teacher, scored, 0 < s.beta < 1),
+    )
+    taught = (*trunk(teacher, q, grad=False), ending(teacher, q, heads.hidden, scored, grad=False))
+    before, tokens = heads.resident_bytes(student, p), real_tokens(s, p.b, p.s)
+    own, times = [Row(row, state)], s.gradient_accumulation_steps
+    here, _ = forward(s, [Row(taught, stage.state("teacher"))], heads.resident_bytes(teacher, q))
+    _, live = forward(s, own, before)
+    held: RoleBytes = {("student", "activations"): live}
+    held["student", "communication"] = between(s, own)
+    if times > 1:
+        held["student", "gradients"] = state.held
+    stage.add(
+        "teacher",
+        "teacher",
+        here.kinds,
+        others=held,
+        communication=here.whole,
+        work=works(taught, "forward"),
+        times=times,
+        tokens=tokens,
+        sent=passing(s, stage.state("teacher"), times),
+    )
+    stage.add_training("student", row, state, before, tokens=tokens, called=AROUND_ONLINE)
+    return stage.phases
 
 
-def _rows(s: Setup, model: Architecture, adapters: bool = False) -> PassConfig:
+def _rows(s: Setup, model: Architecture, adapters: bool = False, mask: bool = True) -> PassConfig:
     """A scoring pass over rows of a generation, `batch` at a time."""
-    return pass_config(s, model, s.batch, s.length, trained=False, adapters=adapters)
+    how = {"trained": False, "adapters": adapters, "mask": mask}
+    return pass_config(s, model, s.batch, s.length, **how)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from . import heads
@@ -63,7 +63,7 @@ class PhaseList:
 
     def state(self, role: str) -> State:
         """Of a role, or of the policy, which is its own reference where it has adapters."""
-        return self.states.get(role, self.states["policy"])
+        return self.states[role if role in self.states else "policy"]
 
     def hold(self, role: str, state: State) -> None:
         """This role's weights and states are resident from here on."""
@@ -167,7 +167,7 @@ class PhaseList:
             times=n,
             tokens=tokens,
             work=work,
-            sent=replace(sent[0], stashed=stashed),
+            sent=sent[0]._replace(stashed=stashed),
         )
         self.add(
             "backward",
@@ -178,7 +178,7 @@ class PhaseList:
             times=n,
             tokens=tokens,
             work=works([*segments] * passes, "backward"),
-            sent=replace(sent[1], stashed=stashed),
+            sent=sent[1]._replace(stashed=stashed),
         )
         self.add(
             "optimizer",
@@ -199,9 +199,17 @@ def step_work(*trained: State) -> Work:
 
 
 def pass_config(
-    s: Setup, model: Architecture, b: int, length: int, *, trained: bool, adapters: bool = False
+    s: Setup,
+    model: Architecture,
+    b: int,
+    length: int,
+    *,
+    trained: bool,
+    adapters: bool = False,
+    mask: bool = True,
 ) -> PassConfig:
-    """How the setup runs a model on `b` sequences of `length` tokens."""
+    """How the setup runs a model on `b` sequences of `length` tokens. `mask`: as the setup says;
+    rows that are moved to the left need none."""
     return PassConfig(
         b,
         length,
@@ -212,18 +220,19 @@ def pass_config(
         model.lora_targets(s.lora_targets) if adapters else (),
         s.adapter_bytes_per_weight,
         "eager" if s.eager else "sdpa",
-        s.padded and s.attn_implementation[:5] != "flash",
+        mask and s.padded and s.attn_implementation[:5] != "flash",
         s.gpu,
         fused=s.use_liger_kernel,
         away=s.away,
         selective=s.selective_checkpointing,
+        dropout=trained and adapters and s.lora_dropout > 0,
         quantized=s.weights_format if s.small_base and (adapters or not trained) else "none",
     )
 
 
-def real_tokens(s: Setup, p: PassConfig) -> float:
+def real_tokens(s: Setup, rows: int, length: int) -> float:
     """Tokens of a pass, without padding where the setup knows how much there is."""
-    return p.tokens if s.mean_tokens is None else p.b * min(s.mean_tokens, p.s)
+    return rows * (length if s.mean_tokens is None else min(s.mean_tokens, length))
 
 
 def policy_segments(
@@ -235,5 +244,5 @@ def policy_segments(
     if s.loss == "plain":
         return *row, ending(model, p, heads.plain, grad=grad)
     if s.loss == "chunked":  # beside what is sent to main memory
-        return *row, ending(model, replace(p, away=""), heads.chunked, grad=grad)
+        return *row, ending(model, p._replace(away=""), heads.chunked, grad=grad)
     return *row, ending(model, p, heads.fused, scored, grad=grad)

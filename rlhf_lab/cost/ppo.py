@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from . import heads
 from .architecture import Architecture
-from .generation import add_rollout, sampled
+from .generation import add_engine, add_rollout, sampled
 from .layers import PassConfig
 from .memory import Segment, ending, trunk, works
 from .phases import Phase, PhaseList, pass_config, real_tokens, step_work
@@ -44,11 +44,11 @@ def ppo(s: Setup) -> list[Phase]:
     if s.sharding == "fsdp2" and s.layout == "adapters":  # every pass gathers the one base
         for name in state.keys() - {"policy"}:
             if not roles[name].own_base:
-                state[name] = replace(state[name], whole=state["policy"].whole)
+                state[name] = state[name]._replace(whole=state["policy"].whole)
     if s.joint_update:  # policy and value go through one bucket
         value = state["value"]
         alone = 0.0 if s.sharding == "zero3" else value.communication
-        state["value"] = replace(value, communication=alone)
+        state["value"] = value._replace(communication=alone)
     for name in roles:
         stage.hold(name, state[name])
     if s.ema:  # an average of the policy's weights, as DeepSpeed-Chat keeps one
@@ -56,8 +56,11 @@ def ppo(s: Setup) -> list[Phase]:
         stage.resident["policy", "parameters"] += weights
     copies = _autocast_copies(s, roles)
     cached = copies["policy"]
-    add_rollout(stage, s, workspace=cached, tokens=s.rollout_batch * sampled(s))
-    unmasked = replace(s, padded=False)  # rows are moved to the left, and no pass needs a mask
+    tokens = s.rollout_batch * sampled(s)
+    if s.use_vllm:
+        add_engine(stage, 1.0, tokens)
+    else:
+        add_rollout(stage, s, workspace=cached, tokens=tokens)
     for name, phase in (
         ("policy", "old_logprobs"),
         ("reference", "reference"),
@@ -67,10 +70,10 @@ def ppo(s: Setup) -> list[Phase]:
         if name not in roles or (phase, s.layout) == ("value", "shared"):
             continue  # values come from the pass of the policy
         cached += copies[name] if name != "policy" else 0
-        _add_scoring(stage, unmasked, roles[name], phase, cached)
+        _add_scoring(stage, s, roles[name], phase, cached)
     advantage = Work(launched=GAE * s.response + 50.0)
     stage.add("advantage", "", work=advantage, workspace=cached)
-    _add_update(stage, unmasked, roles, state)
+    _add_update(stage, s, roles, state)
     if s.sharding == "fsdp2" and s.layout == "four":
         for made in stage.phases:
             if other := BESIDE.get(made.name):
@@ -143,9 +146,10 @@ def _add_scoring(stage: PhaseList, s: Setup, role: Role, phase: str, workspace: 
     like = _critic_setup(s) if role.name in ("value", "reward") else s
     rows = min(s.local_rollout_forward_batch_size, s.rollout_batch)
     length = max(1, s.length - (role.name != "reward"))
-    p = pass_config(like, role.model, rows, length, trained=False, adapters=role.adapters)
+    how = {"trained": False, "adapters": role.adapters, "mask": False}
+    p = pass_config(like, role.model, rows, length, **how)
     row, times = scoring_segments(s, role, p), s.rollout_batch / p.b
-    tokens = real_tokens(s, replace(p, s=s.length))
+    tokens = real_tokens(s, p.b, s.length)
     stage.add_scoring(
         phase, role.name, row, role.model, p, times=times, tokens=tokens, workspace=workspace
     )
@@ -171,7 +175,15 @@ def _update_segments(
     length = max(1, s.length - 1)  # without the last token, which predicts nothing
     checkpoint = s.checkpoint
     p, q = (
-        pass_config(like, role.model, s.pass_rows, length, trained=True, adapters=role.adapters)
+        pass_config(
+            like,
+            role.model,
+            s.pass_rows,
+            length,
+            trained=True,
+            adapters=role.adapters,
+            mask=False,
+        )
         for like, role in ((s, policy), (_critic_setup(s), value))
     )
     tied = policy.model.tied and p.trained
@@ -203,7 +215,7 @@ def _add_update(
 ) -> None:
     """Minibatches: policy and value forward, one backward pass through both, one step."""
     p, policy, value = _update_segments(s, roles)
-    tokens = real_tokens(s, replace(p, s=s.length))
+    tokens = real_tokens(s, p.b, s.length)
     passes = s.rollout_batch / s.pass_rows * s.num_ppo_epochs
     steps = s.num_mini_batches * s.num_ppo_epochs
     accumulates = passes > steps

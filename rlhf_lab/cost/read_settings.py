@@ -27,8 +27,11 @@ RENAMED = {
     "num_generations": "samples_per_prompt",
     "activation_checkpointing": "gradient_checkpointing",
 }
+NAMES = frozenset(f.name for f in fields(Setup))
 CHECKPOINTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
 """Both names of transformers' setting, the older one first."""
+NO_DROPOUT = frozenset({"reward", "dpo", "kto"})
+"""Stages whose trainers turn dropout off where `disable_dropout` is not given; PPO always does."""
 OF_ENGINE = ("concurrency", "requests_per_second", "kv_cache_dtype", "gpu_memory_utilization")
 """Settings of inference that only an engine has: without `engine` they mean one."""
 
@@ -45,14 +48,15 @@ def make_setup(
     `roles`: architectures of other models, `reward=` and `value=`. Without lengths a row fills
     `max_length` (or the model's context), half of it the prompt.
     """
-    names = {f.name for f in fields(Setup)}
     given: dict[str, Setting] = {
         RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value
         for name, value in settings.items()
         if value is not None
     }
-    known = {k: v for k, v in given.items() if k in names} | roles
+    known = {k: v for k, v in given.items() if k in NAMES} | roles
     known["gpu"] = hw.kind != "cpu"
+    if stage == "ppo" and not known["gpu"]:  # trained so, and planned as our own loop
+        known.pop("use_vllm", None)
     if stage == "inference":
         _serve(known, given, hw)
     if known.get("dtype", "float32") == "float32" and not {"bf16", "fp16"} & known.keys():
@@ -62,6 +66,8 @@ def make_setup(
         known = {**STAGES[stage].library_defaults, **known}
     if known.get("optim") == "adamw_8bit":  # transformers' other name for the same
         known["optim"] = "adamw_bnb_8bit"
+    if stage == "ppo" or given.get("disable_dropout", stage in NO_DROPOUT):
+        known.pop("lora_dropout", None)
     if whole := given.get("generation_batch_size"):  # TRL's other name for the same
         once = known.get("batch", Setup.batch) * known.get("gpus", 1)
         known["steps_per_generation"] = max(1, int(whole) // once)

@@ -1,5 +1,6 @@
-"""An engine that samples for RLOO and GRPO (`use_vllm`), as TRL 1.16 runs vLLM: on the devices that
-train (`vllm_mode="colocate"`), or on devices of its own ("server").
+"""An engine that samples (`use_vllm`): for RLOO and GRPO as TRL 1.16 runs vLLM, on the devices
+that train (`vllm_mode="colocate"`) or on devices of its own ("server"); for PPO in the process that
+trains.
 
 It keeps a copy of the policy in 16 bits and keys and values in what is left of its share of the
 memory, and gets new weights before each generation (trl/generation/vllm_generation.py).
@@ -21,11 +22,13 @@ def engine_setup(s: Setup) -> Setup:
     colocated = s.vllm_mode == "colocate"
     share = s.vllm_gpu_memory_utilization if colocated else Setup.gpu_memory_utilization
     tp = s.vllm_tensor_parallel_size
+    like_training = s.stage == "ppo" and not s.autocast  # else 16 bits
+    dtype = s.dtype if like_training else "float16" if s.fp16 else "bfloat16"
     return replace(
         s,
         stage="inference",
         engine="vllm",
-        dtype="float16" if s.fp16 else "bfloat16",
+        dtype=dtype,
         bf16=False,
         fp16=False,
         lora_r=0,
@@ -43,6 +46,7 @@ def engine_setup(s: Setup) -> Setup:
         activation_offloading=False,
         use_liger_kernel=False,
         use_vllm=False,
+        layout="four",
     )
 
 

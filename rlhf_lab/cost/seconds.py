@@ -10,7 +10,7 @@ multiplied (Goto and van de Geijn, ACM TOMS 34(3), 2008), and each operation is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .hardware import Hardware
 from .setup import Setup
@@ -60,8 +60,7 @@ def product_dtype(s: Setup) -> str:
     return "tf32" if s.tf32 else "fp32"
 
 
-@dataclass(frozen=True)
-class Sent:
+class Sent(NamedTuple):
     """What a phase sends in a step (PPO: in an iteration), in bytes that a collective is called
     with; over the bus to main memory and back (`host`), or activations one way (`stashed`), in
     TRL's way while the device computes, in transformers' not; how many numbers the CPU's optimizer

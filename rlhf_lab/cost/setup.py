@@ -90,6 +90,7 @@ class Setup:
     fp16: bool = False
     lora_r: int = 0
     lora_targets: str | tuple[str, ...] | None = "all-linear"
+    lora_dropout: float = 0.0
     adapter_dtype: str = "float32"
     load_in_4bit: bool = False
     use_bnb_nested_quant: bool = False
@@ -124,6 +125,7 @@ class Setup:
     pairs_together: bool = True
     reward: Architecture | None = None
     value: Architecture | None = None
+    teacher: Architecture | None = None
     num_ppo_epochs: int = 4
     num_mini_batches: int = 1
     local_rollout_forward_batch_size: int = 64
@@ -175,56 +177,60 @@ class Setup:
             self._in_backward_checks,
             self._serving_checks,
         )
-        for wrong, line in chain.from_iterable(check() for check in checks):
-            if wrong:
-                raise ValueError(line)
+        if wrong := next(chain.from_iterable(check() for check in checks), ""):
+            raise ValueError(wrong)
 
-    def _model_checks(self) -> Iterator[tuple[bool, str]]:
-        """→ (whether something cannot be, the line that names it): lengths, precision, adapters."""
+    def _model_checks(self) -> Iterator[str]:
+        """→ a line for everything that cannot be: lengths, precision, adapters."""
         m = self.model
-        yield (
-            self.length > m.context,
-            f"prompt_length + response_length = {self.length}: {m.family} here takes "
-            f"{m.context} tokens",
-        )
-        yield self.length < 1, "prompt_length + response_length must be at least 1"
-        yield self.bf16 and self.fp16, "bf16 and fp16: choose one"
-        yield (
-            (self.bf16 or self.fp16) and self.dtype != "float32",
-            f"bf16/fp16 autocast works on fp32 weights: leave it out with dtype={self.dtype!r}",
-        )
-        yield (
-            self.small_base and not self.lora_r,
-            f"load_in_{4 if self.load_in_4bit else 8}bit trains adapters only: set lora_r, for "
-            "example 16",
-        )
+        if self.length > m.context:
+            yield (
+                f"prompt_length + response_length = {self.length}: {m.family} here takes "
+                f"{m.context} tokens"
+            )
+        if self.length < 1:
+            yield "prompt_length + response_length must be at least 1"
+        if self.bf16 and self.fp16:
+            yield "bf16 and fp16: choose one"
+        if (self.bf16 or self.fp16) and self.dtype != "float32":
+            yield (
+                f"bf16/fp16 autocast works on fp32 weights: leave it out with dtype={self.dtype!r}"
+            )
+        if self.small_base and not self.lora_r:
+            yield (
+                f"load_in_{4 if self.load_in_4bit else 8}bit trains adapters only: set lora_r, for "
+                "example 16"
+            )
         side = m.narrowest
-        yield (
-            self.lora_r > side or self.lora_r < 0,
-            f"lora_r={self.lora_r}: the narrowest matrix is {side} wide; choose 1 to {side}",
-        )
+        if self.lora_dropout and m.experts > 1 and "down_proj" in m.lora_targets(self.lora_targets):
+            yield "peft adapts the experts of a mixture without lora_dropout: leave it out"
+        if self.lora_r > side or self.lora_r < 0:
+            yield (f"lora_r={self.lora_r}: the narrowest matrix is {side} wide; choose 1 to {side}")
 
-    def _device_checks(self) -> Iterator[tuple[bool, str]]:
+    def _device_checks(self) -> Iterator[str]:
         """The same of devices, and of how they share one layer."""
         n, heads = self.gpus, self.model.heads
         version = self.fsdp_version
-        yield version not in (1, 2), f"fsdp_version={version!r}: choose 1 or 2"
-        yield (
-            n % self.nodes != 0,
-            f"gpus={n} do not spread over nodes={self.nodes}: choose "
-            f"{_divisor(n, self.nodes)} nodes",
-        )
+        if version not in (1, 2):
+            yield (f"fsdp_version={version!r}: choose 1 or 2")
+        if n % self.nodes != 0:
+            yield (
+                f"gpus={n} do not spread over nodes={self.nodes}: choose "
+                f"{_divisor(n, self.nodes)} nodes"
+            )
         tp = self.vllm_tensor_parallel_size
-        yield (
-            self.use_vllm and not self.server_gpus and n % tp != 0 or heads % tp != 0,
-            f"vllm_tensor_parallel_size={tp} must divide gpus={n} and the {heads} heads: choose "
-            f"{_divisor(n, tp, heads)}",
-        )
-        yield (
-            n % self.tensor_parallel != 0 or heads % self.tensor_parallel != 0,
-            f"tensor_parallel={self.tensor_parallel} must divide gpus={n} and the "
-            f"{heads} heads: choose {_divisor(n, self.tensor_parallel, heads)}",
-        )
+        if self.use_vllm and not self.server_gpus and n % tp != 0 or heads % tp != 0:
+            yield (
+                f"vllm_tensor_parallel_size={tp} must divide gpus={n} and the {heads} heads: "
+                f"choose {_divisor(n, tp, heads)}"
+            )
+        if self.use_vllm and self.stage == "ppo" and n > 1:
+            yield f"use_vllm samples PPO's rollouts in one process: choose gpus=1, not {n}"
+        if n % self.tensor_parallel != 0 or heads % self.tensor_parallel != 0:
+            yield (
+                f"tensor_parallel={self.tensor_parallel} must divide gpus={n} and the "
+                f"{heads} heads: choose {_divisor(n, self.tensor_parallel, heads)}"
+            )
 
     @property
     def checkpoint(self) -> int:
@@ -238,100 +244,94 @@ class Setup:
             return "all"
         return "inputs" if self.checkpoint and self.offload_inputs else ""
 
-    def _offload_checks(self) -> Iterator[tuple[bool, str]]:
+    def _offload_checks(self) -> Iterator[str]:
         """The same of what waits in main memory, which DeepSpeed and FSDP2 alone can do."""
         there, how = self.offload != "none", f"offload={self.offload!r}"
         for name in ("activation_offloading", "use_liger_kernel", "use_vllm"):
-            yield getattr(self, name) and not self.gpu, f"{name}=True needs a GPU: leave it out"
-        yield (
-            there and not self.gpu,
-            f"{how} moves states to main memory, where a CPU has them already: leave it out",
-        )
-        yield (
-            there and not self.shards,
-            f"{how} needs a sharding that can do it, and sharding={self.sharding!r} cannot: choose "
-            "zero1, zero2, zero3 (optimizer) or zero3, fsdp2 (all)",
-        )
-        yield (
-            self.offload == "all" and self.sharding in ("zero1", "zero2"),
-            f"{how}: {self.sharding} keeps weights whole on every device; choose zero3, or "
-            "offload='optimizer'",
-        )
-        yield (
-            self.offload == "optimizer" and self.sharding == "fsdp2",
-            f"{how}: FSDP2 moves weights, gradients and states together; choose offload='all'",
-        )
+            if getattr(self, name) and not self.gpu:
+                yield (f"{name}=True needs a GPU: leave it out")
+        if there and not self.gpu:
+            yield (f"{how} moves states to main memory, where a CPU has them already: leave it out")
+        if there and not self.shards:
+            yield (
+                f"{how} needs a sharding that can do it, and sharding={self.sharding!r} cannot: "
+                "choose zero1, zero2, zero3 (optimizer) or zero3, fsdp2 (all)"
+            )
+        if self.offload == "all" and self.sharding in ("zero1", "zero2"):
+            yield (
+                f"{how}: {self.sharding} keeps weights whole on every device; choose zero3, or "
+                "offload='optimizer'"
+            )
+        if self.offload == "optimizer" and self.sharding == "fsdp2":
+            yield (
+                f"{how}: FSDP2 moves weights, gradients and states together; choose offload='all'"
+            )
 
-    def _batch_checks(self) -> Iterator[tuple[bool, str]]:
+    def _batch_checks(self) -> Iterator[str]:
         """The same of batches and groups, layout and sharding."""
         batch, k = self.rollout_batch, self.num_mini_batches
-        yield (
-            self.stage == "ppo" and batch % k != 0,
-            f"a rollout batch of {batch} does not split into num_mini_batches={k}: choose "
-            f"{_divisor(batch, k)}",
-        )
+        if self.stage == "ppo" and batch % k != 0:
+            yield (
+                f"a rollout batch of {batch} does not split into num_mini_batches={k}: choose "
+                f"{_divisor(batch, k)}"
+            )
         group = self.samples_per_prompt
-        yield (
-            STAGES[self.stage].groups and batch * self.replicas % group != 0,
-            f"a generation of {batch * self.replicas} responses does not split into groups of "
-            f"num_generations={group}: choose {_divisor(batch * self.replicas, group)}",
-        )
-        yield (
-            self.layout == "adapters" and not self.lora_r,
-            "layout='adapters' needs a rank: set lora_r, for example 16",
-        )
-        yield (
-            self.stage == "inference" and self.sharding in ("zero3", "fsdp2"),
-            f"sharding={self.sharding!r} of inference is not modelled: weights would be "
-            "gathered for every token; choose tensor_parallel, or copies (ddp)",
-        )
-        yield (
-            self.sharding == "none" and self.gpus > self.tensor_parallel,
-            f"gpus={self.gpus} need a way to share the work: choose sharding from "
-            f"{', '.join(CHOICES['sharding'][1:])}",
-        )
+        if STAGES[self.stage].groups and batch * self.replicas % group != 0:
+            yield (
+                f"a generation of {batch * self.replicas} responses does not split into groups of "
+                f"num_generations={group}: choose {_divisor(batch * self.replicas, group)}"
+            )
+        if self.layout == "adapters" and not self.lora_r:
+            yield "layout='adapters' needs a rank: set lora_r, for example 16"
+        if self.stage == "inference" and self.sharding in ("zero3", "fsdp2"):
+            yield (
+                f"sharding={self.sharding!r} of inference is not modelled: weights would be "
+                "gathered for every token; choose tensor_parallel, or copies (ddp)"
+            )
+        if self.sharding == "none" and self.gpus > self.tensor_parallel:
+            yield (
+                f"gpus={self.gpus} need a way to share the work: choose sharding from "
+                f"{', '.join(CHOICES['sharding'][1:])}"
+            )
 
-    def _in_backward_checks(self) -> Iterator[tuple[bool, str]]:
+    def _in_backward_checks(self) -> Iterator[str]:
         """The same of weights that change while others' gradients are still to come."""
         n, on = self.gradient_accumulation_steps, self.optimizer_in_backward
-        yield on and n > 1, f"optimizer_in_backward: no gradient waits for {n} passes; choose 1"
-        yield (
-            on and (self.shards or self.stage == "ppo"),
-            "optimizer_in_backward is planned for whole models in one pass, not for PPO",
-        )
+        if on and n > 1:
+            yield (f"optimizer_in_backward: no gradient waits for {n} passes; choose 1")
+        if on and (self.shards or self.stage == "ppo"):
+            yield "optimizer_in_backward is planned for whole models in one pass, not for PPO"
 
-    def _serving_checks(self) -> Iterator[tuple[bool, str]]:
+    def _serving_checks(self) -> Iterator[str]:
         """The same of inference: formats of weights, and engines."""
         k, kv, name = self.tensor_parallel, self.model.kv_heads, self.weights_format
         serving, engine = self.stage == "inference", self.engine == "vllm"
-        yield (
-            not serving and (engine or self.quantization != "none"),
-            f"engine and quantization are planned for inference, not {self.stage}: leave them out "
-            "(load_in_4bit and load_in_8bit train adapters)",
-        )
-        yield (
-            self.load_in_4bit + self.load_in_8bit + (self.quantization != "none") > 1,
-            "load_in_4bit, load_in_8bit and quantization: choose one",
-        )
-        yield engine and not self.gpu, "engine='vllm' is planned for GPUs: choose transformers"
+        if not serving and (engine or self.quantization != "none"):
+            yield (
+                f"engine and quantization are planned for inference, not {self.stage}: leave them "
+                "out (load_in_4bit and load_in_8bit train adapters)"
+            )
+        if self.load_in_4bit + self.load_in_8bit + (self.quantization != "none") > 1:
+            yield "load_in_4bit, load_in_8bit and quantization: choose one"
+        if engine and not self.gpu:
+            yield "engine='vllm' is planned for GPUs: choose transformers"
         engines = FORMATS[name].engines if name in FORMATS else CHOICES["engine"]
-        yield (
-            serving and self.engine not in engines,
-            f"weights in {name} are planned with engine={' or '.join(engines)}",
-        )
-        yield (
-            self.requests_per_second is not None and not (engine and self.requests_per_second > 0),
-            f"requests_per_second={self.requests_per_second} must be above 0, with engine='vllm'",
-        )
-        yield (
-            not 0 < self.gpu_memory_utilization <= 1,
-            f"gpu_memory_utilization={self.gpu_memory_utilization} must be above 0, at most 1",
-        )
-        yield (
-            kv % k != 0 and k % kv != 0,
-            f"tensor_parallel={k} does not share out {kv} heads of keys and values: choose a "
-            f"divisor or a multiple of {kv}",
-        )
+        if serving and self.engine not in engines:
+            yield (f"weights in {name} are planned with engine={' or '.join(engines)}")
+        if self.requests_per_second is not None and not (engine and self.requests_per_second > 0):
+            yield (
+                f"requests_per_second={self.requests_per_second} must be above 0, "
+                "with engine='vllm'"
+            )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            yield (
+                f"gpu_memory_utilization={self.gpu_memory_utilization} must be above 0, at most 1"
+            )
+        if kv % k != 0 and k % kv != 0:
+            yield (
+                f"tensor_parallel={k} does not share out {kv} heads of keys and values: choose a "
+                f"divisor or a multiple of {kv}"
+            )
 
     @property
     def weights_format(self) -> str:

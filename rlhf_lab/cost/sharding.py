@@ -17,8 +17,9 @@ torch 2.13's FSDP2 (distributed/fsdp/_fully_shard) with the units that accelerat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .memory import KindBytes, Segment, backward_peak, forward_peak, plus
 from .seconds import Sent
@@ -47,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Moment:
-    """Bytes at one moment: by kind (`tape.BYTE_KINDS`), and of whole weights and buffers. `row`:
+    """Bytes at one moment: by kind (`values.BYTE_KINDS`), and of whole weights and buffers. `row`:
     the number of the pass that runs at that moment."""
 
     kinds: KindBytes
@@ -178,16 +179,19 @@ def _backward_zero(s: Setup, rows: Sequence[Row], live: float, accumulates: bool
             g, own = x.gradients, x.back[1]
             grows = g if one and not accumulates else 0.0
             own = own if one else min(own, float(x.tensor * s.bytes_per_weight))
-            whole = held + (copy if full and not one else 0.0)
-            whole += zero3.using(unit, first=False) if zero3 else 0.0
-            for done in {0, x.times - 1}:
+            gathered = zero3.using(unit, first=False) if zero3 else 0.0
+            # The bucket is copied when the next gradient has no room in it: not in the first of
+            # these, or in all that come after the one that fills it.
+            filling = math.ceil(max(0.0, bucket - passed) / g) if g else 0
+            for done in {0, min(filling, x.times - 1), x.times - 1}:
                 activations = x.back[0] + live - (done + 1) * x.kept
                 behind = passed + done * g
-                # ZeRO-2's bucket comes with the first gradient; a full one leaves a part here.
-                part = min(kept, behind) if two and full else 0.0
+                filled = full and not one and behind + g > bucket
+                # ZeRO-2's bucket comes with the first gradient; those before left a part here.
+                part = min(kept, max(0.0, behind - bucket)) if two and filled else 0.0
                 kinds = activations, collected + part + done * grows + own, x.back[2]
-                whole_here = whole if behind or not two else 0.0
-                worst = _higher(worst, Moment(kinds, whole_here, number))
+                whole = (held if behind or not two else 0.0) + (copy if filled else 0.0)
+                worst = _higher(worst, Moment(kinds, gathered + whole, number))
             live, collected = live - x.times * x.kept, collected + x.times * grows
             passed += x.times * g
     if two:
@@ -267,7 +271,7 @@ def passing(s: Setup, state: State, times: float = 1.0) -> Sent:
     """`times` passes without gradients through a model."""
     gathers = s.sharding in ("zero3", "fsdp2")
     sent = gathering(s, state.whole - state.stay if gathers else 0.0, times)
-    return replace(sent, fetched=state.modules * times)
+    return sent._replace(fetched=state.modules * times)
 
 
 def training(s: Setup, rows: Sequence[Row], passes: float, steps: float) -> tuple[Sent, Sent, Sent]:
@@ -290,17 +294,17 @@ def training(s: Setup, rows: Sequence[Row], passes: float, steps: float) -> tupl
         second = gathering(s, again * len(rows) / len(states), passes)
         scattered = trained * (passes if s.sharding == "zero3" else steps)
         fetched = sum(row.state.modules for row in rows) * passes
-        first = replace(first, fetched=fetched)
+        first = first._replace(fetched=fetched)
         fetched *= 2 if s.checkpoint else 1
-        second = replace(second, reduce_scatter=scattered, fetched=fetched)
-        third = replace(gathering(s, stay, steps), hides=False)
+        second = second._replace(reduce_scatter=scattered, fetched=fetched)
+        third = gathering(s, stay, steps)._replace(hides=False)
     if s.offload == "none":
-        return first, second, replace(third, paged=paged)
+        return first, second, third._replace(paged=paged)
     # Gradients go down, added up there in every pass but the first of a step, and once as what the
     # optimizer takes; the weights it made come up.
     down = (w if s.sharding == "fsdp2" else 4.0) * numbers * steps
     up = w * numbers * steps * (s.offload == "optimizer")
     if s.sharding != "fsdp2" and passes > steps:
         down += w * numbers * (2 * passes - steps)
-    third = replace(third, host=down + up, updated=numbers * steps)
+    third = third._replace(host=down + up, updated=numbers * steps)
     return first, second, third

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from .architecture import Architecture
 from .optimizers import BLOCK, OPTIMIZERS
@@ -27,8 +28,7 @@ SUB_GROUP = 1_000_000_000
 """Numbers that ZeRO-3 makes a step of at a time (`sub_group_size`)."""
 
 
-@dataclass
-class State:
+class State(NamedTuple):
     """Bytes of one model on one device.
 
     `gradients`: at the optimizer's step; `held`: between micro-batches; `fixed`: gradients that are
@@ -52,7 +52,7 @@ class State:
     stay: float = 0
     trained: float = 0
     modules: float = 0
-    step: Work = field(default_factory=Work)
+    step: Work = Work()
 
 
 def states(
@@ -235,9 +235,9 @@ def _sharded(
 ) -> State:
     """The same on one of `s.replicas` devices. `count`: trained numbers; `largest`: bytes of the
     largest tensor among them."""
-    state = replace(state, held=state.gradients, trained=state.gradients, whole=state.parameters)
+    state = state._replace(held=state.gradients, trained=state.gradients, whole=state.parameters)
     if s.sharding == "ddp":
-        return replace(state, communication=state.gradients)  # buckets beside the gradients
+        return state._replace(communication=state.gradients)  # buckets beside the gradients
     if s.sharding == "none":
         return state
     if s.sharding == "fsdp2":
@@ -245,8 +245,7 @@ def _sharded(
     if s.sharding == "zero3":
         pieces = [(times * n, n) for times, n, _ in _pieces(s, model, head, False)]
         small = sum(n for n, one in pieces if one <= s.stage3_param_persistence_threshold)
-        state = replace(
-            state,
+        state = state._replace(
             parameters=0.0 if s.offload == "all" else state.parameters / s.replicas,
             stay=state.whole * small / sum(n for n, _ in pieces),
             modules=2 + sum(y.count * (len(y.linears) + 2.0) for y in model.layers),
@@ -262,8 +261,7 @@ def _fsdp2(s: Setup, state: State) -> State:
     """Everything shared out, in the precision of the weights; passes have it in theirs."""
     narrow = s.pass_bytes_per_weight / s.bytes_per_weight
     stay = 0.0 if s.offload == "all" else 1 / s.replicas
-    return replace(
-        state,
+    return state._replace(
         parameters=state.parameters * stay,
         gradients=state.gradients * stay,
         optimizer=state.optimizer * stay,
@@ -291,8 +289,7 @@ def _zero(s: Setup, state: State, count: float, tensors: int, largest: float) ->
     part, bucket = mine * itemsize, float(s.reduce_bucket_size * itemsize)
     kept = part if zero3 else max(part, float(tensors * itemsize))
     step = replace(state.step, moved=mine * (12 + 2 * per + itemsize))
-    return replace(
-        state,
+    return state._replace(
         gradients=0.0 if zero3 or offload else kept,
         held={"zero1": state.gradients, "zero2": 0.0 if offload else kept}.get(s.sharding, 0.0),
         fixed=part if zero3 and not offload else 0.0,

@@ -12,71 +12,13 @@ reaches a value twice is added in place, unless it is also somebody else's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from sys import getrefcount
-from typing import Literal, TypeAlias
 
+from .values import ACTIVATION, BYTE_KINDS, GRADIENT, Moments, Node, Store, Value, Way
 from .work import CAUSAL, MASKED, NOTHING, PLAIN, Costs, Product, Work, product
 
-BYTE_KINDS = ACTIVATION, GRADIENT, LOGITS = 0, 1, 2
-"""What bytes hold: intermediate values, gradients of weights, logits and what is made of them."""
 STASH, LEAST = 5, 1024
 """Saved tensors on their way to main memory, and bytes of the smallest that goes there."""
-
-
-class Store:
-    """Bytes that are alive as long as somebody holds this object."""
-
-    __slots__ = ("kind", "size", "tape")
-
-    def __init__(self, tape: Tape, size: float, kind: int = ACTIVATION):
-        size, kinds = int(size), tape.by_kind
-        if tape.block > 1:
-            size = -(-size // tape.block) * tape.block
-        self.tape, self.size, self.kind = tape, size, kind
-        kinds[kind] += size
-        tape.live = live = tape.live + size
-        if live > tape.peak:
-            tape.peak, tape.peak_by_kind = live, kinds[:]
-
-    def __del__(self) -> None:
-        tape, size = self.tape, self.size
-        tape.live -= size
-        tape.by_kind[self.kind] -= size
-
-
-@dataclass(slots=True, eq=False)
-class Value:
-    """`numel` numbers of `itemsize` bytes; `needs` a gradient or not; made by `source`."""
-
-    store: Store
-    numel: int
-    itemsize: int
-    needs: bool = False
-    source: Node | None = None
-
-
-Way: TypeAlias = Store | Literal["new", "same"]
-"""The gradient of an input: a new tensor, the one that came in, or written into what is there."""
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """One operation to undo: where gradients go, and what was saved to compute them. `joins`: it
-    keeps the gradients of the parts of its result side by side. `away`: bytes that were saved and
-    have to come back."""
-
-    inputs: Sequence[tuple[Node, int, Way]] = ()
-    saved: Sequence[Store] = ()
-    weights: Sequence[int] = ()
-    scratch: int = 0
-    work: Sequence[Product] = ()
-    kind: int = ACTIVATION
-    costs: Costs = NOTHING
-    joins: bool = False
-    away: int = 0
-    grad: Store | None = None
-    parts: list[Store] = field(default_factory=list)
 
 
 class Tape:
@@ -89,7 +31,7 @@ class Tape:
     def __init__(self, block: int = 1, autocast: bool = False, grad: bool = True):
         self.block, self.autocast, self.grad = block, autocast, grad
         self.live, self.by_kind = 0, [0] * len(BYTE_KINDS)
-        self.peak, self.peak_by_kind = 0, [0] * len(BYTE_KINDS)
+        self.reset_peak()
         self.nodes: list[Node] = []
         self.kept_gradients: list[Store] = []
         self.cache: list[Store] = []
@@ -101,9 +43,30 @@ class Tape:
         self.selected: dict[int, Sequence[Store]] | None = None
         """where recomputation selects: numbers of the products that stay, and their results"""
 
+    # What `recording.Recorder` does otherwise: it knows no sizes, and finds the peak later.
+
     def reset_peak(self) -> None:
         """Forget the peak so far."""
         self.peak, self.peak_by_kind = self.live, self.by_kind[:]
+
+    def allocated(self, size: int) -> int:
+        """The bytes that the allocator gives for a request of `size`."""
+        return -(-size // self.block) * self.block
+
+    def rose(self) -> None:
+        """More is alive than ever since `reset_peak`."""
+        self.reset_peak()
+
+    rises = False
+    """whether the last that happened was a rise that `falls` has to know of"""
+
+    def falls(self) -> None:
+        """Something is about to be given back."""
+
+    @property
+    def moments(self) -> Moments:
+        """What may be the peak since `reset_peak`: bytes by kind. It is known here."""
+        return [self.peak_by_kind]
 
     # ------------------------------------------------------------------------------- operations
 
@@ -153,7 +116,7 @@ class Tape:
             whole.source.joins = True
         return [Value(x.store, n, x.itemsize, whole.needs, whole.source) for n in numels]
 
-    def _count_moves(self, *values: Value, out: float = 0.0) -> None:
+    def _count_moves(self, *values: Value, out: float = 0) -> None:
         for v in values:
             out += v.numel * v.itemsize
         self.forward.moved += out
@@ -236,6 +199,14 @@ class Tape:
         elif saves == "input":  # the function is computed again on the way back
             saved, costs = (x.store,), NOTHING if plain else (0, x.numel, 0)
         return self.result(x.numel, itemsize, [(x, "new")], saved, store=store, costs=costs)
+
+    def dropout(self, x: Value) -> Value:
+        """torch's own: a GPU's kernel saves which numbers stay, a byte each; a CPU multiplies by a
+        tensor of what they are multiplied by (ATen/native/Dropout.cpp)."""
+        on_gpu = self.block > 1
+        kept = Store(self, x.numel * (1 if on_gpu else x.itemsize))
+        self._count_moves(x, out=x.numel * x.itemsize + (1 if on_gpu else 4) * kept.size)
+        return self.result(x.numel, x.itemsize, [(x, "new")], (kept,))
 
     def mean(self, x: Value, rows: int) -> Value:
         """The mean, or the sum, of each row; its gradient is only read again."""
@@ -336,7 +307,7 @@ class Tape:
         """A product of two activations: saves both."""
         if self.autocast:
             x, y = self.cast(x, 2), self.cast(y, 2)
-        done = (flops, float((x.numel + y.numel + numel) * x.itemsize), 1.0, PLAIN)
+        done = (flops, (x.numel + y.numel + numel) * x.itemsize, 1.0, PLAIN)
         self.count_product(done)
         return self.result(
             numel,
@@ -348,15 +319,23 @@ class Tape:
         )
 
     def attention(
-        self, q: Value, k: Value, v: Value, statistics: int, mask: int, flops: float, numel: int
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        statistics: int,
+        mask: int,
+        flops: int,
+        pairs: int,
+        numel: int,
     ) -> Value:
         """Fused attention: saves queries, keys, values, its output (`numel`), one fp32 number a row
-        and head, and the mask (`mask` numbers in the precision of the queries). Its backward does
-        five products where the forward does two (Dao, 2307.08691, section 2.3)."""
+        and head, and the mask (`mask` numbers in the precision of the queries); `pairs` of
+        exponentials. Its backward does five products where the forward does two (Dao, 2307.08691,
+        section 2.3)."""
         if self.autocast:
             q, k, v = (self.cast(x, 2) for x in (q, k, v))
-        touched = float((q.numel + numel + k.numel + v.numel) * q.itemsize)
-        pairs = flops / 4 * statistics / q.numel
+        touched = (q.numel + numel + k.numel + v.numel) * q.itemsize
         self.forward.transcendentals += pairs
         kind = MASKED if mask else CAUSAL
         self.count_product((flops, touched, 1.0, kind))
@@ -368,7 +347,7 @@ class Tape:
             q.itemsize,
             [(q, "new"), (k, "new"), (v, "new")],
             (q.store, k.store, v.store, out, rows, *extra),
-            work=[(2.5 * flops, 2 * touched, 1.0, kind)],
+            work=[(5 * flops // 2, 2 * touched, 1.0, kind)],
             store=out,
             costs=(0, pairs, 0),
         )

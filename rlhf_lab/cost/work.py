@@ -23,10 +23,10 @@ class Work:
     backward pass or a plain loop."""
 
     products: list[Product] = field(default_factory=list)
-    moved: float = 0.0
-    transcendentals: float = 0.0
-    called: float = 0.0
-    launched: float = 0.0
+    moved: float = 0
+    transcendentals: float = 0
+    called: float = 0
+    launched: float = 0
 
     @property
     def flops(self) -> float:
@@ -47,10 +47,8 @@ class Work:
         self.launched += other.launched * times
 
 
-def product(
-    rows: float, inputs: float, outputs: float, itemsize: int, copies: float = 1
-) -> Product:
+def product(rows: int, inputs: int, outputs: int, itemsize: int, copies: int = 1) -> Product:
     """A matrix product of `rows` × `inputs` by `inputs` × `outputs`, done once; `copies`: of
     matrices that share the rows, of which no more than the rows are read."""
     touched = (rows * (inputs + outputs) + min(copies, rows) * inputs * outputs) * itemsize
-    return 2.0 * rows * inputs * outputs, float(touched), 1.0, PLAIN
+    return 2 * rows * inputs * outputs, touched, 1.0, PLAIN

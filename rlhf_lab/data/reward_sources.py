@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..display import by_surface, did_you_mean
-from ..stages import ONLINE
+from ..stages import REWARDED
 from ..world.gold_reward import GOLD_PARTS
 from .load import Data
 
@@ -56,9 +56,9 @@ def _reward_names(settings: Mapping[str, object]) -> list[str]:
 def with_rewards(plan: Plan, functions: RewardFunction | Sequence[RewardFunction] | None) -> Plan:
     """The plan with what follows from the functions that it is trained with: no reward model where
     there is none and functions are."""
-    if functions and plan.stage not in ONLINE:
+    if functions and plan.stage not in REWARDED:
         raise ValueError(
-            f"{plan.stage} learns from no rewards: reward_funcs are for {', '.join(ONLINE)}"
+            f"{plan.stage} learns from no rewards: reward_funcs are for {', '.join(REWARDED)}"
         )
     if not functions or _has_reward_model(plan) or "rewards" in plan.settings:
         return plan
@@ -67,7 +67,7 @@ def with_rewards(plan: Plan, functions: RewardFunction | Sequence[RewardFunction
 
 def check_rewards(plan: Plan, functions: RewardFunction | Sequence[RewardFunction] | None) -> None:
     """Raises ValueError, one line, where a plan has no rewards to learn from, whatever the data."""
-    if plan.stage not in ONLINE:
+    if plan.stage not in REWARDED:
         return
     title, name = plan.stage.upper(), plan.model.name
     given = 1 if callable(functions) else len(functions or ())
@@ -95,7 +95,7 @@ def reward_functions(
 ) -> list[RewardFunction]:
     """The functions that a run learns from, named ones first. Raises ValueError, one line, for
     rewards that cannot be had."""
-    if plan.stage not in ONLINE:
+    if plan.stage not in REWARDED:
         return []
     check_rewards(plan, functions)
     names = [n for n in _reward_names(plan.settings) if n != "model"]

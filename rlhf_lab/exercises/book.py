@@ -79,8 +79,7 @@ class Exercise:
     @property
     def asks(self) -> str:
         """What is asked, in words, with shapes; the numbers of the trainer's rules left out."""
-        says = inspect.getdoc(self.function) or ""
-        return re.sub(r"^Rule \d+: (\w)", lambda found: found[1].upper(), says)
+        return re.sub(r"[Rr]ule \d+(:|,) ", "", inspect.getdoc(self.function) or "")
 
     @cached_property
     def source(self) -> tuple[str, str]:

@@ -163,7 +163,7 @@ def _clues(pairs: list[tuple[Tensor, Tensor, Arguments]]) -> Iterator[str]:
     mine, right = (torch.cat([x.flatten() for x in xs]) for xs in (got, expected))
     difference, ratio = mine - right, (mine / right)[right.abs() > 1e-12]
     if bool((mine.isnan() & ~right.isnan()).any()):
-        yield "NaN comes from 0/0, the log of a negative number or the variance of one number"
+        yield "some are NaN, from 0/0, the log of a negative number or the variance of one number"
     elif len(ratio) and bool(close(mine, right * ratio[0]).all()):
         sign = " (the sign is wrong)" * bool(ratio[0] == -1)
         yield f"every number is {ratio[0]:.6g} times what it should be{sign}"

@@ -137,3 +137,21 @@ def decode_speed(weight_bytes: float, cache_bytes: float, rows: int, bandwidth: 
     """Tokens a second where memory is the limit: for one token of each row the weights are read
     once, and `cache_bytes` of every row. bandwidth: bytes a second."""
     return rows / ((weight_bytes + rows * cache_bytes) / bandwidth)
+
+
+def ring_bytes(total: int, devices: int) -> float:
+    """Bytes that each device sends to sum arrays of `total` bytes over a ring: pieces of
+    total / devices, devices − 1 of them to add up, as many to pass on the sums (Patarasuk and Yuan,
+    2009)."""
+    return 2 * (devices - 1) * total / devices
+
+
+def sharded_bytes(trained: int, devices: int, zero: int) -> float:
+    """Bytes of weights, gradients and AdamW's states on each device under ZeRO-1, 2 or 3 (0: DDP),
+    as DeepSpeed keeps them in 16 bits: 2 a weight, 2 a gradient, 12 of states (a copy in fp32 and
+    two moments). 1 shares the states, 2 the gradients too, 3 the weights too. Rajbhandari et al.,
+    arXiv 1910.02054."""
+    states = 12 * trained / (devices if zero >= 1 else 1)
+    gradients = 2 * trained / (devices if zero >= 2 else 1)
+    weights = 2 * trained / (devices if zero >= 3 else 1)
+    return weights + gradients + states

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +31,15 @@ def sharding(environment: Mapping[str, str] = os.environ) -> str:
     if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         return f"zero{environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
     return "fsdp2" if environment.get("ACCELERATE_USE_FSDP", "").lower() == "true" else "ddp"
+
+
+def meet(timeout: float) -> None:
+    """Meet the other processes on CPUs; what they do together fails after `timeout` seconds without
+    an answer. transformers hands its `ddp_timeout` on for GPUs alone."""
+    if place()[1] > 1 and os.environ.get("ACCELERATE_USE_CPU") == "true":
+        from accelerate import PartialState
+
+        PartialState(cpu=True, timeout=timedelta(seconds=timeout))
 
 
 def once(make: Callable[[], T]) -> T:

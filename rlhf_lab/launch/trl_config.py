@@ -21,6 +21,7 @@ def trl_config(stage: str, model: str, settings: Settings, setup: Setup) -> str:
     fields = (config_fields(stage).keys() | SETTINGS["model"].keys()) - own
     theirs: dict[str, Setting] = {"model_name_or_path": model, "bf16": setup.bf16}
     theirs |= {"fp16": setup.fp16} | ({} if setup.gpu else {"use_cpu": True})
+    theirs |= {"use_peft": True} if settings.get("lora_r") else {}  # else TRL trains all weights
     ours: dict[str, Setting] = {"stage": stage}
     for name, value in settings.items():
         if STAGES[stage].groups and name == "response_length":

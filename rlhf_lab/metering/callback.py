@@ -9,7 +9,8 @@ A training step is three phases: *forward* is `compute_loss`, *backward* is acce
 `backward`, *optimizer* all after the last backward of a step (clipping, the step, the schedule,
 gradients set to none). A reference's pass, which DPO makes inside `compute_loss`, is a phase of
 its own, and so is evaluation. Trainers that sample (RLOO, GRPO) have two or three more before the
-step: *rollout*, *old_logprobs* and *reference*; a reward function measures itself.
+step: *rollout*, *old_logprobs* and *reference*; a reward function measures itself. A *teacher*
+passes inside of the loss.
 """
 
 from __future__ import annotations
@@ -74,11 +75,16 @@ class MeterCallback(TrainerCallback):
                 self.meter.watch("reference", trainer.ref_model)
             # With adapters the reference is the policy itself, with adapters off and no gradients.
             for scoring in filter(None, (trainer.ref_model, trainer.model)):
-                self._hook_reference(scoring, scoring is trainer.ref_model)
+                frozen = scoring is trainer.ref_model
+                self._hook_reference(scoring, "reference" if frozen else "")
         if hasattr(trainer, "_generate_single_turn"):
             rollout = functools.partial(self._rollout, trainer.model)
             self._replace(trainer, "_generate_single_turn", rollout)
-            self._replace(trainer, "_get_per_token_logps_and_entropies", self._logprobs)
+            if hasattr(trainer, "_get_per_token_logps_and_entropies"):
+                self._replace(trainer, "_get_per_token_logps_and_entropies", self._logprobs)
+        if teacher := getattr(trainer, "teacher_model", None):
+            self.meter.watch("teacher", teacher)
+            self._hook_reference(trainer.accelerator.unwrap_model(teacher).base_model, "teacher")
 
     def on_step_end(self, *_: FromTrainer, **__: FromTrainer) -> None:
         self._end_step()
@@ -172,16 +178,18 @@ class MeterCallback(TrainerCallback):
         with self.meter.phase("evaluation"):
             return original(*args, **kwargs)
 
-    def _hook_reference(self, model: nn.Module, frozen: bool) -> None:
-        """Passes without gradients inside a loss, between a hook before and one after, are the
-        phase `reference`; the policy makes one too, where the loss wants its KL (KTO)."""
+    def _hook_reference(self, model: nn.Module, frozen: str) -> None:
+        """Passes without gradients inside a loss, between a hook before and one after, are a phase
+        of the frozen model's role, or of "": the policy makes one too, as the reference with its
+        adapters off, or where the loss wants its KL (KTO)."""
         open_blocks: list[AbstractContextManager[None]] = []
 
         def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
             if self._in_loss and not torch.is_grad_enabled():
                 shape = batch_shape(module, kwargs, args)
-                role = "reference" if frozen or adapters_off(module) else self.role
-                open_blocks.append(self.meter.phase("reference", role, shape, self._tokens))
+                role = frozen or ("reference" if adapters_off(module) else self.role)
+                phase = frozen or "reference"
+                open_blocks.append(self.meter.phase(phase, role, shape, self._tokens))
                 open_blocks[-1].__enter__()
 
         def after(module: nn.Module, args: object, output: object) -> None:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..display import by_surface
 from .hub import fetch, find_config
 from .names import ALIASES as ALIASES
 from .names import BUNDLED as BUNDLED
 from .names import nearest, same_sizes, short_names
 from .names import presets as presets
 from .tokenizer import has_tokenizer, load_tokenizer, same_files, same_vocabulary
-from .weights import load_causal_lm, load_in_4bit, load_reward_model, new_reward_model
+from .weights import in_4bit, load_causal_lm, load_reward_model, new_reward_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -127,9 +128,12 @@ class Model:
         """A fresh copy of the fine-tuned model; the base model where there is none."""
         return load_causal_lm(self._sft_path, self.tokenizer, self.trust_remote_code)
 
-    def sft_in_4bit(self, nested: bool = False) -> PreTrainedModel:
-        """The fine-tuned model with the matrices of its layers in NF4, to put adapters on."""
-        return load_in_4bit(self._sft_path, self.tokenizer, nested, self.trust_remote_code)
+    def in_4bit(self, stage: str = "sft", nested: bool = False) -> PreTrainedModel:
+        """The base or the fine-tuned model with the matrices of its layers in NF4, to put adapters
+        on."""
+        path = self.paths["base"] if stage == "base" else self._sft_path
+        load = partial(load_causal_lm, path, self.tokenizer, self.trust_remote_code)
+        return in_4bit(load, nested)
 
     @property
     def reward(self) -> PreTrainedModel:
@@ -139,9 +143,12 @@ class Model:
             return load_reward_model(path, tokenizer, self.trust_remote_code)
         return self.new_reward()
 
-    def new_reward(self, seed: int = 0) -> PreTrainedModel:
-        """A reward model with a fresh head on the SFT model."""
-        return new_reward_model(self._sft_path, self.tokenizer, seed, self.trust_remote_code)
+    def new_reward(self, seed: int = 0, four_bits: bool | None = None) -> PreTrainedModel:
+        """A reward model with a fresh head on the SFT model; `four_bits`: on one in NF4, with
+        quantised scales or without."""
+        where = self._sft_path, self.tokenizer, seed, self.trust_remote_code
+        load = partial(new_reward_model, *where)
+        return load() if four_bits is None else in_4bit(load, four_bits)
 
     def new_value(self) -> PreTrainedModel:
         """A value model that gives 0 for every token: a zero head on the SFT model (rule 15: the
@@ -149,6 +156,19 @@ class Model:
         model = self.new_reward()
         model.get_parameter("score.weight").data.zero_()
         return model
+
+    @property
+    def teacher(self) -> Model:
+        """The model that is distilled from (`with_stage("teacher", …)`). Raises ValueError where
+        there is none."""
+        if "teacher" not in self.paths:
+            raise ValueError(
+                f"distill needs a teacher for {self.name}: "
+                + by_surface("give teacher_model='small'", "give --teacher-model small")
+                + ", a folder, a hub id, or the model folder of a run"
+            )
+        path = self.paths["teacher"]
+        return Model(path, {"base": path}, self.trust_remote_code)
 
     @property
     def _sft_path(self) -> str:

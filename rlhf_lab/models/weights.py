@@ -34,11 +34,9 @@ def load_causal_lm(
     return _load_weights(load, path, tokenizer, trust_remote_code, (), **settings)
 
 
-def load_in_4bit(
-    path: str | Path, tokenizer: Tokenizer, nested: bool = False, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """A language model whose layers' matrices are in NF4, the base of QLoRA (Dettmers et al.,
-    2305.14314), by bitsandbytes; embeddings, head and norms are not.
+def in_4bit(load: Callable[..., PreTrainedModel], nested: bool = False) -> PreTrainedModel:
+    """What `load(**settings of from_pretrained)` makes, with its layers' matrices in NF4: the base
+    of QLoRA (Dettmers et al., 2305.14314), by bitsandbytes; embeddings, head and norms are not.
 
     `nested`: the scales are quantised too. Raises ValueError, one line, without bitsandbytes or for
     a model whose matrices it cannot take.
@@ -61,9 +59,7 @@ def load_in_4bit(
         bnb_4bit_compute_dtype=compute_dtype(),
     )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-    model = load_causal_lm(
-        path, tokenizer, trust_remote_code, quantization_config=config, device_map={"": device}
-    )
+    model = load(quantization_config=config, device_map={"": device})
     repacks = "support_avx512bf16_for_cpu"
     for module in model.modules():
         # On some CPUs a pass without gradients would repack the weights and multiply in bf16: the
@@ -142,9 +138,14 @@ SCORE_HEAD = {"score.weight", "score.bias"}
 
 
 def new_reward_model(
-    path: str | Path, tokenizer: Tokenizer, seed: int = 0, trust_remote_code: bool = False
+    path: str | Path,
+    tokenizer: Tokenizer,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    **settings: object,
 ) -> PreTrainedModel:
-    """A reward model on the trunk of a language model, with a fresh score head.
+    """A reward model on the trunk of a language model, with a fresh score head. `settings`: of
+    transformers' `from_pretrained`.
 
     The head is drawn with standard deviation 1/√(d+1), d its input width (Huang et al.
     2403.17031, detail 11).
@@ -153,7 +154,8 @@ def new_reward_model(
     from transformers import AutoModelForSequenceClassification
 
     load = AutoModelForSequenceClassification.from_pretrained
-    model = _load_weights(load, path, tokenizer, trust_remote_code, SCORE_HEAD, num_labels=1)
+    settings = {"num_labels": 1, **settings}
+    model = _load_weights(load, path, tokenizer, trust_remote_code, SCORE_HEAD, **settings)
     head = model.get_parameter("score.weight")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

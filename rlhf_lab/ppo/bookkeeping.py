@@ -36,6 +36,8 @@ SAMPLES = 4
 TOKEN_RECORDS = 100
 """Iterations of a run, at the least where it has so many, whose samples are recorded token by
 token."""
+FAR = 0.1
+"""A token is far from the engine that sampled it where |log π − log π_engine| is larger, nats."""
 LARGE_SCORE = 10
 """A mean score beyond this may be why: rewards of about 1 are what the settings are made for."""
 
@@ -103,6 +105,20 @@ class Bookkeeping(TrainingParts, ABC):
         return {n: float(x.mean()) for n, x in means.items()} | {
             "kl_per_token": float(losses.masked_mean(k1, r.mask)),
             "explained_variance": float(explained),
+            **self._engine_metrics(r),
+        }
+
+    def _engine_metrics(self, r: Rollout) -> Metrics:
+        """How far the engine that sampled is from the trainer, before any weight is capped (rule
+        21); nothing where our own loop samples."""
+        if r.engine_logprobs is None:
+            return {}
+        log_ratio = (r.logprobs - r.engine_logprobs)[r.mask]
+        cap = math.log(self.args.vllm_importance_sampling_clip_max)
+        return {
+            "engine_log_ratio": float(log_ratio.abs().median()),
+            "engine_far_tokens": float((log_ratio.abs() > FAR).float().mean()),
+            "engine_capped_tokens": float((log_ratio > cap).float().mean()),
         }
 
     def _watched(self, rows: Sequence[Row], r: Rollout) -> tuple[Metrics, list[Row]]:

@@ -32,8 +32,14 @@ NOT_HONOURED = frozenset(
     "save_only_model push_to_hub hub_model_id".split()
 )
 """transformers' settings that would change what is trained or saved, and that PPO does not know."""
-ABOVE_ZERO = ("temperature", "score_clip", "early_stop_kl", "max_kl_per_token")
-AT_LEAST_ONE = ("response_length", "save_total_limit")
+ABOVE_ZERO = (
+    "temperature",
+    "score_clip",
+    "early_stop_kl",
+    "max_kl_per_token",
+    "vllm_importance_sampling_clip_max",
+)
+AT_LEAST_ONE = ("response_length", "save_total_limit", "vllm_max_model_length")
 T = TypeVar("T")
 
 
@@ -52,6 +58,10 @@ class PPOConfig(TrainingArguments):
     whatever number of passes it takes. KL is in nats.
     """
 
+    _VALID_DICT_FIELDS = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "transformers_continuous_batching_config",
+    ]
     output_dir: str = setting("runs/ppo", "Folder of the run.")
     learning_rate: float = setting(3e-6, "Peak rate; annealed to 0.")
     adam_epsilon: float = setting(1e-5, "Adam's ε (rule 17: as in OpenAI's code).")
@@ -95,6 +105,22 @@ class PPOConfig(TrainingArguments):
     cliprange: float = setting(0.2, "Policy clip range.")
     cliprange_value: float = setting(0.2, "Value clip range.")
     vf_coef: float = setting(0.1, "Weight of the value loss.")
+    use_vllm: bool = setting(False, "vLLM samples the rollouts, in this process.")
+    vllm_gpu_memory_utilization: float = setting(
+        0.3, "vLLM's share of a GPU's memory; on a CPU of what is free, for keys and values."
+    )
+    vllm_max_model_length: int | None = setting(
+        None, "Most tokens of prompt and response that vLLM takes; else the model's own."
+    )
+    use_transformers_continuous_batching: bool = setting(
+        False, "transformers' continuous batching samples the rollouts."
+    )
+    transformers_continuous_batching_config: dict[str, object] | str | None = setting(
+        None, "Settings of its ContinuousBatchingConfig, as a dictionary or JSON."
+    )
+    vllm_importance_sampling_clip_max: float = setting(
+        3.0, "Of samples of another engine a token counts π/π_engine, at most this (rule 21)."
+    )
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -115,6 +141,18 @@ class PPOConfig(TrainingArguments):
                 raise ValueError(f"{name} must be above 0, got {value}")
             if name in AT_LEAST_ONE and value is not None and value < 1:
                 raise ValueError(f"{name} must be ≥ 1, got {value}")
+
+        if self.use_vllm and self.use_transformers_continuous_batching:
+            raise ValueError("use_vllm and use_transformers_continuous_batching: choose one")
+        if not 0 < self.vllm_gpu_memory_utilization <= 1:
+            share = self.vllm_gpu_memory_utilization
+            raise ValueError(f"vllm_gpu_memory_utilization={share}: a share, above 0 and at most 1")
+
+    @property
+    def engine(self) -> str:
+        """The setting that asks for another engine than our own loop; "" where none does."""
+        engines = ("use_vllm", "use_transformers_continuous_batching")
+        return next((name for name in engines if getattr(self, name)), "")
 
     def iterations(self, prompts: int, episodes: int) -> int:
         """How many there are for a data set of so many prompts, of so many episodes each."""

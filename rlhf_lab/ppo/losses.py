@@ -240,9 +240,9 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 
 def importance_weight(train_logprobs: Tensor, rollout_logprobs: Tensor, cap: float = 2.0) -> Tensor:
-    """min(π_train/π_rollout, cap) of each token: corrects for a rollout engine that differs.
+    """Rule 21: min(π_train/π_rollout, cap) of each token, for samples of an engine that differs.
 
-    All (b, t). Rule 21, for a later engine: no trainer of today samples with another one.
+    All (b, t); without a gradient.
     """
     return torch.exp(train_logprobs - rollout_logprobs).clamp(max=cap).detach()
 

@@ -37,7 +37,8 @@ class _Rows:
 
     def rows(self, places: Tensor) -> Self:
         """The same of some rows. places: (rows,)"""
-        return type(self)(**{f.name: getattr(self, f.name)[places] for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{n: None if v is None else v[places] for n, v in values.items()})
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Samples(_Rows):
     prompt_ids: Tensor  # (b, p) padded on the left
     prompt_mask: Tensor  # (b, p) True on real tokens
     responses: Tensor  # (b, t) whatever stands after the first stop token
+    engine_logprobs: Tensor | None = None  # (b, t) log π of another engine (`rollout_engines.py`)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Rollout(_Rows):
     ref_logprobs: Tensor  # (b, t) log π_ref, 0 where masked
     values: Tensor  # (b, t) V_old, 0 where masked
     scores_raw: Tensor  # (b,) what the sources of reward say of the whole response
+    engine_logprobs: Tensor | None = None  # (b, t) log π of the engine that sampled, 0 where masked
 
     def stopped(self, stop_token_ids: StopTokens) -> Tensor:
         """Which responses hold a stop token. → (b,) bool."""
@@ -276,6 +279,8 @@ def gather_rollout(accelerator: Accelerator, mine: Rollout, pad_token_id: int) -
     whole = {}
     for name in (f.name for f in fields(mine)):
         x = getattr(mine, name)
+        if x is None:  # on all processes: they sample with the same engine
+            continue
         if x.dim() == 2:
             x = F.pad(x, (sides.get(name, 0), right), value=fill.get(name, 0))
         sent = x.to(torch.uint8) if x.dtype == torch.bool else x  # not every backend knows bool

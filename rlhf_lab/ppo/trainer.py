@@ -55,6 +55,7 @@ from .rollout import (
     shard_rows,
     token_values,
 )
+from .rollout_engines import make_engine
 from .sampling import pad_prompts, row_keys, shuffled
 from .sharding import make_accelerator
 from .texts import Row, Tokenizer
@@ -138,7 +139,17 @@ class PPOTrainer(Bookkeeping):
         )
         self.rewards.passes = self.sharding.passes
         self.beta, self.seconds = args.kl_coef, 0.0
+        if args.engine and self.sharding.even:
+            raise ValueError(f"{args.engine} cannot sample from sharded models: leave it out")
         self.setup_optimizer()
+        self.engine = make_engine(
+            args,
+            self.policy,
+            self.executor,
+            self.stop_token_ids,
+            processing_class.pad_token_id,
+            self.accelerator.num_processes,
+        )
         self._set_up_callbacks(callbacks)
 
     def build_roles(self, *models: AnyModel) -> Roles:
@@ -252,19 +263,11 @@ class PPOTrainer(Bookkeeping):
         prompt_ids, prompt_mask = pad_prompts(prompts, self.tokenizer.pad_token_id)
         keys = row_keys(args.seed, iteration, index, torch.zeros_like(index)).to(device)
         prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
-        rollout = self.meter.phase("rollout", "policy", calls=self.policy)
+        # Rule 1: at the temperature and nothing else, neither top-k nor top-p, by every engine.
+        rollout = self.meter.phase("rollout", "policy", calls=self.engine.called)
         with rollout, self.sharding.sampling(self.policy) as policy:
-            responses = self.executor.generate(
-                policy,
-                prompt_ids,
-                prompt_mask,
-                keys,
-                max_new_tokens=args.response_length,
-                stop_token_ids=self.stop_token_ids,
-                pad_token_id=self.tokenizer.pad_token_id,
-                temperature=args.temperature,  # rule 1: nothing else, neither top-k nor top-p
-            )
-        return Samples(index, prompt_ids, prompt_mask, responses)
+            responses, logprobs = self.engine.sample(policy, prompt_ids, prompt_mask, keys)
+        return Samples(index, prompt_ids, prompt_mask, responses, logprobs)
 
     # ------------------------------------------------------------------------------ 2. score
 
@@ -272,6 +275,7 @@ class PPOTrainer(Bookkeeping):
         """Pass the responses through the four models, some rows at a time (rule 24: no logits of a
         whole rollout are ever held)."""
         args, run, responses = self.args, self.executor, samples.responses
+        engine = samples.engine_logprobs
         # Rule 7: a response ends after its first stop token, for the reward model too.
         mask = losses.response_mask(responses, self.stop_token_ids)
         prompts, pad = (samples.prompt_ids, samples.prompt_mask), self.tokenizer.pad_token_id
@@ -310,6 +314,7 @@ class PPOTrainer(Bookkeeping):
             ref_logprobs=ref_logprobs * mask,  # rule 10: masked alike in both models
             values=values,
             scores_raw=scores_raw,
+            engine_logprobs=None if engine is None else engine * mask,
         )
 
     # ------------------------------------------------------------------------- 3. advantages
@@ -405,9 +410,14 @@ class PPOTrainer(Bookkeeping):
             logprobs, entropy, values = self.model(
                 mb.ids, mb.attention, mb.responses, mb.mask, args.temperature
             )
+            weighted = {}
+            if mb.engine_logprobs is not None:  # rule 21: another engine's samples are weighted
+                cap = args.vllm_importance_sampling_clip_max
+                weight = losses.importance_weight(mb.logprobs, mb.engine_logprobs, cap)
+                weighted = {"weight": weight}
             # Rule 14: both losses are clipped.
             pg_losses, pg_clipped = self.losses.pg_loss(
-                logprobs, mb.logprobs, adv.advantages, mb.mask, args.cliprange
+                logprobs, mb.logprobs, adv.advantages, mb.mask, args.cliprange, **weighted
             )
             vf_losses, vf_clipped = self.losses.vf_loss(
                 values, mb.values, adv.returns, mb.mask, args.cliprange_value

@@ -35,9 +35,9 @@ from .json_files import JsonObject, replace_file
 if TYPE_CHECKING:
     import pandas
 
-ROLES = ("policy", "reference", "reward", "value")
+ROLES = ("policy", "reference", "reward", "value", "student", "teacher")
 PHASES = (
-    *("rollout", "old_logprobs", "reference", "score", "value", "advantage"),
+    *("rollout", "old_logprobs", "reference", "teacher", "score", "value", "advantage"),
     *("forward", "backward", "optimizer", "prefill", "decode", "sampling", "evaluation"),
 )
 AROUND = ("sampling", "evaluation")

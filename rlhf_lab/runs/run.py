@@ -70,6 +70,18 @@ def notebooks_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "notebooks"
 
 
+class _Unfinished(JsonObject):
+    """The figures of a run that did not go to its end."""
+
+    def __init__(self, figures: JsonObject, status: str) -> None:
+        super().__init__(figures)
+        self._status = status
+
+    def __missing__(self, name: str) -> object:
+        end = "held-out figures are those of a run that went to its end: train it again, to the end"
+        raise KeyError(f"no {name} of a run that is {self._status}; {end}")
+
+
 class Run:
     """A run folder. Make one with `Run.create` (to train) or `Run.load` (to look)."""
 
@@ -319,9 +331,11 @@ class Run:
 
     @property
     def summary(self) -> JsonObject:
-        """What `finish` was given: final figures, by name."""
+        """What `finish` was given: final figures, by name. Raises KeyError for one that is not
+        there, and says so of held-out figures, which only a run that went to its end has."""
         summary: JsonObject = self._config_file.read().get("summary", {})
-        return {name_today(name): value for name, value in summary.items()}
+        figures = {name_today(name): value for name, value in summary.items()}
+        return figures if self.status == "finished" else _Unfinished(figures, self.status)
 
     @property
     def metrics(self) -> list[dict[str, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +27,7 @@ PAD = 0
 @dataclass(frozen=True)
 class Step:
     """A step to simulate: its setup, the model's transformers config, and the configs of PPO's
-    critics (`reward`, `value`) where they are not the policy's."""
+    critics (`reward`, `value`) or of a `teacher` where they are not the policy's."""
 
     setup: Setup
     config: Config
@@ -44,9 +44,12 @@ def models_of(step: Step) -> dict[str, AnyModel]:
     setup, config = step.setup, step.config
     if setup.stage == "reward":
         return {"reward": _critic(setup, config, adapted=True)}
-    models = {"policy": _language_model(setup, config, adapted=True)}
+    models = {STAGES[setup.stage].roles[0]: _language_model(setup, config, adapted=True)}
     if setup.stage == "ppo":
         return _ppo_models(step, models["policy"])
+    if setup.stage == "distill":
+        teacher = _language_model(replace(setup, lora_r=0), step.roles.get("teacher", config))
+        models["teacher"] = teacher.requires_grad_(False)
     if "reference" in STAGES[setup.stage].roles and not setup.lora_r:
         models["reference"] = _language_model(setup, config).requires_grad_(False)
     return models
@@ -88,7 +91,8 @@ def _lora(
 def _language_model(setup: Setup, config: Config, adapted: bool = False) -> AnyModel:
     model = _model(setup, AutoModelForCausalLM, config)
     if adapted and setup.lora_r:
-        model = get_peft_model(model, _lora(setup.lora_r, setup.lora_targets))
+        lora = _lora(setup.lora_r, setup.lora_targets, lora_dropout=setup.lora_dropout)
+        model = get_peft_model(model, lora)
     return model
 
 
@@ -96,7 +100,8 @@ def _critic(setup: Setup, config: Config, adapted: bool = False) -> AnyModel:
     """A reward or value model."""
     model = _model(setup, AutoModelForSequenceClassification, {**config, "num_labels": 1})
     if adapted and setup.lora_r:
-        lora = _lora(setup.lora_r, setup.lora_targets, "SEQ_CLS", modules_to_save=["score"])
+        more = {"modules_to_save": ["score"], "lora_dropout": setup.lora_dropout}
+        lora = _lora(setup.lora_r, setup.lora_targets, "SEQ_CLS", **more)
         model = get_peft_model(model, lora)
     return model
 

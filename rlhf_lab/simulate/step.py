@@ -40,6 +40,8 @@ def simulate_step(setup: Setup, config: Config, roles: Mapping[str, Config] | No
     """
     if setup.stage not in XRAYED:
         raise ValueError(f"stage={setup.stage!r}: choose from {', '.join(XRAYED)}")
+    if setup.use_vllm:
+        raise ValueError("use_vllm: vLLM's memory is planned, not simulated: x-ray without it")
     with left_alone(), tempfile.TemporaryDirectory() as folder:
         return _simulate(Step(setup, config, roles or {}), folder)
 

@@ -20,7 +20,8 @@ from ..ppo.logprobs import AnyModel
 from ..ppo.rewards import Rewards
 from ..ppo.texts import Row, Tokenizer
 from ..ppo.trainer import PPOTrainer
-from ..stages import STAGES, Settings, resolve
+from ..stages import STAGES, Setting, Settings, resolve
+from ..trainers.distill import distillation_trainer
 from ..trainers.trl import make_trainer
 from .account import StepAccount
 from .models import Step
@@ -92,7 +93,7 @@ def _row(step: Step, number: int) -> Row:
         answer = answer if number % 2 else shorter
         row: Row = {"prompt_ids": question, "completion_ids": answer, "label": bool(number % 2)}
         return {**row, "KL_completion_ids": answer}  # of another row, as long
-    if setup.stage == "ppo":
+    if setup.stage in ("ppo", "distill"):
         return {"input_ids": question if number % 2 or not setup.padded else question[1:]}
     raise ValueError(f"no rows of {setup.stage} are made up yet: write them here")
 
@@ -106,16 +107,23 @@ def _trl_trainer(
     callbacks: list[TrainerCallback],
 ) -> Trainer:
     setup = step.setup
-    loss = {"loss_type": setup.loss_type} if setup.stage == "kto" else {}
+    own: dict[str, Setting] = {"max_length": setup.length}
+    if setup.stage == "distill":
+        own = {"response_length": setup.response, "beta": setup.beta}
+    elif setup.stage == "kto":
+        own["loss_type"] = setup.loss_type
+    if setup.checkpoint > 1:
+        own["activation_checkpointing_kwargs"] = {"every_n_layers": setup.checkpoint}
     args = resolve(STAGES[setup.stage].config)(
         **settings,
-        **loss,
+        **own,
         bf16=setup.bf16 or setup.fp16,
         gradient_checkpointing=setup.gradient_checkpointing,
-        max_length=setup.length,
         logging_strategy="no",
         train_sampling_strategy="sequential",
     )
+    if setup.stage == "distill":
+        return _distillation_trainer(models, tokenizer, rows, args, callbacks)
     model, more = next(iter(models.values())), dict[str, AnyModel]()
     if "reference" in models:
         more["ref_model"] = models["reference"]
@@ -125,6 +133,25 @@ def _trl_trainer(
             stack.enter_context(patch.object(model, "unload", model.get_base_model))
             stack.enter_context(patch.object(home, "get_peft_model", lambda *_, **__: model))
         return make_trainer(setup.stage, model, tokenizer, rows, [], args, callbacks, **more)
+
+
+def _distillation_trainer(
+    models: Mapping[str, AnyModel],
+    tokenizer: Tokenizer,
+    rows: list[Row],
+    args: Setting,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """Responses are not sampled: every one is as long as may be."""
+    for row in rows:
+        row |= {"prompt": "", "prompt_ids": row.pop("input_ids")}
+    whole = [TOKEN] * args.response_length
+    sampled = {"_generate_single_turn": lambda prompt_ids, *_, **__: [whole for _ in prompt_ids]}
+    trainer = distillation_trainer(
+        models["student"], models["teacher"], tokenizer, rows, args, callbacks
+    )
+    vars(trainer).update(sampled)
+    return trainer
 
 
 # -------------------------------------------------------------------------------------------- PPO

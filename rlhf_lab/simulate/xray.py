@@ -71,8 +71,9 @@ def labelled(
     """While it lasts, what these models do is booked to their roles.
 
     `models`: role → model. `phases`: a pass of a trained model begins the phase "forward", one of a
-    frozen model (or without gradients) is the phase "reference"; else the phases are somebody
-    else's to tell. Backward passes and optimizer steps begin theirs in either case.
+    frozen model (or without gradients) is the phase "reference" (a teacher's "teacher"); else the
+    phases are somebody else's to tell. Backward passes and optimizer steps begin theirs in either
+    case.
     """
     hooks: list[RemovableHandle] = []
     account.owners = {id(p): role for role, model in models.items() for p in model.parameters()}
@@ -105,6 +106,7 @@ def _role_hooks(
     """What a model (or its trunk, called alone) makes in a forward pass is its role's."""
     calls: list[tuple[MemoryKey | None, MemoryKey]] = []
     trained = any(p.requires_grad for p in model.parameters())
+    frozen = ("teacher",) * 2 if role == "teacher" else ("reference",) * 2
 
     def enter(module: nn.Module, args: object) -> None:
         calls.append((account.at, account.label))
@@ -115,7 +117,7 @@ def _role_hooks(
         elif trained and torch.is_grad_enabled():
             account.enter("forward", role)
         else:
-            account.enter("reference", "reference")
+            account.enter(*frozen)
 
     def leave(module: nn.Module, args: object, out: object) -> None:
         at, label = calls.pop()
@@ -123,7 +125,7 @@ def _role_hooks(
             return
         if not phases:
             account.call(*label)
-        elif account.at == ("reference", "reference") and at:
+        elif account.at == frozen and at:
             account.enter(*at)
 
     hooks = []

@@ -108,7 +108,10 @@ class Job:
         if anew or self.plan.settings.get("load_in_4bit"):  # into weights that were never rounded
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(self.plan.model.sft, self.run.folder / "adapter")
+            of, spec = self.plan.model, STAGES[self.plan.stage]
+            scores = spec.roles[0] == "reward"
+            start = of.new_reward() if scores else getattr(of, spec.starts_from)
+            model = PeftModel.from_pretrained(start, self.run.folder / "adapter")
         if hasattr(model, "peft_config"):
             model = model.merge_and_unload(adapter_names=[POLICY])
             self.save(model)
@@ -160,8 +163,7 @@ def run_trainer(job: Job, trainer: Trainer, watch: Watch) -> Figures:
     """Train with TRL, from the last checkpoint where the job goes on, and save the model; → costs.
     Raises `Diverged`."""
     resume = job.run.checkpoints[0] if job.resume else None
-    counter = getattr(watch, "reward_function", None)
-    trainer.add_callback(saved := Checkpoints(trainer, job.meter, resume, counter))
+    trainer.add_callback(saved := Checkpoints(trainer, job.meter, resume, watch.counter))
     if resume:
         job.run.rewind(done := int(resume.name.split("-")[1]))
         if not job.quiet:

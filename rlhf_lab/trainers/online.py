@@ -50,14 +50,11 @@ else:
 
 
 @dataclass
-class _PPONames(ConfigBase):
-    """Settings that PPOConfig has too, under its names."""
+class ResponseLength(ConfigBase):
+    """`response_length`, as PPOConfig has it, and checks of what is sampled."""
 
     response_length: int | None = field(
         default=None, metadata={"help": "Most tokens of a response: TRL's max_completion_length."}
-    )
-    missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Subtracted from the score of a response that never stops."}
     )
 
     def __post_init__(self) -> None:
@@ -69,6 +66,15 @@ class _PPONames(ConfigBase):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         super().__post_init__()  # type: ignore[no-untyped-call]
+
+
+@dataclass
+class _PPONames(ResponseLength):
+    """Settings that PPOConfig has too, under its names."""
+
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Subtracted from the score of a response that never stops."}
+    )
 
 
 @dataclass
@@ -183,28 +189,18 @@ class RewardFunction:
 # ----------------------------------------------------------------------------------------- trainer
 
 
-class _PPOConventions(TrainerBase):
-    """What is ours in TRL's two trainers: tokens, positions, and one KL for both."""
+class OwnSampling(TrainerBase):
+    """What is ours where TRL's trainers sample: tokens, and no settings but those of the plan."""
 
     args: TrainerArgs
     model: AnyModel
-    ref_model: AnyModel
-    _logprobs: list[Tensor]
-
-    def __init__(self, *args: Setting, **kwargs: Setting) -> None:
-        super().__init__(*args, **kwargs)
-        self._inputs: Rows = []  # the rows that are sampled from now
-        for model in (self.model, self.ref_model):
-            if model is not None:
-                whole = model.get_base_model() if hasattr(model, "peft_config") else model
-                whole.register_forward_pre_hook(_position, with_kwargs=True)
-                if self.args.disable_dropout:
-                    _no_dropout(whole)
+    inputs: Rows = []
+    """the rows that are sampled from now"""
 
     def _tokenize_prompts(
         self, prompts: list[Prompt]
     ) -> tuple[list[list[int]], None, dict[str, object]]:
-        rows = self._inputs
+        rows = self.inputs
         if [row["prompt"] for row in rows] != prompts:
             rows = [{"prompt": p} for p in prompts]
         return [row_prompt_ids(self._tokenizer, row) for row in rows], None, {}
@@ -217,6 +213,22 @@ class _PPOConventions(TrainerBase):
         with patch.object(whole, "generation_config", GenerationConfig()):
             return super()._generate_single_turn(*args, **kwargs)  # type: ignore[no-untyped-call]
 
+
+class _PPOConventions(OwnSampling):
+    """What else is ours in TRL's RLOO and GRPO: positions, and one KL for both."""
+
+    ref_model: AnyModel
+    _logprobs: list[Tensor]
+
+    def __init__(self, *args: Setting, **kwargs: Setting) -> None:
+        super().__init__(*args, **kwargs)
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                whole = model.get_base_model() if hasattr(model, "peft_config") else model
+                whole.register_forward_pre_hook(_position, with_kwargs=True)
+                if self.args.disable_dropout:
+                    no_dropout(whole)
+
     def _get_per_token_logps_and_entropies(
         self, model: AnyModel, *args: Setting, **kwargs: Setting
     ) -> tuple[Tensor, ...]:
@@ -225,7 +237,7 @@ class _PPOConventions(TrainerBase):
         return out
 
     def _generate_and_score_completions(self, inputs: Rows) -> Example:
-        self._logprobs, self._inputs = [], inputs
+        self._logprobs, self.inputs = [], inputs
         if name := broken_weight(self.model):  # there is nothing to sample from
             stage = "grpo" if isinstance(self.args, trl.GRPOConfig) else "rloo"
             raise diverged(stage, self.args, f"{name} holds NaN or infinity")
@@ -264,7 +276,7 @@ def _position(module: nn.Module, args: Inputs, kwargs: Example) -> tuple[Inputs,
     return args, kwargs
 
 
-def _no_dropout(model: nn.Module) -> None:
+def no_dropout(model: nn.Module) -> None:
     """Rule 4 where dropout is no module, which TRL's own `disable_dropout` would find (OPT)."""
     for module in model.modules():
         for name, value in vars(module).items():
@@ -336,7 +348,7 @@ class OnlineWatch(Watch):
         self, meter: Meter, reward_function: RewardFunction, *args: Setting, **kwargs: Setting
     ) -> None:
         super().__init__(meter, "policy", *args, **kwargs)
-        self.reward_function = reward_function
+        self.reward_function = self.counter = reward_function
 
     def on_log(
         self,

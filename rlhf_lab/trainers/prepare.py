@@ -14,7 +14,7 @@ from ..data.load import Data
 from ..data.schema import Example
 from ..data.tokenize import Encoded, encoded_rows, prompt_rows
 from ..launch.processes import once
-from ..models.tokenizer import give_pad_token
+from ..models.tokenizer import give_pad_token, same_vocabulary
 from ..models.weights import embeddings, grow_embeddings
 from ..ppo.config import KL_ESTIMATORS
 from ..runs.progress import with_progress
@@ -24,6 +24,7 @@ from .diverged import broken_weight
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+    from ..models.load import Model
     from ..planning import Plan, TrainerArgs
     from ..ppo.logprobs import AnyModel
 
@@ -161,25 +162,46 @@ def load_roles(plan: Plan, args: TrainerArgs) -> Models:
     """
     model, spec = plan.model, STAGES[plan.stage]
     seed = int(plan.settings.get("seed", 42))
+    nested = bool(plan.settings.get("use_bnb_nested_quant"))
+    four_bits = nested if plan.settings.get("load_in_4bit") else None
     if spec.roles[0] == "reward":
-        return {"reward": _adapted(plan, model.new_reward(seed), "SEQ_CLS")}
-    if plan.settings.get("load_in_4bit"):
-        roles = {"policy": model.sft_in_4bit(bool(plan.settings.get("use_bnb_nested_quant")))}
+        return {"reward": _adapted(plan, model.new_reward(seed, four_bits), "SEQ_CLS")}
+    trained = spec.roles[0]
+    if four_bits is not None:
+        roles = {trained: model.in_4bit(spec.starts_from, four_bits)}
     else:
-        roles = {"policy": getattr(model, spec.starts_from)}
-    if "value" in spec.roles:
+        roles = {trained: getattr(model, spec.starts_from)}
+    if trained == "student":
+        roles["teacher"] = teacher_of(model, embeddings(roles[trained]))
+    elif "value" in spec.roles:
         roles |= _critics(plan, args.layout)
     elif spec.online:
         if not plan.settings.get("rule_reward"):
             roles["reward"] = model.reward
         if args.beta and not plan.lora:
             roles["reference"] = model.sft
-    rows = embeddings(roles["policy"])
+    rows = embeddings(roles[trained])
     for role, played in roles.items():  # a policy may sample any token that it has an embedding for
         foreign = role == "reward" and model.foreign_reward
         if hasattr(played, "resize_token_embeddings") and not foreign:
             grow_embeddings(played, rows)
-    return roles | {"policy": _adapted(plan, roles["policy"], "CAUSAL_LM")}
+    return roles | {trained: _adapted(plan, roles[trained], "CAUSAL_LM")}
+
+
+def teacher_of(student: Model, rows: int) -> AnyModel:
+    """The model that a student of so many embeddings learns from. Both must read the same tokens;
+    embeddings that no token has are cut off the teacher. Raises ValueError, one line."""
+    teacher = student.teacher
+    if not same_vocabulary(teacher.tokenizer, student.tokenizer):
+        raise ValueError(
+            f"{teacher.name} cannot teach {student.name}: its tokens are others, and distributions "
+            "over them cannot be compared; choose a teacher with the student's tokenizer, or train "
+            "SFT on texts that the teacher wrote"
+        )
+    model = teacher.sft.requires_grad_(False)
+    if embeddings(model) > rows:
+        model.resize_token_embeddings(rows)
+    return model
 
 
 def _critics(plan: Plan, layout: str) -> Models:

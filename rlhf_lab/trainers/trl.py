@@ -103,6 +103,11 @@ def make_trainer(
             **more,
         )
     trainer.remove_callback(PrinterCallback)  # the run records what it would print over the bar
+    if getattr(model, "is_loaded_in_4bit", False):
+        # TRL puts adapters and heads in bf16, which an fp32 pass without autocast cannot use.
+        assert trainer.model is not None
+        for weight in filter(lambda w: w.requires_grad, trainer.model.parameters()):
+            weight.data = weight.data.float()
     return trainer
 
 
@@ -117,6 +122,12 @@ class Bar(Protocol):
     def close(self) -> object: ...
 
 
+class Counter(Protocol):
+    """What counts the episodes of a stage that samples."""
+
+    episodes: int
+
+
 def note(metrics: Mapping[str, object]) -> str:
     """What a progress bar says of a step of a stage that samples."""
     shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
@@ -125,6 +136,8 @@ def note(metrics: Mapping[str, object]) -> str:
 
 class Watch(MeterCallback):
     """Writes what a trainer logs to a run, meters its phases, moves the progress bar, and stops."""
+
+    counter: Counter | None = None
 
     @staticmethod
     def plain(name: str) -> str:

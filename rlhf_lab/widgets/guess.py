@@ -20,6 +20,7 @@ import ipywidgets
 
 from ..display import Display, escape, format_number, html_table, table
 from ..runs.progress import DisplayHandle, notebook_display
+from .live import UNLOADED
 
 SOURCES = ("predicted", "simulated", "measured")
 NONE_YET = "none yet: answer above"
@@ -132,7 +133,8 @@ class Guess:
         if display is None:
             print(self.question)
             return
-        question = {"text/html": f"<p>{escape(self.question)}</p>", "text/plain": self.question}
+        html = f'<p class="lab-still">{escape(self.question)}</p>{UNLOADED}'
+        question = {"text/html": html, "text/plain": self.question}
         display(question, raw=True)
         display(self._box)
 
@@ -142,10 +144,10 @@ class _Revealed(Display):
 
     def __init__(self, guess: Guess) -> None:
         rows, (_, because) = guess._rows(), guess._shown
-        html = html_table(rows, caption=guess.question)
+        lines = [f"<p>{escape(line)}</p>" if line else "" for line in (guess.question, because)]
         super().__init__(
             "\n".join(filter(None, [guess.question, table(rows), because])),
-            html + (f"<p>{escape(because)}</p>" if because else ""),
+            html_table(rows).join(lines),
         )
         self._guess = guess
 

@@ -25,7 +25,7 @@ import anywidget
 import ipywidgets
 import traitlets
 
-from ..charts.frame import FAINT, SMALL, Picture, placed, svg_document, svg_text
+from ..charts.frame import Picture
 from ..runs.progress import DisplayHandle, notebook_display
 
 PictureSource: TypeAlias = Picture | Callable[[], Picture]
@@ -39,6 +39,11 @@ ENVELOPE = 1_500  # bytes that Jupyter's protocol puts around each message
 DRAWING_SHARE = 0.02  # of the time goes into drawing, at most: training comes first
 STILL_SECONDS = 2.0
 NOTE = "A picture of the last state. Run the cell for its controls."
+# For a widget, or a progress bar, that no kernel has JupyterLab says "Loading widget…" for ever.
+UNLOADED = (
+    "<style>.jp-Notebook:has(.lab-still) .lm-Panel.jp-OutputArea-output:not(:has(*)) "
+    "{ display: none; }</style>"
+)
 _HERE = Path(__file__).parent
 
 
@@ -181,12 +186,8 @@ class Showing:
         picture = self._still()
         if picture is None or not all(picture.size):
             return mime_bundle(picture)
-        width, height = picture.size
-        drawn = placed(picture.bare, 0, 0, picture.size)
-        note = svg_text(10, height + 12, NOTE, size=SMALL, fill=FAINT)
-        svg = svg_document([drawn, note], picture.words, width, height + 20)
-        noted = Picture(svg, picture.words, size=(width, height + 20))
-        return {"text/html": noted.image("lab-still"), "text/plain": picture.words}
+        html = f"{picture.image('lab-still')}\n<div><small>{NOTE}</small></div>{UNLOADED}"
+        return {"text/html": html, "text/plain": picture.words}
 
     def refresh(self, now: bool = False) -> None:
         """Let the saved picture follow the widget: every two seconds at most, or `now`."""

@@ -11,18 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
-from browser_kit import FLAGS, NotebookPage, Server, Spare, chromium, write_notebook
-
-
-def missing() -> str | None:
-    """Why there is no browser to test in, or None."""
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        return "no playwright (pip install playwright): browser tests left out"
-    if chromium() is None:
-        return "no Chromium (apt install chromium): browser tests left out"
-    return None
+from browser_kit import FLAGS, NotebookPage, Server, Spare, chromium, missing, write_notebook
 
 
 def pytest_collection_modifyitems(items) -> None:

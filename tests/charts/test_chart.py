@@ -149,6 +149,15 @@ def test_everything_a_user_writes_is_escaped(evil):
         assert not [e for e in root.iter() if e.tag.endswith(("script", "}b"))]
 
 
+def test_prose_in_a_table_keeps_its_width_and_numbers_beside_it_their_line():
+    page = html_table(
+        [{"step": 1, "what it means": "a sentence of more than thirty characters, so"}]
+    )
+    assert page.count("text-align:left;min-width:10em") == 2  # head and cell
+    assert page.count("text-align:right;white-space:nowrap") == 2
+    assert "width" not in html_table([{"step": 1, "name": "short"}])
+
+
 def test_colours_follow_the_theme_with_fallbacks():
     text = line_chart({"a": ([0, 1], [0, 1])}, x_label="step", y_label="loss")
     used = re.findall(r"var\((--jp-[\w-]+)(, [^)]+)?\)", text)

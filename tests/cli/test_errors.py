@@ -329,3 +329,34 @@ def test_a_reader_who_has_seen_enough_is_no_error():
         process.stdout.close()  # nobody reads: the first flush finds the pipe broken
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (
+            "[/x/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:99: "
+            "Connection reset by peer. This is typically caused by a remote worker hanging. GLHF!",
+            "Read error [10.0.0.2]:99: Connection reset by peer; its own last line",
+        ),
+        (
+            "[/x/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 90000ms for recv",
+            "Timed out waiting 90000ms for recv; its own last line",
+        ),
+    ],
+)
+def test_a_process_that_lost_another_says_so(said, kept, monkeypatch, capsys):
+    """As gloo says it, where one host of two was killed or its link went down."""
+
+    def lost(args):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("rlhf_lab.cli.main._doctor", lost)
+    assert main(["doctor"]) == 1
+    assert "internal error: RuntimeError" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["doctor"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("rlhf-lab: process 1 of 2: another process is gone")
+    assert kept in error and "--resume" in error and error.count("\n") == 1

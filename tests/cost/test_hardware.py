@@ -21,6 +21,7 @@ from rlhf_lab.cost.hardware import (
     Hardware,
     calibration_file,
     hardware,
+    is_here,
     load_calibration,
     nodes_for,
     save_calibration,
@@ -359,3 +360,10 @@ def test_the_file_loads_no_numerics():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_browser_has_no_machine_and_plans_for_others(monkeypatch):
+    assert is_here("here") and is_here(hardware("here")) and not is_here("h100")
+    monkeypatch.setattr("rlhf_lab.cost.hardware.IN_A_BROWSER", True)
+    assert "name a device" in refused(hardware, "here")
+    assert hardware("h100").memory > 70 * GIB and not is_here("h100")

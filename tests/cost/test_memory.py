@@ -9,8 +9,9 @@ import pytest
 
 from rlhf_lab.cost.architecture import architecture
 from rlhf_lab.cost.layers import PassConfig
-from rlhf_lab.cost.memory import backward_peak, forward_peak, segment, trunk
-from rlhf_lab.cost.tape import GRADIENT, Store, Tape
+from rlhf_lab.cost.memory import backward_peak, forward_peak, trunk, written
+from rlhf_lab.cost.tape import Tape
+from rlhf_lab.cost.values import GRADIENT, Store
 
 B, S = 3, 40
 LLAMA = {
@@ -110,7 +111,7 @@ def test_a_segment_gives_back_all_but_its_gradients():
             x, tape.linear(tape.linear(y, h, h, 4, trained=True), h, h, 4, trained=True)
         )
 
-    one = segment(PassConfig(1, rows), write, rows * h)
+    one = written(PassConfig(1, rows), write, rows * h)
     assert one.gradients == 3 * h * h * 4
     # Kept: the input, the first product (pointwise saves it), the second's and third's inputs.
     assert one.kept == 4 * rows * h * 4
@@ -152,3 +153,28 @@ def test_a_gradient_that_arrives_twice_is_summed_in_place_unless_shared(shared):
     tape.reset_peak()
     back = tape.undo(g)
     assert back.size == 400
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_dropout_in_front_of_adapters_keeps_what_it_drops(gpu):
+    """A byte a number on a GPU, an fp32 factor on a CPU, for each of a layer's seven maps. What is
+    left is kept too, apart for each map, where without dropout those that read the same keep it
+    once, and the output map nothing: attention has kept its own result."""
+    import torch
+
+    h, i = 64, 160
+    model = architecture(LLAMA)
+    more = {"trained": False, "lora_r": 4, "targets": model.lora_targets("all-linear")}
+    plain, dropping = (
+        trunk(model, PassConfig(B, 512, gpu=gpu, padded=False, dropout=on, **more))[-1]
+        for on in (False, True)
+    )
+    read = 3 * h + h + 2 * h + i  # by q, k and v; o; gate and up; down
+    once = h + h + i  # by those that have something to keep
+    kept = read * (1 if gpu else 4) + (read - once) * 4
+    assert dropping.kept - plain.kept == B * 512 * kept
+    saved = []
+    x = torch.ones(8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
+        torch.nn.functional.dropout(x, 0.5)
+    assert [t.nbytes for t in saved] == [8 * 4]

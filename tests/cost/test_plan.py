@@ -80,9 +80,14 @@ def test_zero_shards_as_in_its_paper(sharding, weights, gradients, states):
 
 def test_zero_2_reduces_gradients_in_buckets_of_half_a_billion_numbers():
     """DeepSpeed's `reduce_bucket_size`, at 16 bits a number, whatever the model; in backward, with
-    a copy of what is in it while that is summed, or at the end a copy of what is kept."""
-    long = plan(name=LLAMA2, gpus=8, sharding="zero2", prompt_length=2048, response_length=2048)
-    assert part(long, "communication", "backward") == 2 * 2 * 500_000_000
+    a copy of what is in it while that is summed, or at the end a copy of what is kept. Long rows
+    peak before a gradient finds no room in the bucket."""
+    long, middle = (
+        plan(name=LLAMA2, gpus=8, sharding="zero2", prompt_length=n, response_length=n)
+        for n in (2048, 256)
+    )
+    assert part(long, "communication", "backward") == 2 * 500_000_000
+    assert part(middle, "communication", "backward") == 2 * 2 * 500_000_000
     e = plan(name=LLAMA2, gpus=8, sharding="zero2")
     kept = part(e, "gradients", "optimizer")
     assert part(e, "communication", "backward") == pytest.approx(2 * 500_000_000 + kept)

@@ -77,3 +77,31 @@ def test_devices_are_shared_evenly():
         planned(use_vllm=True, vllm_tensor_parallel_size=3)
     with pytest.raises(ValueError, match="vllm_mode='apart'"):
         planned(use_vllm=True, vllm_mode="apart")
+
+
+def ppo(hardware="h100", **more):
+    lengths = {"prompt_length": 256, "response_length": 512, "per_device_train_batch_size": 64}
+    adapters = {"layout": "adapters", "lora_r": 16}
+    return lab.plan("ppo", MODEL, hardware=hardware, **lengths, **adapters, **more)
+
+
+def test_ppo_s_rollouts_too():
+    """Its share of the memory, and faster than a loop over tokens; in 32 bits where PPO is."""
+    plain, engine = ppo().estimate, ppo(use_vllm=True).estimate
+    assert rollout(engine) < rollout(plain)
+    held = resident(engine) + 2 * engine.setup.model.parameters()
+    assert held == pytest.approx(0.3 * engine.hardware.memory, rel=0.01)
+    whole = ppo(use_vllm=True, bf16=False, vllm_gpu_memory_utilization=0.6).estimate
+    held = resident(whole) + 4 * whole.setup.model.parameters()
+    assert held == pytest.approx(0.6 * whole.hardware.memory, rel=0.01)
+
+
+def test_what_ppo_s_engine_cannot_do_or_is_not_planned_is_said():
+    with pytest.raises(ValueError, match="in one process: choose gpus=1, not 8"):
+        _ = ppo(use_vllm=True, gpus=8).estimate
+    with pytest.raises(ValueError, match="planned, not simulated"):
+        lab.xray(lab.plan("ppo", "tiny", hardware="h100", use_vllm=True))
+    small = {"use_vllm": True, "hardware": "here"}
+    plan, plain = (lab.plan("ppo", "tiny", **more) for more in (small, {"hardware": "here"}))
+    assert any("not modelled: use_vllm on a CPU" in line for line in plan.warnings)
+    assert plan.estimate.step_seconds == plain.estimate.step_seconds

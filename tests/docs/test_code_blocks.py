@@ -49,7 +49,8 @@ def folder(tmp_path_factory) -> Path:
             (folder / block.file).write_text(more_rows(block), encoding="utf-8")
     for name, checkpoint in (("model", "base"), ("reward_model", "reward")):
         shutil.copytree(ROOT / "small_models/tiny" / checkpoint, folder / "path/to" / name)
-    (folder / "small_models").symlink_to(ROOT / "small_models", target_is_directory=True)
+    for name in ("small_models", "recipes"):
+        (folder / name).symlink_to(ROOT / name, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         make_small(patch)

@@ -8,14 +8,18 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from browser_kit import FLAGS, chromium, missing
 from pages import ROOT
+from web_kit import SUB_PATH, served
 
 import rlhf_lab as lab
 
 pytest.importorskip("myst_nb")
 pytest.importorskip("furo")
+LOCAL = ("http://127.0.0.1:", "data:", "blob:")
 
 # Sphinx, in a process that cannot reach a network.
 OFFLINE = """
@@ -29,11 +33,12 @@ sys.exit(main(sys.argv[1:]))
 
 
 class Asked(HTMLParser):
-    """What a browser would fetch to show a page, and pictures without words."""
+    """What a browser would fetch to show a page, its links and their places, and pictures without
+    words."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.fetched, self.wordless = [], []
+        self.fetched, self.wordless, self.links, self.places = [], [], [], set()
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -42,6 +47,9 @@ class Asked(HTMLParser):
             self.fetched.append(given.get("src") or "")
         if tag == "link" and given.get("rel") in ("stylesheet", "preload", "icon"):
             self.fetched.append(given.get("href") or "")
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        self.places |= {given[name] for name in ("id", "name") if given.get(name)}
         if tag == "img" and not given.get("alt"):
             self.wordless.append(given.get("src", "")[:60])
 
@@ -82,10 +90,57 @@ def test_every_picture_of_a_written_page_has_words(site):
         assert not Asked(page.read_text(encoding="utf-8")).wordless, page
 
 
-def test_a_stored_run_and_the_planner_are_on_the_site(site):
+def test_what_make_has_built_is_on_the_site(site):
     page = (site / "web.html").read_text(encoding="utf-8")
-    linked = set(re.findall(r'href="((?:replay|planner)/[^"]+)"', page))
-    assert linked <= {"replay/ppo.html", "planner/index.html"} and "replay/ppo.html" in linked
+    linked = set(re.findall(r'href="((?:replay|planner|lite)/[^"?]+)', page))
     assert all((site / link).is_file() for link in linked)
-    made = (ROOT / "build" / "web" / "index.html").is_file()
-    assert ("planner/index.html" in linked) == made
+    built = {"replay/ppo.html": True}
+    built["planner/index.html"] = (ROOT / "build" / "web" / "index.html").is_file()
+    built["lite/lab/index.html"] = (ROOT / "build" / "lite" / "index.html").is_file()
+    assert linked == {link for link, there in built.items() if there}
+
+
+def test_every_link_of_the_site_leads_somewhere(site):
+    """Also to its place on the page. JupyterLite's own pages are its own matter."""
+    pages = {p: Asked(p.read_text(encoding="utf-8")) for p in site.rglob("*.html")}
+    ours = {p: asked for p, asked in pages.items() if p.relative_to(site).parts[0] != "lite"}
+    checked = 0
+    for page, asked in ours.items():
+        for link in asked.links:
+            if re.match(r"(https?:|mailto:|data:)", link):
+                continue
+            path, _, anchor = link.partition("#")
+            there = (page.parent / unquote(path.partition("?")[0])).resolve() if path else page
+            assert there.is_file(), f"{page.name}: {link}"
+            if anchor and there in ours:
+                assert unquote(anchor) in ours[there].places, f"{page.name}: {link}"
+            checked += 1
+    assert checked > 1000
+
+
+@pytest.mark.skipif(missing() is not None, reason=f"{missing()}")
+def test_a_browser_shows_it_from_a_plain_file_server(site, tmp_path):
+    """From a sub-path; nothing is missing, nothing fails, and no other host is asked."""
+    from playwright.sync_api import sync_playwright
+
+    folder = tmp_path / SUB_PATH.strip("/")
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(site)
+    bad, titles = [], {}
+    with served(tmp_path) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
+        page = browser.new_page(viewport={"width": 1100, "height": 900})
+        page.on("pageerror", lambda error: bad.append(str(error)))
+        page.on("response", lambda r: bad.append(r.url) if r.status >= 400 else None)
+        page.on("request", lambda r: bad.append(r.url) if not r.url.startswith(LOCAL) else None)
+        for name in ("index", "notebooks/11_plan_your_project", "reference/plan", "web"):
+            page.goto(f"{address}{name}.html")
+            titles[name] = page.locator("h1").first.inner_text()
+        page.goto(f"{address}reference/accuracy.html")
+        assert page.locator("img[alt]").first.evaluate("image => image.naturalWidth") > 100
+        page.goto(f"{address}web.html")
+        page.get_by_role("link", name="A stored PPO run").click()
+        assert page.locator("figure svg[role=img]").count() >= 5
+        browser.close()
+    assert not bad
+    assert titles["index"] == "rlhf_lab" and titles["reference/plan"].startswith("lab.plan")

@@ -119,6 +119,9 @@ def test_the_page_for_teachers_says_what_the_notebooks_say(syllabus):
 def test_every_exercise_is_in_the_syllabus_and_every_notebook_in_a_plan(syllabus):
     text = syllabus.PAGE.read_text("utf-8")
     assert all(f"`{name}` {x.points}" in text for name, x in EXERCISES.items())
+    on_a_page = {name: number for number, c in syllabus.chapters().items() for name in c.graded}
+    belongs = {name: f"{x.notebook:02}" for name, x in EXERCISES.items() if name != "sft_loss"}
+    assert on_a_page == belongs
     longest = sum(syllabus.PLANS["half a term"].values(), [])
     assert longest == [p.name[:2] for p in NOTEBOOKS]
 

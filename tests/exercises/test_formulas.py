@@ -199,6 +199,27 @@ def test_memory_is_the_planners():
     assert formulas.training_bytes(0, sizes["reward"]) == held["reward"]
 
 
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_shares_are_the_planners(zero):
+    """What is kept in the optimizer's step. ZeRO-1 has whole gradients until then."""
+    sharding = f"zero{zero}" if zero else "ddp"
+    plan = lab.plan("sft", "Qwen/Qwen2.5-7B", hardware="h100", gpus=8, sharding=sharding)
+    count = plan.estimate.setup.model.parameters()
+
+    kept = plan.ledger.filter(phase="optimizer", component=("parameters", "gradients", "optimizer"))
+    planned = kept.total(quantity="bytes")  # of DDP in fp32: the same 16 bytes without a copy
+    assert formulas.sharded_bytes(count, 8, zero) == pytest.approx(planned, rel=0.02)
+    whole = formulas.sharded_bytes(count, 8, 1) - formulas.sharded_bytes(count, 8, 2)
+    assert whole == pytest.approx(2 * count * 7 / 8)
+
+
+def test_a_ring_sends_what_the_planner_counts():
+    plan = lab.plan("sft", "tiny", hardware="h100", gpus=8, sharding="ddp")
+    (backward,) = (phase for phase in plan.estimate.phases if phase.name == "backward")
+    gradients = 4 * plan.estimate.setup.model.parameters()
+    assert formulas.ring_bytes(gradients, 8) == pytest.approx(backward.sent.bytes(8))
+
+
 def test_flops_are_those_that_pytorch_counts():
     """A layer's products by hand: no norms, no rotations, which are hardly any."""
     hidden, inner, heads, kv_heads, width, rows, length = 64, 96, 4, 2, 16, 2, 24

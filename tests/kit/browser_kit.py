@@ -50,6 +50,17 @@ def chromium() -> str | None:
     return named or next(filter(None, map(shutil.which, CHROMIUM)), None)
 
 
+def missing() -> str | None:
+    """Why there is no browser to test in, or None."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "no playwright (pip install playwright): browser tests left out"
+    if chromium() is None:
+        return "no Chromium (apt install chromium): browser tests left out"
+    return None
+
+
 class Server:
     """`jupyter lab` on a free port, in folders of its own."""
 

@@ -19,6 +19,7 @@ from rlhf_lab.widgets.planner_link import fragment_of
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "web"))
 
+import build_lite as build_lite  # noqa: E402
 import build_web as build_web  # noqa: E402
 from planner_page import Page as Page  # noqa: E402
 from planner_page import PageControls  # noqa: E402

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from importlib.util import find_spec
 
 import pytest
@@ -18,8 +19,10 @@ from rlhf_lab import launching, planning
 from rlhf_lab.cli.main import main
 from rlhf_lab.launch.accelerate_config import CONFIGS
 from rlhf_lab.launch.launcher import Hosts, command
+from rlhf_lab.launch.processes import meet
 from rlhf_lab.launching import launched
 from rlhf_lab.stages import TRAINABLE
+from rlhf_lab.training import check_first
 
 BIG = "Qwen/Qwen2.5-7B"
 SMALL = {"layout": "adapters", "load_in_4bit": True, "lora_r": 8}
@@ -195,3 +198,50 @@ def test_one_line_of_the_command_line(line, says, capsys):
     assert main(line.split()) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+def test_a_timeout_holds_on_cpus_too(monkeypatch):
+    """transformers makes nothing of `ddp_timeout` there; benchmarks/two_hosts.py unplugs a host."""
+    met = []
+    monkeypatch.setattr("accelerate.PartialState", lambda **how: met.append(how))
+    meet(7)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    meet(7)  # on GPUs
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    check_first(plan("sft", hardware="here", ddp_timeout=9))
+    assert met == [{"cpu": True, "timeout": timedelta(seconds=9)}]
+
+
+@pytest.mark.parametrize("how", ["fsdp2", "fsdp2-offload"])
+def test_fsdp2_reaches_the_processes_of_every_stage(how, tmp_path, monkeypatch):
+    """What accelerate's launcher tells them, read by its own plugin: layers are the units of what a
+    stage trains, a language model or one with a score head; adapters are refused."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.launch import prepare_multi_gpu_env
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    stages = [stage for stage in TRAINABLE if stage != "ppo"]
+    file = tmp_path / "accelerate.yaml"
+    told = []
+    for stage in stages:
+        file.write_text(launched(plan(stage), how, 8, dry=True).config)
+        line, _ = command(str(file), ["train", stage], Hosts(8))
+        args, _, _ = _validate_launch_command(launch_command_parser().parse_args(line[3:]))
+        told.append(prepare_multi_gpu_env(args))
+        with pytest.raises(ValueError, match="shards whole models, not yet adapters"):
+            launched(plan(stage, lora_r=8), how, 8, dry=True)
+        with pytest.raises(ValueError, match="shards GPUs, and there is none"):
+            launched(plan(stage, hardware="here"), how, 2)
+    assert all(env == told[0] for env in told)
+    for name, value in told[0].items():
+        if name.startswith(("FSDP", "ACCELERATE_USE_FSDP")):
+            monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
+    assert isinstance(plugin.cpu_offload, CPUOffloadPolicy) == how.endswith("offload")
+    assert plugin.state_dict_type.name == "FULL_STATE_DICT" and not plugin.activation_checkpointing
+    mini = planning.plan("sft", "mini").model
+    for model in (mini.sft, mini.new_reward()):
+        plugin.set_auto_wrap_policy(model)
+        (unit,) = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
+        assert unit is type(model.model.layers[0])

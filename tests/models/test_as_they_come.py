@@ -257,7 +257,7 @@ def bnb(monkeypatch):
 def test_4_bits_are_read_as_by_hand(bnb, name):
     """Logits and gradients; and the rounding moves the model by less than .1 nats a token."""
     model = lab.load(name)
-    quantised, dense, before = model.sft_in_4bit(), model.sft, model.sft
+    quantised, dense, before = model.in_4bit(), model.sft, model.sft
     layers = {n: m for n, m in quantised.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
     assert len(layers) == 7 * model.config.num_hidden_layers
     with torch.no_grad():
@@ -288,8 +288,8 @@ def test_4_bits_of_a_width_that_is_read_wrongly(bnb, tmp_path, width, taken):
     """models.md 24: bitsandbytes decodes a width of 96 wrongly on a CPU."""
     folder = make_folder(tmp_path, "llama", hidden_size=width, intermediate_size=64)
     if taken:
-        lab.load(folder).sft_in_4bit()
+        lab.load(folder).in_4bit()
         return
     with pytest.raises(ValueError, match=rf"q_proj is {width} wide.*use a GPU") as refused:
-        lab.load(folder).sft_in_4bit()
+        lab.load(folder).in_4bit()
     assert "\n" not in str(refused.value)

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +162,7 @@ def _trimmed(r):
 def test_a_rollout_put_together(make, monkeypatch):
     """Two processes whose prompts and responses differ in length, by hand."""
     r, *_ = make().make_rollout(torch.arange(len(PROMPTS)), 0, 0.05)
+    r = replace(r, engine_logprobs=r.logprobs - 0.1 * r.mask)
     halves = [_trimmed(r.rows(torch.arange(4))), _trimmed(r.rows(torch.arange(4, 8)))]
     shapes = [(h.ids.shape[1] - h.responses.shape[1], h.responses.shape[1]) for h in halves]
     assert shapes[0] != shapes[1]

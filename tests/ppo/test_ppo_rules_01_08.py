@@ -32,7 +32,8 @@ or a setting, and asserts that the same check fails. A check that cannot fail te
     18 adaptive KL coefficient                        test_rule_18_adaptive_kl_coefficient
     19 k1, k2, k3                                     test_rule_19_kl_estimators (gradients: test_losses.py)
     20 statistics are masked means                    test_rule_20_statistics_are_masked_means
-    21 importance weight (pure function)              test_rule_21_importance_weight_is_capped
+    21 importance weight of another engine            test_rule_21_importance_weight_is_capped,
+                                                      test_rule_21_the_update_weights_samples_of_another_engine
     22 reward model data                              test_rule_22_over_long_and_identical_pairs_are_counted
     23 who moves and who does not                     test_rule_23_policy_and_value_move_reference_and_reward_do_not
     24 no logits outlive a chunk                      test_rule_24_no_logits_outlive_a_chunk

@@ -318,7 +318,7 @@ def check_importance():
     ids=["upside down", "no cap"],
 )
 def test_rule_21_importance_weight_is_capped(monkeypatch, broken):
-    """A pure function until a rollout engine differs."""
+    """Where it is used: test_rollout_engines.py."""
     check_importance()
     swap(monkeypatch, losses, "importance_weight", broken)
     with must_fail:

@@ -253,3 +253,11 @@ def test_a_stored_run_opens_by_its_name():
     assert Run.stored("ppo").stage == "ppo"
     with pytest.raises(ValueError, match="no stored run 'pppo': choose from dpo"):
         Run.stored("pppo")
+
+
+def test_a_stopped_run_says_why_it_has_no_held_out_figure(tmp_path):
+    run = Run.create(tmp_path / "run", stage="ppo", model="tiny", settings={}, data="d", seed=0)
+    run.finish("stopped", seconds=3.0)
+    assert run.summary == {"seconds": 3.0} and run.summary.get("gold_reward") is None
+    with pytest.raises(KeyError, match="no gold_reward of a run that is stopped.*to its end"):
+        run.summary["gold_reward"]

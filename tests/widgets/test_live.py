@@ -16,7 +16,7 @@ from stored_pictures import svg_of
 
 import rlhf_lab.widgets.live as live
 from rlhf_lab.charts.chart import bar_chart, line_chart
-from rlhf_lab.charts.frame import GREY_GRID, GREY_TEXT, grid
+from rlhf_lab.charts.frame import GREY_GRID, GREY_TEXT, Picture, grid
 from rlhf_lab.widgets.live import Chart, Showing, mime_bundle
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -245,11 +245,24 @@ def test_an_image_is_legible_on_a_light_page_and_on_a_dark_one():
     assert min(luminance("#ffffff") / text, text / luminance("#111111")) > 4.2
 
 
+def test_a_grid_is_kept_as_images_that_wrap_on_a_narrow_page():
+    parts = [picture(title=f"p{i}", width=300, height=200) for i in range(3)]
+    bundle = mime_bundle(grid(parts, title="All <three>"))
+    images = re.findall(
+        '<img [^>]*alt="(p[0-9])[^>]* width="300" style="max-width:max[(]100%,180px[)]"',
+        bundle["text/html"],
+    )
+    assert images == ["p0", "p1", "p2"]
+    assert bundle["text/html"].startswith("<div><b>All &lt;three&gt;</b></div>")
+    assert "All <three>. p0" in bundle["text/plain"]
+
+
 def test_a_large_picture_is_saved_without_what_an_image_cannot_show():
     many = grid([picture([i / 7 for i in range(100)], title=f"p{i}") for i in range(6)], title="T")
-    frozen = svg_of(live.mime_bundle(many))
-    assert len(frozen) < len(many) / 2
-    shown, whole = ET.fromstring(frozen), ET.fromstring(many)
+    large = Picture(str(many), many.words, many.live, many.size)  # in one piece
+    frozen = svg_of(live.mime_bundle(large))
+    assert len(frozen) < len(large) / 2
+    shown, whole = ET.fromstring(frozen), ET.fromstring(large)
     assert not [e for e in shown.iter() if e.tag == f"{SVG}title" or e.get("data-x")]
     for tag in ("text", "path", "line"):
         assert len(list(shown.iter(f"{SVG}{tag}"))) == len(list(whole.iter(f"{SVG}{tag}")))
@@ -296,7 +309,7 @@ def test_a_picture_stands_beside_a_widget_and_follows_it(notebook, monkeypatch):
     showing = Showing(chart, lambda: picture(values))
     beside, box = notebook.outputs
     assert '<img class="lab-still" ' in beside[0]["text/html"]
-    assert live.NOTE in svg_of(beside[0]) and repr(box[0]) == live.NOTE
+    assert live.NOTE in beside[0]["text/html"] and repr(box[0]) == live.NOTE
     assert chart in box[0].children
     values.append(7.0)
     showing.refresh()  # within two seconds: not yet

@@ -1,0 +1,212 @@
+"""Distillation: a student learns a teacher's distribution on what it writes itself, thin over TRL.
+
+TRL's DistillationTrainer: of every token that the student has sampled, the divergence of its
+distribution from the teacher's (generalised Jensen-Shannon, Agarwal et al., 2306.13649). `beta` 0
+is KL(teacher, student), 1 is KL(student, teacher); between them a mixture of both is compared with.
+
+What is ours: prompts' tokens, stop tokens and lengths as in every stage that samples, positions
+counted from the mask, vocabularies compared token by token, and the gold reward of what is sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trl
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..data.reward_sources import gold_metrics
+from ..data.schema import Example
+from ..data.tokenize import prompt_text, row_prompt_ids, stop_ids
+from ..metering.meter import Meter
+from ..ppo.logprobs import AnyModel
+from ..ppo.rewards import call_reward
+from ..ppo.sampling import positions_of
+from ..ppo.texts import which_ended
+from ..stages import Setting
+from .diverged import broken_weight, diverged
+from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
+from .online import OwnSampling, ResponseLength, no_dropout
+from .trl import Rows, Watch, make_trainer, note
+
+if TYPE_CHECKING:
+    from ..planning import TrainerArgs
+
+Sampled = Callable[[int, Rows, list[list[int]]], dict[str, float]]
+"""`(step, rows, responses as ids)` → metrics of what was sampled."""
+
+
+@dataclass
+class DistillationConfig(ResponseLength, trl.DistillationConfig):
+    """TRL's DistillationConfig, with PPO's name for the length of a response."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta must be from 0 to 1, got {self.beta}")
+        super().__post_init__()
+
+
+class DistillationTrainer(OwnSampling, trl.DistillationTrainer):  # type: ignore[misc]
+    """TRL's DistillationTrainer with our conventions. `sampled`: told of each generation."""
+
+    teacher_model: AnyModel
+
+    def __init__(self, *args: Setting, sampled: Sampled | None = None, **kwargs: Setting) -> None:
+        super().__init__(*args, **kwargs)
+        self.sampled = sampled
+        for model in (self.model, self.teacher_model):
+            whole = model.get_base_model() if hasattr(model, "peft_config") else model
+            whole.base_model.register_forward_pre_hook(_position, with_kwargs=True)
+            if self.args.disable_dropout:
+                no_dropout(whole)
+
+    def _compute_loss(self, *args: Setting, **kwargs: Setting) -> tuple[Tensor, ...]:
+        """TRL 1.16 calls trunks past the forward method that accelerate has wrapped, so that bf16
+        and fp16 would be fp32 here without a word."""
+        with self.accelerator.autocast():
+            loss: tuple[Tensor, ...] = super()._compute_loss(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return loss
+
+    def _generate_and_score_completions(self, inputs: Rows) -> Example:
+        self.inputs = inputs
+        if name := broken_weight(self.model):  # there is nothing to sample from
+            raise diverged("distill", self.args, f"{name} holds NaN or infinity")
+        output: Example = super()._generate_and_score_completions(inputs)
+        return output
+
+    def _generate_single_turn(self, *args: Setting, **kwargs: Setting) -> list[list[int]]:
+        ids: list[list[int]] = super()._generate_single_turn(*args, **kwargs)
+        if self.sampled is not None:
+            metrics = self._metrics["train" if self.model.training else "eval"]
+            for name, value in self.sampled(self.state.global_step + 1, self.inputs, ids).items():
+                metrics[name].append(value)
+        return ids
+
+
+def _position(
+    module: nn.Module, args: tuple[object, ...], kwargs: Example
+) -> tuple[tuple[object, ...], Example]:
+    """Positions counted from the mask (rule 5), which TRL leaves out: they shift prompts that are
+    padded on the left where a model has absolute positions."""
+    if kwargs.get("position_ids") is None and kwargs.get("attention_mask") is not None:
+        kwargs["position_ids"] = positions_of(kwargs["attention_mask"])
+    return args, kwargs
+
+
+class WhatIsSampled:
+    """Metrics of the student's responses, and four of them for the record. `rows`: those that a
+    row of TRL's table counts."""
+
+    def __init__(self, job: Job, rows: Rows) -> None:
+        self.tokenizer, self.meter, self.run = job.tokenizer, job.meter, job.run
+        self.length, self.rows = int(job.args.response_length), rows
+        self.functions, self.episodes = gold_metrics(job.data), 0
+
+    def __call__(self, step: int, inputs: Rows, ids: list[list[int]]) -> dict[str, float]:
+        rows = [self.rows[row["row"]] for row in inputs]
+        self.episodes += len(rows)
+        with self.meter.phase("evaluation"):
+            ended = which_ended(self.tokenizer, ids, self.length)
+            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            values = {n: call_reward(f, rows, texts, ids) for n, f in self.functions.items()}
+            samples = [
+                {"prompt": prompt_text(rows[i]), "response": texts[i]}
+                | {name: float(of_rows[i]) for name, of_rows in values.items()}
+                for i in range(min(len(rows), 4))
+            ]
+            self.run.sample(step, samples)
+        means = {name: float(of_rows.nanmean()) for name, of_rows in values.items()}
+        return means | {"stopped": sum(ended) / len(ended)}
+
+
+METRIC_NAMES = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "entropy": "entropy",
+    "stopped": "stopped",
+    "completions/mean_length": "response_length",
+}
+"""TRL's metrics → ours."""
+
+
+class DistillWatch(Watch):
+    """Watch, with the names of PPO's metrics; what a step logs twice or times is left out."""
+
+    plain = staticmethod(str)  # type: ignore[assignment]  # chosen by METRIC_NAMES already
+
+    def __init__(self, meter: Meter, sampled: WhatIsSampled, *args: Setting) -> None:
+        super().__init__(meter, "student", *args)
+        self.sampled = self.counter = sampled
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, object] | None = None,
+        **kwargs: object,
+    ) -> None:
+        logs = logs or {}
+        if "train_loss" in logs:
+            return
+        names = METRIC_NAMES | {name: name for name in self.sampled.functions}
+        ours = {names[k]: v for k, v in logs.items() if k in names}
+        ours["episodes"] = self.sampled.episodes * args.world_size
+        super().on_log(args, state, control, ours)
+        if self.bar:
+            self.bar.update(0, note(ours))
+
+
+def distillation_trainer(
+    student: AnyModel,
+    teacher: AnyModel,
+    tokenizer: Tokenizer,
+    train: Rows,
+    args: TrainerArgs,
+    callbacks: list[TrainerCallback],
+    sampled: Sampled | None = None,
+) -> Trainer:
+    """TRL's trainer. `train`: rows with a `prompt`, of which TRL's table has texts and ids only."""
+    student.generation_config.eos_token_id = list(stop_ids(tokenizer))  # TRL adds the eos alone
+    rows: Rows = [
+        {"prompt": prompt_text(r), "prompt_ids": row_prompt_ids(tokenizer, r), "row": i}
+        for i, r in enumerate(train)
+    ]
+    more = {"teacher_model": teacher, "sampled": sampled}
+    return make_trainer("distill", student, tokenizer, rows, [], args, callbacks, **more)
+
+
+def train(job: Job) -> Figures:
+    """A student on a teacher: figures of the student before and after, and of the teacher."""
+    roles, gold = job.ready.models, job.data.has_gold
+    before = evaluate_policy(job, roles["student"], keep="sft")
+    best, _ = evaluate_policy(job, roles["teacher"], keep="teacher")
+    sampled = WhatIsSampled(job, job.ready.train)
+    watch = DistillWatch(job.meter, sampled, job.run.log, job.progress, job.should_stop)
+    trainer = distillation_trainer(
+        roles["student"],
+        roles["teacher"],
+        job.tokenizer,
+        job.ready.train,
+        job.args,
+        [watch],
+        sampled,
+    )
+    figures = run_trainer(job, trainer, watch)
+    after = evaluate_policy(job, job.whole(trainer.model))
+    figures |= before_and_after(job, before, after, None)
+    figures |= {f"teacher/{name}": value for name, value in best.items()}
+    if gold and after[0]:
+        figures["way_to_teacher"] = way(*(x["gold_reward"] for x in (before[0], after[0], best)))
+    return figures
+
+
+def way(before: float, after: float, teacher: float) -> float | None:
+    """The share of the way from the student's gold reward before to the teacher's that it has gone;
+    None where the teacher was no better."""
+    return (after - before) / (teacher - before) if teacher > before else None
