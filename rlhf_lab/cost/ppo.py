@@ -41,6 +41,10 @@ def ppo(s: Setup) -> list[Phase]:
         s = replace(s, fsdp_units="root")
     stage, roles = PhaseList(s), _roles(s)
     state = {name: role_state(s, role) for name, role in roles.items()}
+    if s.sharding == "fsdp2" and s.layout == "adapters":  # every pass gathers the one base
+        for name in state.keys() - {"policy"}:
+            if not roles[name].own_base:
+                state[name] = state[name]._replace(whole=state["policy"].whole)
     if s.joint_update:  # policy and value go through one bucket
         value = state["value"]
         alone = 0.0 if s.sharding == "zero3" else value.communication

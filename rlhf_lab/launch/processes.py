@@ -26,6 +26,13 @@ def place(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
 
 
+def sharding(environment: Mapping[str, str] = os.environ) -> str:
+    """How models are shared out over the processes, as accelerate sets it."""
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        return f"zero{environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    return "fsdp2" if environment.get("ACCELERATE_USE_FSDP", "").lower() == "true" else "ddp"
+
+
 def meet(timeout: float) -> None:
     """Meet the other processes on CPUs; what they do together fails after `timeout` seconds without
     an answer. transformers hands its `ddp_timeout` on for GPUs alone."""
@@ -33,13 +40,6 @@ def meet(timeout: float) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=True, timeout=timedelta(seconds=timeout))
-
-
-def sharding(environment: Mapping[str, str] = os.environ) -> str:
-    """How models are shared out over the processes, as accelerate sets it."""
-    if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        return f"zero{environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
-    return "fsdp2" if environment.get("ACCELERATE_USE_FSDP", "").lower() == "true" else "ddp"
 
 
 def once(make: Callable[[], T]) -> T:

@@ -85,14 +85,18 @@ class Replicated:
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def whole(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """Tensors of a state, gathered on the first process; None on the others."""
-        first = self.accelerator.is_main_process
+        """Tensors of a state, gathered on the first process; None on the others. Tied ones stay
+        one."""
+        first, seen = self.accelerator.is_main_process, dict[tuple[object, ...], Tensor]()
 
         def of(x: object) -> object:
             if not isinstance(x, Tensor):
                 return x
-            x = x.full_tensor() if isinstance(x, DTensor) else x
-            return x.detach().cpu().contiguous() if first else None
+            key: tuple[object, ...] = (id(x),)
+            if isinstance(x, DTensor):
+                key = x.to_local().data_ptr(), x.shape
+                x = x.full_tensor()
+            return seen.setdefault(key, x.detach().cpu().contiguous()) if first else None
 
         made: dict[str, Any] = tree_map(of, dict(tree))
         return made
