@@ -116,7 +116,10 @@ class Plan:
         """YAML for TRL's command line (`trl sft --config FILE`, …)."""
         from .launch.trl_config import trl_config
 
-        return trl_config(self.stage, self.model.name, self.settings, self.estimate.setup)
+        settings = dict(self.settings)
+        if "teacher" in self.model.paths:
+            settings["teacher_model_name_or_path"] = self.model.paths["teacher"]
+        return trl_config(self.stage, self.model.name, settings, self.estimate.setup)
 
     def show(self) -> Display:
         """The prediction, to read in a notebook or a terminal."""

@@ -45,8 +45,6 @@ def xray(plan: Plan | Estimate) -> XRay:
 
     e = plan.estimate if isinstance(plan, Plan) else plan
     notes = tuple(plan.warnings) if isinstance(plan, Plan) else ()
-    if e.setup.sharding not in ("none", "ddp") and e.setup.gpus > 1:
-        notes += (f"bytes are of one device that holds everything: {e.setup.sharding} is planned",)
     for name, why in NO_XRAY.items():
         value = getattr(e.setup, name)
         if value != getattr(Setup, name):
@@ -56,7 +54,7 @@ def xray(plan: Plan | Estimate) -> XRay:
     notes += tuple(
         f"the x-ray shows one device alone, without {name}={getattr(e.setup, name)!r}"
         for name in BETWEEN_DEVICES
-        if getattr(e.setup, name) != getattr(Setup, name)
+        if getattr(e.setup, name) not in (getattr(Setup, name), "ddp")  # copies hold the same
     )
     seen = simulate_step(e.setup, e.config, e.roles)
     usual = e.usual_setup

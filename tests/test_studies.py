@@ -62,7 +62,7 @@ def test_an_xray_of_a_sharded_plan_says_what_it_is_of():
     asked = {"hardware": "h100", "gpus": 2, "max_steps": 1, "per_device_train_batch_size": 1}
     whole, shared = (lab.plan("sft", "mini", sharding=way, **asked) for way in ("ddp", "fsdp2"))
     assert not lab.xray(whole).notes
-    assert "one device that holds everything: fsdp2" in lab.xray(shared).notes[-1]
+    assert "one device alone, without sharding='fsdp2'" in lab.xray(shared).notes[-1]
 
 
 def test_a_plan_knows_the_lengths_of_its_data():

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 NEUTRAL = "#9A9A9A"
 """What belongs to none: "all", "other"."""
 
-_ROLES = {
-    **{"policy": "#0072B2", "reference": "#E69F00", "reward": "#CC79A7", "value": "#009E73"},
-    **{"student": "#0072B2", "teacher": "#B8860B"},  # a student is the policy that is trained
-}
+_ROLES = {"policy": "#0072B2", "reference": "#E69F00", "reward": "#CC79A7", "value": "#009E73"}
+# No stage has both: the language model that learns, and the frozen one that it is compared with.
+_ROLES |= {"student": _ROLES["policy"], "teacher": _ROLES["reference"]}
 COLOURS_OF: Mapping[str, Mapping[str, str]] = {
     "role": _ROLES,
     "phase": {

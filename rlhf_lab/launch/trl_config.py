@@ -24,7 +24,7 @@ def trl_config(stage: str, model: str, settings: Settings, setup: Setup) -> str:
     theirs |= {"use_peft": True} if settings.get("lora_r") else {}  # else TRL trains all weights
     ours: dict[str, Setting] = {"stage": stage}
     for name, value in settings.items():
-        if STAGES[stage].groups and name == "response_length":
+        if STAGES[stage].trainer and STAGES[stage].online and name == "response_length":
             theirs["max_completion_length"] = value
         elif name in fields:
             theirs[name] = list(value) if isinstance(value, tuple) else value

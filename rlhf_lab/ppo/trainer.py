@@ -37,6 +37,7 @@ from . import losses
 from .bookkeeping import STATISTICS, Bookkeeping
 from .checkpoint import Metrics
 from .config import PPOConfig, check_arguments
+from .engines import make_engine
 from .executor import Executor
 from .layouts import Roles, make_roles
 from .logprobs import AnyModel
@@ -55,7 +56,6 @@ from .rollout import (
     shard_rows,
     token_values,
 )
-from .rollout_engines import make_engine
 from .sampling import pad_prompts, row_keys, shuffled
 from .sharding import make_accelerator
 from .texts import Row, Tokenizer

@@ -63,9 +63,9 @@ def test_it_paints_is_read_and_survives_a_reload(notebook):
     book.wait_idle()
     assert book.page.locator(".lab-chart svg svg").count() == 2
     assert book.page.locator(".lab-chart > div > svg").get_attribute("role") == "img"
-    # The picture that stands in for the widget is there, and hidden.
-    assert book.page.locator(".jp-Notebook img").count() == 1
-    assert not book.page.locator(".jp-Notebook img").is_visible()
+    # The pictures that stand in for the widget are there, and hidden.
+    assert book.page.locator(".jp-Notebook img").count() == 2
+    assert not book.page.locator(".jp-Notebook img:visible").count()
 
     book.page.mouse.move(*place_of(book, 100))
     assert box(book) == "step 100 proxy 1.5 gold 1.75"

@@ -13,6 +13,7 @@ from rlhf_lab.charts.cost_bars import stage_costs
 from rlhf_lab.charts.memory import memory_chart, role_memory_chart
 from rlhf_lab.charts.views import time_stacks
 from rlhf_lab.runs.ledger import COMPONENTS, PHASES, ROLES
+from rlhf_lab.stages import STAGES
 from rlhf_lab.widgets.planner_view import memory_picture, time_picture
 
 
@@ -34,10 +35,12 @@ def test_every_part_has_a_colour_and_kinds_share_none_but_a_role_with_its_own_pa
     for kind, names in (("role", ROLES), ("phase", PHASES), ("component", COMPONENTS)):
         assert set(names) <= COLOURS_OF[kind].keys()
         assert NEUTRAL not in COLOURS_OF[kind].values()
-    for kind, names in (("role", ROLES), ("phase", PHASES[:9]), ("component", COMPONENTS)):
+    of_stages = [(kind, spec) for spec in STAGES.values() for kind in ("role", "phase")]
+    in_one_chart = [(kind, getattr(spec, f"{kind}s")) for kind, spec in of_stages]
+    for kind, names in (*in_one_chart, ("component", COMPONENTS)):
         assert len({part_colour(kind, n) for n in names}) == len(names)
     roles, components = (set(COLOURS_OF[k].values()) for k in ("role", "component"))
-    own = {"reference", "value", "score"}
+    own = {"reference", "value", "score", "teacher"}
     phases = {c for n, c in COLOURS_OF["phase"].items() if n not in own}
     assert not roles & components and not phases & roles and not phases & components
     assert part_colour("phase", "score") == part_colour("role", "reward")

@@ -14,6 +14,7 @@ from rlhf_lab.charts.cost_bars import scaling, sources, stage_costs
 from rlhf_lab.charts.frame import COLOURS
 from rlhf_lab.charts.stacked_bars import FILL
 from rlhf_lab.runs.ledger import PHASES, ROLES, Ledger
+from rlhf_lab.stages import STAGES
 
 
 def test_predicted_simulated_and_measured_by_hand():
@@ -186,7 +187,7 @@ def test_a_part_keeps_its_colour_and_no_two_phases_of_ppo_look_alike():
     def colours(figure):
         return {t.name: t.marker.color for t in figure.data if t.type == "bar" and t.y[0] is None}
 
-    online = PHASES[:9]
+    online = [*STAGES["ppo"].phases]
     all_of_them = stage_costs(
         table(*((p, "policy", "", 1.0) for p in online), quantity="flops"), quantity="flops"
     )

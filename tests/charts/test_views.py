@@ -18,4 +18,4 @@ def test_every_chart_that_a_stage_names_is_there(stage):
 
 def test_every_chart_belongs_to_a_stage_and_an_unknown_stage_shows_its_loss():
     assert {name for spec in STAGES.values() for name in spec.charts} == set(CHARTS)
-    assert charts_of("distill") == (CHARTS["loss"],)
+    assert charts_of("distillation") == (CHARTS["loss"],)

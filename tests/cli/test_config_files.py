@@ -23,6 +23,7 @@ SETTINGS = {
     "kto": {"precompute_ref_log_probs": True},
     "rloo": {"num_generations": 2, "response_length": 32},
     "grpo": {"num_generations": 8, "response_length": 32},
+    "distill": {"beta": 0.5, "response_length": 32, "teacher_model": "mini"},
 }
 
 

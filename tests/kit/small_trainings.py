@@ -35,6 +35,8 @@ def small_plan(plan: Any) -> Any:
     more = dict(STEPS)
     if plan.stage == "ppo":
         more |= {"num_mini_batches": 1, "response_length": 8}
+    if plan.stage == "distill":
+        more |= {"response_length": 8}
     if plan.stage in ("rloo", "grpo"):
         more |= {"response_length": 8, "num_generations": 2, "steps_per_generation": 1}
     return replace(plan, settings={**plan.settings, **more})

@@ -146,12 +146,12 @@ def test_only_the_policy_learns(stage, tiny, tmp_path):
     assert online.trainer.ref_model is online.reference
 
 
-def test_no_dropout_in_functions_either(tiny, tmp_path):
+def testno_dropout_in_functions_either(tiny, tmp_path):
     """Rule 4: OPT drops out by a function call, which is no module to be found."""
     online = Online("grpo", tiny, tmp_path, disable_dropout=True)
     from transformers import OPTConfig, OPTForCausalLM
 
-    from rlhf_lab.trainers.online import _no_dropout
+    from rlhf_lab.trainers.online import no_dropout
 
     model = OPTForCausalLM(
         OPTConfig(
@@ -167,7 +167,7 @@ def test_no_dropout_in_functions_either(tiny, tmp_path):
     ).train()
     ids = torch.arange(8)[None]
     assert not torch.equal(model(ids).logits, model(ids).logits)
-    _no_dropout(model)
+    no_dropout(model)
     assert torch.equal(model(ids).logits, model(ids).logits)
     assert online.policy.model.layers[0].self_attn.attention_dropout == 0.0
 
