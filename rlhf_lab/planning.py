@@ -239,16 +239,16 @@ def plan(
     handle, settings = load(model), _own_names(stage, settings)
     named = settings.pop("teacher_model_name_or_path", None)  # TRL's name for the same
     teacher = teacher_model or named
-    if stage == "distill" and teacher is None and handle.name in BUNDLED and handle.name != TEACHER:
-        teacher = TEACHER
+    if stage == "distill" and teacher is None and "teacher" not in handle.paths:
+        teacher = TEACHER if handle.name in BUNDLED and handle.name != TEACHER else None
     others = {"reward": reward_model, "value": value_model, "teacher": teacher}
     for role, other in others.items():
         if other is not None:
             if role not in STAGES[stage].roles or stage == "reward":
                 raise ValueError(f"{stage} has no {role} model: leave {role}_model out")
             paths = load(other).paths
-            trained = "sft" if role == "teacher" and "sft" in paths else "base"
-            handle = handle.with_stage(role, paths[trained])
+            trained = "sft" if role == "teacher" else "reward"
+            handle = handle.with_stage(role, paths.get(trained, paths["base"]))
     find_hardware(hardware)
     check_settings(stage, settings)
     _check_lengths(stage, settings)

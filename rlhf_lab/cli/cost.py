@@ -82,6 +82,7 @@ def add_commands(commands: Commands) -> None:
         description="Run one real step of a stage on tensors without data: no weights, no GPU.",
     )
     xray.add_argument("stage", choices=XRAYED)
+    xray.add_argument("--teacher-model", help="what is distilled from (distill)")
     _add_settings(xray)
     measure = commands.add_parser(
         "measure",

@@ -140,7 +140,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
     )
-    if parser.prog.endswith(("train", "best-of-n")):
+    if parser.prog.endswith(("train", "launch", "best-of-n")):
         what = "'stories', a file, or a hub id [stories]"
         parser.add_argument("--data", default="stories", dest="source", help=what)
     fields = "prompt, completion, chosen, rejected, label, answers, winner, … is this column"
@@ -181,7 +181,8 @@ def _model(args: argparse.Namespace) -> Model:
                 "its run saved the whole model beside it"
             )
         return model.with_stage("reward_adapter", given)
-    return model.with_stage("reward", load(given).paths["base"])
+    paths = load(given).paths
+    return model.with_stage("reward", paths.get("reward", paths["base"]))
 
 
 def _rows(args: argparse.Namespace, seed: int) -> Data:

@@ -243,6 +243,8 @@ class Estimate:
         found += [NO_SCORE.format(m.family) for m in scored if not m.facts.reward_head]
         if s.autocast and s.model.experts > 1:
             found.append(EXPERTS_IN_FP32)
+        if s.stage == "distill":
+            found += _of_teacher(s.model, s.teacher)
         if s.stage == "inference" and self.serving.most is not None:
             found.append(
                 f"more requests arrive than the {self.serving.most:.3g} a second it can do"
@@ -374,9 +376,22 @@ class Estimate:
         """The same with other settings, or `stage`. Raises ValueError for what cannot be."""
         s, stage = self.setup, str(settings.pop("stage", self.setup.stage))
         settings = {**self.settings, **settings}
-        models = {k: v for k, v in (("reward", s.reward), ("value", s.value)) if v}
+        others = {"reward": s.reward, "value": s.value, "teacher": s.teacher}
+        models = {role: model for role, model in others.items() if model}
         setup = _setup(stage, s.model, self.hardware, settings, models)
         return replace(self, setup=setup, settings=settings)
+
+
+def _of_teacher(student: Architecture, teacher: Architecture | None) -> list[str]:
+    """What must be known of the teacher before figures are read."""
+    if teacher is None:
+        return ["no teacher is named: planned with one of the student's size"]
+    if teacher.family == student.family:
+        return []
+    return [
+        f"a teacher of another family ({teacher.family}) reads other tokens, as a rule: training "
+        "refuses it then"
+    ]
 
 
 def phases_of(s: Setup) -> list[Phase]:

@@ -71,11 +71,12 @@ def distill(s: Setup) -> list[Phase]:
     scored, adapters = s.batch * s.response, bool(s.lora_r)
     state = states(s, student, "lm", trained=True)
     stage.hold("student", state)
-    stage.hold("teacher", states(s, teacher, "lm", trained=False))
+    whole = replace(s, load_in_4bit=False, load_in_8bit=False)  # as the teacher is loaded
+    stage.hold("teacher", states(whole, teacher, "lm", trained=False))
     tokens = s.rollout_batch * sampled(s)
     add_rollout(stage, replace(s, mean_response=None), tokens=tokens, role="student")
     p = pass_config(s, student, s.batch, s.length, trained=True, adapters=adapters)
-    q = pass_config(s, teacher, s.batch, s.length, trained=False)
+    q = pass_config(whole, teacher, s.batch, s.length, trained=False)
     tied = student.tied and p.trained
     row = (
         *trunk(student, p, checkpoint=s.checkpoint, tied=tied),

@@ -183,6 +183,8 @@ class Setup:
     def _model_checks(self) -> Iterator[str]:
         """→ a line for everything that cannot be: lengths, precision, adapters."""
         m = self.model
+        if self.stage == "distill" and not 0 <= self.beta <= 1:
+            yield f"beta must be from 0 to 1, got {self.beta}"
         if self.length > m.context:
             yield (
                 f"prompt_length + response_length = {self.length}: {m.family} here takes "

@@ -48,7 +48,9 @@ def models_of(step: Step) -> dict[str, AnyModel]:
     if setup.stage == "ppo":
         return _ppo_models(step, models["policy"])
     if setup.stage == "distill":
-        teacher = _language_model(replace(setup, lora_r=0), step.roles.get("teacher", config))
+        # As many embeddings as the student has (`prepare.teacher_of`).
+        taught = {**step.roles.get("teacher", config), "vocab_size": config["vocab_size"]}
+        teacher = _language_model(replace(setup, lora_r=0), taught)
         models["teacher"] = teacher.requires_grad_(False)
     if "reference" in STAGES[setup.stage].roles and not setup.lora_r:
         models["reference"] = _language_model(setup, config).requires_grad_(False)

@@ -206,7 +206,11 @@ def train(job: Job) -> Figures:
     return figures
 
 
+LEAST = 0.1
+"""Gold reward by which a teacher must be ahead: less is within the noise of 512 responses."""
+
+
 def way(before: float, after: float, teacher: float) -> float | None:
     """The share of the way from the student's gold reward before to the teacher's that it has gone;
-    None where the teacher was no better."""
-    return (after - before) / (teacher - before) if teacher > before else None
+    None where the teacher was not ahead by `LEAST`."""
+    return (after - before) / (teacher - before) if teacher - before >= LEAST else None
