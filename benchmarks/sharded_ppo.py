@@ -19,9 +19,7 @@ that is there is not run again, unless `--fresh`.
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -146,36 +144,11 @@ def compared(case: dict[str, object], was: dict[str, float]) -> dict[str, dict[s
 def summary(rows: list[dict]) -> list[dict[str, str]]:
     """One line for each target: how many figures, median and worst."""
     kinds = {kind: (kind,) for kind in TARGETS} | {"states": (*STATES, "ledger states")}
-    lines = []
-    for kind, parts in kinds.items():
-        found = [
-            (abs(x["error"]), row["case"])
-            for row in rows
-            for p, x in row["parts"].items()
-            if p in parts
-        ]
-        worst = max(found)
-        lines.append(
-            {
-                "what": kind,
-                "figures": str(len(found)),
-                "target": f"{TARGETS[kind]:.0%}",
-                "median": f"{statistics.median(e for e, _ in found):.2%}",
-                "worst": f"{worst[0]:.2%}",
-                "missed": str(sum(e > TARGETS[kind] for e, _ in found)),
-                "worst case": worst[1],
-            }
-        )
-    return lines
+    return sharded.worst_by_kind(rows, kinds, TARGETS)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=[], help="cases whose names have these words")
-    parser.add_argument("--fresh", action="store_true", help="run cases that are there again")
-    parser.add_argument("--compare", action="store_true", help="run none: plan anew, and compare")
-    parser.add_argument("--limit", type=float, default=600, help="seconds for a case at most")
-    args = parser.parse_args()
+    args = sharded.arguments(__doc__)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"versions": {}, "rows": []}
     rows = {row["case"]: row for row in known["rows"]}
     wanted = [

@@ -14,20 +14,16 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
-import multiprocessing
 import os
-import socket
 import sys
 import tempfile
-import warnings
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
-from sharded_worker import Sent, fsdp_parts, storage_bytes
+from sharded_worker import Sent, fsdp_parts, in_ranks, storage_bytes
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -196,24 +192,5 @@ def run(case: dict, rank: int, port: int) -> None:
     dist.destroy_process_group()
 
 
-def main() -> int:
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
-    cases, fork = json.loads(sys.argv[1]), multiprocessing.get_context("fork")
-    for case in cases:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        ranks = [fork.Process(target=run, args=(case, r, port)) for r in range(case["ranks"])]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-        if any(process.exitcode for process in ranks):
-            return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_ranks(json.loads(sys.argv[1]), run))

@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 
 import torch
@@ -355,13 +355,12 @@ def run(case: dict, rank: int, port: int) -> None:
     dist.destroy_process_group()
 
 
-def main() -> int:
+def in_ranks(cases: list[dict], run: Callable[[dict, int, int], None]) -> int:
+    """Each case in as many processes as it has ranks: `run(case, rank, port)`. → exit status."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    cases, fork = json.loads(sys.argv[1]), multiprocessing.get_context("fork")
-    if any(case["sharding"].startswith("zero") for case in cases):
-        import deepspeed  # noqa: F401  (imported once, before the ranks are made)
+    fork = multiprocessing.get_context("fork")
     for case in cases:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -374,6 +373,13 @@ def main() -> int:
         if any(process.exitcode for process in ranks):
             return 1
     return 0
+
+
+def main() -> int:
+    cases = json.loads(sys.argv[1])
+    if any(case["sharding"].startswith("zero") for case in cases):
+        import deepspeed  # noqa: F401  (imported once, before the ranks are made)
+    return in_ranks(cases, run)
 
 
 if __name__ == "__main__":

@@ -362,13 +362,13 @@ def _lost(error: BaseException) -> str:
 
     from ..launch.processes import place
 
-    said = _one_line(error)
-    broken = isinstance(error, dist.DistError) or "/gloo/" in said
+    line = _one_line(error)
+    broken = isinstance(error, dist.DistError) or "/gloo/" in line
     if place()[1] == 1 or not broken:
         return ""
-    said = re.sub(r"\[/\S+\] ", "", said).partition(". This is typically")[0]
+    line = re.sub(r"\[/\S+\] ", "", line).partition(". This is typically")[0]
     return (
-        f"another process is gone, or its host cannot be reached: {said}; its own last line says "
+        f"another process is gone, or its host cannot be reached: {line}; its own last line says "
         "why; start all again with --resume"
     )
 

@@ -10,18 +10,18 @@ counted from the mask, vocabularies compared token by token, and the gold reward
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trl
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..data.reward_sources import gold_metrics
 from ..data.schema import Example
-from ..data.tokenize import prompt_text, row_prompt_ids, stop_ids
+from ..data.tokenize import prompt_text
 from ..metering.meter import Meter
 from ..ppo.logprobs import AnyModel
 from ..ppo.rewards import call_reward
@@ -30,8 +30,8 @@ from ..ppo.texts import which_ended
 from ..stages import Setting
 from .diverged import broken_weight, diverged
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
-from .online import OwnSampling, ResponseLength, no_dropout
-from .trl import Rows, Watch, make_trainer, note
+from .online import OwnSampling, ResponseLength, SamplingWatch, no_dropout, prompt_table
+from .trl import Rows, make_trainer
 
 if TYPE_CHECKING:
     from ..planning import TrainerArgs
@@ -51,7 +51,7 @@ class DistillationConfig(ResponseLength, trl.DistillationConfig):
 
 
 class DistillationTrainer(OwnSampling, trl.DistillationTrainer):  # type: ignore[misc]
-    """TRL's DistillationTrainer with our conventions. `sampled`: told of each generation."""
+    """TRL's DistillationTrainer with our conventions. `sampled`: called with each generation."""
 
     teacher_model: AnyModel
 
@@ -134,32 +134,15 @@ METRIC_NAMES = {
 """TRL's metrics → ours."""
 
 
-class DistillWatch(Watch):
-    """Watch, with the names of PPO's metrics; what a step logs twice or times is left out."""
-
-    plain = staticmethod(str)  # type: ignore[assignment]  # chosen by METRIC_NAMES already
+class DistillWatch(SamplingWatch):
+    """Watch, with the names of PPO's metrics."""
 
     def __init__(self, meter: Meter, sampled: WhatIsSampled, *args: Setting) -> None:
         super().__init__(meter, "student", *args)
         self.sampled = self.counter = sampled
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, object] | None = None,
-        **kwargs: object,
-    ) -> None:
-        logs = logs or {}
-        if "train_loss" in logs:
-            return
-        names = METRIC_NAMES | {name: name for name in self.sampled.functions}
-        ours = {names[k]: v for k, v in logs.items() if k in names}
-        ours["episodes"] = self.sampled.episodes * args.world_size
-        super().on_log(args, state, control, ours)
-        if self.bar:
-            self.bar.update(0, note(ours))
+    def metric_names(self, args: TrainingArguments) -> dict[str, str]:
+        return METRIC_NAMES | {name: name for name in self.sampled.functions}
 
 
 def distillation_trainer(
@@ -171,12 +154,8 @@ def distillation_trainer(
     callbacks: list[TrainerCallback],
     sampled: Sampled | None = None,
 ) -> Trainer:
-    """TRL's trainer. `train`: rows with a `prompt`, of which TRL's table has texts and ids only."""
-    student.generation_config.eos_token_id = list(stop_ids(tokenizer))  # TRL adds the eos alone
-    rows: Rows = [
-        {"prompt": prompt_text(r), "prompt_ids": row_prompt_ids(tokenizer, r), "row": i}
-        for i, r in enumerate(train)
-    ]
+    """TRL's trainer. `train`: rows with a `prompt`."""
+    rows = prompt_table(student, tokenizer, train)
     more = {"teacher_model": teacher, "sampled": sampled}
     return make_trainer("distill", student, tokenizer, rows, [], args, callbacks, **more)
 

@@ -12,6 +12,7 @@ scoring them in the same way, positions counted from the mask, and metrics of th
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -36,7 +37,7 @@ from ..ppo.texts import which_ended
 from ..stages import Setting
 from .diverged import broken_weight, diverged
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
-from .trl import Rows, Watch, make_trainer, note
+from .trl import Counter, Rows, Watch, make_trainer, note
 
 if TYPE_CHECKING:  # of TRL's two the one whose names the mixins below rely on
     from trl import GRPOConfig as ConfigBase
@@ -292,6 +293,17 @@ class GRPOTrainer(_PPOConventions, trl.GRPOTrainer):
     """TRL's GRPOTrainer with our conventions."""
 
 
+def prompt_table(model: AnyModel, tokenizer: Tokenizer, train: Rows) -> Rows:
+    """TRL's table of what is sampled from, by a model that is told where to stop. It has texts and
+    ids only, and the number of the row: a column is of one type, which people's messages and tools
+    are not."""
+    model.generation_config.eos_token_id = list(stop_ids(tokenizer))  # TRL adds the eos alone
+    return [
+        {"prompt": prompt_text(r), "prompt_ids": row_prompt_ids(tokenizer, r), "row": i}
+        for i, r in enumerate(train)
+    ]
+
+
 def online_trainer(
     stage: str,
     model: AnyModel,
@@ -302,20 +314,15 @@ def online_trainer(
     reward_function: RewardFunction,
     watch: OnlineWatch,
 ) -> Trainer:
-    """TRL's trainer of RLOO or GRPO. `train`: rows with a `prompt`. TRL's table has their texts and
-    ids only: a column is of one type, which people's messages and tools are not.
+    """TRL's trainer of RLOO or GRPO. `train`: rows with a `prompt`.
 
     The reference is the frozen copy that is given (TRL would load one from where the policy came
     from); for a model with adapters, and with beta=0, there is none.
     """
     args = copy.copy(args)
     args.reward_weights = None  # the reward_function has weighted and added up already
-    model.generation_config.eos_token_id = list(stop_ids(tokenizer))  # TRL adds the eos alone
     reward_function.rows = train
-    rows: Rows = [
-        {"prompt": prompt_text(r), "prompt_ids": row_prompt_ids(tokenizer, r), "row": i}
-        for i, r in enumerate(train)
-    ]
+    rows = prompt_table(model, tokenizer, train)
     scored = {"reward_funcs": reward_function}
     return make_trainer(
         stage, model, tokenizer, rows, [], args, [watch], lambda: reference, **scored
@@ -339,16 +346,15 @@ METRIC_NAMES = {
 which PPO calls score; its `kl` is per token, of RLOO k1 when sampling, of GRPO k3 in every step."""
 
 
-class OnlineWatch(Watch):
-    """Watch, with the names of PPO's metrics; what a step logs twice or times is left out."""
+class SamplingWatch(Watch, ABC):
+    """Watch of a stage that samples: `metric_names` alone are logged, and episodes are counted."""
 
-    plain = staticmethod(str)  # type: ignore[assignment]  # chosen by METRIC_NAMES already
+    plain = staticmethod(str)  # type: ignore[assignment]  # chosen by name already
+    counter: Counter
 
-    def __init__(
-        self, meter: Meter, reward_function: RewardFunction, *args: Setting, **kwargs: Setting
-    ) -> None:
-        super().__init__(meter, "policy", *args, **kwargs)
-        self.reward_function = self.counter = reward_function
+    @abstractmethod
+    def metric_names(self, args: TrainingArguments) -> dict[str, str]:
+        """TRL's metrics that are kept → ours; what a step logs twice or times is left out."""
 
     def on_log(
         self,
@@ -361,16 +367,29 @@ class OnlineWatch(Watch):
         logs = logs or {}
         if "train_loss" in logs:
             return
+        names = self.metric_names(args)
+        ours = {names[k]: v for k, v in logs.items() if k in names}
+        ours["episodes"] = self.counter.episodes * args.world_size
+        super().on_log(args, state, control, ours)
+        if self.bar:
+            self.bar.update(0, note(ours))
+
+
+class OnlineWatch(SamplingWatch):
+    """Watch, with the names of PPO's metrics."""
+
+    def __init__(
+        self, meter: Meter, reward_function: RewardFunction, *args: Setting, **kwargs: Setting
+    ) -> None:
+        super().__init__(meter, "policy", *args, **kwargs)
+        self.reward_function = self.counter = reward_function
+
+    def metric_names(self, args: TrainingArguments) -> dict[str, str]:
         clipped = "clipfrac" if isinstance(args, trl.GRPOConfig) else "response_clipfrac"
         names = {n: n for n in self.reward_function.metric_funcs}
         sources = self.reward_function.rewards.sources
         names |= {f"ours/rewards/{s.name}": f"rewards/{s.name}" for s in sources}
-        names |= {**METRIC_NAMES, "clip_ratio/region_mean": clipped}
-        ours = {names[k]: v for k, v in logs.items() if k in names}
-        ours["episodes"] = self.reward_function.episodes * args.world_size
-        super().on_log(args, state, control, ours)
-        if self.bar:
-            self.bar.update(0, note(ours))
+        return {**names, **METRIC_NAMES, "clip_ratio/region_mean": clipped}
 
 
 def train(job: Job) -> Figures:
