@@ -64,6 +64,7 @@ DRAWS: dict[str, Draw] = {
     "logits": lambda g, case, b, t: 2 * _normal(b, t, VOCABULARY, g=g),
     "tokens": lambda g, case, b, t: torch.randint(VOCABULARY, (b, t), generator=g),
     "desirable": lambda g, case, b, t: torch.rand(b, generator=g) > 0.5,
+    "lengths": lambda g, case, b, t: torch.randint(1, 40, (b * t + 1,), generator=g),
     "p_first": lambda g, case, b, t: torch.rand(b, generator=g, dtype=torch.float64),
     "whole": lambda g, case, b, t: torch.randint(3, (b + 3,), generator=g).double(),
 }

@@ -155,3 +155,22 @@ def sharded_bytes(trained: int, devices: int, zero: int) -> float:
     gradients = 2 * trained / (devices if zero >= 2 else 1)
     weights = 2 * trained / (devices if zero >= 3 else 1)
     return weights + gradients + states
+
+
+def static_steps(lengths: Tensor, slots: int) -> int:
+    """Decode steps of static batching: requests in their order, `slots` at a time; a batch is done
+    when its longest is. lengths: (n,), the tokens that each request gets."""
+    return sum(int(batch.max()) for batch in lengths.split(slots))
+
+
+def tokens_per_pass(accepted: float, drafted: int) -> float:
+    """Tokens that speculative decoding gains on average from one pass of the large model: `drafted`
+    tokens of a draft are checked in it, each accepted with the same probability if all before it
+    were; after the last accepted one comes a token of the large model's own. Leviathan et al.,
+    arXiv 2211.17192, equation 1."""
+    return sum(accepted**tokens for tokens in range(drafted + 1))
+
+
+def usd_per_million(tokens_per_second: float, price_per_hour: float) -> float:
+    """USD for a million tokens from a machine that is paid by the hour."""
+    return price_per_hour / 3600 / tokens_per_second * 1_000_000

@@ -256,3 +256,30 @@ def test_best_of_n_is_the_kl_of_a_continuous_score():
         density = n * x ** (n - 1)
         kl = (density * density.log()).nan_to_num(0.0).mean()
         assert EXERCISES["best_of_n_kl"].function(n) == pytest.approx(float(kl), abs=1e-5)
+
+
+def test_a_million_tokens_cost_what_the_planner_says():
+    plan = lab.plan("inference", "Qwen/Qwen2.5-7B", hardware="h100")
+    seen, price = plan.estimate.serving, plan.estimate.hardware.price
+    planned = formulas.usd_per_million(seen.tokens_per_second, price)
+    assert planned == pytest.approx(seen.usd_per_million)
+
+
+def test_static_batches_by_playing_them():
+    """Every row still running takes a step together, until the batch has none."""
+    lengths, steps = torch.tensor([3, 9, 2, 2, 7, 1, 5]), 0
+    for start in range(0, len(lengths), 3):
+        left = lengths[start : start + 3].clone()
+        while (left > 0).any():
+            left -= 1
+            steps += 1
+    assert formulas.static_steps(lengths, 3) == steps == 9 + 7 + 5
+
+
+@pytest.mark.parametrize(("accepted", "drafted"), [(0.0, 3), (0.6, 1), (0.8, 5), (1.0, 4)])
+def test_tokens_of_a_pass_by_all_ways_that_it_can_end(accepted, drafted):
+    """i tokens accepted and the next one not, or all of them; one of the large model's own."""
+    ends = [accepted**i * (1 - accepted) for i in range(drafted)] + [accepted**drafted]
+    assert sum(ends) == pytest.approx(1)
+    expected = sum(chance * (tokens + 1) for tokens, chance in enumerate(ends))
+    assert formulas.tokens_per_pass(accepted, drafted) == pytest.approx(expected)
