@@ -128,7 +128,7 @@ class Run:
     @classmethod
     def stored(cls, name: str) -> Run:
         """A run that the notebooks show beside their own (`make course_runs`): settings, metrics
-        and costs, no model. Raises ValueError for another name."""
+        and costs; a model of `ppo_small` alone. Raises ValueError for another name."""
         folder = notebooks_folder() / "course_runs"
         if not (folder / name / "run.json").is_file():
             known = ", ".join(sorted(p.parent.name for p in folder.glob("*/run.json")))
