@@ -19,7 +19,7 @@ from rlhf_lab.display import escape  # noqa: E402
 WIDTH, HEIGHT, ACROSS, DOWN = 138, 48, 178, 76  # px: a box, and from box to box
 # Roles as in every chart; data are grey.
 COLOURS = {**COLOURS_OF["role"], "data": "#6B6B6B"}
-DARK_INK = ("reference", "reward")  # white is hard to read on these
+DARK_INK = ("reference", "reward", "teacher")  # white is hard to read on these
 Box = tuple[str, float, float, str]  # text, column, row, colour
 DIAGRAMS: dict[str, tuple[str, list[Box], list[tuple[int, int, str]]]] = {
     "sft": (
@@ -129,6 +129,18 @@ DIAGRAMS: dict[str, tuple[str, list[Box], list[tuple[int, int, str]]]] = {
             *((1, 5, ""), (2, 5, ""), (5, 6, ""), (1, 3, "")),
         ],
     ),
+    "serve_and_distil": (
+        "A teacher's distributions train a smaller student; its weights are rounded; a server "
+        "fills its slots with requests",
+        [
+            ("teacher", 0, 0, "teacher"),
+            ("student", 1.2, 0, "student"),
+            ("weights in fewer bits", 2.4, 0, "student"),
+            ("requests", 2.4, 1, "data"),
+            ("server: slots", 3.5, 0.5, "data"),
+        ],
+        [(0, 1, "teaches"), (1, 2, "rounded"), (2, 4, ""), (3, 4, "")],
+    ),
     "many_gpus": (
         "Two processes with the same weights see other rows, and share gradients before each step",
         [
@@ -143,7 +155,8 @@ DIAGRAMS: dict[str, tuple[str, list[Box], list[tuple[int, int, str]]]] = {
         [(0, 2, ""), (1, 3, ""), (2, 4, ""), (3, 4, ""), (4, 5, ""), (4, 6, "")],
     ),
     "course": (
-        "The course: train in 01 to 05, understand the cost in 06 to 08, plan in 11, scale in 12",
+        "The course: train in 01 to 05, understand the cost in 06 to 08, serve in 09, "
+        "plan in 11, scale in 12",
         [
             ("00 start here", 0, 0.5, "data"),
             ("01 SFT", 1, 0, "policy"),
@@ -156,10 +169,11 @@ DIAGRAMS: dict[str, tuple[str, list[Box], list[tuple[int, int, str]]]] = {
             ("08 cheaper training", 3, 2, "value"),
             ("11 plan your project", 4, 2, "data"),
             ("12 many GPUs", 4, 1, "data"),
+            ("09 serve and distil", 3, 1, "value"),
         ],
         [
             *((0, 1, ""), (1, 2, ""), (2, 3, ""), (1, 4, ""), (3, 5, "")),
-            *((0, 6, ""), (6, 7, ""), (7, 8, ""), (8, 9, ""), (8, 10, "")),
+            *((0, 6, ""), (6, 7, ""), (7, 8, ""), (8, 9, ""), (8, 10, ""), (7, 11, "")),
         ],
     ),
 }
