@@ -25,6 +25,7 @@ _PUBLIC = {
     "training": ("train",),
     "studies": ("best_of_n", "xray", "sweep"),
     "budget": ("project",),
+    "deploy.quantize": ("quantize",),
     "metering.calibrate": ("calibrate",),
     "metering.callback": ("MeterCallback",),
     "cost.hardware": ("hardware",),
@@ -52,6 +53,8 @@ __all__ = sorted(_HOMES)
 
 # peft imports bitsandbytes wherever it is, which then warns of a kernel that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+logging.getLogger("torchao").setLevel(logging.ERROR)
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:
