@@ -25,6 +25,7 @@ _PUBLIC = {
     "training": ("train",),
     "studies": ("best_of_n", "xray", "sweep"),
     "budget": ("project",),
+    "frontiers": ("frontier_serving",),
     "deploy.quantize": ("quantize",),
     "metering.calibrate": ("calibrate",),
     "metering.callback": ("MeterCallback",),

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
     from ..data.schema import Example
 
-FORMATS = ("bf16", "int8", "int8-dynamic", "nf4", "int4")
-"""16 bits; 8 bits and a scale for each output; inputs in 8 bits too, scaled token by token; 4 bits
-and a scale for each 64; 4 bits, a scale and a zero for each 64, on GPUs."""
+FORMATS = ("fp32", "bf16", "int8", "int8-dynamic", "nf4", "int4")
+"""As it is, to compare with; 16 bits; 8 bits and a scale for each output; inputs in 8 bits too,
+scaled token by token; 4 bits and a scale for each 64; 4 bits, a scale and a zero for each 64, on
+GPUs."""
 HALF = ("bf16", "int4")
 """whose other numbers are 16 bits wide"""
 GROUP = 64
@@ -77,7 +78,8 @@ class Quantised(Model):
         self, of: Model, scores: bool, folder: Path, to: str, dense: Mapping[str, Sequence[str]]
     ) -> None:
         stages = ("reward",) if scores else ("base", "sft")
-        super().__init__(of.name, {**of.paths, **dict.fromkeys(stages, str(folder))})
+        paths = {**of.paths, **dict.fromkeys(stages, str(folder))}
+        super().__init__(of.name, paths, of.trust_remote_code)
         self.folder, self.to, self.dense = folder, to, dense
         self.figures: dict[str, float] = {}
 
@@ -147,7 +149,7 @@ def quantize(
     whole = whole.to(_device())
     start = time.perf_counter()
     small = rounded(from_file)
-    dense = _dense(small, to) if to != "bf16" else {}
+    dense = {} if to in ("fp32", "bf16") else _dense(small, to)
     save_model(small, tokenizer, folder)
     made = Quantised(model, scores, folder, to, dense)
     made.figures |= {
@@ -233,8 +235,9 @@ def _rounding(to: str) -> Callable[[Callable[..., PreTrainedModel]], PreTrainedM
     where: dict[str, object] = {"device_map": {"": _device()}}
     if to == "nf4":
         return in_4bit
-    if to == "bf16":
-        return lambda load: load(dtype=torch.bfloat16, **where)
+    if to in ("fp32", "bf16"):
+        dtype = torch.bfloat16 if to == "bf16" else torch.float32
+        return lambda load: load(dtype=dtype, **where)
     if to == "int4" and not torch.cuda.is_available():
         raise ValueError("int4 needs a GPU: torchao has no int4 kernel for CPUs; nf4 runs on them")
     try:
