@@ -136,7 +136,8 @@ def frontier_serving(
                 if not found:
                     _answers(handle, rows[:8], n, response_length, seed)  # warm up
                 rate, texts = _answers(handle, rows, n, response_length, seed)
-                gold = mean(map(data.gold_reward, map(prompt_of, rows), texts))
+                pairs = zip(map(prompt_of, rows), texts, strict=True)
+                gold = mean(data.gold_reward(str(prompt), text) for prompt, text in pairs)
                 found.setdefault((name, to), []).append((gold, rate))
     points = []
     for (name, to), values in found.items():
