@@ -25,6 +25,8 @@ _PUBLIC = {
     "training": ("train",),
     "studies": ("best_of_n", "xray", "sweep"),
     "budget": ("project",),
+    "frontiers": ("frontier_serving",),
+    "deploy.quantize": ("quantize",),
     "metering.calibrate": ("calibrate",),
     "metering.callback": ("MeterCallback",),
     "cost.hardware": ("hardware",),
@@ -52,6 +54,8 @@ __all__ = sorted(_HOMES)
 
 # peft imports bitsandbytes wherever it is, which then warns of a kernel that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+logging.getLogger("torchao").setLevel(logging.ERROR)
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

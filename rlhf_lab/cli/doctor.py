@@ -33,6 +33,7 @@ OPTIONAL = {
     "bitsandbytes": "4 and 8 bits",
     "deepspeed": "sharding by zero1, zero2, zero3",
     "liger-kernel": "use_liger_kernel",
+    "torchao": "quantize --to int8",
     "vllm": "use_vllm",
 }
 """Packages that a setting needs → that setting."""
