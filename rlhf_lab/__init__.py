@@ -41,6 +41,7 @@ _PUBLIC = {
         "show_stories",
     ),
     "notebook": ("planner", "dashboard", "inspect", "label", "guess", "generate", "batch"),
+    "deploy.serve": ("serve",),
     "charts.curves": ("curves",),
     "charts.frontier": ("frontier",),
     "charts.cost_bars": ("stage_costs",),

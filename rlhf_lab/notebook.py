@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from .data.load import Data, load_data
 from .data.messages import Row
 from .display import Listed
-from .models.load import BUNDLED, load
+from .models.load import load
+from .models.policy import find_policy
 from .models.tokenizer import load_tokenizer
 from .models.weights import load_causal_lm
 from .runs.run import Run
@@ -147,13 +148,12 @@ def generate(
 
     if max_new_tokens < 1 or n < 1 or temperature < 0:
         raise ValueError("generate: n and max_new_tokens are at least 1, temperature at least 0")
-    policy, tokenizer, name = _policy(model, stage)
-    if name in BUNDLED and isinstance(prompt, str):
-        prompt = prompt.rstrip() + "\n"
+    found = find_policy(model, stage)
+    policy, tokenizer = found.load()
     (ids,) = sample_ids(
         policy,
         tokenizer,
-        [prompt],
+        [found.prompt(prompt)],
         samples=n,
         max_new_tokens=max_new_tokens,
         temperature=temperature or GREEDY,
@@ -161,22 +161,6 @@ def generate(
     )
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     return Listed(texts, lambda rows: [{"": i, "answer": t} for i, t in enumerate(rows, 1)])
-
-
-def _policy(
-    model: Run | Model | str | Path, stage: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """What writes, its tokenizer, and the name of the model that it is or was trained from."""
-    if isinstance(model, (str, Path)) and (Path(model) / "run.json").is_file():
-        model = Run.load(model)
-    if isinstance(model, Run):
-        path = model.model_path
-        return load_causal_lm(path), load_tokenizer(path), str(model.config["model"])
-    handle = load(model)
-    if stage not in ("base", "sft"):
-        raise ValueError(f"generate: stage {stage!r} writes nothing; choose base or sft")
-    policy = handle.sft if stage == "sft" else handle.base
-    return policy, handle.tokenizer, handle.name
 
 
 def batch(

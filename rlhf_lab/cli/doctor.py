@@ -34,8 +34,11 @@ OPTIONAL = {
     "deepspeed": "sharding by zero1, zero2, zero3",
     "liger-kernel": "use_liger_kernel",
     "vllm": "use_vllm",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "openai": "serve",
 }
-"""Packages that a setting needs → that setting."""
+"""Packages that a setting or a command needs → that."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _optional() -> Iterator[Finding]:
-    """Packages that single settings need."""
+    """Packages that single settings and commands need."""
     from packaging.requirements import Requirement
 
     for name, what in OPTIONAL.items():
