@@ -40,7 +40,7 @@ _PUBLIC = {
         "stories",
         "show_stories",
     ),
-    "notebook": ("planner", "dashboard", "inspect", "label", "guess", "generate", "batch"),
+    "notebook": ("planner", "dashboard", "inspect", "label", "guess", "generate", "chat", "batch"),
     "deploy.serve": ("serve",),
     "charts.curves": ("curves",),
     "charts.frontier": ("frontier",),

@@ -156,8 +156,10 @@ def make_app(settings: Json) -> Any:
     model, tokenizer = policy.load()
     if policy.world:
         tokenizer.chat_template = STORY_TEMPLATE
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-    model.to(getattr(torch, settings["dtype"]))
+    if torch.cuda.is_available():
+        model.cuda()  # type: ignore[call-arg]  # of transformers' wrapper
+    if settings["dtype"] != "float32":  # as it is loaded, where it is not quantised
+        model.to(getattr(torch, settings["dtype"]))
     engine = start_engine(model, settings["rows"], settings["context"], settings["prefix_cache"])
     manager, state = ModelManager(), GenerationState(continuous_batching=True)
     manager.force_model, state._cb_manager, state._cb_model_id = name, engine, f"{name}@main"

@@ -120,7 +120,7 @@ def test_packages_that_a_setting_needs_are_named():
     """plan.md 12: DeepSpeed was in no list."""
     found = {f.what: f for f in findings("_optional")}
     known = {"bitsandbytes", "deepspeed", "liger-kernel", "vllm", "fastapi", "uvicorn", "openai"}
-        assert set(found) == known
+    assert set(found) == known
     assert all(f.state in ("ok", "note") for f in found.values())
 
 
