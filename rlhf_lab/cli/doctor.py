@@ -35,8 +35,11 @@ OPTIONAL = {
     "liger-kernel": "use_liger_kernel",
     "torchao": "quantize --to int8",
     "vllm": "use_vllm",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "openai": "serve",
 }
-"""Packages that a setting needs → that setting."""
+"""Packages that a setting or a command needs → that."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _optional() -> Iterator[Finding]:
-    """Packages that single settings need."""
+    """Packages that single settings and commands need."""
     from packaging.requirements import Requirement
 
     for name, what in OPTIONAL.items():
