@@ -14,11 +14,11 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 torch.set_num_threads(1)
-torch.set_default_dtype(torch.float64)
 
 
-def whole(tensor):
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def held(parameter):
+    """What this process has of it, between passes."""
+    return getattr(parameter, "_local_tensor", getattr(parameter, "ds_tensor", parameter))
 
 
 def train(job: dict) -> None:
@@ -28,7 +28,11 @@ def train(job: dict) -> None:
     from rlhf_lab.ppo import trainer as module
     from rlhf_lab.ppo.config import PPOConfig
 
-    os.environ["ACCELERATE_USE_FSDP"] = str(job["sharding"] == "fsdp2")
+    sharding, dtype = job["sharding"], getattr(torch, job["dtype"])
+    torch.set_default_dtype(dtype)
+    os.environ["ACCELERATE_USE_FSDP"] = str(sharding == "fsdp2")
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = str(sharding.startswith("zero"))
+    os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = sharding[-1]
     layout, lora = job["layout"], None
     if layout == "adapters":
         from peft import LoraConfig
@@ -43,11 +47,11 @@ def train(job: dict) -> None:
     trainer = module.PPOTrainer(
         PPOConfig(**job["settings"]),
         conftest.tokenizer(),
-        conftest.language_model(0).double(),
+        conftest.language_model(0).to(dtype),
         None,
-        conftest.reward_model(1).double(),
+        conftest.reward_model(1).to(dtype),
         [{"prompt": p} for p in PROMPTS * 2],
-        conftest.reward_model(1).double() if layout == "four" else None,
+        conftest.reward_model(1).to(dtype) if layout == "four" else None,
         eval_dataset=[{"prompt": p} for p in PROMPTS[:5]],
         reward_funcs=length,
         peft_config=lora,
@@ -60,11 +64,8 @@ def train(job: dict) -> None:
                 module, "shard_rows", lambda a, rows: rows[: len(rows) // a.num_processes]
             )
         trainer.train(resume_from_checkpoint=job["resume"])
-    trained = {
-        n: whole(p.detach()).flatten().tolist()
-        for n, p in trainer.roles.trained.named_parameters()
-        if p.requires_grad
-    }
+    named = trainer.roles.trained.named_parameters()
+    weights = trainer.sharding.weights({n: p for n, p in named if p.requires_grad})
     every = [p for m in vars(trainer.roles).values() if m for p in m.parameters()]
     every = {id(p): p for p in every}.values()
     rank = trainer.accelerator.process_index
@@ -72,11 +73,11 @@ def train(job: dict) -> None:
         "rank": rank,
         "ranks": trainer.accelerator.num_processes,
         "logged": logged,
-        "trained": trained,
+        "trained": {n: w.flatten().tolist() for n, w in weights.items() if w is not None},
         "calls": calls,
         "seed": torch.initial_seed(),
-        "numbers": sum(p.numel() for p in every),
-        "here": sum(getattr(p, "_local_tensor", p).numel() for p in every),
+        "numbers": sum(getattr(p, "ds_numel", p.numel()) for p in every),
+        "here": sum(held(p).numel() for p in every),
     }
     Path(job["out"]).with_suffix(f".{rank}.json").write_text(json.dumps(output))
 
