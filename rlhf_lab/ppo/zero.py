@@ -92,15 +92,15 @@ class Zero(Replicated):
         if self.stage < 3 or not self.once:
             yield
             return
-        from trl.models.utils import add_hooks, remove_hooks
-
-        inside: AnyModel = getattr(model, "whole", model)
+        inside, hooks = getattr(model, "whole", model), self.zero.parameter_offload
         with self.deepspeed.zero.GatheredParameters(list(inside.parameters())):
-            remove_hooks(self.engine)  # they would let go of each layer that has run
+            hooks.destroy()  # they would let go of each layer that has run
+            hooks.forward_hooks.clear()
+            hooks.backward_hooks.clear()
             try:
                 yield
             finally:
-                add_hooks(self.engine)
+                hooks.setup_zero_stage3_hooks()
 
     @contextmanager
     def accumulate(self, model: AnyModel, last: bool) -> Iterator[None]:
