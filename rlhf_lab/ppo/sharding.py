@@ -18,6 +18,7 @@ from unittest.mock import patch
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -314,6 +315,8 @@ def make_sharding(args: PPOConfig) -> Replicated:
     if asked(DEEPSPEED):
         from .zero import Zero
 
+        # What transformers' arguments have told accelerate is forgotten: DeepSpeed is ours to start.
+        AcceleratorState._reset_state(reset_partial_state=True)
         with patch.dict(os.environ, {DEEPSPEED: "false"}):  # which makes 16-bit models itself
             return Zero(Accelerator(cpu=args.use_cpu), args)
     if not asked(FSDP):

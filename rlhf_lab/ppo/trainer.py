@@ -138,8 +138,6 @@ class PPOTrainer(Bookkeeping):
         )
         self.rewards.passes = self.sharding.passes
         self.beta, self.seconds = args.kl_coef, 0.0
-        if args.engine and self.sharding.even:
-            raise ValueError(f"{args.engine} cannot sample from sharded models: leave it out")
         self.setup_optimizer()
         self.engine = make_engine(
             args,

@@ -9,8 +9,10 @@ process on CPUs and turns every optimizer that is offloaded into Adam.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib import import_module
 from typing import Any
 from unittest.mock import patch
@@ -38,6 +40,8 @@ class Zero(Replicated):
         super().__init__(accelerator, args)
         if args.fp16:  # each process would skip steps by a scale of its own
             raise ValueError("PPO under ZeRO takes bf16 or fp32, not fp16")
+        # It calls collectives by names that torch 2.13 warns of at every call.
+        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
         if accelerator.device.type == "cpu":  # would be compiled for minutes, and is for speed only
             backend = import_module("deepspeed.comm.torch")  # as an attribute that is torch itself
             with patch.object(backend, "build_shm_op", lambda: None):
@@ -149,8 +153,8 @@ class Zero(Replicated):
                 if _by_weight(value):
                     get = self.deepspeed.utils.safe_get_full_optimizer_state
                     states[number][key] = get(parameter, key)
-                else:
-                    states[number][key] = value
+                else:  # its step: a tensor that each of them counts up
+                    states[number][key] = deepcopy(value)
         group = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
         numbers = list(range(len(self.trained)))
         return self.whole(
@@ -166,7 +170,7 @@ class Zero(Replicated):
         flats = self.zero.fp32_partitioned_groups_flat if three else None
         for flat in flats or self.zero.single_partition_of_fp32_groups:
             optimizer.state[flat] = {
-                key: torch.zeros_like(flat) if _by_weight(value) else value
+                key: torch.zeros_like(flat) if _by_weight(value) else deepcopy(value)
                 for key, value in state["state"][0].items()
             }
         if not three:

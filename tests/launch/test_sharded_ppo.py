@@ -53,12 +53,13 @@ def test_how_processes_are_told():
     assert sharding(deepspeed) == "zero3"
 
 
-def test_on_cpus_the_processes_are_told_to_shard():
-    made = launched(planning.plan("ppo", "mini"), "fsdp2", 2)
-    assert made.fsdp and not made.config and made.plan.settings["sharding"] == "fsdp2"
-    _, env = command("", ["train", "ppo"], Hosts(2, fsdp=made.fsdp))
-    assert env["ACCELERATE_USE_FSDP"] == env["ACCELERATE_USE_CPU"] == "true"
-    assert "ACCELERATE_USE_FSDP" not in command("", [], Hosts(2))[1]
+@pytest.mark.parametrize("how", ["fsdp2", "zero1", "zero3"])
+def test_on_cpus_the_processes_are_told_to_shard(how):
+    made = launched(planning.plan("ppo", "mini"), how, 2, dry=True)
+    assert made.sharding == made.plan.settings["sharding"] == how and not made.config
+    _, env = command("", ["train", "ppo"], Hosts(2, sharding=made.sharding))
+    assert env["ACCELERATE_USE_CPU"] == "true" and sharding(env) == how
+    assert sharding(command("", [], Hosts(2))[1]) == "ddp"
 
 
 @pytest.mark.parametrize(("stage", "empty"), [("ppo", False), ("sft", True)])
