@@ -315,7 +315,7 @@ def make_sharding(args: PPOConfig) -> Replicated:
     if asked(DEEPSPEED):
         from .zero import Zero
 
-        # What transformers' arguments have told accelerate is forgotten: DeepSpeed is ours to start.
+        # Forget what transformers' arguments have told accelerate: DeepSpeed is ours to start.
         AcceleratorState._reset_state(reset_partial_state=True)
         with patch.dict(os.environ, {DEEPSPEED: "false"}):  # which makes 16-bit models itself
             return Zero(Accelerator(cpu=args.use_cpu), args)

@@ -96,7 +96,8 @@ class Zero(Replicated):
         if self.stage < 3 or not self.once:
             yield
             return
-        inside, hooks = getattr(model, "whole", model), self.zero.parameter_offload
+        inside: AnyModel = getattr(model, "whole", model)
+        hooks = self.zero.parameter_offload
         with self.deepspeed.zero.GatheredParameters(list(inside.parameters())):
             hooks.destroy()  # they would let go of each layer that has run
             hooks.forward_hooks.clear()

@@ -16,6 +16,17 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 torch.set_num_threads(1)
 
 
+def whole(parameter):
+    """All of it, on every process."""
+    if hasattr(parameter, "full_tensor"):
+        return parameter.full_tensor()
+    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(parameter)
+    return parameter
+
+
 def held(parameter):
     """What this process has of it, between passes."""
     return getattr(parameter, "_local_tensor", getattr(parameter, "ds_tensor", parameter))
@@ -64,8 +75,11 @@ def train(job: dict) -> None:
                 module, "shard_rows", lambda a, rows: rows[: len(rows) // a.num_processes]
             )
         trainer.train(resume_from_checkpoint=job["resume"])
-    named = trainer.roles.trained.named_parameters()
-    weights = trainer.sharding.weights({n: p for n, p in named if p.requires_grad})
+    trained = {
+        n: whole(p).detach().flatten().tolist()
+        for n, p in trainer.roles.trained.named_parameters()
+        if p.requires_grad
+    }
     every = [p for m in vars(trainer.roles).values() if m for p in m.parameters()]
     every = {id(p): p for p in every}.values()
     rank = trainer.accelerator.process_index
@@ -73,7 +87,7 @@ def train(job: dict) -> None:
         "rank": rank,
         "ranks": trainer.accelerator.num_processes,
         "logged": logged,
-        "trained": {n: w.flatten().tolist() for n, w in weights.items() if w is not None},
+        "trained": trained,
         "calls": calls,
         "seed": torch.initial_seed(),
         "numbers": sum(getattr(p, "ds_numel", p.numel()) for p in every),
