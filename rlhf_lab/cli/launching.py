@@ -62,7 +62,7 @@ def start(args: argparse.Namespace, planned: Plan, folder: Path) -> int:
         raise ValueError(f"--nodes {args.nodes} needs --main-address, that of the first host")
     dry = args.dry_run or elsewhere
     made = launched(planned, args.accelerate, args.processes, args.nodes, dry=dry)
-    hosts = Hosts(made.processes, made.nodes, args.machine_rank, args.main_address, made.fsdp)
+    hosts = Hosts(made.processes, made.nodes, args.machine_rank, args.main_address, made.sharding)
     line = _of_a_process(args.argv) + ([] if args.out else ["--out", str(folder)])
     if elsewhere:
         if not made.config:
