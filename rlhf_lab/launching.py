@@ -19,6 +19,9 @@ from .launch.accelerate_config import CONFIGS
 from .planning import Plan
 from .stages import STAGES
 
+ENGINES = "use_vllm", "use_transformers_continuous_batching"
+"""Settings that ask for another engine of PPO's rollout."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -91,6 +94,8 @@ def _checks(
     yield sharded and not here, f"shards GPUs, and there is none; {only}"
     yield sharded and ppo and how != "fsdp2", "PPO trains sharded under fsdp2 alone: choose that"
     yield ppo and how == "fsdp2" and small, "shards no weights in 4 bits: choose ddp"
+    engine = next(filter(plan.settings.get, ENGINES), "")
+    yield ppo and sharded and bool(engine), f"{engine} samples with whole weights: leave it out"
     split = how[:5] in ("zero3", "fsdp2") and not ppo
     yield split and bool(plan.lora), "shards whole models, not yet adapters: choose zero2"
     missing = zero and not dry and find_spec("deepspeed") is None
