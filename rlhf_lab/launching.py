@@ -83,6 +83,10 @@ def _count(processes: int | None, nodes: int, there: bool) -> int:
     return count
 
 
+def _no_deepspeed(dry: bool) -> bool:
+    return not dry and find_spec("deepspeed") is None
+
+
 def _checks(
     plan: Plan, how: str, processes: int, gpu: bool, dry: bool
 ) -> Iterator[tuple[bool, str]]:
@@ -98,8 +102,7 @@ def _checks(
     yield ppo and sharded and bool(engine), f"{engine} samples with whole weights: leave it out"
     split = how[:5] in ("zero3", "fsdp2") and not ppo
     yield split and bool(plan.lora), "shards whole models, not yet adapters: choose zero2"
-    missing = zero and not dry and find_spec("deepspeed") is None
-    yield missing, "needs DeepSpeed: pip install deepspeed, or choose fsdp2"
+    yield zero and _no_deepspeed(dry), "needs DeepSpeed: pip install deepspeed, or choose fsdp2"
     s = plan.settings
     passes = s.get("steps_per_generation") or s.get("gradient_accumulation_steps", 1)
     rows, group = s.get("per_device_train_batch_size", 8) * passes * processes, 1
@@ -142,7 +145,7 @@ def _of_file(plan: Plan, file: Path, processes: int | None, nodes: int, dry: boo
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{head}: {str(error).splitlines()[0]}") from None
     kind = asked.get("distributed_type") if isinstance(asked, dict) else None
-    if kind == "DEEPSPEED" and not dry and find_spec("deepspeed") is None:
+    if kind == "DEEPSPEED" and _no_deepspeed(dry):
         raise ValueError(f"{head} needs deepspeed: pip install deepspeed")
     second = kind == "FSDP" and asked.get("fsdp_config", {}).get("fsdp_version") == 2
     if kind in ("DEEPSPEED", "FSDP") and plan.stage == "ppo" and not second:
