@@ -26,6 +26,7 @@ _PUBLIC = {
     "studies": ("best_of_n", "xray", "sweep"),
     "budget": ("project",),
     "metering.calibrate": ("calibrate",),
+    "deploy.export": ("export",),
     "metering.callback": ("MeterCallback",),
     "cost.hardware": ("hardware",),
     "charts.comparison": ("compare",),

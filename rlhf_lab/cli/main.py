@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from .. import __version__
 from ..display import ON_COMMAND_LINE, did_you_mean
 from ..stages import REWARDED, STAGES, TRAINABLE
-from . import cost, launching, listing, notebooks
+from . import cost, deploy, launching, listing, notebooks
 from .cost import Commands, Settings, add_repeated, positive
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_command(commands)
     notebooks.add_commands(commands)
+    deploy.add_commands(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -305,7 +306,7 @@ def _main(argv: list[str]) -> int:
         return 0
     run = {"train": _train, "launch": _train, "best-of-n": _best_of_n, "data": _data}
     run |= {"doctor": _doctor, "list": listing.run_list, "report": listing.run_report}
-    run |= {**notebooks.RUN, **cost.RUN}
+    run |= {**notebooks.RUN, **cost.RUN, **deploy.RUN}
     try:
         if args.job:
             from ..training import run_job
