@@ -28,6 +28,7 @@ _PUBLIC = {
     "frontiers": ("frontier_serving",),
     "deploy.quantize": ("quantize",),
     "metering.calibrate": ("calibrate",),
+    "deploy.export": ("export",),
     "metering.callback": ("MeterCallback",),
     "cost.hardware": ("hardware",),
     "charts.comparison": ("compare",),

@@ -1,5 +1,5 @@
 """The command line: `rlhf-lab train`, `launch`, `best-of-n`, `plan`, `xray`, `measure`,
-`quantize`, `serve`, `data`, `list`, `report`, `notebooks`, `test-notebooks`, `doctor`.
+`quantize`, `serve`, `export`, `data`, `list`, `report`, `notebooks`, `test-notebooks`, `doctor`.
 
 Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to do), 1 ours.
 """
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_command(commands)
     notebooks.add_commands(commands)
+    deploy.add_commands(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
