@@ -34,6 +34,7 @@ GROUPS = {
     ),
     "Look and play": (
         *("planner", "dashboard", "inspect", "label", "guess", "generate", "batch"),
+        "continuous_batching",
         *("curves", "frontier"),
     ),
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),

@@ -40,7 +40,10 @@ _PUBLIC = {
         "stories",
         "show_stories",
     ),
-    "notebook": ("planner", "dashboard", "inspect", "label", "guess", "generate", "batch"),
+    "notebook": (
+        *("planner", "dashboard", "inspect", "label", "guess", "generate", "batch"),
+        "continuous_batching",
+    ),
     "charts.curves": ("curves",),
     "charts.frontier": ("frontier",),
     "charts.cost_bars": ("stage_costs",),
