@@ -25,6 +25,7 @@ _PUBLIC = {
     "training": ("train",),
     "studies": ("best_of_n", "xray", "sweep"),
     "budget": ("project",),
+    "deploy.load": ("bench",),
     "metering.calibrate": ("calibrate",),
     "metering.callback": ("MeterCallback",),
     "cost.hardware": ("hardware",),

@@ -32,10 +32,11 @@ NEEDS = {"memory": 1.5 * GIB, "disk": 2 * GIB}
 OPTIONAL = {
     "bitsandbytes": "4 and 8 bits",
     "deepspeed": "sharding by zero1, zero2, zero3",
+    "guidellm": "bench",
     "liger-kernel": "use_liger_kernel",
     "vllm": "use_vllm",
 }
-"""Packages that a setting needs → that setting."""
+"""Packages that a setting or a command needs → that."""
 
 
 @dataclass(frozen=True)
