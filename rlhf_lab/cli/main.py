@@ -1,5 +1,6 @@
 """The command line: `rlhf-lab train`, `launch`, `best-of-n`, `plan`, `xray`, `measure`,
-`quantize`, `serve`, `export`, `data`, `list`, `report`, `notebooks`, `test-notebooks`, `doctor`.
+`quantize`, `serve`, `bench`, `export`, `data`, `list`, `report`, `notebooks`, `test-notebooks`,
+`doctor`.
 
 Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to do), 1 ours.
 """
