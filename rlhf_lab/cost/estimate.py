@@ -172,9 +172,8 @@ class Estimate:
     def models(self) -> tuple[Architecture, ...]:
         """The architectures of all roles, each once."""
         s = self.setup
-        return tuple(
-            dict.fromkeys(m for m in (s.model, s.reward, s.value, s.teacher) if m is not None)
-        )
+        every = s.model, s.reward, s.value, s.teacher, s.draft
+        return tuple(dict.fromkeys(m for m in every if m is not None))
 
     @cached_property
     def memory_band(self) -> tuple[float, float]:
@@ -376,7 +375,7 @@ class Estimate:
         """The same with other settings, or `stage`. Raises ValueError for what cannot be."""
         s, stage = self.setup, str(settings.pop("stage", self.setup.stage))
         settings = {**self.settings, **settings}
-        others = {"reward": s.reward, "value": s.value, "teacher": s.teacher}
+        others = {name: getattr(s, name) for name in ("reward", "value", "teacher", "draft")}
         models = {role: model for role, model in others.items() if model}
         setup = _setup(stage, s.model, self.hardware, settings, models)
         return replace(self, setup=setup, settings=settings)
@@ -412,7 +411,8 @@ def estimate(
 ) -> Estimate:
     """Plan a stage for a model's config (a dict). Raises ValueError, one line, for what cannot be.
 
-    `roles`: other architectures or configs, `reward=`, `value=`, `teacher=`, where they differ.
+    `roles`: other architectures or configs, `reward=`, `value=`, `teacher=`, `draft=`, where they
+    differ.
     """
     hw = hardware(hw)
     models = {k: architecture(v) if isinstance(v, Mapping) else v for k, v in roles.items() if v}
