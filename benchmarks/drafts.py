@@ -40,7 +40,7 @@ TOKENS = 40
 """of a response; none ends earlier, so that all runs do the same"""
 GUESSES = 1, 2, 4, 8
 GREEDY, SAMPLED = {"do_sample": False}, {"do_sample": True, "top_k": 0}
-SIZES = {"num_blocks": 128, "block_size": 16, "max_batch_tokens": 512, "use_cuda_graph": False}
+SIZES = {"num_blocks": 128, "page_size": 16, "max_batch_tokens": 512, "use_cuda_graph": False}
 
 
 def loaded(name: str, attention: str = "sdpa"):
@@ -178,10 +178,25 @@ def attention(prompts, rounds: int) -> dict[str, object]:
     return {"rows": len(rows), **found}
 
 
+def replanned(row: dict[str, object]) -> dict[str, object]:
+    """A measured row beside what is planned today."""
+    prompt = torch.zeros((1, 16))
+    more = {"accepted": row["accepted"], "num_assistant_tokens": row["k"]}
+    both, alone = predicted(prompt, draft_model=row["draft"], **more), predicted(prompt)
+    return {**row, "seconds_ratio_planned": both.step_seconds / alone.step_seconds}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--rounds", type=int, default=6, help="prompts, each both ways [6]")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--plan", action="store_true", help="plan anew what was measured")
+    args = parser.parse_args()
+    if args.plan:
+        result = json.loads(RESULTS.read_text())
+        result["drafts"] = [replanned(row) for row in result["drafts"]]
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        return 0
+    rounds = args.rounds
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     tokenizer = lab.load("small").tokenizer

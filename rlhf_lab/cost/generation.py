@@ -20,6 +20,9 @@ from .work import Work
 
 SamplingPeak: TypeAlias = tuple[float, float, float]
 """Bytes of activations, of keys and values, and of logits."""
+AROUND_GUESS = 116.0
+"""Operations' worth of Python around each time that a draft guesses: transformers calls its
+`generate`. Fitted to `mini` as the draft of `small` (benchmarks/drafts.py), not to `tiny`."""
 
 
 def generation(
@@ -52,6 +55,8 @@ def generation(
     activations, _, logits = forward_peak(step, heads.resident_bytes(model, middle))[0]
     decoding = Work()
     decoding.add(works(step, "forward"), passes * k if draft else passes)
+    if draft:
+        decoding.add(Work(called=AROUND_GUESS), passes)
     length = s.length - 1
     # A layer's keys, old and new, while they grow.
     growing = max(layer.cached for layer in model.layers) / 2 * itemsize * n * length
