@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,7 @@ class Load(Display):
     """The figures of a server, by requests in flight: `levels`."""
 
     def __init__(self, levels: Sequence[Level], url: str, model: str, version: str) -> None:
-        self.levels, self.url, self.model = tuple(levels), url, model
+        self.levels, self.url, self.model, self.version = tuple(levels), url, model, version
         rows = [_row(level) for level in levels]
         note = f"{model} at {url}, measured by GuideLLM {version}; times: median / 99th percentile"
         super().__init__(f"{table(rows)}\n{note}", f"{html_table(rows)}<p>{note}</p>")
@@ -109,6 +110,20 @@ class Load(Display):
     def ledger(self) -> Ledger:
         """That of the last level."""
         return self.levels[-1].ledger
+
+    def around(self, plan: Any) -> dict[str, float]:
+        """What the server adds to the plan's passes, by least squares over the levels: to each
+        step, and to each request in it. For plans of other models on the same machine:
+        `lab.hardware("here", **load.around(plan))`. Raises ValueError for less than two levels.
+        """
+        streams = [float(level.concurrency) for level in self.levels]
+        if len(set(streams)) < 2:
+            raise ValueError("around: give two levels of concurrency or more")
+        passes = [plan.estimate.serving_at(level.concurrency).per_token for level in self.levels]
+        waits = [level.percentile("per_token", 0.5) for level in self.levels]
+        more = [wait - one for wait, one in zip(waits, passes, strict=True)]
+        slope, step = statistics.linear_regression(streams, more)
+        return {"step_seconds": max(0.0, step), "request_seconds": max(0.0, slope)}
 
 
 def _row(level: Level) -> Mapping[str, object]:
@@ -157,6 +172,7 @@ def bench(
         **{"kind": "openai_http", "target": url, "model": name, "api_key": token},
         **{"request_format": "/v1/completions", "max_tokens": max_tokens},
         **{"validate_backend": False, "http2": False, "verify": True},
+        "extras": {"body": {"temperature": 0}},  # the same answers, as long, every time
     }
     spec = {
         "backend": backend,
