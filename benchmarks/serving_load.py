@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from urllib.error import URLError
@@ -56,13 +56,13 @@ def command(engine: str, folder: str, port: int) -> list[str]:
 
 
 @contextmanager
-def serving(engine: str, folder: str) -> Iterator[str]:
+def serving(engine: str, folder: str, port: int = PORT) -> Iterator[str]:
     """A server of the engine's, until the block ends. → its URL."""
-    url = f"http://127.0.0.1:{PORT}"
+    url = f"http://127.0.0.1:{port}"
     env = os.environ | {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
     env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    line = command(engine, folder, PORT)
+    line = command(engine, folder, port)
     process = subprocess.Popen(line, env=env, start_new_session=True, **quiet)
     try:
         for _ in range(300):
@@ -99,7 +99,23 @@ def figures(load: Load) -> list[dict]:
 
 
 def measured(url: str, loads: tuple[int, ...], **how: object) -> Load:
-    return lab.bench(url, concurrency=loads, requests=48, max_tokens=48, **how)
+    return lab.bench(url, concurrency=loads, requests=32, max_tokens=48, **how)
+
+
+def in_turn(folders: dict[str, str], loads: tuple[int, ...]) -> dict[str, Load]:
+    """All servers at every load, one after the other: a busy moment hits all."""
+    levels: dict[str, list] = {name: [] for name in folders}
+    with ExitStack() as servers:
+        urls = {
+            name: servers.enter_context(serving("continuous", folder, PORT + number))
+            for number, (name, folder) in enumerate(folders.items())
+        }
+        for load in loads:
+            for name, url in urls.items():
+                one = measured(url, (load,))
+                levels[name] += one.levels
+                print(name, one, flush=True)
+    return {n: Load(found, urls[n], n, one.version) for n, found in levels.items()}
 
 
 def probe_model(folder: Path) -> None:
@@ -129,15 +145,14 @@ def plan_of(model: str, hardware: object, load: Load) -> lab.Plan:
 
 def predicted_and_measured(models: list[str]) -> dict:
     hardware = lab.calibrate(save=False)
-    with tempfile.TemporaryDirectory() as name:
-        probe_model(Path(name))
-        with serving("continuous", name) as url:
-            probe = measured(url, (1, 4, 16))
-        around = probe.around(plan_of(name, hardware, probe))
+    with tempfile.TemporaryDirectory() as probe:
+        probe_model(Path(probe))
+        folders = {"probe": probe, **{name: lab.load(name).paths["sft"] for name in models}}
+        loads = in_turn(folders, LOADS)
+        around = loads["probe"].around(plan_of(probe, hardware, loads["probe"]))
     rows, hardware = [], hardware.with_(**around)
     for model in models:
-        with serving("continuous", lab.load(model).paths["sft"]) as url:
-            load = measured(url, LOADS)
+        load = loads[model]
         plan = plan_of(model, hardware, load)
         for level, found in zip(load.levels, figures(load), strict=True):
             told = plan.estimate.serving_at(level.concurrency)
@@ -154,7 +169,8 @@ def predicted_and_measured(models: list[str]) -> dict:
             print(rows[-1], flush=True)
     return {
         "around": around,
-        "probe": figures(probe),
+        "probe": figures(loads["probe"]),
+        "calibrated": hardware.source,
         "rows": rows,
         "median_off": {
             name: round(statistics.median(abs(row["off"][name]) for row in rows), 3)
