@@ -10,8 +10,7 @@ with. Engines: the same stories from transformers' server with and without conti
 from vLLM in an environment of its own, with and without its prefix cache, also where all prompts
 begin alike.
 
-Servers need fastapi, uvicorn and openai, in this environment or that of SERVE_PYTHON; the load
-needs GuideLLM. Results are put into benchmarks/results/serving_load.json, part by part.
+The servers need the extra `serve`, the load GuideLLM. Results are put into benchmarks/results/serving_load.json, part by part.
 """
 
 from __future__ import annotations
@@ -38,32 +37,32 @@ from rlhf_lab.deploy.load import Load
 
 RESULTS = Path(__file__).parent / "results" / "serving_load.json"
 LOADS = (1, 2, 4, 8, 16)
-CONTINUOUS = ["--continuous-batching", "--cb-block-size", "32", "--cb-num-blocks", "256"]
-CONTINUOUS += ["--cb-max-batch-tokens", "1024"]
 PORT = 8790
 
 
-def command(engine: str, folder: str, port: int) -> list[str]:
-    where = ["--host", "127.0.0.1", "--port", str(port)]
+def command(engine: str, folder: str) -> list[str]:
+    where = ["--host", "127.0.0.1", "--port", str(PORT)]
     if engine.startswith("vllm"):
         api = [os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"]
         flags = ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
         flags += ["--no-enable-prefix-caching"] * engine.endswith("without prefix cache")
         return [*api, "--model", folder, *where, *flags]
-    python = os.environ.get("SERVE_PYTHON", sys.executable)
-    serve = [python, "-m", "transformers.cli.transformers", "serve", folder, "--device", "cpu"]
-    return [*serve, *where, *(CONTINUOUS if "continuous" in engine else [])]
+    serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", folder]
+    return [*serve, "--device", "cpu", *where]
 
 
 @contextmanager
-def serving(engine: str, folder: str, port: int = PORT) -> Iterator[str]:
-    """A server of the engine's, until the block ends. → its URL."""
-    url = f"http://127.0.0.1:{port}"
+def serving(engine: str, folder: str) -> Iterator[object]:
+    """A server of the engine's, until the block ends. → what `lab.bench` takes."""
+    if engine.startswith("continuous"):
+        with lab.serve(folder, context=512, prefix_cache="without" not in engine) as server:
+            yield server
+        return
+    url = f"http://127.0.0.1:{PORT}"
     env = os.environ | {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
     env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    line = command(engine, folder, port)
-    process = subprocess.Popen(line, env=env, start_new_session=True, **quiet)
+    process = subprocess.Popen(command(engine, folder), env=env, start_new_session=True, **quiet)
     try:
         for _ in range(300):
             try:
@@ -98,7 +97,7 @@ def figures(load: Load) -> list[dict]:
     ]
 
 
-def measured(url: str, loads: tuple[int, ...], **how: object) -> Load:
+def measured(url: object, loads: tuple[int, ...], **how: object) -> Load:
     return lab.bench(url, concurrency=loads, requests=32, max_tokens=48, **how)
 
 
@@ -107,15 +106,15 @@ def in_turn(folders: dict[str, str], loads: tuple[int, ...]) -> dict[str, Load]:
     levels: dict[str, list] = {name: [] for name in folders}
     with ExitStack() as servers:
         urls = {
-            name: servers.enter_context(serving("continuous", folder, PORT + number))
-            for number, (name, folder) in enumerate(folders.items())
+            name: servers.enter_context(serving("continuous", folder))
+            for name, folder in folders.items()
         }
         for load in loads:
             for name, url in urls.items():
                 one = measured(url, (load,))
                 levels[name] += one.levels
                 print(name, one, flush=True)
-    return {n: Load(found, urls[n], n, one.version) for n, found in levels.items()}
+    return {n: Load(found, one.url, n, one.version) for n, found in levels.items()}
 
 
 def probe_model(folder: Path) -> None:
@@ -187,7 +186,7 @@ def engines(names: list[str], model: str, loads: tuple[int, ...]) -> dict:
     for name in names:
         with serving(name, lab.load(model).paths["sft"]) as url:
             found[name] = {"stories": figures(measured(url, loads))}
-            if "vllm" in name:
+            if name != "one by one":
                 prompts = [f"{shared}\n{number}\n" for number in range(count)]
                 found[name]["prompts alike"] = figures(measured(url, loads, prompts=prompts))
         print(name, found[name], flush=True)
@@ -203,7 +202,7 @@ def main() -> None:
     found["threads"] = torch.get_num_threads()
     found["versions"] = {name: version(name) for name in ("torch", "transformers")}
     for part, names in {
-        "transformers": ["one by one", "continuous"],
+        "transformers": ["one by one", "continuous", "continuous without prefix cache"],
         "vllm": ["vllm", "vllm without prefix cache"],
     }.items():
         if part in args.only:

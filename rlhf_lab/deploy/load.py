@@ -11,6 +11,7 @@ failed is refused.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import statistics
@@ -74,9 +75,9 @@ class Level:
 
     def percentile(self, time: str, share: float) -> float:
         """Seconds of a `time` (first_token, per_token, latency) that this share of the answers
-        keeps to: a measured one (nearest rank)."""
+        keeps to: a measured one (nearest rank); NaN where no answer has it."""
         found = sorted(x for a in self.answers if (x := getattr(a, time)) is not None)
-        return float(found[max(0, -int(-share * len(found) // 1) - 1)]) if found else 0.0
+        return float(found[max(0, math.ceil(share * len(found)) - 1)]) if found else math.nan
 
     @property
     def ledger(self) -> Ledger:
