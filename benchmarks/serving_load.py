@@ -10,7 +10,8 @@ with. Engines: the same stories from transformers' server with and without conti
 from vLLM in an environment of its own, with and without its prefix cache, also where all prompts
 begin alike.
 
-The servers need the extra `serve`, the load GuideLLM. Results are put into benchmarks/results/serving_load.json, part by part.
+The servers need the extra `serve`, the load GuideLLM. Results are put into
+benchmarks/results/serving_load.json, part by part.
 """
 
 from __future__ import annotations
