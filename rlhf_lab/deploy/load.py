@@ -161,7 +161,7 @@ def bench(
     """
     if not concurrency or min(*concurrency, requests, max_tokens) < 1:
         raise ValueError("bench: concurrency, requests and max_tokens are at least 1")
-    program = os.environ.get("GUIDELLM") or shutil.which("guidellm", path=_places())
+    program = shutil.which(os.environ.get("GUIDELLM") or "guidellm", path=_places())
     if not program:
         raise ValueError(f"bench needs GuideLLM: {INSTALL}")
     url = str(getattr(server, "url", server)).rstrip("/").removesuffix("/v1")
