@@ -15,14 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 from quantized import trained
 
 import rlhf_lab as lab
 from rlhf_lab.charts.plotly_style import Figure
-from rlhf_lab.cost.hardware import hardware
 from rlhf_lab.frontiers import ServingFrontier
 from rlhf_lab.runs.json_files import versions
 
@@ -76,7 +74,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(args.runs or Path(scratch), args.price)
     print(found)
-    report = {"versions": versions(), "machine": hardware("here").name, **asdict(found)}
+    points = [p._asdict() for p in found.points]
+    predicted = [p._asdict() for p in found.predicted]
+    what = {"versions": versions(), "price": found.price, "points": points}
+    report = {**what, "larger": found.larger, "hardware": found.hardware, "predicted": predicted}
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     RESULTS.with_suffix(".svg").write_text(svg(found.figure()) + "\n")
 
