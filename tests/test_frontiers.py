@@ -75,6 +75,6 @@ def test_the_figure_says_all_in_words(found):
 def test_what_has_no_price_or_no_truth_is_refused():
     with pytest.raises(ValueError, match="rtx4070 has no price: choose another"):
         lab.frontier_serving({"SFT": "mini"}, price=1, hardware="rtx4070")
-    rows = [{"prompt": "a", "completion": "b"}] * 2
+    rows = [{"prompt": "a", "completion": f"b {i}"} for i in range(12)]
     with pytest.raises(ValueError, match="has no gold reward, so nothing is known of quality"):
         lab.frontier_serving({"SFT": "mini"}, price=1, data=lab.load_data(rows))

@@ -293,7 +293,7 @@ def _policy_figures(
 
     def rate(model: PreTrainedModel) -> float:
         start = time.perf_counter()
-        ids = sample_ids(model, tokenizer, prompts[:64], **how)
+        ids = sample_ids(model, tokenizer, prompts[:32], **how)
         return sum(len(answer) for (answer,) in ids) / (time.perf_counter() - start)
 
     turns = [[rate(model) for model in models.values()] for _ in range(4)][1:]  # one to warm up
