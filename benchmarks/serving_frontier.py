@@ -83,7 +83,7 @@ def main() -> None:
         "points": points,
         "larger": found.larger,
         "hardware": found.hardware,
-        "predicted": predicted,
+        "predicted": [p._asdict() for p in found.predicted],
     }
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     RESULTS.with_suffix(".svg").write_text(svg(found.figure()) + "\n")
