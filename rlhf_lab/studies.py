@@ -122,8 +122,9 @@ class Sweep:
     """the values where they are no numbers, as "none", "ddp": there x only counts"""
 
     def exponent(self, quantity: str = "flops", source: str = "predicted") -> float:
-        """Slope of a straight line through the points on log-log paper (least squares). Raises
-        ValueError where there is none: too few points, or values that are no numbers."""
+        """Slope of a straight line through the points on log-log paper (least squares), which has
+        no place for 0. Raises ValueError where there is none: too few points, or values that are no
+        numbers."""
         if self.labels:
             raise ValueError(
                 f"no line over {self.axis}: {', '.join(self.labels)} are no numbers; the points "
@@ -132,7 +133,7 @@ class Sweep:
         pairs = [
             (math.log(p["x"]), math.log(p[f"{quantity} {source}"]))
             for p in self.points
-            if p.get(f"{quantity} {source}")
+            if p["x"] > 0 and p.get(f"{quantity} {source}")
         ]
         if len(pairs) < 2:
             raise ValueError(f"no line through {len(pairs)} point(s) of {quantity} {source}")
@@ -147,8 +148,12 @@ class Sweep:
                 if (values := [p[name] for p in self.points])
             ]
             return f"least {', least '.join(least)}"
+        drawn = sum(p["x"] > 0 for p in self.points)
+        if drawn < 2:
+            return f"no power law over {self.axis}: 0 has no place on log-log paper"
         found = self.exponent("flops")
         text = f"FLOPs of a step grow with {self.axis} to the power {found:.2f}"
+        text += " (0 left out)" * (drawn < len(self.points))
         if self.axis == "model":
             text += (
                 ": linear in parameters at a fixed amount of data. Quadratic only when the "
