@@ -69,13 +69,12 @@ def svg(figure: Figure, width: int = 980) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, help="folder of the runs [one that goes]")
-    parser.add_argument(
-        "--price", type=float, default=0.2, help="USD an hour of this machine [0.2]"
-    )
+    parser.add_argument("--trained", type=int, default=3, help="seeds to train with [3]")
+    parser.add_argument("--price", type=float, default=0.2, help="USD an hour [0.2]")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(args.runs or Path(scratch), args.price, args.trained)
-    print(found)
+    print(found, flush=True)
     points = [p._asdict() for p in found.points]
     what = {"versions": versions(), "price": found.price, "trainings": args.trained}
     report = {

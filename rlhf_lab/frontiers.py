@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .charts.plotly_style import Figure
     from .data.schema import Example
 
-Policy: TypeAlias = "Run | Model | str | Path | tuple[Model | str | Path, int]"
+Contender: TypeAlias = "Run | Model | str | Path | tuple[Model | str | Path, int]"
 """What writes; (model, n): the best of n by the model's own reward model."""
 PREDICTED: dict[str, dict[str, Setting]] = {
     "fp32": {"dtype": "float32", "bf16": False},
@@ -94,7 +94,7 @@ class ServingFrontier:
 
 
 def frontier_serving(
-    models: Mapping[str, Policy | Sequence[Policy]],
+    models: Mapping[str, Contender | Sequence[Contender]],
     formats: Sequence[str] = ("fp32", "bf16", "int8", "nf4"),
     *,
     price: float,
