@@ -8,6 +8,7 @@
     lab.generate(run, "A sad story")  what a model answers to a prompt of yours
     lab.chat("tiny", run)             what several models answer, side by side
     lab.batch("dpo", "tiny", data)    rows as the trainer sees them: tensors of token ids
+    lab.continuous_batching("mini")   slots of an engine: static batches, and slots refilled
 
 The figures to study (`lab.curves`, `frontier`, `stage_costs`, `compare(…).figure()`) are functions
 of runs, plans and ledgers, and need nothing from here.
@@ -35,6 +36,7 @@ from .stages import STAGES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from .charts.schedule import Batching
     from .data.schema import Prompt
     from .models.load import Model
     from .planning import Plan
@@ -229,6 +231,42 @@ def batch(
     from .trainers.batches import first_batch
 
     return first_batch(stage, load(model).tokenizer, data, rows, split)
+
+
+def continuous_batching(
+    model: Run | Model | str | Path = "mini",
+    *,
+    requests: int = 256,
+    slots: int = 32,
+    mean: float = 64,
+    longest: int = 512,
+    seed: int = 0,
+) -> Batching:
+    """The same requests through transformers' engine as static batches and continuously.
+
+    Requests are prompts of the stories, answered greedily until each has a length drawn for it:
+    geometric with this `mean`, cut at `longest` (tokens). `slots`: requests that run at once.
+    Raises ValueError for sizes that are none, and where the model's context is too short.
+    """
+    import numpy
+
+    from .charts.schedule import Batching
+    from .deploy.schedule import trace
+
+    if min(requests, slots, mean, longest) < 1:
+        raise ValueError("requests, slots, mean and longest are at least 1")
+    policy, tokenizer, _ = _policy(model, "sft")
+    texts = [str(row["prompt"]) for row in load_data("stories").prompts.train]
+    prompts = [tokenizer(texts[i % len(texts)])["input_ids"] for i in range(requests)]
+    context = getattr(policy.config, "max_position_embeddings", None)
+    if context and context < (needed := max(map(len, prompts)) + longest):
+        raise ValueError(
+            f"longest={longest}: with its prompt {needed}, and the model takes {context}"
+        )
+    drawn = numpy.random.default_rng(seed).geometric(1 / mean, requests).clip(max=longest)
+    lengths = [int(length) for length in drawn]
+    both = (trace(policy, prompts, lengths, slots, static=static) for static in (True, False))
+    return Batching(*both)
 
 
 def _opened(run: Run | str | Path) -> Run:

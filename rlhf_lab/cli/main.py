@@ -1,5 +1,6 @@
-"""The command line: `rlhf-lab train`, `launch`, `best-of-n`, `plan`, `xray`, `measure`, `data`,
-`serve`, `list`, `report`, `notebooks`, `test-notebooks`, `doctor`.
+"""The command line: `rlhf-lab train`, `launch`, `best-of-n`, `plan`, `xray`, `measure`,
+`quantize`, `serve`, `bench`, `export`, `data`, `list`, `report`, `notebooks`, `test-notebooks`,
+`doctor`.
 
 Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to do), 1 ours.
 """
@@ -12,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from ..display import ON_COMMAND_LINE, did_you_mean
@@ -30,16 +31,31 @@ def _titles(names: Iterable[str]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line."""
+    """An argument parser whose complaint is one line. Flags are written out: shortened ones would
+    reach the processes that a launch starts."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **how})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"rlhf-lab: {' '.join(message.split())} (see {self.prog} --help)\n")
 
-    def refuse(self, unknown: str) -> NoReturn:
-        """An argument that nobody knows."""
+    def refuse(self, unknown: str, stage: str = "") -> NoReturn:
+        """An argument that nobody knows. `stage`: whose settings are given with --set."""
         flags = [flag for action in self._actions for flag in action.option_strings]
-        hint = did_you_mean(unknown.partition("=")[0], flags) if unknown.startswith("-") else ""
+        name, _, value = unknown.replace("=", " ", 1).partition(" ")
+        hint = did_you_mean(name, flags) if unknown.startswith("-") else ""
+        if (setting := name.lstrip("-").replace("-", "_")) in _settings_of(stage):
+            hint = f"it is a setting: --set {setting}={value.partition(' ')[0] or 'VALUE'}"
         self.error(f"unrecognized arguments: {unknown}" + f"; {hint.strip()}" * bool(hint))
+
+
+def _settings_of(stage: str) -> frozenset[str]:
+    """Names that --set takes; none where the command has no stage."""
+    from ..settings import known_settings
+
+    names = STAGES if stage in ("all", "project") else [stage] if stage in STAGES else []
+    return frozenset[str]().union(*map(known_settings, names))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_command(commands)
     notebooks.add_commands(commands)
+    deploy.add_commands(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -343,7 +360,7 @@ def _main(argv: list[str]) -> int:
 def _parsed(argv: list[str]) -> argparse.Namespace:
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
-        args.parser.refuse(" ".join(unknown))
+        args.parser.refuse(" ".join(unknown), str(getattr(args, "stage", "")))
     args.argv = argv
     return args
 

@@ -215,7 +215,8 @@ def make_app(settings: Json) -> Any:
     bearer = f"Bearer {settings['token']}".encode()
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
-        given, app = dict(scope.get("headers", [])).get(b"authorization", b""), inner
+        given = dict(scope.get("headers", [])).get(b"authorization", b"")
+        app: Starlette | Response = inner
         if scope["type"] == "http" and scope["path"] != "/health":
             if not hmac.compare_digest(given, bearer):
                 error = HTTPException(401, "send the server's token: Authorization: Bearer …")
