@@ -255,7 +255,7 @@ def continuous_batching(
 
     if min(requests, slots, mean, longest) < 1:
         raise ValueError("requests, slots, mean and longest are at least 1")
-    policy, tokenizer, _ = _policy(model, "sft")
+    policy, tokenizer = find_policy(model).load()
     texts = [str(row["prompt"]) for row in load_data("stories").prompts.train]
     prompts = [tokenizer(texts[i % len(texts)])["input_ids"] for i in range(requests)]
     context = getattr(policy.config, "max_position_embeddings", None)
