@@ -86,7 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_command(commands)
     notebooks.add_commands(commands)
-    deploy.add_commands(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
