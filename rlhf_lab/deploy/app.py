@@ -127,7 +127,8 @@ def start_engine(model: PreTrainedModel, rows: int, context: int | None, share: 
     engine: Any = CBGenerateManager(sizes)
     engine.context, engine.asked = longest, {}
     # A temperature other than 1, or transformers makes no processor whose value a request can set.
-    engine.init_cb(model, GenerationConfig(do_sample=True, temperature=0.5, top_k=0, top_p=1.0))
+    shared = {"do_sample": True, "temperature": 0.5, "top_k": 0, "top_p": 1.0}
+    engine.init_cb(model, GenerationConfig(**shared, eos_token_id=-1))
     batching, add = engine._cb, engine._cb.add_request
     batching.add_request = lambda _, request_id, **settings: add(
         request_id=request_id, **{**settings, **engine.asked.pop(request_id)}
