@@ -24,6 +24,11 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from ..cost.architecture import architecture
 from ..data.chat import stop_ids
@@ -31,8 +36,6 @@ from ..data.tokenize import encode_prompt
 from ..models.policy import Policy
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
     from transformers import PreTrainedModel
 
 Json = dict[str, Any]
@@ -140,91 +143,90 @@ def start_engine(model: PreTrainedModel, rows: int, context: int | None, share: 
     return engine
 
 
-def make_app(settings: Json) -> Any:
+class App:
     """The ASGI application for `settings` (of `serve.serve`)."""
-    import torch
-    from starlette.applications import Starlette
-    from starlette.exceptions import HTTPException
-    from starlette.responses import JSONResponse
-    from starlette.routing import Route
-    from transformers.cli.serving.chat_completion import ChatCompletionHandler
-    from transformers.cli.serving.completion import CompletionHandler
-    from transformers.cli.serving.model_manager import ModelManager, TimedModel
-    from transformers.cli.serving.utils import GenerationState
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()  # transformers warns of every request
-    policy, name = Policy(**settings["policy"]), settings["policy"]["name"]
-    model, tokenizer = policy.load()
-    if policy.world:
-        tokenizer.chat_template = STORY_TEMPLATE
-    if torch.cuda.is_available():
-        model.cuda()  # type: ignore[call-arg]  # of transformers' wrapper
-    if settings["dtype"] != "float32":  # as it is loaded, where it is not quantised
-        model.to(getattr(torch, settings["dtype"]))
-    engine = start_engine(model, settings["rows"], settings["context"], settings["prefix_cache"])
-    manager, state = ModelManager(), GenerationState(continuous_batching=True)
-    manager.force_model, state._cb_manager, state._cb_model_id = name, engine, f"{name}@main"
-    manager.loaded_models[f"{name}@main"] = TimedModel(model, -1, tokenizer)  # type: ignore[arg-type]
-    stops = list(stop_ids(tokenizer))
-    handlers: dict[str, tuple[str, Any]] = {
-        "/v1/completions": ("prompt", CompletionHandler(manager, state)),
-        "/v1/chat/completions": ("messages", ChatCompletionHandler(manager, state)),
-    }
+    def __init__(self, settings: Json) -> None:
+        import torch
+        from transformers.cli.serving.chat_completion import ChatCompletionHandler
+        from transformers.cli.serving.completion import CompletionHandler
+        from transformers.cli.serving.model_manager import ModelManager, TimedModel
+        from transformers.cli.serving.utils import GenerationState
+        from transformers.utils import logging
 
-    async def answer(request: Request) -> Response:
-        wanted, handler = handlers[request.url.path]
+        logging.set_verbosity_error()  # transformers warns of every request
+        self.policy = Policy(**settings["policy"])
+        self.name, self.bearer = self.policy.name, f"Bearer {settings['token']}".encode()
+        model, self.tokenizer = self.policy.load()
+        if self.policy.world:
+            self.tokenizer.chat_template = STORY_TEMPLATE
+        if torch.cuda.is_available():
+            model.cuda()  # type: ignore[call-arg]  # of transformers' wrapper
+        if settings["dtype"] != "float32":  # as it is loaded, where it is not quantised
+            model.to(getattr(torch, settings["dtype"]))
+        sizes = (settings[name] for name in ("rows", "context", "prefix_cache"))
+        self.engine = start_engine(model, *sizes)
+        manager, state = ModelManager(), GenerationState(continuous_batching=True)
+        manager.force_model, key = self.name, f"{self.name}@main"
+        manager.loaded_models[key] = TimedModel(model, -1, self.tokenizer)  # type: ignore[arg-type]
+        state._cb_manager, state._cb_model_id = self.engine, key
+        self.stops = list(stop_ids(self.tokenizer))
+        self.handlers: dict[str, tuple[str, Any]] = {
+            "/v1/completions": ("prompt", CompletionHandler(manager, state)),
+            "/v1/chat/completions": ("messages", ChatCompletionHandler(manager, state)),
+        }
+        routes = [Route(path, self.answer, methods=["POST"]) for path in self.handlers]
+        routes += [Route("/v1/models", self.models), Route("/health", self.health)]
+        errors: Any = dict.fromkeys((HTTPException, ValueError, RuntimeError), self.failed)
+        self.inner = Starlette(routes=routes, exception_handlers=errors)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        app: Any = self.inner
+        given = dict(scope.get("headers", [])).get(b"authorization", b"")
+        if scope["type"] == "http" and scope["path"] != "/health":
+            if not hmac.compare_digest(given, self.bearer):
+                error = HTTPException(401, "send the server's token: Authorization: Bearer …")
+                app = await self.failed(None, error)
+        await app(scope, receive, send)
+
+    async def answer(self, request: Request) -> Response:
+        wanted, handler = self.handlers[request.url.path]
         body = checked(await request.json(), wanted)
-        if body.pop("model", name) != name:
-            raise HTTPException(404, f"this server has one model, {name!r}")
-        body[wanted] = policy.prompt(body[wanted])
-        ids = encode_prompt(tokenizer, body[wanted])  # as in training
-        room = engine.context - len(ids)
+        if body.pop("model", self.name) != self.name:
+            raise HTTPException(404, f"this server has one model, {self.name!r}")
+        body[wanted] = self.policy.prompt(body[wanted])
+        ids = encode_prompt(self.tokenizer, body[wanted])  # as in training
+        context = self.engine.context
+        room = context - len(ids)
         if not 1 <= body.setdefault("max_tokens", max(room, 1)) <= room:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens and max_tokens is {body['max_tokens']}: it is "
-                f"at least 1, and both together at most the context of {engine.context}"
+                f"at least 1, and both together at most the context of {context}"
             )
         own = str(uuid.uuid4())  # what a client calls it may be another's name too
-        engine.asked[own] = {
+        self.engine.asked[own] = {
             "input_ids": ids,
             "temperature": float(body.pop("temperature", 1)) or GREEDY,
-            "eos_token_id": -1 if body.pop("ignore_eos", False) else stops,
+            "eos_token_id": -1 if body.pop("ignore_eos", False) else self.stops,
         }
         reply: Response = await handler.handle_request(body, own)
         return reply
 
-    async def failed(_: object, error: Exception) -> Response:
+    async def failed(self, _: object, error: Exception) -> Response:
         """In OpenAI's form: the client's fault, but for a RuntimeError, with which engines die."""
-        theirs = not isinstance(error, RuntimeError) or isinstance(error, RecursionError)
-        status = getattr(error, "status_code", 400 if theirs else 503)
-        kind = "invalid_request_error" if theirs else "server_error"
+        ours = isinstance(error, RuntimeError) and not isinstance(error, RecursionError)
+        status = getattr(error, "status_code", 503 if ours else 400)
+        kind = "server_error" if ours else "invalid_request_error"
         message = getattr(error, "detail", str(error))
         return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
 
-    async def models(_: object) -> Response:
-        about = {"id": name, "object": "model", "owned_by": "rlhf_lab", "created": 0}
-        return JSONResponse({"object": "list", "data": [about | {"max_model_len": engine.context}]})
+    async def models(self, _: object) -> Response:
+        about = {"id": self.name, "object": "model", "owned_by": "rlhf_lab", "created": 0}
+        about |= {"max_model_len": self.engine.context}
+        return JSONResponse({"object": "list", "data": [about]})
 
-    async def health(_: object) -> Response:
-        return JSONResponse({"alive": engine.is_alive()}, 200 if engine.is_alive() else 503)
-
-    routes = [Route(path, answer, methods=["POST"]) for path in handlers]
-    routes += [Route("/v1/models", models), Route("/health", health)]
-    errors: Any = (HTTPException, ValueError, RuntimeError)
-    inner = Starlette(routes=routes, exception_handlers=dict.fromkeys(errors, failed))
-    bearer = f"Bearer {settings['token']}".encode()
-
-    async def guarded(scope: Any, receive: Any, send: Any) -> None:
-        given = dict(scope.get("headers", [])).get(b"authorization", b"")
-        app: Starlette | Response = inner
-        if scope["type"] == "http" and scope["path"] != "/health":
-            if not hmac.compare_digest(given, bearer):
-                error = HTTPException(401, "send the server's token: Authorization: Bearer …")
-                app = await failed(None, error)
-        await app(scope, receive, send)
-
-    return guarded
+    async def health(self, _: object) -> Response:
+        return JSONResponse({}, 200 if self.engine.is_alive() else 503)
 
 
 # -------------------------------------------------------------------------------------- the process
@@ -234,7 +236,7 @@ def _transformers(settings: Json, listening: socket.socket) -> None:
     """Answer until the process ends."""
     import uvicorn
 
-    app = make_app(settings)
+    app = App(settings)
     _ready(settings)
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listening])
     os._exit(0)  # the engine's thread would first write what was asked for
