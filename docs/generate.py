@@ -38,7 +38,7 @@ GROUPS = {
         "continuous_batching",
         *("curves", "frontier"),
     ),
-    "After training": ("serve",),
+    "After training": ("quantize", "serve", "export", "frontier_serving"),
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),
     "PPO": ("PPOTrainer", "PPOConfig"),
     "Exercises": ("exercises", "check", "solution"),
