@@ -55,6 +55,23 @@ def answers_to(
     return Answers(prompts, asked, ids, texts, which_ended(tokenizer, ids, limit), figures)
 
 
+def padded_answers(
+    tokenizer: Tokenizer,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Prompts and responses, as ids, to pass through a model: → (ids (b, s), attention (b, s),
+    responses (b, t), their mask (b, t))."""
+    pad = tokenizer.pad_token_id
+    prompt_ids, prompt_mask = pad_prompts(prompts, pad)
+    rows = pad_sequence([torch.tensor(x) for x in responses], batch_first=True, padding_value=pad)
+    mask = pad_sequence([torch.ones(len(x)).bool() for x in responses], batch_first=True)
+    whole = concat_prompt_response(prompt_ids, prompt_mask, rows, mask, pad)
+    ids, attention, rows, mask = (x.to(device) for x in (*whole, rows, mask))
+    return ids, attention, rows, mask
+
+
 @torch.no_grad()
 def kl_from_reference(
     model: PreTrainedModel,
@@ -65,21 +82,13 @@ def kl_from_reference(
 ) -> Tensor:
     """k1 and k3 estimates of KL(policy‖reference) in nats per response, of its sampled ids.
     → (n, 2)."""
-    pad = tokenizer.pad_token_id
     encoded = [row_prompt_ids(tokenizer, p) for p in prompts]
     out = torch.empty(len(responses), 2)
     order = sorted(range(len(responses)), key=lambda i: len(responses[i]))
     for start in range(0, len(order), 64):
         part = order[start : start + 64]
-        prompt_ids, prompt_mask = pad_prompts([encoded[i] for i in part], pad)
-        sampled = [torch.tensor(responses[i]) for i in part]
-        rows = pad_sequence(sampled, batch_first=True, padding_value=pad)
-        mask = pad_sequence([torch.ones_like(x).bool() for x in sampled], batch_first=True)
-        ids, attention = (
-            x.to(model.device)
-            for x in concat_prompt_response(prompt_ids, prompt_mask, rows, mask, pad)
-        )
-        rows, mask = rows.to(model.device), mask.to(model.device)
+        asked, sampled = [encoded[i] for i in part], [responses[i] for i in part]
+        ids, attention, rows, mask = padded_answers(tokenizer, asked, sampled, model.device)
         new, old = (response_logprobs(m, ids, attention, rows) for m in (model, reference))
         for column, kind in enumerate(("k1", "k3")):
             out[part, column] = (kl_estimate(new, old, kind) * mask).sum(1).cpu()
