@@ -203,15 +203,9 @@ def chunked(tape: Tape, model: Architecture, p: PassConfig, x: Value) -> Value:
 
 
 def log_probabilities(
-    tape: Tape,
-    model: Architecture,
-    p: PassConfig,
-    x: Value,
-    response: int,
-    trained: bool,
-    k: int = 1,
+    tape: Tape, model: Architecture, p: PassConfig, x: Value, response: int, trained: bool
 ) -> Value:
-    """Our PPO's: logits of the response, `k` numbers a token; `trained`: the entropy as well.
+    """Our PPO's: logits of the response, one number a token; `trained`: the entropy as well.
 
     Without gradients logits are made a piece at a time. The update keeps all of a pass, and its
     backward pass writes their gradient into them. Both work on a block at a time.
@@ -234,7 +228,7 @@ def log_probabilities(
     Store(tape, 8 * block, LOGITS)
     # A block stays in the cache for half of its work.
     tape.forward.spend(24.0 * logits.numel, 2.0 * logits.numel, 9 * steps)
-    statistics = Store(tape, n * (4 + 4 + 8 * k))  # norms, entropies and tokens
+    statistics = Store(tape, n * (4 + 4 + 8))  # norms, entropies and tokens
     return tape.result(
         n,
         4,

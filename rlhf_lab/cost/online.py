@@ -122,9 +122,8 @@ def _from_answers(s: Setup) -> list[Phase]:
     once = min(1.0, s.rows / used) if s.rows and used else 1.0
     tokens = s.rollout_batch * sampled(s)
     add_rollout(asked, teacher, times=once, tokens=tokens, role="teacher")
-    k = 1
     if s.distill_from == "logits":
-        p, k = _rows(teacher, teacher.model, mask=False)._replace(b=s.rollout_batch), s.loss_top_k
+        p = _rows(teacher, teacher.model, mask=False)._replace(b=s.rollout_batch)
         end = ending(teacher.model, p, heads.log_probabilities, s.response, False, grad=False)
         row, tokens = (*trunk(teacher.model, p, grad=False), end), real_tokens(s, p.b, p.s)
         asked.add_scoring("teacher", "teacher", row, teacher.model, p, times=once, tokens=tokens)
@@ -133,7 +132,7 @@ def _from_answers(s: Setup) -> list[Phase]:
     p = pass_config(s, student, s.batch, s.length, trained=True, adapters=bool(s.lora_r))
     row = (
         *trunk(student, p, checkpoint=s.checkpoint, tied=student.tied and p.trained),
-        ending(student, p, heads.log_probabilities, s.response, True, k),
+        ending(student, p, heads.log_probabilities, s.response, True),
     )
     before, tokens = heads.resident_bytes(student, p), real_tokens(s, p.b, p.s)
     stage.add_training("student", row, state, before, tokens=tokens, called=AROUND_ONLINE)

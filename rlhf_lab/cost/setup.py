@@ -135,7 +135,6 @@ class Setup:
     steps_per_generation: int | None = None
     beta: float = 0.0
     distill_from: str = "student"
-    loss_top_k: int = 16
     layout: str = "four"
     critic_lora_r: int = 0
     critic_lora_targets: str | tuple[str, ...] | None = "all-linear"

@@ -110,7 +110,7 @@ def _trl_trainer(
     own: dict[str, Setting] = {"max_length": setup.length}
     if setup.stage == "distill":
         own = {"response_length": setup.response, "beta": setup.beta}
-        own |= {"distill_from": setup.distill_from, "loss_top_k": setup.loss_top_k}
+        own["distill_from"] = setup.distill_from
     elif setup.stage == "kto":
         own["loss_type"] = setup.loss_type
     if setup.checkpoint > 1:
@@ -148,14 +148,13 @@ def _distillation_trainer(
         row |= {"prompt": "", "prompt_ids": row.pop("input_ids")}
     whole = [TOKEN] * args.response_length
     sampled = {"_generate_single_turn": lambda prompt_ids, *_, **__: [whole for _ in prompt_ids]}
-    answers, teacher, k = None, models.get("teacher"), args.loss_top_k
+    answers, teacher = None, models.get("teacher")
     if teacher is None:
-        top = [[TOKEN] * (k if args.distill_from == "logits" else 1)] * args.response_length
-        answers = [{"top_ids": top, "top_logprobs": [[-1.0] * len(x) for x in top]} for _ in rows]
-    student = models["student"]
-    trainer = distillation_trainer(
-        student, teacher, tokenizer, rows, args, callbacks, answers=answers
-    )
+        k = args.loss_top_k if args.distill_from == "logits" else 1
+        top = {"top_ids": [[TOKEN] * k for _ in whole], "top_logprobs": [[-9.0] * k for _ in whole]}
+        answers = [top] * len(rows)
+    roles = models["student"], teacher
+    trainer = distillation_trainer(*roles, tokenizer, rows, args, callbacks, answers=answers)
     vars(trainer).update(sampled)
     return trainer
 

@@ -26,11 +26,10 @@ from trl.trainer.utils import pad
 
 from ..data.reward_sources import gold_metrics
 from ..data.schema import Example
-from ..display import did_you_mean
 from ..metering.meter import Meter
 from ..ppo.logprobs import AnyModel, language_head, logprobs_and_entropy
 from ..ppo.texts import which_ended
-from ..stages import Setting, Settings
+from ..stages import Setting
 from .diverged import broken_weight, diverged
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
 from .online import OwnSampling, ResponseLength, SamplingWatch, prompt_table, read_responses
@@ -62,10 +61,7 @@ class DistillationConfig(ResponseLength, trl.DistillationConfig):
 
     def __post_init__(self) -> None:
         if self.distill_from not in WAYS:
-            hint = did_you_mean(self.distill_from, WAYS)
-            raise ValueError(
-                f"distill_from={self.distill_from!r}; {hint}choose from {', '.join(WAYS)}"
-            )
+            raise ValueError(f"distill_from={self.distill_from!r}; choose from {', '.join(WAYS)}")
         if self.loss_top_k < 1:
             raise ValueError(f"loss_top_k must be 1 or more, got {self.loss_top_k}")
         if not 0 <= self.beta <= 1:
@@ -123,12 +119,8 @@ class DistillationTrainer(OwnSampling, trl.DistillationTrainer):  # type: ignore
             raise diverged("distill", self.args, f"{name} holds NaN or infinity")
         output: Example = super()._generate_and_score_completions(inputs)
         for name in ("top_ids", "top_logprobs") if self.answers is not None else ():
-            tops = [torch.tensor(answer[name]) for answer in self._answered()]
-            width: Settings = {
-                "padding_side": "right",
-                "pad_to_multiple_of": self.pad_to_multiple_of,
-            }
-            output[name] = pad(tops, **width).to(self.args.device)
+            tops, to = [torch.tensor(x[name]) for x in self._answered()], self.args
+            output[name] = pad(tops, 0, "right", to.pad_to_multiple_of).to(to.device)
         return output
 
     def _answered(self) -> Rows:
