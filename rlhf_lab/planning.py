@@ -23,6 +23,7 @@ from .cost.estimate import Estimate, estimate
 from .cost.fields import not_modelled
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as find_hardware
+from .cost.quantization import format_of
 from .cost.setup import Setup
 from .defaults import defaults
 from .display import by_surface, did_you_mean
@@ -41,6 +42,8 @@ TrainerArgs: TypeAlias = Setting
 
 TEACHER = "small"
 """The teacher of the other bundled models, where none is given."""
+OF_WEIGHTS = {"quantization", "load_in_4bit", "load_in_8bit"}
+"""Settings of inference that say what weights are kept in; without one the config says it."""
 LENGTH_FLAGS = "--prompt-length, --response-length"
 
 
@@ -265,6 +268,8 @@ def plan(
         taken["num_mini_batches"] = _minibatches(taken)
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         taken["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
+    if stage == "inference" and not OF_WEIGHTS & given:
+        taken["quantization"] = format_of(handle.config_dict())
     if data is not None:
         from .data.load import load_data
 

@@ -17,7 +17,6 @@ from .cost.estimate import Estimate
 from .cost.hardware import Hardware
 from .cost.setup import Setup
 from .data.load import Data, load_data
-from .data.tokenize import prompt_rows
 from .display import by_surface, format_number, html_table, is_number, table
 from .models.load import Model, load
 from .planning import Plan, predict
@@ -324,15 +323,13 @@ def best_of_n(
     from .launch.launcher import prepare_process
     from .ppo.losses import kl_bound
     from .trainers.best_of_n import draw, expected_best
+    from .trainers.evaluate import held_out_prompts
 
     prepare_process()
     model, data = load(model), load_data(data)
     counts = sorted(set(n))
     _check(model, counts, prompts, response_length)
-    rows = (data.prompts.test or data.prompts.train)[:prompts]
-    kept, _ = prompt_rows(model.tokenizer, rows, model.context - response_length)
-    if not kept:
-        raise ValueError(f"{data.name} has no prompt that leaves room for {response_length} tokens")
+    kept = held_out_prompts(model, data, prompts, response_length)
     bar = None if quiet else Progress(len(kept) * counts[-1], "best-of-n")
     drawn = draw(
         model.sft,

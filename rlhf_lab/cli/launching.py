@@ -67,7 +67,7 @@ def start(args: argparse.Namespace, planned: Plan, folder: Path) -> int:
         count = f"{made.processes} process{'es' * (made.processes != 1)}"
         gpus = "on a GPU: name it, --hardware h100 --dry-run"
         print(f"{args.stage}: there is no GPU here: {count} on the CPU ({gpus})", file=sys.stderr)
-    hosts = Hosts(made.processes, made.nodes, args.machine_rank, args.main_address, made.fsdp)
+    hosts = Hosts(made.processes, made.nodes, args.machine_rank, args.main_address, made.sharding)
     line = _of_a_process(args.argv) + ([] if args.out else ["--out", str(folder)])
     if elsewhere:
         if not made.config:

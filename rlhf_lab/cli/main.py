@@ -1,5 +1,6 @@
-"""The command line: `rlhf-lab train`, `launch`, `best-of-n`, `plan`, `xray`, `measure`, `data`,
-`list`, `report`, `notebooks`, `test-notebooks`, `doctor`.
+"""The command line: `rlhf-lab train`, `launch`, `best-of-n`, `plan`, `xray`, `measure`,
+`quantize`, `serve`, `bench`, `export`, `data`, `list`, `report`, `notebooks`, `test-notebooks`,
+`doctor`.
 
 Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to do), 1 ours.
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .. import __version__
 from ..display import ON_COMMAND_LINE, did_you_mean
 from ..stages import REWARDED, STAGES, TRAINABLE
-from . import cost, launching, listing, notebooks
+from . import cost, deploy, launching, listing, notebooks
 from .cost import Commands, Settings, add_repeated, positive
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_and_data(data)
     data.add_argument("--max-length", type=positive, default=512, help="tokens of a row [512]")
     cost.add_commands(commands)
+    deploy.add_commands(commands)
     commands.add_parser(
         "doctor",
         help="check this machine: what works, what to fix",
@@ -320,7 +322,7 @@ def _main(argv: list[str]) -> int:
         return 0
     run = {"train": _train, "launch": _train, "best-of-n": _best_of_n, "data": _data}
     run |= {"doctor": _doctor, "list": listing.run_list, "report": listing.run_report}
-    run |= {**notebooks.RUN, **cost.RUN}
+    run |= {**notebooks.RUN, **cost.RUN, **deploy.RUN}
     try:
         if args.job:
             from ..training import run_job

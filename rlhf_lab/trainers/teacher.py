@@ -66,7 +66,8 @@ def _ask(job: Job, teacher: AnyModel, table: Rows, numbers: Sequence[int]) -> li
     ]
     if args.distill_from == "logits":
         asked = [row_prompt_ids(tokenizer, row) for row in rows]
-        sequence, attention, _, mask = padded_answers(tokenizer, asked, ids, teacher.device)
+        pad = tokenizer.pad_token_id
+        sequence, attention, _, mask = padded_answers(pad, asked, ids, teacher.device)
         shape = shape_of([torch.arange(len(rows))], attention[:, :-1], mask)
         with meter.phase("teacher", "teacher", shape, int(attention.sum())):
             hidden = response_hidden_states(teacher, sequence, attention, mask)
