@@ -142,7 +142,8 @@ def run_loop(job: Job, work: Callable[[], object]) -> float:
 
 def cost_figures(job: Job, seconds: float) -> Figures:
     """What every stage reports of its cost (measured) and of the rows it could not use."""
-    phase = "rollout" if STAGES[job.plan.stage].online else "forward"
+    samples = getattr(job.args, "distill_from", "student") == "student"
+    phase = "rollout" if STAGES[job.plan.stage].online and samples else "forward"
     tokens = sum(from_all(sum(n for (p, _), n in job.meter.tokens.items() if p == phase)))
     return {
         "seconds": seconds,
