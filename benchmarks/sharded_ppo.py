@@ -1,8 +1,8 @@
 """Sharded PPO iterations on this machine's CPU against their plans, rank by rank.
 
-    DEEPSPEED_PYTHON=…/bin/python python benchmarks/sharded_ppo.py      # all cases
-    python benchmarks/sharded_ppo.py --only fsdp2 adapters              # needs torch alone
-    python benchmarks/sharded_ppo.py --compare                          # plan anew what was measured
+    DEEPSPEED_PYTHON=…/bin/python python benchmarks/sharded_ppo.py    # all cases
+    python benchmarks/sharded_ppo.py --only fsdp2 adapters            # needs torch alone
+    python benchmarks/sharded_ppo.py --compare                        # plan anew what was measured
 
 Each case is the lab's trainer under FSDP2 or ZeRO in 2 or 4 processes (`sharded_ppo_worker.py`),
 Llama of 5 million random weights in each role. DeepSpeed may live in an environment of its own,

@@ -6,8 +6,8 @@
 The lab's own trainer on models of random weights, prompts and responses of one length. One
 iteration makes optimizer states; the next is looked at by torch's profiler (the allocator's peak in
 every phase) and a dispatch mode (every collective with its payload). What is live before an
-optimizer step is told apart by the names that FSDP2 and DeepSpeed give their tensors. Rank 0 prints a line of JSON
-for each case, with the figures of all ranks.
+optimizer step is told apart by the names that FSDP2 and DeepSpeed give their tensors. Rank 0 prints
+a line of JSON for each case, with the figures of all ranks.
 """
 
 from __future__ import annotations
