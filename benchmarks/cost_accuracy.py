@@ -300,6 +300,7 @@ def run(
         known = found.get("options", {}).get("rows", []) if not fresh else []
         for rows in simulate(cost_cases.option_cases(OPTION_CASES), known):
             found["options"] = memory(rows)
+            found["options"]["summary"]["FLOPs"] = flops(rows)["summary"]
             save(found)
     plain = {
         "parameters": parameters,

@@ -19,6 +19,9 @@ from .launch.accelerate_config import CONFIGS
 from .planning import Plan
 from .stages import STAGES
 
+ENGINES = "use_vllm", "use_transformers_continuous_batching"
+"""Settings that ask for another engine of PPO's rollout."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -80,6 +83,10 @@ def _count(processes: int | None, nodes: int, there: bool) -> int:
     return count
 
 
+def _no_deepspeed(dry: bool) -> bool:
+    return not dry and find_spec("deepspeed") is None
+
+
 def _checks(
     plan: Plan, how: str, processes: int, gpu: bool, dry: bool
 ) -> Iterator[tuple[bool, str]]:
@@ -92,10 +99,11 @@ def _checks(
     yield ppo and how == "fsdp2-offload", "PPO's weights stay on the devices: choose zero3-offload"
     split = how[:5] in ("zero3", "fsdp2")
     yield ppo and split and small, "shards no weights in 4 bits: choose zero2"
+    engine = next(filter(plan.settings.get, ENGINES), "")
+    yield ppo and sharded and bool(engine), f"{engine} samples with whole weights: leave it out"
     split = split and not ppo
     yield split and bool(plan.lora), "shards whole models, not yet adapters: choose zero2"
-    missing = zero and not dry and find_spec("deepspeed") is None
-    yield missing, "needs DeepSpeed: pip install deepspeed, or choose fsdp2"
+    yield zero and _no_deepspeed(dry), "needs DeepSpeed: pip install deepspeed, or choose fsdp2"
     s = plan.settings
     passes = s.get("steps_per_generation") or s.get("gradient_accumulation_steps", 1)
     rows, group = s.get("per_device_train_batch_size", 8) * passes * processes, 1
@@ -138,7 +146,7 @@ def _of_file(plan: Plan, file: Path, processes: int | None, nodes: int, dry: boo
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{head}: {str(error).splitlines()[0]}") from None
     kind = asked.get("distributed_type") if isinstance(asked, dict) else None
-    if kind == "DEEPSPEED" and not dry and find_spec("deepspeed") is None:
+    if kind == "DEEPSPEED" and _no_deepspeed(dry):
         raise ValueError(f"{head} needs deepspeed: pip install deepspeed")
     second = kind == "FSDP" and asked.get("fsdp_config", {}).get("fsdp_version") == 2
     if kind == "FSDP" and plan.stage == "ppo" and not second:

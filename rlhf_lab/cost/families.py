@@ -76,7 +76,7 @@ class Family:
     interleaved_qkv: bool = False
     """a head's queries, keys and values lie beside each other in the joint product"""
     softcap: bool = False
-    """scores s become tanh(s / c) · c, which fused attention cannot do"""
+    """scores s, and logits, become tanh(s / c) · c, which fused attention cannot do"""
     sinks: bool = False
     """each head has a learned score beside those of the tokens; nor can it do that"""
     eager: bool = False

@@ -100,7 +100,9 @@ def fused(tape: Tape, model: Architecture, p: PassConfig, x: Value, scored: int)
     gradient = vocabulary * width * p.bytes_per_weight if p.trained else 0
     sums = n * width * 4 + (vocabulary * width * 4 if p.trained else 0)
     back = max(
-        buffer + cast + (0 if p.gpu else 28 * tile),
+        buffer
+        + cast
+        + (0 if p.gpu else (28 + 4 * model.facts.softcap) * tile),  # Gemma 2's logits too
         (buffer + cast + 4 * (tile + columns * width)) if itemsize == 2 and not p.gpu else 0,
         n * width * x.itemsize + (gradient if p.bytes_per_weight != 4 else 0) + buffer,
     )

@@ -7,9 +7,10 @@ segment goes first, gives that back, and leaves the gradients of its weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import groupby
 from typing import TypeAlias
 
 from . import heads
@@ -240,20 +241,33 @@ def _layers(
     # checkpointing asks for one (peft's enable_input_require_grads).
     frozen = grad and not p.trained and not checkpoint and not _adapted(model, p)
     row = []
-    for number, layer in enumerate(model.layers):
-        first = int(frozen and number == 0)
-        again = -(-layer.count // checkpoint) if checkpoint else 0
+    for number, times, needs, recomputed in _order(model, checkpoint, frozen):
+        layer = model.layers[number]
         sizes = [x.parameters for x in layer.linears]
-        for times, needs, recomputed in (
-            (first, False, False),
-            (layer.count - first - again, True, False),
-            (again, True, True),
-        ):
-            if times:
-                part = _part(model, number, p, sizeless, (needs, recomputed, grad, True))
-                row.append(Segment.of(part, times))
-                row[-1].weights, row[-1].tensor = sum(sizes) + layer.norms, max(sizes)
+        part = _part(model, number, p, sizeless, (needs, recomputed, grad, True))
+        row.append(Segment.of(part, times))
+        row[-1].weights, row[-1].tensor = sum(sizes) + layer.norms, max(sizes)
     return tuple(row)
+
+
+def _order(
+    model: Architecture, checkpoint: int, frozen: bool
+) -> Iterator[tuple[int, int, bool, bool]]:
+    """→ (number of the kind of layer, how many in a row, whether its input needs a gradient,
+    whether it is recomputed), as the layers follow each other where that matters: of every
+    `checkpoint` layers the first is recomputed (transformers' modeling_utils.py), so what the
+    others keep is there, or gone, when it is. Kinds are spread evenly."""
+    if checkpoint < 2:
+        for number, layer in enumerate(model.layers):
+            first = int(frozen and number == 0)
+            for times, needs in ((first, False), (layer.count - first, True)):
+                if times:
+                    yield number, times, needs, bool(checkpoint)
+        return
+    places = [((i + 0.5) / x.count, k) for k, x in enumerate(model.layers) for i in range(x.count)]
+    kinds = [(k, index % checkpoint == 0) for index, (_, k) in enumerate(sorted(places))]
+    for (kind, recomputed), alike in groupby(kinds):
+        yield kind, len([*alike]), True, recomputed
 
 
 @lru_cache(maxsize=256)

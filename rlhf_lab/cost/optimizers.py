@@ -11,8 +11,8 @@ from typing import Literal
 class Optimizer:
     """`moments`: numbers that it keeps of each parameter, in the precision of the gradients;
     `state_bytes`: bytes of each parameter, whatever its precision. `workspace`: what a step needs
-    on top: "root", √v of all parameters at once (GPU) or of one at a time; "update", an fp32 tensor
-    of the largest parameter's size."""
+    on top: "root", √v of all parameters at once (GPU) or of one at a time; "update", fp32
+    tensors of one parameter at a time (transformers' optimization.py)."""
 
     moments: float = 0.0
     state_bytes: float = 0.0

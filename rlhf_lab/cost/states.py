@@ -82,7 +82,7 @@ def states(
         largest = s.lora_r * widest * s.adapter_bytes_per_weight
     else:
         largest = model.vocabulary * model.head_width * s.bytes_per_weight
-    optimizer, workspace = _optimizer(s, model, head, adapters, count, size, largest)
+    optimizer, workspace = _optimizer(s, model, head, adapters, count, size)
     step = _step(s, size, optimizer, _tensors(s, model, adapters))
     paged = _paged(s, model, head, adapters)
     if s.optimizer_in_backward:  # a step of one tensor at a time, and no gradient is left
@@ -118,8 +118,7 @@ def _weights(s: Setup, model: Architecture, head: str, quantised: bool) -> float
     if not quantised:
         return float(total * s.bytes_per_weight)
     if s.load_in_8bit:
-        more = total - model.parameters()
-        return weight_bytes(model, "int8", s.bytes_per_weight) + more * s.bytes_per_weight
+        return weight_bytes(model, "int8", s.bytes_per_weight, head)
     inside = sum(x.parameters * y.count for y in model.layers for x in y.linears)
     return inside * NF4[s.use_bnb_nested_quant] + (total - inside) * s.bytes_per_weight
 
@@ -140,21 +139,20 @@ def _optimizer(
     adapters: bool,
     count: float,
     size: float,
-    largest: float,
 ) -> tuple[float, float]:
     """→ bytes of the state, bytes of workspace at the step's peak. `count`, `size`: trained numbers
-    and their bytes; `largest`: bytes of the largest of them."""
+    and their bytes."""
     kind = OPTIMIZERS[s.optim]
     workspace = 0.0
+    itemsize = s.adapter_bytes_per_weight if adapters else s.bytes_per_weight
     if kind.workspace == "root":
         # foreach (CUDA's default) makes √v of all parameters at once; a loop, what it divides one
         # by: √v and a quotient of it, and the quotient of the one before is still there.
-        sizes = [n for n in _matrices(s, model, head, adapters) if n]
-        itemsize = s.adapter_bytes_per_weight if adapters else s.bytes_per_weight
-        loop = max(2 * n + before for before, n in pairwise((0, *sizes))) * itemsize
+        loop = _in_turn(s, model, head, adapters, 2) * itemsize
         workspace = float(size if s.gpu else loop)
     elif kind.workspace == "update":
-        workspace = 3.0 * largest * 4 / s.bytes_per_weight
+        # The squared gradient and a sum of it; 16-bit weights and gradients are copied too.
+        workspace = 4.0 * _in_turn(s, model, head, adapters, 2 if itemsize > 2 else 4)
     if kind.factored:
         return 4.0 * _sides(s, model, adapters), workspace
     if kind.eight_bit:
@@ -189,7 +187,8 @@ def _pieces(
 def _matrices(s: Setup, model: Architecture, head: str, adapters: bool) -> list[int]:
     """Numbers of every trained matrix in the order of the model; of equal layers, two."""
     rank, targets = s.lora_r, model.lora_targets(s.lora_targets) if adapters else ()
-    sizes = [0 if adapters else model.embedding]
+    tokens = model.vocabulary * model.head_width
+    sizes = [] if adapters else [tokens, model.embedding - tokens]  # and a table of positions
     for y in model.layers:
         one = [x.inputs * x.outputs * x.copies for x in y.linears]
         if adapters:
@@ -197,6 +196,13 @@ def _matrices(s: Setup, model: Architecture, head: str, adapters: bool) -> list[
             one = [rank * side for pair in sides for side in pair]
         sizes += one * min(2, y.count)
     return [*sizes, 0 if adapters and head == "lm" else model.by_part(head)["head"]]
+
+
+def _in_turn(s: Setup, model: Architecture, head: str, adapters: bool, copies: int) -> int:
+    """The most numbers at once where a loop over tensors makes `copies` of each, and the last
+    result of the one before is still there."""
+    sizes = [n for n in _matrices(s, model, head, adapters) if n]
+    return max(copies * n + before for before, n in pairwise((0, *sizes)))
 
 
 def _eight_bit(numbers: int, wide: bool) -> float:

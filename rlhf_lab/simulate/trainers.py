@@ -194,6 +194,7 @@ def _ppo_config(step: Step, settings: Settings) -> PPOConfig:
     setup = step.setup
     args = PPOConfig(
         **settings,
+        layout=setup.layout,
         temperature=1.0,
         response_length=setup.response,
         stop_token=None,

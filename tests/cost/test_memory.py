@@ -101,6 +101,22 @@ def test_checkpointing_keeps_the_input_alone():
     assert row[-1].kept == 2 * S * B * 64
 
 
+def test_every_third_layer_is_recomputed_the_first_ones_first():
+    """Of seven layers 0, 3 and 6; transformers sets a flag on each."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = LLAMA | {"num_hidden_layers": 7}
+    p = PassConfig(B, S, bytes_per_weight=2, padded=False)
+    plain, recomputed = (trunk(architecture(config), p, checkpoint=n)[-1].kept for n in (0, 1))
+    planned = trunk(architecture(config), p, checkpoint=3)[1:]
+    kept = [segment.kept for segment in planned for _ in range(segment.times)]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    model.activation_checkpointing_enable(every_n_layers=3)
+    flags = [layer.gradient_checkpointing for layer in model.model.layers]
+    assert kept == [recomputed if flag else plain for flag in flags]
+    assert sum(flags) == 3
+
+
 def test_a_segment_gives_back_all_but_its_gradients():
     """After backward only the gradients of the weights are left: 3·h·h numbers here."""
     h, rows = 8, 5

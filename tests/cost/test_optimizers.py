@@ -53,17 +53,12 @@ def test_the_plan_has_the_state_of_the_real_optimizer(name, tmp_path):
     assert sum(row.value for row in rows) == state_bytes(name, tmp_path)
 
 
-def test_a_loop_over_tensors_still_has_the_quotient_of_the_one_before():
-    """√v and a quotient of one matrix, the quotient of the matrix before: a step of AdamW on a CPU
-    under torch's profiler, and the plan's workspace."""
+def peak_of_a_step(optimizer, parameters) -> int:
+    """Bytes that a step on a CPU takes and gives back, by torch's profiler; states are there."""
     from torch.profiler import ProfilerActivity, profile
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**CONFIG))
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    optimizer = torch.optim.AdamW([{"params": matrices}], foreach=False)
     for _ in range(2):
-        for parameter in matrices:
+        for parameter in parameters:
             parameter.grad = torch.randn_like(parameter)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             optimizer.step()
@@ -72,10 +67,40 @@ def test_a_loop_over_tensors_still_has_the_quotient_of_the_one_before():
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    e = estimate("sft", CONFIG, "laptop", {"optim": "adamw_torch"})
-    rows = e.ledger.filter(quantity="bytes", component="workspace", phase="optimizer")
-    assert sum(row.value for row in rows) == pytest.approx(peak, rel=1e-3)
+    return peak
+
+
+def matrices(dtype="float32"):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**CONFIG))
+    return [p for p in model.to(getattr(torch, dtype)).parameters() if p.dim() > 1]
+
+
+def workspace(**settings) -> float:
+    e = estimate("sft", CONFIG, "laptop", settings)
+    return e.ledger.total(quantity="bytes", component="workspace", phase="optimizer")
+
+
+def test_a_loop_over_tensors_still_has_the_quotient_of_the_one_before():
+    """√v and a quotient of one matrix, the quotient of the matrix before: a step of AdamW."""
+    of = matrices()
+    peak = peak_of_a_step(torch.optim.AdamW([{"params": of}], foreach=False), of)
+    assert workspace(optim="adamw_torch") == pytest.approx(peak, rel=1e-3)
     assert peak == pytest.approx(3 * 4 * 256 * 512, rel=1e-3), "gate, up, down are the largest"
+
+
+@pytest.mark.parametrize(("dtype", "copies"), [("float32", 2), ("bfloat16", 4)])
+def test_adafactor_copies_one_tensor_at_a_time_in_fp32(dtype, copies):
+    """The squared gradient and its sum with ε, in 16 bits weight and gradient too, and the update
+    of the matrix before."""
+    from transformers.optimization import Adafactor
+
+    of = matrices(dtype)
+    adafactor = Adafactor(of, lr=1e-3, scale_parameter=False, relative_step=False)
+    peak = peak_of_a_step(adafactor, of)
+    assert workspace(optim="adafactor", dtype=dtype) == pytest.approx(peak, rel=0.01)
+    assert peak == pytest.approx((copies + 1) * 4 * 256 * 512, rel=0.01)
 
 
 def test_eight_bit_optimizers_keep_two_bytes_and_the_scales_of_blocks():

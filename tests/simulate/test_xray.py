@@ -127,6 +127,29 @@ def test_adapters_are_fp32_over_bf16_weights():
     assert x.peak < xray("sft", dtype="bfloat16").peak
 
 
+def test_a_shared_trunk_is_passed_once():
+    """Policy and value in one pass: no phase of the value model, and the plan's FLOPs."""
+    from rlhf_lab.cost.estimate import estimate
+
+    x = xray("ppo", layout="shared")
+    phases = {row.phase for row in x.ledger.filter(quantity="flops")}
+    assert phases.isdisjoint({"value"}) and "old_logprobs" in phases
+    planned = estimate(
+        "ppo",
+        LLAMA,
+        "laptop",
+        {
+            "layout": "shared",
+            "prompt_length": SHAPE["prompt"],
+            "response_length": SHAPE["response"],
+            "per_device_train_batch_size": SHAPE["batch"],
+            "num_ppo_epochs": 1,
+            "local_rollout_forward_batch_size": 4,
+        },
+    )
+    assert planned.ledger.total(quantity="flops") == x.flops
+
+
 def test_checkpointing_and_masks_show():
     plain = xray("reward")
     saved = xray("reward", gradient_checkpointing=True)
