@@ -20,16 +20,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from ..runs.ledger import Ledger
 from ..stages import STAGES
 from .meter import Meter, NoMeter
 from .model_memory import ModelInputs, call_shape
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 FromTrainer: TypeAlias = Any
 """A trainer of transformers' or TRL's, and what it tells its callbacks."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..data.load import Data
 from ..data.reward_sources import RewardFunction
@@ -23,18 +22,19 @@ from ..ppo.adapters import POLICY
 from ..ppo.logprobs import AnyModel
 from ..ppo.losses import LossFunction
 from ..runs.json_files import JsonObject
-from ..runs.progress import Progress
+from ..runs.progress import Bar, Progress
 from ..runs.run import Run
 from ..stages import STAGES
-from .checkpoint import Checkpoints
 from .diverged import broken_weight, diverged
 from .evaluate import Answers, policy_report, score_answers, win_rate
 from .prepare import Prepared
-from .trl import Bar, Watch, make_trainer
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
+
     from ..planning import Plan, TrainerArgs
     from ..widgets.dashboard import Dashboard
+    from .trl import Watch
 
 Figures: TypeAlias = JsonObject
 Evaluated: TypeAlias = tuple[Figures, Answers | None]
@@ -157,6 +157,8 @@ def cost_figures(job: Job, seconds: float) -> Figures:
 
 def train_role(job: Job) -> tuple[Trainer, Figures]:
     """Run TRL's trainer of the stage on the model that it trains; → trainer, costs."""
+    from .trl import Watch, make_trainer  # PPO needs no TRL
+
     ready, role = job.ready, STAGES[job.plan.stage].roles[0]
     watch = Watch(job.meter, role, job.run.log, job.progress, job.should_stop)
     data = (ready.train, ready.test)
@@ -172,6 +174,8 @@ def train_role(job: Job) -> tuple[Trainer, Figures]:
 def run_trainer(job: Job, trainer: Trainer, watch: Watch) -> Figures:
     """Train with TRL, from the last checkpoint where the job goes on, and save the model; → costs.
     Raises `Diverged`."""
+    from .checkpoint import Checkpoints
+
     resume = job.run.checkpoints[0] if job.resume else None
     trainer.add_callback(saved := Checkpoints(trainer, job.meter, resume, watch.counter))
     if resume:
