@@ -262,5 +262,6 @@ def read_answers(benchmark: Mapping[str, Any], count: int) -> tuple[Answer, ...]
         tokens = int(one["prompt_tokens"] or 0), int(one["output_tokens"])
         answers.append(Answer(*tokens, times["request_start"], first, last))
     if len(answers) != count:
-        raise ValueError(f"bench: {len(answers)} of {count} requests are in GuideLLM's report")
+        said = f"bench: {len(answers)} of {count} requests are in GuideLLM's report: run it again"
+        raise ValueError(said)
     return tuple(answers)
