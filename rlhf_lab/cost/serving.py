@@ -91,8 +91,8 @@ def around(s: Setup, hw: Hardware, phase: str) -> float:
     """Seconds that a server which runs transformers adds to a phase of inference, step by step."""
     if s.stage != "inference":
         return 0.0
-    steps = s.response - 1 if phase == "decode" else 1
-    return steps * (hw.step_seconds + hw.request_seconds * s.batch)
+    step = hw.step_seconds + hw.request_seconds * s.batch
+    return (s.response - 1) * step if phase == "decode" else step + hw.arrival_seconds
 
 
 # ------------------------------------------------------------------------------ an engine's memory
