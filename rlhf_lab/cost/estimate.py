@@ -23,7 +23,7 @@ from .phases import Phase
 from .read_settings import make_setup
 from .rollout_engine import engine_seconds
 from .seconds import product_dtype, seconds, with_sent
-from .serving import Serving, sampled, served, serving_seconds, static
+from .serving import Serving, around, sampled, served, serving_seconds, static
 from .setup import Setup
 
 XRAY_BAND = 0.94, 1.06
@@ -276,7 +276,7 @@ class Estimate:
                 busy += sums * often * f.times
             room = self.hardware.memory - self.peak if f.sent.paged else 0.0
             spent = with_sent(s, self.hardware, f.sent, busy, f.times, room)
-            out[key] = out.get(key, 0.0) + spent
+            out[key] = out.get(key, 0.0) + spent + around(self.usual_setup, self.hardware, f.name)
         return out
 
     @property

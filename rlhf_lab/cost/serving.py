@@ -94,6 +94,14 @@ def static(s: Setup, hw: Hardware, seconds: dict[tuple[str, str], float], peak: 
     return _serving(s, hw, s.batch, fits, per_token=per_token, **times)
 
 
+def around(s: Setup, hw: Hardware, phase: str) -> float:
+    """Seconds that a server which runs transformers adds to a phase of inference, step by step."""
+    if s.stage != "inference":
+        return 0.0
+    steps = s.response - 1 if phase == "decode" else 1
+    return steps * (hw.step_seconds + hw.request_seconds * s.batch)
+
+
 # ------------------------------------------------------------------------------ an engine's memory
 
 

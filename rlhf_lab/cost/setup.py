@@ -34,6 +34,7 @@ CHOICES = {
     "vllm_mode": ("colocate", "server"),
     "quantization": ("none", *FORMATS),
     "kv_cache_dtype": ("auto", "fp8"),
+    "distill_from": ("student", "samples", "logits"),
 }
 EXTRA: dict[str, dict[str, str]] = read_table(Path(__file__).with_name("settings.yaml"))
 """Settings of a plan that are no trainer's, and what they mean, by the stages that have them."""
@@ -135,6 +136,7 @@ class Setup:
     num_iterations: int = 1
     steps_per_generation: int | None = None
     beta: float = 0.0
+    distill_from: str = "student"
     layout: str = "four"
     critic_lora_r: int = 0
     critic_lora_targets: str | tuple[str, ...] | None = "all-linear"
