@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from ..stages import Setting
@@ -259,8 +259,7 @@ def _ids(tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
     return ids
 
 
-@cache
-def _asks(kind: Any) -> bool:
+def _asks(kind: type[object]) -> bool:
     """Whether a class of tokenizers is transformers' own over the tokenizers library."""
     from transformers import PreTrainedTokenizerFast as Known
 

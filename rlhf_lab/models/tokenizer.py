@@ -55,16 +55,17 @@ def declared_stops(path: str | Path) -> list[int]:
     single one in a file derived from config.json may be the default of a class. Raises ValueError,
     one line, for a file that cannot be read."""
     file = Path(path) / (name := "generation_config.json")
-    try:
-        if not Path(path).is_dir():
-            from transformers.utils.hub import cached_file
+    if not Path(path).is_dir():
+        from transformers.utils.hub import cached_file
 
+        try:
             file = Path(str(fetch(cached_file, path, "generation config", filename=name)))
-        text = file.read_text()
-    except (OSError, ValueError):  # it has none
+        except (OSError, ValueError):  # it has none
+            return []
+    if not file.is_file():
         return []
     try:
-        found = json.loads(text)
+        found = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}; mend it or delete it") from None
     declared = found.get("eos_token_id")
