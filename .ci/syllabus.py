@@ -35,8 +35,8 @@ PLANS = {
         "PPO": ["03"],
         "DPO, RLOO and GRPO": ["04", "05"],
         "Memory, and what scales": ["06", "07"],
-        "Cheaper training, and a plan of your own": ["08", "11"],
-        "Many GPUs": ["12"],
+        "Cheaper training, cheaper answers": ["08", "09"],
+        "A plan of your own, and many GPUs": ["11", "12"],
     },
 }
 """Sessions, and the notebooks of each."""
