@@ -31,11 +31,14 @@ GROUPS = {
     "What it costs": (
         *("xray", "compare", "sweep", "project", "hardware", "calibrate", "best_of_n"),
         *("Ledger", "cost_table", "stage_shares", "stage_costs", "peaks", "MeterCallback"),
+        "bench",
     ),
     "Look and play": (
-        *("planner", "dashboard", "inspect", "label", "guess", "generate", "batch"),
+        *("planner", "dashboard", "inspect", "label", "guess", "generate", "chat", "batch"),
+        "continuous_batching",
         *("curves", "frontier"),
     ),
+    "After training": ("quantize", "serve", "export", "frontier_serving"),
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),
     "PPO": ("PPOTrainer", "PPOConfig"),
     "Exercises": ("exercises", "check", "solution"),

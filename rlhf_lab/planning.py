@@ -17,12 +17,13 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from .cost.assumptions import Assumption, assumptions
+from .cost.assumptions import LENGTHS, Assumption, assumptions
 from .cost.assumptions import head as assumption_lines
 from .cost.estimate import Estimate, estimate
 from .cost.fields import not_modelled
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as find_hardware
+from .cost.quantization import format_of
 from .cost.setup import Setup
 from .defaults import defaults
 from .display import by_surface, did_you_mean
@@ -41,6 +42,8 @@ TrainerArgs: TypeAlias = Setting
 
 TEACHER = "small"
 """The teacher of the other bundled models, where none is given."""
+OF_WEIGHTS = {"quantization", "load_in_4bit", "load_in_8bit"}
+"""Settings of inference that say what weights are kept in; without one the config says it."""
 LENGTH_FLAGS = "--prompt-length, --response-length"
 
 
@@ -156,7 +159,7 @@ class Plan:
 
     @property
     def _lengths(self) -> str:
-        """Where the lengths of rows come from."""
+        """Where the lengths of rows come from, before they are packed."""
         if {"prompt_length", "response_length"} <= self.given:
             return "yours"
         if "prompt_length" in self.settings and "prompt_length" not in self.given:
@@ -166,6 +169,8 @@ class Plan:
     @property
     def assumptions(self) -> list[Assumption]:
         """Sizes, precision and settings that the prediction stands on, and which are yours."""
+        if self.settings.get("packing"):  # rows as long as max_length, made of yours
+            return assumptions(self.estimate, self.given - {*LENGTHS}, f"packed, {self._lengths}")
         return assumptions(self.estimate, self.given, self._lengths)
 
     @property
@@ -219,6 +224,7 @@ def plan(
     reward_model: str | Path | Model | None = None,
     value_model: str | Path | Model | None = None,
     teacher_model: str | Path | Model | None = None,
+    draft_model: str | Path | Model | None = None,
     **settings: Setting,
 ) -> Plan:
     """Plan a stage for a model: defaults by its size (`defaults.py`), then your settings.
@@ -230,7 +236,8 @@ def plan(
     catalogue, a file of figures, a Hardware, or "here". With `data` the lengths and the number of
     rows are those of the data. `reward_model`, `value_model`: of another kind or size (stages with
     rewards; the value model is PPO's). `teacher_model`: what a student is distilled from [of a
-    bundled model: small]. No weights are loaded. Raises ValueError for an unknown stage, model or
+    bundled model: small]. `draft_model`: guesses tokens ahead, of which the model keeps the share
+    `accepted` (inference). No weights are loaded. Raises ValueError for an unknown stage, model or
     device.
     """
     if stage not in STAGES:
@@ -242,18 +249,21 @@ def plan(
     if stage == "distill" and teacher is None and "teacher" not in handle.paths:
         teacher = TEACHER if handle.name in BUNDLED and handle.name != TEACHER else None
     others = {"reward": reward_model, "value": value_model, "teacher": teacher}
+    others["draft"] = draft_model
     for role, other in others.items():
         if other is not None:
             if role not in STAGES[stage].roles or stage == "reward":
                 raise ValueError(f"{stage} has no {role} model: leave {role}_model out")
             paths = load(other).paths
-            trained = "sft" if role == "teacher" else "reward"
+            trained = "sft" if role in ("teacher", "draft") else "reward"
             handle = handle.with_stage(role, paths.get(trained, paths["base"]))
     find_hardware(hardware)
     check_settings(stage, settings)
     _check_lengths(stage, settings)
     given = frozenset(settings) | ({"teacher_model"} if teacher_model or named else set())
     taken, sources = defaults(stage, handle, hardware, settings)
+    if draft_model is not None:  # with which transformers decodes one request at a time
+        taken["per_device_train_batch_size"] = 1
     taken = {**taken, **settings}
     if "rewards" in settings:
         from .data.reward_sources import reward_settings
@@ -263,6 +273,8 @@ def plan(
         taken["num_mini_batches"] = _minibatches(taken)
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         taken["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
+    if stage == "inference" and not OF_WEIGHTS & given:
+        taken["quantization"] = format_of(handle.config_dict())
     if data is not None:
         from .data.load import load_data
 
@@ -333,7 +345,7 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
         roles["reward"] = model.config_dict("reward")
         if plan.stage == "ppo":  # the value model starts on the SFT model where it has to
             roles["value"] = model.config_dict("sft" if _foreign(model) else "reward")
-    for role in {"value", "teacher"} & model.paths.keys():
+    for role in {"value", "teacher", "draft"} & model.paths.keys():
         roles[role] = model.config_dict(role)
     return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
 
@@ -397,8 +409,12 @@ def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
     # Of PPO's layouts the one with one base, which may be in 4 bits.
     if stage == "ppo" and settings.get("layout") != "adapters":
         planned_only |= {"load_in_4bit", "use_bnb_nested_quant"}
+    if settings.get("load_in_4bit") and not settings.get("lora_r"):
+        return "load_in_4bit trains adapters only: set lora_r, for example 16"
     plain = {f.name: f.default for f in fields(Setup)}
     for name, value in settings.items():
         if name in planned_only and value != plain.get(name):
+            if name == "load_in_4bit":
+                return "load_in_4bit: PPO trains one base in 4 bits alone: set layout=adapters"
             return f"{name}={value!r} is planned only: train() does not do it yet"
     return None

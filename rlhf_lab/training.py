@@ -150,7 +150,7 @@ def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, An
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder, "job")
         job.write_bytes(pickle.dumps((plan, data, given)))
-        hosts = Hosts(made.processes, made.nodes, fsdp=made.fsdp)
+        hosts = Hosts(made.processes, made.nodes, sharding=made.sharding)
         code = launch(made.config, ["--job", str(job)], hosts)
     if code not in (0, INTERRUPTED):
         raise RuntimeError(f"training in {made.processes} processes failed: its line is above")
@@ -185,10 +185,13 @@ def _prepared(
     folder = Path(out) if out else free_folder(plan.stage)
     args = plan.config(str(folder / "trainer"))
     functions = check(plan, data, args, reward_funcs)
+    settings = dict(plan.settings)
+    if "teacher" in STAGES[plan.stage].roles:
+        settings["teacher_model"] = plan.model.paths["teacher"]
     recorded = {
         "stage": plan.stage,
         "model": plan.model.name,
-        "settings": dict(plan.settings),
+        "settings": settings,
         "data": data.name,
         "seed": plan.settings.get("seed", 42),
         "processes": processes,
@@ -209,6 +212,7 @@ def _prepared(
             folder,
             hardware=plan.hardware_name,
             overwrite=overwrite or there == "",
+            keep=["teacher"] if there == "" else [],
             sources=plan.sources,
             **recorded,
         )

@@ -80,7 +80,8 @@ class MeterCallback(TrainerCallback):
             for scoring in filter(None, (trainer.ref_model, trainer.model)):
                 frozen = scoring is trainer.ref_model
                 self._hook_reference(scoring, "reference" if frozen else "")
-        if hasattr(trainer, "_generate_single_turn"):
+        stored = getattr(trainer, "answers", None) is not None  # nothing is sampled
+        if hasattr(trainer, "_generate_single_turn") and not stored:
             rollout = functools.partial(self._rollout, trainer.model)
             self._replace(trainer, "_generate_single_turn", rollout)
             if hasattr(trainer, "_get_per_token_logps_and_entropies"):
