@@ -38,7 +38,7 @@ GROUPS = {
     ),
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),
     "PPO": ("PPOTrainer", "PPOConfig"),
-    "Exercises": ("exercises", "check", "solution"),
+    "Exercises": ("exercises", "check", "solution", "specimens"),
 }
 ALSO = {
     "Model": "models.load",

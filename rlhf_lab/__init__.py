@@ -30,6 +30,7 @@ _PUBLIC = {
     "cost.hardware": ("hardware",),
     "charts.comparison": ("compare",),
     "exercises": ("exercises", "check", "solution"),
+    "exercises.specimens": ("specimens",),
     "pipeline": (
         "train_all",
         "stage_table",

@@ -33,6 +33,7 @@ from .trl import Bar, Watch, make_trainer
 
 if TYPE_CHECKING:
     from ..planning import Plan, TrainerArgs
+    from ..ppo.trainer import PPOTrainer
     from ..widgets.dashboard import Dashboard
 
 Figures: TypeAlias = JsonObject
@@ -57,6 +58,8 @@ class Job:
     """what the stage learns from beside a reward model"""
     losses: Mapping[str, LossFunction] = field(default_factory=dict)
     """functions in place of PPO's own (`ppo/losses.py`)"""
+    trainer: type[PPOTrainer] | None = None
+    """in place of PPO's own: a specimen of the bug zoo"""
     resume: bool = False
     """go on from the run's last checkpoint"""
     dashboard: Dashboard | None = None
