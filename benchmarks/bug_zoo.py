@@ -8,7 +8,7 @@ of each specimen which metric leaves its band first, on at least four seeds in f
     python benchmarks/bug_zoo.py                      # all runs that are not there yet, then tables
     python benchmarks/bug_zoo.py --only late_score healthy --seeds 0 1
     python benchmarks/bug_zoo.py --tables             # no run: tables of what is there
-    python benchmarks/bug_zoo.py --learn              # writes rlhf_lab/runs/health_thresholds.json
+    python benchmarks/bug_zoo.py --learn              # writes rlhf_lab/runs/health_limits.json
     python benchmarks/bug_zoo.py --judge              # runs that no threshold saw: confusion matrix
 
 It may be stopped at any time: results/bug_zoo.json is written after each run, and the next call
@@ -34,10 +34,16 @@ from rlhf_lab.data.load import Data, Split
 from rlhf_lab.display import table
 from rlhf_lab.exercises.specimens import SPECIMENS
 from rlhf_lab.ppo.bookkeeping import Diverged
-from rlhf_lab.runs.health import repeated_ngrams
+from rlhf_lab.runs import health
 from rlhf_lab.runs.json_files import replace_file, versions
 
 RESULTS = Path(__file__).parent / "results" / "bug_zoo.json"
+LIMITS = Path(health.__file__).with_name("health_limits.json")
+STORED = (
+    ("ppo", "ppo_adapters", "ppo_lora", "ppo_shared", "grpo", "rloo"),
+    ("dpo", "dpo_beta_0.2", "dpo_beta_2.0", "dpo_lora", "reward_768_pairs", "reward_3072_pairs"),
+)
+"""Healthy runs that came with the course: longer ones, and other stages."""
 HEALTHY = "healthy"
 SIZE = {
     "max_steps": 12,
@@ -67,8 +73,8 @@ METRICS = (
 )
 WIDTH = 4.0
 """Half of a band, in standard deviations of the healthy runs."""
-FLOOR = {"first_ratio_error": 1e-3, "first_approxkl": 1e-6}
-"""Healthy runs have rounding errors here: less than this is inside of every band."""
+FLOOR = {"first_ratio_error": 1e-3, "first_approxkl": 1e-6, "kl_per_token": 0.01}
+"""Half of a band, at the least: rounding errors, and what a KL of so few tokens may be below 0."""
 
 Series = dict[str, list[float | None]]
 
@@ -101,7 +107,7 @@ def train(name: str, seed: int, more: Mapping[str, float]) -> dict[str, object]:
             if "when" not in row:
                 texts.setdefault(row["step"], []).append(row["response"])
         said = [texts.get(int(x["step"]), []) for x in lines]
-        series["repeated_ngrams"] = [rounded(repeated_ngrams(x)) for x in said]
+        series["repeated_ngrams"] = [rounded(health.repeated_ngrams(x)) for x in said]
     return {"seconds": round(time.perf_counter() - started, 1), "error": error, "metrics": series}
 
 
@@ -112,6 +118,13 @@ def rounded(value: float | None) -> float | None:
 
 def load() -> dict:
     return json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {"runs": {}}
+
+
+def save(results: dict) -> None:
+    """A line for each run."""
+    text = json.dumps(results, separators=(",", ":")).replace('},"', '},\n"')
+    RESULTS.parent.mkdir(exist_ok=True)
+    replace_file(RESULTS, text + "\n")
 
 
 def wanted(only: Sequence[str], seeds: Sequence[int], judge: bool) -> list[tuple[str, int, str]]:
@@ -141,9 +154,7 @@ def train_all(made: Sequence[tuple[str, int, str]]) -> None:
         results = load()  # another process may have written meanwhile
         results |= {"size": SIZE, "versions": versions(), "processor": platform.machine()}
         results["runs"][key] = run
-        RESULTS.parent.mkdir(exist_ok=True)
-        text = json.dumps(results, separators=(",", ":")).replace('},"', '},\n"')
-        replace_file(RESULTS, text + "\n")
+        save(results)
         print(f"{number + 1}/{len(made)} {key}: {run['seconds']} s {run['error']}", flush=True)
 
 
@@ -192,7 +203,8 @@ def first_metrics(runs: Mapping[str, dict], name: str, band: dict) -> list[tuple
     return sorted(found)
 
 
-def show_tables(runs: Mapping[str, dict]) -> None:
+def show_tables(runs: Mapping[str, dict]) -> list[dict[str, str]]:
+    """Print what shows each specimen first. → the rows"""
     healthy = series_of(runs, HEALTHY, LEARNING)
     print(f"{len(healthy)} healthy runs of the learning seeds")
     band, rows = bands(healthy), []
@@ -211,6 +223,84 @@ def show_tables(runs: Mapping[str, dict]) -> None:
         others = bands(healthy[:i] + healthy[i + 1 :])
         strays.append([m for m in others if leaves(one, others[m], m) is not None])
     print(f"healthy runs outside of the band of the others: {strays}")
+    return rows
+
+
+# ---------------------------------------------------------------------------------- the limits
+
+
+def lines_of(series: Series) -> list[dict[str, float]]:
+    """A run's metrics as `health.examine` takes them."""
+    columns = {m: [math.nan if x is None else x for x in v] for m, v in series.items()}
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+
+def limit_of(check: health.Check, runs: Mapping[str, Sequence[list]]) -> dict | None:
+    """Warn beyond the mean of the worst values of healthy runs by WIDTH standard deviations,
+    critical beyond three times that. runs: the logged lines of each, by where they come from."""
+    worst, sources = [], []
+    for source, logged in runs.items():
+        found = [x for lines in logged if math.isfinite(x := check.worst(lines))]
+        worst += found
+        sources += [f"{len(found)} {source}"] * bool(found)
+    if len(worst) < 3:
+        return None
+    sign = 1 if check.side == "high" else -1
+    step = sign * WIDTH * max(stdev(worst), FLOOR.get(check.metric, 0.0) / WIDTH)
+    if check.figure == "trend" and abs(mean(worst) + step) >= (2 if check.against else 1):
+        return None  # no run could fail it
+    limit = {"warn": rounded(mean(worst) + step), "critical": rounded(mean(worst) + 3 * step)}
+    return {**limit, "origin": f"{'; '.join(sources)}: {min(worst):.3g} to {max(worst):.3g}"}
+
+
+def learn(results: dict) -> None:
+    """Write the limits, and which checks each specimen fails."""
+    runs = results["runs"]
+    size = f"{SIZE['max_steps']} iterations of {SIZE['per_device_train_batch_size']} responses"
+    ours = f"healthy PPO runs of tiny, {size}, seeds from {LEARNING[0]}"
+    healthy = {ours: [lines_of(x) for x in series_of(runs, HEALTHY, LEARNING)]}
+    healthy |= {
+        f"stored runs of the course ({', '.join(names)})": [
+            health.logged_lines(lab.Run.stored(name)) for name in names
+        ]
+        for names in STORED
+    }
+    found = {check.name: limit_of(check, healthy) for check in health.CHECKS.values()}
+    made = {"limits": {name: x for name, x in found.items() if x}, "specimens": {}}
+    replace_file(LIMITS, json.dumps(made))  # the specimens are examined by these
+    health.limits.cache_clear()
+    for name in SPECIMENS:
+        sick = [health.examine(lines_of(x)) for x in series_of(runs, name, SEEDS)]
+        failed = [f.check.name for findings in sick for f in findings]
+        shares = {n: rounded(failed.count(n) / len(sick)) for n in sorted({*failed})}
+        made["specimens"][name] = shares
+    replace_file(LIMITS, json.dumps(made, indent=1) + "\n")
+    health.limits.cache_clear()
+
+
+def show_confusion(runs: Mapping[str, dict]) -> None:
+    """What `lab.health` says of the runs that no limit saw."""
+    counts: dict[tuple[bool, bool], int] = {}
+    named = sick = 0
+    for key, run in runs.items():
+        name, _, setting = [*key.split("/"), ""][:3]
+        if setting not in JUDGED:
+            continue
+        verdict = health.Health(lines_of(run["metrics"]))
+        is_sick, called = name != HEALTHY, not verdict or bool(run["error"])
+        counts[is_sick, called] = counts.get((is_sick, called), 0) + 1
+        sick += is_sick
+        named += name in verdict.look_alikes
+    rows = [
+        {
+            "runs": "sick" if s else "healthy",
+            "called healthy": str(counts.get((s, False), 0)),
+            "called sick": str(counts.get((s, True), 0)),
+        }
+        for s in (False, True)
+    ]
+    print(table(rows))
+    print(f"the right specimen among the first {health.LIKE}: {named} of {sick}")
 
 
 def main() -> None:
@@ -218,10 +308,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], choices=[HEALTHY, *SPECIMENS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[])
     parser.add_argument("--tables", action="store_true", help="no run")
+    parser.add_argument("--learn", action="store_true", help="write the limits; no run")
+    parser.add_argument("--judge", action="store_true", help="runs that no limit saw")
     args = parser.parse_args()
-    if not args.tables:
-        train_all(wanted(args.only, args.seeds, False))
-    show_tables(load()["runs"])
+    if not args.tables and not args.learn:
+        train_all(wanted(args.only, args.seeds, args.judge))
+    results = load()
+    if args.learn:
+        learn(results)
+    if args.judge:
+        show_confusion(results["runs"])
+    else:
+        results["first"] = show_tables(results["runs"])
+        save(results)
 
 
 if __name__ == "__main__":
