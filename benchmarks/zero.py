@@ -2,8 +2,9 @@
 
     DEEPSPEED_PYTHON=…/bin/python python benchmarks/zero.py
 
-SFT and DPO of `mini`, a few steps of SGD in fp32, as `lab.train` makes them: once in one process
-with twice the accumulation, once in two that `accelerate launch` starts with the lab's own config.
+SFT, DPO and PPO of `mini`, a few steps of SGD in fp32, as `lab.train` makes them: once in one
+process with twice the accumulation, once in two that `accelerate launch` starts with the lab's own
+config.
 That config is for GPUs; here DeepSpeed takes the CPU (`DS_ACCELERATOR`), and accelerate counts two
 processes once it is told of gloo. Writes benchmarks/results/zero.json.
 """
@@ -15,12 +16,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "zero.json"
 TOLERANCE = 1e-4
-STAGES = ("sft", "dpo")
+STAGES = {"sft": "loss", "dpo": "loss", "ppo": "pg_loss"}
+"""Each with the curve that is compared."""
 SETTINGS = {
     "per_device_train_batch_size": 4,
     "max_steps": 6,
@@ -46,10 +49,8 @@ def train(folder: Path, ranks: int) -> None:
     prepare.HELD_OUT = 16
     load.STORY_ROWS |= {"sft": 128, "preferences": 128, "prompts": 64, "test": 16, "test_pairs": 16}
     if ranks > 1:
-        import deepspeed.comm.torch
-
         # It would be compiled for minutes, and is for speed only.
-        deepspeed.comm.torch.build_shm_op = lambda: None
+        import_module("deepspeed.comm.torch").build_shm_op = lambda: None
         on_cpu = {"use_cpu": False, "bf16": False, "fp16": False, "ddp_backend": "gloo"}
         trl.device_settings = lambda given: on_cpu
     for stage in STAGES:
@@ -83,14 +84,14 @@ def compared(one: Path, two: Path) -> dict:
     stage = Run.load(one).stage
     start = load("mini").base if stage == "sft" else load("mini").sft
     before = dict(start.named_parameters())
-    (_, losses), (_, same) = (Run.load(p).series("loss") for p in (one, two))
+    (_, losses), (_, same) = (Run.load(p).series(STAGES[stage]) for p in (one, two))
     moved = max(float((w - before[n]).abs().max()) for n, w in weights.items() if n in before)
     figures, theirs = Run.load(one).summary, Run.load(two).summary
     return {
         "weights": max(float((w - others[n]).abs().max()) for n, w in weights.items()),
         "moved": moved,
         "loss": max(abs(a - b) for a, b in zip(losses, same, strict=True)),
-        "eval_loss": abs(figures["eval_loss"] - theirs["eval_loss"]),
+        **{n: abs(figures[n] - theirs[n]) for n in ("eval_loss", "kl") if n in figures},
         "evaluated": sorted(theirs.keys() & {"kl", "gold_reward"}),
     }
 

@@ -32,9 +32,11 @@ GROUPS = {
     "What it costs": (
         *("xray", "compare", "sweep", "project", "hardware", "calibrate", "best_of_n"),
         *("Ledger", "cost_table", "stage_shares", "stage_costs", "peaks", "MeterCallback"),
+        "bench",
     ),
     "Look and play": (
         *("planner", "dashboard", "inspect", "label", "guess", "generate", "batch"),
+        "continuous_batching",
         *("curves", "frontier"),
     ),
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),

@@ -26,7 +26,11 @@ _PUBLIC = {
     "training": ("train",),
     "studies": ("best_of_n", "xray", "sweep"),
     "budget": ("project",),
+    "frontiers": ("frontier_serving",),
+    "deploy.quantize": ("quantize",),
+    "deploy.load": ("bench",),
     "metering.calibrate": ("calibrate",),
+    "deploy.export": ("export",),
     "metering.callback": ("MeterCallback",),
     "metering.health_callback": ("HealthCallback",),
     "cost.hardware": ("hardware",),
@@ -43,7 +47,11 @@ _PUBLIC = {
         "stories",
         "show_stories",
     ),
-    "notebook": ("planner", "dashboard", "inspect", "label", "guess", "generate", "batch"),
+    "notebook": (
+        *("planner", "dashboard", "inspect", "label", "guess", "generate", "chat", "batch"),
+        "continuous_batching",
+    ),
+    "deploy.serve": ("serve",),
     "charts.curves": ("curves",),
     "charts.frontier": ("frontier",),
     "charts.cost_bars": ("stage_costs",),
@@ -55,6 +63,8 @@ __all__ = sorted(_HOMES)
 
 # peft imports bitsandbytes wherever it is, which then warns of a kernel that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+logging.getLogger("torchao").setLevel(logging.ERROR)
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

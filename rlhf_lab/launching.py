@@ -19,6 +19,9 @@ from .launch.accelerate_config import CONFIGS
 from .planning import Plan
 from .stages import STAGES
 
+ENGINES = "use_vllm", "use_transformers_continuous_batching"
+"""Settings that ask for another engine of PPO's rollout."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -33,9 +36,9 @@ class Launch:
     nodes: int
 
     @property
-    def fsdp(self) -> bool:
-        """Whether models are shared out by FSDP2."""
-        return self.how == "fsdp2"
+    def sharding(self) -> str:
+        """How models are shared out; "" where each process has them whole."""
+        return self.how if self.how.startswith(("zero", "fsdp2")) else ""
 
 
 def launched(
@@ -52,7 +55,7 @@ def launched(
         return _smallest(plan, count, nodes, dry, gpu)
     sharding, offload = CONFIGS[how]
     settings = {"gpus": count, "nodes": nodes, "sharding": sharding, "offload": offload}
-    settings = settings if gpu or how == "fsdp2" else {"gpus": count}
+    settings = settings if gpu or sharding != "ddp" else {"gpus": count}
     whole = replace(plan, settings={**plan.settings, **settings})
     for wrong, line in _checks(plan, how, count, gpu, dry):
         if wrong:
@@ -80,21 +83,27 @@ def _count(processes: int | None, nodes: int, there: bool) -> int:
     return count
 
 
+def _no_deepspeed(dry: bool) -> bool:
+    return not dry and find_spec("deepspeed") is None
+
+
 def _checks(
     plan: Plan, how: str, processes: int, gpu: bool, dry: bool
 ) -> Iterator[tuple[bool, str]]:
     """→ (whether it cannot be, why)"""
     sharded, zero = how not in ("cpu", "ddp"), how.startswith("zero")
     ppo, small = plan.stage == "ppo", bool(plan.settings.get("load_in_4bit"))
-    here = gpu or ppo and how == "fsdp2"
-    only = "cpu and ddp train on CPUs, and PPO under fsdp2"
+    here = gpu or ppo and not how.endswith("offload")
+    only = "cpu and ddp train on CPUs, and PPO under zero1, zero2, zero3 and fsdp2"
     yield sharded and not here, f"shards GPUs, and there is none; {only}"
-    yield sharded and ppo and how != "fsdp2", "PPO trains sharded under fsdp2 alone: choose that"
-    yield ppo and how == "fsdp2" and small, "shards no weights in 4 bits: choose ddp"
-    split = how[:5] in ("zero3", "fsdp2") and not ppo
+    yield ppo and how == "fsdp2-offload", "PPO's weights stay on the devices: choose zero3-offload"
+    split = how[:5] in ("zero3", "fsdp2")
+    yield ppo and split and small, "shards no weights in 4 bits: choose zero2"
+    engine = next(filter(plan.settings.get, ENGINES), "")
+    yield ppo and sharded and bool(engine), f"{engine} samples with whole weights: leave it out"
+    split = split and not ppo
     yield split and bool(plan.lora), "shards whole models, not yet adapters: choose zero2"
-    missing = zero and not dry and find_spec("deepspeed") is None
-    yield missing, "needs DeepSpeed: pip install deepspeed, or choose fsdp2"
+    yield zero and _no_deepspeed(dry), "needs DeepSpeed: pip install deepspeed, or choose fsdp2"
     s = plan.settings
     passes = s.get("steps_per_generation") or s.get("gradient_accumulation_steps", 1)
     rows, group = s.get("per_device_train_batch_size", 8) * passes * processes, 1
@@ -137,11 +146,11 @@ def _of_file(plan: Plan, file: Path, processes: int | None, nodes: int, dry: boo
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{head}: {str(error).splitlines()[0]}") from None
     kind = asked.get("distributed_type") if isinstance(asked, dict) else None
-    if kind == "DEEPSPEED" and not dry and find_spec("deepspeed") is None:
+    if kind == "DEEPSPEED" and _no_deepspeed(dry):
         raise ValueError(f"{head} needs deepspeed: pip install deepspeed")
     second = kind == "FSDP" and asked.get("fsdp_config", {}).get("fsdp_version") == 2
-    if kind in ("DEEPSPEED", "FSDP") and plan.stage == "ppo" and not second:
-        raise ValueError(f"{head}: PPO trains sharded under FSDP with fsdp_version: 2 alone")
+    if kind == "FSDP" and plan.stage == "ppo" and not second:
+        raise ValueError(f"{head}: PPO takes FSDP with fsdp_version: 2 alone, or DeepSpeed")
     return Launch(str(file), plan, text, processes, nodes)
 
 

@@ -6,7 +6,9 @@
     lab.label("stories", n=20)        you are the annotator
     lab.guess("How many MiB?")        your own prediction, before a run
     lab.generate(run, "A sad story")  what a model answers to a prompt of yours
+    lab.chat("tiny", run)             what several models answer, side by side
     lab.batch("dpo", "tiny", data)    rows as the trainer sees them: tensors of token ids
+    lab.continuous_batching("mini")   slots of an engine: static batches, and slots refilled
 
 The figures to study (`lab.curves`, `frontier`, `stage_costs`, `compare(…).figure()`) are functions
 of runs, plans and ledgers, and need nothing from here.
@@ -14,15 +16,18 @@ of runs, plans and ledgers, and need nothing from here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .data.load import Data, load_data
 from .data.messages import Row
-from .display import Listed
-from .models.load import BUNDLED, load
+from .display import Listed, numbered
+from .models.load import load
+from .models.policy import Policy, find_policy
 from .models.tokenizer import load_tokenizer
 from .models.weights import load_causal_lm
 from .runs.run import Run
@@ -31,10 +36,12 @@ from .stages import STAGES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from .charts.schedule import Batching
     from .data.schema import Prompt
     from .models.load import Model
     from .planning import Plan
     from .trainers.batches import Sequences
+    from .widgets.chat import Chat
     from .widgets.dashboard import Replay
     from .widgets.guess import Answer, Guess
     from .widgets.inspector import Inspector
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
     from .widgets.planner import Planner
 
 
+Asked: TypeAlias = "Run | Model | str | Path | tuple[str, str]"
 GREEDY = 1e-6
 """A temperature at which sampling takes the likeliest token."""
 
@@ -143,40 +151,71 @@ def generate(
     Requests of the bundled world end with a line: a bundled model's prompt gets that end. Raises
     FileNotFoundError for a run that kept no model, ValueError for another stage.
     """
-    from .ppo.texts import sample_ids
-
     if max_new_tokens < 1 or n < 1 or temperature < 0:
         raise ValueError("generate: n and max_new_tokens are at least 1, temperature at least 0")
-    policy, tokenizer, name = _policy(model, stage)
-    if name in BUNDLED and isinstance(prompt, str):
-        prompt = prompt.rstrip() + "\n"
-    (ids,) = sample_ids(
-        policy,
-        tokenizer,
-        [prompt],
-        samples=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature or GREEDY,
-        seed=seed,
-    )
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    found = find_policy(model, stage)
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    texts = _sampled(*found.load(), found.prompt(prompt), n, seed=seed, **settings)
     return Listed(texts, lambda rows: [{"": i, "answer": t} for i, t in enumerate(rows, 1)])
 
 
-def _policy(
-    model: Run | Model | str | Path, stage: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """What writes, its tokenizer, and the name of the model that it is or was trained from."""
-    if isinstance(model, (str, Path)) and (Path(model) / "run.json").is_file():
-        model = Run.load(model)
-    if isinstance(model, Run):
-        path = model.model_path
-        return load_causal_lm(path), load_tokenizer(path), str(model.config["model"])
-    handle = load(model)
-    if stage not in ("base", "sft"):
-        raise ValueError(f"generate: stage {stage!r} writes nothing; choose base or sft")
-    policy = handle.sft if stage == "sft" else handle.base
-    return policy, handle.tokenizer, handle.name
+def _sampled(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    n: int,
+    *,
+    temperature: float,
+    **settings: Any,
+) -> list[str]:
+    from .ppo.texts import sample_ids
+
+    settings |= {"samples": n, "temperature": temperature or GREEDY}
+    (ids,) = sample_ids(model, tokenizer, [prompt], **settings)
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
+
+
+def chat(*models: Asked, **named: Asked) -> Chat:
+    """A widget that asks models the same thing, side by side: runs, models, names, folders, and
+    ("tiny", "base") for a name's other stage; `named` ones under your name for them. Each question
+    stands alone: no model remembers the ones before.
+
+    Answers to requests of the bundled world show their gold reward; a prompt with words that this
+    world does not know is answered too, and that is said. Other models read the prompt as a user's
+    turn of their chat template.
+    """
+    from .widgets.chat import Chat
+    from .world.generator import KNOWN_WORDS, draw_request, read_request
+    from .world.gold_reward import gold_reward
+
+    given = [*models, *named.values()]
+    if not given:
+        raise ValueError("chat: name a model at least, or two: lab.chat('tiny', run)")
+    policies = [find_policy(*m) if isinstance(m, tuple) else find_policy(m) for m in given]
+    world, load_once = any(p.world for p in policies), cache(Policy.load)
+
+    def asks(policy: Policy) -> Callable[..., tuple[str, float | None]]:
+        def answer(prompt: str, **settings: Any) -> tuple[str, float | None]:
+            turn: Prompt = [{"role": "user", "content": prompt}]
+            written = policy.prompt(prompt) if policy.bundled else turn
+            (text,) = _sampled(*load_once(policy), written, 1, **settings)
+            return text, gold_reward(prompt, text) if read_request(prompt) else None
+
+        return answer
+
+    def note(prompt: str) -> str:
+        words = dict.fromkeys(re.findall("[a-z]+", prompt.lower()))
+        unknown = ", ".join(w for w in words if w not in KNOWN_WORDS)
+        if not world or (read_request(prompt) and not unknown):
+            return ""
+        why = f"words that the stories do not have: {unknown}" if unknown else "no such request"
+        return f"Models of the bundled stories never learned to answer this ({why})."
+
+    rng = random.Random(0)
+    examples = [draw_request(rng).prompt for _ in range(8)] if world else []
+    names = numbered([*(p.name for p in policies[: len(models)]), *named])
+    return Chat(dict(zip(names, map(asks, policies))), examples, note)
 
 
 def batch(
@@ -192,6 +231,42 @@ def batch(
     from .trainers.batches import first_batch
 
     return first_batch(stage, load(model).tokenizer, data, rows, split)
+
+
+def continuous_batching(
+    model: Run | Model | str | Path = "mini",
+    *,
+    requests: int = 256,
+    slots: int = 32,
+    mean: float = 64,
+    longest: int = 512,
+    seed: int = 0,
+) -> Batching:
+    """The same requests through transformers' engine as static batches and continuously.
+
+    Requests are prompts of the stories, answered greedily until each has a length drawn for it:
+    geometric with this `mean`, cut at `longest` (tokens). `slots`: requests that run at once.
+    Raises ValueError for sizes that are none, and where the model's context is too short.
+    """
+    import numpy
+
+    from .charts.schedule import Batching
+    from .deploy.schedule import trace
+
+    if min(requests, slots, mean, longest) < 1:
+        raise ValueError("requests, slots, mean and longest are at least 1")
+    policy, tokenizer = find_policy(model).load()
+    texts = [str(row["prompt"]) for row in load_data("stories").prompts.train]
+    prompts = [tokenizer(texts[i % len(texts)])["input_ids"] for i in range(requests)]
+    context = getattr(policy.config, "max_position_embeddings", None)
+    if context and context < (needed := max(map(len, prompts)) + longest):
+        raise ValueError(
+            f"longest={longest}: with its prompt {needed}, and the model takes {context}"
+        )
+    drawn = numpy.random.default_rng(seed).geometric(1 / mean, requests).clip(max=longest)
+    lengths = [int(length) for length in drawn]
+    both = (trace(policy, prompts, lengths, slots, static=static) for static in (True, False))
+    return Batching(*both)
 
 
 def _opened(run: Run | str | Path) -> Run:

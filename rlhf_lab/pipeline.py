@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,15 @@ from .charts.chart import bar_chart
 from .charts.frame import Picture
 from .cost.hardware import Hardware
 from .data.load import Data, load_data
-from .display import Display, format_bytes, format_number, format_seconds, html_table, table
+from .display import (
+    Display,
+    format_bytes,
+    format_number,
+    format_seconds,
+    html_table,
+    numbered,
+    table,
+)
 from .models.load import Model, load
 from .planning import Plan, plan, predict
 from .runs.json_files import JsonObject
@@ -218,16 +226,22 @@ def describe_data(
     return described
 
 
-def report(runs: dict[str, Run] | Run | str | Path, path: str | Path = "report.html") -> Path:
+def report(
+    runs: dict[str, Run] | Sequence[Run | str | Path] | Run | str | Path,
+    path: str | Path = "report.html",
+) -> Path:
     """Write a self-contained page, without Python or a script: the table, every run's curves, what
-    it wrote step by step, stories before and after. `runs`: by name, or one of them or its folder.
+    it wrote step by step, stories before and after. `runs`: by name, or some of them or their
+    folders, or one.
     """
     from .charts.report import write_report
 
     title = "Four stages of RLHF"
     if not isinstance(runs, dict):
-        run = runs if isinstance(runs, Run) else Run.load(runs)
-        runs, title = {run.name: run}, f"{run.stage} of {run.config['model']}"
+        some = [runs] if isinstance(runs, (Run, str, Path)) else runs
+        found = [run if isinstance(run, Run) else Run.load(run) for run in some]
+        runs = dict(zip(numbered(run.name for run in found), found, strict=True))
+        title = ", ".join(f"{run.stage} of {run.config['model']}" for run in found)
     return write_report(
         path,
         runs,

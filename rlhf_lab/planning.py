@@ -17,12 +17,13 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from .cost.assumptions import Assumption, assumptions
+from .cost.assumptions import LENGTHS, Assumption, assumptions
 from .cost.assumptions import head as assumption_lines
 from .cost.estimate import Estimate, estimate
 from .cost.fields import not_modelled
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as find_hardware
+from .cost.quantization import format_of
 from .cost.setup import Setup
 from .defaults import defaults
 from .display import by_surface, did_you_mean
@@ -41,6 +42,8 @@ TrainerArgs: TypeAlias = Setting
 
 TEACHER = "small"
 """The teacher of the other bundled models, where none is given."""
+OF_WEIGHTS = {"quantization", "load_in_4bit", "load_in_8bit"}
+"""Settings of inference that say what weights are kept in; without one the config says it."""
 LENGTH_FLAGS = "--prompt-length, --response-length"
 
 
@@ -156,7 +159,7 @@ class Plan:
 
     @property
     def _lengths(self) -> str:
-        """Where the lengths of rows come from."""
+        """Where the lengths of rows come from, before they are packed."""
         if {"prompt_length", "response_length"} <= self.given:
             return "yours"
         if "prompt_length" in self.settings and "prompt_length" not in self.given:
@@ -166,6 +169,8 @@ class Plan:
     @property
     def assumptions(self) -> list[Assumption]:
         """Sizes, precision and settings that the prediction stands on, and which are yours."""
+        if self.settings.get("packing"):  # rows as long as max_length, made of yours
+            return assumptions(self.estimate, self.given - {*LENGTHS}, f"packed, {self._lengths}")
         return assumptions(self.estimate, self.given, self._lengths)
 
     @property
@@ -263,6 +268,8 @@ def plan(
         taken["num_mini_batches"] = _minibatches(taken)
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         taken["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
+    if stage == "inference" and not OF_WEIGHTS & given:
+        taken["quantization"] = format_of(handle.config_dict())
     if data is not None:
         from .data.load import load_data
 
@@ -397,8 +404,12 @@ def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
     # Of PPO's layouts the one with one base, which may be in 4 bits.
     if stage == "ppo" and settings.get("layout") != "adapters":
         planned_only |= {"load_in_4bit", "use_bnb_nested_quant"}
+    if settings.get("load_in_4bit") and not settings.get("lora_r"):
+        return "load_in_4bit trains adapters only: set lora_r, for example 16"
     plain = {f.name: f.default for f in fields(Setup)}
     for name, value in settings.items():
         if name in planned_only and value != plain.get(name):
+            if name == "load_in_4bit":
+                return "load_in_4bit: PPO trains one base in 4 bits alone: set layout=adapters"
             return f"{name}={value!r} is planned only: train() does not do it yet"
     return None

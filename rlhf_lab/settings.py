@@ -81,7 +81,7 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
     """The settings that are fields of the stage's config, checked without importing it.
 
     Raises ValueError, one line, for a name that nobody has, for a value of another type, and for a
-    setting that training would not honour.
+    setting that would have no effect.
     """
     check_names(settings, stage)
     own = config_fields(stage)

@@ -17,7 +17,6 @@ from .cost.estimate import Estimate
 from .cost.hardware import Hardware
 from .cost.setup import Setup
 from .data.load import Data, load_data
-from .data.tokenize import prompt_rows
 from .display import by_surface, format_number, html_table, is_number, table
 from .models.load import Model, load
 from .planning import Plan, predict
@@ -123,8 +122,9 @@ class Sweep:
     """the values where they are no numbers, as "none", "ddp": there x only counts"""
 
     def exponent(self, quantity: str = "flops", source: str = "predicted") -> float:
-        """Slope of a straight line through the points on log-log paper (least squares). Raises
-        ValueError where there is none: too few points, or values that are no numbers."""
+        """Slope of a straight line through the points on log-log paper (least squares), which has
+        no place for 0. Raises ValueError where there is none: too few points, or values that are no
+        numbers."""
         if self.labels:
             raise ValueError(
                 f"no line over {self.axis}: {', '.join(self.labels)} are no numbers; the points "
@@ -133,7 +133,7 @@ class Sweep:
         pairs = [
             (math.log(p["x"]), math.log(p[f"{quantity} {source}"]))
             for p in self.points
-            if p.get(f"{quantity} {source}")
+            if p["x"] > 0 and p.get(f"{quantity} {source}")
         ]
         if len(pairs) < 2:
             raise ValueError(f"no line through {len(pairs)} point(s) of {quantity} {source}")
@@ -148,8 +148,12 @@ class Sweep:
                 if (values := [p[name] for p in self.points])
             ]
             return f"least {', least '.join(least)}"
+        drawn = sum(p["x"] > 0 for p in self.points)
+        if drawn < 2:
+            return f"no power law over {self.axis}: 0 has no place on log-log paper"
         found = self.exponent("flops")
         text = f"FLOPs of a step grow with {self.axis} to the power {found:.2f}"
+        text += " (0 left out)" * (drawn < len(self.points))
         if self.axis == "model":
             text += (
                 ": linear in parameters at a fixed amount of data. Quadratic only when the "
@@ -319,15 +323,13 @@ def best_of_n(
     from .launch.launcher import prepare_process
     from .ppo.losses import kl_bound
     from .trainers.best_of_n import draw, expected_best
+    from .trainers.evaluate import held_out_prompts
 
     prepare_process()
     model, data = load(model), load_data(data)
     counts = sorted(set(n))
     _check(model, counts, prompts, response_length)
-    rows = (data.prompts.test or data.prompts.train)[:prompts]
-    kept, _ = prompt_rows(model.tokenizer, rows, model.context - response_length)
-    if not kept:
-        raise ValueError(f"{data.name} has no prompt that leaves room for {response_length} tokens")
+    kept = held_out_prompts(model, data, prompts, response_length)
     bar = None if quiet else Progress(len(kept) * counts[-1], "best-of-n")
     drawn = draw(
         model.sft,

@@ -12,7 +12,7 @@ from functools import cache
 import pytest
 
 import rlhf_lab as lab
-from rlhf_lab import pipeline
+from rlhf_lab import pipeline, stages
 from rlhf_lab.cli.main import main
 from rlhf_lab.stages import TRAINABLE
 
@@ -208,6 +208,20 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(args, says, tmp_path, capsy
     printed = capsys.readouterr().err
     assert code == 2 and says in printed and printed.count("\n") == 1
     assert not (tmp_path / "r").exists()
+
+
+def test_stages_are_listed(capsys):
+    assert main(["list", "stages"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == list(stages.STAGES)
+    assert "student, teacher" in next(line for line in lines if line.startswith("distill"))
+
+
+def test_lengths_that_packing_made_are_not_called_yours():
+    own = {"prompt_length": 20, "response_length": 40, "rows": 100, "max_length": 128}
+    for packing, source in ((False, "yours"), (True, "packed, yours")):
+        found = lab.plan("sft", "tiny", packing=packing, **own).assumptions
+        assert next(a for a in found if a.what == "lengths").source == source
 
 
 def test_help_reads_well():

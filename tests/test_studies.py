@@ -137,6 +137,16 @@ def test_a_series_over_words_is_a_table():
     assert lab.sweep("stage", ["sft", "dpo"], **SAME).labels == ["sft", "dpo"]
 
 
+def test_zero_has_no_place_on_log_log_paper():
+    """It stands in the table; line and exponent are those of the others."""
+    prompts = [0, 64, 128]
+    series, others = (lab.sweep("prompt_length", p, **SAME) for p in (prompts, prompts[1:]))
+    assert [row["prompt_length"] for row in series.rows] == ["0", "64", "128"]
+    assert series.exponent() == others.exponent() and "(0 left out)" in repr(series)
+    assert [len(trace.x) for trace in series.figure().data] == [2]
+    assert "no power law over prompt_length" in repr(lab.sweep("prompt_length", [0, 64], **SAME))
+
+
 def test_several_plans_stand_side_by_side():
     """A column each, by what sets them apart or by the names of a mapping."""
     full, lora = (lab.plan("sft", PYTHIAS[0], **SAME, **m) for m in ({}, {"lora_r": 8}))
@@ -162,6 +172,14 @@ def test_runs_and_their_folders_stand_side_by_side(run):
     assert lab.stage_costs(run.folder).data and lab.stage_costs({"mine": str(run.folder)}).data
     with pytest.raises(FileNotFoundError, match="no run in nowhere"):
         lab.stage_costs("nowhere")
+    page = lab.report([run, run.folder], run.folder.parent / "page.html").read_text("utf-8")
+    assert "sft of tiny, sft of tiny" in page and "sft (2)" in page
+
+
+def test_the_folder_of_a_run_is_its_model(run):
+    assert lab.load(run.folder).paths == lab.load(run.model_path).paths
+    student = lab.plan("distill", "mini", teacher_model=run.folder).model
+    assert student.paths["teacher"] == str(run.model_path)
 
 
 def test_a_project_adds_its_stages_up():

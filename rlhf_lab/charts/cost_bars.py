@@ -150,9 +150,10 @@ def _device_memory(things: Iterable[object]) -> list[tuple[float, str]]:
 # -- over one setting -------------------------------------------------------------------------
 def scaling(series: Sweep, quantity: str = "flops", *, x_title: str = "") -> Figure:
     """A series over one setting on log-log axes, where a power law is a straight line: predicted
-    and measured, each with its exponent. `x_title`: what is varied, with unit."""
+    and measured, each with its exponent; 0 has no place there. `x_title`: what is varied, with
+    unit."""
     by_source = {
-        source: [(p["x"], p[name]) for p in series.points if p.get(name)]
+        source: [(p["x"], p[name]) for p in series.points if p["x"] > 0 and p.get(name)]
         for source, name in ((s, f"{quantity} {s}") for s in ("predicted", "measured"))
     }
     top = max((y for points in by_source.values() for _, y in points), default=0.0)

@@ -299,7 +299,7 @@ def print_measure(args: argparse.Namespace) -> int:
     from ..training import train
 
     if args.stage is None:
-        measured = rlhf_lab.calibrate()
+        measured = rlhf_lab.calibrate(**assignments(args.set))
         print(json.dumps(measured.to_dict(), indent=1) if args.json else measured)
         return 0
     plan = _plan(args, max_steps=args.steps)

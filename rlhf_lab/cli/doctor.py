@@ -32,10 +32,15 @@ NEEDS = {"memory": 1.5 * GIB, "disk": 2 * GIB}
 OPTIONAL = {
     "bitsandbytes": "4 and 8 bits",
     "deepspeed": "sharding by zero1, zero2, zero3",
+    "guidellm": "bench",
     "liger-kernel": "use_liger_kernel",
+    "torchao": "quantize --to int8",
     "vllm": "use_vllm",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "openai": "serve",
 }
-"""Packages that a setting needs → that setting."""
+"""Packages that a setting or a command needs → that."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _optional() -> Iterator[Finding]:
-    """Packages that single settings need."""
+    """Packages that single settings and commands need."""
     from packaging.requirements import Requirement
 
     for name, what in OPTIONAL.items():

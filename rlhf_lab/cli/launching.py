@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +63,11 @@ def start(args: argparse.Namespace, planned: Plan, folder: Path) -> int:
         raise ValueError(f"--nodes {args.nodes} needs --main-address, that of the first host")
     dry = args.dry_run or elsewhere
     made = launched(planned, args.accelerate, args.processes, args.nodes, dry=dry)
-    hosts = Hosts(made.processes, made.nodes, args.machine_rank, args.main_address, made.fsdp)
+    if not (made.config or elsewhere) and args.accelerate != "cpu":
+        count = f"{made.processes} process{'es' * (made.processes != 1)}"
+        gpus = "on a GPU: name it, --hardware h100 --dry-run"
+        print(f"{args.stage}: there is no GPU here: {count} on the CPU ({gpus})", file=sys.stderr)
+    hosts = Hosts(made.processes, made.nodes, args.machine_rank, args.main_address, made.sharding)
     line = _of_a_process(args.argv) + ([] if args.out else ["--out", str(folder)])
     if elsewhere:
         if not made.config:

@@ -1,4 +1,4 @@
-"""`rlhf-lab list models|hardware|settings`: what has a name; `rlhf-lab report`: a run as a page."""
+"""`rlhf-lab list models|hardware|stages|settings`: names; `rlhf-lab report`: a run as a page."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .cost import Commands
 
 def add_command(commands: Commands) -> None:
     """Add the command to the parser's."""
-    what = commands.add_parser("list", help="the models, devices and settings that have a name")
-    what.add_argument("what", choices=["models", "hardware", "settings"])
+    what = commands.add_parser("list", help="models, devices, stages and settings by name")
+    what.add_argument("what", choices=["models", "hardware", "stages", "settings"])
     what.add_argument("--stage", choices=TRAINABLE, default="ppo", help="whose settings [ppo]")
     page = commands.add_parser(
         "report",
@@ -48,6 +48,10 @@ def _rows(what: str, stage: str) -> Iterator[dict[str, str]]:
     if what == "hardware":
         for name, device in CATALOGUE.items():
             yield {what: name, "is": device.name, "memory": format_bytes(device.memory)}
+    elif what == "stages":
+        for name, spec in STAGES.items():
+            made = "trained" if spec.trainable else "planned only"
+            yield {"stage": name, "is": spec.title, "models": ", ".join(spec.roles), "": made}
     elif what == "models":
         kinds = dict.fromkeys(BUNDLED, "bundled")
         kinds |= {a: f"in the package {PACKAGED[of][1]}, or the hub" for a, of in ALIASES.items()}

@@ -1,5 +1,6 @@
-"""The command line: `rlhf-lab train`, `launch`, `best-of-n`, `plan`, `xray`, `measure`, `data`,
-`list`, `report`, `notebooks`, `test-notebooks`, `doctor`.
+"""The command line: `rlhf-lab train`, `launch`, `best-of-n`, `plan`, `xray`, `measure`,
+`quantize`, `serve`, `bench`, `export`, `data`, `list`, `report`, `notebooks`, `test-notebooks`,
+`doctor`.
 
 Exit codes: 0 done, 2 the user's mistake (one line says what, where and what to do), 1 ours.
 """
@@ -12,12 +13,12 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from ..display import ON_COMMAND_LINE, did_you_mean
 from ..stages import REWARDED, STAGES, TRAINABLE
-from . import cost, launching, listing, notebooks
+from . import cost, deploy, launching, listing, notebooks
 from .cost import Commands, Settings, add_repeated, positive
 
 if TYPE_CHECKING:
@@ -30,16 +31,31 @@ def _titles(names: Iterable[str]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line."""
+    """An argument parser whose complaint is one line. Flags are written out: shortened ones would
+    reach the processes that a launch starts."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **how})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"rlhf-lab: {' '.join(message.split())} (see {self.prog} --help)\n")
 
-    def refuse(self, unknown: str) -> NoReturn:
-        """An argument that nobody knows."""
+    def refuse(self, unknown: str, stage: str = "") -> NoReturn:
+        """An argument that nobody knows. `stage`: whose settings are given with --set."""
         flags = [flag for action in self._actions for flag in action.option_strings]
-        hint = did_you_mean(unknown.partition("=")[0], flags) if unknown.startswith("-") else ""
+        name, _, value = unknown.replace("=", " ", 1).partition(" ")
+        hint = did_you_mean(name, flags) if unknown.startswith("-") else ""
+        if (setting := name.lstrip("-").replace("-", "_")) in _settings_of(stage):
+            hint = f"it is a setting: --set {setting}={value.partition(' ')[0] or 'VALUE'}"
         self.error(f"unrecognized arguments: {unknown}" + f"; {hint.strip()}" * bool(hint))
+
+
+def _settings_of(stage: str) -> frozenset[str]:
+    """Names that --set takes; none where the command has no stage."""
+    from ..settings import known_settings
+
+    names = STAGES if stage in ("all", "project") else [stage] if stage in STAGES else []
+    return frozenset[str]().union(*map(known_settings, names))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_and_data(data)
     data.add_argument("--max-length", type=positive, default=512, help="tokens of a row [512]")
     cost.add_commands(commands)
+    deploy.add_commands(commands)
     commands.add_parser(
         "doctor",
         help="check this machine: what works, what to fix",
@@ -305,7 +322,7 @@ def _main(argv: list[str]) -> int:
         return 0
     run = {"train": _train, "launch": _train, "best-of-n": _best_of_n, "data": _data}
     run |= {"doctor": _doctor, "list": listing.run_list, "report": listing.run_report}
-    run |= {**notebooks.RUN, **cost.RUN}
+    run |= {**notebooks.RUN, **cost.RUN, **deploy.RUN}
     try:
         if args.job:
             from ..training import run_job
@@ -342,7 +359,7 @@ def _main(argv: list[str]) -> int:
 def _parsed(argv: list[str]) -> argparse.Namespace:
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
-        args.parser.refuse(" ".join(unknown))
+        args.parser.refuse(" ".join(unknown), str(getattr(args, "stage", "")))
     args.argv = argv
     return args
 

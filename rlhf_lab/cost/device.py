@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TypeGuard
 
-from ..display import did_you_mean
+from ..display import by_surface, did_you_mean
 from ..stages import Setting
 
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8")
@@ -192,10 +192,15 @@ class Hardware:
         speed: float | None = getattr(self, name)
         if not speed:
             where = "in one node" if name == "link" else "in several nodes"
-            raise ValueError(
+            line = (
                 f"{self.name} has no known {name} between devices {where}: give {name}= in "
                 f"bytes/s, or {name}_gb_s in a file of figures"
             )
+            if self.kind == "cpu":  # of several processes each counts as a machine
+                how = f"lab.calibrate({name}=1e9)", f"rlhf-lab measure --set {name}=1e9"
+                line = f"{self.name}: say how many bytes/s go from process to process, for example "
+                line += by_surface(*how)
+            raise ValueError(line)
         return speed
 
     @property

@@ -118,8 +118,7 @@ def _weights(s: Setup, model: Architecture, head: str, quantised: bool) -> float
     if not quantised:
         return float(total * s.bytes_per_weight)
     if s.load_in_8bit:
-        more = total - model.parameters()
-        return weight_bytes(model, "int8", s.bytes_per_weight) + more * s.bytes_per_weight
+        return weight_bytes(model, "int8", s.bytes_per_weight, head)
     inside = sum(x.parameters * y.count for y in model.layers for x in y.linears)
     return inside * NF4[s.use_bnb_nested_quant] + (total - inside) * s.bytes_per_weight
 

@@ -1,13 +1,14 @@
 """PPO with one thing wrong: the trainers of `specimens.yaml`.
 
-Each is `PPOTrainer` with one method, or one function of `losses.py`, that is not what the rules ask
-for; the trainer itself knows nothing of them. What is wrong, and how one would know, stands in the
-table. Shapes as in `ppo/rollout.py`.
+Each is `PPOTrainer` with another function, other scores, something changed while one of its methods
+runs, or one method of its own; the trainer itself knows nothing of them. What is wrong, and the
+cure, stand in the table. Shapes as in `ppo/rollout.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -42,8 +43,8 @@ def with_losses(**functions: LossFunction) -> type[PPOTrainer]:
 
     class WithLosses(PPOTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            given: Mapping[str, LossFunction] = kwargs.pop("replaced", None) or {}
-            super().__init__(*args, replaced={**given, **functions}, **kwargs)
+            super().__init__(*args, **kwargs)
+            vars(self.losses).update(functions)
 
     return WithLosses
 
@@ -93,88 +94,89 @@ def likes_one_word(trainer: PPOTrainer, r: Rollout) -> Tensor:
     return r.scores_raw + r.scores_raw.new_tensor([text.lower().count(WORD) for text in texts])
 
 
+# ----------------------------------------------------------------- changed while a method runs
+
+
+def during(
+    method: str, changed: Callable[[PPOTrainer], AbstractContextManager[object]]
+) -> type[PPOTrainer]:
+    """The trainer with something changed, by `changed(trainer)`, while a method of its runs."""
+
+    def run(self: PPOTrainer, *args: Any) -> Any:
+        with changed(self):
+            return getattr(PPOTrainer, method)(self, *args)
+
+    return type("During", (PPOTrainer,), {method: run})
+
+
+def colder(trainer: PPOTrainer) -> AbstractContextManager[object]:
+    temperature = COLDER * trainer.args.temperature
+    sampling = replace(trainer.engine.sampling, temperature=temperature)
+    return patch.object(trainer.engine, "sampling", sampling)
+
+
+@contextmanager
+def top_k(trainer: PPOTrainer) -> Iterator[None]:
+    def keep_likeliest(module: nn.Module, args: object, output: AnyModel) -> None:
+        least = output.logits.topk(TOP_K).values[..., -1:]
+        output.logits = output.logits.masked_fill(output.logits < least, -torch.inf)
+
+    hook = trainer.policy.register_forward_hook(keep_likeliest)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def dropout(trainer: PPOTrainer) -> Iterator[None]:
+    for module in trainer.policy.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = DROPOUT
+        if isinstance(module, nn.Dropout):
+            module.p = DROPOUT
+    trainer.policy.train()
+    try:
+        yield
+    finally:
+        trainer.policy.eval()
+
+
+def unended(trainer: PPOTrainer) -> AbstractContextManager[object]:
+    """The rewards read responses without their stop token."""
+    right = trainer.rewards.score
+
+    def score(
+        ids: Tensor, attention: Tensor, responses: Tensor, mask: Tensor, *rest: Any
+    ) -> Tensor:
+        mask = without_stop(trainer, responses, mask)
+        prompt = attention[:, : -responses.shape[1]]
+        return right(ids, torch.cat([prompt, mask], 1), responses, mask, *rest)
+
+    return patch.object(trainer.rewards, "score", score)
+
+
+def without_stop(trainer: PPOTrainer, tokens: Tensor, mask: Tensor) -> Tensor:
+    """A mask that leaves out what ends a response. (b, t), (b, t) → (b, t)"""
+    stops = trainer.stop_token_ids
+    return mask if stops is None else mask & ~losses.is_stop(tokens, stops)
+
+
 # ------------------------------------------------------------------------------ other methods
-
-
-class UnmaskedAfterStop(PPOTrainer):
-    def score(self, samples: Samples, rows: Sequence[Row]) -> Rollout:
-        with patch.object(self, "stop_token_ids", None):  # a response is all that was sampled
-            return super().score(samples, rows)
-
-
-class RewardBeforeStop(PPOTrainer):
-    def score(self, samples: Samples, rows: Sequence[Row]) -> Rollout:
-        right = self.rewards.score
-
-        def unended(
-            ids: Tensor, attention: Tensor, responses: Tensor, mask: Tensor, *rest: Any
-        ) -> Tensor:
-            mask = mask & ~stops(self, responses)
-            prompt = attention[:, : -responses.shape[1]]
-            return right(ids, torch.cat([prompt, mask], 1), responses, mask, *rest)
-
-        with patch.object(self.rewards, "score", unended):
-            return super().score(samples, rows)
 
 
 class StopUntrained(PPOTrainer):
     def compute_losses(
         self, mb: Rollout, adv: Advantages, tokens: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        unended = replace(mb, mask=mb.mask & ~stops(self, mb.responses))
-        return super().compute_losses(unended, adv, tokens)
-
-
-class Dropout(PPOTrainer):
-    def iterate(self, iteration: int) -> Metrics:
-        for module in self.policy.modules():
-            if hasattr(module, "attention_dropout"):
-                module.attention_dropout = DROPOUT
-            if isinstance(module, nn.Dropout):
-                module.p = DROPOUT
-        self.policy.train()
-        try:
-            return super().iterate(iteration)
-        finally:
-            self.policy.eval()
-
-
-class TopK(PPOTrainer):
-    def sample(self, rows: Sequence[Row], index: Tensor, iteration: int) -> Samples:
-        def keep_likeliest(module: nn.Module, args: object, output: AnyModel) -> None:
-            least = output.logits.topk(TOP_K).values[..., -1:]
-            output.logits = output.logits.masked_fill(output.logits < least, -torch.inf)
-
-        hook = self.policy.register_forward_hook(keep_likeliest)
-        try:
-            return super().sample(rows, index, iteration)
-        finally:
-            hook.remove()
-
-
-class ColdSampling(PPOTrainer):
-    def sample(self, rows: Sequence[Row], index: Tensor, iteration: int) -> Samples:
-        colder = replace(self.engine.sampling, temperature=COLDER * self.args.temperature)
-        with patch.object(self.engine, "sampling", colder):
-            return super().sample(rows, index, iteration)
-
-
-class TwoTemperatures(PPOTrainer):
-    def score(self, samples: Samples, rows: Sequence[Row]) -> Rollout:
-        with patch.object(self.args, "temperature", COLDER * self.args.temperature):
-            return super().score(samples, rows)
+        cut = replace(mb, mask=without_stop(self, mb.responses, mb.mask))
+        return super().compute_losses(cut, adv, tokens)
 
 
 class ShiftedLogprobs(PPOTrainer):
     def score(self, samples: Samples, rows: Sequence[Row]) -> Rollout:
         r = super().score(samples, rows)
         return replace(r, logprobs=r.logprobs.roll(1, 1) * r.mask)
-
-
-class StaleSampler(PPOTrainer):
-    def sample(self, rows: Sequence[Row], index: Tensor, iteration: int) -> Samples:
-        with patch.object(self, "policy", self.reference):  # the weights of before the first step
-            return super().sample(rows, index, iteration)
 
 
 class ReferenceMoves(PPOTrainer):
@@ -189,9 +191,9 @@ class ValueFromNoise(PPOTrainer):
         roles = super().build_roles(*models)
         generator = torch.Generator().manual_seed(self.args.seed)
         std = float(roles.value.config.initializer_range)
-        noise = torch.empty(roles.value.score.weight.shape).normal_(0, std, generator=generator)
+        head = roles.value.score.weight
         with torch.no_grad():
-            roles.value.score.weight.copy_(noise)
+            head.copy_(torch.empty(head.shape).normal_(0, std, generator=generator))
         return roles
 
 
@@ -199,14 +201,6 @@ class GradientsKept(PPOTrainer):
     def setup_optimizer(self) -> None:
         super().setup_optimizer()
         vars(self.optimizer)["zero_grad"] = lambda *_, **__: None
-
-
-def stops(trainer: PPOTrainer, tokens: Tensor) -> Tensor:
-    """Which tokens end a response. (b, t) → (b, t) bool."""
-    ids = trainer.stop_token_ids
-    return (
-        torch.zeros_like(tokens, dtype=torch.bool) if ids is None else losses.is_stop(tokens, ids)
-    )
 
 
 TRAINERS: Mapping[str, type[PPOTrainer]] = {
@@ -220,15 +214,17 @@ TRAINERS: Mapping[str, type[PPOTrainer]] = {
     "rewards_shuffled": with_scores(lambda _, r: r.scores_raw.roll(1)),
     "likes_length": with_scores(lambda _, r: r.scores_raw + BONUS * r.mask.sum(1)),
     "likes_one_word": with_scores(likes_one_word),
-    "unmasked_after_stop": UnmaskedAfterStop,
-    "reward_before_stop": RewardBeforeStop,
+    "unmasked_after_stop": during("score", lambda t: patch.object(t, "stop_token_ids", None)),
+    "reward_before_stop": during("score", unended),
+    "two_temperatures": during(
+        "score", lambda t: patch.object(t.args, "temperature", COLDER * t.args.temperature)
+    ),
+    "cold_sampling": during("sample", colder),
+    "stale_sampler": during("sample", lambda t: patch.object(t, "policy", t.reference)),
+    "top_k": during("sample", top_k),
+    "dropout": during("iterate", dropout),
     "stop_untrained": StopUntrained,
-    "dropout": Dropout,
-    "top_k": TopK,
-    "cold_sampling": ColdSampling,
-    "two_temperatures": TwoTemperatures,
     "shifted_logprobs": ShiftedLogprobs,
-    "stale_sampler": StaleSampler,
     "reference_moves": ReferenceMoves,
     "value_from_noise": ValueFromNoise,
     "gradients_kept": GradientsKept,

@@ -39,8 +39,8 @@ class Hosts:
     nodes: int = 1
     rank: str = "0"
     address: str = ""
-    fsdp: bool = False
-    """whether PPO's models are shared out, where accelerate does not say so: on CPUs"""
+    sharding: str = ""
+    """how PPO's models are shared out, where accelerate does not say so: on CPUs"""
 
 
 def command(
@@ -63,7 +63,11 @@ def command(
     nodes += [f"--master-addr={host}", f"--master-port={port}"]
     line += nodes if hosts.nodes > 1 else ["--standalone"]
     env = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    env |= {"ACCELERATE_USE_FSDP": "true"} if hosts.fsdp else {}
+    if hosts.sharding.startswith("zero"):
+        env |= {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
+        env["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = hosts.sharding[-1]
+    elif hosts.sharding:
+        env["ACCELERATE_USE_FSDP"] = "true"
     if "OMP_NUM_THREADS" not in os.environ:  # else all processes would use all cores
         env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // each))
     return [*line, *program], env

@@ -83,7 +83,7 @@ def any_process(flag: bool) -> bool:
 def load_whole() -> None:
     """Have transformers load whole models from now on. Under ZeRO-3 it would split each of them, as
     it does again once a trainer was made, which splits the one that it trains."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    if sharding().startswith("zero"):
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()

@@ -75,10 +75,12 @@ HOLD = 0.3
 """How firmly a rate is held to what was measured alone: as a relative error of this weight."""
 
 
-def calibrate(seconds: float = 20, save: bool = True) -> Hardware:
+def calibrate(seconds: float = 20, save: bool = True, **figures: object) -> Hardware:
     """The machine at hand as a `Hardware`, measured in about `seconds` (the small models alone
-    take some); on a GPU, the current one. `save`: for later plans ("here").
+    take some); on a GPU, the current one. `save`: for later plans ("here"). `figures`: of yours,
+    such as `network=1e9`, bytes/s from one process to another. Raises ValueError for others.
     """
+    CATALOGUE["h100"].with_(**figures)  # refused now, not after measuring
     if isinstance(seconds, bool) or not (isinstance(seconds, (int, float)) and 0 < seconds < 3600):
         raise ValueError(f"seconds must be above 0 and below 3600, not {seconds!r}")
     device = torch.device("cpu")
@@ -100,7 +102,7 @@ def calibrate(seconds: float = 20, save: bool = True) -> Hardware:
         measured=True,
         **_description(device, taken),
     )
-    measured = achieved_rates(measured, device, 0.4 * seconds)
+    measured = achieved_rates(measured, device, 0.4 * seconds).with_(**figures)
     if taken > BUSY:
         warnings.warn(
             f"{_busy(taken)}: what was measured is too slow; calibrate again when it is quiet",

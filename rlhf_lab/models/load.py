@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..display import by_surface
+from ..runs.json_files import packaged_folder
 from .hub import fetch, find_config
 from .names import ALIASES as ALIASES
 from .names import BUNDLED as BUNDLED
@@ -31,10 +32,8 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 def small_models_folder() -> Path:
-    """Where the bundled checkpoints are: inside the installed package, or beside it in a clone."""
-    package = Path(__file__).parents[1]
-    inside = package / "small_models"
-    return inside if inside.is_dir() else package.parent / "small_models"
+    """Where the bundled checkpoints are."""
+    return packaged_folder("small_models")
 
 
 def _preset(path: str) -> dict[str, object]:
@@ -202,12 +201,21 @@ def load(name: str | Path | Model, *, trust_remote_code: bool = False) -> Model:
         raise ValueError(
             f"no model {str(name)!r}: {nearest(str(name))}not bundled ({', '.join(BUNDLED)}), "
             "not a preset, not a folder, and not a hub id of the form owner/name"
+            + (
+                "; a run saves it at its end: train that first, also for a dry run"
+                * (len(local.parts) > 2)
+            )
         )
     return Model(str(name), {"base": hub_id}, trust_remote_code)
 
 
 def _local(folder: Path, trust_remote_code: bool) -> Model:
-    """A handle on a local folder; the architecture in its config tells a reward model."""
+    """A handle on a local folder, of a run on its model; the architecture in its config tells a
+    reward model."""
+    if (folder / "run.json").is_file():
+        from ..runs.run import Run
+
+        folder = Run.load(folder).model_path
     config = _read_config(folder / "config.json")
     paths = {"base": str(folder)}
     architectures = config.get("architectures") or []

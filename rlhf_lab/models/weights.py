@@ -59,41 +59,43 @@ def in_4bit(load: Callable[..., PreTrainedModel], nested: bool = False) -> PreTr
         bnb_4bit_compute_dtype=compute_dtype(),
     )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-    model = load(quantization_config=config, device_map={"": device})
-    repacks = "support_avx512bf16_for_cpu"
-    for module in model.modules():
-        # On some CPUs a pass without gradients would repack the weights and multiply in bf16: the
-        # first ratio of an update would not be 1 (rule 3: the first minibatch has ratio 1).
-        if hasattr(module, repacks):
-            setattr(module, repacks, False)
-    if device == "cpu":
-        _check_blocks(model)
-    return model
+    return load(quantization_config=config, device_map={"": device})
 
 
 BLOCK = 64
 """weights that share a scale in NF4"""
 
 
-def _check_blocks(model: PreTrainedModel) -> None:
-    """On a CPU bitsandbytes 0.50 reads 4-bit matrices row by row, and a block that lies in two rows
-    gets the wrong scale (`findings/bitsandbytes_nf4_rows_that_share_a_block.sh`). Raises ValueError
-    for a matrix that has one."""
+def _check_4bit(model: PreTrainedModel) -> None:
+    """See that 4 bits are read as they are. On a CPU bitsandbytes 0.50 reads 4-bit matrices row by
+    row, and a block that lies in two rows gets the wrong scale
+    (`findings/bitsandbytes_nf4_rows_that_share_a_block.sh`). Raises ValueError for a matrix that
+    has one."""
     from bitsandbytes.nn.modules import Linear4bit
 
     for name, layer in model.named_modules():
-        width = layer.in_features if isinstance(layer, Linear4bit) else 0
-        if width % BLOCK and width % 2 == 0:  # odd widths it reads as one row, rightly
+        if not isinstance(layer, Linear4bit):
+            continue
+        # On some CPUs a pass without gradients would repack the weights and multiply in bf16: the
+        # first ratio of an update would not be 1 (rule 3: the first minibatch has ratio 1).
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+        width, on_cpu = layer.in_features, layer.weight.device.type == "cpu"
+        if on_cpu and width % BLOCK and width % 2 == 0:  # odd widths it reads as one row, rightly
             raise ValueError(
-                f"load_in_4bit: {name} is {width} wide, and on a CPU bitsandbytes reads even "
-                f"widths that are no multiple of {BLOCK} wrongly: use a GPU, or load_in_4bit=False"
+                f"4 bits: {name} is {width} wide, and on a CPU bitsandbytes reads even widths that "
+                f"are no multiple of {BLOCK} wrongly: use a GPU, or more bits (load_in_4bit=False)"
             )
 
 
 def load_reward_model(
-    path: str | Path, tokenizer: Tokenizer | None = None, trust_remote_code: bool = False
+    path: str | Path,
+    tokenizer: Tokenizer | None = None,
+    trust_remote_code: bool = False,
+    **settings: object,
 ) -> PreTrainedModel:
-    """A reward model: one score per sequence, in fp32, in eval mode.
+    """A reward model: one score per sequence, in fp32, in eval mode. `settings`: of transformers'
+    `from_pretrained`.
 
     transformers' heads of decoders have no bias: one that the checkpoint has goes into the config's
     `score_offset`, which belongs to the head (rule 16).
@@ -102,7 +104,8 @@ def load_reward_model(
 
     load = AutoModelForSequenceClassification.from_pretrained
     try:
-        model = _load_weights(load, path, tokenizer, trust_remote_code, num_labels=1)
+        settings = {"num_labels": 1, **settings}
+        model = _load_weights(load, path, tokenizer, trust_remote_code, (), **settings)
         if getattr(getattr(model, "score", None), "bias", None) is None:
             offset = float(getattr(model.config, "score_offset", 0.0))
             model.config.score_offset = offset + _stored_bias(path)
@@ -185,9 +188,8 @@ def _load_weights(
             "model",
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
-            dtype=torch.float32,
             output_loading_info=True,
-            **settings,
+            **{"dtype": torch.float32, **settings},
         )
         assert isinstance(loaded, tuple)  # since the loading info is asked for
         model: PreTrainedModel = loaded[0]
@@ -201,6 +203,8 @@ def _load_weights(
                 "or not a whole one"
             )
         model.train(False)
+        if getattr(model, "is_loaded_in_4bit", False):
+            _check_4bit(model)
         if tokenizer is not None:
             align_special_tokens(model, tokenizer)
             grow_embeddings(model, embedding_rows(tokenizer))

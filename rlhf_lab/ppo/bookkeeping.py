@@ -44,7 +44,7 @@ LARGE_SCORE = 10
 
 class Diverged(ValueError):
     """Training cannot go on: a loss is no number, or the policy has left the reference far behind.
-    The step that showed it was not made."""
+    The step that showed it was not made; under ZeRO, where a gradient shows it, not saved."""
 
 
 class Bookkeeping(TrainingParts, ABC):
@@ -230,6 +230,10 @@ class Bookkeeping(TrainingParts, ABC):
         if wrong:
             last = self.state.log_history[-1] if self.state.log_history else {}
             raise self._diverged(f"{', '.join(wrong)} in the update", last)
+
+    def check_norm(self, norm: float) -> None:
+        """The same of the norm of a step's gradients, which DeepSpeed tells after the step."""
+        self.check_loss({"grad_norm": norm})
 
     def check_kl(self, metrics: Metrics) -> None:
         """After a rollout: raises `Diverged` where KL(policy‖reference) per token is above

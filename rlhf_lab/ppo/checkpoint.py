@@ -37,7 +37,7 @@ from .layouts import Roles
 from .logprobs import AnyModel
 from .losses import StopTokens
 from .rewards import Rewards
-from .sharding import Replicated, like
+from .sharding import Replicated
 from .texts import Row, Tokenizer
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class TrainingParts:
 def save(trainer: TrainingParts) -> None:
     """Write a checkpoint of this iteration, and delete what is more than `save_total_limit`. All
     processes bring their parts of it, the first one writes."""
-    weights, rest = trainer.sharding.whole(_trained(trainer)), _rest(trainer)
+    weights, rest = trainer.sharding.weights(_trained(trainer)), _rest(trainer)
     if trainer.accelerator.is_main_process:
         _write(trainer, weights, rest)
 
@@ -150,14 +150,13 @@ def restore(trainer: TrainingParts, wanted: str | Path | None = None) -> int:
     return 0
 
 
-def _trained(trainer: TrainingParts) -> dict[str, torch.Tensor]:
+def _trained(trainer: TrainingParts) -> dict[str, nn.Parameter]:
     return {n: p for n, p in trainer.roles.trained.named_parameters() if p.requires_grad}
 
 
 def _stateful(trainer: TrainingParts) -> dict[str, Stateful]:
-    """What has a state of its own, by its name in `REST`."""
+    """What has a state of its own beside the optimizer, by its name in `REST`."""
     parts: dict[str, Stateful | None] = {
-        "optimizer": trainer.optimizer,
         "scheduler": trainer.scheduler,
         "scaler": trainer.accelerator.scaler,  # of fp16 only
         "rewards": trainer.rewards,
@@ -168,7 +167,7 @@ def _stateful(trainer: TrainingParts) -> dict[str, Stateful]:
 
 def _rest(trainer: TrainingParts) -> Saved:
     states: Saved = {name: part.state_dict() for name, part in _stateful(trainer).items()}
-    states["optimizer"] = trainer.sharding.whole(states["optimizer"])
+    states["optimizer"] = trainer.sharding.optimizer_state(trainer.optimizer)
     numbers = {"beta": trainer.beta, "seconds": trainer.seconds}
     return states | numbers | {"random": random_state()}
 
@@ -181,16 +180,15 @@ def _load(
     state: TrainerState,
 ) -> None:
     here = _trained(trainer)
+    shapes = {n: getattr(p, "ds_shape", p.shape) for n, p in here.items()}  # ZeRO-3's: of the whole
     names = weights.keys() & here.keys()
-    wrong = weights.keys() ^ here.keys() | {n for n in names if weights[n].shape != here[n].shape}
+    wrong = weights.keys() ^ here.keys() | {n for n in names if weights[n].shape != shapes[n]}
     if wrong:
         problem = f"{min(wrong)} does not fit"
         raise ValueError(f"{path} is a checkpoint of another model or layout: {problem}")
-    with torch.no_grad():
-        for name, parameter in here.items():
-            parameter.copy_(like(weights[name], parameter))
+    trainer.sharding.load_weights(here, weights)
     if rest.get("optimizer") is not None:
-        rest["optimizer"] = _parts(trainer, rest["optimizer"])
+        trainer.sharding.load_optimizer(trainer.optimizer, rest["optimizer"])
     for name, part in _stateful(trainer).items():
         if rest.get(name) is not None:
             part.load_state_dict(rest[name])
@@ -199,16 +197,6 @@ def _load(
     main = trainer.accelerator.is_main_process
     state.is_local_process_zero, state.is_world_process_zero = main, main
     trainer.state = state
-
-
-def _parts(trainer: TrainingParts, state: Saved) -> Saved:
-    """An optimizer's state, as its parameters lie."""
-    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    states = {
-        number: {n: like(x, parameters[number]) if torch.is_tensor(x) else x for n, x in of.items()}
-        for number, of in state["state"].items()
-    }
-    return {**state, "state": states}
 
 
 def random_state() -> Saved:

@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase, SchedulerType, TrainingArguments
 
+from ..launch.processes import load_whole
+
 KL_ESTIMATORS = (
     "The estimate of the KL in the reward: k1, whose gradient is the KL's own. Those of k2 and k3 "
     "point elsewhere: between random policies that lie near each other their mean cosine with it "
@@ -129,6 +131,7 @@ class PPOConfig(TrainingArguments):
         # transformers refuses bf16 on a CPU unless it is told that this is meant.
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         TrainingArguments.__post_init__(self)
+        load_whole()  # PPO shards models itself
         if self.rollout_batch_size % self.num_mini_batches:
             raise ValueError(
                 f"a rollout batch of {self.rollout_batch_size} does not split into "

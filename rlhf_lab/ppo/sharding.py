@@ -3,7 +3,8 @@
 The trainer goes through one code path; what differs is here. `Replicated` is one process, or
 several under DDP. `FullyShard` is torch's FSDP2: of every model each process keeps its part of each
 weight, with gradient and optimizer state if it is trained, and layers are gathered as they run.
-accelerate shards on GPUs only, so `fully_shard` is called here, on any device.
+accelerate shards on GPUs only, so `fully_shard` is called here, on any device. DeepSpeed's ZeRO is
+in `zero.py`.
 """
 
 from __future__ import annotations
@@ -17,20 +18,24 @@ from unittest.mock import patch
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
+from .config import PPOConfig
 from .layouts import ActorCritic, RoleView
 from .logprobs import AnyModel
 from .sampling import LanguageModel
 
 MakeOptimizer = Callable[[nn.Module], Optimizer]
 Prepared = tuple[nn.Module, AcceleratedOptimizer]
-FSDP = "ACCELERATE_USE_FSDP"
-"""The variable by which `accelerate launch` asks for FSDP."""
+Check = Callable[[float], None]
+"""What is told the norm of a step's gradients, and raises where training has broken."""
+FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+"""The variables by which `accelerate launch` asks for them."""
 
 
 class Replicated:
@@ -39,8 +44,8 @@ class Replicated:
     even = False
     """whether all processes must make the same passes, since they gather weights for each"""
 
-    def __init__(self, accelerator: Accelerator, gather_for_generation: bool = True):
-        self.accelerator, self.once = accelerator, gather_for_generation
+    def __init__(self, accelerator: Accelerator, args: PPOConfig):
+        self.accelerator, self.once = accelerator, args.ds3_gather_for_generation
 
     def freeze(self, model: AnyModel) -> None:
         """Put a model that is not trained where it belongs."""
@@ -79,10 +84,49 @@ class Replicated:
         """Gradients are averaged over processes; our sums are divided by global counts."""
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
-    def clip(self, model: nn.Module, limit: float) -> float:
-        """Rule 17: gradients are clipped. → their norm."""
-        norm = self.accelerator.clip_grad_norm_(model.parameters(), limit)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    def step(
+        self, model: nn.Module, optimizer: AcceleratedOptimizer, limit: float, check: Check
+    ) -> float:
+        """One optimizer step; rule 17: gradients are clipped, by their global norm. → that norm,
+        NaN where there is no limit."""
+        norm = float("nan")
+        if limit:
+            found = self.accelerator.clip_grad_norm_(model.parameters(), limit)
+            norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
+            if self.accelerator.scaler is None:  # which skips such a step by itself
+                check(norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    def state(self, model: nn.Module) -> dict[str, Any]:
+        """A model's state, whole on the first process."""
+        return self.whole(model.state_dict())
+
+    def weights(self, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Trained weights by name, whole on the first process."""
+        return self.whole(trained)
+
+    @torch.no_grad()
+    def load_weights(
+        self, trained: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]
+    ) -> None:
+        """Whole weights, which every process has, to where they lie."""
+        for name, parameter in trained.items():
+            parameter.copy_(like(weights[name], parameter))
+
+    def optimizer_state(self, optimizer: AcceleratedOptimizer) -> dict[str, Any]:
+        """An optimizer's state as one process has it, whole on the first one."""
+        return self.whole(optimizer.state_dict())
+
+    def load_optimizer(self, optimizer: AcceleratedOptimizer, state: dict[str, Any]) -> None:
+        """The same back, on any number of processes."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        states = {
+            i: {n: like(x, parameters[i]) if torch.is_tensor(x) else x for n, x in of.items()}
+            for i, of in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": states})
 
     def whole(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         """Tensors of a state, gathered on the first process; None on the others. Tied ones stay
@@ -100,6 +144,19 @@ class Replicated:
 
         made: dict[str, Any] = tree_map(of, dict(tree))
         return made
+
+
+def check_same_weights(accelerator: Accelerator, model: nn.Module) -> None:
+    """Raises ValueError where processes hold other weights: each would keep parts of its own
+    model."""
+    sums = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
+    sums = sums.to(accelerator.device)
+    least, *_, most = sorted([*accelerator.gather(sums.reshape(1)).tolist(), float(sums)])
+    if most - least > 1e-9 * abs(most):
+        raise ValueError(
+            "processes begin with different weights: load the same ones in each "
+            "(fsdp_cpu_ram_efficient_loading: false)"
+        )
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
@@ -133,10 +190,10 @@ class FullyShard(Replicated):
 
     even = True
 
-    def __init__(self, accelerator: Accelerator, gather_for_generation: bool = True):
+    def __init__(self, accelerator: Accelerator, args: PPOConfig):
         from torch.distributed.device_mesh import init_device_mesh
 
-        super().__init__(accelerator, gather_for_generation)
+        super().__init__(accelerator, args)
         if accelerator.mixed_precision == "fp16":  # a scaler of each process would skip steps alone
             raise ValueError("PPO under FSDP2 takes bf16 or fp32, not fp16")
         self.mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
@@ -151,8 +208,6 @@ class FullyShard(Replicated):
         return root, self.accelerator.prepare_optimizer(make(trained))
 
     def _shard(self, model: nn.Module) -> AnyModel:
-        """Raises ValueError where processes hold other weights: each would keep parts of its own
-        model."""
         from torch.distributed.fsdp import (
             FSDPModule,
             MixedPrecisionPolicy,
@@ -166,13 +221,7 @@ class FullyShard(Replicated):
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
                 names.update(part._no_split_modules or ())
-        sums = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
-        least, *_, most = sorted([*self.accelerator.gather(sums.reshape(1)).tolist(), float(sums)])
-        if most - least > 1e-9 * abs(most):
-            raise ValueError(
-                "processes begin with different weights: load the same ones in each "
-                "(fsdp_cpu_ram_efficient_loading: false)"
-            )
+        check_same_weights(self.accelerator, model)
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}
         half = kind.get(self.accelerator.mixed_precision)
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half)
@@ -255,14 +304,25 @@ def in_step(model: AnyModel, device: torch.device) -> Iterator[LanguageModel]:
 # -------------------------------------------------------------------------------------- which one
 
 
-def make_accelerator(precision: str, cpu: bool) -> tuple[Accelerator, type[Replicated]]:
-    """accelerate, and how models are kept, as `accelerate launch` has asked for it."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise ValueError("PPO does not train under DeepSpeed yet: shard with FSDP2, or choose ddp")
-    if os.environ.get(FSDP, "false").lower() != "true":
-        return Accelerator(mixed_precision=precision, cpu=cpu), Replicated
-    if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+def make_sharding(args: PPOConfig) -> Replicated:
+    """How models are kept, as `accelerate launch` has asked for it, with the accelerator that it
+    needs. Raises ValueError, one line, for what PPO cannot do so."""
+
+    def asked(variable: str) -> bool:
+        return os.environ.get(variable, "false").lower() == "true"
+
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    if asked(DEEPSPEED):
+        from .zero import Zero
+
+        # Forget what transformers' arguments have told accelerate: DeepSpeed is ours to start.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        with patch.dict(os.environ, {DEEPSPEED: "false"}):  # which makes 16-bit models itself
+            return Zero(Accelerator(cpu=args.use_cpu), args)
+    if not asked(FSDP):
+        return Replicated(Accelerator(mixed_precision=precision, cpu=args.use_cpu), args)
+    if asked("FSDP_OFFLOAD_PARAMS"):
         raise ValueError("PPO under FSDP2 keeps weights on the devices: no fsdp_offload_params")
     with patch.dict(os.environ, {FSDP: "false"}):  # accelerate would shard by itself, on GPUs only
-        accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
-    return accelerator, FullyShard if accelerator.num_processes > 1 else Replicated
+        accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
+    return (FullyShard if accelerator.num_processes > 1 else Replicated)(accelerator, args)

@@ -57,7 +57,7 @@ from .rollout import (
     token_values,
 )
 from .sampling import pad_prompts, row_keys, shuffled
-from .sharding import make_accelerator
+from .sharding import make_sharding
 from .texts import Row, Tokenizer
 
 if TYPE_CHECKING:
@@ -110,9 +110,8 @@ class PPOTrainer(Bookkeeping):
         self.losses = LossFunctions({**gae, **(replaced or {})})
         self.on_log, self.on_sample, self.should_stop = on_log, on_sample, should_stop
 
-        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-        self.accelerator, kind = make_accelerator(precision, args.use_cpu)
-        self.sharding = kind(self.accelerator, args.ds3_gather_for_generation)
+        self.sharding = make_sharding(args)
+        self.accelerator = self.sharding.accelerator
         self.executor.even = self.sharding.even
         set_seed(args.seed)  # the same on every rank: no seed differs
         self.stop_token_ids: StopTokens = args.stop_token_id
@@ -139,8 +138,6 @@ class PPOTrainer(Bookkeeping):
         )
         self.rewards.passes = self.sharding.passes
         self.beta, self.seconds = args.kl_coef, 0.0
-        if args.engine and self.sharding.even:
-            raise ValueError(f"{args.engine} cannot sample from sharded models: leave it out")
         self.setup_optimizer()
         self.engine = make_engine(
             args,
@@ -389,15 +386,10 @@ class PPOTrainer(Bookkeeping):
             largest = torch.maximum(largest, log_ratio)
         metrics = dict(zip(STATISTICS, self._sum(stats).tolist(), strict=True))
         metrics["max_log_ratio"] = float(self.accelerator.gather(largest).max())
-        with self.meter.phase("optimizer", "policy"):
-            norm, limit = float("nan"), self.args.max_grad_norm
-            if limit:  # rule 17: gradients are clipped
-                norm = self.sharding.clip(self.model, limit)
-                if self.accelerator.scaler is None:  # which skips such a step by itself
-                    metrics["grad_norm"] = norm
-            self.check_loss(metrics)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        self.check_loss(metrics)
+        with self.meter.phase("optimizer", "policy"):  # rule 17: gradients are clipped
+            limit = self.args.max_grad_norm or 0.0
+            norm = self.sharding.step(self.model, self.optimizer, limit, self.check_norm)
         return metrics | {"grad_norm": norm}
 
     def compute_losses(

@@ -52,6 +52,13 @@ def lab_home() -> Path:
     return Path(home).expanduser() if home else Path.home() / ".cache/rlhf_lab"
 
 
+def packaged_folder(name: str) -> Path:
+    """A folder that travels with the package: inside of it once installed, beside it in a clone."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
 def versions() -> dict[str, str]:
     """Versions as installed, read without importing (torch alone takes two seconds)."""
     found = {"python": platform.python_version()}

@@ -35,6 +35,7 @@ from .json_files import (
     JsonObject,
     append_lines,
     json_lines,
+    packaged_folder,
     read_lines,
     replace_file,
     to_json_object,
@@ -58,10 +59,8 @@ _FILES = (
 
 
 def notebooks_folder() -> Path:
-    """The course's notebooks: inside an installed package, beside it in a clone."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "notebooks"
-    return inside if inside.is_dir() else package.parent / "notebooks"
+    """The course's notebooks."""
+    return packaged_folder("notebooks")
 
 
 class Run:

@@ -15,22 +15,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trl
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..data.reward_sources import gold_metrics
 from ..data.schema import Example
-from ..data.tokenize import prompt_text
 from ..metering.meter import Meter
 from ..ppo.logprobs import AnyModel
-from ..ppo.rewards import call_reward
-from ..ppo.sampling import positions_of
 from ..ppo.texts import which_ended
 from ..stages import Setting
 from .diverged import broken_weight, diverged
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
-from .online import OwnSampling, ResponseLength, SamplingWatch, no_dropout, prompt_table
+from .online import OwnSampling, ResponseLength, SamplingWatch, prompt_table, read_responses
 from .trl import Rows, make_trainer
 
 if TYPE_CHECKING:
@@ -58,11 +55,7 @@ class DistillationTrainer(OwnSampling, trl.DistillationTrainer):  # type: ignore
     def __init__(self, *args: Setting, sampled: Sampled | None = None, **kwargs: Setting) -> None:
         super().__init__(*args, **kwargs)
         self.sampled = sampled
-        for model in (self.model, self.teacher_model):
-            whole = model.get_base_model() if hasattr(model, "peft_config") else model
-            whole.base_model.register_forward_pre_hook(_position, with_kwargs=True)
-            if self.args.disable_dropout:
-                no_dropout(whole)
+        self.keep_conventions(self.model, self.teacher_model)
 
     def _compute_loss(self, *args: Setting, **kwargs: Setting) -> tuple[Tensor, ...]:
         """TRL 1.16 calls trunks past the forward method that accelerate has wrapped, so that bf16
@@ -87,16 +80,6 @@ class DistillationTrainer(OwnSampling, trl.DistillationTrainer):  # type: ignore
         return ids
 
 
-def _position(
-    module: nn.Module, args: tuple[object, ...], kwargs: Example
-) -> tuple[tuple[object, ...], Example]:
-    """Positions counted from the mask (rule 5), which TRL leaves out: they shift prompts that are
-    padded on the left where a model has absolute positions."""
-    if kwargs.get("position_ids") is None and kwargs.get("attention_mask") is not None:
-        kwargs["position_ids"] = positions_of(kwargs["attention_mask"])
-    return args, kwargs
-
-
 class WhatIsSampled:
     """Metrics of the student's responses, and four of them for the record. `rows`: those that a
     row of TRL's table counts."""
@@ -111,15 +94,8 @@ class WhatIsSampled:
         self.episodes += len(rows)
         with self.meter.phase("evaluation"):
             ended = which_ended(self.tokenizer, ids, self.length)
-            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            values = {n: call_reward(f, rows, texts, ids) for n, f in self.functions.items()}
-            samples = [
-                {"prompt": prompt_text(rows[i]), "response": texts[i]}
-                | {name: float(of_rows[i]) for name, of_rows in values.items()}
-                for i in range(min(len(rows), 4))
-            ]
+            means, samples = read_responses(self.tokenizer, rows, ids, self.functions)
             self.run.sample(step, samples)
-        means = {name: float(of_rows.nanmean()) for name, of_rows in values.items()}
         return means | {"stopped": sum(ended) / len(ended)}
 
 

@@ -1,5 +1,5 @@
-"""When a stage breaks: seen in what it logs and in what it made, told in one line (PPO has words of
-its own in `ppo/bookkeeping.py`)."""
+"""When training diverges: seen in metrics and weights, an error of one line (PPO has its own in
+`ppo/bookkeeping.py`)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..ppo.bookkeeping import Diverged
 from ..stages import STAGES
 
 NUMBERS = ("loss", "grad_norm", "eval_loss", "accuracy", "score_offset", "reward", "kl")
-"""Figures, logged or final, that are no number only where the model is broken."""
+"""Figures, logged or final, that are NaN or infinite only where weights are."""
 
 
 def check_finite(
     stage: str, args: TrainingArguments, figures: Mapping[str, object], when: str = "at the end"
 ) -> None:
-    """Raises `Diverged` where a figure is no number."""
+    """Raises `Diverged` where a figure is NaN or infinite."""
     values = {name: figures[name] for name in NUMBERS if name in figures}
     if args.fp16:  # which leaves out a step whose gradients overflowed
         values.pop("grad_norm", None)
@@ -33,7 +33,7 @@ def check_finite(
 
 
 def broken_weight(model: object) -> str:
-    """The first parameter of a model that is not finite; "" where all are, or where it is none."""
+    """The first parameter of a model that is not finite; "" where all are, or it is no model."""
     for name, weight in model.named_parameters() if isinstance(model, nn.Module) else ():
         if weight.is_floating_point() and weight.numel():
             if not all(math.isfinite(end) for end in weight.detach().aminmax()):

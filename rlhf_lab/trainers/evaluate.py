@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,11 +14,15 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..data.schema import Example, Prompt
-from ..data.tokenize import encoded_rows, prompt_of, row_prompt_ids
+from ..data.tokenize import encoded_rows, prompt_of, prompt_rows, row_prompt_ids
 from ..ppo.losses import kl_estimate
 from ..ppo.rollout import concat_prompt_response, response_logprobs
 from ..ppo.sampling import pad_prompts
 from ..ppo.texts import sample_ids, score_texts, which_ended
+
+if TYPE_CHECKING:
+    from ..data.load import Data
+    from ..models.load import Model
 
 GoldReward: TypeAlias = Callable[..., float]
 """Prompt, response → 0 to 10."""
@@ -55,7 +59,40 @@ def answers_to(
     return Answers(prompts, asked, ids, texts, which_ended(tokenizer, ids, limit), figures)
 
 
+def held_out_prompts(model: Model, data: Data, count: int, length: int) -> list[Example]:
+    """At most so many held-out prompts that leave room for a response of `length` tokens. Raises
+    ValueError for none."""
+    rows = (data.prompts.test or data.prompts.train)[:count]
+    kept, _ = prompt_rows(model.tokenizer, rows, model.context - length)
+    if not kept:
+        raise ValueError(f"{data.name} has no prompt that leaves room for {length} tokens")
+    return kept
+
+
 @torch.no_grad()
+def _logprobs(
+    models: Sequence[PreTrainedModel],
+    pad: int,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+) -> Iterator[tuple[list[int], list[Tensor], Tensor]]:
+    """64 responses at a time: → their places (b,), log-probs of their tokens under each model, and
+    a mask of these tokens, (b, t)."""
+    device = models[0].device
+    order = sorted(range(len(responses)), key=lambda i: len(responses[i]))
+    for start in range(0, len(order), 64):
+        part = order[start : start + 64]
+        prompt_ids, prompt_mask = pad_prompts([prompts[i] for i in part], pad)
+        sampled = [torch.tensor(responses[i]) for i in part]
+        rows = pad_sequence(sampled, batch_first=True, padding_value=pad)
+        mask = pad_sequence([torch.ones_like(x).bool() for x in sampled], batch_first=True)
+        ids, attention = (
+            x.to(device) for x in concat_prompt_response(prompt_ids, prompt_mask, rows, mask, pad)
+        )
+        rows, mask = rows.to(device), mask.to(device)
+        yield part, [response_logprobs(m, ids, attention, rows) for m in models], mask
+
+
 def kl_from_reference(
     model: PreTrainedModel,
     reference: PreTrainedModel,
@@ -65,25 +102,31 @@ def kl_from_reference(
 ) -> Tensor:
     """k1 and k3 estimates of KL(policy‖reference) in nats per response, of its sampled ids.
     → (n, 2)."""
-    pad = tokenizer.pad_token_id
     encoded = [row_prompt_ids(tokenizer, p) for p in prompts]
     out = torch.empty(len(responses), 2)
-    order = sorted(range(len(responses)), key=lambda i: len(responses[i]))
-    for start in range(0, len(order), 64):
-        part = order[start : start + 64]
-        prompt_ids, prompt_mask = pad_prompts([encoded[i] for i in part], pad)
-        sampled = [torch.tensor(responses[i]) for i in part]
-        rows = pad_sequence(sampled, batch_first=True, padding_value=pad)
-        mask = pad_sequence([torch.ones_like(x).bool() for x in sampled], batch_first=True)
-        ids, attention = (
-            x.to(model.device)
-            for x in concat_prompt_response(prompt_ids, prompt_mask, rows, mask, pad)
-        )
-        rows, mask = rows.to(model.device), mask.to(model.device)
-        new, old = (response_logprobs(m, ids, attention, rows) for m in (model, reference))
+    both = model, reference
+    for part, (new, old), mask in _logprobs(both, tokenizer.pad_token_id, encoded, responses):
         for column, kind in enumerate(("k1", "k3")):
             out[part, column] = (kl_estimate(new, old, kind) * mask).sum(1).cpu()
     return out
+
+
+def kl_per_token(answers: Answers) -> float:
+    """KL to the reference of `policy_report` in nats a token, by k3."""
+    return sum(answers.figures["kl_k3"]) / sum(map(len, answers.ids))
+
+
+def perplexity(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[Example]) -> float:
+    """Of the rows' completions, their ends included: exp of the mean nats a token."""
+    encoded = [
+        (prompt, ids) for _, prompt, (ids,) in encoded_rows(tokenizer, rows, ["completion"], {})
+    ]
+    prompts, responses = zip(*encoded, strict=True)
+    nats, tokens = 0.0, 0
+    for _, (logprobs,), mask in _logprobs([model], tokenizer.pad_token_id, prompts, responses):
+        nats -= float((logprobs * mask).double().sum())
+        tokens += int(mask.sum())
+    return math.exp(nats / tokens)
 
 
 def score_answers(
@@ -139,15 +182,23 @@ def policy_report(
     return {name: sum(x) / len(x) for name, x in figures.items()}, answers
 
 
+def pair_scores(
+    reward_model: PreTrainedModel, tokenizer: Tokenizer, pairs: Sequence[Example]
+) -> Tensor:
+    """Scores of the chosen and of the rejected response, of the pairs that the chat template can
+    write. → (n, 2)."""
+    encoded = list(encoded_rows(tokenizer, pairs, ["chosen", "rejected"], {}))
+    prompts = [prompt for _, prompt, _ in encoded]
+    each = [[answers[i] for *_, answers in encoded] for i in (0, 1)]
+    return torch.stack([score_texts(reward_model, tokenizer, prompts, ids) for ids in each], 1)
+
+
 def pair_accuracy(
     reward_model: PreTrainedModel, tokenizer: Tokenizer, pairs: Sequence[Example]
 ) -> tuple[float, Tensor]:
     """Share of pairs whose chosen response scores higher. → accuracy, score differences (n,), of
     the pairs that the chat template can write. Accuracy is NaN where a score is no number."""
-    encoded = list(encoded_rows(tokenizer, pairs, ["chosen", "rejected"], {}))
-    prompts = [prompt for _, prompt, _ in encoded]
-    chosen = score_texts(reward_model, tokenizer, prompts, [a[0] for *_, a in encoded])
-    rejected = score_texts(reward_model, tokenizer, prompts, [a[1] for *_, a in encoded])
+    chosen, rejected = pair_scores(reward_model, tokenizer, pairs).unbind(1)
     margin = chosen - rejected
     known = bool(margin.isfinite().all())
     return float((margin > 0).float().mean()) if known else math.nan, margin

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
@@ -39,6 +40,17 @@ if TYPE_CHECKING:
 Figures: TypeAlias = JsonObject
 Evaluated: TypeAlias = tuple[Figures, Answers | None]
 """Figures of a policy, and its responses to the held-out prompts; empty for a run that stopped."""
+
+
+def save_model(
+    model: AnyModel, tokenizer: PreTrainedTokenizerBase, folder: Path, **how: object
+) -> None:
+    """A model in the transformers layout, its tokenizer beside it; `how`: of `save_pretrained`."""
+    if generation := getattr(model, "generation_config", None):  # others stop where we did
+        ends = list(stop_ids(tokenizer))
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    model.save_pretrained(folder, **how)
+    tokenizer.save_pretrained(folder)
 
 
 @dataclass
@@ -85,15 +97,12 @@ class Job:
         if not self.run.writes:
             return
         adapted = hasattr(model, "peft_config")
-        if generation := getattr(model, "generation_config", None):  # others stop where we did
-            ends = list(stop_ids(self.tokenizer))
-            generation.eos_token_id = ends if len(ends) > 1 else ends[0]
         folder = self.run.folder / ("adapter" if adapted else "model")
         # Without embeddings, which are not trained: where they were given a row for padding, what
         # was saved with them would not fit the base (peft saves them then).
         alone = {"selected_adapters": [POLICY], "save_embedding_layers": False}
-        model.save_pretrained(folder, state_dict=self.weights, **(alone if adapted else {}))
-        self.tokenizer.save_pretrained(folder)
+        how = {"state_dict": self.weights, **(alone if adapted else {})}
+        save_model(model, self.tokenizer, folder, **how)
 
     def whole(self, model: AnyModel, anew: bool = False) -> AnyModel:
         """The trained model with its adapters merged in, saved, `anew` into a base that is loaded

@@ -153,38 +153,43 @@ class RewardFunction:
             log_metric(f"ours/rewards/{name}", float(value.nanmean()))
         log_metric("stopped", float(stopped.float().mean()))
         with self.meter.phase("evaluation"):
-            self._log_metrics(rows, completion_ids, scores, trainer_state, log_metric)
+            means, samples = read_responses(
+                self.tokenizer,
+                rows,
+                completion_ids,
+                self.metric_funcs,
+                {"reward": scores},
+                every=self.args.num_generations,
+            )
+        for name, mean in means.items():
+            log_metric(name, mean)
+        if self.on_sample and trainer_state is not None and trainer_state.is_world_process_zero:
+            self.on_sample(trainer_state.global_step + 1, samples)
         return [None if s != s else s for s in scores.tolist()]  # NaN: no source applies
 
     def stopped(self, completion_ids: list[list[int]]) -> Tensor:
         """Which responses ended by themselves: short of the limit, or with eos. → (n,) bool."""
         return torch.tensor(which_ended(self.tokenizer, completion_ids, self.args.response_length))
 
-    def _log_metrics(
-        self,
-        rows: Rows,
-        completion_ids: list[list[int]],
-        scores: Tensor,
-        state: TrainerState | None,
-        log_metric: LogMetric,
-    ) -> None:
-        """Metrics that nothing learns from, and the first sample of four groups for the record."""
-        texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        values = {
-            name: call_reward(f, rows, texts, completion_ids)
-            for name, f in self.metric_funcs.items()
-        }
-        for name, of_rows in values.items():
-            log_metric(name, float(of_rows.nanmean()))
-        if self.on_sample is None or state is None or not state.is_world_process_zero:
-            return
-        group = self.args.num_generations
-        samples = [
-            {"prompt": prompt_text(rows[i]), "response": texts[i]}
-            | {n: float(v[i]) for n, v in {"reward": scores, **values}.items()}
-            for i in range(0, min(len(rows), 4 * group), group)
-        ]
-        self.on_sample(state.global_step + 1, samples)
+
+def read_responses(
+    tokenizer: Tokenizer,
+    rows: Rows,
+    ids: list[list[int]],
+    functions: Mapping[str, Function],
+    scores: Mapping[str, Tensor] | None = None,
+    every: int = 1,
+) -> tuple[dict[str, float], list[Example]]:
+    """→ means of the metrics of responses, which nothing learns from, and the first of four groups
+    of `every` for the record, with these and other `scores`."""
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    values = {name: call_reward(f, rows, texts, ids) for name, f in functions.items()}
+    samples = [
+        {"prompt": prompt_text(rows[i]), "response": texts[i]}
+        | {name: float(of_rows[i]) for name, of_rows in {**(scores or {}), **values}.items()}
+        for i in range(0, min(len(rows), 4 * every), every)
+    ]
+    return {name: float(of_rows.nanmean()) for name, of_rows in values.items()}, samples
 
 
 # ----------------------------------------------------------------------------------------- trainer
@@ -197,6 +202,14 @@ class OwnSampling(TrainerBase):
     model: AnyModel
     inputs: Rows = []
     """the rows that are sampled from now"""
+
+    def keep_conventions(self, *models: AnyModel | None) -> None:
+        """Positions counted from the mask, and no dropout, in these models."""
+        for model in filter(None, models):
+            whole = model.get_base_model() if hasattr(model, "peft_config") else model
+            whole.base_model.register_forward_pre_hook(_position, with_kwargs=True)
+            if self.args.disable_dropout:
+                no_dropout(whole)
 
     def _tokenize_prompts(
         self, prompts: list[Prompt]
@@ -223,12 +236,7 @@ class _PPOConventions(OwnSampling):
 
     def __init__(self, *args: Setting, **kwargs: Setting) -> None:
         super().__init__(*args, **kwargs)
-        for model in (self.model, self.ref_model):
-            if model is not None:
-                whole = model.get_base_model() if hasattr(model, "peft_config") else model
-                whole.register_forward_pre_hook(_position, with_kwargs=True)
-                if self.args.disable_dropout:
-                    no_dropout(whole)
+        self.keep_conventions(self.model, self.ref_model)
 
     def _get_per_token_logps_and_entropies(
         self, model: AnyModel, *args: Setting, **kwargs: Setting
@@ -272,7 +280,7 @@ class _PPOConventions(OwnSampling):
 def _position(module: nn.Module, args: Inputs, kwargs: Example) -> tuple[Inputs, Example]:
     """Positions counted from the mask in scoring passes too (rule 5): TRL leaves them out, which
     shifts prompts that are padded on the left where a model has absolute positions (GPT-2)."""
-    if kwargs.get("fused_lm_head") and kwargs.get("position_ids") is None:
+    if kwargs.get("position_ids") is None and kwargs.get("attention_mask") is not None:
         kwargs["position_ids"] = positions_of(kwargs["attention_mask"])
     return args, kwargs
 

@@ -53,7 +53,7 @@ def train(job: Job) -> Figures:
         bar.close()
     model = getattr(policy, "switched", lambda: policy)()
     if models.even:  # each process has parts of it
-        weights: dict[str, Tensor] = models.whole(model.state_dict())
+        weights: dict[str, Tensor] = models.state(model)
         job.weights = weights if job.run.writes else {}
     job.save(model)
     job.weights = None

@@ -35,6 +35,9 @@ OPENINGS, FINDS, ASKS = (tuple[str, ...](_TEXTS[kind]) for kind in ("opening", "
 MOODS = tuple(EVENTS)
 ENDING = "The end."
 
+KNOWN_WORDS = set(re.findall("[a-z]+", str(_TEXTS).lower()))
+"""Every word of this world, of its requests too."""
+
 PRONOUNS = {"she": ("she", "her"), "he": ("he", "his")}
 
 

@@ -286,6 +286,26 @@ ARGUMENTS = {
         "needs a reward model",
     ),
     "a language model for reward": (["train", "ppo", "--reward-model", "MODEL"], "no score head"),
+    "a shortened flag": (["train", "sft", "--accel", "cpu", "--proc", "2"], "did you mean '--acc"),
+    "a setting as a flag": (["train", "dpo", "--beta", "3"], "it is a setting: --set beta=3 "),
+    "the plan's flag": (["train", "sft", "--lora-r=8"], "it is a setting: --set lora_r=8 "),
+    "a setting of all": (["train", "all", "--kl-coef"], "it is a setting: --set kl_coef=VALUE "),
+    "4 bits whole": (
+        ["train", "sft", "--set", "load_in_4bit=True"],
+        "load_in_4bit trains adapters only: set lora_r, for example 16",
+    ),
+    "4 bits of four models": (
+        ["train", "ppo", "--set", "load_in_4bit=True", "--set", "lora_r=8"],
+        "PPO trains one base in 4 bits alone: set layout=adapters",
+    ),
+    "a run to come": (
+        ["train", "ppo", "--reward-model", "runs/none/model"],
+        "no model 'runs/none/model': .* train that first, also for a dry run",
+    ),
+    "processes without a network": (
+        ["plan", "sft", "--gpus", "2"],
+        "bytes/s go from process to process.*measure --set network=1e9",
+    ),
 }
 
 

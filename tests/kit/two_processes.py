@@ -14,11 +14,22 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 torch.set_num_threads(1)
-torch.set_default_dtype(torch.float64)
 
 
-def whole(tensor):
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def whole(parameter):
+    """All of it, on every process."""
+    if hasattr(parameter, "full_tensor"):
+        return parameter.full_tensor()
+    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(parameter)
+    return parameter
+
+
+def held(parameter):
+    """What this process has of it, between passes."""
+    return getattr(parameter, "_local_tensor", getattr(parameter, "ds_tensor", parameter))
 
 
 def train(job: dict) -> None:
@@ -28,7 +39,11 @@ def train(job: dict) -> None:
     from rlhf_lab.ppo import trainer as module
     from rlhf_lab.ppo.config import PPOConfig
 
-    os.environ["ACCELERATE_USE_FSDP"] = str(job["sharding"] == "fsdp2")
+    sharding, dtype = job["sharding"], getattr(torch, job["dtype"])
+    torch.set_default_dtype(dtype)
+    os.environ["ACCELERATE_USE_FSDP"] = str(sharding == "fsdp2")
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = str(sharding.startswith("zero"))
+    os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = sharding[-1]
     layout, lora = job["layout"], None
     if layout == "adapters":
         from peft import LoraConfig
@@ -43,11 +58,11 @@ def train(job: dict) -> None:
     trainer = module.PPOTrainer(
         PPOConfig(**job["settings"]),
         conftest.tokenizer(),
-        conftest.language_model(0).double(),
+        conftest.language_model(0).to(dtype),
         None,
-        conftest.reward_model(1).double(),
+        conftest.reward_model(1).to(dtype),
         [{"prompt": p} for p in PROMPTS * 2],
-        conftest.reward_model(1).double() if layout == "four" else None,
+        conftest.reward_model(1).to(dtype) if layout == "four" else None,
         eval_dataset=[{"prompt": p} for p in PROMPTS[:5]],
         reward_funcs=length,
         peft_config=lora,
@@ -61,7 +76,7 @@ def train(job: dict) -> None:
             )
         trainer.train(resume_from_checkpoint=job["resume"])
     trained = {
-        n: whole(p.detach()).flatten().tolist()
+        n: whole(p).detach().flatten().tolist()
         for n, p in trainer.roles.trained.named_parameters()
         if p.requires_grad
     }
@@ -75,8 +90,8 @@ def train(job: dict) -> None:
         "trained": trained,
         "calls": calls,
         "seed": torch.initial_seed(),
-        "numbers": sum(p.numel() for p in every),
-        "here": sum(getattr(p, "_local_tensor", p).numel() for p in every),
+        "numbers": sum(getattr(p, "ds_numel", p.numel()) for p in every),
+        "here": sum(held(p).numel() for p in every),
     }
     Path(job["out"]).with_suffix(f".{rank}.json").write_text(json.dumps(output))
 

@@ -37,7 +37,7 @@ def plan(stage="sft", model="mini", hardware="h100", **settings):
 @pytest.mark.parametrize("how", CONFIGS)
 def test_accelerate_takes_every_config_of_every_stage(how, nodes, tmp_path):
     for stage in TRAINABLE:
-        if stage == "ppo" and how not in ("cpu", "ddp", "fsdp2"):
+        if stage == "ppo" and how == "fsdp2-offload":
             continue
         made = launched(plan(stage), how, 8, nodes, dry=True)
         if how == "cpu":
@@ -107,9 +107,11 @@ def test_auto_is_the_first_that_fits():
     ("how", "settings", "more", "says"),
     [
         ("zero3", {"hardware": "here"}, {}, "shards GPUs, and there is none"),
-        ("zero2", {"stage": "ppo"}, {}, "PPO trains sharded under fsdp2 alone"),
-        ("fsdp2-offload", {"stage": "ppo"}, {}, "PPO trains sharded under fsdp2 alone"),
-        ("fsdp2", {"stage": "ppo", **SMALL}, {}, "shards no weights in 4 bits: choose ddp"),
+        ("zero2-offload", {"stage": "ppo", "hardware": "here"}, {}, "and PPO under zero1, zero2"),
+        ("fsdp2-offload", {"stage": "ppo"}, {}, "PPO's weights stay on the devices"),
+        ("fsdp2", {"stage": "ppo", **SMALL}, {}, "shards no weights in 4 bits: choose"),
+        ("zero3", {"stage": "ppo", **SMALL}, {}, "shards no weights in 4 bits: choose"),
+        ("fsdp2", {"stage": "ppo", "use_vllm": True}, {}, "use_vllm samples with whole weights"),
         ("zero3", {"load_in_4bit": True, "lora_r": 8}, {}, "shards whole models, not yet adapters"),
         ("ddp", {"stage": "grpo", "num_generations": 3}, {}, "do not split into num_generations=3"),
         ("ddp", {}, {"nodes": 3}, "--processes 8: they do not split into --nodes 3"),
@@ -145,7 +147,9 @@ def test_a_dry_run_shows_the_line_and_the_config(capsys, tmp_path):
     assert yaml.safe_load("\n".join(config))["num_processes"] == 4
     assert not (tmp_path / "run").exists()
     assert main(["train", "dpo", "--accelerate", "ddp", "--dry-run"]) == 0
-    assert "torch.distributed.run --nproc-per-node=2" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "torch.distributed.run --nproc-per-node=2" in said.out
+    assert "dpo: there is no GPU here: 2 processes on the CPU" in said.err
 
 
 @pytest.mark.parametrize("to", ["slurm", "skypilot"])

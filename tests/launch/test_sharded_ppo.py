@@ -15,7 +15,8 @@ from rlhf_lab import planning
 from rlhf_lab.launch.launcher import Hosts, command
 from rlhf_lab.launch.processes import sharding
 from rlhf_lab.launching import launched
-from rlhf_lab.ppo.sharding import make_accelerator
+from rlhf_lab.ppo.config import PPOConfig
+from rlhf_lab.ppo.sharding import make_sharding
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ROWS = json.loads((BENCHMARKS / "results" / "sharded_ppo.json").read_text())["rows"]
@@ -53,12 +54,13 @@ def test_how_processes_are_told():
     assert sharding(deepspeed) == "zero3"
 
 
-def test_on_cpus_the_processes_are_told_to_shard():
-    made = launched(planning.plan("ppo", "mini"), "fsdp2", 2)
-    assert made.fsdp and not made.config and made.plan.settings["sharding"] == "fsdp2"
-    _, env = command("", ["train", "ppo"], Hosts(2, fsdp=made.fsdp))
-    assert env["ACCELERATE_USE_FSDP"] == env["ACCELERATE_USE_CPU"] == "true"
-    assert "ACCELERATE_USE_FSDP" not in command("", [], Hosts(2))[1]
+@pytest.mark.parametrize("how", ["fsdp2", "zero1", "zero3"])
+def test_on_cpus_the_processes_are_told_to_shard(how):
+    made = launched(planning.plan("ppo", "mini"), how, 2, dry=True)
+    assert made.sharding == made.plan.settings["sharding"] == how and not made.config
+    _, env = command("", ["train", "ppo"], Hosts(2, sharding=made.sharding))
+    assert env["ACCELERATE_USE_CPU"] == "true" and sharding(env) == how
+    assert sharding(command("", [], Hosts(2))[1]) == "ddp"
 
 
 @pytest.mark.parametrize(("stage", "empty"), [("ppo", False), ("sft", True)])
@@ -69,15 +71,9 @@ def test_every_process_loads_what_ppo_shards(stage, empty):
     assert config["fsdp_cpu_ram_efficient_loading"] is empty
 
 
-@pytest.mark.parametrize(
-    ("variable", "says"),
-    [
-        ("ACCELERATE_USE_DEEPSPEED", "does not train under DeepSpeed yet"),
-        ("FSDP_OFFLOAD_PARAMS", "no fsdp_offload_params"),
-    ],
-)
-def test_what_cannot_be_is_refused_in_one_line(variable, says, monkeypatch):
+def test_what_cannot_be_is_refused_in_one_line(tmp_path, monkeypatch):
+    args = PPOConfig(str(tmp_path), report_to="none")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(ValueError, match=says):
-        make_accelerator("no", True)
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    with pytest.raises(ValueError, match="no fsdp_offload_params"):
+        make_sharding(args)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-CASES = [f"{how}, {stage}" for how in ("zero2", "zero3") for stage in ("sft", "dpo")]
+CASES = [f"{how}, {stage}" for how in ("zero2", "zero3") for stage in ("sft", "dpo", "ppo")]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import rlhf_lab as lab
 from rlhf_lab.cost.hardware import CATALOGUE, load_calibration
 
 
@@ -79,8 +80,11 @@ def test_calibration_saves_only_when_asked_and_refuses_in_one_line(home):
             calibrate(**wrong)
         assert "seconds" in str(refused.value)
         assert "\n" not in str(refused.value)
-    hw = calibrate(save=False, seconds=0.01)
+    with pytest.raises(ValueError, match="no figure 'netwerk': did you mean 'network'"):
+        calibrate(netwerk=1e9)
+    hw = calibrate(save=False, seconds=0.01, network=1e9)
     assert hw.measured and not home.exists()
+    assert lab.plan("sft", "tiny", hardware=hw, gpus=2).ledger.total(quantity="seconds") > 0
 
 
 def test_a_gpu_takes_its_links_and_price_from_the_catalogue(monkeypatch):

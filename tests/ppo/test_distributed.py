@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,30 @@ SHARDED = {
     "fsdp2, recomputed adapters": ("adapters", {"activation_checkpointing": True}),
 }
 """By name the layout and settings of a training whose models are shared out over two processes."""
+ZERO = {
+    "zero1": ("four", {}),
+    "zero2": ("four", {}),
+    "zero3": ("four", {}),
+    "zero2, shared": ("shared", {}),
+    "zero3, adapters": ("adapters", {"activation_checkpointing": True}),
+    "zero3, for every token": ("four", {"ds3_gather_for_generation": False}),
+    "fsdp2": ("four", {}),
+}
+RESUMED = ("zero2", "zero3", "zero3, adapters", "fsdp2")
+FP32 = {"dtype": "float32", "learning_rate": 1e-3}
+"""DeepSpeed knows no fp64; at a higher rate AdamW makes much of what fp32 rounds."""
 
 
-def job(folder, ranks, layout="four", resume=None, broken=False, sharding="ddp", **more):
+def job(
+    folder,
+    ranks,
+    layout="four",
+    resume=None,
+    broken=False,
+    sharding="ddp",
+    dtype="float64",
+    **more,
+):
     """What one training in `ranks` processes needs to know; each takes `8 / ranks` rows a batch."""
     settings = {
         "output_dir": str(folder / "out"),
@@ -53,7 +75,7 @@ def job(folder, ranks, layout="four", resume=None, broken=False, sharding="ddp",
     }
     folder.mkdir(parents=True)
     fields = {"settings": settings, "layout": layout, "resume": resume, "broken": broken}
-    return {"out": str(folder / "output"), "sharding": sharding, **fields}
+    return {"out": str(folder / "output"), "sharding": sharding, "dtype": dtype, **fields}
 
 
 def run(ranks, jobs):
@@ -62,6 +84,7 @@ def run(ranks, jobs):
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     start = [sys.executable, *(torchrun if ranks > 1 else [])]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    env["DS_ACCELERATOR"] = "cpu"
     done = subprocess.run([*start, *worker], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return {
@@ -142,10 +165,59 @@ def test_a_checkpoint_of_two_goes_on_in_one(name, outputs):
     (one,), (again,) = ones[SHARDED.get(name, (name,))[0]], ones[f"{name}, resumed"]
     saved = root / "two" / name / "out"
     assert {p.name for p in saved.iterdir()} == {"checkpoint-4", "checkpoint-5"}
-    rest = [line for line in one["logged"] if line["step"] > 4]
-    assert len(rest) == 2  # a training step, held-out prompts
-    for line, same in zip(rest, again["logged"], strict=True):
+    for line, same in zip(rest(one), again["logged"], strict=True):
         assert same == pytest.approx(line, abs=1e-6, nan_ok=True)
+
+
+def rest(training):
+    """What was logged after the fourth step: a training step, held-out prompts."""
+    lines = [line for line in training["logged"] if line["step"] > 4]
+    assert len(lines) == 2
+    return lines
+
+
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory):
+    """The same under DeepSpeed: two processes, what goes on from their checkpoints in one, which
+    has no DeepSpeed, and in four."""
+    if find_spec("deepspeed") is None:
+        pytest.skip("needs DeepSpeed: pip install deepspeed")
+    root = tmp_path_factory.mktemp("zero")
+    jobs = {
+        name: job(root / "two" / name, 2, layout, sharding=name.split(",")[0], **FP32, **more)
+        for name, (layout, more) in ZERO.items()
+    }
+    two, one, four = run(2, jobs), {}, {}
+    for layout in LAYOUTS:
+        one[layout] = job(root / "one" / layout, 1, layout, **FP32)
+    for name in RESUMED:
+        layout, how = ZERO[name][0], name.split(",")[0]
+        saved = {"resume": str(root / "two" / name / "out" / "checkpoint-4"), **FP32}
+        one[name] = job(root / "again" / name, 1, layout, **saved)
+        four[name] = job(root / "four" / name, 4, layout, sharding=how, **saved)
+    return two, run(1, one), run(4, four)
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_zero_is_one_process(name, zero):
+    two, one, _ = zero
+    layout = ZERO[name][0]
+    (one,), ranks = one[layout], two[name]
+    for part, weights in one["trained"].items():
+        assert ranks[0]["trained"][part] == pytest.approx(weights, abs=1e-4), part
+    for line, same in zip(one["logged"], ranks[0]["logged"], strict=True):
+        assert same == pytest.approx(line, abs=1e-4, nan_ok=True)
+    share = 0.5 if name.startswith(("zero3", "fsdp2")) else 1  # reference and reward model too
+    for rank in ranks:
+        assert rank["here"] == pytest.approx(share * rank["numbers"], rel=0.01)
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_of_zero_goes_on_in_one_and_in_four(name, zero):
+    _, one, four = zero
+    for goes_on in (one[name][0], four[name][0]):
+        for line, same in zip(rest(one[ZERO[name][0]][0]), rest(goes_on), strict=True):
+            assert same == pytest.approx(line, abs=1e-5, nan_ok=True)
 
 
 def _trimmed(r):
