@@ -162,7 +162,13 @@ def train_all(made: Sequence[tuple[str, int, str]]) -> None:
 
 
 def series_of(runs: Mapping[str, dict], name: str, seeds: Sequence[int]) -> list[Series]:
-    return [runs[k]["metrics"] for s in seeds if (k := key_of(name, s, "")) in runs]
+    """The metrics of a specimen's runs, and how likely its samples are to the policy."""
+    found = [runs[k]["metrics"] for s in seeds if (k := key_of(name, s, "")) in runs]
+    surprise = health.CHECKS["samples_too_likely"].metric
+    return [
+        {**x, surprise: [rounded(health.quotient(line, surprise)) for line in lines_of(x)]}
+        for x in found
+    ]
 
 
 def bands(healthy: Sequence[Series]) -> dict[str, list[tuple[float, float]]]:

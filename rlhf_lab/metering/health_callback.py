@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..runs.health import Health
+from ..runs.health import Health, examine
 
 TRL = {
     "kl": "kl_per_token",
@@ -59,7 +59,7 @@ class HealthCallback(TrainerCallback):
             return  # of held-out rows, or the closing totals
         self.lines = [*self.lines[:1], *self.lines[1:][-KEPT:], as_ours(line)]
         broken = [f"{name}={value}" for name, value in line.items() if not math.isfinite(value)]
-        findings = self.health.findings
+        findings = examine(self.lines)
         if broken:
             self._say(("", True), state, f"critical: {', '.join(broken)}: no number")
         for f in findings:

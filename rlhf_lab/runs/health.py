@@ -89,6 +89,7 @@ class Check:
 
     name: str
     metric: str
+    """or some, divided: `a / b`"""
     figure: str
     """of `FIGURES`"""
     side: str
@@ -107,7 +108,7 @@ class Check:
         return self._of(lines, self.metric) - (self._of(lines, self.against) if self.against else 0)
 
     def _of(self, lines: Lines, metric: str) -> float:
-        values = [x[metric] for x in lines if math.isfinite(x.get(metric, math.nan))]
+        values = [x for line in lines if math.isfinite(x := quotient(line, metric))]
         if len(values) < LEAST.get(self.figure, 4):
             return math.nan
         return FIGURES[self.figure](values)
@@ -117,6 +118,13 @@ class Check:
         values = [self.value(lines[: n + 1]) for n in range(len(lines))]
         known = [v for v in values if math.isfinite(v)]
         return (max if self.side == "high" else min)(known) if known else math.nan
+
+
+def quotient(line: Mapping[str, float], metric: str) -> float:
+    """A logged metric, or some divided: `a / b`; NaN where one is missing, or 0 below."""
+    first, *below = (line.get(name, math.nan) for name in metric.split(" / "))
+    divisor = math.prod(below)
+    return first / divisor if divisor else math.nan
 
 
 CHECKS = {n: Check(name=n, **entry) for n, entry in read_table(_HERE / "health.yaml").items()}

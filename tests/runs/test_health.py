@@ -14,7 +14,13 @@ from rlhf_lab.runs.run import Run
 
 HEALTHY = {"first_ratio_error": 1e-6, "kl_per_token": 0.02, "explained_variance": 0.1}
 HEALTHY |= {"vf_loss": 0.3, "clipfrac": 0.01, "vf_clipfrac": 0.15, "approxkl": 0.01}
-HEALTHY |= {"entropy": 0.4, "response_length": 47.0, "stopped": 0.98, "grad_norm": 0.15}
+HEALTHY |= {
+    "entropy": 0.4,
+    "sampled_entropy": 0.4 * 47.0,
+    "response_length": 47.0,
+    "stopped": 0.98,
+    "grad_norm": 0.15,
+}
 
 
 def lines_of(**sick):
@@ -44,6 +50,10 @@ def test_figures_by_hand():
     assert h.trend([float(x) for x in range(1000)]) == 1.0
     assert h.repeated_ngrams(["a b c a b c", "a b c"]) == pytest.approx(1 / 5)
     assert math.isnan(h.repeated_ngrams(["a b"]))
+    assert h.quotient({"a": 6.0, "b": 2.0, "c": 3.0}, "a / b / c") == 1.0
+    assert math.isnan(h.quotient({"a": 6.0}, "a / b")) and math.isnan(
+        h.quotient({"a": 1, "b": 0}, "a / b")
+    )
 
 
 def test_every_limit_has_its_origin_and_can_be_passed_and_failed():
@@ -63,9 +73,13 @@ def test_every_limit_has_its_origin_and_can_be_passed_and_failed():
     ("check", "metric", "sick"),
     [
         ("ratio_at_step_0", "first_ratio_error", lambda step: 0.2),
+        ("samples_too_likely", "sampled_entropy", lambda step: 0.2 * 47),
+        ("samples_too_unlikely", "sampled_entropy", lambda step: 1.2 * 47),
         ("kl_high", "kl_per_token", lambda step: 0.5 * step),
         ("kl_negative", "kl_per_token", lambda step: -0.1),
         ("explained_variance", "explained_variance", lambda step: -3.0),
+        ("policy_loss_high", "pg_loss", lambda step: 0.3),
+        ("policy_loss_low", "pg_loss", lambda step: -0.3),
         ("value_loss", "vf_loss", lambda step: 0.3 * 2**step),
         ("clip_share", "clipfrac", lambda step: 0.3),
         ("no_value_clipped", "vf_clipfrac", lambda step: 0.0),
