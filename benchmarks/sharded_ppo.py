@@ -1,11 +1,13 @@
 """Sharded PPO iterations on this machine's CPU against their plans, rank by rank.
 
-    python benchmarks/sharded_ppo.py                     # all cases, some minutes on quiet cores
-    python benchmarks/sharded_ppo.py --only adapters
-    python benchmarks/sharded_ppo.py --compare           # plan anew what was measured
+    DEEPSPEED_PYTHON=…/bin/python python benchmarks/sharded_ppo.py    # all cases
+    python benchmarks/sharded_ppo.py --only fsdp2 adapters            # needs torch alone
+    python benchmarks/sharded_ppo.py --compare                        # plan anew what was measured
 
-Each case is the lab's trainer under FSDP2 in 2 or 4 processes (`sharded_ppo_worker.py`), Llama of 5
-million random weights in each role. Compared, of the process that holds most:
+Each case is the lab's trainer under FSDP2 or ZeRO in 2 or 4 processes (`sharded_ppo_worker.py`),
+Llama of 5 million random weights in each role. DeepSpeed may live in an environment of its own,
+which DEEPSPEED_PYTHON names; its buckets are as small as the model. Compared, of the process that
+holds most:
 
     states   parameters of all roles, gradients and optimizer state, before an optimizer step
     peak     of live tensors, by torch's allocator, in the whole iteration
@@ -19,6 +21,7 @@ that is there is not run again, unless `--fresh`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections import defaultdict
@@ -26,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sharded
-from sharded import COLLECTIVES, MODELS, measure
+from sharded import COLLECTIVES, MODELS, NARROW, SMALL, ZERO, measure
 
 from rlhf_lab.cost.estimate import Estimate, estimate
 from rlhf_lab.cost.hardware import hardware
@@ -46,8 +49,16 @@ def cases() -> Iterator[dict[str, object]]:
     def case(ranks: int, **more: object) -> dict[str, object]:
         shape = {"batch": 2, "accumulation": 2, "prompt": 16, "response": 16}
         how = {"layout": "four", "once": True, "recomputed": False, "lora_r": 8}
-        named = {"sharding": "fsdp2", "model": "5M", "ranks": ranks}
+        named = {"sharding": "fsdp2", "model": "5M", "ranks": ranks, "zero": {}}
         return {**named, **shape, **how, **more}
+
+    for ranks in (2, 4):
+        yield case(ranks, sharding="zero1", zero=SMALL)
+        yield case(ranks, sharding="zero2", zero=SMALL)
+        yield case(ranks, sharding="zero3", zero=NARROW)
+    yield case(2, sharding="zero3", zero=NARROW, layout="adapters")
+    yield case(2, sharding="zero3", zero=NARROW, once=False)
+    yield case(2, sharding="zero2", zero=SMALL, layout="shared")
 
     for ranks in (2, 4):
         yield case(ranks)
@@ -63,7 +74,7 @@ def name(case: dict[str, object]) -> str:
     again = ", recomputed" if case["recomputed"] else ""
     times = f"{case['accumulation']}×" if case["accumulation"] != 1 else ""
     rows = f"{times}{case['batch']} rows of {case['prompt']}+{case['response']}"
-    return f"fsdp2, {case['ranks']} ranks, {case['layout']}, {rows}{once}{again}"
+    return f"{case['sharding']}, {case['ranks']} ranks, {case['layout']}, {rows}{once}{again}"
 
 
 def measured(case: dict[str, object], found: dict) -> dict[str, float]:
@@ -98,7 +109,7 @@ def by_phase(rows: list[list]) -> dict[str, dict[str, float]]:
 
 def plan(case: dict[str, object]) -> Estimate:
     settings = {
-        "sharding": "fsdp2",
+        "sharding": case["sharding"],
         "gpus": case["ranks"],
         "per_device_train_batch_size": case["batch"],
         "gradient_accumulation_steps": case["accumulation"],
@@ -113,6 +124,7 @@ def plan(case: dict[str, object]) -> Estimate:
         "local_rollout_forward_batch_size": case["batch"],
         "ds3_gather_for_generation": case["once"],
         "gradient_checkpointing": case["recomputed"],
+        **{k: v for k, v in dict(case["zero"]).items() if k in ZERO},
     }
     if case["layout"] == "adapters":
         settings |= {"lora_r": case["lora_r"], "lora_target_modules": "all-linear"}
@@ -158,7 +170,10 @@ def main() -> int:
         and all(word in name(case) for word in args.only)
         and (args.fresh or name(case) not in rows)
     ]
-    for case, found in zip(wanted, measure(wanted, args.limit) if wanted else (), strict=True):
+    asked = itertools.groupby(wanted, lambda case: str(case["sharding"]).startswith("zero"))
+    groups = [list(group) for _, group in asked]  # each in a process that imports what it needs
+    measures = itertools.chain.from_iterable(measure(group, args.limit) for group in groups)
+    for case, found in zip(wanted, measures, strict=True):
         known["versions"] |= found["versions"]
         ranks = [{k: rank[k] for k in ("live", "peaks", "calls")} for rank in found["ranks"]]
         rows[name(case)] = {"measured": measured(case, found), "ranks": ranks}

@@ -6,8 +6,8 @@
 The lab's own trainer on models of random weights, prompts and responses of one length. One
 iteration makes optimizer states; the next is looked at by torch's profiler (the allocator's peak in
 every phase) and a dispatch mode (every collective with its payload). What is live before an
-optimizer step is told apart by the names that FSDP2 gives its tensors. Rank 0 prints a line of JSON
-for each case, with the figures of all ranks.
+optimizer step is told apart by the names that FSDP2 and DeepSpeed give their tensors. Rank 0 prints
+a line of JSON for each case, with the figures of all ranks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
-from sharded_worker import Sent, fsdp_parts, in_ranks, storage_bytes
+from sharded_worker import Sent, fsdp_parts, in_ranks, storage_bytes, zero_parts
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -31,6 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from rlhf_lab.metering.meter import Meter, NoMeter
 from rlhf_lab.models.load import load
 from rlhf_lab.ppo.config import PPOConfig
+from rlhf_lab.ppo.sharding import FullyShard
 from rlhf_lab.ppo.trainer import PPOTrainer
 
 PHASE = "phase: "
@@ -96,8 +97,13 @@ def trainer_of(case: dict, folder: str, meter: Meter) -> PPOTrainer:
 
 def components(trainer: PPOTrainer) -> dict[str, int]:
     """Bytes of this rank by component, of all roles."""
-    roots = nn.ModuleList(trainer.sharding.roots)
-    parts = fsdp_parts(SimpleNamespace(model=roots, optimizer=trainer.optimizer))
+    if isinstance(trainer.sharding, FullyShard):
+        roots = nn.ModuleList(trainer.sharding.roots)
+        parts = fsdp_parts(SimpleNamespace(model=roots, optimizer=trainer.optimizer))
+    else:
+        parts = zero_parts(SimpleNamespace(model=trainer.model))
+        for role in (trainer.reference, trainer.reward_model):
+            parts["parameters"] += [getattr(p, "ds_tensor", p) for p in role.parameters()]
     seen: set[int] = set()
     return {name: storage_bytes(tensors, seen) for name, tensors in parts.items()}
 
@@ -147,13 +153,14 @@ def look(case: dict) -> dict:
         trainer.iterate(0)
         gc.collect()
         start, live = live_bytes(), dict[str, int]()
-        step = trainer.optimizer.step
+        inside = getattr(trainer.sharding, "zero", trainer.optimizer)  # DeepSpeed steps by itself
+        step = inside.step
 
         def looked(*args: object, **kwargs: object) -> object:
             live.update(live or components(trainer))
             return step(*args, **kwargs)
 
-        trainer.optimizer.step = looked
+        inside.step = looked
         with (
             Sent() as sent,
             profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
@@ -179,18 +186,29 @@ def run(case: dict, rank: int, port: int) -> None:
     n = str(case["ranks"])
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": n}
     os.environ |= {"LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true"}
-    found = look(case)
-    gc.collect()
-    found["meter"] = measured_by_meter(case)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    zero = case["sharding"].startswith("zero")
+    os.environ[f"ACCELERATE_USE_{'DEEPSPEED' if zero else 'FSDP'}"] = "true"
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"zero_optimization": {"stage": int(case["sharding"][-1]), **case["zero"]}}, file)
+        file.flush()
+        if zero:
+            os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = file.name
+        found = look(case)
+        gc.collect()
+        found["meter"] = measured_by_meter(case)
     ranks: list[dict] = [{}] * dist.get_world_size()
     dist.all_gather_object(ranks, found)
     if rank == 0:
         versions = {"torch": torch.__version__, "accelerate": version("accelerate")}
+        versions |= {"deepspeed": version("deepspeed")} if zero else {}
         print("RESULT " + json.dumps({"ranks": ranks, "versions": versions}), flush=True)
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    sys.exit(in_ranks(json.loads(sys.argv[1]), run))
+    cases = json.loads(sys.argv[1])
+    if any(case["sharding"].startswith("zero") for case in cases):
+        import deepspeed  # noqa: F401  (imported once, before the ranks are made)
+    sys.exit(in_ranks(cases, run))

@@ -35,10 +35,11 @@ GROUPS = {
         "bench",
     ),
     "Look and play": (
-        *("planner", "dashboard", "inspect", "label", "guess", "generate", "batch"),
+        *("planner", "dashboard", "inspect", "label", "guess", "generate", "chat", "batch"),
         "continuous_batching",
         *("curves", "frontier"),
     ),
+    "After training": ("quantize", "serve", "export", "frontier_serving"),
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),
     "PPO": ("PPOTrainer", "PPOConfig"),
     "Exercises": ("exercises", "check", "solution", "specimens"),

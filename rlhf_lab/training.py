@@ -196,10 +196,13 @@ def _prepared(
     folder = Path(out) if out else free_folder(plan.stage)
     args = plan.config(str(folder / "trainer"))
     functions = check(plan, data, args, reward_funcs)
+    settings = dict(plan.settings)
+    if "teacher" in STAGES[plan.stage].roles:
+        settings["teacher_model"] = plan.model.paths["teacher"]
     recorded = {
         "stage": plan.stage,
         "model": plan.model.name,
-        "settings": dict(plan.settings),
+        "settings": settings,
         "data": data.name,
         "seed": plan.settings.get("seed", 42),
         "processes": processes,
@@ -221,6 +224,7 @@ def _prepared(
             folder,
             hardware=plan.hardware_name,
             overwrite=overwrite or there == "",
+            keep=["teacher"] if there == "" else [],
             sources=plan.sources,
             **recorded,
         )

@@ -115,6 +115,7 @@ def serving_note(e: Estimate) -> str:
         return ""
     own, format_ = e.serving, "" if s.weights_format == "none" else f", {s.weights_format}"
     cache = f"{s.kv_cache_dtype} keys and values, " if s.engine == "vllm" else ""
+    cache += f"{s.tokens_per_pass:.3g} tokens a pass by a draft, " if s.draft else ""
     note = (
         f"{s.engine}, {s.dtype}{format_}, {cache}{s.replicas} × {s.tensor_parallel} devices: "
         f"{own.fits} requests of {s.prompt} + {s.response} tokens fit at once"

@@ -73,13 +73,26 @@ def sampled(s: Setup) -> float:
 
 def static(s: Setup, hw: Hardware, seconds: dict[tuple[str, str], float], peak: float) -> Serving:
     """transformers: a batch from start to end, then the next one. `peak`: bytes of a device."""
-    prefill, decode = seconds["prefill", "policy"], seconds["decode", "policy"]
-    held = states(s, s.held, "lm", trained=False).parameters
+    prefill, decode = (
+        math.fsum(t for (phase, _), t in seconds.items() if phase == name)
+        for name in ("prefill", "decode")
+    )
+    models = [s.held] if s.draft is None else [s.held, s.draft]
+    held = math.fsum(states(s, model, "lm", trained=False).parameters for model in models)
     each = (peak - held) / s.batch
     times = {"waiting": 0.0, "prefill": prefill, "latency": prefill + decode}
     per_token = decode / max(1.0, sampled(s) - 1)
     fits = max(0, int((hw.memory - held) / each))
+    fits = fits if s.draft is None else min(fits, 1)
     return _serving(s, hw, s.batch, fits, per_token=per_token, **times)
+
+
+def around(s: Setup, hw: Hardware, phase: str) -> float:
+    """Seconds that a server which runs transformers adds to a phase of inference, step by step."""
+    if s.stage != "inference":
+        return 0.0
+    steps = s.response - 1 if phase == "decode" else 1
+    return steps * (hw.step_seconds + hw.request_seconds * s.batch)
 
 
 # ------------------------------------------------------------------------------ an engine's memory

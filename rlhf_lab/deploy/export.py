@@ -43,8 +43,11 @@ def export(
     if to not in ("hub", "gguf", "vllm-check"):
         raise ValueError(f"to={to!r}: choose from hub, gguf, vllm-check")
     folder = run.folder if isinstance(run, Run) else Path(run).expanduser()
-    of = None if to != "hub" and (folder / "config.json").is_file() else Run.load(folder)
-    model = folder if of is None else _model(of, adapter and to != "gguf")
+    plain = any((folder / file).is_file() for file in ("config.json", ADAPTER_FILE))
+    of = None if to != "hub" and plain else Run.load(folder)
+    if adapter and (of is None or to == "gguf"):
+        raise ValueError("adapter is for a run, to hub or vllm-check: leave it out")
+    model = folder if of is None else _model(of, adapter)
     name = folder.resolve().name
     target = Path(out or f"exports/{name}-{to}")
     if to == "vllm-check":
@@ -171,7 +174,11 @@ def _write_card(run: Run, out: Path, adapter: bool) -> bool:
         model_name=run.name,
         eval_results=results,
     )
-    words = {"base": base or f"{Path(model).name} (not on the hub)", "data": read}
+    words: JsonObject = {"base": base or f"{Path(model).name} (not on the hub)", "data": read}
+    words["settings"] = {
+        name: Path(value).name if Path(str(value)).is_absolute() else value
+        for name, value in run.config["settings"].items()
+    }
     template = str(Path(__file__).with_name("card.md"))
     card = ModelCard.from_template(about, template, run=run, figures=figures, gloss=gloss, **words)
     card.save(out / "README.md")

@@ -36,6 +36,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeAlias
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ from torch.utils.hooks import RemovableHandle
 from ..runs.ledger import Ledger
 from .flop_counter import PassCounter
 from .memory_tracker import GPU_BLOCK, MemoryKey, PhaseKey, phase_peaks
-from .model_memory import ModelMemory, call_shape
+from .model_memory import Kept, ModelMemory, call_shape
 
 Parts: TypeAlias = dict[MemoryKey, int]
 """Bytes by (role, component)."""
@@ -120,6 +121,10 @@ class Meter:
         so are the tensors made while it runs forward. Nothing is kept alive."""
         if model is not None:
             self._tensors.add(role, model, optimizer)
+
+    def watch_kept(self, kept: Kept) -> None:
+        """So are the tensors that a method names by role and component. Not kept alive either."""
+        self._tensors.kept = WeakMethod(kept)
 
     def hold(self, *tensors: object) -> None:
         """Tensors that live from phase to phase (a batch, a rollout): no role's own."""

@@ -51,6 +51,8 @@ States: TypeAlias = Mapping[Tensor, Mapping[str, object]]
 """An optimizer's state: parameter → name → tensor or number."""
 _Watched: TypeAlias = tuple["weakref.ref[nn.Module]", "weakref.ref[Optimizer] | None"]
 """A model, and the optimizer of a trained one."""
+Kept: TypeAlias = Callable[[], Mapping[MemoryKey, Sequence[Tensor]]]
+"""What is kept of roles where no parameter leads to it, by role and component."""
 
 
 class ModelMemory:
@@ -64,6 +66,7 @@ class ModelMemory:
         self._held: list[weakref.ref[Tensor]] = []
         self._undo = ExitStack()  # hooks, while it is on
         self._states: dict[str, int] = {}  # role → bytes of optimizer state
+        self.kept: Callable[[], Kept | None] = lambda: None
         self._accumulates = False  # whether FSDP2 holds whole gradients of passes before
 
     # ------------------------------------------------------------------------------ what is there
@@ -116,6 +119,19 @@ class ModelMemory:
             tensors = (t for p in model.parameters() for t in _tensors(state.get(p)))
             if size := sum(rounded_bytes(tensor, self.tracker.block) for tensor in tensors):
                 self._states[role] = size
+        for role, component, more in self._kept():
+            if component == "optimizer":
+                self._states[role] = sum(rounded_bytes(x, self.tracker.block) for x in more)
+
+    def _kept(self) -> Iterator[tuple[str, str, Sequence[Tensor]]]:
+        """(role, component, tensors that no parameter leads to)"""
+        kept = self.kept()
+        for (role, component), tensors in kept().items() if kept else ():
+            yield role, component, tensors
+
+    def _own_kept(self) -> None:
+        for role, component, tensors in self._kept():
+            self.tracker.own(role, component, tensors)
 
     # ------------------------------------------------------------------------------ on and off
 
@@ -128,11 +144,13 @@ class ModelMemory:
         own, roles = self.tracker.own, dict[int, str]()
         for role, model, state in self._alive():
             parameters = list(model.parameters())
-            own(role, "parameters", [*parameters, *model.buffers()])
+            parts = [getattr(p, "ds_tensor", p) for p in parameters]  # of ZeRO-3
+            own(role, "parameters", [*parts, *model.buffers()])
             own(role, "gradients", [p.grad for p in parameters if p.grad is not None])
             own(role, "optimizer", [t for p in parameters for t in _tensors(state.get(p))])
             self._hook(role, model)
             roles |= {id(p): role for p in parameters}
+        self._own_kept()
         own("", "activations", [t for t in (r() for r in self._held) if t is not None])
         self._undo.enter_context(labelled_shards(self.tracker, roles, self._accumulated))
         self._undo.enter_context(labelled_caches(self.tracker))
@@ -148,6 +166,7 @@ class ModelMemory:
 
     def phase(self, phase: str, role: str) -> AbstractContextManager[None]:
         """A block of the tracker; see `MemoryTracker.phase`."""
+        self._own_kept()
         component = "workspace" if phase == "optimizer" else "activations"
         return self.tracker.phase(phase, role, component)
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .hub import fetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+class Vocabulary(Protocol):
+    """What a tokenizer knows of its tokens."""
+
+    def __len__(self) -> int: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
+
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -39,7 +48,7 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokeniz
     if not tokenizer.chat_template:
         tokenizer.chat_template = plain_template(tokenizer)
     known = range(embedding_rows(tokenizer))
-    tokenizer.stop_token_ids = [i for i in _declared_stops(path) if i in known]
+    tokenizer.stop_token_ids = [i for i in declared_stops(path) if i in known]
     return tokenizer
 
 
@@ -50,15 +59,20 @@ def plain_template(tokenizer: Tokenizer) -> str:
     return "{{ bos_token }}" * begins + CHAT_TEMPLATE
 
 
-def _declared_stops(path: str | Path) -> list[int]:
+def declared_stops(path: str | Path) -> list[int]:
     """The tokens at which the checkpoint's generation config ends a text, where it has one. A
     single one in a file derived from config.json may be the default of a class. Raises ValueError,
     one line, for a file that cannot be read."""
-    from transformers.utils.hub import cached_file
-
+    name = "generation_config.json"
+    file: str | Path | None = Path(path) / name
     try:
-        file = fetch(cached_file, path, "generation config", filename="generation_config.json")
+        if not Path(path).is_dir():
+            from transformers.utils.hub import cached_file
+
+            file = fetch(cached_file, path, "generation config", filename=name)
     except (OSError, ValueError):  # it has none
+        return []
+    if file is None or not Path(file).is_file():
         return []
     try:
         found = json.loads(Path(str(file)).read_text())
@@ -82,7 +96,7 @@ def same_files(path: str | Path, other: str | Path) -> bool:
     return all(f.is_file() for f in files) and files[0].read_bytes() == files[1].read_bytes()
 
 
-def embedding_rows(tokenizer: Tokenizer) -> int:
+def embedding_rows(tokenizer: Vocabulary) -> int:
     """Embeddings that a model needs for every id of the tokenizer, which may leave ids out."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=0) + 1)
 

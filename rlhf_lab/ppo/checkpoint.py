@@ -189,6 +189,9 @@ def _load(
     trainer.sharding.load_weights(here, weights)
     if rest.get("optimizer") is not None:
         trainer.sharding.load_optimizer(trainer.optimizer, rest["optimizer"])
+    groups = len(trainer.optimizer.param_groups)  # a schedule's lists have an entry for each
+    schedule = rest["scheduler"].items()
+    rest["scheduler"] = {k: v[:1] * groups if isinstance(v, list) else v for k, v in schedule}
     for name, part in _stateful(trainer).items():
         if rest.get(name) is not None:
             part.load_state_dict(rest[name])

@@ -10,7 +10,7 @@ in `zero.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -98,6 +98,10 @@ class Replicated:
         optimizer.step()
         optimizer.zero_grad()
         return norm
+
+    def kept(self) -> Mapping[tuple[str, str], Sequence[Tensor]]:
+        """What is kept of trained roles and no parameter leads to: (role, component) → tensors."""
+        return {}
 
     def state(self, model: nn.Module) -> dict[str, Any]:
         """A model's state, whole on the first process."""

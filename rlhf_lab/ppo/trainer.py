@@ -26,7 +26,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import Trainer, TrainerCallback, TrainerState, get_scheduler
+from transformers import TrainerCallback, TrainerState, get_scheduler
 
 from ..data.lengths import worth_a_pass
 from ..data.reward_sources import RewardFunction
@@ -163,7 +163,7 @@ class PPOTrainer(Bookkeeping):
                 self.sharding.freeze(frozen)
 
         def optimizer(trained: nn.Module) -> Optimizer:
-            kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)  # `optim`, as every trainer
+            kind, kwargs = args.optimizer()
             parameters = (p for p in trained.parameters() if p.requires_grad)
             made: Optimizer = kind(parameters, weight_decay=args.weight_decay, **kwargs)
             return made

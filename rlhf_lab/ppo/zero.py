@@ -10,7 +10,8 @@ process on CPUs and turns every optimizer that is offloaded into Adam.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
@@ -28,6 +29,9 @@ from .config import PPOConfig
 from .layouts import ActorCritic, RoleView
 from .logprobs import AnyModel
 from .sharding import Check, MakeOptimizer, Prepared, Replicated, check_same_weights
+
+ROLES = ("policy", "value")
+"""Whose trained weights lie in the optimizer's groups."""
 
 
 class Zero(Replicated):
@@ -83,6 +87,12 @@ class Zero(Replicated):
         check_same_weights(self.accelerator, trained)
         self.trained = [p for p in trained.parameters() if p.requires_grad]
         optimizer = make(trained)
+        # A flat tensor for each role, so that what a process keeps of them is told apart.
+        (group,), of_value = optimizer.param_groups, {id(p) for p in trained.value.parameters()}
+        parts = (
+            [p for p in self.trained if (id(p) in of_value) == value] for value in (False, True)
+        )
+        optimizer.param_groups = [{**group, "params": part} for part in parts]
         if self.offloads and isinstance(optimizer, (Adam, AdamW)):
             optimizer = map_pytorch_optim_to_deepspeed(optimizer)
         self.config["zero_force_ds_cpu_optimizer"] = False
@@ -122,6 +132,33 @@ class Zero(Replicated):
         check(norm)
         return norm if limit else float("nan")
 
+    def kept(self) -> dict[tuple[str, str], list[Tensor]]:
+        zero, found = self.zero, defaultdict[tuple[str, str], list[Tensor]](list)
+        group_of = getattr(zero, "sub_group_to_group_id", (0, 1))
+        for number, flat in enumerate(self._flats()):
+            state = zero.optimizer.state.get(flat, {}).values()
+            tensors = [flat, *(x for x in state if isinstance(x, Tensor))]
+            found[ROLES[group_of[number]], "optimizer"] += tensors
+        if self.stage == 3:  # of both
+            found["policy", "gradients"] = [zero.grad_partitions_flat_buffer]
+        for number, role in enumerate(ROLES if self.stage < 3 else ()):
+            for of_groups in (zero.averaged_gradients, zero.all_grad_tensors):
+                found[role, "gradients"] += [
+                    x for x in of_groups.get(number) or () if x is not None
+                ]
+        for bucket in zero.ipg_buckets.values():
+            buffers = bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer]
+            found["policy", "communication"] += [x for x in buffers if x is not None]
+        return found
+
+    def _flats(self) -> Sequence[Tensor]:
+        """In fp32 this process' part of what is trained."""
+        zero, three = self.zero, self.stage == 3
+        flats: Sequence[Tensor] = (
+            zero.fp32_partitioned_groups_flat if three else zero.single_partition_of_fp32_groups
+        )
+        return flats
+
     # ------------------------------------------------------------------------------ checkpoints
 
     def state(self, model: nn.Module) -> dict[str, Any]:
@@ -147,6 +184,7 @@ class Zero(Replicated):
 
     def optimizer_state(self, optimizer: AcceleratedOptimizer) -> dict[str, Any]:
         """As torch's optimizer has it in one process: by parameter, in their order."""
+        self._link_states()
         first = next(iter(optimizer.state.items()), None)
         states: dict[int, dict[str, Any]] = {i: {} for i in range(len(self.trained))}
         for key, value in (first[1] if first else {}).items():
@@ -162,20 +200,24 @@ class Zero(Replicated):
             {"state": states if first else {}, "param_groups": [{**group, "params": numbers}]}
         )
 
+    def _link_states(self) -> None:
+        """From weights to what the optimizer keeps for them: DeepSpeed 0.19.8 does so for the first
+        group alone."""
+        if self.stage < 3:
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
+
     def load_optimizer(self, optimizer: AcceleratedOptimizer, state: dict[str, Any]) -> None:
         for group in optimizer.param_groups:
             group |= {k: v for k, v in state["param_groups"][0].items() if k != "params"}
         if not state["state"]:
             return
-        three = self.stage == 3
-        flats = self.zero.fp32_partitioned_groups_flat if three else None
-        for flat in flats or self.zero.single_partition_of_fp32_groups:
+        for flat in self._flats():
             optimizer.state[flat] = {
                 key: torch.zeros_like(flat) if _by_weight(value) else deepcopy(value)
                 for key, value in state["state"][0].items()
             }
-        if not three:
-            self.zero._lazy_init_hp_params_optimizer_state()
+        self._link_states()
         for number, parameter in enumerate(self.trained):
             for key, value in state["state"][number].items():
                 if _by_weight(value):

@@ -22,7 +22,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +54,7 @@ BATCH = "per_device_train_batch_size", "gradient_accumulation_steps", "processes
 STATUSES = ("running", "finished", "stopped", "failed")
 _FILES = (
     *("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "evaluation.jsonl"),
-    *("model", "adapter", "trainer"),
+    *("model", "adapter", "trainer", "teacher"),
 )
 
 
@@ -94,8 +94,10 @@ class Run:
         specimen: str | None = None,
         processes: int = 1,
         overwrite: bool = False,
+        keep: Sequence[str] = (),
     ) -> Run:
-        """Start a run in an empty or new folder (or, with `overwrite`, in place of an old run).
+        """Start a run in an empty or new folder (or, with `overwrite`, in place of an old run, of
+        which it may `keep` files).
 
         `settings` is a mapping, a dataclass or anything with `to_dict` (TRL's configs); `sources`
         says where those come from that nobody gave; `losses` which of PPO's functions are somebody
@@ -106,7 +108,7 @@ class Run:
         run = cls(folder)
         run.check_room(overwrite)
         run.claim()
-        run._make_room(overwrite)
+        run._make_room(overwrite, keep)
         what = {"stage": stage, "model": model, "data": data, "seed": seed, "hardware": hardware}
         what |= {"sources": dict(sources)} if sources else {}
         what |= {"losses": dict(losses)} if losses else {}
@@ -167,9 +169,9 @@ class Run:
         # A deletion cut short still leaves a run that can be overwritten.
         return [*ours, *folder.glob("checkpoint*"), folder / "run.json"] if is_run else []
 
-    def _make_room(self, overwrite: bool) -> None:
+    def _make_room(self, overwrite: bool, keep: Sequence[str]) -> None:
         """See that the folder is free. Only a run's own files are ever deleted."""
-        for path in self._check_content(overwrite):
+        for path in (p for p in self._check_content(overwrite) if p.name not in keep):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _how_it_ended(self) -> str:

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ..data.reward_sources import gold_metrics
 from ..ppo.trainer import PPOTrainer
+from ..runs.progress import note
 from .job import Figures, Job, before_and_after, cost_figures, evaluate_policy, run_loop
 from .prepare import reward_adapter
-from .trl import note
 
 
 def train(job: Job) -> Figures:
