@@ -162,11 +162,16 @@ def train_all(made: Sequence[tuple[str, int, str]]) -> None:
 
 
 def series_of(runs: Mapping[str, dict], name: str, seeds: Sequence[int]) -> list[Series]:
-    """The metrics of a specimen's runs, and how likely its samples are to the policy."""
+    """The metrics of a specimen's runs; how likely its samples are to the policy, and the KL as a
+    logarithm, by which one of 0 is far from all others."""
     found = [runs[k]["metrics"] for s in seeds if (k := key_of(name, s, "")) in runs]
     surprise = health.CHECKS["samples_too_likely"].metric
     return [
-        {**x, surprise: [rounded(health.quotient(line, surprise)) for line in lines_of(x)]}
+        {
+            **x,
+            surprise: [rounded(health.quotient(line, surprise)) for line in lines_of(x)],
+            "log kl_k3": [None if k is None else health.magnitude([k]) for k in x["kl_k3"]],
+        }
         for x in found
     ]
 

@@ -41,15 +41,15 @@ def test_a_band_is_four_deviations_wide_and_chance_alone_does_not_leave_it(zoo):
 
 def test_the_first_metric_is_the_one_that_four_of_five_seeds_leave_soonest(zoo):
     runs = {
-        f"late_score/{seed}": {"metrics": {"kl": [0, 0, 9, 9], "reward": [0, 9, 9, 9]}}
+        f"late_score/{seed}": {"metrics": {"kl_k3": [0, 0, 9, 9], "reward": [0, 9, 9, 9]}}
         for seed in range(5)
     }
     for seed in (0, 1):
         runs[f"late_score/{seed}"]["metrics"]["reward"] = [0, 0, 0, 0]
-    band = {name: [(-1.0, 1.0)] * 4 for name in ("kl", "reward")}
-    assert zoo.first_metrics(runs, "late_score", band) == [(3, "kl", 5)]
+    band = {name: [(-1.0, 1.0)] * 4 for name in ("kl_k3", "reward")}
+    assert zoo.first_metrics(runs, "late_score", band) == [(3, "kl_k3", 5)]
     runs["late_score/1"]["metrics"]["reward"] = [9, 9, 9, 9]
-    assert zoo.first_metrics(runs, "late_score", band) == [(2, "reward", 4), (3, "kl", 5)]
+    assert zoo.first_metrics(runs, "late_score", band) == [(2, "reward", 4), (3, "kl_k3", 5)]
 
 
 def test_a_limit_is_learned_from_the_worst_of_each_run_and_can_be_failed(zoo):

@@ -60,6 +60,11 @@ def trend(values: Sequence[float]) -> float:
     return sum((b > a) - (b < a) for a, b in pairs) / len(pairs) if pairs else math.nan
 
 
+def magnitude(values: Sequence[float]) -> float:
+    """log10 of the largest, of 1e-9 at the least."""
+    return math.log10(max(1e-9, *values))
+
+
 FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "largest": max,
     "smallest": min,
@@ -67,6 +72,7 @@ FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "change": change,
     "growth": growth,
     "trend": trend,
+    "magnitude": magnitude,
 }
 
 

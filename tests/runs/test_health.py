@@ -13,7 +13,7 @@ from rlhf_lab.runs import health as h
 from rlhf_lab.runs.run import Run
 
 HEALTHY = {"first_ratio_error": 1e-6, "kl_per_token": 0.02, "explained_variance": 0.1}
-HEALTHY |= {"vf_loss": 0.3, "clipfrac": 0.01, "vf_clipfrac": 0.15, "approxkl": 0.01}
+HEALTHY |= {"kl_k3": 1.0, "vf_loss": 0.3, "clipfrac": 0.01, "vf_clipfrac": 0.15, "approxkl": 0.01}
 HEALTHY |= {
     "entropy": 0.4,
     "sampled_entropy": 0.4 * 47.0,
@@ -77,6 +77,7 @@ def test_every_limit_has_its_origin_and_can_be_passed_and_failed():
         ("samples_too_unlikely", "sampled_entropy", lambda step: 1.2 * 47),
         ("kl_high", "kl_per_token", lambda step: 0.5 * step),
         ("kl_negative", "kl_per_token", lambda step: -0.1),
+        ("kl_missing", "kl_k3", lambda step: 0.0),
         ("explained_variance", "explained_variance", lambda step: -3.0),
         ("policy_loss_high", "pg_loss", lambda step: 0.3),
         ("policy_loss_low", "pg_loss", lambda step: -0.3),
