@@ -179,8 +179,8 @@ class ModelMemory:
         self.measure_states()
         peaks = {at: dict(parts) for at, parts in self.tracker.peaks.items()}
         for parts in peaks.values():
-            if not any(component == "optimizer" for _, component in parts):
-                parts.update({(role, "optimizer"): size for role, size in self._states.items()})
+            for role, size in self._states.items():
+                parts[role, "optimizer"] = max(size, parts.get((role, "optimizer"), 0))
         return peaks
 
     # ----------------------------------------------------------------------------------- labels
