@@ -9,8 +9,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from .config import PPOConfig
-from .sharding import DEEPSPEED, FSDP, FullyShard, Replicated
+from .sharding import FullyShard, Replicated
 from .zero import Zero
+
+FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+"""The variables by which `accelerate launch` asks for them."""
 
 
 def make_sharding(args: PPOConfig) -> Replicated:

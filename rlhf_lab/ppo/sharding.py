@@ -31,8 +31,6 @@ MakeOptimizer = Callable[[nn.Module], Optimizer]
 Prepared = tuple[nn.Module, AcceleratedOptimizer]
 Check = Callable[[float], None]
 """What is told the norm of a step's gradients, and raises where training has broken."""
-FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
-"""The variables by which `accelerate launch` asks for them."""
 
 
 class Replicated:
