@@ -11,7 +11,7 @@ from .memory import Segment, ending, forward_peak, trunk, works
 from .parallel import all_reduces
 from .phases import Phase, PhaseList, pass_config
 from .seconds import Sent
-from .serving import request_bytes, workspace
+from .serving import request_bytes, tokens_per_pass, workspace
 from .serving import sampled as sampled  # for the stages that sample
 from .setup import Setup
 from .sharding import Row, forward, passing
@@ -36,7 +36,7 @@ def generation(
     cache: weights are read once, the cache too often.
     """
     model, n, adapters = draft or s.held, s.rollout_batch, bool(s.lora_r)
-    k, passes = s.num_assistant_tokens, (s.response - 1) / s.tokens_per_pass
+    k, passes = s.num_assistant_tokens, (s.response - 1) / tokens_per_pass(s)
     checked = k + 1 if s.draft and not draft else 1
     first = pass_config(s, model, n, s.prompt, trained=False, adapters=adapters)
     first = first._replace(quantized=s.weights_format)

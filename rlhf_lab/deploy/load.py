@@ -113,18 +113,24 @@ class Load(Display):
         return self.levels[-1].ledger
 
     def around(self, plan: Any) -> dict[str, float]:
-        """What the server adds to the plan's passes, by least squares over the levels: to each
-        step, and to each request in it. For plans of other models on the same machine:
-        `lab.hardware("here", **load.around(plan))`. Raises ValueError for less than two levels.
+        """What the server adds to the plan's passes: to each step and to each request in it (least
+        squares over the levels), and once to each that arrives (their median). For plans of other
+        models: `lab.hardware("here", **load.around(plan))`. Raises ValueError for less than two
+        levels.
         """
         streams = [float(level.concurrency) for level in self.levels]
         if len(set(streams)) < 2:
             raise ValueError("around: give two levels of concurrency or more")
-        passes = [plan.estimate.serving_at(level.concurrency).per_token for level in self.levels]
-        waits = [level.percentile("per_token", 0.5) for level in self.levels]
-        more = [wait - one for wait, one in zip(waits, passes, strict=True)]
-        slope, step = statistics.linear_regression(streams, more)
-        return {"step_seconds": max(0.0, step), "request_seconds": max(0.0, slope)}
+        told = [plan.estimate.serving_at(level.concurrency) for level in self.levels]
+        pairs = list(zip(self.levels, told, strict=True))
+        more = [level.percentile("per_token", 0.5) - bare.per_token for level, bare in pairs]
+        slope, step = (max(0.0, x) for x in statistics.linear_regression(streams, more))
+        first = (
+            level.percentile("first_token", 0.5) - bare.first_token - slope * level.concurrency
+            for level, bare in pairs
+        )
+        arrival = max(0.0, statistics.median(first) - step)
+        return {"step_seconds": step, "request_seconds": slope, "arrival_seconds": arrival}
 
 
 def _row(level: Level) -> Mapping[str, object]:
@@ -256,5 +262,6 @@ def read_answers(benchmark: Mapping[str, Any], count: int) -> tuple[Answer, ...]
         tokens = int(one["prompt_tokens"] or 0), int(one["output_tokens"])
         answers.append(Answer(*tokens, times["request_start"], first, last))
     if len(answers) != count:
-        raise ValueError(f"bench: {len(answers)} of {count} requests are in GuideLLM's report")
+        said = f"bench: {len(answers)} of {count} requests are in GuideLLM's report: run it again"
+        raise ValueError(said)
     return tuple(answers)

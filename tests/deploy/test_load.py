@@ -73,26 +73,33 @@ def test_it_stands_beside_the_plan():
     assert seconds["measured"] == "3 s" and seconds["predicted"] != "–"
 
 
-def levels_of(plan, step, request):
-    """A server that takes the plan's pass, so much for each step and so much for each request."""
+def levels_of(plan, step, request, arrival):
+    """A server that takes the plan's passes, and so much for each step, request and arrival."""
     for n in (1, 4, 16):
-        each = plan.estimate.serving_at(n).per_token + step + n * request
-        yield Level(n, (Answer(7, 11, 0.0, 1.0, 1.0 + 10 * each),) * n)
+        told = plan.estimate.serving_at(n)
+        first = told.first_token + step + n * request + arrival
+        end = first + 10 * (told.per_token + step + n * request)
+        yield Level(n, (Answer(7, 11, 0.0, first, end),) * n)
 
 
 def test_what_a_server_adds_is_found_and_planned_with():
-    plan = lab.plan("inference", "mini", prompt_length=7, response_length=11)
-    found = Load(list(levels_of(plan, 0.004, 0.0005)), "http://x", "mini", "0.8.1").around(plan)
-    assert found == pytest.approx({"step_seconds": 0.004, "request_seconds": 0.0005})
     sizes = {"prompt_length": 7, "response_length": 11, "per_device_train_batch_size": 8}
+    adds = {"step_seconds": 0.004, "request_seconds": 0.0005, "arrival_seconds": 0.03}
+    plan = lab.plan("inference", "mini", **sizes)
+    load = Load(list(levels_of(plan, *adds.values())), "http://x", "mini", "0.8.1")
+    assert load.around(plan) == pytest.approx(adds)
+    with pytest.raises(ValueError, match="two levels"):
+        Load(load.levels[:1], "http://x", "mini", "0.8.1").around(plan)
     served, bare = (
         lab.plan("inference", "tiny", hardware=lab.hardware("here", **figures), **sizes)
-        for figures in (found, {})
+        for figures in (adds, {})
     )
-    more = served.estimate.serving.per_token - bare.estimate.serving.per_token
-    assert more == pytest.approx(0.004 + 8 * 0.0005)
-    first = served.estimate.serving.first_token - bare.estimate.serving.first_token
-    assert first == pytest.approx(0.004 + 8 * 0.0005)
+    told, without = served.estimate.serving, bare.estimate.serving
+    assert told.per_token - without.per_token == pytest.approx(0.004 + 8 * 0.0005)
+    assert told.first_token - without.first_token == pytest.approx(0.004 + 8 * 0.0005 + 0.03)
+    longer = told.latency - without.latency
+    assert longer == pytest.approx(11 * (0.004 + 8 * 0.0005) + 0.03)
+    assert served.ledger.total(quantity="seconds") == pytest.approx(told.latency)
 
 
 # --------------------------------------------------------------------------------- what is refused
