@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import ContinuousBatchingConfig  # noqa: E402
 
 import rlhf_lab as lab  # noqa: E402
+from rlhf_lab.cost.serving import tokens_per_pass  # noqa: E402
 
 TOKENS = 40
 """of a response; none ends earlier, so that all runs do the same"""
@@ -123,7 +124,7 @@ def with_draft(model, name: str, prompts, rounds: int) -> list[dict[str, object]
                 "k": k,
                 "accepted": a,
                 "tokens_per_pass": statistics.mean(brought),
-                "tokens_per_pass_planned": both.setup.tokens_per_pass,
+                "tokens_per_pass_planned": tokens_per_pass(both.setup),
                 "seconds_ratio": statistics.median(ratios),
                 "seconds_ratio_planned": both.step_seconds / alone.step_seconds,
                 "flops_ratio_of_one_text": flops[0] / flops[1],

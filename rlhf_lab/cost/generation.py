@@ -11,7 +11,7 @@ from .memory import Segment, ending, forward_peak, trunk, works
 from .parallel import all_reduces
 from .phases import Phase, PhaseList, pass_config
 from .seconds import Sent
-from .serving import request_bytes, workspace
+from .serving import request_bytes, tokens_per_pass, workspace
 from .serving import sampled as sampled  # for the stages that sample
 from .setup import Setup
 from .sharding import Row, forward, passing
@@ -36,7 +36,7 @@ def generation(
     cache: weights are read once, the cache too often.
     """
     model, n, adapters = draft or s.held, s.rollout_batch, bool(s.lora_r)
-    k, passes = s.num_assistant_tokens, (s.response - 1) / s.tokens_per_pass
+    k, passes = s.num_assistant_tokens, (s.response - 1) / tokens_per_pass(s)
     checked = k + 1 if s.draft and not draft else 1
     first = pass_config(s, model, n, s.prompt, trained=False, adapters=adapters)
     first = first._replace(quantized=s.weights_format)
@@ -114,16 +114,19 @@ def _gathered(s: Setup, state: State, times: float) -> tuple[float, Sent]:
     """→ bytes of weights that are whole while responses are sampled, and what gathers them.
 
     Under ZeRO-3 TRL gathers all of them before (`ds3_gather_for_generation`), and so does our PPO
-    under FSDP2. Without, and with TRL under FSDP2, each is gathered in every pass, that is for
+    under both. Without, and with TRL under FSDP2, each is gathered in every pass, that is for
     every token.
     """
     if s.sharding not in ("zero3", "fsdp2"):
         return 0.0, Sent()
     if s.ds3_gather_for_generation and (s.sharding == "zero3" or s.stage == "ppo"):
         return state.whole, passing(s, state, times)._replace(hides=False)
-    rows = _next_token(s.model, pass_config(s, s.model, 1, 1, trained=False))
-    here, _ = forward(s, [Row(rows, state)], 0)
-    return here.whole, passing(s, state, times * max(1, s.response))
+    row = Row(_next_token(s.model, pass_config(s, s.model, 1, 1, trained=False)), state)
+    sent = passing(s, state, times * max(1, s.response))
+    if s.sharding == "zero3" and s.stage == "ppo":  # parts are called alone: nothing comes ahead
+        return max(row.units), sent
+    here, _ = forward(s, [row], 0)
+    return here.whole, sent
 
 
 def inference(s: Setup) -> list[Phase]:

@@ -71,6 +71,13 @@ def sampled(s: Setup) -> float:
     return s.response if s.mean_response is None else min(s.mean_response, s.response)
 
 
+def tokens_per_pass(s: Setup) -> float:
+    """Tokens that a pass of the model brings on average: with a draft that guesses k, each kept
+    with probability a, 1 + a + … + a^k (Leviathan et al. 2023, 2211.17192, equation 1)."""
+    guessed = s.num_assistant_tokens if s.draft else 0
+    return math.fsum((s.accepted or 0.0) ** i for i in range(guessed + 1))
+
+
 def static(s: Setup, hw: Hardware, seconds: dict[tuple[str, str], float], peak: float) -> Serving:
     """transformers: a batch from start to end, then the next one. `peak`: bytes of a device."""
     prefill, decode = (

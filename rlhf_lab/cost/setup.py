@@ -182,7 +182,6 @@ class Setup:
             self._batch_checks,
             self._in_backward_checks,
             self._serving_checks,
-            self._draft_checks,
         )
         if wrong := next(chain.from_iterable(check() for check in checks), ""):
             raise ValueError(wrong)
@@ -341,29 +340,10 @@ class Setup:
                 f"tensor_parallel={k} does not share out {kv} heads of keys and values: choose a "
                 f"divisor or a multiple of {kv}"
             )
-
-    def _draft_checks(self) -> Iterator[str]:
-        """The same of a draft, with which transformers decodes one request at a time."""
-        if self.draft is None:
-            return
-        if self.engine != "transformers" or self.tensor_parallel > 1 or self.batch > 1:
-            yield (
-                "a draft is planned as transformers decodes with one: engine='transformers', "
-                "tensor_parallel=1, per_device_train_batch_size=1"
-            )
-        if not (self.accepted is not None and 0 <= self.accepted <= 1):
-            yield (
-                f"accepted={self.accepted}: say which share of the draft's tokens the model keeps, "
-                "0 to 1; benchmarks/drafts.py measures it"
-            )
-
-    @property
-    def tokens_per_pass(self) -> float:
-        """Tokens that a pass of the model brings on average: with a draft that guesses k, each
-        kept with probability a, 1 + a + … + a^k (Leviathan et al. 2023, 2211.17192, equation 1)."""
-        if self.draft is None:
-            return 1.0
-        return math.fsum((self.accepted or 0.0) ** i for i in range(self.num_assistant_tokens + 1))
+        if self.draft and (engine or k > 1 or self.batch > 1):
+            yield "with a draft is planned: engine='transformers', per_device_train_batch_size=1"
+        if self.draft and not (self.accepted is not None and 0 <= self.accepted <= 1):
+            yield f"accepted={self.accepted}: say which share of the draft's tokens is kept, 0 to 1"
 
     @property
     def weights_format(self) -> str:

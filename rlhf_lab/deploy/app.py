@@ -236,9 +236,11 @@ def _transformers(settings: Json, listening: socket.socket) -> None:
     """Answer until the process ends."""
     import uvicorn
 
-    app = App(settings)
+    # Idle connections longer than any client keeps them: uvicorn's own 5 s are httpx's 5 s too, and
+    # a request that is sent while they close is lost.
+    config = uvicorn.Config(App(settings), log_level="warning", timeout_keep_alive=300)
     _ready(settings)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listening])
+    uvicorn.Server(config).run([listening])
     os._exit(0)  # the engine's thread would first write what was asked for
 
 

@@ -152,15 +152,9 @@ def _write_card(run: Run, out: Path, adapter: bool) -> bool:
     task = "text-classification" if run.stage == "reward" else "text-generation"
     summary = run.summary if run.status == "finished" else {}
     figures = {n: v for n, v in summary.items() if is_number(v) and n not in OF_COST}
+    where: JsonObject = {"task_type": task, "dataset_type": read, "dataset_name": read}
     results = [
-        EvalResult(
-            task_type=task,
-            dataset_type=read,
-            dataset_name=read,
-            dataset_split="test",
-            metric_type=name,
-            metric_value=value,
-        )
+        EvalResult(metric_type=name, metric_value=value, dataset_split="test", **where)
         for name, value in figures.items()
         if not name.startswith("before/")
     ]
@@ -192,7 +186,8 @@ CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def vllm_facts(model: Path) -> Iterator[str]:
-    """What vLLM 0.32 refuses of a folder, or takes otherwise than meant, each tried with it."""
+    """What vLLM 0.32 refuses of a folder, or takes otherwise than meant: tried with it, the
+    rank of adapters read in its source."""
     if (model / ADAPTER_FILE).is_file():
         rank = json.loads((model / ADAPTER_FILE).read_text())["r"]
         yield f"an adapter: vllm serve BASE --enable-lora --max-lora-rank {rank} (16 by default)"

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from .hub import fetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
-
-
-class Vocabulary(Protocol):
-    """What a tokenizer knows of its tokens."""
-
-    def __len__(self) -> int: ...
-
-    def get_vocab(self) -> dict[str, int]: ...
-
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -63,19 +54,18 @@ def declared_stops(path: str | Path) -> list[int]:
     """The tokens at which the checkpoint's generation config ends a text, where it has one. A
     single one in a file derived from config.json may be the default of a class. Raises ValueError,
     one line, for a file that cannot be read."""
-    name = "generation_config.json"
-    file: str | Path | None = Path(path) / name
-    try:
-        if not Path(path).is_dir():
-            from transformers.utils.hub import cached_file
+    file = Path(path) / (name := "generation_config.json")
+    if not Path(path).is_dir():
+        from transformers.utils.hub import cached_file
 
-            file = fetch(cached_file, path, "generation config", filename=name)
-    except (OSError, ValueError):  # it has none
-        return []
-    if file is None or not Path(file).is_file():
+        try:
+            file = Path(str(fetch(cached_file, path, "generation config", filename=name)))
+        except (OSError, ValueError):  # it has none
+            return []
+    if not file.is_file():
         return []
     try:
-        found = json.loads(Path(str(file)).read_text())
+        found = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}; mend it or delete it") from None
     declared = found.get("eos_token_id")
@@ -96,7 +86,7 @@ def same_files(path: str | Path, other: str | Path) -> bool:
     return all(f.is_file() for f in files) and files[0].read_bytes() == files[1].read_bytes()
 
 
-def embedding_rows(tokenizer: Vocabulary) -> int:
+def embedding_rows(tokenizer: Tokenizer) -> int:
     """Embeddings that a model needs for every id of the tokenizer, which may leave ids out."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=0) + 1)
 

@@ -43,6 +43,8 @@ class Replicated:
 
     even = False
     """whether all processes must make the same passes, since they gather weights for each"""
+    accumulating = False
+    """whether gradients of a pass before are kept where no parameter leads to them"""
 
     def __init__(self, accelerator: Accelerator, args: PPOConfig):
         self.accelerator, self.once = accelerator, args.ds3_gather_for_generation

@@ -3,6 +3,7 @@
 Run: pytest tests/deploy/test_serve.py       (needs the extra `serve`; two servers are started)
 """
 
+import http.client
 import json
 import os
 import signal
@@ -37,6 +38,16 @@ def server():
         yield running
 
 
+@pytest.fixture(scope="module")
+def idle(server):
+    """A connection that had an answer when the server was new, and when that was."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    connection.request("GET", "/health")
+    connection.getresponse().read()
+    yield connection, time.monotonic()
+    connection.close()
+
+
 def reply(server, path="/v1/completions", body=None, **headers):
     """→ status, type of the content, and the body of an answer."""
     data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
@@ -51,7 +62,7 @@ def reply(server, path="/v1/completions", body=None, **headers):
 # ------------------------------------------------------------------------------ what it answers
 
 
-def test_64_requests_at_once_are_each_what_generate_gives_alone(server):
+def test_64_requests_at_once_are_each_what_generate_gives_alone(server, idle):
     """Greedy ones, each beside one that is sampled: a request's settings are its own. Where two
     texts part, the two tokens' logits lie within NEAR, and such rows are counted."""
     jobs = [(p, t) for p in PROMPTS for t in (0.0, 1.0)]
@@ -239,6 +250,15 @@ def gone(pid: int, seconds: float = 10) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def test_an_idle_connection_outlives_what_clients_keep(server, idle):
+    """httpx gives one up after 5 s, as uvicorn by itself does: a request in between was lost."""
+    connection, since = idle
+    time.sleep(max(0.0, since + 5.5 - time.monotonic()))
+    connection.auto_open = False  # or a new one would be made
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 200
 
 
 def test_killed_in_the_middle_it_fails_its_clients_and_starts_again_on_the_same_port(server):
