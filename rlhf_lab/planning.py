@@ -29,7 +29,7 @@ from .defaults import defaults
 from .display import by_surface, did_you_mean
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load, presets
 from .runs.ledger import Ledger
-from .settings import LORA, OF_MODEL, check_settings, postpone
+from .settings import LORA, OF_MODEL, check_settings
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
@@ -194,7 +194,6 @@ class Plan:
     def config(self, output_dir: str = "unused") -> TrainerArgs:
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""
         settings, spec = self.trainer_settings, STAGES[self.stage]
-        postpone("bitsandbytes")  # peft imports it, which transformers imports
         if spec.trainer:  # one of TRL's
             from .trainers.trl import trl_settings
 

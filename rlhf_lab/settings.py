@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import LazyLoader, find_spec, module_from_spec
+from importlib.util import find_spec
 from pathlib import Path
 
 from .cost.fields import CALLED
@@ -120,16 +119,6 @@ def check_packages(settings: Mapping[str, Setting]) -> None:
     for name, package in NEEDS.items():
         if settings.get(name) and find_spec(package.replace("-", "_")) is None:
             raise ValueError(f"{name} needs {package}: pip install {package}")
-
-
-def postpone(package: str) -> None:
-    """Let a package be loaded when something of it is used, not when others import it in case they
-    need it (`importlib.util.LazyLoader`): bitsandbytes takes a second, with torch's compiler."""
-    spec = None if package in sys.modules else find_spec(package)
-    if spec is not None and spec.loader is not None:
-        spec.loader = LazyLoader(spec.loader)
-        sys.modules[package] = module = module_from_spec(spec)
-        spec.loader.exec_module(module)
 
 
 SETUP_TYPES = {
