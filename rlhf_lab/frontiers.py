@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .data.load import Data, load_data
 from .data.tokenize import prompt_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .charts.plotly_style import Figure
     from .data.schema import Example
 
-Policy: TypeAlias = "Run | Model | str | Path | tuple[Model | str | Path, int]"
+Contender: TypeAlias = "Run | Model | str | Path | tuple[Model | str | Path, int]"
 """What writes; (model, n): the best of n by the model's own reward model."""
 PREDICTED: dict[str, dict[str, Setting]] = {
     "fp32": {"dtype": "float32", "bf16": False},
@@ -38,56 +38,53 @@ PREDICTED: dict[str, dict[str, Setting]] = {
 """Settings of the larger model's plan in each format."""
 
 
-@dataclass(frozen=True)
-class Served:
-    """A model in a format: figures of each seed. Tokens are those that are read: of best-of-n's
-    samples one."""
+class Served(NamedTuple):
+    """A model in a format, with figures of each seed. Tokens are those that are read: of
+    best-of-n's samples one."""
 
     name: str
     to: str
-    gold_reward: tuple[float, ...]
-    tokens_per_second: tuple[float, ...]
-    usd_per_million: tuple[float, ...]
+    gold_reward: list[float]
+    tokens_per_second: list[float]
+    usd_per_million: list[float]
+
+
+class Predicted(NamedTuple):
+    """A larger model in a format, so many requests in flight; seconds of an output token."""
+
+    to: str
+    requests: int
+    usd_per_million: float
+    seconds: float
 
 
 @dataclass(frozen=True)
 class ServingFrontier:
-    """`points`: measured here. `predicted`: (format, requests in flight, USD per million tokens,
-    seconds per token) of `larger` on `hardware`."""
+    """`points`: measured here, at `price` USD an hour. `predicted`: of `larger` on `hardware`."""
 
     points: list[Served]
-    predicted: list[tuple[str, int, float, float]]
+    predicted: list[Predicted]
     price: float
     larger: str
     hardware: str
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        def spread(values: Sequence[float], decimals: int) -> str:
-            error = f" ± {stdev(values):.{decimals}f}" if len(values) > 1 else ""
-            return f"{mean(values):.{decimals}f}{error}"
-
-        return [
-            {
-                "model": p.name,
-                "in": p.to,
-                "gold reward": spread(p.gold_reward, 2),
-                "tokens/s": spread(p.tokens_per_second, 0),
-                "USD/M tokens": spread(p.usd_per_million, 4),
-            }
-            for p in self.points
-        ]
-
-    @property
-    def note(self) -> str:
-        seeds = len(self.points[0].gold_reward)
-        return f"measured here at {self.price:g} USD an hour; {seeds} seeds, ± standard deviation"
+        titles = ("gold reward", 2), ("tokens/s", 0), (f"USD/M tokens at ${self.price:g}/h", 4)
+        rows = []
+        for name, to, *columns in self.points:
+            row = {"model": name, "in": to}
+            for (title, decimals), values in zip(titles, columns, strict=True):
+                error = f" ± {stdev(values):.{decimals}f}" * (len(values) > 1)  # over seeds
+                row[title] = f"{mean(values):.{decimals}f}{error}"
+            rows.append(row)
+        return rows
 
     def __repr__(self) -> str:
-        return f"{table(self.rows)}\n{self.note}"
+        return table(self.rows)
 
     def _repr_html_(self) -> str:
-        return f"{html_table(self.rows)}<p>{self.note}</p>"
+        return html_table(self.rows)
 
     def figure(self) -> Figure:
         """Both panels, a plotly figure."""
@@ -97,7 +94,7 @@ class ServingFrontier:
 
 
 def frontier_serving(
-    models: Mapping[str, Policy | Sequence[Policy]],
+    models: Mapping[str, Contender | Sequence[Contender]],
     formats: Sequence[str] = ("fp32", "bf16", "int8", "nf4"),
     *,
     price: float,
@@ -125,7 +122,7 @@ def frontier_serving(
         raise ValueError(f"{data.name} has no gold reward, so nothing is known of quality")
     predicted = _predicted(larger, hardware, formats, concurrency)
     prepare_process()
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    found: dict[tuple[str, str], Served] = {}
     for turn, seed in enumerate(seeds):
         for name, given in models.items():
             policy = given[turn % len(given)] if isinstance(given, list) else given
@@ -136,14 +133,12 @@ def frontier_serving(
                 if not found:
                     _answers(handle, rows[:8], n, response_length, seed)  # warm up
                 rate, texts = _answers(handle, rows, n, response_length, seed)
-                pairs = zip(map(prompt_of, rows), texts, strict=True)
-                gold = mean(data.gold_reward(str(prompt), text) for prompt, text in pairs)
-                found.setdefault((name, to), []).append((gold, rate))
-    points = []
-    for (name, to), values in found.items():
-        golds, rates = zip(*values, strict=True)
-        points.append(Served(name, to, golds, rates, tuple(price / 3600 / r * 1e6 for r in rates)))
-    return ServingFrontier(points, predicted, price, larger, hardware)
+                asked = [str(prompt_of(row)) for row in rows]
+                point = found.setdefault((name, to), Served(name, to, [], [], []))
+                point.gold_reward.append(mean(map(data.gold_reward, asked, texts)))
+                point.tokens_per_second.append(rate)
+                point.usd_per_million.append(price / 3600 / rate * 1e6)
+    return ServingFrontier(list(found.values()), predicted, price, larger, hardware)
 
 
 def _answers(
@@ -173,16 +168,14 @@ def _answers(
 
 def _predicted(
     model: str, hardware: str, formats: Sequence[str], concurrency: Sequence[int]
-) -> list[tuple[str, int, float, float]]:
+) -> list[Predicted]:
     found = []
     for to in formats:
-        load: dict[str, Setting] = {"prompt_length": 512, "response_length": 256}
-        e = plan(
-            "inference", model, hardware=hardware, engine="vllm", **load, **PREDICTED[to]
-        ).estimate
+        how = {"engine": "vllm", "prompt_length": 512, "response_length": 256, **PREDICTED[to]}
+        e = plan("inference", model, hardware=hardware, **how).estimate
         for count in concurrency:
             got = e.serving_at(count)
             if got.usd_per_million is None:
                 raise ValueError(f"{hardware} has no price: choose another device")
-            found.append((to, count, got.usd_per_million, got.per_token))
+            found.append(Predicted(to, count, got.usd_per_million, got.per_token))
     return found

@@ -100,7 +100,7 @@ def _checks(
     split = how[:5] in ("zero3", "fsdp2")
     yield ppo and split and small, "shards no weights in 4 bits: choose zero2"
     engine = next(filter(plan.settings.get, ENGINES), "")
-    yield ppo and sharded and bool(engine), f"{engine} samples with whole weights: leave it out"
+    yield ppo and split and bool(engine), f"{engine} samples with whole weights: leave it out"
     split = split and not ppo
     yield split and bool(plan.lora), "shards whole models, not yet adapters: choose zero2"
     yield zero and _no_deepspeed(dry), "needs DeepSpeed: pip install deepspeed, or choose fsdp2"

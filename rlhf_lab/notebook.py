@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -195,14 +195,11 @@ def chat(*models: Asked, **named: Asked) -> Chat:
     policies = [find_policy(*m) if isinstance(m, tuple) else find_policy(m) for m in given]
     world, load_once = any(p.world for p in policies), cache(Policy.load)
 
-    def asks(policy: Policy) -> Callable[..., tuple[str, float | None]]:
-        def answer(prompt: str, **settings: Any) -> tuple[str, float | None]:
-            turn: Prompt = [{"role": "user", "content": prompt}]
-            written = policy.prompt(prompt) if policy.bundled else turn
-            (text,) = _sampled(*load_once(policy), written, 1, **settings)
-            return text, gold_reward(prompt, text) if read_request(prompt) else None
-
-        return answer
+    def answer(policy: Policy, prompt: str, **settings: Any) -> tuple[str, float | None]:
+        turn: Prompt = [{"role": "user", "content": prompt}]
+        written = policy.prompt(prompt) if policy.bundled else turn
+        (text,) = _sampled(*load_once(policy), written, 1, **settings)
+        return text, gold_reward(prompt, text) if read_request(prompt) else None
 
     def note(prompt: str) -> str:
         words = dict.fromkeys(re.findall("[a-z]+", prompt.lower()))
@@ -215,7 +212,7 @@ def chat(*models: Asked, **named: Asked) -> Chat:
     rng = random.Random(0)
     examples = [draw_request(rng).prompt for _ in range(8)] if world else []
     names = numbered([*(p.name for p in policies[: len(models)]), *named])
-    return Chat(dict(zip(names, map(asks, policies))), examples, note)
+    return Chat({n: partial(answer, p) for n, p in zip(names, policies)}, examples, note)
 
 
 def batch(

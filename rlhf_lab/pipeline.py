@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .charts.chart import bar_chart
 from .charts.frame import Picture
 from .cost.hardware import Hardware
-from .data.load import Data, load_data
+from .data.lengths import story_rows
+from .data.load import Data, Split, load_data
 from .display import (
     Display,
     format_bytes,
@@ -19,7 +21,7 @@ from .display import (
     numbered,
     table,
 )
-from .models.load import Model, load
+from .models.load import BUNDLED, Model, load
 from .planning import Plan, plan, predict
 from .runs.json_files import JsonObject
 from .runs.ledger import SOURCES
@@ -180,26 +182,34 @@ COUNTED = 2000
 
 
 def describe_data(
-    data: Data, model: str | Model = "tiny", max_length: int = 512
+    data: Data | str | Path = "stories", model: str | Model = "tiny", max_length: int = 512
 ) -> list[dict[str, object]]:
     """What the stages will make of the data: one row for each of its sets.
 
     Lengths are in tokens of the model, eos counted; `truncated` and the drops are those of
     `max_length` (of a prompt, what leaves room for a response of 64). Of a larger set the first
-    COUNTED rows, which are random ones, are looked at, and the row says so.
+    COUNTED rows, which are random ones, are looked at, and the row says so. The lengths of
+    "stories" in a bundled model are known, and the stories are not written for it.
     """
     from .data.tokenize import id_rows, labelled_rows, pair_rows, prompt_rows, sft_rows
 
-    tokenizer = load(model).tokenizer
+    model = load(model)
+    by_length = data == "stories" and model.name in BUNDLED
+    given = None if by_length else load_data(data)
+    tokenizer: Any = None if by_length else model.encoder  # token ids need none
     described = []
-    for name, split, make, limit in (
-        ("demonstrations", data.sft, sft_rows, max_length),
-        ("preferences", data.preferences, pair_rows, max_length),
-        ("labelled answers", data.answers, labelled_rows, max_length),
-        ("prompts", data.prompts, prompt_rows, max_length - 64),
+    for name, kind, make, limit in (
+        ("demonstrations", "sft", sft_rows, max_length),
+        ("preferences", "preferences", pair_rows, max_length),
+        ("labelled answers", "answers", labelled_rows, max_length),
+        ("prompts", "prompts", prompt_rows, max_length - 64),
     ):
-        every = split.train + split.test
-        rows = every[:COUNTED]
+        if given is None:
+            rows, train, held_out = story_rows(kind)
+        else:
+            split: Split = getattr(given, kind)
+            rows, train, held_out = split.train + split.test, len(split.train), len(split.test)
+        rows = rows[:COUNTED]
         if not rows:
             continue
         texts = [f for f in rows[0] if f not in ("tools", "label")]
@@ -211,12 +221,12 @@ def describe_data(
             for field, s in sizes.items()
             if s
         }
-        looked = {"looked at": f"{len(rows):,} rows"} if len(rows) < len(every) else {}
+        looked = {"looked at": f"{len(rows):,} rows"} if len(rows) < train + held_out else {}
         described.append(
             {
                 "set": name,
-                "train": len(split.train),
-                "held out": len(split.test),
+                "train": train,
+                "held out": held_out,
                 **looked,
                 **lengths,
                 **{k.replace("too", "dropped: too"): n for k, n in counts.items()},

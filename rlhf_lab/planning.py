@@ -224,6 +224,7 @@ def plan(
     reward_model: str | Path | Model | None = None,
     value_model: str | Path | Model | None = None,
     teacher_model: str | Path | Model | None = None,
+    draft_model: str | Path | Model | None = None,
     **settings: Setting,
 ) -> Plan:
     """Plan a stage for a model: defaults by its size (`defaults.py`), then your settings.
@@ -235,7 +236,8 @@ def plan(
     catalogue, a file of figures, a Hardware, or "here". With `data` the lengths and the number of
     rows are those of the data. `reward_model`, `value_model`: of another kind or size (stages with
     rewards; the value model is PPO's). `teacher_model`: what a student is distilled from [of a
-    bundled model: small]. No weights are loaded. Raises ValueError for an unknown stage, model or
+    bundled model: small]. `draft_model`: guesses tokens ahead, of which the model keeps the share
+    `accepted` (inference). No weights are loaded. Raises ValueError for an unknown stage, model or
     device.
     """
     if stage not in STAGES:
@@ -247,18 +249,21 @@ def plan(
     if stage == "distill" and teacher is None and "teacher" not in handle.paths:
         teacher = TEACHER if handle.name in BUNDLED and handle.name != TEACHER else None
     others = {"reward": reward_model, "value": value_model, "teacher": teacher}
+    others["draft"] = draft_model
     for role, other in others.items():
         if other is not None:
             if role not in STAGES[stage].roles or stage == "reward":
                 raise ValueError(f"{stage} has no {role} model: leave {role}_model out")
             paths = load(other).paths
-            trained = "sft" if role == "teacher" else "reward"
+            trained = "sft" if role in ("teacher", "draft") else "reward"
             handle = handle.with_stage(role, paths.get(trained, paths["base"]))
     find_hardware(hardware)
     check_settings(stage, settings)
     _check_lengths(stage, settings)
     given = frozenset(settings) | ({"teacher_model"} if teacher_model or named else set())
     taken, sources = defaults(stage, handle, hardware, settings)
+    if draft_model is not None:  # with which transformers decodes one request at a time
+        taken["per_device_train_batch_size"] = 1
     taken = {**taken, **settings}
     if "rewards" in settings:
         from .data.reward_sources import reward_settings
@@ -340,7 +345,7 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
         roles["reward"] = model.config_dict("reward")
         if plan.stage == "ppo":  # the value model starts on the SFT model where it has to
             roles["value"] = model.config_dict("sft" if _foreign(model) else "reward")
-    for role in {"value", "teacher"} & model.paths.keys():
+    for role in {"value", "teacher", "draft"} & model.paths.keys():
         roles[role] = model.config_dict(role)
     return estimate(plan.stage, model.config_dict(), plan.hardware, settings, **roles)
 

@@ -31,7 +31,7 @@ test_planning test_real_model data/test_reward_sources test_wheel launch/test_la
 test_layout_runs test_studies simulate/test_xray cli/test_resume models/test_families
 ppo/test_distributed trainers/test_stops models/test_as_they_come trainers/test_evaluation
 docs/test_code_blocks test_stages trainers/test_kto test_notebook test_background docs/test_site
-trainers/test_processes trainers/test_resume
+trainers/test_processes trainers/test_resume deploy/test_serve
 ppo/test_checkpoint exercises/test_graded_class trainers/test_online_plan trainers/test_online
 exercises/test_own_losses cli/test_notebooks_command
 ppo/test_ppo_rules_01_08 ppo/test_ppo_rules_09_13 ppo/test_ppo_rules_14_21 ppo/test_ppo_trainer

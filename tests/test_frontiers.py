@@ -69,12 +69,12 @@ def test_the_figure_says_all_in_words(found):
     assert [t.name for t in figure.data] == ["SFT", "best of 2", "fp32", "bf16"]
     assert len(figure.data[0].x) == 2 and figure.data[2].xaxis == "x2"
     assert "best of 2 in bf16: gold reward" in words and "predicted: $" in words
-    assert "2 seeds, ± standard deviation" in repr(found) and "USD/M tokens" in repr(found)
+    assert "USD/M tokens at $3.6/h" in repr(found) and " ± " in repr(found)
 
 
 def test_what_has_no_price_or_no_truth_is_refused():
     with pytest.raises(ValueError, match="rtx4070 has no price: choose another"):
         lab.frontier_serving({"SFT": "mini"}, price=1, hardware="rtx4070")
-    rows = [{"prompt": "a", "completion": "b"}] * 2
+    rows = [{"prompt": "a", "completion": f"b {i}"} for i in range(12)]
     with pytest.raises(ValueError, match="has no gold reward, so nothing is known of quality"):
         lab.frontier_serving({"SFT": "mini"}, price=1, data=lab.load_data(rows))

@@ -68,6 +68,7 @@ READ: dict[str, tuple[str, dict, object]] = {  # stage, with these settings, ano
     "use_liger_kernel": ("sft", {}, True),
     "activation_checkpointing_kwargs": ("sft", CHECKPOINTED, {"every_n_layers": 2}),
     "gradient_checkpointing_kwargs": ("sft", CHECKPOINTED, {"offload": True}),
+    "distill_from": ("distill", {}, "samples"),
     "teacher_model_name_or_path": ("distill", {}, "Qwen/Qwen2.5-1.5B"),
     "use_vllm": ("grpo", {}, True),
     "vllm_mode": ("grpo", ENGINE, "server"),

@@ -14,7 +14,7 @@ NEUTRAL = "#9A9A9A"
 
 _ROLES = {"policy": "#0072B2", "reference": "#E69F00", "reward": "#CC79A7", "value": "#009E73"}
 # No stage has both: the language model that learns, and the frozen one that it is compared with.
-_ROLES |= {"student": _ROLES["policy"], "teacher": _ROLES["reference"]}
+_ROLES |= {"student": _ROLES["policy"], "teacher": _ROLES["reference"], "draft": _ROLES["value"]}
 COLOURS_OF: Mapping[str, Mapping[str, str]] = {
     "role": _ROLES,
     "phase": {

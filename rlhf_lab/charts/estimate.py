@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..cost.estimate import Estimate
 from ..cost.remedies import Remedy, less_or_more
+from ..cost.serving import tokens_per_pass
 from ..display import escape, format_bytes, format_number, format_seconds, html_table, table
 from .memory import memory_chart
 
@@ -115,6 +116,7 @@ def serving_note(e: Estimate) -> str:
         return ""
     own, format_ = e.serving, "" if s.weights_format == "none" else f", {s.weights_format}"
     cache = f"{s.kv_cache_dtype} keys and values, " if s.engine == "vllm" else ""
+    cache += f"{tokens_per_pass(s):.3g} tokens a pass by a draft, " if s.draft else ""
     note = (
         f"{s.engine}, {s.dtype}{format_}, {cache}{s.replicas} × {s.tensor_parallel} devices: "
         f"{own.fits} requests of {s.prompt} + {s.response} tokens fit at once"

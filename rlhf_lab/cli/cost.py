@@ -70,6 +70,7 @@ def add_commands(commands: Commands) -> None:
     plan.add_argument("--reward-model", help="reward model of another size (ppo, rloo, grpo)")
     plan.add_argument("--value-model", help="value model of another size (ppo)")
     plan.add_argument("--teacher-model", help="what is distilled from (distill)")
+    plan.add_argument("--draft-model", help="what guesses tokens ahead (inference)")
     plan.add_argument("--budget", type=float, help="USD to plan a project against")
     plan.add_argument("--cheaper", action="store_true", help="also what to change, ranked")
     what = "write the YAML for accelerate launch (- prints it)"
@@ -219,7 +220,7 @@ def _figures(e: Estimate) -> dict[str, object]:
     }
 
 
-OTHER_MODELS = "reward_model", "value_model", "teacher_model"
+OTHER_MODELS = "reward_model", "value_model", "teacher_model", "draft_model"
 OF_ONE_STAGE = "config", "cheaper", "accelerate_config", "yaml", *OTHER_MODELS
 """Arguments of a plan that a project has not."""
 

@@ -80,7 +80,7 @@ def _serve(args: argparse.Namespace) -> int:
             flush=True,
         )
         try:
-            return server.wait()
+            return int(server.process.wait())
         except KeyboardInterrupt:
             return 0
 

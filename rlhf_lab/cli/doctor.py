@@ -32,6 +32,7 @@ NEEDS = {"memory": 1.5 * GIB, "disk": 2 * GIB}
 OPTIONAL = {
     "bitsandbytes": "4 and 8 bits",
     "deepspeed": "sharding by zero1, zero2, zero3",
+    "gguf": "export --to gguf",
     "guidellm": "bench",
     "liger-kernel": "use_liger_kernel",
     "torchao": "quantize --to int8",

@@ -205,14 +205,11 @@ def _model(args: argparse.Namespace) -> Model:
 def _rows(args: argparse.Namespace, seed: int) -> Data:
     """The data that the arguments name; prints what was read, and how."""
     from ..data.load import load_data
-    from ..data.mapping import from_flags
 
-    if args.field and args.fields:
-        raise ValueError("--field and --fields: say all in the file, or all with --field")
     data = load_data(
         args.source,
         seed=seed,
-        fields=args.fields or from_flags(args.field),
+        fields=_fields(args),
         split=args.split,
         subset=args.subset,
         limit=args.rows,
@@ -222,15 +219,26 @@ def _rows(args: argparse.Namespace, seed: int) -> Data:
     return data
 
 
+def _fields(args: argparse.Namespace) -> str | dict[str, object]:
+    """What the arguments say of the columns."""
+    from ..data.mapping import from_flags
+
+    if args.field and args.fields:
+        raise ValueError("--field and --fields: say all in the file, or all with --field")
+    return args.fields or from_flags(args.field)
+
+
 def _data(args: argparse.Namespace) -> int:
     from .. import pipeline
     from ..display import table
 
-    model, data = _model(args), _rows(args, seed=0)
-    if data.report:
+    model, data = _model(args), None
+    if args.source != "stories" or _fields(args):
+        data = _rows(args, seed=0)
+    if data and data.report:
         became = data.report.columns.items()
         print(table([{"column": column, "what became of it": use} for column, use in became]))
-    print(table(pipeline.describe_data(data, model, args.max_length)))
+    print(table(pipeline.describe_data(data or "stories", model, args.max_length)))
     return 0
 
 

@@ -21,7 +21,7 @@ _OPTIONAL = ("link", "network", "operand_bandwidth")
 _POSITIVE = ("memory", "bandwidth", "host", *_OPTIONAL)
 _ATTENTION = ("causal_attention", "masked_attention")
 _EFFICIENCIES = ("matmul_efficiency", "bandwidth_efficiency", *_ATTENTION)
-_DELAYS = ("op_seconds", "launch_seconds")
+_DELAYS = ("op_seconds", "launch_seconds", "step_seconds", "request_seconds", "arrival_seconds")
 _SPECIFIED = (*_POSITIVE, "flops", *_EFFICIENCIES, *_DELAYS, "function_rate")
 KINDS = {
     "gpu": "",
@@ -46,6 +46,9 @@ class Hardware:
     attention in 16 bits reaches of it, forward and backward together, without and with a mask
     tensor (None: as large products, as without one). `op_seconds`: what an operation takes at least
     when a model's Python code calls it, `launch_seconds` in a backward pass or a plain loop.
+    `step_seconds`, `request_seconds`, `arrival_seconds`: what a server that runs transformers adds
+    to each step, to each request in it, and once to each that arrives (`lab.bench(…).around(plan)`
+    measures them).
     `function_rate`: exponentials and their like per second. `operand_bandwidth`: bytes/s at which a
     CPU takes in a product's operands before it multiplies; None where it does so meanwhile.
     `matmul_curve`: measured (dtype, FLOPs of the product, FLOP/s before `matmul_efficiency`).
@@ -72,6 +75,9 @@ class Hardware:
     masked_attention: float | None = None
     op_seconds: float = 2e-5
     launch_seconds: float = 2e-5
+    step_seconds: float = 0.0
+    request_seconds: float = 0.0
+    arrival_seconds: float = 0.0
     function_rate: float = 1e13
     operand_bandwidth: float | None = None
     measured: bool = False

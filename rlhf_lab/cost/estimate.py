@@ -23,7 +23,7 @@ from .phases import Phase
 from .read_settings import make_setup
 from .rollout_engine import engine_seconds
 from .seconds import product_dtype, seconds, with_sent
-from .serving import Serving, sampled, served, serving_seconds, static
+from .serving import Serving, around, sampled, served, serving_seconds, static
 from .setup import Setup
 
 XRAY_BAND = 0.94, 1.06
@@ -172,9 +172,8 @@ class Estimate:
     def models(self) -> tuple[Architecture, ...]:
         """The architectures of all roles, each once."""
         s = self.setup
-        return tuple(
-            dict.fromkeys(m for m in (s.model, s.reward, s.value, s.teacher) if m is not None)
-        )
+        every = s.model, s.reward, s.value, s.teacher, s.draft
+        return tuple(dict.fromkeys(m for m in every if m is not None))
 
     @cached_property
     def memory_band(self) -> tuple[float, float]:
@@ -277,7 +276,7 @@ class Estimate:
                 busy += sums * often * f.times
             room = self.hardware.memory - self.peak if f.sent.paged else 0.0
             spent = with_sent(s, self.hardware, f.sent, busy, f.times, room)
-            out[key] = out.get(key, 0.0) + spent
+            out[key] = out.get(key, 0.0) + spent + around(self.usual_setup, self.hardware, f.name)
         return out
 
     @property
@@ -376,7 +375,7 @@ class Estimate:
         """The same with other settings, or `stage`. Raises ValueError for what cannot be."""
         s, stage = self.setup, str(settings.pop("stage", self.setup.stage))
         settings = {**self.settings, **settings}
-        others = {"reward": s.reward, "value": s.value, "teacher": s.teacher}
+        others = {name: getattr(s, name) for name in ("reward", "value", "teacher", "draft")}
         models = {role: model for role, model in others.items() if model}
         setup = _setup(stage, s.model, self.hardware, settings, models)
         return replace(self, setup=setup, settings=settings)
@@ -412,7 +411,8 @@ def estimate(
 ) -> Estimate:
     """Plan a stage for a model's config (a dict). Raises ValueError, one line, for what cannot be.
 
-    `roles`: other architectures or configs, `reward=`, `value=`, `teacher=`, where they differ.
+    `roles`: other architectures or configs, `reward=`, `value=`, `teacher=`, `draft=`, where they
+    differ.
     """
     hw = hardware(hw)
     models = {k: architecture(v) if isinstance(v, Mapping) else v for k, v in roles.items() if v}

@@ -11,7 +11,7 @@ from .memory import Segment, ending, forward_peak, trunk, works
 from .parallel import all_reduces
 from .phases import Phase, PhaseList, pass_config
 from .seconds import Sent
-from .serving import request_bytes, workspace
+from .serving import request_bytes, tokens_per_pass, workspace
 from .serving import sampled as sampled  # for the stages that sample
 from .setup import Setup
 from .sharding import Row, forward, passing
@@ -20,12 +20,24 @@ from .work import Work
 
 SamplingPeak: TypeAlias = tuple[float, float, float]
 """Bytes of activations, of keys and values, and of logits."""
+AROUND_GUESS = 116.0
+"""Operations' worth of Python around each time that a draft guesses: transformers calls its
+`generate`. Fitted to `mini` as the draft of `small` (benchmarks/drafts.py), not to `tiny`."""
 
 
-def generation(s: Setup) -> tuple[tuple[SamplingPeak, Work], tuple[SamplingPeak, Work]]:
-    """→ (prefill, decoding), of each the memory at its peak and its work. The cache grows to the
-    whole length."""
-    model, n, adapters = s.held, s.rollout_batch, bool(s.lora_r)
+def generation(
+    s: Setup, draft: Architecture | None = None
+) -> tuple[tuple[SamplingPeak, Work], tuple[SamplingPeak, Work]]:
+    """→ (prefill, decoding), of each the memory at its peak and its work, of the model or of its
+    `draft`. The cache grows to the whole length.
+
+    With a draft that guesses k tokens a pass of the model checks k + 1, and the draft makes k
+    passes for each of them. What is checked together is counted as rows of their own, each with its
+    cache: weights are read once, the cache too often.
+    """
+    model, n, adapters = draft or s.held, s.rollout_batch, bool(s.lora_r)
+    k, passes = s.num_assistant_tokens, (s.response - 1) / tokens_per_pass(s)
+    checked = k + 1 if s.draft and not draft else 1
     first = pass_config(s, model, n, s.prompt, trained=False, adapters=adapters)
     first = first._replace(quantized=s.weights_format)
     row = _next_token(model, first)
@@ -37,12 +49,14 @@ def generation(s: Setup) -> tuple[tuple[SamplingPeak, Work], tuple[SamplingPeak,
     # The work of a step is linear in the context and in the rows that have not ended: a step at
     # the middle with the average number of rows stands for all.
     rows = max(1, round(n * (sampled(s) - 1) / max(1, s.response - 1)))
-    one = pass_config(s, model, rows, 1, trained=False, adapters=adapters)
+    one = pass_config(s, model, rows * checked, 1, trained=False, adapters=adapters)
     middle = one._replace(context=s.prompt + (s.response + 1) // 2, quantized=s.weights_format)
     step = _next_token(model, middle)
     activations, _, logits = forward_peak(step, heads.resident_bytes(model, middle))[0]
     decoding = Work()
-    decoding.add(works(step, "forward"), s.response - 1)
+    decoding.add(works(step, "forward"), passes * k if draft else passes)
+    if draft:
+        decoding.add(Work(called=AROUND_GUESS), passes)
     length = s.length - 1
     # A layer's keys, old and new, while they grow.
     growing = max(layer.cached for layer in model.layers) / 2 * itemsize * n * length
@@ -120,21 +134,30 @@ def inference(s: Setup) -> list[Phase]:
     serves both together: its memory is the same in both."""
     stage, n, model = PhaseList(s), s.rollout_batch, s.held
     stage.hold("policy", states(s, model, "lm", trained=False))
+    if s.draft:
+        stage.hold("draft", states(s, s.draft, "lm", trained=False))
+    guessing = generation(s, s.draft) if s.draft else (None, None)
     itemsize = 2 if s.autocast else s.bytes_per_weight
     row = float(n * model.hidden * itemsize)  # one token of every sequence
     halves = (
         ("prefill", s.prompt, (row * s.prompt, 1)),
         ("decode", sampled(s), (row, s.response - 1)),
     )
-    for (name, tokens, (size, times)), half in zip(halves, generation(s), strict=True):
+    for (name, tokens, (size, times)), half, guess in zip(halves, generation(s), guessing):
         (activations, cache, logits), work = half
         if s.engine == "vllm":
             activations, cache, logits = workspace(s), n * request_bytes(s), 0.0
+        caches: dict[tuple[str, str], float] = {}
+        if guess:  # the draft works first; both caches stay
+            (its_own, caches["draft", "kv_cache"], more), extra = guess
+            both = {("policy", "kv_cache"): cache, **caches}
+            stage.add(name, "draft", (its_own, 0, more), others=both, work=extra)
         stage.add(
             name,
             "policy",
             (activations, 0, logits),
             kv_cache=cache,
+            others=caches,
             work=work,
             tokens=n * tokens,
             devices=s.tensor_parallel,

@@ -227,7 +227,7 @@ def log_probabilities(
         return tape.result(n, 4, [])
     logits = _logits(tape, model, p, hidden, p.trained)
     del hidden
-    Store(tape, 12 * block, LOGITS)
+    Store(tape, 8 * block, LOGITS)
     # A block stays in the cache for half of its work.
     tape.forward.spend(24.0 * logits.numel, 2.0 * logits.numel, 9 * steps)
     statistics = Store(tape, n * (4 + 4 + 8))  # norms, entropies and tokens

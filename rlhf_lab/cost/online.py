@@ -67,6 +67,8 @@ def rloo_grpo(s: Setup) -> list[Phase]:
 def distill(s: Setup) -> list[Phase]:
     """A rollout for each optimizer step; then in every pass the student, the teacher, and the
     divergence of the two, whose logits are made a tile at a time."""
+    if s.distill_from != "student":
+        return _from_answers(s)
     stage, student, teacher = PhaseList(s), s.model, s.teacher or s.model
     scored, adapters = s.batch * s.response, bool(s.lora_r)
     state = states(s, student, "lm", trained=True)
@@ -104,6 +106,37 @@ def distill(s: Setup) -> list[Phase]:
     )
     stage.add_training("student", row, state, before, tokens=tokens, called=AROUND_ONLINE)
     return stage.phases
+
+
+def _from_answers(s: Setup) -> list[Phase]:
+    """Before training the teacher answers every prompt, once, beside the student's weights; then
+    the student learns alone, from logits as our PPO's. Of the answers an optimizer step has the
+    share that is new in it."""
+    asked, stage, student = PhaseList(s), PhaseList(s), s.model
+    teacher = replace(
+        s, model=s.teacher or student, lora_r=0, load_in_4bit=False, load_in_8bit=False
+    )
+    asked.hold("student", states(s, student, "lm", trained=False))
+    asked.hold("teacher", states(teacher, teacher.model, "lm", trained=False))
+    used = s.steps * s.rollout_batch * s.replicas if s.steps else (s.rows or 0) * s.epochs
+    once = min(1.0, s.rows / used) if s.rows and used else 1.0
+    tokens = s.rollout_batch * sampled(s)
+    add_rollout(asked, teacher, times=once, tokens=tokens, role="teacher")
+    if s.distill_from == "logits":
+        p = _rows(teacher, teacher.model, mask=False)._replace(b=s.rollout_batch)
+        end = ending(teacher.model, p, heads.log_probabilities, s.response, False, grad=False)
+        row, tokens = (*trunk(teacher.model, p, grad=False), end), real_tokens(s, p.b, p.s)
+        asked.add_scoring("teacher", "teacher", row, teacher.model, p, times=once, tokens=tokens)
+    state = states(s, student, "lm", trained=True)
+    stage.hold("student", state)
+    p = pass_config(s, student, s.batch, s.length, trained=True, adapters=bool(s.lora_r))
+    row = (
+        *trunk(student, p, checkpoint=s.checkpoint, tied=student.tied and p.trained),
+        ending(student, p, heads.log_probabilities, s.response, True),
+    )
+    before, tokens = heads.resident_bytes(student, p), real_tokens(s, p.b, p.s)
+    stage.add_training("student", row, state, before, tokens=tokens, called=AROUND_ONLINE)
+    return [*asked.phases, *stage.phases]
 
 
 def _rows(s: Setup, model: Architecture, adapters: bool = False, mask: bool = True) -> PassConfig:

@@ -71,15 +71,35 @@ def sampled(s: Setup) -> float:
     return s.response if s.mean_response is None else min(s.mean_response, s.response)
 
 
+def tokens_per_pass(s: Setup) -> float:
+    """Tokens that a pass of the model brings on average: with a draft that guesses k, each kept
+    with probability a, 1 + a + … + a^k (Leviathan et al. 2023, 2211.17192, equation 1)."""
+    guessed = s.num_assistant_tokens if s.draft else 0
+    return math.fsum((s.accepted or 0.0) ** i for i in range(guessed + 1))
+
+
 def static(s: Setup, hw: Hardware, seconds: dict[tuple[str, str], float], peak: float) -> Serving:
     """transformers: a batch from start to end, then the next one. `peak`: bytes of a device."""
-    prefill, decode = seconds["prefill", "policy"], seconds["decode", "policy"]
-    held = states(s, s.held, "lm", trained=False).parameters
+    prefill, decode = (
+        math.fsum(t for (phase, _), t in seconds.items() if phase == name)
+        for name in ("prefill", "decode")
+    )
+    models = [s.held] if s.draft is None else [s.held, s.draft]
+    held = math.fsum(states(s, model, "lm", trained=False).parameters for model in models)
     each = (peak - held) / s.batch
     times = {"waiting": 0.0, "prefill": prefill, "latency": prefill + decode}
     per_token = decode / max(1.0, sampled(s) - 1)
     fits = max(0, int((hw.memory - held) / each))
+    fits = fits if s.draft is None else min(fits, 1)
     return _serving(s, hw, s.batch, fits, per_token=per_token, **times)
+
+
+def around(s: Setup, hw: Hardware, phase: str) -> float:
+    """Seconds that a server which runs transformers adds to a phase of inference, step by step."""
+    if s.stage != "inference":
+        return 0.0
+    step = hw.step_seconds + hw.request_seconds * s.batch
+    return (s.response - 1) * step if phase == "decode" else step + hw.arrival_seconds
 
 
 # ------------------------------------------------------------------------------ an engine's memory

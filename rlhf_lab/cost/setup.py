@@ -34,6 +34,7 @@ CHOICES = {
     "vllm_mode": ("colocate", "server"),
     "quantization": ("none", *FORMATS),
     "kv_cache_dtype": ("auto", "fp8"),
+    "distill_from": ("student", "samples", "logits"),
 }
 EXTRA: dict[str, dict[str, str]] = read_table(Path(__file__).with_name("settings.yaml"))
 """Settings of a plan that are no trainer's, and what they mean, by the stages that have them."""
@@ -51,7 +52,8 @@ def extra_settings(stage: str) -> dict[str, str]:
 WHOLE_NUMBERS = tuple(
     "batch prompt response gpus nodes tensor_parallel gradient_accumulation_steps num_ppo_epochs "
     "num_mini_batches local_rollout_forward_batch_size samples_per_prompt num_iterations "
-    "max_num_batched_tokens max_num_seqs every_n_layers vllm_tensor_parallel_size "
+    "max_num_batched_tokens max_num_seqs num_assistant_tokens every_n_layers "
+    "vllm_tensor_parallel_size "
     "reduce_bucket_size stage3_prefetch_bucket_size stage3_max_live_parameters "
     "stage3_param_persistence_threshold".split()
 )
@@ -126,6 +128,7 @@ class Setup:
     reward: Architecture | None = None
     value: Architecture | None = None
     teacher: Architecture | None = None
+    draft: Architecture | None = None
     num_ppo_epochs: int = 4
     num_mini_batches: int = 1
     local_rollout_forward_batch_size: int = 64
@@ -133,6 +136,7 @@ class Setup:
     num_iterations: int = 1
     steps_per_generation: int | None = None
     beta: float = 0.0
+    distill_from: str = "student"
     layout: str = "four"
     critic_lora_r: int = 0
     critic_lora_targets: str | tuple[str, ...] | None = "all-linear"
@@ -153,6 +157,8 @@ class Setup:
     gpu_memory_utilization: float = 0.9
     max_num_batched_tokens: int = 8192
     max_num_seqs: int = 256
+    num_assistant_tokens: int = 4
+    accepted: float | None = None
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -334,6 +340,10 @@ class Setup:
                 f"tensor_parallel={k} does not share out {kv} heads of keys and values: choose a "
                 f"divisor or a multiple of {kv}"
             )
+        if self.draft and (engine or k > 1 or self.batch > 1):
+            yield "with a draft is planned: engine='transformers', per_device_train_batch_size=1"
+        if self.draft and not (self.accepted is not None and 0 <= self.accepted <= 1):
+            yield f"accepted={self.accepted}: say which share of the draft's tokens is kept, 0 to 1"
 
     @property
     def weights_format(self) -> str:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from ..models.load import Model, small_models_folder
 from ..stages import STAGES, Settings
+from .load import STORY_ROWS
+from .schema import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from .load import Data
-    from .schema import Example
 
 LEAST_TOKENS_SAVED = 128
 """Tokens of padding that one more pass has to save at least: on two CPU cores calling the layers
@@ -109,7 +110,7 @@ def _tokens(
     """Tokens of the prompt, and of the answers in `fields`, of the rows that are looked at."""
     from .tokenize import encoded_rows
 
-    encoded = encoded_rows(model.tokenizer, rows[:LOOKED_AT], fields, {})
+    encoded = encoded_rows(model.encoder, rows[:LOOKED_AT], fields, {})
     pairs = [(len(prompt), [len(a) for a in answers]) for _, prompt, answers in encoded]
     return [prompt for prompt, _ in pairs], [answers for _, answers in pairs]
 
@@ -123,6 +124,20 @@ def story_lengths(rows: str) -> RowLengths:
     """Of the bundled stories in the bundled tokenizer, as `small_models/build.py` counted them."""
     with gzip.open(small_models_folder() / STORIES, "rt", encoding="utf-8") as file:
         return RowLengths(**json.load(file)[rows])
+
+
+def story_rows(kind: str) -> tuple[list[Example], int, int]:
+    """Rows of made-up token ids, as long as the bundled stories' that are looked at; how many there
+    are to train on, and held out. `kind`: a set of `Data`."""
+    fields = {"sft": ["completion"], "preferences": ["chosen", "rejected"], "prompts": []}
+    if kind not in fields:
+        return [], 0, 0
+    known = story_lengths(kind)
+    rows: list[Example] = [{"prompt": [0] * length} for length in known.prompts]
+    for i, name in enumerate(fields[kind]):  # no two answers to a prompt are the same
+        for row, of_row in zip(rows, known.answers, strict=True):
+            row[name] = [i] * of_row[i]
+    return rows, known.count, STORY_ROWS["test_pairs" if kind == "preferences" else "test"]
 
 
 def planned_lengths(stage: str, model: Model, data: Data, settings: Settings) -> dict[str, float]:

@@ -1,9 +1,7 @@
 """The server's process: transformers' own OpenAI-compatible handlers over continuous batching,
-behind a token, with what they would ignore or get wrong put right, or refused in one line.
-
-By itself transformers 5.23's server takes no token, samples with the first request's settings
-whatever later ones ask for, ignores `stop`, `n` and `logprobs`, answers prompts longer than the
-context, and takes most of the free memory.
+behind a token. By itself transformers 5.23's server takes no token, samples with the first
+request's settings whatever later ones ask for, ignores `stop`, `n` and `logprobs`, answers prompts
+beyond the context, and takes most of the free memory: here that is put right, or refused.
 
 `python -m rlhf_lab.deploy.app` reads its settings as a line of JSON, writes a line when it answers
 (or why it cannot), and ends when its input does: with the process that started it.
@@ -23,9 +21,14 @@ import threading
 import time
 import urllib.request
 import uuid
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import psutil
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from ..cost.architecture import architecture
 from ..data.chat import stop_ids
@@ -37,12 +40,14 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-KNOWN = {"model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature"}
-KNOWN |= {"seed", "stream", "ignore_eos"}
+KNOWN = {"prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "seed"}
+KNOWN |= {"model", "stream", "ignore_eos"}
 HARMLESS = {"user", "metadata", "store", "stream_options"}
 """Fields that change no answer. Usage comes with the end of a stream in any case."""
 NOTHING: tuple[object, ...] = (None, False, 0, "", [], {}, {"type": "text"})
 """Values with which any other field asks for nothing."""
+TEXT = {"type", "text"}
+"""What a part of a message has, where it is text."""
 GREEDY = 1e-10
 """The temperature that stands for 0: fp32 logits that differ at all are then worlds apart."""
 PAGE, STEP_TOKENS, SHARE = 32, 256, 0.5
@@ -54,49 +59,49 @@ STORY_TEMPLATE = (
 )
 
 
-class Refused(ValueError):
-    """A request that gets an error of HTTP `status`, in OpenAI's form."""
-
-    def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def checked(body: object, wanted: str, name: str) -> Json:
-    """A request's fields; `wanted`: prompt or messages. Raises Refused for what is not done."""
+def checked(body: object, wanted: str) -> Json:
+    """A request's fields; `wanted`: prompt or messages. Raises ValueError for what is not done."""
     if not isinstance(body, dict):
-        raise Refused("the body is no JSON object")
-    for field, value in body.items():
-        same = field in ("n", "best_of", "top_p") and value == 1
-        if field not in KNOWN | HARMLESS and not same and value not in NOTHING:
-            raise Refused(f"{field}={value!r} is not supported by this engine: leave it out")
+        raise ValueError("the body is no JSON object")
+    for name, value in body.items():
+        same = name in ("n", "best_of", "top_p") and value == 1
+        if name not in KNOWN | HARMLESS and not same and value not in NOTHING:
+            raise ValueError(f"{name}={value!r} is not supported by this engine: leave it out")
     given = {k: v for k, v in body.items() if k in KNOWN and v is not None}
-    if given.pop("model", name) != name:
-        raise Refused(f"this server has one model, {name!r}", 404)
+    if "max_completion_tokens" in given:
+        given["max_tokens"] = given.pop("max_completion_tokens")
+    for name, kinds in (("max_tokens", (int,)), ("temperature", (int, float))):
+        value = given.get(name, 1)
+        if type(value) not in kinds or not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value!r} is no number of at least 0")
     if "seed" in given and given.get("temperature") != 0:
-        raise Refused(
+        raise ValueError(
             "seed: requests that are sampled together share one noise, so no answer can be "
             "repeated: leave it out, set temperature 0, or use rlhf_lab.generate"
         )
-    if not 0 <= given.get("temperature", 1) < math.inf:
-        raise Refused(f"temperature={given['temperature']!r} is no number of at least 0")
-    prompt, texts = given.get(wanted), [given.get(wanted)]
+    texts = [given.get(wanted)]
     if wanted == "messages":
-        if not isinstance(prompt, list) or not all(isinstance(m, dict) for m in prompt):
-            raise Refused("messages must be a list of them")
-        for message in prompt:
-            parts = message.get("content")
-            if isinstance(parts, list) and all(set(part) == {"type", "text"} for part in parts):
-                message["content"] = " ".join(part["text"] for part in parts)
-        texts = [message.get(key) for message in prompt for key in ("role", "content")]
-    if not (prompt and all(isinstance(text, str) for text in texts)):
-        raise Refused(f"{wanted} must be text (of messages role and content), and not empty")
+        messages = given[wanted] if isinstance(given.get(wanted), list) else []
+        texts = [text for message in messages for text in _texts(message)]
+    if not (texts and all(isinstance(text, str) and text for text in texts)):
+        raise ValueError(f"{wanted} must be text (of messages role and content), and not empty")
+    "".join(map(str, texts)).encode()  # raises ValueError for half a character
     return given
 
 
+def _texts(message: object) -> list[object]:
+    """Role and content of a message, whose parts become one text where all of them are text."""
+    if not isinstance(message, dict):
+        return [None]
+    parts = message.get("content")
+    if isinstance(parts, list) and all(isinstance(p, dict) and set(p) == TEXT for p in parts):
+        message["content"] = " ".join(str(part["text"]) for part in parts)
+    return [message.get("role"), message.get("content")]
+
+
 def start_engine(model: PreTrainedModel, rows: int, context: int | None, share: bool) -> Any:
-    """transformers' continuous batching, each request with its own temperature and stops, put into
-    `asked` under its id before it comes. `rows`: requests at once; `share`: pages of equal prompts.
+    """transformers' continuous batching, each request with the settings that are put into `asked`
+    under its id before it comes. `rows`: requests at once; `share`: pages of equal beginnings.
 
     Its `context`, tokens of the longest request, is what model and memory hold, by the planner's
     arithmetic: keys and values, their copies in a step, and a mask. Raises ValueError, one line.
@@ -125,9 +130,9 @@ def start_engine(model: PreTrainedModel, rows: int, context: int | None, share: 
     engine: Any = CBGenerateManager(sizes)
     engine.context, engine.asked = longest, {}
     # A temperature other than 1, or transformers makes no processor whose value a request can set.
-    engine.init_cb(model, GenerationConfig(do_sample=True, temperature=0.5, top_k=0, top_p=1.0))
-    batching = engine._cb
-    add = batching.add_request
+    shared = {"do_sample": True, "temperature": 0.5, "top_k": 0, "top_p": 1.0}
+    engine.init_cb(model, GenerationConfig(**shared, eos_token_id=-1))
+    batching, add = engine._cb, engine._cb.add_request
     batching.add_request = lambda _, request_id, **settings: add(
         request_id=request_id, **{**settings, **engine.asked.pop(request_id)}
     )
@@ -138,95 +143,90 @@ def start_engine(model: PreTrainedModel, rows: int, context: int | None, share: 
     return engine
 
 
-def make_app(settings: Json) -> Any:
+class App:
     """The ASGI application for `settings` (of `serve.serve`)."""
-    import torch
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
-    from transformers.cli.serving.chat_completion import ChatCompletionHandler
-    from transformers.cli.serving.completion import CompletionHandler
-    from transformers.cli.serving.model_manager import ModelManager, TimedModel
-    from transformers.cli.serving.utils import GenerationState
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()  # transformers warns of every request
-    policy, name = Policy(**settings["policy"]), settings["policy"]["name"]
-    model, tokenizer = policy.load()
-    if policy.world:
-        tokenizer.chat_template = STORY_TEMPLATE
-    if torch.cuda.is_available():
-        model.cuda()  # type: ignore[call-arg]  # of transformers' wrapper
-    if settings["dtype"] != "float32":  # as it is loaded, where it is not quantised
-        model.to(getattr(torch, settings["dtype"]))
-    engine = start_engine(model, settings["rows"], settings["context"], settings["prefix_cache"])
-    manager, state = ModelManager(), GenerationState(continuous_batching=True)
-    manager.force_model, state._cb_manager, state._cb_model_id = name, engine, f"{name}@main"
-    manager.loaded_models[f"{name}@main"] = TimedModel(model, -1, cast(Any, tokenizer))
-    stops, started = list(stop_ids(tokenizer)), int(time.time())
-    handlers: dict[str, tuple[str, Any]] = {
-        "/v1/completions": ("prompt", CompletionHandler(manager, state)),
-        "/v1/chat/completions": ("messages", ChatCompletionHandler(manager, state)),
-    }
+    def __init__(self, settings: Json) -> None:
+        import torch
+        from transformers.cli.serving.chat_completion import ChatCompletionHandler
+        from transformers.cli.serving.completion import CompletionHandler
+        from transformers.cli.serving.model_manager import ModelManager, TimedModel
+        from transformers.cli.serving.utils import GenerationState
+        from transformers.utils import logging
 
-    def failed(message: str, status: int) -> Response:
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
+        logging.set_verbosity_error()  # transformers warns of every request
+        self.policy = Policy(**settings["policy"])
+        self.name, self.bearer = self.policy.name, f"Bearer {settings['token']}".encode()
+        model, self.tokenizer = self.policy.load()
+        if self.policy.world:
+            self.tokenizer.chat_template = STORY_TEMPLATE
+        if torch.cuda.is_available():
+            model.cuda()  # type: ignore[call-arg]  # of transformers' wrapper
+        if settings["dtype"] != "float32":  # as it is loaded, where it is not quantised
+            model.to(getattr(torch, settings["dtype"]))
+        sizes = (settings[name] for name in ("rows", "context", "prefix_cache"))
+        self.engine = start_engine(model, *sizes)
+        manager, state = ModelManager(), GenerationState(continuous_batching=True)
+        manager.force_model, key = self.name, f"{self.name}@main"
+        manager.loaded_models[key] = TimedModel(model, -1, self.tokenizer)  # type: ignore[arg-type]
+        state._cb_manager, state._cb_model_id = self.engine, key
+        self.stops = list(stop_ids(self.tokenizer))
+        self.handlers: dict[str, tuple[str, Any]] = {
+            "/v1/completions": ("prompt", CompletionHandler(manager, state)),
+            "/v1/chat/completions": ("messages", ChatCompletionHandler(manager, state)),
+        }
+        routes = [Route(path, self.answer, methods=["POST"]) for path in self.handlers]
+        routes += [Route("/v1/models", self.models), Route("/health", self.health)]
+        errors: Any = dict.fromkeys((HTTPException, ValueError, RuntimeError), self.failed)
+        self.inner = Starlette(routes=routes, exception_handlers=errors)
 
-    async def ask(request: Request, own: str) -> Response:
-        wanted, handler = handlers[request.url.path]
-        body = checked(await request.json(), wanted, name)
-        body[wanted] = policy.prompt(body[wanted])
-        ids = encode_prompt(tokenizer, body[wanted])  # as in training
-        room, most = engine.context - len(ids), body.pop("max_completion_tokens", None)
-        body["max_tokens"] = most = most or body.get("max_tokens", max(room, 1))
-        if not 1 <= most <= room:
-            raise Refused(
-                f"the prompt has {len(ids)} tokens and max_tokens is {most}: it is at least 1, and "
-                f"both together at most the context of {engine.context}"
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        app: Any = self.inner
+        given = dict(scope.get("headers", [])).get(b"authorization", b"")
+        if scope["type"] == "http" and scope["path"] != "/health":
+            if not hmac.compare_digest(given, self.bearer):
+                error = HTTPException(401, "send the server's token: Authorization: Bearer …")
+                app = await self.failed(None, error)
+        await app(scope, receive, send)
+
+    async def answer(self, request: Request) -> Response:
+        wanted, handler = self.handlers[request.url.path]
+        body = checked(await request.json(), wanted)
+        if body.pop("model", self.name) != self.name:
+            raise HTTPException(404, f"this server has one model, {self.name!r}")
+        body[wanted] = self.policy.prompt(body[wanted])
+        ids = encode_prompt(self.tokenizer, body[wanted])  # as in training
+        context = self.engine.context
+        room = context - len(ids)
+        if not 1 <= body.setdefault("max_tokens", max(room, 1)) <= room:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens and max_tokens is {body['max_tokens']}: it is "
+                f"at least 1, and both together at most the context of {context}"
             )
-        engine.asked[own] = {
+        own = str(uuid.uuid4())  # what a client calls it may be another's name too
+        self.engine.asked[own] = {
             "input_ids": ids,
             "temperature": float(body.pop("temperature", 1)) or GREEDY,
-            "eos_token_id": -1 if body.pop("ignore_eos", False) else stops,
+            "eos_token_id": -1 if body.pop("ignore_eos", False) else self.stops,
         }
         reply: Response = await handler.handle_request(body, own)
         return reply
 
-    async def answer(request: Request) -> Response:
-        own = str(uuid.uuid4())  # what a client calls it may be another's name too
-        try:
-            return await ask(request, own)
-        except Refused as error:
-            return failed(str(error), error.status)
-        except (ValueError, TypeError, RecursionError) as error:  # of JSON, UTF-8, a template
-            return failed(f"not understood: {error}", 400)
-        except RuntimeError as error:  # the engine died
-            return failed(str(error), 503)
-        finally:
-            engine.asked.pop(own, None)
+    async def failed(self, _: object, error: Exception) -> Response:
+        """In OpenAI's form: the client's fault, but for a RuntimeError, with which engines die."""
+        ours = isinstance(error, RuntimeError) and not isinstance(error, RecursionError)
+        status = getattr(error, "status_code", 503 if ours else 400)
+        kind = "server_error" if ours else "invalid_request_error"
+        message = getattr(error, "detail", str(error))
+        return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
 
-    async def models(_: Request) -> Response:
-        about = {"id": name, "object": "model", "created": started, "owned_by": "rlhf_lab"}
-        return JSONResponse({"object": "list", "data": [about | {"max_model_len": engine.context}]})
+    async def models(self, _: object) -> Response:
+        about = {"id": self.name, "object": "model", "owned_by": "rlhf_lab", "created": 0}
+        about |= {"max_model_len": self.engine.context}
+        return JSONResponse({"object": "list", "data": [about]})
 
-    async def health(_: Request) -> Response:
-        return JSONResponse({"alive": engine.is_alive()}, 200 if engine.is_alive() else 503)
-
-    routes = [Route(path, answer, methods=["POST"]) for path in handlers]
-    inner = Starlette(routes=[*routes, Route("/v1/models", models), Route("/health", health)])
-    bearer = f"Bearer {settings['token']}".encode()
-
-    async def guarded(scope: Any, receive: Any, send: Any) -> None:
-        given = dict(scope.get("headers", [])).get(b"authorization", b"")
-        app: Starlette | Response = inner
-        if scope["type"] == "http" and scope["path"] != "/health":
-            if not hmac.compare_digest(given, bearer):
-                app = failed("send the server's token: Authorization: Bearer …", 401)
-        await app(scope, receive, send)
-
-    return guarded
+    async def health(self, _: object) -> Response:
+        return JSONResponse({}, 200 if self.engine.is_alive() else 503)
 
 
 # -------------------------------------------------------------------------------------- the process
@@ -236,9 +236,11 @@ def _transformers(settings: Json, listening: socket.socket) -> None:
     """Answer until the process ends."""
     import uvicorn
 
-    app = make_app(settings)
+    # Idle connections longer than any client keeps them: uvicorn's own 5 s are httpx's 5 s too, and
+    # a request that is sent while they close is lost.
+    config = uvicorn.Config(App(settings), log_level="warning", timeout_keep_alive=300)
     _ready(settings)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listening])
+    uvicorn.Server(config).run([listening])
     os._exit(0)  # the engine's thread would first write what was asked for
 
 

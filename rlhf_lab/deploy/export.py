@@ -43,8 +43,11 @@ def export(
     if to not in ("hub", "gguf", "vllm-check"):
         raise ValueError(f"to={to!r}: choose from hub, gguf, vllm-check")
     folder = run.folder if isinstance(run, Run) else Path(run).expanduser()
-    of = None if to != "hub" and (folder / "config.json").is_file() else Run.load(folder)
-    model = folder if of is None else _model(of, adapter and to != "gguf")
+    plain = any((folder / file).is_file() for file in ("config.json", ADAPTER_FILE))
+    of = None if to != "hub" and plain else Run.load(folder)
+    if adapter and (of is None or to == "gguf"):
+        raise ValueError("adapter is for a run, to hub or vllm-check: leave it out")
+    model = folder if of is None else _model(of, adapter)
     name = folder.resolve().name
     target = Path(out or f"exports/{name}-{to}")
     if to == "vllm-check":
@@ -149,15 +152,9 @@ def _write_card(run: Run, out: Path, adapter: bool) -> bool:
     task = "text-classification" if run.stage == "reward" else "text-generation"
     summary = run.summary if run.status == "finished" else {}
     figures = {n: v for n, v in summary.items() if is_number(v) and n not in OF_COST}
+    where: JsonObject = {"task_type": task, "dataset_type": read, "dataset_name": read}
     results = [
-        EvalResult(
-            task_type=task,
-            dataset_type=read,
-            dataset_name=read,
-            dataset_split="test",
-            metric_type=name,
-            metric_value=value,
-        )
+        EvalResult(metric_type=name, metric_value=value, dataset_split="test", **where)
         for name, value in figures.items()
         if not name.startswith("before/")
     ]
@@ -171,7 +168,11 @@ def _write_card(run: Run, out: Path, adapter: bool) -> bool:
         model_name=run.name,
         eval_results=results,
     )
-    words = {"base": base or f"{Path(model).name} (not on the hub)", "data": read}
+    words: JsonObject = {"base": base or f"{Path(model).name} (not on the hub)", "data": read}
+    words["settings"] = {
+        name: Path(value).name if Path(str(value)).is_absolute() else value
+        for name, value in run.config["settings"].items()
+    }
     template = str(Path(__file__).with_name("card.md"))
     card = ModelCard.from_template(about, template, run=run, figures=figures, gloss=gloss, **words)
     card.save(out / "README.md")
@@ -185,7 +186,8 @@ CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def vllm_facts(model: Path) -> Iterator[str]:
-    """What vLLM 0.32 refuses of a folder, or takes otherwise than meant, each tried with it."""
+    """What vLLM 0.32 refuses of a folder, or takes otherwise than meant: tried with it, the
+    rank of adapters read in its source."""
     if (model / ADAPTER_FILE).is_file():
         rank = json.loads((model / ADAPTER_FILE).read_text())["r"]
         yield f"an adapter: vllm serve BASE --enable-lora --max-lora-rank {rank} (16 by default)"

@@ -11,8 +11,10 @@ failed is refused.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -73,9 +75,9 @@ class Level:
 
     def percentile(self, time: str, share: float) -> float:
         """Seconds of a `time` (first_token, per_token, latency) that this share of the answers
-        keeps to: a measured one (nearest rank)."""
+        keeps to: a measured one (nearest rank); NaN where no answer has it."""
         found = sorted(x for a in self.answers if (x := getattr(a, time)) is not None)
-        return float(found[max(0, -int(-share * len(found) // 1) - 1)]) if found else 0.0
+        return float(found[max(0, math.ceil(share * len(found)) - 1)]) if found else math.nan
 
     @property
     def ledger(self) -> Ledger:
@@ -100,7 +102,7 @@ class Load(Display):
     """The figures of a server, by requests in flight: `levels`."""
 
     def __init__(self, levels: Sequence[Level], url: str, model: str, version: str) -> None:
-        self.levels, self.url, self.model = tuple(levels), url, model
+        self.levels, self.url, self.model, self.version = tuple(levels), url, model, version
         rows = [_row(level) for level in levels]
         note = f"{model} at {url}, measured by GuideLLM {version}; times: median / 99th percentile"
         super().__init__(f"{table(rows)}\n{note}", f"{html_table(rows)}<p>{note}</p>")
@@ -109,6 +111,26 @@ class Load(Display):
     def ledger(self) -> Ledger:
         """That of the last level."""
         return self.levels[-1].ledger
+
+    def around(self, plan: Any) -> dict[str, float]:
+        """What the server adds to the plan's passes: to each step and to each request in it (least
+        squares over the levels), and once to each that arrives (their median). For plans of other
+        models: `lab.hardware("here", **load.around(plan))`. Raises ValueError for less than two
+        levels.
+        """
+        streams = [float(level.concurrency) for level in self.levels]
+        if len(set(streams)) < 2:
+            raise ValueError("around: give two levels of concurrency or more")
+        told = [plan.estimate.serving_at(level.concurrency) for level in self.levels]
+        pairs = list(zip(self.levels, told, strict=True))
+        more = [level.percentile("per_token", 0.5) - bare.per_token for level, bare in pairs]
+        slope, step = (max(0.0, x) for x in statistics.linear_regression(streams, more))
+        first = (
+            level.percentile("first_token", 0.5) - bare.first_token - slope * level.concurrency
+            for level, bare in pairs
+        )
+        arrival = max(0.0, statistics.median(first) - step)
+        return {"step_seconds": step, "request_seconds": slope, "arrival_seconds": arrival}
 
 
 def _row(level: Level) -> Mapping[str, object]:
@@ -145,7 +167,7 @@ def bench(
     """
     if not concurrency or min(*concurrency, requests, max_tokens) < 1:
         raise ValueError("bench: concurrency, requests and max_tokens are at least 1")
-    program = os.environ.get("GUIDELLM") or shutil.which("guidellm", path=_places())
+    program = shutil.which(os.environ.get("GUIDELLM") or "guidellm", path=_places())
     if not program:
         raise ValueError(f"bench needs GuideLLM: {INSTALL}")
     url = str(getattr(server, "url", server)).rstrip("/").removesuffix("/v1")
@@ -157,6 +179,7 @@ def bench(
         **{"kind": "openai_http", "target": url, "model": name, "api_key": token},
         **{"request_format": "/v1/completions", "max_tokens": max_tokens},
         **{"validate_backend": False, "http2": False, "verify": True},
+        "extras": {"body": {"temperature": 0}},  # the same answers, as long, every time
     }
     spec = {
         "backend": backend,
@@ -239,5 +262,6 @@ def read_answers(benchmark: Mapping[str, Any], count: int) -> tuple[Answer, ...]
         tokens = int(one["prompt_tokens"] or 0), int(one["output_tokens"])
         answers.append(Answer(*tokens, times["request_start"], first, last))
     if len(answers) != count:
-        raise ValueError(f"bench: {len(answers)} of {count} requests are in GuideLLM's report")
+        said = f"bench: {len(answers)} of {count} requests are in GuideLLM's report: run it again"
+        raise ValueError(said)
     return tuple(answers)

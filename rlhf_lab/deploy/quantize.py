@@ -10,13 +10,13 @@ int8 and int4 are torchao's, NF4 (Dettmers et al., 2305.14314) is bitsandbytes'.
 from __future__ import annotations
 
 import math
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from statistics import mean, median, stdev
 from typing import TYPE_CHECKING
 
 from ..cost.architecture import architecture
@@ -38,8 +38,6 @@ FORMATS = ("fp32", "bf16", "int8", "int8-dynamic", "nf4", "int4")
 """As it is, to compare with; 16 bits; 8 bits and a scale for each output; inputs in 8 bits too,
 scaled token by token; 4 bits and a scale for each 64; 4 bits, a scale and a zero for each 64, on
 GPUs."""
-HALF = ("bf16", "int4")
-"""whose other numbers are 16 bits wide"""
 GROUP = 64
 """weights that share a scale in int4"""
 TITLES = {
@@ -135,7 +133,7 @@ def quantize(
     line, for what cannot be, before anything is written.
     """
     from ..launch.launcher import prepare_process
-    from ..trainers.evaluate import held_out_prompts
+    from ..trainers.evaluate import held_out_prompts, kl_per_token, policy_report
     from ..trainers.job import save_model
 
     model, path, scores, run = _source(of, stage)
@@ -145,8 +143,7 @@ def quantize(
     tokenizer = model.reward_tokenizer if scores else model.tokenizer
     from_disk = load_reward_model if scores else load_causal_lm
     from_file = partial(from_disk, path, tokenizer, model.trust_remote_code)
-    whole: Setting = from_file()
-    whole = whole.to(_device())
+    whole = from_file(device_map={"": _device()})
     start = time.perf_counter()
     small = rounded(from_file)
     dense = {} if to in ("fp32", "bf16") else _dense(small, to)
@@ -157,31 +154,26 @@ def quantize(
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         "before/bytes": sum(p.numel() * p.element_size() for p in whole.parameters()),
     }
-    config, wide = made.config_dict("reward" if scores else "sft"), 2 if to in HALF else 4
+    config = made.config_dict("reward" if scores else "sft")
+    itemsize = small.get_input_embeddings().get_parameter("weight").element_size()
     with suppress(ValueError):  # a model that the planner does not know
-        planned = architecture(config), format_of(config), wide, "score" if scores else "lm"
+        planned = architecture(config), format_of(config), itemsize, "score" if scores else "lm"
         made.figures["planned_bytes"] = file_bytes(*planned)
     models = {"before/": whole, "": small}
     if rows is not None and scores:
         made.figures |= _reward_figures(models, tokenizer, rows.preferences.test[:prompts])
     elif rows is not None:
         kept = held_out_prompts(model, rows, prompts, response_length)
-        apart = _on_rounded_base(run) if run and to == "nf4" else None
-        how = {"max_new_tokens": response_length, "seed": seed}
-        made.figures |= _policy_figures(models, tokenizer, rows, kept, apart, **how)
+        how: dict[str, Setting] = {"max_new_tokens": response_length, "seed": seed}
+        made.figures |= _policy_figures(models, tokenizer, rows, kept, **how)
+        if run and to == "nf4" and (run.folder / "adapter" / ADAPTER_FILE).is_file():
+            from peft import PeftModel
+
+            base = load(str(run.config["model"])).in_4bit(STAGES[run.stage].starts_from)
+            apart: Setting = PeftModel.from_pretrained(base, run.folder / "adapter").eval()
+            _, answers = policy_report(apart, tokenizer, kept, reference=whole, **how)
+            made.figures["kl_of_adapter"] = kl_per_token(answers)
     return made
-
-
-def _on_rounded_base(run: Run) -> PreTrainedModel | None:
-    """A run's LoRA adapter on its base in NF4; None where the run has none."""
-    if not (run.folder / "adapter" / ADAPTER_FILE).is_file():
-        return None
-    from peft import PeftModel
-
-    base = load(str(run.config["model"])).in_4bit(STAGES[run.stage].starts_from)
-    adapted: Setting = PeftModel.from_pretrained(base, run.folder / "adapter")
-    model: PreTrainedModel = adapted.eval()
-    return model
 
 
 def _source(of: Run | Model | str | Path, stage: str) -> tuple[Model, str, bool, Run | None]:
@@ -189,16 +181,14 @@ def _source(of: Run | Model | str | Path, stage: str) -> tuple[Model, str, bool,
     Raises ValueError for a stage that a model has not, and for weights that are rounded already."""
     if isinstance(of, (str, Path)) and (Path(of) / "run.json").is_file():
         of = Run.load(of)
-    run = of if isinstance(of, Run) else None
-    if run:
-        stage = "reward" if STAGES[run.stage].roles[0] == "reward" else "sft"
-        model = load(str(run.config["model"])).with_stage(stage, run.model_path)
+    if isinstance(of, Run):
+        run, stage = of, "reward" if STAGES[of.stage].roles[0] == "reward" else "sft"
+        model = load(str(of.config["model"])).with_stage(stage, of.model_path)
     else:
-        assert not isinstance(of, Run)
-        model = load(of)
+        run, model = None, load(of)
         alone = model.paths.get("reward") == model.paths["base"]
         stage = stage or ("reward" if alone else "sft")
-    if stage not in ("base", "sft", "reward") or stage == "reward" and stage not in model.paths:
+    if stage not in {"base", "sft", "reward"} - ({"reward"} - model.paths.keys()):
         raise ValueError(f"quantize: no {stage!r} of {model.name}: it has {', '.join(model.paths)}")
     config = model.config_dict(stage)
     if config.get("quantization_config"):
@@ -259,6 +249,8 @@ def _rounding(to: str) -> Callable[[Callable[..., PreTrainedModel]], PreTrainedM
 def _dense(model: PreTrainedModel, to: str) -> dict[str, list[str]]:
     """Names of the matrices that a library left as they were, by reason. Raises ValueError where it
     left all of them."""
+    from torch import nn
+
     kept: dict[str, list[str]] = {}
     seen: dict[int, str] = {}
     found = 0
@@ -268,7 +260,16 @@ def _dense(model: PreTrainedModel, to: str) -> dict[str, list[str]]:
                 found += 1
             elif weight.dim() > 1:
                 first = seen.setdefault(weight.data_ptr(), name)
-                why = f"is {first}" if first != name else _reason(module, name, to)
+                width = getattr(module, "in_features", 0)
+                why = "left by transformers: a head" if "." not in name else "left by the library"
+                if first != name:
+                    why = f"is {first}"
+                elif isinstance(module, nn.Embedding):
+                    why = "an embedding: looked up, not multiplied"
+                elif not isinstance(module, nn.Linear):
+                    why = f"{type(module).__name__}: only nn.Linear is rounded"
+                elif to == "int4" and width % GROUP:
+                    why = f"{width} wide, no multiple of the groups of {GROUP}"
                 kept.setdefault(why, []).append(name if leaf == "weight" else f"{name}.{leaf}")
     if not found:
         why, names = max(kept.items(), key=lambda item: len(item[1]))
@@ -276,41 +277,7 @@ def _dense(model: PreTrainedModel, to: str) -> dict[str, list[str]]:
     return {w: n if len(n) < 4 else [*n[:2], f"… {len(n)} in all"] for w, n in kept.items()}
 
 
-def _reason(module: object, name: str, to: str) -> str:
-    import torch
-
-    if isinstance(module, torch.nn.Embedding):
-        return "an embedding: looked up, not multiplied"
-    if not isinstance(module, torch.nn.Linear):
-        return f"{type(module).__name__}: only nn.Linear is rounded"
-    if to == "int4" and module.in_features % GROUP:
-        return f"{module.in_features} wide, no multiple of the groups of {GROUP}"
-    return "left by transformers: " + ("a head" if "." not in name else "no reason given")
-
-
 # ------------------------------------------------------------------------------ what it has cost
-
-
-def decode_rates(
-    models: Mapping[str, PreTrainedModel],
-    tokenizer: Tokenizer,
-    prompts: Sequence[Example],
-    times: int = 3,
-    **how: Setting,
-) -> dict[str, float]:
-    """Tokens that each model samples a second here, for these prompts together: medians of `times`
-    runs in turn, after one that is not counted. `how`: of `sample_ids`."""
-    from ..ppo.texts import sample_ids
-
-    rates: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(times + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            ids = sample_ids(model, tokenizer, prompts, **how)
-            if turn:
-                tokens = sum(len(answer) for (answer,) in ids)
-                rates[name].append(tokens / (time.perf_counter() - start))
-    return {name: statistics.median(of_model) for name, of_model in rates.items()}
 
 
 def _policy_figures(
@@ -318,37 +285,34 @@ def _policy_figures(
     tokenizer: Tokenizer,
     data: Data,
     prompts: Sequence[Example],
-    apart: PreTrainedModel | None,
     **how: Setting,
 ) -> dict[str, float]:
-    """`models`: "before/" and "", before and after; `apart`: an adapter on a base that was rounded
-    without it."""
-    import torch
-
+    """`models`: "before/" and "", before and after. Rates are medians of three runs in turn."""
+    from ..ppo.texts import sample_ids
     from ..trainers.evaluate import kl_per_token, perplexity, policy_report
 
-    whole, small = models.values()
-    figures, golds = {}, []
+    def rate(model: PreTrainedModel) -> float:
+        start = time.perf_counter()
+        ids = sample_ids(model, tokenizer, prompts[:32], **how)
+        return sum(len(answer) for (answer,) in ids) / (time.perf_counter() - start)
+
+    turns = [[rate(model) for model in models.values()] for _ in range(4)][1:]  # one to warm up
+    rates = dict(zip(models, map(median, zip(*turns, strict=True)), strict=True))
     gold, rows = data.gold_reward if data.has_gold else None, data.sft.test[: len(prompts)]
+    figures, golds = {f"{n}tokens_per_second": rate for n, rate in rates.items()}, []
     for name, model in models.items():
-        means, answers = policy_report(
-            model, tokenizer, prompts, gold_reward=gold, reference=whole, **how
-        )
+        common = {"gold_reward": gold, "reference": models["before/"], **how}
+        _, answers = policy_report(model, tokenizer, prompts, **common)
+        golds.append(answers.figures.get("gold_reward", []))
         if gold:
-            figures[f"{name}gold_reward"] = means["gold_reward"]
-            golds.append(torch.tensor(answers.figures["gold_reward"]))
+            figures[f"{name}gold_reward"] = mean(golds[-1])
         if rows:
             figures[f"{name}perplexity"] = perplexity(model, tokenizer, rows)
     figures["kl_per_token"] = kl_per_token(answers)
-    if gold:
-        change = golds[1] - golds[0]
-        figures["gold_change"] = float(change.mean())
-        figures["gold_change_error"] = float(change.std()) / math.sqrt(len(change))
-    if apart is not None:
-        _, answers = policy_report(apart, tokenizer, prompts, reference=whole, **how)
-        figures["kl_of_adapter"] = kl_per_token(answers)
-    rates = decode_rates(models, tokenizer, prompts[:64], **how)
-    return figures | {f"{name}tokens_per_second": rate for name, rate in rates.items()}
+    if change := [after - before for before, after in zip(*golds, strict=True)]:
+        figures["gold_change"] = mean(change)
+        figures["gold_change_error"] = stdev(change) / math.sqrt(len(change))
+    return figures
 
 
 def _reward_figures(

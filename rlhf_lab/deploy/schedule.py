@@ -14,13 +14,13 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from ..ppo.logprobs import AnyModel
-from ..ppo.rollout_engines import PAGE, kept_random, light_heap
+from ..ppo.rollout_engines import PAGE, answered, kept_random, light_heap
 
 
 class Occupied(NamedTuple):
@@ -109,24 +109,13 @@ def trace(
                         manager.add_request(
                             list(prompts[i]), request_id=str(i), max_new_tokens=lengths[i]
                         )
-                for _ in group:
-                    _wait_for_one(manager)
+                for _ in answered(manager, len(group)):
+                    pass
             seconds = time.perf_counter() - began
         finally:
             manager.stop(block=True, hard_stop=True)
             manager.destroy()
     return Schedule(slots, tuple(steps), seconds)
-
-
-def _wait_for_one(manager: Any) -> None:
-    while True:
-        one = manager.get_result(timeout=1)
-        if one is not None and one.error:
-            raise RuntimeError(f"the engine failed: {one.error}")
-        if one is not None and one.is_finished():
-            return
-        if one is None and not manager.is_running():
-            raise RuntimeError("the engine ended before its requests")
 
 
 def _sizes(

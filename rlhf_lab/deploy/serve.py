@@ -116,11 +116,6 @@ class Server:
         reply = self.client.completions.create(model=self.model, prompt=prompt, **settings)
         return str(reply.choices[0].text)
 
-    def wait(self) -> int:
-        """Wait until it ends by itself. → exit code."""
-        code: int = self.process.wait()
-        return code
-
     def close(self) -> None:
         """End the process; requests that it was answering get an error."""
         self._end()

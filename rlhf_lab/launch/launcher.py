@@ -140,9 +140,8 @@ def prepare_process() -> None:
             libc.mallopt(M_TOP_PAD, 32 << 20)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     load_whole()
-    # One progress bar is ours: those of datasets and transformers are switched off.
-    import datasets
+    # One progress bar is ours: transformers' are switched off, as are those of datasets in stages
+    # that need it (`trainers/trl.py`).
     from transformers.utils import logging
 
-    datasets.disable_progress_bars()
     logging.disable_progress_bar()

@@ -17,7 +17,10 @@ def trl_config(stage: str, model: str, settings: Settings, setup: Setup) -> str:
     it, which `rlhf-lab plan --config` reads."""
     import yaml
 
-    own = {"layout", "total_episodes"} if stage == "ppo" else {"missing_eos_penalty"}
+    if settings.get("distill_from", "student") != "student":
+        raise ValueError("TRL's command line distils from what the student writes alone")
+    own = {"missing_eos_penalty", "distill_from", "loss_top_k"}
+    own = {"layout", "total_episodes"} if stage == "ppo" else own
     fields = (config_fields(stage).keys() | SETTINGS["model"].keys()) - own
     theirs: dict[str, Setting] = {"model_name_or_path": model, "bf16": setup.bf16}
     theirs |= {"fp16": setup.fp16} | ({} if setup.gpu else {"use_cpu": True})

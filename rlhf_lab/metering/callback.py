@@ -20,16 +20,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from ..runs.ledger import Ledger
 from ..stages import STAGES
 from .meter import Meter, NoMeter
 from .model_memory import ModelInputs, call_shape
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 FromTrainer: TypeAlias = Any
 """A trainer of transformers' or TRL's, and what it tells its callbacks."""
@@ -77,7 +80,8 @@ class MeterCallback(TrainerCallback):
             for scoring in filter(None, (trainer.ref_model, trainer.model)):
                 frozen = scoring is trainer.ref_model
                 self._hook_reference(scoring, "reference" if frozen else "")
-        if hasattr(trainer, "_generate_single_turn"):
+        stored = getattr(trainer, "answers", None) is not None  # nothing is sampled
+        if hasattr(trainer, "_generate_single_turn") and not stored:
             rollout = functools.partial(self._rollout, trainer.model)
             self._replace(trainer, "_generate_single_turn", rollout)
             if hasattr(trainer, "_get_per_token_logps_and_entropies"):

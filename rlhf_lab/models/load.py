@@ -11,10 +11,11 @@ import json
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..display import by_surface
 from ..runs.json_files import packaged_folder
+from .bare_tokenizer import bare_tokenizer
 from .hub import fetch, find_config
 from .names import ALIASES as ALIASES
 from .names import BUNDLED as BUNDLED
@@ -88,6 +89,13 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, with a pad token that is not the eos token."""
         return load_tokenizer(self.paths["base"], self.trust_remote_code)
+
+    @cached_property
+    def encoder(self) -> Tokenizer:
+        """What makes the same tokens as `tokenizer`, for those who only count them: read from its
+        files without transformers, where they are understood."""
+        bare: Any = None if "tokenizer" in vars(self) else bare_tokenizer(self.paths["base"])
+        return self.tokenizer if bare is None else bare
 
     @cached_property
     def reward_tokenizer(self) -> Tokenizer:

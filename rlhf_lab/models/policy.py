@@ -42,11 +42,13 @@ class Policy:
 
 def find_policy(model: Run | Model | str | Path, stage: str = "sft") -> Policy:
     """The policy of a run (or its folder), or of the `stage` ("sft" or "base") of a model or its
-    name. Raises FileNotFoundError for a run that kept no model, ValueError for another stage."""
+    name. Raises FileNotFoundError for a run that kept no model, ValueError for what scores."""
     if isinstance(model, (str, Path)):
         folder = Path(model).parent if Path(model).name == "model" else Path(model)
         model = Run.load(folder) if (folder / "run.json").is_file() else model
     if isinstance(model, Run):
+        if model.stage == "reward":
+            raise ValueError(f"{model.name} is a reward model: it scores, and writes nothing")
         path, name, learned = str(model.model_path), model.name, model.config.get("data")
         return Policy(
             path, path, name, _is_bundled(path), _is_bundled(path) and learned == "stories"
@@ -55,6 +57,8 @@ def find_policy(model: Run | Model | str | Path, stage: str = "sft") -> Policy:
     if stage not in ("base", "sft"):
         raise ValueError(f"stage {stage!r} writes nothing; choose base or sft")
     base = handle.paths["base"]
+    if handle.paths.get("reward") == base:
+        raise ValueError(f"{handle.name} is a reward model: it scores, and writes nothing")
     path, bundled = handle.paths.get(stage, base), _is_bundled(base)
     name = Path(handle.name).name + "-base" * (stage == "base" and "sft" in handle.paths)
     return Policy(path, base, name, bundled, bundled, handle.trust_remote_code)

@@ -39,7 +39,7 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokeniz
     if not tokenizer.chat_template:
         tokenizer.chat_template = plain_template(tokenizer)
     known = range(embedding_rows(tokenizer))
-    tokenizer.stop_token_ids = [i for i in _declared_stops(path) if i in known]
+    tokenizer.stop_token_ids = [i for i in declared_stops(path) if i in known]
     return tokenizer
 
 
@@ -50,18 +50,22 @@ def plain_template(tokenizer: Tokenizer) -> str:
     return "{{ bos_token }}" * begins + CHAT_TEMPLATE
 
 
-def _declared_stops(path: str | Path) -> list[int]:
+def declared_stops(path: str | Path) -> list[int]:
     """The tokens at which the checkpoint's generation config ends a text, where it has one. A
     single one in a file derived from config.json may be the default of a class. Raises ValueError,
     one line, for a file that cannot be read."""
-    from transformers.utils.hub import cached_file
+    file = Path(path) / (name := "generation_config.json")
+    if not Path(path).is_dir():
+        from transformers.utils.hub import cached_file
 
-    try:
-        file = fetch(cached_file, path, "generation config", filename="generation_config.json")
-    except (OSError, ValueError):  # it has none
+        try:
+            file = Path(str(fetch(cached_file, path, "generation config", filename=name)))
+        except (OSError, ValueError):  # it has none
+            return []
+    if not file.is_file():
         return []
     try:
-        found = json.loads(Path(str(file)).read_text())
+        found = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}; mend it or delete it") from None
     declared = found.get("eos_token_id")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from dataclasses import dataclass, field, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase, SchedulerType, TrainingArguments
 
 from ..launch.processes import load_whole
@@ -163,6 +164,17 @@ class PPOConfig(TrainingArguments):
             return self.max_steps
         total = self.total_episodes or self.num_train_epochs * prompts
         return max(1, -(-int(total) // episodes))
+
+    def optimizer(self) -> tuple[Any, dict[str, Any]]:
+        """Class and arguments of the optimizer (`optim`), as every trainer of transformers' has
+        them; the usual ones without importing its Trainer, and with it datasets and pandas."""
+        if self.optim_args or self.optim not in ("adamw_torch", "adamw_torch_fused"):
+            from transformers import Trainer
+
+            return Trainer.get_optimizer_cls_and_kwargs(self)
+        fused = {"fused": True} if self.optim == "adamw_torch_fused" else {}
+        betas = (self.adam_beta1, self.adam_beta2)
+        return AdamW, {"lr": self.learning_rate, "betas": betas, "eps": self.adam_epsilon, **fused}
 
     @property
     def rollout_batch_size(self) -> int:

@@ -60,13 +60,32 @@ def scored_logprobs(model: AnyModel, hidden: Tensor, tokens: Tensor, temperature
 def logprobs_and_entropy(
     logits: Tensor, tokens: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """log π of each token and the entropy of its distribution. (n, vocab), (n,) → (n,), (n,), fp32.
+    """log π of each token and the entropy of its distribution. (n, vocab), (n,) → (n,), (n,), fp32;
+    or of k tokens in each place: (n, vocab), (n, k) → (n, k), (n,).
 
     Only log π has a gradient. The backward pass turns `logits` into their gradient in place, so
     nothing else may use them.
     """
     apply: Callable[..., tuple[Tensor, Tensor]] = _LogProbs.apply
-    return apply(logits, tokens, temperature)
+    if tokens.dim() == logits.dim():
+        return apply(logits, tokens, temperature)
+    logprobs, entropy = apply(logits, tokens.unsqueeze(-1), temperature)
+    return logprobs.squeeze(-1), entropy
+
+
+def top_logprobs(
+    model: AnyModel, hidden: Tensor, k: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """log π of the k likeliest tokens, and which they are, without ever holding all logits.
+    hidden: (n, h) → (n, k) fp32, (n, k)."""
+    vocabulary = model.config.get_text_config().vocab_size
+    found = [
+        torch.log_softmax(to_fp32(z) / temperature, -1).topk(min(k, vocabulary))
+        for piece in hidden.split(max(1, PIECE // vocabulary))
+        for (z,) in _blocks(language_head(model, piece))
+    ]
+    values, tokens = (torch.cat(x) for x in zip(*found, strict=True))
+    return values, tokens
 
 
 class _Context(FunctionCtx):
@@ -79,7 +98,7 @@ class _Context(FunctionCtx):
 class _LogProbs(torch.autograd.Function):
     """log softmax(z/T)[token], whose gradient in z is (onehot(token) − π)/T, block by block.
 
-    logits: (…, vocab), tokens: (…) → log-probability and entropy of each, (…)."""
+    logits: (n, vocab), tokens: (n, k) → log-probability of each, (n, k), and entropies, (n,)."""
 
     @staticmethod
     def forward(
@@ -89,9 +108,9 @@ class _LogProbs(torch.autograd.Function):
         for z, token in _blocks(logits, tokens):
             z = to_fp32(z) / temperature
             logp = torch.log_softmax(z, -1)
-            at = token.unsqueeze(-1)
-            logprob, z = (x.gather(-1, at).squeeze(-1) for x in (logp, z))
-            blocks.append((logprob, -logp.exp().mul_(logp).sum(-1), z - logprob))
+            logprob, z = (x.gather(-1, token) for x in (logp, z))
+            norm = (z - logprob)[:, :1]
+            blocks.append((logprob, -logp.exp().mul_(logp).sum(-1), norm))
         logprobs, entropy, norm = (torch.cat(x) for x in zip(*blocks, strict=True))
         ctx.temperature = temperature
         ctx.save_for_backward(logits, tokens, norm)  # norm: log Σ e^z
@@ -103,9 +122,8 @@ class _LogProbs(torch.autograd.Function):
         logits, tokens, norm = ctx.saved_tensors
         grad = grad / ctx.temperature
         for z, token, n, g in _blocks(logits, tokens, norm, grad):
-            g = g.unsqueeze(-1)
-            pi = (to_fp32(z) / ctx.temperature).sub_(n.unsqueeze(-1)).exp_()
-            z.copy_(pi.mul_(-g).scatter_add_(-1, token.unsqueeze(-1), g))
+            pi = (to_fp32(z) / ctx.temperature).sub_(n).exp_()
+            z.copy_(pi.mul_(-g.sum(-1, keepdim=True)).scatter_add_(-1, token, g))
         return logits, None, None
 
 

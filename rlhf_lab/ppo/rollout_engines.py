@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,20 @@ def base_of(policy: AnyModel) -> AnyModel:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
+def answered(manager: Any, count: int) -> Iterator[Any]:
+    """The next requests that transformers' engine is done with. Raises RuntimeError where it
+    fails."""
+    while count:
+        one = manager.get_result(timeout=1)
+        if one is not None and one.error:
+            raise RuntimeError(f"continuous batching failed: {one.error}")
+        if one is not None and one.is_finished():
+            count -= 1
+            yield one
+        elif one is None and not manager.is_running():
+            raise RuntimeError("continuous batching ended before its requests")
+
+
 class OwnLoop(RolloutEngine):
     """Our loop over tokens. It computes as the trainer does, so its samples need no weights."""
 
@@ -178,15 +193,8 @@ class ContinuousBatching(RolloutEngine):
             names = manager.add_requests(prompts, max_new_tokens=limit)
             manager.start()
             try:
-                found = dict[str, Answer]()
-                while len(found) < len(names):
-                    one = manager.get_result(timeout=1)
-                    if one is not None and one.error:
-                        raise RuntimeError(f"continuous batching failed: {one.error}")
-                    if one is not None and one.is_finished():
-                        found[one.request_id] = one.generated_tokens, one.logprobs
-                    elif one is None and not manager.is_running():
-                        raise RuntimeError("continuous batching ended before its requests")
+                done = answered(manager, len(names))
+                found = {one.request_id: (one.generated_tokens, one.logprobs) for one in done}
             finally:
                 manager.stop(block=True, hard_stop=sys.exc_info()[0] is not None)
                 manager.destroy()

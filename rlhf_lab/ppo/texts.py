@@ -46,10 +46,11 @@ def sample_ids(
     temperature: float = 1.0,
     seed: int = 0,
     batch: int = 256,
+    numbers: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[list[int]]]:
     """`samples` responses for each prompt, as ids up to and with the stop token. A seed gives the
-    same."""
+    same to prompts of the same `numbers` [their places]."""
     model.eval()
     jobs = [(i, s) for i in range(len(prompts)) for s in range(samples)]
     encoded = [row_prompt_ids(tokenizer, p) for p in prompts]
@@ -58,7 +59,7 @@ def sample_ids(
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
         ids, mask = pad_prompts([encoded[i] for i, _ in part], tokenizer.pad_token_id)
-        index = torch.tensor(part)
+        index = torch.tensor([(numbers[i] if numbers else i, s) for i, s in part])
         keys = row_keys(seed, 0, index[:, 0], index[:, 1])
         responses = generate(
             model,

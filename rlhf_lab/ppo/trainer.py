@@ -26,7 +26,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import Trainer, TrainerCallback, TrainerState, get_scheduler
+from transformers import TrainerCallback, TrainerState, get_scheduler
 
 from ..data.lengths import worth_a_pass
 from ..data.reward_sources import RewardFunction
@@ -42,6 +42,7 @@ from .executor import Executor
 from .layouts import Roles, make_roles
 from .logprobs import AnyModel
 from .losses import LossFunction, LossFunctions, StopTokens
+from .make_sharding import make_sharding
 from .recompute import recomputed_layers
 from .rewards import Rewards
 from .rollout import (
@@ -57,7 +58,6 @@ from .rollout import (
     token_values,
 )
 from .sampling import pad_prompts, row_keys, shuffled
-from .sharding import make_sharding
 from .texts import Row, Tokenizer
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class PPOTrainer(Bookkeeping):
                 self.sharding.freeze(frozen)
 
         def optimizer(trained: nn.Module) -> Optimizer:
-            kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)  # `optim`, as every trainer
+            kind, kwargs = args.optimizer()
             parameters = (p for p in trained.parameters() if p.requires_grad)
             made: Optimizer = kind(parameters, weight_decay=args.weight_decay, **kwargs)
             return made

@@ -35,7 +35,7 @@ from .json_files import JsonObject, replace_file
 if TYPE_CHECKING:
     import pandas
 
-ROLES = ("policy", "reference", "reward", "value", "student", "teacher")
+ROLES = ("policy", "reference", "reward", "value", "student", "teacher", "draft")
 PHASES = (
     *("rollout", "old_logprobs", "reference", "teacher", "score", "value", "advantage"),
     *("forward", "backward", "optimizer", "prefill", "decode", "sampling", "evaluation"),

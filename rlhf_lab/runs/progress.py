@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TextIO, TypeVar
 
@@ -26,6 +26,14 @@ class DisplayHandle(Protocol):
     """An output of a notebook that can be replaced, as IPython's `display` returns it."""
 
     def update(self, data: object, *, raw: bool) -> object: ...
+
+
+class Bar(Protocol):
+    """What counts the steps of a loop: a line of text, or a dashboard."""
+
+    def update(self, steps: int = 1, note: str = "") -> object: ...
+
+    def close(self) -> object: ...
 
 
 class Pace:
@@ -171,6 +179,12 @@ def with_progress(items: Sequence[Item], label: str, quiet: bool = False) -> Ite
 def one_line(text: object) -> str:
     """Text without line breaks or control characters, which would break the line's rewriting."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def note(metrics: Mapping[str, object]) -> str:
+    """What a progress bar says of a step of a stage that samples."""
+    shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
+    return "  ".join(f"{n} {metrics[k]:.2f}" for n, k in shown.items() if k in metrics)
 
 
 def _clock_time(seconds: float) -> str:

@@ -22,7 +22,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +54,7 @@ BATCH = "per_device_train_batch_size", "gradient_accumulation_steps", "processes
 STATUSES = ("running", "finished", "stopped", "failed")
 _FILES = (
     *("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "evaluation.jsonl"),
-    *("model", "adapter", "trainer"),
+    *("model", "adapter", "trainer", "teacher"),
 )
 
 
@@ -91,24 +91,28 @@ class Run:
         hardware: object = None,
         sources: Mapping[str, str] | None = None,
         losses: Mapping[str, str] | None = None,
+        specimen: str | None = None,
         processes: int = 1,
         overwrite: bool = False,
+        keep: Sequence[str] = (),
     ) -> Run:
-        """Start a run in an empty or new folder (or, with `overwrite`, in place of an old run).
+        """Start a run in an empty or new folder (or, with `overwrite`, in place of an old run, of
+        which it may `keep` files).
 
         `settings` is a mapping, a dataclass or anything with `to_dict` (TRL's configs); `sources`
         says where those come from that nobody gave; `losses` which of PPO's functions are somebody
-        else's, by name; `processes` how many train it.
+        else's, by name; `specimen` what is wrong with it on purpose; `processes` how many train it.
         """
         if stage not in STAGES:
             raise ValueError(f"stage={stage!r}: choose from {', '.join(STAGES)}")
         run = cls(folder)
         run.check_room(overwrite)
         run.claim()
-        run._make_room(overwrite)
+        run._make_room(overwrite, keep)
         what = {"stage": stage, "model": model, "data": data, "seed": seed, "hardware": hardware}
         what |= {"sources": dict(sources)} if sources else {}
         what |= {"losses": dict(losses)} if losses else {}
+        what |= {"specimen": specimen} if specimen else {}
         what |= {"processes": processes} if processes > 1 else {}
         state = {"versions": versions(), "started": _now(), "status": "running", "summary": {}}
         run._write_config({**what, "settings": settings, **state})
@@ -165,9 +169,9 @@ class Run:
         # A deletion cut short still leaves a run that can be overwritten.
         return [*ours, *folder.glob("checkpoint*"), folder / "run.json"] if is_run else []
 
-    def _make_room(self, overwrite: bool) -> None:
+    def _make_room(self, overwrite: bool, keep: Sequence[str]) -> None:
         """See that the folder is free. Only a run's own files are ever deleted."""
-        for path in self._check_content(overwrite):
+        for path in (p for p in self._check_content(overwrite) if p.name not in keep):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _how_it_ended(self) -> str:
@@ -387,8 +391,10 @@ class Run:
         config = self.config
         # Its dashboard may be far up the page. The same words on every machine.
         look = by_surface("; curves: lab.dashboard(run), what it wrote: lab.inspect(run)", "")
-        head = f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, " + (
-            self.what_is_left() or f"{self.status} at step {self.last_step}{look}"
+        sick = f"sick on purpose ({config['specimen']}), " if "specimen" in config else ""
+        head = (
+            f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, {sick}"
+            + (self.what_is_left() or f"{self.status} at step {self.last_step}{look}")
         )
         parts = [rows for rows in (changes(self.summary), facts(self.summary)) if rows]
         every = spans(self)

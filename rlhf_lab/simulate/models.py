@@ -47,7 +47,7 @@ def models_of(step: Step) -> dict[str, AnyModel]:
     models = {STAGES[setup.stage].roles[0]: _language_model(setup, config, adapted=True)}
     if setup.stage == "ppo":
         return _ppo_models(step, models["policy"])
-    if setup.stage == "distill":
+    if setup.stage == "distill" and setup.distill_from == "student":
         # As many embeddings as the student has (`prepare.teacher_of`).
         taught = {**step.roles.get("teacher", config), "vocab_size": config["vocab_size"]}
         teacher = _language_model(replace(setup, lora_r=0), taught)

@@ -110,6 +110,7 @@ def _trl_trainer(
     own: dict[str, Setting] = {"max_length": setup.length}
     if setup.stage == "distill":
         own = {"response_length": setup.response, "beta": setup.beta}
+        own["distill_from"] = setup.distill_from
     elif setup.stage == "kto":
         own["loss_type"] = setup.loss_type
     if setup.checkpoint > 1:
@@ -147,9 +148,13 @@ def _distillation_trainer(
         row |= {"prompt": "", "prompt_ids": row.pop("input_ids")}
     whole = [TOKEN] * args.response_length
     sampled = {"_generate_single_turn": lambda prompt_ids, *_, **__: [whole for _ in prompt_ids]}
-    trainer = distillation_trainer(
-        models["student"], models["teacher"], tokenizer, rows, args, callbacks
-    )
+    answers, teacher = None, models.get("teacher")
+    if teacher is None:
+        k = args.loss_top_k if args.distill_from == "logits" else 1
+        top = {"top_ids": [[TOKEN] * k for _ in whole], "top_logprobs": [[-9.0] * k for _ in whole]}
+        answers = [top] * len(rows)
+    roles = models["student"], teacher
+    trainer = distillation_trainer(*roles, tokenizer, rows, args, callbacks, answers=answers)
     vars(trainer).update(sampled)
     return trainer
 

@@ -13,12 +13,16 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..metering.meter import Meter
 from ..runs.run import WHOLE
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 def steps_of_a_generation(args: TrainingArguments) -> int:

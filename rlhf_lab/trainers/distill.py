@@ -4,6 +4,9 @@ TRL's DistillationTrainer: of every token that the student has sampled, the dive
 distribution from the teacher's (generalised Jensen-Shannon, Agarwal et al., 2306.13649). `beta` 0
 is KL(teacher, student), 1 is KL(student, teacher); between them a mixture of both is compared with.
 
+That is `distill_from="student"`. From the teacher's own answers, which it gives once, before
+training (`teacher.py`): "samples", cross-entropy; "logits", divergence over its likeliest tokens.
+
 What is ours: prompts' tokens, stop tokens and lengths as in every stage that samples, positions
 counted from the mask, vocabularies compared token by token, and the gold reward of what is sampled.
 """
@@ -11,23 +14,26 @@ counted from the mask, vocabularies compared token by token, and the gold reward
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 import trl
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from trl.trainer.utils import pad
 
 from ..data.reward_sources import gold_metrics
 from ..data.schema import Example
 from ..metering.meter import Meter
-from ..ppo.logprobs import AnyModel
+from ..ppo.logprobs import AnyModel, language_head, logprobs_and_entropy
 from ..ppo.texts import which_ended
 from ..stages import Setting
 from .diverged import broken_weight, diverged
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
 from .online import OwnSampling, ResponseLength, SamplingWatch, prompt_table, read_responses
+from .teacher import sparse_divergence, teacher_answers
 from .trl import Rows, make_trainer
 
 if TYPE_CHECKING:
@@ -37,42 +43,93 @@ Sampled = Callable[[int, Rows, list[list[int]]], dict[str, float]]
 """`(step, rows, responses as ids)` → metrics of what was sampled."""
 
 
+WAYS = ("student", "samples", "logits")
+
+
 @dataclass
 class DistillationConfig(ResponseLength, trl.DistillationConfig):
     """TRL's DistillationConfig, with PPO's name for the length of a response."""
 
+    distill_from: str = field(
+        default="student",
+        metadata={"help": "What is learned from: student, or the teacher's samples or logits."},
+    )
+    loss_top_k: int = field(
+        default=16,
+        metadata={"help": "Of logits: likeliest tokens of the teacher; all others are one."},
+    )
+
     def __post_init__(self) -> None:
+        if self.distill_from not in WAYS:
+            raise ValueError(f"distill_from={self.distill_from!r}; choose from {', '.join(WAYS)}")
+        if self.loss_top_k < 1:
+            raise ValueError(f"loss_top_k must be 1 or more, got {self.loss_top_k}")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta must be from 0 to 1, got {self.beta}")
         super().__post_init__()
 
 
 class DistillationTrainer(OwnSampling, trl.DistillationTrainer):  # type: ignore[misc]
-    """TRL's DistillationTrainer with our conventions. `sampled`: called with each generation."""
+    """TRL's DistillationTrainer with our conventions. `sampled`: called with each generation;
+    `answers`: the teacher's, by the number of the prompt, in place of samples and of its model."""
 
     teacher_model: AnyModel
 
-    def __init__(self, *args: Setting, sampled: Sampled | None = None, **kwargs: Setting) -> None:
+    def __init__(
+        self,
+        *args: Setting,
+        sampled: Sampled | None = None,
+        answers: Rows | None = None,
+        **kwargs: Setting,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.sampled = sampled
+        self.sampled, self.answers = sampled, answers
         self.keep_conventions(self.model, self.teacher_model)
 
     def _compute_loss(self, *args: Setting, **kwargs: Setting) -> tuple[Tensor, ...]:
         """TRL 1.16 calls trunks past the forward method that accelerate has wrapped, so that bf16
         and fp16 would be fp32 here without a word."""
+        of_answers = super()._compute_loss if self.answers is None else self._answers_loss
         with self.accelerator.autocast():
-            loss: tuple[Tensor, ...] = super()._compute_loss(*args, **kwargs)  # type: ignore[no-untyped-call]
+            loss: tuple[Tensor, ...] = of_answers(*args, **kwargs)
         return loss
+
+    def _answers_loss(
+        self, student: AnyModel, inputs: Example, num_items_in_batch: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """→ loss, sum of entropies, number of tokens, as TRL's own."""
+        ids, attention = (
+            torch.cat([inputs[f"prompt_{x}"], inputs[f"completion_{x}"]], 1)
+            for x in ("ids", "mask")
+        )
+        mask = inputs["completion_mask"].flatten()
+        hidden = self._get_last_hidden_state(student, ids, attention, len(mask) // len(ids))
+        hidden, tokens, teacher = (
+            x.flatten(0, 1) for x in (hidden, inputs["top_ids"], inputs["top_logprobs"])
+        )
+        logits = language_head(student, hidden)
+        logprobs, entropy = logprobs_and_entropy(logits, tokens, self.temperature)
+        loss, count = (sparse_divergence(logprobs, teacher) * mask).sum(), mask.sum()
+        items = count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return loss / items, (entropy * mask).sum().detach(), count
 
     def _generate_and_score_completions(self, inputs: Rows) -> Example:
         self.inputs = inputs
         if name := broken_weight(self.model):  # there is nothing to sample from
             raise diverged("distill", self.args, f"{name} holds NaN or infinity")
         output: Example = super()._generate_and_score_completions(inputs)
+        for name in ("top_ids", "top_logprobs") if self.answers is not None else ():
+            tops, to = [torch.tensor(x[name]) for x in self._answered()], self.args
+            output[name] = pad(tops, 0, "right", to.pad_to_multiple_of).to(to.device)
         return output
 
+    def _answered(self) -> Rows:
+        """The teacher's answers to the prompts at hand."""
+        return [self.answers[row["row"]] for row in self.inputs] if self.answers else []
+
     def _generate_single_turn(self, *args: Setting, **kwargs: Setting) -> list[list[int]]:
-        ids: list[list[int]] = super()._generate_single_turn(*args, **kwargs)
+        ids: list[list[int]] = [answer["ids"] for answer in self._answered()]
+        ids = ids or super()._generate_single_turn(*args, **kwargs)
         if self.sampled is not None:
             metrics = self._metrics["train" if self.model.training else "eval"]
             for name, value in self.sampled(self.state.global_step + 1, self.inputs, ids).items():
@@ -87,11 +144,14 @@ class WhatIsSampled:
     def __init__(self, job: Job, rows: Rows) -> None:
         self.tokenizer, self.meter, self.run = job.tokenizer, job.meter, job.run
         self.length, self.rows = int(job.args.response_length), rows
-        self.functions, self.episodes = gold_metrics(job.data), 0
+        self.stored = job.args.distill_from != "student"  # these are no texts of the student
+        self.functions, self.episodes = {} if self.stored else gold_metrics(job.data), 0
 
     def __call__(self, step: int, inputs: Rows, ids: list[list[int]]) -> dict[str, float]:
         rows = [self.rows[row["row"]] for row in inputs]
         self.episodes += len(rows)
+        if self.stored:
+            return {}
         with self.meter.phase("evaluation"):
             ended = which_ended(self.tokenizer, ids, self.length)
             means, samples = read_responses(self.tokenizer, rows, ids, self.functions)
@@ -123,16 +183,18 @@ class DistillWatch(SamplingWatch):
 
 def distillation_trainer(
     student: AnyModel,
-    teacher: AnyModel,
+    teacher: AnyModel | None,
     tokenizer: Tokenizer,
     train: Rows,
     args: TrainerArgs,
     callbacks: list[TrainerCallback],
     sampled: Sampled | None = None,
+    answers: Rows | None = None,
 ) -> Trainer:
-    """TRL's trainer. `train`: rows with a `prompt`."""
+    """TRL's trainer. `train`: rows with a `prompt`, `answers`: to them, where there is no teacher
+    any more."""
     rows = prompt_table(student, tokenizer, train)
-    more = {"teacher_model": teacher, "sampled": sampled}
+    more: dict[str, Setting] = {"teacher_model": teacher, "sampled": sampled, "answers": answers}
     return make_trainer("distill", student, tokenizer, rows, [], args, callbacks, **more)
 
 
@@ -140,17 +202,23 @@ def train(job: Job) -> Figures:
     """A student on a teacher: figures of the student before and after, and of the teacher."""
     roles, gold = job.ready.models, job.data.has_gold
     before = evaluate_policy(job, roles["student"], keep="sft")
-    best, _ = evaluate_policy(job, roles["teacher"], keep="teacher")
-    sampled = WhatIsSampled(job, job.ready.train)
+    teacher = roles.pop("teacher")
+    best, _ = evaluate_policy(job, teacher, keep="teacher")
+    rows, answers = job.ready.train, None
+    if job.args.distill_from != "student":
+        answers, teacher = teacher_answers(job, teacher), None  # whose memory is free from here on
+        rows = rows[: len(answers)]
+    sampled = WhatIsSampled(job, rows)
     watch = DistillWatch(job.meter, sampled, job.run.log, job.progress, job.should_stop)
     trainer = distillation_trainer(
         roles["student"],
-        roles["teacher"],
+        teacher,
         job.tokenizer,
-        job.ready.train,
+        rows,
         job.args,
         [watch],
         sampled,
+        answers,
     )
     figures = run_trainer(job, trainer, watch)
     after = evaluate_policy(job, job.whole(trainer.model))

@@ -59,6 +59,22 @@ def answers_to(
     return Answers(prompts, asked, ids, texts, which_ended(tokenizer, ids, limit), figures)
 
 
+def padded_answers(
+    pad: int,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Prompts and responses, as ids, to pass through a model: → (ids (b, s), attention (b, s),
+    responses (b, t), their mask (b, t))."""
+    prompt_ids, prompt_mask = pad_prompts(prompts, pad)
+    rows = pad_sequence([torch.tensor(x) for x in responses], batch_first=True, padding_value=pad)
+    mask = pad_sequence([torch.ones(len(x)).bool() for x in responses], batch_first=True)
+    whole = concat_prompt_response(prompt_ids, prompt_mask, rows, mask, pad)
+    ids, attention, rows, mask = (x.to(device) for x in (*whole, rows, mask))
+    return ids, attention, rows, mask
+
+
 def held_out_prompts(model: Model, data: Data, count: int, length: int) -> list[Example]:
     """At most so many held-out prompts that leave room for a response of `length` tokens. Raises
     ValueError for none."""
@@ -78,18 +94,11 @@ def _logprobs(
 ) -> Iterator[tuple[list[int], list[Tensor], Tensor]]:
     """64 responses at a time: → their places (b,), log-probs of their tokens under each model, and
     a mask of these tokens, (b, t)."""
-    device = models[0].device
     order = sorted(range(len(responses)), key=lambda i: len(responses[i]))
     for start in range(0, len(order), 64):
         part = order[start : start + 64]
-        prompt_ids, prompt_mask = pad_prompts([prompts[i] for i in part], pad)
-        sampled = [torch.tensor(responses[i]) for i in part]
-        rows = pad_sequence(sampled, batch_first=True, padding_value=pad)
-        mask = pad_sequence([torch.ones_like(x).bool() for x in sampled], batch_first=True)
-        ids, attention = (
-            x.to(device) for x in concat_prompt_response(prompt_ids, prompt_mask, rows, mask, pad)
-        )
-        rows, mask = rows.to(device), mask.to(device)
+        asked, sampled = [prompts[i] for i in part], [responses[i] for i in part]
+        ids, attention, rows, mask = padded_answers(pad, asked, sampled, models[0].device)
         yield part, [response_logprobs(m, ids, attention, rows) for m in models], mask
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..data.load import Data
 from ..data.reward_sources import RewardFunction
@@ -23,18 +22,20 @@ from ..ppo.adapters import POLICY
 from ..ppo.logprobs import AnyModel
 from ..ppo.losses import LossFunction
 from ..runs.json_files import JsonObject
-from ..runs.progress import Progress
+from ..runs.progress import Bar, Progress
 from ..runs.run import Run
 from ..stages import STAGES
-from .checkpoint import Checkpoints
 from .diverged import broken_weight, diverged
 from .evaluate import Answers, policy_report, score_answers, win_rate
 from .prepare import Prepared
-from .trl import Bar, Watch, make_trainer
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
+
     from ..planning import Plan, TrainerArgs
+    from ..ppo.trainer import PPOTrainer
     from ..widgets.dashboard import Dashboard
+    from .trl import Watch
 
 Figures: TypeAlias = JsonObject
 Evaluated: TypeAlias = tuple[Figures, Answers | None]
@@ -69,6 +70,8 @@ class Job:
     """what the stage learns from beside a reward model"""
     losses: Mapping[str, LossFunction] = field(default_factory=dict)
     """functions in place of PPO's own (`ppo/losses.py`)"""
+    trainer: type[PPOTrainer] | None = None
+    """in place of PPO's own: a specimen of the bug zoo"""
     resume: bool = False
     """go on from the run's last checkpoint"""
     dashboard: Dashboard | None = None
@@ -142,7 +145,8 @@ def run_loop(job: Job, work: Callable[[], object]) -> float:
 
 def cost_figures(job: Job, seconds: float) -> Figures:
     """What every stage reports of its cost (measured) and of the rows it could not use."""
-    phase = "rollout" if STAGES[job.plan.stage].online else "forward"
+    samples = getattr(job.args, "distill_from", "student") == "student"
+    phase = "rollout" if STAGES[job.plan.stage].online and samples else "forward"
     tokens = sum(from_all(sum(n for (p, _), n in job.meter.tokens.items() if p == phase)))
     return {
         "seconds": seconds,
@@ -156,6 +160,8 @@ def cost_figures(job: Job, seconds: float) -> Figures:
 
 def train_role(job: Job) -> tuple[Trainer, Figures]:
     """Run TRL's trainer of the stage on the model that it trains; → trainer, costs."""
+    from .trl import Watch, make_trainer  # PPO needs no TRL
+
     ready, role = job.ready, STAGES[job.plan.stage].roles[0]
     watch = Watch(job.meter, role, job.run.log, job.progress, job.should_stop)
     data = (ready.train, ready.test)
@@ -171,6 +177,8 @@ def train_role(job: Job) -> tuple[Trainer, Figures]:
 def run_trainer(job: Job, trainer: Trainer, watch: Watch) -> Figures:
     """Train with TRL, from the last checkpoint where the job goes on, and save the model; → costs.
     Raises `Diverged`."""
+    from .checkpoint import Checkpoints
+
     resume = job.run.checkpoints[0] if job.resume else None
     trainer.add_callback(saved := Checkpoints(trainer, job.meter, resume, watch.counter))
     if resume:

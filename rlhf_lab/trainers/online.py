@@ -34,10 +34,11 @@ from ..ppo.losses import kl_estimate, missing_stop_score
 from ..ppo.rewards import Rewards, call_reward
 from ..ppo.sampling import pad_prompts, positions_of
 from ..ppo.texts import which_ended
+from ..runs.progress import note
 from ..stages import Setting
 from .diverged import broken_weight, diverged
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
-from .trl import Counter, Rows, Watch, make_trainer, note
+from .trl import Counter, Rows, Watch, make_trainer
 
 if TYPE_CHECKING:  # of TRL's two the one whose names the mixins below rely on
     from trl import GRPOConfig as ConfigBase

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from ..data.reward_sources import gold_metrics
 from ..ppo.trainer import PPOTrainer
+from ..runs.progress import note
 from .job import Figures, Job, before_and_after, cost_figures, evaluate_policy, run_loop
 from .prepare import reward_adapter
-from .trl import note
 
 
 def train(job: Job) -> Figures:
     roles, adapter = job.ready.models, reward_adapter(job.plan, job.args.layout)
-    trainer = PPOTrainer(
+    trainer = (job.trainer or PPOTrainer)(
         job.args,
         job.tokenizer,
         roles["policy"],

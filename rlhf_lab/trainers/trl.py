@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeAlias
 from unittest.mock import patch
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -31,6 +31,7 @@ from ..metering.callback import MeterCallback
 from ..metering.meter import Meter
 from ..models.device import device_settings
 from ..ppo.logprobs import AnyModel
+from ..runs.progress import Bar
 from ..stages import STAGES, resolve
 from .diverged import check_finite
 
@@ -86,6 +87,7 @@ def make_trainer(
     are there already for trained ones, of which it would keep a second set as the reference: it
     gets the model without them, and their config.
     """
+    disable_progress_bars()
     if "reference" in STAGES[stage].roles and hasattr(model, "peft_config"):
         more["peft_config"], model = model.peft_config["default"], model.unload()
     loads: AbstractContextManager[object] = nullcontext()
@@ -114,24 +116,10 @@ def make_trainer(
 # ------------------------------------------------------------------------------- while it trains
 
 
-class Bar(Protocol):
-    """What counts the steps of a loop: a line of text, or a dashboard."""
-
-    def update(self, steps: int = 1, note: str = "") -> object: ...
-
-    def close(self) -> object: ...
-
-
 class Counter(Protocol):
     """What counts the episodes of a stage that samples."""
 
     episodes: int
-
-
-def note(metrics: Mapping[str, object]) -> str:
-    """What a progress bar says of a step of a stage that samples."""
-    shown = {"reward": "reward", "KL": "kl", "gold": "gold_reward"}
-    return "  ".join(f"{n} {metrics[k]:.2f}" for n, k in shown.items() if k in metrics)
 
 
 class Watch(MeterCallback):

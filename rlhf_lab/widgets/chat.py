@@ -1,11 +1,9 @@
 """Models asked the same thing, side by side: a prompt, a button, and an answer of each.
 
     chat = Chat({"sft": answer_of_sft, "ppo": answer_of_ppo}, examples, note)
-    chat                                 # the controls, and the answers below them
-    chat.ask("Write a sad story about …") # the same from Python
+    chat.ask("Write a sad story about …")        # as the button does
 
-The answers are an output of the cell, so a stored notebook shows them without a kernel. What models
-wrote is text wherever it stands.
+The answers are an output of the cell, so a stored notebook shows them without a kernel.
 """
 
 from __future__ import annotations
@@ -28,45 +26,28 @@ Answer: TypeAlias = Callable[..., tuple[str, float | None]]
 
 class Chat:
     """Asks `models` (name → what answers). `examples`: prompts to choose from; `note(prompt)`: what
-    there is to say of a prompt before it is asked, "" for nothing.
-
-    The controls are plain ipywidgets, to be set from Python too: `example`, `prompt`,
-    `temperature`, `max_new_tokens`, `seed`, `button`.
-    """
+    there is to say of a prompt, "" for nothing. The controls are plain ipywidgets, to be set from
+    Python too: `example`, `prompt`, `temperature`, `max_new_tokens`, `seed`, `button`."""
 
     def __init__(
-        self,
-        models: Mapping[str, Answer],
-        examples: Sequence[str] = (),
-        note: Callable[[str], str] = lambda prompt: "",
+        self, models: Mapping[str, Answer], examples: Sequence[str], note: Callable[[str], str]
     ) -> None:
         self.models, self._note = dict(models), note
         self.rows: list[dict[str, str]] = []
         self._said = "Not asked yet."
         self._output: DisplayHandle | None = None
-        style = {"description_width": "initial"}
 
-        def number(kind: type[w.Widget], name: str, **traits: float) -> w.Widget:
-            layout = {"width": "170px"}
-            return kind(description=name, style=style, layout=layout, **traits)
+        def control(kind: type[w.Widget], name: str, width: str, **traits: object) -> w.Widget:
+            layout, style = {"width": width, "max_width": "620px"}, {"description_width": "initial"}
+            return kind(description=name, layout=layout, style=style, **traits)
 
-        self.example = w.Dropdown(
-            description="Example",
-            options=[("–", ""), *((" ".join(text.split())[:90], text) for text in examples)],
-            style=style,
-            layout={"width": "auto", "max_width": "620px"},
-        )
-        self.prompt = w.Textarea(
-            description="Prompt",
-            value=next(iter(examples), "").strip(),
-            style=style,
-            layout={"width": "auto", "max_width": "620px"},
-        )
-        self.temperature = number(
-            w.BoundedFloatText, "Temperature", value=1.0, min=0.0, max=5.0, step=0.1
-        )
-        self.max_new_tokens = number(w.BoundedIntText, "New tokens", value=64, min=1, max=1024)
-        self.seed = number(w.BoundedIntText, "Seed", value=0, min=0, max=2**31 - 1)
+        choices = [("–", ""), *((" ".join(text.split())[:90], text.strip()) for text in examples)]
+        first, text, whole = choices[min(1, len(examples))][1], w.BoundedFloatText, w.BoundedIntText
+        self.example = control(w.Dropdown, "Example", "auto", options=choices, value=first)
+        self.prompt = control(w.Textarea, "Prompt", "auto", value=first)
+        self.temperature = control(text, "Temperature", "170px", value=1, max=5, step=0.1)
+        self.max_new_tokens = control(whole, "New tokens", "170px", value=64, min=1, max=1024)
+        self.seed = control(whole, "Seed", "170px", max=2**31 - 1)
         self.button = w.Button(description=f"Ask {' and '.join(self.models)}"[:60])
         self.button.layout.width = "auto"
         self.button.on_click(self._clicked)
@@ -76,8 +57,7 @@ class Chat:
         self.widget = w.VBox([*[self.example] * bool(examples), self.prompt, row])
 
     def _chosen(self, _: object) -> None:
-        if self.example.value:
-            self.prompt.value = self.example.value.strip()
+        self.prompt.value = self.example.value or self.prompt.value
 
     def _clicked(self, _: object) -> None:
         with suppress(OSError, ValueError):  # said below the answers
@@ -85,10 +65,8 @@ class Chat:
 
     def ask(self, prompt: str | None = None) -> Listed[dict[str, str]]:
         """Ask every model what stands in the prompt box, or this. → a row for each."""
-        if prompt is not None:
-            self.prompt.value = prompt
-        names = ("temperature", "max_new_tokens", "seed")
-        prompt, settings = self.prompt.value, {n: getattr(self, n).value for n in names}
+        self.prompt.value = prompt = self.prompt.value if prompt is None else prompt
+        settings = {n: getattr(self, n).value for n in ("temperature", "max_new_tokens", "seed")}
         self.rows, self.button.disabled = [], True
         try:
             for name, answer in self.models.items():
@@ -110,23 +88,22 @@ class Chat:
             self._output.update(self._bundle(), raw=True)
 
     def _bundle(self) -> dict[str, str]:
-        def card(row: Mapping[str, str]) -> str:
-            text = escape(shown(row["answer"])) or "<i>(empty)</i>"
-            gold = row.get("gold reward")
-            return (
-                f'<div class="card"><h4>{escape(plain(row["model"]))}</h4>'
-                f'<div class="text" tabindex="0">{text}</div>'
-                + f'<div class="strip">gold reward {gold}</div>' * (gold is not None)
-                + "</div>"
-            )
+        """The answers as a notebook shows and stores them: what models wrote is text."""
 
-        cards = "".join(map(card, self.rows))
-        prompt = f'<div class="prompt">{escape(shown(self.prompt.value))}</div>' * bool(self.rows)
-        html = (
-            f'{STYLE}{UNLOADED}<div class="lab-tk lab-still lab-chat">{prompt}<div class="cards">'
-            f'{cards}</div><div class="note" role="status">{escape(shown(self._said))}</div></div>'
+        def part(kind: str, text: str) -> str:
+            return f'<div class="{kind}" tabindex="0">{escape(shown(text))}</div>' * bool(text)
+
+        cards = "".join(
+            f'<div class="card"><h4>{escape(plain(row["model"]))}</h4>'
+            + part("text", row["answer"] or "(empty)")
+            + part("strip", "gold reward " * ("gold reward" in row) + row.get("gold reward", ""))
+            + "</div>"
+            for row in self.rows
         )
-        return {"text/html": html, "text/plain": repr(self)}
+        asked = part("prompt", self.prompt.value * bool(self.rows))
+        html = f'<div class="lab-tk lab-still lab-chat">{asked}<div class="cards">{cards}</div>'
+        html += f'<div class="note" role="status">{escape(shown(self._said))}</div></div>'
+        return {"text/html": STYLE + UNLOADED + html, "text/plain": repr(self)}
 
     def __repr__(self) -> str:
         answers = [f"{row['model']}: {shown(row['answer'])}" for row in self.rows]

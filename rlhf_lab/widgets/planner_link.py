@@ -42,7 +42,7 @@ def role_models(model: object) -> dict[str, str]:
         return {}
     known = load(model.name).paths if model.name in BUNDLED else {}
     own = {"base": model.paths["base"], **known}.values()
-    roles = {role: model.paths.get(role) for role in ("reward", "value", "teacher")}
+    roles = {role: model.paths.get(role) for role in ("reward", "value", "teacher", "draft")}
     return {f"{role}_model": path for role, path in roles.items() if path and path not in own}
 
 

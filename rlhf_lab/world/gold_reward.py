@@ -76,10 +76,14 @@ def read_story(text: str) -> list[Sentence]:
         if not piece.endswith("."):
             sentences.append(Sentence("unknown", "", {}))
             continue
-        skeleton, slots = _skeleton(piece)
-        kind, mood = _KNOWN.get(skeleton, ("unknown", ""))
-        sentences.append(Sentence(kind, mood, slots))
+        sentences.append(_read_sentence(piece))
     return sentences
+
+
+@lru_cache(maxsize=16384)  # stories are made of the same sentences
+def _read_sentence(text: str) -> Sentence:
+    skeleton, slots = _skeleton(text)
+    return Sentence(*_KNOWN.get(skeleton, ("unknown", "")), slots)
 
 
 # -------------------------------------------------------------------------------- the gold reward

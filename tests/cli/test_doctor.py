@@ -119,7 +119,7 @@ def test_available_memory_is_within_the_machine():
 def test_packages_that_a_setting_needs_are_named():
     """plan.md 12: DeepSpeed was in no list."""
     found = {f.what: f for f in findings("_optional")}
-    packages = {"bitsandbytes", "deepspeed", "guidellm", "liger-kernel", "torchao", "vllm"}
+    packages = {"bitsandbytes", "deepspeed", "gguf", "guidellm", "liger-kernel", "torchao", "vllm"}
     assert set(found) == packages | {"fastapi", "uvicorn", "openai"}
     assert all(f.state in ("ok", "note") for f in found.values())
 

@@ -10,7 +10,7 @@ import pytest
 import rlhf_lab as lab
 from rlhf_lab.cost.architecture import Linear, architecture
 from rlhf_lab.cost.estimate import estimate
-from rlhf_lab.cost.quantization import FORMATS, weight_bytes
+from rlhf_lab.cost.quantization import FORMATS, file_bytes, format_of, weight_bytes
 from rlhf_lab.models.load import presets
 
 LLAMA = presets()["meta-llama/Llama-3.1-8B"]
@@ -156,3 +156,29 @@ def test_a_base_in_8_bits_trains_adapters():
     assert eight.step_seconds > whole.step_seconds and four.step_seconds > whole.step_seconds
     with pytest.raises(ValueError, match="load_in_8bit trains adapters only: set lora_r"):
         _ = lab.plan("sft", "Llama-2-7b-hf", hardware="a100", load_in_8bit=True).estimate
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        (None, "none"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}, "int8"),
+        ({"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, "nf4_nested"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}, "torchao_int8"),
+    ],
+)
+def test_a_checkpoint_says_what_it_is_in(said, name):
+    config = LLAMA | ({} if said is None else {"quantization_config": said})
+    assert format_of(config) == name
+    with pytest.raises(ValueError, match="a format that is not modelled: .*hqq"):
+        format_of(LLAMA | {"quantization_config": {"quant_method": "hqq"}})
+
+
+def test_a_file_is_its_numbers_and_a_small_header():
+    model = architecture(LLAMA)
+    for name in ("nf4", "torchao_int8"):
+        numbers = weight_bytes(model, name, 2)
+        assert 0 < file_bytes(model, name, 2) / numbers - 1 < 1e-4
+    plain = file_bytes(model, "none", 2)
+    assert plain == pytest.approx(16_060_556_376, rel=1e-4)  # meta-llama/Llama-3.1-8B on the hub

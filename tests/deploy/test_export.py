@@ -88,7 +88,7 @@ def test_no_path_of_this_machine_leaves_it(tmp_path):
     base, rows = tmp_path / "secret" / "my-base", tmp_path / "secret" / "mine.jsonl"
     shutil.copytree(MINI / "sft", base)
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: mine\n---\n")
-    run = make(tmp_path / "run", model=str(base), data=str(rows))
+    run = make(tmp_path / "run", model=str(base), data=str(rows), settings={"deepspeed": str(rows)})
     lab.export(run, out=tmp_path / "out")
     about = ModelCard.load(tmp_path / "out/README.md").data
     assert (about.license, about.license_name, about.base_model) == ("other", "mine", None)
@@ -170,7 +170,11 @@ def test_an_adapter_alone_needs_a_base_that_others_have(tmp_path):
     about = ModelCard.load(tmp_path / "out/README.md").data
     assert (about.library_name, about.base_model) == ("peft", QWEN)
     assert (tmp_path / "out/adapter_model.safetensors").is_file()
-    assert "--max-lora-rank 4" in str(lab.export(run, "vllm-check", adapter=True))
+    for said in (
+        lab.export(run, "vllm-check", adapter=True),
+        lab.export(file.parent, "vllm-check"),
+    ):
+        assert "--max-lora-rank 4" in str(said)
 
 
 # ------------------------------------------------------------------------------------- refusals
@@ -195,6 +199,7 @@ def test_nothing_is_lost_and_nothing_is_left_half_written(tmp_path, capsys):
     [
         ({"to": "onnx"}, "choose from hub, gguf, vllm-check"),
         ({"run": "nowhere"}, "no run in nowhere"),
+        ({"to": "gguf", "adapter": True}, "adapter is for a run, to hub or vllm-check"),
         ({"run": str(MINI / "sft")}, "no run in"),  # a card is a run's
     ],
 )

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import rlhf_lab as lab
 from rlhf_lab.cli.main import main
 from rlhf_lab.deploy.load import Answer, Level, Load, _places, read_answers
 
-GUIDELLM = os.environ.get("GUIDELLM") or shutil.which("guidellm", path=_places())
+GUIDELLM = shutil.which(os.environ.get("GUIDELLM") or "guidellm", path=_places())
 REPORT = json.loads((Path(__file__).parent / "guidellm_report.json").read_text())
 """Of GuideLLM 0.8.1, cut to the fields that are read: 1 and 4 requests in flight at a server of
 50 ms to the first token and 10 ms between tokens, then one that answers every third with 500."""
@@ -31,7 +32,7 @@ def no_guidellm(monkeypatch, tmp_path):
 @pytest.fixture
 def any_guidellm(monkeypatch):
     """A program that a load which is refused before never starts."""
-    monkeypatch.setenv("GUIDELLM", "/nowhere/guidellm")
+    monkeypatch.setenv("GUIDELLM", sys.executable)
 
 
 # --------------------------------------------------------------------------------- what is figured
@@ -72,6 +73,35 @@ def test_it_stands_beside_the_plan():
     assert seconds["measured"] == "3 s" and seconds["predicted"] != "–"
 
 
+def levels_of(plan, step, request, arrival):
+    """A server that takes the plan's passes, and so much for each step, request and arrival."""
+    for n in (1, 4, 16):
+        told = plan.estimate.serving_at(n)
+        first = told.first_token + step + n * request + arrival
+        end = first + 10 * (told.per_token + step + n * request)
+        yield Level(n, (Answer(7, 11, 0.0, first, end),) * n)
+
+
+def test_what_a_server_adds_is_found_and_planned_with():
+    sizes = {"prompt_length": 7, "response_length": 11, "per_device_train_batch_size": 8}
+    adds = {"step_seconds": 0.004, "request_seconds": 0.0005, "arrival_seconds": 0.03}
+    plan = lab.plan("inference", "mini", **sizes)
+    load = Load(list(levels_of(plan, *adds.values())), "http://x", "mini", "0.8.1")
+    assert load.around(plan) == pytest.approx(adds)
+    with pytest.raises(ValueError, match="two levels"):
+        Load(load.levels[:1], "http://x", "mini", "0.8.1").around(plan)
+    served, bare = (
+        lab.plan("inference", "tiny", hardware=lab.hardware("here", **figures), **sizes)
+        for figures in (adds, {})
+    )
+    told, without = served.estimate.serving, bare.estimate.serving
+    assert told.per_token - without.per_token == pytest.approx(0.004 + 8 * 0.0005)
+    assert told.first_token - without.first_token == pytest.approx(0.004 + 8 * 0.0005 + 0.03)
+    longer = told.latency - without.latency
+    assert longer == pytest.approx(11 * (0.004 + 8 * 0.0005) + 0.03)
+    assert served.ledger.total(quantity="seconds") == pytest.approx(told.latency)
+
+
 # --------------------------------------------------------------------------------- what is refused
 
 
@@ -97,9 +127,16 @@ def test_a_server_that_does_not_answer_is_refused_before_the_load(any_guidellm):
         lab.bench("http://127.0.0.1:9", concurrency=(0,))
 
 
-def test_without_guidellm_it_says_what_to_install(no_guidellm, capsys):
+@pytest.mark.parametrize("named", ["", "/nowhere/guidellm"])
+def test_without_guidellm_it_says_what_to_install(no_guidellm, monkeypatch, capsys, named):
+    monkeypatch.setenv("GUIDELLM", named)
     assert main(["bench", "http://127.0.0.1:9"]) == 2
     assert "pip install 'rlhf-lab[bench]'" in capsys.readouterr().err
+
+
+def test_a_program_that_writes_no_report_is_said(any_guidellm):
+    with openai_server(0, 0) as server, pytest.raises(ValueError, match="wrote no report: .*run"):
+        lab.bench(server.url, concurrency=(1,))  # Python is asked for a file called "run"
 
 
 # ------------------------------------------------------------------------------- the program itself

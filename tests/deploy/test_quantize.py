@@ -164,16 +164,17 @@ def test_packages_and_folders_that_are_missing_or_in_the_way(bnb, tmp_path, monk
 # -- what it costs ----------------------------------------------------------------------------
 @torch.no_grad()
 def test_perplexity_is_that_of_transformers_loss():
-    model, rows = lab.load("mini"), lab.load_data("stories").sft.test[:20]
+    tokenizer, model = lab.load("mini").tokenizer, lab.load("mini").sft
+    rows = lab.load_data("stories").sft.test[:20]
     nats = tokens = 0
     for row in rows:
-        prompt = model.tokenizer(row["prompt"])["input_ids"]
-        answer = [*model.tokenizer(row["completion"])["input_ids"], model.tokenizer.eos_token_id]
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        answer = [*tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id]
         ids, labels = torch.tensor([prompt + answer]), torch.tensor([[-100] * len(prompt) + answer])
-        nats += float(model.sft(ids, labels=labels).loss) * len(answer)
+        nats += float(model(ids, labels=labels).loss) * len(answer)
         tokens += len(answer)
     by_hand = torch.tensor(nats / tokens).exp()
-    assert perplexity(model.sft, model.tokenizer, rows) == pytest.approx(float(by_hand), rel=1e-5)
+    assert perplexity(model, tokenizer, rows) == pytest.approx(float(by_hand), rel=1e-5)
 
 
 def test_figures_of_a_policy(bnb):
@@ -214,7 +215,7 @@ def test_a_lora_that_was_merged_before_it_was_rounded(bnb, tmp_path):
     data = lab.load_data("stories").first(32, test=8)
     settings = {"lora_r": 4, "max_steps": 2, "learning_rate": 0.02, "warmup_steps": 0}
     run = lab.train(lab.plan("sft", "mini", **settings), data, out=tmp_path / "run", quiet=True)
-    made = lab.quantize(run.folder, "nf4", data=data, prompts=8, response_length=16)
+    made = lab.quantize(run.folder, "nf4", data=data, prompts=8, response_length=8)
     merged, apart = made.figures["kl_per_token"], made.figures["kl_of_adapter"]
     assert merged > 0 and apart > 0 and merged != apart
     assert "KL, adapter on rounded base" in repr(made)
@@ -222,18 +223,10 @@ def test_a_lora_that_was_merged_before_it_was_rounded(bnb, tmp_path):
     assert torch.equal(*weights)  # the run's model, not the one that it began as
 
 
-def test_the_command_and_what_takes_the_handle(bnb, tmp_path, capsys):
+def test_the_command(bnb, tmp_path, capsys):
     out = str(tmp_path / "small")
     assert main(["quantize", "mini", "--to", "nf4", "--prompts", "4", "--out", out]) == 0
     printed = capsys.readouterr().out
     assert "file as planned" in printed and "rounded and saved in" in printed and out in printed
-    best = lab.best_of_n(
-        lab.load(out).with_stage("reward", lab.load("mini").paths["reward"]),
-        n=(1, 2),
-        prompts=4,
-        response_length=8,
-        quiet=True,
-    )
-    assert [p.n for p in best.points] == [1, 2]
     assert main(["quantize", "mini", "--to", "int4", "--out", out + "-4"]) == 2
     assert "int4 needs a GPU" in capsys.readouterr().err

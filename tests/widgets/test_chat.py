@@ -13,24 +13,29 @@ PROMPT = "Write a happy story about a fox and a lantern in the cave."
 EVIL = "<img src=x onerror=alert(1)>\u202e</div><script>alert(2)</script>"
 
 
-def test_two_stages_and_a_run_answer_as_generate_does_with_their_gold_reward(tmp_path, few_stories):
-    run = lab.train(lab.plan("sft", "tiny", max_steps=1), few_stories, out=tmp_path / "mine")
-    chat = lab.chat(("tiny", "base"), "tiny", run, "tiny")
+def test_two_stages_and_a_run_answer_as_generate_does_with_their_gold_reward(tmp_path):
+    run = made_run(tmp_path / "mine", "base")
+    chat = lab.chat(("mini", "base"), "mini", run, mine_too=run)
     chat.temperature.value, chat.max_new_tokens.value = 0.7, 32
     rows = chat.ask(PROMPT)
-    assert [row["model"] for row in rows] == ["tiny-base", "tiny", "mine", "tiny (2)"]
+    assert [row["model"] for row in rows] == ["mini-base", "mini", "mine", "mine_too"]
     how = {"temperature": 0.7, "max_new_tokens": 32}
-    alone = [
-        lab.generate("tiny", PROMPT, stage="base", **how)[0],
-        *lab.generate("tiny", PROMPT, **how),
-    ]
-    alone += [*lab.generate(run, PROMPT, **how), alone[1]]
-    assert [row["answer"] for row in rows] == alone
+    base, sft = (lab.generate("mini", PROMPT, stage=stage, **how)[0] for stage in ("base", "sft"))
+    assert [row["answer"] for row in rows] == [base, sft, base, base] and base != sft
     assert [float(row["gold reward"]) for row in rows] == [
-        pytest.approx(gold_reward(PROMPT, text), abs=0.005) for text in alone
+        pytest.approx(gold_reward(PROMPT, row["answer"]), abs=0.005) for row in rows
     ]
     chat.seed.value = 1
-    assert chat.ask()[1]["answer"] != rows[1]["answer"]
+    assert chat.ask()[1]["answer"] != sft
+
+
+def made_run(folder, kind: str, **changes) -> lab.Run:
+    """A run whose model is one of mini's."""
+    folder.mkdir(parents=True)
+    (folder / "model").symlink_to(lab.load("mini").paths[kind])
+    about = {"stage": "sft", "model": "mini", "data": "stories", "seed": 0, "status": "finished"}
+    (folder / "run.json").write_text(json.dumps(about | changes))
+    return lab.Run.load(folder)
 
 
 def test_words_that_the_stories_do_not_have_are_said_and_answered():
@@ -63,18 +68,20 @@ def test_a_folder_of_a_bundled_model_is_asked_as_its_name_is(tmp_path):
     """Quantised, exported, or the model folder of a run: its tokenizer says what it is."""
     (alone,) = lab.generate("mini", PROMPT, max_new_tokens=8)
     assert lab.generate(lab.load("mini").paths["sft"], PROMPT, max_new_tokens=8) == [alone]
-    (tmp_path / "model").symlink_to(lab.load("mini").paths["sft"])
-    about = {"stage": "sft", "model": "mini", "data": "mine", "seed": 0, "status": "finished"}
-    (tmp_path / "run.json").write_text(json.dumps(about))
-    policy = find_policy(tmp_path / "model")
-    assert policy.bundled and not policy.world and policy.name == tmp_path.name
+    made_run(tmp_path / "mine", "sft", data="my rows")
+    policy = find_policy(tmp_path / "mine" / "model")
+    assert policy.bundled and not policy.world and policy.name == "mine"
+    scorer = made_run(tmp_path / "scorer", "reward", stage="reward")
+    for scores in (scorer, lab.load("mini").paths["reward"]):  # tied to an embedding, it would load
+        with pytest.raises(ValueError, match="is a reward model: it scores, and writes nothing"):
+            lab.generate(scores, PROMPT)
 
 
 def test_what_models_write_is_text_and_what_fails_is_said():
     def fails(prompt, **settings):
         raise ValueError("no room <b>here</b>")
 
-    chat = Chat({EVIL: lambda prompt, **settings: (EVIL, 1.25), "b": fails})
+    chat = Chat({EVIL: lambda prompt, **settings: (EVIL, 1.25), "b": fails}, [], str)
     with pytest.raises(ValueError, match="no room"):
         chat.ask(EVIL)
     html = chat._bundle()["text/html"]
