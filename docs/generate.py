@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import re
 import shutil
@@ -41,7 +42,8 @@ GROUPS = {
     "After training": ("quantize", "serve", "export", "frontier_serving"),
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),
     "PPO": ("PPOTrainer", "PPOConfig"),
-    "Exercises": ("exercises", "check", "solution"),
+    "Exercises": ("exercises", "check", "solution", "specimens"),
+    "Health": ("health", "HealthCallback"),
 }
 ALSO = {
     "Model": "models.load",
@@ -310,6 +312,29 @@ def _rates() -> list[str]:
     return lines
 
 
+def specimens_page() -> str:
+    """The bug zoo: what is wrong, where it was met, the cure, and what showed it first."""
+    from rlhf_lab.stages import read_table
+
+    measured = json.loads((ROOT / "benchmarks/results/bug_zoo.json").read_text(encoding="utf-8"))
+    first = {row["specimen"]: row for row in measured["first"]}
+    healthy = sum(key.startswith("healthy/") for key in measured["runs"])
+    lines = ["# The bug zoo", "", "From `rlhf_lab/exercises/specimens.yaml`; the last two columns "]
+    lines += [f"are measured (`benchmarks/bug_zoo.py`), against {healthy} healthy runs.", ""]
+    lines += ["| specimen | what is wrong | cure | met in | seen first in | in iteration |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    for name, x in read_table(PACKAGE / "exercises/specimens.yaml").items():
+        repository, kind, number = x["wild"].split()
+        link = f"[{repository} {number}](https://github.com/{repository}/{kind}/{number})"
+        row = first.get(name, {"first metric": "", "iteration": "", "seeds": ""})
+        seen = (
+            f"`{row['first metric']}`, {row['seeds']} seeds" if row["iteration"] else "nothing yet"
+        )
+        cells = [f"`{name}`", cell(x["mechanism"]), cell(x["fix"]), link, seen, row["iteration"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def command_page() -> str:
     os.environ["COLUMNS"] = "88"  # argparse fills lines to the width of the terminal
     from rlhf_lab.cli import main
@@ -338,7 +363,12 @@ def write_all(folder: Path) -> None:
     if listed != set(found):
         raise LookupError(f"docs/generate.py, GROUPS: {sorted(listed ^ set(found))}")
     pages = {name: page(name, module) for name, module in found.items()}
-    pages |= {"index": index_page(), "stages": stages_page(), "command_line": command_page()}
+    pages |= {
+        "index": index_page(),
+        "stages": stages_page(),
+        "specimens": specimens_page(),
+        "command_line": command_page(),
+    }
     for name, at in PAGES.items() - {("README.md", "index")}:
         text = (ROOT / name).read_text(encoding="utf-8")
         pages[Path(at).name] = for_the_site(text, ROOT / name, at)

@@ -36,6 +36,8 @@ from .widgets.background import Stop, Training, check_idle, open_dashboard
 
 if TYPE_CHECKING:
     from .exercises.book import Function
+    from .exercises.specimens import Specimen
+    from .ppo.trainer import PPOTrainer
     from .widgets.dashboard import Dashboard
 
 
@@ -46,6 +48,7 @@ def train(
     *,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
     losses: Mapping[str, Function] | None = ...,
+    specimen: str | None = ...,
     out: str | Path | None = ...,
     overwrite: bool = ...,
     resume: bool = ...,
@@ -62,6 +65,7 @@ def train(
     *,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
     losses: Mapping[str, Function] | None = ...,
+    specimen: str | None = ...,
     out: str | Path | None = ...,
     overwrite: bool = ...,
     resume: bool = ...,
@@ -77,6 +81,7 @@ def train(
     *,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
     losses: Mapping[str, Function] | None = None,
+    specimen: str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -95,7 +100,8 @@ def train(
     thread, so that the notebook stays free, and return a `Training` at once: `.stop()`, `.wait()`.
     `reward_funcs`: functions that PPO, RLOO and GRPO learn from, `f(prompts=…, completions=…,
     completion_ids=…) → list of floats` or None, beside the rewards of the plan. `losses`: your
-    own solutions of PPO's exercises, such as `{"gae": my_gae}`, to train with. Raises ValueError
+    own solutions of PPO's exercises, such as `{"gae": my_gae}`, to train with. `specimen`: what is
+    to be wrong with the run, a name of `lab.specimens()`; run.json says so. Raises ValueError
     before anything is written when settings, data or losses do not fit the stage.
 
     `accelerate`: train in several `processes` (all GPUs; two on a CPU) by a config of `launched`,
@@ -107,12 +113,16 @@ def train(
     """
     if isinstance(plan, str):
         plan = make_plan(plan)
+    sick = _specimen(specimen)
+    plan = sick.plan(plan) if sick is not None else plan
     check_first(plan, out=out, overwrite=overwrite, resume=resume, reward_funcs=reward_funcs)
     own = _own_losses(plan.stage, losses)
     check_idle()
     if accelerate is not None:
         given: dict[str, Any] = {"reward_funcs": reward_funcs, "losses": losses, "quiet": quiet}
         given |= {"out": out or free_folder(plan.stage), "overwrite": overwrite, "resume": resume}
+        if sick is not None:
+            raise ValueError(f"specimen={specimen!r} trains in one process: leave accelerate out")
         if background or should_stop:
             raise ValueError("accelerate= trains in the foreground, and an interrupt stops it")
         _refuse_local(reward_funcs, *(losses or {}).values())
@@ -123,7 +133,7 @@ def train(
     # First of all: importing the trainers takes seconds.
     dashboard = open_dashboard(plan, quiet, stop if background else None)
     try:
-        work = _prepared(plan, data, reward_funcs, own, out, overwrite, resume, quiet)
+        work = _prepared(plan, data, reward_funcs, own, sick, out, overwrite, resume, quiet)
         if isinstance(work, Run):
             return work
         if background:
@@ -170,6 +180,7 @@ def _prepared(
     data: Data | str | Path,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None,
     losses: Mapping[str, Function],
+    sick: Specimen | None,
     out: str | Path | None,
     overwrite: bool,
     resume: bool,
@@ -196,6 +207,7 @@ def _prepared(
         "seed": plan.settings.get("seed", 42),
         "processes": processes,
         "losses": {name: _name(function) for name, function in losses.items()} or None,
+        "specimen": sick and sick.name,
     }
     # None: there is none; "": it was killed before its first checkpoint, and begins anew.
     there = once(lambda: _what_is_there(folder, recorded)) if resume else None
@@ -218,7 +230,8 @@ def _prepared(
         )
 
     what = plan, data, args, functions, open_run
-    return partial(run_plan, *what, quiet=quiet, resume=bool(there), losses=losses)
+    how: dict[str, Any] = {"quiet": quiet, "resume": bool(there), "losses": losses}
+    return partial(run_plan, *what, **how, trainer=sick.trainer if sick is not None else None)
 
 
 def _what_is_there(folder: Path, recorded: Mapping[str, Any]) -> str | None:
@@ -237,6 +250,15 @@ def _own_losses(stage: str, given: Mapping[str, Function] | None) -> dict[str, F
     from .exercises import own_losses
 
     return own_losses(stage, given)
+
+
+def _specimen(name: str | None) -> Specimen | None:
+    """Raises ValueError for a name that there is not."""
+    if name is None:
+        return None
+    from .exercises.specimens import find
+
+    return find(name)
 
 
 def _name(function: Function) -> str:
@@ -333,10 +355,12 @@ def run_plan(
     should_stop: Callable[[], bool] | None,
     resume: bool,
     losses: Mapping[str, Function],
+    trainer: type[PPOTrainer] | None = None,
     dashboard: Dashboard | None = None,
 ) -> Run:
     """Train what was planned, with all that surrounds it; → the run that `open_run` makes, once
-    everything is loaded. `args`: the trainer's settings; `dashboard`: shows the run."""
+    everything is loaded. `args`: the trainer's settings; `trainer`: in place of PPO's own;
+    `dashboard`: shows the run."""
     from .launch.launcher import prepare_process
     from .metering.meter import Meter
     from .trainers.diverged import check_finite
@@ -358,6 +382,7 @@ def run_plan(
     job = Job(
         *(plan, data, run, meter, ready, args, quiet, should_stop, functions),
         losses=losses,
+        trainer=trainer,
         resume=resume,
         dashboard=shown,
     )

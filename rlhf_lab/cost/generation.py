@@ -114,16 +114,19 @@ def _gathered(s: Setup, state: State, times: float) -> tuple[float, Sent]:
     """→ bytes of weights that are whole while responses are sampled, and what gathers them.
 
     Under ZeRO-3 TRL gathers all of them before (`ds3_gather_for_generation`), and so does our PPO
-    under FSDP2. Without, and with TRL under FSDP2, each is gathered in every pass, that is for
+    under both. Without, and with TRL under FSDP2, each is gathered in every pass, that is for
     every token.
     """
     if s.sharding not in ("zero3", "fsdp2"):
         return 0.0, Sent()
     if s.ds3_gather_for_generation and (s.sharding == "zero3" or s.stage == "ppo"):
         return state.whole, passing(s, state, times)._replace(hides=False)
-    rows = _next_token(s.model, pass_config(s, s.model, 1, 1, trained=False))
-    here, _ = forward(s, [Row(rows, state)], 0)
-    return here.whole, passing(s, state, times * max(1, s.response))
+    row = Row(_next_token(s.model, pass_config(s, s.model, 1, 1, trained=False)), state)
+    sent = passing(s, state, times * max(1, s.response))
+    if s.sharding == "zero3" and s.stage == "ppo":  # parts are called alone: nothing comes ahead
+        return max(row.units), sent
+    here, _ = forward(s, [row], 0)
+    return here.whole, sent
 
 
 def inference(s: Setup) -> list[Phase]:

@@ -12,7 +12,7 @@ from .layers import PassConfig
 from .memory import Segment, ending, trunk, works
 from .phases import Phase, PhaseList, pass_config, real_tokens, step_work
 from .setup import Setup
-from .sharding import Moment, Row, moments, training
+from .sharding import Moment, Row, between, gathering, moments, training
 from .states import State, states
 from .work import Work
 
@@ -227,6 +227,9 @@ def _add_update(
     first, _, second = moments(s, rows, before, accumulates)
     # Under DDP each iteration is planned with one exchange that is not hidden.
     sent = training(s, rows, passes, steps if s.shards else 1)
+    if s.sharding == "zero3":  # an iteration's first pass is new to DeepSpeed: nothing stays whole
+        again = gathering(s, between(s, rows))
+        sent = sent[0], sent[1]._replace(all_gather=sent[1].all_gather + again.all_gather), sent[2]
     bucket = state["policy"].bucket if s.sharding == "zero1" and accumulates else 0.0
     cached = sum(x.times * x.cached for x in policy)  # until the forward pass ends
     of_value = _of_value(rows, value, first, before + cached)

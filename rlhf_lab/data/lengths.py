@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 from ..models.load import Model, small_models_folder
 from ..stages import STAGES, Settings
-from .load import STORY_ROWS
-from .schema import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from .load import Data
+    from .schema import Example
 
 LEAST_TOKENS_SAVED = 128
 """Tokens of padding that one more pass has to save at least: on two CPU cores calling the layers
@@ -129,6 +128,8 @@ def story_lengths(rows: str) -> RowLengths:
 def story_rows(kind: str) -> tuple[list[Example], int, int]:
     """Rows of made-up token ids, as long as the bundled stories' that are looked at; how many there
     are to train on, and held out. `kind`: a set of `Data`."""
+    from .load import STORY_ROWS  # a plan needs no world
+
     fields = {"sft": ["completion"], "preferences": ["chosen", "rejected"], "prompts": []}
     if kind not in fields:
         return [], 0, 0

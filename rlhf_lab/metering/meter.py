@@ -29,6 +29,7 @@ import os
 import resource
 import sys
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +37,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeAlias
-from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ from torch.utils.hooks import RemovableHandle
 from ..runs.ledger import Ledger
 from .flop_counter import PassCounter
 from .memory_tracker import GPU_BLOCK, MemoryKey, PhaseKey, phase_peaks
-from .model_memory import Kept, ModelMemory, call_shape
+from .model_memory import ModelMemory, Shards, call_shape
 
 Parts: TypeAlias = dict[MemoryKey, int]
 """Bytes by (role, component)."""
@@ -122,9 +122,9 @@ class Meter:
         if model is not None:
             self._tensors.add(role, model, optimizer)
 
-    def watch_kept(self, kept: Kept) -> None:
-        """So are the tensors that a method names by role and component. Not kept alive either."""
-        self._tensors.kept = WeakMethod(kept)
+    def watch_shards(self, shards: Shards) -> None:
+        """So are the tensors that this names by role and component. Not kept alive either."""
+        self._tensors.shards = weakref.ref(shards)
 
     def hold(self, *tensors: object) -> None:
         """Tensors that live from phase to phase (a batch, a rollout): no role's own."""

@@ -12,7 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 from unittest.mock import patch
 
 from torch import Tensor, nn
@@ -51,8 +51,16 @@ States: TypeAlias = Mapping[Tensor, Mapping[str, object]]
 """An optimizer's state: parameter → name → tensor or number."""
 _Watched: TypeAlias = tuple["weakref.ref[nn.Module]", "weakref.ref[Optimizer] | None"]
 """A model, and the optimizer of a trained one."""
-Kept: TypeAlias = Callable[[], Mapping[MemoryKey, Sequence[Tensor]]]
-"""What is kept of roles where no parameter leads to it, by role and component."""
+
+
+class Shards(Protocol):
+    """How models are kept whose gradients and states no parameter leads to."""
+
+    accumulating: bool
+    """whether gradients of a pass before are there"""
+
+    def kept(self) -> Mapping[MemoryKey, Sequence[Tensor]]:
+        """What there is of roles, by role and component."""
 
 
 class ModelMemory:
@@ -66,7 +74,7 @@ class ModelMemory:
         self._held: list[weakref.ref[Tensor]] = []
         self._undo = ExitStack()  # hooks, while it is on
         self._states: dict[str, int] = {}  # role → bytes of optimizer state
-        self.kept: Callable[[], Kept | None] = lambda: None
+        self.shards: Callable[[], Shards | None] = lambda: None
         self._accumulates = False  # whether FSDP2 holds whole gradients of passes before
 
     # ------------------------------------------------------------------------------ what is there
@@ -101,7 +109,8 @@ class ModelMemory:
     @property
     def accumulating(self) -> bool:
         """Does a trained model hold gradients already?"""
-        if self._accumulates:
+        shards = self.shards()
+        if self._accumulates or shards and shards.accumulating:
             return True
         for model, optimizer in self._models.values():
             if optimizer is not None and (module := model()) is not None:
@@ -125,9 +134,9 @@ class ModelMemory:
 
     def _kept(self) -> Iterator[tuple[str, str, Sequence[Tensor]]]:
         """(role, component, tensors that no parameter leads to)"""
-        kept = self.kept()
-        for (role, component), tensors in kept().items() if kept else ():
-            yield role, component, tensors
+        if shards := self.shards():
+            for (role, component), tensors in shards.kept().items():
+                yield role, component, tensors
 
     def _own_kept(self) -> None:
         for role, component, tensors in self._kept():
@@ -179,8 +188,8 @@ class ModelMemory:
         self.measure_states()
         peaks = {at: dict(parts) for at, parts in self.tracker.peaks.items()}
         for parts in peaks.values():
-            if not any(component == "optimizer" for _, component in parts):
-                parts.update({(role, "optimizer"): size for role, size in self._states.items()})
+            for role, size in self._states.items():
+                parts[role, "optimizer"] = max(size, parts.get((role, "optimizer"), 0))
         return peaks
 
     # ----------------------------------------------------------------------------------- labels

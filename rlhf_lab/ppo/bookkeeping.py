@@ -65,7 +65,7 @@ class Bookkeeping(TrainingParts, ABC):
             self.meter.watch("reward", reward_model)
         self.meter.watch("policy", self.policy, self.optimizer)
         self.meter.watch("value", self.value_model, self.optimizer)
-        self.meter.watch_kept(self.sharding.kept)
+        self.meter.watch_shards(self.sharding)
 
     def _sum(self, x: Tensor) -> Tensor:
         """Sum over processes. (…) → (…)."""

@@ -121,6 +121,7 @@ class Zero(Replicated):
     def accumulate(self, model: AnyModel, last: bool) -> Iterator[None]:
         model.set_gradient_accumulation_boundary(last)
         yield
+        self.accumulating = not last
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)

@@ -91,6 +91,7 @@ class Run:
         hardware: object = None,
         sources: Mapping[str, str] | None = None,
         losses: Mapping[str, str] | None = None,
+        specimen: str | None = None,
         processes: int = 1,
         overwrite: bool = False,
         keep: Sequence[str] = (),
@@ -100,7 +101,7 @@ class Run:
 
         `settings` is a mapping, a dataclass or anything with `to_dict` (TRL's configs); `sources`
         says where those come from that nobody gave; `losses` which of PPO's functions are somebody
-        else's, by name; `processes` how many train it.
+        else's, by name; `specimen` what is wrong with it on purpose; `processes` how many train it.
         """
         if stage not in STAGES:
             raise ValueError(f"stage={stage!r}: choose from {', '.join(STAGES)}")
@@ -111,6 +112,7 @@ class Run:
         what = {"stage": stage, "model": model, "data": data, "seed": seed, "hardware": hardware}
         what |= {"sources": dict(sources)} if sources else {}
         what |= {"losses": dict(losses)} if losses else {}
+        what |= {"specimen": specimen} if specimen else {}
         what |= {"processes": processes} if processes > 1 else {}
         state = {"versions": versions(), "started": _now(), "status": "running", "summary": {}}
         run._write_config({**what, "settings": settings, **state})
@@ -389,8 +391,10 @@ class Run:
         config = self.config
         # Its dashboard may be far up the page. The same words on every machine.
         look = by_surface("; curves: lab.dashboard(run), what it wrote: lab.inspect(run)", "")
-        head = f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, " + (
-            self.what_is_left() or f"{self.status} at step {self.last_step}{look}"
+        sick = f"sick on purpose ({config['specimen']}), " if "specimen" in config else ""
+        head = (
+            f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, {sick}"
+            + (self.what_is_left() or f"{self.status} at step {self.last_step}{look}")
         )
         parts = [rows for rows in (changes(self.summary), facts(self.summary)) if rows]
         every = spans(self)

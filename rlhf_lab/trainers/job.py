@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
     from ..planning import Plan, TrainerArgs
+    from ..ppo.trainer import PPOTrainer
     from ..widgets.dashboard import Dashboard
     from .trl import Watch
 
@@ -69,6 +70,8 @@ class Job:
     """what the stage learns from beside a reward model"""
     losses: Mapping[str, LossFunction] = field(default_factory=dict)
     """functions in place of PPO's own (`ppo/losses.py`)"""
+    trainer: type[PPOTrainer] | None = None
+    """in place of PPO's own: a specimen of the bug zoo"""
     resume: bool = False
     """go on from the run's last checkpoint"""
     dashboard: Dashboard | None = None

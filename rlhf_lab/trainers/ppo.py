@@ -13,7 +13,7 @@ from .prepare import reward_adapter
 
 def train(job: Job) -> Figures:
     roles, adapter = job.ready.models, reward_adapter(job.plan, job.args.layout)
-    trainer = PPOTrainer(
+    trainer = (job.trainer or PPOTrainer)(
         job.args,
         job.tokenizer,
         roles["policy"],

@@ -31,6 +31,7 @@ from ..charts.views import (
     time_stacks,
 )
 from ..display import escape, format_bytes, format_number, format_seconds, table
+from ..runs.health import health
 from ..runs.ledger import Ledger
 from ..runs.progress import Pace, notebook_display
 from ..runs.run import Run
@@ -88,7 +89,7 @@ class Dashboard:
         self.specs = charts_of(stage)
         self.charts = {spec.title: Chart(_empty(spec)) for spec in self.specs}
         self.memory, self.time = Chart(), Chart()
-        self.status = w.HTML()
+        self.status, self.health = w.HTML(), w.HTML()
         self.widget = self._layout()
         self.refresh(now=True)
 
@@ -96,7 +97,7 @@ class Dashboard:
         head = w.HBox([self.button, self.status], layout={"align_items": "center"})
         open_charts = [self.charts[spec.title] for spec in self.specs if not spec.folded]
         folded = [self.charts[spec.title] for spec in self.specs if spec.folded]
-        parts = [head, _wrapping([*open_charts, self.memory, self.time])]
+        parts = [head, self.health, _wrapping([*open_charts, self.memory, self.time])]
         self._more = w.Accordion([_wrapping(folded)] if folded else [], selected_index=None)
         return w.VBox([*parts, self._more])
 
@@ -162,6 +163,9 @@ class Dashboard:
             for spec in self.specs:
                 picture = metric_chart(self.run, spec, self._last_step_drawn, **SIZE)
                 self.charts[spec.title].draw(picture or _empty(spec), now)
+            verdict = health(self.run, self._last_step_drawn)
+            said = f"<small>health: {escape(verdict.headline)}</small>"
+            self.health.value = said if verdict.known else ""
         ledger, done = self._ledger(), self._pace.share
         self.memory.draw(role_memory_chart(ledger, self.limit, **SIZE), now)
         self.time.draw(time_stacks(ledger, 1.0 if done is None else done, **SIZE), now)

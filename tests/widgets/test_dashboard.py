@@ -179,6 +179,18 @@ def test_a_replay_shows_a_run_up_to_a_step(run):
     assert "reward: last 5" in replay.charts["proxy reward"].picture.words
 
 
+def test_a_replay_says_how_healthy_the_run_was_up_to_the_step(tmp_path):
+    sick = Run.create(tmp_path / "sick", stage="ppo", model="tiny", settings={})
+    for step in range(1, 6):
+        sick.log(step, kl_per_token=0.01 if step < 4 else -0.5)
+    replay = Replay(sick)
+    assert "kl_negative!" in replay.health.value
+    replay.slider.value = 3
+    assert "kl_negative" not in replay.health.value and "checks passed" in replay.health.value
+    empty = Run.create(tmp_path / "empty", stage="ppo", model="tiny", settings={})
+    assert Replay(empty).health.value == ""
+
+
 def test_a_replay_of_a_run_that_logged_nothing(tmp_path):
     empty = Run.create(tmp_path / "empty", stage="sft", model="tiny", settings={}, data="x", seed=0)
     assert "nothing logged yet" in repr(Replay(empty))

@@ -1,0 +1,244 @@
+"""Is a run healthy? Named checks of what it logged, against limits learned from healthy runs.
+
+    lab.health(run)            what each check saw, which specimens look like this, what to try
+
+`health.yaml` says what each check looks at; `health_limits.json` holds the limits, where each comes
+from, and which checks each specimen of the bug zoo fails (`benchmarks/bug_zoo.py --learn`). A check
+of a metric that was not logged says nothing. Shares, ratios and correlations are compared, and not
+rewards themselves, which have another unit in every run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..display import Display, escape, format_number, html_table, table
+from ..stages import read_table
+from .run import Run
+
+NGRAM = 3
+LEAST = {"largest": 1, "smallest": 1, "trend": 8}
+"""Values that a figure is made from, at the least; 4 of others."""
+THINNED = 100
+"""Values that a trend is made from, at most."""
+LIKE = 3
+"""Specimens that are named, at most."""
+_HERE = Path(__file__).parent
+Lines = Sequence[Mapping[str, float]]
+
+
+# ------------------------------------------------------------------------ a series as one figure
+
+
+def recent(values: Sequence[float]) -> float:
+    """Mean of the last quarter."""
+    last = values[-max(1, len(values) // 4) :]
+    return sum(last) / len(last)
+
+
+def change(values: Sequence[float]) -> float:
+    """Of the last quarter against the first value."""
+    return recent(values) - values[0]
+
+
+def growth(values: Sequence[float]) -> float:
+    """log(last quarter / first value); NaN where either is not above 0."""
+    last, first = recent(values), values[0]
+    return math.log(last / first) if min(last, first) > 0 else math.nan
+
+
+def trend(values: Sequence[float]) -> float:
+    """Kendall's τ with time: 1 always rises, −1 always falls."""
+    values = values[:: 1 + len(values) // THINNED]
+    pairs = [(a, b) for i, a in enumerate(values) for b in values[i + 1 :]]
+    return sum((b > a) - (b < a) for a, b in pairs) / len(pairs) if pairs else math.nan
+
+
+def magnitude(values: Sequence[float]) -> float:
+    """log10 of the largest, of 1e-9 at the least."""
+    return math.log10(max(1e-9, *values))
+
+
+FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "largest": max,
+    "smallest": min,
+    "recent": recent,
+    "change": change,
+    "growth": growth,
+    "trend": trend,
+    "magnitude": magnitude,
+}
+
+
+def repeated_ngrams(texts: Iterable[str]) -> float:
+    """Share of the runs of three words that stood in the same text before; NaN without any."""
+    seen = total = 0
+    for text in texts:
+        words = text.split()
+        grams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+        total, seen = total + len(grams), seen + len(grams) - len(set(grams))
+    return seen / total if total else math.nan
+
+
+# ------------------------------------------------------------------------------------ the checks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One entry of `health.yaml`."""
+
+    name: str
+    metric: str
+    """or some, divided: `a / b`"""
+    figure: str
+    """of `FIGURES`"""
+    side: str
+    """`high` or `low`: where sickness is"""
+    sees: str
+    tries: str
+    against: str = ""
+    """a metric whose figure is taken off"""
+    unless: Sequence[str] = ()
+    """metrics beside which this one means something else"""
+
+    def value(self, lines: Lines) -> float:
+        """The figure of all lines; NaN where they do not hold it."""
+        if any(name in line for line in lines for name in self.unless):
+            return math.nan
+        return self._of(lines, self.metric) - (self._of(lines, self.against) if self.against else 0)
+
+    def _of(self, lines: Lines, metric: str) -> float:
+        values = [x for line in lines if math.isfinite(x := quotient(line, metric))]
+        if len(values) < LEAST.get(self.figure, 4):
+            return math.nan
+        return FIGURES[self.figure](values)
+
+    def worst(self, lines: Lines) -> float:
+        """The worst value at any time of a run; NaN where there is none."""
+        values = [self.value(lines[: n + 1]) for n in range(len(lines))]
+        known = [v for v in values if math.isfinite(v)]
+        return (max if self.side == "high" else min)(known) if known else math.nan
+
+
+def quotient(line: Mapping[str, float], metric: str) -> float:
+    """A logged metric, or some divided: `a / b`; NaN where one is missing, or 0 below."""
+    first, *below = (line.get(name, math.nan) for name in metric.split(" / "))
+    divisor = math.prod(below)
+    return first / divisor if divisor else math.nan
+
+
+CHECKS = {n: Check(name=n, **entry) for n, entry in read_table(_HERE / "health.yaml").items()}
+
+
+@cache
+def limits() -> dict[str, Any]:
+    """`health_limits.json`: `limits` (warn, critical, origin) by check, and `specimens`: by name,
+    the share of its runs that fails each check."""
+    found: dict[str, Any] = json.loads((_HERE / "health_limits.json").read_text("utf-8"))
+    return found
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A check that a run fails; `critical`: far beyond what healthy runs show."""
+
+    check: Check
+    value: float
+    limit: float
+    critical: bool
+
+    @property
+    def saw(self) -> str:
+        beyond = "above" if self.check.side == "high" else "below"
+        return f"{format_number(self.value)}, {beyond} {format_number(self.limit)}"
+
+    def __str__(self) -> str:
+        level = "critical" if self.critical else "warning"
+        check = self.check
+        return f"{level}: {check.name}: {self.saw} ({check.sees}). Try: {check.tries}"
+
+
+def examine(lines: Lines) -> list[Finding]:
+    """The checks that these logged lines fail, critical ones first."""
+    found = []
+    for name, limit in limits()["limits"].items():
+        value, sign = CHECKS[name].value(lines), 1 if CHECKS[name].side == "high" else -1
+        if sign * value > sign * limit["warn"]:  # not so for NaN
+            critical = sign * value > sign * limit["critical"]
+            found.append(Finding(CHECKS[name], value, limit["warn"], critical))
+    return sorted(found, key=lambda f: not f.critical)
+
+
+def look_alikes(failed: Iterable[str]) -> list[str]:
+    """Specimens that fail the checks of these names, the most alike first: by what both fail over
+    what either does, a check counting by the share of the specimen's runs that fails it."""
+    names, likeness = set(failed), dict[str, float]()
+    for specimen, shares in limits()["specimens"].items():
+        both = sum(shares.get(name, 0.0) for name in names)
+        either = len(names) + sum(x for name, x in shares.items() if name not in names)
+        likeness[specimen] = both / either if either else 0.0
+    alike = [s for s in likeness if likeness[s] > 0]
+    return sorted(alike, key=lambda s: -likeness[s])[:LIKE]
+
+
+# -------------------------------------------------------------------------------------- a verdict
+
+
+class Health(Display):
+    """What the checks say of logged lines; true where they pass all of them."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.findings = examine(lines)
+        self.known = [n for n in limits()["limits"] if math.isfinite(CHECKS[n].value(lines))]
+        self.look_alikes = look_alikes(f.check.name for f in self.findings)
+        rows = [
+            {
+                "check": f.check.name + ("!" if f.critical else ""),
+                "saw": f.saw,
+                "of": f.check.sees,
+                "try": f.check.tries,
+            }
+            for f in self.findings
+        ]
+        text, page = (f"\n{table(rows)}", html_table(rows)) if rows else ("", "")
+        super().__init__(self.headline + text, f"<p>{escape(self.headline)}</p>{page}")
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a line; a check with a `!` is critical."""
+        if not self.known:
+            return "no check: nothing was logged that one knows"
+        if not self.findings:
+            return f"{len(self.known)} checks passed"
+        names = ", ".join(f.check.name + ("!" if f.critical else "") for f in self.findings)
+        like = f"; looks like {', '.join(self.look_alikes)}" if self.look_alikes else ""
+        return f"{len(self.findings)} of {len(self.known)} checks failed: {names}{like}"
+
+    def __bool__(self) -> bool:
+        return not self.findings
+
+
+def logged_lines(run: Run, upto: float = math.inf) -> list[dict[str, float]]:
+    """What each training step up to one logged, and what its samples repeat."""
+    texts: dict[int, list[str]] = {}
+    for row in run.samples:
+        if "when" not in row:
+            texts.setdefault(int(row["step"]), []).append(str(row["response"]))
+    return [
+        {**line, "repeated_ngrams": repeated_ngrams(texts.get(int(line["step"]), []))}
+        for line in run.metrics
+        if line["step"] <= upto and not any(name.startswith("eval_") for name in line)
+    ]
+
+
+def health(run: Run, upto: float = math.inf) -> Health:
+    """Named checks of what a run has logged, up to a step: what each saw that healthy runs do not
+    show, which specimens of the bug zoo look like this, and what to try. The limits come from
+    healthy runs of the bundled `tiny`; `health_limits.json` says from which."""
+    return Health(logged_lines(run, upto))
