@@ -75,7 +75,7 @@ class ServingFrontier:
         for name, to, *columns in self.points:
             row = {"model": name, "in": to}
             for (title, decimals), values in zip(titles, columns, strict=True):
-                error = f" ± {stdev(values):.{decimals}f}" * (len(values) > 1)  # over seeds
+                error = f" ± {stdev(values):.{decimals}f}" if len(values) > 1 else ""  # over seeds
                 row[title] = f"{mean(values):.{decimals}f}{error}"
             rows.append(row)
         return rows
