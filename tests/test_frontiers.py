@@ -4,6 +4,7 @@ pytest tests/test_frontiers.py
 """
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,11 @@ def test_the_figure_says_all_in_words(found):
     assert len(figure.data[0].x) == 2 and figure.data[2].xaxis == "x2"
     assert "best of 2 in bf16: gold reward" in words and "predicted: $" in words
     assert "USD/M tokens at $3.6/h" in repr(found) and " ± " in repr(found)
+
+
+def test_one_seed_has_no_spread(found):
+    one = replace(found, points=[p._replace(gold_reward=[9.0]) for p in found.points])
+    assert one.rows[0]["gold reward"] == "9.00" and "±" in one.rows[0]["tokens/s"]
 
 
 def test_what_has_no_price_or_no_truth_is_refused():
