@@ -20,6 +20,7 @@ GLOSSES: dict[str, str] = {name: text for k, text in _TABLE.items() for name in 
 """What a metric means, in a line."""
 _FAMILIES = {
     **{"before/": "before training: ", "eval_": "on held-out data: "},
+    **{"teacher/": "of the teacher: "},
     **{"gold/": "a part of the gold reward, 0 to 1: ", "rewards/": "one of the rewards added up: "},
 }
 
