@@ -274,7 +274,8 @@ def plan(
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         taken["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
     if stage == "inference" and not OF_WEIGHTS & given:
-        taken["quantization"] = format_of(handle.config_dict())
+        if (kept := format_of(handle.config_dict())) != "none":  # its files are in fewer bits
+            taken["quantization"] = kept
     if data is not None:
         from .data.load import load_data
 

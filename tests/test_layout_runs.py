@@ -148,7 +148,7 @@ def test_4_bits_of_ppo_need_one_base_and_bitsandbytes(monkeypatch, data, tmp_pat
     import sys
 
     plan = lab.plan("ppo", "tiny", load_in_4bit=True, lora_r=4, **SHORT)
-    with pytest.raises(ValueError, match="load_in_4bit=True is planned only"):
+    with pytest.raises(ValueError, match="one base in 4 bits alone: set layout=adapters"):
         lab.train(plan, data, out=tmp_path / "four", quiet=True)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ValueError, match="load_in_4bit needs bitsandbytes: pip install"):

@@ -310,9 +310,13 @@ def test_the_python_that_started_it_is_killed_and_it_ends_too():
 def interrupted_soon():
     """As a notebook's interrupt does: SIGINT in the main thread."""
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's workers ignore it
     timer.start()
-    yield
-    timer.join()
+    try:
+        yield
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupt_while_it_starts_leaves_nothing_behind():
