@@ -117,6 +117,14 @@ def frontier_serving(
     from .launch.launcher import prepare_process
     from .trainers.evaluate import held_out_prompts
 
+    if not isinstance(models, Mapping) or not models or not formats or not seeds:
+        raise ValueError("frontier_serving: models by name, as {'SFT': 'tiny'}; formats; seeds")
+    if unknown := [to for to in formats if to not in PREDICTED]:
+        raise ValueError(f"no format {unknown[0]!r}: choose from {', '.join(PREDICTED)}")
+    policies = {name: of if isinstance(of, list) else [of] for name, of in models.items()}
+    pairs = [x for of in policies.values() for x in of if isinstance(x, tuple)]
+    if price <= 0 or prompts < 1 or any(n < 1 for _, n in pairs):
+        raise ValueError("price is above 0; prompts and n of (model, n) are at least 1")
     data = load_data(data)
     if not data.has_gold:
         raise ValueError(f"{data.name} has no gold reward, so nothing is known of quality")
@@ -124,11 +132,13 @@ def frontier_serving(
     prepare_process()
     found: dict[tuple[str, str], Served] = {}
     for turn, seed in enumerate(seeds):
-        for name, given in models.items():
-            policy = given[turn % len(given)] if isinstance(given, list) else given
+        for name, given in policies.items():
+            policy = given[turn % len(given)]
             of, n = policy if isinstance(policy, tuple) else (policy, 1)
             for to in formats:
                 handle = quantize(of, to, data=None)
+                if handle.scores:
+                    raise ValueError(f"{name} is a reward model: it scores, and writes nothing")
                 rows = held_out_prompts(handle, data, prompts, response_length)
                 if not found:
                     _answers(handle, rows[:8], n, response_length, seed)  # warm up

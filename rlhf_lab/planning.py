@@ -248,20 +248,27 @@ def plan(
     teacher = teacher_model or named
     if stage == "distill" and teacher is None and "teacher" not in handle.paths:
         teacher = TEACHER if handle.name in BUNDLED and handle.name != TEACHER else None
+    if stage != "reward":
+        handle.check_writes()
     others = {"reward": reward_model, "value": value_model, "teacher": teacher}
     others["draft"] = draft_model
     for role, other in others.items():
         if other is not None:
             if role not in STAGES[stage].roles or stage == "reward":
                 raise ValueError(f"{stage} has no {role} model: leave {role}_model out")
-            paths = load(other).paths
-            trained = "sft" if role in ("teacher", "draft") else "reward"
+            theirs = load(other)
+            trained, paths = "reward", theirs.paths
+            if role in ("teacher", "draft"):
+                theirs.check_writes()
+                trained = "sft"
             handle = handle.with_stage(role, paths.get(trained, paths["base"]))
     find_hardware(hardware)
     check_settings(stage, settings)
     _check_lengths(stage, settings)
     given = frozenset(settings) | ({"teacher_model"} if teacher_model or named else set())
     taken, sources = defaults(stage, handle, hardware, settings)
+    if {"accepted", "num_assistant_tokens"} & settings.keys() and "draft" not in handle.paths:
+        raise ValueError("accepted and num_assistant_tokens are of a draft: give draft_model")
     if draft_model is not None:  # with which transformers decodes one request at a time
         taken["per_device_train_batch_size"] = 1
     taken = {**taken, **settings}

@@ -306,7 +306,7 @@ class BestOfN:
 def best_of_n(
     model: str | Path | Model = "tiny",
     data: Data | str | Path = "stories",
-    n: Sequence[int] = (1, 2, 4, 8, 16),
+    n: int | Sequence[int] = (1, 2, 4, 8, 16),
     *,
     prompts: int = 256,
     response_length: int = 64,
@@ -327,7 +327,7 @@ def best_of_n(
 
     prepare_process()
     model, data = load(model), load_data(data)
-    counts = sorted(set(n))
+    counts = sorted({n} if isinstance(n, int) else set(n))
     _check(model, counts, prompts, response_length)
     kept = held_out_prompts(model, data, prompts, response_length)
     bar = None if quiet else Progress(len(kept) * counts[-1], "best-of-n")

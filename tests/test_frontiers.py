@@ -84,3 +84,41 @@ def test_what_has_no_price_or_no_truth_is_refused():
     rows = [{"prompt": "a", "completion": f"b {i}"} for i in range(12)]
     with pytest.raises(ValueError, match="has no gold reward, so nothing is known of quality"):
         lab.frontier_serving({"SFT": "mini"}, price=1, data=lab.load_data(rows))
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"models": {}}, "models by name"),
+        ({"models": "mini"}, "models by name"),
+        ({"formats": ("int9",)}, "no format 'int9': choose from fp32"),
+        ({"price": -1.0}, "price is above 0"),
+        ({"models": {"best of none": ("mini", 0)}}, "at least 1"),
+    ],
+)
+def test_what_is_no_question_is_refused(given, line):
+    with pytest.raises(ValueError, match=line):
+        lab.frontier_serving(**{"models": {"SFT": "mini"}, "price": 1.0, **given})
+
+
+def test_a_reward_model_writes_nothing(tmp_path):
+    """Each door says so, before anything is trained or timed."""
+    folder = lab.load("mini").paths["reward"]
+    says = "is a reward model: it scores, and writes nothing"
+    for stage in ("sft", "ppo", "dpo", "rloo", "inference"):
+        with pytest.raises(ValueError, match=says):
+            lab.plan(stage, folder)
+    with pytest.raises(ValueError, match=says):
+        lab.plan("distill", "mini", teacher_model=folder)
+    with pytest.raises(ValueError, match=says):
+        lab.plan("inference", "small", draft_model=folder, accepted=0.5)
+    with pytest.raises(ValueError, match=says):
+        lab.best_of_n(folder, n=2, prompts=2)
+    with pytest.raises(ValueError, match=says):
+        lab.frontier_serving({"a": folder}, ("fp32",), price=1.0, seeds=(0,), prompts=2)
+    assert lab.plan("reward", folder).stage == "reward"
+
+
+def test_guesses_without_a_draft_are_refused():
+    with pytest.raises(ValueError, match="give draft_model"):
+        lab.plan("inference", "small", accepted=0.8)

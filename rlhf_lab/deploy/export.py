@@ -193,13 +193,20 @@ def vllm_facts(model: Path) -> Iterator[str]:
         yield f"an adapter: vllm serve BASE --enable-lora --max-lora-rank {rank} (16 by default)"
         return
     config = json.loads((model / "config.json").read_text())
-    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    if width not in CPU_HEADS:
+    if kept := config.get("quantization_config"):
+        how = kept["quant_method"]
+        yield f"weights in fewer bits ({how}): not tried here; see the formats that vLLM lists"
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    hidden, heads = hidden or config.get("n_embd"), heads or config.get("n_head")
+    width = config.get("head_dim") or (hidden // heads if hidden and heads else None)
+    if width is None:
+        yield f"not known of {config.get('model_type')}: how wide its heads are"
+    elif width not in CPU_HEADS:
         taken = ", ".join(map(str, CPU_HEADS))
         yield f"refused on a CPU: heads are {width} wide, and it takes {taken}"
     if not has_tokenizer(model):
         yield "refused: the folder has no tokenizer (--skip-tokenizer-init takes token ids)"
-    if config.get("dtype") == "float32":
+    if config.get("dtype") == "float32" and not kept:
         yield "fp32 weights are run in 16 bits: --dtype float32 keeps them"
     if context := config.get("max_position_embeddings"):
         yield f"at most {context} tokens of prompt and answer: it refuses --max-model-len above"

@@ -75,8 +75,10 @@ def _unfit(config: JsonObject) -> str:
         return "it gives scores, and llama.cpp generates text; export it to the hub's layout"
     rope = (config.get("rope_parameters") or {}).get("rope_type", "default")
     if config["model_type"] != "llama" or rope != "default":
-        what = f"{config['model_type']} with positions of kind {rope}"
-        return f"it is {what}; export to the hub's layout, which llama.cpp's converter reads"
+        what = (
+            f"positions of kind {rope} are" if rope != "default" else f"{config['model_type']} is"
+        )
+        return f"{what} not written here; llama.cpp's converter reads the hub's layout"
     if config.get("quantization_config"):
         return "its weights are quantised; export the run that they come from"
     return ""

@@ -80,6 +80,7 @@ class Quantised(Model):
         super().__init__(of.name, paths, of.trust_remote_code)
         self.folder, self.to, self.dense = folder, to, dense
         self.figures: dict[str, float] = {}
+        self.scores, self.evaluated = scores, ""
 
     @property
     def rows(self) -> list[dict[str, str]]:
@@ -104,7 +105,8 @@ class Quantised(Model):
         keep = by_surface("kept until Python ends, or give out=", "not kept: give --out")
         where = keep if gone else str(self.folder)
         saved = f"rounded and saved in {self.figures['seconds']:.1f} s: {where}"
-        return [*([f"left as it was: {left}"] * bool(left)), saved]
+        told = {"left as it was": left, "evaluated on": self.evaluated}
+        return [*(f"{what}: {text}" for what, text in told.items() if text), saved]
 
     def __repr__(self) -> str:
         return "\n".join([table(self.rows), *self.notes])
@@ -137,8 +139,15 @@ def quantize(
     from ..trainers.job import save_model
 
     model, path, scores, run = _source(of, stage)
-    rounded, folder = _rounding(to), _room(out)
-    rows = None if data is None else load_data(data)
+    rounded, rows = _rounding(to), None if data is None else load_data(data)
+    if prompts < 1:
+        raise ValueError(f"quantize: prompts={prompts}: 1 or more, or data=None for no evaluation")
+    kept: Sequence[Example] = []
+    if rows is not None and scores:
+        kept = rows.preferences.test[:prompts]
+    elif rows is not None:
+        kept = held_out_prompts(model, rows, prompts, response_length)
+    folder = _room(out)
     prepare_process()
     tokenizer = model.reward_tokenizer if scores else model.tokenizer
     from_disk = load_reward_model if scores else load_causal_lm
@@ -160,10 +169,10 @@ def quantize(
         planned = architecture(config), format_of(config), itemsize, "score" if scores else "lm"
         made.figures["planned_bytes"] = file_bytes(*planned)
     models = {"before/": whole, "": small}
+    made.evaluated = f"{len(kept):,} held-out {'pairs' if scores else 'prompts'}" if kept else ""
     if rows is not None and scores:
-        made.figures |= _reward_figures(models, tokenizer, rows.preferences.test[:prompts])
+        made.figures |= _reward_figures(models, tokenizer, kept)
     elif rows is not None:
-        kept = held_out_prompts(model, rows, prompts, response_length)
         how: dict[str, Setting] = {"max_new_tokens": response_length, "seed": seed}
         made.figures |= _policy_figures(models, tokenizer, rows, kept, **how)
         if run and to == "nf4" and (run.folder / "adapter" / ADAPTER_FILE).is_file():
@@ -182,6 +191,8 @@ def _source(of: Run | Model | str | Path, stage: str) -> tuple[Model, str, bool,
     if isinstance(of, (str, Path)) and (Path(of) / "run.json").is_file():
         of = Run.load(of)
     if isinstance(of, Run):
+        if stage:
+            raise ValueError(f"quantize: {of.name} is a run: leave stage={stage!r} out")
         run, stage = of, "reward" if STAGES[of.stage].roles[0] == "reward" else "sft"
         model = load(str(of.config["model"])).with_stage(stage, of.model_path)
     else:

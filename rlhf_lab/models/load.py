@@ -125,14 +125,21 @@ class Model:
         """Tokens of prompt and response together that the model can take."""
         return int(getattr(self.config, "max_position_embeddings", None) or 2**31)
 
+    def check_writes(self) -> None:
+        """Raises ValueError where all there is is a reward model."""
+        if "sft" not in self.paths and self.paths.get("reward") == self.paths["base"]:
+            raise ValueError(f"{self.name} is a reward model: it scores, and writes nothing")
+
     @property
     def base(self) -> PreTrainedModel:
         """A fresh copy of the pretrained model."""
+        self.check_writes()
         return load_causal_lm(self.paths["base"], self.tokenizer, self.trust_remote_code)
 
     @property
     def sft(self) -> PreTrainedModel:
         """A fresh copy of the fine-tuned model; the base model where there is none."""
+        self.check_writes()
         return load_causal_lm(self._sft_path, self.tokenizer, self.trust_remote_code)
 
     def in_4bit(self, stage: str = "sft", nested: bool = False) -> PreTrainedModel:

@@ -56,9 +56,8 @@ def find_policy(model: Run | Model | str | Path, stage: str = "sft") -> Policy:
     handle = load(model)
     if stage not in ("base", "sft"):
         raise ValueError(f"stage {stage!r} writes nothing; choose base or sft")
+    handle.check_writes()
     base = handle.paths["base"]
-    if handle.paths.get("reward") == base:
-        raise ValueError(f"{handle.name} is a reward model: it scores, and writes nothing")
     path, bundled = handle.paths.get(stage, base), _is_bundled(base)
     name = Path(handle.name).name + "-base" * (stage == "base" and "sft" in handle.paths)
     return Policy(path, base, name, bundled, bundled, handle.trust_remote_code)

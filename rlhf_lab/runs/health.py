@@ -237,8 +237,9 @@ def logged_lines(run: Run, upto: float = math.inf) -> list[dict[str, float]]:
     ]
 
 
-def health(run: Run, upto: float = math.inf) -> Health:
-    """Named checks of what a run has logged, up to a step: what each saw that healthy runs do not
-    show, which specimens of the bug zoo look like this, and what to try. The limits come from
-    healthy runs of the bundled `tiny`; `health_limits.json` says from which."""
+def health(run: Run | str | Path, upto: float = math.inf) -> Health:
+    """Named checks of what a run (or its folder) has logged, up to a step: what each saw that
+    healthy runs do not show, which specimens of the bug zoo look like this, and what to try. The
+    limits come from healthy runs of the bundled `tiny`; `health_limits.json` says from which."""
+    run = run if isinstance(run, Run) else Run.load(run)
     return Health(logged_lines(run, upto))

@@ -375,7 +375,8 @@ class Run:
         where the run ended without one."""
         path = self.folder / "model"
         if not path.is_dir() and self.status != "running":
-            raise FileNotFoundError(f"{self.name} has no model: {self.what_is_left()}")
+            left = self.what_is_left() or f"there is no {path}"
+            raise FileNotFoundError(f"{self.name} has no model: {left}")
         return path
 
     # -- how it looks -------------------------------------------------------------------------

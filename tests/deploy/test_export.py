@@ -264,7 +264,7 @@ def test_grouped_heads_biases_a_head_of_its_own_and_spare_rows(tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "line"),
     [
-        ("config.json", {"model_type": "qwen2"}, "qwen2 with positions of kind default"),
+        ("config.json", {"model_type": "qwen2"}, "qwen2 is not written here"),
         ("config.json", {"architectures": ["LlamaForSequenceClassification"]}, "gives scores"),
         ("config.json", {"quantization_config": {"quant_method": "x"}}, "weights are quantised"),
         ("config.json", {"rope_parameters": {"rope_type": "yarn"}}, "positions of kind yarn"),
@@ -311,3 +311,9 @@ def test_what_vllm_says_without_vllm(tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "head_dim": 24}))
     said = str(lab.export(folder, "vllm-check"))
     assert "refused on a CPU: heads are 24 wide" in said and "no tokenizer" in said
+    gpt2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 2, "dtype": "float32"}
+    rounded = {**gpt2, "quantization_config": {"quant_method": "torchao"}}
+    (folder / "config.json").write_text(json.dumps(rounded))
+    said = str(lab.export(folder, "vllm-check"))
+    assert "weights in fewer bits (torchao)" in said
+    assert "heads are" not in said and "float32" not in said

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import rlhf_lab as lab
 from rlhf_lab.cli.main import main
 from rlhf_lab.deploy.quantize import _dense
+from rlhf_lab.runs.run import Run
 from rlhf_lab.trainers.evaluate import pair_scores, perplexity, policy_report
 
 IDS = torch.arange(3, 43).view(2, 20)
@@ -136,11 +137,14 @@ def test_int4_says_which_layers_its_groups_do_not_fit():
         ({"to": "int4"}, "int4 needs a GPU"),
         ({"to": "nf3"}, "no format 'nf3'; did you mean 'nf4'|no format 'nf3': did you mean"),
         ({"stage": "value"}, "no 'value' of tiny: it has base, sft, reward"),
+        ({"prompts": 0}, "prompts=0: 1 or more, or data=None"),
+        ({"response_length": 1024}, "no prompt that leaves room"),
+        ({"of": Run.stored("ppo_small"), "stage": "reward"}, "ppo_small is a run: leave stage"),
     ],
 )
 def test_what_cannot_be_is_one_line(how, line, tmp_path):
     with pytest.raises(ValueError, match=line) as refused:
-        lab.quantize("tiny", out=tmp_path / "small", **how)
+        lab.quantize(**{"of": "tiny", "out": tmp_path / "small", **how})
     assert "\n" not in str(refused.value) and not (tmp_path / "small").exists()
 
 

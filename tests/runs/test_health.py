@@ -134,3 +134,8 @@ def test_a_run_on_disk_up_to_a_step(tmp_path):
     for name in ("ppo", "ppo_adapters", "ppo_lora", "ppo_shared", "grpo", "rloo", "dpo"):
         stored = lab.health(Run.stored(name))
         assert stored and stored.known, name
+
+
+def test_a_folder_is_a_run_too():
+    run = Run.stored("ppo")
+    assert repr(lab.health(run.folder)) == repr(lab.health(run))
