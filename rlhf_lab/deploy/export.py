@@ -42,6 +42,8 @@ def export(
     """
     if to not in ("hub", "gguf", "vllm-check"):
         raise ValueError(f"to={to!r}: choose from hub, gguf, vllm-check")
+    if to == "vllm-check" and out is not None:
+        raise ValueError(f"vllm-check writes nothing: leave {by_surface('out=', '--out')} out")
     folder = run.folder if isinstance(run, Run) else Path(run).expanduser()
     plain = any((folder / file).is_file() for file in ("config.json", ADAPTER_FILE))
     of = None if to != "hub" and plain else Run.load(folder)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -167,10 +168,12 @@ def bench(
     """
     if not concurrency or min(*concurrency, requests, max_tokens) < 1:
         raise ValueError("bench: concurrency, requests and max_tokens are at least 1")
+    url = str(getattr(server, "url", server)).rstrip("/").removesuffix("/v1")
+    if not re.match(r"https?://[^/]", url):
+        raise ValueError(f"bench: {url!r} is no address; one is http://127.0.0.1:8000")
     program = shutil.which(os.environ.get("GUIDELLM") or "guidellm", path=_places())
     if not program:
         raise ValueError(f"bench needs GuideLLM: {INSTALL}")
-    url = str(getattr(server, "url", server)).rstrip("/").removesuffix("/v1")
     token = token or getattr(server, "token", None)
     asked = model or getattr(server, "model", None)
     name = _probe(url, token, asked, max_tokens)

@@ -198,6 +198,7 @@ def test_nothing_is_lost_and_nothing_is_left_half_written(tmp_path, capsys):
     ("given", "line"),
     [
         ({"to": "onnx"}, "choose from hub, gguf, vllm-check"),
+        ({"to": "vllm-check"}, "vllm-check writes nothing: leave out= out"),
         ({"run": "nowhere"}, "no run in nowhere"),
         ({"to": "gguf", "adapter": True}, "adapter is for a run, to hub or vllm-check"),
         ({"run": str(MINI / "sft")}, "no run in"),  # a card is a run's

@@ -127,6 +127,12 @@ def test_a_server_that_does_not_answer_is_refused_before_the_load(any_guidellm):
         lab.bench("http://127.0.0.1:9", concurrency=(0,))
 
 
+@pytest.mark.parametrize("address", ["notaurl", "127.0.0.1:8000", "http://", 3])
+def test_an_address_is_looked_at_first(no_guidellm, address):
+    with pytest.raises(ValueError, match="is no address; one is http://127.0.0.1:8000"):
+        lab.bench(address)
+
+
 @pytest.mark.parametrize("named", ["", "/nowhere/guidellm"])
 def test_without_guidellm_it_says_what_to_install(no_guidellm, monkeypatch, capsys, named):
     monkeypatch.setenv("GUIDELLM", named)
