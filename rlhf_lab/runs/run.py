@@ -130,8 +130,8 @@ class Run:
 
     @classmethod
     def stored(cls, name: str) -> Run:
-        """A run that the notebooks show beside their own (`make course_runs`): settings, metrics
-        and costs; a model of `ppo_small` alone. Raises ValueError for another name."""
+        """A run that the notebooks show beside their own (`make course_runs`); `ppo_small` alone
+        has a model. Raises ValueError for another name."""
         folder = notebooks_folder() / "course_runs"
         if not (folder / name / "run.json").is_file():
             known = ", ".join(sorted(p.parent.name for p in folder.glob("*/run.json")))
@@ -371,11 +371,10 @@ class Run:
 
     @property
     def model_path(self) -> Path:
-        """Where the trained model is, or will be once the run saves it. Raises FileNotFoundError
-        where the run ended without one."""
+        """Where the trained model is, or will be. Raises FileNotFoundError if it ended without."""
         path = self.folder / "model"
         if not path.is_dir() and self.status != "running":
-            left = self.what_is_left() or f"there is no {path}"
+            left = self.what_is_left() or f"no {path}"
             raise FileNotFoundError(f"{self.name} has no model: {left}")
         return path
 
