@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -18,6 +19,7 @@ from .data.tokenize import prompt_of
 from .deploy.quantize import quantize
 from .display import html_table, table
 from .models.load import Model
+from .models.policy import find_policy
 from .models.weights import load_causal_lm
 from .planning import plan
 from .runs.run import Run
@@ -125,6 +127,8 @@ def frontier_serving(
     pairs = [x for of in policies.values() for x in of if isinstance(x, tuple)]
     if price <= 0 or prompts < 1 or any(n < 1 for _, n in pairs):
         raise ValueError("price is above 0; prompts and n of (model, n) are at least 1")
+    for of in chain(*policies.values()):
+        find_policy(of[0] if isinstance(of, tuple) else of)  # raises for what writes nothing
     data = load_data(data)
     if not data.has_gold:
         raise ValueError(f"{data.name} has no gold reward, so nothing is known of quality")
@@ -137,8 +141,6 @@ def frontier_serving(
             of, n = policy if isinstance(policy, tuple) else (policy, 1)
             for to in formats:
                 handle = quantize(of, to, data=None)
-                if handle.scores:
-                    raise ValueError(f"{name} is a reward model: it scores, and writes nothing")
                 rows = held_out_prompts(handle, data, prompts, response_length)
                 if not found:
                     _answers(handle, rows[:8], n, response_length, seed)  # warm up

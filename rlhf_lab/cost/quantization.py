@@ -83,10 +83,10 @@ def file_bytes(model: Architecture, name: str, itemsize: int, head: str = "lm") 
 def format_of(config: Mapping[str, object]) -> str:
     """The format that a transformers config says its checkpoint is in; "none" where it says none.
     Raises ValueError for one that is not in the table."""
-    said = json.dumps(config.get("quantization_config") or "", default=str)
-    if said == '""':
+    written = json.dumps(config.get("quantization_config") or "", default=str)
+    if written == '""':
         return "none"
     for name, kind in FORMATS.items():
-        if kind.checkpoint and all(words in said for words in kind.checkpoint):
+        if kind.checkpoint and all(words in written for words in kind.checkpoint):
             return name
-    raise ValueError(f"weights in a format that is not modelled: {said[:80]}")
+    raise ValueError(f"weights in a format that is not modelled: {written[:80]}")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..display import Display, by_surface, escape, is_number
 from ..models.hub import quiet_transformers
-from ..models.load import ADAPTER_FILE, BUNDLED, load
+from ..models.load import ADAPTER_FILE, BUNDLED, gives_scores, load
 from ..models.names import same_sizes, short_names
 from ..models.tokenizer import has_tokenizer
 from ..runs.figures import gloss
@@ -212,5 +212,5 @@ def vllm_facts(model: Path) -> Iterator[str]:
         yield "fp32 weights are run in 16 bits: --dtype float32 keeps them"
     if context := config.get("max_position_embeddings"):
         yield f"at most {context} tokens of prompt and answer: it refuses --max-model-len above"
-    if "SequenceClassification" in str(config.get("architectures")):
+    if gives_scores(config):
         yield "scores: --runner pooling; without score_offset of config.json, add it"

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..models.load import gives_scores
 from ..models.tokenizer import load_tokenizer
 from ..models.weights import load_causal_lm
 from ..runs.json_files import JsonObject
@@ -71,7 +72,7 @@ def write_gguf(model: Path, file: Path, name: str) -> None:
 
 def _unfit(config: JsonObject) -> str:
     """Why a model is not written; "" for one that is."""
-    if "SequenceClassification" in str(config.get("architectures")):
+    if gives_scores(config):
         return "it gives scores, and llama.cpp generates text; export it to the hub's layout"
     rope = (config.get("rope_parameters") or {}).get("rope_type", "default")
     if config["model_type"] != "llama" or rope != "default":

@@ -219,8 +219,8 @@ def _probe(url: str, token: str | None, model: str | None, max_tokens: int) -> s
     except httpx.HTTPError as error:
         raise ValueError(f"bench: no server answers at {url}: {error}") from error
     if reply.status_code != 200:
-        said = " ".join(reply.text.split())[:200]
-        raise ValueError(f"bench: {url} answers with {reply.status_code}: {said}")
+        text = " ".join(reply.text.split())[:200]
+        raise ValueError(f"bench: {url} answers with {reply.status_code}: {text}")
     try:
         return model or str(reply.json()["model"]).removesuffix("@main")  # transformers' addition
     except (ValueError, KeyError, TypeError):
@@ -244,8 +244,8 @@ def _guidellm(program: str, spec: dict[str, Any], prompts: Sequence[str]) -> Any
         try:
             return json.loads((folder / "report.json").read_text())
         except OSError:
-            said = (done.stderr or done.stdout).strip().splitlines()
-            why = said[-1].strip() if said else f"exit status {done.returncode}"
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            why = lines[-1].strip() if lines else f"exit status {done.returncode}"
             raise ValueError(f"bench: GuideLLM wrote no report: {why}") from None
 
 
@@ -265,6 +265,6 @@ def read_answers(benchmark: Mapping[str, Any], count: int) -> tuple[Answer, ...]
         tokens = int(one["prompt_tokens"] or 0), int(one["output_tokens"])
         answers.append(Answer(*tokens, times["request_start"], first, last))
     if len(answers) != count:
-        said = f"bench: {len(answers)} of {count} requests are in GuideLLM's report: run it again"
-        raise ValueError(said)
+        found = f"{len(answers)} of {count} requests"
+        raise ValueError(f"bench: {found} are in GuideLLM's report: run it again")
     return tuple(answers)

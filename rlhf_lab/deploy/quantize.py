@@ -80,7 +80,7 @@ class Quantised(Model):
         super().__init__(of.name, paths, of.trust_remote_code)
         self.folder, self.to, self.dense = folder, to, dense
         self.figures: dict[str, float] = {}
-        self.scores, self.evaluated = scores, ""
+        self.evaluated = ""
 
     @property
     def rows(self) -> list[dict[str, str]]:

@@ -95,11 +95,11 @@ class Server:
         try:
             assert self.process.stdin and self.process.stdout
             print(json.dumps(settings), file=self.process.stdin, flush=True)
-            said = json.loads(self.process.stdout.readline() or "{}")
-            if "port" not in said:
-                why = said.get("error", "it ended")
+            reply = json.loads(self.process.stdout.readline() or "{}")
+            if "port" not in reply:
+                why = reply.get("error", "it ended")
                 raise ValueError(f"serve: {why}" + " (show_log=True shows more)" * (not show_log))
-            self.url = f"http://{settings['host']}:{said['port']}"
+            self.url = f"http://{settings['host']}:{reply['port']}"
         except BaseException:  # an interrupt too
             self.close()
             raise

@@ -128,7 +128,7 @@ class Model:
     def check_writes(self) -> None:
         """Raises ValueError where all there is is a reward model."""
         if "sft" not in self.paths and self.paths.get("reward") == self.paths["base"]:
-            raise ValueError(f"{self.name} is a reward model: it scores, and writes nothing")
+            raise writes_nothing(self.name)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -193,6 +193,11 @@ class Model:
         return Model(self.name, {**self.paths, stage: str(path)}, self.trust_remote_code)
 
 
+def writes_nothing(name: str) -> ValueError:
+    """What is raised where a reward model is to write."""
+    return ValueError(f"{name} is a reward model: it scores, and writes nothing")
+
+
 def load(name: str | Path | Model, *, trust_remote_code: bool = False) -> Model:
     """A handle on a bundled model, a preset, a local folder, or a hub id.
 
@@ -233,12 +238,14 @@ def _local(folder: Path, trust_remote_code: bool) -> Model:
         folder = Run.load(folder).model_path
     config = _read_config(folder / "config.json")
     paths = {"base": str(folder)}
-    architectures = config.get("architectures") or []
-    if isinstance(architectures, list) and any(
-        "SequenceClassification" in name for name in architectures
-    ):
+    if gives_scores(config):
         paths["reward"] = str(folder)
     return Model(str(folder), paths, trust_remote_code)
+
+
+def gives_scores(config: Mapping[str, object]) -> bool:
+    """Whether a checkpoint's config.json is that of a reward model."""
+    return "SequenceClassification" in str(config.get("architectures"))
 
 
 def _read_config(file: Path) -> dict[str, object]:

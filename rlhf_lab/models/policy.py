@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runs.run import Run
-from .load import BUNDLED, Model, load, small_models_folder
+from .load import BUNDLED, Model, load, small_models_folder, writes_nothing
 from .tokenizer import load_tokenizer, same_files
 from .weights import load_causal_lm
 
@@ -48,7 +48,7 @@ def find_policy(model: Run | Model | str | Path, stage: str = "sft") -> Policy:
         model = Run.load(folder) if (folder / "run.json").is_file() else model
     if isinstance(model, Run):
         if model.stage == "reward":
-            raise ValueError(f"{model.name} is a reward model: it scores, and writes nothing")
+            raise writes_nothing(model.name)
         path, name, learned = str(model.model_path), model.name, model.config.get("data")
         return Policy(
             path, path, name, _is_bundled(path), _is_bundled(path) and learned == "stories"

@@ -34,7 +34,7 @@ class Chat:
     ) -> None:
         self.models, self._note = dict(models), note
         self.rows: list[dict[str, str]] = []
-        self._said = "Not asked yet."
+        self._status = "Not asked yet."
         self._output: DisplayHandle | None = None
 
         def control(kind: type[w.Widget], name: str, width: str, **traits: object) -> w.Widget:
@@ -82,8 +82,8 @@ class Chat:
             self.button.disabled = False
         return Listed(self.rows, list)
 
-    def _show(self, said: str) -> None:
-        self._said = said
+    def _show(self, status: str) -> None:
+        self._status = status
         if self._output:
             self._output.update(self._bundle(), raw=True)
 
@@ -102,12 +102,12 @@ class Chat:
         )
         asked = part("prompt", self.prompt.value * bool(self.rows))
         html = f'<div class="lab-tk lab-still lab-chat">{asked}<div class="cards">{cards}</div>'
-        html += f'<div class="note" role="status">{escape(shown(self._said))}</div></div>'
+        html += f'<div class="note" role="status">{escape(shown(self._status))}</div></div>'
         return {"text/html": STYLE + UNLOADED + html, "text/plain": repr(self)}
 
     def __repr__(self) -> str:
         answers = [f"{row['model']}: {shown(row['answer'])}" for row in self.rows]
-        return "\n".join(filter(None, [f"Chat({', '.join(self.models)})", *answers, self._said]))
+        return "\n".join(filter(None, [f"Chat({', '.join(self.models)})", *answers, self._status]))
 
     def _ipython_display_(self) -> None:
         display = notebook_display()
