@@ -66,7 +66,7 @@ def test_a_renamed_setting_of_the_libraries_does_not_warn_the_user():
 @pytest.mark.parametrize(
     ("stage", "settings", "says"),
     [
-        ("pop", {}, "no stage 'pop'; did you mean 'ppo'"),
+        ("pop", {}, "stage='pop': did you mean 'ppo'"),
         ("ppo", {"kl_coeff": 1}, "did you mean 'kl_coef'"),
         ("sft", {"learning_rat": 1}, "did you mean 'learning_rate'"),
         ("ppo", {"num_mini_batches": 5}, "does not split"),

@@ -23,10 +23,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..display import check_choice, wrong_choice
 from ..runs.json_files import lab_home, replace_file
 from .device import DTYPES as DTYPES
 from .device import Hardware as Hardware
-from .device import is_finite, nearest
+from .device import is_finite
 
 _DEVICES = Path(__file__).parent / "devices.json"
 GIB = 2**30
@@ -74,8 +75,7 @@ def _in_units(entry: Mapping[str, object]) -> dict[str, Any]:
     known = [*UNITS, *(f.name for f in fields(Hardware) if f.name not in targets)]
     found: dict[str, Any] = {}
     for name, value in entry.items():
-        if name not in known:
-            raise ValueError(f"no figure {name!r}: {nearest(name, known)}")
+        check_choice("figure", name, known)
         target, unit = UNITS.get(name, (name, 1))
         if isinstance(value, Mapping):
             found[target] = {k: x * unit if is_finite(x) else x for k, x in value.items()}
@@ -191,7 +191,7 @@ def _named(which: str) -> Hardware:
             f"gpus={int(count[1] or count[4] or count[6])}"
         )
     known = [*CATALOGUE, "here", "or a file of figures (.json, .yaml)"]
-    raise ValueError(f"hardware {which!r}: {nearest(which.lower(), known)}")
+    raise wrong_choice("hardware", which, known)
 
 
 def from_file(path: Path) -> Hardware:

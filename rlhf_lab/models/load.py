@@ -188,6 +188,18 @@ class Model:
     def _sft_path(self) -> str:
         return self.paths.get("sft", self.paths["base"])
 
+    @property
+    def others(self) -> dict[str, str]:
+        """Models of other roles that it was given, as `lab.plan` takes them."""
+        known = load(self.name).paths if self.name in BUNDLED else {}
+        bundled, found = small_models_folder(), {}
+        for role in ("reward", "value", "teacher", "draft"):
+            path = self.paths.get(role)
+            if path is not None and path not in (self.paths["base"], *known.values()):
+                within = Path(path).is_relative_to(bundled)
+                found[f"{role}_model"] = Path(path).parent.name if within else path
+        return found
+
     def with_stage(self, stage: str, path: str | Path) -> Model:
         """The same model with the checkpoint of one stage replaced."""
         return Model(self.name, {**self.paths, stage: str(path)}, self.trust_remote_code)

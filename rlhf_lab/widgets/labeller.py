@@ -34,6 +34,7 @@ from ..data.messages import Cell, Row
 from ..data.preferences import ANSWERS, Annotations, pair_id
 from ..data.schema import Prompt
 from ..data.tokenize import prompt_text
+from ..display import check_choice
 from ..world.gold_reward import Annotator
 from .live import Showing
 
@@ -81,8 +82,7 @@ class Labeller(anywidget.AnyWidget):
         seed: int = 0,
         feedback: str = "end",
     ) -> None:
-        if feedback not in ("end", "each"):
-            raise ValueError(f"feedback={feedback!r}: choose from end, each")
+        check_choice("feedback", feedback, ("end", "each"))
         self.pairs = _as_shown(pairs, annotator, seed)
         self.annotations = Annotations(file)
         self.who, self.revealed = who, feedback == "each"

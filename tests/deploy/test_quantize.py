@@ -135,7 +135,7 @@ def test_int4_says_which_layers_its_groups_do_not_fit():
     ("how", "line"),
     [
         ({"to": "int4"}, "int4 needs a GPU"),
-        ({"to": "nf3"}, "no format 'nf3'; did you mean 'nf4'|no format 'nf3': did you mean"),
+        ({"to": "nf3"}, "to='nf3': did you mean 'nf4'. choose from fp32"),
         ({"stage": "value"}, "no 'value' of tiny: it has base, sft, reward"),
         ({"prompts": 0}, "prompts=0: 1 or more, or data=None"),
         ({"response_length": 1024}, "no prompt that leaves room"),
