@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..display import by_surface
 from ..runs.json_files import packaged_folder
-from .bare_tokenizer import bare_tokenizer
+from .bare_tokenizer import BareTokenizer
 from .hub import fetch, find_config
 from .names import ALIASES as ALIASES
 from .names import BUNDLED as BUNDLED
@@ -92,10 +92,13 @@ class Model:
 
     @cached_property
     def encoder(self) -> Tokenizer:
-        """What makes the same tokens as `tokenizer`, for those who only count them: read from its
-        files without transformers, where they are understood."""
-        bare: Any = None if "tokenizer" in vars(self) else bare_tokenizer(self.paths["base"])
-        return self.tokenizer if bare is None else bare
+        """What makes the same tokens as `tokenizer`, for those who only count them: of a bundled
+        model read without transformers."""
+        folder = Path(self.paths["base"])
+        if "tokenizer" in vars(self) or folder.parents[1:2] != (small_models_folder(),):
+            return self.tokenizer
+        bare: Any = BareTokenizer(folder)
+        return bare
 
     @cached_property
     def reward_tokenizer(self) -> Tokenizer:
