@@ -1,15 +1,5 @@
 """What a notebook opens to look and to play: each widget with the lab's functions handed to it.
 
-    lab.planner(plan)                 sliders: what would it cost?
-    lab.dashboard(run)                the curves of a run on disk, step by step
-    lab.inspect(sft, ppo, dpo)        what the models wrote, token by token
-    lab.label("stories", n=20)        you are the annotator
-    lab.guess("How many MiB?")        your own prediction, before a run
-    lab.generate(run, "A sad story")  what a model answers to a prompt of yours
-    lab.chat("tiny", run)             what several models answer, side by side
-    lab.batch("dpo", "tiny", data)    rows as the trainer sees them: tensors of token ids
-    lab.continuous_batching("mini")   slots of an engine: static batches, and slots refilled
-
 The figures to study (`lab.curves`, `frontier`, `stage_costs`, `compare(…).figure()`) are functions
 of runs, plans and ledgers, and need nothing from here.
 """

@@ -261,6 +261,24 @@ def usable_memory(root: str = "/") -> int:
     return min(limits)
 
 
+def available_memory() -> int:
+    """Bytes that this process may still take: what is free, within the container's limit."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    folder = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            room = int((folder / limit).read_text()) - int((folder / used).read_text())
+        except (OSError, ValueError):
+            continue  # no such cgroup, or "max": no limit
+        free = min(free, room)
+    return max(free, 0)
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..display import by_surface
 from ..runs.json_files import packaged_folder
@@ -97,8 +97,7 @@ class Model:
         folder = Path(self.paths["base"])
         if "tokenizer" in vars(self) or folder.parents[1:2] != (small_models_folder(),):
             return self.tokenizer
-        bare: Any = BareTokenizer(folder)
-        return bare
+        return BareTokenizer(folder)  # type: ignore[return-value]  # as much as they ask of one
 
     @cached_property
     def reward_tokenizer(self) -> Tokenizer:

@@ -4,11 +4,6 @@
     labeller                                    # a click, or the keys; each answer is saved at once
     labeller.ask()                              # the same in a terminal
 
-A reward model of your own taste, and a policy that learns from it:
-
-    mine = lab.train("reward", labeller.preferences)
-    lab.train(lab.plan("ppo", tiny.with_stage("reward", mine.folder / "model")), data)
-
 Every answer is on disk (`data/preferences.py`) before the next pair appears: a killed kernel loses
 none, and the same file goes on where you stopped. How well you agree with the gold reward and with
 the annotator stays hidden until the end, so that it does not teach you.
