@@ -209,14 +209,7 @@ def train(job: Job) -> Figures:
     sampled = WhatIsSampled(job, rows)
     watch = DistillWatch(job.meter, sampled, job.run.log, job.progress, job.should_stop)
     trainer = distillation_trainer(
-        roles["student"],
-        teacher,
-        job.tokenizer,
-        rows,
-        job.args,
-        [watch],
-        sampled,
-        answers,
+        roles["student"], teacher, job.tokenizer, rows, job.args, [watch], sampled, answers
     )
     figures = run_trainer(job, trainer, watch)
     after = evaluate_policy(job, job.whole(trainer.model))

@@ -23,13 +23,7 @@ import traitlets
 from ..charts.chart import ChartSize, line_chart
 from ..charts.frame import Picture, grid
 from ..charts.memory import role_memory_chart
-from ..charts.views import (
-    ChartSpec,
-    charts_of,
-    known_series,
-    metric_chart,
-    time_stacks,
-)
+from ..charts.views import ChartSpec, charts_of, known_series, metric_chart, time_stacks
 from ..display import escape, format_bytes, format_number, format_seconds, table
 from ..runs.health import health
 from ..runs.ledger import Ledger
