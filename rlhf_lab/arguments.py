@@ -9,28 +9,31 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
+from os import PathLike
 from types import NoneType
 from typing import Any
 
 KINDS: dict[str, Any] = {
-    **{"int": Integral, "float": Real, "str": str, "bool": bool, "None": NoneType},
-    **{"tuple": tuple, "dict": dict, "Mapping": Mapping, "Prompt": (str, list)},
-    **{"Sequence": Sequence, "Iterable": Iterable},
+    **{"int": Integral, "float": Real, "str": str, "bool": bool, "None": NoneType, "tuple": tuple},
+    **{"dict": Mapping, "Mapping": Mapping, "Sequence": Collection, "Iterable": Iterable},
+    **{"Prompt": (str, list), "Path": PathLike, "Data": Iterable},  # a list of rows is data too
 }
-OURS = frozenset({"Run", "Model", "Data", "Plan", "Estimate", "Hardware", "Path"})
-"""Classes by name: most are not imported before somebody makes one."""
+OURS = frozenset({"Run", "Model", "Data", "Plan", "Estimate", "Hardware"})
+"""Classes by name: most are not imported before somebody makes one. A name of one may be a path."""
 
 
 def _fits(value: object, kind: str) -> bool:
-    if kind in OURS:
-        return any(base.__name__ == kind for base in type(value).__mro__)
-    if kind in ("int", "float") and isinstance(value, bool):
+    if kind in OURS and any(base.__name__ == kind for base in type(value).__mro__):
+        return True
+    if kind in OURS and isinstance(value, PathLike):
+        return True
+    if isinstance(value, bool) and kind in ("int", "float"):
         return False
-    if kind in ("Sequence", "Iterable") and isinstance(value, str):
+    if isinstance(value, str) and kind in ("Sequence", "Iterable", "Data"):
         return False
-    return isinstance(value, KINDS[kind])
+    return kind in KINDS and isinstance(value, KINDS[kind])
 
 
 def _check(function: str, name: str, value: object, annotation: str) -> None:

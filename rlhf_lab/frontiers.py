@@ -119,7 +119,7 @@ def frontier_serving(
     from .launch.launcher import prepare_process
     from .trainers.evaluate import held_out_prompts
 
-    if not isinstance(models, Mapping) or not models or not formats or not seeds:
+    if not models or not formats or not seeds:
         raise ValueError("frontier_serving: models by name, as {'SFT': 'tiny'}; formats; seeds")
     for to in formats:
         check_choice("format", to, PREDICTED)

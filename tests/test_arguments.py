@@ -76,6 +76,15 @@ def test_the_line_names_function_argument_and_value(call, line):
         call()
 
 
+def test_what_was_always_taken_still_is():
+    """Rows as they are, paths for names, ranges for lists."""
+    rows = [{"prompt": f"{i}?", "completion": f"{i}."} for i in range(12)]
+    mini = Path(lab.load("mini").paths["base"])
+    assert lab.describe_data(rows, mini)[0]["train"] == 11
+    assert lab.plan("sft", mini, data=rows).settings["rows"] == 11
+    assert len(lab.sweep("rows", range(8, 24, 8), model=mini).points) == 2
+
+
 def test_what_fits_goes_through_and_missing_arguments_are_python_s_to_name():
     def f(n: "int", share: "float" = 0.5, run: "Run | str | None" = None, odd: "Odd" = 0):  # noqa: F821
         return n, share, run, odd
@@ -83,6 +92,7 @@ def test_what_fits_goes_through_and_missing_arguments_are_python_s_to_name():
     whole = numpy.int64(3)
     assert checked(f)(whole, 1, None, odd=f) == (3, 1, None, f)
     assert checked(f)(1, numpy.float32(0.25), lab.Run(".")).count(0) == 1
+    assert checked(f)(1, run=Path("runs/sft"))[2] == Path("runs/sft")
     with pytest.raises(TypeError, match=r"f\(\) missing 1 required positional argument: 'n'"):
         checked(f)()
     assert lab.plan.__doc__ and inspect.signature(lab.plan).parameters["stage"]
