@@ -24,6 +24,10 @@ OURS = frozenset({"Run", "Model", "Data", "Plan", "Estimate", "Hardware"})
 """Classes by name: most are not imported before somebody makes one. A name of one may be a path."""
 
 
+class WrongType(TypeError, ValueError):
+    """An argument of a wrong type; a wrong value, too, for those who catch these."""
+
+
 def _fits(value: object, kind: str) -> bool:
     if kind in OURS and any(base.__name__ == kind for base in type(value).__mro__):
         return True
@@ -41,11 +45,12 @@ def _check(function: str, name: str, value: object, annotation: str) -> None:
     if not set(kinds) <= OURS | KINDS.keys() or any(_fits(value, kind) for kind in kinds):
         return
     shown = f"{value!r:.60}".splitlines()[0]
-    raise TypeError(f"lab.{function}: {name} must be {' or '.join(kinds)}, not {shown}")
+    raise WrongType(f"lab.{function}: {name} must be {' or '.join(kinds)}, not {shown}")
 
 
+@functools.cache
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which first raises TypeError, one line, for an argument of a wrong type."""
+    """The function, which first raises WrongType, one line, for an argument of a wrong type."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)

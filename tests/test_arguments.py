@@ -72,8 +72,9 @@ def test_a_wrong_type_is_one_line(name, argument, wrong, tmp_path, monkeypatch):
     ],
 )
 def test_the_line_names_function_argument_and_value(call, line):
-    with pytest.raises(TypeError, match=re.escape(line)):
+    with pytest.raises(TypeError, match=re.escape(line)) as refused:
         call()
+    assert isinstance(refused.value, ValueError), "which the command line tells in a line"
 
 
 def test_what_was_always_taken_still_is():
@@ -95,4 +96,8 @@ def test_what_fits_goes_through_and_missing_arguments_are_python_s_to_name():
     assert checked(f)(1, run=Path("runs/sft"))[2] == Path("runs/sft")
     with pytest.raises(TypeError, match=r"f\(\) missing 1 required positional argument: 'n'"):
         checked(f)()
-    assert lab.plan.__doc__ and inspect.signature(lab.plan).parameters["stage"]
+    assert (
+        lab.plan is lab.plan
+        and lab.plan.__doc__
+        and inspect.signature(lab.plan).parameters["stage"]
+    )
