@@ -279,6 +279,8 @@ def plan(
     elif {"accepted", "num_assistant_tokens"} & settings.keys():
         raise ValueError("accepted and num_assistant_tokens are of a draft: give draft_model")
     taken = {**taken, **settings}
+    if stage not in ONLINE and "max_length" in taken and "max_length" not in given:
+        taken["max_length"] = max(taken["max_length"], _whole(settings))  # or it would cut yours
     if "rewards" in settings:
         from .data.reward_sources import reward_settings
 
@@ -316,12 +318,18 @@ def _own_names(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
 def _check_lengths(stage: str, settings: Settings) -> None:
     """Raises ValueError, one line, for rows that their `max_length` would cut."""
     longest = settings.get("max_length")
-    whole = settings.get("prompt_length", 0) + settings.get("response_length", 0)
+    whole = _whole(settings)
     if longest is not None and stage not in ONLINE and whole > longest:
         raise ValueError(
             f"rows of {whole} tokens (prompt_length + response_length) are cut at "
             f"max_length={longest}: say one of them"
         )
+
+
+def _whole(settings: Settings) -> int:
+    """Tokens of a row of the lengths given; 0 where none is."""
+    whole: int = settings.get("prompt_length", 0) + settings.get("response_length", 0)
+    return whole
 
 
 def _minibatches(settings: Settings) -> int:
