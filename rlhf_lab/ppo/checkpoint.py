@@ -209,9 +209,9 @@ OF_REWARD = frozenset(
 
 
 def take_settings(trainer: TrainingParts, changed: Collection[str]) -> None:
-    """Of a trainer that was restored: put its own settings in place of those that a checkpoint
-    keeps, where they are `changed` since. The optimizer's moments, and how far it has come in the
-    schedule, stay."""
+    """Put a restored trainer's own settings in place of those that its checkpoint brought: the rate
+    and the optimizer's; β and the rewards' normalisation where they are `changed`. The optimizer's
+    moments stay, and the place in the schedule."""
     args, schedule = trainer.args, trainer.scheduler
     assert isinstance(schedule, LambdaLR)  # as all schedules that PPO takes (`config.CHOICES`)
     groups = trainer.optimizer.param_groups
@@ -221,7 +221,7 @@ def take_settings(trainer: TrainingParts, changed: Collection[str]) -> None:
     for group, rate in zip(groups, schedule._last_lr, strict=True):
         group |= {**args.optimizer()[1], "weight_decay": args.weight_decay}
         group |= {"lr": rate, "initial_lr": args.learning_rate}
-    if {"kl_coef", "kl_target"} & set(changed):
+    if "kl_coef" in changed or args.kl_target is None:
         trainer.beta = args.kl_coef
     if OF_REWARD & set(changed):
         trainer.rewards.mean = trainer.rewards.std = None
