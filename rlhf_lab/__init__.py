@@ -28,6 +28,7 @@ _PUBLIC = {
     "studies": ("best_of_n", "xray", "sweep"),
     "budget": ("project",),
     "frontiers": ("frontier_serving",),
+    "equal_cost": ("equal_budget", "EqualBudget"),
     "deploy.quantize": ("quantize",),
     "deploy.load": ("bench",),
     "metering.calibrate": ("calibrate",),
