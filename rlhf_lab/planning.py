@@ -272,6 +272,8 @@ def plan(
     if draft_model is not None:  # with which transformers decodes one request at a time
         taken["per_device_train_batch_size"] = 1
     taken = {**taken, **settings}
+    if stage not in ONLINE and "max_length" in taken and "max_length" not in given:
+        taken["max_length"] = max(taken["max_length"], _whole(settings))  # or it would cut yours
     if "rewards" in settings:
         from .data.reward_sources import reward_settings
 
@@ -309,12 +311,18 @@ def _own_names(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
 def _check_lengths(stage: str, settings: Settings) -> None:
     """Raises ValueError, one line, for rows that their `max_length` would cut."""
     longest = settings.get("max_length")
-    whole = settings.get("prompt_length", 0) + settings.get("response_length", 0)
+    whole = _whole(settings)
     if longest is not None and stage not in ONLINE and whole > longest:
         raise ValueError(
             f"rows of {whole} tokens (prompt_length + response_length) are cut at "
             f"max_length={longest}: say one of them"
         )
+
+
+def _whole(settings: Settings) -> int:
+    """Tokens of a row of the lengths given; 0 where none is."""
+    whole: int = settings.get("prompt_length", 0) + settings.get("response_length", 0)
+    return whole
 
 
 def _minibatches(settings: Settings) -> int:
