@@ -121,10 +121,10 @@ class EqualBudget:
 
     def at(self, trace: Trace, quantity: str, budget: float) -> Point | None:
         """What a way had come to, linear between its points; None before there is an SFT model."""
-        for a, b in zip(trace.points, trace.points[1:]):
+        for a, b in reversed([*zip(trace.points, trace.points[1:])]):
             before, after = self.spent(a, quantity), self.spent(b, quantity)
             if before <= budget <= after * (1 + 1e-12):
-                share = (budget - before) / (after - before)
+                share = (budget - before) / (after - before) if after > before else 1.0
                 return Point(*(x + share * (y - x) for x, y in zip(a, b, strict=True)))
         return None
 

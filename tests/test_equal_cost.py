@@ -55,6 +55,15 @@ def test_quality_is_read_off_at_what_had_been_spent(found):
     assert found.at(dpo, "seconds", 99) is None and found.at(dpo, "seconds", 301) is None
 
 
+def test_what_costs_nothing_more_is_had_with_it(found):
+    """Without a price of time all of PPO comes with the labels of its reward model."""
+    start, end = found.traces[0].points
+    ppo = replace(found.traces[0], points=[start, start._replace(labels=10), end])
+    free = replace(found, traces=[ppo], hour_price=0.0)
+    assert free.budgets("dollars") == [10, 15, 20] and free.at(ppo, "dollars", 20) == end
+    assert free.at(ppo, "dollars", 15) == start._replace(labels=7.5)
+
+
 def test_differences_are_paired_by_seed(found):
     # DPO at 200 s: 5.5, 6.5, 7.5, of PPO 5, 6, 7: .5 for each seed.
     assert found.difference("SFT+DPO", "seconds", 200) == pytest.approx((0.5, 0))
