@@ -15,10 +15,10 @@ dozen runs to find the setting (seed 1 among them): PPO by 192 pairs peaks .4 to
 model at 2 to 6 nats and ends .8 or more below, on 5 of 5 seeds. It was 3 of 5: peaks of .47 to .83,
 but one at .91 nats, and one run had fallen by only .21 when it ended. So one step, and longer, of
 which seed 4 had been seen (.73 at 1.3 nats, then -1.5): peaks of .5 to .9 at 1 to 6 nats, falls of
-.5 or more, on 5 of 5. The lab's settings (β=.15) by a reward model of 3,072 pairs: .9 or more above,
-and no fall of .3. Best-of-n, which ends at 3.2 nats, falls nowhere by .3; the worst of three members
-loses less than one. d(α − β d) fits best-of-n with R² of .95 or more; d(α − β log d) fits PPO with
-R² of .8 to .95.
+.5 or more, on 5 of 5. The lab's settings (β=.15) by a reward model of 3,072 pairs: .9 or more
+above, and no fall of .3. Best-of-n, which ends at 3.2 nats, falls nowhere by .3; the worst of three
+members loses less than one. d(α − β d) fits best-of-n with R² of .95 or more; d(α − β log d) fits
+PPO with R² of .8 to .95.
 """
 
 from __future__ import annotations
