@@ -10,12 +10,12 @@ It may be stopped at any time: notebooks/course_runs/overoptimisation.json, whic
 show, is written after each seed of a reward model, and the next call goes on. At the end, and with
 --tables, results/overoptimisation.json and results/overoptimisation.svg.
 
-Written down before the long stretch. First for β=0 and two steps an iteration, after a dozen runs to
-find the setting: PPO by 192 pairs peaks .4 to .8 above the SFT model at 2 to 6 nats and ends .8 or
-more below, on 5 of 5 seeds. It was 3 of 5: peaks of .47 to .83, but one at .91 nats, and one run had
-fallen by only .21 when it ended. With one step and 64 iterations, of three seeds: peaks of .62 to
-.76, falls of 1.5 to 3.5, but one peak at .90 nats. With β=.005, of seed 0: .71 at 2.9 nats, and a
-fall of .14 only. So β=.002: peaks of .5 to .9 at 1 to 6 nats, falls of .3 or more on 5 of 5. The
+Written down before the long stretch. First for β=0 and two steps an iteration, after a dozen runs
+to find the setting: PPO by 192 pairs peaks .4 to .8 above the SFT model at 2 to 6 nats and ends .8
+or more below, on 5 of 5 seeds. It was 3 of 5: peaks of .47 to .83, but one at .91 nats, and one run
+had fallen by only .21 when it ended. With one step and 64 iterations, of three seeds: peaks of .62
+to .76, falls of 1.5 to 3.5, but one peak at .90 nats. With β=.005, of seed 0: .71 at 2.9 nats, and
+a fall of .14 only. So β=.002: peaks of .5 to .9 at 1 to 6 nats, falls of .3 or more on 5 of 5. The
 lab's settings (β=.15) by a reward model of 3,072 pairs: .9 or more above, and no fall of .3.
 Best-of-n, which ends at 3.2 nats, falls nowhere by .3; the worst of three members loses less than
 one. d(α − β d) fits best-of-n with R² of .95 or more; d(α − β log d) fits PPO with .8 to .95.
