@@ -29,6 +29,7 @@ _PUBLIC = {
     "budget": ("project",),
     "frontiers": ("frontier_serving",),
     "equal_cost": ("equal_budget", "EqualBudget"),
+    "overoptimisation": ("overoptimise", "OverOptimisation"),
     "deploy.quantize": ("quantize",),
     "deploy.load": ("bench",),
     "metering.calibrate": ("calibrate",),
