@@ -110,15 +110,22 @@ def series_of(runs: Mapping[str, dict], name: str, seeds: Sequence[int]) -> list
     """The metrics of a specimen's runs; those that checks divide, such as how likely its samples
     are to the policy; and the KL as a logarithm, by which one of 0 is far from all others."""
     found = [runs[k]["metrics"] for s in seeds if (k := key_of(name, s, "")) in runs]
-    divided = [c.metric for c in health.CHECKS.values() if " / " in c.metric]
+    divided = {c.metric for c in health.CHECKS.values() if " / " in c.metric}
     return [
         {
             **x,
-            **{m: [rounded(health.quotient(line, m)) for line in lines_of(x)] for m in divided},
+            **{m: quotients(x, m) for m in sorted(divided) if x.keys() >= {*m.split(" / ")}},
             "log kl_k3": [None if k is None else health.magnitude([k]) for k in x["kl_k3"]],
         }
         for x in found
     ]
+
+
+def quotients(series: Series, metric: str) -> list[float | None]:
+    """Some metrics, divided, `a / b`, in each iteration."""
+    first, *below = (series[name] for name in metric.split(" / "))
+    rows = zip(first, zip(*below), strict=True)
+    return [rounded(a / math.prod(b)) if a is not None and all(b) else None for a, b in rows]
 
 
 def bands(healthy: Sequence[Series]) -> dict[str, list[tuple[float, float]]]:
@@ -230,6 +237,13 @@ def lines_of(series: Series) -> list[dict[str, float]]:
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
+def worst_of(check: health.Check, lines: list) -> float:
+    """The worst value of a check at any time of a run; NaN where there is none."""
+    values = [check.value(lines[: n + 1]) for n in range(len(lines))]
+    known = [v for v in values if math.isfinite(v)]
+    return (max if check.side == "high" else min)(known) if known else math.nan
+
+
 def limit_of(check: health.Check, runs: Mapping[str, Sequence[list]]) -> dict | None:
     """Warn LIMIT standard deviations beyond the mean of the worst values of healthy runs, critical
     three times as far; None for what no run could fail. runs: the logged lines of each, by where
@@ -237,7 +251,7 @@ def limit_of(check: health.Check, runs: Mapping[str, Sequence[list]]) -> dict | 
     within one source: what differs between settings makes no limit loose."""
     worst, sources = [], []
     for source, logged in runs.items():
-        found = [x for lines in logged if math.isfinite(x := check.worst(lines))]
+        found = [x for lines in logged if math.isfinite(x := worst_of(check, lines))]
         worst += [found] * bool(found)
         sources += [f"{len(found)} {source}"] * bool(found)
     free = sum(len(found) - 1 for found in worst)
