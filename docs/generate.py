@@ -327,7 +327,8 @@ def specimens_page() -> str:
         repository, kind, number = x["wild"].split()
         link = f"[{repository} {number}](https://github.com/{repository}/{kind}/{number})"
         row = first.get(name, {"first metric": "", "iteration": "", "seeds": ""})
-        seen = f"`{row['first metric']}`, {row['seeds']} seeds" if row["iteration"] else "nothing"
+        what = f"`{row['first metric']}`" if row["iteration"] else "nothing; a metric at most in"
+        seen = f"{what} {row['seeds']} seeds"
         cells = [f"`{name}`", cell(x["mechanism"]), cell(x["fix"]), link, seen, row["iteration"]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
