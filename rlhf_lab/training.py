@@ -18,12 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .data.load import Data, load_data
-from .data.reward_sources import (
-    RewardFunction,
-    check_rewards,
-    reward_functions,
-    with_rewards,
-)
+from .data.reward_sources import RewardFunction, check_rewards, reward_functions, with_rewards
 from .display import by_surface, did_you_mean
 from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
 from .launching import Launch, launched
