@@ -46,7 +46,6 @@ GROUPS = {
     "Exercises": ("exercises", "check", "solution"),
     "What goes wrong": (
         *("health", "HealthCallback", "specimens", "overoptimise", "OverOptimisation"),
-        *("clone", "equal_budget", "EqualBudget"),
     ),
 }
 ALSO = {
