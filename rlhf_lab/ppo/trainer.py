@@ -32,6 +32,7 @@ from ..data.lengths import worth_a_pass
 from ..data.reward_sources import RewardFunction
 from ..data.tokenize import row_prompt_ids, stop_ids
 from ..metering.meter import Meter
+from ..models.compiled import compile_layers
 from ..stages import Setting
 from . import losses
 from .bookkeeping import STATISTICS, Bookkeeping
@@ -124,6 +125,10 @@ class PPOTrainer(Bookkeeping):
             how = args.activation_checkpointing_kwargs or {}
             assert isinstance(how, dict)  # transformers has read it, where it was text
             self.roles.trained.recomputed = recomputed_layers(self.roles.trained, how)
+        if args.torch_compile:
+            played = self.roles
+            models = played.policy, played.reference, played.value, played.reward
+            compile_layers(*(model for model in models if model is not None))
         self.policy, self.reference = self.roles.policy, self.roles.reference
         self.value_model, self.reward_model = self.roles.value, self.roles.reward
         self.rewards = Rewards(
