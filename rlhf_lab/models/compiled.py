@@ -19,16 +19,21 @@ import inspect
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _pop_mode, _push_mode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _pop_mode,
+    _push_mode,
+)
 
 Code = Callable[..., Any]
 """A function of tensors, or what was compiled of one."""
@@ -49,13 +54,18 @@ def cannot_compile() -> str:
     return ""
 
 
+def check_compiler() -> None:
+    """Raises ValueError, one line, on a machine that cannot compile."""
+    if why := cannot_compile():
+        raise ValueError(f"torch_compile: {why}")
+
+
 def compile_layers(*models: Any) -> None:
     """Compile the decoder layers of these models, when they first run, and what is done with their
     logits. Raises ValueError, one line, for models and machines that this is not for."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    if why := cannot_compile():
-        raise ValueError(f"torch_compile: {why}")
+    check_compiler()
     _let_modes_see()
     for model in models:
         whole = getattr(model, "whole", model)  # of a `RoleView`
@@ -113,7 +123,7 @@ def _seen(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Code:
     """inductor, whose code runs in the dispatch modes that were on around it."""
     from torch._inductor.compile_fx import compile_fx
 
-    code = compile_fx(graph, inputs)
+    code = cast(Code, compile_fx(graph, inputs))
 
     def run(*args: object) -> object:
         with _modes_on():
@@ -140,20 +150,15 @@ def _let_modes_see() -> None:
     """inductor's code makes its buffers past the dispatcher: from now on only where no mode is on,
     which is to count them."""
     home = torch._C._dynamo.guards
+
+    def empty(
+        plain: Code, device: str, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype
+    ) -> Tensor:
+        if torch._C._len_torch_dispatch_stack():
+            return torch.empty_strided(size, stride, dtype=dtype, device=device)
+        made: Tensor = plain(size, stride, dtype)
+        return made
+
     for device in ("cpu", "cuda"):
         name = f"_empty_strided_{device}"
-
-        def empty(
-            size: tuple[int, ...],
-            stride: tuple[int, ...],
-            dtype: torch.dtype,
-            *,
-            plain: Code = getattr(home, name),
-            device: str = device,
-        ) -> Tensor:
-            if torch._C._len_torch_dispatch_stack():
-                return torch.empty_strided(size, stride, dtype=dtype, device=device)
-            made: Tensor = plain(size, stride, dtype)
-            return made
-
-        setattr(home, name, empty)
+        setattr(home, name, partial(empty, getattr(home, name), device))

@@ -133,6 +133,10 @@ class PPOConfig(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         # transformers would have accelerate compile whole models.
         compiled, self.torch_compile = self.torch_compile, False
+        if compiled not in (True, False):
+            raise ValueError(
+                f"torch_compile={compiled!r}: here True or False (a plan weighs 'auto')"
+            )
         TrainingArguments.__post_init__(self)
         self.torch_compile = compiled
         load_whole()  # PPO shards models itself

@@ -155,9 +155,7 @@ class _FusedLogProbs(_LogProbs):
         return logits, None, None
 
 
-def _fused(
-    logits: Tensor, tokens: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fused(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """log π of the tokens, entropies, and log Σ e^z of z = logits/T. (n, vocab), (n, 1) → (n, 1),
     (n,), (n, 1)."""
     z = to_fp32(logits) / temperature
