@@ -34,6 +34,7 @@ from torch.utils._python_dispatch import (
     _pop_mode,
     _push_mode,
 )
+from transformers import Cache
 
 Code = Callable[..., Any]
 """A function of tensors, or what was compiled of one."""
@@ -90,7 +91,8 @@ def is_compiled(model: Any) -> bool:
 
 def _forward(code: Code, layer: Any, hidden: Tensor, *args: object, **kwargs: object) -> object:
     """A layer's forward pass. hidden: (b, s, h)."""
-    if kwargs.get("past_key_values") is not None or 1 in hidden.shape[:2]:
+    cached = any(isinstance(x, Cache) for x in (*args, *kwargs.values()))
+    if cached or 1 in hidden.shape[:2]:
         return type(layer).forward(layer, hidden, *args, **kwargs)
     if layer.gradient_checkpointing and layer.training:  # where transformers would have done it
         return layer._gradient_checkpointing_func(partial(code, layer, **kwargs), hidden, *args)
@@ -119,11 +121,16 @@ def compiled(function: Code) -> Code:
     return call
 
 
-def _seen(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Code:
-    """inductor, whose code runs in the dispatch modes that were on around it."""
+def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Code:
+    """torch's default backend."""
     from torch._inductor.compile_fx import compile_fx
 
-    code = cast(Code, compile_fx(graph, inputs))
+    return cast(Code, compile_fx(graph, inputs))
+
+
+def _seen(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Code:
+    """inductor, whose code runs in the dispatch modes that were on around it."""
+    code = inductor(graph, inputs)
 
     def run(*args: object) -> object:
         with _modes_on():
