@@ -20,18 +20,22 @@ from rlhf_lab.metering.meter import Meter
 from rlhf_lab.models import compiled
 from rlhf_lab.ppo import checkpoint, logprobs
 from rlhf_lab.ppo.config import PPOConfig
-from rlhf_lab.ppo.rollout import trunk_of
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Nothing is compiled yet, and what will be is not made into C++."""
+def forget():
+    """What was compiled before counts no longer."""
     torch._dynamo.reset()
     compiled.compiled.cache_clear()
-    monkeypatch.setattr(compiled, "inductor", aot_eager)
-    yield
-    torch._dynamo.reset()
-    compiled.compiled.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """What is compiled is not made into C++, and serves all tests."""
+    forget()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "inductor", aot_eager)
+        yield
+    forget()
 
 
 def rows(meter, quantity):
@@ -46,24 +50,23 @@ def graphs():
 def test_a_compiled_run_is_the_same_run_and_compiles_once(make, quick):
     meters = {on: Meter("ppo") for on in (False, True)}
     runs = {
-        on: make(extra={"meter": meter}, torch_compile=on, total_episodes=40, num_mini_batches=2)
+        on: make(extra={"meter": meter}, torch_compile=on, total_episodes=32, num_mini_batches=2)
         for on, meter in meters.items()
     }
     plain = runs[False].train().log_history
-    compiled_at, before = [], graphs()
+    compiled_at: list[int] = []
     runs[True].on_log = lambda *_: compiled_at.append(graphs())
     fast = runs[True].train().log_history
-    assert compiled_at[0] > before, "nothing was compiled, or the check says nothing"
-    widths = {len(h) for h in plain}
-    assert len(set(compiled_at[1:])) == 1, "an iteration with rows of other lengths compiled anew"
-    assert widths and len(plain) == len(fast) == 5
+    assert compiled_at[0] > 0, "nothing was compiled, or the check says nothing"
+    assert len({h["response_length"] for h in plain}) > 1, "rows of one length say nothing"
+    assert compiled_at == [compiled_at[0]] * 4, "rows of other lengths compiled anew"
     for a, b in zip(plain, fast, strict=True):
         assert a.keys() == b.keys()
         for name in a:
             assert b[name] == pytest.approx(a[name], rel=2e-3, abs=1e-4), name
     assert rows(meters[True], "flops") == rows(meters[False], "flops")
     seconds = rows(meters[True], "seconds")
-    assert seconds.pop(("compile", "", "")) > 0
+    assert seconds.pop(("compile", "", "")) > 0, "compiling is a phase of its own"
     assert seconds.keys() == rows(meters[False], "seconds").keys()
     for at, size in rows(meters[False], "bytes").items():
         if at[2] in ("parameters", "gradients", "optimizer"):
@@ -141,12 +144,12 @@ def test_the_work_on_logits(quick, k):
 def test_counters_see_what_inductor_made(tiny):
     """With C++: products are counted as without, the tracker's peak is that of torch's allocator,
     less than without, and a pass gives the same bits whether it is counted or not."""
+    forget()
     model = tiny.lm(0, num_hidden_layers=1).model.eval()
     ids = torch.randint(0, tiny.words, (8, 24))
 
     def step():
         model.zero_grad()
-        trunk_of(model) if hasattr(model, "score") else None
         model(input_ids=ids, use_cache=False).last_hidden_state.square().mean().backward()
         return [p.grad.clone() for p in model.parameters()]
 
