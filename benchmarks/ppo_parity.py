@@ -213,7 +213,8 @@ def part1(python: Path, model: str, threads: int, compiled: bool = False) -> tup
         placement = difference(default, late)  # what our default changes
 
     print(
-        f"\nPart 1{', ours compiled' * compiled}: one iteration on {ROWS} injected responses, model {model}, "
+        f"\nPart 1{', ours compiled' * compiled}: one iteration on {ROWS} injected responses, "
+        f"model {model}, "
         f"{len(CASES)} cases: {'; '.join(CASES)}"
     )
     ok = True
