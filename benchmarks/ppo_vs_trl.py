@@ -19,8 +19,8 @@ Both sides run in float32 with the same optimizer, each with the allocator setti
 rlhf_lab sets glibc's (`launch/launcher.py`), TRL does not. Speed therefore has workers of TRL with
 those settings, too, and with `torch_compile`, and ratios are to the fastest TRL. At equal work ours
 does as TRL does: no gradient clipping, the score one position later. Let nothing else run
-meanwhile: two trainings at once are ten times slower each. Results: benchmarks/results/ppo_vs_trl.json, section by section; a
-section that is run replaces its own part.
+meanwhile: two trainings at once are ten times slower each. Results:
+benchmarks/results/ppo_vs_trl.json, section by section; a section that is run replaces its own part.
 """
 
 from __future__ import annotations

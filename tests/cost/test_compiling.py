@@ -1,4 +1,4 @@
-"""Plans with `torch_compile`: what is compiled takes less time, compiling is counted, "auto" weighs.
+"""Plans with `torch_compile`: passes take less time, compiling is counted, "auto" weighs.
 
 pytest tests/cost/test_compiling.py
 """
