@@ -18,12 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .data.load import Data, load_data
-from .data.reward_sources import (
-    RewardFunction,
-    check_rewards,
-    reward_functions,
-    with_rewards,
-)
+from .data.reward_sources import RewardFunction, check_rewards, reward_functions, with_rewards
 from .display import by_surface, did_you_mean
 from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
 from .launching import Launch, launched
@@ -43,39 +38,17 @@ if TYPE_CHECKING:
 
 @overload
 def train(
-    plan: Plan | str,
-    data: Data | str | Path = ...,
-    *,
-    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
-    losses: Mapping[str, Function] | None = ...,
-    specimen: str | None = ...,
-    out: str | Path | None = ...,
-    overwrite: bool = ...,
-    resume: bool = ...,
-    quiet: bool = ...,
-    should_stop: Callable[[], bool] | None = ...,
-    background: Literal[False] = ...,
-    accelerate: str | None = ...,
-    processes: int | None = ...,
-) -> Run: ...
+    plan: Plan | str, data: Data | str | Path = ..., *, background: Literal[True], **given: Any
+) -> Training: ...
 @overload
 def train(
     plan: Plan | str,
     data: Data | str | Path = ...,
     *,
-    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
-    losses: Mapping[str, Function] | None = ...,
-    specimen: str | None = ...,
-    out: str | Path | None = ...,
-    overwrite: bool = ...,
-    resume: bool = ...,
-    quiet: bool = ...,
-    should_stop: Callable[[], bool] | None = ...,
-    background: Literal[True],
-    accelerate: str | None = ...,
-    processes: int | None = ...,
-) -> Training: ...
-def train(
+    background: Literal[False] = ...,
+    **given: Any,
+) -> Run: ...
+def train(  # type: ignore[misc]  # `given` are its other arguments
     plan: Plan | str,
     data: Data | str | Path = "stories",
     *,

@@ -298,6 +298,14 @@ def test_rows_longer_than_max_length_are_not_planned_as_if_they_fitted():
     assert (setup.prompt, setup.response) == (40, 24)
 
 
+def test_the_labs_own_max_length_does_not_cut_rows_of_your_lengths():
+    """The lab's default of 512 tokens would train other rows than those that were planned."""
+    lengths = {"prompt_length": 1024, "response_length": 512}
+    for stage in ("sft", "reward", "dpo", "kto"):
+        assert lab.plan(stage, "Qwen/Qwen2.5-7B", **lengths).settings["max_length"] == 1536
+        assert lab.plan(stage, "tiny", response_length=16).settings["max_length"] == 512
+
+
 def test_a_setting_of_another_stage_says_whose_it_is():
     """plan.md 1."""
     with pytest.raises(ValueError, match="no setting 'use_vllm'; grpo, rloo have it|rloo, grpo"):
