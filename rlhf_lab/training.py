@@ -217,8 +217,9 @@ def _compiling(plan: Plan, data: Data, started: Path | None) -> Plan:
 
     def make() -> tuple[bool, str]:
         there = Run(started).config if started and (started / "run.json").is_file() else {}
-        if "torch_compile" in there.get("settings", {}):
-            return bool(there["settings"]["torch_compile"]), ""
+        before = there.get("settings", {}).get("torch_compile")
+        if before is not None:
+            return before, ""
         if why := cannot_compile():
             return False, f"torch_compile=auto is off: {why}"
         try:
@@ -280,9 +281,10 @@ def check_first(
         raise ValueError(line)
     check_packages(plan.settings)
     if plan.settings.get("torch_compile") is True:
-        from .models.compiled import check_compiler
+        from .models.compiled import cannot_compile
 
-        check_compiler()
+        if why := cannot_compile():
+            raise ValueError(f"torch_compile: {why}")
     if resume:
         _check_resume(out, overwrite)
     elif out and not place()[0]:  # of several processes the first one writes

@@ -19,8 +19,8 @@ import inspect
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -40,7 +40,7 @@ Code = Callable[..., Any]
 """A function of tensors, or what was compiled of one."""
 VARIANTS = 64
 """Ways in which a layer may be called (trained or not, adapters on or off, models of other shapes),
-each compiled for itself; at one more torch would run the layer uncompiled without a word."""
+each compiled for itself; torch refuses one more."""
 _heads: WeakSet[nn.Module] = WeakSet()
 _seeing: list[TorchDispatchMode] = []
 
@@ -55,18 +55,13 @@ def cannot_compile() -> str:
     return ""
 
 
-def check_compiler() -> None:
-    """Raises ValueError, one line, on a machine that cannot compile."""
-    if why := cannot_compile():
-        raise ValueError(f"torch_compile: {why}")
-
-
 def compile_layers(*models: Any) -> None:
     """Compile the decoder layers of these models, when they first run, and what is done with their
     logits. Raises ValueError, one line, for models and machines that this is not for."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    check_compiler()
+    if why := cannot_compile():
+        raise ValueError(f"torch_compile: {why}")
     _let_modes_see()
     for model in models:
         whole = getattr(model, "whole", model)  # of a `RoleView`
@@ -102,9 +97,6 @@ def _forward(code: Code, layer: Any, hidden: Tensor, *args: object, **kwargs: ob
 @cache
 def compiled(function: Code) -> Code:
     """A function compiled for tensors of any size; for each way to call it when first called so."""
-    torch._dynamo.config.accumulated_recompile_limit = max(
-        4 * VARIANTS, torch._dynamo.config.accumulated_recompile_limit
-    )
     how: dict[str, Any] = {"dynamic": True, "fullgraph": True, "recompile_limit": VARIANTS}
     code: Code = torch.compile(function, backend=_seen, **how)
 
@@ -112,11 +104,11 @@ def compiled(function: Code) -> Code:
         if not torch._C._len_torch_dispatch_stack():
             return code(*args, **kwargs)
         with _disable_current_modes() as modes:  # under one torch would take it for another call
-            before, _seeing[:] = list(_seeing), modes
+            _seeing[:] = modes
             try:
                 return code(*args, **kwargs)
             finally:
-                _seeing[:] = before
+                _seeing.clear()
 
     return call
 
@@ -133,23 +125,13 @@ def _seen(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Code:
     code = inductor(graph, inputs)
 
     def run(*args: object) -> object:
-        with _modes_on():
+        with ExitStack() as stack:
+            for mode in reversed(_seeing):
+                _push_mode(mode)
+                stack.callback(_pop_mode)
             return code(*args)
 
     return run
-
-
-@contextmanager
-def _modes_on() -> Iterator[None]:
-    """While it lasts the modes that `compiled` has put aside are on."""
-    modes, _seeing[:] = list(_seeing), []
-    for mode in reversed(modes):
-        _push_mode(mode)
-    try:
-        yield
-    finally:
-        for _ in modes:
-            _pop_mode()
 
 
 @cache

@@ -75,9 +75,8 @@ def logprobs_and_entropy(
     apply: Callable[..., tuple[Tensor, Tensor]] = _LogProbs.apply
     if tokens.dim() == logits.dim():
         return apply(logits, tokens, temperature)
-    if fused and len(logits) > 1:
-        apply = _FusedLogProbs.apply
-    logprobs, entropy = apply(logits, tokens.unsqueeze(-1), temperature)
+    fused = fused and len(logits) > 1
+    logprobs, entropy = apply(logits, tokens.unsqueeze(-1), temperature, fused)
     return logprobs.squeeze(-1), entropy
 
 
@@ -100,6 +99,7 @@ class _Context(FunctionCtx):
     """What the backward pass of `_LogProbs` needs."""
 
     temperature: float
+    fused: bool
     saved_tensors: tuple[Tensor, ...]
 
 
@@ -110,49 +110,32 @@ class _LogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context, logits: Tensor, tokens: Tensor, temperature: float
+        ctx: _Context, logits: Tensor, tokens: Tensor, temperature: float, fused: bool = False
     ) -> tuple[Tensor, Tensor]:
-        blocks = []
-        for z, token in _blocks(logits, tokens):
+        blocks = [compiled(_fused)(logits, tokens, temperature)] if fused else []
+        for z, token in _blocks(logits, tokens) if not fused else ():
             z = to_fp32(z) / temperature
             logp = torch.log_softmax(z, -1)
             logprob, z = (x.gather(-1, token) for x in (logp, z))
             norm = (z - logprob)[:, :1]
             blocks.append((logprob, -logp.exp().mul_(logp).sum(-1), norm))
         logprobs, entropy, norm = (torch.cat(x) for x in zip(*blocks, strict=True))
-        ctx.temperature = temperature
+        ctx.temperature, ctx.fused = temperature, fused
         ctx.save_for_backward(logits, tokens, norm)  # norm: log Σ e^z
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: _Context, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _Context, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         logits, tokens, norm = ctx.saved_tensors
+        if ctx.fused:
+            compiled(_fused_backward)(logits, tokens, norm, grad, ctx.temperature)
+            return logits, None, None, None
         grad = grad / ctx.temperature
         for z, token, n, g in _blocks(logits, tokens, norm, grad):
             pi = (to_fp32(z) / ctx.temperature).sub_(n).exp_()
             z.copy_(pi.mul_(-g.sum(-1, keepdim=True)).scatter_add_(-1, token, g))
-        return logits, None, None
-
-
-class _FusedLogProbs(_LogProbs):
-    """The same by compiled code, which needs no blocks: it makes no tensor of their size."""
-
-    @staticmethod
-    def forward(
-        ctx: _Context, logits: Tensor, tokens: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        logprobs, entropy, norm = compiled(_fused)(logits, tokens, temperature)
-        ctx.temperature = temperature
-        ctx.save_for_backward(logits, tokens, norm)
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
-
-    @staticmethod
-    def backward(ctx: _Context, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        logits, tokens, norm = ctx.saved_tensors
-        compiled(_fused_backward)(logits, tokens, norm, grad, ctx.temperature)
-        return logits, None, None
+        return logits, None, None, None
 
 
 def _fused(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
