@@ -127,6 +127,8 @@ class Plan:
         settings = dict(self.settings)
         if "teacher" in self.model.paths:
             settings["teacher_model_name_or_path"] = self.model.paths["teacher"]
+        if "torch_compile" in settings:  # TRL knows no "auto"
+            settings["torch_compile"] = self.estimate.compiles[0]
         return trl_config(self.stage, self.model.name, settings, self.estimate.setup)
 
     def show(self) -> Display:
