@@ -24,6 +24,7 @@ _PUBLIC = {
     "ppo.config": ("PPOConfig",),
     "planning": ("plan", "Plan"),
     "training": ("train",),
+    "cloning": ("clone",),
     "studies": ("best_of_n", "xray", "sweep"),
     "budget": ("project",),
     "frontiers": ("frontier_serving",),
