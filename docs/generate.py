@@ -43,7 +43,7 @@ GROUPS = {
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),
     "PPO": ("PPOTrainer", "PPOConfig"),
     "Exercises": ("exercises", "check", "solution", "specimens"),
-    "Health": ("health", "HealthCallback"),
+    "Health": ("health", "HealthCallback", "overoptimise", "OverOptimisation"),
 }
 ALSO = {
     "Model": "models.load",

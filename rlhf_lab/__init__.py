@@ -28,7 +28,7 @@ _PUBLIC = {
     "studies": ("best_of_n", "xray", "sweep"),
     "budget": ("project",),
     "frontiers": ("frontier_serving",),
-    "overoptimisation": ("overoptimise", "OverOptimisation", "Proxy"),
+    "overoptimisation": ("overoptimise", "OverOptimisation"),
     "deploy.quantize": ("quantize",),
     "deploy.load": ("bench",),
     "metering.calibrate": ("calibrate",),

@@ -1,6 +1,7 @@
 """A reward model that is optimised too far: its score rises on while the gold reward falls.
 
-    found = lab.overoptimise({"192 noisy pairs": lab.Proxy(pairs=192, flipped=0.2)}, seeds=range(5))
+    found = lab.overoptimise({"192 pairs": reward_runs, "worst of 3": ("worst", *reward_runs)})
+    found.figure()
 
 Best-of-n and PPO along d = √KL to the SFT model, with the forms that Gao, Schulman and Hilton fit
 (Scaling Laws for Reward Model Overoptimization, arXiv 2210.10760).
@@ -11,23 +12,22 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from itertools import chain, product
+from functools import cached_property, partial
+from itertools import chain, zip_longest
 from pathlib import Path
-from random import Random
-from statistics import mean, stdev
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from .data.load import Data, load_data
-from .display import html_table, table
+from .display import UNKNOWN, html_table, table
 from .models.load import Model, load
 from .models.tokenizer import same_vocabulary
 from .planning import plan
 from .runs.json_files import replace_file, to_json_object
+from .runs.run import Run, notebooks_folder
 from .training import train
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from .stages import Setting, Settings
 
 Array: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
-Points: TypeAlias = tuple[list[int], list[float], list[float], list[float]]
-"""n or iterations, and their KL, proxy and gold"""
+RewardModel: TypeAlias = "Run | Model | str | Path"
+Proxy: TypeAlias = "RewardModel | tuple[RewardModel, ...]"
+"""A reward model, or ("mean", …) or ("worst", …) of several."""
 WINDOW = 5
 """Iterations of PPO whose mean is a point: each has other prompts, and few of them."""
 RISE, FALL, NATS = 0.3, 0.3, (1.0, 15.0)
@@ -50,36 +51,6 @@ HOLDS = 0.9
 """R² below which a form does not hold."""
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t at 97.5 % for 1, 2, … degrees of freedom; the last one for more, too."""
-
-
-@dataclass(frozen=True)
-class Proxy:
-    """What stands for the gold reward, and how PPO goes by it.
-
-    `members` reward models start on the SFT model `model` (None: the policy) and learn for `steps`
-    batches from the same `pairs`, drawn by the seed, of which a share `flipped` has chosen and
-    rejected exchanged, beside the annotator's own noise. They differ by head and order; their
-    scores are combined by their mean or, `worst`, the lowest. `pairs=None`: the reward model that
-    comes with the model. `kl_coef`: PPO's β; `iterations`: of PPO, 0 for best-of-n alone.
-    """
-
-    model: str | None = None
-    pairs: int | None = 192
-    flipped: float = 0.0
-    steps: int = 60
-    members: int = 1
-    worst: bool = False
-    kl_coef: float = 0.0
-    iterations: int = 28
-
-    def __post_init__(self) -> None:
-        pairs = 1 if self.pairs is None else self.pairs
-        if not 0 <= self.flipped <= 1 or min(pairs, self.steps, self.members) < 1:
-            raise ValueError("flipped is a share, 0 to 1; pairs, steps and members at least 1")
-        if self.pairs is None and (self.members > 1 or self.flipped):
-            raise ValueError("pairs=None is one reward model as it is: members=1, flipped=0")
-        if self.iterations and self.iterations < WINDOW:
-            raise ValueError(f"iterations={self.iterations}: a curve has 0 or at least {WINDOW}")
 
 
 class Turn(NamedTuple):
@@ -93,11 +64,20 @@ class Turn(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """d(α − β d) for best-of-n, d(α − β log d) for PPO."""
+    """Gold above the SFT model's: d(α − β d) for best-of-n, d(α − β log d) for PPO."""
 
     alpha: float
     beta: float
     r2: float
+
+
+class Band(NamedTuple):
+    """Over d the mean of the seeds' fits and half of its 95 % interval (Student's t; NaN for one
+    seed), where all of them have points. (40,) each"""
+
+    d: Array
+    mean: Array
+    half: Array
 
 
 @dataclass(frozen=True)
@@ -111,11 +91,11 @@ class Curve:
     seed: int
     ranked: float
     start: tuple[float, float]
+    seconds: float
     at: list[int]
     kl: list[float]
     proxy: list[float]
     gold: list[float]
-    seconds: float
 
     @property
     def gains(self) -> tuple[Array, Array, Array]:
@@ -139,7 +119,6 @@ class Curve:
 
     @property
     def fit(self) -> Fit:
-        """Of gold above the SFT model's."""
         kl, _, gold = self.gains
         return fit_form(kl, gold, self.method)
 
@@ -150,7 +129,7 @@ def terms(d: Array, method: str) -> Array:
 
 
 def fit_form(kl: Array, gain: Array, method: str) -> Fit:
-    """A method's form by least squares, over the points that have moved; NaN where these are too
+    """A method's form by least squares over the points that have moved; NaN where these are too
     few. kl, gain: (points,)"""
     matrix, gain = terms(np.sqrt(kl[kl > 0]), method), gain[kl > 0]
     if len(gain) < 3:
@@ -160,9 +139,22 @@ def fit_form(kl: Array, gain: Array, method: str) -> Fit:
     return Fit(*map(float, (*found, 1 - left)))
 
 
+def band(curves: Sequence[Curve]) -> Band | None:
+    """The band of the seeds' fits; None where one has too few points."""
+    if not np.isfinite([c.fit.r2 for c in curves]).all():
+        return None
+    moved = [np.sqrt(kl[kl > 0]) for kl in (c.gains[0] for c in curves)]
+    d, count = np.linspace(max(map(min, moved)), min(map(max, moved)), 40), len(curves)
+    fits = np.stack([terms(d, c.method) @ c.fit[:2] for c in curves])
+    if count == 1:
+        return Band(d, fits[0], np.full(40, np.nan))
+    t = T975[min(count - 1, len(T975)) - 1]
+    return Band(d, fits.mean(0), t * fits.std(0, ddof=1) / count**0.5)
+
+
 @dataclass
 class OverOptimisation:
-    """Curves of proxies by methods and seeds; `about`: what they were made with."""
+    """Curves of proxies by methods and seeds; `about`: of each name what they were made with."""
 
     curves: list[Curve] = field(default_factory=list)
     about: dict[str, Setting] = field(default_factory=dict)
@@ -189,7 +181,8 @@ class OverOptimisation:
             row |= {"then falls": _spread(fall), "proxy gains": _spread(gain)}
             row |= {"over-optimised": f"{sum(c.overoptimised for c in of)} of {len(of)}"}
             row |= {"α": _spread(alpha), "β": _spread(beta)}
-            rows.append(row | {"R²": f"{mean(r2):.2f}" + ", does not hold" * (mean(r2) < HOLDS)})
+            fails = ", does not hold" * (float(np.mean(r2)) < HOLDS)
+            rows.append(row | {"R²": f"{_spread(r2)}{fails}"})
         return rows
 
     def __repr__(self) -> str:
@@ -203,8 +196,7 @@ class OverOptimisation:
         from .charts.overoptimisation import overoptimisation
 
         groups = self.groups(*names, method=method)
-        fitted = {k: of for k, of in groups.items() if np.isfinite([c.fit.r2 for c in of]).all()}
-        return overoptimisation(groups, {key: band(curves) for key, curves in fitted.items()})
+        return overoptimisation(groups, {key: band(curves) for key, curves in groups.items()})
 
     def save(self, path: str | Path) -> None:
         written = {"about": self.about, "curves": list(map(asdict, self.curves))}
@@ -220,97 +212,97 @@ class OverOptimisation:
         except (KeyError, TypeError, json.JSONDecodeError):
             raise ValueError(f"{path} was not written by OverOptimisation.save") from None
 
+    @classmethod
+    def stored(cls) -> OverOptimisation:
+        """The study that comes with the course (`benchmarks/overoptimisation.py`)."""
+        return cls.load(notebooks_folder() / "course_runs" / "overoptimisation.json")
+
 
 def _spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation over seeds."""
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
-class Band(NamedTuple):
-    """Over d = √KL the mean of the seeds' fits and half of its 95 % interval (Student's t; NaN for
-    one seed), where all of them have points. (40,) each"""
-
-    d: Array
-    mean: Array
-    half: Array
-
-
-def band(curves: Sequence[Curve]) -> Band:
-    """The band of the seeds' fits of gold."""
-    moved = [np.sqrt(kl[kl > 0]) for kl in (c.gains[0] for c in curves)]
-    d = np.linspace(max(map(min, moved)), min(map(max, moved)), 40)
-    fits = np.stack([terms(d, c.method) @ c.fit[:2] for c in curves])
-    if (count := len(curves)) == 1:
-        return Band(d, fits[0], np.full(40, np.nan))
-    t = T975[min(count - 1, len(T975)) - 1]
-    return Band(d, fits.mean(0), t * fits.std(0, ddof=1) / count**0.5)
+    error = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{error}" if np.isfinite(values).all() else UNKNOWN
 
 
 def overoptimise(
-    proxies: Mapping[str, Proxy],
+    proxies: Mapping[str, Proxy | list[Proxy]],
     policy: str | Path | Model = "tiny",
     *,
     data: Data | str | Path = "stories",
-    seeds: Iterable[int] = (0,),
+    kl_coef: float = 0.0,
+    iterations: int = 32,
     prompts: int = 64,
     samples: int = 64,
     out: str | Path | None = None,
     quiet: bool = False,
     **settings: Setting,
 ) -> OverOptimisation:
-    """Train each proxy, and optimise the SFT model by it, with an eye on the gold reward.
+    """Optimise the SFT model by reward models, with an eye on the gold reward.
 
-    Best-of-n is exact: of `samples` answers to each of so many held-out `prompts`, drawn once, it
-    is the mean over all subsets of n. A run of PPO is a curve, each iteration a point; `settings`
-    are those of `lab.plan("ppo", …)`. `out`: a JSON file that is written after each curve; curves
-    that it has are not made again. Raises ValueError, one line, for data without a gold reward and
-    for a file of another study.
+    `proxies`: reward models by name, or a list of them, one a seed; ("mean", a, b, …) and ("worst",
+    a, b, …) are ensembles. Best-of-n is exact: of `samples` answers to each of so many held-out
+    `prompts`, drawn once, it is the mean over all subsets of n. A run of PPO is a curve, each of
+    its `iterations` a point (0: best-of-n alone), with the penalty `kl_coef` and `settings`, those
+    of `lab.plan("ppo", …)`. `out`: a JSON file that is written after each seed; seeds that it has
+    are not run again. Raises ValueError, one line, for what is no reward model of the policy's
+    tokens, for data without a gold reward, and for a file with a name that was made otherwise.
     """
     from .launch.launcher import prepare_process
 
     model, data = load(policy), load_data(data)
-    if not proxies or prompts < 1 or samples < 2:
-        raise ValueError("overoptimise: proxies by name, at least 1 prompt and 2 samples")
+    if not proxies or prompts < 1 or samples < 2 or 0 < iterations < WINDOW:
+        raise ValueError(
+            "overoptimise: proxies by name, at least 1 prompt, 2 samples, and 0 or at least "
+            f"{WINDOW} iterations"
+        )
     if not data.has_gold:
         raise ValueError(f"{data.name} has no gold reward, so nothing tells when it falls")
-    if own := {"kl_coef", "max_steps", "seed"} & settings.keys():
-        raise ValueError(f"{min(own)} is a curve's own: Proxy(kl_coef=…, iterations=…), seeds=…")
-    study = _Study(model, data.with_held_out(prompts), samples, settings)
+    of_ppo = {"save_strategy": "no", **settings, "kl_coef": kl_coef, "max_steps": iterations}
+    study = _Study(model, data.with_held_out(prompts), samples, of_ppo)
+    members = {
+        name: [_members(proxy, model) for proxy in (given if isinstance(given, list) else [given])]
+        for name, given in proxies.items()
+    }
     found = OverOptimisation.load(out) if out and Path(out).is_file() else OverOptimisation()
-    made = {"policy": model.name, "data": data.name, "prompts": prompts, "samples": samples}
-    for name, proxy in proxies.items():
-        study.check(proxy)
-        how = to_json_object({**made, **settings, **asdict(proxy)})
+    how = to_json_object({"policy": model.name, "data": data.name, "prompts": prompts})
+    how |= to_json_object({"samples": samples, **of_ppo})
+    for name in proxies:
         if found.about.setdefault(name, how) != how:
             raise ValueError(f"{out} has {name!r}, made otherwise: give another name, or file")
     prepare_process()
-    for seed, (name, proxy) in product(seeds, proxies.items()):
-        if not any((c.name, c.seed) == (name, seed) for c in found.curves):
-            found.curves += study.curves(name, proxy, seed)
-            if out:
-                found.save(out)
-            if not quiet:
-                print(f"{name}, seed {seed}: {found.curves[-1].turn}", flush=True)
+    for seed, row in enumerate(zip_longest(*members.values())):
+        for name, given in zip(members, row, strict=True):
+            if given and not any((c.name, c.seed) == (name, seed) for c in found.curves):
+                found.curves += study.curves(name, seed, *given)
+                if out:
+                    found.save(out)
+                if not quiet:
+                    print(f"{name}, seed {seed}: {found.curves[-1].turn}", flush=True)
     return found
 
 
+def _members(proxy: Proxy, policy: Model) -> tuple[list[str], bool]:
+    """Folders of reward models, and whether the worst of them counts. Raises ValueError."""
+    how, given = (proxy[0], proxy[1:]) if isinstance(proxy, tuple) else ("mean", (proxy,))
+    if how not in ("mean", "worst") or not given:
+        raise ValueError("several reward models: ('mean', a, b, …) or ('worst', a, b, …)")
+    folders = []
+    for one in given:
+        of = load(one.folder if isinstance(one, Run) else one)
+        if "reward" not in of.paths:
+            raise ValueError(f"{of.name} is no reward model: give one, or the run that trained it")
+        if not same_vocabulary(of.tokenizer, policy.tokenizer):
+            raise ValueError(f"{of.name} reads other tokens than {policy.name} writes")
+        folders.append(of.paths["reward"])
+    return folders, how == "worst"
+
+
 class _Study:
-    """What the curves of a study share: the SFT model's answers, and the reward models."""
+    """What the curves of a study share: the SFT model, and answers that it wrote."""
 
     def __init__(self, model: Model, data: Data, samples: int, settings: Settings) -> None:
         self.model, self.data, self.samples, self.settings = model, data, samples, settings
         self.length = int(plan("ppo", model, **settings).settings["response_length"])
-        self.folder, self.trained = tempfile.TemporaryDirectory(), dict[object, str]()
-
-    def check(self, proxy: Proxy) -> None:
-        """Raises ValueError for reward models that cannot be had, or that read other tokens."""
-        of, most = load(proxy.model or self.model), len(self.data.preferences.train)
-        if not same_vocabulary(of.tokenizer, self.model.tokenizer):
-            raise ValueError(f"{of.name} reads other tokens than {self.model.name} writes")
-        if proxy.pairs is None and "reward" not in of.paths:
-            raise ValueError(f"{of.name} comes without a reward model: give pairs to train one on")
-        if (proxy.pairs or 0) > most:
-            raise ValueError(f"pairs={proxy.pairs}: {self.data.name} has {most} to train on")
 
     @cached_property
     def answers(self) -> tuple[list[Example], list[list[int]], Tensor]:
@@ -322,74 +314,46 @@ class _Study:
 
         sft, tokenizer = self.model.sft, self.model.tokenizer
         rows = held_out_prompts(self.model, self.data, len(self.data.prompts.test), self.length)
-        drawn = sample_ids(
-            sft, tokenizer, rows, samples=self.samples, max_new_tokens=self.length, seed=99
-        )
+        how = partial(sample_ids, samples=self.samples, max_new_tokens=self.length, seed=99)
+        drawn = how(sft, tokenizer, rows)
         asked, ids = [row for row in rows for _ in drawn[0]], list(chain(*drawn))
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         gold = [self.data.gold_reward(r["prompt"], t) for r, t in zip(asked, texts, strict=True)]
         return asked, ids, torch.tensor(gold, dtype=torch.float64).view(len(rows), -1)
 
-    def curves(self, name: str, proxy: Proxy, seed: int) -> Iterator[Curve]:
+    def curves(self, name: str, seed: int, folders: list[str], worst: bool) -> Iterator[Curve]:
         """Best-of-n's, and PPO's where it has iterations."""
         import torch
 
         from .ppo.losses import kl_bound
         from .trainers.best_of_n import expected_best
 
-        began, (asked, ids, gold) = time.perf_counter(), self.answers
-        folders = self.reward_models(proxy, seed)
-        score = ensemble(folders, self.model, proxy.worst)
+        (asked, ids, gold), began = self.answers, time.perf_counter()
+        score = ensemble(folders, self.model, worst)
         scores = torch.tensor(score(asked, ids), dtype=torch.float64).view_as(gold)
         gap, gold_gap = (x[:, :, None] - x[:, None] for x in (scores, gold))
-        ranked = ((gap > 0) == (gold_gap > 0))[gold_gap != 0].double().mean()
+        ranked = float(((gap > 0) == (gold_gap > 0))[gold_gap != 0].double().mean())
         start = float(scores.mean()), float(gold.mean())
         n = [2**k for k in range(self.samples.bit_length())]
-        by, best = ([float(expected_best(scores, x, k).mean()) for k in n] for x in (scores, gold))
-        points: Points = n, [kl_bound(k) for k in n], by, best
-        seconds = round(time.perf_counter() - began, 1)
-        yield Curve(name, "best of n", seed, float(ranked), start, *points, seconds)
-        if proxy.iterations:
-            points = self.ppo(proxy, seed, folders, score)
-            seconds = round(time.perf_counter() - began - seconds, 1)
-            yield Curve(name, "PPO", seed, float(ranked), start, *points, seconds)
+        best = [[float(expected_best(scores, x, k).mean()) for k in n] for x in (scores, gold)]
+        same, points = (seed, ranked, start), [[kl_bound(k) for k in n], *best]
+        yield Curve(name, "best of n", *same, time.perf_counter() - began, n, *points)
+        if self.settings["max_steps"]:
+            began, points = time.perf_counter(), self.ppo(seed, folders, score)
+            at = list(range(1, len(points[0]) + 1))
+            yield Curve(name, "PPO", *same, time.perf_counter() - began, at, *points)
 
-    def reward_models(self, proxy: Proxy, seed: int) -> list[str]:
-        """Folders of the proxy's members; those that are not there yet are trained."""
-        of = load(proxy.model or self.model)
-        if proxy.pairs is None:
-            return [of.paths["reward"]]
-        rng = Random(f"pairs:{seed}")
-        rows = rng.sample(self.data.preferences.train, proxy.pairs)
-        turned = {"chosen": "rejected", "rejected": "chosen"}
-        rows = [
-            {turned.get(k, k): v for k, v in row.items()} if rng.random() < proxy.flipped else row
-            for row in rows
-        ]
-        data, folders = self.data.with_preferences(rows).with_held_out(8), []
-        for member in range(proxy.members):
-            learned = proxy.model, proxy.pairs, proxy.flipped, proxy.steps, seed, member
-            if learned not in self.trained:
-                folder = Path(self.folder.name) / f"reward-{len(self.trained)}"
-                how = plan("reward", of, max_steps=proxy.steps, seed=1000 * member + seed)
-                run = train(how, data, out=folder, quiet=True)
-                self.trained[learned] = str(run.model_path)
-            folders.append(self.trained[learned])
-        return folders
-
-    def ppo(self, proxy: Proxy, seed: int, folders: Sequence[str], score: RewardFunction) -> Points:
-        """A run by one reward model, or by the function of several."""
+    def ppo(self, seed: int, folders: list[str], score: RewardFunction) -> list[list[float]]:
+        """A run by one reward model, or by the function of several. → its KL, proxy and gold by
+        iteration."""
         alone = {"reward": folders[0]} if len(folders) == 1 else {}
         paths = {k: v for k, v in self.model.paths.items() if k != "reward"} | alone
-        model = Model(self.model.name, paths, self.model.trust_remote_code)
-        own = {"kl_coef": proxy.kl_coef, "max_steps": proxy.iterations, "seed": seed}
-        how = {"save_strategy": "no", **self.settings, **own}
+        asked = plan("ppo", Model(self.model.name, paths), **self.settings, seed=seed)
+        data, by = self.data.with_held_out(8), None if alone else score
         with tempfile.TemporaryDirectory() as folder:
-            data, by = self.data.with_held_out(8), None if alone else score
-            run = train(plan("ppo", model, **how), data, reward_funcs=by, out=folder, quiet=True)
+            run = train(asked, data, reward_funcs=by, out=folder, quiet=True)
             lines = [line for line in run.metrics if "kl" in line]
-            kl, proxies, gold = ([x[k] for x in lines] for k in ("kl", "reward", "gold_reward"))
-            return [int(x["step"]) for x in lines], kl, proxies, gold
+            return [[x[k] for x in lines] for k in ("kl", "reward", "gold_reward")]
 
 
 def ensemble(folders: Sequence[str], policy: Model, worst: bool = False) -> RewardFunction:

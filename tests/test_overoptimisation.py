@@ -16,7 +16,6 @@ from rlhf_lab.overoptimisation import (
     Curve,
     Fit,
     OverOptimisation,
-    Proxy,
     band,
     ensemble,
     fit_form,
@@ -30,7 +29,7 @@ OTHER = {"PPO": "best of n", "best of n": "PPO"}
 def curve(method, kl, gold, *, name="a", seed=0, proxy=None, start=(0.0, 0.0)):
     at = list(range(1, len(kl) + 1))
     proxy = list(at) if proxy is None else proxy
-    return Curve(name, method, seed, 0.7, start, at, list(kl), proxy, list(gold), 1.0)
+    return Curve(name, method, seed, 0.7, start, 1.0, at, list(kl), proxy, list(gold))
 
 
 # ------------------------------------------------------------------------------------ best of n
@@ -94,6 +93,7 @@ def test_the_band_is_students_over_the_seeds_fits():
     half = 4.303 * statistics.stdev(alphas) / math.sqrt(3)
     assert found.half == pytest.approx(found.d * half, rel=1e-6)
     assert np.isnan(band(curves[:1]).half).all()
+    assert band([curve("PPO", [0.0] * 9, [8.0] * 9)]) is None  # nothing has moved
 
 
 # ----------------------------------------------------------------------------------- peak and fall
@@ -122,11 +122,9 @@ def stories():
 @pytest.fixture(scope="module")
 def found(stories, tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "found.json"
-    proxies = {
-        "as it is": Proxy(pairs=None, iterations=5),
-        "two, the worst": Proxy(pairs=8, steps=1, members=2, worst=True, iterations=5),
-    }
-    how = {"data": stories, "prompts": 3, "samples": 4, "response_length": 24}
+    own = lab.load("mini").paths["reward"]
+    proxies = {"as it is": ["mini", own], "the worst of two": ("worst", "mini", "tiny")}
+    how = {"data": stories, "prompts": 3, "samples": 4, "response_length": 24, "iterations": 5}
     how |= {"per_device_train_batch_size": 4, "quiet": True}
     return lab.overoptimise(proxies, "mini", out=out, **how), proxies, how, out
 
@@ -142,8 +140,9 @@ def test_best_of_n_of_a_study_is_that_of_its_own_table(found, stories):
 
 
 def test_a_run_of_ppo_is_a_curve_from_the_sft_model_on(found):
-    for name in ("as it is", "two, the worst"):
-        (ppo,) = found[0].groups(name, method="PPO")[name, "PPO"]
+    for name, seeds in (("as it is", 2), ("the worst of two", 1)):
+        ppo, *others = found[0].groups(name, method="PPO")[name, "PPO"]
+        assert len(others) == seeds - 1 and all(c.gold != ppo.gold for c in others)
         assert ppo.at == [1, 2, 3, 4, 5] and ppo.kl[0] == pytest.approx(0, abs=1e-4)
         assert all(0 <= gold <= 10 for gold in ppo.gold) and len(set(ppo.proxy)) == 5
 
@@ -154,7 +153,7 @@ def test_a_study_goes_on_where_its_file_ends(found, monkeypatch):
     monkeypatch.setattr("rlhf_lab.overoptimisation.train", None)  # nothing is trained again
     assert lab.overoptimise(proxies, "mini", out=out, **how) == study
     with pytest.raises(ValueError, match="has 'as it is', made otherwise: give another name"):
-        lab.overoptimise({"as it is": Proxy(pairs=9)}, "mini", out=out, **how)
+        lab.overoptimise(proxies, "mini", out=out, kl_coef=0.1, **how)
 
 
 def test_table_and_figure_say_what_was_found(found):
@@ -163,11 +162,11 @@ def test_table_and_figure_say_what_was_found(found):
         ("as it is", "best of n"),
         ("as it is", "PPO"),
     ]
-    assert all(r["over-optimised"].endswith(" of 1") for r in rows)
+    assert [r["over-optimised"][-4:] for r in rows] == ["of 2", "of 2", "of 1", "of 1"]
     assert "as it is, PPO, seed 0: gold" in figure.words
-    assert len(figure.data) == 8  # of so few points no form: gold and proxy of each curve
-    assert len(found[0].figure("as it is", method="PPO").data) == 2
-    with pytest.raises(ValueError, match="no curve of b : there are as it is; two, the worst"):
+    assert len(figure.data) >= 12  # gold and proxy of each curve
+    assert len(found[0].figure("the worst of two", method="best of n").data) == 2
+    with pytest.raises(ValueError, match="no curve of b : there are as it is; the worst of two"):
         found[0].figure("b")
 
 
@@ -183,7 +182,9 @@ def test_a_figure_draws_the_fit_in_its_band():
     assert [t.name for t in (area, line, *seeds) if t.showlegend is not False] == ["a, best of n"]
 
 
-@pytest.mark.parametrize(("r2", "says"), [(0.95, "0.95"), (0.5, "0.50, does not hold")])
+@pytest.mark.parametrize(
+    ("r2", "says"), [(0.95, "0.95 ± 0.00"), (0.5, "0.50 ± 0.00, does not hold")]
+)
 def test_a_form_that_does_not_hold_is_said_not_to(monkeypatch, r2, says):
     monkeypatch.setattr(Curve, "fit", property(lambda self: Fit(1.0, 0.5, r2)))
     study = OverOptimisation([curve("best of n", [0.0, 1.0], [0.0, 1.0], seed=i) for i in (0, 1)])
@@ -214,38 +215,25 @@ def test_an_ensemble_is_the_mean_or_the_worst_of_its_members(stories):
 
 
 @pytest.mark.parametrize(
-    ("how", "line"),
-    [
-        ({"flipped": 1.5}, "flipped is a share, 0 to 1"),
-        ({"pairs": 0}, "pairs, steps and members at least 1"),
-        ({"pairs": None, "members": 3}, "pairs=None is one reward model as it is"),
-        ({"iterations": 3}, "iterations=3: a curve has 0 or at least 5"),
-    ],
-)
-def test_what_is_no_proxy_is_refused(how, line):
-    with pytest.raises(ValueError, match=line):
-        Proxy(**how)
-
-
-@pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"proxies": {}}, "proxies by name, at least 1 prompt and 2 samples"),
-        ({"samples": 1}, "proxies by name, at least 1 prompt and 2 samples"),
-        ({"kl_coef": 0.1}, "kl_coef is a curve's own: Proxy"),
-        ({"proxies": {"a": Proxy(pairs=9999)}}, "pairs=9999: stories has 3072 to train on"),
+        ({"proxies": {}}, "proxies by name, at least 1 prompt, 2 samples"),
+        ({"samples": 1}, "at least 1 prompt, 2 samples"),
+        ({"iterations": 3}, "and 0 or at least 5 iterations"),
+        ({"proxies": {"a": ("best", "mini", "tiny")}}, r"\('mean', a, b, …\) or \('worst'"),
+        ({"proxies": {"a": lab.load("mini").paths["sft"]}}, "sft is no reward model: give one"),
         ({"bet": 0.1}, "bet"),
     ],
 )
 def test_what_is_no_study_is_refused(stories, given, line):
     with pytest.raises(ValueError, match=line):
-        lab.overoptimise(**{"proxies": {"a": Proxy()}, "policy": "mini", "data": stories} | given)
+        lab.overoptimise(**{"proxies": {"a": "mini"}, "policy": "mini", "data": stories} | given)
 
 
 def test_what_has_no_truth_is_refused(tmp_path):
     rows = [{"prompt": "a", "chosen": f"b {i}", "rejected": "c"} for i in range(12)]
     with pytest.raises(ValueError, match="has no gold reward, so nothing tells when it falls"):
-        lab.overoptimise({"a": Proxy()}, "mini", data=lab.load_data(rows))
+        lab.overoptimise({"a": "mini"}, "mini", data=lab.load_data(rows))
     (other := tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="other.json was not written by OverOptimisation.save"):
         OverOptimisation.load(other)

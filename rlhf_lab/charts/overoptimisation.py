@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def overoptimisation(
     groups: Mapping[tuple[str, str], Sequence[Curve]],
-    bands: Mapping[tuple[str, str], Band],
+    bands: Mapping[tuple[str, str], Band | None],
     theme: str = "both",
 ) -> Figure:
     """Left gold, right proxy, above the SFT model's. Thin: a seed each, of PPO solid, of best-of-n
@@ -28,7 +28,7 @@ def overoptimisation(
         line = {"color": shade, "dash": "solid" if method == "PPO" else "dot"}
         mine = {"name": label, "legendgroup": label}
         labels.append(label)
-        if d := bands.get((name, method)):
+        if d := bands[name, method]:
             figure.add_scatter(
                 x=np.concatenate([d.d, d.d[::-1]]).round(3),
                 y=np.concatenate([d.mean + d.half, (d.mean - d.half)[::-1]]).round(3),
