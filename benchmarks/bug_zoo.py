@@ -26,28 +26,37 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import rlhf_lab as lab
 from rlhf_lab.data.load import Data, Split
+from rlhf_lab.data.reward_sources import gold_metrics
 from rlhf_lab.display import table
+from rlhf_lab.exercises import specimens
 from rlhf_lab.exercises.specimens import SPECIMENS
+from rlhf_lab.launch.launcher import prepare_process
 from rlhf_lab.ppo.bookkeeping import Diverged
+from rlhf_lab.ppo.trainer import PPOTrainer
 from rlhf_lab.runs import health
 from rlhf_lab.runs.json_files import replace_file, versions
+from rlhf_lab.trainers.prepare import prepare
 
 RESULTS = Path(__file__).parent / "results" / "bug_zoo.json"
 LIMITS = Path(health.__file__).with_name("health_limits.json")
+CURVES = Path(specimens.__file__).with_name("specimen_curves.json")
 STORED = (
     ("ppo", "ppo_adapters", "ppo_lora", "ppo_shared", "grpo", "rloo"),
     ("dpo", "dpo_beta_0.2", "dpo_beta_2.0", "dpo_lora", "reward_768_pairs", "reward_3072_pairs"),
 )
 """Healthy runs that came with the course: longer ones, and other stages."""
 HEALTHY = "healthy"
+MODEL = "mini"
 SIZE = {
-    "max_steps": 12,
+    "max_steps": 8,
     "per_device_train_batch_size": 48,
+    "learning_rate": 0.0005,
     "num_mini_batches": 2,
     "num_ppo_epochs": 2,
     "response_length": 64,
@@ -57,23 +66,39 @@ SIZE = {
 """Settings of every run; all others are the lab's own."""
 LEARNING, SEEDS = range(10), range(5)
 """Seeds of the healthy runs that bands and thresholds are learned from, and of specimens."""
+WIDER = {
+    "a third of the rate": {"learning_rate": 0.00017},
+    "twice the rate": {"learning_rate": 0.001},
+    "half the responses": {"per_device_train_batch_size": 24},
+}
+"""Healthy runs that limits are learned from too, and bands are not: of other settings than those
+that are judged, so that a limit is not one of one setting. Seeds from 20 on."""
+WIDER_SEEDS = range(20, 23)
 JUDGED = {
     "other seeds": {},
-    "half the rate": {"learning_rate": 0.00035},
+    "half the rate": {"learning_rate": 0.00025},
     "smaller rollouts": {"per_device_train_batch_size": 32},
 }
 """Runs that no threshold saw: seeds from 100 on, in these settings."""
-JUDGED_SEEDS = range(100, 102)
-TEST_ROWS = 8
+JUDGED_SEEDS = range(100, 110)
+TRAIN_ROWS = 512
+"""Prompts, of which a run sees at most 384."""
 METRICS = (
     *("reward", "score", "gold_reward", "kl", "kl_k3", "kl_per_token", "objective", "entropy"),
     *("sampled_entropy", "response_length", "stopped", "explained_variance", "pg_loss", "vf_loss"),
     *("clipfrac", "vf_clipfrac", "ratio", "approxkl", "grad_norm", "first_ratio_error"),
-    "first_approxkl",
+    *("first_approxkl", "objective_error", "reward_gold_corr"),
 )
+DRAWN = ("reward", "gold_reward", "kl_k3", "entropy", "response_length", "explained_variance")
+"""Metrics whose curves are drawn of every specimen, beside the one that shows it first."""
 WIDTH = 4.0
 """Half of a band, in standard deviations of the healthy runs."""
-FLOOR = {"first_ratio_error": 1e-3, "first_approxkl": 1e-6, "kl_per_token": 0.01}
+FLOOR = {
+    "first_ratio_error": 1e-3,
+    "objective_error": 1e-3,
+    "first_approxkl": 1e-6,
+    "kl_per_token": 0.01,
+}
 """Half of a band, at the least: rounding errors, and what a KL of so few tokens may be below 0."""
 
 Series = dict[str, list[float | None]]
@@ -85,30 +110,37 @@ Series = dict[str, list[float | None]]
 @cache
 def stories() -> Data:
     data = lab.load_data("stories")
-    test = Split(data.prompts.train, data.prompts.test[:TEST_ROWS])
-    return replace(data, prompts=test)
+    return replace(data, prompts=Split(data.prompts.train[:TRAIN_ROWS], data.prompts.test[:1]))
 
 
 def train(name: str, seed: int, more: Mapping[str, float]) -> dict[str, object]:
-    """One run. → its metrics by iteration, its seconds, and whether it diverged."""
-    plan = lab.plan("ppo", "tiny", **SIZE, **more, seed=seed)
-    specimen, started = None if name == HEALTHY else name, time.perf_counter()
+    """One run, as `lab.train` makes it, without what that measures before, beside and after.
+    → its metrics by iteration, its seconds, and whether it diverged."""
+    plan, sick = lab.plan("ppo", MODEL, **{**SIZE, **more, "seed": seed}), SPECIMENS.get(name)
+    plan = sick.plan(plan) if sick else plan
+    lines: dict[int, dict[str, float]] = {}
+    said: dict[int, list[str]] = {}
+    started, error = time.process_time(), ""
     with tempfile.TemporaryDirectory() as folder:
-        out, error = Path(folder) / "run", ""
+        args = plan.config(folder)
+        ready = prepare(plan, stories(), args)
+        roles = ready.models
+        trainer = ((sick and sick.trainer) or PPOTrainer)(
+            *(args, plan.model.tokenizer, roles["policy"], roles["reference"], roles["reward"]),
+            *(ready.train, roles["value"]),
+            metric_funcs=gold_metrics(stories()),
+            on_sample=lambda step, rows: said.update({step: [str(r["response"]) for r in rows]}),
+        )
+        trainer.on_log = lambda step, metrics: lines.update({step: dict(metrics)})
         try:
-            lab.train(plan, stories(), specimen=specimen, out=out, quiet=True)
+            trainer.train()
         except Diverged as diverged:
             error = str(diverged).split("; ")[0]
-        run = lab.Run.load(out)
-        lines = [line for line in run.metrics if "kl" in line]
-        series: Series = {m: [rounded(x.get(m)) for x in lines] for m in METRICS}
-        texts: dict[int, list[str]] = {}
-        for row in run.samples:
-            if "when" not in row:
-                texts.setdefault(row["step"], []).append(row["response"])
-        said = [texts.get(int(x["step"]), []) for x in lines]
-        series["repeated_ngrams"] = [rounded(health.repeated_ngrams(x)) for x in said]
-    return {"seconds": round(time.perf_counter() - started, 1), "error": error, "metrics": series}
+    series: Series = {m: [rounded(x.get(m)) for x in lines.values()] for m in METRICS}
+    repeated = [health.repeated_ngrams(said.get(step, [])) for step in lines]
+    series["repeated_ngrams"] = [rounded(x) for x in repeated]
+    seconds = round(time.process_time() - started, 1)
+    return {"cpu_seconds": seconds, "error": error, "metrics": series}
 
 
 def rounded(value: float | None) -> float | None:
@@ -130,12 +162,18 @@ def save(results: dict) -> None:
 def wanted(only: Sequence[str], seeds: Sequence[int], judge: bool) -> list[tuple[str, int, str]]:
     """(name, seed, setting) of the runs to make, the most telling first."""
     names = [*SPECIMENS]
-    if judge:
-        made = [(n, s, w) for s in JUDGED_SEEDS for w in JUDGED for n in names]
-        healthy = range(JUDGED_SEEDS[0], JUDGED_SEEDS[0] + 10)
-        made = [(HEALTHY, s, w) for w in JUDGED for s in healthy] + made
+    if judge:  # a healthy one and a sick one by turns, each specimen in two of the settings
+        ways = [*JUDGED]
+        healthy = [(HEALTHY, s, w) for s in JUDGED_SEEDS for w in ways]
+        sick = [
+            (n, JUDGED_SEEDS[i], ways[(place + i) % len(ways)])
+            for i in range(2)
+            for place, n in enumerate(names)
+        ]
+        made = [m for pair in zip_longest(healthy, sick) for m in pair if m]
     else:
         healthy = [(HEALTHY, s, "") for s in LEARNING]
+        healthy += [(HEALTHY, s, w) for s in WIDER_SEEDS for w in WIDER]
         of_seed = [[(n, s, "") for n in names] for s in SEEDS]
         made = [*healthy[:5], *of_seed[0], *healthy[5:], *sum(of_seed[1:], [])]
     return [m for m in made if (not only or m[0] in only) and (not seeds or m[1] in seeds)]
@@ -146,16 +184,17 @@ def key_of(name: str, seed: int, setting: str) -> str:
 
 
 def train_all(made: Sequence[tuple[str, int, str]]) -> None:
+    prepare_process()
     for number, (name, seed, setting) in enumerate(made):
         key, results = key_of(name, seed, setting), load()
         if key in results["runs"]:
             continue
-        run = train(name, seed, JUDGED.get(setting, {}))
+        run = train(name, seed, {**WIDER, **JUDGED}.get(setting, {}))
         results = load()  # another process may have written meanwhile
         results |= {"size": SIZE, "versions": versions(), "processor": platform.machine()}
         results["runs"][key] = run
         save(results)
-        print(f"{number + 1}/{len(made)} {key}: {run['seconds']} s {run['error']}", flush=True)
+        print(f"{number + 1}/{len(made)} {key}: {run['cpu_seconds']} s {run['error']}", flush=True)
 
 
 # ---------------------------------------------------------------------------------- the bands
@@ -202,16 +241,25 @@ def leaves(series: Series, band: Sequence[tuple[float, float]], metric: str) -> 
     return None
 
 
+def beyond(series: Series, band: Sequence[tuple[float, float]], metric: str, at: int) -> float:
+    """How far a metric is from the middle of its band in an iteration (from 1), in halves of it."""
+    (low, high), x = band[at - 1], series[metric][at - 1]
+    return math.inf if x is None else abs(2 * x - low - high) / (high - low)
+
+
 def first_metrics(runs: Mapping[str, dict], name: str, band: dict) -> list[tuple[int, str, int]]:
-    """(iteration by which four in five seeds have left, metric, seeds), the soonest first."""
+    """(iteration by which four in five seeds have left, metric, seeds), the soonest first; of those
+    that are as soon the one that is farthest out."""
     sick = series_of(runs, name, SEEDS)
     enough = math.ceil(0.8 * len(sick))
     found = []
     for metric in band:
-        at = sorted(x for s in sick if (x := leaves(s, band[metric], metric)) is not None)
-        if sick and len(at) >= enough:
-            found.append((at[enough - 1], metric, len(at)))
-    return sorted(found)
+        left = [(x, s) for s in sick if (x := leaves(s, band[metric], metric)) is not None]
+        if sick and len(left) >= enough:
+            at = sorted(x for x, _ in left)[enough - 1]
+            far = median(beyond(s, band[metric], metric, x) for x, s in left)
+            found.append((at, -far, metric, len(left)))
+    return [(at, metric, seeds) for at, _, metric, seeds in sorted(found)]
 
 
 def show_tables(runs: Mapping[str, dict]) -> list[dict[str, str]]:
@@ -235,6 +283,29 @@ def show_tables(runs: Mapping[str, dict]) -> list[dict[str, str]]:
         strays.append([m for m in others if leaves(one, others[m], m) is not None])
     print(f"healthy runs outside of the band of the others: {strays}")
     return rows
+
+
+def curves_of(runs: Mapping[str, dict]) -> dict[str, object]:
+    """What `lab.specimens` draws: bands, and each specimen's curves."""
+    healthy, found = series_of(runs, HEALTHY, LEARNING), {}
+    band = bands(healthy)
+    for name in SPECIMENS:
+        sick = series_of(runs, name, SEEDS)
+        at, metric, seeds = (first_metrics(runs, name, band) or [(None, None, 0)])[0]
+        shown = [*DRAWN, metric] if metric else DRAWN
+        found[name] = {"first": metric, "iteration": at, "seeds": f"{seeds} of {len(sick)}"}
+        found[name]["curves"] = {m: [x[m] for x in sick] for m in dict.fromkeys(shown) if sick}
+    drawn = {m for x in found.values() for m in x["curves"]}
+    ends = {
+        m: [[rounded(x) for x in end] for end in zip(*((a, (a + b) / 2, b) for a, b in band[m]))]
+        for m in sorted(drawn & band.keys())
+    }
+    what = f"{MODEL}, {size()}; the band is of {len(healthy)} healthy runs"
+    return {"runs": what, "healthy": ends, "specimens": found}
+
+
+def size() -> str:
+    return f"{SIZE['max_steps']} iterations of {SIZE['per_device_train_batch_size']} responses"
 
 
 # ---------------------------------------------------------------------------------- the limits
@@ -267,9 +338,10 @@ def limit_of(check: health.Check, runs: Mapping[str, Sequence[list]]) -> dict | 
 def learn(results: dict) -> None:
     """Write the limits, and which checks each specimen fails."""
     runs = results["runs"]
-    size = f"{SIZE['max_steps']} iterations of {SIZE['per_device_train_batch_size']} responses"
-    ours = f"healthy PPO runs of tiny, {size}, seeds from {LEARNING[0]}"
+    ours = f"healthy PPO runs of {MODEL}, {size()}, seeds from {LEARNING[0]}"
     healthy = {ours: [lines_of(x) for x in series_of(runs, HEALTHY, LEARNING)]}
+    wider = [key_of(HEALTHY, s, w) for w in WIDER for s in WIDER_SEEDS]
+    healthy[f"at {', '.join(WIDER)}"] = [lines_of(runs[k]["metrics"]) for k in wider if k in runs]
     healthy |= {
         f"stored runs of the course ({', '.join(names)})": [
             health.logged_lines(lab.Run.stored(name)) for name in names
@@ -281,12 +353,21 @@ def learn(results: dict) -> None:
     replace_file(LIMITS, json.dumps(made))  # the specimens are examined by these
     health.limits.cache_clear()
     for name in SPECIMENS:
-        sick = [health.examine(lines_of(x)) for x in series_of(runs, name, SEEDS)]
-        failed = [f.check.name for findings in sick for f in findings]
+        sick = [lines_of(x) for x in series_of(runs, name, SEEDS)]
+        failed = [f.check.name for lines in sick for f in health.examine(lines)]
         shares = {n: rounded(failed.count(n) / len(sick)) for n in sorted({*failed})}
-        made["specimens"][name] = shares
+        made["specimens"][name] = {"shown": shown_by(sick), "fails": shares}
     replace_file(LIMITS, json.dumps(made, indent=1) + "\n")
     health.limits.cache_clear()
+
+
+def shown_by(sick: Sequence[list]) -> int | None:
+    """The iteration by which four in five runs have failed a check; None: never."""
+    for n in range(1, SIZE["max_steps"] + 1):
+        failed = [any(health.examine(lines[:k]) for k in range(1, n + 1)) for lines in sick]
+        if sick and sum(failed) >= 0.8 * len(sick):
+            return n
+    return None
 
 
 def show_confusion(runs: Mapping[str, dict]) -> None:
@@ -327,11 +408,13 @@ def main() -> None:
     results = load()
     if args.learn:
         learn(results)
+        text = json.dumps(curves_of(results["runs"]), separators=(",", ":"))
+        replace_file(CURVES, text.replace('},"', '},\n"') + "\n")
     if args.judge:
         show_confusion(results["runs"])
     else:
-        results["first"] = show_tables(results["runs"])
-        save(results)
+        first = show_tables(results["runs"])
+        save({**load(), "first": first})  # another process may have written meanwhile
 
 
 if __name__ == "__main__":

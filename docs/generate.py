@@ -42,8 +42,8 @@ GROUPS = {
     "After training": ("quantize", "serve", "export", "frontier_serving"),
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),
     "PPO": ("PPOTrainer", "PPOConfig"),
-    "Exercises": ("exercises", "check", "solution", "specimens"),
-    "Health": ("health", "HealthCallback", "overoptimise", "OverOptimisation"),
+    "Exercises": ("exercises", "check", "solution"),
+    "Health": ("health", "HealthCallback", "specimens", "overoptimise", "OverOptimisation"),
 }
 ALSO = {
     "Model": "models.load",

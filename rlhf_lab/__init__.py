@@ -38,7 +38,7 @@ _PUBLIC = {
     "cost.hardware": ("hardware",),
     "charts.comparison": ("compare",),
     "exercises": ("exercises", "check", "solution"),
-    "exercises.specimens": ("specimens",),
+    "zoo": ("specimens",),
     "pipeline": (
         "train_all",
         "stage_table",

@@ -102,6 +102,9 @@ class Bookkeeping(TrainingParts, ABC):
             "response_length": r.mask.sum(1).float(),
             "stopped": r.stopped(self.stop_token_ids).float(),
         }
+        if not self.args.whiten_rewards:  # which puts rewards in another unit
+            paid = (adv.rewards * r.mask).sum(1)  # what GAE learns from: 0 off, but for rounding
+            means["objective_error"] = (paid - means["objective"]).abs()
         explained = losses.explained_variance(r.values, adv.returns, r.mask)
         return {n: float(x.mean()) for n, x in means.items()} | {
             "kl_per_token": float(losses.masked_mean(k1, r.mask)),
@@ -132,6 +135,9 @@ class Bookkeeping(TrainingParts, ABC):
                 sample | {n: float(v[i]) for n, v in values.items()}
                 for i, sample in enumerate(self._samples(rows, r))
             ]
+            if "gold_reward" in values:  # whether it is the gold reward's order that is paid
+                both = torch.stack([values["gold_reward"].to(r.scores_raw), r.scores_raw])
+                values["reward_gold_corr"] = torch.corrcoef(both)[:1, 1].nan_to_num(0.0)
             means = {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}
             return means, samples
 

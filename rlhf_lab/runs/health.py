@@ -109,21 +109,41 @@ class Check:
 
     def value(self, lines: Lines) -> float:
         """The figure of all lines; NaN where they do not hold it."""
-        if any(name in line for line in lines for name in self.unless):
+        if self.beside(lines):
             return math.nan
         return self._of(lines, self.metric) - (self._of(lines, self.against) if self.against else 0)
 
+    def beside(self, lines: Lines) -> bool:
+        """Whether this check does not apply to such lines."""
+        return any(name in line for name in self.unless for line in lines)
+
+    def waits(self, lines: Lines) -> bool:
+        """Whether there are values, and too few yet."""
+        return 0 < len(finite(lines, self.metric)) < self.least and not self.beside(lines)
+
+    @property
+    def least(self) -> int:
+        """Values that its figure is made from, at the least."""
+        return LEAST.get(self.figure, 4)
+
     def _of(self, lines: Lines, metric: str) -> float:
-        values = [x for line in lines if math.isfinite(x := quotient(line, metric))]
-        if len(values) < LEAST.get(self.figure, 4):
-            return math.nan
-        return FIGURES[self.figure](values)
+        values = finite(lines, metric)
+        return FIGURES[self.figure](values) if len(values) >= self.least else math.nan
 
     def worst(self, lines: Lines) -> float:
         """The worst value at any time of a run; NaN where there is none."""
         values = [self.value(lines[: n + 1]) for n in range(len(lines))]
         known = [v for v in values if math.isfinite(v)]
         return (max if self.side == "high" else min)(known) if known else math.nan
+
+
+def finite(lines: Lines, metric: str) -> list[float]:
+    """The values of a metric, or of some divided, that are numbers."""
+    if " / " in metric:
+        values = [quotient(line, metric) for line in lines]
+    else:  # at once: a trainer waits for it at every log
+        values = [line[metric] for line in lines if metric in line]
+    return [x for x in values if math.isfinite(x)]
 
 
 def quotient(line: Mapping[str, float], metric: str) -> float:
@@ -138,8 +158,8 @@ CHECKS = {n: Check(name=n, **entry) for n, entry in read_table(_HERE / "health.y
 
 @cache
 def limits() -> dict[str, Any]:
-    """`health_limits.json`: `limits` (warn, critical, origin) by check, and `specimens`: by name,
-    the share of its runs that fails each check."""
+    """`health_limits.json`: `limits` (warn, critical, origin) by check, and by name in `specimens`
+    the share of its runs that `fails` each check, and by which step four in five are `shown`."""
     found: dict[str, Any] = json.loads((_HERE / "health_limits.json").read_text("utf-8"))
     return found
 
@@ -179,7 +199,8 @@ def look_alikes(failed: Iterable[str]) -> list[str]:
     """Specimens that fail the checks of these names, the most alike first: by what both fail over
     what either does, a check counting by the share of the specimen's runs that fails it."""
     names, likeness = set(failed), dict[str, float]()
-    for specimen, shares in limits()["specimens"].items():
+    for specimen, one in limits()["specimens"].items():
+        shares = one["fails"]
         both = sum(shares.get(name, 0.0) for name in names)
         either = len(names) + sum(x for name, x in shares.items() if name not in names)
         likeness[specimen] = both / either if either else 0.0
@@ -196,6 +217,9 @@ class Health(Display):
     def __init__(self, lines: Lines) -> None:
         self.findings = examine(lines)
         self.known = [n for n in limits()["limits"] if math.isfinite(CHECKS[n].value(lines))]
+        self.early = [n for n in limits()["limits"] if CHECKS[n].waits(lines)]
+        self.steps = len(lines)
+        self.ppo = any("explained_variance" in line for line in lines)
         self.look_alikes = look_alikes(f.check.name for f in self.findings)
         rows = [
             {
@@ -206,8 +230,10 @@ class Health(Display):
             }
             for f in self.findings
         ]
+        hidden = "" if rows else ", ".join(self.hidden)
+        said = self.headline + (f"\nnot to be ruled out by then: {hidden}" if hidden else "")
         text, page = (f"\n{table(rows)}", html_table(rows)) if rows else ("", "")
-        super().__init__(self.headline + text, f"<p>{escape(self.headline)}</p>{page}")
+        super().__init__(said + text, f"<p>{escape(said)}</p>{page}")
 
     @property
     def headline(self) -> str:
@@ -215,10 +241,21 @@ class Health(Display):
         if not self.known:
             return "no check: nothing was logged that one knows"
         if not self.findings:
-            return f"{len(self.known)} checks passed"
+            steps = f"{self.steps} logged step{'s' * (self.steps != 1)}"
+            more = f"; {len(self.early)} more need further steps" if self.early else ""
+            return f"{len(self.known)} checks passed over {steps}{more}"
         names = ", ".join(f.check.name + ("!" if f.critical else "") for f in self.findings)
         like = f"; looks like {', '.join(self.look_alikes)}" if self.look_alikes else ""
         return f"{len(self.findings)} of {len(self.known)} checks failed: {names}{like}"
+
+    @property
+    def hidden(self) -> list[str]:
+        """Specimens of which four in five runs, after so many steps, still passed too: ever, or
+        later they do not. None of a run that is not PPO's."""
+        if not self.ppo:
+            return []
+        shown = {name: x["shown"] for name, x in limits()["specimens"].items()}
+        return [name for name, at in shown.items() if at is None or at > self.steps]
 
     def __bool__(self) -> bool:
         return not self.findings

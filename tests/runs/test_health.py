@@ -83,7 +83,6 @@ def test_every_limit_has_its_origin_and_can_be_passed_and_failed():
         ("policy_loss_low", "pg_loss", lambda step: -0.3),
         ("value_loss", "vf_loss", lambda step: 0.3 * 2**step),
         ("clip_share", "clipfrac", lambda step: 0.3),
-        ("no_value_clipped", "vf_clipfrac", lambda step: 0.0),
         ("approximate_kl", "approxkl", lambda step: 5.0),
         ("entropy_collapse", "entropy", lambda step: 0.4 * 0.7**step),
         ("entropy_rise", "entropy", lambda step: 0.4 * 1.3**step),
@@ -116,7 +115,8 @@ def test_what_was_not_logged_is_not_judged():
 
 def test_look_alikes_are_ranked_by_what_both_fail(monkeypatch):
     specimens = {"a": {"x": 1.0, "y": 1.0}, "b": {"x": 1.0}, "c": {"z": 1.0}, "d": {"x": 0.5}}
-    monkeypatch.setattr(h, "limits", lambda: {"limits": {}, "specimens": specimens})
+    made = {name: {"fails": fails} for name, fails in specimens.items()}
+    monkeypatch.setattr(h, "limits", lambda: {"limits": {}, "specimens": made})
     assert h.look_alikes(["x"]) == ["b", "a", "d"]
     assert h.look_alikes(["x", "y"]) == ["a", "b", "d"]
     assert h.look_alikes(["w"]) == []
