@@ -23,8 +23,8 @@ from ..stages import read_table
 from .run import Run
 
 NGRAM = 3
-LEAST = {"largest": 1, "smallest": 1, "trend": 8}
-"""Values that a figure is made from, at the least; 4 of others."""
+LEAST = {"largest": 1, "smallest": 1, "magnitude": 1}
+"""Values that a figure is made from, at the least; 6 of others."""
 THINNED = 100
 """Values that a trend is made from, at most."""
 LIKE = 3
@@ -65,6 +65,11 @@ def magnitude(values: Sequence[float]) -> float:
     return math.log10(max(1e-9, *values))
 
 
+def average(values: Sequence[float]) -> float:
+    """Of all; of metrics that are divided their averages are, which few small ones disturb less."""
+    return sum(values) / len(values)
+
+
 FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "largest": max,
     "smallest": min,
@@ -73,6 +78,7 @@ FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "growth": growth,
     "trend": trend,
     "magnitude": magnitude,
+    "average": average,
 }
 
 
@@ -104,6 +110,8 @@ class Check:
     tries: str
     against: str = ""
     """a metric whose figure is taken off"""
+    least: int = 0
+    """values that it needs; 0: as many as the figure"""
     unless: Sequence[str] = ()
     """metrics beside which this one means something else"""
 
@@ -119,16 +127,19 @@ class Check:
 
     def waits(self, lines: Lines) -> bool:
         """Whether there are values, and too few yet."""
-        return 0 < len(finite(lines, self.metric)) < self.least and not self.beside(lines)
+        return 0 < len(finite(lines, self.metric)) < self.needs and not self.beside(lines)
 
     @property
-    def least(self) -> int:
-        """Values that its figure is made from, at the least."""
-        return LEAST.get(self.figure, 4)
+    def needs(self) -> int:
+        return self.least or LEAST.get(self.figure, 6)
 
     def _of(self, lines: Lines, metric: str) -> float:
+        first, *below = metric.split(" / ")
+        if below and self.figure == "average":
+            divisor = math.prod(self._of(lines, name) for name in below)
+            return self._of(lines, first) / divisor if divisor else math.nan
         values = finite(lines, metric)
-        return FIGURES[self.figure](values) if len(values) >= self.least else math.nan
+        return FIGURES[self.figure](values) if len(values) >= self.needs else math.nan
 
     def worst(self, lines: Lines) -> float:
         """The worst value at any time of a run; NaN where there is none."""

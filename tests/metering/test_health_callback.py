@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 
 import rlhf_lab as lab
 
-STEPS = 4
+STEPS = 6
 CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none"}
 CPU |= {"logging_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 4}
 WORDS = ["w1 w2", "w3", "w4 w5", "w6 w7"] * 8

@@ -12,23 +12,36 @@ from rlhf_lab.exercises.specimens import SPECIMENS
 from rlhf_lab.runs import health as h
 from rlhf_lab.runs.run import Run
 
-HEALTHY = {"first_ratio_error": 1e-6, "kl_per_token": 0.02, "explained_variance": 0.1}
-HEALTHY |= {"kl_k3": 1.0, "vf_loss": 0.3, "clipfrac": 0.01, "vf_clipfrac": 0.15, "approxkl": 0.01}
-HEALTHY |= {
+HEALTHY = {
+    "first_ratio_error": 1e-6,
+    "objective_error": 1e-8,
+    "ratio": 1.0,
+    "kl": 1.0,
+    "kl_k3": 1.0,
+    "kl_per_token": 0.02,
+    "kl_coef": 0.15,
+    "clipfrac": 0.01,
+    "vf_clipfrac": 0.15,
+    "approxkl": 0.001,
     "entropy": 0.4,
     "sampled_entropy": 0.4 * 47.0,
     "response_length": 47.0,
     "stopped": 0.98,
+    "reward_gold_corr": 0.8,
+    "reward_length_corr": -0.05,
     "grad_norm": 0.15,
 }
 
 
 def lines_of(**sick):
-    """Twelve logged steps: the reward rises, and the gold reward with it; `sick`: f(step)."""
+    """Twelve logged steps: the reward rises, the gold reward with it, and the critic learns;
+    `sick`: f(step)."""
     return [
         {
             **HEALTHY,
             "step": step,
+            "explained_variance": 0.1 - 1 / step,
+            "vf_loss": 0.2 + 0.1 / step,
             "reward": 0.1 * step,
             "gold_reward": 8 + 0.05 * step,
             **{name: value(step) for name, value in sick.items()},
@@ -73,15 +86,23 @@ def test_every_limit_has_its_origin_and_can_be_passed_and_failed():
     ("check", "metric", "sick"),
     [
         ("ratio_at_step_0", "first_ratio_error", lambda step: 0.2),
+        ("reward_not_paid", "objective_error", lambda step: 0.3),
+        ("ratio_low", "ratio", lambda step: 0.9),
+        ("ratio_high", "ratio", lambda step: 1.3),
         ("samples_too_likely", "sampled_entropy", lambda step: 0.2 * 47),
         ("samples_too_unlikely", "sampled_entropy", lambda step: 1.2 * 47),
         ("kl_high", "kl_per_token", lambda step: 0.5 * step),
         ("kl_negative", "kl_per_token", lambda step: -0.1),
+        ("kl_estimates_differ", "kl", lambda step: -1.0),
+        ("no_kl_penalty", "kl_coef", lambda step: 0.0),
         ("kl_missing", "kl_k3", lambda step: 0.0),
         ("explained_variance", "explained_variance", lambda step: -3.0),
+        ("critic_far_off", "explained_variance", lambda step: -10.0 / step),
+        ("critic_learns_nothing", "explained_variance", lambda step: -0.1 * step),
         ("policy_loss_high", "pg_loss", lambda step: 0.3),
         ("policy_loss_low", "pg_loss", lambda step: -0.3),
         ("value_loss", "vf_loss", lambda step: 0.3 * 2**step),
+        ("value_loss_rises", "vf_loss", lambda step: 0.3 + 0.001 * step),
         ("clip_share", "clipfrac", lambda step: 0.3),
         ("approximate_kl", "approxkl", lambda step: 5.0),
         ("entropy_collapse", "entropy", lambda step: 0.4 * 0.7**step),
@@ -90,6 +111,9 @@ def test_every_limit_has_its_origin_and_can_be_passed_and_failed():
         ("length_down", "response_length", lambda step: 64.0 - 5 * step),
         ("unstopped", "stopped", lambda step: 1 - step / 12),
         ("reward_falls", "reward", lambda step: -0.1 * step),
+        ("gold_falls", "gold_reward", lambda step: 8 - 0.1 * step),
+        ("reward_is_not_gold", "reward_gold_corr", lambda step: 0.1),
+        ("reward_is_length", "reward_length_corr", lambda step: 0.6),
         ("reward_gold_gap", "gold_reward", lambda step: 8 - 0.1 * step),
         ("repeated_ngrams", "repeated_ngrams", lambda step: 0.7),
         ("gradient_norm", "grad_norm", lambda step: 500.0),
@@ -105,6 +129,9 @@ def test_each_check_sees_its_own_sickness_and_says_so(check, metric, sick):
 
 def test_what_was_not_logged_is_not_judged():
     assert "nothing was logged" in h.Health([{"step": 1, "accuracy": 0.5}]).headline
+    assert {c.name for c in h.CHECKS.values()} == {
+        *h.limits()["limits"],
+    }
     offline = [{"step": s, "loss": 0.5 * 2**s} for s in range(12)]
     assert failed(offline) == {"loss_rises"}
     online = [{**line, "kl": 1.0} for line in offline]
