@@ -124,7 +124,7 @@ DIAGRAMS: dict[str, tuple[str, list[Box], list[tuple[int, int, str]]]] = {
             ("diagnosis", 3.5, 0, "value"),
             ("clone, one thing changed", 3.5, 1, "policy"),
         ],
-        [(1, 2, "scores"), (0, 2, "unseen"), (2, 3, ""), (3, 4, ""), (3, 5, "")],
+        [(0, 2, ""), (1, 2, ""), (2, 3, ""), (3, 4, ""), (3, 5, "")],
     ),
     "plan_your_project": (
         "Two ways from preferences to a better model, and one bill",
