@@ -55,7 +55,8 @@ from bug_zoo_reading import (
     learned,
     load,
     rounded,
-    show_tables,
+    strays,
+    tables,
 )
 
 import rlhf_lab as lab
@@ -174,8 +175,13 @@ def main() -> None:
             print(table(rows))
         save({**load(), **found})
     else:
-        first = show_tables(results["runs"])
-        save({**load(), "first": first})  # another process may have written meanwhile
+        first, left = tables(results["runs"]), strays(results["runs"])
+        print(table(first))
+        shown = sum(row["first metric"] != "none" for row in first)
+        print(f"{shown} of {len(first)} leave the healthy band")
+        print(f"healthy runs that leave it, by seed: { {s: m for s, m in left.items() if m} }")
+        print(f"of {len(left)} healthy runs")
+        save({**load(), "first": first, "strays": left})  # another process may have written
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from statistics import mean, median, stdev, variance
 from unittest.mock import patch
 
 import rlhf_lab as lab
-from rlhf_lab.display import table
 from rlhf_lab.exercises import specimens
 from rlhf_lab.exercises.specimens import SPECIMENS
 from rlhf_lab.runs import health
@@ -106,19 +105,28 @@ def key_of(name: str, seed: int, setting: str) -> str:
 # ---------------------------------------------------------------------------------- the bands
 
 
-def series_of(runs: Mapping[str, dict], name: str, seeds: Sequence[int]) -> list[Series]:
+def series_of(
+    runs: Mapping[str, dict], name: str, seeds: Sequence[int], setting: str = ""
+) -> list[Series]:
     """The metrics of a specimen's runs; those that checks divide, such as how likely its samples
     are to the policy; and the KL as a logarithm, by which one of 0 is far from all others."""
-    found = [runs[k]["metrics"] for s in seeds if (k := key_of(name, s, "")) in runs]
-    divided = [c.metric for c in health.CHECKS.values() if " / " in c.metric]
+    found = [runs[k]["metrics"] for s in seeds if (k := key_of(name, s, setting)) in runs]
+    divided = {c.metric for c in health.CHECKS.values() if " / " in c.metric}
     return [
         {
             **x,
-            **{m: [rounded(health.quotient(line, m)) for line in lines_of(x)] for m in divided},
+            **{m: quotients(x, m) for m in sorted(divided) if x.keys() >= {*m.split(" / ")}},
             "log kl_k3": [None if k is None else health.magnitude([k]) for k in x["kl_k3"]],
         }
         for x in found
     ]
+
+
+def quotients(series: Series, metric: str) -> list[float | None]:
+    """Some metrics, divided, `a / b`, in each iteration."""
+    first, *below = (series[name] for name in metric.split(" / "))
+    rows = zip(first, zip(*below), strict=True)
+    return [rounded(a / math.prod(b)) if a is not None and all(b) else None for a, b in rows]
 
 
 def bands(healthy: Sequence[Series]) -> dict[str, list[tuple[float, float]]]:
@@ -160,42 +168,53 @@ def beyond(series: Series, band: Sequence[tuple[float, float]], metric: str, at:
     return math.inf if x is None else abs(2 * x - low - high) / (high - low)
 
 
-def first_metrics(runs: Mapping[str, dict], name: str, band: dict) -> list[tuple[int, str, int]]:
+def first_metrics(
+    runs: Mapping[str, dict], name: str, band: dict, share: float = 0.8
+) -> list[tuple[int, str, int]]:
     """(iteration by which four in five seeds have left, metric, seeds), the soonest first; of those
     that are as soon the one that is farthest out."""
     sick = series_of(runs, name, SEEDS)
-    enough = math.ceil(0.8 * len(sick))
+    enough = math.ceil(share * len(sick))
     found = []
     for metric in band:
         left = [(x, s) for s in sick if (x := leaves(s, band[metric], metric)) is not None]
-        if sick and len(left) >= enough:
+        if left and len(left) >= enough:
             at = sorted(x for x, _ in left)[enough - 1]
             far = median(beyond(s, band[metric], metric, x) for x, s in left)
             found.append((at, -far, metric, len(left)))
     return [(at, metric, seeds) for at, _, metric, seeds in sorted(found)]
 
 
-def show_tables(runs: Mapping[str, dict]) -> list[dict[str, str]]:
-    """Print what shows each specimen first. → the rows"""
-    healthy = series_of(runs, HEALTHY, LEARNING)
-    print(f"{len(healthy)} healthy runs of the learning seeds")
-    band, rows = bands(healthy), []
+def tables(runs: Mapping[str, dict]) -> list[dict[str, str]]:
+    """What shows each specimen first, four in five of its seeds at the least; where nothing does,
+    on how many seeds a metric leaves its band at the most."""
+    band, rows = bands(series_of(runs, HEALTHY, LEARNING)), []
     for name in SPECIMENS:
         count = len(series_of(runs, name, SEEDS))
         found = first_metrics(runs, name, band)
-        at, metric, seeds = found[0] if found else ("", "none", "")
+        at, metric, seeds = found[0] if found else ("", "none", 0)
+        if not found:
+            any_seed = first_metrics(runs, name, band, 1e-9)
+            seeds = max((seeds for _, _, seeds in any_seed), default=0)
         others = ", ".join(f"{m} ({i})" for i, m, _ in found[1:5])
         rows.append({"specimen": name, "first metric": metric, "iteration": str(at)})
         rows[-1] |= {"seeds": f"{seeds} of {count}", "then": others}
-    print(table(rows))
-    shown = sum(row["first metric"] != "none" for row in rows)
-    print(f"{shown} of {len(rows)} leave the healthy band")
-    strays = []
-    for i, one in enumerate(healthy if len(healthy) > 3 else ()):  # against the band of the others
-        others = bands(healthy[:i] + healthy[i + 1 :])
-        strays.append([m for m in others if leaves(one, others[m], m) is not None])
-    print(f"healthy runs outside of the band of the others: {strays}")
     return rows
+
+
+def strays(runs: Mapping[str, dict]) -> dict[str, list[str]]:
+    """Healthy runs that leave the band of a metric too: those that it is made of, from the band of
+    the others; and those of other seeds, judged in the same setting."""
+    healthy, found = series_of(runs, HEALTHY, LEARNING), {}
+    if len(healthy) > 3:
+        for i, one in enumerate(healthy):
+            band = bands(healthy[:i] + healthy[i + 1 :])
+            found[str(i)] = [m for m in band if leaves(one, band[m], m) is not None]
+    band, setting = bands(healthy), next(iter(JUDGED))
+    for seed in JUDGED_SEEDS:
+        for one in series_of(runs, HEALTHY, [seed], setting):
+            found[str(seed)] = [m for m in band if leaves(one, band[m], m) is not None]
+    return found
 
 
 def curves_of(runs: Mapping[str, dict]) -> dict[str, object]:
@@ -230,6 +249,13 @@ def lines_of(series: Series) -> list[dict[str, float]]:
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
+def worst_of(check: health.Check, lines: list) -> float:
+    """The worst value of a check at any time of a run; NaN where there is none."""
+    values = [check.value(lines[: n + 1]) for n in range(len(lines))]
+    known = [v for v in values if math.isfinite(v)]
+    return (max if check.side == "high" else min)(known) if known else math.nan
+
+
 def limit_of(check: health.Check, runs: Mapping[str, Sequence[list]]) -> dict | None:
     """Warn LIMIT standard deviations beyond the mean of the worst values of healthy runs, critical
     three times as far; None for what no run could fail. runs: the logged lines of each, by where
@@ -237,7 +263,7 @@ def limit_of(check: health.Check, runs: Mapping[str, Sequence[list]]) -> dict | 
     within one source: what differs between settings makes no limit loose."""
     worst, sources = [], []
     for source, logged in runs.items():
-        found = [x for lines in logged if math.isfinite(x := check.worst(lines))]
+        found = [x for lines in logged if math.isfinite(x := worst_of(check, lines))]
         worst += [found] * bool(found)
         sources += [f"{len(found)} {source}"] * bool(found)
     free = sum(len(found) - 1 for found in worst)

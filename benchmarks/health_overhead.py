@@ -1,12 +1,12 @@
 """What does `lab.HealthCallback` cost a plain TRL script? `python benchmarks/health_overhead.py`
 
 SFT, DPO and GRPO of the bundled mini in TRL's trainers; the callback is the only thing of ours in
-them. A step with it and a step without make a pair, the order within a pair alternating, in one
-process. Every step logs, where TRL's default is every tenth, and the callback looks at as many
-lines as it ever does: this is the most that it costs. Rows are all of one length, so that steps are
-alike. Counted are process (CPU) seconds, which other programs disturb less. Reports the median of
-the ratios with / without, its 95 % interval (between two of the ratios, by the binomial
-distribution: it assumes nothing of them), and the seconds of the callback by themselves, which are
+them. The steps from one log to the next with it, and as many without, make a pair, the order within
+a pair alternating, in one process. TRL logs every tenth step; `--every 1` is the most that the
+callback can cost. It looks at as many lines as it ever does. Rows are all of one length, so that
+steps are alike. Counted are process (CPU) seconds, which other programs disturb less. Reports the
+median of the ratios with / without, its 95 % interval (between two of the ratios, by the binomial
+distribution: it assumes nothing of them), and the callback's seconds a log by themselves, which are
 known far better. Writes benchmarks/results/health_overhead.json.
 """
 
@@ -33,27 +33,31 @@ from rlhf_lab.runs.json_files import versions
 RESULTS = Path(__file__).parent / "results" / "health_overhead.json"
 STAGES = ("sft", "dpo", "grpo")
 WARM = 4
+"""Logs that nobody counts."""
 WORDS = 48
 """Of a row, at which it is cut: all rows are as long."""
 
 
 class ByTurns(TrainerCallback):
-    """Hands logs to a callback in every other step, and times the steps."""
+    """Hands every other log to a callback, and times the steps from one log to the next."""
 
-    def __init__(self, inner: lab.HealthCallback) -> None:
-        self.inner, self.seconds, self.logs, self.step = inner, [], [], 0
+    def __init__(self, inner: lab.HealthCallback, every: int) -> None:
+        self.inner, self.every = inner, every
+        self.seconds, self.logs, self.block = [], [], 0
         self.started: float | None = None
 
     @property
     def on(self) -> bool:
         """without, with; with, without; …"""
-        return self.step % 4 in (1, 2)
+        return self.block % 4 in (1, 2)
 
     def on_step_begin(self, args, state, control, **_):
+        if state.global_step % self.every:
+            return
         now = time.process_time()
         if self.started is not None:
             self.seconds.append(now - self.started)
-            self.step += 1
+            self.block += 1
         self.started = time.process_time()
 
     def on_log(self, args, state, control, logs=None, **_):
@@ -63,12 +67,17 @@ class ByTurns(TrainerCallback):
             self.logs.append(time.process_time() - now)
 
 
-def trainer_of(stage: str, steps: int, folder: str, callback: TrainerCallback):
+def trainer_of(stage: str, blocks: int, every: int, folder: str, callback: TrainerCallback):
     """A trainer as a script of one's own makes it."""
     model, data = lab.load("mini"), lab.load_data("stories")
     tokenizer, path = model.tokenizer, str(model.paths["sft"])
-    args = {"output_dir": folder, "max_steps": steps, "report_to": "none", "save_strategy": "no"}
-    args |= {"logging_steps": 1}
+    args = {
+        "output_dir": folder,
+        "max_steps": blocks * every + 1,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+    args |= {"logging_steps": every}
     args |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True}
     given = {"processing_class": tokenizer, "callbacks": [callback]}
 
@@ -94,28 +103,28 @@ def trainer_of(stage: str, steps: int, folder: str, callback: TrainerCallback):
     return GRPOTrainer(path, reward, config, train_dataset=rows, **given)
 
 
-def measure(stage: str, pairs: int) -> dict[str, object]:
+def measure(stage: str, pairs: int, every: int) -> dict[str, object]:
     """Median of the pairs' ratios with / without and its interval; seconds of a log."""
     inner = lab.HealthCallback()
-    turns = ByTurns(inner)
+    turns = ByTurns(inner, every)
     with tempfile.TemporaryDirectory() as folder:
-        # Steps first that nobody counts, and one to close the last.
-        trainer = trainer_of(stage, WARM + 2 * pairs + 1, folder, turns)
+        trainer = trainer_of(stage, WARM + 2 * pairs, every, folder, turns)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of such a run is not the question
             trainer.add_callback(Full(inner))
             trainer.train()
-    steps = turns.seconds[WARM:]
-    halves = [steps[2 * i : 2 * i + 2][:: 1 if i % 2 == 0 else -1] for i in range(pairs)]
+    blocks = turns.seconds[WARM:]
+    halves = [blocks[2 * i : 2 * i + 2][:: 1 if i % 2 == 0 else -1] for i in range(pairs)]
     ratios = sorted(with_it / without for without, with_it in halves)
     low = rank(pairs)
     return {
         "stage": stage,
         "pairs": pairs,
+        "every": every,
         "ratio": median(ratios),
         "low": ratios[low],
         "high": ratios[-1 - low],
-        "step_s": median(steps),
+        "step_s": median(blocks) / every,
         "log_s": median(turns.logs),
         "lines": len(inner.lines),
     }
@@ -143,14 +152,15 @@ class Full(TrainerCallback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--every", type=int, default=10, help="steps from a log to the next")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     args = parser.parse_args()
     found = {}
     if RESULTS.exists():
         found = {row["stage"]: row for row in json.loads(RESULTS.read_text("utf-8"))["stages"]}
     for stage in args.stages:
-        row = measure(stage, args.pairs)
+        row = measure(stage, args.pairs, args.every)
         found[stage] = {n: round(x, 5) if isinstance(x, float) else x for n, x in row.items()}
         print(json.dumps(found[stage]), flush=True)
         made = {"stages": [found[s] for s in STAGES if s in found], "versions": versions()}

@@ -27,8 +27,7 @@ def stored() -> dict[str, Any]:
     high end of the band, in each iteration), and by name in `specimens` what shows one `first`, in
     which `iteration`, on how many `seeds`, and its `curves`: by metric one a seed."""
     path = Path(zoo.__file__).with_name("specimen_curves.json")
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return found
+    return dict(json.loads(path.read_text("utf-8")))
 
 
 def chart(name: str, metric: str) -> Picture:
@@ -68,14 +67,15 @@ def specimens(name: str | int | None = None) -> Display:
     one = zoo.find(name)
     case = f"case {zoo.CASES.index(one.name) + 1}: {stored()['runs']}"
     text = case if isinstance(name, int) else f"{one}\nSeen first in: {seen(one.name)}\n{case}"
-    curves = sorted(stored()["specimens"].get(one.name, {"curves": {}})["curves"])
-    picture = [grid([chart(one.name, metric) for metric in curves])] if curves else []
-    return Display(text, f'<pre style="white-space:pre-wrap">{escape(text)}</pre>', *picture)
+    charts = [
+        chart(one.name, metric) for metric in sorted(stored()["specimens"][one.name]["curves"])
+    ]
+    return Display(text, f'<pre style="white-space:pre-wrap">{escape(text)}</pre>', grid(charts))
 
 
 def seen(name: str) -> str:
     """What shows a specimen first, when, and on how many of its seeds."""
-    one = stored()["specimens"].get(name, {"first": None, "seeds": "0 of 0"})
+    one = stored()["specimens"][name]
     if one["first"] is None:
         return f"nothing that was logged ({one['seeds']} seeds)"
     return f"{one['first']}, iteration {one['iteration']}, on {one['seeds']} seeds"

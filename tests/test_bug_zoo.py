@@ -49,6 +49,8 @@ def test_the_first_metric_is_the_one_that_four_of_five_seeds_leave_soonest(zoo):
         runs[f"late_score/{seed}"]["metrics"]["reward"] = [0, 0, 0, 0]
     band = {name: [(-1.0, 1.0)] * 4 for name in ("kl_k3", "reward")}
     assert zoo.first_metrics(runs, "late_score", band) == [(3, "kl_k3", 5)]
+    everything = zoo.first_metrics(runs, "late_score", band, 1e-9)
+    assert everything == [(2, "reward", 3), (3, "kl_k3", 5)]
     runs["late_score/1"]["metrics"]["reward"] = [9, 9, 9, 9]
     assert zoo.first_metrics(runs, "late_score", band) == [(2, "reward", 4), (3, "kl_k3", 5)]
 
@@ -82,8 +84,8 @@ def test_the_stored_results_are_of_these_specimens_and_settings(zoo):
         setting = [*key.split("/"), ""][2]
         lengths = {len(values) for values in run["metrics"].values()}
         assert lengths == {{**zoo.SIZE, **ways[setting]}["max_steps"]} or run["error"], key
-    rows = {row["specimen"]: row for row in stored["first"]}
-    assert rows.keys() == SPECIMENS.keys()
+    assert stored["first"] == zoo.tables(stored["runs"])
+    assert stored["strays"] == zoo.strays(stored["runs"])
 
 
 def test_what_the_package_ships_is_what_the_runs_say(zoo):

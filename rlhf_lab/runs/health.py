@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..display import Display, escape, format_number, html_table, table
@@ -23,8 +24,8 @@ from ..stages import read_table
 from .run import Run
 
 NGRAM = 3
-LEAST = {"largest": 1, "smallest": 1, "magnitude": 1}
-"""Values that a figure is made from, at the least; 6 of others."""
+LEAST, MOST = {"largest": 1, "smallest": 1, "magnitude": 1}, 6
+"""Values that a figure is made from, at the least; `MOST` of others."""
 THINNED = 100
 """Values that a trend is made from, at most."""
 LIKE = 3
@@ -38,8 +39,7 @@ Lines = Sequence[Mapping[str, float]]
 
 def recent(values: Sequence[float]) -> float:
     """Mean of the last quarter."""
-    last = values[-max(1, len(values) // 4) :]
-    return sum(last) / len(last)
+    return fmean(values[-max(1, len(values) // 4) :])
 
 
 def change(values: Sequence[float]) -> float:
@@ -65,11 +65,6 @@ def magnitude(values: Sequence[float]) -> float:
     return math.log10(max(1e-9, *values))
 
 
-def average(values: Sequence[float]) -> float:
-    """Of all; of metrics that are divided their averages are, which few small ones disturb less."""
-    return sum(values) / len(values)
-
-
 FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "largest": max,
     "smallest": min,
@@ -78,7 +73,7 @@ FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "growth": growth,
     "trend": trend,
     "magnitude": magnitude,
-    "average": average,
+    "average": fmean,
 }
 
 
@@ -101,7 +96,7 @@ class Check:
 
     name: str
     metric: str
-    """or some, divided: `a / b`"""
+    """or `a / b`: the figure of one over that of another"""
     figure: str
     """of `FIGURES`"""
     side: str
@@ -115,53 +110,24 @@ class Check:
     unless: Sequence[str] = ()
     """metrics beside which this one means something else"""
 
+    @property
+    def needs(self) -> int:
+        return self.least or LEAST.get(self.figure, MOST)
+
     def value(self, lines: Lines) -> float:
         """The figure of all lines; NaN where they do not hold it."""
-        if self.beside(lines):
+        if any(name in line for name in self.unless for line in lines):
             return math.nan
         return self._of(lines, self.metric) - (self._of(lines, self.against) if self.against else 0)
 
-    def beside(self, lines: Lines) -> bool:
-        """Whether this check does not apply to such lines."""
-        return any(name in line for name in self.unless for line in lines)
-
-    def waits(self, lines: Lines) -> bool:
-        """Whether there are values, and too few yet."""
-        return 0 < len(finite(lines, self.metric)) < self.needs and not self.beside(lines)
-
-    @property
-    def needs(self) -> int:
-        return self.least or LEAST.get(self.figure, 6)
-
     def _of(self, lines: Lines, metric: str) -> float:
-        first, *below = metric.split(" / ")
-        if below and self.figure == "average":
-            divisor = math.prod(self._of(lines, name) for name in below)
-            return self._of(lines, first) / divisor if divisor else math.nan
-        values = finite(lines, metric)
+        first, *below = (self._figure(lines, name) for name in metric.split(" / "))
+        divisor = math.prod(below)
+        return first / divisor if divisor else math.nan
+
+    def _figure(self, lines: Lines, name: str) -> float:
+        values = [line[name] for line in lines if name in line and math.isfinite(line[name])]
         return FIGURES[self.figure](values) if len(values) >= self.needs else math.nan
-
-    def worst(self, lines: Lines) -> float:
-        """The worst value at any time of a run; NaN where there is none."""
-        values = [self.value(lines[: n + 1]) for n in range(len(lines))]
-        known = [v for v in values if math.isfinite(v)]
-        return (max if self.side == "high" else min)(known) if known else math.nan
-
-
-def finite(lines: Lines, metric: str) -> list[float]:
-    """The values of a metric, or of some divided, that are numbers."""
-    if " / " in metric:
-        values = [quotient(line, metric) for line in lines]
-    else:  # at once: a trainer waits for it at every log
-        values = [line[metric] for line in lines if metric in line]
-    return [x for x in values if math.isfinite(x)]
-
-
-def quotient(line: Mapping[str, float], metric: str) -> float:
-    """A logged metric, or some divided: `a / b`; NaN where one is missing, or 0 below."""
-    first, *below = (line.get(name, math.nan) for name in metric.split(" / "))
-    divisor = math.prod(below)
-    return first / divisor if divisor else math.nan
 
 
 CHECKS = {n: Check(name=n, **entry) for n, entry in read_table(_HERE / "health.yaml").items()}
@@ -171,8 +137,7 @@ CHECKS = {n: Check(name=n, **entry) for n, entry in read_table(_HERE / "health.y
 def limits() -> dict[str, Any]:
     """`health_limits.json`: `limits` (warn, critical, origin) by check, and by name in `specimens`
     the share of its runs that `fails` each check, and by which step four in five are `shown`."""
-    found: dict[str, Any] = json.loads((_HERE / "health_limits.json").read_text("utf-8"))
-    return found
+    return dict(json.loads((_HERE / "health_limits.json").read_text("utf-8")))
 
 
 @dataclass(frozen=True)
@@ -206,6 +171,11 @@ def examine(lines: Lines) -> list[Finding]:
     return sorted(found, key=lambda f: not f.critical)
 
 
+def known(lines: Lines) -> list[str]:
+    """The checks that these lines say something of."""
+    return [name for name in limits()["limits"] if math.isfinite(CHECKS[name].value(lines))]
+
+
 def look_alikes(failed: Iterable[str]) -> list[str]:
     """Specimens that fail the checks of these names, the most alike first: by what both fail over
     what either does, a check counting by the share of the specimen's runs that fails it."""
@@ -227,10 +197,12 @@ class Health(Display):
 
     def __init__(self, lines: Lines) -> None:
         self.findings = examine(lines)
-        self.known = [n for n in limits()["limits"] if math.isfinite(CHECKS[n].value(lines))]
-        self.early = [n for n in limits()["limits"] if CHECKS[n].waits(lines)]
-        self.steps = len(lines)
-        self.ppo = any("explained_variance" in line for line in lines)
+        self.steps, self.known = len(lines), known(lines)
+        self.early = [n for n in known([*lines] * MOST) if n not in self.known]
+        shown = {name: one["shown"] or math.inf for name, one in limits()["specimens"].items()}
+        # Specimens of which more than one run in five, after so many steps, still passed too.
+        ppo = any("explained_variance" in line for line in lines)
+        self.hidden = [name for name, at in shown.items() if ppo and at > self.steps]
         self.look_alikes = look_alikes(f.check.name for f in self.findings)
         rows = [
             {
@@ -241,8 +213,9 @@ class Health(Display):
             }
             for f in self.findings
         ]
-        hidden = "" if rows else ", ".join(self.hidden)
-        said = self.headline + (f"\nnot to be ruled out by then: {hidden}" if hidden else "")
+        said = self.headline
+        if self.hidden and not rows:
+            said += f"\nnot to be ruled out by then: {', '.join(self.hidden)}"
         text, page = (f"\n{table(rows)}", html_table(rows)) if rows else ("", "")
         super().__init__(said + text, f"<p>{escape(said)}</p>{page}")
 
@@ -258,15 +231,6 @@ class Health(Display):
         names = ", ".join(f.check.name + ("!" if f.critical else "") for f in self.findings)
         like = f"; looks like {', '.join(self.look_alikes)}" if self.look_alikes else ""
         return f"{len(self.findings)} of {len(self.known)} checks failed: {names}{like}"
-
-    @property
-    def hidden(self) -> list[str]:
-        """Specimens of which four in five runs, after so many steps, still passed too: ever, or
-        later they do not. None of a run that is not PPO's."""
-        if not self.ppo:
-            return []
-        shown = {name: x["shown"] for name, x in limits()["specimens"].items()}
-        return [name for name, at in shown.items() if at is None or at > self.steps]
 
     def __bool__(self) -> bool:
         return not self.findings
@@ -288,6 +252,6 @@ def logged_lines(run: Run, upto: float = math.inf) -> list[dict[str, float]]:
 def health(run: Run | str | Path, upto: float = math.inf) -> Health:
     """Named checks of what a run (or its folder) has logged, up to a step: what each saw that
     healthy runs do not show, which specimens of the bug zoo look like this, and what to try. The
-    limits come from healthy runs of the bundled `tiny`; `health_limits.json` says from which."""
+    limits come from healthy runs of bundled models; `health_limits.json` says from which."""
     run = run if isinstance(run, Run) else Run.load(run)
     return Health(logged_lines(run, upto))

@@ -63,10 +63,10 @@ def test_figures_by_hand():
     assert h.trend([float(x) for x in range(1000)]) == 1.0
     assert h.repeated_ngrams(["a b c a b c", "a b c"]) == pytest.approx(1 / 5)
     assert math.isnan(h.repeated_ngrams(["a b"]))
-    assert h.quotient({"a": 6.0, "b": 2.0, "c": 3.0}, "a / b / c") == 1.0
-    assert math.isnan(h.quotient({"a": 6.0}, "a / b")) and math.isnan(
-        h.quotient({"a": 1, "b": 0}, "a / b")
-    )
+    ratio = h.Check(name="", metric="a / b / c", figure="average", side="low", sees="", tries="")
+    lines = [{"a": 6.0, "b": 1.0, "c": 3.0}, {"a": 12.0, "b": 2.0, "c": 1.0}] * 3
+    assert ratio.value(lines) == 9 / 1.5 / 2 and math.isnan(ratio.value(lines[:5]))
+    assert math.isnan(ratio.value([{"a": 1.0, "b": 0.0, "c": 1.0}] * 6))
 
 
 def test_every_limit_has_its_origin_and_can_be_passed_and_failed():
@@ -129,15 +129,26 @@ def test_each_check_sees_its_own_sickness_and_says_so(check, metric, sick):
 
 def test_what_was_not_logged_is_not_judged():
     assert "nothing was logged" in h.Health([{"step": 1, "accuracy": 0.5}]).headline
-    assert {c.name for c in h.CHECKS.values()} == {
-        *h.limits()["limits"],
-    }
     offline = [{"step": s, "loss": 0.5 * 2**s} for s in range(12)]
     assert failed(offline) == {"loss_rises"}
     online = [{**line, "kl": 1.0} for line in offline]
     assert not failed(online)  # PPO's loss says nothing of that
     broken = lines_of(explained_variance=lambda step: math.nan)
     assert "explained_variance" not in h.Health(broken).known
+
+
+def test_a_run_that_passes_is_told_how_far_it_was_looked_at():
+    short, whole = h.Health(lines_of()[:2]), h.Health(lines_of())
+    assert short and "checks passed over 2 logged steps" in short.headline
+    # What needs more values than two: figures of six, and the one that asks for four.
+    waiting = [n for n in h.limits()["limits"] if h.CHECKS[n].needs > 2 and n in whole.known]
+    assert short.early == waiting and f"{len(waiting)} more need further steps" in short.headline
+    assert set(short.known) | set(short.early) == set(whole.known) and not whole.early
+    shown = {name: one["shown"] for name, one in h.limits()["specimens"].items()}
+    assert short.hidden == [n for n, at in shown.items() if at is None or at > 2]
+    assert whole.hidden == [n for n, at in shown.items() if at is None]
+    assert whole.hidden and all(name in str(whole) for name in whole.hidden)
+    assert h.Health([{"loss": 1.0}] * 9).hidden == []  # no PPO
 
 
 def test_look_alikes_are_ranked_by_what_both_fail(monkeypatch):
