@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from written_file import ROOT, write_or_check
+from written_file import ROOT, with_blocks, write_or_check
 
 sys.path.insert(0, str(ROOT))
 
@@ -111,16 +111,7 @@ def plans(found: dict[str, Chapter]) -> str:
     return table(*rows)
 
 
-def page(text: str) -> str:
-    """The page with its tables up to date."""
-    found = chapters()
-    for name, made in (("course", course), ("exercises", exercises), ("plans", plans)):
-        block = f"<!-- {name} -->\n{made(found)}\n<!-- /{name} -->"
-        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
-        assert count == 1, name
-    return text
-
-
 if __name__ == "__main__":
-    sys.exit(write_or_check({PAGE: page(PAGE.read_text("utf-8"))}))
+    found = chapters()
+    tables = {made.__name__: made(found) for made in (course, exercises, plans)}
+    sys.exit(write_or_check({PAGE: with_blocks(PAGE.read_text("utf-8"), tables)}))

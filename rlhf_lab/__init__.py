@@ -71,7 +71,10 @@ logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        from .arguments import checked
+
+        found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        return found if isinstance(found, type) else checked(found)
     raise AttributeError(f"module 'rlhf_lab' has no attribute {name!r}")
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from .cost.fields import CALLED
 from .cost.read_settings import CHECKPOINTING, RENAMED
-from .cost.setup import Setup, extra_settings
-from .display import by_surface, did_you_mean, is_number
+from .cost.setup import CHOICES, Setup, extra_settings
+from .display import by_surface, check_choice, did_you_mean, is_number
 from .stages import STAGES, Setting, resolve
 
 LORA = {
@@ -91,6 +91,8 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             words = by_surface("out", "--out"), by_surface("resume=True", "--resume")
             raise ValueError(f"{name} has no effect here: {NOT_HONOURED[name].format(*words)}")
         _check_type(name, value, types.get(name, ""))
+        if name in CHOICES and name != "optim" and value is not None:  # transformers has more
+            check_choice(name, value, CHOICES[name])
         if name in CHECKPOINTING and stage in LOSE_LAYERS and isinstance(value, Mapping):
             _check_layers(name, value, stage)
     return {name: value for name, value in settings.items() if name in own}

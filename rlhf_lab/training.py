@@ -45,39 +45,17 @@ if TYPE_CHECKING:
 
 @overload
 def train(
-    plan: Plan | str,
-    data: Data | str | Path = ...,
-    *,
-    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
-    losses: Mapping[str, Function] | None = ...,
-    specimen: str | None = ...,
-    out: str | Path | None = ...,
-    overwrite: bool = ...,
-    resume: bool = ...,
-    quiet: bool = ...,
-    should_stop: Callable[[], bool] | None = ...,
-    background: Literal[False] = ...,
-    accelerate: str | None = ...,
-    processes: int | None = ...,
-) -> Run: ...
+    plan: Plan | str, data: Data | str | Path = ..., *, background: Literal[True], **given: Any
+) -> Training: ...
 @overload
 def train(
     plan: Plan | str,
     data: Data | str | Path = ...,
     *,
-    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
-    losses: Mapping[str, Function] | None = ...,
-    specimen: str | None = ...,
-    out: str | Path | None = ...,
-    overwrite: bool = ...,
-    resume: bool = ...,
-    quiet: bool = ...,
-    should_stop: Callable[[], bool] | None = ...,
-    background: Literal[True],
-    accelerate: str | None = ...,
-    processes: int | None = ...,
-) -> Training: ...
-def train(
+    background: Literal[False] = ...,
+    **given: Any,
+) -> Run: ...
+def train(  # type: ignore[misc]  # `given` are its other arguments
     plan: Plan | str,
     data: Data | str | Path = "stories",
     *,

@@ -22,15 +22,7 @@ from ..runs.run import Run
 from ..stages import STAGES, read_table
 from .frame import colour, thinned_indices
 from .ledgers import named
-from .plotly_style import (
-    Figure,
-    finish,
-    line_style,
-    rounded,
-    safe,
-    symbol,
-    translucent,
-)
+from .plotly_style import Figure, finish, line_style, rounded, safe, symbol, translucent
 
 METRICS: dict[str, list[str]] = read_table(Path(__file__).with_name("metrics.yaml"))
 """The title and the unit of a metric's panel."""

@@ -11,7 +11,7 @@ from .frame import colour
 from .plotly_style import Figure, finish, safe, translucent
 
 if TYPE_CHECKING:
-    from ..overoptimisation import Band, Curve
+    from ..overoptimisation import Array, Band, Curve
 
 
 def overoptimisation(
@@ -24,47 +24,37 @@ def overoptimisation(
     figure, words, labels = Figure(), ["gold reward above the SFT model's, and proxy, over √KL"], []
     names = list(dict.fromkeys(name for name, _ in groups))
     for (name, method), curves in groups.items():
-        shade, label = colour(names.index(name)), safe(f"{name}, {method}", 60)
+        shade, label, d = (
+            colour(names.index(name)),
+            safe(f"{name}, {method}", 60),
+            bands[name, method],
+        )
         line = {"color": shade, "dash": "solid" if method == "PPO" else "dot"}
-        mine = {"name": label, "legendgroup": label}
         labels.append(label)
-        if d := bands[name, method]:
-            figure.add_scatter(
-                x=np.concatenate([d.d, d.d[::-1]]).round(3),
-                y=np.concatenate([d.mean + d.half, (d.mean - d.half)[::-1]]).round(3),
-                fill="toself",
-                fillcolor=translucent(shade, 0.15),
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-                **mine,
+
+        def add(x: Array, y: Array, axis: str = "", name: str = label, /, **how: object) -> None:
+            at = {"xaxis": f"x{axis}", "yaxis": f"y{axis}", "name": name, "legendgroup": name}
+            figure.add_scatter(x=x.round(3), y=y.round(3), mode="lines", **at, **how)
+
+        if d:
+            around = np.concatenate([d.mean + d.half, (d.mean - d.half)[::-1]])
+            area = {"fill": "toself", "fillcolor": translucent(shade, 0.15), "line": {"width": 0}}
+            add(
+                np.concatenate([d.d, d.d[::-1]]), around, showlegend=False, hoverinfo="skip", **area
             )
-            y = d.mean.round(3)
-            figure.add_scatter(x=d.d.round(3), y=y, line={**line, "width": 3}, **mine)
+            add(d.d, d.mean, line={**line, "width": 3})
         for c in curves:
             kl, proxy, gold = c.gains
-            root = np.sqrt(kl.clip(min=0)).round(3)
-            for y, axis in ((gold, ""), (proxy, "2")):
-                figure.add_scatter(
-                    x=root,
-                    y=y.round(3),
-                    xaxis=f"x{axis}",
-                    yaxis=f"y{axis}",
-                    line={**line, "width": 1},
-                    opacity=0.6,
-                    hovertemplate=f"seed {c.seed}: %{{y:.3g}} at √%{{x:.3g}}",
-                    showlegend=d is None and not axis and c is curves[0],
-                    **mine,
-                )
+            root, thin = np.sqrt(kl.clip(min=0)), {"line": {**line, "width": 1}, "opacity": 0.6}
+            add(root, gold, showlegend=d is None and c is curves[0], **thin)
+            add(root, proxy, "2", showlegend=False, **thin)
             rise, nats, fall, gain = c.turn
             words.append(
                 f"{name}, {method}, seed {c.seed}: gold {rise:+.2f} at {nats:.1f} nats, then "
                 f"{-fall:+.2f} while the proxy gained {gain:+.2f}"
             )
-    figure.update_traces(mode="lines")
-    title = "√KL to the SFT model (√nats per response)"
     figure.update_layout(
-        xaxis={"domain": [0, 0.55], "title": {"text": title}},
+        xaxis={"domain": [0, 0.55], "title": {"text": "√KL to the SFT model (√nats per response)"}},
         xaxis2={"domain": [0.66, 1], "anchor": "y2", "title": {"text": "√KL"}},
         yaxis={"title": {"text": "gold reward above the SFT model's"}},
         yaxis2={"anchor": "x2", "title": {"text": "proxy score above the SFT model's"}},

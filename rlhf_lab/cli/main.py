@@ -39,6 +39,10 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **how})
 
     def error(self, message: str) -> NoReturn:
+        missing = message.partition("arguments are required: ")[2].split(", ")
+        for action in self._actions:
+            if action.dest in missing and action.choices:
+                message += f"; {action.dest} is one of {', '.join(map(str, action.choices))}"
         self.exit(2, f"rlhf-lab: {' '.join(message.split())} (see {self.prog} --help)\n")
 
     def refuse(self, unknown: str, stage: str = "") -> NoReturn:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from ..display import did_you_mean
+from ..display import check_choice
 from ..stages import ONLINE, STAGES, read_table
 from .architecture import Architecture
 from .optimizers import OPTIMIZERS
@@ -162,12 +162,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(
-                    f"{name}={value!r}; {did_you_mean(value, choices)}choose from "
-                    f"{', '.join(choices)}"
-                )
+            check_choice(name, getattr(self, name), choices)
         for name in WHOLE_NUMBERS:
             value = getattr(self, name)
             least = 0 if name in ("prompt", "response") else 1
@@ -342,8 +337,6 @@ class Setup:
             )
         if self.draft and (engine or k > 1 or self.batch > 1):
             yield "with a draft is planned: engine='transformers', per_device_train_batch_size=1"
-        if self.draft and not (self.accepted is not None and 0 <= self.accepted <= 1):
-            yield f"accepted={self.accepted}: say which share of the draft's tokens is kept, 0 to 1"
 
     @property
     def weights_format(self) -> str:

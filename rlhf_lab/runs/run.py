@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..display import Display, by_surface, escape, html_table, table
+from ..display import Display, by_surface, check_choice, escape, html_table, table
 from ..stages import STAGES
 from .figures import Unfinished, changes, facts, spans, with_meanings
 from .json_files import (
@@ -101,8 +101,7 @@ class Run:
         what is not empty: `sources` of settings that nobody gave; `models` that are not the model's
         own; `reward_funcs` and `losses` by name; `specimen`, what is wrong on purpose; `clone`.
         """
-        if stage not in STAGES:
-            raise ValueError(f"stage={stage!r}: choose from {', '.join(STAGES)}")
+        check_choice("stage", stage, STAGES)
         run = cls(folder)
         run.check_room(overwrite)
         run.claim()
@@ -115,8 +114,10 @@ class Run:
         return run
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Run:
-        """Open a run that is on disk, finished or still going."""
+    def load(cls, folder: Run | str | os.PathLike[str]) -> Run:
+        """Open a run that is on disk, finished or still going; an open one is given back."""
+        if isinstance(folder, Run):
+            return folder
         run = cls(folder)
         if not (run.folder / "run.json").is_file():
             missing = "" if run.folder.is_dir() else "; there is no such folder"
@@ -129,9 +130,7 @@ class Run:
         """A run that the notebooks show beside their own (`make course_runs`); `ppo_small` alone
         has a model. Raises ValueError for another name."""
         folder = notebooks_folder() / "course_runs"
-        if not (folder / name / "run.json").is_file():
-            known = ", ".join(sorted(p.parent.name for p in folder.glob("*/run.json")))
-            raise ValueError(f"no stored run {name!r}: choose from {known or 'none'}")
+        check_choice("name", name, sorted(p.parent.name for p in folder.glob("*/run.json")))
         return cls.load(folder / name)
 
     def check_room(self, overwrite: bool = False) -> None:
@@ -256,8 +255,7 @@ class Run:
 
     def finish(self, status: str = "finished", **summary: object) -> None:
         """Write down how the run ended; `summary` is added to what the summary already holds."""
-        if status not in STATUSES[1:]:
-            raise ValueError(f"status={status!r}: choose from {', '.join(STATUSES[1:])}")
+        check_choice("status", status, STATUSES[1:])
         config = self._config_file.read()
         whole = {**config.get("summary", {}), **summary}
         self._write_config({**config, "summary": whole, "status": status, "ended": _now()})

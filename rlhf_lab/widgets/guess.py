@@ -1,13 +1,9 @@
 """The reader's own prediction, before anything runs, and what came of it.
 
-    peak = lab.guess("How many MiB is the peak?", unit="MiB")
     slowest = lab.guess("Which takes longest?", ["writing", "scoring", "updating"])
-    ...
-    peak.reveal(predicted=plan.peak / 2**20, measured=run.tensor_peak / 2**20)
     slowest.reveal(measured="updating", because="the model is tiny")
 
-Where no widget can be shown, give the answer as an argument: `lab.guess(..., value=140)`. A cell
-that is run without a guess says so and goes on; one that comes later is put into the table.
+A cell that is run without a guess says so and goes on; one that comes later is put into the table.
 """
 
 from __future__ import annotations
