@@ -31,6 +31,7 @@ GROUPS = {
     "Model and data": ("Model", "Data", "describe_data"),
     "What it costs": (
         *("xray", "compare", "sweep", "project", "hardware", "calibrate", "best_of_n"),
+        *("equal_budget", "EqualBudget"),
         *("Ledger", "cost_table", "stage_shares", "stage_costs", "peaks", "MeterCallback"),
         "bench",
     ),

@@ -29,6 +29,7 @@ _PUBLIC = {
     "budget": ("project",),
     "frontiers": ("frontier_serving",),
     "overoptimisation": ("overoptimise", "OverOptimisation"),
+    "equal_cost": ("equal_budget", "EqualBudget"),
     "deploy.quantize": ("quantize",),
     "deploy.load": ("bench",),
     "metering.calibrate": ("calibrate",),
