@@ -44,7 +44,7 @@ LARGE_SCORE = 10
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's, 0 where one of them is constant. (b,), (b,) → ()"""
-    return torch.corrcoef(torch.stack([a, b.to(a)]))[0, 1].nan_to_num(0.0)
+    return torch.cosine_similarity(a - a.mean(), b.to(a) - b.to(a).mean(), 0)
 
 
 class Diverged(ValueError):
