@@ -9,7 +9,8 @@ use, those of the clock do not compare. Labels: 1,024 pairs for the reward model
 lab's defaults, tuned for no budget.
 
 Writes the JSON after each training, and at the end the table with its answer (.txt) and the figure
-(.svg, by headless Chromium), and of the short one a copy for the notebooks; ten minutes of a quiet core, twenty with --long.
+(.svg, by headless Chromium), and of the short one a copy for the notebooks; ten minutes of a quiet
+core, twenty with --long.
 """
 
 from __future__ import annotations
