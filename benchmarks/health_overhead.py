@@ -117,7 +117,7 @@ def measure(stage: str, pairs: int, every: int) -> dict[str, object]:
     blocks = turns.seconds[WARM:]
     halves = [blocks[2 * i : 2 * i + 2][:: 1 if i % 2 == 0 else -1] for i in range(pairs)]
     ratios = sorted(with_it / without for without, with_it in halves)
-    logs = turns.logs[-pairs:]
+    logs = turns.logs[WARM // 2 :][:pairs]
     own = sorted(log / (with_it - log) for log, (_, with_it) in zip(logs, halves, strict=True))
     low = rank(pairs)
     return {
