@@ -213,7 +213,7 @@ def _compiling(plan: Plan, data: Data, started: Path | None) -> Plan:
     on, else as is predicted to be faster."""
     if plan.settings.get("torch_compile") != "auto":
         return plan
-    from .models.compiled import cannot_compile
+    from .models.device import cannot_compile
 
     def make() -> tuple[bool, str]:
         there = Run(started).config if started and (started / "run.json").is_file() else {}
@@ -281,7 +281,7 @@ def check_first(
         raise ValueError(line)
     check_packages(plan.settings)
     if plan.settings.get("torch_compile") is True:
-        from .models.compiled import cannot_compile
+        from .models.device import cannot_compile
 
         if why := cannot_compile():
             raise ValueError(f"torch_compile: {why}")
