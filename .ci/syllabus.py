@@ -111,7 +111,11 @@ def plans(found: dict[str, Chapter]) -> str:
     return table(*rows)
 
 
-if __name__ == "__main__":
+def page(text: str) -> str:
+    """The page with its tables up to date."""
     found = chapters()
-    tables = {made.__name__: made(found) for made in (course, exercises, plans)}
-    sys.exit(write_or_check({PAGE: with_blocks(PAGE.read_text("utf-8"), tables)}))
+    return with_blocks(text, {made.__name__: made(found) for made in (course, exercises, plans)})
+
+
+if __name__ == "__main__":
+    sys.exit(write_or_check({PAGE: page(PAGE.read_text("utf-8"))}))

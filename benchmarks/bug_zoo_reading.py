@@ -48,7 +48,7 @@ WIDER = {
 }
 """Healthy runs that limits are learned from too, and bands are not: of other settings than those
 that are judged, so that a limit is not one of one setting. Seeds from 20 on."""
-WIDER_SEEDS = range(20, 23)
+WIDER_SEEDS = range(20, 26)
 JUDGED = {
     "other seeds": {},
     "half the rate": {"learning_rate": 0.00025},
@@ -81,10 +81,12 @@ FLOOR = {
     "first_approxkl": 1e-6,
     "kl_coef": 0.14,
     "reward_length_corr": 0.3,
+    "ratio": 0.002,
     "kl_per_token": 0.01,
 }
 """Half of a band, at the least: rounding errors, what a KL of so few tokens may be below 0, a
-coefficient that is all but 0, and as much love of length as reward models of other data have."""
+coefficient that is all but 0, as much love of length as reward models of other data have, and half
+a percent of a mean ratio."""
 
 Series = dict[str, list[float | None]]
 

@@ -44,7 +44,9 @@ GROUPS = {
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),
     "PPO": ("PPOTrainer", "PPOConfig"),
     "Exercises": ("exercises", "check", "solution"),
-    "Health": ("health", "HealthCallback", "specimens", "overoptimise", "OverOptimisation"),
+    "What goes wrong": (
+        *("health", "HealthCallback", "specimens", "overoptimise", "OverOptimisation"),
+    ),
 }
 ALSO = {
     "Model": "models.load",

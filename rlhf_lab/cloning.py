@@ -128,7 +128,8 @@ def _step(parent: Run, step: int | None, last: int, changed: Collection[str]) ->
     if step not in there:
         what = f"{parent.name} has no checkpoint to go on from" + f" at step {step}" * (step >= 0)
         which = ", ".join(map(str, there[::-1]))
-        raise ValueError(f"{what} (one that ends keeps them by save_total_limit=None): say {which}")
+        how = "a finished run has those that save_total_limit=None kept"
+        raise ValueError(f"{what}: choose from {which} ({how})")
     if step and (fixed := FIXED & set(changed)):
         raise ValueError(f"{min(fixed)} is that of the checkpoint: to change it, clone from step 0")
     return step

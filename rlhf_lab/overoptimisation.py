@@ -257,6 +257,8 @@ def overoptimise(
         )
     if not data.has_gold:
         raise ValueError(f"{data.name} has no gold reward, so nothing tells when it falls")
+    if taken := {"seed", "max_steps"} & settings.keys():
+        raise ValueError(f"{min(taken)}: seeds are places in a list, max_steps is iterations=…")
     of_ppo = {"save_strategy": "no", **settings, "kl_coef": kl_coef, "max_steps": iterations}
     study = _Study(model, data.with_held_out(prompts), samples, of_ppo)
     members = {
@@ -348,7 +350,8 @@ class _Study:
         iteration."""
         alone = {"reward": folders[0]} if len(folders) == 1 else {}
         paths = {k: v for k, v in self.model.paths.items() if k != "reward"} | alone
-        asked = plan("ppo", Model(self.model.name, paths), **self.settings, seed=seed)
+        model = Model(self.model.name, paths, self.model.trust_remote_code)
+        asked = plan("ppo", model, **self.settings, seed=seed)
         data, by = self.data.with_held_out(8), None if alone else score
         with tempfile.TemporaryDirectory() as folder:
             run = train(asked, data, reward_funcs=by, out=folder, quiet=True)

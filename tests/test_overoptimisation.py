@@ -222,6 +222,7 @@ def test_an_ensemble_is_the_mean_or_the_worst_of_its_members(stories):
         ({"iterations": 3}, "and 0 or at least 5 iterations"),
         ({"proxies": {"a": ("best", "mini", "tiny")}}, r"\('mean', a, b, …\) or \('worst'"),
         ({"proxies": {"a": lab.load("mini").paths["sft"]}}, "sft is no reward model: give one"),
+        ({"max_steps": 9}, "max_steps: seeds are places in a list, max_steps is iterations="),
         ({"bet": 0.1}, "bet"),
     ],
 )

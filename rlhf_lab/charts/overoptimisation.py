@@ -24,11 +24,8 @@ def overoptimisation(
     figure, words, labels = Figure(), ["gold reward above the SFT model's, and proxy, over √KL"], []
     names = list(dict.fromkeys(name for name, _ in groups))
     for (name, method), curves in groups.items():
-        shade, label, d = (
-            colour(names.index(name)),
-            safe(f"{name}, {method}", 60),
-            bands[name, method],
-        )
+        shade, d = colour(names.index(name)), bands[name, method]
+        label = safe(f"{name}, {method}", 60)
         line = {"color": shade, "dash": "solid" if method == "PPO" else "dot"}
         labels.append(label)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from ..display import Display, escape, format_number, html_table, table
@@ -65,6 +65,11 @@ def magnitude(values: Sequence[float]) -> float:
     return math.log10(max(1e-9, *values))
 
 
+def usual(values: Sequence[float]) -> float:
+    """log10 of the median, of 1e-9 at the least: one jump is none."""
+    return math.log10(max(1e-9, median(values)))
+
+
 FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "largest": max,
     "smallest": min,
@@ -74,6 +79,7 @@ FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "trend": trend,
     "magnitude": magnitude,
     "average": fmean,
+    "usual": usual,
 }
 
 
