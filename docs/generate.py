@@ -27,10 +27,11 @@ PACKAGE = ROOT / "rlhf_lab"
 Definition = ast.FunctionDef | ast.ClassDef
 
 GROUPS = {
-    "Plan and train": ("load", "load_data", "plan", "train", "train_all", "Plan", "Run"),
+    "Plan and train": ("load", "load_data", "plan", "train", "train_all", "clone", "Plan", "Run"),
     "Model and data": ("Model", "Data", "describe_data"),
     "What it costs": (
         *("xray", "compare", "sweep", "project", "hardware", "calibrate", "best_of_n"),
+        *("equal_budget", "EqualBudget"),
         *("Ledger", "cost_table", "stage_shares", "stage_costs", "peaks", "MeterCallback"),
         "bench",
     ),

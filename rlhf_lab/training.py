@@ -18,10 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .data.load import Data, load_data
-from .data.reward_sources import RewardFunction, check_rewards, reward_functions, with_rewards
+from .data.reward_sources import (
+    RewardFunction,
+    check_rewards,
+    functions_of,
+    reward_functions,
+    with_rewards,
+)
 from .display import by_surface, did_you_mean
 from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
 from .launching import Launch, launched
+from .models.load import small_models_folder
 from .planning import Plan, TrainerArgs, predicted, unplannable
 from .planning import plan as make_plan
 from .runs.run import Run
@@ -38,17 +45,39 @@ if TYPE_CHECKING:
 
 @overload
 def train(
-    plan: Plan | str, data: Data | str | Path = ..., *, background: Literal[True], **given: Any
-) -> Training: ...
+    plan: Plan | str,
+    data: Data | str | Path = ...,
+    *,
+    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
+    losses: Mapping[str, Function] | None = ...,
+    specimen: str | None = ...,
+    out: str | Path | None = ...,
+    overwrite: bool = ...,
+    resume: bool = ...,
+    quiet: bool = ...,
+    should_stop: Callable[[], bool] | None = ...,
+    background: Literal[False] = ...,
+    accelerate: str | None = ...,
+    processes: int | None = ...,
+) -> Run: ...
 @overload
 def train(
     plan: Plan | str,
     data: Data | str | Path = ...,
     *,
-    background: Literal[False] = ...,
-    **given: Any,
-) -> Run: ...
-def train(  # type: ignore[misc]  # `given` are its other arguments
+    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
+    losses: Mapping[str, Function] | None = ...,
+    specimen: str | None = ...,
+    out: str | Path | None = ...,
+    overwrite: bool = ...,
+    resume: bool = ...,
+    quiet: bool = ...,
+    should_stop: Callable[[], bool] | None = ...,
+    background: Literal[True],
+    accelerate: str | None = ...,
+    processes: int | None = ...,
+) -> Training: ...
+def train(
     plan: Plan | str,
     data: Data | str | Path = "stories",
     *,
@@ -86,10 +115,10 @@ def train(  # type: ignore[misc]  # `given` are its other arguments
     """
     if isinstance(plan, str):
         plan = make_plan(plan)
-    sick = _specimen(specimen)
+    sick = find_specimen(specimen)
     plan = sick.plan(plan) if sick is not None else plan
     check_first(plan, out=out, overwrite=overwrite, resume=resume, reward_funcs=reward_funcs)
-    own = _own_losses(plan.stage, losses)
+    own = own_losses(plan.stage, losses)
     check_idle()
     if accelerate is not None:
         given: dict[str, Any] = {"reward_funcs": reward_funcs, "losses": losses, "quiet": quiet}
@@ -100,13 +129,26 @@ def train(  # type: ignore[misc]  # `given` are its other arguments
             raise ValueError("accelerate= trains in the foreground, and an interrupt stops it")
         _refuse_local(reward_funcs, *(losses or {}).values())
         return _in_processes(launched(plan, accelerate, processes), plan, data, given)
+    where: dict[str, Any] = {"out": out, "overwrite": overwrite, "resume": resume, "quiet": quiet}
+    work = partial(prepared, plan, data, reward_funcs, own, sick, **where)
+    return begin(plan, work, quiet, should_stop, background)
+
+
+def begin(
+    plan: Plan,
+    prepare: Callable[[], Run | Callable[..., Run]],
+    quiet: bool,
+    should_stop: Callable[[], bool] | None,
+    background: bool,
+) -> Run | Training:
+    """Train what `prepare` gives, under a dashboard, here or in a thread."""
     wanted = should_stop or (lambda: False)
     # A process among others ends with them, after a step: nothing interrupts it alone.
     stop = Stop(lambda: stop_asked() or wanted(), interrupts=place()[1] == 1)
     # First of all: importing the trainers takes seconds.
     dashboard = open_dashboard(plan, quiet, stop if background else None)
     try:
-        work = _prepared(plan, data, reward_funcs, own, sick, out, overwrite, resume, quiet)
+        work = prepare()
         if isinstance(work, Run):
             return work
         if background:
@@ -122,7 +164,7 @@ def _refuse_local(functions: object, *more: object) -> None:
     """Raises ValueError for a function of a notebook's cells, which other processes cannot have."""
     for function in [*(functions if isinstance(functions, Sequence) else [functions]), *more]:
         if getattr(function, "__module__", None) == "__main__":
-            raise ValueError(f"{_name(function)} is of this notebook: put it into a module")
+            raise ValueError(f"{name_of(function)} is of this notebook: put it into a module")
 
 
 def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, Any]) -> Run:
@@ -148,7 +190,7 @@ def run_job(file: str) -> int:
     return 0
 
 
-def _prepared(
+def prepared(
     plan: Plan,
     data: Data | str | Path,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None,
@@ -158,9 +200,11 @@ def _prepared(
     overwrite: bool,
     resume: bool,
     quiet: bool,
+    clone: Mapping[str, object] | None = None,
+    inherit: Callable[[Run], object] | None = None,
 ) -> Run | Callable[..., Run]:
     """All that can be refused without loading a model; → what is left to do, or the run that is
-    finished already."""
+    finished already. `inherit` brings a `clone` what it goes on from."""
     rank, processes = place()
     if processes > 1 and not out:
         raise ValueError("several processes train in a folder that all of them know (out)")
@@ -172,6 +216,8 @@ def _prepared(
     settings = dict(plan.settings)
     if "teacher" in STAGES[plan.stage].roles:
         settings["teacher_model"] = plan.model.paths["teacher"]
+    bundled = f"{small_models_folder()}/"  # which is elsewhere on another machine
+    others = {k: p.removeprefix(bundled) for k, p in plan.model.replaced.items() if k != "teacher"}
     recorded = {
         "stage": plan.stage,
         "model": plan.model.name,
@@ -179,8 +225,10 @@ def _prepared(
         "data": data.name,
         "seed": plan.settings.get("seed", 42),
         "processes": processes,
-        "losses": {name: _name(function) for name, function in losses.items()} or None,
+        "losses": {name: name_of(function) for name, function in losses.items()} or None,
         "specimen": sick and sick.name,
+        "models": others or None,
+        "reward_funcs": [name_of(f) for f in functions_of(reward_funcs)] or None,
     }
     # None: there is none; "": it was killed before its first checkpoint, and begins anew.
     there = once(lambda: _what_is_there(folder, recorded)) if resume else None
@@ -193,17 +241,21 @@ def _prepared(
         if there:
             (run := Run(folder)).claim()
             return run
-        return Run.create(
+        run = Run.create(
             folder,
             hardware=plan.hardware_name,
             overwrite=overwrite or there == "",
             keep=["teacher"] if there == "" else [],
             sources=plan.sources,
+            clone=clone,
             **recorded,
         )
+        if inherit:
+            inherit(run)
+        return run
 
     what = plan, data, args, functions, open_run
-    how: dict[str, Any] = {"quiet": quiet, "resume": bool(there), "losses": losses}
+    how: dict[str, Any] = {"quiet": quiet, "resume": bool(there or inherit), "losses": losses}
     return partial(run_plan, *what, **how, trainer=sick.trainer if sick is not None else None)
 
 
@@ -216,7 +268,7 @@ def _what_is_there(folder: Path, recorded: Mapping[str, Any]) -> str | None:
     return run.status if run.checkpoints or run.status == "finished" else ""
 
 
-def _own_losses(stage: str, given: Mapping[str, Function] | None) -> dict[str, Function]:
+def own_losses(stage: str, given: Mapping[str, Function] | None) -> dict[str, Function]:
     """A student's functions by the names that the trainer has for them. Raises ValueError."""
     if not given:
         return {}
@@ -225,7 +277,7 @@ def _own_losses(stage: str, given: Mapping[str, Function] | None) -> dict[str, F
     return own_losses(stage, given)
 
 
-def _specimen(name: str | None) -> Specimen | None:
+def find_specimen(name: str | None) -> Specimen | None:
     """Raises ValueError for a name that there is not."""
     if name is None:
         return None
@@ -234,7 +286,7 @@ def _specimen(name: str | None) -> Specimen | None:
     return find(name)
 
 
-def _name(function: Function) -> str:
+def name_of(function: Function) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
@@ -377,6 +429,6 @@ def run_plan(
     run.finish("stopped" if job.stopped else "finished", **figures)
     if job.stopped and not quiet and (line := by_surface(run.what_is_left(), "")):
         print(f"{plan.stage}: {line}", flush=True)  # the command line says it last
-    if not job.stopped and run.writes:  # the model is there: its checkpoints have served
+    if not job.stopped and run.writes and args.save_total_limit:  # checkpoints have served
         shutil.rmtree(run.folder / "trainer", ignore_errors=True)
     return run

@@ -50,6 +50,7 @@ def _add_serve(commands: Commands) -> None:
     serve = commands.add_parser("serve", help=what.partition(";")[0], description=what)
     serve.add_argument("model", help="folder of a run or model, a bundled name, or a hub id")
     flags: dict[str, tuple[str | int, str]] = {
+        "engine": ("transformers", "transformers (continuous batching), or vllm where installed"),
         "stage": ("sft", "of a model's name: sft or base"),
         "host": ("127.0.0.1", "address to listen on"),
         "port": (8000, "0: one that is free"),
@@ -67,7 +68,7 @@ def _add_serve(commands: Commands) -> None:
 def _serve(args: argparse.Namespace) -> int:
     from ..deploy.serve import serve
 
-    names = ("stage", "host", "port", "rows", "context", "dtype")
+    names = ("engine", "stage", "host", "port", "rows", "context", "dtype")
     settings = {name: getattr(args, name) for name in names}
     settings |= {"token": os.environ.get(TOKEN) or None, "prefix_cache": not args.no_prefix_cache}
     with serve(args.model, show_log=True, **settings) as server:

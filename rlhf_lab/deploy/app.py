@@ -9,17 +9,21 @@ beyond the context, and takes most of the free memory: here that is put right, o
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import math
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -234,7 +238,7 @@ class App:
 # -------------------------------------------------------------------------------------- the process
 
 
-def _serve(settings: Json, listening: socket.socket) -> None:
+def _transformers(settings: Json, listening: socket.socket) -> None:
     """Answer until the process ends."""
     import uvicorn
 
@@ -246,6 +250,28 @@ def _serve(settings: Json, listening: socket.socket) -> None:
     os._exit(0)  # the engine's thread would first write what was asked for
 
 
+def _vllm(settings: Json, listening: socket.socket) -> None:
+    """vLLM's own server, in a process of its own, under the same token."""
+    listening.close()
+    policy, url = settings["policy"], f"http://{settings['host']}:{settings['port']}/health"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += [f"--{flag}={settings[flag]}" for flag in ("host", "port", "dtype")]
+    command += [f"--model={policy['weights']}", f"--tokenizer={policy['tokenizer']}"]
+    command += [f"--served-model-name={policy['name']}", f"--max-num-seqs={settings['rows']}"]
+    command += [f"--max-model-len={settings['context']}"] * bool(settings["context"])
+    command += ["--trust-remote-code"] * policy["trust_remote_code"]
+    command += ["--no-enable-prefix-caching"] * (not settings["prefix_cache"])
+    environment = {**os.environ, "VLLM_API_KEY": settings["token"]}
+    server = subprocess.Popen(command, stdout=sys.stderr, env=environment)
+    while server.poll() is None:
+        with contextlib.suppress(OSError):  # not yet
+            urllib.request.urlopen(url, timeout=5)
+            _ready(settings)
+            server.wait()
+        time.sleep(0.2)
+    raise ValueError(f"vLLM ended with exit code {server.returncode}")
+
+
 def _ready(settings: Json) -> None:
     print(json.dumps({"port": settings["port"]}), flush=True)
     os.dup2(2, 1)  # nobody reads further lines
@@ -253,6 +279,8 @@ def _ready(settings: Json) -> None:
 
 def _end_with_input() -> None:
     sys.stdin.buffer.read()
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
     os._exit(0)
 
 
@@ -262,7 +290,7 @@ def main() -> None:
     try:
         listening = socket.create_server((settings["host"], settings["port"]))  # 0: a free one
         settings["port"] = listening.getsockname()[1]
-        _serve(settings, listening)
+        {"transformers": _transformers, "vllm": _vllm}[settings["engine"]](settings, listening)
     except Exception as error:
         line = " ".join(str(error).split()) or type(error).__name__
         print(json.dumps({"error": line}), flush=True)

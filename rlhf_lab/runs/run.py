@@ -89,19 +89,17 @@ class Run:
         data: object = None,
         seed: int = 0,
         hardware: object = None,
-        sources: Mapping[str, str] | None = None,
-        losses: Mapping[str, str] | None = None,
-        specimen: str | None = None,
         processes: int = 1,
         overwrite: bool = False,
         keep: Sequence[str] = (),
+        **more: object,
     ) -> Run:
         """Start a run in an empty or new folder (or, with `overwrite`, in place of an old run, of
         which it may `keep` files).
 
-        `settings` is a mapping, a dataclass or anything with `to_dict` (TRL's configs); `sources`
-        says where those come from that nobody gave; `losses` which of PPO's functions are somebody
-        else's, by name; `specimen` what is wrong with it on purpose; `processes` how many train it.
+        `settings` is a mapping, a dataclass or anything with `to_dict` (TRL's configs). Of `more`
+        what is not empty: `sources` of settings that nobody gave; `models` that are not the model's
+        own; `reward_funcs` and `losses` by name; `specimen`, what is wrong on purpose; `clone`.
         """
         check_choice("stage", stage, STAGES)
         run = cls(folder)
@@ -109,9 +107,7 @@ class Run:
         run.claim()
         run._make_room(overwrite, keep)
         what = {"stage": stage, "model": model, "data": data, "seed": seed, "hardware": hardware}
-        what |= {"sources": dict(sources)} if sources else {}
-        what |= {"losses": dict(losses)} if losses else {}
-        what |= {"specimen": specimen} if specimen else {}
+        what |= {name: value for name, value in more.items() if value}
         what |= {"processes": processes} if processes > 1 else {}
         state = {"versions": versions(), "started": _now(), "status": "running", "summary": {}}
         run._write_config({**what, "settings": settings, **state})
@@ -202,11 +198,13 @@ class Run:
         same_place = there["processes"] == here["processes"]
         for known in (there, here):
             known |= {f"settings.{k}": v for k, v in known.pop("settings").items()}
+            known |= {f"{k}_model": v for k, v in (known.pop("models", None) or {}).items()}
             if not same_place:  # the same rows in a step, whoever passes which of them
                 known[f"settings.{' × '.join(BATCH)}"] = math.prod(
                     known.pop(f"settings.{name}", None) or 1 for name in BATCH[:2]
                 ) * known.pop("processes")
-        for name in here.keys() | {n for n in there if n.startswith("settings.")}:
+        of_there = {n for n in there if n.startswith("settings.") or n.endswith("_model")}
+        for name in here.keys() | of_there:
             old, new = there.get(name), here.get(name)
             if old != new:
                 raise ValueError(
@@ -390,6 +388,8 @@ class Run:
         # Its dashboard may be far up the page. The same words on every machine.
         look = by_surface("; curves: lab.dashboard(run), what it wrote: lab.inspect(run)", "")
         sick = f"sick on purpose ({config['specimen']}), " if "specimen" in config else ""
+        if of := config.get("clone"):
+            sick += f"cloned from {of['run']} at step {of['step']}, "
         head = (
             f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, {sick}"
             + (self.what_is_left() or f"{self.status} at step {self.last_step}{look}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..data.reward_sources import gold_metrics
+from ..ppo.checkpoint import take_settings
 from ..ppo.trainer import PPOTrainer
 from ..runs.progress import note
 from .job import Figures, Job, before_and_after, cost_figures, evaluate_policy, run_loop
@@ -35,7 +36,9 @@ def train(job: Job) -> Figures:
     with models.gathered(policy), models.passes(reward):
         before = evaluate_policy(job, policy, reward_model=reward, keep="sft")
     if job.resume:
-        done = trainer.restore()
+        done, clone = trainer.restore(), job.run.config.get("clone", {})
+        if done == clone.get("step"):  # a checkpoint of the run that it was cloned from
+            take_settings(trainer, clone["changed"])
         job.run.rewind(done)
         if not job.quiet:
             print(f"ppo: going on after iteration {done} of {trainer.iterations}", flush=True)

@@ -226,6 +226,8 @@ def test_hostile_text_comes_back_as_the_text_that_it_is(server):
 def test_what_cannot_be_served_is_refused_before_anything_starts(monkeypatch, server):
     with pytest.raises(ValueError, match="stage 'reward' writes nothing"):
         lab.serve("tiny", stage="reward")
+    with pytest.raises(ValueError, match="engine='llama': .*choose from transformers, vllm"):
+        lab.serve("tiny", engine="llama")
     with pytest.raises(ValueError, match="dtype='int4': .*choose from float32, bfloat16, float16"):
         lab.serve("tiny", dtype="int4")
     for name, value in (("rows", 0), ("context", 1), ("port", 99999), ("port", -1)):
