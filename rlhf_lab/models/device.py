@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,9 +53,9 @@ def device_settings(given: Mapping[str, object]) -> dict[str, bool]:
 
 def cannot_compile() -> str:
     """Why inductor cannot compile on this machine, and what to do; "" where it can."""
-    compiler = os.environ.get("CXX", "g++")
-    if not any(map(shutil.which, (compiler, "clang++"))):
-        return f"no C++ compiler ({compiler}) is installed: install g++, or leave torch_compile out"
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(compiler):
+        return f"no C++ compiler ({compiler}) is installed: install it, or leave torch_compile out"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "Python's headers are missing: install python3-dev, or leave torch_compile out"
     return ""
