@@ -1,5 +1,5 @@
-"""The trainings that are compared at equal cost: SFT and the reward model once a seed, then the last
-stage of each way, with what had been spent at each point."""
+"""The trainings that are compared at equal cost: SFT and the reward model once a seed, then
+the last stage of each way, with what had been spent at each point."""
 
 from __future__ import annotations
 
