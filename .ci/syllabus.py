@@ -25,7 +25,7 @@ PLANS = {
     "one afternoon": {"Train a model": ["00", "01"], "Learn from preferences": ["02", "03"]},
     "four sessions": {
         "From a base model to a reward model": ["00", "01", "02"],
-        "PPO, number by number": ["03"],
+        "PPO, number by number, and how it fails": ["03", "10"],
         "With less: no sampling, no critic": ["04", "05"],
         "What it costs": ["06", "08", "11"],
     },
@@ -33,6 +33,7 @@ PLANS = {
         "A first run, and SFT": ["00", "01"],
         "Preferences and the reward model": ["02"],
         "PPO": ["03"],
+        "What goes wrong": ["10"],
         "DPO, RLOO and GRPO": ["04", "05"],
         "Memory, and what scales": ["06", "07"],
         "Cheaper training, cheaper answers": ["08", "09"],
@@ -110,7 +111,11 @@ def plans(found: dict[str, Chapter]) -> str:
     return table(*rows)
 
 
-if __name__ == "__main__":
+def page(text: str) -> str:
+    """The page with its tables up to date."""
     found = chapters()
-    tables = {made.__name__: made(found) for made in (course, exercises, plans)}
-    sys.exit(write_or_check({PAGE: with_blocks(PAGE.read_text("utf-8"), tables)}))
+    return with_blocks(text, {made.__name__: made(found) for made in (course, exercises, plans)})
+
+
+if __name__ == "__main__":
+    sys.exit(write_or_check({PAGE: page(PAGE.read_text("utf-8"))}))

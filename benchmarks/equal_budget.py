@@ -9,7 +9,8 @@ use, those of the clock do not compare. Labels: 1,024 pairs for the reward model
 lab's defaults, tuned for no budget.
 
 Writes the JSON after each training, and at the end the table with its answer (.txt) and the figure
-(.svg, by headless Chromium); ten minutes of a quiet core, twenty with --long.
+(.svg, by headless Chromium), and of the short one a copy for the notebooks; ten minutes of a quiet
+core, twenty with --long.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there
 import rlhf_lab as lab  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
+STORED = Path(__file__).parents[1] / "notebooks" / "course_runs" / "equal_budget.json"
+"""What the notebooks show: the short one."""
 STEPS = {"sft": 24, "reward": 32, "ppo": 15, "rloo": 36, "grpo": 36, "dpo": 48, "kto": 66}
 LONG = {"sft": 24, "reward": 64, "ppo": 42, "rloo": 108, "grpo": 108, "dpo": 138, "kto": 165}
 """In place of the plan's, so that they are the same on every machine."""
@@ -47,6 +50,8 @@ def main() -> None:
     found = lab.equal_budget(seeds=range(args.seeds), file=file, **settings(args.long))
     file.with_suffix(".txt").write_text(f"{found}\n", encoding="utf-8")
     print(found)
+    if not args.long:
+        found.save(STORED)
     from serving_frontier import svg
 
     file.with_suffix(".svg").write_text(svg(found.figure()), encoding="utf-8")

@@ -28,8 +28,8 @@ _PUBLIC = {
     "studies": ("best_of_n", "xray", "sweep"),
     "budget": ("project",),
     "frontiers": ("frontier_serving",),
-    "overoptimisation": ("overoptimise", "OverOptimisation"),
     "equal_cost": ("equal_budget", "EqualBudget"),
+    "overoptimisation": ("overoptimise", "OverOptimisation"),
     "deploy.quantize": ("quantize",),
     "deploy.load": ("bench",),
     "metering.calibrate": ("calibrate",),
@@ -39,7 +39,7 @@ _PUBLIC = {
     "cost.hardware": ("hardware",),
     "charts.comparison": ("compare",),
     "exercises": ("exercises", "check", "solution"),
-    "exercises.specimens": ("specimens",),
+    "zoo": ("specimens",),
     "pipeline": (
         "train_all",
         "stage_table",

@@ -33,7 +33,7 @@ from .metering import meter
 from .models.load import Model, load
 from .planning import plan as make_plan
 from .runs.json_files import replace_file, versions
-from .runs.run import WHOLE, Run
+from .runs.run import WHOLE, Run, notebooks_folder
 from .studies import planned_flops
 from .training import train
 
@@ -208,6 +208,11 @@ class EqualBudget:
         found = json.loads(Path(file).read_text("utf-8"))
         traces = [Trace(**t) for t in found.pop("traces")]
         return cls([replace(t, points=[Point(*p) for p in t.points]) for t in traces], **found)
+
+    @classmethod
+    def stored(cls) -> EqualBudget:
+        """The study that comes with the course (`benchmarks/equal_budget.py`)."""
+        return cls.load(notebooks_folder() / "course_runs" / "equal_budget.json")
 
 
 def t_quantile(confidence: float, degrees: int) -> float:

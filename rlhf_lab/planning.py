@@ -127,6 +127,8 @@ class Plan:
         settings = dict(self.settings)
         if "teacher" in self.model.paths:
             settings["teacher_model_name_or_path"] = self.model.paths["teacher"]
+        if "torch_compile" in settings:  # TRL knows no "auto"
+            settings["torch_compile"] = self.estimate.compiles[0]
         return trl_config(self.stage, self.model.name, settings, self.estimate.setup)
 
     def show(self) -> Display:
@@ -198,7 +200,9 @@ class Plan:
 
     def config(self, output_dir: str = "unused") -> TrainerArgs:
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""
-        settings, spec = self.trainer_settings, STAGES[self.stage]
+        # Layers are compiled by ourselves; transformers would compile whole models.
+        settings, spec = {**self.trainer_settings}, STAGES[self.stage]
+        compiled = settings.pop("torch_compile", False) is True
         if spec.trainer:  # one of TRL's
             from .trainers.trl import trl_settings
 
@@ -206,7 +210,7 @@ class Plan:
         else:
             from .models.device import device_settings
 
-            settings = {**device_settings(settings), **settings}
+            settings = {**device_settings(settings), **settings, "torch_compile": compiled}
         # transformers renamed gradient_checkpointing; TRL still passes the old name.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated")
         return resolve(spec.config)(**{**settings, "output_dir": output_dir})

@@ -146,6 +146,10 @@ def _cpu() -> Iterator[Finding]:
     many = threads > cores
     remedy = f"more threads than cores: set OMP_NUM_THREADS={cores}" if many else ""
     yield Finding("torch threads", str(threads), remedy)
+    from ..models.compiled import cannot_compile
+
+    remedy = cannot_compile()
+    yield Finding("torch_compile", "cannot compile" if remedy else "compiles layers", remedy)
     ratio = _seconds("bfloat16") / _seconds("float32")
     remedy = "leave bf16 off on this CPU (the lab does)" if ratio > 1.2 else ""
     found = f"a matrix product takes {ratio:.2g}× the time of fp32"

@@ -53,9 +53,8 @@ WHOLE_NUMBERS = tuple(
     "batch prompt response gpus nodes tensor_parallel gradient_accumulation_steps num_ppo_epochs "
     "num_mini_batches local_rollout_forward_batch_size samples_per_prompt num_iterations "
     "max_num_batched_tokens max_num_seqs num_assistant_tokens every_n_layers "
-    "vllm_tensor_parallel_size "
-    "reduce_bucket_size stage3_prefetch_bucket_size stage3_max_live_parameters "
-    "stage3_param_persistence_threshold".split()
+    "vllm_tensor_parallel_size reduce_bucket_size stage3_prefetch_bucket_size "
+    "stage3_max_live_parameters stage3_param_persistence_threshold".split()
 )
 
 
@@ -151,6 +150,7 @@ class Setup:
     joint_update: bool = True
     precompute_ref_log_probs: bool = False
     tf32: bool = False
+    torch_compile: bool | str = False
     engine: str = "transformers"
     requests_per_second: float | None = None
     kv_cache_dtype: str = "auto"

@@ -18,7 +18,7 @@ from ..display import Display, escape, format_number, html_table, table
 from ..runs.progress import DisplayHandle, notebook_display
 from .live import UNLOADED
 
-SOURCES = ("predicted", "simulated", "measured")
+SOURCES = ("predicted", "simulated", "measured", "known")
 NONE_YET = "none yet: answer above"
 
 Answer = float | str
@@ -86,8 +86,9 @@ class Guess:
         self._box.value = checked if self.choices else f"{checked:g}"
 
     def reveal(self, *, because: str = "", **found: Answer) -> Display:
-        """The guess beside what was `predicted`, `simulated` and `measured`, each in `unit` or one
-        of the choices, and `because`, what explains it. A later guess changes this output.
+        """The guess beside what was `predicted`, `simulated` and `measured`, or is `known`, each in
+        `unit` or one of the choices, and `because`, what explains it. A later guess changes this
+        output.
 
         Raises ValueError for another source.
         """
