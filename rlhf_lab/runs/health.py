@@ -28,8 +28,10 @@ LEAST, MOST = {"largest": 1, "smallest": 1, "magnitude": 1}, 6
 """Values that a figure is made from, at the least; `MOST` of others."""
 THINNED = 100
 """Values that a trend is made from, at most."""
-LIKE = 3
-"""Specimens that are named, at most."""
+LIKE, MANY = 3, 10
+"""Look-alikes that are named, at most; specimens that are counted and not named."""
+CORE = ("loss", "pg_loss", "vf_loss", "objective", "kl", "grad_norm")
+"""Figures that are numbers in every step, or the training has broken."""
 _HERE = Path(__file__).parent
 Lines = Sequence[Mapping[str, float]]
 
@@ -199,16 +201,23 @@ def look_alikes(failed: Iterable[str]) -> list[str]:
 
 
 class Health(Display):
-    """What the checks say of logged lines; true where they pass all of them."""
+    """What the checks say of logged lines (`ppo`: PPO's); true where they pass all of them."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: Lines, ppo: bool | None = None) -> None:
         self.findings = examine(lines)
         self.steps, self.known = len(lines), known(lines)
         self.early = [n for n in known([*lines] * MOST) if n not in self.known]
-        shown = {name: one["shown"] or math.inf for name, one in limits()["specimens"].items()}
-        # Specimens of which more than one run in five, after so many steps, still passed too.
-        ppo = any("explained_variance" in line for line in lines)
-        self.hidden = [name for name, at in shown.items() if ppo and at > self.steps]
+        self.blind = len(limits()["limits"]) - len(self.known) - len(self.early)
+        self.broken = no_numbers(lines)
+        if ppo is None:
+            ppo = any("explained_variance" in line for line in lines)
+        # Specimens of which more than one run in five, after so many steps, still passed too, and
+        # those that show where nothing could be looked at.
+        self.hidden = [
+            name
+            for name, one in limits()["specimens"].items()
+            if ppo and ((one["shown"] or math.inf) > self.steps or not self._looked_for(one))
+        ]
         self.look_alikes = look_alikes(f.check.name for f in self.findings)
         rows = [
             {
@@ -221,17 +230,28 @@ class Health(Display):
         ]
         said = self.headline
         if self.hidden and not rows:
-            said += f"\nnot to be ruled out by then: {', '.join(self.hidden)}"
+            names, count = (
+                ", ".join(self.hidden),
+                f"{len(self.hidden)} of {len(limits()['specimens'])}",
+            )
+            said += f"\nnot to be ruled out by this: {names if len(self.hidden) < MANY else count}"
         text, page = (f"\n{table(rows)}", html_table(rows)) if rows else ("", "")
         super().__init__(said + text, f"<p>{escape(said)}</p>{page}")
+
+    def _looked_for(self, specimen: Mapping[str, Any]) -> bool:
+        """Whether checks could look that four in five of its runs may fail."""
+        return sum(specimen["fails"].get(name, 0.0) for name in self.known) >= 0.8
 
     @property
     def headline(self) -> str:
         """The verdict in a line; a check with a `!` is critical."""
+        if self.broken:
+            return f"critical: {self.broken}: no number"
         if not self.known:
             return "no check: nothing was logged that one knows"
         if not self.findings:
             more = f"; {len(self.early)} more need further steps" if self.early else ""
+            more += f"; {self.blind} look at what was not logged" if self.blind else ""
             passed, steps = len(self.known), self.steps
             checks = f"{passed} check{'s' * (passed != 1)} passed"
             return f"{checks} over {steps} logged step{'s' * (steps != 1)}{more}"
@@ -240,17 +260,29 @@ class Health(Display):
         return f"{len(self.findings)} of {len(self.known)} checks failed: {names}{like}"
 
     def __bool__(self) -> bool:
-        return not self.findings
+        return bool(self.known) and not self.findings and not self.broken
+
+
+def no_numbers(lines: Lines) -> str:
+    """The first of `CORE` that was a number and is none any more, and where; "" for none."""
+    for at, (before, line) in enumerate(zip(lines, lines[1:]), 2):
+        for name in CORE:
+            if math.isfinite(before.get(name, math.nan)) and not math.isfinite(line.get(name, 0.0)):
+                return f"{name}={line[name]} in logged step {at}"
+    return ""
 
 
 def logged_lines(run: Run, upto: float = math.inf) -> list[dict[str, float]]:
-    """What each training step up to one logged, and what its samples repeat."""
+    """What each training step up to one logged, PPO's KL coefficient where a line lacks it, and
+    what its samples repeat."""
     texts: dict[int, list[str]] = {}
     for row in run.samples:
         if "when" not in row:
             texts.setdefault(int(row["step"]), []).append(str(row["response"]))
+    settings = run.config.get("settings") or {}
+    fixed = {k: float(settings[k]) for k in ("kl_coef",) if k in settings and run.stage == "ppo"}
     return [
-        {**line, "repeated_ngrams": repeated_ngrams(texts.get(int(line["step"]), []))}
+        {**fixed, **line, "repeated_ngrams": repeated_ngrams(texts.get(int(line["step"]), []))}
         for line in run.metrics
         if line["step"] <= upto and not any(name.startswith("eval_") for name in line)
     ]
@@ -261,4 +293,4 @@ def health(run: Run | str | Path, upto: float = math.inf) -> Health:
     healthy runs do not show, which specimens of the bug zoo look like this, and what to try. The
     limits come from healthy runs of bundled models; `health_limits.json` says from which."""
     run = run if isinstance(run, Run) else Run.load(run)
-    return Health(logged_lines(run, upto))
+    return Health(logged_lines(run, upto), run.stage == "ppo")

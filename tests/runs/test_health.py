@@ -146,10 +146,34 @@ def test_a_run_that_passes_is_told_how_far_it_was_looked_at():
     assert short.early == waiting and f"{len(waiting)} more need further steps" in short.headline
     assert set(short.known) | set(short.early) == set(whole.known) and not whole.early
     shown = {name: one["shown"] for name, one in h.limits()["specimens"].items()}
-    assert short.hidden == [n for n, at in shown.items() if at is None or at > 2]
-    assert whole.hidden == [n for n, at in shown.items() if at is None]
-    assert whole.hidden and all(name in str(whole) for name in whole.hidden)
+    assert {n for n, at in shown.items() if at is None or at > 2} <= set(short.hidden)
+    assert {n for n, at in shown.items() if at is None} <= set(whole.hidden) < set(short.hidden)
+    assert all(name in str(whole) for name in whole.hidden)
     assert h.Health([{"loss": 1.0}] * 9).hidden == []  # no PPO
+
+
+def test_what_was_not_logged_is_not_ruled_out():
+    few = [{k: line[k] for k in ("kl", "kl_k3", "entropy")} for line in lines_of()]
+    whole, part = h.Health(lines_of(), ppo=True), h.Health(few, ppo=True)
+    assert "late_score" in set(part.hidden) - set(whole.hidden)
+    assert f"{part.blind} look at what was not logged" in part.headline
+    assert part.blind == len(h.limits()["limits"]) - len(part.known) > whole.blind
+    nothing = h.Health([{"accuracy": 0.5}])
+    assert not nothing and "nothing was logged" in nothing.headline
+
+
+@pytest.mark.parametrize("name", ["kl", "grad_norm"])
+def test_a_figure_that_is_no_number_any_more_is_critical(name):
+    lines = lines_of()
+    lines[3] = {**lines[3], name: math.nan}
+    broken = h.Health(lines)
+    assert not broken and broken.headline == f"critical: {name}=nan in logged step 4: no number"
+
+
+def test_a_kl_coefficient_that_falls_to_0_or_is_not_logged_is_seen(tmp_path):
+    lines = [{**line, "kl_coef": 0.15 * (i < 1)} for i, line in enumerate(lines_of())]
+    assert "no_kl_penalty" in h.Health(lines).headline
+    assert "no_kl_penalty" in lab.health(lab.Run.stored("ppo_without_kl")).headline
 
 
 def test_look_alikes_are_ranked_by_what_both_fail(monkeypatch):
