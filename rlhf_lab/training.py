@@ -389,7 +389,8 @@ def run_plan(
     try:
         if job.dashboard is not None:
             job.dashboard.open(run, lambda: prediction + meter.ledger())
-            say("evaluating the model before training")
+            if plan.stage != "ppo":  # which says it when it does
+                say("evaluating the model before training")
         figures = resolve(STAGES[plan.stage].train)(job)
         check_finite(plan.stage, args, figures)
     except KeyboardInterrupt:  # before the loop, or after it

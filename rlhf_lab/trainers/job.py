@@ -92,6 +92,11 @@ class Job:
             return self.dashboard.follow(total, done)
         return None if self.quiet else Progress(total, self.plan.stage, done=done)
 
+    def say(self, state: str) -> None:
+        """Tell what goes on while no step is made, where somebody looks."""
+        if self.dashboard is not None:
+            self.dashboard.say(state)
+
     def save(self, model: AnyModel) -> None:
         """A model in the transformers layout, its tokenizer beside it; adapters in `adapter/`."""
         if not self.run.writes:
