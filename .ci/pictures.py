@@ -113,6 +113,19 @@ DIAGRAMS: dict[str, tuple[str, list[Box], list[tuple[int, int, str]]]] = {
         ],
         [(0, 4, ""), (1, 5, ""), (2, 6, ""), (3, 7, "")],
     ),
+    "what_goes_wrong": (
+        "A reward model stands for the gold reward, and PPO goes by it; the curves show what is "
+        "wrong; a clone with one thing changed heals it",
+        [
+            ("gold reward: what you want", 0, 0, "data"),
+            ("reward model: what is paid", 0, 1, "reward"),
+            ("PPO, one thing wrong", 1.2, 0.5, "policy"),
+            ("curves beside healthy ones", 2.4, 0.5, "data"),
+            ("diagnosis", 3.5, 0, "value"),
+            ("clone, one thing changed", 3.5, 1, "policy"),
+        ],
+        [(0, 2, ""), (1, 2, ""), (2, 3, ""), (3, 4, ""), (3, 5, "")],
+    ),
     "plan_your_project": (
         "Two ways from preferences to a better model, and one bill",
         [
@@ -156,7 +169,7 @@ DIAGRAMS: dict[str, tuple[str, list[Box], list[tuple[int, int, str]]]] = {
     ),
     "course": (
         "The course: train in 01 to 05, understand the cost in 06 to 08, serve in 09, "
-        "plan in 11, scale in 12",
+        "see what goes wrong in 10, plan in 11, scale in 12",
         [
             ("00 start here", 0, 0.5, "data"),
             ("01 SFT", 1, 0, "policy"),
@@ -168,11 +181,12 @@ DIAGRAMS: dict[str, tuple[str, list[Box], list[tuple[int, int, str]]]] = {
             ("07 what scales", 2, 2, "value"),
             ("08 cheaper training", 3, 2, "value"),
             ("11 plan your project", 4, 2, "data"),
-            ("12 many GPUs", 4, 1, "data"),
+            ("12 many GPUs", 4, 3, "data"),
             ("09 serve and distil", 3, 1, "value"),
+            ("10 what goes wrong", 4, 1, "policy"),
         ],
         [
-            *((0, 1, ""), (1, 2, ""), (2, 3, ""), (1, 4, ""), (3, 5, "")),
+            *((0, 1, ""), (1, 2, ""), (2, 3, ""), (1, 4, ""), (3, 5, ""), (3, 12, "")),
             *((0, 6, ""), (6, 7, ""), (7, 8, ""), (8, 9, ""), (8, 10, ""), (7, 11, "")),
         ],
     ),

@@ -7,12 +7,11 @@ A recipe is a file for TRL's command line that `rlhf-lab train STAGE --config FI
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
 import yaml
-from written_file import ROOT, write_or_check
+from written_file import ROOT, with_blocks, write_or_check
 
 sys.path.insert(0, str(ROOT))
 
@@ -100,20 +99,11 @@ def data_rows() -> list[dict[str, str]]:
     ]
 
 
-def page(text: str) -> str:
-    """The page with its tables up to date."""
-    for name, made in (("recipes", rows()), ("data", data_rows())):
-        block = f"<!-- {name} -->\n{markdown(made)}\n<!-- /{name} -->"
-        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
-        assert count == 1, name
-    return text
-
-
 if __name__ == "__main__":
     files = {
         ROOT / "recipes" / f"{stage}-{kind}.yaml": recipe(stage, kind)
         for stage in TABLE["stages"]
         for kind in TABLE["kinds"]
     }
-    sys.exit(write_or_check({**files, PAGE: page(PAGE.read_text("utf-8"))}))
+    tables = {"recipes": markdown(rows()), "data": markdown(data_rows())}
+    sys.exit(write_or_check({**files, PAGE: with_blocks(PAGE.read_text("utf-8"), tables)}))

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from written_file import ROOT, write_or_check
+from written_file import ROOT, with_blocks, write_or_check
 
 sys.path.insert(0, str(ROOT))
 
@@ -25,7 +25,7 @@ PLANS = {
     "one afternoon": {"Train a model": ["00", "01"], "Learn from preferences": ["02", "03"]},
     "four sessions": {
         "From a base model to a reward model": ["00", "01", "02"],
-        "PPO, number by number": ["03"],
+        "PPO, number by number, and how it fails": ["03", "10"],
         "With less: no sampling, no critic": ["04", "05"],
         "What it costs": ["06", "08", "11"],
     },
@@ -33,6 +33,7 @@ PLANS = {
         "A first run, and SFT": ["00", "01"],
         "Preferences and the reward model": ["02"],
         "PPO": ["03"],
+        "What goes wrong": ["10"],
         "DPO, RLOO and GRPO": ["04", "05"],
         "Memory, and what scales": ["06", "07"],
         "Cheaper training, cheaper answers": ["08", "09"],
@@ -113,12 +114,7 @@ def plans(found: dict[str, Chapter]) -> str:
 def page(text: str) -> str:
     """The page with its tables up to date."""
     found = chapters()
-    for name, made in (("course", course), ("exercises", exercises), ("plans", plans)):
-        block = f"<!-- {name} -->\n{made(found)}\n<!-- /{name} -->"
-        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
-        assert count == 1, name
-    return text
+    return with_blocks(text, {made.__name__: made(found) for made in (course, exercises, plans)})
 
 
 if __name__ == "__main__":

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def with_blocks(text: str, blocks: Mapping[str, str]) -> str:
+    """A page in which what stands between `<!-- name -->` and `<!-- /name -->` is written anew."""
+    for name, made in blocks.items():
+        block = f"<!-- {name} -->\n{made}\n<!-- /{name} -->"
+        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+        text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.S)
+        assert count == 1, name
+    return text
 
 
 def write_or_check(files: dict[Path, str]) -> int:

@@ -166,8 +166,8 @@ def table(title: str, rows: dict, limits: dict[str, float] | None) -> None:
         print(f"  {label:30} {gap:19.2e} {relative:10.1e}  {verdict}")
 
 
-def part1(python: Path, model: str, threads: int) -> tuple[bool, dict]:
-    """One iteration on injected rollouts, in every case and both precisions."""
+def part1(python: Path, model: str, threads: int, compiled: bool = False) -> tuple[bool, dict]:
+    """One iteration on injected rollouts, in every case and both precisions; ours `compiled`."""
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -194,7 +194,8 @@ def part1(python: Path, model: str, threads: int) -> tuple[bool, dict]:
         gaps: dict = {d: {} for d in LIMITS}
         trl: dict = {d: {} for d in LIMITS}
         for job in jobs:
-            found, log = our_iteration(folder, job, responses)
+            ours = job | {"settings": job["settings"] | {"torch_compile": compiled}}
+            found, log = our_iteration(folder, ours, responses)
             theirs = load_file(folder / f"{job['name']}.trl.safetensors")
             trl_log = json.loads((folder / f"{job['name']}.trl.json").read_text())["log"][0]
             trl[job["dtype"]][job["case"]] = theirs
@@ -212,7 +213,8 @@ def part1(python: Path, model: str, threads: int) -> tuple[bool, dict]:
         placement = difference(default, late)  # what our default changes
 
     print(
-        f"\nPart 1: one iteration on {ROWS} injected responses, model {model}, "
+        f"\nPart 1{', ours compiled' * compiled}: one iteration on {ROWS} injected responses, "
+        f"model {model}, "
         f"{len(CASES)} cases: {'; '.join(CASES)}"
     )
     ok = True
@@ -374,6 +376,7 @@ def main() -> int:
         default=os.path.relpath(bundled) if (bundled / "reward").is_dir() else "random",
         help="folder with sft/ and reward/ (default: small_models/tiny), or 'random'",
     )
+    parser.add_argument("--compiled", action="store_true", help="part 1: ours by torch_compile")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each trainer in part 2")
     parser.add_argument("--iterations", type=int, default=20, help="iterations of a run in part 2")
     parser.add_argument("--learning-rate", type=float, default=COMMON["learning_rate"])
@@ -394,7 +397,8 @@ def main() -> int:
     results = json.loads(args.out.read_text()) if args.out.is_file() else {}
     results["ours"], fine = our_versions(), True
     if args.part in ("1", "both"):
-        equal, results["part1"] = part1(python, args.model, args.threads)
+        kept = "part1_compiled" if args.compiled else "part1"
+        equal, results[kept] = part1(python, args.model, args.threads, args.compiled)
         fine &= equal
     if args.part in ("2", "both"):
         same, results["part2"] = part2(

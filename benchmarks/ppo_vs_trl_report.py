@@ -67,6 +67,7 @@ class Worker:
         python = options.python if side == "TRL" else sys.executable
         env = os.environ | QUIET | {"OMP_NUM_THREADS": str(options.threads)}
         env |= MALLOC if malloc else {}
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(options.scratch / "inductor" / side)  # empty at first
         self.errors = open(options.scratch / f"{side}.err", "a+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [str(python), str(SCRIPTS[side])],

@@ -144,6 +144,7 @@ def train(make: Make, job: dict) -> dict:
     seconds = watch.times[-1] - watch.times[job["warm_up"]]
     return {
         "seconds": seconds,
+        "first": watch.times[1] - watch.times[0],
         "iterations": len(watch.times) - 1 - job["warm_up"],
         "log": watch.lines,
     }

@@ -47,6 +47,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo": ("grpo", {}),
 }
 NOT_COMPARED = ("seconds", "second", "bytes", "time", "runtime", "memory", "ids")
+NOT_COMPARED += ("objective_error", "gold_corr", "length_corr")
 """Parts of the names of metrics that no two runs share, or that older runs lack."""
 STAGES = ("sft", "reward", "dpo", "ppo", "rloo", "grpo", "inference")
 SHARDING = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2")

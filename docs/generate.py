@@ -27,10 +27,11 @@ PACKAGE = ROOT / "rlhf_lab"
 Definition = ast.FunctionDef | ast.ClassDef
 
 GROUPS = {
-    "Plan and train": ("load", "load_data", "plan", "train", "train_all", "Plan", "Run"),
+    "Plan and train": ("load", "load_data", "plan", "train", "train_all", "clone", "Plan", "Run"),
     "Model and data": ("Model", "Data", "describe_data"),
     "What it costs": (
         *("xray", "compare", "sweep", "project", "hardware", "calibrate", "best_of_n"),
+        *("equal_budget", "EqualBudget"),
         *("Ledger", "cost_table", "stage_shares", "stage_costs", "peaks", "MeterCallback"),
         "bench",
     ),
@@ -42,8 +43,10 @@ GROUPS = {
     "After training": ("quantize", "serve", "export", "frontier_serving"),
     "Tables and report": ("stage_table", "report", "stories", "show_stories"),
     "PPO": ("PPOTrainer", "PPOConfig"),
-    "Exercises": ("exercises", "check", "solution", "specimens"),
-    "Health": ("health", "HealthCallback"),
+    "Exercises": ("exercises", "check", "solution"),
+    "What goes wrong": (
+        *("health", "HealthCallback", "specimens", "overoptimise", "OverOptimisation"),
+    ),
 }
 ALSO = {
     "Model": "models.load",
@@ -318,7 +321,7 @@ def specimens_page() -> str:
 
     measured = json.loads((ROOT / "benchmarks/results/bug_zoo.json").read_text(encoding="utf-8"))
     first = {row["specimen"]: row for row in measured["first"]}
-    healthy = sum(key.startswith("healthy/") for key in measured["runs"])
+    healthy = sum(key.startswith("healthy/") and key.count("/") == 1 for key in measured["runs"])
     lines = ["# The bug zoo", "", "From `rlhf_lab/exercises/specimens.yaml`; the last two columns "]
     lines += [f"are measured (`benchmarks/bug_zoo.py`), against {healthy} healthy runs.", ""]
     lines += ["| specimen | what is wrong | cure | met in | seen first in | in iteration |"]
@@ -327,9 +330,8 @@ def specimens_page() -> str:
         repository, kind, number = x["wild"].split()
         link = f"[{repository} {number}](https://github.com/{repository}/{kind}/{number})"
         row = first.get(name, {"first metric": "", "iteration": "", "seeds": ""})
-        seen = (
-            f"`{row['first metric']}`, {row['seeds']} seeds" if row["iteration"] else "nothing yet"
-        )
+        what = f"`{row['first metric']}`" if row["iteration"] else "nothing; a metric at most in"
+        seen = f"{what} {row['seeds']} seeds"
         cells = [f"`{name}`", cell(x["mechanism"]), cell(x["fix"]), link, seen, row["iteration"]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

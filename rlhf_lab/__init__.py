@@ -24,9 +24,12 @@ _PUBLIC = {
     "ppo.config": ("PPOConfig",),
     "planning": ("plan", "Plan"),
     "training": ("train",),
+    "cloning": ("clone",),
     "studies": ("best_of_n", "xray", "sweep"),
     "budget": ("project",),
     "frontiers": ("frontier_serving",),
+    "equal_cost": ("equal_budget", "EqualBudget"),
+    "overoptimisation": ("overoptimise", "OverOptimisation"),
     "deploy.quantize": ("quantize",),
     "deploy.load": ("bench",),
     "metering.calibrate": ("calibrate",),
@@ -36,7 +39,7 @@ _PUBLIC = {
     "cost.hardware": ("hardware",),
     "charts.comparison": ("compare",),
     "exercises": ("exercises", "check", "solution"),
-    "exercises.specimens": ("specimens",),
+    "zoo": ("specimens",),
     "pipeline": (
         "train_all",
         "stage_table",
@@ -69,7 +72,10 @@ logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        from .arguments import checked
+
+        found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        return found if isinstance(found, type) else checked(found)
     raise AttributeError(f"module 'rlhf_lab' has no attribute {name!r}")
 
 

@@ -11,7 +11,7 @@ import html
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TypeGuard, TypeVar
 
@@ -38,9 +38,22 @@ def escape(text: object) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """`did you mean 'adamw_torch'? `, or nothing where no name is near."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}? " if close else ""
+    """`did you mean 'adamw_torch'? `, or nothing where no name is near, in any case."""
+    names = {str(k).casefold(): k for k in known}
+    close = difflib.get_close_matches(str(name).casefold(), names, n=1, cutoff=0.5)
+    return f"did you mean {str(names[close[0]])!r}? " if close else ""
+
+
+def wrong_choice(what: str, value: object, known: Collection[object]) -> ValueError:
+    """What to raise for a value that is none of the known ones."""
+    names = ", ".join(map(str, known)) or "none"
+    return ValueError(f"{what}={value!r}: {did_you_mean(value, known)}choose from {names}")
+
+
+def check_choice(what: str, value: object, known: Collection[object]) -> None:
+    """Raises ValueError, one line, for a value that is none of the known ones."""
+    if value not in known:
+        raise wrong_choice(what, value, known)
 
 
 def numbered(names: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from .data.load import Data, load_data
 from .data.tokenize import prompt_of
 from .deploy.quantize import quantize
-from .display import html_table, table
+from .display import check_choice, html_table, table
 from .models.load import Model
 from .models.policy import find_policy
 from .models.weights import load_causal_lm
@@ -119,10 +119,10 @@ def frontier_serving(
     from .launch.launcher import prepare_process
     from .trainers.evaluate import held_out_prompts
 
-    if not isinstance(models, Mapping) or not models or not formats or not seeds:
+    if not models or not formats or not seeds:
         raise ValueError("frontier_serving: models by name, as {'SFT': 'tiny'}; formats; seeds")
-    if unknown := [to for to in formats if to not in PREDICTED]:
-        raise ValueError(f"no format {unknown[0]!r}: choose from {', '.join(PREDICTED)}")
+    for to in formats:
+        check_choice("format", to, PREDICTED)
     policies = {name: of if isinstance(of, list) else [of] for name, of in models.items()}
     pairs = [x for of in policies.values() for x in of if isinstance(x, tuple)]
     if price <= 0 or prompts < 1 or any(n < 1 for _, n in pairs):

@@ -95,6 +95,8 @@ def _checks(
     ppo, small = plan.stage == "ppo", bool(plan.settings.get("load_in_4bit"))
     here = gpu or ppo and not how.endswith("offload")
     only = "cpu and ddp train on CPUs, and PPO under zero1, zero2, zero3 and fsdp2"
+    compiled = sharded and bool(plan.settings.get("torch_compile"))
+    yield compiled, "shards models, whose layers are not compiled: leave torch_compile out"
     yield sharded and not here, f"shards GPUs, and there is none; {only}"
     yield ppo and how == "fsdp2-offload", "PPO's weights stay on the devices: choose zero3-offload"
     split = how[:5] in ("zero3", "fsdp2")

@@ -1,15 +1,5 @@
 """What a notebook opens to look and to play: each widget with the lab's functions handed to it.
 
-    lab.planner(plan)                 sliders: what would it cost?
-    lab.dashboard(run)                the curves of a run on disk, step by step
-    lab.inspect(sft, ppo, dpo)        what the models wrote, token by token
-    lab.label("stories", n=20)        you are the annotator
-    lab.guess("How many MiB?")        your own prediction, before a run
-    lab.generate(run, "A sad story")  what a model answers to a prompt of yours
-    lab.chat("tiny", run)             what several models answer, side by side
-    lab.batch("dpo", "tiny", data)    rows as the trainer sees them: tensors of token ids
-    lab.continuous_batching("mini")   slots of an engine: static batches, and slots refilled
-
 The figures to study (`lab.curves`, `frontier`, `stage_costs`, `compare(…).figure()`) are functions
 of runs, plans and ledgers, and need nothing from here.
 """
@@ -21,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from .data.load import Data, load_data
 from .data.messages import Row
@@ -49,7 +39,6 @@ if TYPE_CHECKING:
     from .widgets.planner import Planner
 
 
-Asked: TypeAlias = "Run | Model | str | Path | tuple[str, str]"
 GREEDY = 1e-6
 """A temperature at which sampling takes the likeliest token."""
 
@@ -76,7 +65,7 @@ def dashboard(run: Run | str | Path) -> Replay:
     from .cost.hardware import hardware
     from .widgets.dashboard import Replay
 
-    return Replay(_opened(run), hardware("here").memory)
+    return Replay(Run.load(run), hardware("here").memory)
 
 
 def inspect(*runs: Run | str | Path) -> Inspector:
@@ -87,7 +76,7 @@ def inspect(*runs: Run | str | Path) -> Inspector:
     """
     from .widgets.inspector import Inspector
 
-    return Inspector(*map(_opened, runs), score=_score)
+    return Inspector(*map(Run.load, runs), score=_score)
 
 
 def label(
@@ -176,7 +165,10 @@ def _sampled(
     return texts
 
 
-def chat(*models: Asked, **named: Asked) -> Chat:
+def chat(
+    *models: Run | Model | str | Path | tuple[str, str],
+    **named: Run | Model | str | Path | tuple[str, str],
+) -> Chat:
     """A widget that asks models the same thing, side by side: runs, models, names, folders, and
     ("tiny", "base") for a name's other stage; `named` ones under your name for them. Each question
     stands alone: no model remembers the ones before.
@@ -264,10 +256,6 @@ def continuous_batching(
     lengths = [int(length) for length in drawn]
     both = (trace(policy, prompts, lengths, slots, static=static) for static in (True, False))
     return Batching(*both)
-
-
-def _opened(run: Run | str | Path) -> Run:
-    return run if isinstance(run, Run) else Run.load(run)
 
 
 def _score(run: Run, row: Row) -> Mapping[str, object]:

@@ -249,7 +249,7 @@ def report(
     title = "Four stages of RLHF"
     if not isinstance(runs, dict):
         some = [runs] if isinstance(runs, (Run, str, Path)) else runs
-        found = [run if isinstance(run, Run) else Run.load(run) for run in some]
+        found = list(map(Run.load, some))
         runs = dict(zip(numbered(run.name for run in found), found, strict=True))
         title = ", ".join(f"{run.stage} of {run.config['model']}" for run in found)
     return write_report(

@@ -26,7 +26,7 @@ from .cost.hardware import hardware as find_hardware
 from .cost.quantization import format_of
 from .cost.setup import Setup
 from .defaults import defaults
-from .display import by_surface, did_you_mean
+from .display import by_surface, check_choice
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load, presets
 from .runs.ledger import Ledger
 from .settings import LORA, OF_MODEL, check_settings
@@ -62,8 +62,13 @@ class Plan:
     notes: tuple[str, ...] = ()
     """What was left aside before the plan was made."""
 
+    @property
+    def _shown(self) -> list[tuple[str, Setting]]:
+        """Names and values of other models and settings."""
+        return sorted({**self.model.others, **self.settings}.items())
+
     def __repr__(self) -> str:
-        settings = ", ".join(f"{k}={v!r}" for k, v in sorted(self.settings.items()))
+        settings = ", ".join(f"{k}={v!r}" for k, v in self._shown)
         head = f"{self.stage!r}, {self.model.name!r}, hardware={self.hardware_name!r}"
         return f"Plan({head}, {settings})"
 
@@ -71,7 +76,7 @@ class Plan:
         from .display import escape, html_table
 
         head = escape(f"{self.stage} of {self.model.name}, hardware: {self.hardware_name}")
-        rows = [{"setting": k, "value": str(v)} for k, v in sorted(self.settings.items())]
+        rows = [{"setting": k, "value": str(v)} for k, v in self._shown]
         return f"<p>{head}</p>{html_table(rows)}"
 
     @property
@@ -122,6 +127,8 @@ class Plan:
         settings = dict(self.settings)
         if "teacher" in self.model.paths:
             settings["teacher_model_name_or_path"] = self.model.paths["teacher"]
+        if "torch_compile" in settings:  # TRL knows no "auto"
+            settings["torch_compile"] = self.estimate.compiles[0]
         return trl_config(self.stage, self.model.name, settings, self.estimate.setup)
 
     def show(self) -> Display:
@@ -193,7 +200,9 @@ class Plan:
 
     def config(self, output_dir: str = "unused") -> TrainerArgs:
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""
-        settings, spec = self.trainer_settings, STAGES[self.stage]
+        # Layers are compiled by ourselves; transformers would compile whole models.
+        settings, spec = {**self.trainer_settings}, STAGES[self.stage]
+        compiled = settings.pop("torch_compile", False) is True
         if spec.trainer:  # one of TRL's
             from .trainers.trl import trl_settings
 
@@ -201,7 +210,7 @@ class Plan:
         else:
             from .models.device import device_settings
 
-            settings = {**device_settings(settings), **settings}
+            settings = {**device_settings(settings), **settings, "torch_compile": compiled}
         # transformers renamed gradient_checkpointing; TRL still passes the old name.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated")
         return resolve(spec.config)(**{**settings, "output_dir": output_dir})
@@ -240,9 +249,7 @@ def plan(
     `accepted` (inference). No weights are loaded. Raises ValueError for an unknown stage, model or
     device.
     """
-    if stage not in STAGES:
-        hint = did_you_mean(stage, STAGES)
-        raise ValueError(f"no stage {stage!r}; {hint}choose from {', '.join(STAGES)}")
+    check_choice("stage", stage, STAGES)
     handle, settings = load(model), _own_names(stage, settings)
     named = settings.pop("teacher_model_name_or_path", None)  # TRL's name for the same
     teacher = teacher_model or named
@@ -267,10 +274,14 @@ def plan(
     _check_lengths(stage, settings)
     given = frozenset(settings) | ({"teacher_model"} if teacher_model or named else set())
     taken, sources = defaults(stage, handle, hardware, settings)
-    if {"accepted", "num_assistant_tokens"} & settings.keys() and "draft" not in handle.paths:
+    if "draft" in handle.paths:
+        kept = settings.get("accepted")
+        if kept is None or not 0 <= kept <= 1:
+            line = "say which share of the draft's tokens is kept, 0 to 1"
+            raise ValueError(f"accepted={kept}: {line}")
+        taken["per_device_train_batch_size"] = 1  # transformers decodes one request at a time
+    elif {"accepted", "num_assistant_tokens"} & settings.keys():
         raise ValueError("accepted and num_assistant_tokens are of a draft: give draft_model")
-    if draft_model is not None:  # with which transformers decodes one request at a time
-        taken["per_device_train_batch_size"] = 1
     taken = {**taken, **settings}
     if stage not in ONLINE and "max_length" in taken and "max_length" not in given:
         taken["max_length"] = max(taken["max_length"], _whole(settings))  # or it would cut yours

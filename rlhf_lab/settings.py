@@ -16,8 +16,8 @@ from pathlib import Path
 
 from .cost.fields import CALLED
 from .cost.read_settings import CHECKPOINTING, RENAMED
-from .cost.setup import Setup, extra_settings
-from .display import by_surface, did_you_mean, is_number
+from .cost.setup import CHOICES, Setup, extra_settings
+from .display import by_surface, check_choice, did_you_mean, is_number
 from .stages import STAGES, Setting, resolve
 
 LORA = {
@@ -41,11 +41,13 @@ OF_TOKENIZER = (
     "rows are tokens when the trainer gets them; change the tokenizer in the model's folder"
 )
 OF_ROWS = "rows come with prompts and answers, and the loss is that of the answers"
+BY_LAYER = "layers are compiled by inductor (torch_compile=True)"
 NOT_HONOURED = {
     "output_dir": "the run's folder is named by {}",
     "resume_from_checkpoint": "training goes on from the run in {} with {}",
     **dict.fromkeys(("eos_token", "pad_token", "chat_template_path"), OF_TOKENIZER),
     **dict.fromkeys(("dataset_text_field", "assistant_only_loss"), OF_ROWS),
+    **dict.fromkeys(("torch_compile_backend", "torch_compile_mode"), BY_LAYER),
 }
 """Fields of the trainers' configs that a run decides by itself → what to do instead."""
 
@@ -90,7 +92,12 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
         if name in NOT_HONOURED:
             words = by_surface("out", "--out"), by_surface("resume=True", "--resume")
             raise ValueError(f"{name} has no effect here: {NOT_HONOURED[name].format(*words)}")
+        if name == "torch_compile":
+            _check_compiled(value, settings)
+            continue
         _check_type(name, value, types.get(name, ""))
+        if name in CHOICES and name != "optim" and value is not None:  # transformers has more
+            check_choice(name, value, CHOICES[name])
         if name in CHECKPOINTING and stage in LOSE_LAYERS and isinstance(value, Mapping):
             _check_layers(name, value, stage)
     return {name: value for name, value in settings.items() if name in own}
@@ -100,6 +107,15 @@ LOSE_LAYERS = frozenset({"dpo", "kto", "rloo", "grpo"})
 """Stages whose trainers turn recomputation off for a while. TRL 1.16 turns it on again with all
 that it was told as arguments of torch's `checkpoint`, which refuses what transformers reads
 (`trl.models.utils.disable_gradient_checkpointing`)."""
+
+
+def _check_compiled(value: Setting, settings: Mapping[str, Setting]) -> None:
+    """What compiles, and with what (`models/compiled.py`)."""
+    if value not in (True, False, "auto"):
+        raise ValueError(f"torch_compile must be True, False or 'auto', got {value!r}")
+    for name in ("load_in_4bit", "load_in_8bit", "use_liger_kernel"):
+        if value and settings.get(name):
+            raise ValueError(f"torch_compile does not go with {name}: leave one of them out")
 
 
 def _check_layers(name: str, value: Mapping[str, object], stage: str) -> None:

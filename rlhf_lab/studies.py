@@ -347,7 +347,7 @@ def best_of_n(
     if bar:
         bar.close()
     length = float(drawn.tokens.double().mean())
-    costs = _flops(model, data, response_length, length)
+    costs = planned_flops(model, data, response_length, length)
     points = []
     for count in counts:
         reward = _mean(expected_best(drawn.scores, drawn.scores, count))
@@ -382,7 +382,7 @@ def _mean(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), math.sqrt(variance / count)
 
 
-def _flops(
+def planned_flops(
     model: Model, data: Data, response_length: int, length: float
 ) -> tuple[float, float] | None:
     """FLOPs of sampling a response of average length, and of scoring it, as planned for PPO."""

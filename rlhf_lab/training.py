@@ -21,13 +21,15 @@ from .data.load import Data, load_data
 from .data.reward_sources import (
     RewardFunction,
     check_rewards,
+    functions_of,
     reward_functions,
     with_rewards,
 )
 from .display import by_surface, did_you_mean
 from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
 from .launching import Launch, launched
-from .planning import Plan, TrainerArgs, predicted, unplannable
+from .models.load import small_models_folder
+from .planning import Plan, TrainerArgs, predict, predicted, unplannable
 from .planning import plan as make_plan
 from .runs.run import Run
 from .settings import check_packages
@@ -113,10 +115,10 @@ def train(
     """
     if isinstance(plan, str):
         plan = make_plan(plan)
-    sick = _specimen(specimen)
+    sick = find_specimen(specimen)
     plan = sick.plan(plan) if sick is not None else plan
     check_first(plan, out=out, overwrite=overwrite, resume=resume, reward_funcs=reward_funcs)
-    own = _own_losses(plan.stage, losses)
+    own = own_losses(plan.stage, losses)
     check_idle()
     if accelerate is not None:
         given: dict[str, Any] = {"reward_funcs": reward_funcs, "losses": losses, "quiet": quiet}
@@ -127,13 +129,26 @@ def train(
             raise ValueError("accelerate= trains in the foreground, and an interrupt stops it")
         _refuse_local(reward_funcs, *(losses or {}).values())
         return _in_processes(launched(plan, accelerate, processes), plan, data, given)
+    where: dict[str, Any] = {"out": out, "overwrite": overwrite, "resume": resume, "quiet": quiet}
+    work = partial(prepared, plan, data, reward_funcs, own, sick, **where)
+    return begin(plan, work, quiet, should_stop, background)
+
+
+def begin(
+    plan: Plan,
+    prepare: Callable[[], Run | Callable[..., Run]],
+    quiet: bool,
+    should_stop: Callable[[], bool] | None,
+    background: bool,
+) -> Run | Training:
+    """Train what `prepare` gives, under a dashboard, here or in a thread."""
     wanted = should_stop or (lambda: False)
     # A process among others ends with them, after a step: nothing interrupts it alone.
     stop = Stop(lambda: stop_asked() or wanted(), interrupts=place()[1] == 1)
     # First of all: importing the trainers takes seconds.
     dashboard = open_dashboard(plan, quiet, stop if background else None)
     try:
-        work = _prepared(plan, data, reward_funcs, own, sick, out, overwrite, resume, quiet)
+        work = prepare()
         if isinstance(work, Run):
             return work
         if background:
@@ -149,7 +164,7 @@ def _refuse_local(functions: object, *more: object) -> None:
     """Raises ValueError for a function of a notebook's cells, which other processes cannot have."""
     for function in [*(functions if isinstance(functions, Sequence) else [functions]), *more]:
         if getattr(function, "__module__", None) == "__main__":
-            raise ValueError(f"{_name(function)} is of this notebook: put it into a module")
+            raise ValueError(f"{name_of(function)} is of this notebook: put it into a module")
 
 
 def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, Any]) -> Run:
@@ -175,7 +190,7 @@ def run_job(file: str) -> int:
     return 0
 
 
-def _prepared(
+def prepared(
     plan: Plan,
     data: Data | str | Path,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None,
@@ -185,20 +200,25 @@ def _prepared(
     overwrite: bool,
     resume: bool,
     quiet: bool,
+    clone: Mapping[str, object] | None = None,
+    inherit: Callable[[Run], object] | None = None,
 ) -> Run | Callable[..., Run]:
     """All that can be refused without loading a model; → what is left to do, or the run that is
-    finished already."""
+    finished already. `inherit` brings a `clone` what it goes on from."""
     rank, processes = place()
     if processes > 1 and not out:
         raise ValueError("several processes train in a folder that all of them know (out)")
     data = load_data(data)
     plan = with_rewards(plan, reward_funcs)
     folder = Path(out) if out else free_folder(plan.stage)
+    plan = _compiling(plan, data, folder if resume else None)
     args = plan.config(str(folder / "trainer"))
     functions = check(plan, data, args, reward_funcs)
     settings = dict(plan.settings)
     if "teacher" in STAGES[plan.stage].roles:
         settings["teacher_model"] = plan.model.paths["teacher"]
+    bundled = f"{small_models_folder()}/"  # which is elsewhere on another machine
+    others = {k: p.removeprefix(bundled) for k, p in plan.model.replaced.items() if k != "teacher"}
     recorded = {
         "stage": plan.stage,
         "model": plan.model.name,
@@ -206,8 +226,10 @@ def _prepared(
         "data": data.name,
         "seed": plan.settings.get("seed", 42),
         "processes": processes,
-        "losses": {name: _name(function) for name, function in losses.items()} or None,
+        "losses": {name: name_of(function) for name, function in losses.items()} or None,
         "specimen": sick and sick.name,
+        "models": others or None,
+        "reward_funcs": [name_of(f) for f in functions_of(reward_funcs)] or None,
     }
     # None: there is none; "": it was killed before its first checkpoint, and begins anew.
     there = once(lambda: _what_is_there(folder, recorded)) if resume else None
@@ -220,18 +242,46 @@ def _prepared(
         if there:
             (run := Run(folder)).claim()
             return run
-        return Run.create(
+        run = Run.create(
             folder,
             hardware=plan.hardware_name,
             overwrite=overwrite or there == "",
             keep=["teacher"] if there == "" else [],
             sources=plan.sources,
+            clone=clone,
             **recorded,
         )
+        if inherit:
+            inherit(run)
+        return run
 
     what = plan, data, args, functions, open_run
-    how: dict[str, Any] = {"quiet": quiet, "resume": bool(there), "losses": losses}
+    how: dict[str, Any] = {"quiet": quiet, "resume": bool(there or inherit), "losses": losses}
     return partial(run_plan, *what, **how, trainer=sick.trainer if sick is not None else None)
+
+
+def _compiling(plan: Plan, data: Data, started: Path | None) -> Plan:
+    """A plan whose `torch_compile` is no longer "auto": as in the run that was `started` and goes
+    on, else as is predicted to be faster."""
+    if plan.settings.get("torch_compile") != "auto":
+        return plan
+    from .models.compiled import cannot_compile
+
+    def make() -> tuple[bool, str]:
+        there = Run(started).config if started and (started / "run.json").is_file() else {}
+        before = there.get("settings", {}).get("torch_compile")
+        if before is not None:
+            return before, ""
+        if why := cannot_compile():
+            return False, f"torch_compile=auto is off: {why}"
+        try:
+            return predict(plan, data).compiles
+        except ValueError as error:
+            return False, f"torch_compile=auto is off: no prediction ({error})"
+
+    on, line = once(make)
+    notes = (*plan.notes, *filter(None, [line]))
+    return replace(plan, settings={**plan.settings, "torch_compile": on}, notes=notes)
 
 
 def _what_is_there(folder: Path, recorded: Mapping[str, Any]) -> str | None:
@@ -243,7 +293,7 @@ def _what_is_there(folder: Path, recorded: Mapping[str, Any]) -> str | None:
     return run.status if run.checkpoints or run.status == "finished" else ""
 
 
-def _own_losses(stage: str, given: Mapping[str, Function] | None) -> dict[str, Function]:
+def own_losses(stage: str, given: Mapping[str, Function] | None) -> dict[str, Function]:
     """A student's functions by the names that the trainer has for them. Raises ValueError."""
     if not given:
         return {}
@@ -252,7 +302,7 @@ def _own_losses(stage: str, given: Mapping[str, Function] | None) -> dict[str, F
     return own_losses(stage, given)
 
 
-def _specimen(name: str | None) -> Specimen | None:
+def find_specimen(name: str | None) -> Specimen | None:
     """Raises ValueError for a name that there is not."""
     if name is None:
         return None
@@ -261,7 +311,7 @@ def _specimen(name: str | None) -> Specimen | None:
     return find(name)
 
 
-def _name(function: Function) -> str:
+def name_of(function: Function) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
@@ -282,6 +332,11 @@ def check_first(
     if line := unplannable(plan.stage, plan.settings):
         raise ValueError(line)
     check_packages(plan.settings)
+    if plan.settings.get("torch_compile") is True:
+        from .models.compiled import cannot_compile
+
+        if why := cannot_compile():
+            raise ValueError(f"torch_compile: {why}")
     if resume:
         _check_resume(out, overwrite)
     elif out and not place()[0]:  # of several processes the first one writes
@@ -389,8 +444,6 @@ def run_plan(
     try:
         if job.dashboard is not None:
             job.dashboard.open(run, lambda: prediction + meter.ledger())
-            if plan.stage != "ppo":  # which says it when it does
-                say("evaluating the model before training")
         figures = resolve(STAGES[plan.stage].train)(job)
         check_finite(plan.stage, args, figures)
     except KeyboardInterrupt:  # before the loop, or after it
@@ -405,6 +458,6 @@ def run_plan(
     run.finish("stopped" if job.stopped else "finished", **figures)
     if job.stopped and not quiet and (line := by_surface(run.what_is_left(), "")):
         print(f"{plan.stage}: {line}", flush=True)  # the command line says it last
-    if not job.stopped and run.writes:  # the model is there: its checkpoints have served
+    if not job.stopped and run.writes and args.save_total_limit:  # checkpoints have served
         shutil.rmtree(run.folder / "trainer", ignore_errors=True)
     return run

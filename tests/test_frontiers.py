@@ -90,8 +90,8 @@ def test_what_has_no_price_or_no_truth_is_refused():
     ("given", "line"),
     [
         ({"models": {}}, "models by name"),
-        ({"models": "mini"}, "models by name"),
-        ({"formats": ("int9",)}, "no format 'int9': choose from fp32"),
+        ({"models": "mini"}, "models must be Mapping, not 'mini'"),
+        ({"formats": ("int9",)}, "format='int9': did you mean 'int8'. choose from fp32"),
         ({"price": -1.0}, "price is above 0"),
         ({"models": {"best of none": ("mini", 0)}}, "at least 1"),
     ],

@@ -31,7 +31,8 @@ def test_the_notebooks_are_there():
     names = {p.stem for p in NOTEBOOKS}
     assert names >= {"01_sft", "02_reward_model", "03_ppo", "04_dpo", "05_rloo_grpo"}
     assert names >= {"06_four_models", "07_what_scales", "08_cheaper_training"}
-    assert names >= {"09_serve_and_distil", "11_plan_your_project", "12_many_gpus"}
+    assert names >= {"09_serve_and_distil", "10_what_goes_wrong"}
+    assert names >= {"11_plan_your_project", "12_many_gpus"}
 
 
 def test_stored_runs_are_small_and_say_how_they_were_made():

@@ -55,6 +55,16 @@ def test_a_plan_of_the_bundled_stories_is_the_same_with_and_without_the_data(sta
     assert stored.seconds_of == counted.seconds_of and stored.peak == counted.peak
 
 
+def test_a_plan_shows_the_models_of_its_other_roles():
+    """By name where they are bundled: a page shows no folder of this machine."""
+    distil = lab.plan("distill", "mini", teacher_model="small")
+    draft = lab.plan("inference", "small", draft_model="mini", accepted=0.5)
+    assert "teacher_model='small'" in repr(distil) and "teacher_model" in distil._repr_html_()
+    assert "draft_model='mini'" in repr(draft) and "/" not in repr(draft)
+    assert "_model=" not in repr(lab.plan("ppo", "tiny"))
+    assert "reward_model='Qwen/" in repr(lab.plan("ppo", "tiny", reward_model="Qwen2.5-0.5B"))
+
+
 def test_a_renamed_setting_of_the_libraries_does_not_warn_the_user():
     """TRL passes transformers a name that it has renamed: nothing that a user could change."""
     with warnings.catch_warnings(record=True) as seen:
@@ -66,7 +76,7 @@ def test_a_renamed_setting_of_the_libraries_does_not_warn_the_user():
 @pytest.mark.parametrize(
     ("stage", "settings", "says"),
     [
-        ("pop", {}, "no stage 'pop'; did you mean 'ppo'"),
+        ("pop", {}, "stage='pop': did you mean 'ppo'"),
         ("ppo", {"kl_coeff": 1}, "did you mean 'kl_coef'"),
         ("sft", {"learning_rat": 1}, "did you mean 'learning_rate'"),
         ("ppo", {"num_mini_batches": 5}, "does not split"),

@@ -34,6 +34,7 @@ READ: dict[str, tuple[str, dict, object]] = {  # stage, with these settings, ano
     "fp16": ("sft", {"bf16": False}, True),
     "bf16": ("sft", {}, False),
     "tf32": ("sft", {"bf16": False}, True),
+    "torch_compile": ("sft", {"hardware": "cpu", "bf16": False}, True),
     "gradient_checkpointing": ("sft", {}, True),
     "activation_checkpointing": ("sft", {}, True),
     "max_length": ("sft", {}, 33),

@@ -23,7 +23,7 @@ COLOURS_OF: Mapping[str, Mapping[str, str]] = {
         **{"old_logprobs": "#7570B3", "scoring": "#8F5575"},  # scoring: all that come before it
         **{"reference": _ROLES["reference"], "value": _ROLES["value"], "score": _ROLES["reward"]},
         **{"teacher": _ROLES["teacher"]},
-        **{"sampling": "#4D4D4D", "evaluation": "#4D4D4D"},
+        **dict.fromkeys(("sampling", "evaluation", "compile"), "#4D4D4D"),
     },
     "component": {
         **{"parameters": "#5B4FBF", "gradients": "#AA4499", "optimizer": "#DDCC77"},

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..display import format_number, numbered
+from ..display import check_choice, format_number, numbered
 from ..runs.ledger import COMPONENTS, PHASES, ROLES, SOURCES, UNITS, Ledger, Row
 from .colours import COLOURS_OF, part_colour
 from .ledgers import device_of, first_of_each, named, training_rows
@@ -113,8 +113,7 @@ def _bars(
     theme: str = "both",
 ) -> Figure:
     """Rows as stacked bars, by a label of the rows."""
-    if by not in COLOURS_OF:
-        raise ValueError(f"by={by!r}: choose from {', '.join(COLOURS_OF)}")
+    check_choice("by", by, COLOURS_OF)
     if not bars:
         raise ValueError(f"nothing to draw: no ledger has {quantity}")
     amounts: dict[Place, dict[str, Amount]] = {}

@@ -22,15 +22,7 @@ from ..runs.run import Run
 from ..stages import STAGES, read_table
 from .frame import colour, thinned_indices
 from .ledgers import named
-from .plotly_style import (
-    Figure,
-    finish,
-    line_style,
-    rounded,
-    safe,
-    symbol,
-    translucent,
-)
+from .plotly_style import Figure, finish, line_style, rounded, safe, symbol, translucent
 
 METRICS: dict[str, list[str]] = read_table(Path(__file__).with_name("metrics.yaml"))
 """The title and the unit of a metric's panel."""
@@ -239,7 +231,9 @@ def _settings(run: Run) -> dict[str, str]:
     """A run's stage, model, data and settings, without its seed and its place."""
     config = run.config
     settings = {k: v for k, v in (config.get("settings") or {}).items() if k not in _NO_SETTING}
-    whole = {**{n: config.get(n) for n in ("stage", "model", "data")}, **settings}
+    settings |= {f"{k}_model": path for k, path in config.get("models", {}).items()}
+    names = ("stage", "model", "data", "specimen")
+    whole = {n: config[n] for n in names if n in config} | settings
     return {name: str(value) for name, value in whole.items()}
 
 

@@ -14,14 +14,7 @@ from .colours import NEUTRAL
 from .curves import METRICS, Series, series_of, steps_of
 from .frame import colour, thinned_indices
 from .ledgers import named
-from .plotly_style import (
-    Figure,
-    finish,
-    line_style,
-    rounded,
-    safe,
-    symbol,
-)
+from .plotly_style import Figure, finish, line_style, rounded, safe, symbol
 
 if TYPE_CHECKING:
     from ..studies import BestOfN

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..display import check_choice
 from ..runs.ledger import UNITS, Ledger, Row
 from ..runs.run import Run
 
@@ -28,8 +29,7 @@ def device_of(thing: object) -> Hardware | None:
 
 def training_rows(thing: object, quantity: str) -> Ledger:
     """The rows of a quantity in a thing's ledger, without those around training."""
-    if quantity not in UNITS:
-        raise ValueError(f"quantity={quantity!r}: choose from {', '.join(UNITS)}")
+    check_choice("quantity", quantity, UNITS)
     ledger = getattr(thing, "ledger", thing)
     if not isinstance(ledger, Ledger):
         raise ValueError(f"{type(thing).__name__} has no ledger")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ..display import check_choice
 from ..runs.ledger import COMPONENTS, ROLES, SOURCES, Ledger, Row
 from .chart import ChartSize, Reference, bar_chart, cluster_chart
 from .frame import Picture
@@ -76,9 +77,8 @@ def peaks(*things: object, by: str = "role") -> Picture:
 
     Raises ValueError for what has no bytes in its ledger, and for two of one name.
     """
-    order = {"role": ROLES, "component": COMPONENTS}.get(by)
-    if order is None:
-        raise ValueError(f"by={by!r}: choose from role, component")
+    orders = {"role": ROLES, "component": COMPONENTS}
+    check_choice("by", by, orders)
     bars: dict[str, dict[str, float]] = {}
     for name, thing in named(things):
         rows = training_rows(thing, "bytes")
@@ -89,7 +89,7 @@ def peaks(*things: object, by: str = "role") -> Picture:
         if (label := name or at_peak[0].stage) in bars:
             raise ValueError(f"two are called {label!r}: name them, {{'one': …, 'other': …}}")
         bar = bars[label] = {}
-        for row in sorted(at_peak, key=lambda r: (*order, "").index(getattr(r, by))):
+        for row in sorted(at_peak, key=lambda r: (*orders[by], "").index(getattr(r, by))):
             part = getattr(row, by) or "other"
             bar[part] = bar.get(part, 0.0) + row.value
     unit, size = axis_unit(max(sum(bar.values()) for bar in bars.values()))
@@ -103,7 +103,7 @@ def peaks(*things: object, by: str = "role") -> Picture:
         title=f"Memory at the peak, by {by}",
         y_label=unit,
         kind=by,
-        legend={part: part for part in (*order, "other")},
+        legend={part: part for part in (*orders[by], "other")},
         references=[(y, label) for label, y in lines.items()],
         width=max(460, 130 * len(bars)),
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from ..display import SI
+from ..display import SI, check_choice
 from ..runs.ledger import UNITS
 from .frame import COLOURS, DASHES, GREY_GRID, GREY_TEXT, colour, text_width
 
@@ -93,8 +93,7 @@ def finish(
 
     `on_top`: the entries of a legend that stands above the plot, `below`: px between the two.
     """
-    if theme not in THEMES:
-        raise ValueError(f"theme={theme!r}: choose from {', '.join(THEMES)}")
+    check_choice("theme", theme, THEMES)
     text, grid = THEMES[theme]
     figure.update_layout(
         template=go.layout.Template(),

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import yaml
 
@@ -19,9 +19,6 @@ from ..launch.accelerate_config import CONFIGS
 from ..launch.trl_config import OURS
 from ..settings import known_settings
 from ..stages import STAGES, Setting, read_table
-
-if TYPE_CHECKING:
-    pass
 
 Read: TypeAlias = dict[str, Setting]
 """What a file says, by key."""

@@ -121,16 +121,9 @@ def _levels(text: str) -> list[int]:
 def _bench(args: argparse.Namespace) -> int:
     from ..deploy.load import bench
 
-    print(
-        bench(
-            args.url,
-            token=args.token or os.environ.get("OPENAI_API_KEY"),
-            model=args.model,
-            concurrency=args.concurrency,
-            requests=args.requests,
-            max_tokens=args.max_tokens,
-        )
-    )
+    names = ("model", "concurrency", "requests", "max_tokens")
+    settings = {name: getattr(args, name) for name in names}
+    print(bench(args.url, token=args.token or os.environ.get("OPENAI_API_KEY"), **settings))
     return 0
 
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cost.hardware import available_memory
 from ..cost.hardware import cores as available_cores
 from ..display import format_bytes
 from ..models.hub import hub_reachable
@@ -146,6 +146,10 @@ def _cpu() -> Iterator[Finding]:
     many = threads > cores
     remedy = f"more threads than cores: set OMP_NUM_THREADS={cores}" if many else ""
     yield Finding("torch threads", str(threads), remedy)
+    from ..models.compiled import cannot_compile
+
+    remedy = cannot_compile()
+    yield Finding("torch_compile", "cannot compile" if remedy else "compiles layers", remedy)
     ratio = _seconds("bfloat16") / _seconds("float32")
     remedy = "leave bf16 off on this CPU (the lab does)" if ratio > 1.2 else ""
     found = f"a matrix product takes {ratio:.2g}× the time of fp32"
@@ -188,24 +192,6 @@ def _memory() -> Iterator[Finding]:
     free = available_memory()
     remedy = f"the four stages want {format_bytes(NEEDS['memory'])}: close something"
     yield Finding("memory available", format_bytes(free), remedy * (free < NEEDS["memory"]))
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: what is free, within the container's limit."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    folder = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            room = int((folder / limit).read_text()) - int((folder / used).read_text())
-        except (OSError, ValueError):
-            continue  # no such cgroup, or "max": no limit
-        free = min(free, room)
-    return max(free, 0)
 
 
 def _disk() -> Iterator[Finding]:

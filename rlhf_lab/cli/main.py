@@ -24,6 +24,7 @@ from .cost import Commands, Settings, add_repeated, positive
 if TYPE_CHECKING:
     from ..data.load import Data
     from ..models.load import Model
+    from ..runs.run import Run
 
 
 def _titles(names: Iterable[str]) -> str:
@@ -38,6 +39,10 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **how})
 
     def error(self, message: str) -> NoReturn:
+        missing = message.partition("arguments are required: ")[2].split(", ")
+        for action in self._actions:
+            if action.dest in missing and action.choices:
+                message += f"; {action.dest} is one of {', '.join(map(str, action.choices))}"
         self.exit(2, f"rlhf-lab: {' '.join(message.split())} (see {self.prog} --help)\n")
 
     def refuse(self, unknown: str, stage: str = "") -> NoReturn:
@@ -119,7 +124,7 @@ def _add_training(train: argparse.ArgumentParser, stages: Sequence[str]) -> None
     _add_model_and_data(train)
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
     train.add_argument("--steps", type=positive, help="optimizer steps (PPO: iterations) a stage")
-    train.add_argument("--seed", type=int, default=0, help="seed of data and training [0]")
+    train.add_argument("--seed", type=int, help="seed of data and training [0]")
     train.add_argument("--reward-model", help=f"{_titles(REWARDED)}: folder of the reward model")
     train.add_argument(
         "--teacher-model", help="distill: a name, or the model folder of a run [small]"
@@ -130,6 +135,8 @@ def _add_training(train: argparse.ArgumentParser, stages: Sequence[str]) -> None
     train.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     resume = "continue from the last checkpoint in --out"
     train.add_argument("--resume", action="store_true", help=resume)
+    clone = "PPO: go on from a checkpoint of this run with other settings, in a folder of its own"
+    train.add_argument("--clone", metavar="RUN[@STEP]", help=clone)
     launching.add_arguments(train)
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -171,7 +178,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
 
 def _settings(args: argparse.Namespace) -> Settings:
     """The trainer settings that the arguments ask for."""
-    settings: Settings = {"seed": args.seed}
+    settings: Settings = {} if args.clone and args.seed is None else {"seed": args.seed or 0}
     if args.steps:
         settings["max_steps"] = args.steps
     if args.reward:
@@ -264,7 +271,6 @@ def _best_of_n(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     """Train. What can be refused is refused before data are read, or anything slow imported."""
     from .. import pipeline
-    from ..display import table
     from ..launch.processes import place
     from ..planning import plan
     from ..settings import check_settings
@@ -281,6 +287,8 @@ def _train(args: argparse.Namespace) -> int:
             raise ValueError(f"--{flag} is for one stage, not all")
     if whole and args.teacher_model:
         raise ValueError("--teacher-model is for distill, not all")
+    if args.clone:
+        return _clone(args, settings)
     if not whole:
         check_settings(args.stage, settings)
     model, common = _model(args), {"overwrite": args.overwrite}
@@ -295,22 +303,48 @@ def _train(args: argparse.Namespace) -> int:
         return launching.start(args, planned, folder)
     if rank:  # the first process speaks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
-    data, common = _rows(args, args.seed), {**common, "quiet": args.quiet}
+    data, common = _rows(args, args.seed or 0), {**common, "quiet": args.quiet}
     if whole:
         runs = pipeline.train_all(model, data, out=folder, settings=settings, **common)
     else:
         run = train(planned, data, out=args.out, resume=args.resume, **common)
         runs = {args.stage: run}
-    if rank:
-        return 0
+    return 0 if rank else _show(runs, folder / "report.html" if whole else None)
+
+
+def _clone(args: argparse.Namespace, settings: Settings) -> int:
+    """Train on from a checkpoint of a run."""
+    from ..cloning import clone
+    from ..runs.run import Run
+
+    if args.resume or args.accelerate or args.stage != "ppo":
+        raise ValueError("--clone is for ppo, without --resume and --accelerate")
+    folder, step = re.fullmatch(r"(.+?)(?:@(\d+))?", args.clone).groups()  # type: ignore[union-attr]
+    run = Run.load(folder)
+    if args.model not in ("tiny", run.config["model"]):
+        raise ValueError(f"{folder} is of {run.config['model']}, not {args.model}")
+    settings |= {"reward_model": args.reward_model} if args.reward_model else {}
+    data = _rows(args, run.config["settings"].get("seed", 0))
+    how = {"out": args.out, "overwrite": args.overwrite, "quiet": args.quiet}
+    made = clone(run, int(step) if step else None, data=data, **how, **settings)
+    assert isinstance(made, Run)  # it trained in the foreground
+    return _show({"ppo": made})
+
+
+def _show(runs: dict[str, Run], report: Path | None = None) -> int:
+    """Show what was trained; → exit code. `report`: of all stages."""
+    from .. import pipeline
+    from ..display import table
+    from ..launch.processes import place
+
     last = list(runs.values())[-1]
     print(table(pipeline.stage_table(runs)))
-    if whole:
+    if report:
         print(table(pipeline.cost_table(runs)))
-    print(f"curves and stories: {folder / 'report.html'}" if whole else f"run: {last.folder}")
+    print(f"curves and stories: {report}" if report else f"run: {last.folder}")
     if last.status == "stopped":  # Ctrl-C
         print(f"rlhf-lab: interrupted: {last.name} {last.what_is_left()}", file=sys.stderr)
-        return 130 if processes == 1 else 0  # a launcher takes it for a failure
+        return 130 if place()[1] == 1 else 0  # a launcher takes it for a failure
     return 0
 
 

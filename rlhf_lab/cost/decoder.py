@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..display import check_choice
 from .families import FAMILIES, UNDESCRIBED, Family, Norms
 
 PARTS = ("embedding", "attention", "mlp", "norms", "head")
@@ -141,8 +142,7 @@ class Architecture:
             parts["norms"] += layer.count * layer.norms
             for linear in layer.linears:
                 parts[linear.part] += layer.count * linear.parameters
-        if head not in ("lm", "score", "none"):
-            raise ValueError(f"head={head!r}: choose from lm, score, none")
+        check_choice("head", head, ("lm", "score", "none"))
         if head == "score":
             parts["head"] = self.head_width
         elif head == "lm":

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TypeGuard
 
-from ..display import by_surface, did_you_mean
+from ..display import by_surface, check_choice
 from ..stages import Setting
 
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8")
@@ -138,8 +138,7 @@ class Hardware:
             return self
         known = [f.name for f in fields(self)]
         for name in figures:
-            if name not in known:
-                raise ValueError(f"hardware has no figure {name!r}: {nearest(name, known)}")
+            check_choice("figure", name, known)
         flops = figures.get("flops")
         if isinstance(flops, Mapping):
             # A rate of yours replaces the measured one at every size.
@@ -158,8 +157,7 @@ class Hardware:
         Measured devices interpolate between measured sizes, both axes logarithmic, and keep the
         first and last rate outside them; the rest is peak · matmul_efficiency.
         """
-        if dtype not in self.flops:
-            raise ValueError(f"{self.name} has no {dtype!r}: choose from {', '.join(self.flops)}")
+        check_choice("dtype", dtype, self.flops)
         rows = [(f, r) for d, f, r in self.matmul_curve if d == dtype]
         if flops is None or not rows:
             return self.flops[dtype] * self.matmul_efficiency
@@ -241,8 +239,3 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 def _positive(value: object) -> TypeGuard[float]:
     return is_finite(value) and value > 0
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """What was perhaps meant, and what there is."""
-    return f"{did_you_mean(name, known)}choose from {', '.join(known)}"

@@ -17,6 +17,7 @@ from typing import TypeAlias
 from ..runs.ledger import Ledger
 from ..stages import STAGES, resolve
 from .architecture import Architecture, architecture
+from .compiling import caveat, compile_seconds, decide, work_of
 from .hardware import Hardware, hardware
 from .parallel import all_reduce_seconds, in_parallel
 from .phases import Phase
@@ -238,6 +239,7 @@ class Estimate:
         reward = s.reward or s.model
         scored = {"reward": (s.model,), "ppo": (reward, s.value or reward)}.get(s.stage, ())
         found = [f"{self.hardware.name}: {self.hardware.caveat}"] * bool(self.hardware.caveat)
+        found += caveat(self)
         found += [line for m in self.models for line in m.remarks]
         found += [NO_SCORE.format(m.family) for m in scored if not m.facts.reward_head]
         if s.autocast and s.model.experts > 1:
@@ -258,15 +260,21 @@ class Estimate:
     # ------------------------------------------------------------------------------ time and money
 
     @cached_property
+    def compiles(self) -> tuple[bool, str]:
+        """Whether layers are compiled (`torch_compile`), and where that is "auto" why."""
+        return decide(self)
+
+    @cached_property
     def seconds_of(self) -> dict[tuple[str, str], float]:
         """Seconds of one step by (phase, role)."""
         s, dtype = self.setup, product_dtype(self.setup)
         if s.engine == "vllm":
             return serving_seconds(self.usual_setup, self.hardware)
         out: dict[tuple[str, str], float] = {}
+        on_cpu = self.compiles[0] and self.hardware.kind == "cpu"
         for f in self.average:
             key = f.name, f.role
-            work = seconds(f.work, self.hardware, dtype)
+            work = seconds(work_of(f, on_cpu), self.hardware, dtype)
             busy = work * f.times * f.devices / s.tensor_parallel
             if f.name == "rollout" and s.use_vllm:
                 busy = engine_seconds(self.usual_setup, self.hardware) * f.times
@@ -292,7 +300,8 @@ class Estimate:
     @property
     def hours(self) -> float | None:
         """Wall-clock hours of the run; None when the size of the data is not given."""
-        return None if self.steps is None else self.steps * self.step_seconds / 3600
+        once = compile_seconds(self.setup, self.hardware) * self.compiles[0]
+        return None if self.steps is None else (self.steps * self.step_seconds + once) / 3600
 
     @property
     def gpu_hours(self) -> float | None:
@@ -358,6 +367,8 @@ class Estimate:
         for (phase, role), value in self.seconds_of.items():
             if value:
                 add(value * n, time_band, role=role, phase=phase, quantity="seconds")
+        if self.compiles[0] and (once := compile_seconds(s, self.hardware)):
+            add(once, time_band, phase="compile", quantity="seconds")
         if self.money is not None:
             add(self.money, self.hours_band, quantity="money")
         return ledger

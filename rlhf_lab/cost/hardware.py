@@ -23,10 +23,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..display import check_choice, wrong_choice
 from ..runs.json_files import lab_home, replace_file
 from .device import DTYPES as DTYPES
 from .device import Hardware as Hardware
-from .device import is_finite, nearest
+from .device import is_finite
 
 _DEVICES = Path(__file__).parent / "devices.json"
 GIB = 2**30
@@ -74,8 +75,7 @@ def _in_units(entry: Mapping[str, object]) -> dict[str, Any]:
     known = [*UNITS, *(f.name for f in fields(Hardware) if f.name not in targets)]
     found: dict[str, Any] = {}
     for name, value in entry.items():
-        if name not in known:
-            raise ValueError(f"no figure {name!r}: {nearest(name, known)}")
+        check_choice("figure", name, known)
         target, unit = UNITS.get(name, (name, 1))
         if isinstance(value, Mapping):
             found[target] = {k: x * unit if is_finite(x) else x for k, x in value.items()}
@@ -191,7 +191,7 @@ def _named(which: str) -> Hardware:
             f"gpus={int(count[1] or count[4] or count[6])}"
         )
     known = [*CATALOGUE, "here", "or a file of figures (.json, .yaml)"]
-    raise ValueError(f"hardware {which!r}: {nearest(which.lower(), known)}")
+    raise wrong_choice("hardware", which, known)
 
 
 def from_file(path: Path) -> Hardware:
@@ -259,6 +259,24 @@ def usable_memory(root: str = "/") -> int:
                     text = _lines(folder / ("memory.limit_in_bytes" if v1 else "memory.max"))
                     limits += [int(t) for t in text[:1] if t.isdigit() and int(t) > 0]
     return min(limits)
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what is free, within the container's limit."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    folder = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            room = int((folder / limit).read_text()) - int((folder / used).read_text())
+        except (OSError, ValueError):
+            continue  # no such cgroup, or "max": no limit
+        free = min(free, room)
+    return max(free, 0)
 
 
 def _lines(path: Path) -> list[str]:

@@ -208,11 +208,7 @@ def _recorded(model: Architecture, number: int, p: PassConfig, how: How) -> Reco
 
 
 def _write_part(
-    model: Architecture,
-    number: int,
-    p: PassConfig,
-    how: How,
-    new_tape: Callable[..., Tape] = Tape,
+    model: Architecture, number: int, p: PassConfig, how: How, new_tape: Callable[..., Tape] = Tape
 ) -> Written:
     needs, checkpoint, grad, first = how
 

@@ -40,10 +40,7 @@ def reward(s: Setup) -> list[Phase]:
     p = pass_config(s, model, b, s.length, trained=True, adapters=bool(s.lora_r))
     state = states(s, model, "score", trained=True)
     stage.hold("reward", state)
-    one = (
-        *trunk(model, p, checkpoint=s.checkpoint),
-        ending(model, p, heads.scores, p.tokens),
-    )
+    one = (*trunk(model, p, checkpoint=s.checkpoint), ending(model, p, heads.scores, p.tokens))
     before, tokens = passes * heads.resident_bytes(model, p), passes * real_tokens(s, p.b, p.s)
     stage.add_training("reward", one, state, before, tokens=tokens, passes=passes)
     return stage.phases

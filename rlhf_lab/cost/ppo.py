@@ -176,13 +176,7 @@ def _update_segments(
     checkpoint = s.checkpoint
     p, q = (
         pass_config(
-            like,
-            role.model,
-            s.pass_rows,
-            length,
-            trained=True,
-            adapters=role.adapters,
-            mask=False,
+            like, role.model, s.pass_rows, length, trained=True, adapters=role.adapters, mask=False
         )
         for like, role in ((s, policy), (_critic_setup(s), value))
     )
@@ -254,10 +248,7 @@ def _add_update(
         gradients=gradients["policy"],
         communication=second.whole,
         work=works(policy + value, "backward"),
-        others={
-            ("value", "gradients"): gradients["value"],
-            ("value", "activations"): of_value,
-        },
+        others={("value", "gradients"): gradients["value"], ("value", "activations"): of_value},
         times=passes,
         tokens=tokens,
         sent=sent[1],
@@ -275,11 +266,7 @@ def _add_update(
 
 
 def _gradients(
-    s: Setup,
-    state: Mapping[str, State],
-    peak: float,
-    held: Mapping[str, float],
-    accumulates: bool,
+    s: Setup, state: Mapping[str, State], peak: float, held: Mapping[str, float], accumulates: bool
 ) -> dict[str, float]:
     """Of `peak` bytes of gradients in backward, those of policy and value."""
     value = 0.0 if accumulates else min(peak, state["value"].gradients)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from ..display import did_you_mean
+from ..display import check_choice
 from ..stages import ONLINE, STAGES, read_table
 from .architecture import Architecture
 from .optimizers import OPTIMIZERS
@@ -53,9 +53,8 @@ WHOLE_NUMBERS = tuple(
     "batch prompt response gpus nodes tensor_parallel gradient_accumulation_steps num_ppo_epochs "
     "num_mini_batches local_rollout_forward_batch_size samples_per_prompt num_iterations "
     "max_num_batched_tokens max_num_seqs num_assistant_tokens every_n_layers "
-    "vllm_tensor_parallel_size "
-    "reduce_bucket_size stage3_prefetch_bucket_size stage3_max_live_parameters "
-    "stage3_param_persistence_threshold".split()
+    "vllm_tensor_parallel_size reduce_bucket_size stage3_prefetch_bucket_size "
+    "stage3_max_live_parameters stage3_param_persistence_threshold".split()
 )
 
 
@@ -151,6 +150,7 @@ class Setup:
     joint_update: bool = True
     precompute_ref_log_probs: bool = False
     tf32: bool = False
+    torch_compile: bool | str = False
     engine: str = "transformers"
     requests_per_second: float | None = None
     kv_cache_dtype: str = "auto"
@@ -162,12 +162,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(
-                    f"{name}={value!r}; {did_you_mean(value, choices)}choose from "
-                    f"{', '.join(choices)}"
-                )
+            check_choice(name, getattr(self, name), choices)
         for name in WHOLE_NUMBERS:
             value = getattr(self, name)
             least = 0 if name in ("prompt", "response") else 1
@@ -342,8 +337,6 @@ class Setup:
             )
         if self.draft and (engine or k > 1 or self.batch > 1):
             yield "with a draft is planned: engine='transformers', per_device_train_batch_size=1"
-        if self.draft and not (self.accepted is not None and 0 <= self.accepted <= 1):
-            yield f"accepted={self.accepted}: say which share of the draft's tokens is kept, 0 to 1"
 
     @property
     def weights_format(self) -> str:

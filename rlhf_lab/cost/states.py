@@ -133,12 +133,7 @@ def _adapters(s: Setup, model: Architecture, head: str) -> tuple[int, float]:
 
 
 def _optimizer(
-    s: Setup,
-    model: Architecture,
-    head: str,
-    adapters: bool,
-    count: float,
-    size: float,
+    s: Setup, model: Architecture, head: str, adapters: bool, count: float, size: float
 ) -> tuple[float, float]:
     """→ bytes of the state, bytes of workspace at the step's peak. `count`, `size`: trained numbers
     and their bytes."""

@@ -44,18 +44,7 @@ ROLES = {
 the JSON of a call that the assistant makes."""
 ROLE_NAMES = {theirs: ours for ours, names in ROLES.items() for theirs in names}
 
-NOTHING = {
-    "nan",
-    "n/a",
-    "#n/a",
-    "<na>",
-    "na",
-    "null",
-    "none",
-    "[deleted]",
-    "[removed]",
-    "undefined",
-}
+NOTHING = {*"nan n/a #n/a <na> na null none [deleted] [removed] undefined".split()}
 NOTHING |= {"[deleted by user]", "[removed by reddit]", "deleted by user", "[ removed by reddit ]"}
 """Texts (in lower case) with which tables and forums say that there is none."""
 STANDS_FOR_NOTHING = "a text that stands for nothing (nan, N/A, [deleted], …)"

@@ -21,6 +21,7 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..display import check_choice
 from .schema import Example, Prompt
 
 ANSWERS = ("left", "right", "tie", "skip")
@@ -90,8 +91,7 @@ class Annotations:
 
         When this returns the answer is on disk. Raises OSError where it could not be written.
         """
-        if answer not in ANSWERS:
-            raise ValueError(f"no answer {answer!r}; choose from {', '.join(ANSWERS)}")
+        check_choice("answer", answer, ANSWERS)
         texts = {"first": left, "second": right}
         if answer in ("left", "right"):
             chosen, rejected = (left, right) if answer == "left" else (right, left)

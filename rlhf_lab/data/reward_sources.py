@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..display import by_surface, did_you_mean
+from ..display import by_surface, check_choice
 from ..stages import REWARDED
 from ..world.gold_reward import GOLD_PARTS
 from .load import Data
@@ -33,9 +33,7 @@ def reward_settings(settings: Mapping[str, object]) -> dict[str, object]:
     if "rewards" not in settings or settings["rewards"] is None:
         return {}
     for name in names:
-        if name not in REWARDS:
-            hint = did_you_mean(name, REWARDS)
-            raise ValueError(f"no reward {name!r}; {hint}choose from {', '.join(REWARDS)}")
+        check_choice("reward", name, REWARDS)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"rewards={names}: name at least one, and each of them once")
     if "model" in names[1:] and settings.get("reward_weights"):
@@ -65,12 +63,19 @@ def with_rewards(plan: Plan, functions: RewardFunction | Sequence[RewardFunction
     return replace(plan, settings={**plan.settings, "rule_reward": True})
 
 
+def functions_of(
+    given: RewardFunction | Sequence[RewardFunction] | None,
+) -> list[RewardFunction]:
+    """`reward_funcs`, one or several, as a list."""
+    return [given] if callable(given) else list(given or ())
+
+
 def check_rewards(plan: Plan, functions: RewardFunction | Sequence[RewardFunction] | None) -> None:
     """Raises ValueError, one line, where a plan has no rewards to learn from, whatever the data."""
     if plan.stage not in REWARDED:
         return
     title, name = plan.stage.upper(), plan.model.name
-    given = 1 if callable(functions) else len(functions or ())
+    given = len(functions_of(functions))
     with_model = not plan.settings.get("rule_reward")
     count = with_model + given + len([n for n in _reward_names(plan.settings) if n != "model"])
     rule = by_surface("give reward_funcs, or rewards=['gold']", "give --reward gold")
@@ -105,8 +110,7 @@ def reward_functions(
             f"{data.name} has no gold reward to learn from: only the bundled world knows it; "
             f"{instead}"
         )
-    given = [functions] if callable(functions) else list(functions or ())
-    return [_gold_function(n, data) for n in names] + given
+    return [_gold_function(n, data) for n in names] + functions_of(functions)
 
 
 def _has_reward_model(plan: Plan) -> bool:

@@ -31,6 +31,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..cost.architecture import architecture
+from ..cost.hardware import available_memory
 from ..data.chat import stop_ids
 from ..data.tokenize import encode_prompt
 from ..models.policy import Policy
@@ -48,6 +49,10 @@ NOTHING: tuple[object, ...] = (None, False, 0, "", [], {}, {"type": "text"})
 """Values with which any other field asks for nothing."""
 TEXT = {"type", "text"}
 """What a part of a message has, where it is text."""
+WANTED = {
+    "prompt": "prompt is one text, not empty; send a list of prompts, or token ids, one by one",
+    "messages": "messages is a list of objects with role and content, both texts and not empty",
+}
 GREEDY = 1e-10
 """The temperature that stands for 0: fp32 logits that differ at all are then worlds apart."""
 PAGE, STEP_TOKENS, SHARE = 32, 256, 0.5
@@ -70,10 +75,11 @@ def checked(body: object, wanted: str) -> Json:
     given = {k: v for k, v in body.items() if k in KNOWN and v is not None}
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
-    for name, kinds in (("max_tokens", (int,)), ("temperature", (int, float))):
+    for name, kinds, least in (("max_tokens", (int,), 1), ("temperature", (int, float), 0)):
         value = given.get(name, 1)
-        if type(value) not in kinds or not 0 <= value < math.inf:
-            raise ValueError(f"{name}={value!r} is no number of at least 0")
+        if type(value) not in kinds or not least <= value < math.inf:
+            kind = "whole number" if least else "number"
+            raise ValueError(f"{name}={value!r}: give a {kind} of at least {least}")
     if "seed" in given and given.get("temperature") != 0:
         raise ValueError(
             "seed: requests that are sampled together share one noise, so no answer can be "
@@ -84,7 +90,7 @@ def checked(body: object, wanted: str) -> Json:
         messages = given[wanted] if isinstance(given.get(wanted), list) else []
         texts = [text for message in messages for text in _texts(message)]
     if not (texts and all(isinstance(text, str) and text for text in texts)):
-        raise ValueError(f"{wanted} must be text (of messages role and content), and not empty")
+        raise ValueError(WANTED[wanted])
     "".join(map(str, texts)).encode()  # raises ValueError for half a character
     return given
 
@@ -114,7 +120,7 @@ def start_engine(model: PreTrainedModel, rows: int, context: int | None, share: 
     step, read = max(STEP_TOKENS, 2 * rows), architecture(model.config.to_dict())
     each = model.dtype.itemsize * (read.cached + 3 * read.heads * read.head_dim + step)
     on_gpu = model.device.type == "cuda"
-    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory()
     pages = int(SHARE * free / each) // PAGE
     longest = min(context or read.context, read.context, pages * PAGE)
     if longest < (context or 2):
@@ -198,10 +204,10 @@ class App:
         ids = encode_prompt(self.tokenizer, body[wanted])  # as in training
         context = self.engine.context
         room = context - len(ids)
-        if not 1 <= body.setdefault("max_tokens", max(room, 1)) <= room:
+        if (wanted_tokens := body.setdefault("max_tokens", max(room, 1))) > room:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens and max_tokens is {body['max_tokens']}: it is "
-                f"at least 1, and both together at most the context of {context}"
+                f"the prompt has {len(ids)} tokens and max_tokens is {wanted_tokens}: both "
+                f"together at most the context of {context}"
             )
         own = str(uuid.uuid4())  # what a client calls it may be another's name too
         self.engine.asked[own] = {

@@ -15,13 +15,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..display import Display, by_surface, escape, is_number
+from ..display import Display, by_surface, check_choice, escape, is_number
 from ..models.hub import quiet_transformers
-from ..models.load import ADAPTER_FILE, BUNDLED, gives_scores, load
+from ..models.load import ADAPTER_FILE, BUNDLED, Model, gives_scores, load
 from ..models.names import same_sizes, short_names
+from ..models.policy import run_or_model
 from ..models.tokenizer import has_tokenizer
 from ..runs.figures import gloss
-from ..runs.json_files import JsonObject
+from ..runs.json_files import JsonObject, check_empty
 from ..runs.run import Run
 
 TRL_TAGS = {"reward": "reward-trainer", "distill": "distillation"}
@@ -31,33 +32,28 @@ OF_COST = ("seconds", "tokens_per_second", "tensor_peak_bytes", "process_peak_by
 
 
 def export(
-    run: Run | str | Path, to: str = "hub", out: str | Path | None = None, *, adapter: bool = False
+    run: Run | Model | str | Path,
+    to: str = "hub",
+    out: str | Path | None = None,
+    *,
+    adapter: bool = False,
 ) -> Display:
     """Write a run's model for others. `to`: hub, gguf, or vllm-check, which only looks. → what
     there is to know of it, in lines.
 
-    `run`: a run or its folder; for gguf and vllm-check also the folder of a model. `out`: an empty
-    or new folder [exports/NAME-TO]. `adapter`: LoRA's adapter alone, not the model that it is
+    `run`: a run or its folder; for gguf and vllm-check also a model, its name or folder. `out`: an
+    empty or new folder [exports/NAME-TO]. `adapter`: LoRA's adapter alone, not the model that it is
     merged into. Raises ValueError or OSError, one line, before anything is written.
     """
-    if to not in ("hub", "gguf", "vllm-check"):
-        raise ValueError(f"to={to!r}: choose from hub, gguf, vllm-check")
+    check_choice("to", to, ("hub", "gguf", "vllm-check"))
     if to == "vllm-check" and out is not None:
         raise ValueError(f"vllm-check writes nothing: leave {by_surface('out=', '--out')} out")
-    folder = run.folder if isinstance(run, Run) else Path(run).expanduser()
-    plain = any((folder / file).is_file() for file in ("config.json", ADAPTER_FILE))
-    of = None if to != "hub" and plain else Run.load(folder)
-    if adapter and (of is None or to == "gguf"):
-        raise ValueError("adapter is for a run, to hub or vllm-check: leave it out")
-    model = folder if of is None else _model(of, adapter)
-    name = folder.resolve().name
+    of, model, name = _source(run, to, adapter)
     target = Path(out or f"exports/{name}-{to}")
     if to == "vllm-check":
         lines = [*vllm_facts(model)]
-    elif target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        other = by_surface("out", "--out")
-        raise FileExistsError(f"{target} is there and not empty: choose another ({other})")
     else:
+        check_empty(target)
         there = next(p for p in target.absolute().parents if p.exists())
         with tempfile.TemporaryDirectory(dir=there, prefix=".export-") as place:
             (draft := Path(place, "model")).mkdir()
@@ -74,6 +70,24 @@ def export(
             target.parent.mkdir(parents=True, exist_ok=True)
             draft.replace(target)
     return Display("\n".join(lines), f"<p>{'<br>'.join(map(escape, lines))}</p>")
+
+
+def _source(of: Run | Model | str | Path, to: str, adapter: bool) -> tuple[Run | None, Path, str]:
+    """→ the run, if it is one; the folder of what is exported, and a name for it."""
+    if to == "vllm-check" and not isinstance(of, (Run, Model)):
+        if (Path(of) / ADAPTER_FILE).is_file():
+            return None, Path(of), Path(of).name
+    found = run_or_model(of)
+    if adapter and (to == "gguf" or not isinstance(found, Run)):
+        raise ValueError("adapter is for a run, to hub or vllm-check: leave it out")
+    if isinstance(found, Run):
+        return found, _model(found, adapter), found.name
+    folder = Path(found.paths.get("sft", found.paths["base"]))
+    if to == "hub":
+        raise ValueError(f"{found.name} is a model, and the hub's layout is for a run, with a card")
+    if not folder.is_dir():
+        raise ValueError(f"{found.name} is not on this machine: hf download, and give its folder")
+    return None, folder, Path(found.name).resolve().name
 
 
 def _model(run: Run, adapter: bool) -> Path:

@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING
 from ..cost.architecture import architecture
 from ..cost.quantization import file_bytes, format_of
 from ..data.load import Data, load_data
-from ..display import by_surface, did_you_mean, escape, format_number, html_table, table
+from ..display import by_surface, check_choice, escape, format_number, html_table, table
 from ..models.load import ADAPTER_FILE, Model, load
+from ..models.policy import run_or_model
 from ..models.weights import in_4bit, load_causal_lm, load_reward_model
+from ..runs.json_files import check_empty
 from ..runs.run import Run
 from ..stages import STAGES, Setting
 
@@ -134,20 +136,26 @@ def quantize(
     nothing; `prompts`: so many held-out prompts, completions and pairs. Raises ValueError, one
     line, for what cannot be, before anything is written.
     """
+    check_choice("to", to, FORMATS)
+    if prompts < 1:
+        raise ValueError(f"quantize: prompts={prompts}: 1 or more, or data=None for no evaluation")
+    if out is not None:
+        check_empty(Path(out))
+    model, path, scores, run = _source(of, stage)
+
     from ..launch.launcher import prepare_process
     from ..trainers.evaluate import held_out_prompts, kl_per_token, policy_report
     from ..trainers.job import save_model
 
-    model, path, scores, run = _source(of, stage)
     rounded, rows = _rounding(to), None if data is None else load_data(data)
-    if prompts < 1:
-        raise ValueError(f"quantize: prompts={prompts}: 1 or more, or data=None for no evaluation")
     kept: Sequence[Example] = []
     if rows is not None and scores:
         kept = rows.preferences.test[:prompts]
     elif rows is not None:
         kept = held_out_prompts(model, rows, prompts, response_length)
-    folder = _room(out)
+    if out is None:
+        _TEMPORARY.append(tempfile.TemporaryDirectory(prefix="rlhf-lab-"))
+    folder = Path(out or _TEMPORARY[-1].name)
     prepare_process()
     tokenizer = model.reward_tokenizer if scores else model.tokenizer
     from_disk = load_reward_model if scores else load_causal_lm
@@ -188,15 +196,13 @@ def quantize(
 def _source(of: Run | Model | str | Path, stage: str) -> tuple[Model, str, bool, Run | None]:
     """→ a handle, the folder of what is to be rounded, whether that is a reward model, the run.
     Raises ValueError for a stage that a model has not, and for weights that are rounded already."""
-    if isinstance(of, (str, Path)) and (Path(of) / "run.json").is_file():
-        of = Run.load(of)
-    if isinstance(of, Run):
+    run, model = None, run_or_model(of)
+    if isinstance(model, Run):
         if stage:
-            raise ValueError(f"quantize: {of.name} is a run: leave stage={stage!r} out")
-        run, stage = of, "reward" if STAGES[of.stage].roles[0] == "reward" else "sft"
-        model = load(str(of.config["model"])).with_stage(stage, of.model_path)
+            raise ValueError(f"quantize: {model.name} is a run: leave stage={stage!r} out")
+        run, stage = model, "reward" if STAGES[model.stage].roles[0] == "reward" else "sft"
+        model = load(str(run.config["model"])).with_stage(stage, run.model_path)
     else:
-        run, model = None, load(of)
         alone = model.paths.get("reward") == model.paths["base"]
         stage = stage or ("reward" if alone else "sft")
     if stage not in {"base", "sft", "reward"} - ({"reward"} - model.paths.keys()):
@@ -207,18 +213,6 @@ def _source(of: Run | Model | str | Path, stage: str) -> tuple[Model, str, bool,
     return model, model.paths.get(stage, model.paths["base"]), stage == "reward", run
 
 
-def _room(out: str | Path | None) -> Path:
-    """The folder to save in. Raises FileExistsError for one that is not empty."""
-    if out is None:
-        _TEMPORARY.append(tempfile.TemporaryDirectory(prefix="rlhf-lab-"))
-        return Path(_TEMPORARY[-1].name)
-    folder = Path(out)
-    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
-        how = by_surface("out", "--out")
-        raise FileExistsError(f"{folder} is not empty: choose another folder ({how})")
-    return folder
-
-
 def _device() -> str:
     import torch
 
@@ -227,12 +221,9 @@ def _device() -> str:
 
 def _rounding(to: str) -> Callable[[Callable[..., PreTrainedModel]], PreTrainedModel]:
     """What makes the rounded model of `load(**settings of from_pretrained)`. Raises ValueError, one
-    line, for an unknown format, and where a package or a GPU is missing."""
+    line, where a package or a GPU is missing."""
     import torch
 
-    if to not in FORMATS:
-        hint = did_you_mean(to, FORMATS)
-        raise ValueError(f"no format {to!r}: {hint}choose from {', '.join(FORMATS)}")
     where: dict[str, object] = {"device_map": {"": _device()}}
     if to == "nf4":
         return in_4bit

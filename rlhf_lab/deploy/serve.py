@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..display import check_choice
 from ..models.policy import find_policy
 from ..runs.run import Run
 
@@ -59,13 +60,15 @@ def serve(
     `context`: tokens of the longest prompt with its answer; None: as many as the model and half of
     the free memory hold. Raises ValueError, one line, for what cannot be served.
     """
-    if engine not in ENGINES or dtype not in DTYPES:
-        given, choices = (engine, ENGINES) if engine not in ENGINES else (dtype, DTYPES)
-        raise ValueError(f"serve: {given!r}: choose from {', '.join(choices)}")
+    check_choice("engine", engine, ENGINES)
+    check_choice("dtype", dtype, DTYPES)
     if missing := [name for name in ENGINES[engine][0] if find_spec(name) is None]:
         raise ValueError(f"serve needs {', '.join(missing)}: {ENGINES[engine][1]}")
-    if rows < 1 or (context or 2) < 2 or not 0 <= port < 2**16:
-        raise ValueError("serve: rows is at least 1, context at least 2, port from 0 to 65535")
+    for name, value, least in (("rows", rows, 1), ("context", context, 2)):
+        if value is not None and value < least:
+            raise ValueError(f"serve: {name}={value}: give {least} or more")
+    if not 0 <= port < 2**16:
+        raise ValueError(f"serve: port={port}: give 0 to 65535")
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise ValueError("serve: a token is printable ASCII, and not empty")
     settings = {"engine": engine, "host": host, "port": port, "rows": rows, "context": context}

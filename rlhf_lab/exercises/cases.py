@@ -61,6 +61,7 @@ DRAWS: dict[str, Draw] = {
     "completion_mask": _any_mask,
     "response_mask": _response_mask,
     "group_scores": _groups,
+    "curve": lambda g, case, b, t: _normal(b + t, g=g),
     "logits": lambda g, case, b, t: 2 * _normal(b, t, VOCABULARY, g=g),
     "tokens": lambda g, case, b, t: torch.randint(VOCABULARY, (b, t), generator=g),
     "desirable": lambda g, case, b, t: torch.rand(b, generator=g) > 0.5,

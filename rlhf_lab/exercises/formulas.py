@@ -6,6 +6,8 @@ tokens, n answers or pairs, p prompts of k responses each.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -174,3 +176,18 @@ def tokens_per_pass(accepted: float, drafted: int) -> float:
 def usd_per_million(tokens_per_second: float, price_per_hour: float) -> float:
     """USD for a million tokens from a machine that is paid by the hour."""
     return price_per_hour / 3600 / tokens_per_second * 1_000_000
+
+
+def leaves_band(curve: Tensor, middle: Tensor, width: Tensor) -> Tensor:
+    """The first iteration, from 1, in which a curve is farther than `width` from the middle of a
+    band, and in the next one too: one alone may be chance. In the last one, once is enough. 0: it
+    never leaves. (n,), (n,), () → ()."""
+    out = (curve - middle).abs() > width
+    stays = out & torch.cat([out[1:], out[-1:]])
+    return torch.where(stays.any(), stays.int().argmax() + 1, 0)
+
+
+def gold_peak(alpha: float, beta: float) -> float:
+    """The KL at which the gold reward is highest, where it follows d(α − β·log d) with d = √KL, as
+    for PPO in Gao et al., arXiv 2210.10760: there the derivative by d is 0."""
+    return math.exp(2 * (alpha / beta - 1))

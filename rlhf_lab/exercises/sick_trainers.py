@@ -27,11 +27,11 @@ from ..ppo.trainer import PPOTrainer
 
 COLDER = 0.7
 """The wrong temperature, as a share of the right one."""
-TOP_K = 10
+TOP_K = 3
 DROPOUT = 0.1
 BONUS = 0.1
 """Reward for each token, of a judge that likes length."""
-WORD = "happy"
+WORD = "friend"
 """What a judge likes that reads for one word: a point each time."""
 
 

@@ -1,9 +1,9 @@
 """The bug zoo: PPO runs with one thing wrong, by name, to see what shows it.
 
-    lab.specimens()                                    all of them; lab.specimens("late_score"): one
     lab.train(lab.plan("ppo"), specimen="late_score")  a run that is sick, and says so in run.json
 
-`specimens.yaml` is the table; a specimen is a trainer of `sick_trainers.py`, or settings.
+`specimens.yaml` is the table; a specimen is a trainer of `sick_trainers.py`, or settings. `zoo.py`
+shows them, with the curves of `specimen_curves.json` (`benchmarks/bug_zoo.py --learn`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
-from ..display import Display, did_you_mean, escape, html_table, table
+from ..display import did_you_mean
 from ..stages import Setting, read_table
 
 if TYPE_CHECKING:
@@ -72,24 +73,18 @@ SPECIMENS = {
     for name, entry in read_table(Path(__file__).with_suffix(".yaml")).items()
 }
 """Every specimen by name."""
+CASES = sorted(SPECIMENS, key=lambda name: crc32(name.encode()))
+"""Their names in an order that tells nothing."""
 
 
-def find(name: str) -> Specimen:
-    """Raises ValueError for a name that there is not."""
+def find(name: str | int) -> Specimen:
+    """By name, or by the number of its case: from 1, in an order that tells nothing. Raises
+    ValueError for what there is not."""
+    if isinstance(name, int):
+        if not 0 < name <= len(CASES):
+            raise ValueError(f"no case {name}: they are numbered from 1 to {len(CASES)}")
+        return SPECIMENS[CASES[name - 1]]
     if name not in SPECIMENS:
         hint = did_you_mean(name, SPECIMENS)
         raise ValueError(f"no specimen {name!r}: {hint}lab.specimens() lists them")
     return SPECIMENS[name]
-
-
-def specimens(name: str | None = None) -> Display:
-    """All specimens of the bug zoo as a table; with a name, what is wrong there, where it was met,
-    and the cure. Raises ValueError for a name that there is not."""
-    if name is not None:
-        text = str(find(name))
-        return Display(text, f'<pre style="white-space:pre-wrap">{escape(text)}</pre>')
-    rows = [
-        {"specimen": x.name, "what is wrong": x.mechanism, "met in": x.wild}
-        for x in SPECIMENS.values()
-    ]
-    return Display(table(rows), html_table(rows))

@@ -23,7 +23,7 @@ TRL = {
 """What TRL's trainers log → what the checks call it. (A line of ours has both KLs.)"""
 CUT_OFF = "completions/clipped_ratio"
 """TRL: the share of responses that do not stop."""
-KEPT = 200
+KEPT = 100
 """Logged lines that are looked at, beside the first: a log costs the same after a day."""
 
 

@@ -46,9 +46,7 @@ def rounded_bytes(tensor: Tensor, block: int) -> int:
     return -(-storage_of(tensor).nbytes() // block) * block
 
 
-def phase_peaks(
-    peaks: Mapping[PhaseKey, dict[MemoryKey, int]],
-) -> dict[str, dict[MemoryKey, int]]:
+def phase_peaks(peaks: Mapping[PhaseKey, dict[MemoryKey, int]]) -> dict[str, dict[MemoryKey, int]]:
     """Phase → bytes by (role, component) at its highest peak, whichever role it was in."""
     found: dict[str, dict[MemoryKey, int]] = {}
     for (phase, _), parts in peaks.items():

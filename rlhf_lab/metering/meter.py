@@ -32,7 +32,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -176,6 +176,31 @@ class Meter:
         """Add tokens processed in a phase."""
         self.tokens[phase, role] += int(tokens)
 
+    @contextmanager
+    def compiling(self, on: bool = True) -> Iterator[None]:
+        """While it lasts, and is on, what torch takes to compile is a phase of its own."""
+        if not on:
+            yield
+            return
+        from torch._dynamo.callback import callback_handler as handler
+
+        blocks: list[AbstractContextManager[None]] = []
+
+        def start(_: object) -> None:
+            blocks.append(self.phase("compile"))
+            blocks[-1].__enter__()
+
+        def end(_: object) -> None:
+            blocks.pop().__exit__(None, None, None)
+
+        handler.register_start_callback(start)
+        handler.register_end_callback(end)
+        try:
+            yield
+        finally:
+            handler.remove_start_callback(start)
+            handler.remove_end_callback(end)
+
     def close(self) -> None:
         """End what is still open: after an interrupt, or when training is over."""
         while self._blocks:
@@ -308,7 +333,8 @@ class _Block:
             meter._begin_memory(self.at, self.shape if self.calls is None else largest)
         _reset_peak()
         self.accumulating = meter._tensors.accumulating
-        if meter._tensors.on:
+        # The first run of what was compiled belongs to its phase, not to compiling.
+        if meter._tensors.on and self.at[0] != "compile":
             self.tracked = meter._tensors.phase(*self.at)
             self.tracked.__enter__()
         if self.at[0] == "forward" and not outer:

@@ -33,16 +33,20 @@ def hub_reachable(seconds: float = 3.0) -> bool:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """transformers logs nothing below an error while this lasts."""
+def quiet_transformers(bars: bool = True) -> Iterator[None]:
+    """transformers logs nothing below an error while this lasts, and without `bars` shows none."""
     from transformers.utils import logging as theirs
 
-    verbosity = theirs.get_verbosity()
+    verbosity, shown = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
     theirs.set_verbosity(logging.ERROR)
+    if not bars:
+        theirs.disable_progress_bar()
     try:
         yield
     finally:
         theirs.set_verbosity(verbosity)
+        if shown and not bars:
+            theirs.enable_progress_bar()
 
 
 def find_config(path: str) -> Path | None:
@@ -83,7 +87,7 @@ def fetch(
         path = local_folder(asked) or path
     offline = not Path(path).is_dir() and not hub_reachable()
     try:
-        with quiet_transformers():
+        with quiet_transformers(bars=not offline and not Path(path).is_dir()):  # it may download
             return from_pretrained(str(path), local_files_only=offline, **settings)
     except Exception as error:  # damaged files raise whatever their parsers raise
         if offline:

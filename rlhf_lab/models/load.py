@@ -11,11 +11,11 @@ import json
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..display import by_surface
 from ..runs.json_files import packaged_folder
-from .bare_tokenizer import bare_tokenizer
+from .bare_tokenizer import BareTokenizer
 from .hub import fetch, find_config
 from .names import ALIASES as ALIASES
 from .names import BUNDLED as BUNDLED
@@ -54,6 +54,8 @@ class Model:
         self, name: str, paths: Mapping[str, str], trust_remote_code: bool = False
     ) -> None:
         self.name, self.paths, self.trust_remote_code = name, dict(paths), trust_remote_code
+        self.replaced: dict[str, str] = {}
+        """paths of other checkpoints than those that came with the name"""
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {', '.join(self.paths)})"
@@ -92,10 +94,12 @@ class Model:
 
     @cached_property
     def encoder(self) -> Tokenizer:
-        """What makes the same tokens as `tokenizer`, for those who only count them: read from its
-        files without transformers, where they are understood."""
-        bare: Any = None if "tokenizer" in vars(self) else bare_tokenizer(self.paths["base"])
-        return self.tokenizer if bare is None else bare
+        """What makes the same tokens as `tokenizer`, for those who only count them: of a bundled
+        model read without transformers."""
+        folder = Path(self.paths["base"])
+        if "tokenizer" in vars(self) or folder.parents[1:2] != (small_models_folder(),):
+            return self.tokenizer
+        return BareTokenizer(folder)  # type: ignore[return-value]  # as much as they ask of one
 
     @cached_property
     def reward_tokenizer(self) -> Tokenizer:
@@ -188,9 +192,25 @@ class Model:
     def _sft_path(self) -> str:
         return self.paths.get("sft", self.paths["base"])
 
+    @property
+    def others(self) -> dict[str, str]:
+        """Models of other roles that it was given, as `lab.plan` takes them."""
+        known = load(self.name).paths if self.name in BUNDLED else {}
+        bundled, found = small_models_folder(), {}
+        for role in ("reward", "value", "teacher", "draft"):
+            path = self.paths.get(role)
+            if path is not None and path not in (self.paths["base"], *known.values()):
+                within = Path(path).is_relative_to(bundled)
+                found[f"{role}_model"] = Path(path).parent.name if within else path
+        return found
+
     def with_stage(self, stage: str, path: str | Path) -> Model:
         """The same model with the checkpoint of one stage replaced."""
-        return Model(self.name, {**self.paths, stage: str(path)}, self.trust_remote_code)
+        made = Model(self.name, {**self.paths, stage: str(path)}, self.trust_remote_code)
+        made.replaced = {**self.replaced, stage: str(path)}
+        if str(path) == self.paths.get(stage) and stage not in self.replaced:
+            del made.replaced[stage]
+        return made
 
 
 def writes_nothing(name: str) -> ValueError:

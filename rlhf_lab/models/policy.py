@@ -40,12 +40,20 @@ class Policy:
         return prompt.rstrip() + "\n" if self.bundled and isinstance(prompt, str) else prompt
 
 
-def find_policy(model: Run | Model | str | Path, stage: str = "sft") -> Policy:
-    """The policy of a run (or its folder), or of the `stage` ("sft" or "base") of a model or its
-    name. Raises FileNotFoundError for a run that kept no model, ValueError for what scores."""
-    if isinstance(model, (str, Path)):
-        folder = Path(model).parent if Path(model).name == "model" else Path(model)
-        model = Run.load(folder) if (folder / "run.json").is_file() else model
+def run_or_model(of: Run | Model | str | Path) -> Run | Model:
+    """A run, its folder or the model folder in it; else a model, its name, folder or hub id."""
+    if isinstance(of, (str, Path)):
+        folder = Path(of).expanduser()
+        folder = folder.parent if folder.name == "model" else folder
+        if (folder / "run.json").is_file():
+            return Run.load(folder)
+    return of if isinstance(of, Run) else load(of)
+
+
+def find_policy(of: Run | Model | str | Path, stage: str = "sft") -> Policy:
+    """The policy of a run, or of the `stage` ("sft" or "base") of a model (`run_or_model`). Raises
+    FileNotFoundError for a run that kept no model, ValueError for what scores."""
+    model = run_or_model(of)
     if isinstance(model, Run):
         if model.stage == "reward":
             raise writes_nothing(model.name)
@@ -53,14 +61,13 @@ def find_policy(model: Run | Model | str | Path, stage: str = "sft") -> Policy:
         return Policy(
             path, path, name, _is_bundled(path), _is_bundled(path) and learned == "stories"
         )
-    handle = load(model)
     if stage not in ("base", "sft"):
         raise ValueError(f"stage {stage!r} writes nothing; choose base or sft")
-    handle.check_writes()
-    base = handle.paths["base"]
-    path, bundled = handle.paths.get(stage, base), _is_bundled(base)
-    name = Path(handle.name).name + "-base" * (stage == "base" and "sft" in handle.paths)
-    return Policy(path, base, name, bundled, bundled, handle.trust_remote_code)
+    model.check_writes()
+    base = model.paths["base"]
+    path, bundled = model.paths.get(stage, base), _is_bundled(base)
+    name = Path(model.name).name + "-base" * (stage == "base" and "sft" in model.paths)
+    return Policy(path, base, name, bundled, bundled, model.trust_remote_code)
 
 
 def _is_bundled(path: str) -> bool:

@@ -42,6 +42,11 @@ LARGE_SCORE = 10
 """A mean score beyond this may be why: rewards of about 1 are what the settings are made for."""
 
 
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, 0 where one of them is constant. (b,), (b,) → ()"""
+    return torch.cosine_similarity(a - a.mean(), b.to(a) - b.to(a).mean(), 0)
+
+
 class Diverged(ValueError):
     """Training cannot go on: a loss is no number, or the policy has left the reference far behind.
     The step that showed it was not made; under ZeRO, where a gradient shows it, not saved."""
@@ -102,10 +107,14 @@ class Bookkeeping(TrainingParts, ABC):
             "response_length": r.mask.sum(1).float(),
             "stopped": r.stopped(self.stop_token_ids).float(),
         }
+        if not self.args.whiten_rewards:  # which puts rewards in another unit
+            paid = (adv.rewards * r.mask).sum(1)  # what GAE learns from: 0 off, but for rounding
+            means["objective_error"] = (paid - means["objective"]).abs()
         explained = losses.explained_variance(r.values, adv.returns, r.mask)
         return {n: float(x.mean()) for n, x in means.items()} | {
             "kl_per_token": float(losses.masked_mean(k1, r.mask)),
             "explained_variance": float(explained),
+            "reward_length_corr": float(correlation(r.scores_raw, r.mask.sum(1))),
             **self._engine_metrics(r),
         }
 
@@ -132,6 +141,8 @@ class Bookkeeping(TrainingParts, ABC):
                 sample | {n: float(v[i]) for n, v in values.items()}
                 for i, sample in enumerate(self._samples(rows, r))
             ]
+            if "gold_reward" in values:
+                values["reward_gold_corr"] = correlation(r.scores_raw, values["gold_reward"])[None]
             means = {n: self._mean(v.to(self.accelerator.device)) for n, v in values.items()}
             return means, samples
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler
 
@@ -200,6 +200,31 @@ def _load(
     main = trainer.accelerator.is_main_process
     state.is_local_process_zero, state.is_world_process_zero = main, main
     trainer.state = state
+
+
+OF_REWARD = frozenset(
+    {"reward_model", "reward_funcs", "rewards", "reward_weights", "normalize_scores"}
+)
+"""What the constants of the rewards' normalisation depend on."""
+
+
+def take_settings(trainer: TrainingParts, changed: Collection[str]) -> None:
+    """Put a restored trainer's own settings in place of those that its checkpoint brought: the rate
+    and the optimizer's; β and the rewards' normalisation where they are `changed`. The optimizer's
+    moments stay, and the place in the schedule."""
+    args, schedule = trainer.args, trainer.scheduler
+    assert isinstance(schedule, LambdaLR)  # as all schedules that PPO takes (`config.CHOICES`)
+    groups = trainer.optimizer.param_groups
+    schedule.base_lrs = [args.learning_rate] * len(groups)
+    rates = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    schedule._last_lr = [rate * f(schedule.last_epoch) for rate, f in rates]
+    for group, rate in zip(groups, schedule._last_lr, strict=True):
+        group |= {**args.optimizer()[1], "weight_decay": args.weight_decay}
+        group |= {"lr": rate, "initial_lr": args.learning_rate}
+    if "kl_coef" in changed or args.kl_target is None:
+        trainer.beta = args.kl_coef
+    if OF_REWARD & set(changed):
+        trainer.rewards.mean = trainer.rewards.std = None
 
 
 def random_state() -> Saved:

@@ -36,7 +36,7 @@ NOT_HONOURED = frozenset(
     "optim_target_modules label_smoothing_factor neftune_noise_alpha auto_find_batch_size "
     "data_seed train_sampling_strategy dataloader_drop_last full_determinism fsdp deepspeed "
     "parallelism_config load_best_model_at_end metric_for_best_model greater_is_better "
-    "save_only_model push_to_hub hub_model_id".split()
+    "save_only_model push_to_hub hub_model_id torch_compile_backend torch_compile_mode".split()
 )
 """transformers' settings that would change what is trained or saved, and that PPO does not know."""
 ABOVE_ZERO = (
@@ -135,7 +135,14 @@ class PPOConfig(TrainingArguments):
                 raise ValueError(f"{f.name} has no effect in PPO: leave it out")
         # transformers refuses bf16 on a CPU unless it is told that this is meant.
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        # transformers would have accelerate compile whole models.
+        compiled, self.torch_compile = self.torch_compile, False
+        if compiled not in (True, False):
+            raise ValueError(
+                f"torch_compile={compiled!r}: here True or False (a plan weighs 'auto')"
+            )
         TrainingArguments.__post_init__(self)
+        self.torch_compile = compiled
         load_whole()  # PPO shards models itself
         if self.rollout_batch_size % self.num_mini_batches:
             raise ValueError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from ..models.compiled import compiled, is_compiled
 from .losses import to_fp32, token_logprobs
 
 AnyModel = Any
@@ -48,9 +49,14 @@ def scored_logprobs(model: AnyModel, hidden: Tensor, tokens: Tensor, temperature
     hidden: (n, h), tokens: (n,) → (n,), fp32.
     """
     rows = max(1, PIECE // model.config.get_text_config().vocab_size)
+    fused = is_compiled(model)
 
     def piece(hidden: Tensor, tokens: Tensor) -> Tensor:
-        blocks = _blocks(language_head(model, hidden), tokens)
+        logits = language_head(model, hidden)
+        if fused and len(logits) > 1:
+            logprobs: Tensor = compiled(_fused)(logits, tokens.unsqueeze(-1), temperature)[0]
+            return logprobs.squeeze(-1)
+        blocks = _blocks(logits, tokens)
         return torch.cat([token_logprobs(z, token, temperature) for z, token in blocks])
 
     pieces = zip(hidden.split(rows), tokens.split(rows), strict=True)
@@ -58,18 +64,19 @@ def scored_logprobs(model: AnyModel, hidden: Tensor, tokens: Tensor, temperature
 
 
 def logprobs_and_entropy(
-    logits: Tensor, tokens: Tensor, temperature: float
+    logits: Tensor, tokens: Tensor, temperature: float, fused: bool = False
 ) -> tuple[Tensor, Tensor]:
     """log π of each token and the entropy of its distribution. (n, vocab), (n,) → (n,), (n,), fp32;
     or of k tokens in each place: (n, vocab), (n, k) → (n, k), (n,).
 
     Only log π has a gradient. The backward pass turns `logits` into their gradient in place, so
-    nothing else may use them.
+    nothing else may use them. `fused`: by compiled code, where it is one token in each place.
     """
     apply: Callable[..., tuple[Tensor, Tensor]] = _LogProbs.apply
     if tokens.dim() == logits.dim():
         return apply(logits, tokens, temperature)
-    logprobs, entropy = apply(logits, tokens.unsqueeze(-1), temperature)
+    fused = fused and len(logits) > 1
+    logprobs, entropy = apply(logits, tokens.unsqueeze(-1), temperature, fused)
     return logprobs.squeeze(-1), entropy
 
 
@@ -92,6 +99,7 @@ class _Context(FunctionCtx):
     """What the backward pass of `_LogProbs` needs."""
 
     temperature: float
+    fused: bool
     saved_tensors: tuple[Tensor, ...]
 
 
@@ -102,29 +110,53 @@ class _LogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context, logits: Tensor, tokens: Tensor, temperature: float
+        ctx: _Context, logits: Tensor, tokens: Tensor, temperature: float, fused: bool = False
     ) -> tuple[Tensor, Tensor]:
-        blocks = []
-        for z, token in _blocks(logits, tokens):
+        blocks = [compiled(_fused)(logits, tokens, temperature)] if fused else []
+        for z, token in _blocks(logits, tokens) if not fused else ():
             z = to_fp32(z) / temperature
             logp = torch.log_softmax(z, -1)
             logprob, z = (x.gather(-1, token) for x in (logp, z))
             norm = (z - logprob)[:, :1]
             blocks.append((logprob, -logp.exp().mul_(logp).sum(-1), norm))
         logprobs, entropy, norm = (torch.cat(x) for x in zip(*blocks, strict=True))
-        ctx.temperature = temperature
+        ctx.temperature, ctx.fused = temperature, fused
         ctx.save_for_backward(logits, tokens, norm)  # norm: log Σ e^z
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: _Context, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _Context, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         logits, tokens, norm = ctx.saved_tensors
+        if ctx.fused:
+            compiled(_fused_backward)(logits, tokens, norm, grad, ctx.temperature)
+            return logits, None, None, None
         grad = grad / ctx.temperature
         for z, token, n, g in _blocks(logits, tokens, norm, grad):
             pi = (to_fp32(z) / ctx.temperature).sub_(n).exp_()
             z.copy_(pi.mul_(-g.sum(-1, keepdim=True)).scatter_add_(-1, token, g))
-        return logits, None, None
+        return logits, None, None, None
+
+
+def _fused(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """log π of the tokens, entropies, and log Σ e^z of z = logits/T. (n, vocab), (n, 1) → (n, 1),
+    (n,), (n, 1)."""
+    z = to_fp32(logits) / temperature
+    most = z.amax(-1, keepdim=True)
+    weights = (z - most).exp()
+    total = weights.sum(-1, keepdim=True)
+    norm = most + total.log()
+    entropy = norm.squeeze(-1) - (weights * z).sum(-1) / total.squeeze(-1)
+    return to_fp32(logits.gather(-1, tokens)) / temperature - norm, entropy, norm
+
+
+def _fused_backward(
+    logits: Tensor, tokens: Tensor, norm: Tensor, grad: Tensor, temperature: float
+) -> None:
+    """Logits (n, vocab) become their gradient. tokens, norm, grad: (n, 1)."""
+    pi = (to_fp32(logits) / temperature - norm).exp()
+    here = torch.arange(logits.shape[-1], device=logits.device) == tokens
+    logits.copy_((here.to(pi.dtype) - pi) * (grad / temperature))
 
 
 def _blocks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..models.compiled import Code
 from ..stages import Settings
 from .adapters import Switch
 
@@ -47,21 +48,27 @@ def recomputed(layers: Layers, switch: Switch | None) -> Iterator[None]:
     """While it lasts these layers keep their inputs alone; they run again with the adapter that
     they ran with."""
 
-    def forward(layer: GradientCheckpointingLayer, *args: object, **kwargs: object) -> object:
+    def forward(
+        layer: GradientCheckpointingLayer, run: Code, *args: object, **kwargs: object
+    ) -> object:
         adapter = switch.on if switch else None
 
         def plain(*args: object) -> object:
             if switch:
                 switch.to(adapter)
-            return type(layer).forward(layer, *args, **kwargs)
+            return run(*args, **kwargs)
 
         checkpoint: Checkpoint = vars(layer)["_gradient_checkpointing_func"]
         return checkpoint(plain, *args)
 
+    compiled = {layer: vars(layer)["forward"] for layer in layers if "forward" in vars(layer)}
     for layer in layers:
-        layer.forward = partial(forward, layer)
+        run = compiled.get(layer) or partial(type(layer).forward, layer)
+        layer.forward = partial(forward, layer, run)
     try:
         yield
     finally:
         for layer in layers:
             del layer.forward
+            if layer in compiled:
+                layer.forward = compiled[layer]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.compiled import is_compiled
 from .executor import Buckets, Executor
 from .logprobs import AnyModel, language_head, logprobs_and_entropy, scored_logprobs
 from .losses import StopTokens, is_stop, to_fp32
@@ -253,7 +254,8 @@ def trained_logprobs(
     are given. responses, response_mask: (b, t) → (b, t), (b, t), 0 where masked."""
     logits = language_head(model, hidden)
     tokens = gather_masked(responses, response_mask)
-    logprobs, entropy = logprobs_and_entropy(logits, tokens, temperature)
+    fused = is_compiled(model)
+    logprobs, entropy = logprobs_and_entropy(logits, tokens, temperature, fused)
     return scatter_masked(logprobs, response_mask), scatter_masked(entropy, response_mask)
 
 

@@ -32,6 +32,7 @@ from ..data.lengths import worth_a_pass
 from ..data.reward_sources import RewardFunction
 from ..data.tokenize import row_prompt_ids, stop_ids
 from ..metering.meter import Meter
+from ..models.compiled import compile_layers
 from ..stages import Setting
 from . import losses
 from .bookkeeping import STATISTICS, Bookkeeping
@@ -58,6 +59,7 @@ from .rollout import (
     token_values,
 )
 from .sampling import pad_prompts, row_keys, shuffled
+from .sharding import Replicated
 from .texts import Row, Tokenizer
 
 if TYPE_CHECKING:
@@ -124,6 +126,11 @@ class PPOTrainer(Bookkeeping):
             how = args.activation_checkpointing_kwargs or {}
             assert isinstance(how, dict)  # transformers has read it, where it was text
             self.roles.trained.recomputed = recomputed_layers(self.roles.trained, how)
+        if args.torch_compile:
+            if type(self.sharding) is not Replicated:
+                raise ValueError("torch_compile does not go with sharded models: leave it out")
+            played = self.roles.policy, self.roles.reference, self.roles.value, self.roles.reward
+            compile_layers(*(model for model in played if model is not None))
         self.policy, self.reference = self.roles.policy, self.roles.reference
         self.value_model, self.reward_model = self.roles.value, self.roles.reward
         self.rewards = Rewards(
@@ -193,19 +200,20 @@ class PPOTrainer(Bookkeeping):
         state.max_steps = self.iterations
         state.compute_steps(args, self.iterations)
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
-        while state.global_step < self.iterations:
-            started = time.perf_counter()
-            self.control = self.callback_handler.on_step_begin(args, state, self.control)
-            self.log(self.iterate(state.global_step))
-            self.control = self.callback_handler.on_step_end(args, state, self.control)
-            if self.control.should_evaluate:
-                self.evaluate()
-            self.seconds += time.perf_counter() - started
-            stop = self._stops()
-            if self.control.should_save or (stop and args.save_strategy != "no"):
-                self.save_checkpoint()
-            if stop:
-                break
+        with self.meter.compiling(bool(args.torch_compile)):
+            while state.global_step < self.iterations:
+                started = time.perf_counter()
+                self.control = self.callback_handler.on_step_begin(args, state, self.control)
+                self.log(self.iterate(state.global_step))
+                self.control = self.callback_handler.on_step_end(args, state, self.control)
+                if self.control.should_evaluate:
+                    self.evaluate()
+                self.seconds += time.perf_counter() - started
+                stop = self._stops()
+                if self.control.should_save or (stop and args.save_strategy != "no"):
+                    self.save_checkpoint()
+                if stop:
+                    break
         self.meter.close()
         self.control = self.callback_handler.on_train_end(args, state, self.control)
         return state

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from ..display import Display, escape, format_number, html_table, table
@@ -23,8 +24,8 @@ from ..stages import read_table
 from .run import Run
 
 NGRAM = 3
-LEAST = {"largest": 1, "smallest": 1, "trend": 8}
-"""Values that a figure is made from, at the least; 4 of others."""
+LEAST, MOST = {"largest": 1, "smallest": 1, "magnitude": 1}, 6
+"""Values that a figure is made from, at the least; `MOST` of others."""
 THINNED = 100
 """Values that a trend is made from, at most."""
 LIKE = 3
@@ -38,8 +39,7 @@ Lines = Sequence[Mapping[str, float]]
 
 def recent(values: Sequence[float]) -> float:
     """Mean of the last quarter."""
-    last = values[-max(1, len(values) // 4) :]
-    return sum(last) / len(last)
+    return fmean(values[-max(1, len(values) // 4) :])
 
 
 def change(values: Sequence[float]) -> float:
@@ -65,6 +65,11 @@ def magnitude(values: Sequence[float]) -> float:
     return math.log10(max(1e-9, *values))
 
 
+def usual(values: Sequence[float]) -> float:
+    """log10 of the median, of 1e-9 at the least: one jump is none."""
+    return math.log10(max(1e-9, median(values)))
+
+
 FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "largest": max,
     "smallest": min,
@@ -73,6 +78,8 @@ FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "growth": growth,
     "trend": trend,
     "magnitude": magnitude,
+    "average": fmean,
+    "usual": usual,
 }
 
 
@@ -95,7 +102,7 @@ class Check:
 
     name: str
     metric: str
-    """or some, divided: `a / b`"""
+    """or `a / b`: the figure of one over that of another"""
     figure: str
     """of `FIGURES`"""
     side: str
@@ -104,33 +111,29 @@ class Check:
     tries: str
     against: str = ""
     """a metric whose figure is taken off"""
+    least: int = 0
+    """values that it needs; 0: as many as the figure"""
     unless: Sequence[str] = ()
     """metrics beside which this one means something else"""
 
+    @property
+    def needs(self) -> int:
+        return self.least or LEAST.get(self.figure, MOST)
+
     def value(self, lines: Lines) -> float:
         """The figure of all lines; NaN where they do not hold it."""
-        if any(name in line for line in lines for name in self.unless):
+        if any(name in line for name in self.unless for line in lines):
             return math.nan
         return self._of(lines, self.metric) - (self._of(lines, self.against) if self.against else 0)
 
     def _of(self, lines: Lines, metric: str) -> float:
-        values = [x for line in lines if math.isfinite(x := quotient(line, metric))]
-        if len(values) < LEAST.get(self.figure, 4):
-            return math.nan
-        return FIGURES[self.figure](values)
+        first, *below = (self._figure(lines, name) for name in metric.split(" / "))
+        divisor = math.prod(below)
+        return first / divisor if divisor else math.nan
 
-    def worst(self, lines: Lines) -> float:
-        """The worst value at any time of a run; NaN where there is none."""
-        values = [self.value(lines[: n + 1]) for n in range(len(lines))]
-        known = [v for v in values if math.isfinite(v)]
-        return (max if self.side == "high" else min)(known) if known else math.nan
-
-
-def quotient(line: Mapping[str, float], metric: str) -> float:
-    """A logged metric, or some divided: `a / b`; NaN where one is missing, or 0 below."""
-    first, *below = (line.get(name, math.nan) for name in metric.split(" / "))
-    divisor = math.prod(below)
-    return first / divisor if divisor else math.nan
+    def _figure(self, lines: Lines, name: str) -> float:
+        values = [line[name] for line in lines if name in line and math.isfinite(line[name])]
+        return FIGURES[self.figure](values) if len(values) >= self.needs else math.nan
 
 
 CHECKS = {n: Check(name=n, **entry) for n, entry in read_table(_HERE / "health.yaml").items()}
@@ -138,10 +141,9 @@ CHECKS = {n: Check(name=n, **entry) for n, entry in read_table(_HERE / "health.y
 
 @cache
 def limits() -> dict[str, Any]:
-    """`health_limits.json`: `limits` (warn, critical, origin) by check, and `specimens`: by name,
-    the share of its runs that fails each check."""
-    found: dict[str, Any] = json.loads((_HERE / "health_limits.json").read_text("utf-8"))
-    return found
+    """`health_limits.json`: `limits` (warn, critical, origin) by check, and by name in `specimens`
+    the share of its runs that `fails` each check, and by which step four in five are `shown`."""
+    return dict(json.loads((_HERE / "health_limits.json").read_text("utf-8")))
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,17 @@ def examine(lines: Lines) -> list[Finding]:
     return sorted(found, key=lambda f: not f.critical)
 
 
+def known(lines: Lines) -> list[str]:
+    """The checks that these lines say something of."""
+    return [name for name in limits()["limits"] if math.isfinite(CHECKS[name].value(lines))]
+
+
 def look_alikes(failed: Iterable[str]) -> list[str]:
     """Specimens that fail the checks of these names, the most alike first: by what both fail over
     what either does, a check counting by the share of the specimen's runs that fails it."""
     names, likeness = set(failed), dict[str, float]()
-    for specimen, shares in limits()["specimens"].items():
+    for specimen, one in limits()["specimens"].items():
+        shares = one["fails"]
         both = sum(shares.get(name, 0.0) for name in names)
         either = len(names) + sum(x for name, x in shares.items() if name not in names)
         likeness[specimen] = both / either if either else 0.0
@@ -195,7 +203,12 @@ class Health(Display):
 
     def __init__(self, lines: Lines) -> None:
         self.findings = examine(lines)
-        self.known = [n for n in limits()["limits"] if math.isfinite(CHECKS[n].value(lines))]
+        self.steps, self.known = len(lines), known(lines)
+        self.early = [n for n in known([*lines] * MOST) if n not in self.known]
+        shown = {name: one["shown"] or math.inf for name, one in limits()["specimens"].items()}
+        # Specimens of which more than one run in five, after so many steps, still passed too.
+        ppo = any("explained_variance" in line for line in lines)
+        self.hidden = [name for name, at in shown.items() if ppo and at > self.steps]
         self.look_alikes = look_alikes(f.check.name for f in self.findings)
         rows = [
             {
@@ -206,8 +219,11 @@ class Health(Display):
             }
             for f in self.findings
         ]
+        said = self.headline
+        if self.hidden and not rows:
+            said += f"\nnot to be ruled out by then: {', '.join(self.hidden)}"
         text, page = (f"\n{table(rows)}", html_table(rows)) if rows else ("", "")
-        super().__init__(self.headline + text, f"<p>{escape(self.headline)}</p>{page}")
+        super().__init__(said + text, f"<p>{escape(said)}</p>{page}")
 
     @property
     def headline(self) -> str:
@@ -215,7 +231,9 @@ class Health(Display):
         if not self.known:
             return "no check: nothing was logged that one knows"
         if not self.findings:
-            return f"{len(self.known)} checks passed"
+            steps = f"{self.steps} logged step{'s' * (self.steps != 1)}"
+            more = f"; {len(self.early)} more need further steps" if self.early else ""
+            return f"{len(self.known)} checks passed over {steps}{more}"
         names = ", ".join(f.check.name + ("!" if f.critical else "") for f in self.findings)
         like = f"; looks like {', '.join(self.look_alikes)}" if self.look_alikes else ""
         return f"{len(self.findings)} of {len(self.known)} checks failed: {names}{like}"
@@ -240,6 +258,6 @@ def logged_lines(run: Run, upto: float = math.inf) -> list[dict[str, float]]:
 def health(run: Run | str | Path, upto: float = math.inf) -> Health:
     """Named checks of what a run (or its folder) has logged, up to a step: what each saw that
     healthy runs do not show, which specimens of the bug zoo look like this, and what to try. The
-    limits come from healthy runs of the bundled `tiny`; `health_limits.json` says from which."""
+    limits come from healthy runs of bundled models; `health_limits.json` says from which."""
     run = run if isinstance(run, Run) else Run.load(run)
     return Health(logged_lines(run, upto))

@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from ..display import by_surface
+
 JsonObject: TypeAlias = dict[str, Any]
 """An object of a JSON file: its values are whatever stands there."""
 Content = TypeVar("Content")
@@ -50,6 +52,15 @@ def lab_home() -> Path:
     """Where the lab keeps what is of this machine: $RLHF_LAB_HOME, else ~/.cache/rlhf_lab."""
     home = os.environ.get("RLHF_LAB_HOME")
     return Path(home).expanduser() if home else Path.home() / ".cache/rlhf_lab"
+
+
+def check_empty(folder: Path) -> None:
+    """Raises FileExistsError, one line, unless a folder is empty or new."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists():
+        other = by_surface("out", "--out")
+        raise FileExistsError(f"{folder} is not empty: choose another folder ({other})")
 
 
 def packaged_folder(name: str) -> Path:

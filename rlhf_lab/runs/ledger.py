@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 ROLES = ("policy", "reference", "reward", "value", "student", "teacher", "draft")
 PHASES = (
     *("rollout", "old_logprobs", "reference", "teacher", "score", "value", "advantage"),
-    *("forward", "backward", "optimizer", "prefill", "decode", "sampling", "evaluation"),
+    *("forward", "backward", "optimizer", "prefill", "decode", "sampling", "evaluation", "compile"),
 )
-AROUND = ("sampling", "evaluation")
-"""Phases around training, which no plan predicts."""
+AROUND = ("sampling", "evaluation", "compile")
+"""Phases around training."""
 COMPONENTS = (
     *("parameters", "gradients", "optimizer", "activations"),
     *("logits", "kv_cache", "communication", "workspace"),

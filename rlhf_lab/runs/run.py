@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..display import Display, by_surface, escape, html_table, table
+from ..display import Display, by_surface, check_choice, escape, html_table, table
 from ..stages import STAGES
 from .figures import Unfinished, changes, facts, spans, with_meanings
 from .json_files import (
@@ -89,38 +89,35 @@ class Run:
         data: object = None,
         seed: int = 0,
         hardware: object = None,
-        sources: Mapping[str, str] | None = None,
-        losses: Mapping[str, str] | None = None,
-        specimen: str | None = None,
         processes: int = 1,
         overwrite: bool = False,
         keep: Sequence[str] = (),
+        **more: object,
     ) -> Run:
         """Start a run in an empty or new folder (or, with `overwrite`, in place of an old run, of
         which it may `keep` files).
 
-        `settings` is a mapping, a dataclass or anything with `to_dict` (TRL's configs); `sources`
-        says where those come from that nobody gave; `losses` which of PPO's functions are somebody
-        else's, by name; `specimen` what is wrong with it on purpose; `processes` how many train it.
+        `settings` is a mapping, a dataclass or anything with `to_dict` (TRL's configs). Of `more`
+        what is not empty: `sources` of settings that nobody gave; `models` that are not the model's
+        own; `reward_funcs` and `losses` by name; `specimen`, what is wrong on purpose; `clone`.
         """
-        if stage not in STAGES:
-            raise ValueError(f"stage={stage!r}: choose from {', '.join(STAGES)}")
+        check_choice("stage", stage, STAGES)
         run = cls(folder)
         run.check_room(overwrite)
         run.claim()
         run._make_room(overwrite, keep)
         what = {"stage": stage, "model": model, "data": data, "seed": seed, "hardware": hardware}
-        what |= {"sources": dict(sources)} if sources else {}
-        what |= {"losses": dict(losses)} if losses else {}
-        what |= {"specimen": specimen} if specimen else {}
+        what |= {name: value for name, value in more.items() if value}
         what |= {"processes": processes} if processes > 1 else {}
         state = {"versions": versions(), "started": _now(), "status": "running", "summary": {}}
         run._write_config({**what, "settings": settings, **state})
         return run
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Run:
-        """Open a run that is on disk, finished or still going."""
+    def load(cls, folder: Run | str | os.PathLike[str]) -> Run:
+        """Open a run that is on disk, finished or still going; an open one is given back."""
+        if isinstance(folder, Run):
+            return folder
         run = cls(folder)
         if not (run.folder / "run.json").is_file():
             missing = "" if run.folder.is_dir() else "; there is no such folder"
@@ -133,9 +130,7 @@ class Run:
         """A run that the notebooks show beside their own (`make course_runs`); `ppo_small` alone
         has a model. Raises ValueError for another name."""
         folder = notebooks_folder() / "course_runs"
-        if not (folder / name / "run.json").is_file():
-            known = ", ".join(sorted(p.parent.name for p in folder.glob("*/run.json")))
-            raise ValueError(f"no stored run {name!r}: choose from {known or 'none'}")
+        check_choice("name", name, sorted(p.parent.name for p in folder.glob("*/run.json")))
         return cls.load(folder / name)
 
     def check_room(self, overwrite: bool = False) -> None:
@@ -203,11 +198,13 @@ class Run:
         same_place = there["processes"] == here["processes"]
         for known in (there, here):
             known |= {f"settings.{k}": v for k, v in known.pop("settings").items()}
+            known |= {f"{k}_model": v for k, v in (known.pop("models", None) or {}).items()}
             if not same_place:  # the same rows in a step, whoever passes which of them
                 known[f"settings.{' × '.join(BATCH)}"] = math.prod(
                     known.pop(f"settings.{name}", None) or 1 for name in BATCH[:2]
                 ) * known.pop("processes")
-        for name in here.keys() | {n for n in there if n.startswith("settings.")}:
+        of_there = {n for n in there if n.startswith("settings.") or n.endswith("_model")}
+        for name in here.keys() | of_there:
             old, new = there.get(name), here.get(name)
             if old != new:
                 raise ValueError(
@@ -258,8 +255,7 @@ class Run:
 
     def finish(self, status: str = "finished", **summary: object) -> None:
         """Write down how the run ended; `summary` is added to what the summary already holds."""
-        if status not in STATUSES[1:]:
-            raise ValueError(f"status={status!r}: choose from {', '.join(STATUSES[1:])}")
+        check_choice("status", status, STATUSES[1:])
         config = self._config_file.read()
         whole = {**config.get("summary", {}), **summary}
         self._write_config({**config, "summary": whole, "status": status, "ended": _now()})
@@ -392,6 +388,8 @@ class Run:
         # Its dashboard may be far up the page. The same words on every machine.
         look = by_surface("; curves: lab.dashboard(run), what it wrote: lab.inspect(run)", "")
         sick = f"sick on purpose ({config['specimen']}), " if "specimen" in config else ""
+        if of := config.get("clone"):
+            sick += f"cloned from {of['run']} at step {of['step']}, "
         head = (
             f"{self.name}: {config['stage']} of {config['model']}, seed {config['seed']}, {sick}"
             + (self.what_is_left() or f"{self.status} at step {self.last_step}{look}")

@@ -18,6 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import TrainerCallback
 
+from ..display import check_choice
 from ..metering.memory_tracker import GPU_BLOCK
 from ..ppo.logprobs import AnyModel
 from ..stages import XRAYED
@@ -38,8 +39,7 @@ def simulate_step(setup: Setup, config: Config, roles: Mapping[str, Config] | No
     device does: every row is of its `prompt` and `response` tokens. Raises ValueError, one line,
     for what cannot be simulated.
     """
-    if setup.stage not in XRAYED:
-        raise ValueError(f"stage={setup.stage!r}: choose from {', '.join(XRAYED)}")
+    check_choice("stage", setup.stage, XRAYED)
     if setup.use_vllm:
         raise ValueError("use_vllm: vLLM's memory is planned, not simulated: x-ray without it")
     with left_alone(), tempfile.TemporaryDirectory() as folder:

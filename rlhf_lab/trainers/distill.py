@@ -26,6 +26,7 @@ from trl.trainer.utils import pad
 
 from ..data.reward_sources import gold_metrics
 from ..data.schema import Example
+from ..display import check_choice
 from ..metering.meter import Meter
 from ..ppo.logprobs import AnyModel, language_head, logprobs_and_entropy
 from ..ppo.texts import which_ended
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 Sampled = Callable[[int, Rows, list[list[int]]], dict[str, float]]
 """`(step, rows, responses as ids)` → metrics of what was sampled."""
-
-
 WAYS = ("student", "samples", "logits")
 
 
@@ -60,8 +59,7 @@ class DistillationConfig(ResponseLength, trl.DistillationConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.distill_from not in WAYS:
-            raise ValueError(f"distill_from={self.distill_from!r}; choose from {', '.join(WAYS)}")
+        check_choice("distill_from", self.distill_from, WAYS)
         if self.loss_top_k < 1:
             raise ValueError(f"loss_top_k must be 1 or more, got {self.loss_top_k}")
         if not 0 <= self.beta <= 1:
@@ -211,14 +209,7 @@ def train(job: Job) -> Figures:
     sampled = WhatIsSampled(job, rows)
     watch = DistillWatch(job.meter, sampled, job.run.log, job.progress, job.should_stop)
     trainer = distillation_trainer(
-        roles["student"],
-        teacher,
-        job.tokenizer,
-        rows,
-        job.args,
-        [watch],
-        sampled,
-        answers,
+        roles["student"], teacher, job.tokenizer, rows, job.args, [watch], sampled, answers
     )
     figures = run_trainer(job, trainer, watch)
     after = evaluate_policy(job, job.whole(trainer.model))

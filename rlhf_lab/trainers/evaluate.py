@@ -60,10 +60,7 @@ def answers_to(
 
 
 def padded_answers(
-    pad: int,
-    prompts: Sequence[list[int]],
-    responses: Sequence[list[int]],
-    device: torch.device,
+    pad: int, prompts: Sequence[list[int]], responses: Sequence[list[int]], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Prompts and responses, as ids, to pass through a model: → (ids (b, s), attention (b, s),
     responses (b, t), their mask (b, t))."""

@@ -17,6 +17,7 @@ from ..data.reward_sources import RewardFunction
 from ..data.tokenize import prompt_text, stop_ids
 from ..launch.processes import any_process, from_all, load_whole
 from ..metering.meter import Meter
+from ..models.compiled import compile_layers
 from ..models.weights import embeddings, grow_embeddings
 from ..ppo.adapters import POLICY
 from ..ppo.logprobs import AnyModel
@@ -190,7 +191,14 @@ def run_trainer(job: Job, trainer: Trainer, watch: Watch) -> Figures:
         job.run.rewind(done := int(resume.name.split("-")[1]))
         if not job.quiet:
             print(f"{job.plan.stage}: going on after step {done}", flush=True)
-    run_loop(job, partial(trainer.train, resume_from_checkpoint=str(resume) if resume else None))
+    compiled = bool(job.plan.settings.get("torch_compile"))
+    if compiled:
+        beside = (getattr(trainer, name, None) for name in ("ref_model", "teacher_model"))
+        compile_layers(*filter(None, (trainer.model, *beside, job.ready.models.get("reward"))))
+    with job.meter.compiling(compiled):
+        run_loop(
+            job, partial(trainer.train, resume_from_checkpoint=str(resume) if resume else None)
+        )
     seconds = saved.seconds
     watch.close()
     if name := broken_weight(trainer.model):
@@ -232,6 +240,8 @@ def evaluate_policy(
     prompts, keep = job.ready.prompts, keep or job.plan.stage
     if not prompts or job.stopped:
         return {}, None
+    if keep == STAGES[job.plan.stage].starts_from:
+        job.say("evaluating the model as it was before training")
     gold = job.data.has_gold
     with job.meter.phase("evaluation"):
         figures, answers = policy_report(

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..data.reward_sources import gold_metrics
+from ..ppo.checkpoint import take_settings
 from ..ppo.logprobs import AnyModel
 from ..ppo.trainer import PPOTrainer
 from ..runs.progress import note
@@ -25,7 +26,6 @@ class Before(TrainerCallback):
         self.seconds = 0.0
 
     def evaluate(self, model: AnyModel) -> None:
-        self.job.say("evaluating the model as it was before training")
         models, reward = self.trainer.sharding, self.trainer.reward_model
         with models.gathered(model), models.passes(reward):
             self.found = evaluate_policy(self.job, model, reward_model=reward, keep="sft")
@@ -66,7 +66,9 @@ def train(job: Job) -> Figures:
     else:
         before.evaluate(policy)
     if job.resume:
-        done = trainer.restore()
+        done, clone = trainer.restore(), job.run.config.get("clone", {})
+        if done == clone.get("step"):  # a checkpoint of the run that it was cloned from
+            take_settings(trainer, clone["changed"])
         job.run.rewind(done)
         if not job.quiet:
             print(f"ppo: going on after iteration {done} of {trainer.iterations}", flush=True)

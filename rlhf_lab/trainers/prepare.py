@@ -119,6 +119,15 @@ def _rows(plan: Plan, data: Data, args: TrainerArgs, quiet: bool) -> Rows:
             f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
             f"({lost}); {next(filter(None, map(remedy, counts)), limit)}"
         )
+    if spec.online and spec.trainer:  # TRL leaves out what does not fill a generation
+        of_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        batch = getattr(args, "generation_batch_size", None) or of_step * args.world_size
+        wanted = batch // getattr(args, "num_generations", 1)
+        if len(train) < wanted:
+            raise ValueError(
+                f"{data.name}: {len(train)} prompts do not fill a generation of {wanted}, and "
+                "nothing would be trained: give more, or a smaller per_device_train_batch_size"
+            )
     return train, test, held_out, counts
 
 

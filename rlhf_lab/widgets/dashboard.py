@@ -1,11 +1,5 @@
 """The live dashboard of a training: its curves, memory and time, drawn while it runs.
 
-    view = Dashboard("ppo", "tiny").display()      # on the page before anything slow begins
-    view.open(run, ledger)                         # what it draws from
-    bar = view.follow(44)                          # counts like a progress bar
-    bar.update(1, "reward 1.20")
-    view.end()                                     # a static picture in its place
-
 It reads the run's files and a ledger, and never a trainer. Redraws take at most `DRAWING_SHARE` of
 the time. `Replay` draws a run on disk with the same charts.
 """
@@ -23,13 +17,7 @@ import traitlets
 from ..charts.chart import ChartSize, line_chart
 from ..charts.frame import Picture, grid
 from ..charts.memory import role_memory_chart
-from ..charts.views import (
-    ChartSpec,
-    charts_of,
-    known_series,
-    metric_chart,
-    time_stacks,
-)
+from ..charts.views import ChartSpec, charts_of, known_series, metric_chart, time_stacks
 from ..display import escape, format_bytes, format_number, format_seconds, table
 from ..runs.health import health
 from ..runs.ledger import Ledger

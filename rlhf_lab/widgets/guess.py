@@ -1,13 +1,9 @@
 """The reader's own prediction, before anything runs, and what came of it.
 
-    peak = lab.guess("How many MiB is the peak?", unit="MiB")
     slowest = lab.guess("Which takes longest?", ["writing", "scoring", "updating"])
-    ...
-    peak.reveal(predicted=plan.peak / 2**20, measured=run.tensor_peak / 2**20)
     slowest.reveal(measured="updating", because="the model is tiny")
 
-Where no widget can be shown, give the answer as an argument: `lab.guess(..., value=140)`. A cell
-that is run without a guess says so and goes on; one that comes later is put into the table.
+A cell that is run without a guess says so and goes on; one that comes later is put into the table.
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ from ..display import Display, escape, format_number, html_table, table
 from ..runs.progress import DisplayHandle, notebook_display
 from .live import UNLOADED
 
-SOURCES = ("predicted", "simulated", "measured")
+SOURCES = ("predicted", "simulated", "measured", "known")
 NONE_YET = "none yet: answer above"
 
 Answer = float | str
@@ -90,8 +86,9 @@ class Guess:
         self._box.value = checked if self.choices else f"{checked:g}"
 
     def reveal(self, *, because: str = "", **found: Answer) -> Display:
-        """The guess beside what was `predicted`, `simulated` and `measured`, each in `unit` or one
-        of the choices, and `because`, what explains it. A later guess changes this output.
+        """The guess beside what was `predicted`, `simulated` and `measured`, or is `known`, each in
+        `unit` or one of the choices, and `because`, what explains it. A later guess changes this
+        output.
 
         Raises ValueError for another source.
         """

@@ -4,11 +4,6 @@
     labeller                                    # a click, or the keys; each answer is saved at once
     labeller.ask()                              # the same in a terminal
 
-A reward model of your own taste, and a policy that learns from it:
-
-    mine = lab.train("reward", labeller.preferences)
-    lab.train(lab.plan("ppo", tiny.with_stage("reward", mine.folder / "model")), data)
-
 Every answer is on disk (`data/preferences.py`) before the next pair appears: a killed kernel loses
 none, and the same file goes on where you stopped. How well you agree with the gold reward and with
 the annotator stays hidden until the end, so that it does not teach you.
@@ -34,6 +29,7 @@ from ..data.messages import Cell, Row
 from ..data.preferences import ANSWERS, Annotations, pair_id
 from ..data.schema import Prompt
 from ..data.tokenize import prompt_text
+from ..display import check_choice
 from ..world.gold_reward import Annotator
 from .live import Showing
 
@@ -81,8 +77,7 @@ class Labeller(anywidget.AnyWidget):
         seed: int = 0,
         feedback: str = "end",
     ) -> None:
-        if feedback not in ("end", "each"):
-            raise ValueError(f"feedback={feedback!r}: choose from end, each")
+        check_choice("feedback", feedback, ("end", "each"))
         self.pairs = _as_shown(pairs, annotator, seed)
         self.annotations = Annotations(file)
         self.who, self.revealed = who, feedback == "each"

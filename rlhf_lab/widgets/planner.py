@@ -2,10 +2,6 @@
 
     planner = Planner(lab.plan, stage="ppo", model="Qwen/Qwen2.5-7B", hardware="h100", gpus=8)
     planner                     # controls on the left, the answer on the right
-    planner.plan                # what it shows, ready for lab.train
-    planner.state               # the arguments that bring it back: also those of lab.plan
-    planner.code                # the same as a line of Python
-    Planner(lab.plan, plan)     # begins with a plan, its figures and all its settings
 
 The function that plans is given: this file computes nothing of its own. It imports no torch.
 """
@@ -38,9 +34,7 @@ class Planner(Calculator):
 
     `plan`: the function `plan(stage, model, hardware=…, **settings)`, such as `lab.plan`. `of`: a
     plan to begin with. `state`: arguments of the function, as a start; those without a control are
-    kept and shown beside the controls.
-    Raises ValueError, one line, for a setting that no control can show; why something cannot be
-    planned stands in the widget.
+    kept and shown beside the controls. Why something cannot be planned stands in the widget.
     """
 
     controls_class = ControlWidgets

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..cost.hardware import CATALOGUE, Hardware, hardware, in_catalogue, nodes_for
 from ..cost.read_settings import RENAMED
 from ..cost.setup import CHOICES
-from ..display import did_you_mean, format_bytes, format_number
+from ..display import format_bytes, format_number, wrong_choice
 from ..models.load import BUNDLED, Model, load, presets
 from ..settings import known_settings
 from ..stages import STAGES, Settings
@@ -90,10 +90,7 @@ class Control:
                 return pair
         if self.slides or (self.own and isinstance(value, self.own)):
             return _label(value), value
-        known = [str(choice) for _, choice in self.pairs]
-        raise ValueError(
-            f"{self.name}={value!r}; {did_you_mean(value, known)}choose from {', '.join(known)}"
-        )
+        raise wrong_choice(self.name, value, [choice for _, choice in self.pairs])
 
 
 def _label(value: object) -> str:

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from ..cost.device import is_finite
 from ..cost.hardware import Hardware, hardware, in_catalogue
-from ..models.load import BUNDLED, Model, load
+from ..models.load import Model
 from ..stages import Setting, Settings
 
 FILES = ("data", "output_dir", "model_name_or_path")
@@ -36,23 +36,13 @@ def page_address() -> str:
     return f"https://{owner}.github.io/{name}/planner/"
 
 
-def role_models(model: object) -> dict[str, str]:
-    """Models of other roles that a handle was given, as `lab.plan` takes them."""
-    if not isinstance(model, Model):
-        return {}
-    known = load(model.name).paths if model.name in BUNDLED else {}
-    own = {"base": model.paths["base"], **known}.values()
-    roles = {role: model.paths.get(role) for role in ("reward", "value", "teacher", "draft")}
-    return {f"{role}_model": path for role, path in roles.items() if path and path not in own}
-
-
 def fragment_of(settings: Settings) -> str:
     """Settings of a planner as what stands behind the `#` of its page. "here" becomes the figures
     of this machine, which the reader's browser does not know."""
     own = dict(settings)
     model, device = own["model"], own["hardware"]
     if isinstance(model, Model):
-        own |= {"model": model.name, **role_models(model)}
+        own |= {"model": model.name, **model.others}
     if device == "here":
         own["hardware"] = hardware(device)
     pairs = {name: _text(value) for name, value in own.items()}

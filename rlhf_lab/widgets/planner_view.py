@@ -13,7 +13,6 @@ from ..display import format_bytes, format_number, format_seconds
 from ..runs.ledger import COMPONENTS, ROLES
 from ..stages import STAGES, Settings
 from .planner_controls import model_name
-from .planner_link import role_models
 
 WIDTH, MEMORY_HEIGHT, TIME_HEIGHT = 560, 250, 200
 SMALLEST_BLOCK = 1e-3
@@ -183,7 +182,7 @@ def settings_text(settings: Settings) -> str:
 def call(settings: Settings) -> str:
     """The line of Python that makes this plan."""
     first = [_literal(settings["stage"]), _literal(model_name(settings["model"]))]
-    named = {**settings, **role_models(settings["model"])}
+    named = {**settings, **getattr(settings["model"], "others", {})}
     rest = [f"{k}={_literal(v)}" for k, v in named.items() if k not in ("stage", "model")]
     return f"lab.plan({', '.join(first + rest)})"
 

@@ -13,6 +13,7 @@ import pytest
 
 from rlhf_lab.cli import doctor
 from rlhf_lab.cli.main import main
+from rlhf_lab.cost.hardware import available_memory
 
 
 def findings(name: str) -> list[doctor.Finding]:
@@ -113,7 +114,7 @@ def test_the_hub_is_tried_unless_offline(monkeypatch):
 def test_available_memory_is_within_the_machine():
     import psutil
 
-    assert 0 <= doctor.available_memory() <= psutil.virtual_memory().total
+    assert 0 <= available_memory() <= psutil.virtual_memory().total
 
 
 def test_packages_that_a_setting_needs_are_named():

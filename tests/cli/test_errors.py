@@ -287,6 +287,8 @@ ARGUMENTS = {
     ),
     "a language model for reward": (["train", "ppo", "--reward-model", "MODEL"], "no score head"),
     "a shortened flag": (["train", "sft", "--accel", "cpu", "--proc", "2"], "did you mean '--acc"),
+    "nothing to list": (["list"], "what is one of models, hardware, stages, settings"),
+    "no stage": (["train"], "stage is one of sft, reward, ppo, dpo"),
     "a setting as a flag": (["train", "dpo", "--beta", "3"], "it is a setting: --set beta=3 "),
     "the plan's flag": (["train", "sft", "--lora-r=8"], "it is a setting: --set lora_r=8 "),
     "a setting of all": (["train", "all", "--kl-coef"], "it is a setting: --set kl_coef=VALUE "),

@@ -291,8 +291,8 @@ def test_a_plan_that_fits_is_only_made_cheaper():
             {"gpus": 8, "tensor_parallel": 3},
             "tensor_parallel=3 must divide gpus=8 and the 14 heads: choose 2",
         ),
-        ({"optim": "adamw"}, "optim='adamw'; did you mean 'adamw_torch'? choose from "),
-        ({"sharding": "zero4", "gpus": 2}, "sharding='zero4'; did you mean"),
+        ({"optim": "adamw"}, "optim='adamw': did you mean 'adamw_torch'? choose from "),
+        ({"sharding": "zero4", "gpus": 2}, "sharding='zero4': did you mean"),
         ({"dtype": "bf16"}, "dtype='bf16'"),
         (
             {"prompt_length": 40_000},

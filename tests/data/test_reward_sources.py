@@ -206,7 +206,7 @@ def test_a_new_value_model_says_nothing(bare):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["ppo", "--reward", "golt"], "no reward 'golt'; did you mean 'gold'?"),
+        (["ppo", "--reward", "golt"], "reward='golt': did you mean 'gold'?"),
         (["sft", "--reward", "gold"], "--reward is for ppo, rloo, grpo"),
         (["ppo", "--reward", "gold", "--reward", "gold"], "each of them once"),
         (

@@ -77,8 +77,6 @@ def test_it_pays_where_it_guesses_well():
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"accepted": None}, "say which share of the draft's tokens is kept"),
-        ({"accepted": 1.5}, "accepted=1.5"),
         ({"per_device_train_batch_size": 2}, "per_device_train_batch_size=1"),
         ({"num_assistant_tokens": 0}, "num_assistant_tokens must be a whole number"),
     ],
@@ -86,6 +84,12 @@ def test_it_pays_where_it_guesses_well():
 def test_what_cannot_be_planned_is_said(settings, line):
     with pytest.raises(ValueError, match=line):
         _ = lab.plan("inference", "small", **{**LENGTHS, **DRAFT, **settings}).estimate
+
+
+def test_the_share_that_is_kept_is_asked_for_at_once():
+    for kept in (None, 1.5, -0.1):
+        with pytest.raises(ValueError, match=f"accepted={kept}: say which share of the draft's"):
+            lab.plan("inference", "small", **{**DRAFT, "accepted": kept})
 
 
 def test_the_command_line_plans_one(capsys):

@@ -185,7 +185,7 @@ def test_nothing_is_lost_and_nothing_is_left_half_written(tmp_path, capsys):
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
     assert main(["export", str(run.folder), "--out", str(out)]) == 2
-    assert capsys.readouterr().err.endswith("not empty: choose another (--out)\n")
+    assert capsys.readouterr().err.endswith("not empty: choose another folder (--out)\n")
     assert [f.name for f in out.iterdir()] == ["thesis.txt"]
     (out / "thesis.txt").unlink()
     (run.folder / "model/tokenizer.json").write_text("{")
@@ -199,9 +199,11 @@ def test_nothing_is_lost_and_nothing_is_left_half_written(tmp_path, capsys):
     [
         ({"to": "onnx"}, "choose from hub, gguf, vllm-check"),
         ({"to": "vllm-check"}, "vllm-check writes nothing: leave out= out"),
-        ({"run": "nowhere"}, "no run in nowhere"),
+        ({"run": "nowhere"}, "no model 'nowhere'"),
         ({"to": "gguf", "adapter": True}, "adapter is for a run, to hub or vllm-check"),
-        ({"run": str(MINI / "sft")}, "no run in"),  # a card is a run's
+        ({"run": str(MINI / "sft")}, "is a model, and the hub's layout is for a run, with a card"),
+        ({"run": "mini"}, "mini is a model, and the hub's layout is for a run"),
+        ({"run": QWEN, "to": "gguf"}, "is not on this machine: hf download"),
     ],
 )
 def test_what_cannot_be_exported_is_said(tmp_path, given, line):
@@ -305,6 +307,7 @@ def test_what_vllm_says_without_vllm(tmp_path):
     said = str(lab.export(MINI / "sft", "vllm-check"))
     assert "--dtype float32 keeps them" in said and "at most 1024 tokens" in said
     assert "refused" not in said.replace("it refuses --max-model-len above", "")
+    assert str(lab.export("mini", "vllm-check")) == said, "by its name too"
     assert "--runner pooling" in str(lab.export(MINI / "reward", "vllm-check"))
     folder = tmp_path / "model"
     folder.mkdir()

@@ -4,6 +4,7 @@ against the plan, what is left as it was, and what is refused.
 pytest tests/deploy/test_quantize.py
 """
 
+import subprocess
 import sys
 
 import pytest
@@ -135,7 +136,8 @@ def test_int4_says_which_layers_its_groups_do_not_fit():
     ("how", "line"),
     [
         ({"to": "int4"}, "int4 needs a GPU"),
-        ({"to": "nf3"}, "no format 'nf3'; did you mean 'nf4'|no format 'nf3': did you mean"),
+        ({"to": "nf3"}, "to='nf3': did you mean 'nf4'. choose from fp32"),
+        ({"to": "INT8"}, "to='INT8': did you mean 'int8'"),
         ({"stage": "value"}, "no 'value' of tiny: it has base, sft, reward"),
         ({"prompts": 0}, "prompts=0: 1 or more, or data=None"),
         ({"response_length": 1024}, "no prompt that leaves room"),
@@ -146,6 +148,24 @@ def test_what_cannot_be_is_one_line(how, line, tmp_path):
     with pytest.raises(ValueError, match=line) as refused:
         lab.quantize(**{"of": "tiny", "out": tmp_path / "small", **how})
     assert "\n" not in str(refused.value) and not (tmp_path / "small").exists()
+
+
+REFUSED = """
+import sys
+from rlhf_lab.cli.main import main
+assert main(["quantize", "tiny", "--to", "bad"]) == main(["quantize", "tiny", "--out", "."]) == 2
+assert main(["quantize", "tiny", "--stage", "value"]) == 2
+print({"torch", "transformers"} & set(sys.modules))
+"""
+
+
+def test_what_can_be_refused_at_once_is(tmp_path):
+    """Six seconds went into imports before a misspelled format was refused."""
+    (tmp_path / "here").touch()
+    run = {"capture_output": True, "text": True, "cwd": tmp_path}
+    done = subprocess.run([sys.executable, "-c", REFUSED], **run)
+    assert done.stdout == "set()\n", done.stdout + done.stderr
+    assert done.stderr.count("rlhf-lab: ") == 3
 
 
 def test_packages_and_folders_that_are_missing_or_in_the_way(bnb, tmp_path, monkeypatch):

@@ -147,16 +147,18 @@ def test_openais_client_completes_chats_and_streams(server):
         ({"seed": 1}, "seed: requests that are sampled together share one noise"),
         ({"top_p": 0.9}, "top_p=0.9 is not supported"),
         ({"top_k": 3}, "top_k=3 is not supported"),
-        ({"max_tokens": 0}, "max_tokens is 0: it is at least 1"),
-        ({"max_tokens": "7"}, "max_tokens='7' is no number"),
-        ({"max_tokens": 1.5}, "max_tokens=1.5 is no number"),
+        ({"max_tokens": 0}, "max_tokens=0: give a whole number of at least 1"),
+        ({"max_tokens": -1}, "max_tokens=-1: give a whole number of at least 1"),
+        ({"max_tokens": "7"}, "max_tokens='7': give a whole number"),
+        ({"max_tokens": 1.5}, "max_tokens=1.5: give a whole number"),
         ({"max_tokens": 1020}, "together at most the context of 1024"),
         ({"prompt": "a kite " * 900}, "together at most the context of 1024"),
-        ({"temperature": -1}, "temperature=-1 is no number of at least 0"),
-        ({"temperature": float("nan")}, "temperature=nan is no number"),
-        ({"temperature": "hot"}, "temperature='hot' is no number"),
-        ({"prompt": ""}, "prompt must be text"),
-        ({"prompt": ["a", "b"]}, "prompt must be text"),
+        ({"temperature": -1}, "temperature=-1: give a number of at least 0"),
+        ({"temperature": float("nan")}, "temperature=nan: give a number"),
+        ({"temperature": "hot"}, "temperature='hot': give a number"),
+        ({"prompt": ""}, "prompt is one text, not empty"),
+        ({"prompt": ["a", "b"]}, "send a list of prompts, or token ids, one by one"),
+        ({"prompt": [3, 4]}, "send a list of prompts, or token ids, one by one"),
         ({"prompt": "\ud800"}, "surrogates not allowed"),
     ],
 )
@@ -224,10 +226,13 @@ def test_hostile_text_comes_back_as_the_text_that_it_is(server):
 def test_what_cannot_be_served_is_refused_before_anything_starts(monkeypatch, server):
     with pytest.raises(ValueError, match="stage 'reward' writes nothing"):
         lab.serve("tiny", stage="reward")
-    with pytest.raises(ValueError, match="'llama': choose from transformers, vllm"):
+    with pytest.raises(ValueError, match="engine='llama': .*choose from transformers, vllm"):
         lab.serve("tiny", engine="llama")
-    with pytest.raises(ValueError, match="rows is at least 1"):
-        lab.serve("tiny", rows=0)
+    with pytest.raises(ValueError, match="dtype='int4': .*choose from float32, bfloat16, float16"):
+        lab.serve("tiny", dtype="int4")
+    for name, value in (("rows", 0), ("context", 1), ("port", 99999), ("port", -1)):
+        with pytest.raises(ValueError, match=f"serve: {name}={value}: give "):
+            lab.serve("tiny", **{name: value})
     monkeypatch.setattr("rlhf_lab.deploy.serve.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"serve needs fastapi, .*pip install 'rlhf-lab\[serve\]'"):
         lab.serve("tiny")

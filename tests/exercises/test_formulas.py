@@ -13,6 +13,7 @@ import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,11 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import rlhf_lab as lab
+from rlhf_lab import zoo
 from rlhf_lab.cost.architecture import architecture
 from rlhf_lab.exercises import formulas
 from rlhf_lab.exercises.book import EXERCISES
+from rlhf_lab.overoptimisation import terms
 
 CONFIG = {
     "model_type": "llama",
@@ -283,3 +286,29 @@ def test_tokens_of_a_pass_by_all_ways_that_it_can_end(accepted, drafted):
     assert sum(ends) == pytest.approx(1)
     expected = sum(chance * (tokens + 1) for tokens, chance in enumerate(ends))
     assert formulas.tokens_per_pass(accepted, drafted) == pytest.approx(expected)
+
+
+def test_a_curve_leaves_its_band_where_the_specimens_say_that_theirs_do():
+    """By the stored runs, whose iterations the benchmark has counted: the one by which four seeds
+    in five have left."""
+    for name, one in zoo.stored()["specimens"].items():
+        if one["first"] is None:
+            continue
+        low, middle, high = (torch.tensor(end) for end in zoo.stored()["healthy"][one["first"]])
+        left = sorted(
+            int(formulas.leaves_band(torch.tensor(curve), m[: len(curve)], w[: len(curve)]))
+            for curve in one["curves"][one["first"]]
+            for m, w in [(middle, (high - low) / 2)]
+        )
+        seeds = len(left)
+        left = [at for at in left if at]
+        assert left[-(-4 * seeds // 5) - 1] == one["iteration"], name
+    inside, width = torch.zeros(3), torch.tensor(1.0)
+    assert formulas.leaves_band(inside, inside, width) == 0
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.9, 0.5), (0.3, 0.2), (1.0, 1.0)])
+def test_gold_is_highest_where_no_other_kl_is_higher(alpha, beta):
+    kl = np.linspace(0.01, 30, 300_000)
+    gold = terms(np.sqrt(kl), "PPO") @ np.array([alpha, beta])
+    assert formulas.gold_peak(alpha, beta) == pytest.approx(kl[gold.argmax()], abs=1e-3)

@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from ppo_kit import PROMPTS, T, naive_logprobs, naive_score, prefixes
@@ -21,6 +22,7 @@ from rlhf_lab.exercises import sick_trainers
 from rlhf_lab.exercises.sick_trainers import COLDER, TOP_K, TRAINERS
 from rlhf_lab.exercises.specimens import SPECIMENS
 from rlhf_lab.ppo import losses
+from rlhf_lab.ppo.bookkeeping import correlation
 from rlhf_lab.ppo.config import PPOConfig
 from rlhf_lab.ppo.trainer import PPOTrainer
 
@@ -233,6 +235,22 @@ def test_updates(iteration, tiny):
 
 
 # ------------------------------------------------------------------------------- as a user trains
+
+
+def test_what_tokens_are_paid_and_what_the_reward_goes_with_is_logged(iteration):
+    healthy, late, signed = iteration(), iteration("late_score"), iteration("kl_rewarded")
+    assert healthy.metrics["objective_error"] < 1e-6
+    stopped = late.rollout.mask.sum(1) < late.rollout.mask.shape[1]
+    lost = (late.learned.scores * stopped).abs().mean()  # a response that ends early loses it
+    assert late.metrics["objective_error"] == pytest.approx(float(lost), rel=1e-4)
+    kl = (healthy.rollout.logprobs - healthy.rollout.ref_logprobs).sum(1)
+    twice = 2 * SETTINGS["kl_coef"] * kl.abs().mean()  # paid where it should cost
+    assert signed.metrics["objective_error"] == pytest.approx(float(twice), rel=1e-4)
+    scores, lengths = healthy.rollout.scores_raw, healthy.rollout.mask.sum(1)
+    by_numpy = numpy.corrcoef(scores.numpy(), lengths.numpy())[0, 1]
+    assert healthy.metrics["reward_length_corr"] == pytest.approx(by_numpy, abs=1e-5)
+    for flat in (torch.ones(3), torch.ones(1)):
+        assert correlation(flat, torch.arange(len(flat))) == 0
 
 
 def test_a_sick_run_says_so_and_only_ppo_has_specimens(tmp_path):

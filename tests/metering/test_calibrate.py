@@ -80,7 +80,7 @@ def test_calibration_saves_only_when_asked_and_refuses_in_one_line(home):
             calibrate(**wrong)
         assert "seconds" in str(refused.value)
         assert "\n" not in str(refused.value)
-    with pytest.raises(ValueError, match="no figure 'netwerk': did you mean 'network'"):
+    with pytest.raises(ValueError, match="figure='netwerk': did you mean 'network'"):
         calibrate(netwerk=1e9)
     hw = calibrate(save=False, seconds=0.01, network=1e9)
     assert hw.measured and not home.exists()

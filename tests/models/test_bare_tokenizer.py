@@ -1,5 +1,4 @@
-"""Tokens without transformers: where a tokenizer's files are understood they are transformers' own,
-elsewhere nothing is read.
+"""Tokens without transformers: a bundled model's are transformers' own.
 
 pytest tests/models/test_bare_tokenizer.py
 """
@@ -8,18 +7,19 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from families import make_folder, rows
-from templates import case, chat_tokenizer, names
+from families import rows
 
 import rlhf_lab as lab
 from rlhf_lab.data.chat import EncodedPrompt, chat_format
 from rlhf_lab.data.load import load_data
 from rlhf_lab.data.messages import Dropped
-from rlhf_lab.models.bare_tokenizer import BareTokenizer, bare_tokenizer
+from rlhf_lab.models.bare_tokenizer import BareTokenizer
 from rlhf_lab.models.load import BUNDLED
 from rlhf_lab.models.tokenizer import load_tokenizer
 from rlhf_lab.pipeline import describe_data
@@ -45,7 +45,6 @@ ANSWERS = [
     "a</s>",
     [{"role": "assistant", "content": "b", "reasoning_content": "r"}],
 ]
-PLAIN = "{% for m in messages %}{{ m.content }} {% endfor %}"
 
 
 def texts(seed: int, special: list[str]) -> list[str]:
@@ -84,77 +83,18 @@ def assert_same(bare, whole) -> None:
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_the_bundled_ones_are_read(name):
-    folder = lab.load(name).paths["base"]
-    bare = bare_tokenizer(folder)
-    assert bare is not None
+    folder = Path(lab.load(name).paths["base"])
+    bare = BareTokenizer(folder)
     assert_same(bare, load_tokenizer(folder))
     assert "whole" in vars(bare)  # tools, and beginnings to go on from: transformers was asked
 
 
-READ = {"gemma", "gemma3", "phi3", "llava_next", "strict alternation, spaces around"}
-"""Some of the templates that must be read, so that this test compares something."""
-
-
-@pytest.mark.parametrize("name", names())
-def test_templates_write_what_transformers_writes(name, tmp_path):
-    known = case(name)
-    tokenizer = chat_tokenizer(known.template, known.eos)
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    bare = bare_tokenizer(tmp_path)
-    assert bare is not None or name not in READ
-    if bare is not None:
-        assert_same(bare, load_tokenizer(tmp_path))
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gpt2", "gpt_neox"])
-def test_families_are_read_or_left_to_transformers(family, tmp_path):
-    folder = make_folder(tmp_path / "model", family)
-    (folder / "chat_template.jinja").write_text(PLAIN)
-    bare = bare_tokenizer(folder)
-    assert (bare is not None) == (family not in ("mistral", "qwen2"))
-    if bare is not None:
-        assert_same(bare, load_tokenizer(folder))
-
-
-def planted(file: str, **changes):
-    def plant(folder):
-        path = folder / file
-        there = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**there, **changes}))
-
-    return plant
-
-
-CUTS = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
-TEMPLATE = "chat_template.jinja"
-FAULTS = {
-    "texts are cut": planted("tokenizer.json", truncation=CUTS),
-    "a token that is none yet": planted("tokenizer_config.json", unk_token="<new>"),
-    "another of them": planted("tokenizer_config.json", extra_special_tokens=["<new>"]),
-    "a setting": planted("tokenizer_config.json", split_special_tokens=True),
-    "a class": planted("tokenizer_config.json", tokenizer_class="GPT2Tokenizer"),
-    "no class": planted("tokenizer_config.json", tokenizer_class=None),
-    "a pad token to choose": planted("tokenizer_config.json", pad_token="<|end|>"),
-    "code": planted("config.json", auto_map={"AutoConfig": "x.Y"}),
-    "a family": planted("config.json", model_type="mistral"),
-    "older files": planted("special_tokens_map.json", bos_token="<|user|>"),
-    "a broken file": lambda folder: (folder / "tokenizer.json").write_text("{"),
-    "no file": lambda folder: (folder / "tokenizer.json").unlink(),
-    "no template": lambda folder: (folder / TEMPLATE).unlink(),
-    "a broken template": lambda folder: (folder / TEMPLATE).write_text("{% if %}"),
-    "a date": lambda folder: (folder / TEMPLATE).write_text("{{ strftime_now('%Y') }}"),
-    "JSON": lambda folder: (folder / TEMPLATE).write_text("{{ messages | tojson }}"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_not_understood_is_not_read(fault, tmp_path):
-    load_tokenizer(lab.load("tiny").paths["base"]).save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert bare_tokenizer(tmp_path) is not None
-    FAULTS[fault](tmp_path)
-    assert bare_tokenizer(tmp_path) is None
+def test_others_are_left_to_transformers(tmp_path):
+    """The same files elsewhere too: what somebody keeps there may change."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(lab.load("tiny").paths["base"], folder)
+    assert isinstance(lab.load("tiny").encoder, BareTokenizer)
+    assert not isinstance(lab.load(folder).encoder, BareTokenizer)
 
 
 def test_the_stories_are_described_without_writing_them():

@@ -18,6 +18,15 @@ from rlhf_lab.models import hub
 from rlhf_lab.models.names import presets, same_sizes
 from rlhf_lab.models.tokenizer import load_tokenizer
 
+
+def test_no_bars_of_transformers_for_what_is_on_disk(capfd):
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    assert lab.load("mini").sft.config.model_type == "llama"
+    assert "Loading" not in capfd.readouterr().err and logging.is_progress_bar_enabled()
+
+
 # Parameters as their makers publish them (model cards; Pythia: Biderman et al. 2023, table 1).
 PUBLISHED = {
     "meta-llama/Llama-2-7b-hf": 6_738_415_616,

@@ -62,6 +62,29 @@ def build(make):
     return build
 
 
+def test_changed_settings_take_the_place_of_those_in_a_checkpoint(build):
+    """An adapted β, the constants of the rewards and the moments stay, unless what they are of has
+    changed; the rate and Adam's settings are always those of the trainer."""
+    whole = build()
+    whole.train()
+    start = whole.args.output_dir + "/checkpoint-2"
+    other = build(learning_rate=0.5, adam_beta1=0.1, weight_decay=0.3, kl_coef=7.0)
+    assert other.restore(start) == 2
+    beta, mean, moments = other.beta, other.rewards.mean, other.optimizer.state_dict()["state"]
+    assert beta not in (0.05, 7.0) and mean is not None
+    checkpoint.take_settings(other, {"learning_rate"})
+    (group,) = other.optimizer.param_groups
+    assert group["lr"] == pytest.approx(0.5 * 3 / STEPS) and group["initial_lr"] == 0.5
+    assert group["betas"] == (0.1, 0.999) and group["weight_decay"] == 0.3
+    assert other.scheduler.get_last_lr() == [group["lr"]]
+    assert (other.beta, other.rewards.mean) == (beta, mean)
+    assert other.optimizer.state_dict()["state"].keys() == moments.keys() != set()
+    checkpoint.take_settings(other, {"kl_coef", "rewards"})
+    assert other.beta == 7.0 and other.rewards.mean is other.rewards.std is None
+    other.scheduler.step()
+    assert other.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 2 / STEPS)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("done", [1, 4])
 def test_goes_on_to_the_same_numbers(build, layout, done):

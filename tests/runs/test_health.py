@@ -12,23 +12,36 @@ from rlhf_lab.exercises.specimens import SPECIMENS
 from rlhf_lab.runs import health as h
 from rlhf_lab.runs.run import Run
 
-HEALTHY = {"first_ratio_error": 1e-6, "kl_per_token": 0.02, "explained_variance": 0.1}
-HEALTHY |= {"kl_k3": 1.0, "vf_loss": 0.3, "clipfrac": 0.01, "vf_clipfrac": 0.15, "approxkl": 0.01}
-HEALTHY |= {
+HEALTHY = {
+    "first_ratio_error": 1e-6,
+    "objective_error": 1e-8,
+    "ratio": 1.0,
+    "kl": 1.0,
+    "kl_k3": 1.0,
+    "kl_per_token": 0.02,
+    "kl_coef": 0.15,
+    "clipfrac": 0.01,
+    "vf_clipfrac": 0.15,
+    "approxkl": 0.001,
     "entropy": 0.4,
     "sampled_entropy": 0.4 * 47.0,
     "response_length": 47.0,
     "stopped": 0.98,
+    "reward_gold_corr": 0.8,
+    "reward_length_corr": -0.05,
     "grad_norm": 0.15,
 }
 
 
 def lines_of(**sick):
-    """Twelve logged steps: the reward rises, and the gold reward with it; `sick`: f(step)."""
+    """Twelve logged steps: the reward rises, the gold reward with it, and the critic learns;
+    `sick`: f(step)."""
     return [
         {
             **HEALTHY,
             "step": step,
+            "explained_variance": 0.1 - 1 / step,
+            "vf_loss": 0.2 + 0.1 / step,
             "reward": 0.1 * step,
             "gold_reward": 8 + 0.05 * step,
             **{name: value(step) for name, value in sick.items()},
@@ -50,10 +63,10 @@ def test_figures_by_hand():
     assert h.trend([float(x) for x in range(1000)]) == 1.0
     assert h.repeated_ngrams(["a b c a b c", "a b c"]) == pytest.approx(1 / 5)
     assert math.isnan(h.repeated_ngrams(["a b"]))
-    assert h.quotient({"a": 6.0, "b": 2.0, "c": 3.0}, "a / b / c") == 1.0
-    assert math.isnan(h.quotient({"a": 6.0}, "a / b")) and math.isnan(
-        h.quotient({"a": 1, "b": 0}, "a / b")
-    )
+    ratio = h.Check(name="", metric="a / b / c", figure="average", side="low", sees="", tries="")
+    lines = [{"a": 6.0, "b": 1.0, "c": 3.0}, {"a": 12.0, "b": 2.0, "c": 1.0}] * 3
+    assert ratio.value(lines) == 9 / 1.5 / 2 and math.isnan(ratio.value(lines[:5]))
+    assert math.isnan(ratio.value([{"a": 1.0, "b": 0.0, "c": 1.0}] * 6))
 
 
 def test_every_limit_has_its_origin_and_can_be_passed_and_failed():
@@ -73,17 +86,24 @@ def test_every_limit_has_its_origin_and_can_be_passed_and_failed():
     ("check", "metric", "sick"),
     [
         ("ratio_at_step_0", "first_ratio_error", lambda step: 0.2),
+        ("reward_not_paid", "objective_error", lambda step: 0.3),
+        ("ratio_low", "ratio", lambda step: 0.9),
+        ("ratio_high", "ratio", lambda step: 1.3),
         ("samples_too_likely", "sampled_entropy", lambda step: 0.2 * 47),
         ("samples_too_unlikely", "sampled_entropy", lambda step: 1.2 * 47),
         ("kl_high", "kl_per_token", lambda step: 0.5 * step),
         ("kl_negative", "kl_per_token", lambda step: -0.1),
+        ("kl_estimates_differ", "kl", lambda step: -1.0),
+        ("no_kl_penalty", "kl_coef", lambda step: 0.0),
         ("kl_missing", "kl_k3", lambda step: 0.0),
         ("explained_variance", "explained_variance", lambda step: -3.0),
+        ("critic_far_off", "explained_variance", lambda step: -10.0 / step),
+        ("critic_learns_nothing", "explained_variance", lambda step: -0.1 * step),
         ("policy_loss_high", "pg_loss", lambda step: 0.3),
         ("policy_loss_low", "pg_loss", lambda step: -0.3),
         ("value_loss", "vf_loss", lambda step: 0.3 * 2**step),
+        ("value_loss_rises", "vf_loss", lambda step: 0.3 + 0.001 * step),
         ("clip_share", "clipfrac", lambda step: 0.3),
-        ("no_value_clipped", "vf_clipfrac", lambda step: 0.0),
         ("approximate_kl", "approxkl", lambda step: 5.0),
         ("entropy_collapse", "entropy", lambda step: 0.4 * 0.7**step),
         ("entropy_rise", "entropy", lambda step: 0.4 * 1.3**step),
@@ -91,6 +111,9 @@ def test_every_limit_has_its_origin_and_can_be_passed_and_failed():
         ("length_down", "response_length", lambda step: 64.0 - 5 * step),
         ("unstopped", "stopped", lambda step: 1 - step / 12),
         ("reward_falls", "reward", lambda step: -0.1 * step),
+        ("gold_falls", "gold_reward", lambda step: 8 - 0.1 * step),
+        ("reward_is_not_gold", "reward_gold_corr", lambda step: 0.1),
+        ("reward_is_length", "reward_length_corr", lambda step: 0.6),
         ("reward_gold_gap", "gold_reward", lambda step: 8 - 0.1 * step),
         ("repeated_ngrams", "repeated_ngrams", lambda step: 0.7),
         ("gradient_norm", "grad_norm", lambda step: 500.0),
@@ -114,9 +137,24 @@ def test_what_was_not_logged_is_not_judged():
     assert "explained_variance" not in h.Health(broken).known
 
 
+def test_a_run_that_passes_is_told_how_far_it_was_looked_at():
+    short, whole = h.Health(lines_of()[:2]), h.Health(lines_of())
+    assert short and "checks passed over 2 logged steps" in short.headline
+    # What needs more values than two: figures of six, and the one that asks for four.
+    waiting = [n for n in h.limits()["limits"] if h.CHECKS[n].needs > 2 and n in whole.known]
+    assert short.early == waiting and f"{len(waiting)} more need further steps" in short.headline
+    assert set(short.known) | set(short.early) == set(whole.known) and not whole.early
+    shown = {name: one["shown"] for name, one in h.limits()["specimens"].items()}
+    assert short.hidden == [n for n, at in shown.items() if at is None or at > 2]
+    assert whole.hidden == [n for n, at in shown.items() if at is None]
+    assert whole.hidden and all(name in str(whole) for name in whole.hidden)
+    assert h.Health([{"loss": 1.0}] * 9).hidden == []  # no PPO
+
+
 def test_look_alikes_are_ranked_by_what_both_fail(monkeypatch):
     specimens = {"a": {"x": 1.0, "y": 1.0}, "b": {"x": 1.0}, "c": {"z": 1.0}, "d": {"x": 0.5}}
-    monkeypatch.setattr(h, "limits", lambda: {"limits": {}, "specimens": specimens})
+    made = {name: {"fails": fails} for name, fails in specimens.items()}
+    monkeypatch.setattr(h, "limits", lambda: {"limits": {}, "specimens": made})
     assert h.look_alikes(["x"]) == ["b", "a", "d"]
     assert h.look_alikes(["x", "y"]) == ["a", "b", "d"]
     assert h.look_alikes(["w"]) == []

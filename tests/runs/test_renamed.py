@@ -61,7 +61,7 @@ def test_an_old_run_opens_in_dashboard_compare_and_inspector(tmp_path):
     assert [row["measured"] for row in lab.compare(run).rows] == ["2 s"]
     assert "first at 3" in repr(lab.inspect(run))
     panels = lab.curves(run, metrics=["clipfrac", "pg_loss"]).layout.annotations
-    assert [panel.text for panel in panels] == ["policy clipped", "pg_loss"]
+    assert [panel.text for panel in panels] == ["policy clipped", "policy loss"]
 
 
 def test_an_old_run_is_gone_on_with_in_todays_names(tmp_path):

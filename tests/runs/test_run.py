@@ -156,7 +156,7 @@ def test_errors_say_what_was_looked_for_and_where(tmp_path):
     (tmp_path / "run.json").write_text('{"stage": "ppo"}')
     with pytest.raises(ValueError, match="lacks model, seed, status"):
         Run.load(tmp_path)
-    with pytest.raises(ValueError, match="stage='pppo': choose from sft"):
+    with pytest.raises(ValueError, match="stage='pppo': did you mean 'ppo'. choose from sft"):
         new(tmp_path / "a", stage="pppo")
     assert not (tmp_path / "a").exists()
     with pytest.raises(ValueError, match="status='done': choose from finished"):
@@ -251,7 +251,7 @@ def test_finish_leaves_no_draft(tmp_path):
 
 def test_a_stored_run_opens_by_its_name():
     assert Run.stored("ppo").stage == "ppo"
-    with pytest.raises(ValueError, match="no stored run 'pppo': choose from dpo"):
+    with pytest.raises(ValueError, match="name='pppo': did you mean 'ppo.*choose from dpo"):
         Run.stored("pppo")
 
 

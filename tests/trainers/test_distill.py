@@ -358,6 +358,16 @@ def test_others_tokens_are_refused(tiny, few_stories, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("stage", "prompts"), [("distill", 64), ("rloo", 32)])
+def test_prompts_that_fill_no_generation_are_refused(stage, prompts, few_stories, tmp_path):
+    """TRL leaves them out: the run was "finished" after no step."""
+    plan = lab.plan(stage, "mini", max_steps=1, per_device_train_batch_size=64)
+    kept = few_stories.first(8)
+    with pytest.raises(ValueError, match=f"8 prompts do not fill a generation of {prompts}, and"):
+        lab.train(plan, kept, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_asked_of_it_is_one_line(capsys, tmp_path):
     assert main(["train", "distill", "--model", "small", "--out", str(tmp_path / "run")]) == 2
     line = capsys.readouterr().err
@@ -367,8 +377,8 @@ def test_what_is_asked_of_it_is_one_line(capsys, tmp_path):
         lab.plan("sft", "tiny", teacher_model="small")
     with pytest.raises(ValueError, match="beta must be from 0 to 1, got 2"):
         lab.plan("distill", "tiny", beta=2).config()
-    with pytest.raises(ValueError, match="distill_from='sample'; choose from student, samples"):
-        lab.plan("distill", "tiny", distill_from="sample").config()
+    with pytest.raises(ValueError, match="distill_from='sample': did you mean 'samples'. choose"):
+        lab.plan("distill", "tiny", distill_from="sample")
     with pytest.raises(ValueError, match="loss_top_k must be 1 or more, got 0"):
         lab.plan("distill", "tiny", loss_top_k=0).config()
     with pytest.raises(ValueError, match="distils from what the student writes alone"):

@@ -38,7 +38,7 @@ def test_what_is_no_answer_is_refused_in_a_line():
         lab.guess("How many?", unit="MiB", value="many")
     with pytest.raises(ValueError, match="'c' is none of a, b: Which"):
         lab.guess("Which?", ["a", "b"]).value = "c"
-    with pytest.raises(ValueError, match="give predicted, simulated, measured"):
+    with pytest.raises(ValueError, match="give predicted, simulated, measured, known"):
         lab.guess("How many?").reveal(real=3)
     with pytest.raises(ValueError, match="nothing to reveal"):
         lab.guess("How many?").reveal()

@@ -270,9 +270,9 @@ def test_every_control_is_named_and_explained():
     ("state", "line"),
     [
         ({"gpus": "8"}, "gpus must be a number, got '8'"),
-        ({"stage": "pppo"}, "stage='pppo'; did you mean 'ppo'"),
-        ({"sharding": "zero9"}, "sharding='zero9'; did you mean 'zero"),
-        ({"hardware": "h1000"}, "hardware 'h1000': did you mean"),
+        ({"stage": "pppo"}, "stage='pppo': did you mean 'ppo'"),
+        ({"sharding": "zero9"}, "sharding='zero9': did you mean 'zero"),
+        ({"hardware": "h1000"}, "hardware='h1000': did you mean"),
         ({"lora_r": True}, "lora_r must be a number, got True"),
         ({"load_in_4bit": 1}, "load_in_4bit must be True or False, got 1"),
         ({"dtype": "bfloat16", "bf16": True}, "bf16/fp16 autocast works on fp32 weights"),

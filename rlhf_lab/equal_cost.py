@@ -1,0 +1,453 @@
+"""Ways from a pretrained model to one that people prefer, at equal seconds, FLOPs and dollars.
+
+    found = lab.equal_budget(budget=60, seeds=range(5), file="equal_budget.json")
+    found.figure(), found.answer
+
+Each way is trained once a seed, with its schedule made for the largest budget; smaller ones are
+read off that run, at what had been spent by then: the ledger's measured seconds and FLOPs, and the
+labels that had been learned from, each at a stated price. Judging a policy is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from unittest.mock import patch
+
+from .budget import INPUTS
+from .data.load import Data, Split, load_data
+from .data.tokenize import prompt_of
+from .display import escape, format_number, html_table, table
+from .metering import meter
+from .models.load import Model, load
+from .planning import plan as make_plan
+from .runs.json_files import replace_file, versions
+from .runs.run import WHOLE, Run, notebooks_folder
+from .studies import planned_flops
+from .training import train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .charts.plotly_style import Figure
+    from .data.schema import Example
+    from .stages import Settings
+    from .trainers.best_of_n import Drawn
+
+Cost: TypeAlias = tuple[float, float, float]
+"""Seconds, FLOPs, labels."""
+WAYS = {
+    "SFT+RM+PPO": "ppo",
+    "SFT+RM+RLOO": "rloo",
+    "SFT+RM+GRPO": "grpo",
+    "SFT+DPO": "dpo",
+    "SFT+KTO": "kto",
+    "SFT+RM, best of n": "best of n",
+    "SFT+RM, rejection sampling": "rejection",
+}
+"""Each way's name, and the stage that follows SFT and (where it needs one) the reward model."""
+BEST_OF = (2, 4, 8, 16)
+REJECTION = {"prompts": 256, "num_generations": 4}
+LENGTH = 64
+"""Most tokens of a response."""
+SHARES = (0.5, 0.75, 1.0)
+"""Of the largest budget, which is what every way and seed has spent at its end."""
+UNITS = {"seconds": "s", "flops": "FLOP", "dollars": "USD"}
+
+
+class Point(NamedTuple):
+    """A policy on its way: what had been spent on it, labels among it, and what it is worth; KL in
+    nats per response to that seed's SFT model, length in words."""
+
+    seconds: float
+    flops: float
+    labels: float
+    gold_reward: float
+    kl: float
+    length: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One way and seed; the first of its points is the SFT model."""
+
+    way: str
+    seed: int
+    points: list[Point]
+
+
+@dataclass(repr=False)
+class EqualBudget:
+    """Prices in USD, of a label and of an hour; `how`: model, settings, machine, versions."""
+
+    traces: list[Trace]
+    label_price: float
+    hour_price: float
+    how: dict[str, object]
+    against: str = "SFT+RM+PPO"
+
+    def __repr__(self) -> str:
+        return "\n".join([table(self.rows), self.answer, self.note])
+
+    def _repr_html_(self) -> str:
+        return f"{html_table(self.rows)}<p>{escape(self.answer)}</p><p>{escape(self.note)}</p>"
+
+    @property
+    def ways(self) -> dict[str, dict[int, Trace]]:
+        """By way and seed."""
+        names = [w for w in WAYS if any(t.way == w for t in self.traces)]
+        return {w: {t.seed: t for t in self.traces if t.way == w} for w in names}
+
+    def spent(self, point: Point, quantity: str) -> float:
+        """Seconds, FLOPs, or USD for labels and seconds."""
+        dollars = point.labels * self.label_price + point.seconds / 3600 * self.hour_price
+        return {"seconds": point.seconds, "flops": point.flops, "dollars": dollars}[quantity]
+
+    def budgets(self, quantity: str) -> list[float]:
+        """The largest budget that every way and seed came to, and shares of it."""
+        largest = min(self.spent(t.points[-1], quantity) for t in self.traces)
+        return [share * largest for share in SHARES]
+
+    def at(self, trace: Trace, quantity: str, budget: float) -> Point | None:
+        """What a way had come to, linear between its points; None before there is an SFT model."""
+        for a, b in reversed([*zip(trace.points, trace.points[1:])]):
+            before, after = self.spent(a, quantity), self.spent(b, quantity)
+            if before <= budget <= after * (1 + 1e-12):
+                share = (budget - before) / (after - before) if after > before else 1.0
+                return Point(*(x + share * (y - x) for x, y in zip(a, b, strict=True)))
+        return None
+
+    def difference(self, way: str, quantity: str, budget: float) -> tuple[float, float] | None:
+        """Gold reward less that of `against`, the mean over the seeds that both have, and the half
+        width of its interval: Student's t of paired differences, 95 % for all ways together
+        (Bonferroni). None for fewer than two seeds."""
+        mine, theirs = self.ways[way], self.ways.get(self.against, {})
+        pairs = [
+            (self.at(mine[s], quantity, budget), self.at(theirs[s], quantity, budget))
+            for s in mine.keys() & theirs.keys()
+        ]
+        gaps = [a.gold_reward - b.gold_reward for a, b in pairs if a and b]
+        if len(gaps) < 2:
+            return None
+        t = t_quantile(1 - 0.05 / max(1, len(self.ways) - 1), len(gaps) - 1)
+        return mean(gaps), t * stdev(gaps) / math.sqrt(len(gaps))
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """One for each quantity, budget and way: means over seeds ± their standard deviation."""
+        at = [(quantity, budget) for quantity in UNITS for budget in self.budgets(quantity)]
+        return [self._row(*here, way) for here in at for way in self.ways]
+
+    def _row(self, quantity: str, budget: float, way: str) -> dict[str, str]:
+        """No seeds where a budget ends before SFT does."""
+        found = [p for t in self.ways[way].values() if (p := self.at(t, quantity, budget))]
+        row = {"equal": quantity, "budget": format_number(budget, UNITS[quantity]), "way": way}
+        row["seeds"] = str(len(found))
+        for title, values in zip(("gold reward", "KL (nats)", "words"), list(zip(*found))[3:]):
+            spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+            row[title] = f"{mean(values):.2f}{spread}"
+        gap = self.difference(way, quantity, budget) if way != self.against else None
+        row[f"− {self.against}"] = f"{gap[0]:+.2f} ± {gap[1]:.2f}" if gap else ""
+        return row
+
+    @property
+    def answer(self) -> str:
+        """Which ways are better or worse than `against` at the largest budgets, in words."""
+        words = []
+        for quantity in UNITS:
+            budget, found = self.budgets(quantity)[-1], dict[str, list[str]]()
+            for way in self.ways:
+                if way != self.against and (gap := self.difference(way, quantity, budget)):
+                    kind = "no difference that so many seeds can show"
+                    if abs(gap[0]) > gap[1]:
+                        kind = "more gold reward" if gap[0] > 0 else "less gold reward"
+                    found.setdefault(kind, []).append(way)
+            parts = [f"{kind}: {', '.join(names)}" for kind, names in found.items()]
+            shown = format_number(budget, UNITS[quantity])
+            words.append(f"at {shown}: {'; '.join(parts) or 'too few seeds'}")
+        return f"Against {self.against} " + ". ".join(words)
+
+    @property
+    def note(self) -> str:
+        """How many seeds, and what the figures mean."""
+        counts = sorted({len(of_way) for of_way in self.ways.values()})
+        clock = "CPU seconds" if self.how.get("cpu_seconds") else "seconds by the clock"
+        return (
+            f"{' to '.join(map(str, counts))} seeds of each way; means ± standard deviations; ± of "
+            "a difference: its interval over paired seeds (Student's t), 95 % for all ways "
+            f"together; {clock}; a label {self.label_price:g} USD, an hour {self.hour_price:g} "
+            "USD; demonstrations, which all ways share, have no price; best of n writes "
+            f"{self.how.get('answers')} answers, its KL is the bound log n − (n−1)/n"
+        )
+
+    def figure(self, theme: str = "both") -> Figure:
+        """Gold reward over what was spent, a panel for each quantity: a plotly figure."""
+        from .charts.equal_budget import equal_budget_figure
+
+        return equal_budget_figure(self, theme)
+
+    def save(self, file: str | Path) -> None:
+        """As JSON."""
+        rest = {"label_price": self.label_price, "hour_price": self.hour_price, "how": self.how}
+        replace_file(Path(file), json.dumps({**rest, "traces": [asdict(t) for t in self.traces]}))
+
+    @classmethod
+    def load(cls, file: str | Path) -> EqualBudget:
+        """What `save` wrote."""
+        found = json.loads(Path(file).read_text("utf-8"))
+        traces = [Trace(**t) for t in found.pop("traces")]
+        return cls([replace(t, points=[Point(*p) for p in t.points]) for t in traces], **found)
+
+    @classmethod
+    def stored(cls) -> EqualBudget:
+        """The study that comes with the course (`benchmarks/equal_budget.py`)."""
+        return cls.load(notebooks_folder() / "course_runs" / "equal_budget.json")
+
+
+def t_quantile(confidence: float, degrees: int) -> float:
+    """The t between whose −t and t Student's distribution has this share. With t = √d·tan θ its
+    density is proportional to cosᵈ⁻¹ θ, which is summed here."""
+    width = math.pi / 2 / 20_000
+    heights = [math.cos((i + 0.5) * width) ** (degrees - 1) for i in range(20_000)]
+    left = confidence * math.fsum(heights)
+    for i, height in enumerate(heights):
+        if left <= height:
+            return math.sqrt(degrees) * math.tan((i + left / height) * width)
+        left -= height
+    return math.inf
+
+
+# ------------------------------------------------------------------------------------ the trainings
+
+
+def equal_budget(
+    ways: Sequence[str] = tuple(WAYS),
+    budget: float = 60,
+    *,
+    model: str = "mini",
+    data: Data | str | Path = "stories",
+    seeds: Sequence[int] = range(5),
+    each: Mapping[str, Settings] | None = None,
+    points: int = 3,
+    prompts: int = 128,
+    answers: int = 512,
+    label_price: float = INPUTS["label_price"]["value"],
+    hour_price: float = 0.2,
+    cpu_seconds: bool = False,
+    file: str | Path | None = None,
+    quiet: bool = False,
+) -> EqualBudget:
+    """Train each way once a seed for about `budget` seconds, SFT and reward model included, and
+    judge it at so many `points` of its last stage, and at the end of SFT.
+
+    `each`: settings of a stage, or of "rejection", which samples `num_generations` answers [4] to
+    `prompts` prompts [256] and learns the best by SFT. Without `max_steps` a last stage has as many
+    steps as the plan says fill the budget. `prompts`: held-out ones to judge by; `answers`: how
+    many best of n writes with its budget. `label_price` of a judged pair, `hour_price` of this
+    machine: USD. `cpu_seconds`: count those of this process instead of the clock's, which programs
+    beside it lengthen. With `file` what is there is not trained again, and each training is added
+    as it ends. Raises ValueError for an unknown way, data without a gold reward, a file of other
+    settings.
+    """
+    from .trainers.evaluate import held_out_prompts
+
+    if wrong := [way for way in ways if way not in WAYS]:
+        raise ValueError(f"no way {wrong[0]!r}: choose from {', '.join(WAYS)}")
+    data, settings = load_data(data), {k: dict(v) for k, v in (each or {}).items()}
+    if not data.has_gold:
+        raise ValueError(f"{data.name} has no gold reward: only the bundled world can be compared")
+    how = {"model": model, "data": data.name, "budget": budget, "each": settings}
+    how |= {"points": points, "prompts": prompts, "answers": answers, "cpu_seconds": cpu_seconds}
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
+    where = {"machine": machine, "versions": versions()}
+    there = EqualBudget.load(file) if file and Path(file).exists() else None
+    if there and (other := [k for k in how if there.how.get(k) != how[k]]):
+        raise ValueError(f"{file} was made with {other[0]}={there.how.get(other[0])!r}")
+    result = there or EqualBudget([], label_price, hour_price, {**how, **where})
+    clock = patch.object(meter, "_now", time.process_time) if cpu_seconds else nullcontext()
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder, clock:
+            of = _Seed(load(model), data, seed, Path(folder), settings, budget, points, answers)
+            of.prompts = held_out_prompts(of.model, data, prompts, LENGTH)
+            for way in (way for way in ways if seed not in result.ways.get(way, {})):
+                new = Trace(way, seed, of.points_of(WAYS[way]))
+                result = replace(result, traces=[*result.traces, new])
+                if file:
+                    result.save(file)
+                if not quiet:
+                    print(f"{way}, seed {seed}: {new.points[-1]}", flush=True)
+    return result
+
+
+@dataclass
+class _Seed:
+    """The trainings of one seed: SFT and the reward model once, for all ways."""
+
+    model: Model
+    data: Data
+    seed: int
+    folder: Path
+    each: Mapping[str, Settings]
+    budget: float
+    points: int
+    answers: int
+    prompts: Sequence[Example] = ()
+    planned: float = 0.0
+    """seconds of what came before the last stage, as planned"""
+
+    @cached_property
+    def start(self) -> Point:
+        """The SFT model, which `model` has from then on."""
+        ((cost, policy),) = self.train("sft", self.model, self.data, last=False)
+        self.model = self.model.with_stage("sft", self.folder / "sft" / "model")
+        return self.judge(policy(), cost)
+
+    @cached_property
+    def scored(self) -> Point:
+        """The SFT model once there is a reward model too."""
+        start = self.start
+        ((cost, _),) = self.train("reward", self.model, self.data, last=False)
+        self.model = self.model.with_stage("reward", self.folder / "reward" / "model")
+        return _after(start, cost)
+
+    def points_of(self, last: str) -> list[Point]:
+        """The SFT model, the same when what the last stage needs is there, and the last stage's."""
+        found = [self.start] if last in ("dpo", "kto") else [self.start, self.scored]
+        if last == "best of n":
+            return [*found, *self.best_of_n(found[-1])]
+        data, model = self.data, self.model
+        if last == "rejection":
+            rows, cost = self.resampled()
+            found.append(_after(found[-1], cost))
+            data = replace(data, sft=Split(rows, data.sft.test))
+            model = model.with_stage("base", model.paths["sft"])
+        trained = self.train(last, model, data)
+        return [*found, *(self.judge(policy(), cost, found[-1]) for cost, policy in trained)]
+
+    def train(
+        self, name: str, model: Model, data: Data, last: bool = True
+    ) -> list[tuple[Cost, Callable[[], PreTrainedModel]]]:
+        """Train a stage; → what it had cost at each point, and the policy."""
+        stage, given = {"rejection": "sft"}.get(name, name), dict(self.each.get(name, {}))
+        if name == "rejection":
+            given = {k: v for k, v in given.items() if k not in REJECTION}
+        plan = make_plan(stage, model, data=data, seed=self.seed, **given)
+        e, s, count = plan.estimate, plan.settings, self.points if last else 1
+        fill = int((self.budget - self.planned) / e.step_seconds) if last else e.steps
+        unit = s.get("steps_per_generation", 1) * s.get("num_iterations", 1)
+        steps = given.get("max_steps") or fill or 1
+        every = max(1, int(steps) // count // unit) * unit
+        self.planned += 0 if last else every * e.step_seconds
+        given |= {"max_steps": every * count, "save_steps": every, "save_total_limit": None}
+        plan = make_plan(stage, model, seed=self.seed, **given)
+        run = train(plan, data.with_held_out(1), out=self.folder / name, quiet=True, overwrite=True)
+        batch = s["per_device_train_batch_size"] * s.get("gradient_accumulation_steps", 1)
+        per_row = {"reward": 1.0, "dpo": 1.0, "kto": 0.5}.get(stage, 0.0)  # KTO: two rows a pair
+        return [
+            (
+                cost_at(run, step, per_row * min(step * batch, int(run.summary["rows"]))),
+                partial(policy_at, model, run, step),
+            )
+            for step in range(every, every * count + 1, every)
+        ]
+
+    def judge(self, policy: PreTrainedModel, cost: Cost, before: Point | None = None) -> Point:
+        from .trainers.evaluate import policy_report
+
+        f, _ = policy_report(
+            policy,
+            self.model.tokenizer,
+            self.prompts,
+            gold_reward=self.data.gold_reward,
+            reference=self.model.sft,
+            max_new_tokens=LENGTH,
+        )
+        worth = f["gold_reward"], f["kl"], f["length"]
+        return _after(before or Point(0, 0, 0, 0, 0, 0), cost, *worth)
+
+    def draw(self, prompts: Sequence[Example], n: int) -> tuple[Drawn, float, float]:
+        """→ n scored responses to each prompt; seconds and FLOPs (planned) of one response."""
+        from .trainers.best_of_n import draw
+
+        model = self.model
+        models = model.sft, model.tokenizer, model.reward
+        start = meter._now()
+        drawn = draw(*models, prompts, n, max_new_tokens=LENGTH, seed=self.seed)
+        seconds = (meter._now() - start) / drawn.tokens.numel()
+        flops = planned_flops(model, self.data, LENGTH, float(drawn.tokens.double().mean()))
+        return drawn, seconds, sum(flops or ())
+
+    def best_of_n(self, before: Point) -> list[Point]:
+        """So many answers written with the best of n."""
+        from .ppo.losses import kl_bound
+        from .trainers.best_of_n import expected_best
+
+        drawn, seconds, flops = self.draw(self.prompts, BEST_OF[-1])
+        pairs = list(zip([str(prompt_of(row)) for row in self.prompts], drawn.texts))
+        golds = [[self.data.gold_reward(p, text) for text in texts] for p, texts in pairs]
+        words = [[float(len(text.split())) for text in texts] for _, texts in pairs]
+        found = []
+        for n in BEST_OF:
+            gold, length = (
+                float(expected_best(drawn.scores, drawn.scores.new_tensor(x), n).mean())
+                for x in (golds, words)
+            )
+            cost = (n * self.answers * seconds, n * self.answers * flops, 0.0)
+            found.append(_after(before, cost, gold, kl_bound(n), length))
+        return found
+
+    def resampled(self) -> tuple[list[Example], Cost]:
+        """→ the best answer to each of some prompts, as rows of SFT, and what they cost."""
+        count, n = ({**REJECTION, **self.each.get("rejection", {})}[k] for k in REJECTION)
+        prompts = self.data.prompts.train[:count]
+        drawn, seconds, flops = self.draw(prompts, n)
+        best = drawn.scores.argmax(1).tolist()
+        rows = [
+            {"prompt": row["prompt"], "completion": texts[i]}
+            for row, texts, i in zip(prompts, drawn.texts, best, strict=True)
+        ]
+        return rows, (count * n * seconds, count * n * flops, 0.0)
+
+
+def _after(point: Point, cost: Cost, *worth: float) -> Point:
+    """When more has been spent: the same policy, or one that is worth something else."""
+    return Point(*(a + b for a, b in zip(point, cost)), *(worth or point[3:]))
+
+
+def cost_at(run: Run, step: int, labels: float) -> Cost:
+    """What had been measured when a checkpoint was written, or at the end."""
+    import torch
+
+    ledger = run.ledger.filter(source="measured")
+    if step < run.last_step:
+        rest = torch.load(run.folder / f"trainer/checkpoint-{step}" / WHOLE, weights_only=True)
+        measured = meter.Meter(run.stage)
+        measured.load_state_dict(rest["meter"])
+        ledger = measured.ledger()
+    spent = ledger.training()
+    return spent.total(quantity="seconds"), spent.total(quantity="flops"), labels
+
+
+def policy_at(model: Model, run: Run, step: int) -> PreTrainedModel:
+    """The policy of a run's checkpoint, or at its end."""
+    from safetensors.torch import load_file
+
+    folder = run.folder / f"trainer/checkpoint-{step}"
+    if step == run.last_step or run.stage != "ppo":
+        return model.with_stage("sft", run.model_path if step == run.last_step else folder).sft
+    policy, weights = model.sft, load_file(folder / "trained.safetensors")
+    mine = {k.removeprefix("policy."): w for k, w in weights.items() if k.startswith("policy.")}
+    if wrong := policy.load_state_dict(mine, strict=False).unexpected_keys:
+        raise ValueError(f"whole models are compared, not adapters: {wrong[0]}")
+    return policy
