@@ -100,9 +100,17 @@ def test_the_judgement_is_that_of_runs_that_no_limit_saw_and_stands_in_the_docs(
     learned = {(zoo.HEALTHY, s) for s in (*zoo.LEARNING, *zoo.WIDER_SEEDS)}
     learned |= {(name, s) for name in SPECIMENS for s in zoo.SEEDS}
     judged = [key.split("/") for key in stored["runs"] if key.split("/")[-1] in zoo.JUDGED]
-    assert len(judged) >= 28 and not {(name, int(seed)) for name, seed, _ in judged} & learned
+    assert len(judged) >= 60 and not {(name, int(seed)) for name, seed, _ in judged} & learned
     assert stored["judged"] == zoo.confusion(stored["runs"])
     assert stored["judged_by_specimen"] == zoo.by_specimen(stored["runs"])
     page = (FOLDER.parent / "docs" / "health.md").read_text("utf-8")
     for row in stored["judged"]:
         assert f"| {' | '.join(row.values())} |" in page, row
+    page, hidden = " ".join(page.split()), 0
+    for row in stored["first"]:
+        said = f"`{row['specimen']}` (a metric leaves on {row['seeds']} seeds at most)"
+        assert (said in page) == (row["first metric"] == "none"), row
+        hidden += row["first metric"] == "none"
+    assert f"{len(SPECIMENS) - hidden} of {len(SPECIMENS)} show" in page
+    strays = sum(map(bool, stored["strays"].values()))
+    assert f"Of {len(stored['strays'])} healthy runs {strays} left the band" in page
