@@ -359,6 +359,9 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
     stories; another for rows as long as `max_length` or its context.
     """
     model, settings = plan.model, dict(plan.settings)
+    if data is not None and data.name == "stories" and model.name in BUNDLED:
+        if data.annotator is not None and not data.annotator.seed:  # of which lengths are known
+            data = None
     if "prompt_length" not in settings and data is not None:
         settings = {**_lengths_of(plan.stage, model, data, settings), **settings}
     elif "prompt_length" not in settings and model.name in BUNDLED:

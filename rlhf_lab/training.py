@@ -420,7 +420,6 @@ def run_plan(
     try:
         if job.dashboard is not None:
             job.dashboard.open(run, lambda: prediction + meter.ledger())
-            say("evaluating the model before training")
         figures = resolve(STAGES[plan.stage].train)(job)
         check_finite(plan.stage, args, figures)
     except KeyboardInterrupt:  # before the loop, or after it

@@ -9,11 +9,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from templates import chat_tokenizer
 from transformers import Trainer
 
 import rlhf_lab as lab
 from rlhf_lab.data.chat import _ids
+from rlhf_lab.models.compiled_later import compiled_later
 
 DASHBOARD = """
 import rlhf_lab as lab, rlhf_lab.training
@@ -29,7 +31,7 @@ prepare_process()
 """
 HEAVY = {
     DASHBOARD: {"torch", "transformers", "trl", "plotly", "pandas", "numpy"},
-    PPO: {"trl", "datasets", "pandas", "transformers.trainer"},
+    PPO: {"trl", "datasets", "pandas", "transformers.trainer", "torch._inductor.compile_fx"},
 }
 
 
@@ -40,6 +42,25 @@ def test_what_is_imported_before_training(code, tmp_path):
     run = {"capture_output": True, "text": True, "cwd": tmp_path}
     done = subprocess.run([sys.executable, "-c", code], **run)
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_a_function_is_compiled_when_it_is_called(monkeypatch):
+    """bitsandbytes compiles as it is imported; what a call gives is what it gives otherwise."""
+    compiled = []
+
+    def compile_now(model, **how):
+        compiled.append(how)
+        return lambda x: ("compiled", model(x))
+
+    monkeypatch.setattr(torch, "compile", compile_now)
+    with compiled_later():
+        double = torch.compile(lambda x: 2 * x, dynamic=False)
+        assert not compiled
+        torch.compile(torch.nn.Identity())
+        assert compiled == [{}], "a module is compiled at once"
+    assert torch.compile is compile_now
+    assert double(3) == double(3) == ("compiled", 6)
+    assert compiled == [{}, {"dynamic": False}], "once, not at every call"
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor"])

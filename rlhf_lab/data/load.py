@@ -19,6 +19,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from heapq import heappop, heappush
 from itertools import chain, islice
 from pathlib import Path
@@ -53,6 +54,25 @@ class Split:
 
     def __repr__(self) -> str:
         return f"Split(train={len(self.train)}, test={len(self.test)})"
+
+
+class LaterSplit(Split):
+    """A split that is made when its rows are asked for: a stage reads one set of three."""
+
+    _make: Callable[[], Split]
+
+    def __init__(self, make: Callable[[], Split]):
+        object.__setattr__(self, "_make", make)
+
+    def __getattr__(self, name: str) -> list[Example]:
+        if name not in ("train", "test"):
+            raise AttributeError(name)
+        with working("writing the bundled stories and labelling their pairs (some seconds)"):
+            made = self._make()
+        for side in ("train", "test"):
+            object.__setattr__(self, side, getattr(made, side))
+        rows: list[Example] = getattr(made, name)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -180,8 +200,7 @@ def load_data(
     if isinstance(source, Data):
         return source
     if isinstance(source, str) and source == "stories":
-        with working("writing the bundled stories and labelling their pairs (ten seconds or more)"):
-            return _stories(Annotator(temperature, length_bias, seed), seed)
+        return _stories(Annotator(temperature, length_bias, seed), seed)
     name = Path(source).name if isinstance(source, (str, Path)) else "your data"
     rows = open_rows(source, split, subset)
     try:
@@ -196,21 +215,32 @@ def load_data(
 
 
 def _stories(annotator: Annotator, seed: int) -> Data:
-    def demonstrations(split: str, count: int) -> list[Example]:
+    return Data(
+        "stories",
+        LaterSplit(partial(_demonstrations, seed)),
+        LaterSplit(partial(_preferences, annotator)),
+        LaterSplit(partial(_prompts, seed)),
+        annotator,
+    )
+
+
+def _demonstrations(seed: int) -> Split:
+    def some(split: str, count: int) -> list[Example]:
         return [{**row} for row in corpus.demonstrations(split, count, seed)]
 
-    def prompts(split: str, count: int) -> list[Example]:
+    return Split(some("train", STORY_ROWS["sft"]), some("test", STORY_ROWS["test"]))
+
+
+def _preferences(annotator: Annotator) -> Split:
+    return story_preferences(bundled_pairs(), annotator)
+
+
+def _prompts(seed: int) -> Split:
+    def some(split: str, count: int) -> list[Example]:
         requests = islice(corpus.requests(split, seed), count)
         return [{"prompt": request.prompt} for request in requests]
 
-    test = STORY_ROWS["test"]
-    return Data(
-        "stories",
-        Split(demonstrations("train", STORY_ROWS["sft"]), demonstrations("test", test)),
-        story_preferences(bundled_pairs(), annotator),
-        Split(prompts("train", STORY_ROWS["prompts"]), prompts("test", test)),
-        annotator,
-    )
+    return Split(some("train", STORY_ROWS["prompts"]), some("test", STORY_ROWS["test"]))
 
 
 def story_preferences(pairs: dict[str, list[Example]], annotator: Annotator) -> Split:

@@ -8,9 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch.optim import AdamW
-from transformers import PreTrainedTokenizerBase, SchedulerType, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from ..launch.processes import load_whole
+from ..models.compiled_later import compiled_later
+
+with compiled_later():  # these import peft, and with it bitsandbytes
+    from transformers import SchedulerType, TrainingArguments
 
 KL_ESTIMATORS = (
     "The estimate of the KL in the reward: k1, whose gradient is the KL's own. Those of k2 and k3 "

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from .losses import StopTokens, is_stop
 
@@ -65,8 +66,9 @@ def shuffled(seed: int, size: int, wanted: Tensor) -> Tensor:
     return index
 
 
-def uniforms(keys: Tensor, position: int) -> Tensor:
-    """One uniform number in (0, 1) per response for one position. keys: (b,) → (b,) fp64."""
+def uniforms(keys: Tensor, position: int | Tensor) -> Tensor:
+    """One uniform number in (0, 1) per response and position. keys: (b,) and one position, or
+    (b, 1) and (t,) → (b,) or (b, t), fp64."""
     bits = _shift(mix(keys * _STEP + position + 1), 12)  # 52, and half a bit more: fp64 has 53
     return (bits.to(torch.float64) + 0.5) / (1 << 52)
 
@@ -78,7 +80,7 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> 
     logits: (b, vocab), uniform: (b,) → (b,) int64. Summed in fp64: a vocabulary of 150k tokens
     would lose its tail in fp32.
     """
-    cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+    cumulative = torch.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)
     # The last cumulative value is 1 up to rounding; scaling by it keeps the index in range. Logits
     # that are no numbers would give one beyond: whoever trains sees them in the KL.
     found = torch.searchsorted(cumulative, (uniform * cumulative[:, -1]).unsqueeze(1)).squeeze(1)
@@ -108,6 +110,23 @@ def positions_of(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(1) - mask.long()).clamp(min=0)
 
 
+def _ready_mask(model: LanguageModel, cache: Any, seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask of all steps after the first, as attention adds it: (b, 1, 1, s), of which a step
+    takes what is there by then. Else transformers makes one in every step, and each layer turns it
+    into numbers. Where it might be read otherwise (windows, positions that are counted from it,
+    another kernel) it stays (b, s), as it is. seen: (b, s) bool."""
+    config: Any = getattr(model, "config", None)
+    plain = all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", (None,)))
+    if config is None or not plain:
+        return seen
+    config = config.get_text_config()
+    rotary = getattr(config, "rope_parameters", None) and not getattr(config, "alibi", False)
+    if not rotary or config._attn_implementation != "sdpa":
+        return seen
+    hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return hidden.masked_fill_(~seen, torch.finfo(dtype).min)[:, None, None]
+
+
 @torch.no_grad()
 def generate(
     model: LanguageModel,
@@ -120,32 +139,42 @@ def generate(
     pad_token_id: int,
     temperature: float = 1.0,
     positions: Sequence[int] | None = None,
+    prompt_of: Tensor | None = None,
 ) -> Tensor:
-    """Sample one response per prompt with a KV cache.
+    """Sample responses with a KV cache.
 
-    prompt_ids, prompt_mask: (b, p); keys: (b,), the noise of each row (`row_keys`) → responses
+    prompt_ids, prompt_mask: (p, s); keys: (b,), the noise of each response (`row_keys`) → responses
     (b, t), t ≤ max_new_tokens. A row leaves the batch when it has stopped, so nothing is computed
     for finished rows. Temperature 0 takes the likeliest token. `positions`: which of the tokens
-    1 … max_new_tokens are sampled; None is all of them.
+    1 … max_new_tokens are sampled; None is all of them. `prompt_of`: (b,), the prompt of each
+    response, which passes once however many it has; None: one each.
     """
-    rows = torch.arange(prompt_ids.shape[0], device=prompt_ids.device)  # those still running
+    rows = torch.arange(len(keys), device=prompt_ids.device)  # those still running
     out = prompt_ids.new_full((len(rows), max_new_tokens), pad_token_id)
-    mask, tokens, cache, length = prompt_mask, prompt_ids.masked_fill(~prompt_mask, 0), None, 0
-    place = positions_of(mask)
+    tokens, place, length = prompt_ids.masked_fill(~prompt_mask, 0), positions_of(prompt_mask), 0
+    mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(place), max_new_tokens)], 1)
+    noise = uniforms(keys.unsqueeze(1), torch.arange(max_new_tokens, device=keys.device))
+    cache = None
     for length in range(1, max_new_tokens + 1) if positions is None else positions:
         result = model(
             input_ids=tokens,
-            attention_mask=mask,
+            attention_mask=mask[..., : prompt_ids.shape[1] + length - 1],
             position_ids=place,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        logits, cache = result.logits[:, -1].float(), result.past_key_values
+        logits = result.logits[:, -1]
+        if cache is None:
+            cache = result.past_key_values
+            mask = _ready_mask(model, cache, mask, logits.dtype)
+            if prompt_of is not None:
+                logits, place, mask = (x[prompt_of] for x in (logits, place, mask))
+                cache.batch_select_indices(prompt_of)
         if temperature == 0:
             tokens = logits.argmax(-1)
         else:
-            tokens = sample_tokens(logits, uniforms(keys[rows], length - 1), temperature)
+            tokens = sample_tokens(logits.float(), noise[:, length - 1], temperature)
         out[rows, length - 1] = tokens
         going = tokens >= 0 if stop_token_ids is None else ~is_stop(tokens, stop_token_ids)
         place = place[:, -1:] + 1
@@ -153,8 +182,7 @@ def generate(
             if not going.any():
                 break
             keep = going.nonzero().squeeze(1)
-            rows, tokens, place, mask = (x[keep] for x in (rows, tokens, place, mask))
+            rows, tokens, place, mask, noise = (x[keep] for x in (rows, tokens, place, mask, noise))
             cache.batch_select_indices(keep)
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
         tokens = tokens.unsqueeze(1)
     return out[:, :length]

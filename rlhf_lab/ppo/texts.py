@@ -58,8 +58,10 @@ def sample_ids(
     sampled: dict[tuple[int, int], list[int]] = {}
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
-        ids, mask = pad_prompts([encoded[i] for i, _ in part], tokenizer.pad_token_id)
+        asked = {i: place for place, i in enumerate(dict.fromkeys(i for i, _ in part))}
+        ids, mask = pad_prompts([encoded[i] for i in asked], tokenizer.pad_token_id)
         index = torch.tensor([(numbers[i] if numbers else i, s) for i, s in part])
+        prompt_of = torch.tensor([asked[i] for i, _ in part], device=model.device)
         keys = row_keys(seed, 0, index[:, 0], index[:, 1])
         responses = generate(
             model,
@@ -70,6 +72,7 @@ def sample_ids(
             stop_token_ids=stop_ids(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             temperature=temperature,
+            prompt_of=prompt_of if len(asked) < len(part) else None,
         )
         real = response_mask(responses, stop_ids(tokenizer))
         for job, row, m in zip(part, responses, real, strict=True):

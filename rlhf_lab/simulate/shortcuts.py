@@ -107,13 +107,12 @@ class FirstTurns(Executor):
                 before = account.call("policy", "kv_cache")
                 _grow(inputs["past_key_values"], length)
                 account.call(*before)
-                mask = inputs["attention_mask"]
-                inputs["attention_mask"] = mask.new_ones(len(mask), length + 1)
             counted = account.flops["rollout", "policy"]
             output: object = model(**inputs)
             flops[position] = account.flops["rollout", "policy"] - counted
             return output
 
+        call.config = model.config  # type: ignore[attr-defined]
         responses = super().generate(call, *prompts, **settings, positions=self.positions)
         for one, two in zip(self.positions[1:], self.positions[2:], strict=False):
             account.count((flops[one] + flops[two]) * (two - one - 1) // 2)

@@ -93,6 +93,11 @@ class Job:
             return self.dashboard.follow(total, done)
         return None if self.quiet else Progress(total, self.plan.stage, done=done)
 
+    def say(self, state: str) -> None:
+        """Tell what goes on while no step is made, where somebody looks."""
+        if self.dashboard is not None:
+            self.dashboard.say(state)
+
     def save(self, model: AnyModel) -> None:
         """A model in the transformers layout, its tokenizer beside it; adapters in `adapter/`."""
         if not self.run.writes:
@@ -235,6 +240,8 @@ def evaluate_policy(
     prompts, keep = job.ready.prompts, keep or job.plan.stage
     if not prompts or job.stopped:
         return {}, None
+    if keep == STAGES[job.plan.stage].starts_from:
+        job.say("evaluating the model as it was before training")
     gold = job.data.has_gold
     with job.meter.phase("evaluation"):
         figures, answers = policy_report(

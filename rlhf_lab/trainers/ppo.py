@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import time
+
 from torch import Tensor
+from transformers import TrainerCallback
 
 from ..data.reward_sources import gold_metrics
 from ..ppo.checkpoint import take_settings
+from ..ppo.logprobs import AnyModel
 from ..ppo.trainer import PPOTrainer
 from ..runs.progress import note
-from .job import Figures, Job, before_and_after, cost_figures, evaluate_policy, run_loop
+from .job import Evaluated, Figures, Job, before_and_after, cost_figures, evaluate_policy, run_loop
 from .prepare import reward_adapter
+
+
+class Before(TrainerCallback):
+    """The figures of the policy from before training, by the reference, which it began as: after
+    the first iteration, so that it is seen sooner. `seconds`: how long that took."""
+
+    def __init__(self, job: Job, trainer: PPOTrainer) -> None:
+        self.job, self.trainer = job, trainer
+        self.found: Evaluated = {}, None
+        self.seconds = 0.0
+
+    def evaluate(self, model: AnyModel) -> None:
+        models, reward = self.trainer.sharding, self.trainer.reward_model
+        with models.gathered(model), models.passes(reward):
+            self.found = evaluate_policy(self.job, model, reward_model=reward, keep="sft")
+        self.job.say("")
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        if not self.seconds:
+            start = time.perf_counter()
+            self.evaluate(self.trainer.reference)
+            self.seconds = time.perf_counter() - start
+            self.trainer.seconds -= self.seconds  # which it counts as the iteration's
 
 
 def train(job: Job) -> Figures:
@@ -32,9 +59,12 @@ def train(job: Job) -> Figures:
         replaced=job.losses,
     )
     policy, reference, reward = trainer.policy, trainer.reference, trainer.reward_model
-    models = trainer.sharding
-    with models.gathered(policy), models.passes(reward):
-        before = evaluate_policy(job, policy, reward_model=reward, keep="sft")
+    models, before = trainer.sharding, Before(job, trainer)
+    # A specimen may move the reference, and a policy in 4 bits is another model than it.
+    if job.trainer is None and not models.even and not job.plan.settings.get("load_in_4bit"):
+        trainer.callback_handler.add_callback(before)
+    else:
+        before.evaluate(policy)
     if job.resume:
         done, clone = trainer.restore(), job.run.config.get("clone", {})
         if done == clone.get("step"):  # a checkpoint of the run that it was cloned from
@@ -50,7 +80,7 @@ def train(job: Job) -> Figures:
             bar.update(1, note(metrics))
 
     trainer.on_log = record
-    seconds = run_loop(job, trainer.train)
+    seconds = run_loop(job, trainer.train) - before.seconds
     job.meter.close()
     if bar:
         bar.close()
@@ -62,7 +92,7 @@ def train(job: Job) -> Figures:
     job.weights = None
     with models.gathered(policy), models.passes(reference, reward):
         after = evaluate_policy(job, policy, reference, reward)
-        figures = before_and_after(job, before, after, reward)
+        figures = before_and_after(job, before.found, after, reward)
     figures = cost_figures(job, earlier + seconds) | figures
     job.whole(model, anew=models.even)  # last: whoever shares the base with it is lost
     return figures

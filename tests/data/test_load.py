@@ -4,9 +4,11 @@ pytest tests/data/test_load.py
 """
 
 import json
+import pickle
 
 import pytest
 
+from rlhf_lab.data import load
 from rlhf_lab.data.load import Data, from_rows, load_data
 
 ROWS = [
@@ -109,3 +111,17 @@ def test_fewer_held_out_rows_and_the_same_to_train_on():
         assert of_few.train == of_whole.train
         assert of_few.test == of_whole.test[: 16 if name == "labelled" else 8]
     assert few.has_gold
+
+
+def test_the_bundled_sets_are_written_when_they_are_read(monkeypatch):
+    """PPO reads prompts: no demonstration is written for it and no pair labelled; what comes later
+    is what would have come at once, in another process too."""
+    monkeypatch.setitem(load.STORY_ROWS, "prompts", 5)
+    data = load_data("stories", seed=3)
+    assert len(data.prompts.train) == 5
+    assert not {"train", "test"} & (vars(data.sft) | vars(data.preferences)).keys()
+    there = pickle.loads(pickle.dumps(data))
+    assert there.sft == data.sft and there.sft.train is there.sft.train
+    assert repr(data.sft) == f"Split(train={len(data.sft.train)}, test={len(data.sft.test)})"
+    with pytest.raises(AttributeError, match="trian"):
+        data.preferences.trian  # noqa: B018

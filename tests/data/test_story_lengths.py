@@ -12,6 +12,7 @@ import pytest
 
 import rlhf_lab as lab
 from rlhf_lab.data.lengths import row_lengths, story_lengths
+from rlhf_lab.planning import predict
 from rlhf_lab.stages import STAGES, TRAINABLE
 
 
@@ -34,3 +35,13 @@ def test_a_plan_of_the_bundled_model_loads_no_tokenizer():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_a_run_on_the_stories_is_predicted_without_reading_them():
+    """As if it had read them; another world's stories, of another seed, are read."""
+    plan, unread = lab.plan("ppo", "tiny", hardware="h100"), lab.load_data("stories")
+    assert list(predict(plan, unread).ledger) == list(plan.estimate.ledger)
+    assert "train" not in vars(unread.prompts)
+    other = lab.load_data("stories", seed=1)
+    assert list(predict(plan, other).ledger) != list(plan.estimate.ledger)
+    assert "train" in vars(other.prompts)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ppo_kit import ARCHITECTURES, PROMPT_IDS, keys_of, respond
+from transformers import MistralConfig, MistralForCausalLM
 
 from rlhf_lab.ppo.sampling import generate, pad_prompts, uniforms
 
@@ -65,6 +66,53 @@ def test_a_row_leaves_the_batch_when_it_has_stopped(tiny):
     *_, responses, mask = respond(tiny, counting, length=10, prompts=PROMPT_IDS * 3)
     assert len(set(mask.sum(1).tolist())) > 2, "the test needs responses of different lengths"
     assert counting.rows == mask.sum(0).tolist()
+
+
+def test_a_prompt_of_several_responses_passes_once(tiny):
+    """Its keys and values are copied, not computed again; the responses stay what they were."""
+    counting = Counting(tiny.lm(0).double())
+    ids, mask = pad_prompts(PROMPT_IDS, tiny.pad)
+    of = torch.arange(len(PROMPT_IDS)).repeat_interleave(3)
+    of = of[torch.randperm(len(of), generator=torch.Generator().manual_seed(0))][:-1]
+    how = {"max_new_tokens": 8, "stop_token_ids": tiny.eos, "pad_token_id": tiny.pad}
+    apart = generate(counting, ids[of], mask[of], keys_of(len(of)), **how)
+    first = len(counting.rows)
+    once = generate(counting, ids, mask, keys_of(len(of)), prompt_of=of, **how)
+    assert once.tolist() == apart.tolist()
+    assert counting.rows[first:] == [len(PROMPT_IDS), *counting.rows[1:first]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "ready"),
+    [
+        ("llama", {}, True),
+        ("llama", {"attn_implementation": "eager"}, False),
+        ("gpt2", {}, False),  # counts positions, where none are given, from the mask
+        ("sliding", {}, False),  # a layer with a window has a mask of its own
+    ],
+)
+def test_the_mask_is_made_once_where_only_attention_reads_it(tiny, kind, settings, ready):
+    """As transformers makes it from (b, s) in every step: the same responses."""
+    if kind == "sliding":
+        sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+        sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32}
+        model = MistralForCausalLM(MistralConfig(**sizes, sliding_window=4)).eval()
+    else:
+        model = tiny.lm(0, kind)
+    if settings:
+        model.set_attn_implementation(**settings)
+    ids, mask = pad_prompts(PROMPT_IDS, tiny.pad)
+    keys, masks = keys_of(len(PROMPT_IDS)), list[int]()
+
+    def note(module, args, kwargs):
+        masks.append(kwargs["attention_mask"].dim())
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    how = {"max_new_tokens": 6, "stop_token_ids": None, "pad_token_id": tiny.pad}
+    made = generate(model, ids, mask, keys, **how)
+    hook.remove()
+    assert masks == [2] + 5 * [4 if ready else 2]
+    assert made.tolist() == generate(Counting(model), ids, mask, keys, **how).tolist()
 
 
 def test_generation_ends_with_the_last_row(tiny):

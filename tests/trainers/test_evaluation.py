@@ -9,6 +9,7 @@ from families import data, make_folder, make_tokenizer, rows
 
 import rlhf_lab as lab
 from rlhf_lab.models.weights import load_causal_lm, load_reward_model
+from rlhf_lab.ppo.texts import sample_ids
 
 PPO = {"per_device_train_batch_size": 8, "max_steps": 1, "num_mini_batches": 1, "num_ppo_epochs": 1}
 GROUPS = {"num_generations": 2, "per_device_train_batch_size": 8, "max_steps": 1}
@@ -64,6 +65,27 @@ def test_the_summary_is_what_the_recorded_ids_score(stage, model, tmp_path):
         rewards = [scored_again(row, judge, policy, policy)[0] for row in before]
         assert run.summary["before/reward"] == pytest.approx(sum(rewards) / len(after), abs=1e-4)
         assert [row["reward"] for row in before] == pytest.approx(rewards, abs=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["four", "shared", "adapters"])
+def test_the_model_from_before_is_evaluated_once_something_is_seen(layout, few_stories, tmp_path):
+    """PPO's first iteration comes first: the reference still is the policy that it began with."""
+    lora = {"lora_r": 4} if layout == "adapters" else {}
+    settings = {**PPO, "max_steps": 2, "learning_rate": 1e-2, "layout": layout, **lora}
+    plan = lab.plan("ppo", "mini", seed=0, response_length=LENGTH, **settings)
+    run = lab.train(plan, out=tmp_path / "run", quiet=True)
+    order = [row.get("when", row["step"]) for row in run.samples]
+    assert list(dict.fromkeys(order)) == [1, "sft", 2, "ppo"]
+    prompts = [row["prompt_ids"] for row in run.evaluation if row["when"] == "sft"]
+    sampled = sample_ids(
+        plan.model.sft,
+        plan.model.tokenizer,
+        [{"input_ids": ids} for ids in prompts],
+        max_new_tokens=LENGTH,
+        seed=1234,
+    )
+    assert [row["ids"] for row in run.evaluation if row["when"] == "sft"] == [r for (r,) in sampled]
+    assert run.summary["kl"] != 0 and "before/gold_reward" in run.summary
 
 
 def test_gold_reward_and_judge_read_what_was_sampled(few_stories, tmp_path, capsys):
