@@ -93,7 +93,7 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             words = by_surface("out", "--out"), by_surface("resume=True", "--resume")
             raise ValueError(f"{name} has no effect here: {NOT_HONOURED[name].format(*words)}")
         if name == "torch_compile":
-            _check_compiled(value, settings)
+            _check_compiled(value, settings, stage)
             continue
         _check_type(name, value, types.get(name, ""))
         if name in CHOICES and name != "optim" and value is not None:  # transformers has more
@@ -109,9 +109,11 @@ that it was told as arguments of torch's `checkpoint`, which refuses what transf
 (`trl.models.utils.disable_gradient_checkpointing`)."""
 
 
-def _check_compiled(value: Setting, settings: Mapping[str, Setting]) -> None:
+def _check_compiled(value: Setting, settings: Mapping[str, Setting], stage: str) -> None:
     """What compiles, and with what (`ppo/compiled.py`)."""
-    if value not in (True, False, "auto"):
+    if value and stage == "inference":
+        raise ValueError("torch_compile is of training, sampling is not compiled: leave it out")
+    if not isinstance(value, bool) and value != "auto":  # 1 == True
         raise ValueError(f"torch_compile must be True, False or 'auto', got {value!r}")
     for name in ("load_in_4bit", "load_in_8bit", "use_liger_kernel"):
         if value and settings.get(name):

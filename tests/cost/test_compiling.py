@@ -98,3 +98,11 @@ def test_sharded_models_are_not_compiled():
     plan = lab.plan("ppo", "tiny", torch_compile=True)
     with pytest.raises(ValueError, match="shards models, whose layers are not compiled"):
         launched(plan, "fsdp2", 2, dry=True)
+
+
+def test_what_is_no_choice_of_torch_compile_is_refused():
+    for value in (1, "yes", None):
+        with pytest.raises(ValueError, match="torch_compile must be True, False or 'auto', got "):
+            lab.plan("ppo", "tiny", torch_compile=value)
+    with pytest.raises(ValueError, match="torch_compile is of training"):
+        lab.plan("inference", "tiny", torch_compile=True)
