@@ -14,9 +14,10 @@ It may be stopped at any time: results/bug_zoo.json is written after each run, a
 goes on. A run that diverges counts up to where it did. `bug_zoo_reading.py` reads the results.
 
 Why this size. Runs of `tiny` at the lab's own rate, 7e-4, cost 21 CPU seconds for twelve iterations
-and jump now and then (a KL of 2 nats for one iteration, on two of three seeds), which makes bands
-wide. `mini` costs 5 for eight iterations of 48 responses. At 5e-4, falling to 0 over so few
-iterations, it does not jump, and still learns: the gold reward rises by .4. Most specimens show in
+and jump now and then, and so does `mini` at that rate (a KL of 2 nats for one iteration, on two of
+three seeds), which makes bands wide. `mini` costs 5 for eight iterations of 48 responses. At 5e-4,
+falling to 0 over so few iterations, it jumps less often, and still learns: the gold reward rises
+by .4. Most specimens show in
 the first three iterations or, at such a size, never. A run is what `lab.train` makes, number by
 number, without what that evaluates and measures, which took half of the time.
 """

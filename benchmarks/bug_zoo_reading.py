@@ -262,7 +262,8 @@ def limit_of(check: health.Check, runs: Mapping[str, Sequence[list]]) -> dict | 
     """Warn LIMIT standard deviations beyond the mean of the worst values of healthy runs, critical
     three times as far; None for what no run could fail. runs: the logged lines of each, by where
     they come from. The mean is that of the source that is farthest out, the deviation that of runs
-    within one source: what differs between settings makes no limit loose."""
+    within one source: what differs between settings makes no limit loose. None of these runs is
+    beyond it."""
     worst, sources = [], []
     for source, logged in runs.items():
         found = [x for lines in logged if math.isfinite(x := worst_of(check, lines))]
@@ -278,7 +279,8 @@ def limit_of(check: health.Check, runs: Mapping[str, Sequence[list]]) -> dict | 
     if check.figure == "trend" and abs(middle + step) >= (2 if check.against else 1):
         return None  # no run could fail it
     every = [x for found in worst for x in found]
-    limit = {"warn": rounded(middle + step), "critical": rounded(middle + 3 * step)}
+    warn = sign * max(sign * x for x in (middle + step, *every))
+    limit = {"warn": rounded(warn), "critical": rounded(warn + 2 * step)}
     return {**limit, "origin": f"{'; '.join(sources)}: {min(every):.3g} to {max(every):.3g}"}
 
 

@@ -5,9 +5,10 @@ them. The steps from one log to the next with it, and as many without, make a pa
 a pair alternating, in one process. TRL logs every tenth step; `--every 1` is the most that the
 callback can cost. It looks at as many lines as it ever does. Rows are all of one length, so that
 steps are alike. Counted are process (CPU) seconds, which other programs disturb less. Reports the
-median of the ratios with / without, its 95 % interval (between two of the ratios, by the binomial
-distribution: it assumes nothing of them), and the callback's seconds a log by themselves, which are
-known far better. Writes benchmarks/results/health_overhead.json.
+median of the ratios with / without, and what the callback took of the steps that had it, over the
+rest of the same steps, which a busy machine blurs far less: each with its 95 % interval (between
+two of the values, by the binomial distribution: it assumes nothing of them). Writes
+benchmarks/results/health_overhead.json.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ def measure(stage: str, pairs: int, every: int) -> dict[str, object]:
     blocks = turns.seconds[WARM:]
     halves = [blocks[2 * i : 2 * i + 2][:: 1 if i % 2 == 0 else -1] for i in range(pairs)]
     ratios = sorted(with_it / without for without, with_it in halves)
+    logs = turns.logs[WARM // 2 :][:pairs]
+    own = sorted(log / (with_it - log) for log, (_, with_it) in zip(logs, halves, strict=True))
     low = rank(pairs)
     return {
         "stage": stage,
@@ -124,6 +127,9 @@ def measure(stage: str, pairs: int, every: int) -> dict[str, object]:
         "ratio": median(ratios),
         "low": ratios[low],
         "high": ratios[-1 - low],
+        "own_share": median(own),
+        "own_low": own[low],
+        "own_high": own[-1 - low],
         "step_s": median(blocks) / every,
         "log_s": median(turns.logs),
         "lines": len(inner.lines),
@@ -161,7 +167,7 @@ def main() -> None:
         found = {row["stage"]: row for row in json.loads(RESULTS.read_text("utf-8"))["stages"]}
     for stage in args.stages:
         row = measure(stage, args.pairs, args.every)
-        found[stage] = {n: round(x, 5) if isinstance(x, float) else x for n, x in row.items()}
+        found[stage] = {n: round(x, 6) if isinstance(x, float) else x for n, x in row.items()}
         print(json.dumps(found[stage]), flush=True)
         made = {"stages": [found[s] for s in STAGES if s in found], "versions": versions()}
         made["threads"] = torch.get_num_threads()

@@ -1,4 +1,5 @@
-"""A plan on several processes: which config of accelerate, whether it can be, what it looks like.
+"""A plan before it is trained: compiled or not; on several processes, which config of accelerate,
+whether it can be, what it looks like.
 
 launch = launched(lab.plan("sft", "Qwen/Qwen2.5-7B", hardware="h100"), "fsdp2", processes=8)
 launch.config                                        # accelerate's YAML
@@ -14,9 +15,13 @@ from pathlib import Path
 import yaml
 
 from .cost.hardware import hardware as find_hardware
+from .data.load import Data
 from .display import did_you_mean, format_bytes
 from .launch.accelerate_config import CONFIGS
-from .planning import Plan
+from .launch.processes import once
+from .models.device import cannot_compile
+from .planning import Plan, predict
+from .runs.run import Run
 from .stages import STAGES
 
 ENGINES = "use_vllm", "use_transformers_continuous_batching"
@@ -159,3 +164,26 @@ def _of_file(plan: Plan, file: Path, processes: int | None, nodes: int, dry: boo
 def _peak(plan: Plan) -> str:
     memory = plan.estimate.hardware.memory
     return f"{format_bytes(plan.peak)} of {format_bytes(memory)} on each, as planned"
+
+
+def decided(plan: Plan, data: Data, started: Path | None) -> Plan:
+    """A plan whose `torch_compile` is no longer "auto": as in the run that was `started` and goes
+    on, else as is predicted to be faster."""
+    if plan.settings.get("torch_compile") != "auto":
+        return plan
+
+    def make() -> tuple[bool, str]:
+        there = Run(started).config if started and (started / "run.json").is_file() else {}
+        before = there.get("settings", {}).get("torch_compile")
+        if before is not None:
+            return before, ""
+        if why := cannot_compile():
+            return False, f"torch_compile=auto is off: {why}"
+        try:
+            return predict(plan, data).compiles
+        except ValueError as error:
+            return False, f"torch_compile=auto is off: no prediction ({error})"
+
+    on, line = once(make)
+    notes = (*plan.notes, *filter(None, [line]))
+    return replace(plan, settings={**plan.settings, "torch_compile": on}, notes=notes)

@@ -110,7 +110,7 @@ that it was told as arguments of torch's `checkpoint`, which refuses what transf
 
 
 def _check_compiled(value: Setting, settings: Mapping[str, Setting]) -> None:
-    """What compiles, and with what (`models/compiled.py`)."""
+    """What compiles, and with what (`ppo/compiled.py`)."""
     if value not in (True, False, "auto"):
         raise ValueError(f"torch_compile must be True, False or 'auto', got {value!r}")
     for name in ("load_in_4bit", "load_in_8bit", "use_liger_kernel"):

@@ -27,9 +27,9 @@ from .data.reward_sources import (
 )
 from .display import by_surface, did_you_mean
 from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
-from .launching import Launch, launched
+from .launching import Launch, decided, launched
 from .models.load import small_models_folder
-from .planning import Plan, TrainerArgs, predict, predicted, unplannable
+from .planning import Plan, TrainerArgs, predicted, unplannable
 from .planning import plan as make_plan
 from .runs.run import Run
 from .settings import check_packages
@@ -211,7 +211,7 @@ def prepared(
     data = load_data(data)
     plan = with_rewards(plan, reward_funcs)
     folder = Path(out) if out else free_folder(plan.stage)
-    plan = _compiling(plan, data, folder if resume else None)
+    plan = decided(plan, data, folder if resume else None)
     args = plan.config(str(folder / "trainer"))
     functions = check(plan, data, args, reward_funcs)
     settings = dict(plan.settings)
@@ -258,30 +258,6 @@ def prepared(
     what = plan, data, args, functions, open_run
     how: dict[str, Any] = {"quiet": quiet, "resume": bool(there or inherit), "losses": losses}
     return partial(run_plan, *what, **how, trainer=sick.trainer if sick is not None else None)
-
-
-def _compiling(plan: Plan, data: Data, started: Path | None) -> Plan:
-    """A plan whose `torch_compile` is no longer "auto": as in the run that was `started` and goes
-    on, else as is predicted to be faster."""
-    if plan.settings.get("torch_compile") != "auto":
-        return plan
-    from .models.compiled import cannot_compile
-
-    def make() -> tuple[bool, str]:
-        there = Run(started).config if started and (started / "run.json").is_file() else {}
-        before = there.get("settings", {}).get("torch_compile")
-        if before is not None:
-            return before, ""
-        if why := cannot_compile():
-            return False, f"torch_compile=auto is off: {why}"
-        try:
-            return predict(plan, data).compiles
-        except ValueError as error:
-            return False, f"torch_compile=auto is off: no prediction ({error})"
-
-    on, line = once(make)
-    notes = (*plan.notes, *filter(None, [line]))
-    return replace(plan, settings={**plan.settings, "torch_compile": on}, notes=notes)
 
 
 def _what_is_there(folder: Path, recorded: Mapping[str, Any]) -> str | None:
@@ -333,7 +309,7 @@ def check_first(
         raise ValueError(line)
     check_packages(plan.settings)
     if plan.settings.get("torch_compile") is True:
-        from .models.compiled import cannot_compile
+        from .models.device import cannot_compile
 
         if why := cannot_compile():
             raise ValueError(f"torch_compile: {why}")

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import rlhf_lab as lab
-from rlhf_lab import equal_cost
-from rlhf_lab.equal_cost import EqualBudget, Point, Trace, policy_at, t_quantile
+from rlhf_lab import equal_cost, equal_cost_runs
+from rlhf_lab.equal_cost import EqualBudget, Point, Trace, t_quantile
+from rlhf_lab.equal_cost_runs import policy_at
 from rlhf_lab.trainers.evaluate import held_out_prompts, policy_report
 
 # Two-sided 95 % and 99 % of Student's t, from the printed tables.
@@ -125,7 +126,8 @@ def trained(few_stories, tmp_path_factory):
     file = tmp_path_factory.mktemp("it") / "it.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_cost, "LENGTH", 8)
-        patch.setattr(equal_cost, "BEST_OF", (2, 4))
+        patch.setattr(equal_cost_runs, "LENGTH", 8)
+        patch.setattr(equal_cost_runs, "BEST_OF", (2, 4))
         yield lab.equal_budget(WAYS, 5, data=few_stories, file=file, **SMALL), file
 
 
@@ -179,7 +181,7 @@ def test_the_policy_of_a_checkpoint_is_that_of_a_run_that_ended_there(few_storie
 
 def test_what_is_there_is_not_trained_again(trained, few_stories, monkeypatch):
     result, file = trained
-    monkeypatch.setattr(equal_cost, "train", None)
+    monkeypatch.setattr(equal_cost_runs, "train", None)
     assert lab.equal_budget(WAYS, 5, data=few_stories, file=file, **SMALL) == result
     with pytest.raises(ValueError, match="was made with budget=5"):
         lab.equal_budget(WAYS, 6, data=few_stories, file=file, **SMALL)

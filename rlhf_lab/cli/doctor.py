@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ..cost.hardware import available_memory
 from ..cost.hardware import cores as available_cores
 from ..display import format_bytes
+from ..models.device import cannot_compile
 from ..models.hub import hub_reachable
 from ..models.load import BUNDLED, small_models_folder
 
@@ -146,8 +147,6 @@ def _cpu() -> Iterator[Finding]:
     many = threads > cores
     remedy = f"more threads than cores: set OMP_NUM_THREADS={cores}" if many else ""
     yield Finding("torch threads", str(threads), remedy)
-    from ..models.compiled import cannot_compile
-
     remedy = cannot_compile()
     yield Finding("torch_compile", "cannot compile" if remedy else "compiles layers", remedy)
     ratio = _seconds("bfloat16") / _seconds("float32")

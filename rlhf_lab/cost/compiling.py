@@ -1,5 +1,5 @@
 """What `torch_compile` costs and saves: a decoder layer compiled once, shared by all of one shape,
-and the work on logits beside the head's product (`models/compiled.py`).
+and the work on logits beside the head's product (`ppo/compiled.py`).
 
 Of the passes that compiled code makes, matrix products and attention stay what they were. The rest
 is fused: it is read and written fewer times, and fewer operations are called. Decoding is not

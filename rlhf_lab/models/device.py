@@ -10,7 +10,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import sysconfig
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,3 +49,13 @@ def device_settings(given: Mapping[str, object]) -> dict[str, bool]:
     if gpu and not given.get("use_cpu") and not given.keys() & {"bf16", "fp16"}:
         taken["fp16" if compute_dtype() is torch.float16 else "bf16"] = True
     return {name: value for name, value in taken.items() if name not in given}
+
+
+def cannot_compile() -> str:
+    """Why inductor cannot compile on this machine, and what to do; "" where it can."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(compiler):
+        return f"no C++ compiler ({compiler}) is installed: install it, or leave torch_compile out"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers are missing: install python3-dev, or leave torch_compile out"
+    return ""

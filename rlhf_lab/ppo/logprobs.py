@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from ..models.compiled import compiled, is_compiled
+from .compiled import compiled, is_compiled
 from .losses import to_fp32, token_logprobs
 
 AnyModel = Any

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..models.compiled import Code
 from ..stages import Settings
 from .adapters import Switch
+from .compiled import Code
 
 Layers = Sequence[GradientCheckpointingLayer]
 Checkpoint = Callable[..., object]

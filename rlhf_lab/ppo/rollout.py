@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.compiled import is_compiled
+from .compiled import is_compiled
 from .executor import Buckets, Executor
 from .logprobs import AnyModel, language_head, logprobs_and_entropy, scored_logprobs
 from .losses import StopTokens, is_stop, to_fp32

@@ -32,11 +32,11 @@ from ..data.lengths import worth_a_pass
 from ..data.reward_sources import RewardFunction
 from ..data.tokenize import row_prompt_ids, stop_ids
 from ..metering.meter import Meter
-from ..models.compiled import compile_layers
 from ..stages import Setting
 from . import losses
 from .bookkeeping import STATISTICS, Bookkeeping
 from .checkpoint import Metrics
+from .compiled import compile_layers
 from .config import PPOConfig, check_arguments
 from .engines import make_engine
 from .executor import Executor

@@ -231,9 +231,10 @@ class Health(Display):
         if not self.known:
             return "no check: nothing was logged that one knows"
         if not self.findings:
-            steps = f"{self.steps} logged step{'s' * (self.steps != 1)}"
             more = f"; {len(self.early)} more need further steps" if self.early else ""
-            return f"{len(self.known)} checks passed over {steps}{more}"
+            passed, steps = len(self.known), self.steps
+            checks = f"{passed} check{'s' * (passed != 1)} passed"
+            return f"{checks} over {steps} logged step{'s' * (steps != 1)}{more}"
         names = ", ".join(f.check.name + ("!" if f.critical else "") for f in self.findings)
         like = f"; looks like {', '.join(self.look_alikes)}" if self.look_alikes else ""
         return f"{len(self.findings)} of {len(self.known)} checks failed: {names}{like}"

@@ -17,9 +17,9 @@ from ..data.reward_sources import RewardFunction
 from ..data.tokenize import prompt_text, stop_ids
 from ..launch.processes import any_process, from_all, load_whole
 from ..metering.meter import Meter
-from ..models.compiled import compile_layers
 from ..models.weights import embeddings, grow_embeddings
 from ..ppo.adapters import POLICY
+from ..ppo.compiled import compile_layers
 from ..ppo.logprobs import AnyModel
 from ..ppo.losses import LossFunction
 from ..runs.json_files import JsonObject

@@ -17,8 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 from rlhf_lab.metering.flop_counter import FlopCounter
 from rlhf_lab.metering.memory_tracker import MemoryTracker
 from rlhf_lab.metering.meter import Meter
-from rlhf_lab.models import compiled
-from rlhf_lab.ppo import checkpoint, logprobs
+from rlhf_lab.models import device
+from rlhf_lab.ppo import checkpoint, compiled, logprobs
 from rlhf_lab.ppo.config import PPOConfig
 
 
@@ -134,7 +134,7 @@ def test_the_work_on_logits(quick, k):
     torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.skipif(bool(compiled.cannot_compile()), reason=compiled.cannot_compile())
+@pytest.mark.skipif(bool(device.cannot_compile()), reason=device.cannot_compile())
 def test_counters_see_what_inductor_made(tiny):
     """With C++: products are counted as without, the tracker's peak is that of torch's allocator,
     less than without, and a pass gives the same bits whether it is counted or not."""
@@ -196,8 +196,8 @@ def allocated(profiler):
 
 
 def test_without_a_compiler(monkeypatch, make):
-    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match=r"^torch_compile: no C\+\+ compiler.*install g\+\+"):
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"^torch_compile: no C\+\+ compiler.*install it"):
         make(torch_compile=True)
 
 

@@ -16,13 +16,9 @@ of the user's among temporary files), and the next process finds it there.
 from __future__ import annotations
 
 import inspect
-import os
-import shutil
-import sysconfig
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, cast
 from weakref import WeakSet
 
@@ -36,6 +32,8 @@ from torch.utils._python_dispatch import (
 )
 from transformers import Cache
 
+from ..models.device import cannot_compile
+
 Code = Callable[..., Any]
 """A function of tensors, or what was compiled of one."""
 VARIANTS = 64
@@ -43,16 +41,6 @@ VARIANTS = 64
 each compiled for itself; torch refuses one more."""
 _heads: WeakSet[nn.Module] = WeakSet()
 _seeing: list[TorchDispatchMode] = []
-
-
-def cannot_compile() -> str:
-    """Why inductor cannot compile on this machine, and what to do; "" where it can."""
-    compiler = os.environ.get("CXX", "g++")
-    if not any(map(shutil.which, (compiler, "clang++"))):
-        return f"no C++ compiler ({compiler}) is installed: install g++, or leave torch_compile out"
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        return "Python's headers are missing: install python3-dev, or leave torch_compile out"
-    return ""
 
 
 def compile_layers(*models: Any) -> None:
