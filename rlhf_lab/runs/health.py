@@ -240,7 +240,7 @@ class Health(Display):
 
     def _looked_for(self, specimen: Mapping[str, Any]) -> bool:
         """Whether checks could look that four in five of its runs may fail."""
-        return sum(specimen["fails"].get(name, 0.0) for name in self.known) >= 0.8
+        return bool(sum(specimen["fails"].get(name, 0.0) for name in self.known) >= 0.8)
 
     @property
     def headline(self) -> str:
