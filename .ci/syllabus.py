@@ -33,10 +33,10 @@ PLANS = {
         "A first run, and SFT": ["00", "01"],
         "Preferences and the reward model": ["02"],
         "PPO": ["03"],
-        "What goes wrong": ["10"],
         "DPO, RLOO and GRPO": ["04", "05"],
         "Memory, and what scales": ["06", "07"],
         "Cheaper training, cheaper answers": ["08", "09"],
+        "What goes wrong": ["10"],
         "A plan of your own, and many GPUs": ["11", "12"],
     },
 }
