@@ -374,11 +374,11 @@ class _Study:
         n = [2**k for k in range(self.samples.bit_length())]
         best = [[float(expected_best(scores, x, k).mean()) for k in n] for x in (scores, gold)]
         same, points = (seed, ranked, start), [[kl_bound(k) for k in n], *best]
-        yield Curve(name, "best of n", *same, time.perf_counter() - began, n, *points, by)
+        yield Curve(name, "best of n", *same, time.perf_counter() - began, n, *points, by=by)
         if self.settings["max_steps"]:
             began, points = time.perf_counter(), self.ppo(seed, folders, score)
             at = list(range(1, len(points[0]) + 1))
-            yield Curve(name, "PPO", *same, time.perf_counter() - began, at, *points, by)
+            yield Curve(name, "PPO", *same, time.perf_counter() - began, at, *points, by=by)
 
     def ppo(self, seed: int, folders: list[str], score: RewardFunction) -> list[list[float]]:
         """A run by one reward model, or by the function of several. → its KL, proxy and gold by
