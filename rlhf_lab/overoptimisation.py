@@ -99,7 +99,7 @@ class Curve:
     kl: list[float]
     proxy: list[float]
     gold: list[float]
-    by: list[str] = field(default_factory=list)
+    by: list[str] = field(default_factory=list, kw_only=True)
 
     @property
     def gains(self) -> tuple[Array, Array, Array]:
