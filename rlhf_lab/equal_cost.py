@@ -276,7 +276,7 @@ def equal_budget(
         raise ValueError(f"{file} was made with {other[0]}={there.how.get(other[0])!r}")
     before = seconds_before(handle, data, settings, {WAYS[way] for way in ways})
     if budget <= before:
-        took = f"what comes before a last stage is planned to take {before:.3g}"
+        took = f"SFT and any reward model are planned to take {before:.3g}"
         raise ValueError(f"a budget of {budget:g} seconds is too small: {took}")
     result = there or EqualBudget([], 0, 0, {**how, **where})
     result = replace(result, label_price=label_price, hour_price=hour_price)
