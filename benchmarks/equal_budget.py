@@ -5,8 +5,8 @@ Seven ways from mini's pretrained model, each trained once a seed, SFT and rewar
 results/equal_budget.json (results/equal_budget_long.json) is not trained again, so that a stopped
 run goes on. Seconds are CPU seconds of the one process with one thread: on a machine that others
 use, those of the clock do not compare. Labels: 1,024 pairs for the reward model, 1,536 for DPO and
-1,056 for KTO, which gets two answers of a pair; long: 2,048, 3,072 and 2,640. Settings are the
-lab's defaults, tuned for no budget.
+1,056 for KTO (two answers of a pair) at their ends; long: 2,048, 3,072 and 2,640. Settings
+are the lab's defaults, tuned for no budget, but for every `max_steps` and those of rejection.
 
 Writes the JSON after each training, and at the end the table with its answer (.txt) and the figure
 (.svg, by headless Chromium), and of the short one a copy for the notebooks; ten minutes of a quiet

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .data.load import Data, load_data
 from .data.reward_sources import RewardFunction, functions_of
+from .data.tokenize import prompt_text
 from .models.load import load, small_models_folder
 from .planning import Plan
 from .planning import plan as make_plan
@@ -83,6 +84,7 @@ def clone(
     check_idle()
     if (data := load_data(data)).name != config.get("data"):
         raise ValueError(f"{parent.name} learned from {config.get('data')}: not {data.name}")
+    _check_rows(parent, data)
     held = TemporaryDirectory()  # a live run deletes its old checkpoints
     try:
         if step:
@@ -118,6 +120,14 @@ def _plan(parent: Run, changed: Mapping[str, Setting]) -> Plan:
     if "rewards" in changed:
         settings.pop("rule_reward", None)
     return make_plan("ppo", model, **settings)
+
+
+def _check_rows(parent: Run, data: Data) -> None:
+    """Raises ValueError for data of the same name without the prompts that the run recorded."""
+    there, learned = set(map(prompt_text, data.prompts.train)), parent.samples
+    if other := [r["prompt"] for r in learned if "when" not in r and r["prompt"] not in there]:
+        what = f"{parent.name} learned from other rows than this {data.name} has"
+        raise ValueError(f"{what}: among them {other[0]!r:.60}")
 
 
 def _step(parent: Run, step: int | None, last: int, changed: Collection[str]) -> int:

@@ -26,12 +26,13 @@ from unittest.mock import patch
 
 from .budget import INPUTS
 from .data.load import Data, load_data
-from .display import escape, format_number, html_table, table
-from .equal_cost_runs import LENGTH, Point, Seed
+from .display import check_choice, escape, format_number, html_table, table
+from .equal_cost_runs import LENGTH, REJECTION, Point, Seed, seconds_before
 from .metering import meter
 from .models.load import load
 from .runs.json_files import replace_file, versions
 from .runs.run import notebooks_folder
+from .settings import check_names
 
 if TYPE_CHECKING:
     from .charts.plotly_style import Figure
@@ -47,6 +48,8 @@ WAYS = {
     "SFT+RM, rejection sampling": "rejection",
 }
 """Each way's name, and the stage that follows SFT and (where it needs one) the reward model."""
+STAGES = ("sft", "reward", *(stage for stage in WAYS.values() if stage != "best of n"))
+"""What has settings."""
 SHARES = (0.5, 0.75, 1.0)
 """Of the largest budget, which is what every way and seed has spent at its end."""
 UNITS = {"seconds": "s", "flops": "FLOP", "dollars": "USD"}
@@ -138,6 +141,8 @@ class EqualBudget:
     @property
     def answer(self) -> str:
         """Which ways are better or worse than `against` at the largest budgets, in words."""
+        if self.against not in self.ways:
+            return f"{self.against} was not run: no way is compared to it"
         words = []
         for quantity in UNITS:
             budget, found = self.budgets(quantity)[-1], dict[str, list[str]]()
@@ -178,10 +183,15 @@ class EqualBudget:
 
     @classmethod
     def load(cls, file: str | Path) -> EqualBudget:
-        """What `save` wrote."""
-        found = json.loads(Path(file).read_text("utf-8"))
-        traces = [Trace(**t) for t in found.pop("traces")]
-        return cls([replace(t, points=[Point(*p) for p in t.points]) for t in traces], **found)
+        """What `save` wrote. Raises ValueError, one line, for another file."""
+        try:
+            found = json.loads(Path(file).read_text("utf-8"))
+            traces = [Trace(**t) for t in found.pop("traces")]
+            return cls([replace(t, points=[Point(*p) for p in t.points]) for t in traces], **found)
+        except OSError as error:
+            raise ValueError(f"{file}: {error.strerror}") from None
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(f"{file} was not written by EqualBudget.save") from None
 
     @classmethod
     def stored(cls) -> EqualBudget:
@@ -230,15 +240,31 @@ def equal_budget(
     steps as the plan says fill the budget. `prompts`: held-out ones to judge by; `answers`: how
     many best of n writes with its budget. `label_price` of a judged pair, `hour_price` of this
     machine: USD. `cpu_seconds`: count those of this process instead of the clock's, which programs
-    beside it lengthen. With `file` what is there is not trained again, and each training is added
-    as it ends. Raises ValueError for an unknown way, data without a gold reward, a file of other
-    settings.
+    beside it lengthen. With `file` what is there is not trained again (prices may be others), and
+    each training is added as it ends. Raises ValueError, one line, for what cannot be, data without
+    a gold reward, a file of other settings, a budget that ends before a way's last stage begins.
     """
     from .trainers.evaluate import held_out_prompts
 
-    if wrong := [way for way in ways if way not in WAYS]:
-        raise ValueError(f"no way {wrong[0]!r}: choose from {', '.join(WAYS)}")
-    data, settings = load_data(data), {k: dict(v) for k, v in (each or {}).items()}
+    for way in ways:
+        check_choice("way", way, WAYS)
+    settings = {k: dict(v) for k, v in (each or {}).items()}
+    for stage, own in settings.items():
+        check_choice("each: stage", stage, STAGES)
+        if stage == "rejection":
+            check_names(own.keys() - REJECTION.keys(), "sft")
+        else:
+            check_names(own, stage)
+    sizes = {"budget": budget, "points": points, "prompts": prompts, "answers": answers}
+    if not len(ways) or not len(seeds):
+        raise ValueError("give at least one way and one seed")
+    for name, size in sizes.items():
+        if not 0 < size < math.inf:
+            raise ValueError(f"{name} must be more than 0, not {size}")
+    if not (min(label_price, hour_price) >= 0 and 0 < label_price + hour_price < math.inf):
+        prices = f"{label_price:g} and {hour_price:g}"
+        raise ValueError(f"label_price and hour_price: not below 0, nor both 0; got {prices}")
+    handle, data = load(model), load_data(data)
     if not data.has_gold:
         raise ValueError(f"{data.name} has no gold reward: only the bundled world can be compared")
     how = {"model": model, "data": data.name, "budget": budget, "each": settings}
@@ -248,11 +274,16 @@ def equal_budget(
     there = EqualBudget.load(file) if file and Path(file).exists() else None
     if there and (other := [k for k in how if there.how.get(k) != how[k]]):
         raise ValueError(f"{file} was made with {other[0]}={there.how.get(other[0])!r}")
-    result = there or EqualBudget([], label_price, hour_price, {**how, **where})
+    before = seconds_before(handle, data, settings, {WAYS[way] for way in ways})
+    if budget <= before:
+        took = f"SFT and any reward model are planned to take {before:.3g}"
+        raise ValueError(f"a budget of {budget:g} seconds is too small: {took}")
+    result = there or EqualBudget([], 0, 0, {**how, **where})
+    result = replace(result, label_price=label_price, hour_price=hour_price)
     clock = patch.object(meter, "_now", time.process_time) if cpu_seconds else nullcontext()
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder, clock:
-            of = Seed(load(model), data, seed, Path(folder), settings, budget, points, answers)
+            of = Seed(handle, data, seed, Path(folder), settings, budget, points, answers)
             of.prompts = held_out_prompts(of.model, data, prompts, LENGTH)
             for way in (way for way in ways if seed not in result.ways.get(way, {})):
                 new = Trace(way, seed, of.points_of(WAYS[way]))

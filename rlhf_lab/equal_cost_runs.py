@@ -3,7 +3,7 @@ the last stage of each way, with what had been spent at each point."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,6 +29,8 @@ Cost: TypeAlias = tuple[float, float, float]
 """Seconds, FLOPs, labels."""
 BEST_OF = (2, 4, 8, 16)
 REJECTION = {"prompts": 256, "num_generations": 4}
+FROM_SFT = ("dpo", "kto")
+"""Last stages that need no reward model."""
 LENGTH = 64
 """Most tokens of a response."""
 
@@ -78,7 +80,7 @@ class Seed:
 
     def points_of(self, last: str) -> list[Point]:
         """The SFT model, the same when what the last stage needs is there, and the last stage's."""
-        found = [self.start] if last in ("dpo", "kto") else [self.start, self.scored]
+        found = [self.start] if last in FROM_SFT else [self.start, self.scored]
         if last == "best of n":
             return [*found, *self.best_of_n(found[-1])]
         data, model = self.data, self.model
@@ -173,6 +175,15 @@ class Seed:
             for row, texts, i in zip(prompts, drawn.texts, best, strict=True)
         ]
         return rows, (count * n * seconds, count * n * flops, 0.0)
+
+
+def seconds_before(
+    model: Model, data: Data, each: Mapping[str, Settings], last: Collection[str]
+) -> float:
+    """What SFT, and the reward model where a last stage needs one, are planned to take."""
+    stages = ["sft"] if set(last) <= set(FROM_SFT) else ["sft", "reward"]
+    plans = (make_plan(s, model, data=data, **each.get(s, {})).estimate for s in stages)
+    return sum((e.steps or 0) * e.step_seconds for e in plans)
 
 
 def _after(point: Point, cost: Cost, *worth: float) -> Point:

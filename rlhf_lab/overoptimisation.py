@@ -9,6 +9,7 @@ Best-of-n and PPO along d = √KL to the SFT model, with the forms that Gao, Sch
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import time
@@ -47,6 +48,7 @@ WINDOW = 5
 RISE, FALL, NATS = 0.3, 0.3, (1.0, 15.0)
 """Over-optimised: the gold reward rises by so many points and falls by so many while the proxy
 gains, with its peak at such a KL."""
+SEVERAL = "('mean', a, b, …) or ('worst', a, b, …) of several"
 HOLDS = 0.9
 """R² below which a form does not hold."""
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -84,7 +86,8 @@ class Band(NamedTuple):
 class Curve:
     """A proxy of one seed, optimised by a method. Points stand `at` an n, or an iteration of PPO:
     `kl` in nats per response, means of `proxy` score and `gold` reward. `start`: proxy and gold of
-    the SFT model; `ranked`: share of pairs of its answers that the proxy ranks as gold does."""
+    the SFT model; `ranked`: share of pairs of its answers that the proxy ranks as gold does; `by`:
+    "mean" or "worst", then of each reward model its folder and what its weights hash to."""
 
     name: str
     method: str
@@ -96,6 +99,7 @@ class Curve:
     kl: list[float]
     proxy: list[float]
     gold: list[float]
+    by: list[str] = field(default_factory=list, kw_only=True)
 
     @property
     def gains(self) -> tuple[Array, Array, Array]:
@@ -163,11 +167,13 @@ class OverOptimisation:
         """The seeds' curves by proxy and method; of these names, or of this method alone."""
         found: dict[tuple[str, str], list[Curve]] = {}
         for c in self.curves:
-            if c.name in (names or (c.name,)) and c.method == (method or c.method):
+            if c.name in (names or (c.name,)) and c.method.lower() == (method or c.method).lower():
                 found.setdefault((c.name, c.method), []).append(c)
         if not found:
-            known = "; ".join(dict.fromkeys(c.name for c in self.curves))
-            raise ValueError(f"no curve of {', '.join(names)} {method}: there are {known}")
+            known = "; ".join(dict.fromkeys(c.name for c in self.curves)) or "none"
+            by = " or ".join(dict.fromkeys(c.method for c in self.curves))
+            what = f" of {', '.join(names)}" * bool(names) + f" by {method!r}" * bool(method)
+            raise ValueError(f"no curve{what}: there are {known}, by {by or 'no method'}")
         return found
 
     @property
@@ -209,7 +215,9 @@ class OverOptimisation:
             read = json.loads(Path(path).read_text("utf-8"))
             curves = [Curve(**{**c, "start": tuple(c["start"])}) for c in read["curves"]]
             return cls(curves, read["about"])
-        except (KeyError, TypeError, json.JSONDecodeError):
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(f"{path} was not written by OverOptimisation.save") from None
 
     @classmethod
@@ -245,32 +253,44 @@ def overoptimise(
     its `iterations` a point (0: best-of-n alone), with the penalty `kl_coef` and `settings`, those
     of `lab.plan("ppo", …)`. `out`: a JSON file that is written after each seed; seeds that it has
     are not run again. Raises ValueError, one line, for what is no reward model of the policy's
-    tokens, for data without a gold reward, and for a file with a name that was made otherwise.
+    tokens, for data without a gold reward, and for a file with a name that was made otherwise, or
+    of reward models with other weights.
     """
     from .launch.launcher import prepare_process
 
-    model, data = load(policy), load_data(data)
-    if not proxies or prompts < 1 or samples < 2 or 0 < iterations < WINDOW:
-        raise ValueError(
-            "overoptimise: proxies by name, at least 1 prompt, 2 samples, and 0 or at least "
-            f"{WINDOW} iterations"
-        )
-    if not data.has_gold:
-        raise ValueError(f"{data.name} has no gold reward, so nothing tells when it falls")
+    if not proxies:
+        raise ValueError("no proxies: give reward models by name, {'mine': run}")
+    for what, value, least in (("prompts", prompts, 1), ("samples", samples, 2)):
+        if value < least:
+            raise ValueError(f"{what} must be at least {least}, not {value}")
+    if iterations < WINDOW and iterations != 0:
+        rule = f"iterations must be 0 (best of n alone) or at least {WINDOW}"
+        raise ValueError(f"{rule}, not {iterations}")
+    lists: dict[str, list[Proxy]] = {
+        name: given if isinstance(given, list) else [given] for name, given in proxies.items()
+    }
+    for name, of_name in lists.items():
+        if not of_name or any(isinstance(one, tuple) and not one[1:] for one in of_name):
+            raise ValueError(f"{name} has no reward model: give one, or {SEVERAL}")
     if taken := {"seed", "max_steps"} & settings.keys():
         raise ValueError(f"{min(taken)}: seeds are places in a list, max_steps is iterations=…")
     of_ppo = {"save_strategy": "no", **settings, "kl_coef": kl_coef, "max_steps": iterations}
-    study = _Study(model, data.with_held_out(prompts), samples, of_ppo)
-    members = {
-        name: [_members(proxy, model) for proxy in (given if isinstance(given, list) else [given])]
-        for name, given in proxies.items()
-    }
+    model = load(policy)
+    length = int(plan("ppo", model, **of_ppo).settings["response_length"])
+    members = {name: [_members(one, model) for one in of] for name, of in lists.items()}
+    if not (data := load_data(data)).has_gold:
+        raise ValueError(f"{data.name} has no gold reward, so nothing tells when it falls")
+    study = _Study(model, data.with_held_out(prompts), samples, of_ppo, length)
     found = OverOptimisation.load(out) if out and Path(out).is_file() else OverOptimisation()
     how = to_json_object({"policy": model.name, "data": data.name, "prompts": prompts})
     how |= to_json_object({"samples": samples, **of_ppo})
     for name in proxies:
         if found.about.setdefault(name, how) != how:
             raise ValueError(f"{out} has {name!r}, made otherwise: give another name, or file")
+    for c in found.curves:  # a file from before has no `by`
+        if c.seed < len(of := members.get(c.name, [])) and c.by and c.by[::2] != of[c.seed][2][::2]:
+            wrong = f"{c.name!r}, seed {c.seed}, of other reward models ({', '.join(c.by[1::2])})"
+            raise ValueError(f"{out} has {wrong}: give another name, or file")
     prepare_process()
     for seed, row in enumerate(zip_longest(*members.values())):
         for name, given in zip(members, row, strict=True):
@@ -283,11 +303,11 @@ def overoptimise(
     return found
 
 
-def _members(proxy: Proxy, policy: Model) -> tuple[list[str], bool]:
-    """Folders of reward models, and whether the worst of them counts. Raises ValueError."""
+def _members(proxy: Proxy, policy: Model) -> tuple[list[str], bool, list[str]]:
+    """Folders of reward models, whether the worst of them counts, and `Curve.by`."""
     how, given = (proxy[0], proxy[1:]) if isinstance(proxy, tuple) else ("mean", (proxy,))
     if how not in ("mean", "worst") or not given:
-        raise ValueError("several reward models: ('mean', a, b, …) or ('worst', a, b, …)")
+        raise ValueError(f"a tuple is {SEVERAL} reward models")
     folders = []
     for one in given:
         of = load(one.folder if isinstance(one, Run) else one)
@@ -296,15 +316,28 @@ def _members(proxy: Proxy, policy: Model) -> tuple[list[str], bool]:
         if not same_vocabulary(of.tokenizer, policy.tokenizer):
             raise ValueError(f"{of.name} reads other tokens than {policy.name} writes")
         folders.append(of.paths["reward"])
-    return folders, how == "worst"
+    return folders, how == "worst", [str(how), *chain(*((f, _fingerprint(f)) for f in folders))]
+
+
+def _fingerprint(folder: str) -> str:
+    """What a model's weights hash to; its name where they are on the hub."""
+    made = hashlib.sha256()
+    kinds = "*.safetensors", "pytorch_model*.bin"
+    files = [path for kind in kinds for path in sorted(Path(folder).glob(kind))]
+    for path in files:
+        with path.open("rb") as weights:
+            made.update(hashlib.file_digest(weights, "sha256").digest())
+    return made.hexdigest()[:16] if files else folder
 
 
 class _Study:
     """What the curves of a study share: the SFT model, and answers that it wrote."""
 
-    def __init__(self, model: Model, data: Data, samples: int, settings: Settings) -> None:
-        self.model, self.data, self.samples, self.settings = model, data, samples, settings
-        self.length = int(plan("ppo", model, **settings).settings["response_length"])
+    def __init__(
+        self, model: Model, data: Data, samples: int, settings: Settings, length: int
+    ) -> None:
+        self.model, self.data, self.samples = model, data, samples
+        self.settings, self.length = settings, length
 
     @cached_property
     def answers(self) -> tuple[list[Example], list[list[int]], Tensor]:
@@ -323,7 +356,9 @@ class _Study:
         gold = [self.data.gold_reward(r["prompt"], t) for r, t in zip(asked, texts, strict=True)]
         return asked, ids, torch.tensor(gold, dtype=torch.float64).view(len(rows), -1)
 
-    def curves(self, name: str, seed: int, folders: list[str], worst: bool) -> Iterator[Curve]:
+    def curves(
+        self, name: str, seed: int, folders: list[str], worst: bool, by: list[str]
+    ) -> Iterator[Curve]:
         """Best-of-n's, and PPO's where it has iterations."""
         import torch
 
@@ -339,11 +374,11 @@ class _Study:
         n = [2**k for k in range(self.samples.bit_length())]
         best = [[float(expected_best(scores, x, k).mean()) for k in n] for x in (scores, gold)]
         same, points = (seed, ranked, start), [[kl_bound(k) for k in n], *best]
-        yield Curve(name, "best of n", *same, time.perf_counter() - began, n, *points)
+        yield Curve(name, "best of n", *same, time.perf_counter() - began, n, *points, by=by)
         if self.settings["max_steps"]:
             began, points = time.perf_counter(), self.ppo(seed, folders, score)
             at = list(range(1, len(points[0]) + 1))
-            yield Curve(name, "PPO", *same, time.perf_counter() - began, at, *points)
+            yield Curve(name, "PPO", *same, time.perf_counter() - began, at, *points, by=by)
 
     def ppo(self, seed: int, folders: list[str], score: RewardFunction) -> list[list[float]]:
         """A run by one reward model, or by the function of several. → its KL, proxy and gold by

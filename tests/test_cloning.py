@@ -4,11 +4,13 @@ pytest tests/test_cloning.py
 """
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
 import rlhf_lab as lab
 from rlhf_lab.cli import main
+from rlhf_lab.data.load import Split
 from rlhf_lab.runs.lock import release
 from rlhf_lab.runs.run import Run
 
@@ -135,7 +137,7 @@ def test_what_a_clone_cannot_be(how, line, parent, few_stories, tmp_path, monkey
     assert not (tmp_path / "new").exists() and contents(parent) == before
 
 
-def test_what_the_run_had_must_be_given_again(parent, tmp_path):
+def test_what_the_run_had_must_be_given_again(parent, few_stories, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(parent.folder, folder)
     run = Run.load(folder)
@@ -144,6 +146,8 @@ def test_what_the_run_had_must_be_given_again(parent, tmp_path):
         lab.clone(run, out=tmp_path / "new")
     with pytest.raises(ValueError, match="learned from stories: not your data"):
         lab.clone(parent, data=[{"prompt": f"say {i}"} for i in range(20)], out=tmp_path / "new")
+    with pytest.raises(ValueError, match="it learned from other rows than this stories has: among"):
+        lab.clone(parent, data=replace(few_stories, prompts=Split()), out=tmp_path / "new")
     with pytest.raises(ValueError, match="cannot be cloned"):
         lab.clone(Run.create(tmp_path / "sft", stage="sft", model="mini", settings={}))
 

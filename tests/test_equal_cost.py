@@ -185,7 +185,45 @@ def test_what_is_there_is_not_trained_again(trained, few_stories, monkeypatch):
     assert lab.equal_budget(WAYS, 5, data=few_stories, file=file, **SMALL) == result
     with pytest.raises(ValueError, match="was made with budget=5"):
         lab.equal_budget(WAYS, 6, data=few_stories, file=file, **SMALL)
-    with pytest.raises(ValueError, match="no way 'SFT'"):
-        lab.equal_budget(["SFT"])
+    dear = lab.equal_budget(WAYS, 5, data=few_stories, file=file, hour_price=9, **SMALL)
+    assert dear == replace(result, hour_price=9)
+    with pytest.raises(ValueError, match="budget of 0.001 seconds is too small: .* to take 0"):
+        lab.equal_budget(WAYS, 0.001, data=few_stories, **SMALL)
     with pytest.raises(ValueError, match="has no gold reward: only"):
         lab.equal_budget(data=[{"prompt": f"say {i}", "completion": "yes"} for i in range(20)])
+
+
+REFUSED = [
+    ({"ways": ["SFT"]}, "way='SFT': .*choose from SFT.RM.PPO"),
+    ({"ways": []}, "at least one way and one seed"),
+    ({"seeds": []}, "at least one way and one seed"),
+    ({"each": {"dppo": {}}}, "stage='dppo': did you mean 'ppo'. choose from sft, reward, ppo"),
+    ({"each": {"ppo": {"kl_coeff": 1}}}, "no setting 'kl_coeff'"),
+    ({"each": {"rejection": {"num_generation": 1}}}, "no setting 'num_generation'"),
+    *(({name: 0}, f"{name} must be more than 0") for name in ("budget", "points", "prompts")),
+    ({"answers": -1}, "answers must be more than 0, not -1"),
+    ({"label_price": -1}, "label_price and hour_price: not below 0, nor both 0; got -1 and 0.2"),
+    ({"label_price": 0, "hour_price": 0}, "nor both 0"),
+]
+
+
+@pytest.mark.parametrize(("given", "line"), REFUSED)
+def test_what_cannot_be_is_refused_before_data_is_loaded(given, line, monkeypatch):
+    monkeypatch.setattr(equal_cost, "load_data", None)
+    with pytest.raises(ValueError, match=line) as error:
+        lab.equal_budget(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_another_file_is_refused_in_one_line(tmp_path):
+    for text in ("{}", "[]", "1", '{"traces": []}', "no"):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ValueError, match="other.json was not written by EqualBudget.save"):
+            EqualBudget.load(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="none.json: No such file or directory"):
+        EqualBudget.load(tmp_path / "none.json")
+
+
+def test_without_the_way_to_compare_with_it_says_so(found):
+    alone = replace(found, traces=found.traces[3:])
+    assert alone.answer == "SFT+RM+PPO was not run: no way is compared to it"

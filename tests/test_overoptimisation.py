@@ -154,6 +154,12 @@ def test_a_study_goes_on_where_its_file_ends(found, monkeypatch):
     assert lab.overoptimise(proxies, "mini", out=out, **how) == study
     with pytest.raises(ValueError, match="has 'as it is', made otherwise: give another name"):
         lab.overoptimise(proxies, "mini", out=out, kl_coef=0.1, **how)
+    others = {"as it is": ["mini", "tiny"]}, {"the worst of two": ("mean", "mini", "tiny")}
+    for other, line in zip(
+        others, ("'as it is', seed 1", "'the worst of two', seed 0"), strict=True
+    ):
+        with pytest.raises(ValueError, match=f"{line}, of other reward models"):
+            lab.overoptimise(other, "mini", out=out, **how)
 
 
 def test_table_and_figure_say_what_was_found(found):
@@ -166,7 +172,10 @@ def test_table_and_figure_say_what_was_found(found):
     assert "as it is, PPO, seed 0: gold" in figure.words
     assert len(figure.data) >= 12  # gold and proxy of each curve
     assert len(found[0].figure("the worst of two", method="best of n").data) == 2
-    with pytest.raises(ValueError, match="no curve of b : there are as it is; the worst of two"):
+    assert found[0].groups(method="ppo") == found[0].groups(method="PPO")
+    with pytest.raises(ValueError, match="no curve by 'dpo': .*, by best of n or PPO$"):
+        found[0].figure(method="dpo")
+    with pytest.raises(ValueError, match="no curve of b: there are as it is; the worst"):
         found[0].figure("b")
 
 
@@ -217,18 +226,24 @@ def test_an_ensemble_is_the_mean_or_the_worst_of_its_members(stories):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"proxies": {}}, "proxies by name, at least 1 prompt, 2 samples"),
-        ({"samples": 1}, "at least 1 prompt, 2 samples"),
-        ({"iterations": 3}, "and 0 or at least 5 iterations"),
+        ({"proxies": {}}, "no proxies: give reward models by name"),
+        ({"proxies": {"a": ()}}, "a has no reward model"),
+        ({"proxies": {"a": []}}, "a has no reward model"),
+        ({"proxies": {"a": [("worst",)]}}, "a has no reward model"),
+        ({"samples": 1}, "samples must be at least 2, not 1"),
+        ({"prompts": -1}, "prompts must be at least 1, not -1"),
+        ({"iterations": 3}, r"iterations must be 0 \(best of n alone\) or at least 5, not 3"),
+        ({"iterations": -1}, "iterations must be 0 .* not -1"),
         ({"proxies": {"a": ("best", "mini", "tiny")}}, r"\('mean', a, b, …\) or \('worst'"),
         ({"proxies": {"a": lab.load("mini").paths["sft"]}}, "sft is no reward model: give one"),
         ({"max_steps": 9}, "max_steps: seeds are places in a list, max_steps is iterations="),
         ({"bet": 0.1}, "bet"),
     ],
 )
-def test_what_is_no_study_is_refused(stories, given, line):
+def test_what_is_no_study_is_refused_before_data_is_loaded(monkeypatch, given, line):
+    monkeypatch.setattr("rlhf_lab.overoptimisation.load_data", None)
     with pytest.raises(ValueError, match=line):
-        lab.overoptimise(**{"proxies": {"a": "mini"}, "policy": "mini", "data": stories} | given)
+        lab.overoptimise(**{"proxies": {"a": "mini"}, "policy": "mini"} | given)
 
 
 def test_what_has_no_truth_is_refused(tmp_path):
@@ -238,3 +253,5 @@ def test_what_has_no_truth_is_refused(tmp_path):
     (other := tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="other.json was not written by OverOptimisation.save"):
         OverOptimisation.load(other)
+    with pytest.raises(ValueError, match="none.json: No such file or directory"):
+        OverOptimisation.load(tmp_path / "none.json")
