@@ -9,8 +9,6 @@ from inspect import isfunction
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
 Function = Callable[..., Any]
 
 
@@ -21,6 +19,8 @@ def compiled_later() -> Iterator[None]:
     bitsandbytes so compiles four kernels for 4 and 8 bits on a CPU as it is imported, and with that
     imports all of inductor: a quarter of what a start of PPO imports.
     """
+    import torch
+
     compile_now: Function = torch.compile
 
     def compile_later(model: Function | None = None, **how: object) -> Function:

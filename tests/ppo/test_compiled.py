@@ -4,6 +4,7 @@ The graphs are those of a real run; all but one test run them as torch's operati
 so that no C++ is compiled, which takes ten seconds and more each time.
 """
 
+import gc
 import shutil
 from collections import Counter
 
@@ -45,6 +46,67 @@ def rows(meter, quantity):
 
 def graphs():
     return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.skipif(bool(device.cannot_compile()), reason=device.cannot_compile())
+def test_counters_see_what_inductor_made(tiny):
+    """With C++: products are counted as without, the tracker's peak is that of torch's allocator,
+    less than without, and a pass gives the same bits whether it is counted or not."""
+    # First in this file: after graphs of `aot_eager` in the same process the tracker counts 10,240
+    # bytes more than the allocator, and why is not known.
+    forget()
+    model = tiny.lm(0, num_hidden_layers=1).model.eval()
+    ids = torch.randint(0, tiny.words, (8, 24))
+
+    def step():
+        model(input_ids=ids, use_cache=False).last_hidden_state.square().mean().backward()
+        grads = [p.grad for p in model.parameters()]
+        model.zero_grad()
+        return grads
+
+    def counted():
+        with FlopCounter() as counter:
+            grads = step()
+        return counter.total, grads
+
+    def peak():
+        tracker = MemoryTracker()
+        with tracker, tracker.phase("forward", "policy", "activations"):
+            step()
+        return sum(tracker.peaks["forward", "policy"].values())
+
+    plain, plain_peak = counted()[0], peak()
+    compiled.compile_layers(_Headless(model))
+    flops, first = counted()
+    assert flops == plain and peak() < plain_peak
+    assert all(map(torch.equal, first, step()))
+    gc.collect()  # or what other tests left is freed while this looks
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    assert peak() == allocated(profiler)
+
+
+class _Headless:
+    """A trunk as a model."""
+
+    def __init__(self, model):
+        self.whole = model
+        model.get_output_embeddings = lambda: None
+
+
+def allocated(profiler):
+    """The profiler's peak of Total Allocated above its beginning, in bytes."""
+    from torch._C._profiler import _EventType
+
+    events, found = list(profiler.profiler.kineto_results.experimental_event_tree()), []
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.tag == _EventType.Allocation:
+            extra = event.extra_fields
+            found.append((event.start_time_ns, extra.total_allocated, extra.alloc_size))
+    _, total, size = min(found)
+    return max(total for _, total, _ in found) - (total - size)
 
 
 def test_a_compiled_run_is_the_same_run_and_compiles_once(make, quick):
@@ -132,64 +194,6 @@ def test_the_work_on_logits(quick, k):
     torch.testing.assert_close(logprobs_, expected)
     torch.testing.assert_close(entropy, -(logp.exp() * logp).sum(-1))
     torch.testing.assert_close(a.grad, b.grad)
-
-
-@pytest.mark.skipif(bool(device.cannot_compile()), reason=device.cannot_compile())
-def test_counters_see_what_inductor_made(tiny):
-    """With C++: products are counted as without, the tracker's peak is that of torch's allocator,
-    less than without, and a pass gives the same bits whether it is counted or not."""
-    forget()
-    model = tiny.lm(0, num_hidden_layers=1).model.eval()
-    ids = torch.randint(0, tiny.words, (8, 24))
-
-    def step():
-        model(input_ids=ids, use_cache=False).last_hidden_state.square().mean().backward()
-        grads = [p.grad for p in model.parameters()]
-        model.zero_grad()
-        return grads
-
-    def counted():
-        with FlopCounter() as counter:
-            grads = step()
-        return counter.total, grads
-
-    def peak():
-        tracker = MemoryTracker()
-        with tracker, tracker.phase("forward", "policy", "activations"):
-            step()
-        return sum(tracker.peaks["forward", "policy"].values())
-
-    plain, plain_peak = counted()[0], peak()
-    compiled.compile_layers(_Headless(model))
-    flops, first = counted()
-    assert flops == plain and peak() < plain_peak
-    assert all(map(torch.equal, first, step()))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    assert peak() == allocated(profiler)
-
-
-class _Headless:
-    """A trunk as a model."""
-
-    def __init__(self, model):
-        self.whole = model
-        model.get_output_embeddings = lambda: None
-
-
-def allocated(profiler):
-    """The profiler's peak of Total Allocated above its beginning, in bytes."""
-    from torch._C._profiler import _EventType
-
-    events, found = list(profiler.profiler.kineto_results.experimental_event_tree()), []
-    while events:
-        event = events.pop()
-        events += event.children
-        if event.tag == _EventType.Allocation:
-            extra = event.extra_fields
-            found.append((event.start_time_ns, extra.total_allocated, extra.alloc_size))
-    _, total, size = min(found)
-    return max(total for _, total, _ in found) - (total - size)
 
 
 # ------------------------------------------------------------------------------- what is refused
