@@ -59,13 +59,16 @@ class Split:
 class LaterSplit(Split):
     """A split that is made when its rows are asked for: a stage reads one set of three."""
 
-    _make: Callable[[], Split]
+    _make: Callable[[], Split] | None
 
-    def __init__(self, make: Callable[[], Split]):
+    def __init__(self, make: Callable[[], Split] | None = None, **made: list[Example]):
+        """`made`: its sides, as `dataclasses.replace` hands them over."""
         object.__setattr__(self, "_make", make)
+        for side, rows in made.items():
+            object.__setattr__(self, side, rows)
 
     def __getattr__(self, name: str) -> list[Example]:
-        if name not in ("train", "test"):
+        if name not in ("train", "test") or self._make is None:
             raise AttributeError(name)
         with working("writing the bundled stories and labelling their pairs (some seconds)"):
             made = self._make()

@@ -67,7 +67,7 @@ def test_what_measure_prints_is_a_file_too(tmp_path):
         ("x.json", "[1]", "an object of names and values"),
         ("x.json", "{}", "lacks bandwidth, flops, memory"),
         ("x.json", '{"like": "h10"}', "did you mean 'h100'?"),
-        ("x.json", '{"like": "mine.json"}', "hardware 'mine.json'"),
+        ("x.json", '{"like": "mine.json"}', "hardware='mine.json': "),
         ("x.json", '{"like": "h100", "memory": 80}', "did you mean 'memory_gib'?"),
         ("x.json", '{"like": "h100", "memory_gib": "80GB"}', "memory_gib must be a number"),
         ("x.json", '{"like": "h100", "memory_gib": -1}', "memory must be a positive number"),

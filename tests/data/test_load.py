@@ -5,6 +5,7 @@ pytest tests/data/test_load.py
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -125,3 +126,9 @@ def test_the_bundled_sets_are_written_when_they_are_read(monkeypatch):
     assert repr(data.sft) == f"Split(train={len(data.sft.train)}, test={len(data.sft.test)})"
     with pytest.raises(AttributeError, match="trian"):
         data.preferences.trian  # noqa: B018
+
+
+def test_a_split_that_comes_later_can_be_replaced_in_part():
+    prompts = load_data("stories", seed=11).prompts  # of no other test: not made yet
+    fewer = replace(prompts, train=prompts.train[:3])
+    assert len(fewer.train) == 3 and fewer.test == prompts.test
