@@ -123,8 +123,8 @@ web: $(VENV)/.stamp-base
 	@$(BIN)/python web/build_web.py
 
 # JupyterLite's wheels come once, by pip, into build/cache; web/lite.txt pins them by sha256.
-lite: $(VENV)/.stamp-lite
-	@$(BIN)/python web/build_lite.py
+lite: $(VENV)-lite/.stamp-lite
+	@$(VENV)-lite/bin/python web/build_lite.py
 
 # Nothing is run, nothing is fetched; a warning fails the build.
 docs: $(VENV)/.stamp-docs
@@ -186,10 +186,15 @@ $(VENV)/.stamp-docs: pyproject.toml constraints.txt $(VENV)/.stamp-torch
 	@$(PIP) -e '.[docs]'
 	@touch $(VENV)/.stamp-base $@
 
-$(VENV)/.stamp-lite: pyproject.toml constraints.txt $(VENV)/.stamp-torch
-	@echo '== installing rlhf_lab with JupyterLite (once)'
-	@$(PIP) -e '.[lite]'
-	@touch $(VENV)/.stamp-base $@
+# An environment of its own: JupyterLab beside it would load the browser's kernel and report errors.
+LITE = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lite"])
+$(VENV)-lite/.stamp-lite: pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory VENV=$(@D) $(@D)/.stamp-venv
+	@echo '== installing JupyterLite into $(@D) (once)'
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    $$($(@D)/bin/python -c '$(LITE)') numpy pyyaml
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
 
 $(VENV)/.stamp-test: pyproject.toml constraints.txt $(VENV)/.stamp-torch
 	@echo '== installing rlhf_lab with JupyterLab and the test tools (once)'

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..models.load import small_models_folder
-from ..runs.progress import working
+from ..runs.progress import notebook_display, working
 from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .files import open_rows
@@ -70,8 +70,7 @@ class LaterSplit(Split):
     def __getattr__(self, name: str) -> list[Example]:
         if name not in ("train", "test") or self._make is None:
             raise AttributeError(name)
-        with working("writing the bundled stories and labelling their pairs (some seconds)"):
-            made = self._make()
+        made = self._make()
         for side in ("train", "test"):
             object.__setattr__(self, side, getattr(made, side))
         rows: list[Example] = getattr(made, name)
@@ -203,7 +202,12 @@ def load_data(
     if isinstance(source, Data):
         return source
     if isinstance(source, str) and source == "stories":
-        return _stories(Annotator(temperature, length_bias, seed), seed)
+        stories = _stories(Annotator(temperature, length_bias, seed), seed)
+        if notebook_display():  # or a later cell would say among its outputs that it waits
+            with working("writing the bundled stories and labelling their pairs (some seconds)"):
+                for split in (stories.sft, stories.preferences, stories.prompts):
+                    _ = split.train
+        return stories
     name = Path(source).name if isinstance(source, (str, Path)) else "your data"
     rows = open_rows(source, split, subset)
     try:
