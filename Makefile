@@ -150,7 +150,7 @@ lint: $(VENV)/.stamp-test
 	@$(BIN)/ruff format --check .
 
 clean:
-	@rm -rf $(VENV) $(VENV)-floors $(VENV)-latest build dist docs/notebooks docs/reference *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-floors $(VENV)-latest $(VENV)-lite build dist docs/notebooks docs/reference *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # --- the environment: a stamp stands for each thing installed, and dates it --------------------
