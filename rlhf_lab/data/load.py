@@ -205,8 +205,8 @@ def load_data(
         stories = _stories(Annotator(temperature, length_bias, seed), seed)
         if notebook_display():  # or a later cell would say among its outputs that it waits
             with working("writing the bundled stories and labelling their pairs (some seconds)"):
-                for split in (stories.sft, stories.preferences, stories.prompts):
-                    _ = split.train
+                for rows_of in (stories.sft, stories.preferences, stories.prompts):
+                    _ = rows_of.train
         return stories
     name = Path(source).name if isinstance(source, (str, Path)) else "your data"
     rows = open_rows(source, split, subset)
