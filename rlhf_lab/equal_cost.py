@@ -30,7 +30,7 @@ from .display import check_choice, escape, format_number, html_table, table
 from .equal_cost_runs import LENGTH, REJECTION, Point, Seed, seconds_before
 from .metering import meter
 from .models.load import load
-from .runs.json_files import replace_file, versions
+from .runs.json_files import JsonObject, read_written, replace_file, versions
 from .runs.run import notebooks_folder
 from .settings import check_names
 
@@ -184,14 +184,12 @@ class EqualBudget:
     @classmethod
     def load(cls, file: str | Path) -> EqualBudget:
         """What `save` wrote. Raises ValueError, one line, for another file."""
-        try:
-            found = json.loads(Path(file).read_text("utf-8"))
+
+        def make(found: JsonObject) -> EqualBudget:
             traces = [Trace(**t) for t in found.pop("traces")]
             return cls([replace(t, points=[Point(*p) for p in t.points]) for t in traces], **found)
-        except OSError as error:
-            raise ValueError(f"{file}: {error.strerror}") from None
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise ValueError(f"{file} was not written by EqualBudget.save") from None
+
+        return read_written(file, make, "EqualBudget.save")
 
     @classmethod
     def stored(cls) -> EqualBudget:

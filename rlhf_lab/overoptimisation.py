@@ -27,7 +27,7 @@ from .display import UNKNOWN, html_table, table
 from .models.load import Model, load
 from .models.tokenizer import same_vocabulary
 from .planning import plan
-from .runs.json_files import replace_file, to_json_object
+from .runs.json_files import JsonObject, read_written, replace_file, to_json_object
 from .runs.run import Run, notebooks_folder
 from .training import train
 
@@ -211,14 +211,12 @@ class OverOptimisation:
     @classmethod
     def load(cls, path: str | Path) -> OverOptimisation:
         """What `save` wrote. Raises ValueError, one line, for another file."""
-        try:
-            read = json.loads(Path(path).read_text("utf-8"))
+
+        def make(read: JsonObject) -> OverOptimisation:
             curves = [Curve(**{**c, "start": tuple(c["start"])}) for c in read["curves"]]
             return cls(curves, read["about"])
-        except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}") from None
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise ValueError(f"{path} was not written by OverOptimisation.save") from None
+
+        return read_written(path, make, "OverOptimisation.save")
 
     @classmethod
     def stored(cls) -> OverOptimisation:

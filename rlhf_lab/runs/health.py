@@ -228,15 +228,14 @@ class Health(Display):
             }
             for f in self.findings
         ]
-        said = self.headline
+        verdict = self.headline
         if self.hidden and not rows:
-            names, count = (
-                ", ".join(self.hidden),
-                f"{len(self.hidden)} of {len(limits()['specimens'])}",
-            )
-            said += f"\nnot to be ruled out by this: {names if len(self.hidden) < MANY else count}"
+            which = f"{len(self.hidden)} of {len(limits()['specimens'])}"
+            if len(self.hidden) < MANY:
+                which = ", ".join(self.hidden)
+            verdict += f"\nnot to be ruled out by this: {which}"
         text, page = (f"\n{table(rows)}", html_table(rows)) if rows else ("", "")
-        super().__init__(said + text, f"<p>{escape(said)}</p>{page}")
+        super().__init__(verdict + text, f"<p>{escape(verdict)}</p>{page}")
 
     def _looked_for(self, specimen: Mapping[str, Any]) -> bool:
         """Whether checks could look that four in five of its runs may fail."""

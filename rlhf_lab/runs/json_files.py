@@ -54,6 +54,16 @@ def lab_home() -> Path:
     return Path(home).expanduser() if home else Path.home() / ".cache/rlhf_lab"
 
 
+def read_written(path: str | Path, make: Callable[[JsonObject], Content], writer: str) -> Content:
+    """What `writer` wrote, made again. Raises ValueError, one line, for another file."""
+    try:
+        return make(json.loads(Path(path).read_text("utf-8")))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} was not written by {writer}") from None
+
+
 def check_empty(folder: Path) -> None:
     """Raises FileExistsError, one line, unless a folder is empty or new."""
     if folder.is_dir() and not any(folder.iterdir()):
