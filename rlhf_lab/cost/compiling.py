@@ -58,6 +58,5 @@ def decide(e: Estimate) -> tuple[bool, str]:
 def caveat(e: Estimate) -> list[str]:
     """What must be known before figures of a plan with `torch_compile` are read."""
     on, why = e.compiles
-    kind = e.hardware.kind
-    said = f"torch_compile on a {kind}: planned by rule, not measured, without the time to compile"
-    return list(filter(None, (why, said * (on and kind != "cpu"))))
+    said = f"torch_compile on a {e.hardware.kind}: not measured, and without the time to compile"
+    return list(filter(None, (why, said * (on and e.hardware.kind != "cpu"))))

@@ -219,22 +219,21 @@ def log_probabilities(
     block = min(n, max(1, BLOCK // vocabulary)) * vocabulary
     steps = -(-n * vocabulary // block)
     block *= not p.compiled
-    all_of_them = float(n * vocabulary)
-    once = 2.0 * (2 if tape.autocast else x.itemsize) * all_of_them, all_of_them, 2.0
+    total = float(n * vocabulary)
+    once = 2.0 * (2 if tape.autocast else x.itemsize) * total, total, 2.0
     if not trained:
         piece = min(n, max(1, PIECE // vocabulary))
         logits = _logits(tape, model, p, tape.split(hidden, piece * width)[0], p.trained)
         one = tape.forward.products[-1]
         tape.forward.products[-1] = (*one[:2], n / piece, one[3])
         Store(tape, 8 * block, LOGITS)  # divided by the temperature, and their log softmax
-        tape.forward.spend(*(once if p.compiled else (20 * all_of_them, all_of_them, 4 * steps)))
+        tape.forward.spend(*(once if p.compiled else (20 * total, total, 4 * steps)))
         return tape.result(n, 4, [])
     logits = _logits(tape, model, p, hidden, p.trained)
     del hidden
     Store(tape, 8 * block, LOGITS)
     # A block stays in the cache for half of its work.
-    there = 24 * all_of_them, 2 * all_of_them, 9.0 * steps
-    tape.forward.spend(*(once if p.compiled else there))
+    tape.forward.spend(*(once if p.compiled else (24 * total, 2 * total, 9 * steps)))
     statistics = Store(tape, n * (4 + 4 + 8))  # norms, entropies and tokens
     return tape.result(
         n,
@@ -242,7 +241,7 @@ def log_probabilities(
         [(logits, logits.store)],
         (logits.store, statistics),
         scratch=(4 if logits.itemsize == 4 else 8) * block,
-        costs=once if p.compiled else (16 * all_of_them, all_of_them, 6.0 * steps),
+        costs=once if p.compiled else (16 * total, total, 6.0 * steps),
     )
 
 

@@ -99,8 +99,8 @@ def written(
         again = tape.new(numel, itemsize, needs)
         y = write(tape, again)
         # It stops as soon as all that was saved is there again; compiled code does not stop.
-        until = None if p.compiled else tape.needed
-        done = [x for i, x in enumerate(tape.forward.products[:until]) if i not in stay]
+        until = tape.forward.products[: None if p.compiled else tape.needed]
+        done = [x for i, x in enumerate(until) if i not in stay]
         again_work = replace(tape.forward, products=done)
         tape.backward.add(again_work)
         del again, y
@@ -120,7 +120,7 @@ def send_away(tape: Tape) -> int:
     number, total = 0, 0
     for node in tape.nodes:
         here = []
-        for store in node.saved:
+        for store in (root for saved in node.saved for root in saved.roots):
             number += 1
             if number - followed.get(store, -STASH) < STASH or store in stay:
                 stay.add(store)

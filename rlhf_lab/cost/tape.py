@@ -108,9 +108,8 @@ class Tape:
             targets.append((value.source, value.numel * value.itemsize, how))
         if saved or last:
             self.needed = len(self.forward.products) - last
-        if self.compiled:
-            for x in saved:
-                x.is_kept()
+        for x in (x for here in saved for x in here.roots) if self.compiled else ():
+            x.adds = 0  # to keep it once more
         node = Node(targets, saved, weights, scratch, work, store.kind, costs, fused=fused)
         self.nodes.append(node)
         return Value(store, numel, itemsize, True, node)

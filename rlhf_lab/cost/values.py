@@ -36,9 +36,10 @@ class Store:
         """As it is when a product reads it; `work` grows by what that takes."""
         return self
 
-    def is_kept(self) -> None:
-        """It is saved for the backward pass: to save it again adds nothing."""
-        self.adds = 0
+    @property
+    def roots(self) -> Sequence[Store]:
+        """What it is computed from in compiled code: it is there."""
+        return (self,)
 
     def __del__(self) -> None:
         tape, size = self.tape, self.size
@@ -57,8 +58,7 @@ class Fused(Store):
 
     def __init__(self, tape: Tape, size: float, of: Iterable[Store], kind: int = ACTIVATION):
         super().__init__(tape, 0, kind)
-        flat = (x for s in of for x in (s.roots if isinstance(s, Fused) else (s,)))
-        self.roots, self.whole = [*dict.fromkeys(flat)], size
+        self.roots, self.whole = [*dict.fromkeys(x for store in of for x in store.roots)], size
 
     def write(self, work: Work) -> Store:
         if self.whole:
@@ -66,10 +66,6 @@ class Fused(Store):
             work.launched += 1
             self.roots, self.whole = [Store(self.tape, self.whole, self.kind)], 0
         return self.roots[0]
-
-    def is_kept(self) -> None:
-        for x in self.roots:
-            x.adds = 0
 
 
 @dataclass(slots=True, eq=False)
