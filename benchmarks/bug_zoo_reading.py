@@ -57,7 +57,7 @@ JUDGED = {
 """Runs that no threshold saw, in these settings."""
 JUDGED_SEEDS = range(110, 120)
 """Seeds from 100 to 109 were judged before, by limits of six seeds of each wider setting: two of
-thirty healthy runs were called sick, so ten more seeds were learned from, and ten new ones judged."""
+thirty healthy runs were called sick, so ten more were learned from, and ten new ones judged."""
 UNKNOWN = [*SPECIMENS][6::7]
 """Specimens that the look-alikes do not know of while runs are judged: every seventh. (Limits are
 learned from healthy runs alone: to a verdict of sick or healthy every specimen is unknown.)"""
