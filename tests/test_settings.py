@@ -350,3 +350,18 @@ def test_reward_and_value_models_of_another_size(capsys):
     assert "sft has no reward model" in capsys.readouterr().err
     with pytest.raises(ValueError, match="rloo has no value model"):
         lab.plan("rloo", "tiny", value_model="tiny")
+
+
+@pytest.mark.parametrize(
+    ("stage", "order", "words"),
+    [
+        ("dpo", "batch_rebalance", "choose 'group_by_length'"),
+        ("sft", "group_by_lengths", "did you mean 'group_by_length'?"),
+        ("kto", "group_by_length", "sequential"),
+        ("grpo", "sequential", "random"),
+    ],
+)
+def test_an_order_of_rows_that_a_trainer_does_not_keep_to_is_refused(stage, order, words):
+    with pytest.raises(ValueError, match="^train_sampling_strategy") as refused:
+        lab.plan(stage, "tiny", train_sampling_strategy=order)
+    assert words in str(refused.value) and "\n" not in str(refused.value)

@@ -19,8 +19,8 @@ MOMENTS = ("in step 7", "while it writes a checkpoint", "when training is over")
 
 def plan(stage, **more):
     settings = {"per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 3}
-    online = ONLINE if stage == "grpo" else {}
-    return lab.plan(stage, "mini", seed=0, max_steps=10, **{**settings, **online, **more})
+    own = {"grpo": ONLINE, "reward": {"train_sampling_strategy": "group_by_length"}}.get(stage, {})
+    return lab.plan(stage, "mini", seed=0, max_steps=10, **{**settings, **own, **more})
 
 
 @pytest.fixture(scope="module")
