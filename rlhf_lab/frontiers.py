@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .data.load import Data, load_data
 from .data.tokenize import prompt_of
 from .deploy.quantize import quantize
-from .display import check_choice, html_table, table
+from .display import check_choice, html_table, plus_minus, table
 from .models.load import Model
 from .models.policy import find_policy
 from .models.weights import load_causal_lm
@@ -77,8 +77,7 @@ class ServingFrontier:
         for name, to, *columns in self.points:
             row = {"model": name, "in": to}
             for (title, decimals), values in zip(titles, columns, strict=True):
-                error = f" ± {stdev(values):.{decimals}f}" if len(values) > 1 else ""  # over seeds
-                row[title] = f"{mean(values):.{decimals}f}{error}"
+                row[title] = plus_minus(values, decimals)
             rows.append(row)
         return rows
 

@@ -50,7 +50,7 @@ def train(
     *,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
     losses: Mapping[str, Function] | None = ...,
-    specimen: str | None = ...,
+    specimen: str | int | None = ...,
     out: str | Path | None = ...,
     overwrite: bool = ...,
     resume: bool = ...,
@@ -67,7 +67,7 @@ def train(
     *,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
     losses: Mapping[str, Function] | None = ...,
-    specimen: str | None = ...,
+    specimen: str | int | None = ...,
     out: str | Path | None = ...,
     overwrite: bool = ...,
     resume: bool = ...,
@@ -83,7 +83,7 @@ def train(
     *,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
     losses: Mapping[str, Function] | None = None,
-    specimen: str | None = None,
+    specimen: str | int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -103,8 +103,8 @@ def train(
     `reward_funcs`: functions that PPO, RLOO and GRPO learn from, `f(prompts=…, completions=…,
     completion_ids=…) → list of floats` or None, beside the rewards of the plan. `losses`: your
     own solutions of PPO's exercises, such as `{"gae": my_gae}`, to train with. `specimen`: what is
-    to be wrong with the run, a name of `lab.specimens()`; run.json says so. Raises ValueError
-    before anything is written when settings, data or losses do not fit the stage.
+    to be wrong with the run, a name or case of `lab.specimens()`; run.json says it. Raises
+    ValueError before anything is written when settings, data or losses do not fit the stage.
 
     `accelerate`: train in several `processes` (all GPUs; two on a CPU) by a config of `launched`,
     such as "ddp" or "auto". They get the plan, the data and the functions by pickle.
@@ -278,7 +278,7 @@ def own_losses(stage: str, given: Mapping[str, Function] | None) -> dict[str, Fu
     return own_losses(stage, given)
 
 
-def find_specimen(name: str | None) -> Specimen | None:
+def find_specimen(name: str | int | None) -> Specimen | None:
     """Raises ValueError for a name that there is not."""
     if name is None:
         return None
@@ -320,6 +320,13 @@ def check_first(
     check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
     if "teacher" in STAGES[plan.stage].roles:
         _ = plan.model.teacher
+    for kind in (STAGES[plan.stage].starts_from, *["reward"] * (plan.stage == "ppo")):
+        if plan.model.config_dict(kind).get("quantization_config"):
+            raise ValueError(
+                f"{plan.model.paths.get(kind, plan.model.name)} is in fewer bits: it can be "
+                "evaluated and served; train the model that it was made of (load_in_4bit rounds "
+                "the base of adapters)"
+            )
 
 
 def check(

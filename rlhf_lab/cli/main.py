@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import __version__
+from .. import __all__, __version__
 from ..display import ON_COMMAND_LINE, did_you_mean
 from ..stages import REWARDED, STAGES, TRAINABLE
 from . import cost, deploy, launching, listing, notebooks
@@ -40,16 +40,24 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         missing = message.partition("arguments are required: ")[2].split(", ")
+        wrong = re.match(r"argument (.*): invalid choice: '(.*?)'", message)
         for action in self._actions:
             if action.dest in missing and action.choices:
                 message += f"; {action.dest} is one of {', '.join(map(str, action.choices))}"
+            names = "/".join(action.option_strings), action.metavar, action.dest
+            if wrong and action.choices and wrong[1] in names:
+                message += f"; {did_you_mean(wrong[2], action.choices)}".rstrip("; ")
+        if wrong and wrong[1] == "COMMAND" and (name := wrong[2].replace("-", "_")) in __all__:
+            message = f"{wrong[2]} has no command: in Python, import rlhf_lab as lab; lab.{name}(…)"
         self.exit(2, f"rlhf-lab: {' '.join(message.split())} (see {self.prog} --help)\n")
 
     def refuse(self, unknown: str, stage: str = "") -> NoReturn:
         """An argument that nobody knows. `stage`: whose settings are given with --set."""
         flags = [flag for action in self._actions for flag in action.option_strings]
         name, _, value = unknown.replace("=", " ", 1).partition(" ")
-        hint = did_you_mean(name, flags) if unknown.startswith("-") else ""
+        hint = "a model is given with --model" if {"--model", "--set"} <= {*flags} else ""
+        if unknown.startswith("-"):
+            hint = did_you_mean(name, flags)
         if (setting := name.lstrip("-").replace("-", "_")) in _settings_of(stage):
             hint = f"it is a setting: --set {setting}={value.partition(' ')[0] or 'VALUE'}"
         self.error(f"unrecognized arguments: {unknown}" + f"; {hint.strip()}" * bool(hint))

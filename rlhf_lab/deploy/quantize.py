@@ -107,8 +107,8 @@ class Quantised(Model):
         keep = by_surface("kept until Python ends, or give out=", "not kept: give --out")
         where = keep if gone else str(self.folder)
         saved = f"rounded and saved in {self.figures['seconds']:.1f} s: {where}"
-        told = {"left as it was": left, "evaluated on": self.evaluated}
-        return [*(f"{what}: {text}" for what, text in told.items() if text), saved]
+        notes = {"left as it was": left, "evaluated on": self.evaluated}
+        return [*(f"{what}: {text}" for what, text in notes.items() if text), saved]
 
     def __repr__(self) -> str:
         return "\n".join([table(self.rows), *self.notes])
