@@ -248,6 +248,24 @@ class Display:
                 text = {}
 
 
+class Tabled:
+    """What shows its `rows` as a table, and its `notes` as lines below."""
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, object]]:
+        raise NotImplementedError
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return ()
+
+    def __repr__(self) -> str:
+        return "\n".join([table(self.rows), *self.notes])
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows) + "".join(f"<p>{escape(line)}</p>" for line in self.notes)
+
+
 class Listed(list[Item]):
     """A list that shows itself as a table; `rows` turns it into the table's lines."""
 

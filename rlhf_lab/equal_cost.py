@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 from .budget import INPUTS
 from .data.load import Data, load_data
-from .display import check_choice, escape, format_number, html_table, plus_minus, table
+from .display import Tabled, check_choice, format_number, plus_minus
 from .equal_cost_runs import LENGTH, REJECTION, Point, Seed, seconds_before
 from .metering import meter
 from .models.load import load
@@ -66,7 +66,7 @@ class Trace:
 
 
 @dataclass(repr=False)
-class EqualBudget:
+class EqualBudget(Tabled):
     """Prices in USD, of a label and of an hour; `how`: model, settings, machine, versions."""
 
     traces: list[Trace]
@@ -75,11 +75,9 @@ class EqualBudget:
     how: dict[str, object]
     against: str = "SFT+RM+PPO"
 
-    def __repr__(self) -> str:
-        return "\n".join([table(self.rows), self.answer, self.note])
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.rows)}<p>{escape(self.answer)}</p><p>{escape(self.note)}</p>"
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.answer, self.note
 
     @property
     def ways(self) -> dict[str, dict[int, Trace]]:

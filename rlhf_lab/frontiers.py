@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from .data.load import Data, load_data
 from .data.tokenize import prompt_of
 from .deploy.quantize import quantize
-from .display import check_choice, html_table, plus_minus, table
+from .display import check_choice, plus_minus
 from .models.load import Model
 from .models.policy import find_policy
 from .models.weights import load_causal_lm
@@ -60,8 +60,8 @@ class Predicted(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True)
-class ServingFrontier:
+@dataclass(frozen=True, repr=False)
+class ServingFrontier(Tabled):
     """`points`: measured here, at `price` USD an hour. `predicted`: of `larger` on `hardware`."""
 
     points: list[Served]
@@ -80,12 +80,6 @@ class ServingFrontier:
                 row[title] = plus_minus(values, decimals)
             rows.append(row)
         return rows
-
-    def __repr__(self) -> str:
-        return table(self.rows)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows)
 
     def figure(self) -> Figure:
         """Both panels, a plotly figure."""

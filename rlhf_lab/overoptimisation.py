@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 from .data.load import Data, load_data
-from .display import html_table, plus_minus, table
+from .display import Tabled, plus_minus
 from .models.load import Model, load
 from .models.tokenizer import same_vocabulary
 from .planning import plan
@@ -168,8 +168,8 @@ def band(curves: Sequence[Curve]) -> Band | None:
     return Band(d, fits.mean(0), t * fits.std(0, ddof=1) / count**0.5)
 
 
-@dataclass
-class OverOptimisation:
+@dataclass(repr=False)
+class OverOptimisation(Tabled):
     """Curves of proxies by methods and seeds; `about`: of each name what they were made with."""
 
     curves: list[Curve] = field(default_factory=list)
@@ -203,12 +203,6 @@ class OverOptimisation:
             fails = ", does not hold" * (float(np.mean(r2)) < HOLDS)
             rows.append(row | {"R²": f"{plus_minus(r2)}{fails}"})
         return rows
-
-    def __repr__(self) -> str:
-        return table(self.rows)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows)
 
     def figure(self, *names: str, method: str = "") -> Figure:
         """Gold and proxy over √KL, a plotly figure; of these proxies, or of this method alone."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from .data.load import Data, load_data
 from .data.reward_sources import (
@@ -43,39 +43,36 @@ if TYPE_CHECKING:
     from .widgets.dashboard import Dashboard
 
 
+class Options(TypedDict, total=False):
+    """What `train` takes in the foreground and in the background."""
+
+    reward_funcs: RewardFunction | Sequence[RewardFunction] | None
+    losses: Mapping[str, Function] | None
+    specimen: str | int | None
+    out: str | Path | None
+    overwrite: bool
+    resume: bool
+    quiet: bool
+    should_stop: Callable[[], bool] | None
+    accelerate: str | None
+    processes: int | None
+
+
 @overload
 def train(
     plan: Plan | str,
     data: Data | str | Path = ...,
     *,
-    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
-    losses: Mapping[str, Function] | None = ...,
-    specimen: str | int | None = ...,
-    out: str | Path | None = ...,
-    overwrite: bool = ...,
-    resume: bool = ...,
-    quiet: bool = ...,
-    should_stop: Callable[[], bool] | None = ...,
     background: Literal[False] = ...,
-    accelerate: str | None = ...,
-    processes: int | None = ...,
+    **options: Unpack[Options],
 ) -> Run: ...
 @overload
 def train(
     plan: Plan | str,
     data: Data | str | Path = ...,
     *,
-    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
-    losses: Mapping[str, Function] | None = ...,
-    specimen: str | int | None = ...,
-    out: str | Path | None = ...,
-    overwrite: bool = ...,
-    resume: bool = ...,
-    quiet: bool = ...,
-    should_stop: Callable[[], bool] | None = ...,
     background: Literal[True],
-    accelerate: str | None = ...,
-    processes: int | None = ...,
+    **options: Unpack[Options],
 ) -> Training: ...
 def train(
     plan: Plan | str,
