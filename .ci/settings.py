@@ -23,7 +23,7 @@ def _text(type_: object) -> str:
 
 
 def table() -> dict[str, dict[str, str]]:
-    """{"versions": …, "optimizers": transformers' names, "common": fields of all stages, "model":
+    """{"versions": …, "choices": transformers' optimizers, "common": fields of all stages, "model":
     those of TRL's ModelConfig, stage: the other ones}."""
     from transformers.training_args import OptimizerNames
     from trl import ModelConfig
@@ -42,8 +42,8 @@ def table() -> dict[str, dict[str, str]]:
     }
     versions = {name: version(name) for name in ("transformers", "trl")}
     model = {f.name: _text(f.type) for f in fields(ModelConfig)}
-    optimizers = {o.value: o.name for o in OptimizerNames}
-    both = {"versions": versions, "optimizers": optimizers}
+    choices = {"optim": " | ".join(optimizer.value for optimizer in OptimizerNames)}
+    both = {"versions": versions, "choices": choices}
     return {**both, "common": common, "model": model, **rest}
 
 

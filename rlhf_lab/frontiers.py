@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from .data.load import Data, load_data
 from .data.tokenize import prompt_of
 from .deploy.quantize import quantize
-from .display import check_choice, plus_minus
+from .display import Tabled, check_choice, plus_minus
 from .models.load import Model
 from .models.policy import find_policy
 from .models.weights import load_causal_lm

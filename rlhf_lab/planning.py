@@ -295,10 +295,10 @@ def plan(
         if (kept := format_of(handle.config_dict())) != "none":  # its files are in fewer bits
             taken["quantization"] = kept
     if data is not None:
+        from .data.lengths import planned_lengths
         from .data.load import load_data
 
-        found = _lengths_of(stage, handle, load_data(data), taken)
-        taken = {**found, **taken}
+        taken = {**planned_lengths(stage, handle, load_data(data), taken), **taken}
     made = Plan(stage, handle, hardware, taken, sources, given)
     if not STAGES[stage].trainable or unplannable(stage, taken):
         _ = made.estimate  # all that it is good for
@@ -363,7 +363,9 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
         if data.annotator is not None and not data.annotator.seed:  # of which lengths are known
             data = None
     if "prompt_length" not in settings and data is not None:
-        settings = {**_lengths_of(plan.stage, model, data, settings), **settings}
+        from .data.lengths import planned_lengths
+
+        settings = {**planned_lengths(plan.stage, model, data, settings), **settings}
     elif "prompt_length" not in settings and model.name in BUNDLED:
         known = {name: settings[name] for name in STORY_SETTINGS if name in settings}
         settings = {**_story_lengths(plan.stage, model.name, **known), **settings}
@@ -413,13 +415,6 @@ def _story_lengths(stage: str, model: str, **settings: Setting) -> dict[str, flo
     from .data.lengths import of_rows, story_lengths
 
     return of_rows(stage, load(model), story_lengths(STAGES[stage].rows), settings)
-
-
-def _lengths_of(stage: str, model: Model, data: Data, settings: Settings) -> dict[str, float]:
-    """`planned_lengths`, imported when there are rows to look at."""
-    from .data.lengths import planned_lengths
-
-    return planned_lengths(stage, model, data, settings)
 
 
 PLANNED_ONLY = frozenset(

@@ -96,11 +96,14 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             _check_compiled(value, settings, stage)
             continue
         _check_type(name, value, types.get(name, ""))
-        theirs = name == "optim" and (value in (*SETTINGS["optimizers"],) or not _in_step())
+        optimizers = SETTINGS["choices"]["optim"].split(" | ")
+        theirs = name == "optim" and (value in optimizers or not _in_step())
         if name in CHOICES and value is not None and not theirs:
             check_choice(name, value, CHOICES[name])
         if name in CHECKPOINTING and stage in LOSE_LAYERS and isinstance(value, Mapping):
-            _check_layers(name, value, stage)
+            for part in {"every_n_layers", "offload"} & value.keys():
+                how = f"TRL's trainer of {stage} fails with {part}={value[part]!r}; leave it out"
+                raise ValueError(f"{name}: {how}")
     return {name: value for name, value in settings.items() if name in own}
 
 
@@ -119,14 +122,6 @@ def _check_compiled(value: Setting, settings: Mapping[str, Setting], stage: str)
     for name in ("load_in_4bit", "load_in_8bit", "use_liger_kernel"):
         if value and settings.get(name):
             raise ValueError(f"torch_compile does not go with {name}: leave one of them out")
-
-
-def _check_layers(name: str, value: Mapping[str, object], stage: str) -> None:
-    for part in ("every_n_layers", "offload"):
-        if part in value:
-            raise ValueError(
-                f"{name}: TRL's trainer of {stage} fails with {part}={value[part]!r}; leave it out"
-            )
 
 
 NEEDS = {"use_liger_kernel": "liger-kernel", "use_vllm": "vllm", "load_in_8bit": "bitsandbytes"}

@@ -11,7 +11,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from ..data.load import Data
     from ..models.load import Model
     from ..runs.run import Run
-
-
-def _titles(names: Iterable[str]) -> str:
-    return ", ".join(STAGES[name].title for name in names)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,7 +129,8 @@ def _add_training(train: argparse.ArgumentParser, stages: Sequence[str]) -> None
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
     train.add_argument("--steps", type=positive, help="optimizer steps (PPO: iterations) a stage")
     train.add_argument("--seed", type=int, help="seed of data and training [0]")
-    train.add_argument("--reward-model", help=f"{_titles(REWARDED)}: folder of the reward model")
+    titles = ", ".join(STAGES[name].title for name in REWARDED)
+    train.add_argument("--reward-model", help=f"{titles}: folder of the reward model")
     train.add_argument(
         "--teacher-model", help="distill: a name, or the model folder of a run [small]"
     )
