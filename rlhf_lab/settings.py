@@ -31,7 +31,7 @@ LORA = {
 
 POSITIVE = frozenset(
     "learning_rate per_device_eval_batch_size max_length num_train_epochs steps_per_generation "
-    "rows mean_tokens mean_response pad_to_multiple_of total_episodes generation_batch_size".split()
+    "rows mean_tokens mean_response total_episodes generation_batch_size".split()
 )
 """Settings that make no sense at 0 or below, and that the trainers do not all check; beside
 `WHOLE_NUMBERS`."""
