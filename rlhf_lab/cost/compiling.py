@@ -75,7 +75,7 @@ def decide(e: Estimate) -> tuple[bool, str]:
 def caveat(e: Estimate) -> list[str]:
     """What must be known before figures of a plan with `torch_compile` are read."""
     on, why = e.compiles
-    kind = f"on a {e.hardware.kind}, which would change memory and time"
-    known = "memory is planned as without torch_compile, which holds fewer activations"
-    said = known if e.hardware.kind == "cpu" else f"not modelled: torch_compile {kind}"
-    return list(filter(None, (why, said * on)))
+    line = "memory is planned as without torch_compile, which holds fewer activations"
+    if (kind := e.hardware.kind) != "cpu":
+        line = f"not modelled: torch_compile on a {kind}, which would change memory and time"
+    return list(filter(None, (why, line * on)))
