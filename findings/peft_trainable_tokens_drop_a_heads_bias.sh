@@ -9,7 +9,7 @@
 #   learn so; merging brings the bias back. Nothing is said. (In trl 1.16's SFTTrainer the same wrapper on
 #   a tied head raises: it "has no attribute 'bias'".)
 # Remedy: modules_to_save=["lm_head"], or only the embedding's rows.
-# Seen: "fresh adapter 2.04, merged 0.00: largest change of a logit; largest bias 2.04"
+# Seen: "fresh adapter 1.29, merged 0.00: largest change of a logit; largest bias 1.29"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
