@@ -96,6 +96,8 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             _check_compiled(value, settings, stage)
             continue
         _check_type(name, value, types.get(name, ""))
+        if name == "train_sampling_strategy" and value is not None:
+            check_order(stage, value)
         optimizers = SETTINGS["choices"]["optim"].split(" | ")
         theirs = name == "optim" and (value in optimizers or not _in_step())
         if name in CHOICES and value is not None and not theirs:
@@ -105,6 +107,23 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
                 how = f"TRL's trainer of {stage} fails with {part}={value[part]!r}; leave it out"
                 raise ValueError(f"{name}: {how}")
     return {name: value for name, value in settings.items() if name in own}
+
+
+ORDERS = dict.fromkeys(("sft", "reward", "dpo"), ("random", "sequential", "group_by_length"))
+"""Of each stage the orders of rows that its trainer keeps to; of KTO see `trainers/kto.py`, and
+stages that sample draw groups."""
+
+
+def check_order(stage: str, value: Setting) -> None:
+    """Raises ValueError, one line, for an order of rows that a stage does not keep to."""
+    if value == "batch_rebalance" and stage in ORDERS:
+        raise ValueError(
+            "train_sampling_strategy='batch_rebalance': transformers makes passes of unlike "
+            "numbers of rows, whose means TRL weighs alike, in one order for all seeds; choose "
+            "'group_by_length'"
+        )
+    known = ORDERS.get(stage, ("sequential",) if stage == "kto" else ("random",))
+    check_choice(f"train_sampling_strategy of {stage}", value, known)
 
 
 LOSE_LAYERS = frozenset({"dpo", "kto", "rloo", "grpo"})

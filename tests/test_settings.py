@@ -352,6 +352,21 @@ def test_reward_and_value_models_of_another_size(capsys):
         lab.plan("rloo", "tiny", value_model="tiny")
 
 
+@pytest.mark.parametrize(
+    ("stage", "order", "words"),
+    [
+        ("dpo", "batch_rebalance", "choose 'group_by_length'"),
+        ("sft", "group_by_lengths", "did you mean 'group_by_length'?"),
+        ("kto", "group_by_length", "sequential"),
+        ("grpo", "sequential", "random"),
+    ],
+)
+def test_an_order_of_rows_that_a_trainer_does_not_keep_to_is_refused(stage, order, words):
+    with pytest.raises(ValueError, match="^train_sampling_strategy") as refused:
+        lab.plan(stage, "tiny", train_sampling_strategy=order)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
 REFUSED_AT_ONCE = [
     ({"optim": "adam"}, "optim='adam': did you mean 'adamw_torch'. choose from adamw_torch_fused"),
     ({"gpus": 0}, "gpus must be a whole number of at least 1, got 0"),

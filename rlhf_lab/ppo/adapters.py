@@ -26,6 +26,7 @@ def add_adapter(model: AnyModel, config: PeftConfig | None, name: str = POLICY) 
     """The model with one more adapter. → the PeftModel. Raises ValueError without a LoRA config."""
     from peft import LoraConfig, get_peft_model
 
+    _check_start(getattr(model, "peft_config", {}).get(POLICY, config))
     if hasattr(model, "peft_config"):
         if name not in model.peft_config:
             model.add_adapter(name, copy.copy(config))
@@ -36,6 +37,17 @@ def add_adapter(model: AnyModel, config: PeftConfig | None, name: str = POLICY) 
             "(lora_r in a plan)"
         )
     return get_peft_model(model, config)
+
+
+def _check_start(config: PeftConfig | None) -> None:
+    """Raises ValueError for adapters whose start is taken out of the base's weights (peft 0.21):
+    with them off, what is left is not the model that was given, which is the reference."""
+    start = str(getattr(config, "init_lora_weights", True))
+    if start.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        raise ValueError(
+            f"init_lora_weights={start!r} changes the base, which is the reference here: use True, "
+            "'gaussian' or 'orthogonal', or layout='four'"
+        )
 
 
 def add_reward_adapter(base: AnyModel, folder: AnyModel) -> tuple[Tensor, float]:

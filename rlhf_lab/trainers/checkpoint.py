@@ -1,7 +1,8 @@
 """Checkpoints of the stages over TRL's trainers: transformers' own, and when one counts.
 
     checkpoint-40/…             as transformers' Trainer writes it: model, optimizer, random numbers
-    checkpoint-40/rest.pt       written last: what the meter has measured, and other counters
+    checkpoint-40/rest.pt       written last: what the meter has measured, other counters, and the
+                                reference where it moves (`sync_ref_model`)
 
 A checkpoint without `rest.pt` was cut short, and nobody goes on from it. Whoever goes on makes the
 steps that the training would have made, and logs them alike: a line of metrics, which is a mean
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..metering.meter import Meter
@@ -42,6 +44,17 @@ class Checkpoints(TrainerCallback):
     ) -> None:
         self.trainer, self.meter, self.counter = trainer, meter, counter
         self.resume, self._start, self._due = resume, time.perf_counter(), False
+        args, zero = trainer.args, trainer.accelerator.state.deepspeed_plugin
+        moves = getattr(args, "sync_ref_model", False) and args.save_strategy != "no"
+        if moves and (trainer.is_fsdp_enabled or zero is not None and zero.zero_stage == 3):
+            raise ValueError(
+                "sync_ref_model: a reference that moves is not saved where weights are sharded; "
+                'use ddp, zero1 or zero2, or save_strategy="no"'
+            )
+        # TRL's callback moves it, and no checkpoint of transformers' holds it.
+        self._moved: Module | None = (
+            trainer.accelerator.unwrap_model(trainer.ref_model) if moves else None
+        )
 
     def on_train_begin(self, *_: object, **__: object) -> None:
         self._start = time.perf_counter()
@@ -51,6 +64,8 @@ class Checkpoints(TrainerCallback):
             self._start -= rest["seconds"]
             for owner, name in self._counters():
                 setattr(owner, name, rest[name])
+            if self._moved is not None:
+                self._moved.load_state_dict(rest["reference"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -73,6 +88,8 @@ class Checkpoints(TrainerCallback):
             return
         rest = {name: getattr(owner, name) for owner, name in self._counters()}
         rest |= {"meter": self.meter.state_dict(), "seconds": self.seconds}
+        if self._moved is not None:
+            rest["reference"] = self._moved.state_dict()
         path = Path(args.output_dir or "", f"checkpoint-{state.global_step}", WHOLE)
         torch.save(rest, draft := path.with_suffix(".tmp"))
         draft.replace(path)

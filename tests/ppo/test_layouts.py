@@ -253,6 +253,7 @@ def test_what_a_layout_has_no_place_for(make, folder, tiny, tmp_path):
         ({**plain}, None, "four", "needs a value_model"),
         ({**plain, "reward_model": folder()}, None, "adapters", "give peft_config"),
         ({**plain, "ref_model": tiny.lm(2)}, config, "adapters", "leave ref_model out"),
+        (plain, {"peft_config": lora(init_lora_weights="pissa")}, "adapters", "changes the base"),
         ({**plain, "reward_model": tmp_path / "no"}, config, "adapters", "cannot load a reward"),
         ({**plain, "reward_model": folder("gpt2")}, config, "adapters", "made for another base"),
     ):

@@ -12,15 +12,19 @@ from rlhf_lab.runs.run import WHOLE, Run
 from rlhf_lab.trainers import job as jobs
 from rlhf_lab.trainers.checkpoint import Checkpoints, steps_of_a_generation
 
-ONLINE = {"response_length": 8, "num_generations": 2}
+OWN = {
+    "grpo": {"response_length": 8, "num_generations": 2},
+    "reward": {"train_sampling_strategy": "group_by_length"},
+    "dpo": {"sync_ref_model": True, "ref_model_sync_steps": 4, "learning_rate": 1e-3},
+}
 COMPARED = ("metrics.jsonl", "samples.jsonl", "evaluation.jsonl", "model/model.safetensors")
 MOMENTS = ("in step 7", "while it writes a checkpoint", "when training is over")
 
 
 def plan(stage, **more):
     settings = {"per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 3}
-    online = ONLINE if stage == "grpo" else {}
-    return lab.plan(stage, "mini", seed=0, max_steps=10, **{**settings, **online, **more})
+    settings |= OWN.get(stage, {})
+    return lab.plan(stage, "mini", seed=0, max_steps=10, **{**settings, **more})
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,8 @@ def trained(few_stories, tmp_path_factory):
     return train
 
 
-CASES = [*(("sft", moment) for moment in MOMENTS), ("reward", MOMENTS[0]), ("grpo", MOMENTS[1])]
+CASES = [*(("sft", moment) for moment in MOMENTS)]
+CASES += [("reward", MOMENTS[0]), ("grpo", MOMENTS[1]), ("dpo", MOMENTS[0])]
 
 
 @pytest.mark.parametrize(("stage", "moment"), CASES)
@@ -66,7 +71,7 @@ def test_killed_and_resumed(stage, moment, trained, few_stories, tmp_path):
     assert killed.status == "interrupted" and 0 < killed.last_step <= 10
     if moment == MOMENTS[1]:  # it is there, and does not count
         assert (killed.folder / "trainer" / "checkpoint-8").is_dir()
-    step = {"grpo": 4, "sft": 6, "reward": 6}[stage] if moment != MOMENTS[2] else 8
+    step = {"grpo": 4, "sft": 6, "reward": 6, "dpo": 6}[stage] if moment != MOMENTS[2] else 8
     assert killed.checkpoints[0].name == f"checkpoint-{step}"
     run = lab.train(plan(stage), few_stories, out=killed.folder, quiet=True, resume=True)
     for name in COMPARED:
