@@ -273,20 +273,20 @@ def compiled_cases() -> list[Case]:
     """Cases of `torch_compile` that run on a CPU, in which activations are much of the memory: ten
     families, each stage, and what changes what a compiled layer keeps."""
     common = dict(batch=8, prompt=64, response=96, device="cpu", torch_compile=True)
-    ppo = common | dict(optim="adamw_torch", padded=False)
-    low = {"dtype": "bfloat16", "lora_r": 8}
+    short = common | dict(prompt=32, response=64)
+    ppo = short | dict(optim="adamw_torch", padded=False)
     return [
         Case("sft", "llama", **common),
         Case("sft", "gpt2", **common | dict(padded=False)),
         Case("sft", "qwen3", **common, bf16=True),
-        Case("sft", "mistral", **common, **low),
-        Case("sft", "phi3", **common, gradient_checkpointing=True),
-        Case("sft", "gemma2", **common, attn_implementation="eager"),
-        Case("reward", "gpt_neox", **common, gradient_accumulation_steps=2),
-        Case("dpo", "qwen2", **common, lora_r=8),
-        Case("dpo", "opt", **common),
         Case("ppo", "llama", **ppo),
-        Case("ppo", "gemma3_text", **ppo, layout="adapters", **low),
+        Case("reward", "gpt_neox", **short, gradient_accumulation_steps=2),
+        Case("sft", "mistral", **short, dtype="bfloat16", lora_r=8),
+        Case("sft", "phi3", **short, gradient_checkpointing=True),
+        Case("dpo", "opt", **short),
+        Case("ppo", "gemma3_text", **ppo, layout="adapters", lora_r=8),
+        Case("sft", "gemma2", **short, attn_implementation="eager"),
+        Case("dpo", "qwen2", **short, lora_r=8),
         Case("ppo", "qwen2", **ppo, layout="shared", bf16=True),
     ]
 

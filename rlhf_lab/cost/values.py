@@ -51,21 +51,21 @@ class Store:
 
 class Fused(Store):
     """What compiled code computes where it is read, and does not write down: it has no bytes, and
-    holds its `roots`, what it is made of. `whole`: its bytes where a product reads it after all: it
-    is made of those from then on."""
+    holds what it is `made_of`. `whole`: its bytes where a product reads it, of which it is then."""
 
-    __slots__ = ("roots", "whole")
+    __slots__ = ("made_of", "whole")
+    roots = property(lambda self: self.made_of)
 
     def __init__(self, tape: Tape, size: float, of: Iterable[Store], kind: int = ACTIVATION):
         super().__init__(tape, 0, kind)
-        self.roots, self.whole = [*dict.fromkeys(x for store in of for x in store.roots)], size
+        self.made_of, self.whole = [*dict.fromkeys(x for store in of for x in store.roots)], size
 
     def write(self, work: Work) -> Store:
         if self.whole:
-            work.moved += self.whole + sum(x.size for x in self.roots)
+            work.moved += self.whole + sum(x.size for x in self.made_of)
             work.launched += 1
-            self.roots, self.whole = [Store(self.tape, self.whole, self.kind)], 0
-        return self.roots[0]
+            self.made_of, self.whole = [Store(self.tape, self.whole, self.kind)], 0
+        return self.made_of[0]
 
 
 @dataclass(slots=True, eq=False)

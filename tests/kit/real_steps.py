@@ -42,7 +42,7 @@ def _models(step: Step) -> dict[str, AnyModel]:
     """The models of a step, their layers compiled where the setup says so."""
     models = models_of(step)
     if step.setup.torch_compile:
-        compile_layers(*models.values())
+        compile_layers(*by_role(models).values())
     return models
 
 
