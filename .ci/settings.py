@@ -23,8 +23,9 @@ def _text(type_: object) -> str:
 
 
 def table() -> dict[str, dict[str, str]]:
-    """{"versions": …, "common": fields of all stages, "model": those of TRL's ModelConfig, stage:
-    the other ones}."""
+    """{"versions": …, "choices": transformers' optimizers, "common": fields of all stages, "model":
+    those of TRL's ModelConfig, stage: the other ones}."""
+    from transformers.training_args import OptimizerNames
     from trl import ModelConfig
 
     from rlhf_lab.stages import STAGES, resolve
@@ -41,7 +42,9 @@ def table() -> dict[str, dict[str, str]]:
     }
     versions = {name: version(name) for name in ("transformers", "trl")}
     model = {f.name: _text(f.type) for f in fields(ModelConfig)}
-    return {"versions": versions, "common": common, "model": model, **rest}
+    choices = {"optim": " | ".join(optimizer.value for optimizer in OptimizerNames)}
+    both = {"versions": versions, "choices": choices}
+    return {**both, "common": common, "model": model, **rest}
 
 
 if __name__ == "__main__":

@@ -48,14 +48,16 @@ WIDER = {
 }
 """Healthy runs that limits are learned from too, and bands are not: of other settings than those
 that are judged, so that a limit is not one of one setting. Seeds from 20 on."""
-WIDER_SEEDS = range(20, 26)
+WIDER_SEEDS = range(20, 36)
 JUDGED = {
     "other seeds": {},
     "half the rate": {"learning_rate": 0.00025},
     "smaller rollouts": {"per_device_train_batch_size": 32},
 }
-"""Runs that no threshold saw: seeds from 100 on, in these settings."""
-JUDGED_SEEDS = range(100, 110)
+"""Runs that no threshold saw, in these settings."""
+JUDGED_SEEDS = range(110, 120)
+"""Seeds from 100 to 109 were judged before, by limits of six seeds of each wider setting: two of
+thirty healthy runs were called sick, so ten more were learned from, and ten new ones judged."""
 UNKNOWN = [*SPECIMENS][6::7]
 """Specimens that the look-alikes do not know of while runs are judged: every seventh. (Limits are
 learned from healthy runs alone: to a verdict of sick or healthy every specimen is unknown.)"""
@@ -87,6 +89,10 @@ FLOOR = {
 """Half of a band, at the least: rounding errors, what a KL of so few tokens may be below 0, a
 coefficient that is all but 0, as much love of length as reward models of other data have, and half
 a percent of a mean ratio."""
+
+LOGARITHMS = {"magnitude", "usual"}
+NOTHING = health.magnitude([0.0])
+"""What a check takes for the logarithm of 0."""
 
 Series = dict[str, list[float | None]]
 
@@ -263,10 +269,13 @@ def limit_of(check: health.Check, runs: Mapping[str, Sequence[list]]) -> dict | 
     three times as far; None for what no run could fail. runs: the logged lines of each, by where
     they come from. The mean is that of the source that is farthest out, the deviation that of runs
     within one source: what differs between settings makes no limit loose. None of these runs is
-    beyond it."""
+    beyond it. A run in which nothing happened, as none of its tokens was clipped, has no logarithm
+    and says nothing of how much is much."""
     worst, sources = [], []
     for source, logged in runs.items():
-        found = [x for lines in logged if math.isfinite(x := worst_of(check, lines))]
+        values = (worst_of(check, lines) for lines in logged)
+        least = NOTHING if check.figure in LOGARITHMS else -math.inf
+        found = [x for x in values if math.isfinite(x) and x > least]
         worst += [found] * bool(found)
         sources += [f"{len(found)} {source}"] * bool(found)
     free = sum(len(found) - 1 for found in worst)

@@ -4,6 +4,7 @@
     memory      predicted peak against the simulated one, 200 cases from tiny models to 7B
     options     the same of 100 with other optimizers, layouts, critics, dropout of adapters, KTO
     measured    simulated peak against torch's profiler on real tensors, all four stages
+    compiled    predicted peak with torch_compile against torch's profiler, compiled runs on a CPU
     flops       predicted against counted by operation, in the cases of `memory`
     seconds     predicted after `calibrate()` against the clock, by phase, real runs on this machine
     published   figures that others measured, against our plans of them
@@ -196,6 +197,40 @@ def measured() -> dict[str, Any]:
     }
 
 
+def compiled(known: list[dict[str, Any]]) -> Iterator[list[dict]]:
+    """Compiled runs: the plan against torch.profiler's Total Allocated on real tensors. Yields all
+    rows so far; what is `known` is not measured again. Compiling takes half a minute a case."""
+    import torch
+    from real_steps import real_step
+
+    from rlhf_lab.ppo.compiled import compiled as cached
+
+    before = {row["case"]: row["measured"] for row in known}
+    rows = []
+    for case in cost_cases.compiled_cases():
+        name, device = str(case), DEVICE[case.device]
+        plan, plain = (
+            estimate(case.stage, case.config, device, {**case.settings, "torch_compile": on})
+            for on in (True, False)
+        )
+        if name not in before:
+            torch._dynamo.reset()  # what was compiled for other lengths serves these too
+            cached.cache_clear()
+            before[name] = real_step(case.setup, case.config, by="profiler").peak
+        seen = {"measured": before[name], "predicted": plan.peak, "without": plain.peak}
+        rows.append({"case": name, "stage": case.stage, **seen})
+        off = (x / before[name] - 1 for x in (plan.peak, plain.peak))
+        print("{:+7.2%} (without torch_compile {:+7.2%})  ".format(*off) + name, flush=True)
+        yield [*rows]
+
+
+def compiled_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "predicted": summary(r["predicted"] / r["measured"] - 1 for r in rows),
+        "as without torch_compile": summary(r["without"] / r["measured"] - 1 for r in rows),
+    }
+
+
 # ---------------------------------------------------------------------------------------- seconds
 
 
@@ -274,6 +309,7 @@ SECTIONS = (
     "memory",
     "options",
     "measured",
+    "compiled",
     "flops",
     "seconds",
     "published",
@@ -301,6 +337,11 @@ def run(
         for rows in simulate(cost_cases.option_cases(OPTION_CASES), known):
             found["options"] = memory(rows)
             found["options"]["summary"]["FLOPs"] = flops(rows)["summary"]
+            save(found)
+    if "compiled" in wanted:
+        known = found.get("compiled", {}).get("rows", []) if not fresh else []
+        for rows in compiled(known):
+            found["compiled"] = {"rows": rows, "summary": compiled_summary(rows)}
             save(found)
     plain = {
         "parameters": parameters,

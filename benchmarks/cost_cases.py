@@ -127,6 +127,7 @@ class Case:
     every_n_layers: int = 1
     layout: str = "four"
     critic_lora_r: int = 0
+    torch_compile: bool = False
     critics: str = ""
     """a small family whose reward and value model PPO has, or the policy's"""
 
@@ -266,6 +267,28 @@ def small_cases() -> list[Case]:
         if stage != "ppo":
             drawn.append(Case(stage, "llama", gradient_checkpointing=True, **common))
     return drawn
+
+
+def compiled_cases() -> list[Case]:
+    """Cases of `torch_compile` that run on a CPU, in which activations are much of the memory: ten
+    families, each stage, and what changes what a compiled layer keeps."""
+    common = dict(batch=8, prompt=64, response=96, device="cpu", torch_compile=True)
+    ppo = common | dict(optim="adamw_torch", padded=False)
+    low = {"dtype": "bfloat16", "lora_r": 8}
+    return [
+        Case("sft", "llama", **common),
+        Case("sft", "gpt2", **common | dict(padded=False)),
+        Case("sft", "qwen3", **common, bf16=True),
+        Case("sft", "mistral", **common, **low),
+        Case("sft", "phi3", **common, gradient_checkpointing=True),
+        Case("sft", "gemma2", **common, attn_implementation="eager"),
+        Case("reward", "gpt_neox", **common, gradient_accumulation_steps=2),
+        Case("dpo", "qwen2", **common, lora_r=8),
+        Case("dpo", "opt", **common),
+        Case("ppo", "llama", **ppo),
+        Case("ppo", "gemma3_text", **ppo, layout="adapters", **low),
+        Case("ppo", "qwen2", **ppo, layout="shared", bf16=True),
+    ]
 
 
 def timed_cases() -> list[Case]:

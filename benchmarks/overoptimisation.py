@@ -83,19 +83,9 @@ def reward_model(
 
 def studies(make: Callable[..., Run]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Settings of a call, and its reward models by name, one a seed; what matters most first."""
-    three, two, alone = range(3), range(2), {**FAR, "iterations": 0}
+    three, two = range(3), range(2)
     yield FAR, {MAIN: [make(s) for s in range(5)]}
     yield {"kl_coef": 0.15, "iterations": 30}, {LABS: [POLICY] * 3}
-    yield (
-        alone,
-        {
-            "48 pairs": [make(s, pairs=48) for s in three],
-            "768 pairs": [make(s, pairs=768) for s in three],
-            "192 pairs, 40 % flipped": [make(s, flipped=0.4) for s in three],
-            "192 pairs, tiny": [make(s, model="tiny") for s in two],
-            "192 pairs, small": [make(s, model="small") for s in two],
-        },
-    )
     members = [[make(s, member=m) for m in range(3)] for s in two]
     yield (
         FAR,
@@ -103,6 +93,16 @@ def studies(make: Callable[..., Run]) -> Iterator[tuple[dict[str, Any], dict[str
             "192 pairs, 30 % flipped": [make(s, flipped=0.3) for s in two],
             "192 pairs, worst of 3": [("worst", *of) for of in members],
             "192 pairs, mean of 3": [("mean", *of) for of in members],
+        },
+    )
+    yield (
+        FAR,
+        {
+            "48 pairs": [make(s, pairs=48) for s in three],
+            "768 pairs": [make(s, pairs=768) for s in three],
+            "192 pairs, tiny": [make(s, model="tiny") for s in two],
+            "192 pairs, small": [make(s, model="small") for s in two],
+            "192 pairs, 40 % flipped": [make(s, flipped=0.4) for s in three],
         },
     )
 

@@ -41,6 +41,10 @@ def _fits(value: object, kind: str) -> bool:
 
 
 def _check(function: str, name: str, value: object, annotation: str) -> None:
+    inner = re.search(r"Sequence\[(\w+)\]", annotation)
+    if inner and _fits(value, "Sequence"):
+        for one in value:  # type: ignore[attr-defined]  # a collection
+            _check(function, f"{name}, each", one, inner[1])
     kinds = re.sub(r"\[.*?\](?= \||$)", "", annotation).split(" | ")
     if not set(kinds) <= OURS | KINDS.keys() or any(_fits(value, kind) for kind in kinds):
         return

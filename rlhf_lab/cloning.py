@@ -42,7 +42,7 @@ def clone(
     data: Data | str | Path = "stories",
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
     losses: Mapping[str, Function] | None = None,
-    specimen: str | None = "same",
+    specimen: str | int | None = "same",
     out: str | Path | None = None,
     overwrite: bool = False,
     quiet: bool = False,
@@ -139,6 +139,9 @@ def _step(parent: Run, step: int | None, last: int, changed: Collection[str]) ->
         what = f"{parent.name} has no checkpoint to go on from" + f" at step {step}" * (step >= 0)
         which = ", ".join(map(str, there[::-1]))
         how = "a finished run has those that save_total_limit=None kept"
+        if step in every:
+            what = f"max_steps={last} leaves nothing to train after step {step} of {parent.name}"
+            how = "or give more max_steps"
         raise ValueError(f"{what}: choose from {which} ({how})")
     if step and (fixed := FIXED & set(changed)):
         raise ValueError(f"{min(fixed)} is that of the checkpoint: to change it, clone from step 0")

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from statistics import mean, stdev
 from typing import TypeGuard, TypeVar
 
 Item = TypeVar("Item")
@@ -108,6 +109,14 @@ def format_number(value: float | None, unit: str | None = None) -> str:
     whole = float(value).is_integer() and abs(value) < 1e15
     text = f"{int(value):,}" if whole else _significant(value, 4)
     return f"{text} {unit}" if unit else text
+
+
+def plus_minus(values: Sequence[float], decimals: int = 2) -> str:
+    """Mean ± standard deviation over seeds; a dash where one of them is no number."""
+    if not all(map(math.isfinite, values)):
+        return UNKNOWN
+    spread = f" ± {stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{decimals}f}{spread}"
 
 
 def format_bytes(value: float | None) -> str:
@@ -237,6 +246,24 @@ class Display:
                 # Two dollar signs in a line are no formula.
                 show({"text/html": f'<div class="{AS_TYPED}">{part}</div>'} | text, raw=True)
                 text = {}
+
+
+class Tabled:
+    """What shows its `rows` as a table, and its `notes` as lines below."""
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, object]]:
+        raise NotImplementedError
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return ()
+
+    def __repr__(self) -> str:
+        return "\n".join([table(self.rows), *self.notes])
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows) + "".join(f"<p>{escape(line)}</p>" for line in self.notes)
 
 
 class Listed(list[Item]):

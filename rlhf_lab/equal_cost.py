@@ -26,10 +26,11 @@ from unittest.mock import patch
 
 from .budget import INPUTS
 from .data.load import Data, load_data
-from .display import check_choice, escape, format_number, html_table, table
+from .display import Tabled, check_choice, format_number, plus_minus
 from .equal_cost_runs import LENGTH, REJECTION, Point, Seed, seconds_before
 from .metering import meter
 from .models.load import load
+from .overoptimisation import t_quantile
 from .runs.json_files import JsonObject, read_written, replace_file, versions
 from .runs.run import notebooks_folder
 from .settings import check_names
@@ -65,7 +66,7 @@ class Trace:
 
 
 @dataclass(repr=False)
-class EqualBudget:
+class EqualBudget(Tabled):
     """Prices in USD, of a label and of an hour; `how`: model, settings, machine, versions."""
 
     traces: list[Trace]
@@ -74,11 +75,9 @@ class EqualBudget:
     how: dict[str, object]
     against: str = "SFT+RM+PPO"
 
-    def __repr__(self) -> str:
-        return "\n".join([table(self.rows), self.answer, self.note])
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.rows)}<p>{escape(self.answer)}</p><p>{escape(self.note)}</p>"
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.answer, self.note
 
     @property
     def ways(self) -> dict[str, dict[int, Trace]]:
@@ -132,8 +131,7 @@ class EqualBudget:
         row = {"equal": quantity, "budget": format_number(budget, UNITS[quantity]), "way": way}
         row["seeds"] = str(len(found))
         for title, values in zip(("gold reward", "KL (nats)", "words"), list(zip(*found))[3:]):
-            spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-            row[title] = f"{mean(values):.2f}{spread}"
+            row[title] = plus_minus(values)
         gap = self.difference(way, quantity, budget) if way != self.against else None
         row[f"− {self.against}"] = f"{gap[0]:+.2f} ± {gap[1]:.2f}" if gap else ""
         return row
@@ -195,19 +193,6 @@ class EqualBudget:
     def stored(cls) -> EqualBudget:
         """The study that comes with the course (`benchmarks/equal_budget.py`)."""
         return cls.load(notebooks_folder() / "course_runs" / "equal_budget.json")
-
-
-def t_quantile(confidence: float, degrees: int) -> float:
-    """The t between whose −t and t Student's distribution has this share. With t = √d·tan θ its
-    density is proportional to cosᵈ⁻¹ θ, which is summed here."""
-    width = math.pi / 2 / 20_000
-    heights = [math.cos((i + 0.5) * width) ** (degrees - 1) for i in range(20_000)]
-    left = confidence * math.fsum(heights)
-    for i, height in enumerate(heights):
-        if left <= height:
-            return math.sqrt(degrees) * math.tan((i + left / height) * width)
-        left -= height
-    return math.inf
 
 
 # ------------------------------------------------------------------------------------ the trainings

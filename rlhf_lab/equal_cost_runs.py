@@ -4,7 +4,7 @@ the last stage of each way, with what had been spent at each point."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -60,8 +60,8 @@ class Seed:
     points: int
     answers: int
     prompts: Sequence[Example] = ()
-    planned: float = 0.0
-    """seconds of what came before the last stage, as planned"""
+    planned: dict[str, float] = field(default_factory=dict)
+    """seconds of SFT and of the reward model, as planned"""
 
     @cached_property
     def start(self) -> Point:
@@ -101,11 +101,14 @@ class Seed:
             given = {k: v for k, v in given.items() if k not in REJECTION}
         plan = make_plan(stage, model, data=data, seed=self.seed, **given)
         e, s, count = plan.estimate, plan.settings, self.points if last else 1
-        fill = int((self.budget - self.planned) / e.step_seconds) if last else e.steps
+        # What this way needed, whatever other ways have trained by now.
+        before = sum(t for k, t in self.planned.items() if k == "sft" or name not in FROM_SFT)
+        fill = int((self.budget - before) / e.step_seconds) if last else e.steps
         unit = s.get("steps_per_generation", 1) * s.get("num_iterations", 1)
         steps = given.get("max_steps") or fill or 1
         every = max(1, int(steps) // count // unit) * unit
-        self.planned += 0 if last else every * e.step_seconds
+        if not last:
+            self.planned[name] = every * e.step_seconds
         given |= {"max_steps": every * count, "save_steps": every, "save_total_limit": None}
         plan = make_plan(stage, model, seed=self.seed, **given)
         run = train(plan, data.with_held_out(1), out=self.folder / name, quiet=True, overwrite=True)

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .data.load import Data, load_data
 from .data.tokenize import prompt_of
 from .deploy.quantize import quantize
-from .display import check_choice, html_table, table
+from .display import Tabled, check_choice, plus_minus
 from .models.load import Model
 from .models.policy import find_policy
 from .models.weights import load_causal_lm
@@ -60,8 +60,8 @@ class Predicted(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True)
-class ServingFrontier:
+@dataclass(frozen=True, repr=False)
+class ServingFrontier(Tabled):
     """`points`: measured here, at `price` USD an hour. `predicted`: of `larger` on `hardware`."""
 
     points: list[Served]
@@ -77,16 +77,9 @@ class ServingFrontier:
         for name, to, *columns in self.points:
             row = {"model": name, "in": to}
             for (title, decimals), values in zip(titles, columns, strict=True):
-                error = f" ± {stdev(values):.{decimals}f}" if len(values) > 1 else ""  # over seeds
-                row[title] = f"{mean(values):.{decimals}f}{error}"
+                row[title] = plus_minus(values, decimals)
             rows.append(row)
         return rows
-
-    def __repr__(self) -> str:
-        return table(self.rows)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows)
 
     def figure(self) -> Figure:
         """Both panels, a plotly figure."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 from .data.load import Data, load_data
-from .display import UNKNOWN, html_table, table
+from .display import Tabled, plus_minus
 from .models.load import Model, load
 from .models.tokenizer import same_vocabulary
 from .planning import plan
@@ -51,8 +52,6 @@ gains, with its peak at such a KL."""
 SEVERAL = "('mean', a, b, …) or ('worst', a, b, …) of several"
 HOLDS = 0.9
 """R² below which a form does not hold."""
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t at 97.5 % for 1, 2, … degrees of freedom; the last one for more, too."""
 
 
 class Turn(NamedTuple):
@@ -143,6 +142,19 @@ def fit_form(kl: Array, gain: Array, method: str) -> Fit:
     return Fit(*map(float, (*found, 1 - left)))
 
 
+def t_quantile(confidence: float, degrees: int) -> float:
+    """The t between whose −t and t Student's distribution has this share. With t = √d·tan θ its
+    density is proportional to cosᵈ⁻¹ θ, which is summed here."""
+    width = math.pi / 2 / 20_000
+    heights = [math.cos((i + 0.5) * width) ** (degrees - 1) for i in range(20_000)]
+    left = confidence * math.fsum(heights)
+    for i, height in enumerate(heights):
+        if left <= height:
+            return math.sqrt(degrees) * math.tan((i + left / height) * width)
+        left -= height
+    return math.inf
+
+
 def band(curves: Sequence[Curve]) -> Band | None:
     """The band of the seeds' fits; None where one has too few points."""
     if not np.isfinite([c.fit.r2 for c in curves]).all():
@@ -152,12 +164,12 @@ def band(curves: Sequence[Curve]) -> Band | None:
     fits = np.stack([terms(d, c.method) @ c.fit[:2] for c in curves])
     if count == 1:
         return Band(d, fits[0], np.full(40, np.nan))
-    t = T975[min(count - 1, len(T975)) - 1]
+    t = round(t_quantile(0.95, count - 1), 3)  # as tables have it
     return Band(d, fits.mean(0), t * fits.std(0, ddof=1) / count**0.5)
 
 
-@dataclass
-class OverOptimisation:
+@dataclass(repr=False)
+class OverOptimisation(Tabled):
     """Curves of proxies by methods and seeds; `about`: of each name what they were made with."""
 
     curves: list[Curve] = field(default_factory=list)
@@ -169,10 +181,11 @@ class OverOptimisation:
         for c in self.curves:
             if c.name in (names or (c.name,)) and c.method.lower() == (method or c.method).lower():
                 found.setdefault((c.name, c.method), []).append(c)
-        if not found:
+        gone = [name for name in names if name not in {of for of, _ in found}]
+        if gone or not found:
             known = "; ".join(dict.fromkeys(c.name for c in self.curves)) or "none"
             by = " or ".join(dict.fromkeys(c.method for c in self.curves))
-            what = f" of {', '.join(names)}" * bool(names) + f" by {method!r}" * bool(method)
+            what = f" of {', '.join(gone)}" * bool(gone) + f" by {method!r}" * bool(method)
             raise ValueError(f"no curve{what}: there are {known}, by {by or 'no method'}")
         return found
 
@@ -182,20 +195,14 @@ class OverOptimisation:
         for (name, method), of in self.groups().items():
             rise, kl, fall, gain = zip(*(c.turn for c in of), strict=True)
             alpha, beta, r2 = zip(*(c.fit for c in of), strict=True)
-            row = {"proxy": name, "by": method, "ranks right": _spread([c.ranked for c in of])}
-            row |= {"gold rises": _spread(rise), "at KL (nats)": _spread(kl)}
-            row |= {"then falls": _spread(fall), "proxy gains": _spread(gain)}
+            row = {"proxy": name, "by": method, "ranks right": plus_minus([c.ranked for c in of])}
+            row |= {"gold rises": plus_minus(rise), "at KL (nats)": plus_minus(kl)}
+            row |= {"then falls": plus_minus(fall), "proxy gains": plus_minus(gain)}
             row |= {"over-optimised": f"{sum(c.overoptimised for c in of)} of {len(of)}"}
-            row |= {"α": _spread(alpha), "β": _spread(beta)}
+            row |= {"α": plus_minus(alpha), "β": plus_minus(beta)}
             fails = ", does not hold" * (float(np.mean(r2)) < HOLDS)
-            rows.append(row | {"R²": f"{_spread(r2)}{fails}"})
+            rows.append(row | {"R²": f"{plus_minus(r2)}{fails}"})
         return rows
-
-    def __repr__(self) -> str:
-        return table(self.rows)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows)
 
     def figure(self, *names: str, method: str = "") -> Figure:
         """Gold and proxy over √KL, a plotly figure; of these proxies, or of this method alone."""
@@ -222,12 +229,6 @@ class OverOptimisation:
     def stored(cls) -> OverOptimisation:
         """The study that comes with the course (`benchmarks/overoptimisation.py`)."""
         return cls.load(notebooks_folder() / "course_runs" / "overoptimisation.json")
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation over seeds."""
-    error = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{error}" if np.isfinite(values).all() else UNKNOWN
 
 
 def overoptimise(

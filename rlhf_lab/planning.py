@@ -263,12 +263,11 @@ def plan(
         if other is not None:
             if role not in STAGES[stage].roles or stage == "reward":
                 raise ValueError(f"{stage} has no {role} model: leave {role}_model out")
-            theirs = load(other)
-            trained, paths = "reward", theirs.paths
-            if role in ("teacher", "draft"):
+            theirs, trained = load(other), "sft" if role in ("teacher", "draft") else "reward"
+            if trained == "sft":
                 theirs.check_writes()
-                trained = "sft"
-            handle = handle.with_stage(role, paths.get(trained, paths["base"]))
+            theirs.config_dict(trained)  # where there is nobody to ask, that is said now
+            handle = handle.with_stage(role, theirs.paths.get(trained, theirs.paths["base"]))
     find_hardware(hardware)
     check_settings(stage, settings)
     _check_lengths(stage, settings)
@@ -277,8 +276,7 @@ def plan(
     if "draft" in handle.paths:
         kept = settings.get("accepted")
         if kept is None or not 0 <= kept <= 1:
-            line = "say which share of the draft's tokens is kept, 0 to 1"
-            raise ValueError(f"accepted={kept}: {line}")
+            raise ValueError(f"accepted={kept}: say which share of its tokens is kept, 0 to 1")
         taken["per_device_train_batch_size"] = 1  # transformers decodes one request at a time
     elif {"accepted", "num_assistant_tokens"} & settings.keys():
         raise ValueError("accepted and num_assistant_tokens are of a draft: give draft_model")
@@ -297,11 +295,14 @@ def plan(
         if (kept := format_of(handle.config_dict())) != "none":  # its files are in fewer bits
             taken["quantization"] = kept
     if data is not None:
+        from .data.lengths import planned_lengths
         from .data.load import load_data
 
-        found = _lengths_of(stage, handle, load_data(data), taken)
-        taken = {**found, **taken}
-    return Plan(stage, handle, hardware, taken, sources, given)
+        taken = {**planned_lengths(stage, handle, load_data(data), taken), **taken}
+    made = Plan(stage, handle, hardware, taken, sources, given)
+    if not STAGES[stage].trainable or unplannable(stage, taken):
+        _ = made.estimate  # all that it is good for
+    return made
 
 
 def _own_names(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
@@ -332,8 +333,7 @@ def _check_lengths(stage: str, settings: Settings) -> None:
 
 def _whole(settings: Settings) -> int:
     """Tokens of a row of the lengths given; 0 where none is."""
-    whole: int = settings.get("prompt_length", 0) + settings.get("response_length", 0)
-    return whole
+    return int(settings.get("prompt_length", 0) + settings.get("response_length", 0))
 
 
 def _minibatches(settings: Settings) -> int:
@@ -363,7 +363,9 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
         if data.annotator is not None and not data.annotator.seed:  # of which lengths are known
             data = None
     if "prompt_length" not in settings and data is not None:
-        settings = {**_lengths_of(plan.stage, model, data, settings), **settings}
+        from .data.lengths import planned_lengths
+
+        settings = {**planned_lengths(plan.stage, model, data, settings), **settings}
     elif "prompt_length" not in settings and model.name in BUNDLED:
         known = {name: settings[name] for name in STORY_SETTINGS if name in settings}
         settings = {**_story_lengths(plan.stage, model.name, **known), **settings}
@@ -413,13 +415,6 @@ def _story_lengths(stage: str, model: str, **settings: Setting) -> dict[str, flo
     from .data.lengths import of_rows, story_lengths
 
     return of_rows(stage, load(model), story_lengths(STAGES[stage].rows), settings)
-
-
-def _lengths_of(stage: str, model: Model, data: Data, settings: Settings) -> dict[str, float]:
-    """`planned_lengths`, imported when there are rows to look at."""
-    from .data.lengths import planned_lengths
-
-    return planned_lengths(stage, model, data, settings)
 
 
 PLANNED_ONLY = frozenset(

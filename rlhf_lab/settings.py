@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .cost.fields import CALLED
 from .cost.read_settings import CHECKPOINTING, RENAMED
-from .cost.setup import CHOICES, Setup, extra_settings
+from .cost.setup import CHOICES, WHOLE_NUMBERS, Setup, check_whole, extra_settings
 from .display import by_surface, check_choice, did_you_mean, is_number
 from .stages import STAGES, Setting, resolve
 
@@ -30,11 +30,11 @@ LORA = {
 
 
 POSITIVE = frozenset(
-    "learning_rate per_device_train_batch_size per_device_eval_batch_size max_length "
-    "gradient_accumulation_steps num_train_epochs num_ppo_epochs num_mini_batches num_generations "
-    "num_iterations steps_per_generation local_rollout_forward_batch_size".split()
+    "learning_rate per_device_eval_batch_size max_length num_train_epochs steps_per_generation "
+    "rows mean_tokens mean_response total_episodes generation_batch_size".split()
 )
-"""Settings that make no sense at 0 or below, and that the trainers do not all check."""
+"""Settings that make no sense at 0 or below, and that the trainers do not all check; beside
+`WHOLE_NUMBERS`."""
 
 
 OF_TOKENIZER = (
@@ -96,11 +96,34 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             _check_compiled(value, settings, stage)
             continue
         _check_type(name, value, types.get(name, ""))
-        if name in CHOICES and name != "optim" and value is not None:  # transformers has more
+        if name == "train_sampling_strategy" and value is not None:
+            check_order(stage, value)
+        optimizers = SETTINGS["choices"]["optim"].split(" | ")
+        theirs = name == "optim" and (value in optimizers or not _in_step())
+        if name in CHOICES and value is not None and not theirs:
             check_choice(name, value, CHOICES[name])
         if name in CHECKPOINTING and stage in LOSE_LAYERS and isinstance(value, Mapping):
-            _check_layers(name, value, stage)
+            for part in {"every_n_layers", "offload"} & value.keys():
+                how = f"TRL's trainer of {stage} fails with {part}={value[part]!r}; leave it out"
+                raise ValueError(f"{name}: {how}")
     return {name: value for name, value in settings.items() if name in own}
+
+
+ORDERS = dict.fromkeys(("sft", "reward", "dpo"), ("random", "sequential", "group_by_length"))
+"""Of each stage the orders of rows that its trainer keeps to; of KTO see `trainers/kto.py`, and
+stages that sample draw groups."""
+
+
+def check_order(stage: str, value: Setting) -> None:
+    """Raises ValueError, one line, for an order of rows that a stage does not keep to."""
+    if value == "batch_rebalance" and stage in ORDERS:
+        raise ValueError(
+            "train_sampling_strategy='batch_rebalance': transformers makes passes of unlike "
+            "numbers of rows, whose means TRL weighs alike, in one order for all seeds; choose "
+            "'group_by_length'"
+        )
+    known = ORDERS.get(stage, ("sequential",) if stage == "kto" else ("random",))
+    check_choice(f"train_sampling_strategy of {stage}", value, known)
 
 
 LOSE_LAYERS = frozenset({"dpo", "kto", "rloo", "grpo"})
@@ -118,14 +141,6 @@ def _check_compiled(value: Setting, settings: Mapping[str, Setting], stage: str)
     for name in ("load_in_4bit", "load_in_8bit", "use_liger_kernel"):
         if value and settings.get(name):
             raise ValueError(f"torch_compile does not go with {name}: leave one of them out")
-
-
-def _check_layers(name: str, value: Mapping[str, object], stage: str) -> None:
-    for part in ("every_n_layers", "offload"):
-        if part in value:
-            raise ValueError(
-                f"{name}: TRL's trainer of {stage} fails with {part}={value[part]!r}; leave it out"
-            )
 
 
 NEEDS = {"use_liger_kernel": "liger-kernel", "use_vllm": "vllm", "load_in_8bit": "bitsandbytes"}
@@ -165,12 +180,17 @@ def _check_type(name: str, value: Setting, type_: str) -> None:
         raise ValueError(f"lora_r={value}: choose a rank of 1 or more, or 0 for the whole model")
     if name in POSITIVE and not 0 < value < float("inf"):
         raise ValueError(f"{name} must be above 0, got {value!r}")
+    if (of := RENAMED.get(name, name)) in WHOLE_NUMBERS:
+        check_whole(name, value, of)
+    if "int" in kinds and "float" not in kinds and value % 1:
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
 
 
 SETTINGS: dict[str, dict[str, str]] = json.loads(
     Path(__file__).with_name("settings.json").read_text("utf-8")
 )
-"""Fields of every trainer's config, with the versions they were read from."""
+"""Fields of every trainer's config, and transformers' optimizers, with the versions they were read
+from."""
 
 
 def _installed(library: str) -> str:
@@ -181,15 +201,19 @@ def _installed(library: str) -> str:
         return SETTINGS["versions"][library]
 
 
+def _in_step() -> bool:
+    """Whether the table is of the installed libraries."""
+    return SETTINGS["versions"] == {name: _installed(name) for name in SETTINGS["versions"]}
+
+
 def config_fields(stage: str) -> dict[str, str]:
     """Fields of a stage's config, each with its type as text.
 
     From the table where it has the stage and the installed libraries are its own, or none is
     installed, as in a web page; else from the config class itself, which takes seconds to import.
     """
-    here = {name: _installed(name) for name in SETTINGS["versions"]}
     if not STAGES[stage].config:  # planned only: settings of a pass, and of sampling
         return config_fields("rloo") | dict.fromkeys(STAGES[stage].defaults, "int")
-    if stage in SETTINGS and SETTINGS["versions"] == here:
+    if stage in SETTINGS and _in_step():
         return {**SETTINGS["common"], **SETTINGS[stage]}
     return {f.name: str(f.type) for f in fields(resolve(STAGES[stage].config)) if f.init}

@@ -17,7 +17,7 @@ from .cost.estimate import Estimate
 from .cost.hardware import Hardware
 from .cost.setup import Setup
 from .data.load import Data, load_data
-from .display import by_surface, format_number, html_table, is_number, table
+from .display import Tabled, by_surface, format_number, is_number
 from .models.load import Model, load
 from .planning import Plan, predict
 from .planning import plan as make_plan
@@ -111,8 +111,8 @@ AXES = {
 }
 
 
-@dataclass
-class Sweep:
+@dataclass(repr=False)
+class Sweep(Tabled):
     """A series over one axis. `points`: x, and by quantity what was predicted and measured."""
 
     axis: str
@@ -162,8 +162,9 @@ class Sweep:
             )
         return text
 
-    def __repr__(self) -> str:
-        return f"{table(self.rows)}\n{self.answer()}"
+    @property
+    def notes(self) -> Sequence[str]:
+        return (self.answer(),)
 
     @property
     def rows(self) -> list[dict[str, str]]:
@@ -176,9 +177,6 @@ class Sweep:
             }
             for x, p in zip(shown, self.points, strict=True)
         ]
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.rows)}<p>{self.answer()}</p>"
 
     def figure(self, quantity: str = "flops") -> Figure:
         """Predicted and measured on log-log paper, a plotly figure. Raises ValueError for values
@@ -261,8 +259,8 @@ class BestOf:
     flops: float | None
 
 
-@dataclass
-class BestOfN:
+@dataclass(repr=False)
+class BestOfN(Tabled):
     """A table of best-of-n. `points`: one `BestOf` for each n; `prompts`, `samples`: how many
     prompts there were, and responses to each of them."""
 
@@ -289,18 +287,10 @@ class BestOfN:
         ]
         return [{k: v for k, v in row.items() if any(r[k] for r in rows)} for row in rows]
 
-    def __repr__(self) -> str:
-        return f"{table(self.rows)}\n{self._note}"
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.rows)}<p>{self._note}</p>"
-
     @property
-    def _note(self) -> str:
-        return (
-            f"{self.prompts} held-out prompts, {self.samples} responses to each; means over "
-            "all subsets of n, ± the standard error over prompts"
-        )
+    def notes(self) -> Sequence[str]:
+        drawn = f"{self.prompts} held-out prompts, {self.samples} responses to each"
+        return (f"{drawn}; means over all subsets of n, ± the standard error over prompts",)
 
 
 def best_of_n(

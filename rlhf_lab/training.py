@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from .data.load import Data, load_data
 from .data.reward_sources import (
@@ -43,39 +43,36 @@ if TYPE_CHECKING:
     from .widgets.dashboard import Dashboard
 
 
+class Options(TypedDict, total=False):
+    """What `train` takes in the foreground and in the background."""
+
+    reward_funcs: RewardFunction | Sequence[RewardFunction] | None
+    losses: Mapping[str, Function] | None
+    specimen: str | int | None
+    out: str | Path | None
+    overwrite: bool
+    resume: bool
+    quiet: bool
+    should_stop: Callable[[], bool] | None
+    accelerate: str | None
+    processes: int | None
+
+
 @overload
 def train(
     plan: Plan | str,
     data: Data | str | Path = ...,
     *,
-    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
-    losses: Mapping[str, Function] | None = ...,
-    specimen: str | None = ...,
-    out: str | Path | None = ...,
-    overwrite: bool = ...,
-    resume: bool = ...,
-    quiet: bool = ...,
-    should_stop: Callable[[], bool] | None = ...,
     background: Literal[False] = ...,
-    accelerate: str | None = ...,
-    processes: int | None = ...,
+    **options: Unpack[Options],
 ) -> Run: ...
 @overload
 def train(
     plan: Plan | str,
     data: Data | str | Path = ...,
     *,
-    reward_funcs: RewardFunction | Sequence[RewardFunction] | None = ...,
-    losses: Mapping[str, Function] | None = ...,
-    specimen: str | None = ...,
-    out: str | Path | None = ...,
-    overwrite: bool = ...,
-    resume: bool = ...,
-    quiet: bool = ...,
-    should_stop: Callable[[], bool] | None = ...,
     background: Literal[True],
-    accelerate: str | None = ...,
-    processes: int | None = ...,
+    **options: Unpack[Options],
 ) -> Training: ...
 def train(
     plan: Plan | str,
@@ -83,7 +80,7 @@ def train(
     *,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
     losses: Mapping[str, Function] | None = None,
-    specimen: str | None = None,
+    specimen: str | int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -103,8 +100,8 @@ def train(
     `reward_funcs`: functions that PPO, RLOO and GRPO learn from, `f(prompts=…, completions=…,
     completion_ids=…) → list of floats` or None, beside the rewards of the plan. `losses`: your
     own solutions of PPO's exercises, such as `{"gae": my_gae}`, to train with. `specimen`: what is
-    to be wrong with the run, a name of `lab.specimens()`; run.json says so. Raises ValueError
-    before anything is written when settings, data or losses do not fit the stage.
+    to be wrong with the run, a name or case of `lab.specimens()`; run.json says it. Raises
+    ValueError before anything is written when settings, data or losses do not fit the stage.
 
     `accelerate`: train in several `processes` (all GPUs; two on a CPU) by a config of `launched`,
     such as "ddp" or "auto". They get the plan, the data and the functions by pickle.
@@ -278,7 +275,7 @@ def own_losses(stage: str, given: Mapping[str, Function] | None) -> dict[str, Fu
     return own_losses(stage, given)
 
 
-def find_specimen(name: str | None) -> Specimen | None:
+def find_specimen(name: str | int | None) -> Specimen | None:
     """Raises ValueError for a name that there is not."""
     if name is None:
         return None
@@ -320,6 +317,13 @@ def check_first(
     check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
     if "teacher" in STAGES[plan.stage].roles:
         _ = plan.model.teacher
+    for kind in (STAGES[plan.stage].starts_from, *["reward"] * (plan.stage == "ppo")):
+        if plan.model.config_dict(kind).get("quantization_config"):
+            raise ValueError(
+                f"{plan.model.paths.get(kind, plan.model.name)} is in fewer bits: it can be "
+                "evaluated and served; train the model that it was made of (load_in_4bit rounds "
+                "the base of adapters)"
+            )
 
 
 def check(

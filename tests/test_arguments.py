@@ -67,6 +67,10 @@ def test_a_wrong_type_is_one_line(name, argument, wrong, tmp_path, monkeypatch):
         (lambda: lab.quantize("tiny", prompts=True), "quantize: prompts must be int, not True"),
         (lambda: lab.label(n=1.5), "label: n must be int, not 1.5"),
         (lambda: lab.bench("http://x", concurrency="14"), "concurrency must be Sequence, not '14'"),
+        (
+            lambda: lab.bench("http://x", concurrency=["4"]),
+            "concurrency, each must be int, not '4'",
+        ),
         (lambda: lab.inspect("a", 7), "inspect: runs must be Run or str or Path, not 7"),
         (lambda: lab.chat(x=7), "chat: named must be Run or Model or str or Path or tuple, not 7"),
     ],

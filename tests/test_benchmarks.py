@@ -18,6 +18,7 @@ def bench():
     before, path = set(sys.modules), sys.path[:]
     sys.path.insert(0, str(FOLDER))
     import ppo_parity
+    import ppo_vs_trl
     import ppo_vs_trl_gold
     import ppo_vs_trl_lab
     import ppo_vs_trl_rate
@@ -25,6 +26,7 @@ def bench():
 
     yield {
         "parity": ppo_parity,
+        "all": ppo_vs_trl,
         "gold": ppo_vs_trl_gold,
         "lab": ppo_vs_trl_lab,
         "rate": ppo_vs_trl_rate,
@@ -50,6 +52,19 @@ def test_the_time_to_a_gold_reward_lies_on_a_line(bench):
     assert reach(found, 8.0, kl=3) == 0
     back = curve((0, 8.0, 0.0), (10, 9.0, 4.0), (20, 9.0, 2.0))
     assert reach(back, 8.5, kl=3) == 20  # no line through a point that does not count
+
+
+def test_compiling_has_a_price_once_and_pays_only_where_it_saves(bench):
+    def runs(firsts, seconds):
+        fast = [{"first": x, "seconds": seconds, "iterations": 10} for x in firsts]
+        return {"ours": [{"seconds": 20.0, "iterations": 10}], "ours, torch_compile": fast}
+
+    of = bench["all"].compiling_of
+    paid = {"iteration / without": 0.8, "seconds, from an empty cache": 8.0}
+    assert of(runs([10, 2, 2], 16.0), False) == pytest.approx(paid | {"break-even, iterations": 20})
+    assert of(runs([2.0, 2.1, 2.1], 16.0), True) == {"iteration / without": 0.8}
+    for nothing in (runs([2.0, 2.1, 2.1], 16.0), runs([10, 2, 2], 24.0)):  # spent, saved
+        assert "break-even, iterations" not in of(nothing, False)
 
 
 def test_settings_are_chosen_within_the_kl(bench):

@@ -115,8 +115,11 @@ def test_a_sick_run_is_cloned_sick_or_healed(few_stories, tmp_path):
 
 REFUSED = [
     ({"step": 7}, "it has no checkpoint to go on from at step 7: choose from 0, 1, 2, 3 "),
-    ({"step": 4}, "at step 4"),
-    ({"step": 3, "max_steps": 3}, "at step 3: choose from 0, 1, 2 "),
+    ({"step": 4}, "=4 leaves nothing to train after step 4 of it: choose from 0, 1, 2, 3 "),
+    (
+        {"step": 3, "max_steps": 3},
+        "=3 leaves nothing .* 3 of it: choose from 0, 1, 2 .or give",
+    ),
     ({"layout": "shared"}, "layout is that of the checkpoint: to change it, clone from step 0"),
     ({"optim": "adafactor"}, "optim is that of the checkpoint"),
     ({"value_model": "tiny"}, "value_model is that of the checkpoint"),

@@ -4,14 +4,16 @@ pytest tests/test_equal_cost.py
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import rlhf_lab as lab
 from rlhf_lab import equal_cost, equal_cost_runs
-from rlhf_lab.equal_cost import EqualBudget, Point, Trace, t_quantile
+from rlhf_lab.equal_cost import EqualBudget, Point, Trace
 from rlhf_lab.equal_cost_runs import policy_at
+from rlhf_lab.overoptimisation import t_quantile
 from rlhf_lab.trainers.evaluate import held_out_prompts, policy_report
 
 # Two-sided 95 % and 99 % of Student's t, from the printed tables.
@@ -161,6 +163,29 @@ def test_each_point_is_what_a_training_alone_gives(trained, few_stories, tmp_pat
     two, four = (p.seconds - best[1].seconds for p in best[2:])
     assert four == pytest.approx(2 * two) and best[2].kl == pytest.approx(0.6931 - 0.5, abs=1e-4)
     assert sampled[2][3:] == sampled[0][3:] and sampled[2].flops > sampled[1].flops
+
+
+def test_a_way_has_as_many_steps_whatever_was_trained_before(few_stories, tmp_path, monkeypatch):
+    asked, mini = [], lab.load("mini")
+
+    def train(plan, *_, **__):
+        asked.append((plan.stage, plan.settings["max_steps"]))
+        return SimpleNamespace(summary={"rows": 8})
+
+    monkeypatch.setattr(equal_cost_runs, "train", train)
+    monkeypatch.setattr(equal_cost_runs, "cost_at", lambda *_: (0.0, 0.0, 0.0))
+    for before in (["sft"], ["sft", "reward"]):
+        of = equal_cost_runs.Seed(mini, few_stories, 0, tmp_path, {}, 600, points=1, answers=0)
+        for stage in before:
+            of.train(stage, mini, few_stories, last=False)
+        of.train("dpo", mini, few_stories)
+        ppo = len(before) == 2 and of.train("ppo", mini, few_stories)
+    alone, after = (steps for stage, steps in asked if stage == "dpo")
+    assert ppo and alone == after > 1
+    # PPO needs the reward model, and has what that one left of the budget.
+    left = 600 - sum(of.planned.values())
+    step = lab.plan("ppo", mini, data=few_stories, seed=0).estimate.step_seconds
+    assert of.planned.keys() == {"sft", "reward"} and asked[-1] == ("ppo", int(left / step))
 
 
 def test_the_policy_of_a_checkpoint_is_that_of_a_run_that_ended_there(few_stories, tmp_path):

@@ -176,7 +176,7 @@ def test_table_and_figure_say_what_was_found(found):
     with pytest.raises(ValueError, match="no curve by 'dpo': .*, by best of n or PPO$"):
         found[0].figure(method="dpo")
     with pytest.raises(ValueError, match="no curve of b: there are as it is; the worst"):
-        found[0].figure("b")
+        found[0].figure("as it is", "b")
 
 
 def test_a_figure_draws_the_fit_in_its_band():

@@ -350,3 +350,48 @@ def test_reward_and_value_models_of_another_size(capsys):
     assert "sft has no reward model" in capsys.readouterr().err
     with pytest.raises(ValueError, match="rloo has no value model"):
         lab.plan("rloo", "tiny", value_model="tiny")
+
+
+@pytest.mark.parametrize(
+    ("stage", "order", "words"),
+    [
+        ("dpo", "batch_rebalance", "choose 'group_by_length'"),
+        ("sft", "group_by_lengths", "did you mean 'group_by_length'?"),
+        ("kto", "group_by_length", "sequential"),
+        ("grpo", "sequential", "random"),
+    ],
+)
+def test_an_order_of_rows_that_a_trainer_does_not_keep_to_is_refused(stage, order, words):
+    with pytest.raises(ValueError, match="^train_sampling_strategy") as refused:
+        lab.plan(stage, "tiny", train_sampling_strategy=order)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+REFUSED_AT_ONCE = [
+    ({"optim": "adam"}, "optim='adam': did you mean 'adamw_torch'. choose from adamw_torch_fused"),
+    ({"gpus": 0}, "gpus must be a whole number of at least 1, got 0"),
+    ({"gpus": 8, "nodes": 3}, "gpus=8 do not spread over nodes=3: choose 2 nodes"),
+    ({"gpus": 3, "tensor_parallel": 2}, "tensor_parallel=2 must divide gpus=3"),
+    ({"rows": -1}, "rows must be above 0, got -1"),
+    ({"response_length": -1}, "response_length must be a whole number of at least 0, got -1"),
+    ({"per_device_train_batch_size": 0.5}, "_batch_size must be a whole number of at least 1"),
+    ({"max_steps": 2.5}, "max_steps must be a whole number, got 2.5"),
+    ({"total_episodes": -5}, "total_episodes must be above 0, got -5"),
+    ({"kv_cache_dtype": "fp8", "stage": "inference"}, "engine='vllm' is planned for GPUs"),
+    ({"reward_model": "me/x"}, "no model 'me/x': neither a folder here nor in the hub's cache"),
+]
+
+
+@pytest.mark.parametrize(("given", "line"), REFUSED_AT_ONCE)
+def test_a_plan_refuses_at_once_what_cannot_be(given, line, monkeypatch):
+    """Not when it is shown; what can be trained and only not planned is no mistake."""
+    monkeypatch.setattr("rlhf_lab.models.hub.hub_reachable", lambda: False)
+    with pytest.raises(ValueError, match=line):
+        lab.plan(**{"stage": "ppo", **given})
+
+
+def test_what_can_be_trained_and_not_planned_is_no_mistake():
+    plan = lab.plan("ppo", optim="lion_32bit", max_steps=1e1)
+    assert plan.settings["optim"] == "lion_32bit"
+    with pytest.raises(ValueError, match="optim='lion_32bit'"):
+        _ = plan.estimate

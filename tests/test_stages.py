@@ -76,7 +76,7 @@ def test_the_table_of_settings_is_that_of_the_installed_libraries():
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(json.loads((ROOT / "rlhf_lab" / "settings.json").read_text())) == {
-        *("versions", "common", "model"),
+        *("versions", "choices", "common", "model"),
         *TRAINABLE,
     }
 

@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-from build_web import PACKAGE, fetch_pyodide, planner_files  # noqa: E402
+from build_web import PACKAGE, built, fetch_pyodide, planner_files  # noqa: E402
 
 from rlhf_lab import __version__  # noqa: E402
 
@@ -241,20 +241,13 @@ def build(out: Path, cache: Path) -> None:
         jupyter_lite(Path(work), out)
 
 
-def main() -> int:
-    out = ROOT / "build" / "lite"
-    try:
-        build(out, ROOT / "build" / "cache")
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+def main() -> None:
+    size = sum(built("lite", build).values())
     print(f"build/lite: {size / 1e6:.0f} MB")
     print("python -m http.server --bind 127.0.0.1 -d build/lite    and open, at that address,")
     for name in NOTEBOOKS:
         print(f"    {LAB_APP}/index.html?path={name}.ipynb")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from importlib.metadata import distribution
 from pathlib import Path
@@ -158,22 +158,25 @@ def build(out: Path, cache: Path) -> None:
     (out / "licences.txt").write_text(licences(), encoding="utf-8")
 
 
-def main() -> int:
-    out = ROOT / "build" / "web"
+def built(name: str, build: Callable[[Path, Path], None]) -> dict[Path, int]:
+    """Sizes of the files of build/NAME, made anew. Ends with a line where that cannot be."""
+    out = ROOT / "build" / name
     try:
         build(out, ROOT / "build" / "cache")
     except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    sizes = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+        sys.exit(str(error))
+    return {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+
+
+def main() -> None:
+    sizes = built("web", build)
     core = sum(size for path, size in sizes.items() if path.parent.name == "pyodide")
     ours = (sum(sizes.values()) - core) / 1e6
     print(f"build/web: {ours:.2f} MB of ours, {core / 1e6:.1f} MB of Pyodide's core")
     print(
         "python -m http.server --bind 127.0.0.1 -d build/web    and open the address that it says"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

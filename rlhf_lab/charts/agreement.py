@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from ..display import escape
 from .frame import COLOURS, FAINT, GRID, LARGE, SMALL, Picture, svg_document, svg_line, svg_text
@@ -74,7 +75,7 @@ def shares(choices: Iterable[Choice], labels: str = "the annotator") -> list[Sha
     unequal_gold = [c for c in choices if c.gold]
     unequal_length = [c for c in choices if c.longer]
     longer_better = [(c.gold > 0) == (c.longer > 0) for c in unequal_length if c.gold]
-    truth = f"by the gold reward {_mean(longer_better):.0%}" if longer_better else ""
+    truth = f"by the gold reward {fmean(longer_better):.0%}" if longer_better else ""
     who = f"{labels[:1].upper()}{labels[1:]}"
     rows = [
         _counted("You agree with the gold reward", [c.gold > 0 for c in unequal_gold if c.gold]),
@@ -86,20 +87,16 @@ def shares(choices: Iterable[Choice], labels: str = "the annotator") -> list[Sha
     return [row for row in rows if row]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _counted(name: str, hits: Iterable[bool | None], note: str = "") -> Share | None:
     known = [hit for hit in hits if hit is not None]
     if not known:
         return None
-    return Share(name, _mean(known), len(known), *wilson(sum(known), len(known)), note)
+    return Share(name, fmean(known), len(known), *wilson(sum(known), len(known)), note)
 
 
 def _computed(name: str, chances: Iterable[float | None]) -> Share | None:
     known = [chance for chance in chances if chance is not None]
-    return Share(name, _mean(known), len(known), note="expected") if known else None
+    return Share(name, fmean(known), len(known), note="expected") if known else None
 
 
 def picture(rows: Sequence[Share], title: str, empty: str) -> Picture:

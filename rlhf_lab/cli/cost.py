@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..cost.hardware import Hardware
     from ..planning import Plan
     from ..runs.ledger import Row
-    from .config_files import FromFile
 
 SIZE_FLAGS = {
     "--gpus": "devices in all [1]",
@@ -150,8 +149,9 @@ def _hardware(args: argparse.Namespace) -> Hardware:
 
 def _plan(args: argparse.Namespace, **more: int) -> Plan:
     from ..planning import plan
+    from .config_files import read_config
 
-    files, model = _files(args), args.model
+    files, model = list(map(read_config, args.config or ())), args.model
     settings: Settings = {}
     for found in files:
         if found.stage not in (None, args.stage):
@@ -164,12 +164,6 @@ def _plan(args: argparse.Namespace, **more: int) -> Plan:
         f"not read: {', '.join(found.unread)} ({found.tool})" for found in files if found.unread
     )
     return replace(made, notes=unread)
-
-
-def _files(args: argparse.Namespace) -> list[FromFile]:
-    from .config_files import read_config
-
-    return [read_config(path) for path in args.config or ()]
 
 
 def _print(ledger: Iterable[Row], view: Callable[[], object], as_json: bool) -> None:

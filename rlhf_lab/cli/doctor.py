@@ -63,7 +63,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Check everything. Takes a few seconds, most of them to import torch."""
-    checks = (_python, _packages, _optional, _widgets, _models, _cpu, _gpu, _memory, _disk, _hub)
+    checks = (_python, _packages, _optional, _widgets, _models, _cpu, _gpu, _room, _hub)
     return [finding for check in checks for finding in check()]
 
 
@@ -187,13 +187,10 @@ def _gpu() -> Iterator[Finding]:
         yield Finding(f"GPU {i}", found, remedy)
 
 
-def _memory() -> Iterator[Finding]:
+def _room() -> Iterator[Finding]:
     free = available_memory()
     remedy = f"the four stages want {format_bytes(NEEDS['memory'])}: close something"
     yield Finding("memory available", format_bytes(free), remedy * (free < NEEDS["memory"]))
-
-
-def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free
     remedy = "runs are small, models from the hub are not: make room"
     yield Finding("disk free here", format_bytes(free), remedy * (free < NEEDS["disk"]))

@@ -11,11 +11,11 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import __version__
+from .. import __all__, __version__
 from ..display import ON_COMMAND_LINE, did_you_mean
 from ..stages import REWARDED, STAGES, TRAINABLE
 from . import cost, deploy, launching, listing, notebooks
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from ..runs.run import Run
 
 
-def _titles(names: Iterable[str]) -> str:
-    return ", ".join(STAGES[name].title for name in names)
-
-
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one line. Flags are written out: shortened ones would
     reach the processes that a launch starts."""
@@ -40,16 +36,24 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         missing = message.partition("arguments are required: ")[2].split(", ")
+        wrong = re.match(r"argument (.*): invalid choice: '(.*?)'", message)
         for action in self._actions:
             if action.dest in missing and action.choices:
                 message += f"; {action.dest} is one of {', '.join(map(str, action.choices))}"
+            names = "/".join(action.option_strings), action.metavar, action.dest
+            if wrong and action.choices and wrong[1] in names:
+                message += f"; {did_you_mean(wrong[2], action.choices)}".rstrip("; ")
+        if wrong and wrong[1] == "COMMAND" and (name := wrong[2].replace("-", "_")) in __all__:
+            message = f"{wrong[2]} has no command: in Python, import rlhf_lab as lab; lab.{name}(…)"
         self.exit(2, f"rlhf-lab: {' '.join(message.split())} (see {self.prog} --help)\n")
 
     def refuse(self, unknown: str, stage: str = "") -> NoReturn:
         """An argument that nobody knows. `stage`: whose settings are given with --set."""
         flags = [flag for action in self._actions for flag in action.option_strings]
         name, _, value = unknown.replace("=", " ", 1).partition(" ")
-        hint = did_you_mean(name, flags) if unknown.startswith("-") else ""
+        hint = "a model is given with --model" if {"--model", "--set"} <= {*flags} else ""
+        if unknown.startswith("-"):
+            hint = did_you_mean(name, flags)
         if (setting := name.lstrip("-").replace("-", "_")) in _settings_of(stage):
             hint = f"it is a setting: --set {setting}={value.partition(' ')[0] or 'VALUE'}"
         self.error(f"unrecognized arguments: {unknown}" + f"; {hint.strip()}" * bool(hint))
@@ -125,7 +129,8 @@ def _add_training(train: argparse.ArgumentParser, stages: Sequence[str]) -> None
     train.add_argument("--out", type=Path, help="folder of the run [runs/<stage>-<number>]")
     train.add_argument("--steps", type=positive, help="optimizer steps (PPO: iterations) a stage")
     train.add_argument("--seed", type=int, help="seed of data and training [0]")
-    train.add_argument("--reward-model", help=f"{_titles(REWARDED)}: folder of the reward model")
+    titles = ", ".join(STAGES[name].title for name in REWARDED)
+    train.add_argument("--reward-model", help=f"{titles}: folder of the reward model")
     train.add_argument(
         "--teacher-model", help="distill: a name, or the model folder of a run [small]"
     )

@@ -17,8 +17,9 @@ from typing import TypeAlias
 from ..runs.ledger import Ledger
 from ..stages import STAGES, resolve
 from .architecture import Architecture, architecture
-from .compiling import caveat, compile_seconds, decide, work_of
+from .compiling import caveat, compile_seconds, decide
 from .hardware import Hardware, hardware
+from .online import of_teacher
 from .parallel import all_reduce_seconds, in_parallel
 from .phases import Phase
 from .read_settings import make_setup
@@ -102,12 +103,12 @@ class Estimate:
     @cached_property
     def phases(self) -> list[Phase]:
         """At the longest rows: they set the peak."""
-        return phases_of(self.setup)
+        return phases_of(self.decided)
 
     @cached_property
     def average(self) -> list[Phase]:
         """At rows of average length: they set the time."""
-        usual = self.phases if self.usual_setup == self.setup else phases_of(self.usual_setup)
+        usual = self.phases if self.usual_setup == self.decided else phases_of(self.usual_setup)
         bucketed = {
             f.name: f for names, s in self.bucketed_setups for f in phases_of(s) if f.name in names
         }
@@ -116,7 +117,7 @@ class Estimate:
     @cached_property
     def usual_setup(self) -> Setup:
         """The same setup with rows as long as they are padded to on average."""
-        s = self.setup
+        s = self.decided
         if s.padded_prompt is None and s.padded_response is None:
             return s
         prompt = s.prompt if s.padded_prompt is None else round(s.padded_prompt)
@@ -216,6 +217,8 @@ class Estimate:
             low, high = GPU_TIME_BAND[s.engine]
         else:
             low, high = GPU_TIME_BAND["one device" if s.gpus == 1 else "several devices"]
+        if kind != "cpu" and self.compiles[0]:  # not measured there: it may save nothing
+            high *= self.changed(torch_compile=False).step_seconds / self.step_seconds
         if any(m.facts.rough for m in self.models):
             return low * ROUGH_TIME[0], high * ROUGH_TIME[1]
         return low, high
@@ -245,7 +248,7 @@ class Estimate:
         if s.autocast and s.model.experts > 1:
             found.append(EXPERTS_IN_FP32)
         if s.stage == "distill":
-            found += _of_teacher(s.model, s.teacher)
+            found += of_teacher(s.model, s.teacher)
         if s.stage == "inference" and self.serving.most is not None:
             found.append(
                 f"more requests arrive than the {self.serving.most:.3g} a second it can do"
@@ -260,6 +263,11 @@ class Estimate:
     # ------------------------------------------------------------------------------ time and money
 
     @cached_property
+    def decided(self) -> Setup:
+        """The setup, which knows whether layers are compiled."""
+        return replace(self.setup, torch_compile=self.compiles[0])
+
+    @cached_property
     def compiles(self) -> tuple[bool, str]:
         """Whether layers are compiled (`torch_compile`), and where that is "auto" why."""
         return decide(self)
@@ -271,11 +279,9 @@ class Estimate:
         if s.engine == "vllm":
             return serving_seconds(self.usual_setup, self.hardware)
         out: dict[tuple[str, str], float] = {}
-        on_cpu = self.compiles[0] and self.hardware.kind == "cpu"
         for f in self.average:
             key = f.name, f.role
-            work = seconds(work_of(f, on_cpu), self.hardware, dtype)
-            busy = work * f.times * f.devices / s.tensor_parallel
+            busy = seconds(f.work, self.hardware, dtype) * f.times * f.devices / s.tensor_parallel
             if f.name == "rollout" and s.use_vllm:
                 busy = engine_seconds(self.usual_setup, self.hardware) * f.times
             if f.devices > 1:
@@ -390,18 +396,6 @@ class Estimate:
         models = {role: model for role, model in others.items() if model}
         setup = _setup(stage, s.model, self.hardware, settings, models)
         return replace(self, setup=setup, settings=settings)
-
-
-def _of_teacher(student: Architecture, teacher: Architecture | None) -> list[str]:
-    """What must be known of the teacher before figures are read."""
-    if teacher is None:
-        return ["no teacher is named: planned with one of the student's size"]
-    if teacher.family == student.family:
-        return []
-    return [
-        f"a teacher of another family ({teacher.family}) reads other tokens, as a rule: training "
-        "refuses it then"
-    ]
 
 
 def phases_of(s: Setup) -> list[Phase]:

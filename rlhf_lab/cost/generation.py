@@ -39,6 +39,7 @@ def generation(
     k, passes = s.num_assistant_tokens, (s.response - 1) / tokens_per_pass(s)
     checked = k + 1 if s.draft and not draft else 1
     first = pass_config(s, model, n, s.prompt, trained=False, adapters=adapters)
+    first = first._replace(compiled=False)
     first = first._replace(quantized=s.weights_format)
     row = _next_token(model, first)
     itemsize = 2 if s.autocast else s.bytes_per_weight

@@ -210,26 +210,30 @@ def log_probabilities(
     """Our PPO's: logits of the response, one number a token; `trained`: the entropy as well.
 
     Without gradients logits are made a piece at a time. The update keeps all of a pass, and its
-    backward pass writes their gradient into them. Both work on a block at a time.
+    backward pass writes their gradient into them. Both work on a block at a time; compiled code
+    reads them twice, and writes nothing of their size but that gradient.
     """
     width, vocabulary, n = model.head_width, model.vocabulary, p.b * response
     hidden = tape.copy(x, n * width)
     tape.kind = LOGITS
     block = min(n, max(1, BLOCK // vocabulary)) * vocabulary
     steps = -(-n * vocabulary // block)
+    block *= not p.compiled
+    total = float(n * vocabulary)
+    once = 2.0 * (2 if tape.autocast else x.itemsize) * total, total, 2.0
     if not trained:
         piece = min(n, max(1, PIECE // vocabulary))
         logits = _logits(tape, model, p, tape.split(hidden, piece * width)[0], p.trained)
         one = tape.forward.products[-1]
         tape.forward.products[-1] = (*one[:2], n / piece, one[3])
         Store(tape, 8 * block, LOGITS)  # divided by the temperature, and their log softmax
-        tape.forward.spend(20.0 * n * vocabulary, n * vocabulary, 4 * steps)
+        tape.forward.spend(*(once if p.compiled else (20 * total, total, 4 * steps)))
         return tape.result(n, 4, [])
     logits = _logits(tape, model, p, hidden, p.trained)
     del hidden
     Store(tape, 8 * block, LOGITS)
     # A block stays in the cache for half of its work.
-    tape.forward.spend(24.0 * logits.numel, 2.0 * logits.numel, 9 * steps)
+    tape.forward.spend(*(once if p.compiled else (24 * total, 2 * total, 9 * steps)))
     statistics = Store(tape, n * (4 + 4 + 8))  # norms, entropies and tokens
     return tape.result(
         n,
@@ -237,7 +241,7 @@ def log_probabilities(
         [(logits, logits.store)],
         (logits.store, statistics),
         scratch=(4 if logits.itemsize == 4 else 8) * block,
-        costs=(16.0 * logits.numel, float(logits.numel), 6.0 * steps),
+        costs=once if p.compiled else (16 * total, total, 6.0 * steps),
     )
 
 

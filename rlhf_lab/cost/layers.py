@@ -47,6 +47,8 @@ class PassConfig(NamedTuple):
     """in front of adapters"""
     quantized: str = "none"
     """what weights are kept in, where their products are to be counted so: of `FORMATS`, or none"""
+    compiled: bool = False
+    """layers, and PPO's work on logits (`ppo/compiled.py`)"""
 
     @property
     def block(self) -> int:
@@ -218,8 +220,11 @@ class LayerRun:
 
     def layer(self, x: Value) -> Value:
         """The layer's output, with the same number of values as its input."""
-        self.stream = x.itemsize
-        return getattr(self, self.facts.layer)(x)  # type: ignore[no-any-return]
+        self.stream, self.t.compiled = x.itemsize, self.p.compiled
+        y: Value = getattr(self, self.facts.layer)(x)
+        self.t.read(y)  # by whatever follows
+        self.t.compiled = False
+        return y
 
     def gated(self, x: Value) -> Value:
         """Llama and its relatives."""

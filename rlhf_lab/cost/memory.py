@@ -25,6 +25,10 @@ KindBytes: TypeAlias = Sequence[float]
 """Bytes of activations, of gradients of weights, of logits."""
 
 
+STASH, LEAST = 5, 1024
+"""Saved tensors on their way to main memory, and bytes of the smallest that goes there."""
+
+
 @dataclass
 class Segment:
     """A piece of a model that occurs `times` times. Bytes: `peak` and `kept` of the forward pass;
@@ -78,7 +82,7 @@ def written(
         return Written(0, peak, work)
     if not checkpoint:
         del x
-        away = tape.send_away() if p.away == "all" else 0
+        away = send_away(tape) if p.away == "all" else 0
         before = tape.live
         tape.cache.clear()
         cached, kept = before - tape.live, tape.live - y.store.size
@@ -94,8 +98,9 @@ def written(
         g = Store(tape, size)
         again = tape.new(numel, itemsize, needs)
         y = write(tape, again)
-        # It stops as soon as all that was saved is there again.
-        done = [x for i, x in enumerate(tape.forward.products[: tape.needed]) if i not in stay]
+        # It stops as soon as all that was saved is there again; compiled code does not stop.
+        until = tape.forward.products[: None if p.compiled else tape.needed]
+        done = [x for i, x in enumerate(until) if i not in stay]
         again_work = replace(tape.forward, products=done)
         tape.backward.add(again_work)
         del again, y
@@ -104,6 +109,29 @@ def written(
     del g
     gradients = tape.by_kind[GRADIENT]
     return Written(kept, peak, work, tape.moments, gradients, cached, away, tape.backward)
+
+
+def send_away(tape: Tape) -> int:
+    """What was saved goes to main memory, in TRL's way (models/activation_offloading.py). → its
+    bytes. A tensor stays here for so long as `STASH` others follow it; where it is saved once
+    more before, it stays until the backward pass too."""
+    followed: dict[Store, int] = {}
+    stay: set[Store] = set()
+    number, total = 0, 0
+    for node in tape.nodes:
+        here = []
+        for store in (root for saved in node.saved for root in saved.roots):
+            number += 1
+            if number - followed.get(store, -STASH) < STASH or store in stay:
+                stay.add(store)
+            elif store.size >= LEAST:
+                followed[store] = number
+                node.away += store.size
+                continue
+            here.append(store)
+        node.saved = here
+        total += node.away
+    return total
 
 
 def plus(kinds: KindBytes, activations: float = 0, gradients: float = 0) -> KindBytes:

@@ -143,3 +143,15 @@ def _rows(s: Setup, model: Architecture, adapters: bool = False, mask: bool = Tr
     """A scoring pass over rows of a generation, `batch` at a time."""
     how = {"trained": False, "adapters": adapters, "mask": mask}
     return pass_config(s, model, s.batch, s.length, **how)
+
+
+def of_teacher(student: Architecture, teacher: Architecture | None) -> list[str]:
+    """What must be known of the teacher before figures are read."""
+    if teacher is None:
+        return ["no teacher is named: planned with one of the student's size"]
+    if teacher.family == student.family:
+        return []
+    return [
+        f"a teacher of another family ({teacher.family}) reads other tokens, as a rule: training "
+        "refuses it then"
+    ]

@@ -132,6 +132,8 @@ def _autocast_copies(s: Setup, roles: Mapping[str, Role]) -> dict[str, float]:
     whole rollout."""
     copies = dict.fromkeys(roles, 0.0)
     for name, role in roles.items():
+        if s.torch_compile is True and name != "policy":  # which decodes, and that is not compiled
+            continue
         if s.autocast and s.bytes_per_weight == 4 and role.trained and not role.adapters:
             parts = role.model.by_part("none")
             copies[name] = 2.0 * (parts["attention"] + parts["mlp"])

@@ -58,6 +58,13 @@ WHOLE_NUMBERS = tuple(
 )
 
 
+def check_whole(name: str, value: object, of: str) -> None:
+    """Raises ValueError, one line, for what cannot be the `WHOLE_NUMBERS` entry `of`."""
+    least = 0 if of in ("prompt", "response") else 1
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """One stage on one kind of device. Lengths in tokens; `batch` in sequences, or pairs for reward
@@ -164,12 +171,7 @@ class Setup:
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         for name in WHOLE_NUMBERS:
-            value = getattr(self, name)
-            least = 0 if name in ("prompt", "response") else 1
-            if type(value) is not int or value < least:
-                raise ValueError(
-                    f"{name} must be a whole number of at least {least}, got {value!r}"
-                )
+            check_whole(name, getattr(self, name), name)
         checks = (
             self._model_checks,
             self._device_checks,

@@ -14,11 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from sys import getrefcount
 
-from .values import ACTIVATION, BYTE_KINDS, GRADIENT, Moments, Node, Store, Value, Way
+from .values import ACTIVATION, BYTE_KINDS, GRADIENT, Fused, Moments, Node, Store, Value, Way
 from .work import CAUSAL, MASKED, NOTHING, PLAIN, Costs, Product, Work, product
-
-STASH, LEAST = 5, 1024
-"""Saved tensors on their way to main memory, and bytes of the smallest that goes there."""
 
 
 class Tape:
@@ -40,6 +37,8 @@ class Tape:
         self.needed = self.maps = 0
         """products up to the last value that was saved: what a checkpoint computes again; maps"""
         self.kind = ACTIVATION  # of new values
+        self.compiled = False
+        """what is written now is compiled: all but products and sums of rows is fused"""
         self.selected: dict[int, Sequence[Store]] | None = None
         """where recomputation selects: numbers of the products that stay, and their results"""
 
@@ -90,7 +89,11 @@ class Tape:
         """The result of an operation. `inputs`: values, and how their gradients come about;
         `weights`: bytes of the gradients of parameters; `last`: 1 for a product, which saves its
         inputs and not its result; `costs`: of undoing it, beside what follows from sizes."""
-        store = store or Store(self, numel * itemsize, self.kind)
+        fused, size = self.compiled and not (work or last), numel * itemsize
+        if fused:
+            store = store or self._made(size, *(value for value, _ in inputs))
+            scratch = 0
+        store = store or Store(self, size, self.kind)
         if not self.grad:
             return Value(store, numel, itemsize)
         ways = [way for way in inputs if way[0].needs]
@@ -100,14 +103,31 @@ class Tape:
         targets = []
         for value, how in ways:
             if value.source is None:
-                value.source = Node()
+                value.source = Node(fused=self.compiled)
                 self.nodes.insert(0, value.source)
             targets.append((value.source, value.numel * value.itemsize, how))
         if saved or last:
             self.needed = len(self.forward.products) - last
-        node = Node(targets, saved, weights, scratch, work, store.kind, costs)
+        for x in (x for here in saved for x in here.roots) if self.compiled else ():
+            x.adds = 0  # to keep it once more
+        node = Node(targets, saved, weights, scratch, work, store.kind, costs, fused=fused)
         self.nodes.append(node)
         return Value(store, numel, itemsize, True, node)
+
+    def _made(self, size: int, *inputs: Value) -> Store:
+        """The result of what compiled code fuses. It is written down where keeping that adds less
+        than keeping what it is made of: a sum of two products."""
+        if not self.compiled:
+            return Store(self, size, self.kind)
+        fused = Fused(self, size, [x.store for x in inputs], self.kind)
+        # Half as much again is left to numbers of which each row has one.
+        written = self.grad and 2 * sum(x.adds for x in fused.roots) > 3 * size
+        return fused.write(self.forward) if written else fused
+
+    def read(self, *values: Value) -> None:
+        """A product reads these: they are written down."""
+        for x in values:
+            x.store = x.store.write(self.forward)
 
     def split(self, x: Value, *numels: int) -> list[Value]:
         """Parts of a value, without a copy; their gradients are joined again."""
@@ -117,6 +137,8 @@ class Tape:
         return [Value(x.store, n, x.itemsize, whole.needs, whole.source) for n in numels]
 
     def _count_moves(self, *values: Value, out: float = 0) -> None:
+        if self.compiled:  # counted where it is written down
+            return
         for v in values:
             out += v.numel * v.itemsize
         self.forward.moved += out
@@ -124,7 +146,8 @@ class Tape:
 
     def count_product(self, done: Product) -> None:
         self.forward.products.append(done)
-        self.forward.called += 1
+        self.forward.launched += self.compiled
+        self.forward.called += not self.compiled
 
     def select(self, *stores: Store, maps: bool = False) -> None:
         """The last product stays: attention, and the odd ones of maps."""
@@ -142,8 +165,12 @@ class Tape:
         """Another precision; nothing where it is the same."""
         if x.itemsize == itemsize:
             return x
+        if x.cast and x.cast.itemsize == itemsize:
+            return x.cast
         self._count_moves(x, out=x.numel * itemsize)
-        return self.result(x.numel, itemsize, [(x, "new")])
+        y = self.result(x.numel, itemsize, [(x, "new")])
+        x.cast = y if self.compiled else None
+        return y
 
     def copy(self, x: Value, numel: int | None = None) -> Value:
         """A copy, as `contiguous`, `cat` or an expansion make it; `numel` where it grows."""
@@ -164,7 +191,7 @@ class Tape:
     def _widened(self, values: Iterable[Value], itemsize: int) -> list[Store]:
         """Copies that a CPU makes, for as long as an operation lasts, of inputs of another
         precision than its own (ATen/TensorIterator.cpp); a GPU casts each number as it reads."""
-        if self.block > 1:
+        if self.block > 1 or self.compiled:
             return []
         return [
             Store(self, v.numel * itemsize, self.kind) for v in values if v.itemsize != itemsize
@@ -190,7 +217,7 @@ class Tape:
         a square or a cube, else an exponential or the like."""
         itemsize = itemsize or x.itemsize
         self._count_moves(x, out=x.numel * itemsize)
-        store, costs = Store(self, x.numel * itemsize, self.kind), NOTHING
+        store, costs = self._made(x.numel * itemsize, x), NOTHING
         saved: tuple[Store, ...] = ()
         if not plain and saves != "nothing":
             self.forward.transcendentals += x.numel
@@ -211,7 +238,8 @@ class Tape:
     def mean(self, x: Value, rows: int) -> Value:
         """The mean, or the sum, of each row; its gradient is only read again."""
         self._count_moves(x, out=rows * x.itemsize)
-        return self.result(rows, x.itemsize, [(x, "same")])
+        store = Store(self, rows * x.itemsize, self.kind)
+        return self.result(rows, x.itemsize, [(x, "same")], store=store)
 
     def layer_norm(self, x: Value, rows: int, width: int, trained: bool, weight: int) -> Value:
         """torch's own layer norm: saves its input, and mean and deviation of every row."""
@@ -269,12 +297,13 @@ class Tape:
             x = self.cast(x, weight)
         elif self.autocast:
             x = self.cast(x, 2)
+        self.read(x)
         itemsize = x.itemsize
         if itemsize < weight:
             # autocast's copy of the weight lives as long as x's gradient needs it
             copy = Store(self, copies * (inputs + bias) * outputs * itemsize)
             saved = (copy,) if x.needs else ()
-            if trained:
+            if trained and not self.compiled:
                 self.cache.append(copy)
         done = product(rows, inputs, outputs, itemsize, copies)
         self.count_product(done)
@@ -307,6 +336,7 @@ class Tape:
         """A product of two activations: saves both."""
         if self.autocast:
             x, y = self.cast(x, 2), self.cast(y, 2)
+        self.read(x, y)
         done = (flops, (x.numel + y.numel + numel) * x.itemsize, 1.0, PLAIN)
         self.count_product(done)
         return self.result(
@@ -335,6 +365,7 @@ class Tape:
         section 2.3)."""
         if self.autocast:
             q, k, v = (self.cast(x, 2) for x in (q, k, v))
+        self.read(q, k, v)
         touched = (q.numel + numel + k.numel + v.numel) * q.itemsize
         self.forward.transcendentals += pairs
         kind = MASKED if mask else CAUSAL
@@ -352,28 +383,6 @@ class Tape:
             costs=(0, pairs, 0),
         )
 
-    def send_away(self) -> int:
-        """What was saved goes to main memory, in TRL's way (models/activation_offloading.py). → its
-        bytes. A tensor stays here for so long as `STASH` others follow it; where it is saved once
-        more before, it stays until the backward pass too."""
-        followed: dict[Store, int] = {}
-        stay: set[Store] = set()
-        number, total = 0, 0
-        for node in self.nodes:
-            here = []
-            for store in node.saved:
-                number += 1
-                if number - followed.get(store, -STASH) < STASH or store in stay:
-                    stay.add(store)
-                elif store.size >= LEAST:
-                    followed[store] = number
-                    node.away += store.size
-                    continue
-                here.append(store)
-            node.saved = here
-            total += node.away
-        return total
-
     # --------------------------------------------------------------------------------- backward
 
     def undo(self, grad: Store) -> Store | None:
@@ -388,18 +397,24 @@ class Tape:
                 continue
             if not (node.inputs or node.weights or node.scratch):
                 last = node.grad
+                last = last and last.write(self.backward)
                 continue
             self._undo_one(node)
         return last
 
-    def _arriving(self, g: Store | None, how: Way, size: int, kind: int) -> Store:
-        """The gradient of one input of an operation whose result has the gradient `g`."""
+    def _arriving(self, node: Node, g: Store | None, how: Way, size: int, kind: int) -> Store:
+        """The gradient of one input of a node whose result has the gradient `g`."""
         if isinstance(how, Store):
             return how
-        return g if how == "same" and g is not None else Store(self, size, kind)
+        if how == "same" and g is not None:
+            return g
+        made_of = (*([g] if g else ()), *node.parts, *node.saved)
+        return Fused(self, size, made_of, kind) if node.fused else Store(self, size, kind)
 
     def _undo_one(self, node: Node) -> None:
         g, node.grad = node.grad, None
+        if g and not node.fused:
+            g = g.write(self.backward)
         if node.work:
             self.backward.products += node.work
             self.backward.launched += len(node.work)
@@ -409,19 +424,23 @@ class Tape:
         back = Store(self, node.away, node.kind) if node.away else None
         for size in node.weights:
             self.kept_gradients.append(Store(self, size, GRADIENT))
-        gradients = [(t, self._arriving(g, how, size, t.kind)) for t, size, how in node.inputs]
-        if not node.work:
-            sizes = node.away + sum(x.size for x in (*node.saved, *(x for _, x in gradients)))
+        gradients = [
+            (t, size, self._arriving(node, g, how, size, t.kind)) for t, size, how in node.inputs
+        ]
+        if not (node.work or node.fused):
+            sizes = node.away + sum(x.size for x in (*node.saved, *(x for *_, x in gradients)))
             self.backward.moved += 2 * sizes
             self.backward.launched += 1 + len(gradients)
         del temporary, back
         node.saved, node.parts = (), []
         del g
-        for target, store in gradients:
+        for target, size, store in gradients:
             if target.joins:
                 target.parts.append(store)
             elif target.grad is None:
                 target.grad = store
+            elif target.fused or isinstance(target.grad, Fused):
+                target.grad = Fused(self, size, (target.grad, store), target.kind)
             else:
                 if getrefcount(target.grad) > 2:  # somebody else holds it: a new tensor
                     target.grad = Store(self, target.grad.size, target.kind)

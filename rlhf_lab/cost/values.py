@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from .work import NOTHING, Costs, Product
+from .work import NOTHING, Costs, Product, Work
 
 if TYPE_CHECKING:
     from .tape import Tape
@@ -18,17 +18,28 @@ Moments: TypeAlias = Sequence[Sequence[int]]
 
 
 class Store:
-    """Bytes that are alive as long as somebody holds this object."""
+    """Bytes that are alive as long as somebody holds this object. `adds`: those that saving it
+    would add, without rounding."""
 
-    __slots__ = ("kind", "size", "tape")
+    __slots__ = ("adds", "kind", "size", "tape")
 
     def __init__(self, tape: Tape, size: float, kind: int = ACTIVATION):
-        size = tape.allocated(int(size))
+        self.adds = size = int(size)
+        size = tape.allocated(size)
         self.tape, self.size, self.kind = tape, size, kind
         tape.by_kind[kind] += size
         tape.live += size
         if tape.live > tape.peak:
             tape.rose()
+
+    def write(self, work: Work) -> Store:
+        """As it is when a product reads it; `work` grows by what that takes."""
+        return self
+
+    @property
+    def roots(self) -> Sequence[Store]:
+        """What it is computed from in compiled code: it is there."""
+        return (self,)
 
     def __del__(self) -> None:
         tape, size = self.tape, self.size
@@ -36,6 +47,25 @@ class Store:
             tape.falls()
         tape.live -= size
         tape.by_kind[self.kind] -= size
+
+
+class Fused(Store):
+    """What compiled code computes where it is read, and does not write down: it has no bytes, and
+    holds its `roots`, what it is made of. `whole`: its bytes where a product reads it after all: it
+    is made of those from then on."""
+
+    __slots__ = ("roots", "whole")
+
+    def __init__(self, tape: Tape, size: float, of: Iterable[Store], kind: int = ACTIVATION):
+        super().__init__(tape, 0, kind)
+        self.roots, self.whole = [*dict.fromkeys(x for store in of for x in store.roots)], size
+
+    def write(self, work: Work) -> Store:
+        if self.whole:
+            work.moved += self.whole + sum(x.size for x in self.roots)
+            work.launched += 1
+            self.roots, self.whole = [Store(self.tape, self.whole, self.kind)], 0
+        return self.roots[0]
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +77,8 @@ class Value:
     itemsize: int
     needs: bool = False
     source: Node | None = None
+    cast: Value | None = None
+    """the same in another precision, in compiled code"""
 
 
 Way: TypeAlias = Store | Literal["new", "same"]
@@ -57,7 +89,7 @@ Way: TypeAlias = Store | Literal["new", "same"]
 class Node:
     """One operation to undo: where gradients go, and what was saved to compute them. `joins`: it
     keeps the gradients of the parts of its result side by side. `away`: bytes that were saved and
-    have to come back."""
+    have to come back. `fused`: compiled code writes down none of its gradients."""
 
     inputs: Sequence[tuple[Node, int, Way]] = ()
     saved: Sequence[Store] = ()
@@ -68,5 +100,6 @@ class Node:
     costs: Costs = NOTHING
     joins: bool = False
     away: int = 0
+    fused: bool = False
     grad: Store | None = None
     parts: list[Store] = field(default_factory=list)

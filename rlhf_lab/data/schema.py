@@ -8,7 +8,7 @@ or raises Dropped with the reason it is counted under.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -184,7 +184,9 @@ def _decided(row: Row, shape: Shape, report: Report | None) -> list[Example]:
         rows = " (rows of one prompt must follow each other)" if of.group else ""
         raise Dropped(f"fewer than two answers{rows}")
     try:
-        pairs = preferred(_without_gaps(merits(of, decides, len(cells), shape.meanings), cells), of)
+        found = merits(of, decides, len(cells), shape.meanings)
+        # A missing answer can be neither chosen nor rejected.
+        pairs = preferred([None if missing(c) else m for m, c in zip(found, cells)], of)
     except Dropped as reason:
         if str(reason) != "a tie" or of.ties == "drop":
             raise
@@ -194,11 +196,6 @@ def _decided(row: Row, shape: Shape, report: Report | None) -> list[Example]:
     if report:
         report.unused += len(cells) - len({i for pair in pairs for i in pair})
     return [{"chosen": cells[i], "rejected": cells[j]} for i, j in pairs]
-
-
-def _without_gaps(found: list[float | None], cells: Sequence[object]) -> list[float | None]:
-    """Merits of the answers that are there; a missing one can be neither chosen nor rejected."""
-    return [None if missing(c) else m for m, c in zip(found, cells)]
 
 
 def _list_of(cell: object) -> list[Cell]:

@@ -55,8 +55,8 @@ WANTED = {
 }
 GREEDY = 1e-10
 """The temperature that stands for 0: fp32 logits that differ at all are then worlds apart."""
-PAGE, STEP_TOKENS, SHARE = 32, 256, 0.5
-"""Tokens of a page of keys and values; of a step, at least; of free memory what they may take."""
+STEP_TOKENS, SHARE = 256, 0.5
+"""Tokens of a step, at least; of free memory what keys and values may take."""
 STORY_TEMPLATE = (
     "{% if messages | length != 1 or messages[0].role != 'user' %}{{ raise_exception('this model "
     "learned requests for stories and no conversations: send one user message') }}{% endif %}"
@@ -115,7 +115,8 @@ def start_engine(model: PreTrainedModel, rows: int, context: int | None, share: 
     import torch
     from transformers import GenerationConfig
     from transformers.cli.serving.utils import CBGenerateManager
-    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+    from ..ppo.rollout_engines import PAGE, engine_sizes
 
     step, read = max(STEP_TOKENS, 2 * rows), architecture(model.config.to_dict())
     each = model.dtype.itemsize * (read.cached + 3 * read.heads * read.head_dim + step)
@@ -125,15 +126,9 @@ def start_engine(model: PreTrainedModel, rows: int, context: int | None, share: 
     longest = min(context or read.context, read.context, pages * PAGE)
     if longest < (context or 2):
         raise ValueError(f"context={context}: model and free memory hold {longest} tokens")
-    sizes = ContinuousBatchingConfig(
-        page_size=PAGE,
-        num_blocks=min(rows * -(-longest // PAGE), pages) + 1,
-        max_batch_tokens=step,
-        max_requests_per_batch=rows,
-        allow_block_sharing=share,
-        per_request_processors=True,
-    )
-    engine: Any = CBGenerateManager(sizes)
+    blocks = min(rows * -(-longest // PAGE), pages) + 1
+    how = {"allow_block_sharing": share, "per_request_processors": True}
+    engine: Any = CBGenerateManager(engine_sizes(rows, blocks, step, **how))
     engine.context, engine.asked = longest, {}
     # A temperature other than 1, or transformers makes no processor whose value a request can set.
     shared = {"do_sample": True, "temperature": 0.5, "top_k": 0, "top_p": 1.0}

@@ -84,7 +84,10 @@ def _source(of: Run | Model | str | Path, to: str, adapter: bool) -> tuple[Run |
         return found, _model(found, adapter), found.name
     folder = Path(found.paths.get("sft", found.paths["base"]))
     if to == "hub":
-        raise ValueError(f"{found.name} is a model, and the hub's layout is for a run, with a card")
+        other = by_surface("to='gguf'", "--to gguf")
+        raise ValueError(
+            f"{found.name} is a model: the hub's layout is for a run; {other} takes it"
+        )
     if not folder.is_dir():
         raise ValueError(f"{found.name} is not on this machine: hf download, and give its folder")
     return None, folder, Path(found.name).resolve().name

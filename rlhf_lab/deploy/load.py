@@ -122,8 +122,7 @@ class Load(Display):
         streams = [float(level.concurrency) for level in self.levels]
         if len(set(streams)) < 2:
             raise ValueError("around: give two levels of concurrency or more")
-        told = [plan.estimate.serving_at(level.concurrency) for level in self.levels]
-        pairs = list(zip(self.levels, told, strict=True))
+        pairs = [(level, plan.estimate.serving_at(level.concurrency)) for level in self.levels]
         more = [level.percentile("per_token", 0.5) - bare.per_token for level, bare in pairs]
         slope, step = (max(0.0, x) for x in statistics.linear_regression(streams, more))
         first = (

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from ..cost.architecture import architecture
 from ..cost.quantization import file_bytes, format_of
 from ..data.load import Data, load_data
-from ..display import by_surface, check_choice, escape, format_number, html_table, table
+from ..display import Tabled, by_surface, check_choice, format_number
 from ..models.load import ADAPTER_FILE, Model, load
 from ..models.policy import run_or_model
 from ..models.weights import in_4bit, load_causal_lm, load_reward_model
@@ -60,7 +60,7 @@ _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []
 """Folders of models that nobody gave one, until the process ends."""
 
 
-class Quantised(Model):
+class Quantised(Tabled, Model):
     """A model in fewer bits, saved: a handle as `lab.load` gives one, on `folder`.
 
     `dense`: matrices that the library left as they were, by reason. `figures`, those of the whole
@@ -107,14 +107,8 @@ class Quantised(Model):
         keep = by_surface("kept until Python ends, or give out=", "not kept: give --out")
         where = keep if gone else str(self.folder)
         saved = f"rounded and saved in {self.figures['seconds']:.1f} s: {where}"
-        told = {"left as it was": left, "evaluated on": self.evaluated}
-        return [*(f"{what}: {text}" for what, text in told.items() if text), saved]
-
-    def __repr__(self) -> str:
-        return "\n".join([table(self.rows), *self.notes])
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows) + "".join(f"<p>{escape(line)}</p>" for line in self.notes)
+        notes = {"left as it was": left, "evaluated on": self.evaluated}
+        return [*(f"{what}: {text}" for what, text in notes.items() if text), saved]
 
 
 def quantize(

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from transformers import GenerationConfig
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from ..ppo.logprobs import AnyModel
-from ..ppo.rollout_engines import PAGE, answered, kept_random, light_heap
+from ..ppo.rollout_engines import PAGE, answered, engine_sizes, kept_random, light_heap
 
 
 class Occupied(NamedTuple):
@@ -82,13 +81,20 @@ def trace(
     prompts: token ids; lengths: new tokens of each; slots: requests that run at once. Raises
     RuntimeError where the engine fails.
     """
+    prompt = max(map(len, prompts))
+    pages = math.ceil((prompt + max(lengths)) / PAGE) + 1
+    # Memory for every slot at the longest request, so that a free slot is all that one waits for;
+    # transformers' own margin of .15 lets no new request in while memory is short, and its async
+    # batching would schedule a request once more than it has tokens.
+    how = {"safety_margin": 0.0, "allow_block_sharing": False, "use_async_batching": False}
+    sizes = engine_sizes(slots, slots * pages, slots * prompt, **how)
     groups = [range(len(prompts))]
     if static:
         groups = [groups[0][i : i + slots] for i in range(0, len(prompts), slots)]
     steps = list[tuple[int, ...]]()
     with light_heap(), kept_random(model.device):
         manager = model.init_continuous_batching(
-            GenerationConfig(do_sample=False, eos_token_id=-1), _sizes(prompts, lengths, slots)
+            GenerationConfig(do_sample=False, eos_token_id=-1), sizes
         )
         manager.warmup()  # makes the scheduler, which is asked once before each step
         schedule_batch = manager.batch_processor.scheduler.schedule_batch
@@ -116,21 +122,3 @@ def trace(
             manager.stop(block=True, hard_stop=True)
             manager.destroy()
     return Schedule(slots, tuple(steps), seconds)
-
-
-def _sizes(
-    prompts: Sequence[Sequence[int]], lengths: Sequence[int], slots: int
-) -> ContinuousBatchingConfig:
-    """Memory for every slot at the longest request, so that a free slot is all that one waits for.
-    Without sizes transformers takes most of the free memory."""
-    prompt = max(map(len, prompts))
-    pages = math.ceil((prompt + max(lengths)) / PAGE) + 1
-    return ContinuousBatchingConfig(
-        page_size=PAGE,
-        num_blocks=slots * pages,
-        max_batch_tokens=slots * prompt,
-        max_requests_per_batch=slots,
-        safety_margin=0.0,  # transformers' own .15 lets no new request in while memory is short
-        allow_block_sharing=False,
-        use_async_batching=False,  # it would schedule a request once more than it has tokens
-    )

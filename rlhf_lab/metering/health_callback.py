@@ -10,10 +10,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
+from ..display import check_choice
 from ..runs.health import Health, examine
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+else:
+    TrainerCallback = object  # until one is made: importing it takes seconds
 
 TRL = {
     "kl": "kl_per_token",
@@ -35,9 +40,14 @@ class HealthCallback(TrainerCallback):
     what was logged so far. Raises ValueError for another word.
     """
 
+    def __new__(cls, on_critical: str = "warn") -> HealthCallback:
+        check_choice("on_critical", on_critical, ("warn", "stop"))
+        from transformers import TrainerCallback
+
+        bases = (cls,) if issubclass(cls, TrainerCallback) else (cls, TrainerCallback)
+        return super().__new__(type(cls.__name__, bases, {}))
+
     def __init__(self, on_critical: str = "warn") -> None:
-        if on_critical not in ("warn", "stop"):
-            raise ValueError(f"on_critical={on_critical!r}: choose 'warn' or 'stop'")
         self.on_critical = on_critical
         self.lines: list[dict[str, float]] = []
         self._said: set[tuple[str, bool]] = set()

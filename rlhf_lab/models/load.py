@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..display import by_surface
-from ..runs.json_files import packaged_folder
+from ..runs.json_files import no_folder, packaged_folder
 from .bare_tokenizer import BareTokenizer
 from .hub import fetch, find_config
 from .names import ALIASES as ALIASES
@@ -237,14 +237,14 @@ def load(name: str | Path | Model, *, trust_remote_code: bool = False) -> Model:
     if local.is_dir():
         return _local(local, trust_remote_code)
     hub_id = short_names().get(str(name).lower(), str(name))
-    if local.is_absolute() or hub_id.startswith((".", "~")) or hub_id.count("/") != 1:
+    among_runs = "runs" in local.parts[:-1] or any(local.parent.glob("*/run.json"))
+    if local.is_absolute() or hub_id.startswith(".") or "/" in hub_id and among_runs:
+        later = "; a run saves its model at its end: train that first, also for a dry run"
+        raise ValueError(no_folder(local) + later * (local.name == "model"))
+    if hub_id.count("/") != 1:
         raise ValueError(
             f"no model {str(name)!r}: {nearest(str(name))}not bundled ({', '.join(BUNDLED)}), "
             "not a preset, not a folder, and not a hub id of the form owner/name"
-            + (
-                "; a run saves it at its end: train that first, also for a dry run"
-                * (len(local.parts) > 2)
-            )
         )
     return Model(str(name), {"base": hub_id}, trust_remote_code)
 

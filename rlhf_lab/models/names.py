@@ -52,7 +52,8 @@ def short_names() -> dict[str, str]:
 
 def nearest(name: str) -> str:
     """`did you mean Qwen/Qwen3-8B or …? `: up to three known names, or nothing."""
-    known, asked = short_names(), name.lower().rpartition("/")[2]
+    known = {name: name for name in BUNDLED} | short_names()
+    asked = name.lower().rpartition("/")[2]
     close = difflib.get_close_matches(asked, known, n=3, cutoff=0.6)
     close += [n for n in known if asked and n.startswith(asked)]
     ids = list(dict.fromkeys(known[n] for n in close))[:3]

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runs.run import Run
+from .hub import find_config
 from .load import BUNDLED, Model, load, small_models_folder, writes_nothing
+from .packaged import PACKAGED
 from .tokenizer import load_tokenizer, same_files
 from .weights import load_causal_lm
 
@@ -66,6 +68,8 @@ def find_policy(of: Run | Model | str | Path, stage: str = "sft") -> Policy:
     model.check_writes()
     base = model.paths["base"]
     path, bundled = model.paths.get(stage, base), _is_bundled(base)
+    if path not in PACKAGED:
+        find_config(path)  # where there is nobody to ask, that is said now
     name = Path(model.name).name + "-base" * (stage == "base" and "sft" in model.paths)
     return Policy(path, base, name, bundled, bundled, model.trust_remote_code)
 

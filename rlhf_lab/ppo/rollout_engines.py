@@ -145,6 +145,13 @@ class OwnLoop(RolloutEngine):
         return responses, None
 
 
+def engine_sizes(rows: int, pages: int, tokens: int, **more: Any) -> ContinuousBatchingConfig:
+    """transformers' engine for so many requests at once, in all so many pages of keys and values,
+    and so many tokens a step. Without sizes it takes most of the free memory."""
+    sizes: dict[str, Any] = {"page_size": PAGE, "num_blocks": pages, "max_batch_tokens": tokens}
+    return ContinuousBatchingConfig(max_requests_per_batch=rows, **{**sizes, **more})
+
+
 class ContinuousBatching(RolloutEngine):
     """transformers' continuous batching: requests that come and go, over paged keys and values.
 

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from ..display import by_surface
+from ..display import by_surface, did_you_mean
 
 JsonObject: TypeAlias = dict[str, Any]
 """An object of a JSON file: its values are whatever stands there."""
@@ -71,6 +71,12 @@ def check_empty(folder: Path) -> None:
     if folder.exists():
         other = by_surface("out", "--out")
         raise FileExistsError(f"{folder} is not empty: choose another folder ({other})")
+
+
+def no_folder(path: Path) -> str:
+    """What to say of a folder that is not there, with the nearest of those beside it."""
+    beside = [p for p in path.parent.glob("*") if p.is_dir()]
+    return f"no such folder: {path}; {did_you_mean(path, beside)}".rstrip("; ")
 
 
 def packaged_folder(name: str) -> Path:

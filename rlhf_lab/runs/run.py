@@ -35,6 +35,7 @@ from .json_files import (
     JsonObject,
     append_lines,
     json_lines,
+    no_folder,
     packaged_folder,
     read_lines,
     replace_file,
@@ -120,8 +121,9 @@ class Run:
             return folder
         run = cls(folder)
         if not (run.folder / "run.json").is_file():
-            missing = "" if run.folder.is_dir() else "; there is no such folder"
-            raise FileNotFoundError(f"no run in {run.folder}: looked for run.json there{missing}")
+            if not run.folder.is_dir():
+                raise FileNotFoundError(no_folder(run.folder))
+            raise FileNotFoundError(f"no run in {run.folder}: looked for run.json there")
         _ = run.config  # a broken run.json is reported here, not at some later attribute
         return run
 

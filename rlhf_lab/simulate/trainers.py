@@ -58,7 +58,7 @@ def step_trainer(
     if setup.stage != "ppo":
         return _trl_trainer(step, models, tokenizer, rows, settings, callbacks)
     args = _ppo_config(step, settings)
-    rule = [_no_reward] if setup.rule_reward else None
+    rule = [lambda **_: list[float]()] if setup.rule_reward else None
     trainer = ReadyTrainer(
         args,
         tokenizer,
@@ -189,10 +189,6 @@ class NoTextRewards(Rewards):
 
     def score(self, ids: Tensor, *_: object) -> Tensor:
         return torch.zeros(len(ids), device=ids.device)
-
-
-def _no_reward(**_: object) -> list[float]:
-    return []
 
 
 def _ppo_config(step: Step, settings: Settings) -> PPOConfig:

@@ -33,7 +33,14 @@ from ..ppo.texts import which_ended
 from ..stages import Setting
 from .diverged import broken_weight, diverged
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
-from .online import OwnSampling, ResponseLength, SamplingWatch, prompt_table, read_responses
+from .online import (
+    METRIC_NAMES,
+    OwnSampling,
+    ResponseLength,
+    SamplingWatch,
+    prompt_table,
+    read_responses,
+)
 from .teacher import sparse_divergence, teacher_answers
 from .trl import Rows, make_trainer
 
@@ -155,17 +162,6 @@ class WhatIsSampled:
             means, samples = read_responses(self.tokenizer, rows, ids, self.functions)
             self.run.sample(step, samples)
         return means | {"stopped": sum(ended) / len(ended)}
-
-
-METRIC_NAMES = {
-    "loss": "loss",
-    "grad_norm": "grad_norm",
-    "learning_rate": "learning_rate",
-    "entropy": "entropy",
-    "stopped": "stopped",
-    "completions/mean_length": "response_length",
-}
-"""TRL's metrics → ours."""
 
 
 class DistillWatch(SamplingWatch):

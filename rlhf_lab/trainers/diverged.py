@@ -35,8 +35,9 @@ def check_finite(
 def broken_weight(model: object) -> str:
     """The first parameter of a model that is not finite; "" where all are, or it is no model."""
     for name, weight in model.named_parameters() if isinstance(model, nn.Module) else ():
-        if weight.is_floating_point() and weight.numel():
-            if not all(math.isfinite(end) for end in weight.detach().aminmax()):
+        numbers = getattr(weight.detach(), "scale", weight.detach())  # torchao's rounded ones
+        if numbers.is_floating_point() and numbers.numel():
+            if not all(math.isfinite(end) for end in numbers.aminmax()):
                 return name
     return ""
 

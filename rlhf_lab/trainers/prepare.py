@@ -63,12 +63,6 @@ def prepare(plan: Plan, data: Data, args: TrainerArgs, quiet: bool = True) -> Pr
     model, tokenizer, spec = plan.model, plan.model.tokenizer, STAGES[plan.stage]
     if (end := chat_format(tokenizer).end) == tokenizer.pad_token_id:
         give_pad_token(tokenizer, end)  # scores are read at the last token that is no padding
-    for kind in {spec.starts_from, "reward" if plan.stage == "ppo" else ""} & model.paths.keys():
-        if model.config_dict(kind).get("quantization_config"):
-            raise ValueError(
-                f"{model.paths[kind]} is in fewer bits: it can be evaluated and served; train the "
-                "model that it was made of (load_in_4bit rounds the base of adapters)"
-            )
     train, test, held_out, counts = once(lambda: _rows(plan, data, args, quiet))
     if plan.stage == "ppo" and not quiet:
         if why := _new_critic(plan, args.layout):

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeAlias
 from unittest.mock import patch
 
+import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import (
     PreTrainedTokenizerBase,
@@ -23,6 +24,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import DPOTrainer
 
 from ..data.schema import Example
@@ -106,6 +108,10 @@ def make_trainer(
             eval_dataset=Dataset.from_list(held_out) if held_out else None,
             **more,
         )
+    if train and getattr(args, "train_sampling_strategy", "") == "group_by_length":
+        # By itself it looks for `input_ids`, which pairs have not, and drops a column of lengths.
+        sampler = ByLength([length_of(row) for row in train], args)
+        trainer._get_train_sampler = lambda *_: sampler  # type: ignore[method-assign]
     trainer.remove_callback(PrinterCallback)  # the run records what it would print over the bar
     if getattr(model, "is_loaded_in_4bit", False):
         # TRL puts adapters and heads in bf16, which an fp32 pass without autocast cannot use.
@@ -113,6 +119,29 @@ def make_trainer(
         for weight in filter(lambda w: w.requires_grad, trainer.model.parameters()):
             weight.data = weight.data.float()
     return trainer
+
+
+class ByLength(LengthGroupedSampler):
+    """transformers' order for `train_sampling_strategy="group_by_length"`, drawn from the seed and
+    the epoch alone, so that a run that is resumed sees the rows that it would have seen."""
+
+    def __init__(self, lengths: list[int], args: TrainingArguments) -> None:
+        batch = args.train_batch_size * args.gradient_accumulation_steps
+        super().__init__(batch, lengths=lengths)  # type: ignore[no-untyped-call]
+        self.seed = args.seed if args.data_seed is None else args.data_seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's loader at the start of an epoch."""
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
+
+
+def length_of(row: Example) -> int:
+    """Tokens of a row as it is padded: of a pair, those of the longer one."""
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    answers = (len(row[name]) for name in ("chosen_ids", "rejected_ids"))
+    return len(row.get("prompt_ids", ())) + max(answers)
 
 
 # ------------------------------------------------------------------------------- while it trains

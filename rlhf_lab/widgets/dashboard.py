@@ -152,8 +152,8 @@ class Dashboard:
                 picture = metric_chart(self.run, spec, self._last_step_drawn, **SIZE)
                 self.charts[spec.title].draw(picture or _empty(spec), now)
             verdict = health(self.run, self._last_step_drawn)
-            said = f"<small>health: {escape(verdict.headline)}</small>"
-            self.health.value = said if verdict.known else ""
+            line = f"<small>health: {escape(verdict.headline)}</small>"
+            self.health.value = line if verdict.known else ""
         ledger, done = self._ledger(), self._pace.share
         self.memory.draw(role_memory_chart(ledger, self.limit, **SIZE), now)
         self.time.draw(time_stacks(ledger, 1.0 if done is None else done, **SIZE), now)

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from families import model_and_rows, rows
 
-from rlhf_lab.cli.main import main
+import rlhf_lab as lab
+from rlhf_lab.cli.main import _parser, main
 
 pytestmark = pytest.mark.usefixtures("few_stories")
 
@@ -253,7 +254,7 @@ ARGUMENTS = {
     "a word for a number": (["train", "sft", "--set", "learning_rate=fast"], "must be a number"),
     "a number for a switch": (["train", "sft", "--set", "bf16=3"], "must be True or False"),
     "negative rate": (["train", "sft", "--set", "learning_rate=-1"], "must be above 0"),
-    "no minibatches": (["train", "ppo", "--set", "num_mini_batches=0"], "must be above 0"),
+    "no minibatches": (["train", "ppo", "--set", "num_mini_batches=0"], "of at least 1"),
     "uneven minibatches": (["train", "ppo", "--set", "num_mini_batches=5"], "does not split"),
     "temperature 0": (["train", "ppo", "--set", "temperature=0"], "temperature must be above"),
     "no response": (["train", "ppo", "--set", "response_length=0"], "response_length must be"),
@@ -269,8 +270,18 @@ ARGUMENTS = {
     "field without =": (["train", "sft", "--data", "ROWS", "--field", "chosen"], "OURS=COLUMN"),
     "unknown field": (["train", "sft", "--data", "ROWS", "--field", "x=prompt"], "no field 'x'"),
     "unknown column": (["train", "sft", "--data", "ROWS", "--field", "prompt=x"], "no column 'x'"),
-    "unknown model": (["train", "sft", "--model", "tinny"], "no model 'tinny'"),
-    "no such folder": (["train", "sft", "--model", "./nope"], "no model './nope'"),
+    "unknown model": (["train", "sft", "--model", "tinny"], "no model 'tinny': did you mean tiny"),
+    "no such folder": (["train", "sft", "--model", "./nope"], "no such folder: nope"),
+    "a model as a word": (
+        ["plan", "ppo", "mini"],
+        "mini; a model is given with --model",
+    ),
+    "a command nearly": (["quantise"], "did you mean 'quantize'"),
+    "a choice nearly": (["export", "x", "--to", "guf"], "did you mean 'gguf'"),
+    "a teacher nowhere": (
+        ["plan", "distill", "--teacher-model", "me/x"],
+        "no model 'me/x': n",
+    ),
     "hub model, no hub": (
         ["train", "sft", "--model", "owner/name", "--data", "ROWS"],
         "hub cannot be reached",
@@ -302,13 +313,45 @@ ARGUMENTS = {
     ),
     "a run to come": (
         ["train", "ppo", "--reward-model", "runs/none/model"],
-        "no model 'runs/none/model': .* train that first, also for a dry run",
+        "no such folder: runs/none/model; .* train that first, also for a dry run",
     ),
     "processes without a network": (
         ["plan", "sft", "--gpus", "2"],
         "bytes/s go from process to process.*measure --set network=1e9",
     ),
 }
+
+
+DOORS = {
+    "quantize": lambda run: lab.quantize(run),
+    "serve": lambda run: lab.serve(run),
+    "export": lambda run: lab.export(run, to="gguf"),
+    "chat": lambda run: lab.chat(run),
+    "generate": lambda run: lab.generate(run, "A story."),
+    "health": lambda run: lab.health(run),
+    "clone": lambda run: lab.clone(run),
+    "report": lambda run: lab.report(run),
+    "inspect": lambda run: lab.inspect(run),
+    "plan": lambda run: lab.plan("ppo", run),
+    "reward model": lambda run: lab.plan("ppo", reward_model=run),
+    "teacher": lambda run: lab.plan("distill", teacher_model=run),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_folder_that_is_not_there_is_called_the_same_at_every_door(door, tmp_path):
+    (tmp_path / "runs" / "ppo-1").mkdir(parents=True)
+    with pytest.raises((ValueError, OSError)) as refused:
+        DOORS[door]("runs/ppo1")
+    assert str(refused.value) == "no such folder: runs/ppo1; did you mean 'runs/ppo-1'?"
+
+
+@pytest.mark.parametrize("name", sorted({*lab.__all__} - {"plan", "train"}))
+def test_a_function_without_a_command_is_said_to_be_python_s(name, capsys):
+    word = name.replace("_", "-")
+    if word not in _parser()._subparsers._group_actions[0].choices:
+        line = f"{word} has no command: in Python, import rlhf_lab as lab; lab.{name}"
+        assert line in error_line([word, "runs/x"], capsys)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -36,6 +36,7 @@ def passes(model, count, rng):
             gpu=rng.random() < 0.6,
             context=length if decodes else 0,
             fused=rng.random() < 0.2,
+            compiled=rng.random() < 0.3,
             away=rng.choice(["", "", "inputs"]),
             selective=rng.random() < 0.3,
             dropout=rng.random() < 0.3,

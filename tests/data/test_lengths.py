@@ -8,9 +8,18 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 import rlhf_lab as lab
-from rlhf_lab.data.lengths import LEAST_SHARE_SAVED, by_length, expected_longest
+from rlhf_lab.data.lengths import (
+    LEAST_SHARE_SAVED,
+    by_length,
+    expected_longest,
+    of_rows,
+    story_lengths,
+)
+from rlhf_lab.models.load import load
+from rlhf_lab.stages import STAGES
 
 ROWS = st.lists(st.integers(1, 90), min_size=1, max_size=40)
 
@@ -58,6 +67,24 @@ def test_the_longest_of_some_rows_on_average():
     lengths = [draw.randint(1, 50) for _ in range(500)]
     drawn = [max(draw.choices(lengths, k=8)) for _ in range(20_000)]
     assert expected_longest(lengths, 8) == pytest.approx(sum(drawn) / len(drawn), rel=0.01)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+@pytest.mark.parametrize("batch", [4, 32])
+def test_rows_of_like_length_are_padded_as_planned(stage, batch):
+    """Against the batches of transformers' own sampler, drawn from the bundled rows."""
+    how = {"per_device_train_batch_size": batch, "max_length": 512}
+    grouped = {**how, "train_sampling_strategy": "group_by_length"}
+    model, rows = load("tiny"), story_lengths(STAGES[stage].rows)
+    both = zip(rows.prompts, rows.answers, strict=True)
+    lengths = [prompt + max(answers) for prompt, answers in both]
+    order = [*LengthGroupedSampler(batch, lengths=lengths)]
+    longest = [lengths[i] for i in order[::batch]]
+    found, random_ = (of_rows(stage, model, rows, x) for x in (grouped, how))
+    padded = found["padded_prompt"] + found["padded_response"]
+    assert padded == pytest.approx(sum(longest) / len(longest), rel=0.02)
+    assert padded < 0.95 * (random_["padded_prompt"] + random_["padded_response"])
+    assert padded >= found["mean_tokens"]
 
 
 def test_a_plan_counts_the_passes_of_the_trainer():

@@ -88,7 +88,7 @@ def test_what_cannot_be_planned_is_said(settings, line):
 
 def test_the_share_that_is_kept_is_asked_for_at_once():
     for kept in (None, 1.5, -0.1):
-        with pytest.raises(ValueError, match=f"accepted={kept}: say which share of the draft's"):
+        with pytest.raises(ValueError, match=f"accepted={kept}: say which share of its tokens"):
             lab.plan("inference", "small", **{**DRAFT, "accepted": kept})
 
 

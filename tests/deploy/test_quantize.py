@@ -17,6 +17,7 @@ import rlhf_lab as lab
 from rlhf_lab.cli.main import main
 from rlhf_lab.deploy.quantize import _dense
 from rlhf_lab.runs.run import Run
+from rlhf_lab.trainers.diverged import broken_weight
 from rlhf_lab.trainers.evaluate import pair_scores, perplexity, policy_report
 
 IDS = torch.arange(3, 43).view(2, 20)
@@ -177,12 +178,23 @@ def test_packages_and_folders_that_are_missing_or_in_the_way(bnb, tmp_path, monk
     with pytest.raises(ValueError, match="is in nf4 already: round the whole model"):
         lab.quantize(made, "nf4", data=None)
     rows = lab.load_data("stories").first(8, test=2)
-    with pytest.raises(ValueError, match="is in fewer bits: it can be evaluated and served"):
-        lab.train(lab.plan("sft", tmp_path / "small"), rows, out=tmp_path / "run", quiet=True)
+    for stage in ("sft", "reward", "dpo", "ppo"):
+        with pytest.raises(ValueError, match="is in fewer bits: it can be evaluated and served"):
+            lab.train(lab.plan(stage, tmp_path / "small"), rows, out=tmp_path / "run", quiet=True)
+    with pytest.raises(ValueError, match="is in fewer bits"):  # its value model would start there
+        lab.train(lab.plan("ppo", lab.load("mini").with_stage("reward", made.folder)), rows)
     assert not (tmp_path / "run").exists()
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ValueError, match=r"int8 needs torchao: pip install 'rlhf-lab\[quantize\]'"):
         lab.quantize("mini", "int8", data=None)
+
+
+def test_rounded_weights_are_looked_at_for_what_is_no_number(torchao):
+    """A teacher and a reward model may be rounded; torchao's tensors know no minimum."""
+    model = lab.quantize("mini", "int8", data=None).sft
+    assert broken_weight(model) == ""
+    model.model.layers[1].mlp.up_proj.weight.scale.data[0] = torch.nan
+    assert broken_weight(model) == "model.layers.1.mlp.up_proj.weight"
 
 
 # -- what it costs ----------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 from rlhf_lab.cost.setup import Setup
 from rlhf_lab.metering.callback import MeterCallback
 from rlhf_lab.metering.meter import Meter, NoMeter
+from rlhf_lab.ppo.compiled import compile_layers
+from rlhf_lab.ppo.logprobs import AnyModel
 from rlhf_lab.runs.ledger import Ledger
 from rlhf_lab.simulate.account import StepAccount
 from rlhf_lab.simulate.models import Config, Step, by_role, models_of
@@ -36,9 +38,17 @@ def real_step(setup: Setup, config: Config, by: str) -> XRay:
         return how(Step(setup, config), folder)
 
 
+def _models(step: Step) -> dict[str, AnyModel]:
+    """The models of a step, their layers compiled where the setup says so."""
+    models = models_of(step)
+    if step.setup.torch_compile:
+        compile_layers(*models.values())
+    return models
+
+
 def _account(step: Step, folder: str) -> XRay:
     """Two steps under an account; the x-ray is of the second."""
-    models, account = models_of(step), StepAccount(1, logit_widths(step))
+    models, account = _models(step), StepAccount(1, logit_widths(step))
     ppo = step.setup.stage == "ppo"
     with head_labelled(account), account:
         with labelled(account, by_role(models), phases=not ppo):
@@ -49,7 +59,7 @@ def _account(step: Step, folder: str) -> XRay:
 
 def _profile(step: Step, folder: str) -> XRay:
     """Two steps under torch's profiler: the CPU allocator's own peak, no more."""
-    models = models_of(step)
+    models = _models(step)
     held = {id(t): t for m in models.values() for t in (*m.parameters(), *m.buffers())}
     base = sum(t.untyped_storage().nbytes() for t in held.values())
     trainer = step_trainer(step, models, folder, 2, [], NoMeter())
@@ -75,7 +85,7 @@ def _allocated(profiler: profile) -> int:
 
 def _clock(step: Step, folder: str) -> XRay:
     """Steps timed phase by phase and nothing else: medians of the phases."""
-    stage, models = step.setup.stage, models_of(step)
+    stage, models = step.setup.stage, _models(step)
     meter = Meter(stage, flops=False, memory=False)
     clock = _StepSeconds(meter)
     callbacks = [clock] if stage == "ppo" else [MeterCallback(meter), clock]

@@ -3,11 +3,14 @@
 pytest tests/metering/test_health_callback.py
 """
 
+import copy
+import subprocess
+import sys
 import warnings
 
 import pytest
 from datasets import Dataset
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 import rlhf_lab as lab
@@ -76,8 +79,21 @@ def test_it_warns_once_and_stops_only_where_asked():
         warnings.simplefilter("error")
         assert not logged(lab.HealthCallback("stop"), [0.0, 0.01], train_runtime=1.0)
         assert not logged(lab.HealthCallback("stop"), [0.0, 0.01, 0.02])
-    with pytest.raises(ValueError, match="on_critical='halt': choose 'warn' or 'stop'"):
-        lab.HealthCallback("halt")
+
+
+def test_another_word_is_refused_before_anything_slow_is_imported():
+    code = "import sys, rlhf_lab as lab\ntry: lab.HealthCallback(on_critical='raise')\n"
+    code += "except ValueError as e: print(e, {'torch', 'transformers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "on_critical='raise': choose from warn, stop set()\n"
+
+
+def test_one_is_transformers_own_and_can_be_copied():
+    callback = lab.HealthCallback("stop")
+    logged(callback, [0.0])
+    copied = copy.deepcopy(callback)
+    assert isinstance(copied, TrainerCallback) and isinstance(copied, lab.HealthCallback)
+    assert copied.on_critical == "stop" and copied.lines == callback.lines
 
 
 def test_a_long_run_costs_no_more_a_log_than_a_short_one():
