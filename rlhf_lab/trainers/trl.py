@@ -127,7 +127,7 @@ class ByLength(LengthGroupedSampler):
 
     def __init__(self, lengths: list[int], args: TrainingArguments) -> None:
         batch = args.train_batch_size * args.gradient_accumulation_steps
-        super().__init__(batch, lengths=lengths)  # type: ignore[no-untyped-call]
+        super().__init__(batch, lengths=lengths)
         self.seed = args.seed if args.data_seed is None else args.data_seed
         self.set_epoch(0)
 
