@@ -25,12 +25,31 @@ PIECE = 2**25
 """Logits that a scoring pass makes at a time: 128 MiB, and products still large enough."""
 
 
+OWN_HEADS = frozenset(
+    "modernbert-decoder recurrent_gemma xlstm inkling_text prophetnet bert big_bird camembert "
+    "data2vec-text ernie megatron-bert roberta".split()
+)
+"""Types of models (transformers 5.23) that do more between trunk and logits than `language_head`
+and TRL 1.16's fused head know: a dense layer, a norm, a cap of another name."""
+
+
+def check_head(model: AnyModel) -> None:
+    """Raises ValueError, one line, for a model whose logits are no plain product of its trunk."""
+    kind = model.config.get_text_config().model_type
+    if kind in OWN_HEADS:
+        raise ValueError(
+            f"{kind} has layers of its own between trunk and logits, which neither PPO nor TRL's "
+            "trainers run: transformers' Trainer trains it"
+        )
+
+
 def language_head(model: AnyModel, hidden: Tensor) -> Tensor:
     """Logits of hidden states, as transformers' own forward pass makes them. (…, h) → (…, vocab).
 
     What families put between the last product and the logits: Cohere multiplies, Granite divides,
-    Gemma caps them.
+    Gemma caps them. Raises ValueError for families that do more (`check_head`).
     """
+    check_head(model)
     model = model.get_base_model() if hasattr(model, "peft_config") else model
     logits: Tensor = model.get_output_embeddings()(hidden)
     config = model.config.get_text_config()

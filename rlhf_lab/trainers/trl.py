@@ -32,7 +32,7 @@ from ..launch.processes import any_process
 from ..metering.callback import MeterCallback
 from ..metering.meter import Meter
 from ..models.device import device_settings
-from ..ppo.logprobs import AnyModel
+from ..ppo.logprobs import AnyModel, check_head
 from ..runs.progress import Bar
 from ..stages import STAGES, resolve
 from .diverged import check_finite
@@ -90,6 +90,8 @@ def make_trainer(
     gets the model without them, and their config.
     """
     disable_progress_bars()
+    if stage != "reward":
+        check_head(model)
     if "reference" in STAGES[stage].roles and hasattr(model, "peft_config"):
         more["peft_config"], model = model.peft_config["default"], model.unload()
     loads: AbstractContextManager[object] = nullcontext()

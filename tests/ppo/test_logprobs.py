@@ -110,6 +110,28 @@ def test_heads_that_scale_their_logits(family, setting):
     assert_close(ours, response_logits(model, ids, mask, 2)[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["modernbert-decoder", "recurrent_gemma"])
+@torch.no_grad()
+def test_a_head_that_does_more_is_refused(kind):
+    """It is no product of the trunk's states, so that its log-probabilities would be another's."""
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": 16, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 32}
+    own = {"lru_width": 16, "num_key_value_heads": 1} if kind == "recurrent_gemma" else {}
+    ends = {name: 0 for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ends |= {"cls_token_id": 1, "sep_token_id": 1} if kind == "modernbert-decoder" else {}
+    config = AutoConfig.for_model(kind, num_hidden_layers=3, **sizes, **own, **ends)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight)
+    ids = torch.arange(4, 10)[None]
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    logits = model(input_ids=ids, use_cache=False).logits
+    assert (logits - model.get_output_embeddings()(hidden)).abs().max() > 0.01
+    with pytest.raises(ValueError, match=f"^{kind} has layers of its own .* Trainer trains it$"):
+        logprobs.language_head(model, hidden)
+
+
 # -------------------------------------------------------------------------------------- padding
 
 
