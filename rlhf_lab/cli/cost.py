@@ -128,7 +128,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def assignments(pairs: Iterable[str]) -> Settings:
-    """NAME=VALUE pairs as settings; a value that is no Python literal is a word."""
+    """NAME=VALUE pairs as settings, of Python's literals or YAML's; another value is a word."""
     settings: Settings = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -137,7 +137,8 @@ def assignments(pairs: Iterable[str]) -> Settings:
         try:
             settings[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            settings[name] = value  # a plain word such as `cosine`
+            # As configs write them; else a plain word such as `cosine`.
+            settings[name] = {"true": True, "false": False, "null": None}.get(value, value)
     return settings
 
 

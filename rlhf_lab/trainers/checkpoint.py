@@ -52,9 +52,8 @@ class Checkpoints(TrainerCallback):
                 'use ddp, zero1 or zero2, or save_strategy="no"'
             )
         # TRL's callback moves it, and no checkpoint of transformers' holds it.
-        self._moved: Module | None = (
-            trainer.accelerator.unwrap_model(trainer.ref_model) if moves else None
-        )
+        reference = getattr(trainer, "ref_model", None) if moves else None
+        self._moved: Module | None = reference and trainer.accelerator.unwrap_model(reference)
 
     def on_train_begin(self, *_: object, **__: object) -> None:
         self._start = time.perf_counter()

@@ -176,3 +176,11 @@ def test_a_plan_is_written_for_trl(tmp_path, capsys):
     assert main(["plan", "dpo", "--yaml", str(file), "--set", "beta=0.2"]) == 0
     assert f"trl dpo --config {file}" in capsys.readouterr().out
     assert yaml.safe_load(file.read_text())["beta"] == 0.2
+
+
+def test_switches_are_set_as_yaml_or_python_writes_them():
+    from rlhf_lab.cli.cost import assignments
+
+    written = ["bf16=true", "fp16=False", "max_length=null", "lr_scheduler_type=cosine"]
+    settings = {"bf16": True, "fp16": False, "max_length": None, "lr_scheduler_type": "cosine"}
+    assert assignments(written) == settings
