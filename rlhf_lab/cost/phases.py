@@ -122,8 +122,10 @@ class PhaseList:
         times: float,
         tokens: float,
         workspace: float = 0.0,
+        base: str = "",
     ) -> None:
-        """A pass without gradients over some of the rows, as often as it takes for all."""
+        """A pass without gradients over some of the rows, as often as it takes for all. `base`: the
+        role whose weights it gathers, where they are not its own."""
         state = self.state(role)
         here, _ = forward(self.s, [Row(segments, state)], heads.resident_bytes(model, p))
         self.add(
@@ -135,7 +137,7 @@ class PhaseList:
             work=works(segments, "forward"),
             times=times,
             tokens=tokens,
-            sent=passing(self.s, state, times),
+            sent=passing(self.s, self.state(base or role), times),
         )
 
     def add_training(

@@ -151,10 +151,9 @@ def _add_scoring(stage: PhaseList, s: Setup, role: Role, phase: str, workspace: 
     how = {"trained": False, "adapters": role.adapters, "mask": False}
     p = pass_config(like, role.model, rows, length, **how)
     row, times = scoring_segments(s, role, p), s.rollout_batch / p.b
-    tokens = real_tokens(s, p.b, s.length)
-    stage.add_scoring(
-        phase, role.name, row, role.model, p, times=times, tokens=tokens, workspace=workspace
-    )
+    tokens, base = real_tokens(s, p.b, s.length), "" if role.own_base else "policy"
+    more = {"times": times, "tokens": tokens, "workspace": workspace}
+    stage.add_scoring(phase, role.name, row, role.model, p, **more, base=base)
 
 
 def scoring_segments(s: Setup, role: Role, p: PassConfig) -> tuple[Segment, ...]:
@@ -224,8 +223,16 @@ def _add_update(
     # Under DDP each iteration is planned with one exchange that is not hidden.
     sent = training(s, rows, passes, steps if s.shards else 1)
     if s.sharding == "zero3":  # an iteration's first pass is new to DeepSpeed: nothing stays whole
-        again = gathering(s, between(s, rows))
-        sent = sent[0], sent[1]._replace(all_gather=sent[1].all_gather + again.all_gather), sent[2]
+        wholes = state["policy"].whole, state["value"].whole
+        one_base = 0.0 if roles["value"].own_base or s.layout == "shared" else wholes[0] - wholes[1]
+        stays = between(s, rows)
+        anew = one_base + (passes - 1) * max(0.0, one_base - stays)  # by the value model
+        more = gathering(s, anew), gathering(s, stays)
+        forward_, backward = (
+            x._replace(all_gather=x.all_gather + y.all_gather)
+            for x, y in zip(sent[:2], more, strict=True)
+        )
+        sent = forward_, backward, sent[2]
     bucket = state["policy"].bucket if s.sharding == "zero1" and accumulates else 0.0
     cached = sum(x.times * x.cached for x in policy)  # until the forward pass ends
     of_value = _of_value(rows, value, first, before + cached)
