@@ -318,7 +318,8 @@ def check_first(
     if "teacher" in STAGES[plan.stage].roles:
         _ = plan.model.teacher
     for kind in (STAGES[plan.stage].starts_from, *["reward"] * (plan.stage == "ppo")):
-        if plan.model.config_dict(kind).get("quantization_config"):
+        written = plan.model.paths.get(kind) != ""  # a stage before this one is to write others
+        if written and plan.model.config_dict(kind).get("quantization_config"):
             raise ValueError(
                 f"{plan.model.paths.get(kind, plan.model.name)} is in fewer bits: it can be "
                 "evaluated and served; train the model that it was made of (load_in_4bit rounds "
