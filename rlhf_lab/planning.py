@@ -29,7 +29,7 @@ from .defaults import defaults
 from .display import by_surface, check_choice
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load, presets
 from .runs.ledger import Ledger
-from .settings import LORA, OF_MODEL, check_settings
+from .settings import LORA, OF_MODEL, as_whole, check_settings
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def plan(
     device.
     """
     check_choice("stage", stage, STAGES)
-    handle, settings = load(model), _own_names(stage, settings)
+    handle, settings = load(model), as_whole(stage, _own_names(stage, settings))
     named = settings.pop("teacher_model_name_or_path", None)  # TRL's name for the same
     teacher = teacher_model or named
     if stage == "distill" and teacher is None and "teacher" not in handle.paths:
@@ -348,6 +348,7 @@ def _minibatches(settings: Settings) -> int:
 STORY_SETTINGS = (
     *("per_device_train_batch_size", "response_length", "max_length", "num_mini_batches"),
     *("gradient_accumulation_steps", "steps_per_generation", "local_rollout_forward_batch_size"),
+    "train_sampling_strategy",
 )
 """What the lengths of a plan for the bundled data depend on."""
 

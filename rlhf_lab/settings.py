@@ -97,7 +97,7 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             continue
         _check_type(name, value, types.get(name, ""))
         if name == "train_sampling_strategy" and value is not None:
-            check_order(stage, value)
+            check_order(stage, value, settings)
         optimizers = SETTINGS["choices"]["optim"].split(" | ")
         theirs = name == "optim" and (value in optimizers or not _in_step())
         if name in CHOICES and value is not None and not theirs:
@@ -114,8 +114,13 @@ ORDERS = dict.fromkeys(("sft", "reward", "dpo"), ("random", "sequential", "group
 stages that sample draw groups."""
 
 
-def check_order(stage: str, value: Setting) -> None:
+def check_order(stage: str, value: Setting, settings: Mapping[str, Setting]) -> None:
     """Raises ValueError, one line, for an order of rows that a stage does not keep to."""
+    if value == "group_by_length" and settings.get("packing"):
+        raise ValueError(
+            "train_sampling_strategy='group_by_length': packed rows are all of one length: leave "
+            "it or packing out"
+        )
     if value == "batch_rebalance" and stage in ORDERS:
         raise ValueError(
             "train_sampling_strategy='batch_rebalance': transformers makes passes of unlike "
@@ -124,6 +129,18 @@ def check_order(stage: str, value: Setting) -> None:
         )
     known = ORDERS.get(stage, ("sequential",) if stage == "kto" else ("random",))
     check_choice(f"train_sampling_strategy of {stage}", value, known)
+
+
+def as_whole(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The settings, whole numbers that were written as floats (5e8) as what they are."""
+    types = {**SETUP_TYPES, **SETTINGS["model"], **config_fields(stage)}
+
+    def whole(name: str, value: Setting) -> Setting:
+        kinds = set(re.findall(r"\w+", types.get(name, "")))
+        turns = "int" in kinds and not kinds & {"float", "str"}
+        return int(value) if turns and isinstance(value, float) and value.is_integer() else value
+
+    return {name: whole(name, value) for name, value in settings.items()}
 
 
 LOSE_LAYERS = frozenset({"dpo", "kto", "rloo", "grpo"})

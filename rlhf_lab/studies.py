@@ -55,6 +55,8 @@ def xray(plan: Plan | Estimate) -> XRay:
         for name in BETWEEN_DEVICES
         if getattr(e.setup, name) not in (getattr(Setup, name), "ddp")  # copies hold the same
     )
+    eager = "the x-ray runs operations one by one, without torch_compile"
+    notes += (eager,) * e.compiles[0]
     seen = simulate_step(e.setup, e.config, e.roles)
     usual = e.usual_setup
     counted = seen if usual == e.setup else simulate_step(usual, e.config, e.roles)

@@ -359,11 +359,13 @@ def test_reward_and_value_models_of_another_size(capsys):
         ("sft", "group_by_lengths", "did you mean 'group_by_length'?"),
         ("kto", "group_by_length", "sequential"),
         ("grpo", "sequential", "random"),
+        ("sft", "group_by_length", "leave it or packing out"),
     ],
 )
 def test_an_order_of_rows_that_a_trainer_does_not_keep_to_is_refused(stage, order, words):
     with pytest.raises(ValueError, match="^train_sampling_strategy") as refused:
-        lab.plan(stage, "tiny", train_sampling_strategy=order)
+        packed = {"packing": True} if stage == "sft" and order == "group_by_length" else {}
+        lab.plan(stage, "tiny", train_sampling_strategy=order, **packed)
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -395,3 +397,28 @@ def test_what_can_be_trained_and_not_planned_is_no_mistake():
     assert plan.settings["optim"] == "lion_32bit"
     with pytest.raises(ValueError, match="optim='lion_32bit'"):
         _ = plan.estimate
+
+
+def test_whole_numbers_may_be_written_as_floats():
+    """As DeepSpeed's documentation and YAML write them."""
+    given = {"gpus": 8.0, "per_device_train_batch_size": 1e1, "reduce_bucket_size": 5e8}
+    plan = lab.plan("sft", "Qwen/Qwen2.5-7B", hardware="h100", sharding="zero2", **given)
+    same = {name: int(value) for name, value in given.items()}
+    assert plan.settings == lab.plan("sft", "Qwen/Qwen2.5-7B", sharding="zero2", **same).settings
+    assert not isinstance(plan.settings["gpus"], float)
+    with pytest.raises(ValueError, match="gpus must be a whole number"):
+        lab.plan("sft", gpus=1.5)
+
+
+def test_an_older_name_of_the_order_of_rows_is_known():
+    with pytest.raises(ValueError, match="did you mean 'train_sampling_strategy'"):
+        lab.plan("sft", "tiny", group_by_length=True)
+
+
+def test_rows_longer_than_the_model_reads_are_planned_as_they_are_cut():
+    rows = [
+        {"prompt": "a b", "completion": " word" * (900 if i % 9 == 0 else 9)} for i in range(99)
+    ]
+    plan = lab.plan("sft", "tiny", data=rows)
+    assert plan.settings["prompt_length"] + plan.settings["response_length"] == 512
+    assert plan.settings["max_length"] == 512 and plan.estimate.hours

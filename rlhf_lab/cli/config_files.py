@@ -8,6 +8,7 @@ aside; what is not understood is named, and never dropped without a word.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ def read_config(path: str | Path) -> FromFile:
     path = Path(path)
     try:
         text = path.read_text("utf-8")
-        content = yaml.safe_load(text)
+        content = _numbers(yaml.safe_load(text))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -115,6 +116,17 @@ def read_config(path: str | Path) -> FromFile:
             found.stage = own.pop("stage")
             found.settings |= own
     return found
+
+
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def _numbers(content: object) -> object:
+    """What YAML 1.1 takes for words, as people write numbers: 1e-5, without a point or a sign."""
+    if not isinstance(content, dict):
+        return content
+    words = {k: v for k, v in content.items() if isinstance(v, str) and EXPONENT.fullmatch(v)}
+    return {**content, **{k: float(v) for k, v in words.items()}}
 
 
 def _trl(content: Read) -> FromFile:

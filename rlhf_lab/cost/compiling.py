@@ -41,6 +41,8 @@ def compile_seconds(s: Setup, hw: Hardware) -> float:
 def decide(e: Estimate) -> tuple[bool, str]:
     """Whether the layers of a plan are compiled, and a line that says why where it is "auto"."""
     s, hw, off = e.setup, e.hardware, "torch_compile=auto is off"
+    if s.torch_compile and (never := _never(e)):
+        return False, f"without torch_compile: {never}"
     if s.torch_compile != "auto":
         return bool(s.torch_compile), ""
     if hw.kind != "cpu":
@@ -55,8 +57,23 @@ def decide(e: Estimate) -> tuple[bool, str]:
     return False, f"{off}: {figures}, and it is to save {MARGIN:g} times that"
 
 
+def _never(e: Estimate) -> str:
+    """Why training compiles nothing of a plan, or refuses to (`ppo/compiled.py`); "" where not."""
+    s = e.setup
+    if s.sharding not in ("none", "ddp"):
+        return "sharded models are not compiled, and training refuses them with it"
+    if any(m.experts > 1 for m in e.models):
+        return "models that route tokens to experts are not compiled, and training refuses it"
+    one_row = s.stage == "sft" and s.batch == 1
+    return "passes of one row are not compiled" if one_row else ""
+
+
 def caveat(e: Estimate) -> list[str]:
     """What must be known before figures of a plan with `torch_compile` are read."""
     on, why = e.compiles
+    if on and not why and e.hardware.kind == "cpu" and e.steps is not None:
+        saved = e.steps * (e.changed(torch_compile=False).step_seconds - e.step_seconds)
+        cost = compile_seconds(e.setup, e.hardware)
+        why = f"torch_compile takes {cost:.0f} s once, and saves {saved:.0f} s of the run"
     said = f"torch_compile on a {e.hardware.kind}: not measured, and without the time to compile"
     return list(filter(None, (why, said * (on and e.hardware.kind != "cpu"))))

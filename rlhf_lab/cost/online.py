@@ -10,6 +10,7 @@ until the last one does.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from . import heads
 from .architecture import Architecture
@@ -44,7 +45,7 @@ def rloo_grpo(s: Setup) -> list[Phase]:
     else:
         add_rollout(stage, replace(s, mean_response=None), times=1 / s.updates, tokens=tokens)
     times = s.rollout_batch / s.batch / s.updates
-    passes = {"times": times, "tokens": real_tokens(s, s.batch, s.length)}
+    passes: dict[str, Any] = {"times": times, "tokens": real_tokens(s, s.batch, s.length)}
     if s.old_logprobs:
         p = _rows(s, model, adapters)
         row = policy_segments(s, model, p, scored, grad=False)

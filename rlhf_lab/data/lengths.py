@@ -162,13 +162,13 @@ def of_rows(stage: str, model: Model, rows: RowLengths, settings: Settings) -> d
         return {}
     if STAGES[stage].rows == "prompts":
         return _sampled_lengths(stage, model, rows, settings)
-    limit = int(settings.get("max_length") or 2**31)
+    limit = min(int(settings.get("max_length") or 2**31), model.context)
     totals = [
         min(prompt + response, limit)
         for prompt, of_row in zip(rows.prompts, rows.answers, strict=True)
         for response in of_row
     ]
-    longest = max(max(of_row) for of_row in rows.answers)
+    longest = min(max(max(of_row) for of_row in rows.answers), max(1, max(totals) - 1))
     mean_prompt = sum(rows.prompts) / len(rows.prompts)
     batch, answers = int(settings.get("per_device_train_batch_size", 8)), STAGES[stage].answers
     if settings.get("train_sampling_strategy") == "group_by_length":

@@ -138,3 +138,24 @@ def test_what_is_no_choice_of_torch_compile_is_refused():
             lab.plan("ppo", "tiny", torch_compile=value)
     with pytest.raises(ValueError, match="torch_compile is of training"):
         lab.plan("inference", "tiny", torch_compile=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "why"),
+    [
+        ("Qwen/Qwen2.5-7B", {"gpus": 8, "sharding": "zero3"}, "sharded"),
+        ("Qwen/Qwen3-30B-A3B", {"lora_r": 8}, "experts"),
+        ("tiny", {"per_device_train_batch_size": 1}, "one row"),
+    ],
+)
+def test_what_training_does_not_compile_is_planned_without(model, settings, why):
+    given = {"hardware": "h100", "prompt_length": 32, "response_length": 32, "rows": 64, **settings}
+    plan, without = (lab.plan("sft", model, **given, torch_compile=on) for on in (True, False))
+    assert plan.estimate.peak == without.estimate.peak
+    assert plan.estimate.hours == without.estimate.hours
+    assert any(line.startswith("without torch_compile") and why in line for line in plan.warnings)
+
+
+def test_what_compiling_takes_is_said_beside_what_it_saves():
+    (line,) = lab.plan("sft", "tiny", hardware="cpu", torch_compile=True).warnings
+    assert line.startswith("torch_compile takes ") and "saves" in line

@@ -15,7 +15,12 @@ from rlhf_lab.trainers.checkpoint import Checkpoints, steps_of_a_generation
 OWN = {
     "grpo": {"response_length": 8, "num_generations": 2},
     "reward": {"train_sampling_strategy": "group_by_length"},
-    "dpo": {"sync_ref_model": True, "ref_model_sync_steps": 4, "learning_rate": 1e-3},
+    "dpo": {
+        "train_sampling_strategy": "group_by_length",
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 4,
+        "learning_rate": 1e-3,
+    },
 }
 COMPARED = ("metrics.jsonl", "samples.jsonl", "evaluation.jsonl", "model/model.safetensors")
 MOMENTS = ("in step 7", "while it writes a checkpoint", "when training is over")
