@@ -113,7 +113,7 @@ def make_trainer(
         # By itself it looks for `input_ids`, which pairs have not, and drops a column of lengths.
         sampler = ByLength([length_of(row) for row in train], args)
         trainer._get_train_sampler = lambda *_: sampler  # type: ignore[method-assign]
-        trainer._get_eval_sampler = lambda rows: SequentialSampler(rows)  # type: ignore[method-assign]
+        trainer._get_eval_sampler = lambda *rows: SequentialSampler(*rows)  # type: ignore[method-assign]
     trainer.remove_callback(PrinterCallback)  # the run records what it would print over the bar
     if getattr(model, "is_loaded_in_4bit", False):
         # TRL puts adapters and heads in bf16, which an fp32 pass without autocast cannot use.
