@@ -314,9 +314,6 @@ def check_first(
         _check_resume(out, overwrite)
     elif out and not place()[0]:  # of several processes the first one writes
         Run(out).check_room(overwrite)
-    check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
-    if "teacher" in STAGES[plan.stage].roles:
-        _ = plan.model.teacher
     for kind in (STAGES[plan.stage].starts_from, *["reward"] * (plan.stage == "ppo")):
         written = plan.model.paths.get(kind) != ""  # a stage before this one is to write others
         if written and plan.model.config_dict(kind).get("quantization_config"):
@@ -325,6 +322,9 @@ def check_first(
                 "evaluated and served; train the model that it was made of (load_in_4bit rounds "
                 "the base of adapters)"
             )
+    check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
+    if "teacher" in STAGES[plan.stage].roles:
+        _ = plan.model.teacher
 
 
 def check(

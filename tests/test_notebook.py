@@ -47,7 +47,7 @@ def test_a_dashboard_of_a_folder(run):
     assert "2" in repr(lab.dashboard(run.folder)) and "reward" in repr(
         lab.dashboard(str(run.folder))
     )
-    with pytest.raises(FileNotFoundError, match="no run in"):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
         lab.dashboard(run.folder / "nothing")
 
 

@@ -170,7 +170,7 @@ def test_runs_and_their_folders_stand_side_by_side(run):
     assert forward["one"] == forward["two"] != "–" and forward["second / first"] == "1.00"
     assert lab.compare(run.folder).rows == lab.compare(run).rows
     assert lab.stage_costs(run.folder).data and lab.stage_costs({"mine": str(run.folder)}).data
-    with pytest.raises(FileNotFoundError, match="no run in nowhere"):
+    with pytest.raises(FileNotFoundError, match="no such folder: nowhere"):
         lab.stage_costs("nowhere")
     page = lab.report([run, run.folder], run.folder.parent / "page.html").read_text("utf-8")
     assert "sft of tiny, sft of tiny" in page and "sft (2)" in page

@@ -162,7 +162,10 @@ def of_rows(stage: str, model: Model, rows: RowLengths, settings: Settings) -> d
         return {}
     if STAGES[stage].rows == "prompts":
         return _sampled_lengths(stage, model, rows, settings)
-    limit = min(int(settings.get("max_length") or 2**31), model.context)
+    reads = model.config_dict().get("max_position_embeddings")  # without transformers
+    limit = min(
+        int(settings.get("max_length") or 2**31), reads if isinstance(reads, int) else 2**31
+    )
     totals = [
         min(prompt + response, limit)
         for prompt, of_row in zip(rows.prompts, rows.answers, strict=True)

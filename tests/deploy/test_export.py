@@ -201,7 +201,10 @@ def test_nothing_is_lost_and_nothing_is_left_half_written(tmp_path, capsys):
         ({"to": "vllm-check"}, "vllm-check writes nothing: leave out= out"),
         ({"run": "nowhere"}, "no model 'nowhere'"),
         ({"to": "gguf", "adapter": True}, "adapter is for a run, to hub or vllm-check"),
-        ({"run": str(MINI / "sft")}, "is a model: the hub's layout is for a run, with a card"),
+        (
+            {"run": str(MINI / "sft")},
+            "is a model: the hub's layout is for a run; to='gguf' takes it",
+        ),
         ({"run": "mini"}, "mini is a model: .*; to='gguf' takes it"),
         ({"run": QWEN, "to": "gguf"}, "is not on this machine: hf download"),
     ],

@@ -39,7 +39,7 @@ def test_what_was_measured_is_what_is_planned_today(bench, row):
         assert abs(parts[part]["error"]) <= limit, part
     found = row["measured"]
     # What a kernel allocates and frees inside itself the meter does not see.
-    assert found["ledger"] == pytest.approx(found["peak"], rel=0.025)
+    assert found["ledger"] == pytest.approx(found["peak"], rel=0.03)
     assert parts["gradients"]["measured"] > 0
     if case["layout"] == "four":  # policy, reference, reward and value model
         whole = bench.plan({**case, "ranks": 1, "sharding": "none"}).phases[-1].bytes
