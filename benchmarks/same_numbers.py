@@ -121,17 +121,17 @@ def plans() -> dict[str, str]:
         for stage in STAGES:
             for sharding in SHARDING:
                 gpus = 1 if sharding == "none" else 8
-                plan = lab.plan(
-                    stage,
-                    name,
-                    hardware="h100",
-                    gpus=gpus,
-                    sharding=sharding,
-                    rows=20_000,
-                    prompt_length=256,
-                    response_length=256,
-                )
                 try:
+                    plan = lab.plan(
+                        stage,
+                        name,
+                        hardware="h100",
+                        gpus=gpus,
+                        sharding=sharding,
+                        rows=20_000,
+                        prompt_length=256,
+                        response_length=256,
+                    )
                     rows = rows_of(plan.ledger)
                 except ValueError as error:
                     rows = f"refused: {error}"
