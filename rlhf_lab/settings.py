@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,8 +87,7 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
     setting that would have no effect.
     """
     check_names(settings, stage)
-    own = config_fields(stage)
-    types = {**SETUP_TYPES, **SETTINGS["model"], **own}
+    own, types = config_fields(stage), _types_of(stage)
     for name, value in settings.items():
         if name in NOT_HONOURED:
             words = by_surface("out", "--out"), by_surface("resume=True", "--resume")
@@ -97,9 +97,9 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             continue
         _check_type(name, value, types.get(name, ""))
         if name == "train_sampling_strategy" and value is not None:
-            check_order(stage, value, settings)
-        optimizers = SETTINGS["choices"]["optim"].split(" | ")
-        theirs = name == "optim" and (value in optimizers or not _in_step())
+            _check_order(stage, value, settings)
+        optimizers = SETTINGS["choices"]["optim"].split(" | ") if name == "optim" else ()
+        theirs = value in optimizers or name == "optim" and not _in_step()
         if name in CHOICES and value is not None and not theirs:
             check_choice(name, value, CHOICES[name])
         if name in CHECKPOINTING and stage in LOSE_LAYERS and isinstance(value, Mapping):
@@ -114,7 +114,7 @@ ORDERS = dict.fromkeys(("sft", "reward", "dpo"), ("random", "sequential", "group
 stages that sample draw groups."""
 
 
-def check_order(stage: str, value: Setting, settings: Mapping[str, Setting]) -> None:
+def _check_order(stage: str, value: Setting, settings: Mapping[str, Setting]) -> None:
     """Raises ValueError, one line, for an order of rows that a stage does not keep to."""
     if value == "group_by_length" and settings.get("packing"):
         raise ValueError(
@@ -133,10 +133,10 @@ def check_order(stage: str, value: Setting, settings: Mapping[str, Setting]) -> 
 
 def as_whole(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
     """The settings, whole numbers that were written as floats (5e8) as what they are."""
-    types = {**SETUP_TYPES, **SETTINGS["model"], **config_fields(stage)}
+    types = _types_of(stage)
 
     def whole(name: str, value: Setting) -> Setting:
-        kinds = set(re.findall(r"\w+", types.get(name, "")))
+        kinds = _kinds(types.get(name, ""))
         turns = "int" in kinds and not kinds & {"float", "str"}
         return int(value) if turns and isinstance(value, float) and value.is_integer() else value
 
@@ -177,12 +177,22 @@ SETUP_TYPES = {
 """Types of the settings that a Setup reads, as text."""
 
 
+def _types_of(stage: str) -> dict[str, str]:
+    """Types of all that a plan of the stage may set, as text."""
+    return {**SETUP_TYPES, **SETTINGS["model"], **config_fields(stage)}
+
+
+def _kinds(type_: str) -> set[str]:
+    """The names in a type that is text."""
+    return set(re.findall(r"\w+", type_))
+
+
 def _check_type(name: str, value: Setting, type_: str) -> None:
     """Numbers are numbers and switches are switches: the trainers find out much later.
 
     `type_`: the field's annotation as text; "" is not checked.
     """
-    kinds = set(re.findall(r"\w+", type_))
+    kinds = _kinds(type_)
     if type_.startswith("list[float]") and value is not None:
         if not isinstance(value, (list, tuple)) or not all(map(is_number, value)):
             raise ValueError(f"{name} must be a list of numbers, got {value!r}")
@@ -210,6 +220,7 @@ SETTINGS: dict[str, dict[str, str]] = json.loads(
 from."""
 
 
+@cache
 def _installed(library: str) -> str:
     """The version of a library; that of the table where it is not installed."""
     try:

@@ -49,8 +49,8 @@ def decide(e: Estimate) -> tuple[bool, str]:
         return False, f"{off}: how long compiling takes on a {hw.kind} is not known; True compiles"
     if e.steps is None:
         return False, f"{off}: the plan does not know how long the run is; True compiles"
-    with_, without = (e.changed(torch_compile=on).step_seconds for on in (True, False))
-    saved, cost = e.steps * (without - with_), compile_seconds(s, hw)
+    saved = e.steps * (e.eager_seconds - e.changed(torch_compile=True).step_seconds)
+    cost = compile_seconds(s, hw)
     figures = f"predicted to save {saved:.0f} s of the run for {cost:.0f} s of compiling"
     if saved > MARGIN * cost:
         return True, f"torch_compile=auto is on: {figures}"
@@ -70,10 +70,14 @@ def _never(e: Estimate) -> str:
 
 def caveat(e: Estimate) -> list[str]:
     """What must be known before figures of a plan with `torch_compile` are read."""
-    on, why = e.compiles
-    if on and not why and e.hardware.kind == "cpu" and e.steps is not None:
-        saved = e.steps * (e.changed(torch_compile=False).step_seconds - e.step_seconds)
-        cost = compile_seconds(e.setup, e.hardware)
-        why = f"torch_compile takes {cost:.0f} s once, and saves {saved:.0f} s of the run"
-    said = f"torch_compile on a {e.hardware.kind}: not measured, and without the time to compile"
-    return list(filter(None, (why, said * (on and e.hardware.kind != "cpu"))))
+    (on, why), kind = e.compiles, e.hardware.kind
+    found = [why] * bool(why)
+    if on and kind != "cpu":
+        found.append(f"torch_compile on a {kind}: not measured, and without the time to compile")
+    elif on and not why and e.steps is not None:
+        saved, cost = (
+            e.steps * (e.eager_seconds - e.step_seconds),
+            compile_seconds(e.setup, e.hardware),
+        )
+        found.append(f"torch_compile takes {cost:.0f} s once, and saves {saved:.0f} s of the run")
+    return found

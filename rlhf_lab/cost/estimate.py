@@ -218,7 +218,7 @@ class Estimate:
         else:
             low, high = GPU_TIME_BAND["one device" if s.gpus == 1 else "several devices"]
         if kind != "cpu" and self.compiles[0]:  # not measured there: it may save nothing
-            high *= self.changed(torch_compile=False).step_seconds / self.step_seconds
+            high *= self.eager_seconds / self.step_seconds
         if any(m.facts.rough for m in self.models):
             return low * ROUGH_TIME[0], high * ROUGH_TIME[1]
         return low, high
@@ -266,6 +266,11 @@ class Estimate:
     def decided(self) -> Setup:
         """The setup, which knows whether layers are compiled."""
         return replace(self.setup, torch_compile=self.compiles[0])
+
+    @cached_property
+    def eager_seconds(self) -> float:
+        """Of a step without `torch_compile`."""
+        return self.changed(torch_compile=False).step_seconds
 
     @cached_property
     def compiles(self) -> tuple[bool, str]:

@@ -12,7 +12,7 @@ from .layers import PassConfig
 from .memory import Segment, ending, trunk, works
 from .phases import Phase, PhaseList, pass_config, real_tokens, step_work
 from .setup import Setup
-from .sharding import Moment, Row, between, gathering, moments, training
+from .sharding import Moment, Row, between, moments, training
 from .states import State, states
 from .work import Work
 
@@ -223,16 +223,13 @@ def _add_update(
     # Under DDP each iteration is planned with one exchange that is not hidden.
     sent = training(s, rows, passes, steps if s.shards else 1)
     if s.sharding == "zero3":  # an iteration's first pass is new to DeepSpeed: nothing stays whole
-        wholes = state["policy"].whole, state["value"].whole
-        one_base = 0.0 if roles["value"].own_base or s.layout == "shared" else wholes[0] - wholes[1]
-        stays = between(s, rows)
-        anew = one_base + (passes - 1) * max(0.0, one_base - stays)  # by the value model
-        more = gathering(s, anew), gathering(s, stays)
-        forward_, backward = (
-            x._replace(all_gather=x.all_gather + y.all_gather)
-            for x, y in zip(sent[:2], more, strict=True)
-        )
-        sent = forward_, backward, sent[2]
+        stays, anew = between(s, rows), 0.0
+        if s.layout == "adapters":  # the value model gathers the policy's base again
+            base = state["policy"].whole - state["value"].whole
+            anew = base + (passes - 1) * max(0.0, base - stays)
+        forward, backward, step = sent
+        forward = forward._replace(all_gather=forward.all_gather + anew)
+        sent = forward, backward._replace(all_gather=backward.all_gather + stays), step
     bucket = state["policy"].bucket if s.sharding == "zero1" and accumulates else 0.0
     cached = sum(x.times * x.cached for x in policy)  # until the forward pass ends
     of_value = _of_value(rows, value, first, before + cached)
