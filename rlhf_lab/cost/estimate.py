@@ -352,8 +352,8 @@ class Estimate:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Bytes at each phase's peak; FLOPs, seconds, tokens and money of the run (of one step
-        where the number of steps is not known)."""
+        """Bytes at each phase's peak; FLOPs, seconds, tokens, money, and bytes that one device
+        sends, of the run (of one step where the number of steps is not known)."""
         ledger, s, n = Ledger(), self.setup, self.steps or 1
         memory_band, time_band = self.memory_band, self.time_band
         common = {"stage": s.stage, "source": "predicted"}
@@ -375,6 +375,8 @@ class Estimate:
                 if value:
                     value = value * f.times * n * s.replicas
                     add(value, role=f.role, phase=f.name, quantity=quantity)
+            if sent := f.sent.bytes(s.replicas):
+                add(sent * n, role=f.role, phase=f.name, quantity="sent")
         for (phase, role), value in self.seconds_of.items():
             if value:
                 add(value * n, time_band, role=role, phase=phase, quantity="seconds")

@@ -214,7 +214,7 @@ def test_sampling_pays_for_weights_that_are_shared_out():
     assert near < far < near + 2.1 * weights / hardware("h100").network
     shared_out = {**common, "sharding": "fsdp2"}
     fsdp2 = plan("ppo", QWEN, **shared_out, ds3_gather_for_generation=False)
-    table = 2 * 152064 * 3584  # of embeddings or the head; those of both trained models are one unit
+    table = 2 * 152064 * 3584  # embeddings or head; those of both trained models are one unit
     expected = 512 * (weights - 2 * table) + 3 * table
     assert fsdp2.phases[0].sent.all_gather == pytest.approx(expected, rel=1e-4)
     assert part(fsdp2, "communication", "rollout") < 5e9
