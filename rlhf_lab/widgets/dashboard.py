@@ -271,10 +271,12 @@ def cost_line(ledger: Ledger) -> str:
     for source in ("predicted", "measured"):
         rows = ledger.filter(source=source)
         if rows:
-            seconds = format_seconds(rows.training(quantity="seconds").total())
-            sent = rows.training(quantity="sent").total()
-            more = f", {format_bytes(sent)} sent" if sent else ""
-            parts.append(f"{source}: {format_bytes(rows.peak())}, {seconds}{more}")
+            said = [format_bytes(rows.peak())]
+            if seconds := rows.training(quantity="seconds"):
+                said.append(format_seconds(seconds.total()))
+            if sent := rows.training(quantity="sent"):
+                said.append(f"{format_bytes(sent.total())} sent")
+            parts.append(f"{source}: {', '.join(said)}")
     return "; ".join(parts)
 
 
