@@ -8,7 +8,6 @@ every step, at the cost of a Python call for each; what a ring passes on of them
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TypeAlias
@@ -41,6 +40,7 @@ KINDS = {
 """Kind → torch's operations (`torch.ops.c10d`). Between two processes alone (send, gather, scatter)
 no trainer here sends."""
 
+HERE = torch._C.DispatchKey.BackendSelect
 _listeners: list[Heard] = []
 
 
@@ -60,22 +60,19 @@ def listen(heard: Heard) -> Callable[[], None]:
 
 @cache
 def _look() -> torch.library.Library:
-    """Stand before torch's own kernels from now on."""
+    """Stand before the kernels of every device from now on: at a dispatch key that every call goes
+    by, below autograd, and at which these operations have nothing of their own."""
     library = torch.library.Library("c10d", "IMPL")
-    keys = ("CPU", "CUDA") if torch.cuda.is_available() else ("CPU",)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-        for kind, names in KINDS.items():
-            for name in names:
-                for key in keys:
-                    kernel = torch.library.get_kernel(f"c10d::{name}", key)
-                    library.impl(name, partial(_run, kind, kernel), key, with_keyset=True)
+    for kind, names in KINDS.items():
+        for name in names:
+            operation = getattr(torch.ops.c10d, name).default
+            library.impl(name, partial(_run, kind, operation), HERE.name, with_keyset=True)
     return library
 
 
 def _run(
     kind: str,
-    kernel: torch._C._SafeKernelFunction,
+    operation: torch._ops.OpOverload[..., object],
     keys: torch._C.DispatchKeySet,
     *args: object,
     **kwargs: object,
@@ -87,7 +84,9 @@ def _run(
         )
         for heard in tuple(_listeners):
             heard(kind, size, processes)
-    return kernel.call_boxed(keys, *args, **kwargs)
+    # This gives up the interpreter's lock, which gloo's thread may wait for, as `call_boxed` of a
+    # kernel does not (torch 2.13).
+    return operation.redispatch(keys.remove(HERE), *args, **kwargs)
 
 
 def _bytes(values: Sequence[object]) -> int:
