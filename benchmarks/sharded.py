@@ -169,8 +169,8 @@ def measured(case: dict[str, object], found: dict) -> dict[str, float]:
 
 
 def sent(calls: dict[str, tuple[int, int]], processes: int) -> float:
-    """Bytes that a process sends. calls: kind → (number, bytes of all)."""
-    return sum(ring_bytes(kind, size, processes) for kind, (_, size) in calls.items())
+    """Bytes that a process sends. calls: name → (number, bytes of all)."""
+    return sum(ring_bytes(name, size, processes) for name, (_, size) in calls.items())
 
 
 # --------------------------------------------------------------------------------------------- plan
@@ -215,7 +215,7 @@ def planned(case: dict[str, object]) -> dict[str, float]:
         "bucket": state.bucket,
         "whole": between(s, [row]),
         "peak": e.peak,
-        "sent": e.sent,
+        "sent": e.untimed_ledger.total(quantity="sent"),
     }
 
 

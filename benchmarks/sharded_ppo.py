@@ -138,8 +138,8 @@ def planned(case: dict[str, object]) -> dict[str, float]:
         "rollout": rollout.total,
         "ledger": e.peak,
         "ledger states": sum(of.values()),
-        "sent": e.sent,
-        "ledger sent": e.sent,
+        "sent": e.untimed_ledger.total(quantity="sent"),
+        "ledger sent": e.untimed_ledger.total(quantity="sent"),
     }
 
 

@@ -290,7 +290,7 @@ def profiled(act) -> tuple[object, int, int]:
 
 
 class Sent(TorchDispatchMode):
-    """Every collective as the lab's meter hears of it: kind, and bytes of each call. Those that are
+    """Every collective as the lab's meter hears of it: name, and bytes of each call. Those that are
     called from Python are waited for, and so is gloo's thread, which lets go of the tensors a
     moment later."""
 
@@ -299,7 +299,7 @@ class Sent(TorchDispatchMode):
         self.calls: dict[str, list[int]] = {}
 
     def __enter__(self):
-        self.stop = listen(lambda kind, size, _: self.calls.setdefault(kind, []).append(size))
+        self.stop = listen(lambda name, size, _: self.calls.setdefault(name, []).append(size))
         return super().__enter__()
 
     def __exit__(self, *error):

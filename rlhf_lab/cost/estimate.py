@@ -298,11 +298,6 @@ class Estimate:
             out[key] = out.get(key, 0.0) + spent + around(self.usual_setup, self.hardware, f.name)
         return out
 
-    @property
-    def sent(self) -> float:
-        """Bytes that one device sends to others in a step, or a PPO iteration."""
-        return math.fsum(f.sent.bytes(self.setup.replicas) for f in self.average)
-
     @cached_property
     def step_seconds(self) -> float:
         # `sum` of floats is another on Python 3.12 in the last digit; `fsum` is exact on all.
@@ -354,16 +349,15 @@ class Estimate:
     def ledger(self) -> Ledger:
         """`untimed_ledger` with seconds and money. Raises ValueError where the device has no known
         link."""
-        ledger, s, n = Ledger(self.untimed_ledger), self.setup, self.steps or 1
-        time_band = self.time_band
+        ledger, n, time_band = Ledger(self.untimed_ledger), self.steps or 1, self.time_band
+        add = partial(self._add, ledger)
         for (phase, role), value in self.seconds_of.items():
             if value:
-                at = {"role": role, "phase": phase, "quantity": "seconds"}
-                self._add(ledger, value * n, time_band, **at)
-        if self.compiles[0] and (once := compile_seconds(s, self.hardware)):
-            self._add(ledger, once, time_band, phase="compile", quantity="seconds")
+                add(value * n, time_band, role=role, phase=phase, quantity="seconds")
+        if self.compiles[0] and (once := compile_seconds(self.setup, self.hardware)):
+            add(once, time_band, phase="compile", quantity="seconds")
         if self.money is not None:
-            self._add(ledger, self.money, self.hours_band, quantity="money")
+            add(self.money, self.hours_band, quantity="money")
         return ledger
 
     @cached_property

@@ -75,8 +75,7 @@ def ppo(s: Setup) -> list[Phase]:
     stage.add("advantage", "", work=advantage, workspace=cached)
     _add_update(stage, s, roles, state)
     if s.sharding == "fsdp2":
-        roots = {name: _root(roles[name], state[name]) for name in roles}
-        stage.phases = [_with_roots(s, made, roles, state, roots) for made in stage.phases]
+        stage.phases = [_with_roots(s, made, roles, state) for made in stage.phases]
     return stage.phases
 
 
@@ -90,30 +89,23 @@ def _root(role: Role, state: State) -> float:
 
 
 def _with_roots(
-    s: Setup,
-    made: Phase,
-    roles: Mapping[str, Role],
-    state: Mapping[str, State],
-    roots: Mapping[str, float],
+    s: Setup, made: Phase, roles: Mapping[str, Role], state: Mapping[str, State]
 ) -> Phase:
     """A phase of passes without gradients as FSDP2 gathers for it: layers in each pass, embedding
     and head once, before the first (`FullyShard.passes`). Those of policy and value model are one
     unit, so that they are gathered together."""
-    if made.role not in roles or made.name in ("forward", "backward", "optimizer"):
-        return made
-    if s.use_vllm and made.name == "rollout":
+    if made.name not in ("reference", "score", *BESIDE):
         return made
     name = made.role if roles[made.role].own_base else "policy"
-    root, passes = roots[name], made.times
-    if made.name == "rollout" and not s.ds3_gather_for_generation:
+    root, passes = _root(roles[name], state[name]), made.times
+    if made.name == "rollout" and not (s.use_vllm or s.ds3_gather_for_generation):
         passes *= max(1, s.response)
     layers = (state[name].whole - root) * passes
-    if (other := BESIDE.get(made.name)) and roles[other].own_base:
-        made.bytes[other, "communication"] = roots[other]
-        root += roots[other]
-    gathered = gathering(s, layers + root)
-    sent = made.sent._replace(all_gather=gathered.all_gather, host=gathered.host)
-    return replace(made, sent=sent)
+    if s.layout == "four" and (other := BESIDE.get(made.name)):
+        beside = made.bytes[other, "communication"] = _root(roles[other], state[other])
+        root += beside
+    sent = gathering(s, layers + root)
+    return replace(made, sent=sent._replace(fetched=made.sent.fetched, hides=made.sent.hides))
 
 
 def _roles(s: Setup) -> dict[str, Role]:

@@ -20,34 +20,23 @@ from torch.utils._pytree import tree_leaves
 from ..cost.seconds import Sent
 
 Heard: TypeAlias = Callable[[str, int, int], None]
-"""Is told of a collective: its kind, bytes of the larger of what goes in and comes out, and how
+"""Is told of a collective: its name, bytes of the larger of what goes in and comes out, and how
 many processes take part."""
 
-KINDS = {
-    "all_reduce": ("allreduce_", "allreduce_coalesced_"),
-    "all_gather": (
-        *("allgather_", "_allgather_base_", "allgather_coalesced_"),
-        "allgather_into_tensor_coalesced_",
-    ),
-    "reduce_scatter": (
-        *("reduce_scatter_", "_reduce_scatter_base_"),
-        "reduce_scatter_tensor_coalesced_",
-    ),
-    "broadcast": ("broadcast_",),
-    "reduce": ("reduce_",),
-    "all_to_all": ("alltoall_", "alltoall_base_"),
-}
-"""Kind → torch's operations (`torch.ops.c10d`). Between two processes alone (send, gather, scatter)
-no trainer here sends."""
-
+OPERATIONS = (
+    "allreduce_ allreduce_coalesced_ allgather_ _allgather_base_ allgather_coalesced_ "
+    "allgather_into_tensor_coalesced_ reduce_scatter_ _reduce_scatter_base_ "
+    "reduce_scatter_tensor_coalesced_ broadcast_ reduce_ alltoall_ alltoall_base_"
+).split()
+"""Of `torch.ops.c10d`. No trainer here sends to one process alone (send, gather, scatter)."""
 HERE = torch._C.DispatchKey.BackendSelect
 _listeners: list[Heard] = []
 
 
-def ring_bytes(kind: str, size: int, processes: int) -> float:
+def ring_bytes(name: str, size: int, processes: int) -> float:
     """What a process passes on in a ring of so many: to add up, all of it twice but for its own
     part, else once (from or to one process alone: on average over all)."""
-    sent = Sent(all_reduce=size) if kind == "all_reduce" else Sent(all_gather=size)
+    sent = Sent(all_reduce=size) if name.startswith("allreduce") else Sent(all_gather=size)
     return sent.bytes(processes)
 
 
@@ -63,15 +52,14 @@ def _look() -> torch.library.Library:
     """Stand before the kernels of every device from now on: at a dispatch key that every call goes
     by, below autograd, and at which these operations have nothing of their own."""
     library = torch.library.Library("c10d", "IMPL")
-    for kind, names in KINDS.items():
-        for name in names:
-            operation = getattr(torch.ops.c10d, name).default
-            library.impl(name, partial(_run, kind, operation), HERE.name, with_keyset=True)
+    for name in OPERATIONS:
+        run = partial(_run, name.strip("_"), getattr(torch.ops.c10d, name).default)
+        library.impl(name, run, HERE.name, with_keyset=True)
     return library
 
 
 def _run(
-    kind: str,
+    name: str,
     operation: torch._ops.OpOverload[..., object],
     keys: torch._C.DispatchKeySet,
     *args: object,
@@ -83,7 +71,7 @@ def _run(
             dist.ProcessGroup.unbox(x).size() for x in args if isinstance(x, torch.ScriptObject)
         )
         for heard in tuple(_listeners):
-            heard(kind, size, processes)
+            heard(name, size, processes)
     # This gives up the interpreter's lock, which gloo's thread may wait for, as `call_boxed` of a
     # kernel does not (torch 2.13).
     return operation.redispatch(keys.remove(HERE), *args, **kwargs)

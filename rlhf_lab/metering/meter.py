@@ -226,7 +226,7 @@ class Meter:
         ledger, common = Ledger(), {"stage": self.stage, "source": "measured"}
         tables: dict[str, Mapping[PhaseKey, float]]
         tables = {"seconds": self.seconds, "flops": self.flops, "tokens": self.tokens}
-        tables["sent"] = self.sent
+        tables |= {"sent": self.sent}
         for quantity, table in tables.items():
             for (phase, role), value in table.items():
                 if value:
@@ -285,9 +285,9 @@ class Meter:
         if several and self._stop_listening is None:
             self._stop_listening = listen(self._count_sent)
 
-    def _count_sent(self, kind: str, size: int, processes: int) -> None:
+    def _count_sent(self, name: str, size: int, processes: int) -> None:
         if self._blocks:
-            self.sent[self._blocks[-1].at] += ring_bytes(kind, size, processes)
+            self.sent[self._blocks[-1].at] += ring_bytes(name, size, processes)
 
     def _record_peak(self, phase: str, role: str) -> None:
         self.memory[phase, role] = max(self.memory[phase, role], peak_bytes())

@@ -46,15 +46,8 @@ COMPONENTS = (
     *("parameters", "gradients", "optimizer", "activations"),
     *("logits", "kv_cache", "communication", "workspace"),
 )
-UNITS = {
-    "bytes": "B",
-    "flops": "FLOP",
-    "seconds": "s",
-    "tokens": "tokens",
-    "money": "USD",
-    "sent": "B",
-}
-"""of each quantity; `sent`: bytes that one process sends to the others"""
+UNITS = dict(bytes="B", flops="FLOP", seconds="s", tokens="tokens", money="USD", sent="B")
+"""Of each quantity; `sent`: bytes that one process sends to the others."""
 SOURCES = ("predicted", "simulated", "measured")
 
 _VOCABULARY: dict[str, tuple[str, ...]] = {

@@ -32,7 +32,7 @@ def heard():
     stop()
 
 
-def test_kinds_and_bytes_of_what_is_called_from_python(heard):
+def test_names_and_bytes_of_what_is_called_from_python(heard):
     four = torch.arange(4.0)
     dist.all_reduce(four)
     dist.all_gather([torch.empty(4)], four)
@@ -41,8 +41,8 @@ def test_kinds_and_bytes_of_what_is_called_from_python(heard):
     dist.barrier()
     with torch.inference_mode():
         dist.all_reduce(torch.ones(3, dtype=torch.int64))
-    sizes = [("all_reduce", 16), ("all_gather", 16), ("all_gather", 16), ("broadcast", 8)]
-    assert heard == [(*call, 1) for call in (*sizes, ("all_reduce", 24))]
+    sizes = [("allreduce", 16), ("allgather", 16), ("allgather_base", 16), ("broadcast", 8)]
+    assert heard == [(*call, 1) for call in (*sizes, ("allreduce", 24))]
     assert four.tolist() == [0, 1, 2, 3]
 
 
@@ -54,7 +54,7 @@ def test_gradients_that_ddp_sums_in_its_own_code(heard):
         model(torch.ones(2, 300)).sum().backward()
     assert heard == []
     model(torch.ones(2, 300)).sum().backward()
-    assert {kind for kind, *_ in heard} == {"all_reduce"}
+    assert {name for name, *_ in heard} == {"allreduce"}
     assert sum(size for _, size, _ in heard) == 4 * (300 * 500 + 500)
 
 
@@ -67,7 +67,7 @@ def test_what_compiled_and_sharded_code_calls(heard):
     tensor = distribute_tensor(torch.ones(6, 4), mesh, [Shard(0)])
     heard.clear()
     torch.distributed._functional_collectives.all_reduce(torch.ones(5), "sum", mesh).sum()
-    assert heard == [("all_reduce", 20, 1)]
+    assert heard == [("allreduce", 20, 1)]
     assert tensor.full_tensor().sum() == 24
 
 
@@ -80,20 +80,20 @@ def test_nobody_is_told_after_the_end():
 
 def test_what_a_ring_passes_on():
     """2·(n − 1) pieces of 1/n each to add up, n − 1 to gather."""
-    assert ring_bytes("all_reduce", 800, 4) == 2 * 3 * 200
-    assert ring_bytes("reduce_scatter", 800, 4) == ring_bytes("all_gather", 800, 4) == 3 * 200
-    assert ring_bytes("all_reduce", 800, 1) == 0
+    assert ring_bytes("allreduce", 800, 4) == 2 * 3 * 200
+    assert ring_bytes("reduce_scatter_base", 800, 4) == ring_bytes("allgather", 800, 4) == 3 * 200
+    assert ring_bytes("allreduce", 800, 1) == 0
 
 
 def test_the_meter_counts_by_phase_and_goes_on_from_there():
     meter = Meter("sft", flops=False, memory=False)
     with meter.phase("forward", "policy"):
-        meter._count_sent("all_gather", 100, 2)
+        meter._count_sent("allgather", 100, 2)
     with meter.phase("backward", "policy"):
-        meter._count_sent("all_reduce", 100, 2)
+        meter._count_sent("allreduce", 100, 2)
         with meter.phase("reference", "reference"):
-            meter._count_sent("all_gather", 10, 2)
-    meter._count_sent("all_gather", 1000, 2)  # between phases: logging, checkpoints
+            meter._count_sent("allgather", 10, 2)
+    meter._count_sent("allgather", 1000, 2)  # between phases: logging, checkpoints
     by_phase = {row.phase: row.value for row in meter.ledger().filter(quantity="sent")}
     assert by_phase == {"forward": 50, "backward": 100, "reference": 5}
     again = Meter("sft")
