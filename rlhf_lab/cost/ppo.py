@@ -41,10 +41,11 @@ def ppo(s: Setup) -> list[Phase]:
         s = replace(s, fsdp_units="root")
     stage, roles = PhaseList(s), _roles(s)
     state = {name: role_state(s, role) for name, role in roles.items()}
-    if s.sharding == "fsdp2" and s.layout == "adapters":  # every pass gathers the one base
-        for name in state.keys() - {"policy"}:
-            if not roles[name].own_base:
-                state[name] = state[name]._replace(whole=state["policy"].whole)
+    if s.sharding == "fsdp2" and s.layout == "adapters":
+        # Every pass gathers the one base, and all adapters with it.
+        one = [name for name in state if name == "policy" or not roles[name].own_base]
+        whole = sum(state[name].whole for name in one)
+        state |= {name: state[name]._replace(whole=whole) for name in one}
     if s.joint_update:  # policy and value go through one bucket
         value = state["value"]
         alone = 0.0 if s.sharding == "zero3" else value.communication
@@ -248,6 +249,11 @@ def _add_update(
         forward, backward, step = sent
         forward = forward._replace(all_gather=forward.all_gather + anew)
         sent = forward, backward._replace(all_gather=backward.all_gather + stays), step
+    elif s.sharding == "fsdp2" and s.layout == "adapters" and len(rows) > 1:
+        # Embeddings and head of the one base are whole once, not for each of both.
+        root, held_twice = _root(roles["policy"], state["policy"]), between(s, rows[1:])
+        sent = sent[0]._replace(all_gather=sent[0].all_gather - root * passes), *sent[1:]
+        first, second = (replace(x, whole=x.whole - held_twice) for x in (first, second))
     bucket = state["policy"].bucket if s.sharding == "zero1" and accumulates else 0.0
     cached = sum(x.times * x.cached for x in policy)  # until the forward pass ends
     of_value = _of_value(rows, value, first, before + cached)
