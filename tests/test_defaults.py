@@ -41,8 +41,8 @@ def test_bundled_models_keep_the_labs_own(stage, name):
     "stage, settings, rate",
     [
         ("ppo", {"layout": "shared"}, 3e-4),
-        ("ppo", {"lora_r": 16}, 5e-3),
-        ("ppo", {"layout": "adapters", "lora_r": 16}, 5e-3),
+        ("ppo", {"lora_r": 16}, 3e-3),
+        ("ppo", {"layout": "adapters", "lora_r": 16}, 3e-3),
         ("dpo", {"lora_r": 8}, 3e-3),
         ("sft", {"lora_r": 8}, STAGES["sft"].defaults["learning_rate"]),
     ],
