@@ -400,14 +400,17 @@ def _adapter_rank(folder: str) -> dict[str, object]:
 
 
 def predicted(plan: Plan, data: Data | None, quiet: bool = True) -> Ledger:
-    """The prediction's rows; none, and unless `quiet` a line that says why, for what the cost model
-    does not know: a run is worth having without."""
+    """The prediction's rows; none, or all but seconds, and unless `quiet` a line that says why, for
+    what the cost model does not know: a run is worth having without."""
+    known, what = Ledger(), "prediction"
     try:
-        return predict(plan, data).ledger
+        estimate = predict(plan, data)
+        known, what = estimate.untimed_ledger, "prediction of seconds"
+        return estimate.ledger
     except ValueError as error:
         if not quiet:
-            print(f"{plan.stage}: no prediction ({error})", flush=True)
-        return Ledger()
+            print(f"{plan.stage}: no {what} ({error})", flush=True)
+        return known
 
 
 @cache
