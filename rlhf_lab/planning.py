@@ -256,7 +256,7 @@ def plan(
     if stage == "distill" and teacher is None and "teacher" not in handle.paths:
         teacher = TEACHER if handle.name in BUNDLED and handle.name != TEACHER else None
     if stage != "reward":
-        handle.check_writes()
+        handle.check_writes(STAGES[stage].trainable)
     others = {"reward": reward_model, "value": value_model, "teacher": teacher}
     others["draft"] = draft_model
     for role, other in others.items():
@@ -265,7 +265,7 @@ def plan(
                 raise ValueError(f"{stage} has no {role} model: leave {role}_model out")
             theirs, trained = load(other), "sft" if role in ("teacher", "draft") else "reward"
             if trained == "sft":
-                theirs.check_writes()
+                theirs.check_writes(STAGES[stage].trainable)
             theirs.config_dict(trained)  # where there is nobody to ask, that is said now
             handle = handle.with_stage(role, theirs.paths.get(trained, theirs.paths["base"]))
     find_hardware(hardware)

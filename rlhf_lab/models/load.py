@@ -21,6 +21,7 @@ from .names import ALIASES as ALIASES
 from .names import BUNDLED as BUNDLED
 from .names import nearest, same_sizes, short_names
 from .names import presets as presets
+from .structure import check_head
 from .tokenizer import has_tokenizer, load_tokenizer, same_files, same_vocabulary
 from .weights import in_4bit, load_causal_lm, load_reward_model, new_reward_model
 
@@ -129,10 +130,15 @@ class Model:
         """Tokens of prompt and response together that the model can take."""
         return int(getattr(self.config, "max_position_embeddings", None) or 2**31)
 
-    def check_writes(self) -> None:
-        """Raises ValueError where all there is is a reward model."""
+    def check_writes(self, trains: bool = False) -> None:
+        """Raises ValueError where all there is is a reward model, and of one that `trains` where no
+        trainer here knows its log-probabilities."""
         if "sft" not in self.paths and self.paths.get("reward") == self.paths["base"]:
             raise writes_nothing(self.name)
+        if trains and self.name not in BUNDLED:
+            config = self.config_dict()
+            for part in (config, config.get("text_config")):
+                check_head(str(part.get("model_type")) if isinstance(part, dict) else "")
 
     @property
     def base(self) -> PreTrainedModel:
