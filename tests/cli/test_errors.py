@@ -259,7 +259,7 @@ ARGUMENTS = {
     "temperature 0": (["train", "ppo", "--set", "temperature=0"], "temperature must be above"),
     "no response": (["train", "ppo", "--set", "response_length=0"], "response_length must be"),
     "endless response": (["train", "ppo", "--set", "response_length=5000"], "leaves no room"),
-    "unknown estimator": (["train", "ppo", "--set", "kl_estimator='k9'"], "choose k1, k2 or k3"),
+    "unknown estimator": (["train", "ppo", "--set", "kl_estimator='k9'"], "did you mean 'k3'"),
     "unknown scheduler": (["train", "sft", "--set", "lr_scheduler_type=bent"], "bent"),
     "rank -1": (["train", "sft", "--set", "lora_r=-1"], "lora_r=-1: choose a rank of 1 or more"),
     "no such layer": (
