@@ -46,7 +46,7 @@ def decide(e: Estimate) -> tuple[bool, str]:
     if s.torch_compile != "auto":
         return bool(s.torch_compile), ""
     if hw.kind != "cpu":
-        return False, f"{off}: how long compiling takes on a {hw.kind} is not known; True compiles"
+        return False, f"{off}: how long compiling takes on {_on(hw)} is not known; True compiles"
     if e.steps is None:
         return False, f"{off}: the plan does not know how long the run is; True compiles"
     saved = e.steps * (e.eager_seconds - e.changed(torch_compile=True).step_seconds)
@@ -55,6 +55,10 @@ def decide(e: Estimate) -> tuple[bool, str]:
     if saved > MARGIN * cost:
         return True, f"torch_compile=auto is on: {figures}"
     return False, f"{off}: {figures}, and it is to save {MARGIN:g} times that"
+
+
+def _on(hw: Hardware) -> str:
+    return "Apple's GPU" if hw.kind == "apple" else f"a {hw.kind}"
 
 
 def _never(e: Estimate) -> str:
@@ -73,7 +77,9 @@ def caveat(e: Estimate) -> list[str]:
     (on, why), kind = e.compiles, e.hardware.kind
     found = [why] * bool(why)
     if on and kind != "cpu":
-        found.append(f"torch_compile on a {kind}: not measured, and without the time to compile")
+        found.append(
+            f"torch_compile on {_on(e.hardware)}: not measured, and without the time to compile"
+        )
     elif on and not why and e.steps is not None:
         saved, cost = (
             e.steps * (e.eager_seconds - e.step_seconds),

@@ -232,6 +232,9 @@ def load(name: str | Path | Model, *, trust_remote_code: bool = False) -> Model:
     """
     if isinstance(name, Model):
         return name
+    local = Path(name).expanduser()
+    if local.name in BUNDLED and local.resolve().parent == small_models_folder().resolve():
+        name = local.name  # a bundled model by its folder
     folder = small_models_folder() / str(name)
     if str(name) in BUNDLED:
         stages = [s for s in ("base", "sft", "reward") if (folder / s / "config.json").is_file()]
@@ -239,7 +242,6 @@ def load(name: str | Path | Model, *, trust_remote_code: bool = False) -> Model:
             raise ValueError(f"the bundled model {name!r} is missing from {folder}; reinstall")
         stages += [s for s in ("reward_adapter",) if (folder / s / ADAPTER_FILE).is_file()]
         return Model(str(name), {s: str(folder / s) for s in stages})
-    local = Path(name).expanduser()
     if local.is_dir():
         return _local(local, trust_remote_code)
     hub_id = short_names().get(str(name).lower(), str(name))

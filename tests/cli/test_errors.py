@@ -354,6 +354,11 @@ def test_a_function_without_a_command_is_said_to_be_python_s(name, capsys):
         assert line in error_line([word, "runs/x"], capsys)
 
 
+@pytest.mark.parametrize("word, near", [("helth", "lab.health("), ("trian", "'train'")])
+def test_a_command_misspelt_has_a_near_name(word, near, capsys):
+    assert near in error_line([word], capsys)
+
+
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_wrong_arguments(name, whole, capsys):
     args, says = ARGUMENTS[name]
