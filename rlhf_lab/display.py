@@ -38,11 +38,6 @@ def escape(text: object) -> str:
     return html.escape(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", str(text)), quote=True)
 
 
-def article(word: str) -> str:
-    """The word with a or an."""
-    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
-
-
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """`did you mean 'adamw_torch'? `, or nothing where no name is near, in any case."""
     names = {str(k).casefold(): k for k in known}

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ..display import article
 from ..models.structure import Map, Structure, structure_of
 from .decoder import PARTS as PARTS
 from .decoder import Architecture as Architecture
@@ -92,9 +91,7 @@ def architecture(config: Mapping[str, object]) -> Architecture:
     torch. Raises ValueError, one line, for what is no decoder, and for sizes that cannot be.
     """
     if not isinstance(config, Mapping):
-        raise ValueError(
-            f"a config is a dict, got {article(type(config).__name__)}: its .to_dict()?"
-        )
+        raise ValueError(f"a config is a dict, got {type(config).__name__}: its .to_dict()?")
     inner, remarks = _text_part(config)
     family = str(inner.get("model_type") or "")
     family = TEXT_PARTS.get(family, family)

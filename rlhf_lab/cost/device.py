@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TypeGuard
 
-from ..display import article, by_surface, check_choice
+from ..display import by_surface, check_choice
 from ..stages import Setting
 
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8")
@@ -220,9 +220,7 @@ class Hardware:
     def from_dict(cls, figures: object) -> Hardware:
         """What `to_dict` gave. Raises ValueError, one line, for anything else."""
         if not isinstance(figures, Mapping):
-            raise ValueError(
-                f"hardware is saved as a JSON object, not {article(type(figures).__name__)}"
-            )
+            raise ValueError(f"hardware is saved as a JSON object, not {type(figures).__name__}")
         known = {f.name for f in fields(cls)}
         needed = {"name", "kind", "memory", "flops", "bandwidth", "source"}
         for what, names in (("lacks", needed - set(figures)), ("has no", set(figures) - known)):

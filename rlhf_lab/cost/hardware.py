@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..display import article, check_choice, wrong_choice
+from ..display import check_choice, wrong_choice
 from ..runs.json_files import lab_home, replace_file, unread
 from .device import DTYPES as DTYPES
 from .device import Hardware as Hardware
@@ -161,7 +161,7 @@ def hardware(which: str | Path | Hardware = "here", /, **figures: object) -> Har
     if isinstance(which, Hardware):
         return which.with_(**figures)
     if not isinstance(which, (str, Path)):
-        raise ValueError(f"hardware is a name or a Hardware, not {article(type(which).__name__)}")
+        raise ValueError(f"hardware is a name or a Hardware, not {type(which).__name__}")
     if str(which).lower().endswith((".json", ".yaml", ".yml")):
         return from_file(Path(which)).with_(**figures)
     return _named(str(which)).with_(**figures)

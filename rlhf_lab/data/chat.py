@@ -16,7 +16,6 @@ from itertools import product
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
-from ..display import article
 from ..stages import Setting
 from .messages import Dropped, Example, Message, Prompt
 
@@ -305,6 +304,6 @@ def _check_written(messages: list[Message], text: str) -> None:
             answer_text not in text
             and json.dumps(answer_text, ensure_ascii=False)[1:-1] not in text
         ):
-            raise Dropped(f"{LEFT_OUT} {article(message['role'])} turn")
+            raise Dropped(f"{LEFT_OUT} a turn of {message['role']}")
         if any(c["function"]["name"] not in text for c in message.get("tool_calls") or []):
             raise Dropped(f"{LEFT_OUT} tool calls")

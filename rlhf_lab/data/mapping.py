@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeAlias
 
-from ..display import article, did_you_mean
+from ..display import did_you_mean
 from ..runs.json_files import unread
 from .messages import Cell, Dropped, Row, missing, structure
 
@@ -185,9 +185,7 @@ def from_file(path: str | Path) -> dict[str, object]:
         where = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(found, dict):
-        raise ValueError(
-            f"{path} is {article(type(found).__name__)}: write lines like prompt: COLUMN"
-        )
+        raise ValueError(f"{path} holds {type(found).__name__}: write lines like prompt: COLUMN")
     return {str(k): v for k, v in found.items()}
 
 

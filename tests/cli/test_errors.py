@@ -214,7 +214,7 @@ MODELS = {
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), "cannot load a tokenizer"),
     "tokenizer is not JSON": (overwrite("tokenizer.json", "{"), "cannot load a tokenizer"),
     "no eos token": (settings("tokenizer_config.json", eos_token=None), "has no eos token"),
-    "an encoder": (settings("config.json", model_type="bert"), "cannot load a model"),
+    "an encoder": (settings("config.json", model_type="bert"), "bert has layers of its own"),
     "code of its own": (
         settings("config.json", model_type="mine", auto_map={"AutoConfig": "code.Mine"}),
         "Python code of its own",
