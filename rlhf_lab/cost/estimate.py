@@ -245,6 +245,8 @@ class Estimate:
         found += caveat(self)
         found += [line for m in self.models for line in m.remarks]
         found += [NO_SCORE.format(m.family) for m in scored if not m.facts.reward_head]
+        if s.lora_r > (side := s.model.narrowest):
+            found.append(f"lora_r={s.lora_r}: ranks above {side}, a matrix's width, add no more")
         if s.autocast and s.model.experts > 1:
             found.append(EXPERTS_IN_FP32)
         if s.stage == "distill":

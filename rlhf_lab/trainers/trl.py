@@ -33,7 +33,8 @@ from ..launch.processes import any_process
 from ..metering.callback import MeterCallback
 from ..metering.meter import Meter
 from ..models.device import device_settings
-from ..ppo.logprobs import AnyModel, check_head
+from ..models.structure import check_head
+from ..ppo.logprobs import AnyModel
 from ..runs.progress import Bar
 from ..stages import STAGES, resolve
 from .diverged import check_finite
@@ -92,7 +93,7 @@ def make_trainer(
     """
     disable_progress_bars()
     if stage != "reward":
-        check_head(model)
+        check_head(model.config.get_text_config().model_type)
     if "reference" in STAGES[stage].roles and hasattr(model, "peft_config"):
         more["peft_config"], model = model.peft_config["default"], model.unload()
     loads: AbstractContextManager[object] = nullcontext()
