@@ -10,8 +10,8 @@ model are the same network with a new head, the same files for both sides.
             value and reference on one base, each with an adapter. It trains fewer weights, so it
             is shown and no target
 
-Speed: one iteration a repeat, the sides in turn, after one that does not count, in seconds of the
-process' own CPU time: with `--threads 1` they are those of the clock on a quiet machine, and on
+Speed: one iteration a repeat, the sides in turn (it takes two minutes of a core, beside which a
+warm-up is nothing), in seconds of the process' own CPU time: with `--threads 1` they are those of the clock on a quiet machine, and on
 another do not count what it does besides. Memory: the highest
 resident set of a fresh process in two iterations, less what it had before its models were loaded:
 imports do not count.
@@ -94,13 +94,12 @@ def _speeds(folder: Path, jobs: dict, options: Options) -> dict[str, list[dict]]
             side: stack.enter_context(Worker(side, options, malloc=True))
             for side in dict.fromkeys(side for side, _ in ROWS.values())
         }
-        for repeat in range(-1, options.repeats):
+        for repeat in range(options.repeats):
             for name, (settings, rest) in jobs.items():
-                job = job_of(folder, settings, 1, 1000 * (repeat + 2), warm_up=0, **rest)
+                job = job_of(folder, settings, 1, 1000 * (repeat + 1), warm_up=0, **rest)
                 found = sides[ROWS[name][0]].ask("train", **job)
                 found["length"] = found["log"][0]["length"]
-                if repeat >= 0:
-                    runs[name].append(found)
+                runs[name].append(found)
                 told = f"{found['cpu_seconds']:.0f} CPU s, {found['seconds']:.0f} s"
                 print(f"{name}: an iteration of {told}", flush=True)
     return runs
