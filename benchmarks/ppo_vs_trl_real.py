@@ -11,8 +11,8 @@ model are the same network with a new head, the same files for both sides.
             is shown and no target
 
 Speed: one iteration a repeat, the sides in turn (it takes two minutes of a core, beside which a
-warm-up is nothing), in seconds of the process' own CPU time: with `--threads 1` they are those of the clock on a quiet machine, and on
-another do not count what it does besides. Memory: the highest
+warm-up is nothing), in seconds of the process' own CPU time: with `--threads 1` they are those of
+the clock on a quiet machine, and on another do not count what it does besides. Memory: the highest
 resident set of a fresh process in two iterations, less what it had before its models were loaded:
 imports do not count.
 """
