@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# SFT with packing or padding_free: in OPT, BLOOM, MPT, Falcon, BioGPT and XGLM rows see those before them.
+# SFT with packing or padding_free: in OPT, BLOOM, MPT, Falcon, BioGPT, XGLM rows see those before them.
 #
 # Version: trl 1.16.0 with transformers 5.23.0, torch 2.13.0 (CPU); Python 3.11.
 # Expected: rows that are laid end to end are kept apart (packing_strategy "bfd" preserves boundaries), so that
 #   the loss is the one of padded rows; where a model cannot do it, an error.
 # Behaviour: what keeps them apart is `position_ids`. Llama, Qwen, Gemma, GPT-2, GPT-NeoX and others make their
-#   attention mask of it. Models that take none (ALiBi, or positions counted from the mask) get it among the
-#   arguments that they ignore: each row is read as the continuation of the rows before it, in training and
-#   in eval_loss. So does Mamba on a CPU; Mamba 2 and LFM2 raise. Nothing is said.
+#   attention mask of it. Others number their positions with it and no more (OPT, Falcon, BioGPT, XGLM), or
+#   take no heed of it (BLOOM, MPT): each row is read as a continuation of the rows before it, in
+#   training and in eval_loss. So does Mamba on a CPU; Mamba 2 and LFM2 raise. Nothing is said.
 # Remedy: packing=False, padding_free=False.
 # Seen (eval_loss of six rows, random weights):
-#   "llama: by hand 4.198, padded 4.198, padding_free 4.198; opt: 3.858, 3.858, 3.955;
-#   bloom: 4.334, 4.334, 4.235; falcon: 3.563, 3.563, 3.722; mamba: 4.305, 4.305, 3.393"
+#   "llama: by hand 4.198, padded 4.198, padding_free 4.198; opt: by hand 3.858, padded 3.858, padding_free
+#   3.955; bloom: … 4.334, 4.334, 4.235; falcon: … 3.563, 3.563, 3.722; mamba: … 4.305, 4.305, 3.393"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

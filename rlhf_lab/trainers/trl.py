@@ -130,8 +130,8 @@ def make_trainer(
 def check_rows_apart(model: AnyModel) -> None:
     """Raises ValueError, one line, for a model that reads rows which are laid end to end as one.
 
-    Models that take no `position_ids` (OPT, BLOOM, MPT, Falcon with ALiBi, Mamba without its
-    kernels, with transformers 5.23) let a row see those before it, without a word. So it is tried:
+    Models that do not make their mask of `position_ids` (OPT, BLOOM, MPT, Falcon, Mamba without its
+    kernels; transformers 5.23) let a row see those before it, without a word. So it is tried:
     a row behind another one has the logits (t, vocab) that it has alone. A model that is sharded
     as it is loaded cannot be tried here.
     """
