@@ -34,7 +34,8 @@ from ..launch.processes import any_process
 from ..metering.callback import MeterCallback
 from ..metering.meter import Meter
 from ..models.device import device_settings
-from ..ppo.logprobs import AnyModel, check_head
+from ..models.structure import check_head
+from ..ppo.logprobs import AnyModel
 from ..runs.progress import Bar
 from ..stages import STAGES, resolve
 from .diverged import check_finite
@@ -93,7 +94,7 @@ def make_trainer(
     """
     disable_progress_bars()
     if stage != "reward":
-        check_head(model)
+        check_head(model.config.get_text_config().model_type)
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         check_rows_apart(model)
     if "reference" in STAGES[stage].roles and hasattr(model, "peft_config"):
