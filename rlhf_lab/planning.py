@@ -401,14 +401,17 @@ def _adapter_rank(folder: str) -> dict[str, object]:
 
 
 def predicted(plan: Plan, data: Data | None, quiet: bool = True) -> Ledger:
-    """The prediction's rows; none, and unless `quiet` or one of the plan's warnings a line that
-    says why, for what the cost model does not know: a run is worth having without."""
+    """The prediction's rows; without seconds or none where the cost model knows no more: a run is
+    worth having without. Then a line says why, unless `quiet` or a warning of the plan has."""
+    known, what = Ledger(), UNKNOWN
     try:
-        return predict(plan, data).ledger
+        estimate = predict(plan, data)
+        known, what = estimate.untimed_ledger, "no prediction of seconds"
+        return estimate.ledger
     except ValueError as error:
         if not quiet and not any(line.startswith(UNKNOWN) for line in plan.warnings):
-            print(f"{plan.stage}: {UNKNOWN} ({error})", flush=True)
-        return Ledger()
+            print(f"{plan.stage}: {what} ({error})", flush=True)
+        return known
 
 
 @cache
@@ -422,9 +425,9 @@ def _story_lengths(stage: str, model: str, **settings: Setting) -> dict[str, flo
 PLANNED_ONLY = frozenset(
     "gpus nodes sharding offload tensor_parallel dtype attn_implementation adapter_dtype loss "
     "pairs_together samples_per_prompt ema joint_update load_in_8bit reduce_bucket_size "
-    "optimizer_in_backward selective_checkpointing fsdp_version "
-    "fsdp_units stage3_prefetch_bucket_size stage3_max_live_parameters "
-    "stage3_param_persistence_threshold use_dora lora_modules_to_save lora_target_parameters "
+    "optimizer_in_backward selective_checkpointing fsdp_version fsdp_units "
+    "stage3_prefetch_bucket_size stage3_max_live_parameters stage3_param_persistence_threshold "
+    "use_dora lora_modules_to_save lora_target_parameters "
     "bnb_4bit_quant_storage model_revision teacher_model_revision model_init_kwargs "
     "teacher_model_init_kwargs".split()
 )

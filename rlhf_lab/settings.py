@@ -96,6 +96,7 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
     setting that would have no effect.
     """
     check_names(settings, stage)
+    _check_padding(stage, settings)
     own, types = config_fields(stage), _types_of(stage)
     for one, other in APART:
         if settings.get(one) and settings.get(other):
@@ -142,6 +143,18 @@ def _check_order(stage: str, value: Setting, settings: Mapping[str, Setting]) ->
         )
     known = ORDERS.get(stage, ("sequential",) if stage == "kto" else ("random",))
     check_choice(f"train_sampling_strategy of {stage}", value, known)
+
+
+def _check_padding(stage: str, settings: Mapping[str, Setting]) -> None:
+    """Raises ValueError, one line, for what TRL 1.16 makes otherwise of batches without padding."""
+    if stage == "dpo" and settings.get("padding_free"):
+        raise ValueError("padding_free: TRL's trainer of dpo pads all the same; leave it out")
+    for name in ("packing", "padding_free"):
+        if settings.get(name) and settings.get("neftune_noise_alpha"):
+            raise ValueError(
+                f"neftune_noise_alpha: with {name} a batch is one long row, and the noise, which "
+                "shrinks with a row's length, gets weaker with the batch; leave one of them out"
+            )
 
 
 def as_whole(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:

@@ -382,6 +382,22 @@ def test_an_order_of_rows_that_a_trainer_does_not_keep_to_is_refused(stage, orde
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("stage", "settings", "line"),
+    [
+        ("dpo", {"padding_free": True}, "^padding_free: TRL's trainer of dpo pads"),
+        ("sft", {"packing": True, "neftune_noise_alpha": 5.0}, "^neftune_noise_alpha: with pack"),
+        ("sft", {"padding_free": True, "neftune_noise_alpha": 5.0}, "with padding_free a batch is"),
+    ],
+)
+def test_what_trl_makes_otherwise_of_batches_without_padding_is_refused(stage, settings, line):
+    with pytest.raises(ValueError, match=line):
+        lab.plan(stage, "tiny", **settings)
+    for name in settings:  # each by itself, or switched off, is as ever
+        others = {k: v for k, v in settings.items() if k != name}
+        assert lab.plan(stage, "tiny", **others, **{name: type(settings[name])(0)}).stage == stage
+
+
 REFUSED_AT_ONCE = [
     ({"optim": "adam"}, "optim='adam': did you mean 'adamw_torch'. choose from adamw_torch_fused"),
     ({"gpus": 0}, "gpus must be a whole number of at least 1, got 0"),

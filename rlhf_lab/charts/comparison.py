@@ -35,6 +35,8 @@ class Comparison(Display):
         pictures = [part for name, one in self.each.items() for part in _picture(name, one)]
         note = f"bytes: of tensors, at each phase's peak; flops, seconds, tokens: of {per}"
         note += "" if each else "; real: measured, or simulated where nothing was measured"
+        if any(row["quantity"] == "sent" for row in rows):
+            note += "; sent: by the process that sends most, as a ring passes it on"
         page = f"{html_table(rows)}<p>{note}</p>"
         super().__init__(f"{table(rows)}\n{note}", page, *(pictures or [self.picture()]))
 
@@ -81,7 +83,7 @@ def compare(*things: object) -> Comparison:
         each = [Ledger(one.filter(source=best)) for one, best in zip(ledgers, own, strict=True)]
         return _side_by_side(dict(zip(names, each, strict=True)), per)
     ledger, rows = Ledger(first_of_each(ledgers)), []
-    for quantity in ("bytes", "flops", "seconds", "tokens"):
+    for quantity in ("bytes", "flops", "seconds", "tokens", "sent"):
         sums = {s: _by_phase(ledger.filter(quantity=quantity, source=s)) for s in SOURCES}
         for phase in dict.fromkeys(p for by_phase in sums.values() for p in by_phase):
             rows.append(
@@ -98,7 +100,7 @@ def compare(*things: object) -> Comparison:
 def _side_by_side(each: Mapping[str, Ledger], per: str) -> Comparison:
     """A column for each; of two, the second over the first."""
     rows = []
-    for quantity in ("bytes", "flops", "seconds", "tokens", "money"):
+    for quantity in ("bytes", "flops", "seconds", "tokens", "sent", "money"):
         sums = {name: _by_phase(one.filter(quantity=quantity)) for name, one in each.items()}
         for phase in dict.fromkeys(p for by_phase in sums.values() for p in by_phase):
             values = [by_phase.get(phase) for by_phase in sums.values()]

@@ -23,6 +23,7 @@ QUANTITY_NAMES = {
     "seconds": "time",
     "tokens": "tokens",
     "money": "money",
+    "sent": "bytes sent",
 }
 
 

@@ -170,8 +170,10 @@ def rounded(value: float | None) -> float | None:
     return float(f"{value:.{DIGITS}g}") if known else None
 
 
+_BYTES = [(2.0**p, 2.0**p, n) for p, n in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB"))]
 _SIZES = {
-    "bytes": [(2.0**p, 2.0**p, n) for p, n in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB"))],
+    "bytes": _BYTES,
+    "sent": _BYTES,
     "seconds": [
         (172_800.0, 86_400.0, "days"),
         (7200.0, 3600.0, "hours"),

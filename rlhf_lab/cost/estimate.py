@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeAlias
 
 from ..runs.ledger import Ledger
@@ -354,16 +354,26 @@ class Estimate:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Bytes at each phase's peak; FLOPs, seconds, tokens and money of the run (of one step
-        where the number of steps is not known)."""
+        """`untimed_ledger` with seconds and money. Raises ValueError where the device has no known
+        link."""
+        ledger, s, n = Ledger(self.untimed_ledger), self.setup, self.steps or 1
+        time_band = self.time_band
+        for (phase, role), value in self.seconds_of.items():
+            if value:
+                at = {"role": role, "phase": phase, "quantity": "seconds"}
+                self._add(ledger, value * n, time_band, **at)
+        if self.compiles[0] and (once := compile_seconds(s, self.hardware)):
+            self._add(ledger, once, time_band, phase="compile", quantity="seconds")
+        if self.money is not None:
+            self._add(ledger, self.money, self.hours_band, quantity="money")
+        return ledger
+
+    @cached_property
+    def untimed_ledger(self) -> Ledger:
+        """Bytes at each phase's peak; FLOPs, tokens, and bytes that one device sends, of the run
+        (of one step where the number of steps is not known)."""
         ledger, s, n = Ledger(), self.setup, self.steps or 1
-        memory_band, time_band = self.memory_band, self.time_band
-        common = {"stage": s.stage, "source": "predicted"}
-
-        def add(value: float, band: tuple[float, float] = (1.0, 1.0), **labels: str) -> None:
-            ends = {"low": value * band[0], "high": value * band[1]}
-            ledger.add(value=value, **ends, **common, **labels)
-
+        add = partial(self._add, ledger)
         worst: dict[str, Phase] = {}
         for f in self.phases:
             if f.name not in worst or f.total > worst[f.name].total:
@@ -371,20 +381,21 @@ class Estimate:
         for f in worst.values():
             for (role, component), size in f.bytes.items():
                 at = {"role": role, "phase": f.name, "component": component}
-                add(size, memory_band, quantity="bytes", **at)
+                add(size, self.memory_band, quantity="bytes", **at)
         for f in self.average:
             for quantity, value in (("flops", f.work.flops * f.devices), ("tokens", f.tokens)):
                 if value:
                     value = value * f.times * n * s.replicas
                     add(value, role=f.role, phase=f.name, quantity=quantity)
-        for (phase, role), value in self.seconds_of.items():
-            if value:
-                add(value * n, time_band, role=role, phase=phase, quantity="seconds")
-        if self.compiles[0] and (once := compile_seconds(s, self.hardware)):
-            add(once, time_band, phase="compile", quantity="seconds")
-        if self.money is not None:
-            add(self.money, self.hours_band, quantity="money")
+            if sent := f.sent.bytes(s.replicas):
+                add(sent * n, role=f.role, phase=f.name, quantity="sent")
         return ledger
+
+    def _add(
+        self, ledger: Ledger, value: float, band: tuple[float, float] = (1.0, 1.0), **labels: str
+    ) -> None:
+        ends = {"low": value * band[0], "high": value * band[1]}
+        ledger.add(value=value, **ends, stage=self.setup.stage, source="predicted", **labels)
 
     def __repr__(self) -> str:
         return (
