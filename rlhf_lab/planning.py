@@ -29,7 +29,7 @@ from .defaults import defaults
 from .display import by_surface, check_choice
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load, presets
 from .runs.ledger import Ledger
-from .settings import LORA, OF_MODEL, as_whole, check_settings
+from .settings import LORA, OF_MODEL, PLANNED_ONLY, as_whole, check_settings
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
@@ -420,19 +420,6 @@ def _story_lengths(stage: str, model: str, **settings: Setting) -> dict[str, flo
     from .data.lengths import of_rows, story_lengths
 
     return of_rows(stage, load(model), story_lengths(STAGES[stage].rows), settings)
-
-
-PLANNED_ONLY = frozenset(
-    "gpus nodes sharding offload tensor_parallel dtype attn_implementation adapter_dtype loss "
-    "pairs_together samples_per_prompt ema joint_update load_in_8bit reduce_bucket_size "
-    "optimizer_in_backward selective_checkpointing fsdp_version fsdp_units "
-    "stage3_prefetch_bucket_size stage3_max_live_parameters stage3_param_persistence_threshold "
-    "use_dora lora_modules_to_save lora_target_parameters "
-    "bnb_4bit_quant_storage model_revision teacher_model_revision model_init_kwargs "
-    "teacher_model_init_kwargs".split()
-)
-"""Settings of a plan that change how a run would be made, and that `train` has at the defaults of
-`Setup` only; the other ones describe the data, or choose rewards."""
 
 
 def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:

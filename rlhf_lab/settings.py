@@ -38,6 +38,9 @@ ABOVE_ZERO, SHARE, BELOW_ONE, ANY_SIGN, ENDLESS = (
     for kind in ("above_zero", "share", "below_one", "any_sign", "endless")
 )
 """Settings by the numbers that they may be (`values.yaml`); beside `WHOLE_NUMBERS`."""
+PLANNED_ONLY = frozenset(VALUES["planned_only"].split())
+"""Settings of a plan that change how a run would be made, and that `train` has at the defaults of
+`Setup` only; the other ones describe the data, or choose rewards."""
 WORDS: dict[str, tuple[str, ...]] = {k: tuple(v.split()) for k, v in VALUES["choices"].items()}
 APART = (
     ("bf16", "fp16"),

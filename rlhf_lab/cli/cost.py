@@ -102,7 +102,7 @@ def add_commands(commands: Commands) -> None:
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="bundled, preset, folder or hub id [tiny]")
-    what = "a config file of TRL, accelerate, axolotl or LLaMA-Factory; may be repeated"
+    what = "a config file of TRL, accelerate, DeepSpeed, axolotl or LLaMA-Factory; repeatable"
     parser.add_argument("--config", metavar="FILE", action="append", help=what)
     device = "a device (rlhf-lab list hardware), or a file of figures, .json or .yaml [here]"
     parser.add_argument("--hardware", default="here", help=device)

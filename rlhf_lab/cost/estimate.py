@@ -17,9 +17,9 @@ from typing import TypeAlias
 from ..runs.ledger import Ledger
 from ..stages import STAGES, resolve
 from .architecture import Architecture, architecture
-from .compiling import caveat, compile_seconds, decide
+from .caveats import caveats
+from .compiling import compile_seconds, decide
 from .hardware import Hardware, hardware
-from .online import of_teacher
 from .parallel import all_reduce_seconds, in_parallel
 from .phases import Phase
 from .read_settings import make_setup
@@ -60,13 +60,6 @@ ROUGH_ACTIVATIONS = 0.65
 uncertain by this share more: nine of ten families of benchmarks/family_accuracy.py are inside."""
 ROUGH_TIME = 0.7, 1.5
 """Factors to such a family's time, on top of the band of its hardware; measured there too."""
-NO_SCORE = (
-    "{}: transformers has no class of it with a score head, so no reward or value model can be made"
-)
-EXPERTS_IN_FP32 = (
-    "autocast does not reach grouped products: experts compute in fp32, slower than planned; "
-    "dtype=bfloat16 makes them 16-bit"
-)
 SCORING = "old_logprobs", "reference", "value", "score"
 UPDATE = "forward", "backward", "optimizer"
 """Phases of PPO's update."""
@@ -236,26 +229,8 @@ class Estimate:
 
     @property
     def caveats(self) -> list[str]:
-        """What must be known before the figures are read: what a plan for this device, or for a
-        family like this, leaves out, and that more requests arrive than can be served."""
-        s = self.setup
-        reward = s.reward or s.model
-        scored = {"reward": (s.model,), "ppo": (reward, s.value or reward)}.get(s.stage, ())
-        found = [f"{self.hardware.name}: {self.hardware.caveat}"] * bool(self.hardware.caveat)
-        found += caveat(self)
-        found += [line for m in self.models for line in m.remarks]
-        found += [NO_SCORE.format(m.family) for m in scored if not m.facts.reward_head]
-        if s.lora_r > (side := s.model.narrowest):
-            found.append(f"lora_r={s.lora_r}: ranks above {side}, a matrix's width, add no more")
-        if s.autocast and s.model.experts > 1:
-            found.append(EXPERTS_IN_FP32)
-        if s.stage == "distill":
-            found += of_teacher(s.model, s.teacher)
-        if s.stage == "inference" and self.serving.most is not None:
-            found.append(
-                f"more requests arrive than the {self.serving.most:.3g} a second it can do"
-            )
-        return list(dict.fromkeys(found))
+        """What must be known before the figures are read (`caveats.py`)."""
+        return caveats(self)
 
     @property
     def fits(self) -> bool:
