@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -186,7 +186,7 @@ def _deepspeed(found: FromFile, content: Read, path: Path) -> None:
             raise ValueError(unread(file, error)) from None
         return
     devices = (content.get(f"offload_{what}_device", "none") for what in ("optimizer", "param"))
-    found.settings |= _zero(content.get("zero_stage", 2), *devices, path)
+    found.settings |= _zero(content.get("zero_stage", 2), devices, path)
     if isinstance(passes := content.get("gradient_accumulation_steps"), int):  # else "auto"
         found.settings["gradient_accumulation_steps"] = passes
 
@@ -208,7 +208,7 @@ def _deepspeed_json(found: FromFile, content: Read, path: Path) -> None:
     devices = (
         (zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")
     )
-    found.settings |= _zero(zero.get("stage", 0), *devices, path)
+    found.settings |= _zero(zero.get("stage", 0), devices, path)
     said = {ours: content.get(theirs, "auto") for theirs, ours in BATCH.items()}
     said |= {name: zero[name] for name in SIZES if name in zero}
     found.settings |= {name: value for name, value in said.items() if value != "auto"}
@@ -217,8 +217,9 @@ def _deepspeed_json(found: FromFile, content: Read, path: Path) -> None:
     found.settings |= dict.fromkeys(on, True)
 
 
-def _zero(stage: Setting, optimizer: str, weights: str, path: Path) -> Read:
-    """Sharding and offload."""
+def _zero(stage: Setting, devices: Iterable[str], path: Path) -> Read:
+    """Sharding, and offload to `devices`: of the optimizer, of weights."""
+    optimizer, weights = devices
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"{path}: ZeRO stage {stage!r} is not planned: write 0, 1, 2 or 3")
     if "nvme" in (optimizer, weights):
