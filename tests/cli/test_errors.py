@@ -261,7 +261,7 @@ ARGUMENTS = {
     "endless response": (["train", "ppo", "--set", "response_length=5000"], "leaves no room"),
     "unknown estimator": (["train", "ppo", "--set", "kl_estimator='k9'"], "did you mean 'k3'"),
     "unknown scheduler": (["train", "sft", "--set", "lr_scheduler_type=bent"], "bent"),
-    "rank -1": (["train", "sft", "--set", "lora_r=-1"], "lora_r=-1: choose a rank of 1 or more"),
+    "rank -1": (["train", "sft", "--set", "lora_r=-1"], "lora_r must be 0 or more, got -1"),
     "no such layer": (
         ["train", "sft", "--set", "lora_r=2", "--set", "lora_target_modules=['nope']"],
         "nope",
