@@ -2,7 +2,7 @@
 
 Each control stands for one argument of `lab.plan`, under its name; `precision` stands for three.
 What has no control is kept beside them (`other`), so that every setting of a plan can be given.
-Nothing is drawn here: a notebook shows the controls as widgets (`planner_widgets.py`), a web page
+Nothing is drawn here: a notebook shows the controls as widgets (`planner.py`), a web page
 as its own elements (`web/planner_page.py`).
 """
 
