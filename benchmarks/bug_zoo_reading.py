@@ -31,6 +31,7 @@ SIZE = {
     "max_steps": 8,
     "per_device_train_batch_size": 48,
     "learning_rate": 0.0005,
+    "lam": 0.95,
     "num_mini_batches": 2,
     "num_ppo_epochs": 2,
     "response_length": 64,

@@ -51,6 +51,8 @@ FAR = {
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 10,
     "iterations": 64,
+    "learning_rate": 7e-4,
+    "lam": 0.95,
     **ONE_STEP,
 }
 """PPO's settings beside the lab's own."""
