@@ -94,8 +94,8 @@ def _share(name: str, hits: Iterable[float | None], note: str = "") -> Share | N
     if not known:
         return None
     drawn = all(isinstance(hit, bool) for hit in known)
-    interval = wilson(sum(map(int, known)), len(known)) if drawn else ()
-    return Share(name, fmean(known), len(known), *interval, note=note)
+    low, high = wilson(sum(map(int, known)), len(known)) if drawn else (None, None)
+    return Share(name, fmean(known), len(known), low, high, note)
 
 
 def picture(rows: Sequence[Share], title: str, empty: str) -> Picture:

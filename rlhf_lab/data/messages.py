@@ -32,7 +32,9 @@ Answer: TypeAlias = str | list[Message]
 
 TABLE: dict[str, Any] = read_table(Path(__file__).with_name("shapes.yaml"))
 """Names of roles and columns, words in them, what values mean, and shapes that have a name."""
-ROLE_NAMES = {theirs: ours for ours, names in TABLE["roles"].items() for theirs in names}
+ROLE_NAMES: dict[str, str] = {
+    theirs: ours for ours, names in TABLE["roles"].items() for theirs in names
+}
 NOTHING, TIES, GOOD, BAD = map(set, TABLE["values"].values())
 """What stands for nothing, for a tie, for a good answer and for a bad one, in lower case."""
 STANDS_FOR_NOTHING = "a text that stands for nothing (nan, N/A, [deleted], …)"
