@@ -20,7 +20,7 @@ from ..runs.json_files import replace_file
 from ..runs.run import Run
 from .chart import ChartSize, line_chart
 from .frame import Picture
-from .samples import TRAINING, Highlight, SampleSet, responses_html
+from .samples import TRAINING, Highlight, RunSample, SampleSet, responses_html
 from .tokens_view import QUANTITIES, STYLE, legend_html, scale_of
 from .views import charts_of, known_series, metric_chart, time_chart
 
@@ -87,7 +87,7 @@ def _section(run: Run) -> dict[str, object]:
     key = next((key for key, scale in scales.items() if scale), "")
     steps = written.steps(TRAINING, with_figures=bool(key))
     shown = {steps[round(i * (len(steps) - 1) / (_STEPS - 1))] for i in range(_STEPS) if steps}
-    here = {step: [] for step in sorted(shown)}
+    here: dict[int, list[RunSample]] = {step: [] for step in sorted(shown)}
     for sample in written.samples:
         if sample.mode == TRAINING and sample.step in here:
             here[sample.step].append(sample)
