@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..cost.fields import RENAMED
 from ..cost.hardware import CATALOGUE, Hardware, hardware, in_catalogue, nodes_for
-from ..cost.read_settings import RENAMED
 from ..cost.setup import CHOICES
 from ..display import format_bytes, format_number, wrong_choice
 from ..models.load import BUNDLED, Model, load, presets
@@ -131,7 +131,7 @@ def _control(
     """A control as `controls.yaml` has it."""
     listed = OFFERED.get(name, entry.pop("choices", ()))
     choices = [tuple(c) if isinstance(c, list) else c for c in listed]
-    choices += doublings(*doubled, between) if doubled else ()
+    choices += doublings(doubled[0], doubled[1], between) if doubled else ()
     return Control(name, choices=tuple(choices), when=WHEN[when], own=OWN.get(name), **entry)
 
 
