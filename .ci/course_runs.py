@@ -23,7 +23,7 @@ FOLDER = ROOT / "notebooks" / "course_runs"
 LARGEST = 50_000  # bytes of a file
 STEPS = 24  # PPO's iterations; RLOO and GRPO take four optimizer steps for each
 LABELS = (48, 192, 768, 3072)  # how many pairs a reward model learns from: as many steps for each
-CONSTANT: dict[str, object] = {"max_steps": STEPS, "lr_scheduler_type": "constant"}
+CONSTANT: dict[str, object] = {"max_steps": 2 * STEPS, "lr_scheduler_type": "constant"}
 """A rate that falls to 0 would end a run before it has gone where it goes without a penalty."""
 RUNS: dict[str, tuple[str, dict[str, object]]] = {
     "ppo": ("ppo", {"max_steps": STEPS}),

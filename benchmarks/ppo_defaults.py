@@ -26,17 +26,23 @@ from rlhf_lab.display import table  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "ppo_defaults.json"
 SEEDS = range(5)
 SHORT, LONG = 24, 44
-BEFORE = {"learning_rate": 7e-4, "lam": 0.95}
+BEFORE = {"learning_rate": 7e-4, "lam": 0.95, "max_grad_norm": 1.0}
 """The defaults that this study was made to replace."""
+MONTE_CARLO = {"learning_rate": 5e-4, "lam": 1.0, "max_grad_norm": 1.0}
+NOW = MONTE_CARLO | {"max_grad_norm": 0.1}
 WAYS: dict[str, dict[str, object]] = {
     "7e-4, λ .95": BEFORE,
     "5e-4, λ .95": BEFORE | {"learning_rate": 5e-4},
-    "7e-4, λ 1": BEFORE | {"lam": 1.0},
-    "5e-4, λ 1": {"learning_rate": 5e-4, "lam": 1.0},
     "7e-4, λ .95, warm-up 4": BEFORE | {"warmup_steps": 4},
-    "5e-4, λ 1, long": {"learning_rate": 5e-4, "lam": 1.0, "max_steps": LONG},
-    "7e-4, λ .95, long": BEFORE | {"max_steps": LONG},
+    "7e-4, λ .95, clipped": BEFORE | {"max_grad_norm": 0.1},
+    "7e-4, λ 1": BEFORE | {"lam": 1.0},
+    "5e-4, λ 1": MONTE_CARLO,
+    "5e-4, λ 1, long": MONTE_CARLO | {"max_steps": LONG},
+    "4e-4, λ 1, long": MONTE_CARLO | {"learning_rate": 4e-4, "max_steps": LONG},
+    "5e-4, λ 1, clipped": NOW,
+    "5e-4, λ 1, clipped, long": NOW | {"max_steps": LONG},
 }
+"""Clipped: gradients to a norm of .1, half of what most minibatches have."""
 LAST = 4
 """Iterations at the end whose mean is told."""
 

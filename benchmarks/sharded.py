@@ -36,15 +36,11 @@ from rlhf_lab.cost.phases import pass_config, policy_segments
 from rlhf_lab.cost.sharding import Row, between
 from rlhf_lab.cost.states import states
 from rlhf_lab.display import table
+from rlhf_lab.metering.collectives import ring_bytes
 
 RESULTS = Path(__file__).parent / "results" / "sharded.json"
 WORKER = Path(__file__).with_name("sharded_worker.py")
 TARGETS = {"components": 0.02, "peak": 0.08, "sent": 0.05}
-COLLECTIVES = {
-    "all_reduce": ("allreduce",),
-    "all_gather": ("allgather_base", "allgather", "allgather_into_tensor_coalesced"),
-    "reduce_scatter": ("reduce_scatter_base", "reduce_scatter", "reduce_scatter_tensor_coalesced"),
-}
 
 
 def _llama(hidden: int, layers: int, vocabulary: int, **more: object) -> dict[str, object]:
@@ -161,11 +157,6 @@ def measured(case: dict[str, object], found: dict) -> dict[str, float]:
     def most(moment: str, component: str) -> float:
         return max(rank["live"][moment][component] for rank in ranks)
 
-    calls = ranks[0]["calls"]
-    sent = {
-        kind: sum(calls[x][1] for x in names if x in calls) for kind, names in COLLECTIVES.items()
-    }
-    share = (n - 1) / n
     return {
         "parameters": most("backward", "parameters"),
         "gradients": most("backward", "gradients"),
@@ -173,8 +164,13 @@ def measured(case: dict[str, object], found: dict) -> dict[str, float]:
         "bucket": max(rank["bucket"] for rank in ranks),
         "whole": most("forward", "whole"),
         "peak": max(max(rank["peaks"].values()) for rank in ranks),
-        "sent": (2 * sent["all_reduce"] + sent["all_gather"] + sent["reduce_scatter"]) * share,
+        "sent": sent(ranks[0]["calls"], n),
     }
+
+
+def sent(calls: dict[str, tuple[int, int]], processes: int) -> float:
+    """Bytes that a process sends. calls: kind → (number, bytes of all)."""
+    return sum(ring_bytes(kind, size, processes) for kind, (_, size) in calls.items())
 
 
 # --------------------------------------------------------------------------------------------- plan

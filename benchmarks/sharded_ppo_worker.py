@@ -171,14 +171,18 @@ def look(case: dict) -> dict:
     return {"live": live, "peaks": {k: start + v for k, v in above.items()}, "calls": calls}
 
 
-def measured_by_meter(case: dict) -> list[list[object]]:
-    """What the lab's meter says of this rank: role, phase, component, bytes."""
+def measured_by_meter(case: dict) -> dict[str, object]:
+    """What the lab's meter says of this rank: role, phase, component, bytes; and bytes sent in an
+    iteration."""
     with tempfile.TemporaryDirectory() as folder:
         meter = Meter("ppo", flops=False)
         trainer = trainer_of(case, folder, meter)
         trainer.train()
-    rows = meter.ledger().filter(quantity="bytes")
-    return [[row.role, row.phase, row.component, row.value] for row in rows]
+    ledger = meter.ledger()
+    rows = [
+        [row.role, row.phase, row.component, row.value] for row in ledger.filter(quantity="bytes")
+    ]
+    return {"meter": rows, "meter sent": ledger.total(quantity="sent") / trainer.state.max_steps}
 
 
 def run(case: dict, rank: int, port: int) -> None:
@@ -196,7 +200,7 @@ def run(case: dict, rank: int, port: int) -> None:
             os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = file.name
         found = look(case)
         gc.collect()
-        found["meter"] = measured_by_meter(case)
+        found |= measured_by_meter(case)
     ranks: list[dict] = [{}] * dist.get_world_size()
     dist.all_gather_object(ranks, found)
     if rank == 0:

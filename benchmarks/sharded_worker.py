@@ -33,6 +33,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama import modeling_llama  # noqa: F401  (as above: before the fork)
 from transformers.models.mixtral import modeling_mixtral  # noqa: F401
 
+from rlhf_lab.metering.collectives import listen
+
 
 def llama(case: dict) -> nn.Module:
     """The model of a case, with random weights."""
@@ -288,22 +290,25 @@ def profiled(act) -> tuple[object, int, int]:
 
 
 class Sent(TorchDispatchMode):
-    """Every collective as it is called: name, and bytes of the larger of what goes in and out. Each
-    is waited for, and so is gloo's thread, which lets go of the tensors a moment later."""
+    """Every collective as the lab's meter hears of it: kind, and bytes of each call. Those that are
+    called from Python are waited for, and so is gloo's thread, which lets go of the tensors a
+    moment later."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: dict[str, list[int]] = {}
 
+    def __enter__(self):
+        self.stop = listen(lambda kind, size, _: self.calls.setdefault(kind, []).append(size))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.stop()
+        return super().__exit__(*error)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result, name = func(*args, **(kwargs or {})), func.name()
-        if name.startswith("c10d::"):
-            groups = (tree_leaves(args[0]), tree_leaves(args[1:]))
-            sizes = [
-                sum(x.numel() * x.element_size() for x in leaves if isinstance(x, Tensor))
-                for leaves in groups
-            ]
-            self.calls.setdefault(name.removeprefix("c10d::").strip("_"), []).append(max(sizes))
+        result = func(*args, **(kwargs or {}))
+        if func.name().startswith("c10d::"):
             for work in tree_leaves(result):
                 if isinstance(work, torch.ScriptObject):
                     work.wait()

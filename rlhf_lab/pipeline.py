@@ -121,6 +121,7 @@ def cost_table(runs: dict[str, Run]) -> list[dict[str, str]]:
             ("memory", "bytes", "B"),
             ("compute", "flops", "FLOP"),
             ("time", "seconds", "s"),
+            ("sent", "sent", "B"),
         ):
             for source in SOURCES:
                 rows_of = run.ledger.training(quantity=quantity, source=source)

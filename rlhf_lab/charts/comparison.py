@@ -36,6 +36,8 @@ class Comparison(Display):
         pictures = [part for name, one in self.each.items() for part in _picture(name, one)]
         note = f"bytes: of tensors, at each phase's peak; flops, seconds, tokens: of {per}"
         note += "" if each else "; real: measured, or simulated where nothing was measured"
+        if any(row["quantity"] == "sent" for row in rows):
+            note += "; sent: by the process that sends most, as a ring passes it on"
         page = f"{html_table(rows)}<p>{note}</p>"
         super().__init__(f"{table(rows)}\n{note}", page, *(pictures or [self.picture()]))
 
@@ -92,7 +94,7 @@ def _rows(each: Mapping[str, Ledger], real: bool = False) -> list[dict[str, str]
     `real`: they are the sources, and predictions stand over what was measured (or, without a run,
     simulated)."""
     rows = []
-    for quantity in ("bytes", "flops", "seconds", "tokens", *["money"] * (not real)):
+    for quantity in ("bytes", "flops", "seconds", "tokens", "sent", *["money"] * (not real)):
         sums = {name: _by_phase(one.filter(quantity=quantity)) for name, one in each.items()}
         for phase in dict.fromkeys(chain(*sums.values())):
             values = [by_phase.get(phase) for by_phase in sums.values()]

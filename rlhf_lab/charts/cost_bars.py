@@ -17,8 +17,9 @@ from .stacked_bars import Amount, Place, stacked_bars
 if TYPE_CHECKING:
     from ..studies import Sweep
 
-TITLES = {n: n for n in UNITS} | {"bytes": "memory", "flops": "arithmetic", "seconds": "time"}
+TITLES = {quantity: quantity for quantity in UNITS}
 """What an axis of a quantity is called."""
+TITLES |= {"bytes": "memory", "flops": "arithmetic", "seconds": "time", "sent": "bytes sent"}
 
 
 def sources(*things: object, quantity: str = "bytes", by: str | None = None) -> Figure:

@@ -155,6 +155,7 @@ def rounded(value: float | None) -> float | None:
 
 _SIZES = {
     **_LOOKS["units"],
+    "sent": _LOOKS["units"]["bytes"],
     "flops": [(size, size, f"{prefix}FLOP") for size, prefix in SI],
     "tokens": [(size, size, f"{prefix} tokens") for size, prefix in SI],
 }

@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
 from ..runs.ledger import Ledger
 from ..stages import STAGES, read_table, resolve
 from .architecture import Architecture, architecture
-from .compiling import caveat, compile_seconds, decide
+from .caveats import caveats
+from .compiling import compile_seconds, decide
 from .hardware import Hardware, hardware
-from .online import of_teacher
 from .parallel import all_reduce_seconds, in_parallel
 from .phases import Phase
 from .read_settings import make_setup
@@ -31,13 +31,6 @@ from .setup import Setup
 
 BANDS = read_table(Path(__file__).with_name("bands.yaml"))
 """Factors to the least and the most that somebody else measures, and what is not modelled."""
-NO_SCORE = (
-    "{}: transformers has no class of it with a score head, so no reward or value model can be made"
-)
-EXPERTS_IN_FP32 = (
-    "autocast does not reach grouped products: experts compute in fp32, slower than planned; "
-    "dtype=bfloat16 makes them 16-bit"
-)
 SCORING = "old_logprobs", "reference", "value", "score"
 UPDATE = "forward", "backward", "optimizer"
 """Phases of PPO's update."""
@@ -194,24 +187,8 @@ class Estimate:
 
     @property
     def caveats(self) -> list[str]:
-        """What must be known before the figures are read: what a plan for this device, or for a
-        family like this, leaves out, and that more requests arrive than can be served."""
-        s = self.setup
-        reward = s.reward or s.model
-        scored = {"reward": (s.model,), "ppo": (reward, s.value or reward)}.get(s.stage, ())
-        found = [f"{self.hardware.name}: {self.hardware.caveat}"] * bool(self.hardware.caveat)
-        found += caveat(self)
-        found += [line for m in self.models for line in m.remarks]
-        found += [NO_SCORE.format(m.family) for m in scored if not m.facts.reward_head]
-        if s.autocast and s.model.experts > 1:
-            found.append(EXPERTS_IN_FP32)
-        if s.stage == "distill":
-            found += of_teacher(s.model, s.teacher)
-        if s.stage == "inference" and self.serving.most is not None:
-            found.append(
-                f"more requests arrive than the {self.serving.most:.3g} a second it can do"
-            )
-        return list(dict.fromkeys(found))
+        """What must be known before the figures are read (`caveats.py`)."""
+        return caveats(self)
 
     @property
     def fits(self) -> bool:
@@ -310,16 +287,26 @@ class Estimate:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Bytes at each phase's peak; FLOPs, seconds, tokens and money of the run (of one step
-        where the number of steps is not known)."""
+        """`untimed_ledger` with seconds and money. Raises ValueError where the device has no known
+        link."""
+        ledger, s, n = Ledger(self.untimed_ledger), self.setup, self.steps or 1
+        time_band = self.time_band
+        for (phase, role), value in self.seconds_of.items():
+            if value:
+                at = {"role": role, "phase": phase, "quantity": "seconds"}
+                self._add(ledger, value * n, time_band, **at)
+        if self.compiles[0] and (once := compile_seconds(s, self.hardware)):
+            self._add(ledger, once, time_band, phase="compile", quantity="seconds")
+        if self.money is not None:
+            self._add(ledger, self.money, self.hours_band, quantity="money")
+        return ledger
+
+    @cached_property
+    def untimed_ledger(self) -> Ledger:
+        """Bytes at each phase's peak; FLOPs, tokens, and bytes that one device sends, of the run
+        (of one step where the number of steps is not known)."""
         ledger, s, n = Ledger(), self.setup, self.steps or 1
-        memory_band, time_band = self.memory_band, self.time_band
-        common = {"stage": s.stage, "source": "predicted"}
-
-        def add(value: float, band: tuple[float, float] = (1.0, 1.0), **labels: str) -> None:
-            ends = {"low": value * band[0], "high": value * band[1]}
-            ledger.add(value=value, **ends, **common, **labels)
-
+        add = partial(self._add, ledger)
         worst: dict[str, Phase] = {}
         for f in self.phases:
             if f.name not in worst or f.total > worst[f.name].total:
@@ -327,20 +314,21 @@ class Estimate:
         for f in worst.values():
             for (role, component), size in f.bytes.items():
                 at = {"role": role, "phase": f.name, "component": component}
-                add(size, memory_band, quantity="bytes", **at)
+                add(size, self.memory_band, quantity="bytes", **at)
         for f in self.average:
             for quantity, value in (("flops", f.work.flops * f.devices), ("tokens", f.tokens)):
                 if value:
                     value = value * f.times * n * s.replicas
                     add(value, role=f.role, phase=f.name, quantity=quantity)
-        for (phase, role), value in self.seconds_of.items():
-            if value:
-                add(value * n, time_band, role=role, phase=phase, quantity="seconds")
-        if self.compiles[0] and (once := compile_seconds(s, self.hardware)):
-            add(once, time_band, phase="compile", quantity="seconds")
-        if self.money is not None:
-            add(self.money, self.hours_band, quantity="money")
+            if sent := f.sent.bytes(s.replicas):
+                add(sent * n, role=f.role, phase=f.name, quantity="sent")
         return ledger
+
+    def _add(
+        self, ledger: Ledger, value: float, band: tuple[float, float] = (1.0, 1.0), **labels: str
+    ) -> None:
+        ends = {"low": value * band[0], "high": value * band[1]}
+        ledger.add(value=value, **ends, stage=self.setup.stage, source="predicted", **labels)
 
     def __repr__(self) -> str:
         return (

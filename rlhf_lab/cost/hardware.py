@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..display import check_choice, wrong_choice
-from ..runs.json_files import lab_home, replace_file
+from ..runs.json_files import lab_home, replace_file, unread
 from .device import DTYPES as DTYPES
 from .device import Hardware as Hardware
 from .device import is_finite
@@ -148,7 +148,7 @@ def hardware(which: str | Path | Hardware = "here", /, **figures: object) -> Har
     if isinstance(which, Hardware):
         return which.with_(**figures)
     if not isinstance(which, (str, Path)):
-        raise ValueError(f"hardware is a name or a Hardware, not a {type(which).__name__}")
+        raise ValueError(f"hardware is a name or a Hardware, not {type(which).__name__}")
     if str(which).lower().endswith((".json", ".yaml", ".yml")):
         return from_file(Path(which)).with_(**figures)
     return _named(str(which)).with_(**figures)
@@ -203,8 +203,7 @@ def from_file(path: Path) -> Hardware:
             return _named(str(like)).with_(**figures)
         return Hardware.from_dict({"kind": "gpu", "source": f"your {path.name}", **figures})
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        what = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"hardware file {path}: {what}") from None
+        raise ValueError(f"hardware: {unread(path, error)}") from None
 
 
 def nodes_for(gpus: int, hw: Hardware) -> int:

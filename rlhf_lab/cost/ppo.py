@@ -12,7 +12,7 @@ from .layers import PassConfig
 from .memory import Segment, ending, trunk, works
 from .phases import Phase, PhaseList, pass_config, real_tokens, step_work
 from .setup import Setup
-from .sharding import Moment, Row, between, moments, training
+from .sharding import Moment, Row, between, gathering, moments, training
 from .states import State, states
 from .work import Work
 
@@ -74,19 +74,46 @@ def ppo(s: Setup) -> list[Phase]:
     advantage = Work(launched=GAE * s.response + 50.0)
     stage.add("advantage", "", work=advantage, workspace=cached)
     _add_update(stage, s, roles, state)
-    if s.sharding == "fsdp2" and s.layout == "four":
-        for made in stage.phases:
-            if other := BESIDE.get(made.name):
-                made.bytes[other, "communication"] = _root(roles[other], state[other])
+    if s.sharding == "fsdp2":
+        roots = {name: _root(roles[name], state[name]) for name in roles}
+        stage.phases = [_with_roots(s, made, roles, state, roots) for made in stage.phases]
     return stage.phases
 
 
 def _root(role: Role, state: State) -> float:
-    """Bytes of a model's embedding and head, whole: FSDP2 has those of policy and value model in
-    one unit, so that they are gathered together."""
-    numbers = role.model.parameters("lm" if role.name == "policy" else "score")
-    head = role.model.by_part("lm" if role.name == "policy" else "score")["head"]
-    return state.whole * (role.model.embedding + head) / numbers
+    """Bytes of a model's embedding and head, whole."""
+    if role.name == "value" and state.whole < role.model.embedding:  # a head on the policy's trunk
+        return state.whole
+    kind = "lm" if role.name in ("policy", "reference") else "score"
+    outside = role.model.embedding + role.model.by_part(kind)["head"]
+    return state.whole * outside / role.model.parameters(kind)
+
+
+def _with_roots(
+    s: Setup,
+    made: Phase,
+    roles: Mapping[str, Role],
+    state: Mapping[str, State],
+    roots: Mapping[str, float],
+) -> Phase:
+    """A phase of passes without gradients as FSDP2 gathers for it: layers in each pass, embedding
+    and head once, before the first (`FullyShard.passes`). Those of policy and value model are one
+    unit, so that they are gathered together."""
+    if made.role not in roles or made.name in ("forward", "backward", "optimizer"):
+        return made
+    if s.use_vllm and made.name == "rollout":
+        return made
+    name = made.role if roles[made.role].own_base else "policy"
+    root, passes = roots[name], made.times
+    if made.name == "rollout" and not s.ds3_gather_for_generation:
+        passes *= max(1, s.response)
+    layers = (state[name].whole - root) * passes
+    if (other := BESIDE.get(made.name)) and roles[other].own_base:
+        made.bytes[other, "communication"] = roots[other]
+        root += roots[other]
+    gathered = gathering(s, layers + root)
+    sent = made.sent._replace(all_gather=gathered.all_gather, host=gathered.host)
+    return replace(made, sent=sent)
 
 
 def _roles(s: Setup) -> dict[str, Role]:
@@ -220,8 +247,7 @@ def _add_update(
         rows = [max(rows, key=lambda row: _kept(row.segments))]
     before = heads.resident_bytes(roles["policy"].model, p)
     first, _, second = moments(s, rows, before, accumulates)
-    # Under DDP each iteration is planned with one exchange that is not hidden.
-    sent = training(s, rows, passes, steps if s.shards else 1)
+    sent = training(s, rows, passes, steps)
     if s.sharding == "zero3":  # an iteration's first pass is new to DeepSpeed: nothing stays whole
         stays, anew = between(s, rows), 0.0
         if s.layout == "adapters":  # the value model gathers the policy's base again

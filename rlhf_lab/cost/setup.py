@@ -188,11 +188,10 @@ class Setup:
                 f"load_in_{4 if self.load_in_4bit else 8}bit trains adapters only: set lora_r, for "
                 "example 16"
             )
-        side = m.narrowest
         if self.lora_dropout and m.experts > 1 and "down_proj" in m.lora_targets(self.lora_targets):
             yield "peft adapts the experts of a mixture without lora_dropout: leave it out"
-        if self.lora_r > side or self.lora_r < 0:
-            yield (f"lora_r={self.lora_r}: the narrowest matrix is {side} wide; choose 1 to {side}")
+        if self.lora_r < 0:
+            yield f"lora_r={self.lora_r}: choose a rank of 1 or more, or 0 for the whole model"
 
     def _device_checks(self) -> Iterator[str]:
         """The same of devices, and of how they share one layer."""

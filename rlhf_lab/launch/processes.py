@@ -96,11 +96,14 @@ def stop_asked() -> bool:
 
 
 def merged(ledger: Ledger) -> Ledger:
-    """A process' costs, with the memory of the one that holds most, under its rank."""
-    memory = from_all(ledger.filter(quantity="bytes"))
-    most = max(range(len(memory)), key=lambda rank: memory[rank].peak())
-    rest = (row for row in ledger if row.quantity != "bytes")
-    return Ledger([*rest, *(replace(row, rank=most) for row in memory[most])])
+    """A process' costs, with the memory of the one that holds most, and what that one sends that
+    sends most, under their ranks."""
+    rows = [row for row in ledger if row.quantity not in ("bytes", "sent")]
+    for quantity, size in (("bytes", Ledger.peak), ("sent", Ledger.total)):
+        each = from_all(ledger.filter(quantity=quantity))
+        most = max(range(len(each)), key=lambda rank: size(each[rank]))
+        rows += [replace(row, rank=most) for row in each[most]]
+    return Ledger(rows)
 
 
 class Follower(Run):

@@ -1,4 +1,4 @@
-"""The meter: seconds, FLOPs, tokens and peak memory of each phase and role of a live run.
+"""The meter: seconds, FLOPs, tokens, peak memory and bytes sent, by phase and role of a live run.
 
     meter = Meter("ppo")
     meter.watch("policy", policy, optimizer)
@@ -21,6 +21,9 @@ rows add up, and a resident set holds the interpreter, libraries and the allocat
 belong to no role. On a GPU what the allocator had beyond the tensors is a row of its own,
 `workspace`. Tensors too are tracked in few steps only: the first, and those whose shape is larger
 than any that was tracked by more than `GROWTH`, as long as it slows the run by a small `share`.
+
+**Bytes sent** are those of every collective that several processes call inside a phase
+(`collectives.py`), times what a ring passes on of them. Alone, a process listens to nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import sys
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -39,11 +42,13 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..runs.ledger import Ledger
+from .collectives import listen, ring_bytes
 from .flop_counter import PassCounter
 from .memory_tracker import GPU_BLOCK, MemoryKey, PhaseKey, phase_peaks
 from .model_memory import ModelMemory, Shards, call_shape
@@ -54,7 +59,7 @@ State: TypeAlias = dict[str, Any]
 
 GROWTH = 1.05
 """A shape is larger than another when a feature is larger by this factor."""
-_TABLES = ("_timed", "_counted", "clock", "tokens", "memory")
+_TABLES = ("_timed", "_counted", "clock", "tokens", "memory", "sent")
 
 
 @lru_cache(maxsize=8)
@@ -105,6 +110,9 @@ class Meter:
         self.tokens: dict[PhaseKey, int] = defaultdict(int)
         self.memory: dict[PhaseKey, int] = defaultdict(int)
         """peak of the CUDA allocator or of the resident set, in bytes"""
+        self.sent: dict[PhaseKey, float] = defaultdict(float)
+        """bytes that this process sends to the others"""
+        self._stop_listening: Callable[[], None] | None = None
         self._passes = PassCounter(flops)
         self._tensors = ModelMemory(GPU_BLOCK if torch.cuda.is_available() else 1, memory)
         self._blocks: list[_Block] = []
@@ -205,6 +213,9 @@ class Meter:
         """End what is still open: after an interrupt, or when training is over."""
         while self._blocks:
             self._blocks[-1].__exit__(KeyboardInterrupt, None, None)
+        if self._stop_listening is not None:
+            self._stop_listening()
+            self._stop_listening = None
         self._tensors.stop()
         self._tensors.measure_states()
 
@@ -215,6 +226,7 @@ class Meter:
         ledger, common = Ledger(), {"stage": self.stage, "source": "measured"}
         tables: dict[str, Mapping[PhaseKey, float]]
         tables = {"seconds": self.seconds, "flops": self.flops, "tokens": self.tokens}
+        tables["sent"] = self.sent
         for quantity, table in tables.items():
             for (phase, role), value in table.items():
                 if value:
@@ -252,7 +264,7 @@ class Meter:
         for name in (*_TABLES, "flops"):
             table = getattr(self, name)
             table.clear()
-            table.update(state_dict[name])
+            table.update(state_dict.get(name, {}))  # older runs have counted no bytes sent
         self._before = state_dict["bytes"]
         self._elapsed, self._lost = state_dict["_elapsed"], state_dict["_lost"]
 
@@ -266,6 +278,16 @@ class Meter:
         }
 
     # ---------------------------------------------------------------------------- for the blocks
+
+    def _listen(self) -> None:
+        """To collectives, where there are other processes, until `close`."""
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if several and self._stop_listening is None:
+            self._stop_listening = listen(self._count_sent)
+
+    def _count_sent(self, kind: str, size: int, processes: int) -> None:
+        if self._blocks:
+            self.sent[self._blocks[-1].at] += ring_bytes(kind, size, processes)
 
     def _record_peak(self, phase: str, role: str) -> None:
         self.memory[phase, role] = max(self.memory[phase, role], peak_bytes())
@@ -326,6 +348,7 @@ class _Block:
 
     def __enter__(self) -> None:
         meter, outer = self.meter, self.meter._blocks
+        meter._listen()
         if outer:
             meter._record_peak(*outer[-1].at)
         else:

@@ -46,7 +46,15 @@ COMPONENTS = (
     *("parameters", "gradients", "optimizer", "activations"),
     *("logits", "kv_cache", "communication", "workspace"),
 )
-UNITS = {"bytes": "B", "flops": "FLOP", "seconds": "s", "tokens": "tokens", "money": "USD"}
+UNITS = {
+    "bytes": "B",
+    "flops": "FLOP",
+    "seconds": "s",
+    "tokens": "tokens",
+    "money": "USD",
+    "sent": "B",
+}
+"""of each quantity; `sent`: bytes that one process sends to the others"""
 SOURCES = ("predicted", "simulated", "measured")
 
 _VOCABULARY: dict[str, tuple[str, ...]] = {
@@ -55,7 +63,7 @@ _VOCABULARY: dict[str, tuple[str, ...]] = {
     "phase": PHASES,
     "component": COMPONENTS,
     "quantity": tuple(UNITS),
-    "unit": tuple(UNITS.values()),
+    "unit": tuple(dict.fromkeys(UNITS.values())),
     "source": SOURCES,
 }
 _MAY_BE_EMPTY = ("role", "phase", "component")

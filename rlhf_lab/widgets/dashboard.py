@@ -266,13 +266,17 @@ def last_values(run: Run, specs: tuple[ChartSpec, ...]) -> list[dict[str, str]]:
 
 
 def cost_line(ledger: Ledger) -> str:
-    """Memory and time in a line, predicted and measured."""
+    """Memory and time in a line, predicted and measured; of several processes what one sends."""
     parts = []
     for source in ("predicted", "measured"):
         rows = ledger.filter(source=source)
         if rows:
-            seconds = format_seconds(rows.training(quantity="seconds").total())
-            parts.append(f"{source}: {format_bytes(rows.peak())}, {seconds}")
+            said = [format_bytes(rows.peak())]
+            if seconds := rows.training(quantity="seconds"):
+                said.append(format_seconds(seconds.total()))
+            if sent := rows.training(quantity="sent"):
+                said.append(f"{format_bytes(sent.total())} sent")
+            parts.append(f"{source}: {', '.join(said)}")
     return "; ".join(parts)
 
 

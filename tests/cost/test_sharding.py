@@ -214,11 +214,39 @@ def test_sampling_pays_for_weights_that_are_shared_out():
     assert near < far < near + 2.1 * weights / hardware("h100").network
     shared_out = {**common, "sharding": "fsdp2"}
     fsdp2 = plan("ppo", QWEN, **shared_out, ds3_gather_for_generation=False)
-    assert fsdp2.phases[0].sent.all_gather == pytest.approx(512 * weights, rel=1e-4)
+    table = 2 * 152064 * 3584  # embeddings or head; those of both trained models are one unit
+    expected = 512 * (weights - 2 * table) + 3 * table
+    assert fsdp2.phases[0].sent.all_gather == pytest.approx(expected, rel=1e-4)
     assert part(fsdp2, "communication", "rollout") < 5e9
     fsdp2 = plan("ppo", QWEN, **shared_out)
-    assert fsdp2.phases[0].sent.all_gather == pytest.approx(weights, rel=1e-4)
+    assert fsdp2.phases[0].sent.all_gather == pytest.approx(weights + table, rel=1e-4)
     assert part(fsdp2, "communication", "rollout") > weights
+
+
+@pytest.mark.parametrize("layout", ["four", "shared"])
+def test_ppo_under_fsdp2_gathers_embeddings_and_heads_once_a_phase(layout):
+    """Chunks of a phase share them, and each gathers the layers (`FullyShard.passes`)."""
+    common = {"gpus": 4, "sharding": "fsdp2", "layout": layout, "gradient_accumulation_steps": 8}
+    e = plan("ppo", QWEN, **common, local_rollout_forward_batch_size=2)
+    table = 2 * 152064 * 3584
+    layers = 2 * 7_615_616_512 - 2 * table
+    roots = {"old_logprobs": 3, "reference": 2, "value": 3, "score": 1}
+    if layout == "shared":  # one trunk: its values come with its log-probabilities
+        roots = {"old_logprobs": 2, "reference": 2, "score": 1}
+    sent = {f.name: (f.times, f.sent.all_gather) for f in e.phases if f.name in roots}
+    assert sent.keys() == roots.keys()
+    for name, (chunks, gathered) in sent.items():
+        assert chunks > 1
+        assert gathered == pytest.approx(chunks * layers + roots[name] * table, rel=1e-4), name
+
+
+def test_ppo_under_ddp_sums_gradients_in_every_step():
+    """Of policy and value model, in each of the minibatches of every epoch."""
+    how = {"gpus": 2, "sharding": "ddp", "num_ppo_epochs": 3, "num_mini_batches": 2}
+    sent = {f.name: f.sent for f in plan("ppo", QWEN, **how, gradient_accumulation_steps=4).phases}
+    value = 7_615_616_512 - 152064 * 3584 + 3584
+    both = 7_615_616_512 + value
+    assert sent["backward"].all_reduce == pytest.approx(3 * 2 * 4 * both, rel=1e-4)
 
 
 def test_each_scheme_sends_what_it_sends_in_a_pass_or_in_a_step():

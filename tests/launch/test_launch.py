@@ -11,12 +11,15 @@ from dataclasses import replace
 import pytest
 
 from rlhf_lab import launching, planning, training
+from rlhf_lab.charts.comparison import compare
 from rlhf_lab.cli.main import _who, main
 from rlhf_lab.data.load import Split, load_data
 from rlhf_lab.launch import launcher
 from rlhf_lab.launch.launcher import ERROR_PREFIX, Hosts, command
 from rlhf_lab.launch.processes import EVERYWHERE, STOP_FILE, Follower, place
+from rlhf_lab.models.load import load
 from rlhf_lab.runs.run import Run
+from rlhf_lab.widgets.dashboard import cost_line
 
 OURS = ["-m", "rlhf_lab.cli", "train", "ppo"]
 
@@ -144,6 +147,18 @@ def test_the_command_line_trains_in_two_processes(tmp_path):
         assert b == pytest.approx(a, rel=5e-3, abs=5e-3, nan_ok=True)
     assert runs[1].status == "finished" and (runs[1].model_path / "config.json").is_file()
     assert len(runs[0].samples) == len(runs[1].samples)
+    # In a ring of two each process sends as much as all its gradients, in every optimizer step.
+    assert not runs[0].ledger.filter(quantity="sent")
+    sent = {s: runs[1].ledger.filter(quantity="sent", source=s) for s in ("predicted", "measured")}
+    numbers = sum(p.numel() for p in load(runs[1].model_path).base.parameters())
+    value_model = numbers + load(runs[1].model_path).config.hidden_size  # of tied embeddings
+    steps = sum(row["optimizer_steps"] for row in runs[1].metrics if "optimizer_steps" in row)
+    by_hand = 4 * (numbers + value_model) * steps
+    assert sent["measured"].total(phase="backward") == pytest.approx(by_hand, rel=1e-3)
+    assert sent["predicted"].total() == pytest.approx(by_hand, rel=1e-3)
+    table = str(compare(runs[1]))
+    assert "by the process that sends most" in table and " sent" in cost_line(runs[1].ledger)
+    assert "sent:" not in str(compare(runs[0])) and " sent" not in cost_line(runs[0].ledger)
 
 
 def test_what_a_notebook_starts(tmp_path, few_stories, capfd):

@@ -118,6 +118,7 @@ def test_unit_follows_from_quantity():
         "seconds": "s",
         "tokens": "tokens",
         "money": "USD",
+        "sent": "B",
     }
 
 
