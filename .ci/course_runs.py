@@ -23,17 +23,20 @@ FOLDER = ROOT / "notebooks" / "course_runs"
 LARGEST = 50_000  # bytes of a file
 STEPS = 24  # PPO's iterations; RLOO and GRPO take four optimizer steps for each
 LABELS = (48, 192, 768, 3072)  # how many pairs a reward model learns from: as many steps for each
+CONSTANT: dict[str, object] = {"max_steps": 2 * STEPS, "lr_scheduler_type": "constant"}
+"""A rate that falls to 0 would end a run before it has gone where it goes without a penalty."""
 RUNS: dict[str, tuple[str, dict[str, object]]] = {
     "ppo": ("ppo", {"max_steps": STEPS}),
     "ppo_small": ("ppo", {"model": "small"}),
-    "ppo_without_kl": ("ppo", {"max_steps": STEPS, "kl_coef": 0.0}),
+    "ppo_with_kl": ("ppo", CONSTANT),
+    "ppo_without_kl": ("ppo", {**CONSTANT, "kl_coef": 0.0}),
     "rloo": ("rloo", {"max_steps": 4 * STEPS}),
     "grpo": ("grpo", {"max_steps": 4 * STEPS}),
     "ppo_shared": ("ppo", {"max_steps": STEPS, "layout": "shared", "learning_rate": 0.0003}),
-    "ppo_lora": ("ppo", {"max_steps": STEPS, "lora_r": 16, "learning_rate": 0.005}),
+    "ppo_lora": ("ppo", {"max_steps": STEPS, "lora_r": 16, "learning_rate": 0.003}),
     "ppo_adapters": (
         "ppo",
-        {"max_steps": STEPS, "layout": "adapters", "lora_r": 16, "learning_rate": 0.005},
+        {"max_steps": STEPS, "layout": "adapters", "lora_r": 16, "learning_rate": 0.003},
     ),
     "dpo": ("dpo", {"max_steps": 64}),
     "dpo_lora": ("dpo", {"max_steps": 64, "lora_r": 16, "learning_rate": 0.003}),

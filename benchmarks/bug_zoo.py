@@ -13,7 +13,7 @@ and says of each specimen which metric leaves its band first, on at least four s
 It may be stopped at any time: results/bug_zoo.json is written after each run, and the next call
 goes on. A run that diverges counts up to where it did. `bug_zoo_reading.py` reads the results.
 
-Why this size. Runs of `tiny` at the lab's own rate, 7e-4, cost 21 CPU seconds for twelve iterations
+Why this size. Runs of `tiny` at a rate of 7e-4 cost 21 CPU seconds for twelve iterations
 and jump now and then, and so does `mini` at that rate (a KL of 2 nats for one iteration, on two of
 three seeds), which makes bands wide. `mini` costs 5 for eight iterations of 48 responses. At 5e-4,
 falling to 0 over so few iterations, it jumps less often, and still learns: the gold reward rises

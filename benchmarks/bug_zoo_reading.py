@@ -31,6 +31,8 @@ SIZE = {
     "max_steps": 8,
     "per_device_train_batch_size": 48,
     "learning_rate": 0.0005,
+    "lam": 0.95,
+    "max_grad_norm": 1.0,
     "num_mini_batches": 2,
     "num_ppo_epochs": 2,
     "response_length": 64,
@@ -44,7 +46,7 @@ WIDER = {
     "a third of the rate": {"learning_rate": 0.00017},
     "twice the rate": {"learning_rate": 0.001},
     "half the responses": {"per_device_train_batch_size": 24},
-    "tiny at the lab's own rate": {"model": "tiny", "learning_rate": 0.0007, "max_steps": 12},
+    "tiny at a rate of 7e-4": {"model": "tiny", "learning_rate": 0.0007, "max_steps": 12},
 }
 """Healthy runs that limits are learned from too, and bands are not: of other settings than those
 that are judged, so that a limit is not one of one setting. Seeds from 20 on."""

@@ -2,8 +2,8 @@
 
 `mini` is optimised by reward models of several sizes, amounts of pairs, shares of flipped labels,
 and ensembles (`lab.overoptimise`): best-of-n exactly, from 64 answers to each of 64 held-out
-prompts, and PPO at the lab's learning rate, held constant after ten iterations, one optimizer step
-for each of them, without a penalty: so that a run goes on as far as it can. Beside it the lab's own
+prompts, and PPO at a rate of 7e-4, held constant after ten iterations, one optimizer step for
+each of them, without a penalty: so that a run goes on as far as it can. Beside it the lab's own
 settings. Forty seconds a curve of PPO on one quiet core.
 
 It may be stopped at any time: notebooks/course_runs/overoptimisation.json, which the notebooks
@@ -51,6 +51,9 @@ FAR = {
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 10,
     "iterations": 64,
+    "learning_rate": 7e-4,
+    "lam": 0.95,
+    "max_grad_norm": 1.0,
     **ONE_STEP,
 }
 """PPO's settings beside the lab's own."""

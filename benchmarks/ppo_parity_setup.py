@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 VENV = ROOT / ".venv-trl112"
 TRL = "1.12.0"
+OTHERS = [f"trl=={TRL}", "transformers", "accelerate", "datasets", "peft"]
 EPSILON = 1e-7  # what TRL adds to the temperature
 
 # Names that both PPOConfigs know.
@@ -55,7 +56,7 @@ def trl_python() -> Path:
     """The interpreter of `.venv-trl112`; makes and fills that environment when it is missing."""
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     done = VENV / ".installed"
-    if done.is_file():
+    if done.is_file() and done.read_text() == " ".join(OTHERS):
         return python
     print(f"making {VENV.name} with TRL {TRL} (once; a large download)", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
@@ -67,9 +68,9 @@ def trl_python() -> Path:
     torch_pin = next(p for p in pins if p.startswith("torch=="))
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     pip += ["-c", str(constraints)]
-    for wanted in ([torch_pin], [f"trl=={TRL}", "transformers", "accelerate", "datasets"]):
+    for wanted in ([torch_pin], OTHERS):
         subprocess.run(pip + wanted, check=True)
-    done.touch()
+    done.write_text(" ".join(OTHERS))
     return python
 
 
@@ -229,11 +230,16 @@ def our_trainer(folder: Path, job: dict, base=None, **extra):
     dtype = getattr(torch, job["dtype"])
     prompts = json.loads((folder / "prompts.json").read_text())
     base = base or PPOTrainer
+    reference = load_causal_lm(folder / "ref").to(dtype) if args.layout != "adapters" else None
+    if "lora" in job:
+        from peft import LoraConfig
+
+        extra["peft_config"] = LoraConfig(**job["lora"])
     return (as_trl(base) if job.get("late_score", True) else base)(
         args,
         load_tokenizer(folder / "tokenizer"),
         load_causal_lm(folder / "policy").to(dtype),
-        load_causal_lm(folder / "ref").to(dtype),
+        reference,
         load_reward_model(folder / "reward").to(dtype),
         [{"input_ids": p} for p in prompts],
         load_reward_model(folder / "value").to(dtype) if args.layout == "four" else None,

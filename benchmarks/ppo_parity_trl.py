@@ -26,6 +26,7 @@ from accelerate import __version__ as accelerate_version
 from datasets import Dataset
 from datasets import __version__ as datasets_version
 from parity_precision import exact_norms
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -76,6 +77,9 @@ def make_trainer(folder: Path, job: dict, log: KeepLog) -> PPOTrainer:
     # PPO takes no seed for the order of the prompts: it uses whatever torch's generator holds.
     set_seed(job["settings"]["seed"])
     models = load_models(folder, getattr(torch, job["dtype"]))
+    lora = None
+    if "lora" in job:  # then the policy without its adapter is the reference
+        lora, models["ref"] = LoraConfig(**job["lora"]), None
     prompts = json.loads((folder / "prompts.json").read_text())
     trainer = PPOTrainer(
         args=PPOConfig(output_dir=str(folder / "trl_output"), **SAFE, **job["settings"]),
@@ -85,6 +89,7 @@ def make_trainer(folder: Path, job: dict, log: KeepLog) -> PPOTrainer:
         reward_model=models["reward"],
         value_model=models["value"],
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
+        peft_config=lora,
         callbacks=[log],
     )
     trainer.remove_callback(ppo_trainer.PrinterCallback)

@@ -13,6 +13,8 @@
              torch's allocator, in a fresh process each
     rate     share of the machine's matrix products in the update phase (`ppo_vs_trl_rate`)
     layouts  four models, a shared trunk, adapters: gold reward, KL, memory (`ppo_vs_trl_lab`)
+    real     SmolLM2-135M-Instruct (`make real`), all weights and LoRA: speed, memory
+             (`ppo_vs_trl_real`)
     resume   training killed at random moments and resumed: is the curve the same?
 
 Both sides run in float32 with the same optimizer, each with the allocator settings that it brings:
@@ -291,6 +293,7 @@ def sections() -> dict:
     import ppo_vs_trl_gold
     import ppo_vs_trl_lab
     import ppo_vs_trl_rate
+    import ppo_vs_trl_real
 
     return {
         "speed": speed,
@@ -299,12 +302,13 @@ def sections() -> dict:
         "rate": ppo_vs_trl_rate.rate,
         "layouts": ppo_vs_trl_lab.layouts,
         "resume": ppo_vs_trl_lab.resume,
+        "real": ppo_vs_trl_real.real,
     }
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    known = ("speed", "gold", "memory", "rate", "layouts", "resume")
+    known = ("speed", "gold", "memory", "rate", "layouts", "resume", "real")
     parser.add_argument(
         "--only",
         nargs="+",

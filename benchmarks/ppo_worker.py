@@ -35,6 +35,8 @@ class Watch(TrainerCallback):
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.cpu: list[float] = []
+        """seconds of this process, of all its threads"""
         self.lines: list[dict] = []
         self.optimizer = None
 
@@ -44,14 +46,18 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args, state, control, *, optimizer=None, **kwargs):
         self.optimizer = optimizer
-        self.times.append(time.perf_counter())
+        self.read_clock()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         line = {NAMES.get(k, k): v for k, v in (logs | self.more()).items()}
         self.lines.append({k: line[k] for k in NAMES.values()})
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.read_clock()
+
+    def read_clock(self) -> None:
         self.times.append(time.perf_counter())
+        self.cpu.append(time.process_time())
 
 
 class Race(Watch):
@@ -144,6 +150,7 @@ def train(make: Make, job: dict) -> dict:
     seconds = watch.times[-1] - watch.times[job["warm_up"]]
     return {
         "seconds": seconds,
+        "cpu_seconds": watch.cpu[-1] - watch.cpu[job["warm_up"]],
         "first": watch.times[1] - watch.times[0],
         "iterations": len(watch.times) - 1 - job["warm_up"],
         "log": watch.lines,
@@ -172,6 +179,12 @@ def memory(make: Make, job: dict) -> dict:
     return found | {"state": state_bytes(watch.optimizer)}
 
 
+def resident(make: Make, job: dict) -> dict:
+    """What the process holds now."""
+    gc.collect()
+    return {"bytes": status_bytes("VmRSS")}
+
+
 # --------------------------------------------------------------------------------- the conversation
 
 
@@ -179,7 +192,7 @@ def serve(make: Make, versions: dict, **tasks: Callable[[Make, dict], dict]) -> 
     """Answer jobs until the input ends. What libraries print goes to the error stream."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    known = {"train": train, "race": race, "memory": memory, **tasks}
+    known = {"train": train, "race": race, "memory": memory, "resident": resident, **tasks}
     known["versions"] = lambda make, job: versions | {"torch": torch.__version__}
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     for line in sys.stdin:

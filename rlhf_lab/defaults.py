@@ -33,7 +33,7 @@ LITERATURE: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_suffix(".json").read_text("utf-8")
 )
 """Of each stage: "whole" and "lora", learning rates as [most parameters, rate, source], from the
-smallest; "penalty", [setting, value, source] of what holds a policy near its reference; "small",
+smallest; "besides", [setting, value, source] of what else is not the lab's own there; "small",
 rates of models as small as ours that the stage's own does not suit: of adapters and of a layout."""
 
 
@@ -58,10 +58,7 @@ def defaults(
         return taken, {} if "learning_rate" in given else {"learning_rate": small[1]}
     rates = published[trained]
     rate, source = next((rate, why) for most, rate, why in rates if size <= (most or inf))
-    found = [
-        ("learning_rate", rate, source),
-        *([published["penalty"]] if "penalty" in published else []),
-    ]
+    found = [("learning_rate", rate, source), *published.get("besides", [])]
     if not BATCH & given.keys() and is_here(hardware):
         batch, source = _batch_that_fits(stage, model, {**taken, **given})
         found += [(name, value, source) for name, value in batch.items()]

@@ -29,7 +29,7 @@ from .defaults import defaults
 from .display import by_surface, check_choice
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load, presets
 from .runs.ledger import Ledger
-from .settings import LORA, OF_MODEL, as_whole, check_settings
+from .settings import LORA, OF_MODEL, PLANNED_ONLY, as_whole, check_settings
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ TEACHER = "small"
 """The teacher of the other bundled models, where none is given."""
 OF_WEIGHTS = {"quantization", "load_in_4bit", "load_in_8bit"}
 """Settings of inference that say what weights are kept in; without one the config says it."""
+UNKNOWN = "no prediction"
 LENGTH_FLAGS = "--prompt-length, --response-length"
 
 
@@ -153,8 +154,8 @@ class Plan:
             found.append("not modelled: use_vllm on a CPU, which would change memory and time")
         try:
             return [*found, *self.estimate.caveats, *self._misleading()]
-        except ValueError:  # it can be trained, and not planned
-            return found
+        except ValueError as error:  # it can be trained, and not planned
+            return [*found, f"{UNKNOWN} ({error})"]
 
     def _misleading(self) -> Iterator[str]:
         if self._lengths == "default" and "rows" in self.given:
@@ -256,7 +257,7 @@ def plan(
     if stage == "distill" and teacher is None and "teacher" not in handle.paths:
         teacher = TEACHER if handle.name in BUNDLED and handle.name != TEACHER else None
     if stage != "reward":
-        handle.check_writes()
+        handle.check_writes(STAGES[stage].trainable)
     others = {"reward": reward_model, "value": value_model, "teacher": teacher}
     others["draft"] = draft_model
     for role, other in others.items():
@@ -265,7 +266,7 @@ def plan(
                 raise ValueError(f"{stage} has no {role} model: leave {role}_model out")
             theirs, trained = load(other), "sft" if role in ("teacher", "draft") else "reward"
             if trained == "sft":
-                theirs.check_writes()
+                theirs.check_writes(STAGES[stage].trainable)
             theirs.config_dict(trained)  # where there is nobody to ask, that is said now
             handle = handle.with_stage(role, theirs.paths.get(trained, theirs.paths["base"]))
     find_hardware(hardware)
@@ -400,16 +401,16 @@ def _adapter_rank(folder: str) -> dict[str, object]:
 
 
 def predicted(plan: Plan, data: Data | None, quiet: bool = True) -> Ledger:
-    """The prediction's rows; none, or all but seconds, and unless `quiet` a line that says why, for
-    what the cost model does not know: a run is worth having without."""
-    known, what = Ledger(), "prediction"
+    """The prediction's rows; without seconds or none where the cost model knows no more: a run is
+    worth having without. Then a line says why, unless `quiet` or a warning of the plan has."""
+    known, what = Ledger(), UNKNOWN
     try:
         estimate = predict(plan, data)
-        known, what = estimate.untimed_ledger, "prediction of seconds"
+        known, what = estimate.untimed_ledger, "no prediction of seconds"
         return estimate.ledger
     except ValueError as error:
-        if not quiet:
-            print(f"{plan.stage}: no {what} ({error})", flush=True)
+        if not quiet and not any(line.startswith(UNKNOWN) for line in plan.warnings):
+            print(f"{plan.stage}: {what} ({error})", flush=True)
         return known
 
 
@@ -419,17 +420,6 @@ def _story_lengths(stage: str, model: str, **settings: Setting) -> dict[str, flo
     from .data.lengths import of_rows, story_lengths
 
     return of_rows(stage, load(model), story_lengths(STAGES[stage].rows), settings)
-
-
-PLANNED_ONLY = frozenset(
-    "gpus nodes sharding offload tensor_parallel dtype attn_implementation adapter_dtype loss "
-    "pairs_together samples_per_prompt ema joint_update load_in_8bit reduce_bucket_size "
-    "optimizer_in_backward selective_checkpointing fsdp_version "
-    "fsdp_units stage3_prefetch_bucket_size stage3_max_live_parameters "
-    "stage3_param_persistence_threshold".split()
-)
-"""Settings of a plan that change how a run would be made, and that `train` has at the defaults of
-`Setup` only; the other ones describe the data, or choose rewards."""
 
 
 def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
@@ -442,7 +432,8 @@ def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
         return "load_in_4bit trains adapters only: set lora_r, for example 16"
     plain = {f.name: f.default for f in fields(Setup)}
     for name, value in settings.items():
-        if name in planned_only and value != plain.get(name):
+        asks = value not in (plain.get(name), None, False, [], (), {}, "main")
+        if name in planned_only and asks:
             if name == "load_in_4bit":
                 return "load_in_4bit: PPO trains one base in 4 bits alone: set layout=adapters"
             return f"{name}={value!r} is planned only: train() does not do it yet"

@@ -7,6 +7,7 @@ bits), or a plan's own (`cost/settings.yaml`). What a plan makes of it: `cost/fi
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -15,27 +16,38 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from .cost.fields import CALLED
-from .cost.read_settings import CHECKPOINTING, RENAMED
-from .cost.setup import CHOICES, WHOLE_NUMBERS, Setup, check_whole, extra_settings
+from .cost.fields import CALLED, RENAMED, WHOLE_NUMBERS
+from .cost.read_settings import CHECKPOINTING
+from .cost.setup import CHOICES, Setup, check_whole, extra_settings
 from .display import by_surface, check_choice, did_you_mean, is_number
-from .stages import STAGES, Setting, resolve
+from .stages import STAGES, Setting, read_table, resolve
 
 LORA = {
     "lora_r": "r",
     "lora_alpha": "lora_alpha",
     "lora_dropout": "lora_dropout",
     "lora_target_modules": "target_modules",
+    "use_rslora": "use_rslora",
 }
 """LoRA's settings, named as TRL's ModelConfig names them → peft's LoraConfig."""
 
 
-POSITIVE = frozenset(
-    "learning_rate per_device_eval_batch_size max_length num_train_epochs steps_per_generation "
-    "rows mean_tokens mean_response total_episodes generation_batch_size".split()
+VALUES = read_table(Path(__file__).with_name("values.yaml"))
+ABOVE_ZERO, SHARE, BELOW_ONE, ANY_SIGN, ENDLESS = (
+    frozenset(VALUES[kind].split())
+    for kind in ("above_zero", "share", "below_one", "any_sign", "endless")
 )
-"""Settings that make no sense at 0 or below, and that the trainers do not all check; beside
-`WHOLE_NUMBERS`."""
+"""Settings by the numbers that they may be (`values.yaml`); beside `WHOLE_NUMBERS`."""
+PLANNED_ONLY = frozenset(VALUES["planned_only"].split())
+"""Settings of a plan that change how a run would be made, and that `train` has at the defaults of
+`Setup` only; the other ones describe the data, or choose rewards."""
+WORDS: dict[str, tuple[str, ...]] = {k: tuple(v.split()) for k, v in VALUES["choices"].items()}
+APART = (
+    ("bf16", "fp16"),
+    ("load_in_4bit", "load_in_8bit"),
+    ("use_vllm", "use_transformers_continuous_batching"),
+)
+"""Settings of which one may be on."""
 
 
 OF_TOKENIZER = (
@@ -87,7 +99,11 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
     setting that would have no effect.
     """
     check_names(settings, stage)
+    _check_padding(stage, settings)
     own, types = config_fields(stage), _types_of(stage)
+    for one, other in APART:
+        if settings.get(one) and settings.get(other):
+            raise ValueError(f"{one} and {other}: choose one")
     for name, value in settings.items():
         if name in NOT_HONOURED:
             words = by_surface("out", "--out"), by_surface("resume=True", "--resume")
@@ -96,6 +112,7 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             _check_compiled(value, settings, stage)
             continue
         _check_type(name, value, types.get(name, ""))
+        check_value(stage, name, value)
         if name == "train_sampling_strategy" and value is not None:
             _check_order(stage, value, settings)
         optimizers = SETTINGS["choices"]["optim"].split(" | ") if name == "optim" else ()
@@ -129,6 +146,18 @@ def _check_order(stage: str, value: Setting, settings: Mapping[str, Setting]) ->
         )
     known = ORDERS.get(stage, ("sequential",) if stage == "kto" else ("random",))
     check_choice(f"train_sampling_strategy of {stage}", value, known)
+
+
+def _check_padding(stage: str, settings: Mapping[str, Setting]) -> None:
+    """Raises ValueError, one line, for what TRL 1.16 makes otherwise of batches without padding."""
+    if stage == "dpo" and settings.get("padding_free"):
+        raise ValueError("padding_free: TRL's trainer of dpo pads all the same; leave it out")
+    for name in ("packing", "padding_free"):
+        if settings.get(name) and settings.get("neftune_noise_alpha"):
+            raise ValueError(
+                f"neftune_noise_alpha: with {name} a batch is one long row, and the noise, which "
+                "shrinks with a row's length, gets weaker with the batch; leave one of them out"
+            )
 
 
 def as_whole(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
@@ -203,14 +232,28 @@ def _check_type(name: str, value: Setting, type_: str) -> None:
         raise ValueError(f"{name} must be a number, got {value!r}")
     if "bool" in kinds and not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
-    if name == "lora_r" and value < 0:
-        raise ValueError(f"lora_r={value}: choose a rank of 1 or more, or 0 for the whole model")
-    if name in POSITIVE and not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be above 0, got {value!r}")
     if (of := RENAMED.get(name, name)) in WHOLE_NUMBERS:
         check_whole(name, value, of)
     if "int" in kinds and "float" not in kinds and value % 1:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
+
+
+def check_value(stage: str, name: str, value: Setting) -> None:
+    """Raises ValueError, one line, for a number or a word that the setting cannot be."""
+    if is_number(value):
+        positive = bool({name, f"{stage}.{name}"} & ABOVE_ZERO)
+        least = "above 0" if positive else "0 or more"
+        low = (value <= 0 if positive else value < 0) and name not in ANY_SIGN
+        high = value == math.inf and name not in ENDLESS
+        if name in SHARE:
+            least += " and below 1" if name in BELOW_ONE else ", at most 1"
+            high = value > 1 or value == 1 and name in BELOW_ONE
+        if low or high or math.isnan(value):
+            raise ValueError(f"{name} must be {least}, got {value!r}")
+    words = WORDS.get(f"{stage}.{name}", WORDS.get(name))
+    for word in value if isinstance(value, (list, tuple)) else [value]:
+        if words and isinstance(word, str) and _in_step():
+            check_choice(name, getattr(word, "value", word), words)
 
 
 SETTINGS: dict[str, dict[str, str]] = json.loads(

@@ -63,7 +63,7 @@ def test_a_changed_setting_holds_from_the_checkpoint_on(parent, few_stories, tmp
     assert other.series("grad_norm")[1][-1] != parent.series("grad_norm")[1][-1]
     figure = lab.curves(parent, other, metrics=["kl_coef"])
     assert [line.name for line in figure.data] == [
-        "learning_rate=0.0007, kl_coef=0.15",
+        "learning_rate=0.0005, kl_coef=0.15",
         "learning_rate=0.002, kl_coef=0.5",
     ]
     assert [list(line.y) for line in figure.data] == [[0.15] * 4, [0.15, 0.15, 0.15, 0.5]]

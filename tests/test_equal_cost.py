@@ -245,7 +245,7 @@ def test_another_file_is_refused_in_one_line(tmp_path):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(ValueError, match="other.json was not written by EqualBudget.save"):
             EqualBudget.load(tmp_path / "other.json")
-    with pytest.raises(ValueError, match="none.json: No such file or directory"):
+    with pytest.raises(ValueError, match="no such file: .*none.json"):
         EqualBudget.load(tmp_path / "none.json")
 
 

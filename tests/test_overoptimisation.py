@@ -253,5 +253,5 @@ def test_what_has_no_truth_is_refused(tmp_path):
     (other := tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="other.json was not written by OverOptimisation.save"):
         OverOptimisation.load(other)
-    with pytest.raises(ValueError, match="none.json: No such file or directory"):
+    with pytest.raises(ValueError, match="no such file: .*none.json"):
         OverOptimisation.load(tmp_path / "none.json")

@@ -48,6 +48,25 @@ def test_a_plan_is_the_defaults_and_what_you_say():
     assert lab.plan("dpo", "tiny", lora_r=8, lora_alpha=4).lora == adapters | {"lora_alpha": 4}
 
 
+def test_a_plan_of_a_file_on_the_command_line_is_that_of_the_data(tmp_path, capsys):
+    rows = [{"question": "a b", "good": " c" * (9 + i), "bad": "d"} for i in range(20)]
+    (file := tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fields = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    words = [x for ours, theirs in fields.items() for x in ("--field", f"{ours}={theirs}")]
+    assert main(["plan", "dpo", "--data", str(file), *words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plan = lab.plan("dpo", "tiny", data=lab.load_data(file, fields=fields))
+    assert found["peak_bytes"] == plan.peak and found["steps"] == plan.estimate.steps
+    assert plan.settings["rows"] < 20 and plan.peak != lab.plan("dpo", "tiny").peak
+
+
+def test_a_bundled_model_is_known_by_its_folder():
+    from rlhf_lab.models.load import small_models_folder
+
+    handle = lab.load(small_models_folder() / "mini")
+    assert handle.name == "mini" and handle.paths == lab.load("mini").paths
+
+
 @pytest.mark.parametrize("stage", ["dpo", "ppo", "grpo"])
 def test_a_plan_of_the_bundled_stories_is_the_same_with_and_without_the_data(stage):
     """The page said 38.3 s before the run and 37.5 s in it: scoring 32 rows was planned for 64."""
@@ -236,6 +255,6 @@ def test_lengths_that_packing_made_are_not_called_yours():
 
 def test_help_reads_well():
     out = subprocess.run(
-        [sys.executable, "-m", "rlhf_lab.cli", "train", "--help"], capture_output=True, text=True
+        [sys.executable, "-m", "rlhf_lab", "train", "--help"], capture_output=True, text=True
     )
     assert out.returncode == 0 and "examples:" in out.stdout and "--reward-model" in out.stdout

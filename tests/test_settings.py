@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import string
 
@@ -16,7 +17,19 @@ import pytest
 import rlhf_lab as lab
 from rlhf_lab.cli.main import main
 from rlhf_lab.cost.fields import INERT, NOT_MODELLED
-from rlhf_lab.settings import NOT_HONOURED, SETTINGS, config_fields, known_settings
+from rlhf_lab.planning import unplannable
+from rlhf_lab.settings import (
+    ABOVE_ZERO,
+    ANY_SIGN,
+    BELOW_ONE,
+    ENDLESS,
+    NOT_HONOURED,
+    SETTINGS,
+    SHARE,
+    WORDS,
+    config_fields,
+    known_settings,
+)
 from rlhf_lab.stages import STAGES, TRAINABLE, resolve
 from rlhf_lab.studies import NO_XRAY
 
@@ -369,6 +382,22 @@ def test_an_order_of_rows_that_a_trainer_does_not_keep_to_is_refused(stage, orde
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("stage", "settings", "line"),
+    [
+        ("dpo", {"padding_free": True}, "^padding_free: TRL's trainer of dpo pads"),
+        ("sft", {"packing": True, "neftune_noise_alpha": 5.0}, "^neftune_noise_alpha: with pack"),
+        ("sft", {"padding_free": True, "neftune_noise_alpha": 5.0}, "with padding_free a batch is"),
+    ],
+)
+def test_what_trl_makes_otherwise_of_batches_without_padding_is_refused(stage, settings, line):
+    with pytest.raises(ValueError, match=line):
+        lab.plan(stage, "tiny", **settings)
+    for name in settings:  # each by itself, or switched off, is as ever
+        others = {k: v for k, v in settings.items() if k != name}
+        assert lab.plan(stage, "tiny", **others, **{name: type(settings[name])(0)}).stage == stage
+
+
 REFUSED_AT_ONCE = [
     ({"optim": "adam"}, "optim='adam': did you mean 'adamw_torch'. choose from adamw_torch_fused"),
     ({"gpus": 0}, "gpus must be a whole number of at least 1, got 0"),
@@ -380,6 +409,13 @@ REFUSED_AT_ONCE = [
     ({"max_steps": 2.5}, "max_steps must be a whole number, got 2.5"),
     ({"total_episodes": -5}, "total_episodes must be above 0, got -5"),
     ({"kv_cache_dtype": "fp8", "stage": "inference"}, "engine='vllm' is planned for GPUs"),
+    ({"bf16": True, "fp16": True}, "bf16 and fp16: choose one"),
+    ({"lora_dropout": 1.5, "lora_r": 8}, "lora_dropout must be 0 or more, at most 1, got 1.5"),
+    ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin': did you mean 'cosine'"),
+    ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type='greedy': choose from linear"),  # no loss
+    ({"stage": "dpo", "loss_type": ["sigmod"]}, "loss_type='sigmod': did you mean 'sigmoid'"),
+    ({"stage": "grpo", "max_completion_length": 0}, "response_length must be above 0, got 0"),
+    ({"learning_rate": math.inf}, "learning_rate must be above 0, got inf"),
     ({"reward_model": "me/x"}, "no model 'me/x': neither a folder here nor in the hub's cache"),
 ]
 
@@ -392,9 +428,67 @@ def test_a_plan_refuses_at_once_what_cannot_be(given, line, monkeypatch):
         lab.plan(**{"stage": "ppo", **given})
 
 
+NUMBERS = {
+    name: stage
+    for stage in TRAINABLE
+    for name, kind in (config_fields(stage) | SETTINGS["model"]).items()
+    if {"int", "float"} & {*kind.replace(" ", "").split("|")} and name not in NOT_HONOURED
+}
+"""Every field of a trainer's config that is a number, and a stage that has it."""
+
+
+@pytest.mark.parametrize("name", sorted(NUMBERS))
+def test_no_field_takes_a_number_that_it_cannot_be(name):
+    """Trainers find out late, or never: a negative warm-up was trained without a word."""
+    wrong = [math.nan] + [-3] * (name not in ANY_SIGN) + [1.5] * (name in SHARE)
+    for value in wrong if name != "local_rank" else ():
+        with pytest.raises(ValueError, match="must be") as refused:
+            lab.plan(NUMBERS[name], "tiny", **{name: value})
+        assert "\n" not in str(refused.value) and f"got {value}" in str(refused.value)
+
+
+def test_values_are_of_settings_that_there_are_and_words_those_of_the_libraries():
+    from transformers.trainer_utils import (
+        HubStrategy,
+        IntervalStrategy,
+        SaveStrategy,
+        SchedulerType,
+    )
+    from transformers.training_args import trainer_log_levels
+
+    known = frozenset().union(*map(known_settings, STAGES))
+    named = ABOVE_ZERO | SHARE | BELOW_ONE | ANY_SIGN | ENDLESS | WORDS.keys()
+    assert {name.rpartition(".")[2] for name in named} <= known
+    theirs = {"hub_strategy": HubStrategy, "save_strategy": SaveStrategy}
+    theirs |= {"lr_scheduler_type": SchedulerType, "eval_strategy": IntervalStrategy}
+    assert {k: set(WORDS[k]) for k in theirs} == {
+        k: {x.value for x in v} for k, v in theirs.items()
+    }
+    assert {*WORDS["log_level"]} == {*trainer_log_levels}
+    for stage, name in (("dpo", "truncation_mode"), ("sft", "packing_strategy")):
+        field = next(f for f in dataclasses.fields(resolve(STAGES[stage].config)) if f.name == name)
+        assert {*field.metadata["choices"]} <= {*WORDS[name]}
+
+
+def test_what_training_would_drop_is_planned_only():
+    """peft's and the hub's settings that the lab's own loading does not hand on."""
+    for name, value in {"use_dora": True, "model_revision": "v2"}.items():
+        assert unplannable("sft", {name: value, "lora_r": 8}).startswith(f"{name}={value!r} is")
+    assert unplannable("sft", {"model_revision": "main", "use_dora": False}) is None
+    assert lab.plan("sft", "tiny", lora_r=8, use_rslora=True).lora["use_rslora"] is True
+
+
+def test_a_rank_above_a_matrix_is_planned_with_a_word():
+    """peft makes adapters of any rank; of 128 rows no more than 128 are independent."""
+    e = lab.plan("sft", "tiny", lora_r=129).estimate
+    assert "lora_r=129: ranks above 128, a matrix's width, add no more" in e.caveats
+    assert not any("ranks above" in line for line in lab.plan("sft", lora_r=128).warnings)
+
+
 def test_what_can_be_trained_and_not_planned_is_no_mistake():
     plan = lab.plan("ppo", optim="lion_32bit", max_steps=1e1)
     assert plan.settings["optim"] == "lion_32bit"
+    assert plan.warnings[0].startswith("no prediction (optim='lion_32bit'")
     with pytest.raises(ValueError, match="optim='lion_32bit'"):
         _ = plan.estimate
 

@@ -245,7 +245,7 @@ def test_plan_on_the_command_line(capsys, tmp_path):
     [
         (["plan", "sft", "--hardware", "h10"], "did you mean 'h100'"),
         (["plan", "sft", "--model", "no such"], "no model 'no such'"),
-        (["plan", "sft", "--lora-r", "99999"], "the narrowest matrix"),
+        (["plan", "sft", "--set", "warmup_steps=-3"], "warmup_steps must be 0 or more, got -3"),
         (["plan", "ppo", "--set", "num_mini_batches=7"], "does not split into num_mini_batches=7"),
         (["plan", "sft", "--set", "rubbish"], "write NAME=VALUE"),
         (["plan", "rlhf"], "invalid choice"),

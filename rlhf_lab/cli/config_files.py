@@ -18,6 +18,7 @@ import yaml
 
 from ..launch.accelerate_config import CONFIGS
 from ..launch.trl_config import OURS
+from ..runs.json_files import unread
 from ..settings import known_settings
 from ..stages import STAGES, Setting, read_table
 
@@ -101,11 +102,14 @@ def read_config(path: str | Path) -> FromFile:
         text = path.read_text("utf-8")
         content = _numbers(yaml.safe_load(text))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+        raise ValueError(unread(path, error)) from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{path}: a config file holds names with values")
     if "distributed_type" in content:
         return _accelerate(content, path)
+    if "zero_optimization" in content:
+        _deepspeed_json(found := FromFile("DeepSpeed"), content, path)
+        return found
     for tool, facts in TOOLS.items():
         if any(key in content for key in facts["has"]):
             return _other(tool, facts, content, path)
@@ -123,10 +127,9 @@ EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 def _numbers(content: object) -> object:
     """What YAML 1.1 takes for words, as people write numbers: 1e-5, without a point or a sign."""
-    if not isinstance(content, dict):
-        return content
-    words = {k: v for k, v in content.items() if isinstance(v, str) and EXPONENT.fullmatch(v)}
-    return {**content, **{k: float(v) for k, v in words.items()}}
+    if isinstance(content, dict):
+        return {key: _numbers(value) for key, value in content.items()}
+    return float(content) if isinstance(content, str) and EXPONENT.fullmatch(content) else content
 
 
 def _trl(content: Read) -> FromFile:
@@ -149,11 +152,11 @@ def _trl(content: Read) -> FromFile:
 
 def _accelerate(content: Read, path: Path) -> FromFile:
     """Devices, nodes, sharding and precision."""
-    kind = str(content["distributed_type"])
-    settings: Read = {"gpus": int(content.get("num_processes", 1))}
+    kind, found = str(content["distributed_type"]), FromFile("accelerate")
+    settings = found.settings = {"gpus": int(content.get("num_processes", 1))}
     settings["nodes"] = int(content.get("num_machines", 1))
     if kind == "DEEPSPEED":
-        settings |= _deepspeed(content.get("deepspeed_config") or {}, path)
+        _deepspeed(found, content.get("deepspeed_config") or {}, path)
     elif kind == "FSDP":
         fsdp = content.get("fsdp_config") or {}
         if int(fsdp.get("fsdp_version", 1)) != 2:
@@ -170,35 +173,60 @@ def _accelerate(content: Read, path: Path) -> FromFile:
         settings[MIXED[mixed]] = True
     if settings["gpus"] == 1:
         settings.pop("nodes")
-    return FromFile("accelerate", settings=settings)
+    return found
 
 
-def _deepspeed(content: Read, path: Path) -> Read:
+def _deepspeed(found: FromFile, content: Read, path: Path) -> None:
     """Of accelerate's deepspeed_config, or of a DeepSpeed JSON that it or another file names."""
     if named := content.get("deepspeed_config_file"):
         file = path.parent / str(named)
         try:
-            zero = json.loads(file.read_text("utf-8")).get("zero_optimization", {})
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file}: {error}") from None
-        stage = int(zero.get("stage", 0))
-        optimizer, weights = (
-            (zero.get(key) or {}).get("device", "none")
-            for key in ("offload_optimizer", "offload_param")
-        )
-    else:
-        stage = int(content.get("zero_stage", 2))
-        optimizer = content.get("offload_optimizer_device", "none")
-        weights = content.get("offload_param_device", "none")
+            _deepspeed_json(found, json.loads(file.read_text("utf-8")), file)
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(unread(file, error)) from None
+        return
+    optimizer, weights = (content.get(f"offload_{w}_device", "none") for w in OFFLOADED)
+    found.settings |= _zero(content.get("zero_stage", 2), optimizer, weights, path)
+    if isinstance(passes := content.get("gradient_accumulation_steps"), int):  # else "auto"
+        found.settings["gradient_accumulation_steps"] = passes
+
+
+OFFLOADED = "optimizer", "param"
+BATCH = {
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+}
+SIZES = (
+    *("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"),
+    "stage3_param_persistence_threshold",
+)
+
+
+def _deepspeed_json(found: FromFile, content: Read, path: Path) -> None:
+    """DeepSpeed's own config. What is "auto" there is as the plan's settings say; a size that is,
+    which transformers makes of the model's width, is planned as DeepSpeed's default, and named."""
+    zero = content.get("zero_optimization") or {}
+    moved = (zero.get(f"offload_{what}") or {} for what in OFFLOADED)
+    optimizer, weights = (one.get("device", "none") for one in moved)
+    found.settings |= _zero(zero.get("stage", 0), optimizer, weights, path)
+    said = {ours: content.get(theirs, "auto") for theirs, ours in BATCH.items()}
+    said |= {name: zero[name] for name in SIZES if name in zero}
+    found.settings |= {name: value for name, value in said.items() if value != "auto"}
+    found.unread += [f"{name}: auto" for name in SIZES if said.get(name) == "auto"]
+    on = [name for name in MIXED if (content.get(name) or {}).get("enabled") is True]
+    found.settings |= dict.fromkeys(on, True)
+
+
+def _zero(stage: Setting, optimizer: str, weights: str, path: Path) -> Read:
+    """Sharding and offload."""
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"{path}: ZeRO stage {stage!r} is not planned: write 0, 1, 2 or 3")
     if "nvme" in (optimizer, weights):
         raise ValueError(f"{path}: offload to NVMe is not planned")
     found: Read = {"sharding": f"zero{stage}" if stage else "ddp"}
     if "cpu" in (optimizer, weights):
         found["offload"] = "all" if weights == "cpu" else "optimizer"
-    accumulation = content.get("gradient_accumulation_steps")
-    return found | (
-        {"gradient_accumulation_steps": accumulation} if type(accumulation) is int else {}
-    )
+    return found
 
 
 # ------------------------------------------------------------------------- axolotl, LLaMA-Factory
@@ -219,7 +247,9 @@ def _other(tool: str, facts: Mapping[str, Setting], content: Read, path: Path) -
             found.unread.append(key)
     settings = found.settings = {k: v for k, v in found.settings.items() if v is not None}
     if isinstance(file := settings.pop("deepspeed", None), str):
-        settings |= _deepspeed({"deepspeed_config_file": file}, path)
+        _deepspeed(theirs := FromFile(tool), {"deepspeed_config_file": file}, path)
+        settings = found.settings = theirs.settings | settings
+        found.unread += theirs.unread
     if tool == "llama-factory":
         _llama_factory(settings, content)
     if settings.get("lora_target_modules") in ("all", ["all"]):

@@ -16,6 +16,7 @@ from ..stages import STAGES, TRAINABLE, XRAYED, Setting
 if TYPE_CHECKING:
     from ..cost.estimate import Estimate
     from ..cost.hardware import Hardware
+    from ..data.load import Data
     from ..planning import Plan
     from ..runs.ledger import Row
 
@@ -62,10 +63,14 @@ def add_commands(commands: Commands) -> None:
         "  rlhf-lab plan ppo --model Qwen/Qwen2.5-7B --hardware h100 --gpus 8 --rows 20000\n"
         "  rlhf-lab plan project --model Llama-3.2-1B --hardware a100 --rows 50000 --json\n"
         "  rlhf-lab plan sft --model Llama-2-7b-hf --hardware a100-40 --lora-r 16 --cheaper\n"
-        "  rlhf-lab plan sft --model Llama-3.2-1B --hardware mycard.json",
+        "  rlhf-lab plan sft --model Llama-3.2-1B --hardware mycard.json\n"
+        "  rlhf-lab plan dpo --data pairs.jsonl --field chosen=better --field rejected=worse",
     )
     plan.add_argument("stage", choices=[*STAGES, "project"])
     _add_settings(plan)
+    what = "'stories', a file, or a hub id: a plan for rows as long, and as many unless --rows"
+    plan.add_argument("--data", dest="source", help=what)
+    add_columns(plan)
     plan.add_argument("--reward-model", help="reward model of another size (ppo, rloo, grpo)")
     plan.add_argument("--value-model", help="value model of another size (ppo)")
     plan.add_argument("--teacher-model", help="what is distilled from (distill)")
@@ -97,7 +102,7 @@ def add_commands(commands: Commands) -> None:
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="bundled, preset, folder or hub id [tiny]")
-    what = "a config file of TRL, accelerate, axolotl or LLaMA-Factory; may be repeated"
+    what = "a config file of TRL, accelerate, DeepSpeed, axolotl or LLaMA-Factory; repeatable"
     parser.add_argument("--config", metavar="FILE", action="append", help=what)
     device = "a device (rlhf-lab list hardware), or a file of figures, .json or .yaml [here]"
     parser.add_argument("--hardware", default="here", help=device)
@@ -113,6 +118,32 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def add_repeated(parser: argparse.ArgumentParser, flag: str, metavar: str, text: str) -> None:
     """An argument that may be given several times: a list."""
     parser.add_argument(flag, action="append", default=[], metavar=metavar, help=text)
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say what is read of a file or data set."""
+    fields = "prompt, completion, chosen, rejected, label, answers, winner, … is this column"
+    add_repeated(parser, "--field", "OURS=COLUMN", fields)
+    parser.add_argument("--fields", metavar="FILE", help="the same in a YAML file")
+    parser.add_argument("--split", default="train", help="split of a hub data set [train]")
+    parser.add_argument("--subset", help="configuration of a hub data set")
+
+
+def read_rows(args: argparse.Namespace, seed: int, limit: int | None = None) -> Data:
+    """The data that the arguments name; of more than `limit` rows a sample."""
+    from ..data.load import load_data
+
+    how = {"split": args.split, "subset": args.subset, "limit": limit}
+    return load_data(args.source, seed=seed, fields=fields_of(args), **how)
+
+
+def fields_of(args: argparse.Namespace) -> str | dict[str, object]:
+    """What the arguments say of the columns."""
+    from ..data.mapping import from_flags
+
+    if args.field and args.fields:
+        raise ValueError("--field and --fields: say all in the file, or all with --field")
+    return args.fields or from_flags(args.field)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -160,11 +191,12 @@ def _plan(args: argparse.Namespace, **more: int) -> Plan:
         settings, model = settings | found.settings, model or found.model
     settings |= {**settings_of(args), **more}
     others = {n: getattr(args, n, None) for n in OTHER_MODELS}
+    others["data"] = data = read_rows(args, 0) if getattr(args, "source", None) else None
     made = plan(args.stage, model or "tiny", hardware=_hardware(args), **others, **settings)
     unread = tuple(
         f"not read: {', '.join(found.unread)} ({found.tool})" for found in files if found.unread
     )
-    return replace(made, notes=unread)
+    return replace(made, notes=(*(data.notes if data else ()), *unread))
 
 
 def _print(ledger: Iterable[Row], view: Callable[[], object], as_json: bool) -> None:
@@ -216,7 +248,7 @@ def _figures(e: Estimate) -> dict[str, object]:
 
 
 OTHER_MODELS = "reward_model", "value_model", "teacher_model", "draft_model"
-OF_ONE_STAGE = "config", "cheaper", "accelerate_config", "yaml", *OTHER_MODELS
+OF_ONE_STAGE = "config", "cheaper", "accelerate_config", "yaml", "source", *OTHER_MODELS
 """Arguments of a plan that a project has not."""
 
 
@@ -225,7 +257,8 @@ def _print_project(args: argparse.Namespace) -> int:
 
     for name in OF_ONE_STAGE:
         if getattr(args, name):
-            raise ValueError(f"--{name.replace('_', '-')} is for the plan of one stage")
+            flag = "data" if name == "source" else name.replace("_", "-")
+            raise ValueError(f"--{flag} is for the plan of one stage")
     asked = {"hardware": _hardware(args), "budget": args.budget, **settings_of(args)}
     whole = project(args.model or "tiny", **asked)
     document = {

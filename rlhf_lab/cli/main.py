@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -43,8 +44,13 @@ class _Parser(argparse.ArgumentParser):
             names = "/".join(action.option_strings), action.metavar, action.dest
             if wrong and action.choices and wrong[1] in names:
                 message += f"; {did_you_mean(wrong[2], action.choices)}".rstrip("; ")
-        if wrong and wrong[1] == "COMMAND" and (name := wrong[2].replace("-", "_")) in __all__:
-            message = f"{wrong[2]} has no command: in Python, import rlhf_lab as lab; lab.{name}(…)"
+        if wrong and wrong[1] == "COMMAND":
+            name = wrong[2].replace("-", "_")
+            near = [] if "did you mean" in message else get_close_matches(name, __all__, 1)
+            if name := name if name in __all__ else "".join(near):
+                message = (
+                    f"{wrong[2]} has no command: in Python, import rlhf_lab as lab; lab.{name}(…)"
+                )
         self.exit(2, f"rlhf-lab: {' '.join(message.split())} (see {self.prog} --help)\n")
 
     def refuse(self, unknown: str, stage: str = "") -> NoReturn:
@@ -172,11 +178,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     if parser.prog.endswith(("train", "launch", "best-of-n")):
         what = "'stories', a file, or a hub id [stories]"
         parser.add_argument("--data", default="stories", dest="source", help=what)
-    fields = "prompt, completion, chosen, rejected, label, answers, winner, … is this column"
-    add_repeated(parser, "--field", "OURS=COLUMN", fields)
-    parser.add_argument("--fields", metavar="FILE", help="the same in a YAML file")
-    parser.add_argument("--split", default="train", help="split of a hub data set [train]")
-    parser.add_argument("--subset", help="configuration of a hub data set")
+    cost.add_columns(parser)
     rows = "keep N rows, a random sample [100,000 or 50 MB]"
     parser.add_argument("--rows", type=positive, metavar="N", help=rows)
 
@@ -216,28 +218,10 @@ def _model(args: argparse.Namespace) -> Model:
 
 def _rows(args: argparse.Namespace, seed: int) -> Data:
     """The data that the arguments name; prints what was read, and how."""
-    from ..data.load import load_data
-
-    data = load_data(
-        args.source,
-        seed=seed,
-        fields=_fields(args),
-        split=args.split,
-        subset=args.subset,
-        limit=args.rows,
-    )
+    data = cost.read_rows(args, seed, args.rows)
     for note in data.notes:
         print(note)
     return data
-
-
-def _fields(args: argparse.Namespace) -> str | dict[str, object]:
-    """What the arguments say of the columns."""
-    from ..data.mapping import from_flags
-
-    if args.field and args.fields:
-        raise ValueError("--field and --fields: say all in the file, or all with --field")
-    return args.fields or from_flags(args.field)
 
 
 def _data(args: argparse.Namespace) -> int:
@@ -245,7 +229,7 @@ def _data(args: argparse.Namespace) -> int:
     from ..display import table
 
     model, data = _model(args), None
-    if args.source != "stories" or _fields(args):
+    if args.source != "stories" or cost.fields_of(args):
         data = _rows(args, seed=0)
     if data and data.report:
         became = data.report.columns.items()

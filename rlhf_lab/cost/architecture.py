@@ -91,7 +91,7 @@ def architecture(config: Mapping[str, object]) -> Architecture:
     torch. Raises ValueError, one line, for what is no decoder, and for sizes that cannot be.
     """
     if not isinstance(config, Mapping):
-        raise ValueError(f"a config is a dict, got a {type(config).__name__}: its .to_dict()?")
+        raise ValueError(f"a config is a dict, got {type(config).__name__}: its .to_dict()?")
     inner, remarks = _text_part(config)
     family = str(inner.get("model_type") or "")
     family = TEXT_PARTS.get(family, family)

@@ -21,6 +21,7 @@ SECONDS = {"start": 8.0, "trained": 13.0, "scored": 5.0, "logits": 6.0}
 """CPU seconds, once, where inductor's cache is empty: to load inductor; of a layer that is trained,
 and of one that scores, for each shape; of the work on logits, for each direction. All of tiny's PPO
 took 37 (15 of Python, 23 of g++), and in the next process, from the cache, 6."""
+WHERE = {"gpu": "a gpu", "tpu": "a tpu", "apple": "Apple's GPU"}
 MARGIN = 2.0
 """How many times what compiling takes it must save before "auto" does it."""
 
@@ -46,7 +47,8 @@ def decide(e: Estimate) -> tuple[bool, str]:
     if s.torch_compile != "auto":
         return bool(s.torch_compile), ""
     if hw.kind != "cpu":
-        return False, f"{off}: how long compiling takes on a {hw.kind} is not known; True compiles"
+        where = WHERE[hw.kind]
+        return False, f"{off}: how long compiling takes on {where} is not known; True compiles"
     if e.steps is None:
         return False, f"{off}: the plan does not know how long the run is; True compiles"
     saved = e.steps * (e.eager_seconds - e.changed(torch_compile=True).step_seconds)
@@ -73,7 +75,8 @@ def caveat(e: Estimate) -> list[str]:
     (on, why), kind = e.compiles, e.hardware.kind
     found = [why] * bool(why)
     if on and kind != "cpu":
-        found.append(f"torch_compile on a {kind}: not measured, and without the time to compile")
+        where = WHERE[kind]
+        found.append(f"torch_compile on {where}: not measured, and without the time to compile")
     elif on and not why and e.steps is not None:
         saved, cost = (
             e.steps * (e.eager_seconds - e.step_seconds),

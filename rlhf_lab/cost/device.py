@@ -220,7 +220,7 @@ class Hardware:
     def from_dict(cls, figures: object) -> Hardware:
         """What `to_dict` gave. Raises ValueError, one line, for anything else."""
         if not isinstance(figures, Mapping):
-            raise ValueError(f"hardware is saved as a JSON object, not a {type(figures).__name__}")
+            raise ValueError(f"hardware is saved as a JSON object, not {type(figures).__name__}")
         known = {f.name for f in fields(cls)}
         needed = {"name", "kind", "memory", "flops", "bandwidth", "source"}
         for what, names in (("lacks", needed - set(figures)), ("has no", set(figures) - known)):

@@ -85,7 +85,8 @@ def written(
         away = send_away(tape) if p.away == "all" else 0
         before = tape.live
         tape.cache.clear()
-        cached, kept = before - tape.live, tape.live - y.store.size
+        cached = before - tape.live
+        kept = tape.live - sum(store.size for store in {y.store, *tape.returned})
         g = Store(tape, size)
         del y
         tape.reset_peak()
@@ -107,6 +108,7 @@ def written(
         tape.cache.clear()
     tape.undo(g)
     del g
+    tape.returned = []
     gradients = tape.by_kind[GRADIENT]
     return Written(kept, peak, work, tape.moments, gradients, cached, away, tape.backward)
 
@@ -114,7 +116,12 @@ def written(
 def send_away(tape: Tape) -> int:
     """What was saved goes to main memory, in TRL's way (models/activation_offloading.py). → its
     bytes. A tensor stays here for so long as `STASH` others follow it; where it is saved once
-    more before, it stays until the backward pass too."""
+    more before, it stays until the backward pass too. A compiled layer is one node of autograd: it
+    saves each tensor once, and they come back together."""
+    if any(node.fused for node in tape.nodes):
+        saved = (root for node in tape.nodes for store in node.saved for root in store.roots)
+        tape.returned = [*dict.fromkeys(root for root in saved if root.size >= LEAST)]
+        return sum(store.size for store in tape.returned)
     followed: dict[Store, int] = {}
     stay: set[Store] = set()
     number, total = 0, 0

@@ -39,6 +39,8 @@ class Tape:
         self.kind = ACTIVATION  # of new values
         self.compiled = False
         """what is written now is compiled: all but products and sums of rows is fused"""
+        self.returned: list[Store] = []
+        """what waits in main memory, and is here again during the whole backward pass"""
         self.selected: dict[int, Sequence[Store]] | None = None
         """where recomputation selects: numbers of the products that stay, and their results"""
 

@@ -304,6 +304,6 @@ def _check_written(messages: list[Message], text: str) -> None:
             answer_text not in text
             and json.dumps(answer_text, ensure_ascii=False)[1:-1] not in text
         ):
-            raise Dropped(f"{LEFT_OUT} a {message['role']} turn")
+            raise Dropped(f"{LEFT_OUT} a turn of {message['role']}")
         if any(c["function"]["name"] not in text for c in message.get("tool_calls") or []):
             raise Dropped(f"{LEFT_OUT} tool calls")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..models.hub import hub_reachable
-from ..runs.json_files import to_json_object
+from ..runs.json_files import to_json_object, unread
 from .preferences import Annotations, is_annotations
 from .schema import Example
 
@@ -79,7 +79,7 @@ def _text(path: Path, newline: str | None = None) -> Iterator[io.TextIOBase]:
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} is not a whole gzip file: {error}") from None
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+        raise ValueError(unread(path, error)) from None
 
 
 # --------------------------------------------------------------------------------------------- JSON

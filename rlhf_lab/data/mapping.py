@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..display import did_you_mean
-from .messages import Cell, Dropped, Row, missing, structure
+from ..runs.json_files import unread
+from .messages import TIES, Cell, Dropped, Row, missing, structure
 
 FieldMap: TypeAlias = dict[str, Cell]
 """`Fields` as a dict: what a user, or the table of shapes, says of each."""
 Get: TypeAlias = Callable[[Row], Cell]
 TIE = -1
-TIES = {"tie", "tied", "draw", "equal", "same", "neither", "both", "both_bad", "bothbad"}
-TIES |= {"tie (bothbad)", "tie_bothbad", "both bad", "both_good", "no preference", "no_preference"}
-TIES |= {"no difference", "about the same", "neutral", "equally good", "equally bad"}
 SIDES = (("first", "left"), ("second", "right"))
 GROUP = "\0group"
 """Where rows of one prompt stand in the row that they make together."""
@@ -178,13 +176,13 @@ def from_file(path: str | Path) -> dict[str, object]:
     try:
         found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the mapping {path}: {error}") from None
+        raise ValueError(unread(Path(path), error)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is a {type(found).__name__}: write lines like prompt: COLUMN")
+        raise ValueError(f"{path} holds {type(found).__name__}: write lines like prompt: COLUMN")
     return {str(k): v for k, v in found.items()}
 
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from ..display import by_surface
 from ..runs.json_files import no_folder, packaged_folder
-from .bare_tokenizer import BareTokenizer
 from .hub import fetch, find_config
 from .names import ALIASES as ALIASES
 from .names import BUNDLED as BUNDLED
 from .names import nearest, same_sizes, short_names
 from .names import presets as presets
-from .tokenizer import has_tokenizer, load_tokenizer, same_files, same_vocabulary
+from .structure import check_head
+from .tokenizer import BareTokenizer, has_tokenizer, load_tokenizer, same_files, same_vocabulary
 from .weights import in_4bit, load_causal_lm, load_reward_model, new_reward_model
 
 if TYPE_CHECKING:
@@ -129,10 +129,15 @@ class Model:
         """Tokens of prompt and response together that the model can take."""
         return int(getattr(self.config, "max_position_embeddings", None) or 2**31)
 
-    def check_writes(self) -> None:
-        """Raises ValueError where all there is is a reward model."""
+    def check_writes(self, trains: bool = False) -> None:
+        """Raises ValueError where all there is is a reward model, and of one that `trains` where no
+        trainer here knows its log-probabilities."""
         if "sft" not in self.paths and self.paths.get("reward") == self.paths["base"]:
             raise writes_nothing(self.name)
+        if trains and self.name not in BUNDLED:
+            config = self.config_dict()
+            for part in (config, config.get("text_config")):
+                check_head(str(part.get("model_type")) if isinstance(part, dict) else "")
 
     @property
     def base(self) -> PreTrainedModel:
@@ -226,6 +231,9 @@ def load(name: str | Path | Model, *, trust_remote_code: bool = False) -> Model:
     """
     if isinstance(name, Model):
         return name
+    local = Path(name).expanduser()
+    if local.name in BUNDLED and local.resolve().parent == small_models_folder().resolve():
+        name = local.name  # a bundled model by its folder
     folder = small_models_folder() / str(name)
     if str(name) in BUNDLED:
         stages = [s for s in ("base", "sft", "reward") if (folder / s / "config.json").is_file()]
@@ -233,7 +241,6 @@ def load(name: str | Path | Model, *, trust_remote_code: bool = False) -> Model:
             raise ValueError(f"the bundled model {name!r} is missing from {folder}; reinstall")
         stages += [s for s in ("reward_adapter",) if (folder / s / ADAPTER_FILE).is_file()]
         return Model(str(name), {s: str(folder / s) for s in stages})
-    local = Path(name).expanduser()
     if local.is_dir():
         return _local(local, trust_remote_code)
     hub_id = short_names().get(str(name).lower(), str(name))

@@ -45,6 +45,23 @@ numbers that it learns, and numbers in its cache."""
 PEFT_NAMES = {"mixtral": ("w1", "w3", "w2"), "qwen2_moe": ("gate_proj", "up_proj", "down_proj")}
 """What peft 0.21 calls an expert's maps, by the pattern that transformers converts a family's
 checkpoints with; of other families it reaches no experts."""
+OWN_HEADS = frozenset(
+    "modernbert-decoder recurrent_gemma xlstm inkling_text inkling2_text prophetnet bert big_bird "
+    "camembert data2vec-text electra ernie megatron-bert rembert roberta roberta-prelayernorm "
+    "roc_bert roformer xlm-roberta xlm-roberta-xl xmod".split()
+)
+"""Types of models (transformers 5.23) that do more between trunk and logits than PPO's
+`language_head` and TRL 1.16's fused head know: a dense layer, a norm, a cap of another name."""
+
+
+def check_head(kind: str) -> None:
+    """Raises ValueError, one line, for a type of models whose logits are no plain product of the
+    trunk's states."""
+    if kind in OWN_HEADS:
+        raise ValueError(
+            f"{kind} has layers of its own between trunk and logits, which neither PPO nor TRL's "
+            "trainers run: transformers' Trainer trains it"
+        )
 
 
 def structure_of(config: Mapping[str, object]) -> Structure:

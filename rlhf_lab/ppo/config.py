@@ -10,11 +10,13 @@ import torch
 from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase
 
+from ..display import check_choice
 from ..launch.processes import load_whole
 from ..models.compiled_later import compiled_later
+from ..settings import check_value
 
 with compiled_later():  # these import peft, and with it bitsandbytes
-    from transformers import SchedulerType, TrainingArguments
+    from transformers import TrainingArguments
 
 KL_ESTIMATORS = (
     "The estimate of the KL in the reward: k1, whose gradient is the KL's own. Those of k2 and k3 "
@@ -23,15 +25,6 @@ KL_ESTIMATORS = (
 )
 LAYOUTS = ("four", "shared", "adapters")
 """What `layouts.py` can make of the roles."""
-CHOICES = {
-    "layout": (LAYOUTS, f"choose from {', '.join(LAYOUTS)}"),
-    "kl_estimator": (("k1", "k2", "k3"), "choose k1, k2 or k3"),
-    "stop_token": (("eos", None), "choose 'eos' or None"),
-    "lr_scheduler_type": (
-        [s for s in SchedulerType if s.value not in ("reduce_lr_on_plateau", "greedy")],
-        "PPO's rate follows a schedule, not a loss",
-    ),
-}
 NOT_HONOURED = frozenset(
     "optim_target_modules label_smoothing_factor neftune_noise_alpha auto_find_batch_size "
     "data_seed train_sampling_strategy dataloader_drop_last full_determinism fsdp deepspeed "
@@ -39,14 +32,6 @@ NOT_HONOURED = frozenset(
     "save_only_model push_to_hub hub_model_id torch_compile_backend torch_compile_mode".split()
 )
 """transformers' settings that would change what is trained or saved, and that PPO does not know."""
-ABOVE_ZERO = (
-    "temperature",
-    "score_clip",
-    "early_stop_kl",
-    "max_kl_per_token",
-    "vllm_importance_sampling_clip_max",
-)
-AT_LEAST_ONE = ("response_length", "save_total_limit", "vllm_max_model_length")
 T = TypeVar("T")
 
 
@@ -150,18 +135,10 @@ class PPOConfig(TrainingArguments):
                 f"num_mini_batches={self.num_mini_batches}"
             )
         for name, value in vars(self).items():
-            if name in CHOICES and value not in CHOICES[name][0]:
-                raise ValueError(f"{name} {value!r}: {CHOICES[name][1]}")
-            if name in ABOVE_ZERO and value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-            if name in AT_LEAST_ONE and value is not None and value < 1:
-                raise ValueError(f"{name} must be ≥ 1, got {value}")
-
+            check_value("ppo", name, value)
+        check_choice("layout", self.layout, LAYOUTS)
         if self.use_vllm and self.use_transformers_continuous_batching:
             raise ValueError("use_vllm and use_transformers_continuous_batching: choose one")
-        if not 0 < self.vllm_gpu_memory_utilization <= 1:
-            share = self.vllm_gpu_memory_utilization
-            raise ValueError(f"vllm_gpu_memory_utilization={share}: a share, above 0 and at most 1")
 
     @property
     def engine(self) -> str:

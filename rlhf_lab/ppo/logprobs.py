@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from ..models.structure import check_head
 from .compiled import compiled, is_compiled
 from .losses import to_fp32, token_logprobs
 
@@ -25,38 +26,25 @@ PIECE = 2**25
 """Logits that a scoring pass makes at a time: 128 MiB, and products still large enough."""
 
 
-OWN_HEADS = frozenset(
-    "modernbert-decoder recurrent_gemma xlstm inkling_text prophetnet bert big_bird camembert "
-    "data2vec-text ernie megatron-bert roberta".split()
-)
-"""Types of models (transformers 5.23) that do more between trunk and logits than `language_head`
-and TRL 1.16's fused head know: a dense layer, a norm, a cap of another name."""
-
-
-def check_head(model: AnyModel) -> None:
-    """Raises ValueError, one line, for a model whose logits are no plain product of its trunk."""
-    kind = model.config.get_text_config().model_type
-    if kind in OWN_HEADS:
-        raise ValueError(
-            f"{kind} has layers of its own between trunk and logits, which neither PPO nor TRL's "
-            "trainers run: transformers' Trainer trains it"
-        )
+MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+"""What families call a number that their logits are multiplied by (Cohere, Muse, Falcon-H1)."""
 
 
 def language_head(model: AnyModel, hidden: Tensor) -> Tensor:
     """Logits of hidden states, as transformers' own forward pass makes them. (…, h) → (…, vocab).
 
-    What families put between the last product and the logits: Cohere multiplies, Granite divides,
-    Gemma caps them. Raises ValueError for families that do more (`check_head`).
+    What families put between the last product and the logits: some multiply or divide them, Gemma
+    caps them. Raises ValueError for families that do more (`check_head`).
     """
-    check_head(model)
+    config = model.config.get_text_config()
+    check_head(config.model_type)
     model = model.get_base_model() if hasattr(model, "peft_config") else model
     logits: Tensor = model.get_output_embeddings()(hidden)
-    config = model.config.get_text_config()
-    if scale := getattr(config, "logit_scale", None):
-        logits = logits * scale
-    if scale := getattr(config, "logits_scaling", None):
-        logits = logits / scale
+    for scale in (getattr(config, name, None) for name in MULTIPLIERS):
+        if isinstance(scale, float | int) and config.model_type != "mpt":  # which reads no such
+            logits = logits * scale
+    if scale := getattr(config, "logits_scaling", None):  # HyperCLOVA X multiplies, Granite divides
+        logits = logits * scale if config.model_type == "hyperclovax" else logits / scale
     if cap := getattr(config, "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     return logits

@@ -167,7 +167,8 @@ def shape_of(
 def trunk_of(model: AnyModel) -> AnyModel:
     """The transformer below the head of a language, reward or value model; adapters stay in it."""
     model = model.get_base_model() if hasattr(model, "peft_config") else model
-    return getattr(model, model.base_model_prefix)
+    named = getattr(model, model.base_model_prefix, None)
+    return model.model if named is None else named  # Llama 4's text model names what it has not
 
 
 def score_head(model: AnyModel, hidden: Tensor) -> Tensor:

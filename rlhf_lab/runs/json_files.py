@@ -59,7 +59,7 @@ def read_written(path: str | Path, make: Callable[[JsonObject], Content], writer
     try:
         return make(json.loads(Path(path).read_text("utf-8")))
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+        raise ValueError(unread(Path(path), error)) from None
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(f"{path} was not written by {writer}") from None
 
@@ -75,8 +75,21 @@ def check_empty(folder: Path) -> None:
 
 def no_folder(path: Path) -> str:
     """What to say of a folder that is not there, with the nearest of those beside it."""
-    beside = [p for p in path.parent.glob("*") if p.is_dir()]
-    return f"no such folder: {path}; {did_you_mean(path, beside)}".rstrip("; ")
+    return _no_such("folder", path, Path.is_dir)
+
+
+def unread(path: Path, error: Exception) -> str:
+    """What to say of a file that cannot be read: that it is not there, with the nearest of those
+    beside it; or why not, as one line that begins with its name."""
+    if isinstance(error, FileNotFoundError):
+        return _no_such("file", path, Path.is_file)
+    why = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return f"{path}: {why}"
+
+
+def _no_such(what: str, path: Path, is_one: Callable[[Path], bool]) -> str:
+    beside = [p for p in path.parent.glob("*") if is_one(p)]
+    return f"no such {what}: {path}; {did_you_mean(path, beside)}".rstrip("; ")
 
 
 def packaged_folder(name: str) -> Path:

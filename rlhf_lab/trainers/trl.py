@@ -27,13 +27,15 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import DPOTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..data.schema import Example
 from ..launch.processes import any_process
 from ..metering.callback import MeterCallback
 from ..metering.meter import Meter
 from ..models.device import device_settings
-from ..ppo.logprobs import AnyModel, check_head
+from ..models.structure import check_head
+from ..ppo.logprobs import AnyModel
 from ..runs.progress import Bar
 from ..stages import STAGES, resolve
 from .diverged import check_finite
@@ -92,7 +94,9 @@ def make_trainer(
     """
     disable_progress_bars()
     if stage != "reward":
-        check_head(model)
+        check_head(model.config.get_text_config().model_type)
+    if getattr(args, "packing", False) or getattr(args, "padding_free", False):
+        check_rows_apart(model)
     if "reference" in STAGES[stage].roles and hasattr(model, "peft_config"):
         more["peft_config"], model = model.peft_config["default"], model.unload()
     loads: AbstractContextManager[object] = nullcontext()
@@ -121,6 +125,38 @@ def make_trainer(
         for weight in filter(lambda w: w.requires_grad, trainer.model.parameters()):
             weight.data = weight.data.float()
     return trainer
+
+
+@torch.no_grad()
+def check_rows_apart(model: AnyModel) -> None:
+    """Raises ValueError, one line, for a model that reads rows which are laid end to end as one.
+
+    Models that do not make their mask of `position_ids` (OPT, BLOOM, MPT, Falcon, Mamba without its
+    kernels; transformers 5.23) let a row see those before it, without a word. So it is tried:
+    a row behind another one has the logits (t, vocab) that it has alone. A model that is sharded
+    as it is loaded cannot be tried here.
+    """
+    if any(weight.is_meta or not weight.numel() for weight in model.parameters()):
+        return
+    collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+
+    def last_three(*rows: list[int]) -> torch.Tensor:
+        batch = collate([{"input_ids": row} for row in rows])
+        tensors = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        logits: torch.Tensor = model(**{**batch, **tensors, "labels": None}, use_cache=False).logits
+        return logits[0, -3:].float()
+
+    trains = model.training
+    model.eval()
+    alone, behind = last_three([5, 6, 7]), last_three([1, 2, 3, 4], [5, 6, 7])
+    model.train(trains)
+    exact = next(model.parameters()).dtype == torch.float32
+    if (alone - behind).abs().max() > (1e-3 if exact else 0.1) * alone.std():
+        kind = model.config.get_text_config().model_type
+        raise ValueError(
+            f"packing and padding_free lay rows end to end, and {kind} reads them as one: a row "
+            "would be learned as an answer to others; leave them out"
+        )
 
 
 class ByLength(LengthGroupedSampler):

@@ -50,6 +50,44 @@ def test_trls_own_parser_reads_what_is_written(stage, tmp_path, monkeypatch):
         assert getattr(config, name) == SETTINGS[stage][name]
 
 
+ZERO3 = {
+    "zero_optimization": {
+        "stage": 3,
+        "offload_param": {"device": "cpu"},
+        "reduce_bucket_size": "auto",
+        "stage3_max_live_parameters": 1e9,
+    },
+    "bf16": {"enabled": "auto"},
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": 4,
+}
+
+
+@pytest.mark.parametrize("by", ["itself", "accelerate", "axolotl"])
+def test_what_deepspeeds_config_leaves_to_the_trainer_is_as_the_plan_says(by, tmp_path):
+    """transformers fills "auto" in: batches from its arguments, bucket sizes from the width."""
+    (tmp_path / "ds.json").write_text(json.dumps(ZERO3).replace("1000000000.0", "1e9"))
+    files = {
+        "itself": "",
+        "accelerate": "distributed_type: DEEPSPEED\nnum_processes: 8\n"
+        "deepspeed_config: {deepspeed_config_file: ds.json}\n",
+        "axolotl": "base_model: tiny\ndeepspeed: ds.json\n",
+    }
+    (tmp_path / "other.yaml").write_text(files[by])
+    found = read_config(tmp_path / ("ds.json" if by == "itself" else "other.yaml"))
+    assert found.unread == ["reduce_bucket_size: auto"]
+    expected = {"sharding": "zero3", "offload": "all", "gradient_accumulation_steps": 4}
+    expected["stage3_max_live_parameters"] = 1e9
+    assert found.settings | expected == found.settings
+    assert "per_device_train_batch_size" not in found.settings and "bf16" not in found.settings
+    plan = lab.plan("sft", "Qwen/Qwen2.5-7B", hardware="h100", **found.settings | {"gpus": 8})
+    assert plan.estimate.setup.stage3_max_live_parameters == 10**9
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": "auto"}}')
+    with pytest.raises(ValueError, match="ZeRO stage 'auto' is not planned: write 0, 1, 2 or 3"):
+        read_config(tmp_path / ("ds.json" if by == "itself" else "other.yaml"))
+
+
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [

@@ -214,7 +214,7 @@ MODELS = {
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), "cannot load a tokenizer"),
     "tokenizer is not JSON": (overwrite("tokenizer.json", "{"), "cannot load a tokenizer"),
     "no eos token": (settings("tokenizer_config.json", eos_token=None), "has no eos token"),
-    "an encoder": (settings("config.json", model_type="bert"), "cannot load a model"),
+    "an encoder": (settings("config.json", model_type="bert"), "bert has layers of its own"),
     "code of its own": (
         settings("config.json", model_type="mine", auto_map={"AutoConfig": "code.Mine"}),
         "Python code of its own",
@@ -259,9 +259,9 @@ ARGUMENTS = {
     "temperature 0": (["train", "ppo", "--set", "temperature=0"], "temperature must be above"),
     "no response": (["train", "ppo", "--set", "response_length=0"], "response_length must be"),
     "endless response": (["train", "ppo", "--set", "response_length=5000"], "leaves no room"),
-    "unknown estimator": (["train", "ppo", "--set", "kl_estimator='k9'"], "choose k1, k2 or k3"),
+    "unknown estimator": (["train", "ppo", "--set", "kl_estimator='k9'"], "did you mean 'k3'"),
     "unknown scheduler": (["train", "sft", "--set", "lr_scheduler_type=bent"], "bent"),
-    "rank -1": (["train", "sft", "--set", "lora_r=-1"], "lora_r=-1: choose a rank of 1 or more"),
+    "rank -1": (["train", "sft", "--set", "lora_r=-1"], "lora_r must be 0 or more, got -1"),
     "no such layer": (
         ["train", "sft", "--set", "lora_r=2", "--set", "lora_target_modules=['nope']"],
         "nope",
@@ -352,6 +352,11 @@ def test_a_function_without_a_command_is_said_to_be_python_s(name, capsys):
     if word not in _parser()._subparsers._group_actions[0].choices:
         line = f"{word} has no command: in Python, import rlhf_lab as lab; lab.{name}"
         assert line in error_line([word, "runs/x"], capsys)
+
+
+@pytest.mark.parametrize("word, near", [("helth", "lab.health("), ("trian", "'train'")])
+def test_a_command_misspelt_has_a_near_name(word, near, capsys):
+    assert near in error_line([word], capsys)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

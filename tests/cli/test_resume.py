@@ -129,7 +129,7 @@ def test_what_is_there_decides(prompts, whole, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("stage", "changes", "how", "says"),
     [
-        ("ppo", {"learning_rate": 0.5}, {}, "learning_rate was 0.0007 there and is 0.5 now"),
+        ("ppo", {"learning_rate": 0.5}, {}, "learning_rate was 0.0005 there and is 0.5 now"),
         ("ppo", {"kl_target": 3.0}, {}, "kl_target was None there and is 3.0 now"),
         ("ppo", {}, {"out": None}, "resume needs the run's folder"),
         ("ppo", {}, {"overwrite": True}, "say one of them"),

@@ -295,7 +295,7 @@ BAD = {
     "bert": ({"model_type": "bert"}, "model_type 'bert': not a decoder alone"),
     "near": ({"model_type": "lama"}, "'lama': transformers .* not know it; did you mean '"),
     "no type": ({"hidden_size": 4}, "model_type '': transformers .* does not know it"),
-    "no dict": ("llama", "a config is a dict, got a str"),
+    "no dict": ("llama", "a config is a dict, got str"),
     "no size": ({"hidden_size": None}, "the llama config has no hidden_size"),
     "a word": ({"hidden_size": "16"}, "has hidden_size='16', no whole number above 0"),
     "a part": ({"hidden_size": 16.5}, "has hidden_size=16.5, no whole number above 0"),

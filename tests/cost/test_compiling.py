@@ -107,6 +107,11 @@ def test_a_gpu_is_planned_by_the_same_rule_and_says_what_is_not_known():
     assert auto.peak == plain.peak
 
 
+def test_apples_gpu_is_called_what_it_is():
+    warnings = lab.plan("sft", "tiny", hardware="m3 max", torch_compile=True).warnings
+    assert any(line.startswith("torch_compile on Apple's GPU: not measured") for line in warnings)
+
+
 @pytest.mark.parametrize(
     "settings, says",
     [

@@ -106,7 +106,7 @@ def test_aliases(name, meant):
 def test_another_device_is_not_taken_for_one_we_know():
     for name in ("NVIDIA H100 PCIe", "Tesla V100-SXM2-16GB", "NVIDIA A100-PCIE-40GB", "MI300A", ""):
         assert "choose from laptop" in refused(hardware, name)
-    assert "a name or a Hardware, not a int" in refused(hardware, 8)
+    assert "a name or a Hardware, not int" in refused(hardware, 8)
 
 
 @pytest.mark.parametrize(

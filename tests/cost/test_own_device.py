@@ -84,4 +84,6 @@ def test_a_file_that_is_wrong_is_one_line(name, text, line, tmp_path):
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
-    assert "No such file" in refused(hardware, tmp_path / "none.json")
+    (tmp_path / "mine.json").write_text("{}")
+    line = f"hardware: no such file: {tmp_path}/mime.json; did you mean '{tmp_path}/mine.json'?"
+    assert refused(hardware, tmp_path / "mime.json") == line

@@ -285,7 +285,7 @@ def test_a_plan_that_fits_is_only_made_cheaper():
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        ({"lora_r": 5000}, "lora_r=5000: the narrowest matrix is 128 wide; choose 1 to 128"),
+        ({"lora_r": -1}, "lora_r=-1: choose a rank of 1 or more, or 0 for the whole model"),
         ({"gpus": 8, "nodes": 3}, "gpus=8 do not spread over nodes=3: choose 2 nodes"),
         (
             {"gpus": 8, "tensor_parallel": 3},

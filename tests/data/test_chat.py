@@ -101,7 +101,7 @@ REFUSED = [
     ("no system role", [{"role": "system", "content": "Be kind."}, *WHO], "No system role"),
     ("gemma", [{"role": "system", "content": "Be kind."}, *WHO], "System role not supported"),
     ("strict alternation, spaces around", [*WHO, *WHO], "Roles must alternate"),
-    ("qwen3", [{"role": "umpire", "content": "Play."}, *WHO], "leaves out a umpire turn"),
+    ("qwen3", [{"role": "umpire", "content": "Play."}, *WHO], "leaves out a turn of umpire"),
 ]
 
 

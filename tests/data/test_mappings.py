@@ -248,7 +248,7 @@ def test_a_mapping_with_a_wrong_word_is_one_line(tmp_path):
     path = tmp_path / "map.yaml"
     for written, says in (
         ("a: [", "is not YAML"),
-        ("- a", "is a list"),
+        ("- a", "holds list"),
         ("prompt: 3", "prompt is a column"),
     ):
         path.write_text(written)

@@ -78,60 +78,6 @@ def test_trunk_and_head_are_the_whole_model(tmp_path, family):
     assert_close(ours, response_logits(model, ids, mask, 3), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "family, setting",
-    [
-        ("cohere", {"logit_scale": 0.3}),
-        ("granite", {"logits_scaling": 4.0}),
-    ],
-)
-@torch.no_grad()
-def test_heads_that_scale_their_logits(family, setting):
-    from transformers import AutoConfig
-
-    config = AutoConfig.for_model(
-        family,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        vocab_size=32,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        **setting,
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    ids, mask = pad_prompts([[4, 5, 6, 7]], 0)
-    ours = logprobs.language_head(
-        model, rollout.response_hidden_states(model, ids, mask, mask[:, -2:])
-    )
-    assert_close(ours, response_logits(model, ids, mask, 2)[0], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["modernbert-decoder", "recurrent_gemma"])
-@torch.no_grad()
-def test_a_head_that_does_more_is_refused(kind):
-    """It is no product of the trunk's states, so that its log-probabilities would be another's."""
-    from transformers import AutoConfig
-
-    sizes = {"hidden_size": 16, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 32}
-    own = {"lru_width": 16, "num_key_value_heads": 1} if kind == "recurrent_gemma" else {}
-    ends = {name: 0 for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    ends |= {"cls_token_id": 1, "sep_token_id": 1} if kind == "modernbert-decoder" else {}
-    config = AutoConfig.for_model(kind, num_hidden_layers=3, **sizes, **own, **ends)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight)
-    ids = torch.arange(4, 10)[None]
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    logits = model(input_ids=ids, use_cache=False).logits
-    assert (logits - model.get_output_embeddings()(hidden)).abs().max() > 0.01
-    with pytest.raises(ValueError, match=f"^{kind} has layers of its own .* Trainer trains it$"):
-        logprobs.language_head(model, hidden)
-
-
 # -------------------------------------------------------------------------------------- padding
 
 

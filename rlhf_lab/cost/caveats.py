@@ -1,0 +1,40 @@
+"""What must be known before the figures of a plan are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .compiling import caveat
+from .online import of_teacher
+
+if TYPE_CHECKING:
+    from .estimate import Estimate
+
+NO_SCORE = (
+    "{}: transformers has no class of it with a score head, so no reward or value model can be made"
+)
+EXPERTS_IN_FP32 = (
+    "autocast does not reach grouped products: experts compute in fp32, slower than planned; "
+    "dtype=bfloat16 makes them 16-bit"
+)
+
+
+def caveats(e: Estimate) -> list[str]:
+    """What a plan for this device, or for a family like this, leaves out, and that more requests
+    arrive than can be served."""
+    s, hw = e.setup, e.hardware
+    reward = s.reward or s.model
+    scored = {"reward": (s.model,), "ppo": (reward, s.value or reward)}.get(s.stage, ())
+    found = [f"{hw.name}: {hw.caveat}"] * bool(hw.caveat)
+    found += caveat(e)
+    found += [line for m in e.models for line in m.remarks]
+    found += [NO_SCORE.format(m.family) for m in scored if not m.facts.reward_head]
+    if s.lora_r > (side := s.model.narrowest):
+        found.append(f"lora_r={s.lora_r}: ranks above {side}, a matrix's width, add no more")
+    if s.autocast and s.model.experts > 1:
+        found.append(EXPERTS_IN_FP32)
+    if s.stage == "distill":
+        found += of_teacher(s.model, s.teacher)
+    if s.stage == "inference" and e.serving.most is not None:
+        found.append(f"more requests arrive than the {e.serving.most:.3g} a second it can do")
+    return list(dict.fromkeys(found))

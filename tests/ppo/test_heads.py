@@ -1,0 +1,122 @@
+"""What models do between trunk and logits: as transformers' own forward passes, or refused at once.
+
+pytest tests/ppo/test_heads.py
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from any_config import small_config
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import rlhf_lab as lab
+from rlhf_lab.models.structure import OWN_HEADS
+from rlhf_lab.ppo import logprobs
+from rlhf_lab.ppo.rollout import trunk_of
+
+AFTER_THE_HEAD = {
+    **dict.fromkeys((*logprobs.MULTIPLIERS, "logits_scaling"), 0.37),
+    "final_logit_softcapping": 3.0,
+}
+"""Fields of configs that say what logits go through, and values that nobody has by default."""
+TRIED = (
+    "beam cohere cohere2_moe falcon_h1 gemma2 granite hyperclovax minicpm3 mpt nanochat "
+    "modernbert-decoder recurrent_gemma roformer xlm-roberta"
+).split()
+"""Types of models, one of each kind of step."""
+
+
+def a_model(family):
+    """A small one with random weights, of which small sizes of the head are not."""
+    config = small_config(family)
+    own = AFTER_THE_HEAD | {"mamba_chunk_size": 8}
+    config |= {name: value for name, value in own.items() if name in config}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(config.pop("model_type"), **config)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    for weight in (p for p in model.parameters() if p.dim() > 1):
+        torch.nn.init.normal_(weight, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("family", TRIED)
+@torch.no_grad()
+def test_logits_are_the_models_own_or_its_type_is_refused(family, monkeypatch):
+    model, ids = a_model(family), torch.arange(3, 11)[None]
+    theirs = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+    hidden = trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state
+    if family not in OWN_HEADS:
+        assert_close(logprobs.language_head(model, hidden).log_softmax(-1), theirs)
+        return
+    with pytest.raises(ValueError, match=f"^{family} has layers of its own .* Trainer trains it$"):
+        logprobs.language_head(model, hidden)
+    monkeypatch.setattr(logprobs, "check_head", lambda kind: None)
+    ours = logprobs.language_head(model, hidden).log_softmax(-1)
+    assert (ours - theirs).abs().max() > 0.01
+
+
+HEADS = "lm_head|embed_out|head|output|output_projection|proj_out|pred_layer|lm_loss|decoder"
+PLAIN = re.compile(
+    rf"self\.({HEADS})\((hidden_states|outputs?\[0\]|sequence_output)(\.to\(.*?\))?\)"
+    r"(\.float\(\)|\.contiguous\(\))?$"
+)
+"""A product of the trunk's states, and nothing more."""
+RIGHT = (
+    "beam cohere cohere2 cohere2_moe cohere_compass falcon_h1 gemma2 gemma3 gemma3n gemma4 "
+    "gemma4_unified granite granite_swa granitemoe granitemoe_swa granitemoehybrid "
+    "granitemoeshared hyperclovax nanochat vaultgemma"
+).split()
+"""Folders of transformers whose language models' steps are as those of `TRIED`."""
+NO_LANGUAGE_MODELS = (
+    "clvp csm musicgen musicgen_melody t5gemma t5gemma2 gemma4_assistant gemma4_unified_assistant"
+).split()
+"""They give sound, read what an encoder or another model made, and are not trained by a stage."""
+
+
+def steps(folder):
+    """What its language models do to get logits, beside a product of the trunk's states."""
+    found = set()
+    for file in folder.glob("modeling_*.py"):
+        for part in re.split(r"^class ", file.read_text("utf-8"), flags=re.M)[1:]:
+            if re.match(r"\w+(ForCausalLM|LMHeadModel|LMHead)\(", part):
+                made = re.findall(r"^ +(?:lm_)?logits = (.+)$", part, flags=re.M)
+                found |= {x for x in made if not PLAIN.match(x)}
+    return found
+
+
+def test_of_every_language_model_it_is_known_what_it_does_to_logits():
+    """One that does more, in a later transformers, is to be tried and named here, or refused."""
+    folders = (Path(transformers.__file__).parent / "models").iterdir()
+    more = {folder.name for folder in folders if folder.is_dir() and steps(folder)}
+    refused = {kind.replace("-", "_").removesuffix("_text") for kind in OWN_HEADS}
+    assert more - refused == {*RIGHT, *NO_LANGUAGE_MODELS}
+
+
+@pytest.mark.parametrize("stage", ["ppo", "sft", "distill", "reward"])
+def test_a_head_that_does_more_is_refused_when_it_is_planned(stage, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roformer", **sizes}))
+    if stage == "reward":  # which has a head of its own
+        assert lab.plan(stage, tmp_path)
+        return
+    for model, more in ((tmp_path, {}), ("tiny", {"teacher_model": tmp_path})):
+        if model == tmp_path or stage == "distill":
+            with pytest.raises(ValueError, match="^roformer has layers of its own"):
+                lab.plan(stage, model, **more)
+
+
+@torch.no_grad()
+def test_a_trunk_whose_name_transformers_has_wrong():
+    """Llama 4's text model names a part that only the whole model has (transformers 5.23)."""
+    small = {"hidden_size": 32, "intermediate_size": 32, "intermediate_size_mlp": 32}
+    small |= {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    small |= {"head_dim": 8, "vocab_size": 64, "num_local_experts": 2, "pad_token_id": 0}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama4_text", **small)).eval()
+    ids = torch.arange(3, 11)[None]
+    hidden = trunk_of(model)(input_ids=ids).last_hidden_state
+    assert_close(logprobs.language_head(model, hidden), model(input_ids=ids).logits)
