@@ -203,7 +203,7 @@ def test_adapters_that_are_no_sum_are_refused(tiny):
     "settings, line",
     [
         ({**CB, "use_vllm": True}, "use_vllm and use_transformers_continuous_batching: choose one"),
-        ({"vllm_gpu_memory_utilization": 1.5}, "vllm_gpu_memory_utilization must be above 0, at most 1, got 1.5"),
+        ({"vllm_gpu_memory_utilization": 1.5}, "_utilization must be above 0, at most 1, got 1.5"),
         ({"vllm_importance_sampling_clip_max": 0}, "clip_max must be above 0"),
         ({**CB, "transformers_continuous_batching_config": "big"}, "'big' is no JSON"),
         ({**CB, "transformers_continuous_batching_config": {"pages": 3}}, "'pages'"),
