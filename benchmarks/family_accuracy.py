@@ -3,8 +3,8 @@
 A small model of every decoder that transformers registers: one step of SFT, planned and x-rayed
 (simulate/), in fp32 on a CPU and in bf16 on a GPU with attention written out. Families that
 `cost/families.yaml` describes have to be within the band of all plans; of the others only the
-matrices are known, and their errors are what `ROUGH_ACTIVATIONS` and `ROUGH_TIME` (FLOPs) of
-`cost/estimate.py` are set by. Prints a line for each and writes results/family_accuracy.json, in
+matrices are known, and their errors are what `rough_activations` and `rough` (FLOPs) of
+`cost/bands.yaml` are set by. Prints a line for each and writes results/family_accuracy.json, in
 which families that were not asked for stay. About ten minutes on one core.
 """
 

@@ -170,7 +170,7 @@ class EqualBudget(Tabled):
 
     def figure(self, theme: str = "both") -> Figure:
         """Gold reward over what was spent, a panel for each quantity: a plotly figure."""
-        from .charts.equal_budget import equal_budget_figure
+        from .charts.studies import equal_budget_figure
 
         return equal_budget_figure(self, theme)
 

@@ -83,7 +83,7 @@ class ServingFrontier(Tabled):
 
     def figure(self) -> Figure:
         """Both panels, a plotly figure."""
-        from .charts.serving_frontier import serving_frontier
+        from .charts.studies import serving_frontier
 
         return serving_frontier(self)
 

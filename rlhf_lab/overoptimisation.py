@@ -206,7 +206,7 @@ class OverOptimisation(Tabled):
 
     def figure(self, *names: str, method: str = "") -> Figure:
         """Gold and proxy over √KL, a plotly figure; of these proxies, or of this method alone."""
-        from .charts.overoptimisation import overoptimisation
+        from .charts.studies import overoptimisation
 
         groups = self.groups(*names, method=method)
         return overoptimisation(groups, {key: band(curves) for key, curves in groups.items()})

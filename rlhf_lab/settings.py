@@ -16,9 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from .cost.fields import CALLED
-from .cost.read_settings import CHECKPOINTING, RENAMED
-from .cost.setup import CHOICES, WHOLE_NUMBERS, Setup, check_whole, extra_settings
+from .cost.fields import CALLED, RENAMED, WHOLE_NUMBERS
+from .cost.read_settings import CHECKPOINTING
+from .cost.setup import CHOICES, Setup, check_whole, extra_settings
 from .display import by_surface, check_choice, did_you_mean, is_number
 from .stages import STAGES, Setting, read_table, resolve
 

@@ -24,6 +24,7 @@ from .planning import plan as make_plan
 from .runs.ledger import Ledger
 from .runs.progress import Progress
 from .runs.run import Run
+from .stages import read_table
 from .training import train
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def xray(plan: Plan | Estimate) -> XRay:
             )
     notes += tuple(
         f"the x-ray shows one device alone, without {name}={getattr(e.setup, name)!r}"
-        for name in BETWEEN_DEVICES
+        for name in _XRAY["between_devices"].split()
         if getattr(e.setup, name) not in (getattr(Setup, name), "ddp")  # copies hold the same
     )
     eager = "the x-ray runs operations one by one, without torch_compile"
@@ -77,27 +78,9 @@ def xray(plan: Plan | Estimate) -> XRay:
     return replace(seen, ledger=Ledger(rows), notes=notes, steps=e.steps or 1)
 
 
-QUANTISED = "fake tensors cannot be quantised"
-AWAY = "what goes to main memory is copied there, and nothing can copy fake tensors"
-OTHERS = "the trainers that the lab runs do not do it"
-NO_XRAY = {
-    "load_in_4bit": QUANTISED,
-    "load_in_8bit": QUANTISED,
-    "precompute_ref_log_probs": "it happens before the step",
-    "use_liger_kernel": "its kernels are a GPU's",
-    "activation_offloading": AWAY,
-    "offload_inputs": AWAY,
-    "selective_checkpointing": OTHERS,
-    "optimizer_in_backward": OTHERS,
-    "loss": OTHERS,
-    "pairs_together": OTHERS,
-    "joint_update": OTHERS,
-    "ema": OTHERS,
-    "adapter_dtype": OTHERS,
-}
+_XRAY = read_table(Path(__file__).with_name("simulate") / "xray.yaml")
+NO_XRAY = {name: why for why, names in _XRAY["refused"].items() for name in names.split()}
 """Fields of a `Setup` of which only the default can be simulated, and why."""
-BETWEEN_DEVICES = ("sharding", "offload", "tensor_parallel")
-"""Fields of a `Setup` that an x-ray says it does not show: its step is that of one device."""
 
 
 # ------------------------------------------------------------------------------------------- sweep

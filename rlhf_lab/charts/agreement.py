@@ -78,25 +78,24 @@ def shares(choices: Iterable[Choice], labels: str = "the annotator") -> list[Sha
     truth = f"by the gold reward {fmean(longer_better):.0%}" if longer_better else ""
     who = f"{labels[:1].upper()}{labels[1:]}"
     rows = [
-        _counted("You agree with the gold reward", [c.gold > 0 for c in unequal_gold if c.gold]),
-        _computed(f"{who} agrees with it", [c.expected for c in unequal_gold]),
-        _counted(f"You agree with {labels}", [c.label for c in choices]),
-        _counted("You chose the left one", [c.left for c in choices], "by chance 50%"),
-        _counted("You chose the longer one", [c.longer > 0 for c in unequal_length], truth),
+        _share("You agree with the gold reward", [c.gold > 0 for c in unequal_gold if c.gold]),
+        _share(f"{who} agrees with it", [c.expected for c in unequal_gold], "expected"),
+        _share(f"You agree with {labels}", [c.label for c in choices]),
+        _share("You chose the left one", [c.left for c in choices], "by chance 50%"),
+        _share("You chose the longer one", [c.longer > 0 for c in unequal_length], truth),
     ]
     return [row for row in rows if row]
 
 
-def _counted(name: str, hits: Iterable[bool | None], note: str = "") -> Share | None:
+def _share(name: str, hits: Iterable[float | None], note: str = "") -> Share | None:
+    """Of what is known. What happened (True, False) was drawn, and has an interval; chances that
+    were computed have none."""
     known = [hit for hit in hits if hit is not None]
     if not known:
         return None
-    return Share(name, fmean(known), len(known), *wilson(sum(known), len(known)), note)
-
-
-def _computed(name: str, chances: Iterable[float | None]) -> Share | None:
-    known = [chance for chance in chances if chance is not None]
-    return Share(name, fmean(known), len(known), note="expected") if known else None
+    drawn = all(isinstance(hit, bool) for hit in known)
+    low, high = wilson(sum(map(int, known)), len(known)) if drawn else (None, None)
+    return Share(name, fmean(known), len(known), low, high, note)
 
 
 def picture(rows: Sequence[Share], title: str, empty: str) -> Picture:

@@ -6,6 +6,7 @@ lab.compare(plan, lab.xray(plan), lab.train(plan))
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..display import Display, escape, format_number, html_table, numbered, table
@@ -80,37 +81,32 @@ def compare(*things: object) -> Comparison:
     own = [max((r.source for r in one), key=SOURCES.index, default="") for one in ledgers]
     if len(set(own)) < len(own) or any(name for name, _ in shown):
         names = numbered(name or title for (name, _), title in zip(shown, _titles(shown)))
-        each = [Ledger(one.filter(source=best)) for one, best in zip(ledgers, own, strict=True)]
-        return _side_by_side(dict(zip(names, each, strict=True)), per)
-    ledger, rows = Ledger(first_of_each(ledgers)), []
-    for quantity in ("bytes", "flops", "seconds", "tokens", "sent"):
-        sums = {s: _by_phase(ledger.filter(quantity=quantity, source=s)) for s in SOURCES}
-        for phase in dict.fromkeys(p for by_phase in sums.values() for p in by_phase):
-            rows.append(
-                {
-                    "phase": phase or "all",
-                    "quantity": quantity,
-                    **{s: format_number(sums[s].get(phase), UNITS[quantity]) for s in SOURCES},
-                    "predicted / real": _ratio(sums, phase),
-                }
-            )
-    return Comparison(ledger, rows, per=per)
+        best = (Ledger(one.filter(source=s)) for one, s in zip(ledgers, own, strict=True))
+        each = dict(zip(names, best, strict=True))
+        return Comparison(Ledger(chain(*each.values())), _rows(each), each, per)
+    ledger = Ledger(first_of_each(ledgers))
+    sources = {source: ledger.filter(source=source) for source in SOURCES}
+    return Comparison(ledger, _rows(sources, real=True), per=per)
 
 
-def _side_by_side(each: Mapping[str, Ledger], per: str) -> Comparison:
-    """A column for each; of two, the second over the first."""
+def _rows(each: Mapping[str, Ledger], real: bool = False) -> list[dict[str, str]]:
+    """A row for each phase and quantity, a column for each; of two, the second over the first.
+    `real`: they are the sources, and predictions stand over what was measured (or, without a run,
+    simulated)."""
     rows = []
-    for quantity in ("bytes", "flops", "seconds", "tokens", "sent", "money"):
+    for quantity in ("bytes", "flops", "seconds", "tokens", "sent", *["money"] * (not real)):
         sums = {name: _by_phase(one.filter(quantity=quantity)) for name, one in each.items()}
-        for phase in dict.fromkeys(p for by_phase in sums.values() for p in by_phase):
+        for phase in dict.fromkeys(chain(*sums.values())):
             values = [by_phase.get(phase) for by_phase in sums.values()]
-            shown = [format_number(value, UNITS[quantity]) for value in values]
+            shown = (format_number(value, UNITS[quantity]) for value in values)
             row = {"phase": phase or "all", "quantity": quantity, **dict(zip(each, shown))}
-            if len(values) == 2:
-                first, second = values
-                row["second / first"] = f"{second / first:.2f}" if first and second else ""
+            if real:
+                predicted, simulated, measured = values
+                row["predicted / real"] = _over(predicted, measured or simulated)
+            elif len(values) == 2:
+                row["second / first"] = _over(values[1], values[0])
             rows.append(row)
-    return Comparison(Ledger(row for one in each.values() for row in one), rows, each, per)
+    return rows
 
 
 def _titles(shown: Sequence[tuple[str, object]]) -> list[str]:
@@ -147,8 +143,5 @@ def _by_phase(rows: Iterable[Row]) -> dict[str, float]:
     return sums
 
 
-def _ratio(sums: Mapping[str, Mapping[str, float]], phase: str) -> str:
-    """The prediction over what was measured (or, without a run, simulated)."""
-    predicted = sums["predicted"].get(phase)
-    real = sums["measured"].get(phase) or sums["simulated"].get(phase)
-    return f"{predicted / real:.2f}" if predicted and real else ""
+def _over(one: float | None, other: float | None) -> str:
+    return f"{one / other:.2f}" if one and other else ""

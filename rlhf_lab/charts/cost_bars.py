@@ -17,14 +17,9 @@ from .stacked_bars import Amount, Place, stacked_bars
 if TYPE_CHECKING:
     from ..studies import Sweep
 
-QUANTITY_NAMES = {
-    "bytes": "memory",
-    "flops": "arithmetic",
-    "seconds": "time",
-    "tokens": "tokens",
-    "money": "money",
-    "sent": "bytes sent",
-}
+TITLES = {quantity: quantity for quantity in UNITS}
+"""What an axis of a quantity is called."""
+TITLES |= {"bytes": "memory", "flops": "arithmetic", "seconds": "time", "sent": "bytes sent"}
 
 
 def sources(*things: object, quantity: str = "bytes", by: str | None = None) -> Figure:
@@ -44,7 +39,7 @@ def sources(*things: object, quantity: str = "bytes", by: str | None = None) -> 
             name = " ".join([stage] * (len(stages) > 1) + [phase.replace("_", " ") or "all"])
             for row in (r for r in rows if (r.stage, r.phase) == (stage, phase)):
                 bars.setdefault((name, row.source), []).append(row)
-    y_title = "memory at each phase's peak" if quantity == "bytes" else QUANTITY_NAMES[quantity]
+    y_title = "memory at each phase's peak" if quantity == "bytes" else TITLES[quantity]
     x_title = "phase" + (f" of {next(iter(stages))}" if len(stages) == 1 else "")
     devices = _device_memory(things) if quantity == "bytes" else []
     return _bars(bars, quantity, by, x_title, y_title, devices)
@@ -80,7 +75,7 @@ def stage_costs(
     for cost, label in zip(costs, numbered(labels), strict=True):
         for source, rows in cost.rows.items():
             bars[label, source] = rows
-    y_title = "memory at the peak" if quantity == "bytes" else QUANTITY_NAMES[quantity]
+    y_title = "memory at the peak" if quantity == "bytes" else TITLES[quantity]
     return _bars(bars, quantity, by, "stage", y_title, (), theme)
 
 
@@ -177,6 +172,6 @@ def scaling(series: Sweep, quantity: str = "flops", *, x_title: str = "") -> Fig
         ends = (format_number(y, UNITS[quantity]) for y in (points[0][1], points[-1][1]))
         words.append(f"{source}{slope}: {' to '.join(ends)}")
     figure.update_xaxes(type="log", title={"text": safe(x_title or series.axis)})
-    figure.update_yaxes(type="log", title={"text": f"{QUANTITY_NAMES[quantity]} ({unit})"})
+    figure.update_yaxes(type="log", title={"text": f"{TITLES[quantity]} ({unit})"})
     labels = [t.name for t in figure.data]
     return finish(figure, words=words, plot=320, on_top=labels)

@@ -12,11 +12,13 @@ import html
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import plotly.graph_objects as go
 
 from ..display import SI, check_choice
 from ..runs.ledger import UNITS
+from ..stages import read_table
 from .frame import COLOURS, DASHES, GREY_GRID, GREY_TEXT, colour, text_width
 
 MIME = "application/vnd.plotly.v1+json"
@@ -24,6 +26,7 @@ _DRAWN_BY_JUPYTER = {"plotly_mimetype", "jupyterlab", "vscode", "nteract"}
 _CONFIG = {"displaylogo": False}
 """Not responsive: JupyterLab resizes figures itself; with both they vanish when themes change."""
 
+_LOOKS = read_table(Path(__file__).with_name("looks.yaml"))
 THEMES = {
     "both": (GREY_TEXT, GREY_GRID),
     "light": ("#222222", "#DDDDDD"),
@@ -95,39 +98,19 @@ def finish(
     """
     check_choice("theme", theme, THEMES)
     text, grid = THEMES[theme]
+    figure.update_layout(_LOOKS["layout"])
     figure.update_layout(
         template=go.layout.Template(),
         height=plot + ABOVE + BELOW,
-        font={"family": "system-ui, sans-serif", "size": 12, "color": text},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 60, "r": 16, "t": ABOVE, "b": BELOW},
-        legend={"groupclick": "togglegroup", "tracegroupgap": 8, "bgcolor": "rgba(0,0,0,0)"},
-        hoverlabel={
-            "bgcolor": "#F7F7F7",
-            "bordercolor": text,
-            "namelength": -1,
-            "align": "left",
-            "font": {"color": "#222222"},
-        },
-        modebar={
-            "bgcolor": "rgba(0,0,0,0)",
-            "color": text,
-            "activecolor": COLOURS[0],
-            "remove": ["lasso2d", "select2d"],
-        },
+        font_color=text,
+        margin={"t": ABOVE, "b": BELOW},
+        hoverlabel_bordercolor=text,
+        modebar={"color": text, "activecolor": COLOURS[0]},
         meta="\n".join(plain(line) for line in words),
     )
-    axis = {
-        "gridcolor": grid,
-        "zerolinecolor": grid,
-        "linecolor": text,
-        "tickcolor": text,
-        "automargin": True,
-        "title": {"standoff": 6},
-    }
-    figure.update_xaxes(showline=True, ticks="outside", showgrid=False, zeroline=False, **axis)
-    figure.update_yaxes(showgrid=True, **axis)
+    axis = {"gridcolor": grid, "zerolinecolor": grid, "linecolor": text, "tickcolor": text}
+    figure.update_xaxes(_LOOKS["axis"] | _LOOKS["x"], **axis)
+    figure.update_yaxes(_LOOKS["axis"], showgrid=True, **axis)
     if on_top:
         _put_legend_on_top(figure, on_top, plot, below)
     return figure
@@ -170,17 +153,9 @@ def rounded(value: float | None) -> float | None:
     return float(f"{value:.{DIGITS}g}") if known else None
 
 
-_BYTES = [(2.0**p, 2.0**p, n) for p, n in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB"))]
 _SIZES = {
-    "bytes": _BYTES,
-    "sent": _BYTES,
-    "seconds": [
-        (172_800.0, 86_400.0, "days"),
-        (7200.0, 3600.0, "hours"),
-        (180.0, 60.0, "minutes"),
-        (1.0, 1.0, "seconds"),
-        (0.0, 1e-3, "milliseconds"),
-    ],
+    **_LOOKS["units"],
+    "sent": _LOOKS["units"]["bytes"],
     "flops": [(size, size, f"{prefix}FLOP") for size, prefix in SI],
     "tokens": [(size, size, f"{prefix} tokens") for size, prefix in SI],
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -185,12 +185,13 @@ def _deepspeed(found: FromFile, content: Read, path: Path) -> None:
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(unread(file, error)) from None
         return
-    devices = (content.get(f"offload_{what}_device", "none") for what in ("optimizer", "param"))
-    found.settings |= _zero(content.get("zero_stage", 2), devices, path)
+    optimizer, weights = (content.get(f"offload_{w}_device", "none") for w in OFFLOADED)
+    found.settings |= _zero(content.get("zero_stage", 2), optimizer, weights, path)
     if isinstance(passes := content.get("gradient_accumulation_steps"), int):  # else "auto"
         found.settings["gradient_accumulation_steps"] = passes
 
 
+OFFLOADED = "optimizer", "param"
 BATCH = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
@@ -205,10 +206,9 @@ def _deepspeed_json(found: FromFile, content: Read, path: Path) -> None:
     """DeepSpeed's own config. What is "auto" there is as the plan's settings say; a size that is,
     which transformers makes of the model's width, is planned as DeepSpeed's default, and named."""
     zero = content.get("zero_optimization") or {}
-    devices = (
-        (zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")
-    )
-    found.settings |= _zero(zero.get("stage", 0), devices, path)
+    moved = (zero.get(f"offload_{what}") or {} for what in OFFLOADED)
+    optimizer, weights = (one.get("device", "none") for one in moved)
+    found.settings |= _zero(zero.get("stage", 0), optimizer, weights, path)
     said = {ours: content.get(theirs, "auto") for theirs, ours in BATCH.items()}
     said |= {name: zero[name] for name in SIZES if name in zero}
     found.settings |= {name: value for name, value in said.items() if value != "auto"}
@@ -217,9 +217,8 @@ def _deepspeed_json(found: FromFile, content: Read, path: Path) -> None:
     found.settings |= dict.fromkeys(on, True)
 
 
-def _zero(stage: Setting, devices: Iterable[str], path: Path) -> Read:
-    """Sharding, and offload to `devices`: of the optimizer, of weights."""
-    optimizer, weights = devices
+def _zero(stage: Setting, optimizer: str, weights: str, path: Path) -> Read:
+    """Sharding and offload."""
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"{path}: ZeRO stage {stage!r} is not planned: write 0, 1, 2 or 3")
     if "nvme" in (optimizer, weights):

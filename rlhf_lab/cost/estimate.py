@@ -12,10 +12,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TypeAlias
 
 from ..runs.ledger import Ledger
-from ..stages import STAGES, resolve
+from ..stages import STAGES, read_table, resolve
 from .architecture import Architecture, architecture
 from .caveats import caveats
 from .compiling import compile_seconds, decide
@@ -28,54 +29,13 @@ from .seconds import product_dtype, seconds, with_sent
 from .serving import Serving, around, sampled, served, serving_seconds, static
 from .setup import Setup
 
-XRAY_BAND = 0.94, 1.06
-"""Of PyTorch's own tensors: the worst case of benchmarks/cost_accuracy.py against the x-ray."""
-MEMORY_BAND = {"cpu": XRAY_BAND, "tpu": (0.7, 1.5), "apple": (0.7, 1.5)}
-"""Where PyTorch's own kernels do not run, of TPUs and Apple's chips: assumed."""
-GPU_MEMORY_BAND = {
-    "inference": (0.94, 1.06),
-    "one device": (0.88, 1.1),
-    "adapters": (0.94, 1.3),
-    "loose": (0.92, 1.45),
-}
-"""Nine in ten figures of other people's, each source counting the same, of the half that may be
-looked at (benchmarks/published_plans.py); they measure in many ways, and run other code.
-"adapters": of weights that are kept, also inference in fewer bits; "loose": training on several
-devices, and adapters without checkpointing, where much depends on versions and dropout."""
-TIME_BAND = {"cpu": (0.7, 1.4), "tpu": (0.5, 2.0), "apple": (0.5, 2.0)}
-"""On a calibrated CPU most phases lie within 15 % (benchmarks/cost_accuracy.py, seconds); its own
-speed drifts more."""
-GPU_TIME_BAND = {
-    "vllm": (0.8, 1.3),
-    "transformers": (0.9, 2.2),
-    "one device": (0.75, 1.2),
-    "several devices": (0.85, 1.35),
-}
-"""As the bands of memory: of inference by what serves it (in transformers' way Python is what is
-waited for), and of training."""
-AROUND_STEPS = 1.1
-"""Start-up, loading, evaluation and saving only add to a run: a tenth, assumed."""
-ROUGH_ACTIVATIONS = 0.65
-"""Of a family of which only the matrices are known, activations and caches of keys and values are
-uncertain by this share more: nine of ten families of benchmarks/family_accuracy.py are inside."""
-ROUGH_TIME = 0.7, 1.5
-"""Factors to such a family's time, on top of the band of its hardware; measured there too."""
+BANDS = read_table(Path(__file__).with_name("bands.yaml"))
+"""Factors to the least and the most that somebody else measures, and what is not modelled."""
 SCORING = "old_logprobs", "reference", "value", "score"
 UPDATE = "forward", "backward", "optimizer"
 """Phases of PPO's update."""
 LOOSE = "activations", "kv_cache"
 """What is not known of a family of which only the matrices are."""
-NOT_MODELLED_ON_A_GPU = (
-    "fragmentation of the allocator and the CUDA context (about half a GB)",
-    "scratch space of cuBLAS and attention kernels",
-)
-NOT_MODELLED = (
-    "loading data, writing checkpoints, evaluation, start-up",
-    "experts chosen unevenly (mixtures)",
-    "dropout (GPT-2 and OPT come with it; PPO turns it off)",
-)
-
-
 Settings: TypeAlias = Mapping[str, object]
 ConfigDict: TypeAlias = Mapping[str, object]
 """A transformers config as a dict."""
@@ -173,59 +133,57 @@ class Estimate:
     @cached_property
     def memory_band(self) -> tuple[float, float]:
         """Factors to the least and the most that somebody else measures of this setup."""
-        s, kind = self.setup, self.hardware.kind
-        if kind != "gpu":
-            return self._band(*MEMORY_BAND[kind])
-        if s.stage == "inference":
+        s, which = self.setup, self.hardware.kind
+        if which == "gpu" and s.stage == "inference":
             which = "inference" if s.weights_format == "none" else "adapters"
-        elif s.gpus > 1 or s.lora_r and not s.gradient_checkpointing:
+        elif which == "gpu" and (s.gpus > 1 or s.lora_r and not s.gradient_checkpointing):
             which = "loose"
-        else:
+        elif which == "gpu":
             which = "adapters" if s.lora_r else "one device"
-        return self._band(*GPU_MEMORY_BAND[which])
+        return self._band(*BANDS["memory"][which])
 
     @property
     def needed(self) -> float:
         """Bytes that a device should have: the peak, and by how much the plan of PyTorch's own
         tensors may be off."""
-        return self.peak * self._band(*XRAY_BAND)[1]
+        return self.peak * self._band(*BANDS["memory"]["cpu"])[1]
 
     def _band(self, low: float, high: float) -> tuple[float, float]:
         """This band of memory, or a wider one where a family is known by its matrices alone."""
         if not any(m.facts.rough for m in self.models):
             return low, high
+        more = BANDS["rough_activations"]
         sizes = [(f.total, sum(f.bytes[x] for x in f.bytes if x[1] in LOOSE)) for f in self.phases]
         return (
-            max(low * total - ROUGH_ACTIVATIONS * loose for total, loose in sizes) / self.peak,
-            max(high * total + ROUGH_ACTIVATIONS * loose for total, loose in sizes) / self.peak,
+            max(low * total - more * loose for total, loose in sizes) / self.peak,
+            max(high * total + more * loose for total, loose in sizes) / self.peak,
         )
 
     @property
     def time_band(self) -> tuple[float, float]:
         """Factors to the least and the most of the seconds of steps."""
         s, kind = self.setup, self.hardware.kind
-        if kind != "gpu":
-            low, high = TIME_BAND[kind]
-        elif s.stage == "inference":
-            low, high = GPU_TIME_BAND[s.engine]
-        else:
-            low, high = GPU_TIME_BAND["one device" if s.gpus == 1 else "several devices"]
+        trained = "one device" if s.gpus == 1 else "several devices"
+        on_gpu = s.engine if s.stage == "inference" else trained
+        low, high = BANDS["time"][on_gpu if kind == "gpu" else kind]
         if kind != "cpu" and self.compiles[0]:  # not measured there: it may save nothing
             high *= self.eager_seconds / self.step_seconds
         if any(m.facts.rough for m in self.models):
-            return low * ROUGH_TIME[0], high * ROUGH_TIME[1]
+            less, more = BANDS["time"]["rough"]
+            return low * less, high * more
         return low, high
 
     @property
     def hours_band(self) -> tuple[float, float]:
         """The same of a whole run and its money."""
         low, high = self.time_band
-        return low, high * AROUND_STEPS
+        return low, high * BANDS["around_steps"]
 
     @property
     def not_modelled(self) -> tuple[str, ...]:
         """What the figures leave out."""
-        return (*(NOT_MODELLED_ON_A_GPU if self.hardware.kind == "gpu" else ()), *NOT_MODELLED)
+        found = BANDS["not_modelled"]
+        return (*(found["gpu"] if self.hardware.kind == "gpu" else ()), *found["all"])
 
     @property
     def caveats(self) -> list[str]:

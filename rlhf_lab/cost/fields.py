@@ -1,4 +1,4 @@
-"""What a plan does with the settings that it does not read, as data (`fields.yaml`).
+"""What a plan does with the settings of trainers, as data (`fields.yaml`).
 
 Every field of the trainers' configs is read by `read_settings.make_setup`, or is known to change no
 figure of a plan, or is not modelled: then the answer begins with a line that says so.
@@ -13,6 +13,10 @@ from pathlib import Path
 from ..stages import read_table
 
 _TABLE = read_table(Path(__file__).with_name("fields.yaml"))
+RENAMED: Mapping[str, str] = _TABLE["renamed"]
+"""What a trainer calls a setting → the field of a `Setup`."""
+CHOICES = {name: tuple[str, ...](values) for name, values in _TABLE["choices"].items()}
+WHOLE_NUMBERS = _TABLE["whole_numbers"].split()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -91,9 +91,9 @@ _ENTRIES: dict[str, dict[str, Any]] = json.loads(_DEVICES.read_text(encoding="ut
 
 @cache
 def _device(key: str, gb: int) -> Hardware:
-    """A device of the catalogue, made when it is asked for. `gb`: of Apple's, which come with
-    several sizes of memory; macOS gives a GPU two thirds of it, from 36 GB on three quarters
-    (recommendedMaxWorkingSetSize, as llama.cpp logs it)."""
+    """A device of the catalogue. `gb`: of Apple's, which come with several sizes of memory; macOS
+    gives a GPU two thirds of it, from 36 GB on three quarters (recommendedMaxWorkingSetSize, as
+    llama.cpp logs it)."""
     entry = {name: value for name, value in _ENTRIES[key].items() if name != "aliases"}
     if "cores" in entry:
         memory = entry.pop("memory_gib") * GIB
@@ -111,19 +111,6 @@ def _device(key: str, gb: int) -> Hardware:
     return Hardware(**{**figures, "memory": round(figures["memory"])})
 
 
-class _Catalogue(Mapping[str, Hardware]):
-    """Devices by short name."""
-
-    def __getitem__(self, key: str) -> Hardware:
-        return _device(key, 0)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_ENTRIES)
-
-    def __len__(self) -> int:
-        return len(_ENTRIES)
-
-
 def _squash(name: str) -> str:
     """ "NVIDIA A100-SXM4-80GB" → "a10080": what torch, clouds and people call a device."""
     bare = re.sub(r"[^a-z0-9]", "", re.sub(r"sxm\d?\b", "", name.lower()))
@@ -131,7 +118,7 @@ def _squash(name: str) -> str:
     return re.sub(rf"{makers}|sxm\d?|hbm\de?|(?<=\d)gi?b", "", bare)
 
 
-CATALOGUE = _Catalogue()
+CATALOGUE: Mapping[str, Hardware] = {key: _device(key, 0) for key in _ENTRIES}
 """Devices by short name (`devices.json`). `memory_gib`: as torch reports it (drivers differ by
 1 %). `link_gb_s`: half of the two-way figure printed. `network_gb_s`: one adapter per GPU of a DGX
 (400 Gb/s, of an A100 200), or a cloud's 100 Gb/s among 8 GPUs. op_seconds: assumed; eager PyTorch

@@ -12,21 +12,12 @@ from dataclasses import fields, replace
 from ..display import is_number
 from ..stages import ONLINE, STAGES, Setting, Settings
 from .architecture import Architecture
+from .fields import RENAMED
 from .hardware import Hardware, nodes_for
 from .quantization import FORMATS
 from .rollout_engine import engine_bytes
 from .setup import Setup
 
-RENAMED = {
-    "per_device_train_batch_size": "batch",
-    "prompt_length": "prompt",
-    "response_length": "response",
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "lora_target_modules": "lora_targets",
-    "num_generations": "samples_per_prompt",
-    "activation_checkpointing": "gradient_checkpointing",
-}
 NAMES = frozenset(f.name for f in fields(Setup))
 CHECKPOINTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
 """Both names of transformers' setting, the older one first."""

@@ -39,7 +39,6 @@ class Serving:
     latency: float
     requests_per_second: float
     tokens_per_second: float
-    prompt_tokens_per_second: float
     usd_per_million: float | None
     most: float | None = None
 
@@ -59,7 +58,6 @@ def _serving(s: Setup, hw: Hardware, in_flight: float, fits: int, **times: float
         fits=fits * s.replicas,
         requests_per_second=rate,
         tokens_per_second=tokens,
-        prompt_tokens_per_second=rate * s.prompt,
         usd_per_million=price,
         most=most * s.replicas if most < math.inf else None,
         **times,

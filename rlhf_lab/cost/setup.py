@@ -14,27 +14,18 @@ from pathlib import Path
 
 from ..display import check_choice
 from ..stages import ONLINE, STAGES, read_table
+from . import fields
 from .architecture import Architecture
 from .optimizers import OPTIMIZERS
 from .parallel import shard
 from .quantization import FORMATS
 
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
-CHOICES = {
+CHOICES = fields.CHOICES | {
     "stage": tuple(STAGES),
     "dtype": tuple(BYTES_PER_WEIGHT),
-    "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
     "optim": tuple(OPTIMIZERS),
-    "loss": ("fused", "plain", "chunked"),
-    "layout": ("four", "shared", "adapters"),
-    "sharding": ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2"),
-    "offload": ("none", "optimizer", "all"),
-    "fsdp_units": ("accelerate", "root"),
-    "engine": ("transformers", "vllm"),
-    "vllm_mode": ("colocate", "server"),
     "quantization": ("none", *FORMATS),
-    "kv_cache_dtype": ("auto", "fp8"),
-    "distill_from": ("student", "samples", "logits"),
 }
 EXTRA: dict[str, dict[str, str]] = read_table(Path(__file__).with_name("settings.yaml"))
 """Settings of a plan that are no trainer's, and what they mean, by the stages that have them."""
@@ -49,17 +40,8 @@ def extra_settings(stage: str) -> dict[str, str]:
     }
 
 
-WHOLE_NUMBERS = tuple(
-    "batch prompt response gpus nodes tensor_parallel gradient_accumulation_steps num_ppo_epochs "
-    "num_mini_batches local_rollout_forward_batch_size samples_per_prompt num_iterations "
-    "max_num_batched_tokens max_num_seqs num_assistant_tokens every_n_layers "
-    "vllm_tensor_parallel_size reduce_bucket_size stage3_prefetch_bucket_size "
-    "stage3_max_live_parameters stage3_param_persistence_threshold".split()
-)
-
-
 def check_whole(name: str, value: object, of: str) -> None:
-    """Raises ValueError, one line, for what cannot be the `WHOLE_NUMBERS` entry `of`."""
+    """Raises ValueError, one line, for what cannot be the `fields.WHOLE_NUMBERS` entry `of`."""
     least = 0 if of in ("prompt", "response") else 1
     if type(value) is not int or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
@@ -170,7 +152,7 @@ class Setup:
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
-        for name in WHOLE_NUMBERS:
+        for name in fields.WHOLE_NUMBERS:
             check_whole(name, getattr(self, name), name)
         checks = (
             self._model_checks,

@@ -9,14 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from .mapping import LETTERS, TIES, FieldMap, Refused, names_of, number, plain, tag_of
-from .messages import Row, missing, structure
-from .schema import BAD
-from .shapes import table
+from .mapping import LETTERS, FieldMap, Refused, names_of, number, plain, tag_of
+from .messages import BAD, TABLE, TIES, Row, missing, structure
 
 Rows: TypeAlias = Sequence[Row]
 
-LABEL, NOT_BETTER, LOWER, ANSWER = (set(words.split()) for words in table()["words"].values())
+LABEL, NOT_BETTER, LOWER, ANSWER = (set(words.split()) for words in TABLE["words"].values())
 """Words in the names of columns that say how good answers are, of those that say the opposite, of
 those where lower is better, and of those that hold answers."""
 SURE = {"better", "best", "chosen", "preferred", "winner"}

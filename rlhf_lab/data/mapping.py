@@ -17,15 +17,12 @@ from typing import TypeAlias
 
 from ..display import did_you_mean
 from ..runs.json_files import unread
-from .messages import Cell, Dropped, Row, missing, structure
+from .messages import TIES, Cell, Dropped, Row, missing, structure
 
 FieldMap: TypeAlias = dict[str, Cell]
 """`Fields` as a dict: what a user, or the table of shapes, says of each."""
 Get: TypeAlias = Callable[[Row], Cell]
 TIE = -1
-TIES = {"tie", "tied", "draw", "equal", "same", "neither", "both", "both_bad", "bothbad"}
-TIES |= {"tie (bothbad)", "tie_bothbad", "both bad", "both_good", "no preference", "no_preference"}
-TIES |= {"no difference", "about the same", "neutral", "equally good", "equally bad"}
 SIDES = (("first", "left"), ("second", "right"))
 GROUP = "\0group"
 """Where rows of one prompt stand in the row that they make together."""

@@ -12,7 +12,10 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
+
+from ..stages import read_table
 
 Cell: TypeAlias = Any
 """What stands in a row under a column, or in an object inside it."""
@@ -27,26 +30,13 @@ Prompt: TypeAlias = str | list[Message] | list[int]
 Answer: TypeAlias = str | list[Message]
 """Text, or several messages (assistant with a tool call, tool, assistant)."""
 
-ROLES = {
-    "user": ("user", "human", "prompter", "customer", "instruction", "question", "usr"),
-    "assistant": (
-        *("assistant", "gpt", "bot", "chatbot", "model", "chatgpt", "gpt4", "gpt-4", "ai", "llm"),
-        *("bing", "bard", "claude", "gemini", "chosen", "rejected", "response", "answer"),
-    ),
-    "system": ("system", "developer"),
-    "tool": (
-        *("tool", "function", "observation", "ipython", "tool_response", "tool_result"),
-        *("function_response", "tool_outputs"),
-    ),
-    "function_call": ("function_call", "tool_call"),
+TABLE: dict[str, Any] = read_table(Path(__file__).with_name("shapes.yaml"))
+"""Names of roles and columns, words in them, what values mean, and shapes that have a name."""
+ROLE_NAMES: dict[str, str] = {
+    theirs: ours for ours, names in TABLE["roles"].items() for theirs in names
 }
-"""Our roles, and other people's names of them, whatever their case. What a `function_call` says is
-the JSON of a call that the assistant makes."""
-ROLE_NAMES = {theirs: ours for ours, names in ROLES.items() for theirs in names}
-
-NOTHING = {*"nan n/a #n/a <na> na null none [deleted] [removed] undefined".split()}
-NOTHING |= {"[deleted by user]", "[removed by reddit]", "deleted by user", "[ removed by reddit ]"}
-"""Texts (in lower case) with which tables and forums say that there is none."""
+NOTHING, TIES, GOOD, BAD = map(set, TABLE["values"].values())
+"""What stands for nothing, for a tie, for a good answer and for a bad one, in lower case."""
 STANDS_FOR_NOTHING = "a text that stands for nothing (nan, N/A, [deleted], …)"
 
 NO_TEXT = "a message with parts that are no text (pictures, files, …)"

@@ -6,7 +6,7 @@ What could be read in two ways is refused in one line, with a mapping that says 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..display import did_you_mean
@@ -33,7 +33,6 @@ from .mapping import (
     GROUP,
     LETTERS,
     TIE,
-    TIES,
     FieldMap,
     Fields,
     Get,
@@ -47,14 +46,14 @@ from .mapping import (
     shown_list,
     tag_of,
 )
-from .messages import READ, ROLE_NAMES, Dropped, Example, missing, structure
-from .schema import ANSWERS, BAD, GOOD, Shape, convert, grouped
-from .shapes import READERS, Named, named_shapes, table
+from .messages import BAD, GOOD, READ, ROLE_NAMES, TABLE, TIES, Dropped, Example, missing, structure
+from .schema import ANSWERS, Shape, convert, grouped
+from .shapes import READERS, Named, named_shapes
 
-NAMES: dict[str, list[str]] = table()["names"]
+NAMES: dict[str, list[str]] = TABLE["names"]
 """Names under which people store each field. An `input` beside `instruction` belongs to the prompt;
 `messages` holds prompt and completion in one."""
-CONVERSATIONS, PAIRS = table()["conversations"], table()["pairs"]
+CONVERSATIONS, PAIRS = TABLE["conversations"], TABLE["pairs"]
 OF_READER = {"margin", "ties", "pairs", "ignore"}
 OWN = {"answers", "chosen", "rejected", "completion", "each", "group", "label", "rows"}
 """What a user may say of a shape that a reader reads; and what makes a mapping the user's own."""
@@ -216,64 +215,41 @@ def _two_answers(rows: Rows, rest: Sequence[str], found: FieldMap, name: str) ->
 
 def _check(of: Fields, have: Sequence[str], name: str) -> None:
     """Raise ValueError, one line, for a mapping that lacks something or says too much."""
-    columns, several = shown_list(have), bool(of.answers)
-    deciders = [d for d in DECIDERS if getattr(of, d)]
-    what = " and ".join(deciders)
-    lists = of.scores or of.ranks
-    lacking = "chosen" if of.rejected else "rejected"
-    there = "rejected" if of.rejected else "chosen"
-    skips = [p for p in (*of.answers, *lists) if "[]" in p or "[*]" in p]
-    inner = (
-        {"each": skips[0].partition("[")[0], "answers": ["PATH"], what: ["PATH"]} if skips else {}
-    )
-    rules: list[tuple[object, str, FieldMap]] = [
-        (
-            bool(of.chosen) != bool(of.rejected),
-            f"{there} is there, {lacking} is not, among {columns}; map it with {{fields}}",
-            {lacking: "COLUMN"},
-        ),
-        (
-            several and (of.chosen or of.completion),
-            "answers stand beside chosen, rejected or completion: map one kind of them",
-            {},
-        ),
-        (
-            several and len(deciders) != 1,
-            f"{what or 'nothing'} decides between the answers; say one of {', '.join(DECIDERS)}: "
-            "{fields}",
-            {"winner": "COLUMN", "values": {"1": "A", "2": "B"}},
-        ),
-        (
-            deciders and not several,
-            f"{what} decides between answers, and none are mapped: {{fields}}",
-            {"answers": ["COLUMN", "COLUMN"]},
-        ),
-        (
-            of.preference and of.positive not in ("A", "B"),
-            f"{of.preference!r} is a signed number; say which answer is better above 0: {{fields}}",
-            {"preference": of.preference, "positive": "A"},
-        ),
-        (
-            several and lists and len(lists) not in (1, len(of.answers)),
-            f"{len(of.answers)} answers and {len(lists)} {what}: give one for each",
-            {},
-        ),
-        (
-            skips and not of.each,
-            f"{skips[:1]} skips what is missing, so that answers would stand beside the labels of "
-            "others; give the list, and paths into each of its objects: {fields}",
-            inner,
-        ),
-        (
-            not (of.prompt or several or of.chosen or of.completion),
-            f"no prompt field among {columns}; name it one of {', '.join(NAMES['prompt'])}, or map "
-            "it with {fields}",
-            {"prompt": "COLUMN"},
-        ),
-    ]
-    for wrong, line, example in rules:
+    for wrong, line, example in _rules(of, shown_list(have)):
         if wrong:
             raise Refused(f"{name}: {line}", example)
+
+
+def _rules(of: Fields, columns: str) -> Iterator[tuple[object, str, FieldMap]]:
+    """→ (whether it is broken, what is wrong, a mapping that would mend it)"""
+    several, lists = bool(of.answers), of.scores or of.ranks
+    deciders = [d for d in DECIDERS if getattr(of, d)]
+    what = " and ".join(deciders)
+    there, lacking = ("rejected", "chosen") if of.rejected else ("chosen", "rejected")
+    line = f"{there} is there, {lacking} is not, among {columns}; map it with {{fields}}"
+    yield bool(of.chosen) != bool(of.rejected), line, {lacking: "COLUMN"}
+    line = "answers stand beside chosen, rejected or completion: map one kind of them"
+    yield several and (of.chosen or of.completion), line, {}
+    choose = f"decides between the answers; say one of {', '.join(DECIDERS)}: {{fields}}"
+    example = {"winner": "COLUMN", "values": {"1": "A", "2": "B"}}
+    yield several and len(deciders) != 1, f"{what or 'nothing'} {choose}", example
+    line = f"{what} decides between answers, and none are mapped: {{fields}}"
+    yield deciders and not several, line, {"answers": ["COLUMN", "COLUMN"]}
+    line = f"{of.preference!r} is a signed number; say which answer is better above 0: {{fields}}"
+    example = {"preference": of.preference, "positive": "A"}
+    yield of.preference and of.positive not in ("A", "B"), line, example
+    line = f"{len(of.answers)} answers and {len(lists)} {what}: give one for each"
+    yield several and lists and len(lists) not in (1, len(of.answers)), line, {}
+    if skips := [p for p in (*of.answers, *lists) if "[]" in p or "[*]" in p]:
+        line = (
+            f"{skips[:1]} skips what is missing, so that answers would stand beside the labels of "
+            "others; give the list, and paths into each of its objects: {fields}"
+        )
+        inner = {"each": skips[0].partition("[")[0], "answers": ["PATH"], what: ["PATH"]}
+        yield not of.each, line, inner
+    names = ", ".join(NAMES["prompt"])
+    line = f"no prompt field among {columns}; name it one of {names}, or map it with {{fields}}"
+    yield not (of.prompt or several or of.chosen or of.completion), line, {"prompt": "COLUMN"}
 
 
 def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> None:

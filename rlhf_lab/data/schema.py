@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 ANSWERS = ("completion", "chosen", "rejected")
 CONTEXT = ("prompt", "system", "history", "tools")
-GOOD = {"true", "1", "good", "yes", "desirable", "thumbs_up", "thumbs up", "up", "positive", "👍"}
-BAD = {"false", "0", "bad", "no", "undesirable", "thumbs_down", "thumbs down", "down", "negative"}
-BAD |= {"👎", "-1", "fail", "reject", "dislike"}
 
 
 @dataclass(frozen=True)

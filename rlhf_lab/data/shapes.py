@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path
 from typing import TypeAlias
 
-from ..stages import read_table
-from .mapping import TIES, FieldMap, names_of, number, plain, tag_of
-from .messages import Cell, Dropped, Example, Row, missing, structure
+from .mapping import names_of, number, plain, tag_of
+from .messages import TABLE, TIES, Cell, Dropped, Example, Row, missing, structure
 
 Made: TypeAlias = "Iterator[Example | Dropped]"
 Read: TypeAlias = "Callable[[Cell], Made]"
@@ -44,17 +42,9 @@ class Named:
 
 
 @cache
-def table() -> FieldMap:
-    """shapes.yaml: `names` of columns, `words` in them, and `shapes`."""
-    found: FieldMap = read_table(Path(__file__).with_name("shapes.yaml"))
-    return found
-
-
-@cache
 def named_shapes() -> list[Named]:
     """The shapes of the table."""
-    entries: list[FieldMap] = table()["shapes"]
-    return [Named(**entry) for entry in entries]
+    return [Named(**entry) for entry in TABLE["shapes"]]
 
 
 def _row(
@@ -66,7 +56,7 @@ def _row(
 
 
 def _prompt_of(data: Row) -> str:
-    names = table()["names"]["prompt"]
+    names = TABLE["names"]["prompt"]
     found = next((n for n in data if n.lower() in names and not missing(data[n])), None)
     if found is None:
         raise Dropped("no prompt among the fields (prompt, instruction, question, …)")
@@ -144,7 +134,7 @@ def alike(data: Row) -> list[str]:
         if mark and isinstance(data[name], str):
             stems.setdefault(stem, []).append(name)
     found = {stem: sorted(names) for stem, names in stems.items() if len(names) > 1}
-    answers = [names for stem, names in found.items() if stem in table()["words"]["answer"].split()]
+    answers = [names for stem, names in found.items() if stem in TABLE["words"]["answer"].split()]
     answers = answers or list(found.values())
     return answers[0] if len(answers) == 1 else []
 

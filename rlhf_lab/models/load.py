@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 
 from ..display import by_surface
 from ..runs.json_files import no_folder, packaged_folder
-from .bare_tokenizer import BareTokenizer
 from .hub import fetch, find_config
 from .names import ALIASES as ALIASES
 from .names import BUNDLED as BUNDLED
 from .names import nearest, same_sizes, short_names
 from .names import presets as presets
 from .structure import check_head
-from .tokenizer import has_tokenizer, load_tokenizer, same_files, same_vocabulary
+from .tokenizer import BareTokenizer, has_tokenizer, load_tokenizer, same_files, same_vocabulary
 from .weights import in_4bit, load_causal_lm, load_reward_model, new_reward_model
 
 if TYPE_CHECKING:

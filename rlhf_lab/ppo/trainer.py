@@ -38,12 +38,10 @@ from .bookkeeping import STATISTICS, Bookkeeping
 from .checkpoint import Metrics
 from .compiled import compile_layers
 from .config import PPOConfig, check_arguments
-from .engines import make_engine
 from .executor import Executor
 from .layouts import Roles, make_roles
 from .logprobs import AnyModel
 from .losses import LossFunction, LossFunctions, StopTokens
-from .make_sharding import make_sharding
 from .recompute import recomputed_layers
 from .rewards import Rewards
 from .rollout import (
@@ -58,8 +56,9 @@ from .rollout import (
     shard_rows,
     token_values,
 )
+from .rollout_engines import make_engine
 from .sampling import pad_prompts, row_keys, shuffled
-from .sharding import Replicated
+from .sharding import Replicated, make_sharding
 from .texts import Row, Tokenizer
 
 if TYPE_CHECKING:

@@ -73,15 +73,8 @@ def usual(values: Sequence[float]) -> float:
 
 
 FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = {
-    "largest": max,
-    "smallest": min,
-    "recent": recent,
-    "change": change,
-    "growth": growth,
-    "trend": trend,
-    "magnitude": magnitude,
-    "average": fmean,
-    "usual": usual,
+    **{figure.__name__: figure for figure in (recent, change, growth, trend, magnitude, usual)},
+    **{"largest": max, "smallest": min, "average": fmean},
 }
 
 

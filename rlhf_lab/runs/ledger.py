@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from ..display import format_number, html_table, table
 from ..stages import STAGES
-from .json_files import JsonObject, replace_file
+from .json_files import JsonObject, json_lines, replace_file
 
 if TYPE_CHECKING:
     import pandas
@@ -245,8 +245,9 @@ class Ledger(UserList[Row]):
         return path
 
     def to_jsonl(self) -> str:
-        """One JSON object per line."""
-        return "".join(json.dumps(_row_to_json(r)) + "\n" for r in self.data)
+        """One JSON object per line. JSON has no infinity, so it travels as the word `inf`."""
+        rows = ({k: "inf" if v == math.inf else v for k, v in asdict(r).items()} for r in self.data)
+        return json_lines(rows)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ledger:
@@ -316,11 +317,6 @@ def _vocabulary_order(name: str) -> Callable[[Row], int]:
     words = _VOCABULARY.get(name, ())
     places = {word: place for place, word in enumerate((*words, ""))}
     return lambda row: places.get(getattr(row, name), row.rank)
-
-
-def _row_to_json(row: Row) -> JsonObject:
-    """JSON has no infinity, so it travels as the word `inf`, which `float` reads back."""
-    return {k: "inf" if v == math.inf else v for k, v in asdict(row).items()}
 
 
 def _row_from_json(line: str) -> JsonObject:

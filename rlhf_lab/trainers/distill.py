@@ -5,7 +5,9 @@ distribution from the teacher's (generalised Jensen-Shannon, Agarwal et al., 230
 is KL(teacher, student), 1 is KL(student, teacher); between them a mixture of both is compared with.
 
 That is `distill_from="student"`. From the teacher's own answers, which it gives once, before
-training (`teacher.py`): "samples", cross-entropy; "logits", divergence over its likeliest tokens.
+training, so that it need not stay in memory: "samples", cross-entropy; "logits", divergence over
+its likeliest tokens. A run keeps them (`teacher/0.jsonl`, of other processes 1, …), to be read, and
+to go on with.
 
 What is ours: prompts' tokens, stop tokens and lengths as in every stage that samples, positions
 counted from the mask, vocabularies compared token by token, and the gold reward of what is sampled.
@@ -13,7 +15,7 @@ counted from the mask, vocabularies compared token by token, and the gold reward
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,12 +28,18 @@ from trl.trainer.utils import pad
 
 from ..data.reward_sources import gold_metrics
 from ..data.schema import Example
+from ..data.tokenize import prompt_text, row_prompt_ids
 from ..display import check_choice
+from ..launch.processes import from_all, once, place
 from ..metering.meter import Meter
-from ..ppo.logprobs import AnyModel, language_head, logprobs_and_entropy
-from ..ppo.texts import which_ended
+from ..ppo.logprobs import AnyModel, language_head, logprobs_and_entropy, top_logprobs
+from ..ppo.rollout import response_hidden_states, shape_of
+from ..ppo.texts import sample_ids, which_ended
+from ..runs.json_files import append_lines, read_lines
+from ..runs.progress import with_progress
 from ..stages import Setting
 from .diverged import broken_weight, diverged
+from .evaluate import padded_answers
 from .job import Figures, Job, before_and_after, evaluate_policy, run_trainer
 from .online import (
     METRIC_NAMES,
@@ -41,7 +49,6 @@ from .online import (
     prompt_table,
     read_responses,
 )
-from .teacher import sparse_divergence, teacher_answers
 from .trl import Rows, make_trainer
 
 if TYPE_CHECKING:
@@ -190,6 +197,74 @@ def distillation_trainer(
     rows = prompt_table(student, tokenizer, train)
     more: dict[str, Setting] = {"teacher_model": teacher, "sampled": sampled, "answers": answers}
     return make_trainer("distill", student, tokenizer, rows, [], args, callbacks, **more)
+
+
+def teacher_answers(job: Job, teacher: AnyModel) -> Rows:
+    """The teacher's answers to the prompts that training will see: `ids`, and of each token
+    `top_ids` and `top_logprobs` (t, k): the likeliest, or with `distill_from="samples"` the one
+    that it has written, as certain. What the run has already is not asked for again; the noise
+    belongs to a prompt's number. Each process asks for its share.
+    """
+    args, rows, (rank, processes) = job.args, job.ready.train, place()
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if args.max_steps > 0:
+        rows = rows[: args.max_steps * size * processes]
+    (folder := job.run.folder / "teacher").mkdir(parents=True, exist_ok=True)
+    there = once(lambda: [row for file in folder.glob("*.jsonl") for row in read_lines(file)])
+    found = {row["row"]: row for row in there}
+    mine = [i for i in range(len(rows)) if i not in found][rank::processes]
+    job.meter.watch("teacher", teacher.to(args.device).eval())
+    for first in with_progress(range(0, len(mine), size), "answers", job.quiet):
+        if processes == 1 and job.should_stop is not None and job.should_stop():
+            raise KeyboardInterrupt
+        new = _ask(job, teacher, rows, mine[first : first + size])
+        append_lines(folder / f"{rank}.jsonl", new)
+        found |= {row["row"]: row for row in new}
+    whole = {i: row for part in from_all(found) for i, row in part.items()}
+    for row in whole.values():
+        row.setdefault("top_ids", [[token] for token in row["ids"]])
+        row.setdefault("top_logprobs", [[0.0]] * len(row["ids"]))
+    return [whole[i] for i in range(len(rows))]
+
+
+@torch.no_grad()
+def _ask(job: Job, teacher: AnyModel, table: Rows, numbers: Sequence[int]) -> list[Example]:
+    args, tokenizer, meter, rows = job.args, job.tokenizer, job.meter, [table[i] for i in numbers]
+    how = {"max_new_tokens": args.response_length, "temperature": args.temperature}
+    how |= {"seed": args.seed, "batch": len(rows), "numbers": numbers}
+    with meter.phase("rollout", "teacher", calls=teacher):
+        ids = [one for (one,) in sample_ids(teacher, tokenizer, rows, **how)]
+    meter.count("rollout", "teacher", sum(map(len, ids)))
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    answers: list[Example] = [
+        {"row": i, "prompt": prompt_text(row), "response": text, "ids": one}
+        for i, row, text, one in zip(numbers, rows, texts, ids, strict=True)
+    ]
+    if args.distill_from == "logits":
+        asked = [row_prompt_ids(tokenizer, row) for row in rows]
+        padding = tokenizer.pad_token_id
+        sequence, attention, _, mask = padded_answers(padding, asked, ids, teacher.device)
+        shape = shape_of([torch.arange(len(rows))], attention[:, :-1], mask)
+        with meter.phase("teacher", "teacher", shape, int(attention.sum())):
+            hidden = response_hidden_states(teacher, sequence, attention, mask)
+            values, tokens = top_logprobs(teacher, hidden, args.loss_top_k, args.temperature)
+        values, lengths = values.double().clamp(min=-99).round(decimals=4), list(map(len, ids))
+        parts = zip(answers, values.cpu().split(lengths), tokens.cpu().split(lengths), strict=True)
+        for answer, part, top in parts:
+            answer |= {"top_ids": top.tolist(), "top_logprobs": part.tolist()}
+    return answers
+
+
+def sparse_divergence(logprobs: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher, student) over k tokens and, as one class more, all the others together.
+
+    logprobs, teacher: (n, k), log π of the k tokens. → (n,) nats. Where the teacher is certain of
+    one token (k = 1, log π = 0) that is the student's cross-entropy.
+    """
+    left, rest = (1 - x.exp().sum(-1) for x in (logprobs, teacher))
+    rest = rest.clamp(min=0)
+    known = (teacher.exp() * (teacher - logprobs)).sum(-1)
+    return known + torch.xlogy(rest, rest) - rest * left.clamp(min=1e-7).log()
 
 
 def train(job: Job) -> Figures:

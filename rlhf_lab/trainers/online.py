@@ -339,13 +339,9 @@ def online_trainer(
 
 
 METRIC_NAMES = {
-    "loss": "loss",
-    "grad_norm": "grad_norm",
-    "learning_rate": "learning_rate",
-    "entropy": "entropy",
+    **{name: name for name in ("loss", "grad_norm", "learning_rate", "entropy", "stopped")},
     "reward": "score",
     "ours/reward": "reward",
-    "stopped": "stopped",
     "frac_reward_zero_std": "equal_groups",
     "completions/mean_length": "response_length",
     "ours/kl": "kl",

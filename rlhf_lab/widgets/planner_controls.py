@@ -2,23 +2,24 @@
 
 Each control stands for one argument of `lab.plan`, under its name; `precision` stands for three.
 What has no control is kept beside them (`other`), so that every setting of a plan can be given.
-Nothing is drawn here: a notebook shows the controls as widgets (`planner_widgets.py`), a web page
+Nothing is drawn here: a notebook shows the controls as widgets (`planner.py`), a web page
 as its own elements (`web/planner_page.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..cost.fields import RENAMED
 from ..cost.hardware import CATALOGUE, Hardware, hardware, in_catalogue, nodes_for
-from ..cost.read_settings import RENAMED
 from ..cost.setup import CHOICES
 from ..display import format_bytes, format_number, wrong_choice
 from ..models.load import BUNDLED, Model, load, presets
 from ..settings import known_settings
-from ..stages import STAGES, Settings
+from ..stages import STAGES, Settings, read_table
 
 if TYPE_CHECKING:
     from ..planning import Plan
@@ -34,10 +35,6 @@ PRECISIONS: dict[str, tuple[str, Settings]] = {
     "bfloat16": ("bf16 weights", {"dtype": "bfloat16"}),
     "float16": ("fp16 weights", {"dtype": "float16"}),
 }
-LAYOUT_NAMES = {"four": "four models", "shared": "shared trunk", "adapters": "one base + adapters"}
-ZERO = tuple((f"ZeRO-{n}", f"zero{n}") for n in (1, 2, 3))
-SHARDINGS = ("copies", *ZERO, ("FSDP2", "fsdp2"))
-"""`copies`: whole ones, "none" on one device and "ddp" on several."""
 MODELS = (*BUNDLED, *presets(), ANOTHER)
 DEVICES = (
     ("this machine (here)", "here"),
@@ -56,16 +53,16 @@ def doublings(low: int, high: int, between: bool = False) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Control:
-    """One control. `choices`: values, or (label, value) pairs; `off`: the value that stands for
-    leaving the setting out; `when`: whether it matters, given all values; `own`: the class whose
-    values it takes beside its choices."""
+    """One control. `choices`: values, or (label, value) pairs; `default`: the value that stands
+    for leaving the setting out; `when`: whether it matters, given all values; `own`: the class
+    whose values it takes beside its choices."""
 
     name: str
     label: str
     choices: tuple[object, ...] = ()
     start: object = None
     tip: str = ""
-    off: object = None
+    default: object = None
     when: Callable[[Settings], bool] = lambda v: True
     own: type | None = None
 
@@ -104,74 +101,45 @@ def model_name(model: object) -> str:
     return model.name if isinstance(model, Model) else str(model)
 
 
-def _trains(v: Settings) -> bool:
-    return STAGES[v["stage"]].trainable
-
-
-def _has_value_model(v: Settings) -> bool:
-    return "value" in STAGES[v["stage"]].roles
-
-
 LENGTHS_OF_ROWS = ("prompt_length", "response_length", "rows")
-LENGTHS = doublings(16, 32768, between=True)
+WHEN: Mapping[str, Callable[[Settings], bool]] = {
+    "": lambda v: True,
+    "another model": lambda v: v["model"] == ANOTHER,
+    "several devices": lambda v: v["gpus"] > 1,
+    "trained": lambda v: STAGES[v["stage"]].trainable,
+    "trained and shared out": lambda v: WHEN["trained"](v) and v["sharding"] != "copies",
+    "adapters, or not trained": lambda v: not WHEN["trained"](v) or v["lora_r"] > 0,
+    "a value model": lambda v: "value" in STAGES[v["stage"]].roles,
+    "groups": lambda v: STAGES[v["stage"]].groups,
+}
+"""When a control matters, given all values."""
+OFFERED: Mapping[str, Iterable[object]] = {
+    "stage": [(spec.title, name) for name, spec in STAGES.items()],
+    "model": MODELS,
+    "hardware": DEVICES,
+    "offload": CHOICES["offload"],
+    "optim": CHOICES["optim"],
+    "precision": [(label, key) for key, (label, _) in PRECISIONS.items()],
+}
+"""Choices that other tables have."""
+OWN = {"model": Model, "hardware": Hardware}
+
+
+def _control(
+    name: str, when: str = "", doubled: Sequence[int] = (), between: bool = False, **entry: Any
+) -> Control:
+    """A control as `controls.yaml` has it."""
+    listed = OFFERED.get(name, entry.pop("choices", ()))
+    choices = [tuple(c) if isinstance(c, list) else c for c in listed]
+    choices += doublings(doubled[0], doubled[1], between) if doubled else ()
+    return Control(name, choices=tuple(choices), when=WHEN[when], own=OWN.get(name), **entry)
+
+
 CONTROLS: dict[str, tuple[Control, ...]] = {
-    "Job": (
-        Control("stage", "Stage", tuple((spec.title, name) for name, spec in STAGES.items()),
-                "ppo", "what is trained"),
-        Control("model", "Model", MODELS, "Qwen/Qwen2.5-1.5B",
-                "a bundled model, a preset, or another", own=Model),
-        Control("path", "Its name", (), "", "a folder with a config.json, or a hub id (owner/name)",
-                when=lambda v: v["model"] == ANOTHER),
-    ),
-    "Machine": (
-        Control("hardware", "Hardware", DEVICES, "h100", "the kind of device; here: this machine",
-                own=Hardware),
-        Control("gpus", "Devices", doublings(1, 1024), 1, "devices in all", 1),
-        Control("nodes", "Nodes", doublings(1, 128), 1, "machines they are in", 1,
-                lambda v: v["gpus"] > 1),
-        Control("sharding", "Sharding", SHARDINGS, "copies", "what the devices share of a model",
-                "copies", _trains),
-        Control("offload", "Offload", CHOICES["offload"], "none",
-                "optimizer states, or weights too, in main memory", "none",
-                lambda v: _trains(v) and v["sharding"] != "copies"),
-    ),
-    "Data": (
-        Control("prompt_length", "Prompt", LENGTHS, 512, "tokens of a prompt"),
-        Control("response_length", "Response", LENGTHS, 512, "tokens of a response"),
-        Control("rows", "Rows", tuple(m * 10**k for k in range(2, 7) for m in (1, 2, 5)), 20_000,
-                "samples, pairs or prompts of the data set"),
-        Control("num_train_epochs", "Epochs", (1, 2, 3, 4, 5, 10), 1, "passes over the data set",
-                when=_trains),
-    ),
-    "Training": (
-        Control("per_device_train_batch_size", "Batch", doublings(1, 512), 8,
-                "rows (or pairs) of one device in one pass"),
-        Control("gradient_accumulation_steps", "Accumulate", doublings(1, 512), 1,
-                "passes that make a step; PPO: passes that a rollout is made of", 1, _trains),
-        Control("lora_r", "LoRA rank", (("off", 0), *doublings(1, 256)), 0,
-                "rank of adapters; off: all weights are trained", 0, _trains),
-        Control("load_in_4bit", "Base in 4 bits (QLoRA)", (), False, "needs a LoRA rank", False,
-                lambda v: not _trains(v) or v["lora_r"] > 0),
-        Control("precision", "Precision",
-                tuple((label, key) for key, (label, _) in PRECISIONS.items()),
-                "auto", "automatic: bf16 autocast where the device has bf16, else fp32", "auto"),
-        Control("optim", "Optimizer", CHOICES["optim"], "adamw_torch_fused", "",
-                "adamw_torch_fused", _trains),
-        Control("gradient_checkpointing", "Recompute activations", (), False,
-                "gradient checkpointing", False, _trains),
-    ),
-    "Rollouts": (
-        Control("layout", "Layout", tuple((LAYOUT_NAMES.get(x, x), x) for x in CHOICES["layout"]),
-                "four", "which models policy, reference, reward and value share",
-                "four", _has_value_model),
-        Control("num_mini_batches", "Minibatches", doublings(1, 64), 1,
-                "optimizer steps in one pass over a rollout", when=_has_value_model),
-        Control("num_ppo_epochs", "PPO epochs", (1, 2, 3, 4, 6, 8), 4, "passes over a rollout",
-                when=_has_value_model),
-        Control("num_generations", "Per prompt", doublings(2, 64), 4, "responses to each prompt",
-                when=lambda v: STAGES[v["stage"]].groups),
-    ),
-}  # fmt: skip
+    group: tuple(_control(name, **entry) for name, entry in entries.items())
+    for group, entries in read_table(Path(__file__).with_name("controls.yaml")).items()
+}
+"""By group, in the order in which they stand."""
 ALL = {control.name: control for controls in CONTROLS.values() for control in controls}
 
 
@@ -212,7 +180,7 @@ class Controls:
         settings = {
             name: v[name]
             for name, control in ALL.items()
-            if control.when(v) and (control.off is None or v[name] != control.off)
+            if control.when(v) and (control.default is None or v[name] != control.default)
             if name not in self.shown or v[name] != self.shown[name]
         }
         if "path" in settings:

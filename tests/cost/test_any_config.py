@@ -17,7 +17,7 @@ from any_config import FEWER, TYPES, count, default_config, small_config, whole_
 from transformers import AutoConfig
 
 from rlhf_lab.cost.architecture import architecture
-from rlhf_lab.cost.estimate import GPU_MEMORY_BAND, estimate
+from rlhf_lab.cost.estimate import BANDS, estimate
 from rlhf_lab.cost.families import FAMILIES
 from rlhf_lab.models import structure
 
@@ -57,11 +57,11 @@ def check(config: dict) -> None:
         low, high = e.memory_band
         rough = any("its matrices are known" in line for line in e.caveats)
         assert rough == (read.family not in FAMILIES)
-        usual = GPU_MEMORY_BAND["one device"]
+        usual = BANDS["memory"]["one device"]
         if rough:  # of a tiny model's peak the activations may be no part
             assert low <= usual[0] + 1e-9 and high >= usual[1] - 1e-9
         else:
-            assert e.memory_band == usual
+            assert e.memory_band == tuple(usual)
 
 
 @pytest.mark.parametrize("family", TYPES)

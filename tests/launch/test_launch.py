@@ -14,10 +14,11 @@ from rlhf_lab import launching, planning, training
 from rlhf_lab.charts.comparison import compare
 from rlhf_lab.cli.main import _who, main
 from rlhf_lab.data.load import Split, load_data
-from rlhf_lab.launch import launcher
+from rlhf_lab.launch import launcher, processes
 from rlhf_lab.launch.launcher import ERROR_PREFIX, Hosts, command
 from rlhf_lab.launch.processes import EVERYWHERE, STOP_FILE, Follower, place
 from rlhf_lab.models.load import load
+from rlhf_lab.runs.ledger import Ledger
 from rlhf_lab.runs.run import Run
 from rlhf_lab.widgets.dashboard import cost_line
 
@@ -107,6 +108,24 @@ def test_a_follower_writes_nothing(tmp_path):
     assert follower.status == "running" and Run.writes and not follower.writes
     writing = {"log", "sample", "save_ledger", "rewind", "finish"}
     assert writing <= vars(Follower).keys()
+
+
+def test_of_several_ledgers_the_memory_and_the_bytes_sent_of_who_has_most(monkeypatch):
+    def costs(held: float, sent: float) -> Ledger:
+        ledger, common = Ledger(), {"stage": "sft", "phase": "backward", "source": "measured"}
+        for quantity, value in (("seconds", 1), ("bytes", held), ("sent", sent), ("sent", sent)):
+            ledger.add(quantity=quantity, value=value, **common)
+        return ledger
+
+    ranks = [costs(30, 5), costs(10, 7), costs(20, 6)]
+
+    def from_all(mine: Ledger) -> list[Ledger]:
+        (quantity,) = {row.quantity for row in mine}
+        return [rank.filter(quantity=quantity) for rank in ranks]
+
+    monkeypatch.setattr(processes, "from_all", from_all)
+    found = [(row.quantity, row.value, row.rank) for row in processes.merged(ranks[0])]
+    assert found == [("seconds", 1, 0), ("bytes", 30, 0), ("sent", 7, 1), ("sent", 7, 1)]
 
 
 def test_the_command_line_trains_in_two_processes(tmp_path):

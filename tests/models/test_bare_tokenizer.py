@@ -19,9 +19,8 @@ import rlhf_lab as lab
 from rlhf_lab.data.chat import EncodedPrompt, chat_format
 from rlhf_lab.data.load import load_data
 from rlhf_lab.data.messages import Dropped
-from rlhf_lab.models.bare_tokenizer import BareTokenizer
 from rlhf_lab.models.load import BUNDLED
-from rlhf_lab.models.tokenizer import load_tokenizer
+from rlhf_lab.models.tokenizer import BareTokenizer, load_tokenizer
 from rlhf_lab.pipeline import describe_data
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}

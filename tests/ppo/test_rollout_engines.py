@@ -20,10 +20,10 @@ from ppo_kit import (
     swap,
 )
 
-from rlhf_lab.ppo import engines, losses
+from rlhf_lab.ppo import losses
 from rlhf_lab.ppo.config import PPOConfig
 from rlhf_lab.ppo.losses import response_mask
-from rlhf_lab.ppo.rollout_engines import ContinuousBatching, Sampling
+from rlhf_lab.ppo.rollout_engines import ContinuousBatching, Sampling, make_engine
 from rlhf_lab.ppo.sampling import pad_prompts
 from rlhf_lab.ppo.vllm_engine import whole_weights
 
@@ -203,7 +203,10 @@ def test_adapters_that_are_no_sum_are_refused(tiny):
     "settings, line",
     [
         ({**CB, "use_vllm": True}, "use_vllm and use_transformers_continuous_batching: choose one"),
-        ({"vllm_gpu_memory_utilization": 1.5}, "_utilization must be above 0, at most 1, got 1.5"),
+        (
+            {"vllm_gpu_memory_utilization": 1.5},
+            "vllm_gpu_memory_utilization must be above 0, at most 1, got 1.5",
+        ),
         ({"vllm_importance_sampling_clip_max": 0}, "clip_max must be above 0"),
         ({**CB, "transformers_continuous_batching_config": "big"}, "'big' is no JSON"),
         ({**CB, "transformers_continuous_batching_config": {"pages": 3}}, "'pages'"),
@@ -226,10 +229,10 @@ def test_several_processes_and_quantised_weights_are_no_work_for_vllm(tiny, monk
     monkeypatch.setattr("rlhf_lab.ppo.vllm_engine.find_spec", lambda name: "here")
     args, model = PPOConfig(use_vllm=True, report_to="none"), tiny.lm(0)
     with pytest.raises(ValueError, match="one process, and there are 2"):
-        engines.make_engine(args, model, None, 14, 15, processes=2)
+        make_engine(args, model, None, 14, 15, processes=2)
     model.is_quantized = True
     with pytest.raises(ValueError, match="the policy's are quantised"):
-        engines.make_engine(args, model, None, 14, 15)
+        make_engine(args, model, None, 14, 15)
 
 
 def test_a_policy_in_parts_is_our_loop_s_work(tiny):
@@ -237,7 +240,7 @@ def test_a_policy_in_parts_is_our_loop_s_work(tiny):
     next(model.parameters()).ds_id = 0  # as under DeepSpeed's ZeRO-3
     args = PPOConfig(**CB, report_to="none")
     with pytest.raises(ValueError, match="samples with whole weights, and .*embed_tokens.* is sh"):
-        engines.make_engine(args, model, None, 14, 15)
+        make_engine(args, model, None, 14, 15)
 
 
 def test_pages_are_for_the_rollout_and_sizes_may_be_given(tiny):

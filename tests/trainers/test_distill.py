@@ -17,9 +17,13 @@ from rlhf_lab.data.tokenize import encode_prompt
 from rlhf_lab.metering.meter import Meter
 from rlhf_lab.ppo.logprobs import logprobs_and_entropy
 from rlhf_lab.runs.json_files import read_lines
-from rlhf_lab.trainers import teacher
-from rlhf_lab.trainers.distill import DistillationConfig, distillation_trainer, way
-from rlhf_lab.trainers.teacher import sparse_divergence
+from rlhf_lab.trainers import distill
+from rlhf_lab.trainers.distill import (
+    DistillationConfig,
+    distillation_trainer,
+    sparse_divergence,
+    way,
+)
 from rlhf_lab.trainers.trl import Watch, trl_settings
 from rlhf_lab.widgets.planner_link import fragment_of
 
@@ -300,7 +304,7 @@ def taught(few_stories, tmp_path_factory):
     """From stored distributions; when it has answered twice the process is interrupted."""
     how = {"max_steps": 4, "logging_steps": 1, "per_device_train_batch_size": 8}
     plan = lab.plan("distill", "mini", distill_from="logits", loss_top_k=5, **how)
-    folder, asked, ask = tmp_path_factory.mktemp("run"), [], teacher._ask
+    folder, asked, ask = tmp_path_factory.mktemp("run"), [], distill._ask
 
     def interrupted(job, model, rows, numbers):
         if len(asked) == 2:
@@ -309,13 +313,13 @@ def taught(few_stories, tmp_path_factory):
         return ask(job, model, rows, numbers)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher, "_ask", interrupted)
+        patch.setattr(distill, "_ask", interrupted)
         stopped = lab.train(plan, few_stories, out=folder / "run", quiet=True)
         assert stopped.status == "stopped" and len(read_lines(folder / "run/teacher/0.jsonl")) == 16
         with pytest.raises(ValueError, match="teacher_model"):
             other = lab.plan("distill", plan.model, teacher_model="tiny", **plan.settings)
             lab.train(other, few_stories, out=folder / "run", resume=True, quiet=True)
-        patch.setattr(teacher, "_ask", lambda *a: asked.append(a[3]) or ask(*a))
+        patch.setattr(distill, "_ask", lambda *a: asked.append(a[3]) or ask(*a))
         run = lab.train(plan, few_stories, out=folder / "run", resume=True, quiet=True)
     return run, asked
 

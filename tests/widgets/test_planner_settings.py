@@ -86,7 +86,7 @@ def test_the_state_brings_the_planner_back_and_is_a_plan(state):
     assert (written.stage, written.settings) == (plan.stage, plan.settings)
     assert written.estimate.money == planner.plan.estimate.money
     for name, value in state.items():  # no setting that was given is lost
-        assert planner.state.get(name, ALL[name].off if name in ALL else None) in (
+        assert planner.state.get(name, ALL[name].default if name in ALL else None) in (
             value,
             planner.plan.model.name,
         )
