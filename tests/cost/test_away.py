@@ -6,7 +6,7 @@ pytest tests/cost/test_away.py
 
 import pytest
 import torch
-from torch._dynamo.backends.debugging import aot_eager_decomp_partition
+from functorch.compile import aot_module, min_cut_rematerialization_partition, nop
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
@@ -38,9 +38,7 @@ def really_sent(config, compiled=False):
     layer = LlamaDecoderLayer(config, 0)
     forward = layer
     if compiled:  # saves what inductor would save, and runs as torch's operations
-        forward = torch.compile(
-            layer.forward, backend=aot_eager_decomp_partition, dynamic=True, fullgraph=True
-        )
+        forward = aot_module(layer, nop, partition_fn=min_cut_rematerialization_partition)
     x = torch.randn(B, S, config.hidden_size, requires_grad=True)
     positions = torch.arange(S)[None]
     turns = LlamaRotaryEmbedding(config)(x, positions)
