@@ -39,9 +39,10 @@ from rlhf_lab.data.tokenize import encode_prompt  # noqa: E402
 from rlhf_lab.metering.meter import NoMeter  # noqa: E402
 from rlhf_lab.models.load import load  # noqa: E402
 from rlhf_lab.ppo.config import PPOConfig  # noqa: E402
+from rlhf_lab.ppo.engines import make_engine  # noqa: E402
 from rlhf_lab.ppo.executor import Executor  # noqa: E402
 from rlhf_lab.ppo.losses import response_mask  # noqa: E402
-from rlhf_lab.ppo.rollout_engines import OwnLoop, make_engine  # noqa: E402
+from rlhf_lab.ppo.rollout_engines import OwnLoop  # noqa: E402
 from rlhf_lab.ppo.sampling import pad_prompts, row_keys  # noqa: E402
 from rlhf_lab.ppo.trainer import PPOTrainer  # noqa: E402
 from rlhf_lab.stages import STAGES  # noqa: E402

@@ -25,7 +25,7 @@ import numpy as np
 
 from .data.load import Data, load_data
 from .display import Tabled, plus_minus
-from .models.load import Model, load
+from .models.load import BUNDLED, Model, load
 from .models.tokenizer import same_vocabulary
 from .planning import plan
 from .runs.json_files import JsonObject, read_written, replace_file, to_json_object
@@ -307,7 +307,7 @@ def _members(proxy: Proxy, policy: Model) -> tuple[list[str], bool, list[str]]:
     how, given = (proxy[0], proxy[1:]) if isinstance(proxy, tuple) else ("mean", (proxy,))
     if how not in ("mean", "worst") or not given:
         raise ValueError(f"a tuple is {SEVERAL} reward models")
-    folders = []
+    folders, by = [], [str(how)]
     for one in given:
         of = load(one.folder if isinstance(one, Run) else one)
         if "reward" not in of.paths:
@@ -315,7 +315,9 @@ def _members(proxy: Proxy, policy: Model) -> tuple[list[str], bool, list[str]]:
         if not same_vocabulary(of.tokenizer, policy.tokenizer):
             raise ValueError(f"{of.name} reads other tokens than {policy.name} writes")
         folders.append(of.paths["reward"])
-    return folders, how == "worst", [str(how), *chain(*((f, _fingerprint(f)) for f in folders))]
+        # A bundled model by its name: where it lies is this machine's.
+        by += of.name if of.name in BUNDLED else folders[-1], _fingerprint(folders[-1])
+    return folders, how == "worst", by
 
 
 def _fingerprint(folder: str) -> str:

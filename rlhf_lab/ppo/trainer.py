@@ -38,6 +38,7 @@ from .bookkeeping import STATISTICS, Bookkeeping
 from .checkpoint import Metrics
 from .compiled import compile_layers
 from .config import PPOConfig, check_arguments
+from .engines import make_engine
 from .executor import Executor
 from .layouts import Roles, make_roles
 from .logprobs import AnyModel
@@ -56,7 +57,6 @@ from .rollout import (
     shard_rows,
     token_values,
 )
-from .rollout_engines import make_engine
 from .sampling import pad_prompts, row_keys, shuffled
 from .sharding import Replicated, make_sharding
 from .texts import Row, Tokenizer

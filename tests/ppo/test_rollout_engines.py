@@ -22,8 +22,9 @@ from ppo_kit import (
 
 from rlhf_lab.ppo import losses
 from rlhf_lab.ppo.config import PPOConfig
+from rlhf_lab.ppo.engines import make_engine
 from rlhf_lab.ppo.losses import response_mask
-from rlhf_lab.ppo.rollout_engines import ContinuousBatching, Sampling, make_engine
+from rlhf_lab.ppo.rollout_engines import ContinuousBatching, Sampling
 from rlhf_lab.ppo.sampling import pad_prompts
 from rlhf_lab.ppo.vllm_engine import whole_weights
 
