@@ -9,16 +9,13 @@ in `zero.py`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -34,8 +31,6 @@ MakeOptimizer = Callable[[nn.Module], Optimizer]
 Prepared = tuple[nn.Module, AcceleratedOptimizer]
 Check = Callable[[float], None]
 """What is told the norm of a step's gradients, and raises where training has broken."""
-FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
-"""The variables by which `accelerate launch` asks for them."""
 
 
 class Replicated:
@@ -305,30 +300,3 @@ def in_step(model: AnyModel, device: torch.device) -> Iterator[LanguageModel]:
     token = torch.zeros(1, 1, dtype=torch.long, device=device)
     while someone_runs(0):
         model(input_ids=token, use_cache=False, logits_to_keep=1)
-
-
-# ------------------------------------------------------------------------------- which of them
-
-
-def make_sharding(args: PPOConfig) -> Replicated:
-    """How models are kept, as `accelerate launch` has asked for it, with the accelerator that it
-    needs. Raises ValueError, one line, for what PPO cannot do so."""
-
-    def asked(variable: str) -> bool:
-        return os.environ.get(variable, "false").lower() == "true"
-
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-    if asked(DEEPSPEED):
-        from .zero import Zero
-
-        # Forget what transformers' arguments have told accelerate: DeepSpeed is ours to start.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        with patch.dict(os.environ, {DEEPSPEED: "false"}):  # which makes 16-bit models itself
-            return Zero(Accelerator(cpu=args.use_cpu), args)
-    if not asked(FSDP):
-        return Replicated(Accelerator(mixed_precision=precision, cpu=args.use_cpu), args)
-    if asked("FSDP_OFFLOAD_PARAMS"):
-        raise ValueError("PPO under FSDP2 keeps weights on the devices: no fsdp_offload_params")
-    with patch.dict(os.environ, {FSDP: "false"}):  # accelerate would shard by itself, on GPUs only
-        accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
-    return (FullyShard if accelerator.num_processes > 1 else Replicated)(accelerator, args)

@@ -43,6 +43,7 @@ from .executor import Executor
 from .layouts import Roles, make_roles
 from .logprobs import AnyModel
 from .losses import LossFunction, LossFunctions, StopTokens
+from .make_sharding import make_sharding
 from .recompute import recomputed_layers
 from .rewards import Rewards
 from .rollout import (
@@ -58,7 +59,7 @@ from .rollout import (
     token_values,
 )
 from .sampling import pad_prompts, row_keys, shuffled
-from .sharding import Replicated, make_sharding
+from .sharding import Replicated
 from .texts import Row, Tokenizer
 
 if TYPE_CHECKING:

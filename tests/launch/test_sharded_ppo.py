@@ -16,7 +16,7 @@ from rlhf_lab.launch.launcher import Hosts, command
 from rlhf_lab.launch.processes import sharding
 from rlhf_lab.launching import launched
 from rlhf_lab.ppo.config import PPOConfig
-from rlhf_lab.ppo.sharding import make_sharding
+from rlhf_lab.ppo.make_sharding import make_sharding
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ROWS = json.loads((BENCHMARKS / "results" / "sharded_ppo.json").read_text())["rows"]
