@@ -45,9 +45,9 @@ def run(path: Path) -> None:
     notebook, start = nbformat.read(path, 4), time.monotonic()
     metadata = dict(notebook.metadata)
     place = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(
-        notebook, timeout=400, record_timing=False, resources=place, store_widget_state=False
-    ).execute()
+    how = {"timeout": 400, "record_timing": False, "store_widget_state": False}
+    # A busy machine sends one print in several messages.
+    NotebookClient(notebook, **how, coalesce_streams=True, resources=place).execute()
     notebook.metadata = nbformat.from_dict(metadata)
     nbformat.write(cleaned(notebook), path)
     print(
