@@ -260,7 +260,7 @@ def test_what_a_layout_has_no_place_for(make, folder, tiny, tmp_path):
         with pytest.raises(ValueError, match=line) as error:
             make("llama", models, extra, layout=layout)
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="layout 'five': choose from four, shared, adapters"):
+    with pytest.raises(ValueError, match="layout='five': choose from four, shared, adapters"):
         make(layout="five")
 
 
