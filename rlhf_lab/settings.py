@@ -222,7 +222,7 @@ def _check_type(name: str, value: Setting, type_: str) -> None:
     `type_`: the field's annotation as text; "" is not checked.
     """
     kinds = _kinds(type_)
-    if type_.startswith("list[float]") and value is not None:
+    if type_.startswith(("list[float]", "tuple[float")) and value is not None:
         if not isinstance(value, (list, tuple)) or not all(map(is_number, value)):
             raise ValueError(f"{name} must be a list of numbers, got {value!r}")
         return

@@ -27,6 +27,7 @@ CHOICES = fields.CHOICES | {
     "optim": tuple(OPTIMIZERS),
     "quantization": ("none", *FORMATS),
 }
+PLANNED = "of optimizers that are planned, optim"
 EXTRA: dict[str, dict[str, str]] = read_table(Path(__file__).with_name("settings.yaml"))
 """Settings of a plan that are no trainer's, and what they mean, by the stages that have them."""
 
@@ -151,7 +152,8 @@ class Setup:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
+            # An optimizer that is none of these may well be one of transformers'.
+            check_choice(name if name != "optim" else PLANNED, getattr(self, name), choices)
         for name in fields.WHOLE_NUMBERS:
             check_whole(name, getattr(self, name), name)
         checks = (
