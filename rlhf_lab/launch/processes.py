@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from ..runs.ledger import Ledger
+from ..runs.ledger import Ledger, Row
 from ..runs.run import Run
 
 STOP_FILE = "RLHF_LAB_STOP_FILE"
@@ -96,13 +97,19 @@ def stop_asked() -> bool:
 
 
 def merged(ledger: Ledger) -> Ledger:
-    """A process' costs, with the memory of the one that holds most, and what that one sends that
-    sends most, under their ranks."""
-    rows = [row for row in ledger if row.quantity not in ("bytes", "sent")]
+    """The costs of all processes as a plan counts them: the sum of their FLOPs and tokens, the
+    seconds of this one, and under their ranks the memory of the one that holds most, and what that
+    one sends that sends most."""
+    each = from_all(ledger)
+    sums: dict[Row, float] = {}
+    for row in Ledger(chain(*each)).filter(quantity=("flops", "tokens")):
+        alike = replace(row, value=0.0)
+        sums[alike] = sums.get(alike, 0.0) + row.value
+    rows = [*ledger.filter(quantity="seconds"), *(replace(r, value=v) for r, v in sums.items())]
     for quantity, size in (("bytes", Ledger.peak), ("sent", Ledger.total)):
-        each = from_all(ledger.filter(quantity=quantity))
-        most = max(range(len(each)), key=lambda rank: size(each[rank]))
-        rows += [replace(row, rank=most) for row in each[most]]
+        parts = [one.filter(quantity=quantity) for one in each]
+        most = max(range(len(parts)), key=lambda rank: size(parts[rank]))
+        rows += [replace(row, rank=most) for row in parts[most]]
     return Ledger(rows)
 
 

@@ -8,7 +8,8 @@ every step, at the cost of a Python call for each; what a ring passes on of them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import TypeAlias
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..cost.seconds import Sent
+from .memory_tracker import PhaseKey
 
 Heard: TypeAlias = Callable[[str, int, int], None]
 """Is told of a collective: its name, bytes of the larger of what goes in and comes out, and how
@@ -38,6 +40,20 @@ def ring_bytes(name: str, size: int, processes: int) -> float:
     part, else once (from or to one process alone: on average over all)."""
     sent = Sent(all_reduce=size) if name.startswith("allreduce") else Sent(all_gather=size)
     return sent.bytes(processes)
+
+
+def several() -> bool:
+    """Whether there are other processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def summed(table: Mapping[PhaseKey, int]) -> dict[PhaseKey, int]:
+    """Its sum over all processes, which call this together."""
+    if not several():
+        return dict(table)
+    tables: list[dict[PhaseKey, int]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(tables, dict(table))
+    return dict(sum(map(Counter, tables), Counter()))
 
 
 def listen(heard: Heard) -> Callable[[], None]:

@@ -48,7 +48,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..runs.ledger import Ledger
-from .collectives import listen, ring_bytes
+from .collectives import listen, ring_bytes, several, summed
 from .flop_counter import PassCounter
 from .memory_tracker import GPU_BLOCK, MemoryKey, PhaseKey, phase_peaks
 from .model_memory import ModelMemory, Shards, call_shape
@@ -59,7 +59,8 @@ State: TypeAlias = dict[str, Any]
 
 GROWTH = 1.05
 """A shape is larger than another when a feature is larger by this factor."""
-_TABLES = ("_timed", "_counted", "clock", "tokens", "memory", "sent")
+_TABLES = ("_timed", "_counted", "clock", "memory", "sent")
+_SUMMED = ("flops", "tokens")
 
 
 @lru_cache(maxsize=8)
@@ -254,17 +255,22 @@ class Meter:
     # ------------------------------------------------------------------------ from run to run
 
     def state_dict(self) -> State:
-        """All that was measured so far, for a run that goes on in another process."""
-        tables = {name: deepcopy(dict(getattr(self, name))) for name in (*_TABLES, "flops")}
+        """All that was measured so far, for a run that goes on in other processes, of whatever
+        number: FLOPs and tokens of all processes, which call this together; else of this one."""
+        tables = {name: deepcopy(dict(getattr(self, name))) for name in _TABLES}
+        tables |= {name: summed(getattr(self, name)) for name in _SUMMED}
         sums = {"_elapsed": self._elapsed, "_lost": self._lost}
         return {**tables, "bytes": self._peaks(), **sums}
 
     def load_state_dict(self, state_dict: State) -> None:
-        """Measure on from there; what this meter has measured itself is forgotten."""
-        for name in (*_TABLES, "flops"):
+        """Measure on from there; what this meter has measured itself is forgotten. Sums of all
+        processes go on in the first."""
+        others = _SUMMED if several() and dist.get_rank() else ()
+        for name in (*_TABLES, *_SUMMED):
             table = getattr(self, name)
             table.clear()
-            table.update(state_dict.get(name, {}))  # older runs have counted no bytes sent
+            if name not in others:
+                table.update(state_dict.get(name, {}))  # older runs have counted no bytes sent
         self._before = state_dict["bytes"]
         self._elapsed, self._lost = state_dict["_elapsed"], state_dict["_lost"]
 
@@ -281,8 +287,7 @@ class Meter:
 
     def _listen(self) -> None:
         """To collectives, where there are other processes, until `close`."""
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if several and self._stop_listening is None:
+        if several() and self._stop_listening is None:
             self._stop_listening = listen(self._count_sent)
 
     def _count_sent(self, name: str, size: int, processes: int) -> None:

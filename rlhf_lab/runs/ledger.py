@@ -83,7 +83,7 @@ class Row:
     unit: str = ""
     """follows from `quantity` and may be left out"""
     rank: int = 0
-    """the process (one per accelerator) this cost falls on"""
+    """the process (one per accelerator) this cost falls on; 0 for what all of them add up to"""
     source: str
 
     def __post_init__(self) -> None:

@@ -83,10 +83,13 @@ class Checkpoints(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self.trainer.accelerator.wait_for_everyone()  # each has written its random numbers
-        if not state.is_world_process_zero or args.save_only_model:
+        if args.save_only_model:
+            return
+        measured = self.meter.state_dict()  # of all processes, so each takes part
+        if not state.is_world_process_zero:
             return
         rest = {name: getattr(owner, name) for owner, name in self._counters()}
-        rest |= {"meter": self.meter.state_dict(), "seconds": self.seconds}
+        rest |= {"meter": measured, "seconds": self.seconds}
         if self._moved is not None:
             rest["reference"] = self._moved.state_dict()
         path = Path(args.output_dir or "", f"checkpoint-{state.global_step}", WHOLE)

@@ -110,22 +110,32 @@ def test_a_follower_writes_nothing(tmp_path):
     assert writing <= vars(Follower).keys()
 
 
-def test_of_several_ledgers_the_memory_and_the_bytes_sent_of_who_has_most(monkeypatch):
-    def costs(held: float, sent: float) -> Ledger:
-        ledger, common = Ledger(), {"stage": "sft", "phase": "backward", "source": "measured"}
-        for quantity, value in (("seconds", 1), ("bytes", held), ("sent", sent), ("sent", sent)):
-            ledger.add(quantity=quantity, value=value, **common)
+def test_of_several_ledgers_the_sum_of_work_and_who_holds_and_sends_most(monkeypatch):
+    common = {"stage": "ppo", "source": "measured"}
+
+    def costs(seconds: float, held: float, sent: float, flops: float) -> Ledger:
+        ledger, at = Ledger(), {"phase": "backward", **common}
+        for quantity, value in (("seconds", seconds), ("bytes", held), ("sent", sent), ("sent", 1)):
+            ledger.add(quantity=quantity, value=value, **at)
+        for role in ("policy", "value"):
+            ledger.add(quantity="flops", value=flops, role=role, **at)
+        ledger.add(quantity="flops", value=3 * flops, role="policy", phase="forward", **common)
         return ledger
 
-    ranks = [costs(30, 5), costs(10, 7), costs(20, 6)]
-
-    def from_all(mine: Ledger) -> list[Ledger]:
-        (quantity,) = {row.quantity for row in mine}
-        return [rank.filter(quantity=quantity) for rank in ranks]
-
-    monkeypatch.setattr(processes, "from_all", from_all)
-    found = [(row.quantity, row.value, row.rank) for row in processes.merged(ranks[0])]
-    assert found == [("seconds", 1, 0), ("bytes", 30, 0), ("sent", 7, 1), ("sent", 7, 1)]
+    ranks = [costs(1, 30, 5, 100), costs(2, 10, 7, 200), costs(3, 20, 6, 400)]
+    # Which one process alone has done: the teacher's rows of a part of the data, say.
+    ranks[2].add(quantity="tokens", value=9, phase="score", role="reward", **common)
+    monkeypatch.setattr(processes, "from_all", lambda mine: ranks)
+    merged = processes.merged(ranks[0])
+    found = [(r.quantity, r.value, r.rank) for r in merged if r.quantity not in ("flops", "tokens")]
+    assert found == [("seconds", 1, 0), ("bytes", 30, 0), ("sent", 7, 1), ("sent", 1, 1)]
+    assert merged.pivot("phase", "role", quantity="flops") == {
+        "forward": {"policy": 3 * 700},
+        "backward": {"policy": 700, "value": 700},
+    }
+    assert len(merged.filter(quantity="flops")) == 3
+    (tokens,) = merged.filter(quantity="tokens")
+    assert (tokens.value, tokens.phase, tokens.role, tokens.rank) == (9, "score", "reward", 0)
 
 
 def test_the_command_line_trains_in_two_processes(tmp_path):
@@ -166,6 +176,15 @@ def test_the_command_line_trains_in_two_processes(tmp_path):
         assert b == pytest.approx(a, rel=5e-3, abs=5e-3, nan_ok=True)
     assert runs[1].status == "finished" and (runs[1].model_path / "config.json").is_file()
     assert len(runs[0].samples) == len(runs[1].samples)
+    # The same rows in all: two processes count what one does, and what their plan says of both.
+    for quantity in ("flops", "tokens"):
+        rows = [r.ledger.training(source="measured", quantity=quantity) for r in runs]
+        of_one, of_two = (one.pivot("phase", "role") for one in rows)
+        assert of_two.keys() == of_one.keys()
+        for phase, roles in of_one.items():
+            assert of_two[phase] == pytest.approx(roles, rel=0.1), (quantity, phase)
+        planned = runs[1].ledger.training(source="predicted", quantity=quantity)
+        assert planned.total() == pytest.approx(rows[1].total(), rel=0.1), quantity
     # In a ring of two each process sends as much as all its gradients, in every optimizer step.
     assert not runs[0].ledger.filter(quantity="sent")
     sent = {s: runs[1].ledger.filter(quantity="sent", source=s) for s in ("predicted", "measured")}

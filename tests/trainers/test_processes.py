@@ -96,6 +96,9 @@ def test_a_checkpoint_of_two_goes_on_in_one(two, tmp_path):
     (steps, losses), (same_steps, expected) = (run.series("loss") for run in runs)
     assert steps == same_steps == [1, 2, 3, 4]
     assert losses == pytest.approx(expected, abs=1e-5)
+    # What both had done by then is in the sum, and in no process twice.
+    done, whole = (r.ledger.filter(source="measured", quantity="tokens") for r in runs)
+    assert done.total(phase="forward") == whole.total(phase="forward") > 0
 
 
 def test_what_one_process_wants_all_do(two):
