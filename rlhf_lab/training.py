@@ -25,6 +25,7 @@ from .data.reward_sources import (
     reward_functions,
     with_rewards,
 )
+from .data.rows_left import check_rows
 from .display import by_surface, did_you_mean
 from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
 from .launching import Launch, decided, launched
@@ -108,7 +109,7 @@ def train(
 
     `resume`: training goes on from the last checkpoint of the run in `out`, to the same figures as
     if it had never stopped; the plan must be the one that it was started with. A finished run is
-    returned as it is; where there is none yet, or no checkpoint, training begins.
+    returned as it is; where there is none yet (a line says so), or no checkpoint, training begins.
     """
     if isinstance(plan, str):
         plan = make_plan(plan)
@@ -232,6 +233,8 @@ def prepared(
     there = once(lambda: _what_is_there(folder, recorded)) if resume else None
     if there == "finished":
         return Run(folder)
+    if resume and there is None and not rank and not quiet:
+        print(f"{plan.stage}: nothing to resume in {folder}: starting anew", flush=True)
 
     def open_run() -> Run:
         if rank:  # the first process writes, the others only train
@@ -335,16 +338,13 @@ def check(
 ) -> list[RewardFunction]:
     """Refuse what cannot work before anything is loaded. `args`: the plan's `config()`. → the
     functions to learn from. Raises ValueError, one line."""
-    from .trainers.prepare import room_for_prompt
+    from .trainers.prepare import prompt_room
 
     _check_reporters(args.report_to)
     if args.fp16 and args.use_cpu:
         raise ValueError("fp16 needs a GPU: leave it out")
-    spec = STAGES[plan.stage]
-    if not getattr(data, spec.rows).train:
-        what = " and ".join(spec.columns) or "prompt"
-        raise ValueError(f"{data.name} has nothing to train {plan.stage} on: no {what} fields")
-    room_for_prompt(plan, args)
+    check_rows(plan.stage, data)
+    prompt_room(plan, args)
     return reward_functions(plan, data, reward_funcs)
 
 

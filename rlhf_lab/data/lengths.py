@@ -8,19 +8,21 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
 from ..models.load import Model, small_models_folder
-from ..stages import STAGES, Settings
+from ..stages import STAGES, Settings, resolve
+from .rows_left import check_rows, nothing_left, room_for_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from .load import Data
     from .schema import Example
+    from .tokenize import Encoded
 
 LEAST_TOKENS_SAVED = 128
 """Tokens of padding that one more pass has to save at least: on two CPU cores calling the layers
@@ -29,7 +31,8 @@ LEAST_SHARE_SAVED = 0.2
 """And this share of the tokens of the pass that is cut. Rows of like length stay one pass, so that
 memory is as planned."""
 LOOKED_AT = 2_000
-"""Rows of a set whose lengths a plan looks at."""
+"""Rows of a set whose lengths a plan looks at; more where none of them can be trained on."""
+ANY_LENGTH = 2**31
 
 
 def expected_longest(lengths: list[int], count: int) -> float:
@@ -91,7 +94,8 @@ def _padded(prompts: list[int], responses: list[int], rows: int, most: int, leas
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Tokens of a stage's rows: `count` of them, of which some were looked at. `answers`: of each
+    """Tokens of a stage's rows: `count` that are left to train on, of which some were looked at (of
+    more the count is projected from the share that is left of those). `answers`: of each
     row; `demonstrations`: how long a sampled response is taken to be, where rows have none."""
 
     count: int
@@ -100,27 +104,52 @@ class RowLengths:
     demonstrations: list[int] = field(default_factory=list)
 
 
-def row_lengths(stage: str, model: Model, data: Data) -> RowLengths:
-    """Of the rows that a stage trains on."""
+def row_lengths(stage: str, model: Model, data: Data, limit: int = ANY_LENGTH) -> RowLengths:
+    """Of the rows that a stage trains on; `limit`: the most tokens of a row, or of its prompt where
+    the stage samples. Raises ValueError, one line, where no row is left of some."""
     spec = STAGES[stage]
     rows = getattr(data, spec.rows).train
-    if spec.rows != "prompts":
-        fields = spec.columns[: spec.answers]
-        return RowLengths(len(rows), *_tokens(model, rows, fields))
-    prompts, none = _tokens(model, rows, [])
-    shown = [answer for (answer,) in _tokens(model, data.sft.train, ["completion"])[1]]
-    return RowLengths(len(rows), prompts, none, shown)
-
-
-def _tokens(
-    model: Model, rows: Sequence[Example], fields: Sequence[str]
-) -> tuple[list[int], list[list[int]]]:
-    """Tokens of the prompt, and of the answers in `fields`, of the rows that are looked at."""
+    fields = [] if spec.rows == "prompts" else spec.columns[: spec.answers]
+    make = resolve(spec.tokenize or "rlhf_lab.data.tokenize:prompt_rows")  # inference has none
+    counts: dict[str, int] = {}
+    left: list[list[int]] = []
+    looked = 0
+    while not left and looked < len(rows):
+        here = rows[looked : looked + LOOKED_AT]
+        left, looked = _left(model, here, fields, make, limit, counts), looked + len(here)
+    if rows and not left:
+        raise nothing_left(stage, model, data, limit, counts)
+    count = round(len(rows) * len(left) / looked) if rows else 0
+    prompts, answers = [row[0] for row in left], [row[1:] for row in left]
+    if fields:
+        return RowLengths(count, prompts, answers)
     from .tokenize import encoded_rows
 
-    encoded = encoded_rows(model.encoder, rows[:LOOKED_AT], fields, {})
-    pairs = [(len(prompt), [len(a) for a in answers]) for _, prompt, answers in encoded]
-    return [prompt for prompt, _ in pairs], [answers for _, answers in pairs]
+    told = encoded_rows(model.encoder, data.sft.train[:LOOKED_AT], ["completion"], {})
+    return RowLengths(count, prompts, answers, [len(answer) for *_, (answer,) in told])
+
+
+def _left(
+    model: Model,
+    rows: Sequence[Example],
+    fields: Sequence[str],
+    make: Callable[..., Encoded],
+    limit: int,
+    counts: dict[str, int],
+) -> list[list[int]]:
+    """Tokens of the prompt and of the answers in `fields`, of the rows that `make`, the stage's own
+    maker of rows, does not drop; `counts` takes down the drops by reason."""
+    from .tokenize import id_rows
+
+    sizes: dict[str, list[int]] = {name: [] for name in ("prompt", *fields)}
+    left = []
+    for row in id_rows(model.encoder, rows, sizes, counts):
+        made, dropped = make(model.encoder, [row], limit)
+        for reason, n in dropped.items():
+            counts[reason] = counts.get(reason, 0) + n
+        if made:
+            left.append([of_field[-1] for of_field in sizes.values()])
+    return left
 
 
 STORIES = "lengths.json.gz"
@@ -152,8 +181,14 @@ def story_rows(kind: str) -> tuple[list[Example], int, int]:
 
 def planned_lengths(stage: str, model: Model, data: Data, settings: Settings) -> dict[str, float]:
     """What a plan has to know of the data: longest prompt and response in tokens, the length that
-    a batch is padded to on average, and the number of rows. {} where a stage has no rows."""
-    return of_rows(stage, model, row_lengths(stage, model, data), settings)
+    a batch is padded to on average, and the number of rows. Raises ValueError, with the line that
+    `train` has for it, where there is no row to train on, or none is left within the limit."""
+    check_rows(stage, data)
+    if STAGES[stage].rows == "prompts":
+        limit = room_for_prompt(model, int(settings.get("response_length", 53)))
+    else:
+        limit = min(int(settings.get("max_length") or ANY_LENGTH), model.context)
+    return of_rows(stage, model, row_lengths(stage, model, data, limit), settings)
 
 
 def of_rows(stage: str, model: Model, rows: RowLengths, settings: Settings) -> dict[str, float]:
@@ -162,10 +197,7 @@ def of_rows(stage: str, model: Model, rows: RowLengths, settings: Settings) -> d
         return {}
     if STAGES[stage].rows == "prompts":
         return _sampled_lengths(stage, model, rows, settings)
-    reads = model.config_dict().get("max_position_embeddings")  # without transformers
-    limit = min(
-        int(settings.get("max_length") or 2**31), reads if isinstance(reads, int) else 2**31
-    )
+    limit = min(int(settings.get("max_length") or ANY_LENGTH), model.context)
     totals = [
         min(prompt + response, limit)
         for prompt, of_row in zip(rows.prompts, rows.answers, strict=True)

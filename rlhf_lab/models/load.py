@@ -127,7 +127,10 @@ class Model:
     @property
     def context(self) -> int:
         """Tokens of prompt and response together that the model can take."""
-        return int(getattr(self.config, "max_position_embeddings", None) or 2**31)
+        reads = self.config_dict().get("max_position_embeddings")  # without transformers
+        if not isinstance(reads, int):
+            reads = getattr(self.config, "max_position_embeddings", None)
+        return int(reads or 2**31)
 
     def check_writes(self, trains: bool = False) -> None:
         """Raises ValueError where all there is is a reward model, and of one that `trains` where no

@@ -12,11 +12,12 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from ..display import by_surface, did_you_mean
+from ..display import by_surface
 
 JsonObject: TypeAlias = dict[str, Any]
 """An object of a JSON file: its values are whatever stands there."""
@@ -88,8 +89,13 @@ def unread(path: Path, error: Exception) -> str:
 
 
 def _no_such(what: str, path: Path, is_one: Callable[[Path], bool]) -> str:
-    beside = [p for p in path.parent.glob("*") if is_one(p)]
-    return f"no such {what}: {path}; {did_you_mean(path, beside)}".rstrip("; ")
+    # The name alone counts: a folder that both are in makes strangers alike.
+    beside = {p.name.casefold(): p for p in path.parent.glob("*") if is_one(p)}
+    if what == "file":
+        kind = path.suffix.casefold()
+        beside = {name: p for name, p in beside.items() if p.suffix.casefold() == kind}
+    near = get_close_matches(path.name.casefold(), beside, n=1, cutoff=0.8)
+    return f"no such {what}: {path}" + (f"; did you mean {str(beside[near[0]])!r}?" if near else "")
 
 
 def packaged_folder(name: str) -> Path:

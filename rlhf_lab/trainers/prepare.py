@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ..data.chat import chat_format, is_conversation, remedy
 from ..data.load import Data
+from ..data.rows_left import nothing_left, room_for_prompt
 from ..data.schema import Example
 from ..data.tokenize import Encoded, encoded_rows, prompt_rows
 from ..launch.processes import once
@@ -86,7 +87,7 @@ def _rows(plan: Plan, data: Data, args: TrainerArgs, quiet: bool) -> Rows:
     model, tokenizer, spec = plan.model, plan.model.tokenizer, STAGES[plan.stage]
     make: Tokenize = resolve(spec.tokenize)
     rows = getattr(data, spec.rows)
-    room = room_for_prompt(plan, args)
+    room = prompt_room(plan, args)
     held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
     test: list[Example] = []
     if spec.online:
@@ -107,12 +108,7 @@ def _rows(plan: Plan, data: Data, args: TrainerArgs, quiet: bool) -> Rows:
     if not quiet:
         say_of_template(plan.stage, tokenizer, rows.train, counts)
     if not train:
-        lost = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
-        limit = f"{model.name} takes {model.context}, max_length may be up to that"
-        raise ValueError(
-            f"{data.name}: no row is left to train {plan.stage} on within {length} tokens "
-            f"({lost}); {next(filter(None, map(remedy, counts)), limit)}"
-        )
+        raise nothing_left(plan.stage, model, data, length, counts)
     if spec.online and spec.trainer:  # TRL leaves out what does not fill a generation
         of_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
         batch = getattr(args, "generation_batch_size", None) or of_step * args.world_size
@@ -140,16 +136,9 @@ def say_of_template(
         print(f"{stage}: {line}", flush=True)
 
 
-def room_for_prompt(plan: Plan, args: TrainerArgs) -> int:
+def prompt_room(plan: Plan, args: TrainerArgs) -> int:
     """Tokens that a prompt may have. Raises ValueError where the response leaves none."""
-    answer = args.response_length if STAGES[plan.stage].online else 64
-    room = plan.model.context - answer
-    if room < 1:
-        raise ValueError(
-            f"response_length={answer} leaves no room for a prompt: {plan.model.name} "
-            f"takes {plan.model.context} tokens"
-        )
-    return room
+    return room_for_prompt(plan.model, args.response_length if STAGES[plan.stage].online else 64)
 
 
 def _new_critic(plan: Plan, layout: str) -> str:

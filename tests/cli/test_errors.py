@@ -18,6 +18,7 @@ from families import model_and_rows, rows
 
 import rlhf_lab as lab
 from rlhf_lab.cli.main import _parser, main
+from rlhf_lab.runs.json_files import unread
 
 pytestmark = pytest.mark.usefixtures("few_stories")
 
@@ -148,6 +149,47 @@ def test_broken_data(name, tmp_path, capsys):
         (tmp_path / file).write_bytes(data)
     line = error_line(["train", "reward", "--data", str(tmp_path / file), "--out", "out"], capsys)
     assert re.search(says, line), line
+
+
+DEMOS = [{"prompt": f"p{i}", "completion": "c"} for i in range(20)]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+# name: (stage, rows, what the line says)
+UNFIT = {
+    "demonstrations, reward": ("reward", DEMOS, "nothing to train reward on: no chosen and"),
+    "demonstrations, kto": ("kto", DEMOS, "nothing to train kto on: no completion and label"),
+    "prompts alone": ("sft", [{"prompt": r["prompt"]} for r in DEMOS], "nothing to train sft on"),
+    "labelled": ("sft", [{**r, "label": i < 9} for i, r in enumerate(DEMOS)], "nothing to train"),
+    "empty answers": ("sft", [{**r, "completion": ""} for r in DEMOS], "nothing to train sft on"),
+    "identical": ("dpo", [{**r, "rejected": r["chosen"]} for r in PAIRS], "nothing to train dpo"),
+    "tools": ("sft", [{"messages": TURNS, "tools": TOOLS}] * 20, "no row is left.*out tools"),
+    "long": ("sft", [{**r, "prompt": "a " * 6000} for r in DEMOS], r"within 512 tokens \(\d+ too"),
+    "long pairs": ("dpo", [{**r, "prompt": "a " * 6000} for r in PAIRS], "max_length may be up"),
+    "long, sampled": ("ppo", [{**r, "prompt": "a " * 6000} for r in DEMOS], "no row is left"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_plan_refuses_the_rows_that_a_training_refuses(name, tmp_path, capsys):
+    stage, unfit, says = UNFIT[name]
+    (file := tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, unfit)))
+    given = [stage, "--data", str(file)]
+    line = error_line(["plan", *given], capsys)
+    assert re.search(says, line), line
+    assert line == error_line(["train", *given, "--out", "out", "--quiet"], capsys)
+    with pytest.raises(ValueError) as refused:
+        lab.plan(stage, data=file)
+    assert line == f"rlhf-lab: {refused.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"), [("nope.yaml", ""), ("note8.md", "note9.md"), ("NOTE9.md", "note9.md")]
+)
+def test_a_missing_file_is_not_taken_for_a_stranger(asked, near, tmp_path):
+    (tmp_path / "note9.md").touch()
+    line = unread(tmp_path / asked, FileNotFoundError())
+    hint = f"; did you mean '{tmp_path / near}'?" if near else ""
+    assert line == f"no such file: {tmp_path / asked}{hint}"
 
 
 # ------------------------------------------------------------------------------------------ models

@@ -126,6 +126,14 @@ def test_what_is_there_decides(prompts, whole, tmp_path, capsys):
     same(fresh, whole)  # nothing there: training begins
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_folder_that_is_not_there_is_said_to_be_new(quiet, prompts, tmp_path, capsys):
+    out, plan = tmp_path / "typo", planning.plan("ppo", "tiny", **SMALL)
+    training.prepared(plan, prompts, None, {}, None, out, False, True, quiet)
+    line = f"ppo: nothing to resume in {out}: starting anew\n"
+    assert capsys.readouterr().out == ("" if quiet else line)
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "how", "says"),
     [

@@ -4,6 +4,7 @@ pytest tests/data/test_lengths.py
 """
 
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from rlhf_lab.data.lengths import (
     by_length,
     expected_longest,
     of_rows,
+    planned_lengths,
     story_lengths,
 )
 from rlhf_lab.models.load import load
@@ -85,6 +87,23 @@ def test_rows_of_like_length_are_padded_as_planned(stage, batch):
     assert padded == pytest.approx(sum(longest) / len(longest), rel=0.02)
     assert padded < 0.95 * (random_["padded_prompt"] + random_["padded_response"])
     assert padded >= found["mean_tokens"]
+
+
+@pytest.mark.parametrize("stage", ["dpo", "kto", "ppo"])
+def test_rows_that_are_dropped_count_for_nothing(stage, monkeypatch):
+    """As if they were not there, though the first that are looked at are all too long."""
+    monkeypatch.setattr("rlhf_lab.data.lengths.LOOKED_AT", 4)
+    both = {"chosen": "a", "rejected": "b b", "completion": "a a", "label": True}
+    kept = [{**both, "prompt": "a " * n} for n in (2, 3, 5, 8)]
+    found = []
+    for rows in (kept, [{**both, "prompt": "a " * 3000}] * 4 + kept):
+        part = SimpleNamespace(train=rows)
+        names = {"preferences": part, "labelled": part, "prompts": part, "sft": part}
+        data = SimpleNamespace(name="mine", **names)
+        if stage == "ppo":  # which takes the demonstrations for its responses
+            data.sft = SimpleNamespace(train=kept)
+        found.append(planned_lengths(stage, load("tiny"), data, {"max_length": 512}))
+    assert found[0] == found[1] and found[0]["rows"] == 4
 
 
 def test_a_plan_counts_the_passes_of_the_trainer():
