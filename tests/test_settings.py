@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import random
 import string
 
@@ -17,16 +16,9 @@ import pytest
 import rlhf_lab as lab
 from rlhf_lab.cli.main import main
 from rlhf_lab.cost.fields import INERT, NOT_MODELLED
-from rlhf_lab.planning import unplannable
 from rlhf_lab.settings import (
-    ABOVE_ZERO,
-    ANY_SIGN,
-    BELOW_ONE,
-    ENDLESS,
     NOT_HONOURED,
     SETTINGS,
-    SHARE,
-    WORDS,
     config_fields,
     known_settings,
 )
@@ -380,139 +372,3 @@ def test_an_order_of_rows_that_a_trainer_does_not_keep_to_is_refused(stage, orde
         packed = {"packing": True} if stage == "sft" and order == "group_by_length" else {}
         lab.plan(stage, "tiny", train_sampling_strategy=order, **packed)
     assert words in str(refused.value) and "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("stage", "settings", "line"),
-    [
-        ("dpo", {"padding_free": True}, "^padding_free: TRL's trainer of dpo pads"),
-        ("sft", {"packing": True, "neftune_noise_alpha": 5.0}, "^neftune_noise_alpha: with pack"),
-        ("sft", {"padding_free": True, "neftune_noise_alpha": 5.0}, "with padding_free a batch is"),
-    ],
-)
-def test_what_trl_makes_otherwise_of_batches_without_padding_is_refused(stage, settings, line):
-    with pytest.raises(ValueError, match=line):
-        lab.plan(stage, "tiny", **settings)
-    for name in settings:  # each by itself, or switched off, is as ever
-        others = {k: v for k, v in settings.items() if k != name}
-        assert lab.plan(stage, "tiny", **others, **{name: type(settings[name])(0)}).stage == stage
-
-
-REFUSED_AT_ONCE = [
-    ({"optim": "adam"}, "optim='adam': did you mean 'adamw_torch'. choose from adamw_torch_fused"),
-    ({"gpus": 0}, "gpus must be a whole number of at least 1, got 0"),
-    ({"gpus": 8, "nodes": 3}, "gpus=8 do not spread over nodes=3: choose 2 nodes"),
-    ({"gpus": 3, "tensor_parallel": 2}, "tensor_parallel=2 must divide gpus=3"),
-    ({"rows": -1}, "rows must be above 0, got -1"),
-    ({"response_length": -1}, "response_length must be a whole number of at least 0, got -1"),
-    ({"per_device_train_batch_size": 0.5}, "_batch_size must be a whole number of at least 1"),
-    ({"max_steps": 2.5}, "max_steps must be a whole number, got 2.5"),
-    ({"total_episodes": -5}, "total_episodes must be above 0, got -5"),
-    ({"kv_cache_dtype": "fp8", "stage": "inference"}, "engine='vllm' is planned for GPUs"),
-    ({"bf16": True, "fp16": True}, "bf16 and fp16: choose one"),
-    ({"lora_dropout": 1.5, "lora_r": 8}, "lora_dropout must be 0 or more, at most 1, got 1.5"),
-    ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin': did you mean 'cosine'"),
-    ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type='greedy': choose from linear"),  # no loss
-    ({"stage": "dpo", "loss_type": ["sigmod"]}, "loss_type='sigmod': did you mean 'sigmoid'"),
-    ({"stage": "grpo", "max_completion_length": 0}, "response_length must be above 0, got 0"),
-    ({"learning_rate": math.inf}, "learning_rate must be above 0, got inf"),
-    ({"reward_model": "me/x"}, "no model 'me/x': neither a folder here nor in the hub's cache"),
-]
-
-
-@pytest.mark.parametrize(("given", "line"), REFUSED_AT_ONCE)
-def test_a_plan_refuses_at_once_what_cannot_be(given, line, monkeypatch):
-    """Not when it is shown; what can be trained and only not planned is no mistake."""
-    monkeypatch.setattr("rlhf_lab.models.hub.hub_reachable", lambda: False)
-    with pytest.raises(ValueError, match=line):
-        lab.plan(**{"stage": "ppo", **given})
-
-
-NUMBERS = {
-    name: stage
-    for stage in TRAINABLE
-    for name, kind in (config_fields(stage) | SETTINGS["model"]).items()
-    if {"int", "float"} & {*kind.replace(" ", "").split("|")} and name not in NOT_HONOURED
-}
-"""Every field of a trainer's config that is a number, and a stage that has it."""
-
-
-@pytest.mark.parametrize("name", sorted(NUMBERS))
-def test_no_field_takes_a_number_that_it_cannot_be(name):
-    """Trainers find out late, or never: a negative warm-up was trained without a word."""
-    wrong = [math.nan] + [-3] * (name not in ANY_SIGN) + [1.5] * (name in SHARE)
-    for value in wrong if name != "local_rank" else ():
-        with pytest.raises(ValueError, match="must be") as refused:
-            lab.plan(NUMBERS[name], "tiny", **{name: value})
-        assert "\n" not in str(refused.value) and f"got {value}" in str(refused.value)
-
-
-def test_values_are_of_settings_that_there_are_and_words_those_of_the_libraries():
-    from transformers.trainer_utils import (
-        HubStrategy,
-        IntervalStrategy,
-        SaveStrategy,
-        SchedulerType,
-    )
-    from transformers.training_args import trainer_log_levels
-
-    known = frozenset().union(*map(known_settings, STAGES))
-    named = ABOVE_ZERO | SHARE | BELOW_ONE | ANY_SIGN | ENDLESS | WORDS.keys()
-    assert {name.rpartition(".")[2] for name in named} <= known
-    theirs = {"hub_strategy": HubStrategy, "save_strategy": SaveStrategy}
-    theirs |= {"lr_scheduler_type": SchedulerType, "eval_strategy": IntervalStrategy}
-    assert {k: set(WORDS[k]) for k in theirs} == {
-        k: {x.value for x in v} for k, v in theirs.items()
-    }
-    assert {*WORDS["log_level"]} == {*trainer_log_levels}
-    for stage, name in (("dpo", "truncation_mode"), ("sft", "packing_strategy")):
-        field = next(f for f in dataclasses.fields(resolve(STAGES[stage].config)) if f.name == name)
-        assert {*field.metadata["choices"]} <= {*WORDS[name]}
-
-
-def test_what_training_would_drop_is_planned_only():
-    """peft's and the hub's settings that the lab's own loading does not hand on."""
-    for name, value in {"use_dora": True, "model_revision": "v2"}.items():
-        assert unplannable("sft", {name: value, "lora_r": 8}).startswith(f"{name}={value!r} is")
-    assert unplannable("sft", {"model_revision": "main", "use_dora": False}) is None
-    assert lab.plan("sft", "tiny", lora_r=8, use_rslora=True).lora["use_rslora"] is True
-
-
-def test_a_rank_above_a_matrix_is_planned_with_a_word():
-    """peft makes adapters of any rank; of 128 rows no more than 128 are independent."""
-    e = lab.plan("sft", "tiny", lora_r=129).estimate
-    assert "lora_r=129: ranks above 128, a matrix's width, add no more" in e.caveats
-    assert not any("ranks above" in line for line in lab.plan("sft", lora_r=128).warnings)
-
-
-def test_what_can_be_trained_and_not_planned_is_no_mistake():
-    plan = lab.plan("ppo", optim="lion_32bit", max_steps=1e1)
-    assert plan.settings["optim"] == "lion_32bit"
-    assert plan.warnings[0].startswith("no prediction (of optimizers that are planned, optim='l")
-    with pytest.raises(ValueError, match="optim='lion_32bit'"):
-        _ = plan.estimate
-
-
-def test_whole_numbers_may_be_written_as_floats():
-    """As DeepSpeed's documentation and YAML write them."""
-    given = {"gpus": 8.0, "per_device_train_batch_size": 1e1, "reduce_bucket_size": 5e8}
-    plan = lab.plan("sft", "Qwen/Qwen2.5-7B", hardware="h100", sharding="zero2", **given)
-    same = {name: int(value) for name, value in given.items()}
-    assert plan.settings == lab.plan("sft", "Qwen/Qwen2.5-7B", sharding="zero2", **same).settings
-    assert not isinstance(plan.settings["gpus"], float)
-    with pytest.raises(ValueError, match="gpus must be a whole number"):
-        lab.plan("sft", gpus=1.5)
-
-
-def test_an_older_name_of_the_order_of_rows_is_known():
-    with pytest.raises(ValueError, match="did you mean 'train_sampling_strategy'"):
-        lab.plan("sft", "tiny", group_by_length=True)
-
-
-def test_rows_longer_than_the_model_reads_are_planned_as_they_are_cut():
-    rows = [
-        {"prompt": "a b", "completion": " word" * (900 if i % 9 == 0 else 9)} for i in range(99)
-    ]
-    plan = lab.plan("sft", "tiny", data=rows)
-    assert plan.settings["prompt_length"] + plan.settings["response_length"] == 512
-    assert plan.settings["max_length"] == 512 and plan.estimate.hours
