@@ -124,11 +124,11 @@ def test_ready_made_input_ids_equal_their_text(make, tiny):
         ({"num_mini_batches": 3}, "does not split"),
         ({"temperature": 0.0}, "above 0"),
         ({"response_length": 0}, "response_length"),
-        ({"kl_estimator": "k9"}, "k1, k2 or k3"),
+        ({"kl_estimator": "k9"}, "choose from k1, k2, k3"),
         ({"stop_token": "never"}, "stop_token"),
         ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha has no effect in PPO"),
         ({"load_best_model_at_end": True}, "load_best_model_at_end has no effect"),
-        ({"lr_scheduler_type": "greedy", "eval_strategy": "steps"}, "follows a schedule"),
+        ({"lr_scheduler_type": "greedy", "eval_strategy": "steps"}, "choose from linear"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_in_one_line(make, settings, line):

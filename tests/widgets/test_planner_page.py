@@ -19,7 +19,7 @@ from rlhf_lab.widgets.planner_link import fragment_of, settings_of
 SETTINGS = [
     {"stage": "sft", "model": "tiny", "hardware": "laptop"},
     {"stage": "ppo", "model": "Qwen/Qwen2.5-7B", "hardware": "h100", "gpus": 8, "lora_r": 16},
-    {"stage": "dpo", "model": "tiny", "hardware": "a100-80", "beta": 0.25, "loss_type": "1e3"},
+    {"stage": "dpo", "model": "tiny", "hardware": "a100-80", "beta": 0.25, "run_name": "1e3"},
     {"stage": "grpo", "model": "tiny", "hardware": "l4", "rewards": ["gold"], "bf16": False},
     {"stage": "sft", "model": "tiny", "hardware": lab.hardware("h100", price=2.5, memory=9e9)},
 ]
