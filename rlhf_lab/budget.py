@@ -174,10 +174,11 @@ class Project(Display):
         from .charts.memory import peaks
         from .charts.report import write_page
 
-        what: dict[str, object] = {"title": "What the project costs", "picture": peaks(self.stages)}
-        what["lines"] = [self.verdict, *self.warnings]
-        what["tables"] = {"Stages (predicted)": self.rows, "The bill": self.bill}
-        return write_page(path, "project.html", **what)
+        parts = [f"<p>{escape(line)}</p>" for line in [self.verdict, *self.warnings]]
+        for title, rows in (("Stages (predicted)", self.rows), ("The bill", self.bill)):
+            parts += [f"<h2>{title}</h2>", f'<div class="scroll">{html_table(rows)}</div>']
+        parts.append(f'<div class="grid"><figure>{peaks(self.stages)}</figure></div>')
+        return write_page(path, "What the project costs", parts)
 
     @property
     def ledger(self) -> Ledger:
