@@ -209,10 +209,10 @@ def _deepspeed_json(found: FromFile, content: Read, path: Path) -> None:
     moved = (zero.get(f"offload_{what}") or {} for what in OFFLOADED)
     optimizer, weights = (one.get("device", "none") for one in moved)
     found.settings |= _zero(zero.get("stage", 0), optimizer, weights, path)
-    said = {ours: content.get(theirs, "auto") for theirs, ours in BATCH.items()}
-    said |= {name: zero[name] for name in SIZES if name in zero}
-    found.settings |= {name: value for name, value in said.items() if value != "auto"}
-    found.unread += [f"{name}: auto" for name in SIZES if said.get(name) == "auto"]
+    given = {ours: content.get(theirs, "auto") for theirs, ours in BATCH.items()}
+    given |= {name: zero[name] for name in SIZES if name in zero}
+    found.settings |= {name: value for name, value in given.items() if value != "auto"}
+    found.unread += [f"{name}: auto" for name in SIZES if given.get(name) == "auto"]
     on = [name for name in MIXED if (content.get(name) or {}).get("enabled") is True]
     found.settings |= dict.fromkeys(on, True)
 

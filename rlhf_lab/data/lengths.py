@@ -125,8 +125,13 @@ def row_lengths(stage: str, model: Model, data: Data, limit: int = ANY_LENGTH) -
         return RowLengths(count, prompts, answers)
     from .tokenize import encoded_rows
 
-    told = encoded_rows(model.encoder, data.sft.train[:LOOKED_AT], ["completion"], {})
-    return RowLengths(count, prompts, answers, [len(answer) for *_, (answer,) in told])
+    shown = encoded_rows(model.encoder, data.sft.train[:LOOKED_AT], ["completion"], {})
+    return RowLengths(count, prompts, answers, [len(answer) for *_, (answer,) in shown])
+
+
+def _room(model: Model, settings: Settings) -> int:
+    """Tokens that a row may have."""
+    return min(int(settings.get("max_length") or ANY_LENGTH), model.context)
 
 
 def _left(
@@ -187,7 +192,7 @@ def planned_lengths(stage: str, model: Model, data: Data, settings: Settings) ->
     if STAGES[stage].rows == "prompts":
         limit = room_for_prompt(model, int(settings.get("response_length", 53)))
     else:
-        limit = min(int(settings.get("max_length") or ANY_LENGTH), model.context)
+        limit = _room(model, settings)
     return of_rows(stage, model, row_lengths(stage, model, data, limit), settings)
 
 
@@ -197,7 +202,7 @@ def of_rows(stage: str, model: Model, rows: RowLengths, settings: Settings) -> d
         return {}
     if STAGES[stage].rows == "prompts":
         return _sampled_lengths(stage, model, rows, settings)
-    limit = min(int(settings.get("max_length") or ANY_LENGTH), model.context)
+    limit = _room(model, settings)
     totals = [
         min(prompt + response, limit)
         for prompt, of_row in zip(rows.prompts, rows.answers, strict=True)
