@@ -42,6 +42,20 @@ _IDLE = f"""() => {{
   const kernel = window.jupyterapp && {_NOTEBOOK}?.sessionContext?.session?.kernel;
   return kernel && kernel.connectionStatus === 'connected' && kernel.status === 'idle';
 }}"""
+# Ends of promises are polled for: one that a script returns may be collected before it is awaited,
+# and goes with its page where JupyterLab loads itself once more.
+_RESTORED = """() => {
+  const app = window.jupyterapp;
+  if (app && window.labApp !== app) {
+    window.labApp = app;
+    window.labRestored = false;
+    app.restored.then(() => { window.labRestored = true; });
+  }
+  return window.labRestored && app.commands.hasCommand('docmanager:open');
+}"""
+_COMMAND = "([name, args]) => window.jupyterapp.commands.execute(name, args)"
+_EXECUTE = f"""code => {_NOTEBOOK}.sessionContext.session.kernel
+  .requestExecute({{code, store_history: false}}).done"""
 
 
 def chromium() -> str | None:
@@ -229,10 +243,7 @@ class NotebookPage:
         self._no_kernel = True
         self._new_page()
         self.page.goto(f"{self.server.url}/lab?reset&token={self.server.token}")
-        self.page.wait_for_function(
-            "() => window.jupyterapp?.commands.hasCommand('docmanager:open')"
-        )
-        self.page.evaluate("() => window.jupyterapp.restored")
+        self.page.wait_for_function(_RESTORED, timeout=60_000)
         preference = {"shouldStart": False, "canStart": False, "autoStartDefault": False}
         self.command(
             "docmanager:open",
@@ -273,10 +284,27 @@ class NotebookPage:
     # -- doing --------------------------------------------------------------------------------
     def command(self, name: str, args: dict | None = None, wait: bool = True) -> None:
         """A command of JupyterLab's; without `wait` its end is not awaited."""
-        call = "([n, a]) => { const done = window.jupyterapp.commands.execute(n, a);"
+        self._start(_COMMAND, [name, args or {}])
+        if wait:
+            self._end(f"JupyterLab's {name}")
+
+    def _start(self, script: str, argument: Any) -> None:
+        """Call a function of JavaScript that returns a promise."""
         self.page.evaluate(
-            call + ("return done.then(() => null)}" if wait else "}"), [name, args or {}]
+            f"""argument => {{
+              window.labEnded = null;
+              window.labPromise = ({script})(argument).then(
+                () => {{ window.labEnded = 'done'; }},
+                error => {{ window.labEnded = `${{error}}`; }},
+              );
+            }}""",
+            argument,
         )
+
+    def _end(self, what: str) -> None:
+        """Wait for the promise started last."""
+        ended = self.page.wait_for_function("() => window.labEnded", timeout=300_000).json_value()
+        assert ended == "done", f"{what}: {ended}"
 
     def run_all(self, wait: bool = True) -> NotebookPage:
         """Run every cell; with `wait` until the kernel is idle again."""
@@ -362,11 +390,8 @@ class NotebookPage:
         for event, listener in self._listeners.items():
             self.page.remove_listener(event, listener)
         # Before the next notebook connects, which would ask for the widgets that are there.
-        self.page.evaluate(
-            f"""code => {_NOTEBOOK}.sessionContext.session.kernel
-              .requestExecute({{code, store_history: false}}).done.then(() => null)""",
-            _RESET,
-        )
+        self._start(_EXECUTE, _RESET)
+        self._end("clearing the kernel")
         self.page.evaluate(
             """() => { for (const open of [...window.jupyterapp.shell.widgets('main')]) {
               if (open.context) open.context.model.dirty = false;
