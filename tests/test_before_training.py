@@ -146,7 +146,7 @@ WHOLE_ROW = {
         "train reward on",
     ),
     "a value of PPO's": (PAIRS, {"num_mini_batches": 5}, "does not split"),
-    "no room in PPO": (PAIRS, {"response_length": 5000}, "leaves no room"),
+    "no room": (PAIRS, {"response_length": 5000}, "takes 1024 tokens"),
     "planned only": (PAIRS, {"gpus": 2}, "planned only"),
 }
 

@@ -19,7 +19,7 @@ import yaml
 from ..launch.accelerate_config import CONFIGS
 from ..launch.trl_config import OURS
 from ..runs.json_files import unread
-from ..settings import known_settings
+from ..settings import check_names, known_settings
 from ..stages import STAGES, Setting, read_table
 
 Read: TypeAlias = dict[str, Setting]
@@ -73,8 +73,12 @@ def as_flags(path: str | Path, stage: str) -> list[str]:
         )
     if found.stage not in (None, stage):
         raise ValueError(f"{path} is for {found.stage}, not {stage}")
-    if unknown := [*found.unread, *(found.script.keys() - FLAGS.keys())]:
+    if unknown := found.script.keys() - FLAGS.keys():
         raise ValueError(f"{path}: train does not know {', '.join(sorted(unknown))}")
+    try:
+        check_names(found.unread, stage)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     settings, script = dict(found.settings), dict(found.script)
     gpus, _, sharding, offload = (settings.pop(name, None) for name in WHERE)
     if gpus and gpus > 1:

@@ -41,6 +41,11 @@ def extra_settings(stage: str) -> dict[str, str]:
     }
 
 
+class CannotBe(ValueError):
+    """Of settings that can be neither planned nor trained; other errors are of what is not planned,
+    and may be trained."""
+
+
 def check_whole(name: str, value: object, of: str) -> None:
     """Raises ValueError, one line, for what cannot be the `fields.WHOLE_NUMBERS` entry `of`."""
     least = 0 if of in ("prompt", "response") else 1
@@ -165,13 +170,16 @@ class Setup:
             self._serving_checks,
         )
         if wrong := next(chain.from_iterable(check() for check in checks), ""):
-            raise ValueError(wrong)
+            raise CannotBe(wrong)
 
     def _model_checks(self) -> Iterator[str]:
         """→ a line for everything that cannot be: lengths, precision, adapters."""
         m = self.model
-        if self.stage == "distill" and not 0 <= self.beta <= 1:
-            yield f"beta must be from 0 to 1, got {self.beta}"
+        if self.stage in ONLINE and self.response >= m.context:
+            yield (
+                f"response_length={self.response} leaves no room for a prompt: {m.family} here "
+                f"takes {m.context} tokens"
+            )
         if self.length > m.context:
             yield (
                 f"prompt_length + response_length = {self.length}: {m.family} here takes "
@@ -310,10 +318,6 @@ class Setup:
             yield (
                 f"requests_per_second={self.requests_per_second} must be above 0, "
                 "with engine='vllm'"
-            )
-        if not 0 < self.gpu_memory_utilization <= 1:
-            yield (
-                f"gpu_memory_utilization={self.gpu_memory_utilization} must be above 0, at most 1"
             )
         if kv % k != 0 and k % kv != 0:
             yield (
