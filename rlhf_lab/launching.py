@@ -16,7 +16,7 @@ import yaml
 
 from .cost.hardware import hardware as find_hardware
 from .data.load import Data
-from .display import did_you_mean, format_bytes
+from .display import did_you_mean, first_line, format_bytes
 from .launch.accelerate_config import CONFIGS
 from .launch.processes import once
 from .models.device import cannot_compile
@@ -151,7 +151,7 @@ def _of_file(plan: Plan, file: Path, processes: int | None, nodes: int, dry: boo
         text = file.read_text("utf-8")
         asked = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{head}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{head}: {first_line(error)}") from None
     kind = asked.get("distributed_type") if isinstance(asked, dict) else None
     if kind == "DEEPSPEED" and _no_deepspeed(dry):
         raise ValueError(f"{head} needs deepspeed: pip install deepspeed")

@@ -330,9 +330,7 @@ def _check_together(stage: str, settings: Mapping[str, Setting]) -> None:
             raise ValueError(f"{' and '.join(map(shown, pair))}: choose one")
     weights, losses = settings.get("loss_weights"), settings.get("loss_type", "")
     if weights is not None and len(weights) != (n := 1 if isinstance(losses, str) else len(losses)):
-        raise ValueError(
-            f"loss_weights has {len(weights)} numbers for {n} of loss_type: give one for each"
-        )
+        raise ValueError(f"loss_weights={weights!r}: give {n}, one for each loss_type")
 
 
 ALL_LINEAR = "all-linear"

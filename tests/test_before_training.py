@@ -199,7 +199,7 @@ def test_a_table_of_pandas_is_read_as_its_file_is(tmp_path):
     assert lab.load_data(table).sft == lab.load_data(tmp_path / "t.parquet").sft
     gaps = pandas.DataFrame({"prompt": [f"w{i}" for i in range(20)], "completion": ["w1"] * 20})
     gaps.loc[3, "completion"] = None
-    assert "dropped 1 rows: empty" in lab.load_data(gaps).notes[1]
+    assert "dropped 1 row: empty" in lab.load_data(gaps).notes[1]
 
 
 # ----------------------------------------------------------------------------- one run, one folder

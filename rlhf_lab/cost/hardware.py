@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..display import check_choice, wrong_choice
+from ..display import check_choice, counted, first_line, wrong_choice
 from ..runs.json_files import lab_home, replace_file, unread
 from .device import DTYPES as DTYPES
 from .device import Hardware as Hardware
@@ -216,7 +216,7 @@ def nodes_for(gpus: int, hw: Hardware) -> int:
 
 
 def _guess() -> Hardware:
-    name = f"this machine, {cores()} core{'s' * (cores() > 1)} (a guess)"
+    name = f"this machine, {counted(cores(), 'core')} (a guess)"
     source = "guessed from the number of cores: run calibrate() to measure"
     return _cpu(usable_memory(), cores(), name, source)
 
@@ -287,8 +287,8 @@ def load_calibration() -> Hardware | None:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        what = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{path} is damaged ({what}): delete it and calibrate again") from None
+        what = f"{path} is damaged ({first_line(error)}): delete it and calibrate again"
+        raise ValueError(what) from None
 
 
 def save_calibration(hw: Hardware) -> Path:

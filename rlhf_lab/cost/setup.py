@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from ..display import check_choice
+from ..display import check_choice, counted
 from ..stages import ONLINE, STAGES, read_table
 from . import fields
 from .architecture import Architecture
@@ -212,7 +212,7 @@ class Setup:
         if n % self.nodes != 0:
             yield (
                 f"gpus={n} do not spread over nodes={self.nodes}: choose "
-                f"{_divisor(n, self.nodes)} nodes"
+                f"{counted(_divisor(n, self.nodes), 'node')}"
             )
         tp = self.vllm_tensor_parallel_size
         if self.use_vllm and not self.server_gpus and n % tp != 0 or heads % tp != 0:

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from ..display import did_you_mean
+from ..display import did_you_mean, first_line
 from ..runs.json_files import JsonObject, lab_home, replace_file
 from .names import presets
 
@@ -198,8 +198,8 @@ def _build(
                 decoder = model if alone else model.get_decoder()
                 return decoder, model.get_output_embeddings(), text
     except Exception as error:  # a config that cannot be raises whatever its class raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"no {family} model can be made of this config: {reason}") from None
+        line = f"no {family} model can be made of this config: {first_line(error)}"
+        raise ValueError(line) from None
     raise ValueError(f"model_type {family!r}: not a decoder alone, which is what the stages train")
 
 

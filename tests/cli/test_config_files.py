@@ -182,7 +182,7 @@ def test_a_file_on_the_command_line(tmp_path, capsys):
     assert main(line) == 0
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == "not read: unheard_of (axolotl)"
-    assert any("yours:" in text and "batch 1 rows" in text for text in rest)
+    assert any("yours:" in text and "batch 1 row," in text for text in rest)
     assert main(["plan", "dpo", *line[2:]]) == 2
     assert "axolotl's file is of sft, not of dpo" in capsys.readouterr().err
 
