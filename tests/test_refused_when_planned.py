@@ -24,7 +24,6 @@ from rlhf_lab.training import check_first
 THEIRS = [  # stage, settings that its config (TRL's, transformers') raises for
     ("grpo", {"num_generations": 1}),
     ("rloo", {"num_generations": 1}),
-    ("grpo", {"num_generations": 5}),
     ("grpo", {"generation_batch_size": 64, "steps_per_generation": 2}),
     ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}),
     ("sft", {"dataloader_prefetch_factor": 2}),

@@ -188,13 +188,13 @@ def from_file(path: Path) -> Hardware:
     `like`: a device by name whose figures hold where the file gives none. A whole device, as
     `rlhf-lab measure --json` prints it, is one too. Raises ValueError, one line.
     """
-    import yaml
+    from ..runs.yaml_files import read_names  # a web page has no YAML
 
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-        if not isinstance(data, dict):
-            raise ValueError(f"figures are an object of names and values, not {data!r:.40}")
+        data = read_names(path)
+    except ValueError as error:
+        raise ValueError(f"hardware: {error}") from None
+    try:
         if "flops" in data:
             return Hardware.from_dict(data)
         like = data.pop("like", None)
@@ -202,7 +202,7 @@ def from_file(path: Path) -> Hardware:
         if like is not None:
             return _named(str(like)).with_(**figures)
         return Hardware.from_dict({"kind": "gpu", "source": f"your {path.name}", **figures})
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"hardware: {unread(path, error)}") from None
 
 

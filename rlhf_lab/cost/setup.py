@@ -163,7 +163,6 @@ class Setup:
             check_whole(name, getattr(self, name), name)
         checks = (
             self._model_checks,
-            self._device_checks,
             self._offload_checks,
             self._batch_checks,
             self._in_backward_checks,
@@ -171,6 +170,8 @@ class Setup:
         )
         if wrong := next(chain.from_iterable(check() for check in checks), ""):
             raise CannotBe(wrong)
+        if wrong := next(self._device_checks(), ""):
+            raise ValueError(wrong)
 
     def _model_checks(self) -> Iterator[str]:
         """→ a line for everything that cannot be: lengths, precision, adapters."""
@@ -204,8 +205,15 @@ class Setup:
             yield f"lora_r={self.lora_r}: choose a rank of 1 or more, or 0 for the whole model"
 
     def _device_checks(self) -> Iterator[str]:
-        """The same of devices, and of how they share one layer."""
+        """The same of devices, how they share one layer and the groups of a generation: a training
+        may have another number of them."""
         n, heads = self.gpus, self.model.heads
+        rows, group = self.rollout_batch * self.replicas, self.samples_per_prompt
+        if STAGES[self.stage].groups and rows % group != 0:
+            yield (
+                f"a generation of {rows} responses does not split into groups of "
+                f"num_generations={group}: choose {_divisor(rows, group)}"
+            )
         version = self.fsdp_version
         if version not in (1, 2):
             yield (f"fsdp_version={version!r}: choose 1 or 2")
@@ -270,12 +278,6 @@ class Setup:
             yield (
                 f"a rollout batch of {batch} does not split into num_mini_batches={k}: choose "
                 f"{_divisor(batch, k)}"
-            )
-        group = self.samples_per_prompt
-        if STAGES[self.stage].groups and batch * self.replicas % group != 0:
-            yield (
-                f"a generation of {batch * self.replicas} responses does not split into groups of "
-                f"num_generations={group}: choose {_divisor(batch * self.replicas, group)}"
             )
         if self.layout == "adapters" and not self.lora_r:
             yield "layout='adapters' needs a rank: set lora_r, for example 16"
