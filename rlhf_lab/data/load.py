@@ -87,7 +87,7 @@ class Data:
     prompts: Split
     annotator: Annotator | None = None
     notes: tuple[str, ...] = ()
-    report: Report | None = None
+    report: Report | None = field(default=None, repr=False)
     answers: Split = Split()
     """answers that somebody labelled one by one; good ones have label True"""
 
