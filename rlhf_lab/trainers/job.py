@@ -170,7 +170,7 @@ def train_role(job: Job) -> tuple[Trainer, Figures]:
     from .trl import Watch, make_trainer  # PPO needs no TRL
 
     ready, role = job.ready, STAGES[job.plan.stage].roles[0]
-    watch = Watch(job.meter, role, job.run.log, job.progress, job.should_stop)
+    watch = Watch(job.meter, job.run.log, job.progress, job.should_stop)
     data = (ready.train, ready.test)
     model, tokenizer = ready.models[role], job.tokenizer
     handle = job.plan.model
