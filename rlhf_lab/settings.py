@@ -6,7 +6,6 @@ bits), or a plan's own (`cost/settings.yaml`). What a plan makes of it: `cost/fi
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,6 @@ from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 
 from .cost.fields import CALLED, RENAMED, WHOLE_NUMBERS
 from .cost.read_settings import CHECKPOINTING
@@ -32,7 +30,7 @@ LORA = {
 """LoRA's settings, named as TRL's ModelConfig names them → peft's LoraConfig."""
 
 
-VALUES = read_table(Path(__file__).with_name("values.yaml"))
+VALUES = read_table(__file__, "values.yaml")
 ABOVE_ZERO, SHARE, BELOW_ONE, ANY_SIGN, ENDLESS = (
     frozenset(VALUES[kind].split())
     for kind in ("above_zero", "share", "below_one", "any_sign", "endless")
@@ -256,9 +254,7 @@ def check_value(stage: str, name: str, value: Setting) -> None:
             check_choice(name, getattr(word, "value", word), words)
 
 
-SETTINGS: dict[str, dict[str, str]] = json.loads(
-    Path(__file__).with_name("settings.json").read_text("utf-8")
-)
+SETTINGS: dict[str, dict[str, str]] = read_table(__file__, "settings.json")
 """Fields of every trainer's config, and transformers' optimizers, with the versions they were read
 from."""
 

@@ -24,7 +24,7 @@ from ..stages import STAGES, Setting, read_table
 
 Read: TypeAlias = dict[str, Setting]
 """What a file says, by key."""
-TOOLS: Mapping[str, dict[str, Setting]] = read_table(Path(__file__).with_name("other_tools.yaml"))
+TOOLS: Mapping[str, dict[str, Setting]] = read_table(__file__, "other_tools.yaml")
 """Other tools' keys, and what they are here."""
 MIXED = {"bf16": "bf16", "fp16": "fp16"}
 FLAGS = {

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 from ..display import check_choice
 from ..stages import ONLINE, STAGES, read_table
@@ -28,7 +27,7 @@ CHOICES = fields.CHOICES | {
     "quantization": ("none", *FORMATS),
 }
 PLANNED = "of optimizers that are planned, optim"
-EXTRA: dict[str, dict[str, str]] = read_table(Path(__file__).with_name("settings.yaml"))
+EXTRA: dict[str, dict[str, str]] = read_table(__file__, "settings.yaml")
 """Settings of a plan that are no trainer's, and what they mean, by the stages that have them."""
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..display import Display, by_surface, check_choice, escape, html_table, table
-from ..stages import STAGES
+from ..stages import STAGES, read_table
 from .figures import Unfinished, changes, facts, spans, with_meanings
 from .json_files import (
     CachedFile,
@@ -411,7 +411,7 @@ class Run:
 # ---------------------------------------------------------------------------------- names and files
 
 
-RENAMED: dict[str, str] = json.loads(Path(__file__).with_name("renamed.json").read_text("utf-8"))
+RENAMED: dict[str, str] = read_table(__file__, "renamed.json")
 """Metrics that had another name in an earlier version → what they are called today."""
 
 
