@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
+from ..display import counted, first_line
 from ..models.hub import hub_reachable
 from ..runs.json_files import to_json_object, unread
 from .preferences import Annotations, is_annotations
@@ -215,8 +216,9 @@ def _csv_rows(path: Path) -> Iterator[Example]:
             for cells in reader:
                 if len(cells) > len(head):
                     raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells where the first line "
-                        f"names {len(head)} columns; put text that holds the separator in quotes"
+                        f"{path}, line {reader.line_num}: {counted(len(cells), 'cell')} where the "
+                        f"first line names {counted(len(head), 'column')}; put text that holds the "
+                        "separator in quotes"
                     )
                 if cells:
                     yield dict(zip(head, cells))
@@ -233,7 +235,7 @@ def _parquet_rows(path: Path) -> Iterator[Example]:
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {_first_line(error)}") from None
+        raise ValueError(f"{path} is not a readable Parquet file: {first_line(error)}") from None
 
 
 def _saved_dataset(path: Path) -> object:
@@ -259,7 +261,7 @@ def _hub_rows(name: str, split: str, subset: str | None) -> Iterator[object]:
         return iter(datasets.load_dataset(name, subset, split=split, streaming=True))
     except Exception as error:  # the hub has many ways to say no; each becomes one line
         raise ValueError(
-            f"no data {name!r}: no such file here, and the hub says: {_first_line(error)}"
+            f"no data {name!r}: no such file here, and the hub says: {first_line(error)}"
         ) from None
 
 
@@ -280,7 +282,3 @@ def _choose(source: object, split: str) -> Iterable[object]:
         f"data must be a file, a hub id, a Dataset or a list of dicts, not a "
         f"{type(source).__name__}"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

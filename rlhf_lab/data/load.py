@@ -30,7 +30,7 @@ from ..runs.progress import notebook_display, working
 from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .files import left_out, open_rows
-from .mapping import Refused, from_file, getter
+from .mapping import Refused, getter
 from .recognise import columns_of, recognise
 from .report import Report, convert_all
 from .schema import ANSWERS, Dropped, Example
@@ -298,7 +298,9 @@ def from_rows(
     """
     given: Mapping[str, object] | None = None
     if isinstance(fields, (str, Path)):
-        given = from_file(fields)
+        from ..runs.yaml_files import read_names  # a web page has no YAML
+
+        given = read_names(fields)
     elif callable(fields):
         rows = _through(fields, rows)
     else:

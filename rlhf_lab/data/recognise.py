@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ..display import did_you_mean
+from ..display import counted, did_you_mean
 from .labels import (
     LABEL,
     NOT_BETTER,
@@ -238,7 +238,7 @@ def _rules(of: Fields, columns: str) -> Iterator[tuple[object, str, FieldMap]]:
     line = f"{of.preference!r} is a signed number; say which answer is better above 0: {{fields}}"
     example = {"preference": of.preference, "positive": "A"}
     yield of.preference and of.positive not in ("A", "B"), line, example
-    line = f"{len(of.answers)} answers and {len(lists)} {what}: give one for each"
+    line = f"{counted(len(of.answers), 'answer')} and {len(lists)} {what}: give one for each"
     yield several and lists and len(lists) not in (1, len(of.answers)), line, {}
     if skips := [p for p in (*of.answers, *lists) if "[]" in p or "[*]" in p]:
         line = (
