@@ -38,6 +38,7 @@ from rlhf_lab.cost.phases import pass_config, policy_segments
 from rlhf_lab.cost.sharding import Row, between
 from rlhf_lab.cost.states import states
 from rlhf_lab.display import table
+from rlhf_lab.launch.accelerate_config import SIZES
 from rlhf_lab.metering.collectives import ring_bytes
 
 RESULTS = Path(__file__).parent / "results" / "sharded.json"
@@ -180,7 +181,7 @@ def sent(calls: dict[str, tuple[int, int]], processes: int) -> float:
 
 
 def plan(case: dict[str, object]) -> Estimate:
-    zero = {k: v for k, v in dict(case["zero"]).items() if k in ZERO}
+    zero = {k: v for k, v in dict(case["zero"]).items() if k in SIZES}
     settings = {
         "sharding": case["sharding"],
         "gpus": case["ranks"],
@@ -196,13 +197,6 @@ def plan(case: dict[str, object]) -> Estimate:
         **zero,
     }
     return estimate("sft", MODELS[str(case["model"])], hardware("laptop", link=1e9), settings)
-
-
-ZERO = (
-    *("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"),
-    "stage3_param_persistence_threshold",
-)
-"""DeepSpeed's settings that a plan knows."""
 
 
 def planned(case: dict[str, object]) -> dict[str, float]:

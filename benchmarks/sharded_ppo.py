@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sharded
-from sharded import MODELS, NARROW, SMALL, ZERO, sent
+from sharded import MODELS, NARROW, SIZES, SMALL, sent
 
 from rlhf_lab.cost.estimate import Estimate, estimate
 from rlhf_lab.cost.hardware import hardware
@@ -118,7 +118,7 @@ def plan(case: dict[str, object]) -> Estimate:
         "local_rollout_forward_batch_size": case["batch"],
         "ds3_gather_for_generation": case["once"],
         "gradient_checkpointing": case["recomputed"],
-        **{k: v for k, v in dict(case["zero"]).items() if k in ZERO},
+        **{k: v for k, v in dict(case["zero"]).items() if k in SIZES},
     }
     if case["layout"] == "adapters":
         settings |= {"lora_r": case["lora_r"], "lora_target_modules": "all-linear"}
