@@ -91,11 +91,6 @@ class StageSpec:
     def trainable(self) -> bool:
         return bool(self.train)
 
-    @property
-    def rewarded(self) -> bool:
-        """Whether what is sampled is scored: by a reward model, or by rules."""
-        return self.online and "reward" in self.roles
-
 
 def _spec(name: str, entry: Settings) -> StageSpec:
     fields: Settings = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
@@ -107,7 +102,8 @@ STAGES: Mapping[str, StageSpec] = MappingProxyType({n: _spec(n, x) for n, x in _
 """Every stage by name, in the order in which a project runs them (`stages.yaml`)."""
 TRAINABLE = tuple(name for name, spec in STAGES.items() if spec.trainable)
 ONLINE = tuple(name for name, spec in STAGES.items() if spec.online)
-REWARDED = tuple(name for name, spec in STAGES.items() if spec.rewarded)
+REWARDED = tuple(name for name in ONLINE if "reward" in STAGES[name].roles)
+"""Stages in which what is sampled is scored: by a reward model, or by rules."""
 XRAYED = tuple(name for name, spec in STAGES.items() if spec.trainable and spec.xrayed)
 
 
