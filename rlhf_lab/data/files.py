@@ -100,10 +100,9 @@ def _json_rows(path: Path) -> Iterator[object]:
         values = _Values(path, text)
         if values.peek() == "[" and _suffix(path) == ".json":
             yield from values.elements()
-        else:
-            first = values.next() if values.peek() else []
-            alone = not values.peek()
-            yield from _turned(first) if alone else [first]
+        elif values.peek():
+            first = values.next()
+            yield from [first] if values.peek() else _turned(first)
             while values.peek():
                 yield values.next()
 
