@@ -6,14 +6,12 @@ bits), or a plan's own (`cost/settings.yaml`). What a plan makes of it: `cost/fi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 
 from .cost.architecture import architecture
 from .cost.fields import CALLED, RENAMED, WHOLE_NUMBERS
@@ -33,7 +31,7 @@ LORA = {
 """LoRA's settings, named as TRL's ModelConfig names them → peft's LoraConfig."""
 
 
-VALUES = read_table(Path(__file__).with_name("values.yaml"))
+VALUES = read_table(__file__, "values.yaml")
 NUMBERS = {name: span for span, names in VALUES["numbers"].items() for name in names.split()}
 """The interval that a setting is in, as text; of those that are not named `ANY_NUMBER`."""
 ANY_NUMBER = "[0, inf)"
@@ -368,9 +366,7 @@ def check_targets(config: Mapping[str, object], settings: Mapping[str, Setting])
         raise ValueError(f"{what} is no pattern: {error}") from None
 
 
-SETTINGS: dict[str, dict[str, str]] = json.loads(
-    Path(__file__).with_name("settings.json").read_text("utf-8")
-)
+SETTINGS: dict[str, dict[str, str]] = read_table(__file__, "settings.json")
 """Fields of every trainer's config, and transformers' optimizers, with the versions they were read
 from."""
 

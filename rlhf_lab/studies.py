@@ -78,7 +78,7 @@ def xray(plan: Plan | Estimate) -> XRay:
     return replace(seen, ledger=Ledger(rows), notes=notes, steps=e.steps or 1)
 
 
-_XRAY = read_table(Path(__file__).with_suffix(".yaml"))
+_XRAY = read_table(__file__)
 NO_XRAY = {name: why for why, names in _XRAY["refused"].items() for name in names.split()}
 """Fields of a `Setup` of which only the default can be simulated, and why."""
 

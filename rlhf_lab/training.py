@@ -25,7 +25,7 @@ from .data.reward_sources import (
     reward_functions,
     with_rewards,
 )
-from .data.rows_left import check_rows
+from .data.rows_left import check_rows, room_for_prompt
 from .display import by_surface
 from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
 from .launching import Launch, decided, launched
@@ -340,12 +340,10 @@ def check(
 ) -> list[RewardFunction]:
     """Refuse what cannot work before anything is loaded. `args`: the plan's `config()`. → the
     functions to learn from. Raises ValueError, one line."""
-    from .trainers.prepare import prompt_room
-
     if args.fp16 and args.use_cpu:
         raise ValueError("fp16 needs a GPU: leave it out")
     check_rows(plan.stage, data)
-    prompt_room(plan, args)
+    room_for_prompt(plan.model, plan.settings)
     return reward_functions(plan, data, reward_funcs)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from ..launch.accelerate_config import CONFIGS
+from ..launch.accelerate_config import CONFIGS, SIZES
 from ..launch.trl_config import OURS
 from ..runs.yaml_files import read_names
 from ..settings import check_names, known_settings
@@ -21,7 +21,7 @@ from ..stages import STAGES, Setting, read_table
 
 Read: TypeAlias = dict[str, Setting]
 """What a file says, by key."""
-TOOLS: Mapping[str, dict[str, Setting]] = read_table(Path(__file__).with_name("other_tools.yaml"))
+TOOLS: Mapping[str, dict[str, Setting]] = read_table(__file__, "other_tools.yaml")
 """Other tools' keys, and what they are here."""
 MIXED = {"bf16": "bf16", "fp16": "fp16"}
 FLAGS = {
@@ -178,10 +178,6 @@ BATCH = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
 }
-SIZES = (
-    *("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"),
-    "stage3_param_persistence_threshold",
-)
 
 
 def _deepspeed_json(found: FromFile, content: Read, path: Path) -> None:

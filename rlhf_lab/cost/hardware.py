@@ -25,11 +25,11 @@ from typing import Any
 
 from ..display import check_choice, counted, first_line, wrong_choice
 from ..runs.json_files import lab_home, replace_file, unread
+from ..stages import read_table
 from .device import DTYPES as DTYPES
 from .device import Hardware as Hardware
 from .device import is_finite
 
-_DEVICES = Path(__file__).parent / "devices.json"
 GIB = 2**30
 IN_A_BROWSER = sys.platform == "emscripten"
 SLOW_16_BIT = 1 / 80
@@ -86,7 +86,7 @@ def _in_units(entry: Mapping[str, object]) -> dict[str, Any]:
     return found
 
 
-_ENTRIES: dict[str, dict[str, Any]] = json.loads(_DEVICES.read_text(encoding="utf-8"))
+_ENTRIES: dict[str, dict[str, Any]] = read_table(__file__, "devices.json")
 
 
 @cache

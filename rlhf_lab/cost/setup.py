@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 from ..display import check_choice, counted
 from ..stages import ONLINE, STAGES, read_table
@@ -27,8 +26,9 @@ CHOICES = fields.CHOICES | {
     "optim": tuple(OPTIMIZERS),
     "quantization": ("none", *FORMATS),
 }
-PLANNED = "of optimizers that are planned, optim"
-EXTRA: dict[str, dict[str, str]] = read_table(Path(__file__).with_name("settings.yaml"))
+CALLED = {"optim": "of optimizers that are planned, optim"}
+"""Choices of which trainers have more."""
+EXTRA: dict[str, dict[str, str]] = read_table(__file__, "settings.yaml")
 """Settings of a plan that are no trainer's, and what they mean, by the stages that have them."""
 
 
@@ -157,8 +157,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            # An optimizer that is none of these may well be one of transformers'.
-            check_choice(name if name != "optim" else PLANNED, getattr(self, name), choices)
+            check_choice(CALLED.get(name, name), getattr(self, name), choices)
         for name in fields.WHOLE_NUMBERS:
             check_whole(name, getattr(self, name), name)
         checks = (

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from ..display import counted, first_line
 from ..models.hub import hub_reachable
@@ -42,6 +43,13 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
     name = str(source)
     hub_id = name.count("/") == 1 and name[0] not in "./~" and path.suffix not in FORMATS
     return _hub_rows(name, split, subset) if hub_id and not path.exists() else _file_rows(path)
+
+
+def left_out(source: object, split: str) -> list[str]:
+    """Splits that a DatasetDict, or a folder of one, has besides the one that is read."""
+    if isinstance(source, (str, Path)) and (folder := Path(source).expanduser()).is_dir():
+        source = _saved_dataset(folder)
+    return [str(name) for name in source if name != split] if isinstance(source, Mapping) else []
 
 
 def _file_rows(path: Path) -> Iterator[object]:
@@ -92,9 +100,26 @@ def _json_rows(path: Path) -> Iterator[object]:
         values = _Values(path, text)
         if values.peek() == "[" and _suffix(path) == ".json":
             yield from values.elements()
-        else:
+        elif values.peek():
+            first = values.next()
+            yield from [first] if values.peek() else _turned(first)
             while values.peek():
                 yield values.next()
+
+
+def _turned(value: object) -> list[object]:
+    """A file's only value: the rows of a table that is one object, its columns lists of like length
+    or, as pandas writes them, objects with the numbers of the rows; else the value itself."""
+    columns = list(value.values()) if isinstance(value, dict) else []
+    if columns and all(isinstance(c, dict) and [*c] == [*map(str, range(len(c)))] for c in columns):
+        columns = [[*c.values()] for c in columns]
+    tables = len(columns) > 1 and all(isinstance(c, list) for c in columns)
+    if not tables or len({len(c) for c in columns}) > 1 or len(columns[0]) < 2:
+        return [value]
+    if any(isinstance(cell, dict) for column in columns for cell in column):
+        return [value]  # splits of like size: lists of rows
+    names: Mapping[str, object] = cast("Mapping[str, object]", value)
+    return [dict(zip(names, cells)) for cells in zip(*columns)]
 
 
 class _Values:
@@ -174,7 +199,13 @@ def _csv_rows(path: Path) -> Iterator[Example]:
     """Rows of a table; the first line names the columns."""
     csv.field_size_limit(min(LONGEST_CELL, sys.maxsize))
     with _text(path, newline="") as text:
-        reader = csv.reader(text, delimiter="\t" if _suffix(path) == ".tsv" else ",", strict=True)
+        first = text.readline()
+        text.seek(0)
+        marks = (
+            "\t" if _suffix(path) == ".tsv" else ",;\t"
+        )  # spreadsheets of many languages write ;
+        mark = next((m for m in marks if m in first), marks[0])
+        reader = csv.reader(text, delimiter=mark, strict=True)
         try:
             head = next(reader, None)
             if not head:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..models.load import Model, load, small_models_folder
 from ..stages import STAGES, Setting, Settings, resolve
-from .rows_left import check_rows, nothing_left, room_for_prompt
+from .rows_left import check_rows, nothing_left, response_limit, room_for_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -209,7 +209,7 @@ def planned_lengths(stage: str, model: Model, data: Data, settings: Settings) ->
     `train` has for it, where there is no row to train on, or none is left within the limit."""
     check_rows(stage, data)
     if STAGES[stage].rows == "prompts":
-        limit = room_for_prompt(model, int(settings.get("response_length", 53)))
+        limit = room_for_prompt(model, settings)
     else:
         limit = _room(model, settings)
     return of_rows(stage, model, row_lengths(stage, model, data, limit), settings)
@@ -251,7 +251,7 @@ def _sampled_lengths(
 ) -> dict[str, float]:
     """The lengths of a stage that samples: its responses are taken to be as long as the
     demonstrations, or as the limit where there are none."""
-    prompts, limit = rows.prompts, int(settings.get("response_length", 53))
+    prompts, limit = rows.prompts, response_limit(settings)
     responses = [min(limit, length) for length in rows.demonstrations] or [limit]
     batch = int(settings.get("per_device_train_batch_size", 8))
     passes = settings.get("steps_per_generation")  # RLOO's and GRPO's

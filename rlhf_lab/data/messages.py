@@ -12,7 +12,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..stages import read_table
@@ -30,7 +29,7 @@ Prompt: TypeAlias = str | list[Message] | list[int]
 Answer: TypeAlias = str | list[Message]
 """Text, or several messages (assistant with a tool call, tool, assistant)."""
 
-TABLE: dict[str, Any] = read_table(Path(__file__).with_name("shapes.yaml"))
+TABLE: dict[str, Any] = read_table(__file__, "shapes.yaml")
 """Names of roles and columns, words in them, what values mean, and shapes that have a name."""
 ROLE_NAMES: dict[str, str] = {
     theirs: ours for ours, names in TABLE["roles"].items() for theirs in names

@@ -249,7 +249,11 @@ def _rules(of: Fields, columns: str) -> Iterator[tuple[object, str, FieldMap]]:
         yield not of.each, line, inner
     names = ", ".join(NAMES["prompt"])
     line = f"no prompt field among {columns}; name it one of {names}, or map it with {{fields}}"
-    yield not (of.prompt or several or of.chosen or of.completion), line, {"prompt": "COLUMN"}
+    bare = not (of.prompt or several or of.chosen or of.completion)
+    texts = bare and "text" in columns[1:-1].split(", ")
+    whole = "'text' holds whole texts, and what is learned is the answer to a prompt: give both, or"
+    yield texts, f"{whole} part each text in Python with fields=FUNCTION", {}
+    yield bare, line, {"prompt": "COLUMN"}
 
 
 def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> None:

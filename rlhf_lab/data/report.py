@@ -69,7 +69,7 @@ class Report:
                 f"{self.name}: dropped {counted(self.identical, 'pair')} whose chosen and rejected "
                 "are identical"
             )
-        unused = [c for c, became in self.columns.items() if became == "not used"]
+        unused = [c or "''" for c, became in self.columns.items() if became == "not used"]
         unused += [f"{c} (in {counted(n, 'row')} further down)" for c, n in self.later.items()]
         unused += [f"{c} {b[b.index('(') :]}" for c, b in self.columns.items() if "(not used" in b]
         if unused:

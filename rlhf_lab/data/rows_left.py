@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..stages import STAGES
+from ..stages import STAGES, Settings
 
 if TYPE_CHECKING:
     from ..models.load import Model
@@ -38,8 +38,15 @@ def nothing_left(
     )
 
 
-def room_for_prompt(model: Model, response: int) -> int:
+def response_limit(settings: Settings) -> int:
+    """Most tokens of a response that a training samples: to learn from, or to evaluate a policy by,
+    where it has as many as the stages that sample."""
+    return int(settings.get("response_length", 64))
+
+
+def room_for_prompt(model: Model, settings: Settings) -> int:
     """Tokens that a prompt may have. Raises ValueError where the response leaves none."""
+    response = response_limit(settings)
     room = model.context - response
     if room < 1:
         raise ValueError(

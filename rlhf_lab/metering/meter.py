@@ -285,11 +285,6 @@ class Meter:
 
     # ---------------------------------------------------------------------------- for the blocks
 
-    def _listen(self) -> None:
-        """To collectives, where there are other processes, until `close`."""
-        if several() and self._stop_listening is None:
-            self._stop_listening = listen(self._count_sent)
-
     def _count_sent(self, name: str, size: int, processes: int) -> None:
         if self._blocks:
             self.sent[self._blocks[-1].at] += ring_bytes(name, size, processes)
@@ -353,7 +348,8 @@ class _Block:
 
     def __enter__(self) -> None:
         meter, outer = self.meter, self.meter._blocks
-        meter._listen()
+        if several() and meter._stop_listening is None:  # to collectives, until `close`
+            meter._stop_listening = listen(meter._count_sent)
         if outer:
             meter._record_peak(*outer[-1].at)
         else:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from ..display import did_you_mean, first_line
 from ..runs.json_files import JsonObject, lab_home, replace_file
+from ..stages import read_table
 from .names import presets
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ def structure_of(config: Mapping[str, object]) -> Structure:
 
     Raises ValueError, one line, for what is no decoder of the installed transformers.
     """
-    shipped: dict[str, Structure] = json.loads(
-        Path(__file__).with_name("structures.json").read_text("utf-8")
-    )
+    shipped: dict[str, Structure] = read_table(__file__, "structures.json")
     for hub_id, structure in shipped.items():
         if presets()[hub_id] == config:
             return structure

@@ -88,7 +88,7 @@ def _rows(plan: Plan, data: Data, args: TrainerArgs, quiet: bool) -> Rows:
     model, tokenizer, spec = plan.model, plan.model.tokenizer, STAGES[plan.stage]
     make: Tokenize = resolve(spec.tokenize)
     rows = getattr(data, spec.rows)
-    room = prompt_room(plan, args)
+    room = room_for_prompt(model, plan.settings)
     held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
     test: list[Example] = []
     if spec.online:
@@ -138,11 +138,6 @@ def say_of_template(
         lines.append("the chat template writes today's date: tomorrow the same rows are others")
     for line in lines:
         print(f"{stage}: {line}", flush=True)
-
-
-def prompt_room(plan: Plan, args: TrainerArgs) -> int:
-    """Tokens that a prompt may have. Raises ValueError where the response leaves none."""
-    return room_for_prompt(plan.model, args.response_length if STAGES[plan.stage].online else 64)
 
 
 def _new_critic(plan: Plan, layout: str) -> str:

@@ -34,6 +34,7 @@ EARLIER_IN = (
     "summarize",
     "Tulu",
     "Skywork",
+    "NeMo",
 )
 SYS_IN = ("OpenAI", "LLaMA", "axolotl", "ms-swift", "Orca", "Gemini")
 TWO_ROWS = ("HelpSteer ratings", "summarize-from-feedback ratings")

@@ -56,7 +56,7 @@ class Lesson:
             self.tokenizer,
             rows,
             self.args,
-            [Watch(self.meter, "student", log)],
+            [Watch(self.meter, log)],
             self.watch,
             self.answers,
         )
