@@ -383,7 +383,7 @@ def test_what_is_asked_of_it_is_one_line(capsys, tmp_path):
         lab.plan("distill", "tiny", beta=2)
     with pytest.raises(ValueError, match="distill_from='sample': did you mean 'samples'. choose"):
         lab.plan("distill", "tiny", distill_from="sample")
-    with pytest.raises(ValueError, match="loss_top_k must be 1 or more, got 0"):
-        lab.plan("distill", "tiny", loss_top_k=0).config()
+    with pytest.raises(ValueError, match="loss_top_k must be above 0, got 0"):
+        lab.plan("distill", "tiny", loss_top_k=0)
     with pytest.raises(ValueError, match="distils from what the student writes alone"):
         lab.plan("distill", "tiny", distill_from="samples").trl_config()
