@@ -25,7 +25,7 @@ from .data.reward_sources import (
     reward_functions,
     with_rewards,
 )
-from .data.rows_left import check_rows, room_for_prompt
+from .data.rows_left import check_rows, digest, room_for_prompt
 from .display import by_surface, did_you_mean
 from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
 from .launching import Launch, decided, launched
@@ -223,6 +223,7 @@ def prepared(
         "model": plan.model.name,
         "settings": settings,
         "data": data.name,
+        "rows": digest(plan.stage, data),
         "seed": plan.settings.get("seed", 42),
         "processes": processes,
         "losses": {name: name_of(function) for name, function in losses.items()} or None,
