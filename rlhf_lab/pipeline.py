@@ -14,6 +14,7 @@ from .data.lengths import story_rows
 from .data.load import Data, Split, load_data
 from .display import (
     Display,
+    counted,
     format_bytes,
     format_number,
     format_seconds,
@@ -222,7 +223,7 @@ def describe_data(
             for field, s in sizes.items()
             if s
         }
-        looked = {"looked at": f"{len(rows):,} rows"} if len(rows) < train + held_out else {}
+        looked = {"looked at": counted(len(rows), "row")} if len(rows) < train + held_out else {}
         described.append(
             {
                 "set": name,

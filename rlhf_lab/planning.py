@@ -12,7 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,12 +24,21 @@ from .cost.fields import not_modelled
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as find_hardware
 from .cost.quantization import format_of
-from .cost.setup import Setup
+from .cost.setup import CannotBe
 from .defaults import defaults
 from .display import by_surface, check_choice
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load, presets
+from .models.structure import not_loaded
 from .runs.ledger import Ledger
-from .settings import LORA, OF_MODEL, PLANNED_ONLY, as_whole, check_settings
+from .settings import (
+    LORA,
+    OF_MODEL,
+    WITHIN_CONTEXT,
+    as_whole,
+    check_settings,
+    check_targets,
+    unplannable,
+)
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
@@ -150,9 +159,12 @@ class Plan:
         on_cpu = find_hardware(self.hardware).kind == "cpu"
         settings = {k: v for k, v in self.settings.items() if k != "use_cpu" or not on_cpu}
         found = [*self.notes, *not_modelled(settings)]
+        if STAGES[self.stage].trainable and (line := not_loaded(self.model.config_dict())):
+            found.insert(0, line)
         if on_cpu and self.stage == "ppo" and settings.get("use_vllm"):
             found.append("not modelled: use_vllm on a CPU, which would change memory and time")
         try:
+            _ = self.estimate.peak
             return [*found, *self.estimate.caveats, *self._misleading()]
         except ValueError as error:  # it can be trained, and not planned
             return [*found, f"{UNKNOWN} ({error})"]
@@ -251,7 +263,12 @@ def plan(
     device.
     """
     check_choice("stage", stage, STAGES)
-    handle, settings = load(model), as_whole(stage, _own_names(stage, settings))
+    settings = as_whole(stage, _own_names(stage, settings))
+    check_settings(stage, settings)
+    trusted = bool(settings.pop("trust_remote_code", False))
+    handle = load(model, trust_remote_code=trusted)
+    if trusted and isinstance(model, Model) and not model.trust_remote_code:
+        raise ValueError("trust_remote_code: say it where the model is loaded, to lab.load")
     named = settings.pop("teacher_model_name_or_path", None)  # TRL's name for the same
     teacher = teacher_model or named
     if stage == "distill" and teacher is None and "teacher" not in handle.paths:
@@ -264,14 +281,15 @@ def plan(
         if other is not None:
             if role not in STAGES[stage].roles or stage == "reward":
                 raise ValueError(f"{stage} has no {role} model: leave {role}_model out")
-            theirs, trained = load(other), "sft" if role in ("teacher", "draft") else "reward"
+            theirs = load(other, trust_remote_code=trusted)
+            trained = "sft" if role in ("teacher", "draft") else "reward"
             if trained == "sft":
                 theirs.check_writes(STAGES[stage].trainable)
             theirs.config_dict(trained)  # where there is nobody to ask, that is said now
             handle = handle.with_stage(role, theirs.paths.get(trained, theirs.paths["base"]))
     find_hardware(hardware)
-    check_settings(stage, settings)
     _check_lengths(stage, settings)
+    check_targets(handle.config_dict(), settings)
     given = frozenset(settings) | ({"teacher_model"} if teacher_model or named else set())
     taken, sources = defaults(stage, handle, hardware, settings)
     if "draft" in handle.paths:
@@ -301,8 +319,16 @@ def plan(
 
         taken = {**planned_lengths(stage, handle, load_data(data), taken), **taken}
     made = Plan(stage, handle, hardware, taken, sources, given)
-    if not STAGES[stage].trainable or unplannable(stage, taken):
-        _ = made.estimate  # all that it is good for
+    try:
+        context = made.estimate.setup.model.context
+    except ValueError as error:  # it may be trained, and not planned
+        if isinstance(error, CannotBe) or not STAGES[stage].trainable or unplannable(stage, taken):
+            raise
+        return made
+    for name in sorted(WITHIN_CONTEXT & given):
+        asked = settings[name] or 0
+        if asked > context and asked > handle.context:
+            raise ValueError(f"{name}={asked}: {handle.name} reads {handle.context} tokens")
     return made
 
 
@@ -420,21 +446,3 @@ def _story_lengths(stage: str, model: str, **settings: Setting) -> dict[str, flo
     from .data.lengths import of_rows, story_lengths
 
     return of_rows(stage, load(model), story_lengths(STAGES[stage].rows), settings)
-
-
-def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
-    """A setting that can be planned and that `train` does not do from here; None where all can."""
-    planned_only = PLANNED_ONLY
-    # Of PPO's layouts the one with one base, which may be in 4 bits.
-    if stage == "ppo" and settings.get("layout") != "adapters":
-        planned_only |= {"load_in_4bit", "use_bnb_nested_quant"}
-    if settings.get("load_in_4bit") and not settings.get("lora_r"):
-        return "load_in_4bit trains adapters only: set lora_r, for example 16"
-    plain = {f.name: f.default for f in fields(Setup)}
-    for name, value in settings.items():
-        asks = value not in (plain.get(name), None, False, [], (), {}, "main")
-        if name in planned_only and asks:
-            if name == "load_in_4bit":
-                return "load_in_4bit: PPO trains one base in 4 bits alone: set layout=adapters"
-            return f"{name}={value!r} is planned only: train() does not do it yet"
-    return None

@@ -30,10 +30,11 @@ from .display import by_surface, did_you_mean
 from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
 from .launching import Launch, decided, launched
 from .models.load import small_models_folder
-from .planning import Plan, TrainerArgs, predicted, unplannable
+from .models.structure import not_loaded
+from .planning import Plan, TrainerArgs, predicted
 from .planning import plan as make_plan
 from .runs.run import Run
-from .settings import check_packages
+from .settings import check_packages, unplannable
 from .stages import STAGES, resolve
 from .widgets.background import Stop, Training, check_idle, open_dashboard
 
@@ -305,7 +306,7 @@ def check_first(
     """
     meet(float(plan.settings.get("ddp_timeout", 1800)))
     _ = plan.trainer_settings
-    if line := unplannable(plan.stage, plan.settings):
+    if line := unplannable(plan.stage, plan.settings) or not_loaded(plan.model.config_dict()):
         raise ValueError(line)
     check_packages(plan.settings)
     if plan.settings.get("torch_compile") is True:

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from ..display import Display, escape, format_number, html_table, table
+from ..display import Display, counted, escape, format_number, html_table, table
 from ..stages import read_table
 from .run import Run
 
@@ -243,8 +243,8 @@ class Health(Display):
             more = f"; {len(self.early)} more need further steps" if self.early else ""
             more += f"; {self.blind} look at what was not logged" if self.blind else ""
             passed, steps = len(self.known), self.steps
-            checks = f"{passed} check{'s' * (passed != 1)} passed"
-            return f"{checks} over {steps} logged step{'s' * (steps != 1)}{more}"
+            checks = f"{counted(passed, 'check')} passed"
+            return f"{checks} over {counted(steps, 'logged step')}{more}"
         names = ", ".join(f.check.name + ("!" if f.critical else "") for f in self.findings)
         like = f"; looks like {', '.join(self.look_alikes)}" if self.look_alikes else ""
         return f"{len(self.findings)} of {len(self.known)} checks failed: {names}{like}"

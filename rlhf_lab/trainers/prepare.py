@@ -14,6 +14,7 @@ from ..data.load import Data
 from ..data.rows_left import nothing_left, room_for_prompt
 from ..data.schema import Example
 from ..data.tokenize import Encoded, encoded_rows, prompt_rows
+from ..display import counted
 from ..launch.processes import once
 from ..models.tokenizer import give_pad_token, same_vocabulary
 from ..models.weights import embeddings, grow_embeddings
@@ -115,8 +116,9 @@ def _rows(plan: Plan, data: Data, args: TrainerArgs, quiet: bool) -> Rows:
         wanted = batch // getattr(args, "num_generations", 1)
         if len(train) < wanted:
             raise ValueError(
-                f"{data.name}: {len(train)} prompts do not fill a generation of {wanted}, and "
-                "nothing would be trained: give more, or a smaller per_device_train_batch_size"
+                f"{data.name}: {counted(len(train), 'prompt')} cannot fill a generation of "
+                f"{wanted}, and nothing would be trained: give more, or a smaller "
+                "per_device_train_batch_size"
             )
     return train, test, held_out, counts
 
@@ -127,7 +129,9 @@ def say_of_template(
     """Tell what the model's chat template cannot write, with the remedy, and whether it writes
     today's date (Llama 3.2, gpt-oss)."""
     lines = [
-        f"left out {n} rows: {why}; {remedy(why)}" for why, n in dropped.items() if remedy(why)
+        f"left out {counted(n, 'row')}: {why}; {remedy(why)}"
+        for why, n in dropped.items()
+        if remedy(why)
     ]
     dated = "strftime_now" in str(tokenizer.chat_template)
     if dated and any(is_conversation(row["prompt"]) for row in rows[:100]):

@@ -97,6 +97,9 @@ def make_trainer(
         check_head(model.config.get_text_config().model_type)
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         check_rows_apart(model)
+        if not getattr(args, "packing", False):
+            # TRL refuses one here, and rows are cut to it already.
+            args.max_length = None  # type: ignore[attr-defined]
     if "reference" in STAGES[stage].roles and hasattr(model, "peft_config"):
         more["peft_config"], model = model.peft_config["default"], model.unload()
     loads: AbstractContextManager[object] = nullcontext()

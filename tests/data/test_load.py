@@ -7,7 +7,9 @@ import json
 import pickle
 from dataclasses import replace
 
+import pandas
 import pytest
+from datasets import Dataset, DatasetDict
 
 from rlhf_lab.data import load
 from rlhf_lab.data.load import Data, from_rows, load_data
@@ -67,6 +69,32 @@ def test_the_same_rows_out_of_every_container(tmp_path, suffix):
     assert load_data(path).sft == from_rows(ROWS).sft
 
 
+TABLE = pandas.DataFrame(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", TABLE.to_csv(sep=";", index=False)),
+        ("a.csv", TABLE.to_csv(sep="\t", index=False)),
+        ("a.json", TABLE.to_json()),
+        ("a.json", json.dumps(TABLE.to_dict("list"))),
+    ],
+)
+def test_tables_as_spreadsheets_and_pandas_write_them(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert load_data(tmp_path / name).sft == from_rows(ROWS).sft
+
+
+def test_a_split_that_is_not_read_is_said(tmp_path):
+    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:5])).save_to_disk(
+        tmp_path / "saved"
+    )
+    data = load_data(tmp_path / "saved")
+    assert len(all_rows(data.sft)) == 40
+    assert "split 'train' is read, and not test" in str(data.notes)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
@@ -77,6 +105,7 @@ def test_the_same_rows_out_of_every_container(tmp_path, suffix):
         ("a.txt", "hello", "not a format we read"),
         ("a.json", '[{"x": 1}]', "no prompt field"),
         ("a.json", json.dumps(ROWS[:3]), "at least 10"),
+        ("a.json", json.dumps([{"text": f"All of it {i}"} for i in range(20)]), "FUNCTION"),
     ],
 )
 def test_bad_files_get_one_line(tmp_path, name, text, says):
