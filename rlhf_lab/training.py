@@ -307,7 +307,10 @@ def check_first(
     """
     meet(float(plan.settings.get("ddp_timeout", 1800)))
     _ = plan.trainer_settings
-    if line := unplannable(plan.stage, plan.settings) or not_loaded(plan.model.config_dict()):
+    paths, kinds = plan.model.paths, ("base", "reward", "value", "teacher")
+    configs = (plan.model.config_dict(kind) for kind in kinds if paths.get(kind))
+    lines = unplannable(plan.stage, plan.settings), *map(not_loaded, configs)
+    if line := next(filter(None, lines), ""):
         raise ValueError(line)
     check_packages(plan.settings)
     _check_reporters(plan.settings.get("report_to"))
