@@ -174,7 +174,7 @@ def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, An
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder, "job")
         job.write_bytes(pickle.dumps((plan, data, given)))
-        hosts = Hosts(made.processes, made.nodes, sharding=made.sharding)
+        hosts = Hosts(made.processes, made.nodes, made.rank, made.address, made.sharding)
         code = launch(made.config, ["--job", str(job)], hosts)
     if code not in (0, INTERRUPTED):
         raise RuntimeError(f"training in {made.processes} processes failed: its line is above")

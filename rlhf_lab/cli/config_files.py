@@ -21,7 +21,7 @@ from ..launch.accelerate_files import (
 )
 from ..launch.trl_config import OURS
 from ..runs.yaml_files import read_names
-from ..settings import check_names, known_settings
+from ..settings import LORA, check_names, known_settings
 from ..stages import STAGES, Setting, read_table
 
 TOOLS: Mapping[str, dict[str, Setting]] = read_table(__file__, "other_tools.yaml")
@@ -43,6 +43,7 @@ SCRIPT = FLAGS.keys() | set(
 """Keys of TRL's scripts that say which data to read, and where to run."""
 ACCELERATE = {"multi_gpu": "ddp", "single_gpu": "ddp"}
 """TRL's names of accelerate configs where they are not ours."""
+NO_ADAPTERS = "lora_r (TRL trains all weights without use_peft: true)"
 WHERE = "gpus", "nodes", "sharding", "offload"
 """Settings of a plan that a launch decides."""
 
@@ -74,6 +75,8 @@ def as_flags(path: str | Path, stage: str) -> list[str]:
         raise ValueError(f"{path} is for {found.stage}, not {stage}")
     if unknown := found.script.keys() - FLAGS.keys():
         raise ValueError(f"{path}: train does not know {', '.join(sorted(unknown))}")
+    if NO_ADAPTERS in found.unread:
+        raise ValueError(f"{path}: {NO_ADAPTERS}: write it, or leave lora_r out")
     try:
         check_names(found.unread, stage)
     except ValueError as error:
@@ -125,6 +128,9 @@ def _trl(content: Read) -> FromFile:
     rest = {k: v for k, v in content.items() if k not in SCRIPT and k != "model_name_or_path"}
     unread = [name for name in rest if name not in known]
     settings = {name: value for name, value in rest.items() if name in known}
+    if settings.get("lora_r") and "use_peft" not in settings:
+        unread.append(NO_ADAPTERS)
+        settings = {k: v for k, v in settings.items() if k not in LORA}
     if (processes := content.get("num_processes")) is not None:
         settings["gpus"] = int(processes)
     how = str(content.get("accelerate_config", ""))
