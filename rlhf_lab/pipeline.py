@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .display import (
     format_number,
     format_seconds,
     html_table,
+    is_number,
     numbered,
     table,
 )
@@ -236,6 +237,13 @@ def describe_data(
             }
         )
     return described
+
+
+def usable(described: Mapping[str, object]) -> bool:
+    """Whether rows of a set that `describe_data` has looked at are left to train on."""
+    dropped = sum(n for k, n in described.items() if k.startswith("dropped") and is_number(n))
+    sizes = (n for n in (described["train"], described["held out"]) if is_number(n))
+    return dropped < min(sum(sizes), COUNTED)
 
 
 def report(

@@ -93,6 +93,7 @@ def test_no_field_takes_a_number_that_it_cannot_be(name):
 
 
 def test_values_are_of_settings_that_there_are_and_words_those_of_the_libraries():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.trainer_utils import (
         HubStrategy,
         IntervalStrategy,
@@ -110,6 +111,7 @@ def test_values_are_of_settings_that_there_are_and_words_those_of_the_libraries(
         k: {x.value for x in v} for k, v in theirs.items()
     }
     assert {*WORDS["log_level"]} == {*trainer_log_levels}
+    assert {*WORDS["report_to"]} == {*INTEGRATION_TO_CALLBACK, "none", "all"}
     for stage, name in (("dpo", "truncation_mode"), ("sft", "packing_strategy")):
         field = next(f for f in dataclasses.fields(resolve(STAGES[stage].config)) if f.name == name)
         assert {*field.metadata["choices"]} <= {*WORDS[name]}

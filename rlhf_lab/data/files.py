@@ -42,7 +42,11 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
         return iter(_choose(_saved_dataset(path), split))
     name = str(source)
     hub_id = name.count("/") == 1 and name[0] not in "./~" and path.suffix not in FORMATS
-    return _hub_rows(name, split, subset) if hub_id and not path.exists() else _file_rows(path)
+    if hub_id and not path.exists():
+        return _hub_rows(name, split, subset)
+    if path.is_file() and (subset or split != "train"):
+        raise ValueError(f"{path} is a file, which has no splits or subsets: leave them out")
+    return _file_rows(path)
 
 
 def left_out(source: object, split: str) -> list[str]:

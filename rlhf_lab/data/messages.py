@@ -143,6 +143,10 @@ def messages(value: object) -> list[Message]:
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, (list, tuple)) or not all(isinstance(m, Mapping) for m in turns):
         raise Dropped("wrong type")
+    if turns[-1].get("weight") in (0, "0") or turns[-1].get("train") is False:
+        raise Dropped(
+            "an answer that is marked as not to be learned"
+        )  # OpenAI's and axolotl's keys
     found = [turn for m in turns if (turn := _message(m))]
     if not found:
         raise Dropped("empty")
