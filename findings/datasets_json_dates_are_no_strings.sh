@@ -6,12 +6,13 @@
 # Behaviour: where every value of a column is an ISO 8601 date or time, Arrow's reader makes a timestamp of it, also
 #   in a conversation's `content`. A template or an f-string writes it as "2024-05-01 00:00:00": that is what
 #   is learned. Offsets are taken off ("2024-01-01T00:30:00+02:00" becomes the day before). A reward function gets a
-#   datetime for a reference answer, which equals no text. One row that is no date, and all are strings:
+#   datetime for a reference answer, which equals no text. features=Features({…: Value("string")}) comes too late: the
+#   dates are cast to strings, with their midnights. One row that is no date, and all are strings as they stand:
 #   a part of the data (a test split of ten rows, a filter by task) is read otherwise than the whole.
 # Met with tasks whose answers are dates (extraction, normalisation, calendars).
-# Remedy: features=Features({…: Value("string")}); or Dataset.from_list of rows read by the json module.
+# Remedy: Dataset.from_list or from_generator, of rows that the json module has read.
 # Seen: "an answer 2024-05-01 is learned as 2024-05-01 00:00:00; 2024-01-01T00:30:00+02:00 as 2023-12-31 22:30:00; with
-#   a row that is no date as 2024-05-01; with features as 2024-05-01"
+#   a row that is no date as 2024-05-01; with features as 2024-05-01 00:00:00; from_list 2024-05-01"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -21,7 +22,7 @@ cat > "$folder/try.py" <<'P'
 import json
 from pathlib import Path
 
-from datasets import Features, List, Value, load_dataset
+from datasets import Dataset, Features, List, Value, load_dataset
 from jinja2 import Template
 
 TEMPLATE = Template("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
@@ -41,8 +42,11 @@ date = learned("dates.jsonl", dates)
 offset = learned("times.jsonl", ["2024-01-01T00:30:00+02:00"])
 mixed = learned("mixed.jsonl", [*dates, "unknown"])
 told = learned("told.jsonl", dates, features=TEXTS)
+listed = Dataset.from_list([json.loads(line) for line in Path("dates.jsonl").read_text().splitlines()])
+listed = TEMPLATE.render(listed[0]).removeprefix("<assistant>")
 print(f"an answer 2024-05-01 is learned as {date}; 2024-01-01T00:30:00+02:00 as {offset}; with a row that is no date "
-      f"as {mixed}; with features as {told}")
-assert (date, offset, mixed, told) == ("2024-05-01 00:00:00", "2023-12-31 22:30:00", "2024-05-01", "2024-05-01")
+      f"as {mixed}; with features as {told}; from_list {listed}")
+assert date == told == "2024-05-01 00:00:00" and offset == "2023-12-31 22:30:00"
+assert mixed == listed == "2024-05-01"
 P
 cd "$folder" && HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null

@@ -41,7 +41,7 @@ NOTHING, TIES, GOOD, BAD = map(set, TABLE["values"].values())
 STANDS_FOR_NOTHING = "a text that stands for nothing (nan, N/A, [deleted], …)"
 
 NO_TEXT = "a message with parts that are no text (pictures, files, …)"
-A_DATE = "a date, as datasets and pandas read such texts (give the file itself, or text columns)"
+A_DATE = "a date, which datasets and pandas make of such texts: give the file itself"
 
 HUMAN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 EXTRA_ID = re.compile(r"<extra_id_1>(User|Assistant)\n")

@@ -244,7 +244,7 @@ def test_dates_that_another_reader_made_of_texts_are_refused_with_the_reason(tmp
     made = datasets.load_dataset("json", data_files=str(file), cache_dir=str(tmp_path))["train"]
     frame = pandas.DataFrame(rows).assign(completion=lambda f: pandas.to_datetime(f.completion))
     for source in (made, frame):
-        with pytest.raises(ValueError, match="dropped 20 rows: a date, as datasets and pandas"):
+        with pytest.raises(ValueError, match="dropped 20 rows: a date, which datasets and pandas"):
             load_data(source)
 
 
