@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # datasets: a function that lies in a module of yours was changed, and `map` still gives the rows of the old one.
 #
-# Version: datasets 5.2.0 with dill 0.4.1; Python 3.11.
+# Version: datasets 5.2.0 with dill 0.4.1; Python 3.11 (huggingface/datasets#3297, open).
 # Expected: `map` keeps its result under a hash of the function's code, as the cache is documented:
 #   change the function, and the rows are made anew. So it is for one that stands in the script.
 # Behaviour: a function that is imported is hashed by its name, also where a lambda or a function of the script

@@ -5,7 +5,7 @@
 # Expected: who resumes a run that went astray at a third of the learning rate, or with weight decay, trains on with
 #   it, as with max_grad_norm or max_steps; or is told that it is not taken.
 # Behaviour: learning_rate, weight_decay and the betas come out of optimizer.pt and scheduler.pt, and what the new
-#   TrainingArguments say is dropped without a word (the Trainer does compare logging_steps, save_steps and the batch
+#   TrainingArguments say is dropped without a word (it does compare logging_steps, save_steps and the batch
 #   size with the checkpoint's, and warns of those). max_steps is taken: a linear schedule is laid over the new
 #   number of steps, so that the rate jumps up in the middle of its way down.
 # Remedy: begin anew from the checkpoint's model (from_pretrained); or set trainer.optimizer.param_groups and
