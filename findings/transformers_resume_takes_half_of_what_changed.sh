@@ -11,7 +11,7 @@
 # Remedy: begin anew from the checkpoint's model (from_pretrained); or set trainer.optimizer.param_groups and
 #   trainer.lr_scheduler.base_lrs in a callback's on_train_begin.
 # Seen (rates of steps 5 to 8 after a checkpoint at 4, in 1e-4; the run had 10, linear over 8 steps):
-#   "as before 5.00 3.75 2.50 1.25; rate 1 instead of 10: 5.00 3.75 2.50 1.25; max_steps 16: 5.00 6.88 6.25 5.62; weight
+#   "as before 5.00 3.75 2.50 1.25; rate 1 instead of 10: 5.00 3.75 2.50 1.25; max_steps 16: 5.00 6.88 6.25 5.63; weight
 #   decay of the optimizer when 0.5 is asked for: 0.0"
 set -euo pipefail
 folder=$(mktemp -d)
