@@ -17,12 +17,11 @@ import time
 from pathlib import Path
 
 import torch
+from stages_vs_trl import job_of, wrapped
 
 import rlhf_lab as lab
 from rlhf_lab.metering.meter import Meter, NoMeter
-from rlhf_lab.runs.run import Run
-from rlhf_lab.trainers.job import Job
-from rlhf_lab.trainers.prepare import prepare
+from rlhf_lab.ppo.trainer import PPOTrainer
 
 RESULTS = Path(__file__).parent / "results" / "meter_overhead.json"
 STEPS = {"ppo": 44, "sft": 40}
@@ -30,46 +29,22 @@ STEPS = {"ppo": 44, "sft": 40}
 
 def trainer_of(stage: str, meter: Meter, data, steps: int, folder: Path):
     """The stage's trainer as `lab.train` makes it, without what comes before and after."""
-    plan = lab.plan(stage, "tiny", max_steps=steps, save_strategy="no")
-    args = plan.config(str(folder / "trainer"))
-    ready = prepare(plan, data, args)
-    run = Run.create(
-        folder,
-        stage=stage,
-        model="tiny",
-        settings=dict(plan.settings),
-        data=data.name,
-        seed=42,
-        hardware="here",
+    job = job_of(stage, "tiny", meter, data, folder, max_steps=steps)
+    if stage != "ppo":
+        return wrapped(job)
+    roles = [job.ready.models[role] for role in ("policy", "reference", "reward", "value")]
+    return PPOTrainer(
+        *(job.args, job.tokenizer, *roles[:3], job.ready.train, roles[3]),
+        meter=meter,
+        on_log=lambda step, metrics: job.run.log(step, **metrics),
     )
-    job = Job(plan, data, run, meter, ready, args, True, None)
-    models = ready.models
-    if stage == "ppo":
-        from rlhf_lab.ppo.trainer import PPOTrainer
-
-        return PPOTrainer(
-            job.args,
-            job.tokenizer,
-            models["policy"],
-            models["reference"],
-            models["reward"],
-            ready.train,
-            models["value"],
-            meter=meter,
-            on_log=lambda step, metrics: run.log(step, **metrics),
-        )
-    from rlhf_lab.trainers.trl import Watch, make_trainer
-
-    watch = Watch(meter, "policy", run.log)
-    rows = (ready.train, ready.test)
-    return make_trainer(stage, models["policy"], job.tokenizer, *rows, job.args, [watch])
 
 
 def seconds(stage: str, metered: bool, data, steps: int) -> tuple[float, float]:
     """(wall, process) seconds of one training loop."""
     meter = (Meter if metered else NoMeter)(stage)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = trainer_of(stage, meter, data, steps, Path(scratch) / "run")
+        trainer = trainer_of(stage, meter, data, steps, Path(scratch))
         wall, cpu = time.perf_counter(), time.process_time()
         trainer.train()
         return time.perf_counter() - wall, time.process_time() - cpu

@@ -28,7 +28,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
+from types import ModuleType
 
 from rlhf_lab.cost.estimate import Estimate, estimate
 from rlhf_lab.cost.hardware import hardware
@@ -36,6 +38,7 @@ from rlhf_lab.cost.phases import pass_config, policy_segments
 from rlhf_lab.cost.sharding import Row, between
 from rlhf_lab.cost.states import states
 from rlhf_lab.display import table
+from rlhf_lab.launch.accelerate_config import SIZES
 from rlhf_lab.metering.collectives import ring_bytes
 
 RESULTS = Path(__file__).parent / "results" / "sharded.json"
@@ -127,13 +130,14 @@ def name(case: dict[str, object]) -> str:
 # ------------------------------------------------------------------------------------------ measure
 
 
-def measure(together: list[dict[str, object]], limit: float) -> Iterator[dict]:
+def measure(worker: Path, together: list[dict[str, object]], limit: float) -> Iterator[dict]:
     """What the ranks of these cases report, one case after the other. Raises RuntimeError with the
     end of their output."""
-    zero = str(together[0]["sharding"]).startswith("zero")
-    python = os.environ.get("DEEPSPEED_PYTHON", sys.executable) if zero else sys.executable
+    python = sys.executable
+    if under_zero(together[0]):
+        python = os.environ.get("DEEPSPEED_PYTHON", python)
     asked = [{**case, "config": MODELS[str(case["model"])]} for case in together]
-    command = [python, str(WORKER), json.dumps(asked)]
+    command = [python, str(worker), json.dumps(asked)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     with tempfile.TemporaryFile("w+") as log:
         with subprocess.Popen(
@@ -177,7 +181,7 @@ def sent(calls: dict[str, tuple[int, int]], processes: int) -> float:
 
 
 def plan(case: dict[str, object]) -> Estimate:
-    zero = {k: v for k, v in dict(case["zero"]).items() if k in ZERO}
+    zero = {k: v for k, v in dict(case["zero"]).items() if k in SIZES}
     settings = {
         "sharding": case["sharding"],
         "gpus": case["ranks"],
@@ -193,13 +197,6 @@ def plan(case: dict[str, object]) -> Estimate:
         **zero,
     }
     return estimate("sft", MODELS[str(case["model"])], hardware("laptop", link=1e9), settings)
-
-
-ZERO = (
-    *("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"),
-    "stage3_param_persistence_threshold",
-)
-"""DeepSpeed's settings that a plan knows."""
 
 
 def planned(case: dict[str, object]) -> dict[str, float]:
@@ -219,9 +216,8 @@ def planned(case: dict[str, object]) -> dict[str, float]:
     }
 
 
-def compared(case: dict[str, object], was: dict[str, float]) -> dict[str, dict[str, float]]:
+def compared(now: dict[str, float], was: dict[str, float]) -> dict[str, dict[str, float]]:
     """Component → measured, planned and error; of what is not there, nothing."""
-    now = planned(case)
     return {
         part: {"measured": was[part], "planned": now[part], "error": now[part] / was[part] - 1}
         for part in was
@@ -276,45 +272,49 @@ def arguments(doc: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    args = arguments(__doc__)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"versions": {}, "rows": []}
-    by_name = {row["case"]: row for row in known["rows"] if row["case"] in map(name, cases())}
+def main(of: ModuleType) -> int:
+    """Run the cases of a benchmark that are not there yet, plan all of them, and compare."""
+    args = arguments(of.__doc__)
+    known = {"versions": {}, "rows": []}
+    if of.RESULTS.exists():
+        known = json.loads(of.RESULTS.read_text())
+    rows = {row["case"]: row for row in known["rows"]}
+
+    def save() -> None:
+        known["rows"] = [
+            {"case": of.name(case), **row, "parts": compared(of.planned(case), row["measured"])}
+            for case in of.cases()
+            if (row := rows.get(of.name(case)))
+        ]
+        draft = of.RESULTS.with_suffix(".tmp")
+        draft.write_text(json.dumps(known, indent=1) + "\n")
+        draft.replace(of.RESULTS)
 
     def missing(case: dict[str, object]) -> bool:
-        wanted = all(word in name(case) for word in args.only)
-        return wanted and (args.fresh or name(case) not in by_name)
+        wanted = all(word in of.name(case) for word in args.only)
+        return wanted and (args.fresh or of.name(case) not in rows)
 
-    groups: dict[bool, list[dict[str, object]]] = {}
-    for case in cases():
-        if not args.compare and missing(case):
-            groups.setdefault(str(case["sharding"]).startswith("zero"), []).append(case)
-    for together in groups.values():
-        for case, found in zip(together, measure(together, args.limit), strict=True):
-            known["versions"] |= found["versions"]
-            row = {"case": name(case), "measured": measured(case, found), "ranks": found["ranks"]}
-            by_name[name(case)] = row
-            known["rows"] = list(by_name.values())
-            save(known)
-            print(name(case), flush=True)
-    known["rows"] = [
-        {**by_name[name(case)], "parts": compared(case, by_name[name(case)]["measured"])}
-        for case in cases()
-        if name(case) in by_name
-    ]
-    save(known)
+    wanted = [] if args.compare else sorted(filter(missing, of.cases()), key=under_zero)
+    groups = [list(group) for _, group in groupby(wanted, under_zero)]
+    found = (one for group in groups for one in measure(of.WORKER, group, args.limit))
+    for case, one in zip(wanted, found, strict=True):
+        known["versions"] |= one["versions"]
+        ranks = [{k: v for k, v in x.items() if "meter" not in k} for x in one["ranks"]]
+        rows[of.name(case)] = {"measured": of.measured(case, one), "ranks": ranks}
+        save()
+        print(of.name(case), flush=True)
+    save()
     for row in known["rows"]:
         print(row["case"], {k: f"{x['error']:+.2%}" for k, x in row["parts"].items()})
-    lines = summary(known["rows"])
+    lines = of.summary(known["rows"])
     print(table(lines))
     return int(any(int(line["missed"]) for line in lines))
 
 
-def save(known: dict) -> None:
-    draft = RESULTS.with_suffix(".tmp")
-    draft.write_text(json.dumps(known, indent=1) + "\n")
-    draft.replace(RESULTS)
+def under_zero(case: dict[str, object]) -> bool:
+    """Whether a case is DeepSpeed's: those run in a process that imports it."""
+    return str(case["sharding"]).startswith("zero")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.modules[__name__]))

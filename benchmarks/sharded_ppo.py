@@ -22,27 +22,24 @@ that is there is not run again, unless `--fresh`.
 
 from __future__ import annotations
 
-import itertools
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import sharded
-from sharded import MODELS, NARROW, SMALL, ZERO, measure, sent
+from sharded import MODELS, NARROW, SIZES, SMALL, sent
 
 from rlhf_lab.cost.estimate import Estimate, estimate
 from rlhf_lab.cost.hardware import hardware
-from rlhf_lab.display import table
 
 RESULTS = Path(__file__).parent / "results" / "sharded_ppo.json"
+WORKER = Path(__file__).with_name("sharded_ppo_worker.py")
 TARGETS = {"states": 0.02, "peak": 0.08, "rollout": 0.08, "ledger": 0.08, "sent": 0.04}
 LIMITS = {"parameters": 0.02, "gradients": 0.02, "optimizer": 0.02, "peak": 0.08, "rollout": 0.08}
 LIMITS |= {"sent": 0.04}
 """What a test holds the results to."""
 STATES = ("parameters", "gradients", "optimizer")
-sharded.WORKER = Path(__file__).with_name("sharded_ppo_worker.py")
 
 
 def cases() -> Iterator[dict[str, object]]:
@@ -121,7 +118,7 @@ def plan(case: dict[str, object]) -> Estimate:
         "local_rollout_forward_batch_size": case["batch"],
         "ds3_gather_for_generation": case["once"],
         "gradient_checkpointing": case["recomputed"],
-        **{k: v for k, v in dict(case["zero"]).items() if k in ZERO},
+        **{k: v for k, v in dict(case["zero"]).items() if k in SIZES},
     }
     if case["layout"] == "adapters":
         settings |= {"lora_r": case["lora_r"], "lora_target_modules": "all-linear"}
@@ -143,14 +140,6 @@ def planned(case: dict[str, object]) -> dict[str, float]:
     }
 
 
-def compared(case: dict[str, object], was: dict[str, float]) -> dict[str, dict[str, float]]:
-    now = planned(case)
-    return {
-        part: {"measured": was[part], "planned": now[part], "error": now[part] / was[part] - 1}
-        for part in was
-    }
-
-
 def summary(rows: list[dict]) -> list[dict[str, str]]:
     """One line for each target: how many figures, median and worst."""
     kinds = {kind: (kind,) for kind in TARGETS} | {"states": (*STATES, "ledger states")}
@@ -158,41 +147,5 @@ def summary(rows: list[dict]) -> list[dict[str, str]]:
     return sharded.worst_by_kind(rows, kinds, TARGETS)
 
 
-def main() -> int:
-    args = sharded.arguments(__doc__)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"versions": {}, "rows": []}
-    rows = {row["case"]: row for row in known["rows"]}
-    wanted = [
-        case
-        for case in cases()
-        if not args.compare
-        and all(word in name(case) for word in args.only)
-        and (args.fresh or name(case) not in rows)
-    ]
-    asked = itertools.groupby(wanted, lambda case: str(case["sharding"]).startswith("zero"))
-    groups = [list(group) for _, group in asked]  # each in a process that imports what it needs
-    measures = itertools.chain.from_iterable(measure(group, args.limit) for group in groups)
-    for case, found in zip(wanted, measures, strict=True):
-        known["versions"] |= found["versions"]
-        ranks = [{k: rank[k] for k in ("live", "peaks", "calls")} for rank in found["ranks"]]
-        rows[name(case)] = {"measured": measured(case, found), "ranks": ranks}
-        save(known, rows)
-    save(known, rows)
-    for row in known["rows"]:
-        print(row["case"], {k: f"{x['error']:+.2%}" for k, x in row["parts"].items()})
-    lines = summary(known["rows"])
-    print(table(lines))
-    return int(any(int(line["missed"]) for line in lines))
-
-
-def save(known: dict, rows: dict[str, dict]) -> None:
-    known["rows"] = [
-        {"case": name(case), **row, "parts": compared(case, row["measured"])}
-        for case in cases()
-        if (row := rows.get(name(case)))
-    ]
-    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(sharded.main(sys.modules[__name__]))

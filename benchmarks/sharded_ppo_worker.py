@@ -18,12 +18,20 @@ import os
 import sys
 import tempfile
 from contextlib import contextmanager
-from importlib.metadata import version
 from types import SimpleNamespace
 
 import torch
-import torch.distributed as dist
-from sharded_worker import Sent, fsdp_parts, in_ranks, storage_bytes, zero_parts
+from sharded_worker import (
+    Sent,
+    events,
+    fsdp_parts,
+    in_ranks,
+    join,
+    live_bytes,
+    report,
+    storage_bytes,
+    zero_parts,
+)
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -108,39 +116,20 @@ def components(trainer: PPOTrainer) -> dict[str, int]:
     return {name: storage_bytes(tensors, seen) for name, tensors in parts.items()}
 
 
-def live_bytes() -> int:
-    return storage_bytes((x for x in gc.get_objects() if isinstance(x, Tensor)), set())
-
-
 def peaks(profiler: profile) -> dict[str, int]:
-    """Highest bytes above the start in each phase, but for copies that gloo makes inside a
-    collective, which NCCL does not."""
-    from torch._C._profiler import _EventType
-
-    rows, spans = [], []
-    todo = [(e, False) for e in profiler.profiler.kineto_results.experimental_event_tree()]
-    while todo:
-        event, inside = todo.pop()
-        inside = inside or event.name.startswith("c10d::")
-        todo += [(child, inside) for child in event.children]
-        if event.name.startswith(PHASE):
-            name = event.name.removeprefix(PHASE)
-            spans.append((event.start_time_ns, event.end_time_ns, name))
-        if event.tag == _EventType.Allocation:
-            extra = event.extra_fields
-            rows.append((event.start_time_ns, extra.alloc_size, extra.ptr, inside))
-    spans.sort()
+    """Highest bytes above the start in each phase."""
+    seen = list(events(profiler))
+    spans = sorted(
+        (event.start_time_ns, event.end_time_ns, event.name.removeprefix(PHASE))
+        for event, _ in seen
+        if event.name.startswith(PHASE)
+    )
     found: dict[str, int] = {}
-    live: dict[int, int] = {}
-    now = at = 0
-    for time, size, address, inside in sorted(rows, key=lambda row: row[0]):
-        now -= live.pop(address, 0 if size > 0 else -size)
-        if size > 0:
-            live[address] = 0 if inside else size
-            now += live[address]
-        while at < len(spans) and spans[at][1] < time:
+    at = 0
+    for time_ns, now in live_bytes(seen):
+        while at < len(spans) and spans[at][1] < time_ns:
             at += 1
-        if at < len(spans) and spans[at][0] <= time:
+        if at < len(spans) and spans[at][0] <= time_ns:
             name = spans[at][2]
             found[name] = max(found.get(name, 0), now)
     return found
@@ -152,7 +141,8 @@ def look(case: dict) -> dict:
         trainer = trainer_of(case, folder, Phases("ppo"))
         trainer.iterate(0)
         gc.collect()
-        start, live = live_bytes(), dict[str, int]()
+        there = (x for x in gc.get_objects() if isinstance(x, Tensor))
+        start, live = storage_bytes(there, set()), dict[str, int]()
         inside = getattr(trainer.sharding, "zero", trainer.optimizer)  # DeepSpeed steps by itself
         step = inside.step
 
@@ -186,10 +176,8 @@ def measured_by_meter(case: dict) -> dict[str, object]:
 
 
 def run(case: dict, rank: int, port: int) -> None:
-    """One rank of one case; the first prints what all of them found."""
-    n = str(case["ranks"])
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": n}
-    os.environ |= {"LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    """One rank of one case."""
+    join(case, rank, port)
     os.environ["ACCELERATE_USE_CPU"] = "true"
     zero = case["sharding"].startswith("zero")
     os.environ[f"ACCELERATE_USE_{'DEEPSPEED' if zero else 'FSDP'}"] = "true"
@@ -201,18 +189,8 @@ def run(case: dict, rank: int, port: int) -> None:
         found = look(case)
         gc.collect()
         found |= measured_by_meter(case)
-    ranks: list[dict] = [{}] * dist.get_world_size()
-    dist.all_gather_object(ranks, found)
-    if rank == 0:
-        versions = {"torch": torch.__version__, "accelerate": version("accelerate")}
-        versions |= {"deepspeed": version("deepspeed")} if zero else {}
-        print("RESULT " + json.dumps({"ranks": ranks, "versions": versions}), flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
+    report(case, found)
 
 
 if __name__ == "__main__":
-    cases = json.loads(sys.argv[1])
-    if any(case["sharding"].startswith("zero") for case in cases):
-        import deepspeed  # noqa: F401  (imported once, before the ranks are made)
-    sys.exit(in_ranks(cases, run))
+    sys.exit(in_ranks(run))

@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 
 import torch
@@ -261,32 +261,42 @@ def fsdp_parts(training: Training) -> dict[str, list]:
     }
 
 
-def profiled(act) -> tuple[object, int, int]:
-    """→ (result, highest bytes above the start, bytes above the start at the end), as torch's
-    allocator counts them; but for copies that gloo makes inside a collective, which NCCL does not.
-    """
-    from torch._C._profiler import _EventType
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = act()
+def events(profiler: profile) -> Iterator[tuple[object, bool]]:
+    """What torch's profiler has seen, and whether it happened inside a collective."""
     tree = profiler.profiler.kineto_results.experimental_event_tree()
-    rows, todo = [], [(event, False) for event in tree]
+    todo = [(event, False) for event in tree]
     while todo:
         event, inside = todo.pop()
         inside = inside or event.name.startswith("c10d::")
         todo += [(child, inside) for child in event.children]
-        if event.tag == _EventType.Allocation:
-            extra = event.extra_fields
-            rows.append((event.start_time_ns, extra.alloc_size, extra.ptr, inside))
-    now = peak = 0
-    live: dict[int, int] = {}
-    for _, size, address, inside in sorted(rows, key=lambda row: row[0]):
+        yield event, inside
+
+
+def live_bytes(found: Iterable[tuple[object, bool]]) -> Iterator[tuple[int, int]]:
+    """(time, bytes above the start) after each call of torch's allocator; but for copies that gloo
+    makes inside a collective, which NCCL does not."""
+    from torch._C._profiler import _EventType
+
+    rows = [
+        (e.start_time_ns, e.extra_fields.alloc_size, e.extra_fields.ptr, inside)
+        for e, inside in found
+        if e.tag == _EventType.Allocation
+    ]
+    now, live = 0, dict[int, int]()
+    for time_ns, size, address, inside in sorted(rows, key=lambda row: row[0]):
         now -= live.pop(address, 0 if size > 0 else -size)
         if size > 0:
             live[address] = 0 if inside else size
             now += live[address]
-        peak = max(peak, now)
-    return result, peak, now
+        yield time_ns, now
+
+
+def profiled(act) -> tuple[object, int, int]:
+    """→ (result, highest bytes above the start, bytes above the start at the end)."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = act()
+    totals = [0, *(now for _, now in live_bytes(events(profiler)))]
+    return result, max(totals), totals[-1]
 
 
 class Sent(TorchDispatchMode):
@@ -345,23 +355,37 @@ def look(training: Training) -> dict:
 
 
 def run(case: dict, rank: int, port: int) -> None:
-    """One rank of one case; the first prints what all of them found."""
+    """One rank of one case."""
+    join(case, rank, port)
+    report(case, look(Training(case)))
+
+
+def join(case: dict, rank: int, port: int) -> None:
+    """What accelerate reads of a process among others."""
     n = str(case["ranks"])
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": n}
     os.environ |= {"LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    training = Training(case)
+
+
+def report(case: dict, found: dict) -> None:
+    """The first rank prints what all of them found."""
     ranks: list[dict] = [{}] * dist.get_world_size()
-    dist.all_gather_object(ranks, look(training))
-    if rank == 0:
+    dist.all_gather_object(ranks, found)
+    if dist.get_rank() == 0:
         versions = {"torch": torch.__version__, "accelerate": version("accelerate")}
-        versions |= {"deepspeed": version("deepspeed")} if training.deepspeed else {}
+        if case["sharding"].startswith("zero"):
+            versions["deepspeed"] = version("deepspeed")
         print("RESULT " + json.dumps({"ranks": ranks, "versions": versions}), flush=True)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def in_ranks(cases: list[dict], run: Callable[[dict, int, int], None]) -> int:
-    """Each case in as many processes as it has ranks: `run(case, rank, port)`. → exit status."""
+def in_ranks(run: Callable[[dict, int, int], None]) -> int:
+    """Each case of the command line in as many processes as it has ranks: `run(case, rank, port)`.
+    → exit status."""
+    cases = json.loads(sys.argv[1])
+    if any(case["sharding"].startswith("zero") for case in cases):
+        import deepspeed  # noqa: F401  (imported once, before the ranks are made)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -380,12 +404,5 @@ def in_ranks(cases: list[dict], run: Callable[[dict, int, int], None]) -> int:
     return 0
 
 
-def main() -> int:
-    cases = json.loads(sys.argv[1])
-    if any(case["sharding"].startswith("zero") for case in cases):
-        import deepspeed  # noqa: F401  (imported once, before the ranks are made)
-    return in_ranks(cases, run)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_ranks(run))

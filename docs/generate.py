@@ -326,7 +326,7 @@ def specimens_page() -> str:
     lines += [f"are measured (`benchmarks/bug_zoo.py`), against {healthy} healthy runs.", ""]
     lines += ["| specimen | what is wrong | cure | met in | seen first in | in iteration |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
-    for name, x in read_table(PACKAGE / "exercises/specimens.yaml").items():
+    for name, x in read_table(str(PACKAGE / "exercises/specimens.py")).items():
         repository, kind, number = x["wild"].split()
         link = f"[{repository} {number}](https://github.com/{repository}/{kind}/{number})"
         row = first.get(name, {"first metric": "", "iteration": "", "seeds": ""})

@@ -15,6 +15,8 @@ from os import PathLike
 from types import NoneType
 from typing import Any
 
+from .display import first_line
+
 KINDS: dict[str, Any] = {
     **{"int": Integral, "float": Real, "str": str, "bool": bool, "None": NoneType, "tuple": tuple},
     **{"dict": Mapping, "Mapping": Mapping, "Sequence": Collection, "Iterable": Iterable},
@@ -48,7 +50,7 @@ def _check(function: str, name: str, value: object, annotation: str) -> None:
     kinds = re.sub(r"\[.*?\](?= \||$)", "", annotation).split(" | ")
     if not set(kinds) <= OURS | KINDS.keys() or any(_fits(value, kind) for kind in kinds):
         return
-    shown = f"{value!r:.60}".splitlines()[0]
+    shown = first_line(f"{value!r:.60}")
     raise WrongType(f"lab.{function}: {name} must be {' or '.join(kinds)}, not {shown}")
 
 

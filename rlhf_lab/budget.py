@@ -25,7 +25,7 @@ from .stages import read_table
 if TYPE_CHECKING:
     from .stages import Setting, Settings
 
-INPUTS: dict[str, dict[str, Setting]] = read_table(Path(__file__).with_suffix(".yaml"))
+INPUTS: dict[str, dict[str, Setting]] = read_table(__file__)
 """Inputs by name: value and source."""
 WATTS: Mapping[str, Setting] = INPUTS.pop("devices")
 

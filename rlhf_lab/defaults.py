@@ -7,16 +7,14 @@ a batch that fits this machine.
 
 from __future__ import annotations
 
-import json
 from math import inf
-from pathlib import Path
 from typing import Any
 
 from .cost.architecture import architecture
 from .cost.estimate import estimate
 from .cost.hardware import Hardware, is_here
 from .models.load import BUNDLED, Model
-from .stages import ONLINE, STAGES, Setting, Settings
+from .stages import ONLINE, STAGES, Setting, Settings, read_table
 
 SMALL = 20e6
 """Parameters of a model that the lab's own settings still fit."""
@@ -29,9 +27,7 @@ BATCH = frozenset(
 """Settings that make a batch: where one is given, none is chosen for the user."""
 
 
-LITERATURE: dict[str, dict[str, Any]] = json.loads(
-    Path(__file__).with_suffix(".json").read_text("utf-8")
-)
+LITERATURE: dict[str, dict[str, Any]] = read_table(__file__, "defaults.json")
 """Of each stage: "whole" and "lora", learning rates as [most parameters, rate, source], from the
 smallest; "besides", [setting, value, source] of what else is not the lab's own there; "small",
 rates of models as small as ours that the stage's own does not suit: of adapters and of a layout."""

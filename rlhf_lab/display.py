@@ -111,6 +111,17 @@ def format_number(value: float | None, unit: str | None = None) -> str:
     return f"{text} {unit}" if unit else text
 
 
+def counted(number: float, noun: str) -> str:
+    """`1 row`, `2,048 rows`; of what is no whole number `1.5 epochs`."""
+    text = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{text} {noun}{'s' * (number != 1)}"
+
+
+def first_line(error: object) -> str:
+    """What an error says, in its first line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def plus_minus(values: Sequence[float], decimals: int = 2) -> str:
     """Mean ± standard deviation over seeds; a dash where one of them is no number."""
     if not all(map(math.isfinite, values)):

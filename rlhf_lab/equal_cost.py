@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 from .budget import INPUTS
 from .data.load import Data, load_data
-from .display import Tabled, check_choice, format_number, plus_minus
+from .display import Tabled, check_choice, counted, format_number, plus_minus
 from .equal_cost_runs import LENGTH, REJECTION, Point, Seed, seconds_before
 from .metering import meter
 from .models.load import load
@@ -252,7 +252,7 @@ def equal_budget(
         raise ValueError(f"{data.name} has no gold reward: only the bundled world can be compared")
     how = {"model": model, "data": data.name, "budget": budget, "each": settings}
     how |= {"points": points, "prompts": prompts, "answers": answers, "cpu_seconds": cpu_seconds}
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
+    machine = f"{counted(os.cpu_count() or 1, 'core')}, {platform.machine()}, {platform.system()}"
     where = {"machine": machine, "versions": versions()}
     there = EqualBudget.load(file) if file and Path(file).exists() else None
     if there and (other := [k for k in how if there.how.get(k) != how[k]]):

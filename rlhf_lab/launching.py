@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
 from .cost.hardware import hardware as find_hardware
 from .data.load import Data
 from .display import did_you_mean, format_bytes
@@ -22,6 +20,7 @@ from .launch.processes import once
 from .models.device import cannot_compile
 from .planning import Plan, predict
 from .runs.run import Run
+from .runs.yaml_files import read_names
 from .stages import STAGES
 
 ENGINES = "use_vllm", "use_transformers_continuous_batching"
@@ -148,17 +147,16 @@ def _of_file(plan: Plan, file: Path, processes: int | None, nodes: int, dry: boo
         hint = did_you_mean(str(file), CONFIGS)
         raise ValueError(f"{head}: {hint}neither {known} nor a file that `accelerate config` wrote")
     try:
-        text = file.read_text("utf-8")
-        asked = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{head}: {str(error).splitlines()[0]}") from None
-    kind = asked.get("distributed_type") if isinstance(asked, dict) else None
+        asked = read_names(file)
+    except ValueError as error:
+        raise ValueError(f"--accelerate {error}") from None
+    kind = asked.get("distributed_type")
     if kind == "DEEPSPEED" and _no_deepspeed(dry):
         raise ValueError(f"{head} needs deepspeed: pip install deepspeed")
     second = kind == "FSDP" and asked.get("fsdp_config", {}).get("fsdp_version") == 2
     if kind == "FSDP" and plan.stage == "ppo" and not second:
         raise ValueError(f"{head}: PPO takes FSDP with fsdp_version: 2 alone, or DeepSpeed")
-    return Launch(str(file), plan, text, processes, nodes)
+    return Launch(str(file), plan, file.read_text("utf-8"), processes, nodes)
 
 
 def _peak(plan: Plan) -> str:

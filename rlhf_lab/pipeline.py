@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from .data.lengths import story_rows
 from .data.load import Data, Split, load_data
 from .display import (
     Display,
+    counted,
     format_bytes,
     format_number,
     format_seconds,
     html_table,
+    is_number,
     numbered,
     table,
 )
@@ -222,7 +224,7 @@ def describe_data(
             for field, s in sizes.items()
             if s
         }
-        looked = {"looked at": f"{len(rows):,} rows"} if len(rows) < train + held_out else {}
+        looked = {"looked at": counted(len(rows), "row")} if len(rows) < train + held_out else {}
         described.append(
             {
                 "set": name,
@@ -235,6 +237,13 @@ def describe_data(
             }
         )
     return described
+
+
+def usable(described: Mapping[str, object]) -> bool:
+    """Whether rows of a set that `describe_data` has looked at are left to train on."""
+    dropped = sum(n for k, n in described.items() if k.startswith("dropped") and is_number(n))
+    sizes = (n for n in (described["train"], described["held out"]) if is_number(n))
+    return dropped < min(sum(sizes), COUNTED)
 
 
 def report(

@@ -12,8 +12,8 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -24,12 +24,21 @@ from .cost.fields import not_modelled
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as find_hardware
 from .cost.quantization import format_of
-from .cost.setup import Setup
+from .cost.setup import CannotBe
 from .defaults import defaults
 from .display import by_surface, check_choice
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load, presets
+from .models.structure import not_loaded
 from .runs.ledger import Ledger
-from .settings import LORA, OF_MODEL, PLANNED_ONLY, as_whole, check_settings
+from .settings import (
+    LORA,
+    OF_MODEL,
+    WITHIN_CONTEXT,
+    as_whole,
+    check_settings,
+    check_targets,
+    unplannable,
+)
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
@@ -45,6 +54,7 @@ TEACHER = "small"
 OF_WEIGHTS = {"quantization", "load_in_4bit", "load_in_8bit"}
 """Settings of inference that say what weights are kept in; without one the config says it."""
 UNKNOWN = "no prediction"
+LABS = "the lab's"
 LENGTH_FLAGS = "--prompt-length, --response-length"
 
 
@@ -73,11 +83,30 @@ class Plan:
         head = f"{self.stage!r}, {self.model.name!r}, hardware={self.hardware_name!r}"
         return f"Plan({head}, {settings})"
 
+    def __str__(self) -> str:
+        """The same by where settings come from, a line each."""
+        by_source: dict[str, list[str]] = {"yours": [], LABS: []}
+        for name, value in self._shown:
+            shown = f"{value:.6g}" if isinstance(value, float) else repr(value)
+            by_source.setdefault(self._from(name), []).append(f"{name}={shown}")
+        head = f"{self.stage} of {self.model.name}, hardware: {self.hardware_name}"
+        lines = [f"{source}: {', '.join(named)}" for source, named in by_source.items() if named]
+        rest = STAGES[self.stage].config.rpartition(":")[2]
+        return "\n".join([head, *lines, *[f"the rest: defaults of {rest}"] * bool(rest)])
+
+    def _from(self, name: str) -> str:
+        """Where a setting comes from."""
+        if name in self.given | self.model.others.keys():
+            return "yours"
+        of_data = name.startswith(("padded_", "mean_")) or name in ("prompt_length", "rows")
+        own = "of your data" if of_data and name not in STAGES[self.stage].defaults else LABS
+        return self.sources.get(name, own)
+
     def _repr_html_(self) -> str:
         from .display import escape, html_table
 
-        head = escape(f"{self.stage} of {self.model.name}, hardware: {self.hardware_name}")
-        rows = [{"setting": k, "value": str(v)} for k, v in self._shown]
+        head = escape(str(self).partition("\n")[0])
+        rows = [{"setting": k, "value": str(v), "from": self._from(k)} for k, v in self._shown]
         return f"<p>{head}</p>{html_table(rows)}"
 
     @property
@@ -139,8 +168,7 @@ class Plan:
 
         head = [*self.warnings, *assumption_lines(self.assumptions)]
         lines, note = [f"<p>{escape(line)}</p>" for line in head], self.defaults_note
-        summary, *rest = parts(self.estimate)
-        below = [f"<p>{escape(note)}</p>"] * bool(note)
+        (summary, *rest), below = parts(self.estimate), [f"<p>{escape(note)}</p>"] * bool(note)
         whole = "\n".join([*head, text(self.estimate), note]).rstrip()
         return Display(whole, "".join([*lines, summary]), *rest, *below)
 
@@ -150,9 +178,12 @@ class Plan:
         on_cpu = find_hardware(self.hardware).kind == "cpu"
         settings = {k: v for k, v in self.settings.items() if k != "use_cpu" or not on_cpu}
         found = [*self.notes, *not_modelled(settings)]
+        if STAGES[self.stage].trainable and (line := not_loaded(self.model.config_dict())):
+            found.insert(0, line)
         if on_cpu and self.stage == "ppo" and settings.get("use_vllm"):
             found.append("not modelled: use_vllm on a CPU, which would change memory and time")
         try:
+            _ = self.estimate.peak
             return [*found, *self.estimate.caveats, *self._misleading()]
         except ValueError as error:  # it can be trained, and not planned
             return [*found, f"{UNKNOWN} ({error})"]
@@ -251,7 +282,12 @@ def plan(
     device.
     """
     check_choice("stage", stage, STAGES)
-    handle, settings = load(model), as_whole(stage, _own_names(stage, settings))
+    settings = as_whole(stage, _own_names(stage, settings))
+    check_settings(stage, settings)
+    trusted = bool(settings.pop("trust_remote_code", False))
+    handle = load(model, trust_remote_code=trusted)
+    if trusted and isinstance(model, Model) and not model.trust_remote_code:
+        raise ValueError("trust_remote_code: say it where the model is loaded, to lab.load")
     named = settings.pop("teacher_model_name_or_path", None)  # TRL's name for the same
     teacher = teacher_model or named
     if stage == "distill" and teacher is None and "teacher" not in handle.paths:
@@ -264,14 +300,15 @@ def plan(
         if other is not None:
             if role not in STAGES[stage].roles or stage == "reward":
                 raise ValueError(f"{stage} has no {role} model: leave {role}_model out")
-            theirs, trained = load(other), "sft" if role in ("teacher", "draft") else "reward"
+            theirs = load(other, trust_remote_code=trusted)
+            trained = "sft" if role in ("teacher", "draft") else "reward"
             if trained == "sft":
                 theirs.check_writes(STAGES[stage].trainable)
             theirs.config_dict(trained)  # where there is nobody to ask, that is said now
             handle = handle.with_stage(role, theirs.paths.get(trained, theirs.paths["base"]))
     find_hardware(hardware)
-    check_settings(stage, settings)
     _check_lengths(stage, settings)
+    check_targets(handle.config_dict(), settings)
     given = frozenset(settings) | ({"teacher_model"} if teacher_model or named else set())
     taken, sources = defaults(stage, handle, hardware, settings)
     if "draft" in handle.paths:
@@ -301,8 +338,15 @@ def plan(
 
         taken = {**planned_lengths(stage, handle, load_data(data), taken), **taken}
     made = Plan(stage, handle, hardware, taken, sources, given)
-    if not STAGES[stage].trainable or unplannable(stage, taken):
-        _ = made.estimate  # all that it is good for
+    try:
+        context = made.estimate.setup.model.context
+    except ValueError as error:  # it may be trained, and not planned
+        if isinstance(error, CannotBe) or not STAGES[stage].trainable or unplannable(stage, taken):
+            raise
+        return made
+    for name in sorted(WITHIN_CONTEXT & given):
+        if (asked := settings[name] or 0) > context and asked > handle.context:
+            raise ValueError(f"{name}={asked}: {handle.name} reads {handle.context} tokens")
     return made
 
 
@@ -323,8 +367,7 @@ def _own_names(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
 
 def _check_lengths(stage: str, settings: Settings) -> None:
     """Raises ValueError, one line, for rows that their `max_length` would cut."""
-    longest = settings.get("max_length")
-    whole = _whole(settings)
+    longest, whole = settings.get("max_length"), _whole(settings)
     if longest is not None and stage not in ONLINE and whole > longest:
         raise ValueError(
             f"rows of {whole} tokens (prompt_length + response_length) are cut at "
@@ -346,14 +389,6 @@ def _minibatches(settings: Settings) -> int:
 # --------------------------------------------------------------------------------- prediction
 
 
-STORY_SETTINGS = (
-    *("per_device_train_batch_size", "response_length", "max_length", "num_mini_batches"),
-    *("gradient_accumulation_steps", "steps_per_generation", "local_rollout_forward_batch_size"),
-    "train_sampling_strategy",
-)
-"""What the lengths of a plan for the bundled data depend on."""
-
-
 def predict(plan: Plan, data: Data | None = None) -> Estimate:
     """The prediction of a plan, for rows as long as those of `data` (a `Data`).
 
@@ -369,8 +404,9 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
 
         settings = {**planned_lengths(plan.stage, model, data, settings), **settings}
     elif "prompt_length" not in settings and model.name in BUNDLED:
-        known = {name: settings[name] for name in STORY_SETTINGS if name in settings}
-        settings = {**_story_lengths(plan.stage, model.name, **known), **settings}
+        from .data.lengths import of_stories
+
+        settings = {**of_stories(plan.stage, model, settings), **settings}
     roles = {}
     learned = plan.stage in REWARDED and not settings.get("rule_reward")
     if learned and settings.get("layout") == "adapters" and "reward_adapter" in model.paths:
@@ -412,29 +448,3 @@ def predicted(plan: Plan, data: Data | None, quiet: bool = True) -> Ledger:
         if not quiet and not any(line.startswith(UNKNOWN) for line in plan.warnings):
             print(f"{plan.stage}: {what} ({error})", flush=True)
         return known
-
-
-@cache
-def _story_lengths(stage: str, model: str, **settings: Setting) -> dict[str, float]:
-    """Lengths of the bundled data, looked up once."""
-    from .data.lengths import of_rows, story_lengths
-
-    return of_rows(stage, load(model), story_lengths(STAGES[stage].rows), settings)
-
-
-def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
-    """A setting that can be planned and that `train` does not do from here; None where all can."""
-    planned_only = PLANNED_ONLY
-    # Of PPO's layouts the one with one base, which may be in 4 bits.
-    if stage == "ppo" and settings.get("layout") != "adapters":
-        planned_only |= {"load_in_4bit", "use_bnb_nested_quant"}
-    if settings.get("load_in_4bit") and not settings.get("lora_r"):
-        return "load_in_4bit trains adapters only: set lora_r, for example 16"
-    plain = {f.name: f.default for f in fields(Setup)}
-    for name, value in settings.items():
-        asks = value not in (plain.get(name), None, False, [], (), {}, "main")
-        if name in planned_only and asks:
-            if name == "load_in_4bit":
-                return "load_in_4bit: PPO trains one base in 4 bits alone: set layout=adapters"
-            return f"{name}={value!r} is planned only: train() does not do it yet"
-    return None

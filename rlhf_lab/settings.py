@@ -6,20 +6,19 @@ bits), or a plan's own (`cost/settings.yaml`). What a plan makes of it: `cost/fi
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 
+from .cost.architecture import architecture
 from .cost.fields import CALLED, RENAMED, WHOLE_NUMBERS
 from .cost.read_settings import CHECKPOINTING
 from .cost.setup import CHOICES, Setup, check_whole, extra_settings
 from .display import by_surface, check_choice, did_you_mean, is_number
+from .models.structure import matrix_names
 from .stages import STAGES, Setting, read_table, resolve
 
 LORA = {
@@ -32,22 +31,22 @@ LORA = {
 """LoRA's settings, named as TRL's ModelConfig names them → peft's LoraConfig."""
 
 
-VALUES = read_table(Path(__file__).with_name("values.yaml"))
-ABOVE_ZERO, SHARE, BELOW_ONE, ANY_SIGN, ENDLESS = (
-    frozenset(VALUES[kind].split())
-    for kind in ("above_zero", "share", "below_one", "any_sign", "endless")
-)
-"""Settings by the numbers that they may be (`values.yaml`); beside `WHOLE_NUMBERS`."""
+VALUES = read_table(__file__, "values.yaml")
+NUMBERS = {name: span for span, names in VALUES["numbers"].items() for name in names.split()}
+"""The interval that a setting is in, as text; of those that are not named `ANY_NUMBER`."""
+ANY_NUMBER = "[0, inf)"
+SHARE_OR_STEPS = frozenset(VALUES["share_or_steps"].split())
+WITHIN_CONTEXT = frozenset(VALUES["within_context"].split())
+WITHOUT_EFFECT = {
+    stage: frozenset(names.split()) for stage, names in VALUES["without_effect"].items()
+}
 PLANNED_ONLY = frozenset(VALUES["planned_only"].split())
 """Settings of a plan that change how a run would be made, and that `train` has at the defaults of
 `Setup` only; the other ones describe the data, or choose rewards."""
 WORDS: dict[str, tuple[str, ...]] = {k: tuple(v.split()) for k, v in VALUES["choices"].items()}
-APART = (
-    ("bf16", "fp16"),
-    ("load_in_4bit", "load_in_8bit"),
-    ("use_vllm", "use_transformers_continuous_batching"),
-)
-"""Settings of which one may be on."""
+NEEDS = [(term, needed) for needed, of in VALUES["needs"].items() for term in of.split()]
+APART = [pair.split(",") for pair in VALUES["apart"].split()]
+"""Pairs of terms (`_holds`): the first needs the second; only one of them may hold."""
 
 
 OF_TOKENIZER = (
@@ -88,7 +87,8 @@ def check_names(settings: Iterable[str], *stages: str) -> None:
             hint = f"did you mean {ours!r}?" if ours in known else did_you_mean(name, known)
             if others and ours not in known:
                 hint = f"{', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
-            hint = f"; {hint}".rstrip("; ")
+            share = " (below 1 it is a share of all steps)" * ("'warmup_steps'" in hint)
+            hint = f"; {hint.rstrip()}{share}".rstrip("; ")
             raise ValueError(f"{configs} {has} no setting {name!r}{hint}")
 
 
@@ -101,11 +101,10 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
     check_names(settings, stage)
     _check_padding(stage, settings)
     own, types = config_fields(stage), _types_of(stage)
-    for one, other in APART:
-        if settings.get(one) and settings.get(other):
-            raise ValueError(f"{one} and {other}: choose one")
     for name, value in settings.items():
-        if name in NOT_HONOURED:
+        if name in WITHOUT_EFFECT.get(stage, ()) and value not in (None, False, "", [], {}):
+            raise ValueError(f"{name} has no effect in {STAGES[stage].title}: leave it out")
+        if name in NOT_HONOURED and value not in (None, False):
             words = by_surface("out", "--out"), by_surface("resume=True", "--resume")
             raise ValueError(f"{name} has no effect here: {NOT_HONOURED[name].format(*words)}")
         if name == "torch_compile":
@@ -123,6 +122,7 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             for part in {"every_n_layers", "offload"} & value.keys():
                 how = f"TRL's trainer of {stage} fails with {part}={value[part]!r}; leave it out"
                 raise ValueError(f"{name}: {how}")
+    _check_together(stage, settings)
     return {name: value for name, value in settings.items() if name in own}
 
 
@@ -189,13 +189,31 @@ def _check_compiled(value: Setting, settings: Mapping[str, Setting], stage: str)
             raise ValueError(f"torch_compile does not go with {name}: leave one of them out")
 
 
-NEEDS = {"use_liger_kernel": "liger-kernel", "use_vllm": "vllm", "load_in_8bit": "bitsandbytes"}
+def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
+    """A setting that can be planned and that `train` does not do from here; None where all can."""
+    planned_only = PLANNED_ONLY
+    # Of PPO's layouts the one with one base, which may be in 4 bits.
+    if stage == "ppo" and settings.get("layout") != "adapters":
+        planned_only |= {"load_in_4bit", "use_bnb_nested_quant"}
+    if settings.get("load_in_4bit") and not settings.get("lora_r"):
+        return "load_in_4bit trains adapters only: set lora_r, for example 16"
+    plain = {f.name: f.default for f in fields(Setup)}
+    for name, value in settings.items():
+        asks = value not in (plain.get(name), None, False, [], (), {}, "main")
+        if name in planned_only and asks:
+            if name == "load_in_4bit":
+                return "load_in_4bit: PPO trains one base in 4 bits alone: set layout=adapters"
+            return f"{name}={value!r} is planned only: train() does not do it yet"
+    return None
+
+
+PACKAGES = {"use_liger_kernel": "liger-kernel", "use_vllm": "vllm", "load_in_8bit": "bitsandbytes"}
 """Settings that train with a package that need not be there."""
 
 
 def check_packages(settings: Mapping[str, Setting]) -> None:
     """Raises ValueError, one line, for a setting whose package is not installed."""
-    for name, package in NEEDS.items():
+    for name, package in PACKAGES.items():
         if settings.get(name) and find_spec(package.replace("-", "_")) is None:
             raise ValueError(f"{name} needs {package}: pip install {package}")
 
@@ -241,24 +259,114 @@ def _check_type(name: str, value: Setting, type_: str) -> None:
 def check_value(stage: str, name: str, value: Setting) -> None:
     """Raises ValueError, one line, for a number or a word that the setting cannot be."""
     if is_number(value):
-        positive = bool({name, f"{stage}.{name}"} & ABOVE_ZERO)
-        least = "above 0" if positive else "0 or more"
-        low = (value <= 0 if positive else value < 0) and name not in ANY_SIGN
-        high = value == math.inf and name not in ENDLESS
-        if name in SHARE:
-            least += " and below 1" if name in BELOW_ONE else ", at most 1"
-            high = value > 1 or value == 1 and name in BELOW_ONE
-        if low or high or math.isnan(value):
-            raise ValueError(f"{name} must be {least}, got {value!r}")
+        span = NUMBERS.get(f"{stage}.{name}", NUMBERS.get(name, ANY_NUMBER))
+        low, high = span[1:-1].split(", ")
+        above = value > float(low) or span[0] == "[" and value == float(low)
+        if not above or not (value < float(high) or span[-1] == "]" and value == float(high)):
+            raise ValueError(f"{name} must be {_in_words(span)}, got {value!r}")
+        if name in SHARE_OR_STEPS and value > 1 and value % 1:
+            raise ValueError(
+                f"{name} must be a share of all steps, below 1, or a whole number of steps, "
+                f"got {value!r}"
+            )
     words = WORDS.get(f"{stage}.{name}", WORDS.get(name))
     for word in value if isinstance(value, (list, tuple)) else [value]:
         if words and isinstance(word, str) and _in_step():
             check_choice(name, getattr(word, "value", word), words)
 
 
-SETTINGS: dict[str, dict[str, str]] = json.loads(
-    Path(__file__).with_name("settings.json").read_text("utf-8")
-)
+def _in_words(span: str) -> str:
+    """ "[0, 1)" → 0 or more, below 1."""
+    low, high = span[1:-1].split(", ")
+    least = f"above {low}" if span[0] == "(" else f"{low} or more"
+    most = f"below {high}" if span[-1] == ")" else f"at most {high}"
+    known = [least] * (low != "-inf") + [most] * (high != "inf")
+    return ", ".join(known) or "a finite number"
+
+
+def _parts(term: str, stage: str) -> tuple[str, str, list[str]]:
+    """A term as name, "=" or "", and values; "" for a name of another stage ("kto.beta")."""
+    name, equals, values = term.partition("=")
+    of, _, name = name.rpartition(".")
+    return name if of in ("", stage) else "", equals, values.split("|") if equals else []
+
+
+def _holds(term: str, stage: str, settings: Mapping[str, Setting]) -> bool:
+    """Whether a term of `needs` or `apart` (`values.yaml`) is true of the settings."""
+    name, equals, values = _parts(term, stage)
+    if not name or name not in settings:
+        return bool(name) and "" in values
+    value = settings[name]
+    if not equals:
+        return bool(value)
+    given = value if isinstance(value, (list, tuple)) else [value]
+    return any((f"{v:g}" if is_number(v) else str(getattr(v, "value", v))) in values for v in given)
+
+
+def _check_together(stage: str, settings: Mapping[str, Setting]) -> None:
+    """Raises ValueError, one line, for a setting without another one that it needs, or with one
+    that it does not go with."""
+    known = known_settings(stage)
+
+    def shown(term: str) -> str:
+        name, equals, values = _parts(term, stage)
+        if name not in settings:
+            return f"{name}={' or '.join(filter(None, values))}"
+        return name if settings[name] is True else f"{name}={settings[name]!r}"
+
+    for term, needed in NEEDS:
+        if needed.partition("=")[0] in known and _holds(term, stage, settings):
+            if not _holds(needed, stage, settings):
+                other, equals, values = _parts(needed, stage)
+                one_of = f"{equals}{' or '.join(filter(None, values))}"
+                name = _parts(term, stage)[0]
+                raise ValueError(
+                    f"{shown(term)} needs {other}{one_of}: set both, or leave {name} out"
+                )
+    for pair in APART:
+        if all(_holds(term, stage, settings) for term in pair):
+            raise ValueError(f"{' and '.join(map(shown, pair))}: choose one")
+    weights, losses = settings.get("loss_weights"), settings.get("loss_type", "")
+    if weights is not None and len(weights) != (n := 1 if isinstance(losses, str) else len(losses)):
+        raise ValueError(f"loss_weights={weights!r}: give {n}, one for each loss_type")
+
+
+ALL_LINEAR = "all-linear"
+
+
+def check_targets(config: Mapping[str, object], settings: Mapping[str, Setting]) -> None:
+    """Raises ValueError, one line, for matrices to adapt that the model has not, which peft passes
+    over as long as it finds one of them. What the planner does not know is looked for in the model,
+    which is built without weights."""
+    targets = settings.get("lora_target_modules")
+    if not settings.get("lora_r") or not targets or str(targets).lower() == ALL_LINEAR:
+        return
+    what, pattern = f"lora_target_modules={targets!r}", isinstance(targets, str)
+    if head := {"lm_head", "embed_out"} & ({targets} if pattern else {*targets}):
+        raise ValueError(
+            f"{what}: {head.pop()} is read without adapters, which would not be trained; leave it "
+            "out"
+        )
+    try:
+        known: tuple[str, ...] = architecture(config).lora_targets(ALL_LINEAR)
+    except ValueError:  # not planned
+        known = ()
+    missing = [targets] if pattern else [name for name in targets if name not in known]
+    try:
+        there = matrix_names(config) if missing else []
+        for name in missing:
+            whole = re.compile(name if pattern else rf"(.*\.)?{re.escape(name)}")
+            if not any(map(whole.fullmatch, there)):
+                choose = ", ".join(known or {path.rpartition(".")[2]: 0 for path in there})
+                raise ValueError(
+                    f"{what}: no layer {name!r}{' (a pattern of whole paths)' * pattern}; "
+                    f"choose {ALL_LINEAR!r} or a list of {choose}"
+                )
+    except re.error as error:
+        raise ValueError(f"{what} is no pattern: {error}") from None
+
+
+SETTINGS: dict[str, dict[str, str]] = read_table(__file__, "settings.json")
 """Fields of every trainer's config, and transformers' optimizers, with the versions they were read
 from."""
 

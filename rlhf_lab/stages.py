@@ -29,10 +29,13 @@ Settings: TypeAlias = Mapping[str, Setting]
 """Settings by name."""
 
 
-def read_table(file: Path) -> Any:
-    """A table of the package, in YAML; by libyaml where PyYAML has it, which is much faster. In a
-    web page, where it has not, the same table is JSON (`web/build_web.py`)."""
-    if (written := file.with_suffix(".table.json")).is_file():
+def read_table(module: str, name: str = "") -> Any:
+    """The table beside a module, YAML of the module's name or the file of this name (YAML or JSON).
+    YAML is read by libyaml where PyYAML has it, which is much faster. In a web page, where it has
+    not, the same table is JSON (`web/build_web.py`)."""
+    file = Path(module).with_name(name) if name else Path(module).with_suffix(".yaml")
+    written = file if file.suffix == ".json" else file.with_suffix(".table.json")
+    if written.is_file():
         return json.loads(written.read_text("utf-8"))
     import yaml
 
@@ -88,23 +91,19 @@ class StageSpec:
     def trainable(self) -> bool:
         return bool(self.train)
 
-    @property
-    def rewarded(self) -> bool:
-        """Whether what is sampled is scored: by a reward model, or by rules."""
-        return self.online and "reward" in self.roles
-
 
 def _spec(name: str, entry: Settings) -> StageSpec:
     fields: Settings = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
     return StageSpec(name=name, **fields)
 
 
-_TABLE = read_table(Path(__file__).with_suffix(".yaml"))["stages"]
+_TABLE = read_table(__file__)["stages"]
 STAGES: Mapping[str, StageSpec] = MappingProxyType({n: _spec(n, x) for n, x in _TABLE.items()})
 """Every stage by name, in the order in which a project runs them (`stages.yaml`)."""
 TRAINABLE = tuple(name for name, spec in STAGES.items() if spec.trainable)
 ONLINE = tuple(name for name, spec in STAGES.items() if spec.online)
-REWARDED = tuple(name for name, spec in STAGES.items() if spec.rewarded)
+REWARDED = tuple(name for name in ONLINE if "reward" in STAGES[name].roles)
+"""Stages in which what is sampled is scored: by a reward model, or by rules."""
 XRAYED = tuple(name for name, spec in STAGES.items() if spec.trainable and spec.xrayed)
 
 

@@ -17,7 +17,7 @@ from .cost.estimate import Estimate
 from .cost.hardware import Hardware
 from .cost.setup import Setup
 from .data.load import Data, load_data
-from .display import Tabled, by_surface, format_number, is_number
+from .display import Tabled, by_surface, counted, format_number, is_number
 from .models.load import Model, load
 from .planning import Plan, predict
 from .planning import plan as make_plan
@@ -78,7 +78,7 @@ def xray(plan: Plan | Estimate) -> XRay:
     return replace(seen, ledger=Ledger(rows), notes=notes, steps=e.steps or 1)
 
 
-_XRAY = read_table(Path(__file__).with_suffix(".yaml"))
+_XRAY = read_table(__file__)
 NO_XRAY = {name: why for why, names in _XRAY["refused"].items() for name in names.split()}
 """Fields of a `Setup` of which only the default can be simulated, and why."""
 
@@ -274,7 +274,8 @@ class BestOfN(Tabled):
 
     @property
     def notes(self) -> Sequence[str]:
-        drawn = f"{self.prompts} held-out prompts, {self.samples} responses to each"
+        prompts, samples = counted(self.prompts, "held-out prompt"), self.samples
+        drawn = f"{prompts}, {counted(samples, 'response')} to each"
         return (f"{drawn}; means over all subsets of n, ± the standard error over prompts",)
 
 

@@ -7,16 +7,15 @@ lab.specimens("late_score")      the answer: curves, mechanism, where it was met
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from .charts.chart import line_chart
 from .charts.curves import METRICS
 from .charts.frame import Picture, grid
-from .display import Display, escape, html_table, table
+from .display import Display, counted, escape, html_table, table
 from .exercises import specimens as zoo
+from .stages import read_table
 
 HEALTHY = "healthy"
 
@@ -26,8 +25,7 @@ def stored() -> dict[str, Any]:
     """`specimen_curves.json`: `runs` (which these are), `healthy` (by metric the low, middle and
     high end of the band, in each iteration), and by name in `specimens` what shows one `first`, in
     which `iteration`, on how many `seeds`, and its `curves`: by metric one a seed."""
-    path = Path(zoo.__file__).with_name("specimen_curves.json")
-    return dict(json.loads(path.read_text("utf-8")))
+    return dict(read_table(zoo.__file__, "specimen_curves.json"))
 
 
 def chart(name: str, metric: str) -> Picture:
@@ -77,5 +75,5 @@ def seen(name: str) -> str:
     """What shows a specimen first, when, and on how many of its seeds."""
     one = stored()["specimens"][name]
     if one["first"] is None:
-        return f"nothing that was logged ({one['seeds']} seeds)"
-    return f"{one['first']}, iteration {one['iteration']}, on {one['seeds']} seeds"
+        return f"nothing that was logged ({counted(one['seeds'], 'seed')})"
+    return f"{one['first']}, iteration {one['iteration']}, on {counted(one['seeds'], 'seed')}"

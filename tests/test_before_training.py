@@ -146,7 +146,7 @@ WHOLE_ROW = {
         "train reward on",
     ),
     "a value of PPO's": (PAIRS, {"num_mini_batches": 5}, "does not split"),
-    "no room in PPO": (PAIRS, {"response_length": 5000}, "leaves no room"),
+    "no room": (PAIRS, {"response_length": 5000}, "takes 1024 tokens"),
     "planned only": (PAIRS, {"gpus": 2}, "planned only"),
 }
 
@@ -199,7 +199,7 @@ def test_a_table_of_pandas_is_read_as_its_file_is(tmp_path):
     assert lab.load_data(table).sft == lab.load_data(tmp_path / "t.parquet").sft
     gaps = pandas.DataFrame({"prompt": [f"w{i}" for i in range(20)], "completion": ["w1"] * 20})
     gaps.loc[3, "completion"] = None
-    assert "dropped 1 rows: empty" in lab.load_data(gaps).notes[1]
+    assert "dropped 1 row: empty" in lab.load_data(gaps).notes[1]
 
 
 # ----------------------------------------------------------------------------- one run, one folder

@@ -11,18 +11,17 @@ import math
 import pytest
 
 import rlhf_lab as lab
-from rlhf_lab.planning import unplannable
 from rlhf_lab.settings import (
-    ABOVE_ZERO,
-    ANY_SIGN,
-    BELOW_ONE,
-    ENDLESS,
+    ANY_NUMBER,
     NOT_HONOURED,
+    NUMBERS,
     SETTINGS,
-    SHARE,
+    SHARE_OR_STEPS,
+    WITHIN_CONTEXT,
     WORDS,
     config_fields,
     known_settings,
+    unplannable,
 )
 from rlhf_lab.stages import STAGES, TRAINABLE, resolve
 
@@ -55,7 +54,7 @@ REFUSED_AT_ONCE = [
     ({"total_episodes": -5}, "total_episodes must be above 0, got -5"),
     ({"kv_cache_dtype": "fp8", "stage": "inference"}, "engine='vllm' is planned for GPUs"),
     ({"bf16": True, "fp16": True}, "bf16 and fp16: choose one"),
-    ({"lora_dropout": 1.5, "lora_r": 8}, "lora_dropout must be 0 or more, at most 1, got 1.5"),
+    ({"lora_dropout": 1.5, "lora_r": 8}, "lora_dropout must be 0 or more, below 1, got 1.5"),
     ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin': did you mean 'cosine'"),
     ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type='greedy': choose from linear"),  # no loss
     ({"stage": "dpo", "loss_type": ["sigmod"]}, "loss_type='sigmod': did you mean 'sigmoid'"),
@@ -73,7 +72,7 @@ def test_a_plan_refuses_at_once_what_cannot_be(given, line, monkeypatch):
         lab.plan(**{"stage": "ppo", **given})
 
 
-NUMBERS = {
+NUMBERS_OF = {
     name: stage
     for stage in TRAINABLE
     for name, kind in (config_fields(stage) | SETTINGS["model"]).items()
@@ -82,17 +81,19 @@ NUMBERS = {
 """Every field of a trainer's config that is a number, and a stage that has it."""
 
 
-@pytest.mark.parametrize("name", sorted(NUMBERS))
+@pytest.mark.parametrize("name", sorted(NUMBERS_OF))
 def test_no_field_takes_a_number_that_it_cannot_be(name):
     """Trainers find out late, or never: a negative warm-up was trained without a word."""
-    wrong = [math.nan] + [-3] * (name not in ANY_SIGN) + [1.5] * (name in SHARE)
+    span = NUMBERS.get(f"{NUMBERS_OF[name]}.{name}", NUMBERS.get(name, ANY_NUMBER))
+    wrong = [math.nan] + [-3] * ("-inf" not in span) + [1.5] * ("1]" in span or "1)" in span)
     for value in wrong if name != "local_rank" else ():
         with pytest.raises(ValueError, match="must be") as refused:
-            lab.plan(NUMBERS[name], "tiny", **{name: value})
+            lab.plan(NUMBERS_OF[name], "tiny", **{name: value})
         assert "\n" not in str(refused.value) and f"got {value}" in str(refused.value)
 
 
 def test_values_are_of_settings_that_there_are_and_words_those_of_the_libraries():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.trainer_utils import (
         HubStrategy,
         IntervalStrategy,
@@ -102,7 +103,7 @@ def test_values_are_of_settings_that_there_are_and_words_those_of_the_libraries(
     from transformers.training_args import trainer_log_levels
 
     known = frozenset().union(*map(known_settings, STAGES))
-    named = ABOVE_ZERO | SHARE | BELOW_ONE | ANY_SIGN | ENDLESS | WORDS.keys()
+    named = NUMBERS.keys() | WORDS.keys() | SHARE_OR_STEPS | WITHIN_CONTEXT
     assert {name.rpartition(".")[2] for name in named} <= known
     theirs = {"hub_strategy": HubStrategy, "save_strategy": SaveStrategy}
     theirs |= {"lr_scheduler_type": SchedulerType, "eval_strategy": IntervalStrategy}
@@ -110,6 +111,7 @@ def test_values_are_of_settings_that_there_are_and_words_those_of_the_libraries(
         k: {x.value for x in v} for k, v in theirs.items()
     }
     assert {*WORDS["log_level"]} == {*trainer_log_levels}
+    assert {*WORDS["report_to"]} == {*INTEGRATION_TO_CALLBACK, "none", "all"}
     for stage, name in (("dpo", "truncation_mode"), ("sft", "packing_strategy")):
         field = next(f for f in dataclasses.fields(resolve(STAGES[stage].config)) if f.name == name)
         assert {*field.metadata["choices"]} <= {*WORDS[name]}

@@ -17,6 +17,7 @@ import rlhf_lab as lab
 from rlhf_lab.cli.main import main
 from rlhf_lab.cost.fields import INERT, NOT_MODELLED
 from rlhf_lab.settings import (
+    NEEDS,
     NOT_HONOURED,
     SETTINGS,
     config_fields,
@@ -132,7 +133,8 @@ def test_what_is_not_modelled_heads_the_answer(name):
     kind = {**SETTINGS["model"], **config_fields(stage)}[name]
     values = [v for k, v in odd.items() if k in kind] + [False]
     value = next(v for v in values if v not in NOT_MODELLED[name].unless)
-    plan = lab.plan(stage, "tiny", hardware="h100", **{name: value})
+    needs = {"lora_r": 8} if (name, "lora_r") in NEEDS else {}
+    plan = lab.plan(stage, "tiny", hardware="h100", **{name: value}, **needs)
     first = str(plan.show()).splitlines()[0]
     assert first.startswith(f"not modelled: {name}=") and NOT_MODELLED[name].changes in first
     for neutral in NOT_MODELLED[name].unless:
@@ -289,7 +291,7 @@ def test_the_list_of_what_no_x_ray_shows_is_tested_whole():
 def test_a_package_that_is_not_there_is_a_users_error(stage, setting, package, tmp_path, capsys):
     """plan.md 23: it was an internal error, ImportError."""
     line = ["train", stage, "--set", f"{setting}=True", "--out", str(tmp_path / "run")]
-    assert main(line) == 2
+    assert main([*line, "--hardware", "h100"]) == 2
     assert (
         capsys.readouterr().err == f"rlhf-lab: {setting} needs {package}: pip install {package}\n"
     )

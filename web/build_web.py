@@ -86,7 +86,7 @@ def planner_files() -> Iterator[tuple[str, bytes]]:
             continue
         at = f"rlhf_lab/{name.as_posix()}"
         if path.suffix == ".yaml":
-            table = json.dumps(read_table(path), separators=(",", ":"))
+            table = json.dumps(read_table(str(path)), separators=(",", ":"))
             yield at.removesuffix(".yaml") + ".table.json", table.encode()
         elif path.suffix in (".py", ".json", ".css"):
             yield at, path.read_bytes()

@@ -8,14 +8,13 @@ Okabe and Ito's palette; components: after Tol's "muted" scheme.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from ..stages import read_table
 
 NEUTRAL = "#9A9A9A"
 """What belongs to none: "all", "other"."""
 
-COLOURS_OF: Mapping[str, Mapping[str, str]] = read_table(Path(__file__).with_suffix(".yaml"))
+COLOURS_OF: Mapping[str, Mapping[str, str]] = read_table(__file__)
 
 
 def part_colour(kind: str, part: str) -> str:

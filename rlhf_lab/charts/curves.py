@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeGuard
 
 from plotly.subplots import make_subplots
@@ -24,7 +23,7 @@ from .frame import colour, thinned_indices
 from .ledgers import named
 from .plotly_style import Figure, finish, line_style, rounded, safe, symbol, translucent
 
-METRICS: dict[str, list[str]] = read_table(Path(__file__).with_name("metrics.yaml"))
+METRICS: dict[str, list[str]] = read_table(__file__, "metrics.yaml")
 """The title and the unit of a metric's panel."""
 DEFAULT_METRICS = (
     *("reward", "gold_reward", "kl", "response_length", "entropy", "loss", "accuracy", "margin"),

@@ -88,10 +88,8 @@ def peaks(*things: object, by: str = "role") -> Picture:
         at_peak = rows.at_peak(source=source)
         if (label := name or at_peak[0].stage) in bars:
             raise ValueError(f"two are called {label!r}: name them, {{'one': …, 'other': …}}")
-        bar = bars[label] = {}
-        for row in sorted(at_peak, key=lambda r: (*orders[by], "").index(getattr(r, by))):
-            part = getattr(row, by) or "other"
-            bar[part] = bar.get(part, 0.0) + row.value
+        sums = at_peak.pivot(by, "quantity").items()
+        bars[label] = {part or "other": of_part["bytes"] for part, of_part in sums}
     unit, size = axis_unit(max(sum(bar.values()) for bar in bars.values()))
     lines: dict[str, float] = {}
     for _, thing in named(things):

@@ -12,7 +12,6 @@ import html
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import plotly.graph_objects as go
 
@@ -26,7 +25,7 @@ _DRAWN_BY_JUPYTER = {"plotly_mimetype", "jupyterlab", "vscode", "nteract"}
 _CONFIG = {"displaylogo": False}
 """Not responsive: JupyterLab resizes figures itself; with both they vanish when themes change."""
 
-_LOOKS = read_table(Path(__file__).with_name("looks.yaml"))
+_LOOKS = read_table(__file__, "looks.yaml")
 THEMES = {
     "both": (GREY_TEXT, GREY_GRID),
     "light": ("#222222", "#DDDDDD"),

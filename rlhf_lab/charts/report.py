@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..display import escape, html_table
+from ..display import counted, escape, html_table
 from ..runs.json_files import replace_file
 from ..runs.run import Run
 from .chart import ChartSize, line_chart
@@ -85,7 +85,7 @@ def _section(name: str, run: Run) -> Iterator[str]:
     """One run: a heading, its facts, its curves, its seconds."""
     config = run.config
     facts = [config["stage"], str(config["model"]), f"seed {config['seed']}"]
-    facts.append(f"{run.last_step} steps")
+    facts.append(counted(run.last_step, "step"))
     yield f"<h2>{escape(name)}</h2>"
     yield f'<p class="facts">{escape(" · ".join([*facts, run.status]))}</p>'
     figures = list(_figures(run))
@@ -106,7 +106,7 @@ def _replay(run: Run) -> Iterator[str]:
     last = len(steps) - 1
     shown = sorted({steps[round(i * last / (_STEPS - 1))] for i in range(_STEPS)}) if steps else []
     if shown:
-        left = f"{len(shown)} of {len(steps)} steps, up to {_SAMPLES} samples of each"
+        left = f"{len(shown)} of {counted(len(steps), 'step')}, up to {_SAMPLES} samples of each"
         yield f'<h3>What it wrote in training</h3><p class="facts">{left}.</p>'
         yield legend_html(key, scales.get(key))
     for step in shown:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from ..display import escape, html_table, numbered
+from ..display import counted, escape, html_table, numbered
 from ..runs.run import Run
 from .chart import line_chart
 from .frame import Picture
@@ -104,7 +104,7 @@ class SampleSet:
                 mine = list(_samples(run, name))
                 newest = max((s.step for s in mine if not s.when), default=0)
                 self.statuses.append(
-                    f"{name} ({run.stage}, {run.status}): {len(mine)} samples"
+                    f"{name} ({run.stage}, {run.status}): {counted(len(mine), 'sample')}"
                     + (f", the newest of step {newest}" if newest else "")
                 )
             except (OSError, ValueError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..display import Display, html_table, table
+from ..display import Display, counted, html_table, table
 from .frame import COLOURS, Frame, LegendEntry, Picture, grid
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def slot_chart(schedule: Schedule, name: str, most: int = 0) -> Picture:
         LegendEntry("the next one in its slot", TAKEN_NEXT, None),
         LegendEntry("an empty slot", EMPTY, None),
     ]
-    title = f"{name} batching: {steps:,} steps, {schedule.busy:.0%} of the slots busy"
+    title = f"{name} batching: {counted(steps, 'step')}, {schedule.busy:.0%} of the slots busy"
     frame = Frame(title, "decode step", "slot", keys, 720, 250)
     frame.scale((0, max(most, steps)), (0, slots), whole_x=True)
     frame.add(*(_bar(frame, 0, steps, slot, EMPTY, "</rect>") for slot in range(slots)))
@@ -70,11 +70,12 @@ def slot_chart(schedule: Schedule, name: str, most: int = 0) -> Picture:
     for request, slot, first, last in schedule.occupied:
         fill = (TAKEN, TAKEN_NEXT)[seen[slot] % 2]
         seen[slot] += 1
-        about = f"request {request}: {last + 1 - first} tokens, steps {first + 1} to {last + 1}"
+        tokens = counted(last + 1 - first, "token")
+        about = f"request {request}: {tokens}, steps {first + 1} to {last + 1}"
         place = frame, first, last + 1, slot, fill
         frame.still.append(_bar(*place, f"<title>{about}</title></rect>"))
         frame.live.append(_bar(*place, "</rect>"))
-    return frame.svg([f"{schedule.tokens:,} tokens"])
+    return frame.svg([counted(schedule.tokens, "token")])
 
 
 def _bar(frame: Frame, begin: float, end: float, slot: int, fill: str, inside: str) -> str:

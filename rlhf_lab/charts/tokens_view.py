@@ -42,7 +42,7 @@ class Quantity:
 
 
 QUANTITIES: dict[str, Quantity] = {
-    key: Quantity(**fields) for key, fields in read_table(_HERE / "tokens.yaml").items()
+    key: Quantity(**fields) for key, fields in read_table(__file__, "tokens.yaml").items()
 }
 """The figures that colour tokens, by their key in a record."""
 FIGURE_NAMES = {name: q.name for name, q in QUANTITIES.items()} | {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cost.estimate import SCORING
@@ -54,10 +53,9 @@ REFERENCES = {
     "kl_target": "target KL",
 }
 
-_FILE = Path(__file__).with_name("charts.yaml")
 CHARTS: Mapping[str, ChartSpec] = {
     name: ChartSpec(**{**fields, "metrics": tuple(fields["metrics"])})
-    for name, fields in read_table(_FILE).items()
+    for name, fields in read_table(__file__, "charts.yaml").items()
 }
 """Every chart by the name that `stages.py` gives it."""
 

@@ -8,23 +8,20 @@ aside; what is not understood is named, and never dropped without a word.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-import yaml
-
-from ..launch.accelerate_config import CONFIGS
+from ..launch.accelerate_config import CONFIGS, SIZES
 from ..launch.trl_config import OURS
-from ..runs.json_files import unread
-from ..settings import known_settings
+from ..runs.yaml_files import read_names
+from ..settings import check_names, known_settings
 from ..stages import STAGES, Setting, read_table
 
 Read: TypeAlias = dict[str, Setting]
 """What a file says, by key."""
-TOOLS: Mapping[str, dict[str, Setting]] = read_table(Path(__file__).with_name("other_tools.yaml"))
+TOOLS: Mapping[str, dict[str, Setting]] = read_table(__file__, "other_tools.yaml")
 """Other tools' keys, and what they are here."""
 MIXED = {"bf16": "bf16", "fp16": "fp16"}
 FLAGS = {
@@ -73,8 +70,12 @@ def as_flags(path: str | Path, stage: str) -> list[str]:
         )
     if found.stage not in (None, stage):
         raise ValueError(f"{path} is for {found.stage}, not {stage}")
-    if unknown := [*found.unread, *(found.script.keys() - FLAGS.keys())]:
+    if unknown := found.script.keys() - FLAGS.keys():
         raise ValueError(f"{path}: train does not know {', '.join(sorted(unknown))}")
+    try:
+        check_names(found.unread, stage)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     settings, script = dict(found.settings), dict(found.script)
     gpus, _, sharding, offload = (settings.pop(name, None) for name in WHERE)
     if gpus and gpus > 1:
@@ -98,13 +99,7 @@ def read_config(path: str | Path) -> FromFile:
     Raises ValueError, one line, for a file that cannot be read or planned.
     """
     path = Path(path)
-    try:
-        text = path.read_text("utf-8")
-        content = _numbers(yaml.safe_load(text))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(unread(path, error)) from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{path}: a config file holds names with values")
+    content = read_names(path)
     if "distributed_type" in content:
         return _accelerate(content, path)
     if "zero_optimization" in content:
@@ -114,22 +109,12 @@ def read_config(path: str | Path) -> FromFile:
         if any(key in content for key in facts["has"]):
             return _other(tool, facts, content, path)
     found = _trl(content)
-    for line in text.splitlines():
+    for line in path.read_text("utf-8").splitlines():
         if line.startswith(OURS):
             own = json.loads(line.removeprefix(OURS))
             found.stage = own.pop("stage")
             found.settings |= own
     return found
-
-
-EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-
-
-def _numbers(content: object) -> object:
-    """What YAML 1.1 takes for words, as people write numbers: 1e-5, without a point or a sign."""
-    if isinstance(content, dict):
-        return {key: _numbers(value) for key, value in content.items()}
-    return float(content) if isinstance(content, str) and EXPONENT.fullmatch(content) else content
 
 
 def _trl(content: Read) -> FromFile:
@@ -180,10 +165,7 @@ def _deepspeed(found: FromFile, content: Read, path: Path) -> None:
     """Of accelerate's deepspeed_config, or of a DeepSpeed JSON that it or another file names."""
     if named := content.get("deepspeed_config_file"):
         file = path.parent / str(named)
-        try:
-            _deepspeed_json(found, json.loads(file.read_text("utf-8")), file)
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(unread(file, error)) from None
+        _deepspeed_json(found, read_names(file), file)
         return
     optimizer, weights = (content.get(f"offload_{w}_device", "none") for w in OFFLOADED)
     found.settings |= _zero(content.get("zero_stage", 2), optimizer, weights, path)
@@ -196,10 +178,6 @@ BATCH = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
 }
-SIZES = (
-    *("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"),
-    "stage3_param_persistence_threshold",
-)
 
 
 def _deepspeed_json(found: FromFile, content: Read, path: Path) -> None:

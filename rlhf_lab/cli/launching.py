@@ -78,7 +78,7 @@ def start(args: argparse.Namespace, planned: Plan, folder: Path) -> int:
         print(script(args.to, *how), end="")
         return 0
     if not args.dry_run:
-        return launch(made.config, line, hosts)
+        return launch(made.config, line, hosts, args.quiet)
     started, env = command(CONFIG_FILE if made.config else "", line, hosts)
     print(shlex.join([*(f"{k}={v}" for k, v in env.items()), *started]))
     print(f"\n# {CONFIG_FILE}\n{made.config}" if made.config else "", end="")

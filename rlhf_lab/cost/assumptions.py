@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from ..display import format_number
-from ..stages import STAGES
+from ..display import counted, format_number
+from ..stages import ONLINE, STAGES
 from .estimate import Estimate
 
 LENGTHS = ("prompt_length", "response_length", "max_length", "max_completion_length")
@@ -35,16 +35,20 @@ def assumptions(e: Estimate, given: Collection[str], lengths: str = "default") -
         return Assumption(what, str(value), "yours" if yours else otherwise)
 
     s = e.setup
-    pairs = "pairs" if STAGES[s.stage].answers == 2 else "rows"
-    found = [one("batch", f"{s.batch} {pairs}", "per_device_train_batch_size")]
+    noun = "pair" if STAGES[s.stage].answers == 2 else "row"
+    found = [one("batch", counted(s.batch, noun), "per_device_train_batch_size")]
     if STAGES[s.stage].trainable:
         n = s.gradient_accumulation_steps
         found.append(one("accumulation", n, "gradient_accumulation_steps"))
     found.append(one("lengths", f"{s.prompt} + {s.response} tokens", *LENGTHS, otherwise=lengths))
     found += [one(*entry) for entry in _training(e)]
     found.append(one("precision", _precision(e), *PRECISION))
+    if s.stage in ONLINE and s.mean_response is not None:
+        like = "their limit" if s.mean_response >= s.response else f"the answers {lengths}"
+        mean = f"of {s.mean_response:.0f} tokens on average"
+        found.append(one("responses", mean, "mean_response", otherwise=f"taken as long as {like}"))
     if s.gpus > 1:
-        nodes = f" in {s.nodes} nodes" * (s.nodes > 1)
+        nodes = f" in {counted(s.nodes, 'node')}" * (s.nodes > 1)
         found.append(one("devices", f"{s.gpus}{nodes}", "gpus", "nodes"))
         offload = f", {s.offload} offloaded" * (s.offload != "none")
         if s.tensor_parallel > 1:
@@ -59,9 +63,9 @@ def _training(e: Estimate) -> Iterator[tuple[str, ...]]:
     s = e.setup
     if not STAGES[s.stage].trainable:
         return
-    rows = "an unknown number of rows" if s.rows is None else f"{s.rows:,} rows"
+    rows = "an unknown number of rows" if s.rows is None else counted(s.rows, "row")
     amount = (
-        f"{s.steps} steps" if s.steps else f"{s.epochs:g} epoch{'s' * (s.epochs != 1)} of {rows}"
+        counted(s.steps, "step") if s.steps else f"{counted(float(s.epochs), 'epoch')} of {rows}"
     )
     yield "length of the run", amount, *AMOUNT
     if s.stage == "ppo":

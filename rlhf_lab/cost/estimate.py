@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TypeAlias
 
 from ..runs.ledger import Ledger
@@ -29,7 +28,7 @@ from .seconds import product_dtype, seconds, with_sent
 from .serving import Serving, around, sampled, served, serving_seconds, static
 from .setup import Setup
 
-BANDS = read_table(Path(__file__).with_name("bands.yaml"))
+BANDS = read_table(__file__, "bands.yaml")
 """Factors to the least and the most that somebody else measures, and what is not modelled."""
 SCORING = "old_logprobs", "reference", "value", "score"
 UPDATE = "forward", "backward", "optimizer"

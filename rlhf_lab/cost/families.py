@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ..stages import read_table
@@ -114,8 +113,7 @@ class Family:
     """peft's default targets; "" where it has none. (It has some for mixtral, and finds none.)"""
 
 
-_FILE = Path(__file__).with_name("families.yaml")
-_ENTRIES: dict[str, dict[str, object]] = read_table(_FILE)
+_ENTRIES: dict[str, dict[str, object]] = read_table(__file__)
 TEXT_PARTS = {str(name): str(family) for name, family in _ENTRIES.pop("text_parts").items()}
 """Models with images, by `model_type` → the family of their decoder."""
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..stages import read_table
 
-_TABLE = read_table(Path(__file__).with_name("fields.yaml"))
+_TABLE = read_table(__file__, "fields.yaml")
 RENAMED: Mapping[str, str] = _TABLE["renamed"]
 """What a trainer calls a setting → the field of a `Setup`."""
 CHOICES = {name: tuple[str, ...](values) for name, values in _TABLE["choices"].items()}

@@ -23,13 +23,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..display import check_choice, wrong_choice
+from ..display import check_choice, counted, first_line, wrong_choice
 from ..runs.json_files import lab_home, replace_file, unread
+from ..stages import read_table
 from .device import DTYPES as DTYPES
 from .device import Hardware as Hardware
 from .device import is_finite
 
-_DEVICES = Path(__file__).parent / "devices.json"
 GIB = 2**30
 IN_A_BROWSER = sys.platform == "emscripten"
 SLOW_16_BIT = 1 / 80
@@ -86,7 +86,7 @@ def _in_units(entry: Mapping[str, object]) -> dict[str, Any]:
     return found
 
 
-_ENTRIES: dict[str, dict[str, Any]] = json.loads(_DEVICES.read_text(encoding="utf-8"))
+_ENTRIES: dict[str, dict[str, Any]] = read_table(__file__, "devices.json")
 
 
 @cache
@@ -188,13 +188,13 @@ def from_file(path: Path) -> Hardware:
     `like`: a device by name whose figures hold where the file gives none. A whole device, as
     `rlhf-lab measure --json` prints it, is one too. Raises ValueError, one line.
     """
-    import yaml
+    from ..runs.yaml_files import read_names  # a web page has no YAML
 
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-        if not isinstance(data, dict):
-            raise ValueError(f"figures are an object of names and values, not {data!r:.40}")
+        data = read_names(path)
+    except ValueError as error:
+        raise ValueError(f"hardware: {error}") from None
+    try:
         if "flops" in data:
             return Hardware.from_dict(data)
         like = data.pop("like", None)
@@ -202,7 +202,7 @@ def from_file(path: Path) -> Hardware:
         if like is not None:
             return _named(str(like)).with_(**figures)
         return Hardware.from_dict({"kind": "gpu", "source": f"your {path.name}", **figures})
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"hardware: {unread(path, error)}") from None
 
 
@@ -216,7 +216,7 @@ def nodes_for(gpus: int, hw: Hardware) -> int:
 
 
 def _guess() -> Hardware:
-    name = f"this machine, {cores()} core{'s' * (cores() > 1)} (a guess)"
+    name = f"this machine, {counted(cores(), 'core')} (a guess)"
     source = "guessed from the number of cores: run calibrate() to measure"
     return _cpu(usable_memory(), cores(), name, source)
 
@@ -287,8 +287,8 @@ def load_calibration() -> Hardware | None:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        what = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{path} is damaged ({what}): delete it and calibrate again") from None
+        what = f"{path} is damaged ({first_line(error)}): delete it and calibrate again"
+        raise ValueError(what) from None
 
 
 def save_calibration(hw: Hardware) -> Path:

@@ -137,11 +137,11 @@ class LayerRun:
         rows = x.numel // width
         kind = self.facts.norm
         if kind == "layer_bare":
-            return t.cast(t.layer_norm(t.cast(x, 4), rows, width, False, 4), x.itemsize)
+            return t.cast(t.row_norm(t.cast(x, 4), rows, width, False, 4), x.itemsize)
         if kind in ("layer", "layer_unbiased"):
-            return t.layer_norm(x, rows, width, p.trained, p.bytes_per_weight)
+            return t.row_norm(x, rows, width, p.trained, p.bytes_per_weight)
         if p.fused and kind in ("rms", "rms_fp32"):
-            return t.fused_norm(x, rows, width, p.trained, p.bytes_per_weight)
+            return t.row_norm(x, rows, width, p.trained, p.bytes_per_weight, liger=True)
         fp32 = t.cast(x, 4)
         if kind == "layer_fp32":  # the mean comes off twice: for the variance, and for the result
             _ = t.mean(fp32, rows)

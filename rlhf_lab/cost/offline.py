@@ -23,12 +23,8 @@ accelerate looks up in every step whether peft is installed."""
 def sft(s: Setup) -> list[Phase]:
     """Cross-entropy of the completions."""
     model, stage = s.model, PhaseList(s)
-    p = pass_config(s, model, s.batch, s.length, trained=True, adapters=bool(s.lora_r))
-    state = states(s, model, "lm", trained=True)
-    stage.hold("policy", state)
-    row = policy_segments(s, model, p, s.batch * s.response)
-    before = heads.resident_bytes(model, p)
-    stage.add_training("policy", row, state, before, tokens=real_tokens(s, p.b, p.s))
+    p = stage.hold_trained("policy", model, s.batch)
+    stage.add_training("policy", policy_segments(s, model, p, s.batch * s.response), model, p)
     return stage.phases
 
 
@@ -36,13 +32,9 @@ def reward(s: Setup) -> list[Phase]:
     """Both answers of a pair, in one pass or one after the other."""
     model, stage = s.model, PhaseList(s)
     passes = 1 if s.pairs_together else 2
-    b = 2 * s.batch // passes
-    p = pass_config(s, model, b, s.length, trained=True, adapters=bool(s.lora_r))
-    state = states(s, model, "score", trained=True)
-    stage.hold("reward", state)
+    p = stage.hold_trained("reward", model, 2 * s.batch // passes, "score")
     one = (*trunk(model, p, checkpoint=s.checkpoint), ending(model, p, heads.scores, p.tokens))
-    before, tokens = passes * heads.resident_bytes(model, p), passes * real_tokens(s, p.b, p.s)
-    stage.add_training("reward", one, state, before, tokens=tokens, passes=passes)
+    stage.add_training("reward", one, model, p, passes=passes)
     return stage.phases
 
 
@@ -63,9 +55,8 @@ def _against_reference(s: Setup, b: int, kl: bool = False) -> list[Phase]:
     reference have one more pass without gradients. With `precompute_ref_log_probs` the reference
     passes over the data once, before training, and under FSDP alone its weights stay."""
     model, stage, adapters = s.model, PhaseList(s), bool(s.lora_r)
-    p = pass_config(s, model, b, s.length, trained=True, adapters=adapters)
-    state = states(s, model, "lm", trained=True)
-    stage.hold("policy", state)
+    p = stage.hold_trained("policy", model, b)
+    state = stage.state("policy")
     kept = not adapters and (not s.precompute_ref_log_probs or s.sharding == "fsdp2")
     role = "reference" if kept else "policy"
     if kept:
@@ -74,18 +65,18 @@ def _against_reference(s: Setup, b: int, kl: bool = False) -> list[Phase]:
     row = policy_segments(s, model, p, scored)
     q = pass_config(s, model, b, s.length, trained=False)
     reference = policy_segments(s, model, q, scored, grad=False)
-    before, tokens = heads.resident_bytes(model, p), real_tokens(s, p.b, p.s)
+    tokens, others = real_tokens(s, p.b, p.s), 0
     once, first = works(reference, "forward"), s.precompute_ref_log_probs
     ahead = Work()  # of the reference, before training begins
     beside = Work()  # without gradients, inside of the step
     (ahead if first else beside).add(once, 2 if kl else 1)
     if kl:
-        before += 3 * 8 * p.tokens  # ids and masks of the other answers
+        others = 3 * 8 * p.tokens  # ids and masks of the other answers
         other = pass_config(s, model, b, s.length, trained=False, adapters=adapters)
         beside.add(works(policy_segments(s, model, other, scored, grad=False), "forward"))
     own, times = [Row(row, state)], s.gradient_accumulation_steps
     here, _ = forward(s, [Row(reference, stage.state(role))], heads.resident_bytes(model, q))
-    _, live = forward(s, own, before)
+    _, live = forward(s, own, heads.resident_bytes(model, p) + others)
     held: RoleBytes = defaultdict(float)
     held[role, "activations"] += here.kinds[0]
     held[role, "logits"] += here.kinds[2]
@@ -114,5 +105,5 @@ def _against_reference(s: Setup, b: int, kl: bool = False) -> list[Phase]:
         if times > 1:
             held["policy", "gradients"] += state.held
         add(beside, passes, times)
-    stage.add_training("policy", row, state, before, tokens=tokens, called=AROUND_REFERENCE)
+    stage.add_training("policy", row, model, p, others, called=AROUND_REFERENCE)
     return stage.phases

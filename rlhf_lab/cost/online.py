@@ -31,8 +31,7 @@ def rloo_grpo(s: Setup) -> list[Phase]:
     s = replace(s, loss="fused")  # TRL's trainers have no other
     stage, adapters, model = PhaseList(s), bool(s.lora_r), s.model
     scored = s.batch * s.response
-    state = states(s, model, "lm", trained=True)
-    stage.hold("policy", state)
+    learner = stage.hold_trained("policy", model, s.batch)
     if s.beta and not adapters:  # with adapters it is the policy without them
         stage.hold("reference", states(s, model, "lm", trained=False))
     reward = None if s.rule_reward else s.reward or model
@@ -58,10 +57,8 @@ def rloo_grpo(s: Setup) -> list[Phase]:
         p = _rows(s, reward, mask=False)
         row = (*trunk(reward, p, grad=False), ending(reward, p, heads.scores, p.b, grad=False))
         stage.add_scoring("score", "reward", row, reward, p, **passes)
-    p = pass_config(s, model, s.batch, s.length, trained=True, adapters=adapters)
-    row, before = policy_segments(s, model, p, scored), heads.resident_bytes(model, p)
-    tokens = real_tokens(s, p.b, p.s)
-    stage.add_training("policy", row, state, before, tokens=tokens, called=AROUND_ONLINE)
+    row = policy_segments(s, model, learner, scored)
+    stage.add_training("policy", row, model, learner, called=AROUND_ONLINE)
     return stage.phases
 
 
@@ -71,14 +68,12 @@ def distill(s: Setup) -> list[Phase]:
     if s.distill_from != "student":
         return _from_answers(s)
     stage, student, teacher = PhaseList(s), s.model, s.teacher or s.model
-    scored, adapters = s.batch * s.response, bool(s.lora_r)
-    state = states(s, student, "lm", trained=True)
-    stage.hold("student", state)
+    scored = s.batch * s.response
+    p = stage.hold_trained("student", student, s.batch)
     whole = replace(s, load_in_4bit=False, load_in_8bit=False)  # as the teacher is loaded
     stage.hold("teacher", states(whole, teacher, "lm", trained=False))
     tokens = s.rollout_batch * sampled(s)
     add_rollout(stage, replace(s, mean_response=None), tokens=tokens, role="student")
-    p = pass_config(s, student, s.batch, s.length, trained=True, adapters=adapters)
     q = pass_config(whole, teacher, s.batch, s.length, trained=False)
     tied = student.tied and p.trained
     row = (
@@ -87,7 +82,7 @@ def distill(s: Setup) -> list[Phase]:
     )
     taught = (*trunk(teacher, q, grad=False), ending(teacher, q, heads.hidden, scored, grad=False))
     before, tokens = heads.resident_bytes(student, p), real_tokens(s, p.b, p.s)
-    own, times = [Row(row, state)], s.gradient_accumulation_steps
+    own, times = [Row(row, state := stage.state("student"))], s.gradient_accumulation_steps
     here, _ = forward(s, [Row(taught, stage.state("teacher"))], heads.resident_bytes(teacher, q))
     _, live = forward(s, own, before)
     held: RoleBytes = {("student", "activations"): live}
@@ -105,7 +100,7 @@ def distill(s: Setup) -> list[Phase]:
         tokens=tokens,
         sent=passing(s, stage.state("teacher"), times),
     )
-    stage.add_training("student", row, state, before, tokens=tokens, called=AROUND_ONLINE)
+    stage.add_training("student", row, student, p, called=AROUND_ONLINE)
     return stage.phases
 
 
@@ -128,15 +123,12 @@ def _from_answers(s: Setup) -> list[Phase]:
         end = ending(teacher.model, p, heads.log_probabilities, s.response, False, grad=False)
         row, tokens = (*trunk(teacher.model, p, grad=False), end), real_tokens(s, p.b, p.s)
         asked.add_scoring("teacher", "teacher", row, teacher.model, p, times=once, tokens=tokens)
-    state = states(s, student, "lm", trained=True)
-    stage.hold("student", state)
-    p = pass_config(s, student, s.batch, s.length, trained=True, adapters=bool(s.lora_r))
+    p = stage.hold_trained("student", student, s.batch)
     row = (
         *trunk(student, p, checkpoint=s.checkpoint, tied=student.tied and p.trained),
         ending(student, p, heads.log_probabilities, s.response, True),
     )
-    before, tokens = heads.resident_bytes(student, p), real_tokens(s, p.b, p.s)
-    stage.add_training("student", row, state, before, tokens=tokens, called=AROUND_ONLINE)
+    stage.add_training("student", row, student, p, called=AROUND_ONLINE)
     return [*asked.phases, *stage.phases]
 
 

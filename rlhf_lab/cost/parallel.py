@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..stages import read_table
@@ -27,7 +26,7 @@ WHOLE = frozenset("gate q_a_proj kv_a_proj_with_mqa".split())
 """Maps that every device holds: routers, and what MLA compresses to."""
 FUSED = frozenset("qkv_proj query_key_value c_attn".split())
 """Queries, keys and values in one map."""
-_TABLE = read_table(Path(__file__).with_name("engine.yaml"))
+_TABLE = read_table(__file__, "engine.yaml")
 PROTOCOLS: list[dict[str, float]] = list(_TABLE.pop("protocols").values())
 """How sums over devices are sent."""
 ENGINE: dict[str, float] = _TABLE

@@ -20,7 +20,7 @@ from .memory import KindBytes, Segment, ending, trunk, works
 from .seconds import Sent
 from .setup import Setup
 from .sharding import Row, forward, moments, passing, training
-from .states import State
+from .states import State, states
 from .work import Work
 
 RoleBytes: TypeAlias = dict[tuple[str, str], float]
@@ -72,6 +72,15 @@ class PhaseList:
         self.resident[role, "optimizer"] += state.optimizer
         self.resident[role, "communication"] += state.communication
         self.resident[role, "gradients"] += state.fixed
+
+    def hold_trained(
+        self, role: str, model: Architecture, rows: int, head: str = "lm"
+    ) -> PassConfig:
+        """The same of what learns, with adapters where the setup has a rank; → how it is run on so
+        many sequences."""
+        self.hold(role, states(self.s, model, head, trained=True))
+        lora = bool(self.s.lora_r)
+        return pass_config(self.s, model, rows, self.s.length, trained=True, adapters=lora)
 
     def add(
         self,
@@ -144,16 +153,18 @@ class PhaseList:
         self,
         role: str,
         segments: Sequence[Segment],
-        state: State,
-        before: int = 0,
-        tokens: float = 0.0,
+        model: Architecture,
+        p: PassConfig,
+        beside: int = 0,
         called: float = 0.0,
         passes: int = 1,
     ) -> None:
-        """Forward, backward and optimizer of a micro-batch. `before`: bytes that are resident
-        through both passes; `called`: operations around the loss; `passes`: through the same model,
-        one after the other, before a backward pass through all of them."""
-        n, rows = self.s.gradient_accumulation_steps, [Row(segments, state)] * passes
+        """Forward, backward and optimizer of a micro-batch. `beside`: further bytes that are
+        resident through both passes; `called`: operations around the loss; `passes`: through the
+        same model, one after the other, before a backward pass through all of them."""
+        n, state = self.s.gradient_accumulation_steps, self.states[role]
+        rows, tokens = [Row(segments, state)] * passes, passes * real_tokens(self.s, p.b, p.s)
+        before = passes * heads.resident_bytes(model, p) + beside
         first, _, second = moments(self.s, rows, before, n > 1)
         stashed = n * passes * sum(x.times * x.away for x in segments)
         sent = training(self.s, rows, n, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..stages import read_table
 from .architecture import Architecture, Linear
@@ -44,7 +43,7 @@ class Format:
         return whole, (size + whole) / self.share
 
 
-_TABLE = read_table(Path(__file__).with_suffix(".yaml"))
+_TABLE = read_table(__file__)
 FORMATS: dict[str, Format] = {name: Format(**entry) for name, entry in _TABLE.items()}
 """Formats by name."""
 

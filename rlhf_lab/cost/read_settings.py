@@ -16,7 +16,7 @@ from .fields import RENAMED
 from .hardware import Hardware, nodes_for
 from .quantization import FORMATS
 from .rollout_engine import engine_bytes
-from .setup import Setup
+from .setup import CannotBe, Setup
 
 NAMES = frozenset(f.name for f in fields(Setup))
 CHECKPOINTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
@@ -123,7 +123,7 @@ def _padded_to(multiple: int, known: dict[str, Setting], context: int) -> dict[s
     """Rows whose length is a multiple: the longest one, and on average half of it more."""
     longer = -(known["prompt"] + known["response"]) % multiple
     if known["prompt"] + known["response"] + longer > context:
-        raise ValueError(
+        raise CannotBe(
             f"pad_to_multiple_of={multiple}: {known['prompt']} + {known['response']} tokens padded "
             f"are more than the {context} that the model takes"
         )

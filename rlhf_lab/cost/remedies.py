@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ..display import counted
 from .estimate import Estimate, Settings
 from .hardware import nodes_for
 from .optimizers import OPTIMIZERS
@@ -116,11 +117,14 @@ def _smaller_steps(s: Setup) -> Iterator[Change]:
         change = {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": more}
         if s.steps_per_generation:
             change["steps_per_generation"] = s.rollout_batch // smaller
-        yield f"smaller passes: {smaller} rows, accumulated {more} times", change
+        yield (
+            f"smaller passes: {counted(smaller, 'row')}, accumulated {counted(more, 'time')}",
+            change,
+        )
     if s.stage == "ppo" and s.batch > 1:
         n = s.rollout_batch
         change = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": n}
-        yield f"one row a pass, accumulated {n} times", change
+        yield f"one row a pass, accumulated {counted(n, 'time')}", change
     if s.stage == "ppo" and s.local_rollout_forward_batch_size > 4:
         yield "score 4 rows at a time", {"local_rollout_forward_batch_size": 4}
     if not optimizer.state_bytes and s.gpu:
@@ -151,7 +155,7 @@ def _more_devices(e: Estimate) -> Iterator[Change]:
         nodes = nodes_for(gpus, e.hardware)
         how = s.sharding if s.shards else "fsdp2"
         change = {"gpus": gpus, "sharding": how} | ({"nodes": nodes} if nodes > s.nodes else {})
-        yield f"{gpus} GPUs, sharded ({NAMES[how]})", change
+        yield f"{counted(gpus, 'GPU')}, sharded ({NAMES[how]})", change
 
 
 def _combined(e: Estimate) -> list[Remedy]:

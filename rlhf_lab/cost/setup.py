@@ -10,9 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
-from ..display import check_choice
+from ..display import check_choice, counted
 from ..stages import ONLINE, STAGES, read_table
 from . import fields
 from .architecture import Architecture
@@ -27,8 +26,9 @@ CHOICES = fields.CHOICES | {
     "optim": tuple(OPTIMIZERS),
     "quantization": ("none", *FORMATS),
 }
-PLANNED = "of optimizers that are planned, optim"
-EXTRA: dict[str, dict[str, str]] = read_table(Path(__file__).with_name("settings.yaml"))
+CALLED = {"optim": "of optimizers that are planned, optim"}
+"""Choices of which trainers have more."""
+EXTRA: dict[str, dict[str, str]] = read_table(__file__, "settings.yaml")
 """Settings of a plan that are no trainer's, and what they mean, by the stages that have them."""
 
 
@@ -39,6 +39,11 @@ def extra_settings(stage: str) -> dict[str, str]:
     return {
         name: what for kind, own in EXTRA.items() if has.get(kind) for name, what in own.items()
     }
+
+
+class CannotBe(ValueError):
+    """Of settings that can be neither planned nor trained; other errors are of what is not planned,
+    and may be trained."""
 
 
 def check_whole(name: str, value: object, of: str) -> None:
@@ -152,26 +157,29 @@ class Setup:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            # An optimizer that is none of these may well be one of transformers'.
-            check_choice(name if name != "optim" else PLANNED, getattr(self, name), choices)
+            check_choice(CALLED.get(name, name), getattr(self, name), choices)
         for name in fields.WHOLE_NUMBERS:
             check_whole(name, getattr(self, name), name)
         checks = (
             self._model_checks,
-            self._device_checks,
             self._offload_checks,
             self._batch_checks,
             self._in_backward_checks,
             self._serving_checks,
         )
         if wrong := next(chain.from_iterable(check() for check in checks), ""):
+            raise CannotBe(wrong)
+        if wrong := next(self._device_checks(), ""):
             raise ValueError(wrong)
 
     def _model_checks(self) -> Iterator[str]:
         """→ a line for everything that cannot be: lengths, precision, adapters."""
         m = self.model
-        if self.stage == "distill" and not 0 <= self.beta <= 1:
-            yield f"beta must be from 0 to 1, got {self.beta}"
+        if self.stage in ONLINE and self.response >= m.context:
+            yield (
+                f"response_length={self.response} leaves no room for a prompt: {m.family} here "
+                f"takes {m.context} tokens"
+            )
         if self.length > m.context:
             yield (
                 f"prompt_length + response_length = {self.length}: {m.family} here takes "
@@ -196,15 +204,22 @@ class Setup:
             yield f"lora_r={self.lora_r}: choose a rank of 1 or more, or 0 for the whole model"
 
     def _device_checks(self) -> Iterator[str]:
-        """The same of devices, and of how they share one layer."""
+        """The same of devices, how they share one layer and the groups of a generation: a training
+        may have another number of them."""
         n, heads = self.gpus, self.model.heads
+        rows, group = self.rollout_batch * self.replicas, self.samples_per_prompt
+        if STAGES[self.stage].groups and rows % group != 0:
+            yield (
+                f"a generation of {rows} responses does not split into groups of "
+                f"num_generations={group}: choose {_divisor(rows, group)}"
+            )
         version = self.fsdp_version
         if version not in (1, 2):
             yield (f"fsdp_version={version!r}: choose 1 or 2")
         if n % self.nodes != 0:
             yield (
                 f"gpus={n} do not spread over nodes={self.nodes}: choose "
-                f"{_divisor(n, self.nodes)} nodes"
+                f"{counted(_divisor(n, self.nodes), 'node')}"
             )
         tp = self.vllm_tensor_parallel_size
         if self.use_vllm and not self.server_gpus and n % tp != 0 or heads % tp != 0:
@@ -263,12 +278,6 @@ class Setup:
                 f"a rollout batch of {batch} does not split into num_mini_batches={k}: choose "
                 f"{_divisor(batch, k)}"
             )
-        group = self.samples_per_prompt
-        if STAGES[self.stage].groups and batch * self.replicas % group != 0:
-            yield (
-                f"a generation of {batch * self.replicas} responses does not split into groups of "
-                f"num_generations={group}: choose {_divisor(batch * self.replicas, group)}"
-            )
         if self.layout == "adapters" and not self.lora_r:
             yield "layout='adapters' needs a rank: set lora_r, for example 16"
         if self.stage == "inference" and self.sharding in ("zero3", "fsdp2"):
@@ -310,10 +319,6 @@ class Setup:
             yield (
                 f"requests_per_second={self.requests_per_second} must be above 0, "
                 "with engine='vllm'"
-            )
-        if not 0 < self.gpu_memory_utilization <= 1:
-            yield (
-                f"gpu_memory_utilization={self.gpu_memory_utilization} must be above 0, at most 1"
             )
         if kv % k != 0 and k % kv != 0:
             yield (

@@ -243,20 +243,19 @@ class Tape:
         store = Store(self, rows * x.itemsize, self.kind)
         return self.result(rows, x.itemsize, [(x, "same")], store=store)
 
-    def layer_norm(self, x: Value, rows: int, width: int, trained: bool, weight: int) -> Value:
-        """torch's own layer norm: saves its input, and mean and deviation of every row."""
+    def row_norm(
+        self, x: Value, rows: int, width: int, trained: bool, weight: int, liger: bool = False
+    ) -> Value:
+        """torch's own layer norm: saves its input, and mean and deviation of every row. `liger`: an
+        RMS norm in one kernel, a number a row; its gradient replaces what comes in."""
         self._count_moves(x, out=x.numel * x.itemsize)
-        statistics = Store(self, 2 * rows * 4)
-        grads = (2 * width * weight,) if trained else ()
-        return self.result(x.numel, x.itemsize, [(x, "new")], (x.store, statistics), grads)
+        numbers: int = 1 if liger else 2
+        saved = x.store, Store(self, numbers * rows * 4)
+        grads = (numbers * width * weight,) if trained else ()
+        ways: list[tuple[Value, Way]] = [(x, "same" if liger else "new")]
+        return self.result(x.numel, x.itemsize, ways, saved, grads)
 
     # Kernels of Liger, one for what is several operations above (linkedin/Liger-Kernel, `ops/`).
-
-    def fused_norm(self, x: Value, rows: int, width: int, trained: bool, weight: int) -> Value:
-        """An RMS norm: saves its input and a number a row; its gradient replaces what comes in."""
-        self._count_moves(x, out=x.numel * x.itemsize)
-        saved, grads = (x.store, Store(self, rows * 4)), (width * weight,) if trained else ()
-        return self.result(x.numel, x.itemsize, [(x, "same")], saved, grads)
 
     def in_place(self, x: Value) -> Value:
         """A rotation: written over its input, its gradient over the one that comes in."""

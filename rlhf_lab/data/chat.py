@@ -16,6 +16,7 @@ from itertools import product
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
+from ..display import first_line
 from ..stages import Setting
 from .messages import Dropped, Example, Message, Prompt
 
@@ -276,8 +277,8 @@ def _render(tokenizer: Tokenizer, turns: list[Message], in_parts: bool, **settin
             formed = [_formed(message, in_parts, as_text) for message in turns]
             return str(tokenizer.apply_chat_template(formed, tokenize=False, **settings))
         except Exception as refused:  # the template is somebody's program: it raises what it likes
-            errors.append(str(refused).strip() or type(refused).__name__)
-    raise Dropped(f"{REFUSED}: {errors[0].splitlines()[0][:100]}")
+            errors.append(first_line(refused))
+    raise Dropped(f"{REFUSED}: {errors[0][:100]}")
 
 
 def _formed(message: Message, in_parts: bool, as_text: bool) -> Message:

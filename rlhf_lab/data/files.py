@@ -15,7 +15,9 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
+from ..display import counted, first_line
 from ..models.hub import hub_reachable
 from ..runs.json_files import unread
 from .messages import Cell, Example
@@ -40,7 +42,18 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
         return iter(_choose(_saved_dataset(path), split))
     name = str(source)
     hub_id = name.count("/") == 1 and name[0] not in "./~" and path.suffix not in FORMATS
-    return _hub_rows(name, split, subset) if hub_id and not path.exists() else _file_rows(path)
+    if hub_id and not path.exists():
+        return _hub_rows(name, split, subset)
+    if path.is_file() and (subset or split != "train"):
+        raise ValueError(f"{path} is a file, which has no splits or subsets: leave them out")
+    return _file_rows(path)
+
+
+def left_out(source: object, split: str) -> list[str]:
+    """Splits that a DatasetDict, or a folder of one, has besides the one that is read."""
+    if isinstance(source, (str, Path)) and (folder := Path(source).expanduser()).is_dir():
+        source = _saved_dataset(folder)
+    return [str(name) for name in source if name != split] if isinstance(source, Mapping) else []
 
 
 def _file_rows(path: Path) -> Iterator[object]:
@@ -91,9 +104,26 @@ def _json_rows(path: Path) -> Iterator[object]:
         values = _Values(path, text)
         if values.peek() == "[" and _suffix(path) == ".json":
             yield from values.elements()
-        else:
+        elif values.peek():
+            first = values.next()
+            yield from [first] if values.peek() else _turned(first)
             while values.peek():
                 yield values.next()
+
+
+def _turned(value: object) -> list[object]:
+    """A file's only value: the rows of a table that is one object, its columns lists of like length
+    or, as pandas writes them, objects with the numbers of the rows; else the value itself."""
+    columns = list(value.values()) if isinstance(value, dict) else []
+    if columns and all(isinstance(c, dict) and [*c] == [*map(str, range(len(c)))] for c in columns):
+        columns = [[*c.values()] for c in columns]
+    tables = len(columns) > 1 and all(isinstance(c, list) for c in columns)
+    if not tables or len({len(c) for c in columns}) > 1 or len(columns[0]) < 2:
+        return [value]
+    if any(isinstance(cell, dict) for column in columns for cell in column):
+        return [value]  # splits of like size: lists of rows
+    names: Mapping[str, object] = cast("Mapping[str, object]", value)
+    return [dict(zip(names, cells)) for cells in zip(*columns)]
 
 
 class _Values:
@@ -173,7 +203,13 @@ def _csv_rows(path: Path) -> Iterator[Example]:
     """Rows of a table; the first line names the columns."""
     csv.field_size_limit(min(LONGEST_CELL, sys.maxsize))
     with _text(path, newline="") as text:
-        reader = csv.reader(text, delimiter="\t" if _suffix(path) == ".tsv" else ",", strict=True)
+        first = text.readline()
+        text.seek(0)
+        marks = (
+            "\t" if _suffix(path) == ".tsv" else ",;\t"
+        )  # spreadsheets of many languages write ;
+        mark = next((m for m in marks if m in first), marks[0])
+        reader = csv.reader(text, delimiter=mark, strict=True)
         try:
             head = next(reader, None)
             if not head:
@@ -183,8 +219,9 @@ def _csv_rows(path: Path) -> Iterator[Example]:
             for cells in reader:
                 if len(cells) > len(head):
                     raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells where the first line "
-                        f"names {len(head)} columns; put text that holds the separator in quotes"
+                        f"{path}, line {reader.line_num}: {counted(len(cells), 'cell')} where the "
+                        f"first line names {counted(len(head), 'column')}; put text that holds the "
+                        "separator in quotes"
                     )
                 if cells:
                     yield dict(zip(head, cells))
@@ -201,7 +238,7 @@ def _parquet_rows(path: Path) -> Iterator[Example]:
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {_first_line(error)}") from None
+        raise ValueError(f"{path} is not a readable Parquet file: {first_line(error)}") from None
 
 
 def _saved_dataset(path: Path) -> object:
@@ -227,7 +264,7 @@ def _hub_rows(name: str, split: str, subset: str | None) -> Iterator[object]:
         return iter(datasets.load_dataset(name, subset, split=split, streaming=True))
     except Exception as error:  # the hub has many ways to say no; each becomes one line
         raise ValueError(
-            f"no data {name!r}: no such file here, and the hub says: {_first_line(error)}"
+            f"no data {name!r}: no such file here, and the hub says: {first_line(error)}"
         ) from None
 
 
@@ -258,7 +295,3 @@ def _plain(cell: Cell) -> Cell:
     if isinstance(cell, (list, tuple)):
         return [_plain(value) for value in cell]
     return cell
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

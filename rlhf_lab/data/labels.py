@@ -107,9 +107,26 @@ def means_by(rows: Rows, column: str, answers: Sequence[str]) -> FieldMap:
     if path := copied(rows, column, answers):
         return {"winner": path, "values": by_place(answers)}
     values = {plain(r.get(column)) for r in rows} - {"", *TIES}
+    if len(answers) == 2 and any(0 < (number(v) or 0) < 1 for v in values):
+        return by_chance(column, answers)
     lists = [structure(r.get(answers[0])) for r in rows] if len(answers) == 1 else []
     count = max((len(c) for c in lists if isinstance(c, list)), default=len(answers))
     return {"winner": column, "values": sides(values or {"VALUE"}, column, answers, count)}
+
+
+def by_chance(column: str, answers: Sequence[str]) -> FieldMap:
+    """A mapping that reads a probability: that the answer which the column's name has is better,
+    else the first."""
+    likely = max(_named_in(column, answers), default=0)
+    p = f'to_number("{column}")'
+    cases = (f"{p} {sign} `0.5` && '{i}'" for sign, i in ((">", likely), ("<", 1 - likely)))
+    return {"winner": " || ".join([*cases, f"{p} == `0.5` && 'tie'"]), "values": by_place(answers)}
+
+
+def _named_in(column: str, answers: Sequence[str]) -> list[int]:
+    """Which answers have their mark in the name of a column."""
+    parts = re.split("[^a-z0-9]+", column.lower())
+    return [i for i, c in enumerate(answers) if tag_of(c)[1] in parts]
 
 
 def ask(
@@ -121,11 +138,12 @@ def ask(
     scores = [c for c, values in cells.items() if all(number(v) is not None for v in values)]
     if not len(scores) == len(answers) > 1:
         scores = [c for c in labels if holds_lists(rows, c)][:1]
-    if scores:
+    named = [c for c in labels if len(answers) > 1 and name_answers(rows, c, answers)]
+    if scores and not named:
         lower = any(words(c) & LOWER for c in scores)
         example["ranks" if lower else "scores"] = sorted(scores, key=lambda c: tag_of(c)[1])
     else:
-        example |= means_by(rows, labels[0] if labels else "COLUMN", answers)
+        example |= means_by(rows, next(iter(named or labels), "COLUMN"), answers)
     beside = f", and {', '.join(map(repr, labels))} may say which is better" if labels else ""
     return Refused(
         f"{name}: {' and '.join(map(repr, answers))} {look}{beside}; say what decides, for example "
@@ -141,7 +159,9 @@ def maps_answers(rows: Rows, column: str) -> FieldMap:
     lists = [li for r in rows if isinstance(li := structure(r.get(column)), list)]
     items = [i for li in lists for i in li if isinstance(i, Mapping)]
     keys = dict.fromkeys(str(k) for i in items for k in i)
-    sizes = {k: sum(len(v) for i in items if isinstance(v := i.get(k), str)) for k in keys}
+    sizes = {
+        k: sum(len(str(v)) for i in items if isinstance(v := i.get(k), str | list)) for k in keys
+    }
     decides = [k for k in keys if words(k) & (LABEL | LOWER) and is_label(k, items)]
     if not decides or len(keys) < 2:
         return {"completion": column}
@@ -151,11 +171,9 @@ def maps_answers(rows: Rows, column: str) -> FieldMap:
 
 def sides(values: set[str], column: str, answers: Sequence[str], count: int) -> dict[str, str]:
     """What the values of a label may mean: names and numbers of the `count` answers what they say;
-    of more numbers the lower half A, the upper half B, one in the middle a tie."""
+    of more numbers those below the middle of their scale A, those above it B, the middle a tie."""
     names = names_of(answers) if len(answers) > 1 else {}
-    own = [
-        i for i, c in enumerate(answers) if tag_of(c)[1] in re.split("[^a-z0-9]+", column.lower())
-    ]
+    own = _named_in(column, answers)
     if len(own) == 1 and len(answers) == 2 and values <= {"0", "1", "true", "false"}:
         return {v: LETTERS[own[0] if v in ("1", "true") else 1 - own[0]] for v in sorted(values)}
     means: dict[str, str] = {}
@@ -173,8 +191,10 @@ def sides(values: set[str], column: str, answers: Sequence[str], count: int) -> 
         return {v: LETTERS[marks.index(v)] for v in order}
     if len(order) <= count:
         return dict(zip(order, LETTERS))
-    at = {v: 2 * i + 1 - len(order) for i, v in enumerate(order)}
-    return {v: "A" if at[v] < 0 else "B" if at[v] else "tie" for v in order}
+    numbers = [n for v in order if (n := number(v)) is not None]
+    at = dict(zip(order, numbers if len(numbers) == len(order) else range(len(order))))
+    middle = (at[order[0]] + at[order[-1]]) / 2
+    return {v: "A" if at[v] < middle else "B" if at[v] > middle else "tie" for v in order}
 
 
 def says_good(rows: Rows, column: str) -> FieldMap:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ..models.load import Model, small_models_folder
-from ..stages import STAGES, Settings, resolve
-from .rows_left import check_rows, nothing_left, room_for_prompt
+from ..models.load import Model, load, small_models_folder
+from ..stages import STAGES, Setting, Settings, resolve
+from .rows_left import check_rows, nothing_left, response_limit, room_for_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -184,13 +184,32 @@ def story_rows(kind: str) -> tuple[list[Example], int, int]:
     return rows, known.count, STORY_ROWS["test_pairs" if kind == "preferences" else "test"]
 
 
+STORY_SETTINGS = (
+    *("per_device_train_batch_size", "response_length", "max_length", "num_mini_batches"),
+    *("gradient_accumulation_steps", "steps_per_generation", "local_rollout_forward_batch_size"),
+    "train_sampling_strategy",
+)
+"""What the lengths of a plan for the bundled data depend on."""
+
+
+def of_stories(stage: str, model: Model, settings: Settings) -> dict[str, float]:
+    """What a plan has to know of the bundled stories, looked up once."""
+    known = {name: settings[name] for name in STORY_SETTINGS if name in settings}
+    return _of_stories(stage, model.name, **known)
+
+
+@cache
+def _of_stories(stage: str, model: str, **settings: Setting) -> dict[str, float]:
+    return of_rows(stage, load(model), story_lengths(STAGES[stage].rows), settings)
+
+
 def planned_lengths(stage: str, model: Model, data: Data, settings: Settings) -> dict[str, float]:
     """What a plan has to know of the data: longest prompt and response in tokens, the length that
     a batch is padded to on average, and the number of rows. Raises ValueError, with the line that
     `train` has for it, where there is no row to train on, or none is left within the limit."""
     check_rows(stage, data)
     if STAGES[stage].rows == "prompts":
-        limit = room_for_prompt(model, int(settings.get("response_length", 53)))
+        limit = room_for_prompt(model, settings)
     else:
         limit = _room(model, settings)
     return of_rows(stage, model, row_lengths(stage, model, data, limit), settings)
@@ -232,7 +251,7 @@ def _sampled_lengths(
 ) -> dict[str, float]:
     """The lengths of a stage that samples: its responses are taken to be as long as the
     demonstrations, or as the limit where there are none."""
-    prompts, limit = rows.prompts, int(settings.get("response_length", 53))
+    prompts, limit = rows.prompts, response_limit(settings)
     responses = [min(limit, length) for length in rows.demonstrations] or [limit]
     batch = int(settings.get("per_device_train_batch_size", 8))
     passes = settings.get("steps_per_generation")  # RLOO's and GRPO's

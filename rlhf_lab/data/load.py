@@ -25,12 +25,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
+from ..display import counted
 from ..models.load import small_models_folder
 from ..runs.progress import notebook_display, working
 from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
-from .files import open_rows
-from .mapping import Refused, from_file, getter
+from .files import left_out, open_rows
+from .mapping import Refused, getter
 from .recognise import columns_of, recognise
 from .report import Report, convert_all
 from .schema import ANSWERS, Dropped, Example
@@ -87,7 +88,7 @@ class Data:
     prompts: Split
     annotator: Annotator | None = None
     notes: tuple[str, ...] = ()
-    report: Report | None = None
+    report: Report | None = field(default=None, repr=False)
     answers: Split = Split()
     """answers that somebody labelled one by one; good ones have label True"""
 
@@ -210,8 +211,13 @@ def load_data(
         return stories
     name = Path(source).name if isinstance(source, (str, Path)) else "your data"
     rows = open_rows(source, split, subset)
+    others = ", ".join(left_out(source, split))
     try:
-        return from_rows(rows, name, seed, fields=fields, limit=limit)
+        data = from_rows(rows, name, seed, fields=fields, limit=limit)
+        more = (
+            (f"{name}: split {split!r} is read, and not {others} (split=NAME)",) if others else ()
+        )
+        return replace(data, notes=data.notes + more)
     except Refused as error:
         if not isinstance(fields, (str, Path)):
             raise
@@ -293,7 +299,9 @@ def from_rows(
     """
     given: Mapping[str, object] | None = None
     if isinstance(fields, (str, Path)):
-        given = from_file(fields)
+        from ..runs.yaml_files import read_names  # a web page has no YAML
+
+        given = read_names(fields)
     elif callable(fields):
         rows = _through(fields, rows)
     else:
@@ -311,7 +319,8 @@ def from_rows(
     if len(kept) < 10:
         why = "; ".join(report.notes()[1:])
         raise ValueError(
-            f"{name}: {len(kept)} usable rows; at least 10 are needed" + f" ({why})" * bool(why)
+            f"{name}: {counted(len(kept), 'usable row')}; at least 10 are needed"
+            + f" ({why})" * bool(why)
         )
     if shape.has_answers and not any(r.keys() & set(ANSWERS) for r in kept):
         raise ValueError(

@@ -12,11 +12,9 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TypeAlias
 
 from ..display import did_you_mean
-from ..runs.json_files import unread
 from .messages import TIES, Cell, Dropped, Row, missing, structure
 
 FieldMap: TypeAlias = dict[str, Cell]
@@ -167,23 +165,6 @@ def from_flags(flags: Sequence[str]) -> dict[str, object]:
         else:
             found[name] = value
     return found
-
-
-def from_file(path: str | Path) -> dict[str, object]:
-    """A mapping out of a YAML (or JSON) file."""
-    import yaml
-
-    try:
-        found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(unread(Path(path), error)) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {type(found).__name__}: write lines like prompt: COLUMN")
-    return {str(k): v for k, v in found.items()}
 
 
 def checked(given: Mapping[str, object], name: str) -> FieldMap:

@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..stages import read_table
@@ -31,7 +30,7 @@ Prompt: TypeAlias = str | list[Message] | list[int]
 Answer: TypeAlias = str | list[Message]
 """Text, or several messages (assistant with a tool call, tool, assistant)."""
 
-TABLE: dict[str, Any] = read_table(Path(__file__).with_name("shapes.yaml"))
+TABLE: dict[str, Any] = read_table(__file__, "shapes.yaml")
 """Names of roles and columns, words in them, what values mean, and shapes that have a name."""
 ROLE_NAMES: dict[str, str] = {
     theirs: ours for ours, names in TABLE["roles"].items() for theirs in names
@@ -151,6 +150,10 @@ def messages(value: object) -> list[Message]:
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, (list, tuple)) or not all(isinstance(m, Mapping) for m in turns):
         raise Dropped(_other_type(turns))
+    if turns[-1].get("weight") in (0, "0") or turns[-1].get("train") is False:
+        raise Dropped(
+            "an answer that is marked as not to be learned"
+        )  # OpenAI's and axolotl's keys
     found = [turn for m in turns if (turn := _message(m))]
     if not found:
         raise Dropped("empty")

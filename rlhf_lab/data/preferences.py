@@ -21,7 +21,7 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..display import check_choice
+from ..display import check_choice, counted
 from .schema import Example, Prompt
 
 ANSWERS = ("left", "right", "tie", "skip")
@@ -56,7 +56,7 @@ class Annotations:
         self.read()
 
     def __repr__(self) -> str:
-        return f"Annotations({self.file.name!r}, {len(self.answers())} answers)"
+        return f"Annotations({self.file.name!r}, {counted(len(self.answers()), 'answer')})"
 
     def answers(self, who: str | None = None) -> list[Example]:
         """The last answer to each pair, oldest first, without what was taken back.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ..display import did_you_mean
+from ..display import counted, did_you_mean
 from .labels import (
     LABEL,
     NOT_BETTER,
@@ -238,7 +238,7 @@ def _rules(of: Fields, columns: str) -> Iterator[tuple[object, str, FieldMap]]:
     line = f"{of.preference!r} is a signed number; say which answer is better above 0: {{fields}}"
     example = {"preference": of.preference, "positive": "A"}
     yield of.preference and of.positive not in ("A", "B"), line, example
-    line = f"{len(of.answers)} answers and {len(lists)} {what}: give one for each"
+    line = f"{counted(len(of.answers), 'answer')} and {len(lists)} {what}: give one for each"
     yield several and lists and len(lists) not in (1, len(of.answers)), line, {}
     if skips := [p for p in (*of.answers, *lists) if "[]" in p or "[*]" in p]:
         line = (
@@ -249,7 +249,11 @@ def _rules(of: Fields, columns: str) -> Iterator[tuple[object, str, FieldMap]]:
         yield not of.each, line, inner
     names = ", ".join(NAMES["prompt"])
     line = f"no prompt field among {columns}; name it one of {names}, or map it with {{fields}}"
-    yield not (of.prompt or several or of.chosen or of.completion), line, {"prompt": "COLUMN"}
+    bare = not (of.prompt or several or of.chosen or of.completion)
+    texts = bare and "text" in columns[1:-1].split(", ")
+    whole = "'text' holds whole texts, and what is learned is the answer to a prompt: give both, or"
+    yield texts, f"{whole} part each text in Python with fields=FUNCTION", {}
+    yield bare, line, {"prompt": "COLUMN"}
 
 
 def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> None:

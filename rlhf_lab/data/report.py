@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from ..display import counted
 from .messages import Dropped, Example
 from .schema import ANSWERS, Shape, convert, grouped
 
@@ -49,28 +50,32 @@ class Report:
 
     def notes(self) -> list[str]:
         """The report in lines for people."""
-        lines = [f"{self.name}: {self.rows:,} rows, read as {self.shape}"]
-        lines += [f"{self.name}: dropped {n:,} rows: {why}" for why, n in self.dropped.items()]
-        lines += [f"{self.name}: {n:,} rows have no {f}" for f, n in sorted(self.missing.items())]
+        lines = [f"{self.name}: {counted(self.rows, 'row')}, read as {self.shape}"]
+        lines += [
+            f"{self.name}: dropped {counted(n, 'row')}: {why}" for why, n in self.dropped.items()
+        ]
+        lines += [
+            f"{self.name}: {counted(n, 'row')} without {f}" for f, n in sorted(self.missing.items())
+        ]
         if self.unused:
-            lines.append(f"{self.name}: {self.unused:,} answers are in no pair and are not used")
+            lines.append(f"{self.name}: not used, in no pair: {counted(self.unused, 'answer')}")
         if self.tied:
-            lines.append(f"{self.name}: {self.tied:,} ties are kept as demonstrations")
+            lines.append(f"{self.name}: kept as demonstrations: {counted(self.tied, 'tie')}")
         if self.parted:
-            cut = "paired where their conversations part, without the turns that follow"
-            lines.append(f"{self.name}: {self.parted:,} pairs are {cut}")
+            cut = "cut where their conversations part, without the turns that follow"
+            lines.append(f"{self.name}: {counted(self.parted, 'pair')} {cut}")
         if self.identical:
             lines.append(
-                f"{self.name}: dropped {self.identical:,} pairs whose chosen and rejected "
+                f"{self.name}: dropped {counted(self.identical, 'pair')} whose chosen and rejected "
                 "are identical"
             )
-        unused = [c for c, became in self.columns.items() if became == "not used"]
-        unused += [f"{c} (in {n:,} rows further down)" for c, n in self.later.items()]
+        unused = [c or "''" for c, became in self.columns.items() if became == "not used"]
+        unused += [f"{c} (in {counted(n, 'row')} further down)" for c, n in self.later.items()]
         unused += [f"{c} {b[b.index('(') :]}" for c, b in self.columns.items() if "(not used" in b]
         if unused:
             lines.append(f"{self.name}: columns not used: {', '.join(unused)}")
         if self.sampled:
-            lines.append(f"{self.name}: a random sample of {self.kept:,} rows is used")
+            lines.append(f"{self.name}: a random sample of {counted(self.kept, 'row')} is used")
         return lines
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..display import by_surface, check_choice
+from ..display import by_surface, check_choice, counted
 from ..stages import REWARDED
 from ..world.gold_reward import GOLD_PARTS
 from .load import Data
@@ -90,8 +90,8 @@ def check_rewards(plan: Plan, functions: RewardFunction | Sequence[RewardFunctio
     weights = plan.settings.get("reward_weights")
     if isinstance(weights, Sequence) and len(weights) != count:
         raise ValueError(
-            f"reward_weights has {len(weights)} numbers for {count} sources of "
-            "reward: give one for each, the reward model first"
+            f"reward_weights has {counted(len(weights), 'number')} for "
+            f"{counted(count, 'source')} of reward: give one for each, the reward model first"
         )
 
 

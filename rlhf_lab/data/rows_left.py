@@ -6,10 +6,13 @@ Needs no torch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from ..stages import STAGES
+from ..display import counted
+from ..stages import STAGES, Settings
 
 if TYPE_CHECKING:
     from ..models.load import Model
@@ -22,6 +25,15 @@ def check_rows(stage: str, data: Data) -> None:
     if not getattr(data, spec.rows).train:
         what = " and ".join(spec.columns) or "prompt"
         raise ValueError(f"{data.name} has nothing to {_does(stage)} on: no {what} fields")
+
+
+def digest(stage: str, data: Data) -> str:
+    """How many rows a stage learns from, and a hash of them: other rows have another one."""
+    rows = getattr(data, STAGES[stage].rows).train
+    found = sha256()
+    for row in rows:
+        found.update(json.dumps(row, default=str).encode())
+    return f"{counted(len(rows), 'row')}, sha256 {found.hexdigest()[:12]}"
 
 
 def nothing_left(
@@ -38,8 +50,15 @@ def nothing_left(
     )
 
 
-def room_for_prompt(model: Model, response: int) -> int:
+def response_limit(settings: Settings) -> int:
+    """Most tokens of a response that a training samples: to learn from, or to evaluate a policy by,
+    where it has as many as the stages that sample."""
+    return int(settings.get("response_length", 64))
+
+
+def room_for_prompt(model: Model, settings: Settings) -> int:
     """Tokens that a prompt may have. Raises ValueError where the response leaves none."""
+    response = response_limit(settings)
     room = model.context - response
     if room < 1:
         raise ValueError(

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..cost.hardware import cores
+from ..data.load import load_data
 from ..display import Display, format_number, html_table, table
 from ..runs.ledger import Ledger
 
@@ -188,7 +189,10 @@ def bench(
         "profile": {"kind": "concurrent", "streams": list(concurrency)},
         "constraints": [{"kind": "max_requests", "count": counts}],
     }
-    report = _guidellm(program, spec, prompts or _story_prompts(max(counts)))
+    if not prompts:
+        rows = load_data("stories").prompts.train[: max(counts)]
+        prompts = [str(row["prompt"]) for row in rows]
+    report = _guidellm(program, spec, prompts)
     found = zip(concurrency, counts, report["benchmarks"], strict=True)
     levels = [Level(streams, read_answers(one, count)) for streams, count, one in found]
     return Load(levels, url, name, report["metadata"]["guidellm_version"])
@@ -197,12 +201,6 @@ def bench(
 def _places() -> str:
     """Where programs are: beside this Python too, which a kernel's PATH need not have."""
     return os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
-
-
-def _story_prompts(count: int) -> list[str]:
-    from ..data.load import load_data
-
-    return [str(row["prompt"]) for row in load_data("stories").prompts.train[:count]]
 
 
 def _probe(url: str, token: str | None, model: str | None, max_tokens: int) -> str:

@@ -7,7 +7,6 @@ as γ and β go through values (`numbers` in `exercises.yaml`) of which 1 hides 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -19,7 +18,7 @@ Arguments: TypeAlias = dict[str, Any]
 Draw: TypeAlias = Callable[[Generator, int, int, int], object]
 """(generator, number of the case, b, t) → an argument"""
 
-TABLE = read_table(Path(__file__).with_name("exercises.yaml"))
+TABLE = read_table(__file__, "exercises.yaml")
 SHAPES = ((2, 3), (3, 5), (1, 1), (4, 4), (2, 1), (3, 7))
 CASES = 12
 VOCABULARY = 7

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -68,10 +67,7 @@ class Specimen:
         return f"{self.name}: {self.mechanism}\n{rule}Met in: {self.address}\nCure: {self.fix}"
 
 
-SPECIMENS = {
-    name: Specimen(name, **entry)
-    for name, entry in read_table(Path(__file__).with_suffix(".yaml")).items()
-}
+SPECIMENS = {name: Specimen(name, **entry) for name, entry in read_table(__file__).items()}
 """Every specimen by name."""
 CASES = sorted(SPECIMENS, key=lambda name: crc32(name.encode()))
 """Their names in an order that tells nothing."""

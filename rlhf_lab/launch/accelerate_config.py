@@ -30,12 +30,11 @@ FSDP2 = {
     "fsdp_cpu_ram_efficient_loading": True,
 }
 
-NOT_IN_IT = (
+SIZES = (
     *("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"),
     "stage3_param_persistence_threshold",
-    "fsdp_units",
 )
-"""Settings that a DeepSpeed configuration or a program of one's own could realise."""
+"""DeepSpeed's that a plan knows, and accelerate's configuration does not."""
 
 
 def accelerate_config(s: Setup, kind: str = "gpu") -> str:
@@ -47,7 +46,7 @@ def accelerate_config(s: Setup, kind: str = "gpu") -> str:
         raise ValueError(
             f"tensor_parallel={s.tensor_parallel} is planned only: the lab's trainers do not run it"
         )
-    for name in NOT_IN_IT:
+    for name in (*SIZES, "fsdp_units"):
         if (value := getattr(s, name)) != getattr(Setup, name):
             raise ValueError(
                 f"{name}={value!r} is planned only: accelerate's configuration has no field for it"

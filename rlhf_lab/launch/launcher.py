@@ -73,9 +73,10 @@ def command(
     return [*line, *program], env
 
 
-def launch(config: str, arguments: Sequence[str], hosts: Hosts) -> int:
+def launch(config: str, arguments: Sequence[str], hosts: Hosts, quiet: bool = False) -> int:
     """Run `rlhf-lab ARGUMENTS` in several processes. `config`: accelerate's configuration as YAML;
-    "": on CPUs. → exit code.
+    "": on CPUs. `quiet`: without torch's warnings (DDP has one of transformers' choice to look for
+    unused parameters). → exit code.
 
     What they write to stderr is passed on up to an error message of ours.
     """
@@ -85,6 +86,7 @@ def launch(config: str, arguments: Sequence[str], hosts: Hosts) -> int:
         file.write_text(config, encoding="utf-8")
         program, environment = command(str(file) if config else "", arguments, hosts)
         env = {**os.environ, **environment, STOP_FILE: str(stop)}
+        env |= {"TORCH_CPP_LOG_LEVEL": "ERROR"} if quiet else {}
         # In a session of their own: an interrupt ends their step, not the processes.
         with subprocess.Popen(
             program, env=env, stderr=subprocess.PIPE, text=True, bufsize=1, start_new_session=True

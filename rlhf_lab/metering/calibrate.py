@@ -45,6 +45,7 @@ from ..cost.layers import PassConfig
 from ..cost.memory import trunk, works
 from ..cost.seconds import cpu_parts
 from ..cost.work import Work
+from ..display import counted
 from ..runs.json_files import JsonObject
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _description(device: torch.device, taken: float) -> JsonObject:
     source = f"calibrated on {today} with torch {torch.__version__}{busy}"
     if device.type != "cuda":
         threads = torch.get_num_threads()
-        name = f"{_processor()}, {threads} thread{'s' * (threads > 1)}"
+        name = f"{_processor()}, {counted(threads, 'thread')}"
         return {"kind": "cpu", "name": name, "memory": usable_memory(), "source": source}
     name = torch.cuda.get_device_name()
     entry = CATALOGUE.get(in_catalogue(name) or "")

@@ -285,11 +285,6 @@ class Meter:
 
     # ---------------------------------------------------------------------------- for the blocks
 
-    def _listen(self) -> None:
-        """To collectives, where there are other processes, until `close`."""
-        if several() and self._stop_listening is None:
-            self._stop_listening = listen(self._count_sent)
-
     def _count_sent(self, name: str, size: int, processes: int) -> None:
         if self._blocks:
             self.sent[self._blocks[-1].at] += ring_bytes(name, size, processes)
@@ -315,7 +310,7 @@ class Meter:
         if largest is None:
             return True
         grown = any(n > GROWTH * m for n, m in zip(shape or (), largest, strict=False))
-        return grown and self._lost <= self.share * self._elapsed
+        return grown and self._lost < self.share * self._elapsed
 
     def _plain_seconds(self, block: _Block, otherwise: float) -> float:
         """Seconds that a block takes when nothing is counted, where some were only timed."""
@@ -353,7 +348,8 @@ class _Block:
 
     def __enter__(self) -> None:
         meter, outer = self.meter, self.meter._blocks
-        meter._listen()
+        if several() and meter._stop_listening is None:  # to collectives, until `close`
+            meter._stop_listening = listen(meter._count_sent)
         if outer:
             meter._record_peak(*outer[-1].at)
         else:

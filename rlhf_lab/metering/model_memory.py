@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 from unittest.mock import patch
 
@@ -119,9 +120,6 @@ class ModelMemory:
                     return True
         return False
 
-    def _accumulated(self, whole: bool) -> None:
-        self._accumulates = whole
-
     def measure_states(self) -> None:
         """Note how large the optimizer's state is, while there is one."""
         for role, model, state in self._alive():
@@ -161,7 +159,8 @@ class ModelMemory:
             roles |= {id(p): role for p in parameters}
         self._own_kept()
         own("", "activations", [t for t in (r() for r in self._held) if t is not None])
-        self._undo.enter_context(labelled_shards(self.tracker, roles, self._accumulated))
+        accumulated = partial(setattr, self, "_accumulates")
+        self._undo.enter_context(labelled_shards(self.tracker, roles, accumulated))
         self._undo.enter_context(labelled_caches(self.tracker))
         self._undo.enter_context(fused_head_within(lambda: self.tracker.labelled("logits")))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from ..display import by_surface
+from ..display import by_surface, first_line
 from .names import nearest, same_sizes
 from .packaged import PACKAGED, REMEDY, local_folder
 
@@ -107,4 +107,4 @@ def _reason(path: str | Path, error: Exception) -> str:
     pickled = [*folder.glob("*.bin"), *folder.glob("*.pt*")] if folder.is_dir() else []
     if pickled and not list(folder.glob("*.safetensors")):
         return "its weights are pickled (.bin), which can run code; convert them to safetensors"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

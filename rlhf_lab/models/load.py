@@ -127,9 +127,11 @@ class Model:
     @property
     def context(self) -> int:
         """Tokens of prompt and response together that the model can take."""
-        reads = self.config_dict().get("max_position_embeddings")  # without transformers
+        whole = self.config_dict()  # without transformers
+        text = whole.get("text_config")
+        reads = (text if isinstance(text, dict) else whole).get("max_position_embeddings")
         if not isinstance(reads, int):
-            reads = getattr(self.config, "max_position_embeddings", None)
+            reads = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return int(reads or 2**31)
 
     def check_writes(self, trains: bool = False) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from functools import cache
-from pathlib import Path
 
+from ..stages import read_table
 from .packaged import PACKAGED, SMOLLM2
 
 BUNDLED = ("mini", "tiny", "small")
@@ -32,8 +31,7 @@ def same_sizes() -> dict[str, str]:
 @cache
 def _read_presets() -> dict[str, tuple[dict[str, object], list[str]]]:
     """Hub id → its config, and the ids of other models of the same sizes (`names`)."""
-    text = Path(__file__).with_name("presets.json").read_text("utf-8")
-    entries: dict[str, dict[str, object]] = json.loads(text)
+    entries: dict[str, dict[str, object]] = read_table(__file__, "presets.json")
     names: dict[str, list[str]] = {k: v.pop("names", []) for k, v in entries.items()}  # type: ignore[misc]
     return {hub_id: (config, names[hub_id]) for hub_id, config in entries.items()}
 

@@ -17,8 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from ..display import did_you_mean
+from ..display import did_you_mean, first_line
 from ..runs.json_files import JsonObject, lab_home, replace_file
+from ..stages import read_table
 from .names import presets
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequen
 NO_LIMIT = 2**20
 """Tokens where a config names no longest row: state space models, ALiBi."""
 ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
+WITH_MORE = frozenset(
+    "dots3_note emu3 fuyu gemma3 gemma3n gemma4 gemma4_assistant gemma4_unified "
+    "gemma4_unified_assistant got_ocr2 llama4 mllama moss_transcribe_diarize qwen3_5 qwen3_5_moe "
+    "qwen4_exp".split()
+)
+"""Types of models with a text part and others (images, sound) that transformers 5.23 loads as a
+language model (AutoModelForCausalLM), which is what the trainers train."""
 Structure: TypeAlias = JsonObject
 """The fields of `cost.decoder.Architecture`; a layer is how many there are of it, its maps, other
 numbers that it learns, and numbers in its cache."""
@@ -52,6 +60,17 @@ OWN_HEADS = frozenset(
 )
 """Types of models (transformers 5.23) that do more between trunk and logits than PPO's
 `language_head` and TRL 1.16's fused head know: a dense layer, a norm, a cap of another name."""
+
+
+def not_loaded(config: Mapping[str, object]) -> str:
+    """Why the trainers cannot load a model that can be planned by its text part; "" if they can."""
+    kind = config.get("model_type")
+    if "text_config" not in config or kind in WITH_MORE:
+        return ""
+    return (
+        f"planned only: {kind} does not load as a language model (AutoModelForCausalLM), which is "
+        "what is trained"
+    )
 
 
 def check_head(kind: str) -> None:
@@ -69,9 +88,7 @@ def structure_of(config: Mapping[str, object]) -> Structure:
 
     Raises ValueError, one line, for what is no decoder of the installed transformers.
     """
-    shipped: dict[str, Structure] = json.loads(
-        Path(__file__).with_name("structures.json").read_text("utf-8")
-    )
+    shipped: dict[str, Structure] = read_table(__file__, "structures.json")
     for hub_id, structure in shipped.items():
         if presets()[hub_id] == config:
             return structure
@@ -94,6 +111,14 @@ def _kept(config: str) -> Structure:
     except OSError:
         pass  # a machine that keeps nothing reads it again
     return structure
+
+
+def matrix_names(config: Mapping[str, object]) -> list[str]:
+    """Dotted names of the modules of a config's model that hold a matrix. Raises ValueError for
+    what is no decoder alone."""
+    model, *_ = _build(config)
+    weights = ((name, getattr(m, "weight", None)) for name, m in model.named_modules())
+    return [name for name, weight in weights if weight is not None and weight.dim() > 1]
 
 
 def _number(found: JsonObject) -> JsonObject | float:
@@ -172,8 +197,8 @@ def _build(
                 decoder = model if alone else model.get_decoder()
                 return decoder, model.get_output_embeddings(), text
     except Exception as error:  # a config that cannot be raises whatever its class raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"no {family} model can be made of this config: {reason}") from None
+        line = f"no {family} model can be made of this config: {first_line(error)}"
+        raise ValueError(line) from None
     raise ValueError(f"model_type {family!r}: not a decoder alone, which is what the stages train")
 
 

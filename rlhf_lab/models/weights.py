@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..display import first_line
 from .device import compute_dtype
 from .hub import fetch, quiet_transformers
 from .tokenizer import embedding_rows
@@ -256,5 +257,5 @@ def _mend_generation_config(config: GenerationConfig, path: str | Path) -> None:
             setattr(config, name, None)
     raise ValueError(
         f"the model in {path} could not be saved after training: transformers refuses to write its "
-        f"generation config ({problem.splitlines()[0]}): mend its generation_config.json"
+        f"generation config ({first_line(problem)}): mend its generation_config.json"
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..display import first_line
 from .logprobs import AnyModel
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def add_reward_adapter(base: AnyModel, folder: AnyModel) -> tuple[Tensor, float]
         config = PeftConfig.from_pretrained(str(folder))
         weights = load_peft_weights(str(folder), device="cpu")
     except Exception as error:  # peft and safetensors raise whatever their parsers raise
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"cannot load a reward adapter from {folder}: {line}") from None
+        line = f"cannot load a reward adapter from {folder}: {first_line(error)}"
+        raise ValueError(line) from None
     heads = [name for name in weights if name.endswith("score.weight")]
     if not isinstance(config, LoraConfig) or len(heads) != 1:
         raise ValueError(f"{folder} holds no reward adapter: a LoRA adapter with one score head")

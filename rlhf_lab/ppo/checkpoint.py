@@ -31,6 +31,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler
 
 from ..data.reward_sources import RewardFunction
+from ..display import first_line
 from ..metering.meter import Meter
 from .config import PPOConfig
 from .layouts import Roles
@@ -139,8 +140,7 @@ def restore(trainer: TrainingParts, wanted: str | Path | None = None) -> int:
             rest = torch.load(path / REST, map_location="cpu", weights_only=True)
             state = TrainerState.load_from_json(str(path / STATE))
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
-            line = (str(error).splitlines() or [""])[0]
-            problem = f"{path} cannot be read ({type(error).__name__}: {line})"
+            problem = f"{path} cannot be read ({type(error).__name__}: {first_line(error)})"
             if wanted:
                 raise ValueError(problem) from None
             print(f"ppo: {problem}: going on from the one before", flush=True)

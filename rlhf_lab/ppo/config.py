@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..display import check_choice
 from ..launch.processes import load_whole
 from ..models.compiled_later import compiled_later
-from ..settings import check_value
+from ..settings import WITHOUT_EFFECT, check_value
 
 with compiled_later():  # these import peft, and with it bitsandbytes
     from transformers import TrainingArguments
@@ -25,12 +25,7 @@ KL_ESTIMATORS = (
 )
 LAYOUTS = ("four", "shared", "adapters")
 """What `layouts.py` can make of the roles."""
-NOT_HONOURED = frozenset(
-    "optim_target_modules label_smoothing_factor neftune_noise_alpha auto_find_batch_size "
-    "data_seed train_sampling_strategy dataloader_drop_last full_determinism fsdp deepspeed "
-    "parallelism_config load_best_model_at_end metric_for_best_model greater_is_better "
-    "save_only_model push_to_hub hub_model_id torch_compile_backend torch_compile_mode".split()
-)
+NOT_HONOURED = WITHOUT_EFFECT["ppo"] | {"torch_compile_backend", "torch_compile_mode"}
 """transformers' settings that would change what is trained or saved, and that PPO does not know."""
 T = TypeVar("T")
 

@@ -21,6 +21,7 @@ from ..data.chat import is_conversation
 from ..data.reward_sources import RewardFunction
 from ..data.schema import Message
 from ..data.tokenize import prompt_of
+from ..display import counted
 from ..metering.meter import Meter, NoMeter
 from ..models.tokenizer import same_vocabulary
 from .executor import Executor
@@ -129,7 +130,8 @@ class Rewards:
             reward_model.eval().requires_grad_(False).to(device)
         if weights is not None and len(weights) != len(self.sources):
             raise ValueError(
-                f"reward_weights has {len(weights)} numbers for {len(self.sources)} sources of "
+                f"reward_weights has {counted(len(weights), 'number')} for "
+                f"{counted(len(self.sources), 'source')} of "
                 f"reward ({', '.join(s.name for s in self.sources)}): give one for each"
             )
         self.weights = [1.0] * len(self.sources) if weights is None else list(map(float, weights))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from ..display import first_line
 from .executor import Executor
 from .logprobs import AnyModel
 
@@ -174,8 +175,8 @@ class ContinuousBatching(RolloutEngine):
         try:  # what transformers does not take (a setting, a kind of attention) it says at once
             self._answers(policy, [[sampling.pad_token_id]], seed=0, limit=1)
         except (TypeError, ValueError, AttributeError, RuntimeError, KeyError) as error:
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"use_transformers_continuous_batching: {line}") from error
+            line = f"use_transformers_continuous_batching: {first_line(error)}"
+            raise ValueError(line) from error
 
     def sample(
         self, policy: AnyModel, prompt_ids: Tensor, prompt_mask: Tensor, keys: Tensor

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..display import first_line
 from .checkpoint import random_state, set_random_state
 from .config import PPOConfig
 from .logprobs import AnyModel
@@ -208,8 +209,8 @@ class VLLMEngine(RolloutEngine):
 
 
 def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    kind, line = type(error).__name__, first_line(error)
+    return line if line == kind else f"{kind}: {line}"
 
 
 def whole_weights(policy: AnyModel) -> Iterator[tuple[str, Tensor]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..display import format_bytes, format_seconds
@@ -15,7 +14,7 @@ from .json_files import JsonObject
 if TYPE_CHECKING:
     from .run import Run
 
-_TABLE = read_table(Path(__file__).with_name("glosses.yaml"))
+_TABLE = read_table(__file__, "glosses.yaml")
 GLOSSES: dict[str, str] = {name: text for k, text in _TABLE.items() for name in k.split(", ")}
 """What a metric means, in a line."""
 _FAMILIES = {

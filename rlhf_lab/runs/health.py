@@ -10,7 +10,6 @@ rewards themselves, which have another unit in every run.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from ..display import Display, escape, format_number, html_table, table
+from ..display import Display, counted, escape, format_number, html_table, table
 from ..stages import read_table
 from .run import Run
 
@@ -32,7 +31,6 @@ LIKE, MANY = 3, 10
 """Look-alikes that are named, at most; specimens that are counted and not named."""
 CORE = ("loss", "pg_loss", "vf_loss", "objective", "kl", "grad_norm")
 """Figures that are numbers in every step, or the training has broken."""
-_HERE = Path(__file__).parent
 Lines = Sequence[Mapping[str, float]]
 
 
@@ -131,14 +129,14 @@ class Check:
         return FIGURES[self.figure](values) if len(values) >= self.needs else math.nan
 
 
-CHECKS = {n: Check(name=n, **entry) for n, entry in read_table(_HERE / "health.yaml").items()}
+CHECKS = {n: Check(name=n, **entry) for n, entry in read_table(__file__, "health.yaml").items()}
 
 
 @cache
 def limits() -> dict[str, Any]:
     """`health_limits.json`: `limits` (warn, critical, origin) by check, and by name in `specimens`
     the share of its runs that `fails` each check, and by which step four in five are `shown`."""
-    return dict(json.loads((_HERE / "health_limits.json").read_text("utf-8")))
+    return dict(read_table(__file__, "health_limits.json"))
 
 
 @dataclass(frozen=True)
@@ -245,8 +243,8 @@ class Health(Display):
             more = f"; {len(self.early)} more need further steps" if self.early else ""
             more += f"; {self.blind} look at what was not logged" if self.blind else ""
             passed, steps = len(self.known), self.steps
-            checks = f"{passed} check{'s' * (passed != 1)} passed"
-            return f"{checks} over {steps} logged step{'s' * (steps != 1)}{more}"
+            checks = f"{counted(passed, 'check')} passed"
+            return f"{checks} over {counted(steps, 'logged step')}{more}"
         names = ", ".join(f.check.name + ("!" if f.critical else "") for f in self.findings)
         like = f"; looks like {', '.join(self.look_alikes)}" if self.look_alikes else ""
         return f"{len(self.findings)} of {len(self.known)} checks failed: {names}{like}"

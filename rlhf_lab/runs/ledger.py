@@ -227,8 +227,7 @@ class Ledger(UserList[Row]):
         """The table as a `pandas.DataFrame`, one column per field."""
         import pandas  # late: a plan must open where pandas is slow to load or absent
 
-        names = [f.name for f in fields(Row)]
-        return pandas.DataFrame([asdict(row) for row in self.data], columns=names)
+        return pandas.DataFrame([asdict(row) for row in self.data], columns=list(_FIELDS))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one JSON object per line; the old file stays whole until the new one is."""

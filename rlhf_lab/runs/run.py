@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..display import Display, by_surface, check_choice, escape, html_table, table
-from ..stages import STAGES
+from ..stages import STAGES, read_table
 from .figures import Unfinished, changes, facts, spans, with_meanings
 from .json_files import (
     CachedFile,
@@ -106,7 +106,8 @@ class Run:
         run = cls(folder)
         run.check_room(overwrite)
         run.claim()
-        run._make_room(overwrite, keep)
+        for path in (p for p in run._check_content(overwrite) if p.name not in keep):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         what = {"stage": stage, "model": model, "data": data, "seed": seed, "hardware": hardware}
         what |= {name: value for name, value in more.items() if value}
         what |= {"processes": processes} if processes > 1 else {}
@@ -166,11 +167,6 @@ class Run:
         # A deletion cut short still leaves a run that can be overwritten.
         return [*ours, *folder.glob("checkpoint*"), folder / "run.json"] if is_run else []
 
-    def _make_room(self, overwrite: bool, keep: Sequence[str]) -> None:
-        """See that the folder is free. Only a run's own files are ever deleted."""
-        for path in (p for p in self._check_content(overwrite) if p.name not in keep):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
     def _how_it_ended(self) -> str:
         """` (interrupted at step 3: …)`, where that can be read."""
         try:
@@ -188,14 +184,14 @@ class Run:
         """The run in a folder, to go on with it; None where there is none yet.
 
         Raises ValueError where it was started with something else than is `given` (stage, model,
-        data, seed, settings): the first difference.
+        data, its rows, seed, settings): the first difference.
         """
         run = cls(folder)
         check_free(run.folder)
         if not (run.folder / "run.json").is_file():
             return None
         config = run.config
-        there = {"processes": 1, **config}
+        there = {"processes": 1, "rows": given.get("rows"), **config}
         here = {"processes": 1, **to_json_object(given)}
         same_place = there["processes"] == here["processes"]
         for known in (there, here):
@@ -411,7 +407,7 @@ class Run:
 # ---------------------------------------------------------------------------------- names and files
 
 
-RENAMED: dict[str, str] = json.loads(Path(__file__).with_name("renamed.json").read_text("utf-8"))
+RENAMED: dict[str, str] = read_table(__file__, "renamed.json")
 """Metrics that had another name in an earlier version → what they are called today."""
 
 

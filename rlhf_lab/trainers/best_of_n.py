@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..data.schema import Example, Prompt
 from ..data.tokenize import prompt_of
+from ..display import counted
 from ..models.weights import embeddings, grow_embeddings
 from ..ppo.texts import sample_ids
 from .evaluate import GoldReward, answers_to, score_answers
@@ -79,7 +80,7 @@ def order_weights(total: int, n: int) -> Tensor:
     The i-th smallest is the largest of C(i−1, n−1) of the C(total, n) subsets. → (total,) fp64.
     """
     if not 1 <= n <= total:
-        raise ValueError(f"best of {n} out of {total} samples: choose 1 to {total}")
+        raise ValueError(f"best of {n} out of {counted(total, 'sample')}: choose 1 to {total}")
     ways = math.comb(total, n)
     return torch.tensor([math.comb(i, n - 1) / ways for i in range(total)], dtype=torch.float64)
 

@@ -31,7 +31,6 @@ from ..data.schema import Example
 from ..data.tokenize import prompt_text, row_prompt_ids
 from ..display import check_choice
 from ..launch.processes import from_all, once, place
-from ..metering.meter import Meter
 from ..ppo.logprobs import AnyModel, language_head, logprobs_and_entropy, top_logprobs
 from ..ppo.rollout import response_hidden_states, shape_of
 from ..ppo.texts import sample_ids, which_ended
@@ -170,16 +169,8 @@ class WhatIsSampled:
             self.run.sample(step, samples)
         return means | {"stopped": sum(ended) / len(ended)}
 
-
-class DistillWatch(SamplingWatch):
-    """Watch, with the names of PPO's metrics."""
-
-    def __init__(self, meter: Meter, sampled: WhatIsSampled, *args: Setting) -> None:
-        super().__init__(meter, "student", *args)
-        self.sampled = self.counter = sampled
-
-    def metric_names(self, args: TrainingArguments) -> dict[str, str]:
-        return METRIC_NAMES | {name: name for name in self.sampled.functions}
+    def metric_names(self, _: TrainingArguments) -> dict[str, str]:
+        return METRIC_NAMES | {name: name for name in self.functions}
 
 
 def distillation_trainer(
@@ -278,7 +269,7 @@ def train(job: Job) -> Figures:
         answers, teacher = teacher_answers(job, teacher), None  # whose memory is free from here on
         rows = rows[: len(answers)]
     sampled = WhatIsSampled(job, rows)
-    watch = DistillWatch(job.meter, sampled, job.run.log, job.progress, job.should_stop)
+    watch = SamplingWatch(job.meter, sampled, job.run.log, job.progress, job.should_stop)
     trainer = distillation_trainer(
         roles["student"], teacher, job.tokenizer, rows, job.args, [watch], sampled, answers
     )

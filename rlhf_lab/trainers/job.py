@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data.load import Data
 from ..data.reward_sources import RewardFunction
+from ..data.rows_left import response_limit
 from ..data.tokenize import prompt_text, stop_ids
 from ..launch.processes import any_process, from_all, load_whole
 from ..metering.meter import Meter
@@ -169,7 +170,7 @@ def train_role(job: Job) -> tuple[Trainer, Figures]:
     from .trl import Watch, make_trainer  # PPO needs no TRL
 
     ready, role = job.ready, STAGES[job.plan.stage].roles[0]
-    watch = Watch(job.meter, role, job.run.log, job.progress, job.should_stop)
+    watch = Watch(job.meter, job.run.log, job.progress, job.should_stop)
     data = (ready.train, ready.test)
     model, tokenizer = ready.models[role], job.tokenizer
     handle = job.plan.model
@@ -253,7 +254,7 @@ def evaluate_policy(
             gold_parts=job.data.gold_parts if gold else None,
             gold_reward=job.data.gold_reward if gold else None,
             reward_tokenizer=job.plan.model.reward_tokenizer if reward_model else None,
-            max_new_tokens=int(job.plan.settings.get("response_length", 64)),
+            max_new_tokens=response_limit(job.plan.settings),
         )
     if not any(row.get("when") == keep for row in job.run.samples):
         rows = [{"when": keep, **row} for row in answers.rows()]

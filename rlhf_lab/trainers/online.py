@@ -12,7 +12,6 @@ scoring them in the same way, positions counted from the mask, and metrics of th
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -168,6 +167,12 @@ class RewardFunction:
             self.on_sample(trainer_state.global_step + 1, samples)
         return [None if s != s else s for s in scores.tolist()]  # NaN: no source applies
 
+    def metric_names(self, args: TrainingArguments) -> dict[str, str]:
+        clipped = "clipfrac" if isinstance(args, trl.GRPOConfig) else "response_clipfrac"
+        names = {f"ours/rewards/{s.name}": f"rewards/{s.name}" for s in self.rewards.sources}
+        own = {name: name for name in self.metric_funcs}
+        return {**own, **names, **METRIC_NAMES, "clip_ratio/region_mean": clipped}
+
     def stopped(self, completion_ids: list[list[int]]) -> Tensor:
         """Which responses ended by themselves: short of the limit, or with eos. → (n,) bool."""
         return torch.tensor(which_ended(self.tokenizer, completion_ids, self.args.response_length))
@@ -321,7 +326,7 @@ def online_trainer(
     train: Rows,
     args: TrainerArgs,
     reward_function: RewardFunction,
-    watch: OnlineWatch,
+    watch: SamplingWatch,
 ) -> Trainer:
     """TRL's trainer of RLOO or GRPO. `train`: rows with a `prompt`.
 
@@ -351,15 +356,16 @@ METRIC_NAMES = {
 which PPO calls score; its `kl` is per token, of RLOO k1 when sampling, of GRPO k3 in every step."""
 
 
-class SamplingWatch(Watch, ABC):
-    """Watch of a stage that samples: `metric_names` alone are logged, and episodes are counted."""
+class SamplingWatch(Watch):
+    """Watch of a stage that samples: of its metrics those that `counter` names are logged, under
+    the names of PPO's, and its episodes."""
 
     plain = staticmethod(str)  # type: ignore[assignment]  # chosen by name already
     counter: Counter
 
-    @abstractmethod
-    def metric_names(self, args: TrainingArguments) -> dict[str, str]:
-        """TRL's metrics that are kept → ours; what a step logs twice or times is left out."""
+    def __init__(self, meter: Meter, counter: Counter, *args: Setting) -> None:
+        super().__init__(meter, *args)
+        self.counter = counter
 
     def on_log(
         self,
@@ -372,29 +378,12 @@ class SamplingWatch(Watch, ABC):
         logs = logs or {}
         if "train_loss" in logs:
             return
-        names = self.metric_names(args)
+        names = self.counter.metric_names(args)
         ours = {names[k]: v for k, v in logs.items() if k in names}
         ours["episodes"] = self.counter.episodes * args.world_size
         super().on_log(args, state, control, ours)
         if self.bar:
             self.bar.update(0, note(ours))
-
-
-class OnlineWatch(SamplingWatch):
-    """Watch, with the names of PPO's metrics."""
-
-    def __init__(
-        self, meter: Meter, reward_function: RewardFunction, *args: Setting, **kwargs: Setting
-    ) -> None:
-        super().__init__(meter, "policy", *args, **kwargs)
-        self.reward_function = self.counter = reward_function
-
-    def metric_names(self, args: TrainingArguments) -> dict[str, str]:
-        clipped = "clipfrac" if isinstance(args, trl.GRPOConfig) else "response_clipfrac"
-        names = {n: n for n in self.reward_function.metric_funcs}
-        sources = self.reward_function.rewards.sources
-        names |= {f"ours/rewards/{s.name}": f"rewards/{s.name}" for s in sources}
-        return {**names, **METRIC_NAMES, "clip_ratio/region_mean": clipped}
 
 
 def train(job: Job) -> Figures:
@@ -412,7 +401,7 @@ def train(job: Job) -> Figures:
         reward_funcs=job.functions,
         reward_tokenizer=model.reward_tokenizer,
     )
-    watch = OnlineWatch(job.meter, reward_function, job.run.log, job.progress, job.should_stop)
+    watch = SamplingWatch(job.meter, reward_function, job.run.log, job.progress, job.should_stop)
     trainer = online_trainer(
         job.plan.stage,
         roles["policy"],

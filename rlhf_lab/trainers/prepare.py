@@ -14,6 +14,7 @@ from ..data.load import Data
 from ..data.rows_left import nothing_left, room_for_prompt
 from ..data.schema import Example
 from ..data.tokenize import Encoded, encoded_rows, prompt_rows
+from ..display import counted
 from ..launch.processes import once
 from ..models.tokenizer import give_pad_token, same_vocabulary
 from ..models.weights import embeddings, grow_embeddings
@@ -87,7 +88,7 @@ def _rows(plan: Plan, data: Data, args: TrainerArgs, quiet: bool) -> Rows:
     model, tokenizer, spec = plan.model, plan.model.tokenizer, STAGES[plan.stage]
     make: Tokenize = resolve(spec.tokenize)
     rows = getattr(data, spec.rows)
-    room = prompt_room(plan, args)
+    room = room_for_prompt(model, plan.settings)
     held_out, _ = prompt_rows(tokenizer, (data.prompts.test or data.prompts.train)[:HELD_OUT], room)
     test: list[Example] = []
     if spec.online:
@@ -115,8 +116,9 @@ def _rows(plan: Plan, data: Data, args: TrainerArgs, quiet: bool) -> Rows:
         wanted = batch // getattr(args, "num_generations", 1)
         if len(train) < wanted:
             raise ValueError(
-                f"{data.name}: {len(train)} prompts do not fill a generation of {wanted}, and "
-                "nothing would be trained: give more, or a smaller per_device_train_batch_size"
+                f"{data.name}: {counted(len(train), 'prompt')} cannot fill a generation of "
+                f"{wanted}, and nothing would be trained: give more, or a smaller "
+                "per_device_train_batch_size"
             )
     return train, test, held_out, counts
 
@@ -127,18 +129,15 @@ def say_of_template(
     """Tell what the model's chat template cannot write, with the remedy, and whether it writes
     today's date (Llama 3.2, gpt-oss)."""
     lines = [
-        f"left out {n} rows: {why}; {remedy(why)}" for why, n in dropped.items() if remedy(why)
+        f"left out {counted(n, 'row')}: {why}; {remedy(why)}"
+        for why, n in dropped.items()
+        if remedy(why)
     ]
     dated = "strftime_now" in str(tokenizer.chat_template)
     if dated and any(is_conversation(row["prompt"]) for row in rows[:100]):
         lines.append("the chat template writes today's date: tomorrow the same rows are others")
     for line in lines:
         print(f"{stage}: {line}", flush=True)
-
-
-def prompt_room(plan: Plan, args: TrainerArgs) -> int:
-    """Tokens that a prompt may have. Raises ValueError where the response leaves none."""
-    return room_for_prompt(plan.model, args.response_length if STAGES[plan.stage].online else 64)
 
 
 def _new_critic(plan: Plan, layout: str) -> str:

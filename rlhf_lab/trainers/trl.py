@@ -97,6 +97,9 @@ def make_trainer(
         check_head(model.config.get_text_config().model_type)
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         check_rows_apart(model)
+        if not getattr(args, "packing", False):
+            # TRL refuses one here, and rows are cut to it already.
+            args.max_length = None  # type: ignore[attr-defined]
     if "reference" in STAGES[stage].roles and hasattr(model, "peft_config"):
         more["peft_config"], model = model.peft_config["default"], model.unload()
     loads: AbstractContextManager[object] = nullcontext()
@@ -186,9 +189,12 @@ def length_of(row: Example) -> int:
 
 
 class Counter(Protocol):
-    """What counts the episodes of a stage that samples."""
+    """What counts the episodes of a stage that samples, and measures what is sampled."""
 
     episodes: int
+
+    def metric_names(self, args: TrainingArguments) -> dict[str, str]:
+        """TRL's metrics that are kept → ours; what a step logs twice or times is left out."""
 
 
 class Watch(MeterCallback):
@@ -206,12 +212,11 @@ class Watch(MeterCallback):
     def __init__(
         self,
         meter: Meter,
-        role: str,
         log_to: Callable[..., None] | None = None,
         progress: Callable[[int, int], Bar | None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        super().__init__(meter, role)
+        super().__init__(meter)
         self.log_to, self.progress, self.should_stop = log_to, progress, should_stop
         self.bar: Bar | None = None
 

@@ -51,16 +51,16 @@ class Chat:
         self.button = w.Button(description=f"Ask {' and '.join(self.models)}"[:60])
         self.button.layout.width = "auto"
         self.button.on_click(self._clicked)
-        self.example.observe(self._chosen, "value")
+        self.example.observe(self._use_example, "value")
         settings = [self.temperature, self.max_new_tokens, self.seed, self.button]
         row = w.HBox(settings, layout={"flex_flow": "row wrap", "grid_gap": "4px 10px"})
         self.widget = w.VBox([*[self.example] * bool(examples), self.prompt, row])
 
-    def _chosen(self, _: object) -> None:
+    def _use_example(self, _: object) -> None:
         self.prompt.value = self.example.value or self.prompt.value
 
     def _clicked(self, _: object) -> None:
-        with suppress(OSError, ValueError):  # said below the answers
+        with suppress(OSError, ValueError):  # it stands below the answers
             self.ask()
 
     def ask(self, prompt: str | None = None) -> Listed[dict[str, str]]:

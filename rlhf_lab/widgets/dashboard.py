@@ -51,7 +51,7 @@ class Dashboard:
     thread; without it the button interrupts the kernel.
     """
 
-    _beside = False
+    _picture_beside = False
     """whether a picture stands beside the widget while it lives"""
 
     def __init__(
@@ -92,7 +92,7 @@ class Dashboard:
     # ------------------------------------------------------------------- called by who trains
 
     def display(self) -> Dashboard:
-        self._showing = Showing(self.widget, self.still, self._beside)
+        self._showing = Showing(self.widget, self.still, self._picture_beside)
         return self
 
     def say(self, state: str) -> None:
@@ -151,9 +151,9 @@ class Dashboard:
             for spec in self.specs:
                 picture = metric_chart(self.run, spec, self._last_step_drawn, **SIZE)
                 self.charts[spec.title].draw(picture or _empty(spec), now)
-            verdict = health(self.run, self._last_step_drawn)
-            line = f"<small>health: {escape(verdict.headline)}</small>"
-            self.health.value = line if verdict.known else ""
+            found = health(self.run, self._last_step_drawn)
+            line = f"<small>health: {escape(found.headline)}</small>"
+            self.health.value = line if found.known else ""
         ledger, done = self._ledger(), self._pace.share
         self.memory.draw(role_memory_chart(ledger, self.limit, **SIZE), now)
         self.time.draw(time_stacks(ledger, 1.0 if done is None else done, **SIZE), now)
@@ -188,8 +188,8 @@ class Dashboard:
     def still(self) -> Picture:
         """All that is not folded away, as one picture."""
         charts = [self.charts[spec.title] for spec in self.specs if not spec.folded]
-        shown = [c for c in (*charts, self.memory, self.time) if c.layout.display != "none"]
-        pictures = [c.picture for c in shown or [self.time]]  # the headline is worth a picture
+        visible = [c for c in (*charts, self.memory, self.time) if c.layout.display != "none"]
+        pictures = [c.picture for c in visible or [self.time]]  # the headline is worth a picture
         return grid([p for p in pictures if p is not None], columns=2, title=self.headline)
 
     def __repr__(self) -> str:
@@ -203,7 +203,7 @@ class Replay(Dashboard):
     """A run on disk, as its dashboard was: a slider goes through its steps, ▶ plays them."""
 
     run: Run
-    _beside = True
+    _picture_beside = True
 
     def __init__(self, run: Run, limit: float | None = None) -> None:
         super().__init__(run.stage, str(run.config.get("model", "")), limit=limit)
@@ -271,12 +271,12 @@ def cost_line(ledger: Ledger) -> str:
     for source in ("predicted", "measured"):
         rows = ledger.filter(source=source)
         if rows:
-            said = [format_bytes(rows.peak())]
+            figures = [format_bytes(rows.peak())]
             if seconds := rows.training(quantity="seconds"):
-                said.append(format_seconds(seconds.total()))
+                figures.append(format_seconds(seconds.total()))
             if sent := rows.training(quantity="sent"):
-                said.append(f"{format_bytes(sent.total())} sent")
-            parts.append(f"{source}: {', '.join(said)}")
+                figures.append(f"{format_bytes(sent.total())} sent")
+            parts.append(f"{source}: {', '.join(figures)}")
     return "; ".join(parts)
 
 

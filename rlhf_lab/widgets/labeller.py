@@ -29,7 +29,7 @@ from ..data.messages import Cell, Row
 from ..data.preferences import ANSWERS, Annotations, pair_id
 from ..data.schema import Prompt
 from ..data.tokenize import prompt_text
-from ..display import check_choice
+from ..display import check_choice, counted
 from ..world.gold_reward import Annotator
 from .live import Showing
 
@@ -125,7 +125,8 @@ class Labeller(anywidget.AnyWidget):
     def usable(self) -> str:
         """How many of the answers make a pair to train on, in words, where not all of them do."""
         count, answers = len(self.preferences), len(self.annotations.answers(self.who))
-        less = f"{count} usable of {answers} answers: a tie or a skip makes no pair to train on"
+        less = f"{count} usable of {counted(answers, 'answer')}: "
+        less += "a tie or a skip makes no pair to train on"
         return less * (count < answers)
 
     def answer(self, choice: str, seconds: float | None = None) -> None:

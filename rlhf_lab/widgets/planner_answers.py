@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..charts.frame import Picture
 from ..cost.remedies import Remedy
-from ..display import format_bytes, table
+from ..display import first_line, format_bytes, table
 from ..models.load import Model, load
 from ..runs.progress import one_line
 from ..stages import Settings
@@ -193,8 +193,8 @@ class Calculator:
             pictures = memory_picture(e, self.width), time_picture(e, self.width)
             return Answer(plan, "", state, sentence, pictures)
         except Exception as error:  # a name from a text field can lead anywhere
-            line = (str(error).strip().splitlines() or [""])[0]
-            known = isinstance(error, ValueError) and line
+            line = first_line(error)
+            known = isinstance(error, ValueError)
             return Answer(error=line if known else f"{type(error).__name__}: {line}")
 
     def _handle(self, model: str | Model) -> Model:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..cost.fields import RENAMED
@@ -137,7 +136,7 @@ def _control(
 
 CONTROLS: dict[str, tuple[Control, ...]] = {
     group: tuple(_control(name, **entry) for name, entry in entries.items())
-    for group, entries in read_table(Path(__file__).with_name("controls.yaml")).items()
+    for group, entries in read_table(__file__, "controls.yaml").items()
 }
 """By group, in the order in which they stand."""
 ALL = {control.name: control for controls in CONTROLS.values() for control in controls}

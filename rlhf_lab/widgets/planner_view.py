@@ -110,16 +110,13 @@ def no_plan_picture() -> Picture:
 
 def time_picture(e: Estimate, width: int = WIDTH) -> Picture:
     """Seconds of a step by phase; a colour for each role."""
-    totals: dict[str, float] = {}
-    for (phase, _), seconds in e.seconds_of.items():
-        totals[phase] = totals.get(phase, 0.0) + seconds
-    longest = max(totals.values())
-    scale, unit = next((s for s in TIME_UNITS if longest >= s[0]), TIME_UNITS[-1])
-    stacks: dict[str, dict[str, float]] = {phase: {} for phase in totals}
+    stacks: dict[str, dict[str, float]] = {}
     for (phase, role), seconds in e.seconds_of.items():
-        stacks[phase][role or "all"] = seconds / scale
+        stacks.setdefault(phase, {})[role or "all"] = seconds
+    longest = max(sum(bar.values()) for bar in stacks.values())
+    scale, unit = next((s for s in TIME_UNITS if longest >= s[0]), TIME_UNITS[-1])
     return bar_chart(
-        stacks,
+        {phase: {k: t / scale for k, t in bar.items()} for phase, bar in stacks.items()},
         title=f"Time of {_a_step(e)} by phase: {format_seconds(e.step_seconds)}",
         y_label=unit,
         legend={role: role for role in ROLES},

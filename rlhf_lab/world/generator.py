@@ -16,12 +16,11 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 from ..stages import read_table
 
-_TEXTS = read_table(Path(__file__).with_name("stories.yaml"))
+_TEXTS = read_table(__file__, "stories.yaml")
 WORDS: dict[str, list[str]] = {slot: words.split() for slot, words in _TEXTS["words"].items()}
 """What may stand in a slot; of names those of a she and of a he."""
 ANIMALS, SHE, HE, PLACES, OBJECTS, ADJECTIVES, TIMES = WORDS.values()

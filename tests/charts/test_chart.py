@@ -11,7 +11,15 @@ from stored_pictures import svg_of
 
 from rlhf_lab.charts.chart import bar_chart, line_chart
 from rlhf_lab.charts.frame import nice_ticks, tick_text, wrapped
-from rlhf_lab.display import format_bytes, format_number, format_seconds, html_table, table
+from rlhf_lab.display import (
+    counted,
+    first_line,
+    format_bytes,
+    format_number,
+    format_seconds,
+    html_table,
+    table,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -286,6 +294,13 @@ def test_wrapping_loses_no_short_word():
 )
 def test_numbers_read_well(value, unit, text):
     assert format_number(value, unit) == text
+
+
+def test_counts_read_as_a_person_writes_them_and_errors_as_their_first_line():
+    words = [counted(n, "row") for n in (0, 1, 2, 2048)]
+    assert words == ["0 rows", "1 row", "2 rows", "2,048 rows"]
+    assert [counted(x, "epoch") for x in (1.0, 1.5)] == ["1 epoch", "1.5 epochs"]
+    assert first_line(ValueError("\n  one\ntwo")) == "one" and first_line(OSError()) == "OSError"
 
 
 def test_bytes_and_seconds_by_hand():

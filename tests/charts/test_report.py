@@ -166,4 +166,4 @@ def test_a_run_without_figures_of_its_tokens_has_its_texts(tmp_path):
     assert "What it wrote in training" not in write(tmp_path, {"SFT": made})[1].text
     made.sample(3, [{"prompt": "say", "response": "a fox"}])
     _, page = write(tmp_path, {"SFT": made})
-    assert "1 of 1 steps" in page.text and "Step 3" in page.text and "fox" in page.text
+    assert "1 of 1 step, up" in page.text and "Step 3" in page.text and "fox" in page.text

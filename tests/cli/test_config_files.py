@@ -182,7 +182,7 @@ def test_a_file_on_the_command_line(tmp_path, capsys):
     assert main(line) == 0
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == "not read: unheard_of (axolotl)"
-    assert any("yours:" in text and "batch 1 rows" in text for text in rest)
+    assert any("yours:" in text and "batch 1 row," in text for text in rest)
     assert main(["plan", "dpo", *line[2:]]) == 2
     assert "axolotl's file is of sft, not of dpo" in capsys.readouterr().err
 
@@ -190,8 +190,11 @@ def test_a_file_on_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("- a\n- b\n", "a config file holds names with values"),
-        ("a: [", "while parsing"),
+        ("- a\n- b\n", "holds no names with values, but"),
+        ("", "it is empty"),
+        ("# beta: 1\n", "holds nothing: write lines like NAME: VALUE"),
+        ("beta: 1\nbf16: true\n\nbeta: 2", "lines 1 and 4 both say beta: leave one of them out"),
+        ("a: [", "line 1 is not YAML: expected the node content"),
         ("distributed_type: MEGATRON_LM\n", "distributed_type MEGATRON_LM is not planned"),
         ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\n", "FSDP 1 is not planned"),
         (

@@ -163,7 +163,7 @@ def test_the_recipes_data_are_mapped_by_name(stage):
 def test_a_file_that_train_cannot_follow_is_refused(tmp_path):
     file = tmp_path / "x.yaml"
     for text, says in [
-        ("model_name_or_path: tiny\nbeta: 0.1\nnonsense: 3", "train does not know nonsense"),
+        ("model_name_or_path: tiny\nbeta: 0.1\nnonsense: 3", "has no setting 'nonsense'"),
         ("streaming: true\nmodel_name_or_path: tiny", "train does not know streaming"),
         ('# rlhf-lab: {"stage": "sft"}\nmodel_name_or_path: tiny', "is for sft, not dpo"),
         ("distributed_type: 'NO'\nnum_processes: 1", "is accelerate's, to plan only"),

@@ -62,9 +62,10 @@ def test_what_measure_prints_is_a_file_too(tmp_path):
     "name, text, line",
     [
         ("x.json", "{", "Expecting property name"),
-        ("x.yaml", "a: [", "while parsing a flow"),
+        ("x.yaml", "a: [", "line 1 is not YAML: expected the node"),
         ("x.json", "[" * 100_000, "recursion"),
-        ("x.json", "[1]", "an object of names and values"),
+        ("x.json", "[1]", "holds no names with values, but [1]"),
+        ("x.json", '{"like": "a100", "like": "h100"}', "two lines both say like"),
         ("x.json", "{}", "lacks bandwidth, flops, memory"),
         ("x.json", '{"like": "h10"}', "did you mean 'h100'?"),
         ("x.json", '{"like": "mine.json"}', "hardware='mine.json': "),

@@ -7,7 +7,9 @@ import json
 import pickle
 from dataclasses import replace
 
+import pandas
 import pytest
+from datasets import Dataset, DatasetDict
 
 from rlhf_lab.data import load
 from rlhf_lab.data.load import Data, from_rows, load_data
@@ -67,6 +69,56 @@ def test_the_same_rows_out_of_every_container(tmp_path, suffix):
     assert load_data(path).sft == from_rows(ROWS).sft
 
 
+TABLE = pandas.DataFrame(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", TABLE.to_csv(sep=";", index=False)),
+        ("a.csv", TABLE.to_csv(sep="\t", index=False)),
+        ("a.json", TABLE.to_json()),
+        ("a.json", json.dumps(TABLE.to_dict("list"))),
+    ],
+)
+def test_tables_as_spreadsheets_and_pandas_write_them(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert load_data(tmp_path / name).sft == from_rows(ROWS).sft
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+def test_an_answer_that_is_not_to_be_learned_is_no_demonstration(mark):
+    """`weight` is OpenAI's key, `train` axolotl's; an earlier answer is context all the same."""
+
+    def chat(i, last, earlier):
+        turns = [("user", "Hi"), ("assistant", "Ho"), ("user", f"Say {i}"), ("assistant", f"{i}!")]
+        rows = [{"role": role, "content": text} for role, text in turns]
+        rows[1] |= earlier
+        rows[3] |= last
+        return {"messages": rows}
+
+    learned = from_rows([chat(i, {}, mark) for i in range(20)])
+    assert len(all_rows(learned.sft)) == 20
+    some = from_rows([chat(i, mark if i % 2 else {}, {}) for i in range(40)])
+    assert some.report.dropped == {"an answer that is marked as not to be learned": 20}
+
+
+def test_a_file_has_no_splits(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    for part in ({"split": "test"}, {"subset": "small"}):
+        with pytest.raises(ValueError, match="is a file, which has no splits or subsets"):
+            load_data(tmp_path / "a.json", **part)
+
+
+def test_a_split_that_is_not_read_is_said(tmp_path):
+    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:5])).save_to_disk(
+        tmp_path / "saved"
+    )
+    data = load_data(tmp_path / "saved")
+    assert len(all_rows(data.sft)) == 40
+    assert "split 'train' is read, and not test" in str(data.notes)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
@@ -77,6 +129,7 @@ def test_the_same_rows_out_of_every_container(tmp_path, suffix):
         ("a.txt", "hello", "not a format we read"),
         ("a.json", '[{"x": 1}]', "no prompt field"),
         ("a.json", json.dumps(ROWS[:3]), "at least 10"),
+        ("a.json", json.dumps([{"text": f"All of it {i}"} for i in range(20)]), "FUNCTION"),
     ],
 )
 def test_bad_files_get_one_line(tmp_path, name, text, says):

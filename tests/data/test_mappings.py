@@ -248,7 +248,9 @@ def test_a_mapping_with_a_wrong_word_is_one_line(tmp_path):
     path = tmp_path / "map.yaml"
     for written, says in (
         ("a: [", "is not YAML"),
-        ("- a", "holds list"),
+        ("- a", "holds no names"),
+        ("", "it is empty"),
+        ("prompt: a\nprompt: b", "lines 1 and 2 both say prompt"),
         ("prompt: 3", "prompt is a column"),
     ):
         path.write_text(written)

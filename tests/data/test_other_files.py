@@ -53,7 +53,16 @@ SUGGESTED = {
     "true: the first": two(a_is_better=[True, False]),
     "true: the one that is named": two(b_is_better=[False, True]),
     "1 to 5": two(True, preference=[2, 4, 3]),
+    "1 to 7, of which three lie below the middle": [
+        {**row, "preference": row["preference"] - i % 3}
+        for i, row in enumerate(two(preference=[3, 7]))
+    ],
     "words with commas and colons": two(verdict=["A wins, barely: yes", "B wins, barely: yes"]),
+    "a probability of the first": two(True, preference_prob=[0.9, 0.2, 0.5]),
+    "a probability of the one that is named": two(p_b_better=["0.01", "0.7"]),
+    "a letter beside scores that say nothing": two(
+        score_a=[3, 3], score_b=[3, 3], choice=["A", "B"]
+    ),
     "A>B": two(True, verdict=["A>>B", "B>A", "A=B"]),
     "ranks": two(rank_a=[1, 2], rank_b=[2, 1]),
     "losses": two(loss_a=[0.5, 1.5], loss_b=[1.5, 0.5]),
@@ -77,6 +86,15 @@ SUGGESTED = {
         {
             "prompt": asked(i),
             "answers": [{"text": bad(i), "rank": 2}, {"text": good(i), "rank": 1}],
+        }
+        for i in range(N)
+    ],
+    "a list of conversations": [
+        {
+            "prompt": asked(i),
+            "candidates": [
+                {"rank": n, "reply": chat(i, t)[-1:]} for n, t in enumerate((good(i), bad(i)))
+            ],
         }
         for i in range(N)
     ],

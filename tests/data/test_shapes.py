@@ -34,6 +34,7 @@ EARLIER_IN = (
     "summarize",
     "Tulu",
     "Skywork",
+    "NeMo",
 )
 SYS_IN = ("OpenAI", "LLaMA", "axolotl", "ms-swift", "Orca", "Gemini")
 TWO_ROWS = ("HelpSteer ratings", "summarize-from-feedback ratings")
@@ -70,7 +71,7 @@ def test_answers_in_no_pair_are_counted():
     """c04: five answers a row, two of them without a score; one pair is made."""
     rows = [shape_rows("UltraFeedback", i)[0] for i in range(N)]
     data = from_rows(rows, "mine")
-    assert data.report.unused == 3 * N and "36 answers are in no pair" in str(data.notes)
+    assert data.report.unused == 3 * N and "not used, in no pair: 36 answers" in str(data.notes)
     assert "not used in it: custom_system_prompt" in data.report.columns["completions"]
     every = from_rows(rows, "mine", fields={"pairs": "all"})
     assert len(pairs_of(every)) == 3 * N and every.report.unused == 2 * N

@@ -9,9 +9,9 @@ from rlhf_lab.ppo.rollout import concat_prompt_response, response_logprobs
 from rlhf_lab.ppo.sampling import pad_prompts
 from rlhf_lab.trainers.online import (
     GRPOConfig,
-    OnlineWatch,
     RewardFunction,
     RLOOConfig,
+    SamplingWatch,
     online_trainer,
 )
 from rlhf_lab.trainers.trl import trl_settings
@@ -65,7 +65,7 @@ class Online:
             metric_funcs={"asked": self.ask},
         )
         log = lambda step, **m: self.logged.append(m)  # noqa: E731
-        watch = OnlineWatch(self.meter, self.reward_function, log)
+        watch = SamplingWatch(self.meter, self.reward_function, log)
         self.trainer = online_trainer(
             stage,
             self.policy,

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 from itertools import pairwise
 
+from profiled import allocated_peak
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
@@ -65,22 +66,7 @@ def _profile(step: Step, folder: str) -> XRay:
     trainer = step_trainer(step, models, folder, 2, [], NoMeter())
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer.train()
-    return XRay(step.setup.stage, Ledger(), base + _allocated(profiler), device="cpu")
-
-
-def _allocated(profiler: profile) -> int:
-    """The highest "Total Allocated" above what was allocated at the beginning, in bytes."""
-    from torch._C._profiler import _EventType
-
-    allocations, todo = [], list(profiler.profiler.kineto_results.experimental_event_tree())
-    while todo:
-        event = todo.pop()
-        todo += event.children
-        if event.tag == _EventType.Allocation:
-            extra = event.extra_fields
-            allocations.append((event.start_time_ns, extra.total_allocated, extra.alloc_size))
-    _, total, size = min(allocations)
-    return int(max(total for _, total, _ in allocations) - (total - size))
+    return XRay(step.setup.stage, Ledger(), base + allocated_peak(profiler), device="cpu")
 
 
 def _clock(step: Step, folder: str) -> XRay:

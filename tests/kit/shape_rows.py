@@ -303,6 +303,15 @@ def shape_rows(name: str, i: int) -> list[dict]:
                 ],
             }
         ],
+        "NeMo RL preferences": [
+            {
+                "context": chat(i, "")[:-1],
+                "completions": [
+                    {"rank": n, "completion": [{"role": "assistant", "content": t}]}
+                    for n, t in enumerate((good(i), bad(i)))
+                ],
+            }
+        ],
         "LLaMA-Factory alpaca pairs": [
             {
                 "instruction": asked(i),

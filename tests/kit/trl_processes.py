@@ -82,12 +82,12 @@ def train(name: str, ranks: int, folder: Path, rows: int = 2, passes: int | None
         scores = online.RewardFunction(
             None, tokenizer, args, meter=NoMeter(), reward_funcs=count_ones
         )
-        watch = online.OnlineWatch(NoMeter(), scores, log)
+        watch = online.SamplingWatch(NoMeter(), scores, log)
         given = model, reference() if args.beta else None, tokenizer, examples(stage)
         trainer = online.online_trainer(stage, *given, args, scores, watch)
         trainer._generate_single_turn = canned if stage == "rloo" else lambda *a: (canned(*a), None)
     else:
-        watch = trl.Watch(NoMeter(), "policy", log)
+        watch = trl.Watch(NoMeter(), log)
         given = model, tokenizer, examples(stage), []
         trainer = trl.make_trainer(stage, *given, args, [watch], reference)
     trainer.train()

@@ -34,7 +34,7 @@ def bench():
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case"])
 def test_what_was_measured_is_what_is_planned_today(bench, row):
     case = next(case for case in bench.cases() if bench.name(case) == row["case"])
-    parts = bench.compared(case, row["measured"])
+    parts = bench.sharded.compared(bench.planned(case), row["measured"])
     for part, limit in bench.LIMITS.items():
         assert abs(parts[part]["error"]) <= limit, part
     found = row["measured"]

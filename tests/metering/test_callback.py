@@ -57,8 +57,7 @@ def trainer(stage, tiny, tmp_path, meter, lora=False, **settings):
         ]
     if stage == "reward":
         train = [{k: r["prompt_ids"] + r[k] for k in ("chosen_ids", "rejected_ids")} for r in train]
-    role = "reward" if stage == "reward" else "policy"
-    watch = [Watch(meter, role)]
+    watch = [Watch(meter)]
     return make_trainer(stage, model, tiny.tokenizer(), train, train[:4], args, watch)
 
 

@@ -6,6 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
+from profiled import allocated_peak
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from rlhf_lab.metering.flop_counter import FlopCounter
@@ -19,22 +21,11 @@ def profiled_peak(work) -> int:
 
     It knows what is allocated while it is on, so `work` makes its models itself.
     """
-    from torch._C._profiler import _EventType
-    from torch.profiler import ProfilerActivity, profile
-
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         result = work()
     del result
-    events, allocations = list(prof.profiler.kineto_results.experimental_event_tree()), []
-    while events:
-        event = events.pop()
-        events += event.children
-        if event.tag == _EventType.Allocation:
-            allocations.append((event.start_time_ns, event.extra_fields))
-    _, first = min(allocations, key=lambda e: e[0])
-    before = first.total_allocated - first.alloc_size  # what earlier profiles never saw freed
-    return max(fields.total_allocated for _, fields in allocations) - before
+    return allocated_peak(prof)
 
 
 def steps(tiny, meter, shapes, accumulate=1, width=64):

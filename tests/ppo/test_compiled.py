@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 import torch
 from ppo_kit import check_step_0
+from profiled import allocated_peak
 from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
@@ -83,7 +84,7 @@ def test_counters_see_what_inductor_made(tiny):
     gc.collect()  # or what other tests left is freed while this looks
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    assert peak() == allocated(profiler)
+    assert peak() == allocated_peak(profiler)
 
 
 class _Headless:
@@ -92,21 +93,6 @@ class _Headless:
     def __init__(self, model):
         self.whole = model
         model.get_output_embeddings = lambda: None
-
-
-def allocated(profiler):
-    """The profiler's peak of Total Allocated above its beginning, in bytes."""
-    from torch._C._profiler import _EventType
-
-    events, found = list(profiler.profiler.kineto_results.experimental_event_tree()), []
-    while events:
-        event = events.pop()
-        events += event.children
-        if event.tag == _EventType.Allocation:
-            extra = event.extra_fields
-            found.append((event.start_time_ns, extra.total_allocated, extra.alloc_size))
-    _, total, size = min(found)
-    return max(total for _, total, _ in found) - (total - size)
 
 
 def test_a_compiled_run_is_the_same_run_and_compiles_once(make, quick):

@@ -276,7 +276,7 @@ def test_what_is_no_reward_names_function_and_row(make, value, says):
 
 
 def test_sources_that_cannot_be_are_refused_in_one_line(make, tiny):
-    with pytest.raises(ValueError, match=r"1 numbers for 2 sources of reward \(model, first\)"):
+    with pytest.raises(ValueError, match=r"1 number for 2 sources of reward \(model, first\)"):
         make(extra={"reward_funcs": first}, reward_weights=[1.0])
     with pytest.raises(ValueError, match="neither a function nor a reward model"):
         make(extra={"reward_funcs": ["gold"]})

@@ -56,7 +56,7 @@ class Lesson:
             self.tokenizer,
             rows,
             self.args,
-            [Watch(self.meter, "student", log)],
+            [Watch(self.meter, log)],
             self.watch,
             self.answers,
         )
@@ -367,7 +367,7 @@ def test_prompts_that_fill_no_generation_are_refused(stage, prompts, few_stories
     """TRL leaves them out: the run was "finished" after no step."""
     plan = lab.plan(stage, "mini", max_steps=1, per_device_train_batch_size=64)
     kept = few_stories.first(8)
-    with pytest.raises(ValueError, match=f"8 prompts do not fill a generation of {prompts}, and"):
+    with pytest.raises(ValueError, match=f"8 prompts cannot fill a generation of {prompts}, and"):
         lab.train(plan, kept, out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
