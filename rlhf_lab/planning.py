@@ -23,7 +23,7 @@ from .cost.estimate import Estimate, estimate
 from .cost.fields import not_modelled
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as find_hardware
-from .cost.quantization import format_of
+from .cost.quantization import format_of, quantised
 from .cost.setup import CannotBe
 from .defaults import defaults
 from .display import by_surface, check_choice
@@ -310,9 +310,7 @@ def plan(
         taken["num_mini_batches"] = _minibatches(taken)
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         taken["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
-    if stage == "inference" and not OF_WEIGHTS & given:
-        if (kept := format_of(handle.config_dict())) != "none":  # its files are in fewer bits
-            taken["quantization"] = kept
+    taken |= small_weights(stage, handle, settings)
     if data is not None:
         from .data.lengths import planned_lengths
         from .data.load import load_data
@@ -330,6 +328,46 @@ def plan(
         if asked > context and asked > handle.context:
             raise ValueError(f"{name}={asked}: {handle.name} reads {handle.context} tokens")
     return made
+
+
+def small_weights(stage: str, model: Model, settings: Settings) -> dict[str, Setting]:
+    """What the files of a model in fewer bits say, as settings: the format of inference, or that
+    adapters are trained on a base in bitsandbytes' 4 or 8 bits.
+
+    Raises ValueError, one line, for one that is not trained, and for other roles in fewer bits,
+    which are planned as whole weights.
+    """
+    kind = "base" if stage == "inference" else STAGES[stage].starts_from
+    start = model.paths.get(kind, model.paths["base"])
+    # "" is what a stage before this one is to write.
+    others = {role: path for role, path in model.paths.items() if path not in ("", start)}
+    for role in {"reward", "value", "teacher", "draft"} & others.keys():
+        if role in (*STAGES[stage].roles[1:], "draft") and (
+            it := quantised(model.config_dict(role))
+        ):
+            raise ValueError(
+                f"{others[role]} is in fewer bits ({it['quant_method']}), which of a {role} model "
+                "are not planned: give the model that it was made of"
+            )
+    said = quantised(model.config_dict(kind)) if start else {}
+    if not said or stage == "inference" and OF_WEIGHTS & settings.keys():
+        return {}
+    if stage == "inference":
+        return {"quantization": format_of(model.config_dict(kind))}
+    if said["quant_method"] != "bitsandbytes" or not settings.get("lora_r"):
+        adapters = said["quant_method"] == "bitsandbytes"
+        how = "set lora_r, for example 16, or train" if adapters else "train"
+        raise ValueError(
+            f"{start} is in fewer bits ({said['quant_method']}): it can be evaluated and served; "
+            f"{how} the model that it was made of (load_in_4bit rounds the base of adapters)"
+        )
+    kept = format_of(model.config_dict(kind))
+    four = {"load_in_4bit": True, "use_bnb_nested_quant": kept == "nf4_nested"}
+    its = {"load_in_8bit": True} if kept == "int8" else four
+    for name in its.keys() & settings.keys():
+        if settings[name] != its[name]:
+            raise ValueError(f"{name}={settings[name]!r}: {start} is in {kept} already")
+    return its
 
 
 def _own_names(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:

@@ -53,8 +53,9 @@ def ppo(s: Setup) -> list[Phase]:
     for name in roles:
         stage.hold(name, state[name])
     if s.ema:  # an average of the policy's weights, as DeepSpeed-Chat keeps one
-        weights = states(s, s.model, "lm", trained=False).parameters
-        stage.resident["policy", "parameters"] += weights
+        average = states(s, s.model, "lm", trained=False)
+        stage.resident["policy", "parameters"] += average.parameters
+        stage.host += average.host
     copies = _autocast_copies(s, roles)
     cached = copies["policy"]
     tokens = s.rollout_batch * sampled(s)
