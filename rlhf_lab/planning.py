@@ -340,14 +340,12 @@ def small_weights(stage: str, model: Model, settings: Settings) -> dict[str, Set
     kind = "base" if stage == "inference" else STAGES[stage].starts_from
     start = model.paths.get(kind, model.paths["base"])
     # "" is what a stage before this one is to write.
-    others = {role: path for role, path in model.paths.items() if path not in ("", start)}
-    for role in {"reward", "value", "teacher", "draft"} & others.keys():
-        if role in (*STAGES[stage].roles[1:], "draft") and (
-            it := quantised(model.config_dict(role))
-        ):
+    for role in {*STAGES[stage].roles[1:], "draft"} & model.paths.keys():
+        other = model.paths[role]
+        if other and (it := quantised(model.config_dict(role))):
             raise ValueError(
-                f"{others[role]} is in fewer bits ({it['quant_method']}), which of a {role} model "
-                "are not planned: give the model that it was made of"
+                f"{other} is in fewer bits ({it['quant_method']}), which of a {role} model are not "
+                "planned: give the model that it was made of"
             )
     said = quantised(model.config_dict(kind)) if start else {}
     if not said or stage == "inference" and OF_WEIGHTS & settings.keys():
@@ -361,7 +359,12 @@ def small_weights(stage: str, model: Model, settings: Settings) -> dict[str, Set
             f"{start} is in fewer bits ({said['quant_method']}): it can be evaluated and served; "
             f"{how} the model that it was made of (load_in_4bit rounds the base of adapters)"
         )
-    kept = format_of(model.config_dict(kind))
+    kept, apart = format_of(model.config_dict(kind)), said.get("llm_int8_skip_modules")
+    if stage == "reward" and isinstance(apart, list) and "score" not in apart:
+        raise ValueError(
+            f"{start} is in {kept}, and so would be a new score head: its llm_int8_skip_modules do "
+            "not name score; train the model that it was made of"
+        )
     four = {"load_in_4bit": True, "use_bnb_nested_quant": kept == "nf4_nested"}
     its = {"load_in_8bit": True} if kept == "int8" else four
     for name in its.keys() & settings.keys():

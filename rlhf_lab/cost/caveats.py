@@ -22,7 +22,7 @@ EXPERTS_IN_FP32 = (
 
 def of_main_memory(e: Estimate) -> str:
     """What offloading takes of each machine's main memory, in words; "" where it takes none."""
-    needs = f"needs {format_bytes(e.main_memory)} of main memory a machine"
+    needs = f"needs at least {format_bytes(e.main_memory)} of main memory a machine"
     return needs * bool(e.main_memory)
 
 

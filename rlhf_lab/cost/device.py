@@ -40,12 +40,13 @@ class Hardware:
 
     `memory`: what torch.cuda reports as total; `main_memory`: of a machine, for what is offloaded.
     `flops`: dense peak by dtype; absent where the device has none. `link`, `network`: bytes/s per
-    device and direction, inside a node and between nodes; None where there is no other device. `host`: bytes/s to and from main memory, one way
-    (PCIe 4.0 ×16: 25 GB/s of 31.5 are reached). `matmul_efficiency`, `bandwidth_efficiency`: what
-    large products and streams reach of the peak; `causal_attention`, `masked_attention`: what fused
-    attention in 16 bits reaches of it, forward and backward together, without and with a mask
-    tensor (None: as large products, as without one). `op_seconds`: what an operation takes at least
-    when a model's Python code calls it, `launch_seconds` in a backward pass or a plain loop.
+    device and direction, inside a node and between nodes; None where there is no other device.
+    `host`: bytes/s to and from main memory, one way (PCIe 4.0 ×16: 25 GB/s of 31.5 are reached).
+    `matmul_efficiency`, `bandwidth_efficiency`: what large products and streams reach of the peak;
+    `causal_attention`, `masked_attention`: what fused attention in 16 bits reaches of it, forward
+    and backward together, without and with a mask tensor (None: as large products, as without one).
+    `op_seconds`: what an operation takes at least when a model's Python code calls it,
+    `launch_seconds` in a backward pass or a plain loop.
     `step_seconds`, `request_seconds`, `arrival_seconds`: what a server that runs transformers adds
     to each step, to each request in it, and once to each that arrives (`lab.bench(…).around(plan)`
     measures them).

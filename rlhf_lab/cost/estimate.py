@@ -192,7 +192,8 @@ class Estimate:
     @cached_property
     def main_memory(self) -> float:
         """Bytes of a machine's main memory that weights, states and activations take that were
-        moved there from its devices; Python, data and a checkpoint as it is read come on top."""
+        moved there from its devices. Python, data and a checkpoint as it is read come on top, and
+        torch rounds pinned buffers up to powers of two (ATen/core/CachingHostAllocator.h)."""
         return max(f.host for f in self.phases) * self.setup.gpus / self.setup.nodes
 
     @property

@@ -184,11 +184,6 @@ def new_reward_model(
     settings = {"num_labels": 1, **settings}
     model = _load_weights(load, path, tokenizer, trust_remote_code, SCORE_HEAD, **settings)
     head = model.get_parameter("score.weight")
-    if not head.is_floating_point():
-        raise ValueError(
-            f"{path} is in 4 bits, and so would be its new score head: its llm_int8_skip_modules "
-            "do not name score; train the model that it was made of"
-        )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         head.copy_(torch.randn(head.shape, generator=generator) / (head.shape[1] + 1) ** 0.5)
