@@ -23,7 +23,6 @@ from .cost.estimate import Estimate, estimate
 from .cost.fields import not_modelled
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as find_hardware
-from .cost.quantization import format_of, quantised
 from .cost.setup import CannotBe
 from .defaults import defaults
 from .display import by_surface, check_choice
@@ -37,6 +36,7 @@ from .settings import (
     as_whole,
     check_settings,
     check_targets,
+    small_weights,
     unplannable,
 )
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
@@ -51,8 +51,6 @@ TrainerArgs: TypeAlias = Setting
 
 TEACHER = "small"
 """The teacher of the other bundled models, where none is given."""
-OF_WEIGHTS = {"quantization", "load_in_4bit", "load_in_8bit"}
-"""Settings of inference that say what weights are kept in; without one the config says it."""
 UNKNOWN = "no prediction"
 LENGTH_FLAGS = "--prompt-length, --response-length"
 
@@ -328,49 +326,6 @@ def plan(
         if asked > context and asked > handle.context:
             raise ValueError(f"{name}={asked}: {handle.name} reads {handle.context} tokens")
     return made
-
-
-def small_weights(stage: str, model: Model, settings: Settings) -> dict[str, Setting]:
-    """What the files of a model in fewer bits say, as settings: the format of inference, or that
-    adapters are trained on a base in bitsandbytes' 4 or 8 bits.
-
-    Raises ValueError, one line, for one that is not trained, and for other roles in fewer bits,
-    which are planned as whole weights.
-    """
-    kind = "base" if stage == "inference" else STAGES[stage].starts_from
-    start = model.paths.get(kind, model.paths["base"])
-    # "" is what a stage before this one is to write.
-    for role in {*STAGES[stage].roles[1:], "draft"} & model.paths.keys():
-        other = model.paths[role]
-        if other and (it := quantised(model.config_dict(role))):
-            raise ValueError(
-                f"{other} is in fewer bits ({it['quant_method']}), which of a {role} model are not "
-                "planned: give the model that it was made of"
-            )
-    said = quantised(model.config_dict(kind)) if start else {}
-    if not said or stage == "inference" and OF_WEIGHTS & settings.keys():
-        return {}
-    if stage == "inference":
-        return {"quantization": format_of(model.config_dict(kind))}
-    if said["quant_method"] != "bitsandbytes" or not settings.get("lora_r"):
-        adapters = said["quant_method"] == "bitsandbytes"
-        how = "set lora_r, for example 16, or train" if adapters else "train"
-        raise ValueError(
-            f"{start} is in fewer bits ({said['quant_method']}): it can be evaluated and served; "
-            f"{how} the model that it was made of (load_in_4bit rounds the base of adapters)"
-        )
-    kept, apart = format_of(model.config_dict(kind)), said.get("llm_int8_skip_modules")
-    if stage == "reward" and isinstance(apart, list) and "score" not in apart:
-        raise ValueError(
-            f"{start} is in {kept}, and so would be a new score head: its llm_int8_skip_modules do "
-            "not name score; train the model that it was made of"
-        )
-    four = {"load_in_4bit": True, "use_bnb_nested_quant": kept == "nf4_nested"}
-    its = {"load_in_8bit": True} if kept == "int8" else four
-    for name in its.keys() & settings.keys():
-        if settings[name] != its[name]:
-            raise ValueError(f"{name}={settings[name]!r}: {start} is in {kept} already")
-    return its
 
 
 def _own_names(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:

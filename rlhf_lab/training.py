@@ -31,10 +31,10 @@ from .launch.processes import Follower, meet, merged, once, place, sharding, sto
 from .launching import Launch, decided, launched
 from .models.load import small_models_folder
 from .models.structure import not_loaded
-from .planning import Plan, TrainerArgs, predicted, small_weights
+from .planning import Plan, TrainerArgs, predicted
 from .planning import plan as make_plan
 from .runs.run import Run
-from .settings import check_packages, unplannable
+from .settings import check_packages, small_weights, unplannable
 from .stages import STAGES, resolve
 from .widgets.background import Stop, Training, check_idle, open_dashboard
 
