@@ -193,6 +193,8 @@ def test_no_row_is_longer_than_the_model_reads():
         lab.plan("sft", "tiny", max_length=1025)
     with pytest.raises(ValueError, match="^pad_to_multiple_of=1025: .* more than the 1024 that"):
         lab.plan("sft", "tiny", pad_to_multiple_of=1025)
+    auto = lab.plan("sft", "tiny", pad_to_multiple_of="auto")  # TRL's default: none but on Neuron
+    assert auto.peak == lab.plan("sft", "tiny").peak
     assert lab.plan("sft", "bigscience/bloom-560m", max_length=4096)  # ALiBi: of any length
 
 

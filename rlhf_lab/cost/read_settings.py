@@ -84,8 +84,8 @@ def make_setup(
     if type(gpus) is int and gpus > 1:
         known.setdefault("sharding", "ddp")
         known.setdefault("nodes", nodes_for(gpus, hw))
-    if multiple := given.get("pad_to_multiple_of"):
-        known = _padded_to(multiple, known, model.context)
+    if is_number(multiple := given.get("pad_to_multiple_of")):  # TRL's "auto" is none here
+        known = _padded_to(int(multiple), known, model.context)
     if given.get("padding_free"):
         known |= _without_padding(known)
     if given.get("packing"):

@@ -22,7 +22,7 @@ from .quantization import FORMATS
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
 CHOICES = fields.CHOICES | {
     "stage": tuple(STAGES),
-    "dtype": tuple(BYTES_PER_WEIGHT),
+    **dict.fromkeys(("dtype", "adapter_dtype"), tuple(BYTES_PER_WEIGHT)),
     "optim": tuple(OPTIMIZERS),
     "quantization": ("none", *FORMATS),
 }
