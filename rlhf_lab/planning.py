@@ -25,6 +25,7 @@ from .cost.hardware import hardware as find_hardware
 from .cost.setup import CannotBe
 from .defaults import defaults
 from .display import by_surface, check_choice
+from .lora_targets import check_targets
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load, presets
 from .models.structure import not_loaded
 from .runs.ledger import Ledger
@@ -35,7 +36,6 @@ from .settings import (
     as_whole,
     check_packages,
     check_settings,
-    check_targets,
     small_weights,
     unplannable,
 )
