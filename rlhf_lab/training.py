@@ -174,13 +174,8 @@ def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, An
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder, "job")
         job.write_bytes(pickle.dumps((plan, data, given)))
-<<<<<<< HEAD
         hosts = Hosts(made.processes, made.nodes, made.rank, made.address, made.sharding)
-        code = launch(made.config, ["--job", str(job)], hosts)
-=======
-        hosts = Hosts(made.processes, made.nodes, sharding=made.sharding)
         code = launch(made.config, ["--job", str(job)], hosts, given["quiet"])
->>>>>>> main
     if code not in (0, INTERRUPTED):
         raise RuntimeError(f"training in {made.processes} processes failed: its line is above")
     return Run.load(given["out"])
