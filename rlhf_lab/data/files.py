@@ -19,9 +19,9 @@ from typing import cast
 
 from ..display import counted, first_line
 from ..models.hub import hub_reachable
-from ..runs.json_files import to_json_object, unread
+from ..runs.json_files import unread
+from .messages import Cell, Example
 from .preferences import Annotations, is_annotations
-from .schema import Example
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 READ_CHARACTERS = 1 << 20
@@ -271,9 +271,8 @@ def _hub_rows(name: str, split: str, subset: str | None) -> Iterator[object]:
 def _choose(source: object, split: str) -> Iterable[object]:
     """The rows of a Dataset, of one split of a DatasetDict, or of any list of dicts."""
     if hasattr(source, "astype") and hasattr(source, "notna"):  # a pandas DataFrame
-        # Cells of lists come as arrays, where pandas has read Parquet.
         records = source.astype(object).where(source.notna(), None).to_dict("records")
-        return [to_json_object(row) for row in records]
+        return [_plain(row) for row in records]
     if isinstance(source, Mapping):  # a DatasetDict
         if split not in source:
             raise ValueError(f"no split {split!r} among {', '.join(map(str, source))}")
@@ -285,3 +284,14 @@ def _choose(source: object, split: str) -> Iterable[object]:
         f"data must be a file, a hub id, a Dataset or a list of dicts, not a "
         f"{type(source).__name__}"
     )
+
+
+def _plain(cell: Cell) -> Cell:
+    """A cell with lists for arrays, which pandas makes of Parquet's lists. What is no JSON (dates)
+    stays, so that it is refused where text belongs."""
+    cell = cell.tolist() if hasattr(cell, "tolist") else cell  # numpy's numbers, too
+    if isinstance(cell, Mapping):
+        return {str(key): _plain(value) for key, value in cell.items()}
+    if isinstance(cell, (list, tuple)):
+        return [_plain(value) for value in cell]
+    return cell
