@@ -139,7 +139,8 @@ def deepspeed_settings(content: JsonObject, path: Path) -> tuple[Read, list[str]
     """Of accelerate's deepspeed_config, or of DeepSpeed's own file that it or another file names;
     and keys of DeepSpeed's file that are not understood. Raises ValueError, one line."""
     if named := content.get("deepspeed_config_file"):
-        file = path.parent / str(named)
+        here = Path(str(named))  # which accelerate reads; a file beside its own is meant too
+        file = here if here.is_file() else path.parent / here
         return deepspeed_file_settings(read_names(file), file)
     optimizer, weights = (content.get(f"offload_{w}_device", "none") for w in OFFLOADED)
     settings = _zero(content.get("zero_stage", 2), optimizer, weights, path)
