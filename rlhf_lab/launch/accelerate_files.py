@@ -55,7 +55,7 @@ def accelerate_settings(content: JsonObject, path: Path) -> tuple[Read, list[str
     Raises ValueError, one line, for what is not planned.
     """
     kind, unread = _kind(content), list(_unread(content, KEYS["accelerate"]))
-    settings: Read = {"gpus": whole_number(content, "num_processes", path) or 1}
+    settings: Read = {"gpus": process_count(content, path) or 1}
     settings["nodes"] = whole_number(content, "num_machines", path) or 1
     if kind == "DEEPSPEED":
         more, beside = deepspeed_settings(_section(content, "deepspeed_config", path), path)
@@ -77,6 +77,12 @@ def accelerate_settings(content: JsonObject, path: Path) -> tuple[Read, list[str
     if settings["gpus"] == 1:
         settings.pop("nodes")
     return settings, unread
+
+
+def process_count(content: JsonObject, path: Path) -> int | None:
+    """How many in all; None where the file leaves it open. Raises ValueError, one line."""
+    alone = 1 if _kind(content) == SINGLE else None
+    return whole_number(content, "num_processes", path) or alone
 
 
 def _kind(content: JsonObject) -> str:
