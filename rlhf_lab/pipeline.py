@@ -29,7 +29,7 @@ from .runs.json_files import JsonObject
 from .runs.ledger import SOURCES
 from .runs.lock import acquire, check_free, release
 from .runs.run import Run
-from .settings import check_names, known_settings
+from .settings import check_names, own_settings
 from .stages import Settings
 from .training import check, check_first, train
 
@@ -92,8 +92,7 @@ def check_all(
     model = model.with_stage("reward", model.paths.get("reward", ""))  # there will be one
     plans = {}
     for stage in IN_A_ROW:
-        own = {n: value for n, value in settings.items() if n in known_settings(stage)}
-        plans[stage] = plan(stage, model, hardware=hardware, **own)
+        plans[stage] = plan(stage, model, hardware=hardware, **own_settings(stage, settings))
         check_first(plans[stage], out=out / stage, overwrite=overwrite)
     return plans
 

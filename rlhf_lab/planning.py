@@ -23,7 +23,6 @@ from .cost.estimate import Estimate, estimate
 from .cost.fields import not_modelled
 from .cost.hardware import Hardware
 from .cost.hardware import hardware as find_hardware
-from .cost.quantization import format_of
 from .cost.setup import CannotBe
 from .defaults import defaults
 from .display import by_surface, check_choice
@@ -37,6 +36,7 @@ from .settings import (
     as_whole,
     check_settings,
     check_targets,
+    small_weights,
     unplannable,
 )
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
@@ -51,8 +51,6 @@ TrainerArgs: TypeAlias = Setting
 
 TEACHER = "small"
 """The teacher of the other bundled models, where none is given."""
-OF_WEIGHTS = {"quantization", "load_in_4bit", "load_in_8bit"}
-"""Settings of inference that say what weights are kept in; without one the config says it."""
 UNKNOWN = "no prediction"
 LABS = "the lab's"
 LENGTH_FLAGS = "--prompt-length, --response-length"
@@ -329,9 +327,7 @@ def plan(
         taken["num_mini_batches"] = _minibatches(taken)
     if {"rows", "num_train_epochs", "total_episodes"} & settings.keys() - {"max_steps"}:
         taken["max_steps"] = settings.get("max_steps", -1)  # not the lab's own number of steps
-    if stage == "inference" and not OF_WEIGHTS & given:
-        if (kept := format_of(handle.config_dict())) != "none":  # its files are in fewer bits
-            taken["quantization"] = kept
+    taken |= small_weights(stage, handle, settings)
     if data is not None:
         from .data.lengths import planned_lengths
         from .data.load import load_data

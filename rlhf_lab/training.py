@@ -34,7 +34,7 @@ from .models.structure import not_loaded
 from .planning import Plan, TrainerArgs, predicted
 from .planning import plan as make_plan
 from .runs.run import Run
-from .settings import check_packages, unplannable
+from .settings import check_packages, small_weights, unplannable
 from .stages import STAGES, resolve
 from .widgets.background import Stop, Training, check_idle, open_dashboard
 
@@ -174,7 +174,7 @@ def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, An
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder, "job")
         job.write_bytes(pickle.dumps((plan, data, given)))
-        hosts = Hosts(made.processes, made.nodes, sharding=made.sharding)
+        hosts = Hosts(made.processes, made.nodes, made.rank, made.address, made.sharding)
         code = launch(made.config, ["--job", str(job)], hosts, given["quiet"])
     if code not in (0, INTERRUPTED):
         raise RuntimeError(f"training in {made.processes} processes failed: its line is above")
@@ -307,7 +307,10 @@ def check_first(
     """
     meet(float(plan.settings.get("ddp_timeout", 1800)))
     _ = plan.trainer_settings
-    if line := unplannable(plan.stage, plan.settings) or not_loaded(plan.model.config_dict()):
+    paths, kinds = plan.model.paths, ("base", "reward", "value", "teacher")
+    configs = (plan.model.config_dict(kind) for kind in kinds if paths.get(kind))
+    lines = unplannable(plan.stage, plan.settings), *map(not_loaded, configs)
+    if line := next(filter(None, lines), ""):
         raise ValueError(line)
     check_packages(plan.settings)
     _check_reporters(plan.settings.get("report_to"))
@@ -320,14 +323,9 @@ def check_first(
         _check_resume(out, overwrite)
     elif out and not place()[0]:  # of several processes the first one writes
         Run(out).check_room(overwrite)
-    for kind in (STAGES[plan.stage].starts_from, *["reward"] * (plan.stage == "ppo")):
-        written = plan.model.paths.get(kind) != ""  # a stage before this one is to write others
-        if written and plan.model.config_dict(kind).get("quantization_config"):
-            raise ValueError(
-                f"{plan.model.paths.get(kind, plan.model.name)} is in fewer bits: it can be "
-                "evaluated and served; train the model that it was made of (load_in_4bit rounds "
-                "the base of adapters)"
-            )
+    said = small_weights(plan.stage, plan.model, plan.settings)
+    if said.items() - plan.settings.items():  # its model was put in another's place
+        raise ValueError(f"{plan.model.name} is in fewer bits, of which its plan does not know")
     check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
     if "teacher" in STAGES[plan.stage].roles:
         _ = plan.model.teacher

@@ -53,6 +53,7 @@ REFUSED_AT_ONCE = [
     ({"max_steps": 2.5}, "max_steps must be a whole number, got 2.5"),
     ({"total_episodes": -5}, "total_episodes must be above 0, got -5"),
     ({"kv_cache_dtype": "fp8", "stage": "inference"}, "engine='vllm' is planned for GPUs"),
+    ({"gpu_memory_utilization": 1.5, "stage": "inference"}, "must be above 0, at most 1, got 1.5"),
     ({"bf16": True, "fp16": True}, "bf16 and fp16: choose one"),
     ({"lora_dropout": 1.5, "lora_r": 8}, "lora_dropout must be 0 or more, below 1, got 1.5"),
     ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin': did you mean 'cosine'"),

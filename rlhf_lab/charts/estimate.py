@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..cost.caveats import of_main_memory
 from ..cost.estimate import Estimate
 from ..cost.remedies import Remedy, less_or_more
 from ..cost.serving import tokens_per_pass
@@ -18,7 +19,7 @@ def summary_row(e: Estimate) -> dict[str, str]:
         "stage": s.stage,
         "memory/device": format_bytes(e.peak),
         "peak in": e.peak_phase.name,
-        "fits": "yes" if e.fits else _too_little(e),
+        "fits": _in_room(e, "yes" if e.fits else _too_little(e)),
         "steps": format_number(e.steps),
         "FLOPs/step": format_number(e.flops, "FLOP"),
         "time/step": format_seconds(e.step_seconds),
@@ -27,8 +28,15 @@ def summary_row(e: Estimate) -> dict[str, str]:
     }
 
 
+def _in_room(e: Estimate, answer: str) -> str:
+    """Whether it fits, with what it takes of main memory."""
+    return ", ".join(filter(None, [answer, of_main_memory(e)]))
+
+
 def _too_little(e: Estimate) -> str:
     has = f"{e.hardware.name} has {format_bytes(e.hardware.memory)}"
+    if e.needed <= e.hardware.memory:
+        return "no"  # of main memory, which is said behind it
     if e.peak > e.hardware.memory:
         return f"no: {has}"
     return f"no: may need {format_bytes(e.needed)}, {has}"
@@ -66,7 +74,7 @@ def remedy_rows(remedies: Sequence[Remedy]) -> list[dict[str, str]]:
             "memory": _saved(r.saves_bytes, "B"),
             "time": _saved(r.saves_hours, "s", 3600, "shorter", "longer"),
             "money": _saved(r.saves_money, "USD"),
-            "fits": "yes" if r.fits else "no",
+            "fits": _in_room(r.estimate, "yes" if r.fits else "no"),
         }
         for r in remedies
     ]

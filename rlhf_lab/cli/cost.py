@@ -227,6 +227,7 @@ def plan_document(plan: Plan, cheaper: bool = False) -> dict[str, object]:
                 "saves_hours": r.saves_hours,
                 "saves_usd": r.saves_money,
                 "fits": r.fits,
+                "main_memory_bytes": r.estimate.main_memory,
             }
             for r in plan.cheaper()
         ]
@@ -239,6 +240,7 @@ def _figures(e: Estimate) -> dict[str, object]:
         "peak_bytes": e.peak,
         "peak_bytes_band": [e.peak * low, e.peak * high],
         "memory_bytes": e.hardware.memory,
+        "main_memory_bytes": e.main_memory,  # of one machine, what is offloaded to it
         "fits": e.fits,
         "steps": e.steps,
         "step_seconds": e.step_seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..display import format_bytes
 from .compiling import caveat
 from .online import of_teacher
 
@@ -19,6 +20,12 @@ EXPERTS_IN_FP32 = (
 )
 
 
+def of_main_memory(e: Estimate) -> str:
+    """What offloading takes of each machine's main memory, in words; "" where it takes none."""
+    needs = f"needs at least {format_bytes(e.main_memory)} of main memory a machine"
+    return needs * bool(e.main_memory)
+
+
 def caveats(e: Estimate) -> list[str]:
     """What a plan for this device, or for a family like this, leaves out, and that more requests
     arrive than can be served."""
@@ -31,6 +38,11 @@ def caveats(e: Estimate) -> list[str]:
     found += [NO_SCORE.format(m.family) for m in scored if not m.facts.reward_head]
     if s.lora_r > (side := s.model.narrowest):
         found.append(f"lora_r={s.lora_r}: ranks above {side}, a matrix's width, add no more")
+    if needs := of_main_memory(e):
+        there = "not checked: a file of hardware says how much there is (main_memory_gib)"
+        if hw.main_memory:
+            there = f"{hw.name} has {format_bytes(hw.main_memory)}"
+        found.append(f"offloading {needs}; {there}")
     if s.autocast and s.model.experts > 1:
         found.append(EXPERTS_IN_FP32)
     if s.stage == "distill":

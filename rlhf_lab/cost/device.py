@@ -17,7 +17,7 @@ from ..display import by_surface, check_choice
 from ..stages import Setting
 
 DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8")
-_OPTIONAL = ("link", "network", "operand_bandwidth")
+_OPTIONAL = ("link", "network", "operand_bandwidth", "main_memory")
 _POSITIVE = ("memory", "bandwidth", "host", *_OPTIONAL)
 _ATTENTION = ("causal_attention", "masked_attention")
 _EFFICIENCIES = ("matmul_efficiency", "bandwidth_efficiency", *_ATTENTION)
@@ -38,14 +38,15 @@ KINDS = {
 class Hardware:
     """One kind of device. Bytes, bytes/s, FLOP/s, seconds, USD per device-hour; None is unknown.
 
-    `memory`: what torch.cuda reports as total. `flops`: dense peak by dtype; absent where the
-    device has none. `link`, `network`: bytes/s per device and direction, inside a node and between
-    nodes; None where there is no other device. `host`: bytes/s to and from main memory, one way
-    (PCIe 4.0 ×16: 25 GB/s of 31.5 are reached). `matmul_efficiency`, `bandwidth_efficiency`: what
-    large products and streams reach of the peak; `causal_attention`, `masked_attention`: what fused
-    attention in 16 bits reaches of it, forward and backward together, without and with a mask
-    tensor (None: as large products, as without one). `op_seconds`: what an operation takes at least
-    when a model's Python code calls it, `launch_seconds` in a backward pass or a plain loop.
+    `memory`: what torch.cuda reports as total; `main_memory`: of a machine, for what is offloaded.
+    `flops`: dense peak by dtype; absent where the device has none. `link`, `network`: bytes/s per
+    device and direction, inside a node and between nodes; None where there is no other device.
+    `host`: bytes/s to and from main memory, one way (PCIe 4.0 ×16: 25 GB/s of 31.5 are reached).
+    `matmul_efficiency`, `bandwidth_efficiency`: what large products and streams reach of the peak;
+    `causal_attention`, `masked_attention`: what fused attention in 16 bits reaches of it, forward
+    and backward together, without and with a mask tensor (None: as large products, as without one).
+    `op_seconds`: what an operation takes at least when a model's Python code calls it,
+    `launch_seconds` in a backward pass or a plain loop.
     `step_seconds`, `request_seconds`, `arrival_seconds`: what a server that runs transformers adds
     to each step, to each request in it, and once to each that arrives (`lab.bench(…).around(plan)`
     measures them).
@@ -65,6 +66,7 @@ class Hardware:
     link: float | None = None
     network: float | None = None
     host: float = 25e9
+    main_memory: float | None = None
     devices_per_node: int = 1
     price: float | None = None
     price_date: str | None = None
@@ -93,7 +95,7 @@ class Hardware:
         for name in _POSITIVE:
             value = getattr(self, name)
             valid = _positive(value) or value is None and name in _OPTIONAL
-            unit = "bytes" if name == "memory" else "bytes/s"
+            unit = "bytes" if name.endswith("memory") else "bytes/s"
             self._check(valid, name, f"a positive number of {unit}")
         self._check_flops()
         whole = type(self.devices_per_node) is int and self.devices_per_node > 0

@@ -189,10 +189,19 @@ class Estimate:
         """What must be known before the figures are read (`caveats.py`)."""
         return caveats(self)
 
+    @cached_property
+    def main_memory(self) -> float:
+        """Bytes of a machine's main memory that weights, states and activations take that were
+        moved there from its devices. Python, data and a checkpoint as it is read come on top, and
+        torch rounds pinned buffers up to powers of two (ATen/core/CachingHostAllocator.h)."""
+        return max(f.host for f in self.phases) * self.setup.gpus / self.setup.nodes
+
     @property
     def fits(self) -> bool:
-        """Whether what it needs is within the device's memory."""
-        return self.needed <= self.hardware.memory
+        """Whether what it needs is within the device's memory, and what is moved to main memory
+        within that, where the hardware says how much there is."""
+        there = self.hardware.main_memory
+        return self.needed <= self.hardware.memory and self.main_memory <= (there or math.inf)
 
     # ------------------------------------------------------------------------------ time and money
 

@@ -60,6 +60,7 @@ def _cpu(memory: float, cores: int, name: str, source: str) -> Hardware:
 
 UNITS = {
     "memory_gib": ("memory", GIB),
+    "main_memory_gib": ("main_memory", GIB),
     "bandwidth_gb_s": ("bandwidth", 1e9),
     "link_gb_s": ("link", 1e9),
     "network_gb_s": ("network", 1e9),

@@ -36,7 +36,7 @@ def rloo_grpo(s: Setup) -> list[Phase]:
         stage.hold("reference", states(s, model, "lm", trained=False))
     reward = None if s.rule_reward else s.reward or model
     if reward:
-        stage.hold("reward", states(s, reward, "score", trained=False))
+        stage.hold("reward", states(s.whole, reward, "score", trained=False))
     # transformers' `generate`: no row leaves before the last one has ended.
     tokens = s.rollout_batch * sampled(s)
     if s.use_vllm:
@@ -54,7 +54,7 @@ def rloo_grpo(s: Setup) -> list[Phase]:
         row = policy_segments(s, model, p, scored, grad=False)
         stage.add_scoring("reference", "reference", row, model, p, **passes)
     if reward:
-        p = _rows(s, reward, mask=False)
+        p = _rows(s.whole, reward, mask=False)
         row = (*trunk(reward, p, grad=False), ending(reward, p, heads.scores, p.b, grad=False))
         stage.add_scoring("score", "reward", row, reward, p, **passes)
     row = policy_segments(s, model, learner, scored)
@@ -70,11 +70,10 @@ def distill(s: Setup) -> list[Phase]:
     stage, student, teacher = PhaseList(s), s.model, s.teacher or s.model
     scored = s.batch * s.response
     p = stage.hold_trained("student", student, s.batch)
-    whole = replace(s, load_in_4bit=False, load_in_8bit=False)  # as the teacher is loaded
-    stage.hold("teacher", states(whole, teacher, "lm", trained=False))
+    stage.hold("teacher", states(s.whole, teacher, "lm", trained=False))
     tokens = s.rollout_batch * sampled(s)
     add_rollout(stage, replace(s, mean_response=None), tokens=tokens, role="student")
-    q = pass_config(whole, teacher, s.batch, s.length, trained=False)
+    q = pass_config(s.whole, teacher, s.batch, s.length, trained=False)
     tied = student.tied and p.trained
     row = (
         *trunk(student, p, checkpoint=s.checkpoint, tied=tied),
@@ -109,9 +108,7 @@ def _from_answers(s: Setup) -> list[Phase]:
     the student learns alone, from logits as our PPO's. Of the answers an optimizer step has the
     share that is new in it."""
     asked, stage, student = PhaseList(s), PhaseList(s), s.model
-    teacher = replace(
-        s, model=s.teacher or student, lora_r=0, load_in_4bit=False, load_in_8bit=False
-    )
+    teacher = replace(s.whole, model=s.teacher or student, lora_r=0)
     asked.hold("student", states(s, student, "lm", trained=False))
     asked.hold("teacher", states(teacher, teacher.model, "lm", trained=False))
     used = s.steps * s.rollout_batch * s.replicas if s.steps else (s.rows or 0) * s.epochs

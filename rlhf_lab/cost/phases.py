@@ -46,6 +46,8 @@ class Phase:
     """that do this work each, as their share of a model"""
     sums: tuple[float, float] = (0.0, 0.0)
     """bytes that those devices add up, and how often, in one occurrence"""
+    host: float = 0.0
+    """bytes of main memory beside one device: what is offloaded"""
 
     @property
     def total(self) -> float:
@@ -60,6 +62,7 @@ class PhaseList:
     resident: RoleBytes = field(default_factory=lambda: defaultdict(float))
     phases: list[Phase] = field(default_factory=list)
     states: dict[str, State] = field(default_factory=dict)
+    host: float = 0.0
 
     def state(self, role: str) -> State:
         """Of a role, or of the policy, which is its own reference where it has adapters."""
@@ -68,6 +71,7 @@ class PhaseList:
     def hold(self, role: str, state: State) -> None:
         """This role's weights and states are resident from here on."""
         self.states[role] = state
+        self.host += state.host
         self.resident[role, "parameters"] += state.parameters
         self.resident[role, "optimizer"] += state.optimizer
         self.resident[role, "communication"] += state.communication
@@ -117,8 +121,8 @@ class PhaseList:
             if size:
                 here[role, component] = here.get((role, component), 0) + size
         here = {key: size for key, size in here.items() if size}
-        work = work or Work()
-        self.phases.append(Phase(name, role, here, work, times, tokens, sent, devices, sums))
+        host, work = self.host + sent.stashed / (times or 1), work or Work()
+        self.phases.append(Phase(name, role, here, work, times, tokens, sent, devices, sums, host))
 
     def add_scoring(
         self,

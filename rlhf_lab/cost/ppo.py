@@ -53,8 +53,9 @@ def ppo(s: Setup) -> list[Phase]:
     for name in roles:
         stage.hold(name, state[name])
     if s.ema:  # an average of the policy's weights, as DeepSpeed-Chat keeps one
-        weights = states(s, s.model, "lm", trained=False).parameters
-        stage.resident["policy", "parameters"] += weights
+        average = states(s, s.model, "lm", trained=False)
+        stage.resident["policy", "parameters"] += average.parameters
+        stage.host += average.host
     copies = _autocast_copies(s, roles)
     cached = copies["policy"]
     tokens = s.rollout_batch * sampled(s)
@@ -137,7 +138,14 @@ def role_state(s: Setup, role: Role) -> State:
     if not (role.own_base or role.adapters):
         return State(0.0)
     own = {"trained": role.trained, "adapters": role.adapters, "own_base": role.own_base}
-    return states(s if role.own_base else _critic_setup(s), role.model, head, **own)
+    return states(_setup_of(s, role), role.model, head, **own)
+
+
+def _setup_of(s: Setup, role: Role) -> Setup:
+    """As a role is loaded: a reward model with a base of its own is whole."""
+    if not role.own_base:
+        return _critic_setup(s)
+    return s.whole if role.name == "reward" else s
 
 
 def _critic_setup(s: Setup) -> Setup:
@@ -165,7 +173,7 @@ def _autocast_copies(s: Setup, roles: Mapping[str, Role]) -> dict[str, float]:
 def _add_scoring(stage: PhaseList, s: Setup, role: Role, phase: str, workspace: float) -> None:
     """A pass of one role over all rows of the rollout, a chunk at a time."""
     # The last token predicts nothing: only the reward model is given it.
-    like = _critic_setup(s) if role.name in ("value", "reward") else s
+    like = _setup_of(s, role)
     rows = min(s.local_rollout_forward_batch_size, s.rollout_batch)
     length = max(1, s.length - (role.name != "reward"))
     how = {"trained": False, "adapters": role.adapters, "mask": False}

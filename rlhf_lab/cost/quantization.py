@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ..stages import read_table
 from .architecture import Architecture, Linear
@@ -43,8 +44,28 @@ class Format:
         return whole, (size + whole) / self.share
 
 
-_TABLE = read_table(__file__)
-FORMATS: dict[str, Format] = {name: Format(**entry) for name, entry in _TABLE.items()}
+GROUPS = (128, 64, 32, -1)
+"""Weights that share a scale and a zero in GPTQ and AWQ; -1: all of an output row."""
+
+
+def _formats() -> Iterator[tuple[str, Format]]:
+    """The entries of the table; `packed`: bits of a packed weight, in groups of `GROUPS`, each with
+    a scale in 16 bits and a zero as wide as a weight."""
+    for name, entry in read_table(__file__).items():
+        packed = entry.pop("packed", ())
+        kind = Format(**{"bits": 0.0, **entry})
+        if not packed:
+            yield name, kind
+        for bits, group in ((b, g) for b in packed for g in GROUPS):
+            words = [*kind.checkpoint, f'"bits": {bits}', f'"group_size": {group}']
+            rows = {"row_bits": 16 + bits, "bits": bits}
+            size = rows if group < 0 else {"bits": bits + (16 + bits) / group}
+            usual = (bits, group) == (4, 128)
+            full = name if usual else f"{name}_{bits}_{'row' if group < 0 else f'g{group}'}"
+            yield full, replace(kind, checkpoint=words, **size)
+
+
+FORMATS: dict[str, Format] = dict(_formats())
 """Formats by name."""
 
 
@@ -79,12 +100,46 @@ def file_bytes(model: Architecture, name: str, itemsize: int, head: str = "lm") 
     return (weight_bytes(model, name, itemsize, head) if kind else plain) + tables
 
 
+_WHOLE = ("llm_int8_skip_modules", "modules_to_not_convert", "ignore")
+_PARTLY = ("dynamic", "lm_head", "modules_in_block_to_quantize", "include_input_output_embeddings")
+"""Keys of a quantization_config under which some of a model is in another format than the rest."""
+_DEFAULTS: dict[str, dict[str, object]] = {
+    "bitsandbytes": {"load_in_4bit": False, "bnb_4bit_use_double_quant": False},
+    "gptq": {"group_size": 128},
+    "awq": {"bits": 4, "group_size": 128},
+}
+"""What transformers 5.23 takes where a key is left out (utils/quantization_config.py)."""
+
+
+def quantised(config: Mapping[str, object]) -> dict[str, object]:
+    """The `quantization_config` of a transformers config with its method and the defaults of keys
+    that are left out; {} where weights are whole."""
+    said = config.get("quantization_config")
+    if not isinstance(said, dict) or not said:
+        return {}
+    small = said.get("load_in_4bit") or said.get("load_in_8bit")
+    method = "bitsandbytes" if small else str(said.get("quant_method", "unknown"))
+    first = {"quant_method": method, **_DEFAULTS.get(method, {})}
+    return first | said | {"quant_method": method}
+
+
 def format_of(config: Mapping[str, object]) -> str:
     """The format that a transformers config says its checkpoint is in; "none" where it says none.
-    Raises ValueError for one that is not in the table."""
-    written = json.dumps(config.get("quantization_config") or "", default=str)
-    if written == '""':
+    Raises ValueError for one that is not in the table, or of which some layers are kept whole."""
+    said = quantised(config)
+    if not said:
         return "none"
+    written = json.dumps(said, default=str)
+    whole = [str(x) for key in _WHOLE for x in said.get(key) or ()]  # type: ignore[attr-defined]
+    outside = r"(norm|gate|lm_head|score|router)$|vis"
+    inside = r"layers|\.h\.|_proj$|mlp|attn|attention|experts"
+    named = [x for x in whole if not re.search(outside, x) and re.search(inside, x)]
+    named += [key for key in _PARTLY if said.get(key)]
+    if named:
+        raise ValueError(
+            f"weights in a format that is not modelled: {said['quant_method']} of a part of the "
+            f"model ({named[0]})"
+        )
     for name, kind in FORMATS.items():
         if kind.checkpoint and all(words in written for words in kind.checkpoint):
             return name

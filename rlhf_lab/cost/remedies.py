@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..display import counted
+from .caveats import of_main_memory
 from .estimate import Estimate, Settings
 from .hardware import nodes_for
 from .optimizers import OPTIMIZERS
@@ -46,6 +47,7 @@ class Remedy:
         ):
             if saved is not None:
                 parts.append(less_or_more(saved, f"{abs(saved):.2f} {unit}", *words))
+        parts += filter(None, [of_main_memory(self.estimate)])
         return f"Remedy({self.does}: {settings}: {', '.join(parts)}, fits={self.fits})"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from ..display import check_choice, counted
@@ -339,6 +339,11 @@ class Setup:
     def small_base(self) -> bool:
         """Whether training keeps frozen weights in 4 or 8 bits."""
         return self.stage != "inference" and (self.load_in_4bit or self.load_in_8bit)
+
+    @property
+    def whole(self) -> Setup:
+        """The same for other models, which training loads whole beside a base in few bits."""
+        return replace(self, load_in_4bit=False, load_in_8bit=False)
 
     @property
     def held(self) -> Architecture:

@@ -35,8 +35,9 @@ class State(NamedTuple):
     there from the start on. `workspace`: what the step needs on top; `communication`: buffers that
     are always there; `bucket`: through which DeepSpeed sums gradients; `paged`: states that the
     device makes room for in a step. `whole`, `trained`: all weights as they are gathered, and all
-    gradients as they are made; `stay`: those weights that ZeRO-3 gathers once a step, as they are
-    in small tensors; `modules` that it fetches. `step`: the work of the optimizer.
+    gradients as they are made; `host`: what waits in main memory; `stay`: those weights
+    that ZeRO-3 gathers once a step, as they are in small tensors; `modules` that it fetches.
+    `step`: the work of the optimizer.
     """
 
     parameters: float
@@ -47,6 +48,7 @@ class State(NamedTuple):
     held: float = 0
     fixed: float = 0
     paged: float = 0
+    host: float = 0
     bucket: float = 0
     whole: float = 0
     stay: float = 0
@@ -246,8 +248,10 @@ def _sharded(
     if s.sharding == "zero3":
         pieces = [(times * n, n) for times, n, _ in _pieces(s, model, head, False)]
         small = sum(n for n, one in pieces if one <= s.stage3_param_persistence_threshold)
+        mine, away = state.parameters / s.replicas, s.offload == "all"
         state = state._replace(
-            parameters=0.0 if s.offload == "all" else state.parameters / s.replicas,
+            parameters=0.0 if away else mine,
+            host=mine if away else 0.0,
             stay=state.whole * small / sum(n for n, _ in pieces),
             modules=2 + sum(y.count * (len(y.linears) + 2.0) for y in model.layers),
         )
@@ -261,12 +265,15 @@ def _sharded(
 def _fsdp2(s: Setup, state: State) -> State:
     """Everything shared out, in the precision of the weights; passes have it in theirs."""
     narrow = s.pass_bytes_per_weight / s.bytes_per_weight
-    stay = 0.0 if s.offload == "all" else 1 / s.replicas
+    away = s.offload == "all"
+    stay, every = 0.0 if away else 1 / s.replicas, (state.parameters, state.gradients)
+    kept = sum((*every, state.optimizer, state.paged, state.workspace)) / s.replicas
     return state._replace(
         parameters=state.parameters * stay,
         gradients=state.gradients * stay,
         optimizer=state.optimizer * stay,
         paged=state.paged * stay,
+        host=kept if away else 0.0,
         workspace=state.workspace * stay,
         held=state.gradients * narrow,  # nothing is scattered before the last micro-batch
         trained=state.gradients * narrow,
@@ -278,7 +285,11 @@ def _fsdp2(s: Setup, state: State) -> State:
 def _zero(s: Setup, state: State, count: float, tensors: int, largest: float) -> State:
     """DeepSpeed: a flat copy of a device's part in fp32, whatever the model's precision, and the
     optimizer's states beside it; for a step, its gradients flat, and in fp32 too. `tensors`:
-    numbers in the tensors that the part has a piece of."""
+    numbers in the tensors that the part has a piece of.
+
+    In main memory DeepSpeed 0.19 has its fp32 copy, the states and gradients in fp32 all the time,
+    and one more buffer as wide as the model: of the gradients (stage3.py), or of new weights
+    (stage_1_and_2.py), which adds up gradients of micro-batches in whole tensors besides."""
     kind, mine = OPTIMIZERS[s.optim], count / s.replicas
     offload, zero3 = s.offload != "none", s.sharding == "zero3"
     itemsize = s.bytes_per_weight
@@ -290,6 +301,8 @@ def _zero(s: Setup, state: State, count: float, tensors: int, largest: float) ->
     part, bucket = mine * itemsize, float(s.reduce_bucket_size * itemsize)
     kept = part if zero3 else max(part, float(tensors * itemsize))
     step = replace(state.step, moved=mine * (12 + 2 * per + itemsize))
+    adds_up = kept if not zero3 and s.gradient_accumulation_steps > 1 else 0.0
+    away_too = mine * (per + 4 + itemsize) + adds_up + (0.0 if zero3 else largest)
     return state._replace(
         gradients=0.0 if zero3 or offload else kept,
         held={"zero1": state.gradients, "zero2": 0.0 if offload else kept}.get(s.sharding, 0.0),
@@ -298,6 +311,7 @@ def _zero(s: Setup, state: State, count: float, tensors: int, largest: float) ->
         paged=0.0 if offload else mine * away,
         workspace=0.0 if offload else workspace,
         bucket=bucket,
+        host=state.host + away_too * offload,
         communication=(bucket if zero3 else 0.0) + (largest if offload and not zero3 else 0.0),
         step=Work() if offload else step,
     )

@@ -32,10 +32,10 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 @dataclass(frozen=True)
 class Hosts:
-    """Where the processes are: how many in all (None: as accelerate's config says), on how many
-    hosts, of which this is number `rank`; `address`: HOST[:PORT] of the first."""
+    """Where the processes are: how many in all, on how many hosts, of which this is number `rank`;
+    `address`: HOST[:PORT] of the first."""
 
-    processes: int | None
+    processes: int
     nodes: int = 1
     rank: str = "0"
     address: str = ""
@@ -53,11 +53,11 @@ def command(
     port = port or "29500"
     if config:
         line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-        line += ["--num_processes", str(hosts.processes)] if hosts.processes else []
+        line += ["--num_processes", str(hosts.processes)]
         where = ["--machine_rank", hosts.rank, "--main_process_ip", host]
         line += [*where, "--main_process_port", port] if hosts.nodes > 1 else []
         return [*line, *program], {}
-    each = (hosts.processes or 2) // hosts.nodes
+    each = hosts.processes // hosts.nodes
     line = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={each}"]
     nodes = [f"--nnodes={hosts.nodes}", f"--node-rank={hosts.rank}"]
     nodes += [f"--master-addr={host}", f"--master-port={port}"]

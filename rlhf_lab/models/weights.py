@@ -6,6 +6,7 @@ Only safetensors are read: a pickled checkpoint can run code.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ def in_4bit(load: Callable[..., PreTrainedModel], nested: bool = False) -> PreTr
     import torch
 
     try:
-        import bitsandbytes  # noqa: F401  transformers asks for it much later
+        from bitsandbytes.nn.modules import Linear4bit
     except ImportError:
         raise ValueError(
             "load_in_4bit needs bitsandbytes: pip install 'rlhf-lab[gpu]' (it runs on CPUs too)"
@@ -60,7 +61,29 @@ def in_4bit(load: Callable[..., PreTrainedModel], nested: bool = False) -> PreTr
         bnb_4bit_compute_dtype=compute_dtype(),
     )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-    return load(quantization_config=config, device_map={"": device})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You passed `quantization_config`")  # theirs, if they are
+        model = load(quantization_config=config, device_map={"": device})
+    for layer in model.modules():  # files that are in 4 bits say for what device they were made
+        if isinstance(layer, Linear4bit):
+            layer.compute_dtype = compute_dtype()
+    return model
+
+
+def dequantised(model: PreTrainedModel) -> PreTrainedModel:
+    """A model whose files are in 4 bits with its matrices written out; another as it is.
+    transformers 5.23 would still save it as it read it, which it cannot."""
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return model
+    with quiet_transformers():
+        whole: PreTrainedModel = model.dequantize()
+    own = "transformers.integrations.bitsandbytes"
+    as_read: list[object] = vars(whole).get("_weight_conversions") or []
+    left = [
+        x for x in as_read if all(type(op).__module__ != own for op in getattr(x, "operations", ()))
+    ]
+    vars(whole)["_weight_conversions"] = left or None
+    return whole
 
 
 BLOCK = 64

@@ -18,7 +18,7 @@ from ..data.rows_left import response_limit
 from ..data.tokenize import prompt_text, stop_ids
 from ..launch.processes import any_process, from_all, load_whole
 from ..metering.meter import Meter
-from ..models.weights import embeddings, grow_embeddings
+from ..models.weights import dequantised, embeddings, grow_embeddings
 from ..ppo.adapters import POLICY
 from ..ppo.compiled import compile_layers
 from ..ppo.logprobs import AnyModel
@@ -130,7 +130,7 @@ class Job:
             of, spec = self.plan.model, STAGES[self.plan.stage]
             scores = spec.roles[0] == "reward"
             start = of.new_reward() if scores else getattr(of, spec.starts_from)
-            model = PeftModel.from_pretrained(start, self.run.folder / "adapter")
+            model = PeftModel.from_pretrained(dequantised(start), self.run.folder / "adapter")
         if hasattr(model, "peft_config"):
             model = model.merge_and_unload(adapter_names=[POLICY])
             self.save(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..charts.chart import bar_chart
 from ..charts.frame import Picture
 from ..charts.memory import axis_unit
+from ..cost.caveats import of_main_memory
 from ..cost.estimate import Estimate
 from ..cost.hardware import CATALOGUE, Hardware
 from ..cost.phases import Phase
@@ -34,7 +35,7 @@ def verdict(e: Estimate) -> tuple[str, str]:
     """→ ("yes", "perhaps" or "no", a sentence): whether it fits, by how much, and what the peak is
     made of."""
     room, high, peak, peak_bytes = e.hardware.memory, e.needed, e.peak_phase, e.peak
-    if e.fits:
+    if high <= room:
         left, least = format_bytes(room - peak_bytes), format_bytes(room - high)
         band = f" ({least} at the upper end of the band)" * (least != left)
         state, word = "yes", f"Fits: {left} to spare{band}."
@@ -43,6 +44,8 @@ def verdict(e: Estimate) -> tuple[str, str]:
         word = f"May not fit: {format_bytes(high - room)} short where the plan is too low."
     else:
         state, word = "no", f"Does not fit: {format_bytes(peak_bytes - room)} too much."
+    if main := of_main_memory(e):
+        state, word = ("yes" if e.fits else "no" if high <= room else state), f"{word} It {main}."
     card = f"{e.hardware.name} of {format_bytes(room)}"
     device = f"each {card}" if e.setup.gpus > 1 else f"one {card}"
     return state, (
@@ -163,6 +166,7 @@ def _price(e: Estimate) -> str:
 def remedy_text(remedy: Remedy) -> str:
     """What a change does, on its button."""
     parts = [f"{format_bytes(remedy.estimate.peak)}{'' if remedy.fits else ', still too much'}"]
+    parts += filter(None, [of_main_memory(remedy.estimate)])
     seconds = None if remedy.saves_hours is None else remedy.saves_hours * 3600
     for value, unit in ((seconds, "s"), (remedy.saves_money, "USD")):
         if value and format_number(abs(value), unit) not in ("0 s", "$0.00"):

@@ -5,6 +5,8 @@ Run: pytest tests/cost/test_quantization.py
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import rlhf_lab as lab
@@ -164,7 +166,12 @@ def test_a_base_in_8_bits_trains_adapters():
         (None, "none"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}, "int8"),
         ({"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, "nf4_nested"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "nf4"),
+        ({"load_in_4bit": True, "llm_int8_skip_modules": ["lm_head", "vision_tower"]}, "nf4"),
         ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 32}, "gptq_8_g32"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_blocks"),
         ({"quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}, "torchao_int8"),
     ],
 )
@@ -173,6 +180,84 @@ def test_a_checkpoint_says_what_it_is_in(said, name):
     assert format_of(config) == name
     with pytest.raises(ValueError, match="a format that is not modelled: .*hqq"):
         format_of(LLAMA | {"quantization_config": {"quant_method": "hqq"}})
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ({"quant_method": "gptq", "bits": 3}, 'gptq", "group_size": 128, "bits": 3'),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 16}, "gptq"),
+        (
+            {"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*moe": {}}},
+            "gptq of a part.*dynamic",
+        ),
+        ({"load_in_4bit": True, "llm_int8_skip_modules": ["model.layers.1.mlp"]}, "layers.1.mlp"),
+        ({"quant_type": {"default": {"_type": "Int4WeightOnlyConfig", "group_size": 128}}}, "Int4"),
+    ],
+)
+def test_what_is_planned_as_nothing_else_is_refused(said, line):
+    with pytest.raises(ValueError, match=line):
+        format_of(LLAMA | {"quantization_config": said})
+
+
+def test_packed_weights_are_as_many_bytes_as_in_their_layout():
+    """qweight and qzeros are int32, scales 16 bits (vLLM's auto_gptq.py and auto_awq.py)."""
+    for name, bits, group in (("gptq", 4, 128), ("gptq_8_g32", 8, 32), ("gptq_4_row", 4, 1024)):
+        packed, groups = 32 // bits, MAP.inputs // group
+        words = MAP.inputs // packed * MAP.outputs + groups * MAP.outputs // packed
+        assert FORMATS[name].size(MAP) == 4 * words + 2 * groups * MAP.outputs
+
+
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+def folder(at, said, **more):
+    at.mkdir()
+    config = {"architectures": ["LlamaForCausalLM"], **LLAMA, "quantization_config": said, **more}
+    (at / "config.json").write_text(json.dumps(config))
+    return at
+
+
+def test_a_folder_in_4_bits_is_planned_as_what_it_is(tmp_path):
+    """A base in 4 bits is the usual start of QLoRA."""
+    asked = {"hardware": "rtx4090", "lora_r": 16, **LENGTHS}
+    small = folder(tmp_path / "nf4", {**NF4, "bnb_4bit_use_double_quant": True})
+    dense = lab.plan("sft", "Llama-3.1-8B", load_in_4bit=True, use_bnb_nested_quant=True, **asked)
+    assert lab.plan("sft", small, **asked).peak == dense.peak
+    eight = folder(tmp_path / "int8", {"load_in_8bit": True})
+    assert lab.plan("dpo", eight, **asked).settings["load_in_8bit"]
+    head = folder(tmp_path / "head", {**NF4, "llm_int8_skip_modules": ["lm_head"]})
+    assert lab.plan("sft", head, **asked).settings["use_bnb_nested_quant"] is False
+    with pytest.raises(ValueError, match="so would be a new score head: .* do not name score"):
+        lab.plan("reward", head, **asked)
+    with pytest.raises(ValueError, match="load_in_4bit=False: .* is in nf4_nested already"):
+        lab.plan("sft", small, load_in_4bit=False, **asked)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "mxfp4", "hqq", "bitsandbytes"])
+def test_what_is_not_trained_is_refused_with_its_format(method, tmp_path):
+    said = NF4 if method == "bitsandbytes" else {"quant_method": method, "bits": 4}
+    small = folder(tmp_path / "small", said)
+    for stage, lora in (("sft", 16), ("ppo", 16), ("sft", 0)):
+        if lora and method == "bitsandbytes":
+            continue
+        with pytest.raises(ValueError, match=rf"in fewer bits \({method}\).*the model that it was"):
+            lab.plan(stage, small, hardware="h100", lora_r=lora)
+
+
+def test_other_roles_are_whole(tmp_path):
+    """They are loaded in full beside a base in 4 bits, and planned so; files in 4 bits are not."""
+    scores = folder(tmp_path / "rm", NF4, architectures=["LlamaForSequenceClassification"])
+    for stage in ("ppo", "grpo"):
+        with pytest.raises(ValueError, match="which of a reward model are not planned"):
+            lab.plan(stage, "Llama-3.1-8B", reward_model=scores, hardware="h100")
+    with pytest.raises(ValueError, match="which of a teacher model are not planned"):
+        lab.plan("distill", "Llama-3.1-8B", teacher_model=folder(tmp_path / "t", NF4))
+    settings = {**LENGTHS, "lora_r": 16, "load_in_4bit": True}
+    for stage, more in (("grpo", {}), ("ppo", {"layout": "adapters"})):
+        e = estimate(stage, LLAMA, "h100", {**settings, **more}, reward=LLAMA)
+        held = e.phases[0].bytes["reward", "parameters"]
+        assert held == architecture(LLAMA).parameters("score") * 2
 
 
 def test_a_file_is_its_numbers_and_a_small_header():

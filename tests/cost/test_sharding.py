@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,30 @@ def test_offload_moves_states_and_takes_time():
     assert states.seconds_of["optimizer", "policy"] == pytest.approx(moved, rel=0.01)
     assert part(states, "gradients", "optimizer") == part(states, "optimizer", "forward") == 0
     assert part(everything, "parameters", "forward") == 0
+
+
+def test_offload_says_what_it_takes_of_main_memory():
+    """DeepSpeed in 16 bits: an fp32 copy, its gradients and two moments (16), a buffer (2), and
+    with `all` the weights (2); its own rule of thumb has 16 and 18 (stage3.py,
+    `estimate_zero3_model_states_mem_needs`). FSDP2: everything as wide as the weights."""
+    numbers, common = 8_030_261_248, {"gpus": 8, "device": "h100"}
+    for sharding, what, each in (
+        ("zero2", "optimizer", 18),
+        ("zero3", "optimizer", 18),
+        ("zero3", "all", 20),
+        ("fsdp2", "all", 4 * 4),
+    ):
+        e = plan(**common, sharding=sharding, offload=what)
+        largest = 8 * 128256 * 4096 * 2 * (sharding == "zero2")
+        assert e.main_memory == pytest.approx(each * numbers + largest, rel=1e-6), sharding
+        assert e.fits and any("of main memory a machine; not checked" in x for x in e.caveats)
+        has = replace(e, hardware=e.hardware.with_(main_memory=e.main_memory - 1))
+        assert not has.fits and any("H100" in x for x in has.caveats)
+    halves = plan(gpus=16, nodes=2, device="h100", sharding="zero3", offload="all")
+    assert halves.main_memory == pytest.approx(10 * numbers, rel=1e-6)
+    assert plan(**common, sharding="zero3").main_memory == 0
+    policy = {**common, "stage": "ppo", "sharding": "zero3", "offload": "all"}
+    assert plan(**policy).main_memory == pytest.approx((20 + 20 + 2 + 2) * numbers, rel=0.07)
 
 
 @pytest.mark.parametrize(

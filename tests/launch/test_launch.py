@@ -286,5 +286,5 @@ def test_a_config_for_deepspeed_needs_deepspeed(tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert error == f"rlhf-lab: --accelerate {config} needs deepspeed: pip install deepspeed\n"
     config.write_text("distributed_type: [")
-    with pytest.raises(ValueError, match="--accelerate .*acc.yaml: while parsing"):
+    with pytest.raises(ValueError, match="--accelerate .*acc.yaml, line 1 is not YAML"):
         launching.launched(planning.plan("sft"), str(config))

@@ -4,6 +4,8 @@ rounded at the end.
 pytest tests/trainers/test_qlora.py
 """
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -61,3 +63,29 @@ def test_rounding_is_larger_than_what_the_test_above_allows():
     layer = model.in_4bit("base").get_submodule(MATRIX.removesuffix(".weight"))
     back = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     assert (back - model.base.get_parameter(MATRIX)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("stage", ["sft", pytest.param("reward", marks=pytest.mark.slow)])
+def test_a_folder_in_4_bits_is_a_base(stage, data, tmp_path):
+    """As the common "…-bnb-4bit" ones: adapters train on it, and are merged into what its weights
+    read as, whole."""
+    import bitsandbytes.functional as bnb
+
+    small = tmp_path / "small"
+    lab.quantize("mini", "nf4", stage="base", out=small, data=None)
+    settings = {"lora_r": 4, "per_device_train_batch_size": 4, "max_steps": 2}
+    plan = lab.plan(stage, small, data=data, hardware="here", **settings)
+    assert plan.settings["load_in_4bit"] is True
+    run = lab.train(plan, data, out=tmp_path / "run", quiet=True)
+    held = [
+        [r.value for r in run.ledger.filter(source=source) if r.component == "parameters"][0]
+        for source in ("predicted", "measured")
+    ]
+    assert held[1] == pytest.approx(held[0], rel=0.05)
+    weights = load_file(run.folder / "model" / "model.safetensors")
+    layer = lab.load(small).base.get_submodule(MATRIX.removesuffix(".weight"))
+    start = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    assert weights[MATRIX].dtype == torch.float32
+    assert 0 < (weights[MATRIX] - start).abs().max() < 0.05  # rounded again it would be more
+    config = json.loads((run.folder / "model" / "config.json").read_text())
+    assert "quantization_config" not in config
