@@ -19,7 +19,7 @@ from .display import Display, escape, format_bytes, format_number, html_table, i
 from .models.load import Model, load
 from .planning import plan as make_plan
 from .runs.ledger import Ledger
-from .settings import check_names, known_settings
+from .settings import check_names, own_settings
 from .stages import read_table
 
 if TYPE_CHECKING:
@@ -232,8 +232,7 @@ def project(
     check_names(settings, *stages)
     handle, plans = load(model), {}
     for stage in stages:
-        own = {name: value for name, value in settings.items() if name in known_settings(stage)}
-        own |= (each or {}).get(stage, {})
+        own = {**own_settings(stage, settings), **(each or {}).get(stage, {})}
         plans[stage] = make_plan(stage, handle, hardware=hardware, **own)
     warnings = dict.fromkeys(line for plan in plans.values() for line in plan.warnings)
     estimates = {stage: plan.estimate for stage, plan in plans.items()}

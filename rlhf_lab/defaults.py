@@ -77,17 +77,17 @@ def _batch_that_fits(stage: str, model: Model, settings: Settings) -> tuple[dict
     whole = int(settings["per_device_train_batch_size"])
     tried: dict[str, int] = {}
     for batch in (whole >> halved for halved in range(whole.bit_length())):
-        tried = {} if batch == whole else _in_passes(stage, whole, batch)
+        tried = {} if batch == whole else in_passes(stage, whole, batch)
         try:
             e = estimate(stage, model.config_dict(), "here", {**settings, **tried})
         except ValueError:  # unknown to the planner: as transformers begins
-            return _in_passes(stage, whole, min(whole, 8)), "transformers' TrainingArguments"
+            return in_passes(stage, whole, min(whole, 8)), "transformers' TrainingArguments"
         if e.needed <= ROOM * e.hardware.memory:
             return tried, f"fits this machine, {whole} rows as before"
     return tried, "the least there is: it does not fit this machine"
 
 
-def _in_passes(stage: str, whole: int, batch: int) -> dict[str, int]:
+def in_passes(stage: str, whole: int, batch: int) -> dict[str, int]:
     """`whole` rows a step, `batch` at a time."""
     times, lab = whole // batch, STAGES[stage].defaults
     found = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": times}

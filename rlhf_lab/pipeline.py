@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .display import (
     format_number,
     format_seconds,
     html_table,
+    is_number,
     numbered,
     table,
 )
@@ -28,7 +29,7 @@ from .runs.json_files import JsonObject
 from .runs.ledger import SOURCES
 from .runs.lock import acquire, check_free, release
 from .runs.run import Run
-from .settings import check_names, known_settings
+from .settings import check_names, own_settings
 from .stages import Settings
 from .training import check, check_first, train
 
@@ -91,8 +92,7 @@ def check_all(
     model = model.with_stage("reward", model.paths.get("reward", ""))  # there will be one
     plans = {}
     for stage in IN_A_ROW:
-        own = {n: value for n, value in settings.items() if n in known_settings(stage)}
-        plans[stage] = plan(stage, model, hardware=hardware, **own)
+        plans[stage] = plan(stage, model, hardware=hardware, **own_settings(stage, settings))
         check_first(plans[stage], out=out / stage, overwrite=overwrite)
     return plans
 
@@ -236,6 +236,13 @@ def describe_data(
             }
         )
     return described
+
+
+def usable(described: Mapping[str, object]) -> bool:
+    """Whether rows of a set that `describe_data` has looked at are left to train on."""
+    dropped = sum(n for k, n in described.items() if k.startswith("dropped") and is_number(n))
+    sizes = (n for n in (described["train"], described["held out"]) if is_number(n))
+    return dropped < min(sum(sizes), COUNTED)
 
 
 def report(

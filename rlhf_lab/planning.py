@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -52,6 +52,7 @@ TrainerArgs: TypeAlias = Setting
 TEACHER = "small"
 """The teacher of the other bundled models, where none is given."""
 UNKNOWN = "no prediction"
+LABS = "the lab's"
 LENGTH_FLAGS = "--prompt-length, --response-length"
 
 
@@ -80,11 +81,30 @@ class Plan:
         head = f"{self.stage!r}, {self.model.name!r}, hardware={self.hardware_name!r}"
         return f"Plan({head}, {settings})"
 
+    def __str__(self) -> str:
+        """The same by where settings come from, a line each."""
+        by_source: dict[str, list[str]] = {"yours": [], LABS: []}
+        for name, value in self._shown:
+            shown = f"{value:.6g}" if isinstance(value, float) else repr(value)
+            by_source.setdefault(self._from(name), []).append(f"{name}={shown}")
+        head = f"{self.stage} of {self.model.name}, hardware: {self.hardware_name}"
+        lines = [f"{source}: {', '.join(named)}" for source, named in by_source.items() if named]
+        rest = STAGES[self.stage].config.rpartition(":")[2]
+        return "\n".join([head, *lines, *[f"the rest: defaults of {rest}"] * bool(rest)])
+
+    def _from(self, name: str) -> str:
+        """Where a setting comes from."""
+        if name in self.given | self.model.others.keys():
+            return "yours"
+        of_data = name.startswith(("padded_", "mean_")) or name in ("prompt_length", "rows")
+        own = "of your data" if of_data and name not in STAGES[self.stage].defaults else LABS
+        return self.sources.get(name, own)
+
     def _repr_html_(self) -> str:
         from .display import escape, html_table
 
-        head = escape(f"{self.stage} of {self.model.name}, hardware: {self.hardware_name}")
-        rows = [{"setting": k, "value": str(v)} for k, v in self._shown]
+        head = escape(str(self).partition("\n")[0])
+        rows = [{"setting": k, "value": str(v), "from": self._from(k)} for k, v in self._shown]
         return f"<p>{head}</p>{html_table(rows)}"
 
     @property
@@ -146,8 +166,7 @@ class Plan:
 
         head = [*self.warnings, *assumption_lines(self.assumptions)]
         lines, note = [f"<p>{escape(line)}</p>" for line in head], self.defaults_note
-        summary, *rest = parts(self.estimate)
-        below = [f"<p>{escape(note)}</p>"] * bool(note)
+        (summary, *rest), below = parts(self.estimate), [f"<p>{escape(note)}</p>"] * bool(note)
         whole = "\n".join([*head, text(self.estimate), note]).rstrip()
         return Display(whole, "".join([*lines, summary]), *rest, *below)
 
@@ -322,8 +341,7 @@ def plan(
             raise
         return made
     for name in sorted(WITHIN_CONTEXT & given):
-        asked = settings[name] or 0
-        if asked > context and asked > handle.context:
+        if (asked := settings[name] or 0) > context and asked > handle.context:
             raise ValueError(f"{name}={asked}: {handle.name} reads {handle.context} tokens")
     return made
 
@@ -345,8 +363,7 @@ def _own_names(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
 
 def _check_lengths(stage: str, settings: Settings) -> None:
     """Raises ValueError, one line, for rows that their `max_length` would cut."""
-    longest = settings.get("max_length")
-    whole = _whole(settings)
+    longest, whole = settings.get("max_length"), _whole(settings)
     if longest is not None and stage not in ONLINE and whole > longest:
         raise ValueError(
             f"rows of {whole} tokens (prompt_length + response_length) are cut at "
@@ -368,14 +385,6 @@ def _minibatches(settings: Settings) -> int:
 # --------------------------------------------------------------------------------- prediction
 
 
-STORY_SETTINGS = (
-    *("per_device_train_batch_size", "response_length", "max_length", "num_mini_batches"),
-    *("gradient_accumulation_steps", "steps_per_generation", "local_rollout_forward_batch_size"),
-    "train_sampling_strategy",
-)
-"""What the lengths of a plan for the bundled data depend on."""
-
-
 def predict(plan: Plan, data: Data | None = None) -> Estimate:
     """The prediction of a plan, for rows as long as those of `data` (a `Data`).
 
@@ -391,8 +400,9 @@ def predict(plan: Plan, data: Data | None = None) -> Estimate:
 
         settings = {**planned_lengths(plan.stage, model, data, settings), **settings}
     elif "prompt_length" not in settings and model.name in BUNDLED:
-        known = {name: settings[name] for name in STORY_SETTINGS if name in settings}
-        settings = {**_story_lengths(plan.stage, model.name, **known), **settings}
+        from .data.lengths import of_stories
+
+        settings = {**of_stories(plan.stage, model, settings), **settings}
     roles = {}
     learned = plan.stage in REWARDED and not settings.get("rule_reward")
     if learned and settings.get("layout") == "adapters" and "reward_adapter" in model.paths:
@@ -434,11 +444,3 @@ def predicted(plan: Plan, data: Data | None, quiet: bool = True) -> Ledger:
         if not quiet and not any(line.startswith(UNKNOWN) for line in plan.warnings):
             print(f"{plan.stage}: {what} ({error})", flush=True)
         return known
-
-
-@cache
-def _story_lengths(stage: str, model: str, **settings: Setting) -> dict[str, float]:
-    """Lengths of the bundled data, looked up once."""
-    from .data.lengths import of_rows, story_lengths
-
-    return of_rows(stage, load(model), story_lengths(STAGES[stage].rows), settings)

@@ -79,6 +79,12 @@ def known_settings(stage: str) -> frozenset[str]:
     return own - {"model_name_or_path"}
 
 
+def own_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Those of the settings that a stage has, and reads."""
+    read = known_settings(stage) - WITHOUT_EFFECT.get(stage, frozenset())
+    return {name: value for name, value in settings.items() if name in read}
+
+
 def check_names(settings: Iterable[str], *stages: str) -> None:
     """Raises ValueError, one line, for a setting that none of the stages has."""
     known = frozenset[str]().union(*map(known_settings, stages))

@@ -25,8 +25,8 @@ from .data.reward_sources import (
     reward_functions,
     with_rewards,
 )
-from .data.rows_left import check_rows, room_for_prompt
-from .display import by_surface, did_you_mean
+from .data.rows_left import check_rows, digest, room_for_prompt
+from .display import by_surface
 from .launch.processes import Follower, meet, merged, once, place, sharding, stop_asked
 from .launching import Launch, decided, launched
 from .models.load import small_models_folder
@@ -174,8 +174,8 @@ def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, An
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder, "job")
         job.write_bytes(pickle.dumps((plan, data, given)))
-        hosts = Hosts(made.processes, made.nodes, sharding=made.sharding)
-        code = launch(made.config, ["--job", str(job)], hosts)
+        hosts = Hosts(made.processes, made.nodes, made.rank, made.address, made.sharding)
+        code = launch(made.config, ["--job", str(job)], hosts, given["quiet"])
     if code not in (0, INTERRUPTED):
         raise RuntimeError(f"training in {made.processes} processes failed: its line is above")
     return Run.load(given["out"])
@@ -223,6 +223,7 @@ def prepared(
         "model": plan.model.name,
         "settings": settings,
         "data": data.name,
+        "rows": digest(plan.stage, data),
         "seed": plan.settings.get("seed", 42),
         "processes": processes,
         "losses": {name: name_of(function) for name, function in losses.items()} or None,
@@ -306,9 +307,13 @@ def check_first(
     """
     meet(float(plan.settings.get("ddp_timeout", 1800)))
     _ = plan.trainer_settings
-    if line := unplannable(plan.stage, plan.settings) or not_loaded(plan.model.config_dict()):
+    paths, kinds = plan.model.paths, ("base", "reward", "value", "teacher")
+    configs = (plan.model.config_dict(kind) for kind in kinds if paths.get(kind))
+    lines = unplannable(plan.stage, plan.settings), *map(not_loaded, configs)
+    if line := next(filter(None, lines), ""):
         raise ValueError(line)
     check_packages(plan.settings)
+    _check_reporters(plan.settings.get("report_to"))
     if plan.settings.get("torch_compile") is True:
         from .models.device import cannot_compile
 
@@ -334,7 +339,6 @@ def check(
 ) -> list[RewardFunction]:
     """Refuse what cannot work before anything is loaded. `args`: the plan's `config()`. → the
     functions to learn from. Raises ValueError, one line."""
-    _check_reporters(args.report_to)
     if args.fp16 and args.use_cpu:
         raise ValueError("fp16 needs a GPU: leave it out")
     check_rows(plan.stage, data)
@@ -342,15 +346,15 @@ def check(
     return reward_functions(plan, data, reward_funcs)
 
 
-def _check_reporters(names: Sequence[str]) -> None:
-    """Refuse a tracker that transformers does not know, or that is not installed."""
-    from transformers.integrations import integration_utils as trackers
+def _check_reporters(given: str | Sequence[str] | None) -> None:
+    """Refuse a tracker that is not installed."""
+    names = {given} if isinstance(given, str) else {*(given or ())}
+    if not (names := names - {"none", "all"}):
+        return
+    from transformers.integrations import integration_utils
 
-    known, here = trackers.INTEGRATION_TO_CALLBACK, trackers.get_available_reporting_integrations()
-    for name in names:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise ValueError(f"report_to={name!r}: {hint}transformers has {', '.join(known)}")
+    here = integration_utils.get_available_reporting_integrations()
+    for name in sorted(names):
         if name not in here:
             raise ValueError(
                 f"report_to={name!r} is not installed: pip install {name}, or leave it out"

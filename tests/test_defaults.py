@@ -26,6 +26,23 @@ def test_models_row_23_a_real_model_is_not_trained_at_the_rate_of_a_tiny_one(sta
     assert plan.defaults_note in repr(plan.show()), "shown with the plan"
 
 
+def test_a_printed_plan_says_where_each_setting_comes_from():
+    rows = [{"prompt": f"a {i}", "completion": " b" * (i + 1)} for i in range(20)]
+    plan = lab.plan("sft", REAL, lora_r=8, warmup_steps=3, data=rows)
+    first, *lines, last = str(plan).splitlines()
+    assert first == f"sft of {REAL}, hardware: here" and last == "the rest: defaults of SFTConfig"
+    found = {
+        item.partition("=")[0]: line.partition(": ")[0]
+        for line in lines
+        for item in line.partition(": ")[2].split(", ")
+    }
+    assert found.keys() == plan.settings.keys()
+    assert found["lora_r"] == found["warmup_steps"] == "yours"
+    assert found["num_train_epochs"] == "the lab's" and found["rows"] == "of your data"
+    assert all(found[name] == source for name, source in plan.sources.items()) and plan.sources
+    assert "TRL&#x27;s scripts/sft.py with LoRA" in plan._repr_html_()
+
+
 @pytest.mark.parametrize("name", BUNDLED)
 @pytest.mark.parametrize("stage", STAGES)
 def test_bundled_models_keep_the_labs_own(stage, name):

@@ -17,7 +17,7 @@ import trl
 import rlhf_lab as lab
 from rlhf_lab.cli.config_files import as_flags
 from rlhf_lab.models.structure import WITH_MORE
-from rlhf_lab.settings import NEEDS, check_settings
+from rlhf_lab.settings import NEEDS, WORDS, check_settings
 from rlhf_lab.stages import STAGES, resolve
 from rlhf_lab.training import check_first
 
@@ -97,6 +97,20 @@ def test_adapters_that_are_not_asked_for_are_no_whole_model_in_silence(name):
     with pytest.raises(ValueError, match="needs lora_r"):
         lab.plan("sft", "tiny", lora_r=0, **{name: OF_LORA[name]})
     assert lab.plan("sft", "tiny", lora_r=4, **{name: OF_LORA[name]}).lora["r"] == 4
+
+
+def test_schedules_that_want_more_are_refused_without_it():
+    from transformers import get_scheduler
+
+    for name in WORDS["ppo.lr_scheduler_type"]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+        try:
+            get_scheduler(name, optimizer, 2, 10)
+        except (TypeError, ValueError):  # late in training
+            with pytest.raises(ValueError, match=f"'{name}' needs lr_scheduler_kwargs: set both"):
+                check_settings("ppo", {"lr_scheduler_type": name})
+        else:
+            assert check_settings("ppo", {"lr_scheduler_type": name})
 
 
 def test_from_half_on_smoothed_labels_would_teach_the_worse_answer():

@@ -53,6 +53,7 @@ REFUSED_AT_ONCE = [
     ({"max_steps": 2.5}, "max_steps must be a whole number, got 2.5"),
     ({"total_episodes": -5}, "total_episodes must be above 0, got -5"),
     ({"kv_cache_dtype": "fp8", "stage": "inference"}, "engine='vllm' is planned for GPUs"),
+    ({"gpu_memory_utilization": 1.5, "stage": "inference"}, "must be above 0, at most 1, got 1.5"),
     ({"bf16": True, "fp16": True}, "bf16 and fp16: choose one"),
     ({"lora_dropout": 1.5, "lora_r": 8}, "lora_dropout must be 0 or more, below 1, got 1.5"),
     ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin': did you mean 'cosine'"),
@@ -93,6 +94,7 @@ def test_no_field_takes_a_number_that_it_cannot_be(name):
 
 
 def test_values_are_of_settings_that_there_are_and_words_those_of_the_libraries():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.trainer_utils import (
         HubStrategy,
         IntervalStrategy,
@@ -110,6 +112,7 @@ def test_values_are_of_settings_that_there_are_and_words_those_of_the_libraries(
         k: {x.value for x in v} for k, v in theirs.items()
     }
     assert {*WORDS["log_level"]} == {*trainer_log_levels}
+    assert {*WORDS["report_to"]} == {*INTEGRATION_TO_CALLBACK, "none", "all"}
     for stage, name in (("dpo", "truncation_mode"), ("sft", "packing_strategy")):
         field = next(f for f in dataclasses.fields(resolve(STAGES[stage].config)) if f.name == name)
         assert {*field.metadata["choices"]} <= {*WORDS[name]}

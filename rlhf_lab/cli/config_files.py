@@ -11,19 +11,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
-from ..launch.accelerate_config import CONFIGS, SIZES
+from ..launch.accelerate_config import CONFIGS
+from ..launch.accelerate_files import (
+    Read,
+    accelerate_settings,
+    deepspeed_file_settings,
+    deepspeed_settings,
+)
 from ..launch.trl_config import OURS
 from ..runs.yaml_files import read_names
-from ..settings import check_names, known_settings
+from ..settings import LORA, check_names, known_settings
 from ..stages import STAGES, Setting, read_table
 
-Read: TypeAlias = dict[str, Setting]
-"""What a file says, by key."""
 TOOLS: Mapping[str, dict[str, Setting]] = read_table(__file__, "other_tools.yaml")
 """Other tools' keys, and what they are here."""
-MIXED = {"bf16": "bf16", "fp16": "fp16"}
 FLAGS = {
     "model_name_or_path": "--model",
     "dataset_name": "--data",
@@ -41,6 +43,7 @@ SCRIPT = FLAGS.keys() | set(
 """Keys of TRL's scripts that say which data to read, and where to run."""
 ACCELERATE = {"multi_gpu": "ddp", "single_gpu": "ddp"}
 """TRL's names of accelerate configs where they are not ours."""
+NO_ADAPTERS = "lora_r (TRL trains all weights without use_peft: true)"
 WHERE = "gpus", "nodes", "sharding", "offload"
 """Settings of a plan that a launch decides."""
 
@@ -72,6 +75,8 @@ def as_flags(path: str | Path, stage: str) -> list[str]:
         raise ValueError(f"{path} is for {found.stage}, not {stage}")
     if unknown := found.script.keys() - FLAGS.keys():
         raise ValueError(f"{path}: train does not know {', '.join(sorted(unknown))}")
+    if NO_ADAPTERS in found.unread:
+        raise ValueError(f"{path}: {NO_ADAPTERS}: write it, or leave lora_r out")
     try:
         check_names(found.unread, stage)
     except ValueError as error:
@@ -101,10 +106,11 @@ def read_config(path: str | Path) -> FromFile:
     path = Path(path)
     content = read_names(path)
     if "distributed_type" in content:
-        return _accelerate(content, path)
+        settings, unread = accelerate_settings(content, path)
+        return FromFile("accelerate", settings=settings, unread=unread)
     if "zero_optimization" in content:
-        _deepspeed_json(found := FromFile("DeepSpeed"), content, path)
-        return found
+        settings, unread = deepspeed_file_settings(content, path)
+        return FromFile("DeepSpeed", settings=settings, unread=unread)
     for tool, facts in TOOLS.items():
         if any(key in content for key in facts["has"]):
             return _other(tool, facts, content, path)
@@ -122,6 +128,9 @@ def _trl(content: Read) -> FromFile:
     rest = {k: v for k, v in content.items() if k not in SCRIPT and k != "model_name_or_path"}
     unread = [name for name in rest if name not in known]
     settings = {name: value for name, value in rest.items() if name in known}
+    if settings.get("lora_r") and "use_peft" not in settings:
+        unread.append(NO_ADAPTERS)
+        settings = {k: v for k, v in settings.items() if k not in LORA}
     if (processes := content.get("num_processes")) is not None:
         settings["gpus"] = int(processes)
     how = str(content.get("accelerate_config", ""))
@@ -130,81 +139,6 @@ def _trl(content: Read) -> FromFile:
         settings |= {"offload": offload} if offload != "none" else {}
     script = {name: value for name, value in content.items() if name in SCRIPT}
     return FromFile("TRL", None, content.get("model_name_or_path"), settings, unread, script)
-
-
-# ------------------------------------------------------------------------------------- accelerate
-
-
-def _accelerate(content: Read, path: Path) -> FromFile:
-    """Devices, nodes, sharding and precision."""
-    kind, found = str(content["distributed_type"]), FromFile("accelerate")
-    settings = found.settings = {"gpus": int(content.get("num_processes", 1))}
-    settings["nodes"] = int(content.get("num_machines", 1))
-    if kind == "DEEPSPEED":
-        _deepspeed(found, content.get("deepspeed_config") or {}, path)
-    elif kind == "FSDP":
-        fsdp = content.get("fsdp_config") or {}
-        if int(fsdp.get("fsdp_version", 1)) != 2:
-            raise ValueError(f"{path}: FSDP 1 is not planned; write fsdp_version: 2")
-        reshard = fsdp.get("fsdp_reshard_after_forward", True)
-        if reshard not in (True, "true", "FULL_SHARD"):
-            raise ValueError(f"{path}: fsdp_reshard_after_forward={reshard!r} is not planned")
-        settings["sharding"] = "fsdp2"
-        if fsdp.get("fsdp_offload_params"):
-            settings["offload"] = "all"
-    elif kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
-        raise ValueError(f"{path}: distributed_type {kind} is not planned")
-    if (mixed := content.get("mixed_precision")) in MIXED:
-        settings[MIXED[mixed]] = True
-    if settings["gpus"] == 1:
-        settings.pop("nodes")
-    return found
-
-
-def _deepspeed(found: FromFile, content: Read, path: Path) -> None:
-    """Of accelerate's deepspeed_config, or of a DeepSpeed JSON that it or another file names."""
-    if named := content.get("deepspeed_config_file"):
-        file = path.parent / str(named)
-        _deepspeed_json(found, read_names(file), file)
-        return
-    optimizer, weights = (content.get(f"offload_{w}_device", "none") for w in OFFLOADED)
-    found.settings |= _zero(content.get("zero_stage", 2), optimizer, weights, path)
-    if isinstance(passes := content.get("gradient_accumulation_steps"), int):  # else "auto"
-        found.settings["gradient_accumulation_steps"] = passes
-
-
-OFFLOADED = "optimizer", "param"
-BATCH = {
-    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-}
-
-
-def _deepspeed_json(found: FromFile, content: Read, path: Path) -> None:
-    """DeepSpeed's own config. What is "auto" there is as the plan's settings say; a size that is,
-    which transformers makes of the model's width, is planned as DeepSpeed's default, and named."""
-    zero = content.get("zero_optimization") or {}
-    moved = (zero.get(f"offload_{what}") or {} for what in OFFLOADED)
-    optimizer, weights = (one.get("device", "none") for one in moved)
-    found.settings |= _zero(zero.get("stage", 0), optimizer, weights, path)
-    given = {ours: content.get(theirs, "auto") for theirs, ours in BATCH.items()}
-    given |= {name: zero[name] for name in SIZES if name in zero}
-    found.settings |= {name: value for name, value in given.items() if value != "auto"}
-    found.unread += [f"{name}: auto" for name in SIZES if given.get(name) == "auto"]
-    on = [name for name in MIXED if (content.get(name) or {}).get("enabled") is True]
-    found.settings |= dict.fromkeys(on, True)
-
-
-def _zero(stage: Setting, optimizer: str, weights: str, path: Path) -> Read:
-    """Sharding and offload."""
-    if stage not in (0, 1, 2, 3):
-        raise ValueError(f"{path}: ZeRO stage {stage!r} is not planned: write 0, 1, 2 or 3")
-    if "nvme" in (optimizer, weights):
-        raise ValueError(f"{path}: offload to NVMe is not planned")
-    found: Read = {"sharding": f"zero{stage}" if stage else "ddp"}
-    if "cpu" in (optimizer, weights):
-        found["offload"] = "all" if weights == "cpu" else "optimizer"
-    return found
 
 
 # ------------------------------------------------------------------------- axolotl, LLaMA-Factory
@@ -225,9 +159,9 @@ def _other(tool: str, facts: Mapping[str, Setting], content: Read, path: Path) -
             found.unread.append(key)
     settings = found.settings = {k: v for k, v in found.settings.items() if v is not None}
     if isinstance(file := settings.pop("deepspeed", None), str):
-        _deepspeed(theirs := FromFile(tool), {"deepspeed_config_file": file}, path)
-        settings = found.settings = theirs.settings | settings
-        found.unread += theirs.unread
+        theirs, unread = deepspeed_settings({"deepspeed_config_file": file}, path)
+        settings = found.settings = theirs | settings
+        found.unread += unread
     if tool == "llama-factory":
         _llama_factory(settings, content)
     if settings.get("lora_target_modules") in ("all", ["all"]):

@@ -39,8 +39,8 @@ def add_arguments(train: argparse.ArgumentParser) -> None:
     train.add_argument("--accelerate", metavar="HOW", help=how)
     many = "how many, on all hosts [one for each GPU; 2 on a CPU]"
     train.add_argument("--processes", type=positive, metavar="N", help=many)
-    train.add_argument("--nodes", type=positive, default=1, metavar="N", help="hosts [1]")
-    train.add_argument("--machine-rank", default="0", metavar="N", help="number of this host [0]")
+    train.add_argument("--nodes", type=positive, metavar="N", help="hosts [1, or the file's]")
+    train.add_argument("--machine-rank", metavar="N", help="number of this host [0, or the file's]")
     first = "address of the first host, and the port it listens on [29500]"
     train.add_argument("--main-address", default="", metavar="HOST[:PORT]", help=first)
     train.add_argument("--hardware", default="here", help="where it is to run, to look only [here]")
@@ -59,15 +59,18 @@ def start(args: argparse.Namespace, planned: Plan, folder: Path) -> int:
         raise ValueError("launch needs --accelerate: say how, for example --accelerate fsdp2")
     if not (args.dry_run or elsewhere) and args.hardware != "here":
         raise ValueError(f"--hardware {args.hardware} is to look only: add --dry-run")
-    if args.nodes > 1 and not (args.main_address or elsewhere):
-        raise ValueError(f"--nodes {args.nodes} needs --main-address, that of the first host")
     dry = args.dry_run or elsewhere
     made = launched(planned, args.accelerate, args.processes, args.nodes, dry=dry)
+    rank, address = args.machine_rank or made.rank, args.main_address or made.address
+    if made.nodes > 1 and not (address or elsewhere):
+        raise ValueError(f"--nodes {made.nodes} needs --main-address, that of the first host")
+    if made.warning:
+        print(f"{args.stage}: {made.warning}", file=sys.stderr)
     if not (made.config or elsewhere) and args.accelerate != "cpu":
         count = f"{made.processes} process{'es' * (made.processes != 1)}"
         gpus = "on a GPU: name it, --hardware h100 --dry-run"
         print(f"{args.stage}: there is no GPU here: {count} on the CPU ({gpus})", file=sys.stderr)
-    hosts = Hosts(made.processes, made.nodes, args.machine_rank, args.main_address, made.sharding)
+    hosts = Hosts(made.processes, made.nodes, rank, address, made.sharding)
     line = _of_a_process(args.argv) + ([] if args.out else ["--out", str(folder)])
     if elsewhere:
         if not made.config:
@@ -78,7 +81,7 @@ def start(args: argparse.Namespace, planned: Plan, folder: Path) -> int:
         print(script(args.to, *how), end="")
         return 0
     if not args.dry_run:
-        return launch(made.config, line, hosts)
+        return launch(made.config, line, hosts, args.quiet)
     started, env = command(CONFIG_FILE if made.config else "", line, hosts)
     print(shlex.join([*(f"{k}={v}" for k, v in env.items()), *started]))
     print(f"\n# {CONFIG_FILE}\n{made.config}" if made.config else "", end="")

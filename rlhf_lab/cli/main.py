@@ -234,7 +234,12 @@ def _data(args: argparse.Namespace) -> int:
     if data and data.report:
         became = data.report.columns.items()
         print(table([{"column": column, "what became of it": use} for column, use in became]))
-    print(table(pipeline.describe_data(data or "stories", model, args.max_length)))
+    described = pipeline.describe_data(data or "stories", model, args.max_length)
+    print(table(described))
+    if not any(map(pipeline.usable, described)):
+        raise ValueError(
+            f"{args.source}: no row can be used within {args.max_length} tokens (--max-length)"
+        )
     return 0
 
 

@@ -11,7 +11,8 @@ that has no entry there, `models/structure.py` reads the same list off the model
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -39,6 +40,11 @@ FUSED = (
     "{}: layers without keys and values are planned as fused kernels run them; without such "
     "kernels they take several times the memory and time, which the bands leave out"
 )
+WHOLE = (
+    "{}: its config does not say which layers attend within a window: planned with whole attention"
+)
+WINDOWED = frozenset(("sliding_attention", "chunked_attention"))
+"""Kinds of layers (`layer_types`) that attend to the last tokens only."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,8 @@ def architecture(config: Mapping[str, object]) -> Architecture:
         remarks += (FUSED.format(read.family),)
     if facts.every_expert:
         remarks += (f"{read.family}: transformers sends every token through every expert",)
+    if read.windows_unknown:
+        remarks += (WHOLE.format(read.family),)
     return _same(replace(read, remarks=remarks))
 
 
@@ -141,7 +149,10 @@ def _undescribed(read: Structure) -> Architecture:
     def maps(found: Iterable[Map]) -> tuple[Linear, ...]:
         return tuple(Linear(*m[:6], None if m[6] is None else tuple(m[6])) for m in found)
 
-    layers = tuple(Layer(n, maps(found), norms, kv) for n, found, norms, kv in read["layers"])
+    layers = tuple(
+        Layer(n, maps(found), norms, kv, tuple((size, often) for size, often in windows))
+        for n, found, norms, kv, windows in read["layers"]
+    )
     return Architecture(**{**read, "layers": layers, "outer": maps(read["outer"])})
 
 
@@ -175,18 +186,24 @@ def _gated(c: _Config, facts: Family) -> Architecture:
         attention, vectors = _attention(c, facts, frame)
         cached = 2 * frame.kv_heads * frame.head_dim
     vectors += NORMS_OF_LAYER[norms] * learns * h
-    sparse = _sparse_layers(c) if facts.experts else 0
-    dense = c.size("num_hidden_layers") - sparse
+    sparse = _sparse_layers(c) if facts.experts else set[int]()
+    dense = set(range(c.size("num_hidden_layers"))) - sparse
+    windows = _windows(c, facts)
+
+    def of_kind(number: Collection[int], maps: tuple[Linear, ...]) -> Layer:
+        near = Counter(windows[n] for n in number if windows and windows[n])
+        return Layer(len(number), attention + maps, vectors, cached, tuple(near.items()))
+
     layers = []
     if dense:
         width = c.size(facts.dense_width, 4 * h if facts.four_times_wide else None)
-        layers.append(Layer(dense, attention + _mlp(c, facts, width), vectors, cached))
+        layers.append(of_kind(dense, _mlp(c, facts, width)))
     experts = active = 1
     if sparse:
         names = ("num_local_experts", "num_experts", "n_routed_experts")
         experts = c.size(next((n for n in names if n in c), names[0]), facts.experts)
         active = experts if facts.every_expert else c.size("num_experts_per_tok")
-        layers.append(Layer(sparse, attention + _mixture(c, facts, experts), vectors, cached))
+        layers.append(of_kind(sparse, _mixture(c, facts, experts)))
     return replace(
         frame,
         layers=tuple(layers),
@@ -195,7 +212,31 @@ def _gated(c: _Config, facts: Family) -> Architecture:
         experts=experts,
         active=active,
         head_bias=c.bias(facts.head_bias, ""),
+        windows_unknown=windows is None,
     )
+
+
+def _windows(c: _Config, facts: Family) -> list[int] | None:
+    """Of each layer how many tokens it attends to, 0: all, as transformers' config classes read
+    it; None where that is not known."""
+    depth, size = c.size("num_hidden_layers"), c.size("sliding_window", 0, least=0)
+    switched = "use_sliding_window" in facts.defaults
+    if not size or (switched and not c.flag("use_sliding_window")):
+        return [0] * depth
+    kinds, turning = c.fields.get("layer_types"), c.fields.get("no_rope_layers")
+    every = c.size("sliding_window_pattern", facts.whole_every or 0, least=0)
+    if isinstance(kinds, list | tuple) and len(kinds) == depth:
+        near = [kind in WINDOWED for kind in kinds]
+    elif facts.whole_every is None:
+        return None
+    elif c.family == "llama4_text" and isinstance(turning, list | tuple) and len(turning) == depth:
+        near = [bool(turns) for turns in turning]
+    else:
+        counted = "max_window_layers" in facts.defaults
+        first = c.size("max_window_layers", least=0) if counted else 0
+        phase = 0 if facts.whole_first else 1
+        near = [n >= first and not (every and (n + phase) % every == 0) for n in range(depth)]
+    return [size * windowed for windowed in near]
 
 
 def _kv_heads(c: _Config, heads: int) -> int:
@@ -281,16 +322,16 @@ def _mlp(
     )
 
 
-def _sparse_layers(c: _Config) -> int:
+def _sparse_layers(c: _Config) -> set[int]:
     """Layers that have experts: those named, or every so manieth after the first that have none."""
     named, dense = c.fields.get("moe_layers"), c.fields.get("mlp_only_layers")
     layers = range(c.size("num_hidden_layers"))
     if isinstance(named, list | tuple):
-        return len(set(named) & set(layers))
+        return set(named) & set(layers)
     step = c.size("decoder_sparse_step", c.size("interleave_moe_layer_step", 1))
     first = c.size("first_k_dense_replace", 0, least=0)
     dense = dense if isinstance(dense, list | tuple) else ()
-    return sum(n >= first and n not in dense and (n + 1) % step == 0 for n in layers)
+    return {n for n in layers if n >= first and n not in dense and (n + 1) % step == 0}
 
 
 def _mixture(c: _Config, facts: Family, experts: int) -> tuple[Linear, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from ..display import counted, format_number
-from ..stages import STAGES
+from ..stages import ONLINE, STAGES
 from .estimate import Estimate
 
 LENGTHS = ("prompt_length", "response_length", "max_length", "max_completion_length")
@@ -43,6 +43,10 @@ def assumptions(e: Estimate, given: Collection[str], lengths: str = "default") -
     found.append(one("lengths", f"{s.prompt} + {s.response} tokens", *LENGTHS, otherwise=lengths))
     found += [one(*entry) for entry in _training(e)]
     found.append(one("precision", _precision(e), *PRECISION))
+    if s.stage in ONLINE and s.mean_response is not None:
+        like = "their limit" if s.mean_response >= s.response else f"the answers {lengths}"
+        mean = f"of {s.mean_response:.0f} tokens on average"
+        found.append(one("responses", mean, "mean_response", otherwise=f"taken as long as {like}"))
     if s.gpus > 1:
         nodes = f" in {counted(s.nodes, 'node')}" * (s.nodes > 1)
         found.append(one("devices", f"{s.gpus}{nodes}", "gpus", "nodes"))

@@ -52,12 +52,14 @@ class Linear:
 @dataclass(frozen=True)
 class Layer:
     """`count` equal layers: their linear maps, and the numbers one of them learns in norms and
-    other vectors. `cached`: numbers that a token leaves in its cache of keys and values."""
+    other vectors. `cached`: numbers that a token leaves in its cache of keys and values. `windows`:
+    (tokens, layers), of the layers that attend to so many tokens only, themselves included."""
 
     count: int
     linears: tuple[Linear, ...]
     norms: int
     cached: int
+    windows: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Architecture:
     `norm_first`: layers norm what they read, else what they hand on. `outer`: linear maps outside
     the layers, applied once to each token (OPT's to and from narrower embeddings). `value_width`:
     of a head, 0: as wide as its queries. `remarks`: what a plan of it has to say first.
+    `windows_unknown`: which layers attend within a window is not known: none is taken to.
     """
 
     family: str
@@ -91,6 +94,7 @@ class Architecture:
     norms: Norms = "before"
     value_width: int = 0
     remarks: tuple[str, ...] = ()
+    windows_unknown: bool = False
 
     @property
     def facts(self) -> Family:
@@ -106,6 +110,21 @@ class Architecture:
     def cached(self) -> int:
         """Numbers that a token leaves in the cache of keys and values."""
         return sum(layer.count * layer.cached for layer in self.layers)
+
+    def kept(self, tokens: int) -> int:
+        """Numbers in the cache of so many tokens, of which a layer with a window keeps the last."""
+        beyond = (n * y.cached * max(0, tokens - w) for y in self.layers for w, n in y.windows)
+        return self.cached * tokens - sum(beyond)
+
+    def beyond(self, first: float, last: float) -> float:
+        """Tokens of a context outside the windows, as an average over the layers' caches and over
+        all contexts between these two lengths: those that decoding does not read."""
+        over = (
+            n * y.cached * (max(0.0, last - w) ** 2 - max(0.0, first - w) ** 2)
+            for y in self.layers
+            for w, n in y.windows
+        )
+        return sum(over) / (2 * max(1.0, last - first) * max(1, self.cached))
 
     def __hash__(self) -> int:
         return self._hash  # segments of a model are looked up by it (`memory.py`)

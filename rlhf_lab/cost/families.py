@@ -78,6 +78,11 @@ class Family:
     """scores s, and logits, become tanh(s / c) · c, which fused attention cannot do"""
     sinks: bool = False
     """each head has a learned score beside those of the tokens; nor can it do that"""
+    whole_every: int | None = 0
+    """of layers with a window, every so manieth has none; 0: all have it; None: not known, where
+    the config does not list them (`layer_types`)"""
+    whole_first: bool = False
+    """counted so that the first layer is one of them"""
     eager: bool = False
     """attention is written out whatever is asked for"""
     fp32_softmax: bool = True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TypeAlias
 
 from . import heads
-from .architecture import Architecture
+from .architecture import Architecture, Layer
 from .layers import PassConfig
 from .memory import Segment, ending, forward_peak, trunk, works
 from .parallel import all_reduces
@@ -29,7 +30,9 @@ def generation(
     s: Setup, draft: Architecture | None = None
 ) -> tuple[tuple[SamplingPeak, Work], tuple[SamplingPeak, Work]]:
     """→ (prefill, decoding), of each the memory at its peak and its work, of the model or of its
-    `draft`. The cache grows to the whole length.
+    `draft`. The cache grows to the whole length, in a layer with a window to that. A prompt is
+    there whole until the next token comes: what transformers 5.23 cuts off is a view until then
+    (cache_utils.DynamicSlidingWindowLayer).
 
     With a draft that guesses k tokens a pass of the model checks k + 1, and the draft makes k
     passes for each of them. What is checked together is counted as rows of their own, each with its
@@ -43,25 +46,33 @@ def generation(
     first = first._replace(quantized=s.weights_format)
     row = _next_token(model, first)
     itemsize = 2 if s.autocast else s.bytes_per_weight
-    # Keys and values of one token of every sequence.
-    per_token = 1.0 * model.cached * itemsize * n
     activations, _, logits = forward_peak(row, heads.resident_bytes(model, first))[0]
-    prefill = (activations, per_token * s.prompt, logits), works(row, "forward")
+    filled = 1.0 * model.cached * itemsize * n * s.prompt
+    prefill = (activations, filled, logits), works(row, "forward")
     # The work of a step is linear in the context and in the rows that have not ended: a step at
     # the middle with the average number of rows stands for all.
     rows = max(1, round(n * (sampled(s) - 1) / max(1, s.response - 1)))
     one = pass_config(s, model, rows * checked, 1, trained=False, adapters=adapters)
-    middle = one._replace(context=s.prompt + (s.response + 1) // 2, quantized=s.weights_format)
+    unread = round(model.beyond(s.prompt + 1, s.length))
+    context = max(1, s.prompt + (s.response + 1) // 2 - unread)
+    middle = one._replace(context=context, quantized=s.weights_format)
     step = _next_token(model, middle)
     activations, _, logits = forward_peak(step, heads.resident_bytes(model, middle))[0]
     decoding = Work()
     decoding.add(works(step, "forward"), passes * k if draft else passes)
     if draft:
         decoding.add(Work(called=AROUND_GUESS), passes)
-    length = s.length - 1
     # A layer's keys, old and new, while they grow.
-    growing = max(layer.cached for layer in model.layers) / 2 * itemsize * n * length
-    return prefill, ((activations + growing, per_token * length, logits), decoding)
+    growing = max(map(_longest, model.layers, repeat(s.length - 1))) / 2 * itemsize * n
+    kept = 1.0 * model.kept(s.length - 1) * itemsize * n
+    return prefill, ((activations + growing, kept, logits), decoding)
+
+
+def _longest(layer: Layer, tokens: int) -> int:
+    """Numbers in the largest cache of one of these layers."""
+    near = max(w for w, _ in layer.windows) if layer.windows else tokens
+    some_whole = sum(n for _, n in layer.windows) < layer.count
+    return layer.cached * (tokens if some_whole else min(near, tokens))
 
 
 def _next_token(model: Architecture, p: PassConfig) -> tuple[Segment, ...]:

@@ -10,6 +10,7 @@ counted operation by operation, its kernels cost a constant each (`engine.yaml`)
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -110,10 +111,31 @@ def token_bytes(s: Setup) -> float:
     return 1.0 * m.cached * size
 
 
-def request_bytes(s: Setup) -> float:
-    """Of the keys and values of a request at its full length, in whole blocks."""
-    blocks = math.ceil(s.length / ENGINE["block_tokens"])
-    return blocks * ENGINE["block_tokens"] * token_bytes(s)
+def request_bytes(s: Setup, new: float = 1) -> float:
+    """Of the keys and values of a request at its full length, in whole blocks, while it takes in so
+    many `new` tokens: a layer with a window holds these and the window before them.
+
+    As vLLM 0.32 does it (v1/kv_cache_interface.py, v1/core/kv_cache_utils.py): layers of each kind
+    lie in groups of one size, the last one filled up; beside chunks (Llama 4) all are whole.
+    """
+    m, block = s.held, ENGINE["block_tokens"]
+    blocks = math.ceil(s.length / block)
+    layers, numbers = Counter[int](), Counter[int]()
+    for layer in m.layers:
+        whole = layer.count - sum(n for _, n in layer.windows)
+        for window, n in (*layer.windows, (0, whole)):
+            layers[window] += n * (layer.cached > 0)
+            numbers[window] += n * layer.cached
+    counts = [n for n in layers.values() if n]
+    chunks = "attention_chunk_size" in m.facts.fields.values()
+    if chunks or not any(n for w, n in layers.items() if w):
+        return blocks * block * token_bytes(s)
+    group = max(counts) if max(counts) < 1.5 * min(counts) else min(counts)
+    near = {w: min(blocks, math.ceil((w - 1 + new) / block) + 1) if w else blocks for w in layers}
+    filled = (
+        near[w] * numbers[w] * math.ceil(n / group) * group / n for w, n in layers.items() if n
+    )
+    return sum(filled) * block * token_bytes(s) / m.cached
 
 
 def workspace(s: Setup) -> float:
@@ -158,7 +180,10 @@ class Engine:
     @property
     def fits(self) -> int:
         """Requests that memory holds, as many as the engine runs at once."""
-        return max(0, min(int(self.cache / request_bytes(self.s)), self.s.max_num_seqs))
+        s = self.s
+        each = request_bytes(s)
+        prompt = request_bytes(s, min(s.prompt, s.max_num_batched_tokens))  # one's is taken in
+        return max(0, min(int((self.cache - (prompt - each)) / each), s.max_num_seqs))
 
     def step(self, rows: float, prompt: float = 0.0) -> float:
         """Seconds of a step in which `rows` requests decode, half way through their responses,
@@ -198,10 +223,11 @@ class Engine:
         """Reading the caches of what decodes; of prompts all pairs at the rate of products, that
         is the causal half at half of it (FlashAttention: Dao, 2307.08691, section 4)."""
         m, s = self.s.held, self.s
-        context = s.prompt + sampled(s) / 2
+        context = s.prompt + sampled(s) / 2 - m.beyond(s.prompt, s.prompt + sampled(s))
+        before = s.prompt - 2 * m.beyond(0, s.prompt)
         pairs = 4.0 * m.heads * m.head_dim * m.depth / self.hw.matmul_rate(product_dtype(s))
         reading = rows * context * token_bytes(s) / self.bandwidth
-        return max(reading, rows * context * pairs) + prompt * s.prompt * pairs
+        return max(reading, rows * context * pairs) + prompt * before * pairs
 
     def prefill(self, rows: float) -> float:
         """Seconds until a prompt is taken in beside what decodes, in chunks where it is long."""

@@ -19,9 +19,9 @@ from typing import cast
 
 from ..display import counted, first_line
 from ..models.hub import hub_reachable
-from ..runs.json_files import to_json_object, unread
+from ..runs.json_files import unread
+from .messages import Cell, Example
 from .preferences import Annotations, is_annotations
-from .schema import Example
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 READ_CHARACTERS = 1 << 20
@@ -42,7 +42,11 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
         return iter(_choose(_saved_dataset(path), split))
     name = str(source)
     hub_id = name.count("/") == 1 and name[0] not in "./~" and path.suffix not in FORMATS
-    return _hub_rows(name, split, subset) if hub_id and not path.exists() else _file_rows(path)
+    if hub_id and not path.exists():
+        return _hub_rows(name, split, subset)
+    if path.is_file() and (subset or split != "train"):
+        raise ValueError(f"{path} is a file, which has no splits or subsets: leave them out")
+    return _file_rows(path)
 
 
 def left_out(source: object, split: str) -> list[str]:
@@ -100,10 +104,9 @@ def _json_rows(path: Path) -> Iterator[object]:
         values = _Values(path, text)
         if values.peek() == "[" and _suffix(path) == ".json":
             yield from values.elements()
-        else:
-            first = values.next() if values.peek() else []
-            alone = not values.peek()
-            yield from _turned(first) if alone else [first]
+        elif values.peek():
+            first = values.next()
+            yield from [first] if values.peek() else _turned(first)
             while values.peek():
                 yield values.next()
 
@@ -268,9 +271,8 @@ def _hub_rows(name: str, split: str, subset: str | None) -> Iterator[object]:
 def _choose(source: object, split: str) -> Iterable[object]:
     """The rows of a Dataset, of one split of a DatasetDict, or of any list of dicts."""
     if hasattr(source, "astype") and hasattr(source, "notna"):  # a pandas DataFrame
-        # Cells of lists come as arrays, where pandas has read Parquet.
         records = source.astype(object).where(source.notna(), None).to_dict("records")
-        return [to_json_object(row) for row in records]
+        return [_plain(row) for row in records]
     if isinstance(source, Mapping):  # a DatasetDict
         if split not in source:
             raise ValueError(f"no split {split!r} among {', '.join(map(str, source))}")
@@ -282,3 +284,14 @@ def _choose(source: object, split: str) -> Iterable[object]:
         f"data must be a file, a hub id, a Dataset or a list of dicts, not a "
         f"{type(source).__name__}"
     )
+
+
+def _plain(cell: Cell) -> Cell:
+    """A cell with lists for arrays, which pandas makes of Parquet's lists. What is no JSON (dates)
+    stays, so that it is refused where text belongs."""
+    cell = cell.tolist() if hasattr(cell, "tolist") else cell  # numpy's numbers, too
+    if isinstance(cell, Mapping):
+        return {str(key): _plain(value) for key, value in cell.items()}
+    if isinstance(cell, (list, tuple)):
+        return [_plain(value) for value in cell]
+    return cell

@@ -171,7 +171,7 @@ def maps_answers(rows: Rows, column: str) -> FieldMap:
 
 def sides(values: set[str], column: str, answers: Sequence[str], count: int) -> dict[str, str]:
     """What the values of a label may mean: names and numbers of the `count` answers what they say;
-    of more numbers the lower half A, the upper half B, one in the middle a tie."""
+    of more numbers those below the middle of their scale A, those above it B, the middle a tie."""
     names = names_of(answers) if len(answers) > 1 else {}
     own = _named_in(column, answers)
     if len(own) == 1 and len(answers) == 2 and values <= {"0", "1", "true", "false"}:
@@ -191,8 +191,10 @@ def sides(values: set[str], column: str, answers: Sequence[str], count: int) -> 
         return {v: LETTERS[marks.index(v)] for v in order}
     if len(order) <= count:
         return dict(zip(order, LETTERS))
-    at = {v: 2 * i + 1 - len(order) for i, v in enumerate(order)}
-    return {v: "A" if at[v] < 0 else "B" if at[v] else "tie" for v in order}
+    numbers = [n for v in order if (n := number(v)) is not None]
+    at = dict(zip(order, numbers if len(numbers) == len(order) else range(len(order))))
+    middle = (at[order[0]] + at[order[-1]]) / 2
+    return {v: "A" if at[v] < middle else "B" if at[v] > middle else "tie" for v in order}
 
 
 def says_good(rows: Rows, column: str) -> FieldMap:

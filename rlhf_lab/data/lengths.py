@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ..models.load import Model, small_models_folder
-from ..stages import STAGES, Settings, resolve
+from ..models.load import Model, load, small_models_folder
+from ..stages import STAGES, Setting, Settings, resolve
 from .rows_left import check_rows, nothing_left, response_limit, room_for_prompt
 
 if TYPE_CHECKING:
@@ -182,6 +182,25 @@ def story_rows(kind: str) -> tuple[list[Example], int, int]:
         for row, of_row in zip(rows, known.answers, strict=True):
             row[name] = [i] * of_row[i]
     return rows, known.count, STORY_ROWS["test_pairs" if kind == "preferences" else "test"]
+
+
+STORY_SETTINGS = (
+    *("per_device_train_batch_size", "response_length", "max_length", "num_mini_batches"),
+    *("gradient_accumulation_steps", "steps_per_generation", "local_rollout_forward_batch_size"),
+    "train_sampling_strategy",
+)
+"""What the lengths of a plan for the bundled data depend on."""
+
+
+def of_stories(stage: str, model: Model, settings: Settings) -> dict[str, float]:
+    """What a plan has to know of the bundled stories, looked up once."""
+    known = {name: settings[name] for name in STORY_SETTINGS if name in settings}
+    return _of_stories(stage, model.name, **known)
+
+
+@cache
+def _of_stories(stage: str, model: str, **settings: Setting) -> dict[str, float]:
+    return of_rows(stage, load(model), story_lengths(STAGES[stage].rows), settings)
 
 
 def planned_lengths(stage: str, model: Model, data: Data, settings: Settings) -> dict[str, float]:

@@ -25,6 +25,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
+from ..display import counted
 from ..models.load import small_models_folder
 from ..runs.progress import notebook_display, working
 from ..world import corpus
@@ -318,7 +319,8 @@ def from_rows(
     if len(kept) < 10:
         why = "; ".join(report.notes()[1:])
         raise ValueError(
-            f"{name}: {len(kept)} usable rows; at least 10 are needed" + f" ({why})" * bool(why)
+            f"{name}: {counted(len(kept), 'usable row')}; at least 10 are needed"
+            + f" ({why})" * bool(why)
         )
     if shape.has_answers and not any(r.keys() & set(ANSWERS) for r in kept):
         raise ValueError(

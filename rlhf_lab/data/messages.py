@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any, TypeAlias
 
 from ..stages import read_table
@@ -39,6 +40,7 @@ NOTHING, TIES, GOOD, BAD = map(set, TABLE["values"].values())
 STANDS_FOR_NOTHING = "a text that stands for nothing (nan, N/A, [deleted], …)"
 
 NO_TEXT = "a message with parts that are no text (pictures, files, …)"
+A_DATE = "a date, which datasets and pandas make of such texts: give the file itself"
 
 HUMAN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 EXTRA_ID = re.compile(r"<extra_id_1>(User|Assistant)\n")
@@ -58,11 +60,16 @@ class Dropped(ValueError):
     example: dict[str, object] = {}
 
 
+def _other_type(value: object) -> str:
+    """Why a value that is neither text nor messages cannot be used."""
+    return A_DATE if isinstance(value, date) else "wrong type"
+
+
 def text(value: object) -> str:
     """A cell as text. Raises Dropped for what is empty, no text, or stands for nothing."""
     if not isinstance(value, str):
         missing = value is None or (isinstance(value, float) and math.isnan(value))
-        raise Dropped("empty" if missing else "wrong type")
+        raise Dropped("empty" if missing else _other_type(value))
     if len(value) < 30:
         bare = value.strip()
         if bare.lower() in NOTHING:
@@ -142,7 +149,11 @@ def messages(value: object) -> list[Message]:
         raise Dropped("empty")
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, (list, tuple)) or not all(isinstance(m, Mapping) for m in turns):
-        raise Dropped("wrong type")
+        raise Dropped(_other_type(turns))
+    if turns[-1].get("weight") in (0, "0") or turns[-1].get("train") is False:
+        raise Dropped(
+            "an answer that is marked as not to be learned"
+        )  # OpenAI's and axolotl's keys
     found = [turn for m in turns if (turn := _message(m))]
     if not found:
         raise Dropped("empty")

@@ -6,9 +6,12 @@ Needs no torch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from ..display import counted
 from ..stages import STAGES, Settings
 
 if TYPE_CHECKING:
@@ -22,6 +25,15 @@ def check_rows(stage: str, data: Data) -> None:
     if not getattr(data, spec.rows).train:
         what = " and ".join(spec.columns) or "prompt"
         raise ValueError(f"{data.name} has nothing to {_does(stage)} on: no {what} fields")
+
+
+def digest(stage: str, data: Data) -> str:
+    """How many rows a stage learns from, and a hash of them: other rows have another one."""
+    rows = getattr(data, STAGES[stage].rows).train
+    found = sha256()
+    for row in rows:
+        found.update(json.dumps(row, default=str).encode())
+    return f"{counted(len(rows), 'row')}, sha256 {found.hexdigest()[:12]}"
 
 
 def nothing_left(

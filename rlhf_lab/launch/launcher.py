@@ -32,10 +32,10 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 @dataclass(frozen=True)
 class Hosts:
-    """Where the processes are: how many in all (None: as accelerate's config says), on how many
-    hosts, of which this is number `rank`; `address`: HOST[:PORT] of the first."""
+    """Where the processes are: how many in all, on how many hosts, of which this is number `rank`;
+    `address`: HOST[:PORT] of the first."""
 
-    processes: int | None
+    processes: int
     nodes: int = 1
     rank: str = "0"
     address: str = ""
@@ -53,11 +53,11 @@ def command(
     port = port or "29500"
     if config:
         line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-        line += ["--num_processes", str(hosts.processes)] if hosts.processes else []
+        line += ["--num_processes", str(hosts.processes)]
         where = ["--machine_rank", hosts.rank, "--main_process_ip", host]
         line += [*where, "--main_process_port", port] if hosts.nodes > 1 else []
         return [*line, *program], {}
-    each = (hosts.processes or 2) // hosts.nodes
+    each = hosts.processes // hosts.nodes
     line = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={each}"]
     nodes = [f"--nnodes={hosts.nodes}", f"--node-rank={hosts.rank}"]
     nodes += [f"--master-addr={host}", f"--master-port={port}"]
@@ -73,9 +73,10 @@ def command(
     return [*line, *program], env
 
 
-def launch(config: str, arguments: Sequence[str], hosts: Hosts) -> int:
+def launch(config: str, arguments: Sequence[str], hosts: Hosts, quiet: bool = False) -> int:
     """Run `rlhf-lab ARGUMENTS` in several processes. `config`: accelerate's configuration as YAML;
-    "": on CPUs. → exit code.
+    "": on CPUs. `quiet`: without torch's warnings (DDP has one of transformers' choice to look for
+    unused parameters). → exit code.
 
     What they write to stderr is passed on up to an error message of ours.
     """
@@ -85,6 +86,7 @@ def launch(config: str, arguments: Sequence[str], hosts: Hosts) -> int:
         file.write_text(config, encoding="utf-8")
         program, environment = command(str(file) if config else "", arguments, hosts)
         env = {**os.environ, **environment, STOP_FILE: str(stop)}
+        env |= {"TORCH_CPP_LOG_LEVEL": "ERROR"} if quiet else {}
         # In a session of their own: an interrupt ends their step, not the processes.
         with subprocess.Popen(
             program, env=env, stderr=subprocess.PIPE, text=True, bufsize=1, start_new_session=True

@@ -42,7 +42,7 @@ def script(
     line, _ = command(CONFIG_FILE, arguments, placed)
     # Variables are the shell's on each host; all else is quoted. Its Python is that of the cluster.
     words = [w if w in (rank, "$HEAD") else shlex.quote(w) for w in ["python", *line[1:]]]
-    each = (hosts.processes or 1) // hosts.nodes
+    each = hosts.processes // hosts.nodes
     write = f"cat > {CONFIG_FILE} <<'END'\n{config}END\n"
     if to == "slurm":
         return SLURM.format(

@@ -310,7 +310,7 @@ class Meter:
         if largest is None:
             return True
         grown = any(n > GROWTH * m for n, m in zip(shape or (), largest, strict=False))
-        return grown and self._lost <= self.share * self._elapsed
+        return grown and self._lost < self.share * self._elapsed
 
     def _plain_seconds(self, block: _Block, otherwise: float) -> float:
         """Seconds that a block takes when nothing is counted, where some were only timed."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -49,7 +50,7 @@ WITH_MORE = frozenset(
 language model (AutoModelForCausalLM), which is what the trainers train."""
 Structure: TypeAlias = JsonObject
 """The fields of `cost.decoder.Architecture`; a layer is how many there are of it, its maps, other
-numbers that it learns, and numbers in its cache."""
+numbers that it learns, numbers in its cache, and (tokens, layers) of those with a window."""
 PEFT_NAMES = {"mixtral": ("w1", "w3", "w2"), "qwen2_moe": ("gate_proj", "up_proj", "down_proj")}
 """What peft 0.21 calls an expert's maps, by the pattern that transformers converts a family's
 checkpoints with; of other families it reaches no experts."""
@@ -134,16 +135,18 @@ def read(config: Mapping[str, object]) -> Structure:
     heads = _size(own, "num_attention_heads", default=1)
     kv_heads = _size(own, "num_key_value_heads", default=heads)
     head_dim = _size(own, "head_dim", default=hidden // heads)
-    kinds: dict[tuple[tuple[Map, ...], int, int], int] = {}
+    kinds: dict[tuple[tuple[Map, ...], int, int], list[int]] = {}
     layers = _stack(model, _size(own, "num_hidden_layers", default=0))
-    for layer, kind in zip(layers, getattr(own, "layer_types", None) or [""] * len(layers)):
+    windows = _windows(own)
+    types = getattr(own, "layer_types", None) or [""] * len(layers)
+    for layer, kind, window in zip(layers, types, windows or [0] * len(layers)):
         maps, tables, vectors = _parts(layer, seen, hidden)
         cached = sum(m[2] * m[5] for m in maps if KEYS.search(m[0]))
         if not cached and any(JOINT.search(name.lower()) for name, *_ in maps):
             cached = 2 * kv_heads * head_dim
         cached = 0 if NO_CACHE.search(kind) else cached
         key = _as_peft_names(maps, own.model_type), tables + vectors, cached
-        kinds[key] = kinds.get(key, 0) + 1
+        kinds.setdefault(key, []).append(window)
     head_weight = table.weight if head is None else head.weight
     seen |= {id(p) for p in (table.weight, *([] if head is None else head.parameters()))}
     outer, tables, vectors = _parts(model, seen, hidden)
@@ -157,7 +160,11 @@ def read(config: Mapping[str, object]) -> Structure:
         "vocabulary": head_weight.shape[0],
         "context": _size(own, *CONTEXTS, default=NO_LIMIT),
         "tied": head_weight is table.weight,
-        "layers": [(count, *key) for key, count in kinds.items()],
+        "layers": [
+            (len(near), *key, [*Counter(w for w in near if w).items()])
+            for key, near in kinds.items()
+        ],
+        "windows_unknown": windows is None,
         "embedding": tables + sum(n * (i + b) * o for _, i, o, b, _, n, _ in outer),
         "final_norm": vectors,
         "head_width": hidden if head is None else head.weight.shape[1],
@@ -166,6 +173,20 @@ def read(config: Mapping[str, object]) -> Structure:
         "outer": outer,
         "head_bias": head is not None and head.bias is not None,
     }
+
+
+def _windows(config: PreTrainedConfig) -> list[int] | None:
+    """Of each layer how many tokens it attends to, 0: all, as transformers' cache of the model has
+    it; None where it keeps something else than the last keys and values, or cannot be made."""
+    from transformers import DynamicCache, cache_utils
+
+    try:
+        layers = DynamicCache(config=config).layers
+    except (AttributeError, KeyError, TypeError, ValueError):  # no types, or unknown ones
+        return None
+    if any(type(layer).__module__ != cache_utils.__name__ for layer in layers):
+        return None
+    return [getattr(layer, "sliding_window", 0) for layer in layers]
 
 
 def _build(

@@ -184,14 +184,14 @@ class Run:
         """The run in a folder, to go on with it; None where there is none yet.
 
         Raises ValueError where it was started with something else than is `given` (stage, model,
-        data, seed, settings): the first difference.
+        data, its rows, seed, settings): the first difference.
         """
         run = cls(folder)
         check_free(run.folder)
         if not (run.folder / "run.json").is_file():
             return None
         config = run.config
-        there = {"processes": 1, **config}
+        there = {"processes": 1, "rows": given.get("rows"), **config}
         here = {"processes": 1, **to_json_object(given)}
         same_place = there["processes"] == here["processes"]
         for known in (there, here):

@@ -111,6 +111,81 @@ def test_accelerates_own_parser_and_ours_read_the_same(settings, kind, tmp_path)
     assert list(again.ledger) == list(plan.ledger)
 
 
+UNREAD = [
+    ("{zero_optimization: {stage: 3, zero_nonsense: 1}}", "zero_optimization.zero_nonsense: 1"),
+    (
+        "{zero_optimization: {stage: 3, zero_hpz_partition_size: 8, overlap_comm: true}}",
+        "zero_optimization.zero_hpz_partition_size: 8",
+    ),
+    ("{optimizer: {type: SGD}, zero_optimization: {stage: 1}}", "optimizer.type: SGD"),
+    ("{optimizer: {type: AdamW, params: {lr: auto}}, zero_optimization: {stage: 1}}", ""),
+    (
+        "{tensor_parallel: {autotp_size: 2}, train_batch_size: 64, activation_checkpointing: "
+        "{partition_activations: true}, zero_optimization: {stage: 1}}",
+        "tensor_parallel: {'autotp_size': 2}, train_batch_size: 64, activation_checkpointing: "
+        "{'partition_activations': True}",
+    ),
+    (
+        "{distributed_type: MULTI_GPU, num_processes: 8, mixed_precision: fp8, same_network: true, "
+        "dynamo_config: {dynamo_mode: max-autotune}, nonsense: 3}",
+        "mixed_precision: fp8, dynamo_config.mode: max-autotune, nonsense: 3",
+    ),
+    (
+        "{distributed_type: FSDP, num_processes: 8, fsdp_config: {fsdp_version: 2, offload_params: "
+        "'false', fsdp_transformer_layer_cls_to_wrap: Qwen2DecoderLayer, fsdp_layers: 3}}",
+        "fsdp_config.layers: 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), UNREAD)
+def test_keys_that_are_not_understood_head_the_answer(text, line, tmp_path, capsys):
+    (file := tmp_path / "file.yaml").write_text(text)
+    how = ["--model", "mini", "--hardware", "h100", "--gpus", "8"]
+    assert main(["plan", "sft", "--config", str(file), *how]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    tool = "accelerate" if "distributed_type" in text else "DeepSpeed"
+    assert first == f"not read: {line} ({tool})" if line else not first.startswith("not read")
+
+
+FSDP2 = {"distributed_type": "FSDP", "num_processes": 8, "fsdp_config": {"fsdp_version": 2}}
+
+
+def test_what_accelerate_does_by_itself_is_planned(tmp_path):
+    """Layers that FSDP recomputes, layers shared by devices, compiled ones: as by our own names."""
+    fsdp = {"fsdp_version": 2, "fsdp_activation_checkpointing": True}
+    tensor = {"parallelism_config_tp_size": 2, "parallelism_config_dp_shard_size": 4}
+    ours = {"gpus": 8, "sharding": "fsdp2"}
+    file = tmp_path / "acc.yaml"
+    for more, expected in [
+        ({"fsdp_config": fsdp}, {"gradient_checkpointing": True}),
+        ({"parallelism_config": tensor}, {"tensor_parallel": 2}),
+    ]:
+        file.write_text(yaml.safe_dump(FSDP2 | more))
+        found = read_config(file)
+        assert not found.unread
+        how = {"hardware": "h100", "per_device_train_batch_size": 4, "max_length": 1024}
+        plans = [
+            lab.plan("sft", "Qwen/Qwen2.5-7B", **how, **s)
+            for s in (found.settings, ours | expected, ours)
+        ]
+        assert plans[0].peak == plans[1].peak < plans[2].peak
+    file.write_text("distributed_type: NO\ndynamo_backend: INDUCTOR\n")
+    assert read_config(file).settings == {"gpus": 1, "torch_compile": True}
+
+
+def test_a_rank_that_trl_does_not_use_is_said(tmp_path, capsys):
+    (file := tmp_path / "trl.yaml").write_text("model_name_or_path: mini\nlora_r: 16\n")
+    assert main(["plan", "sft", "--config", str(file), "--hardware", "h100"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("not read: lora_r (TRL trains all weights without use_peft: true)")
+    assert any("trained all weights" in line for line in rest)
+    assert main(["train", "sft", "--config", str(file)]) == 2
+    assert "without use_peft: true): write it, or leave lora_r out" in capsys.readouterr().err
+    file.write_text(file.read_text() + "use_peft: true\n")
+    assert read_config(file).settings["lora_r"] == 16 and not read_config(file).unread
+
+
 AXOLOTL = """
 base_model: Qwen/Qwen2.5-7B
 load_in_4bit: true
@@ -202,6 +277,19 @@ def test_a_file_on_the_command_line(tmp_path, capsys):
             "offload to NVMe is not planned",
         ),
         ("base_model: tiny\ndeepspeed: gone.json\n", "gone.json"),
+        ("distributed_type: FSDP\nfsdp_config:\n", "FSDP 1 is not planned"),
+        ("distributed_type: FSDP\nfsdp_config: 2\n", "fsdp_config holds no names with values"),
+        ("distributed_type: MULTI_GPU\nnum_processes: many\n", "num_processes='many': write a"),
+        (
+            "{distributed_type: FSDP, num_processes: 8, fsdp_config: {version: 2}, "
+            "parallelism_config: {dp_replicate_size: 2, dp_shard_size: 4}}",
+            "dp_replicate_size=2 is not planned",
+        ),
+        (
+            "{distributed_type: FSDP, num_processes: 8, fsdp_config: {version: 2}, "
+            "parallelism_config: {tp_size: 2, dp_shard_size: 2}}",
+            "dp_shard_size=2 times tp_size=2 are not num_processes=8",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_planned_is_one_line(text, line, tmp_path, capsys):

@@ -6,6 +6,7 @@ pytest tests/cli/test_endings.py
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -58,3 +59,15 @@ def test_a_process_that_lost_another_says_so(said, kept, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith("rlhf-lab: process 1 of 2: another process is gone")
     assert kept in error and "--resume" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("words", "code"), [(3, 0), (2000, 2)])
+def test_data_of_which_no_row_fits_end_as_an_error(words, code, tmp_path, capsys):
+    """Shown all the same: the table says what is wrong with them."""
+    rows = [{"prompt": f"a{i} " * words, "completion": "b"} for i in range(20)]
+    (file := tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert main(["data", str(file)]) == code
+    told = capsys.readouterr()
+    assert "demonstrations" in told.out and "too long" in told.out
+    line = f"rlhf-lab: {file}: no row can be used within 512 tokens (--max-length)\n"
+    assert told.err == line * (code == 2)

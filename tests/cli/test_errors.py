@@ -58,7 +58,7 @@ FILES = {
     "too many cells": ("a.csv", "prompt,completion\na,b,c\n", "line 2: 3 cells .* 2 columns"),
     "two equal columns": ("a.csv", "prompt,prompt\na,b\n", "two columns have the same name"),
     "open quote": ("a.csv", 'prompt,completion\n"a,b\n', "line 2: unexpected end"),
-    "tabs in a CSV": ("a.csv", TABLE.replace(",", "\t"), "no prompt field"),
+    "bars in a CSV": ("a.csv", TABLE.replace(",", "|"), "no prompt field"),
     "not Parquet": ("a.parquet", LINES, "not a readable Parquet file"),
     "not gzip": ("a.jsonl.gz", LINES, "not a whole gzip file"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(LINES.encode())[:-20], "not a whole gzip file"),

@@ -156,6 +156,13 @@ def test_what_cannot_be_resumed(prompts, whole, stage, changes, how, says):
     assert before == {p: p.read_bytes() for p in whole.folder.iterdir() if p.is_file()}
 
 
+def test_other_rows_of_the_same_name_are_refused(prompts, whole, tmp_path):
+    (other := tmp_path / prompts.name).write_text(prompts.read_text().replace("a", "e"))
+    with pytest.raises(ValueError, match="rows was '.* sha256 .*' there and is '.*' now"):
+        plan = planning.plan("ppo", "tiny", **SMALL)
+        training.train(plan, other, quiet=True, out=whole.folder, resume=True)
+
+
 def test_the_command_line_refuses_in_one_line(prompts, capsys):
     assert main.main(["train", "all", "--data", str(prompts), "--out", "x", "--resume"]) == 2
     assert "--resume is for one stage" in capsys.readouterr().err

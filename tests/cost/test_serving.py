@@ -230,7 +230,6 @@ def test_inference_of_transformers_has_its_numbers_too():
         ({"device": "laptop"}, "planned for GPUs"),
         ({"requests_per_second": 0}, "must be above 0"),
         ({"engine": "transformers", "requests_per_second": 2}, "with engine='vllm'"),
-        ({"gpu_memory_utilization": 1.5}, "at most 1"),
         ({"engine": "vlm"}, "did you mean 'vllm'"),
     ],
 )

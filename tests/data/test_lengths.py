@@ -125,3 +125,19 @@ def test_a_plan_counts_the_passes_of_the_trainer():
     assert of_update["forward"] < 0.5 * of_rollout["forward"]
     assert of_update["reference"] < 0.5 * of_rollout["reference"]
     assert of_update["rollout"] == of_rollout["rollout"]
+
+
+def test_a_plan_says_how_long_sampled_responses_are_taken_to_be():
+    """PPO samples its own: as long as the answers of the file, if it has any, else at the limit."""
+    answers = [2 * (i % 5) + 1 for i in range(50)]
+    rows = [{"prompt": f"a {i}", "completion": " b" * n} for i, n in enumerate(answers)]
+    for data, source in (
+        (rows, "taken as long as the answers of your data"),
+        ([{"prompt": row["prompt"]} for row in rows], "taken as long as their limit"),
+    ):
+        plan = lab.plan("ppo", "tiny", response_length=40, data=data)
+        (said,) = [a for a in plan.assumptions if a.what == "responses"]
+        mean = plan.settings["mean_response"]
+        assert said.source == source and said.value == f"of {mean:.0f} tokens on average"
+        assert (mean == 40) == ("completion" not in data[0])
+        assert plan.estimate.setup.response == 40, "memory is that of the longest"

@@ -86,6 +86,30 @@ def test_tables_as_spreadsheets_and_pandas_write_them(tmp_path, name, text):
     assert load_data(tmp_path / name).sft == from_rows(ROWS).sft
 
 
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+def test_an_answer_that_is_not_to_be_learned_is_no_demonstration(mark):
+    """`weight` is OpenAI's key, `train` axolotl's; an earlier answer is context all the same."""
+
+    def chat(i, last, earlier):
+        turns = [("user", "Hi"), ("assistant", "Ho"), ("user", f"Say {i}"), ("assistant", f"{i}!")]
+        rows = [{"role": role, "content": text} for role, text in turns]
+        rows[1] |= earlier
+        rows[3] |= last
+        return {"messages": rows}
+
+    learned = from_rows([chat(i, {}, mark) for i in range(20)])
+    assert len(all_rows(learned.sft)) == 20
+    some = from_rows([chat(i, mark if i % 2 else {}, {}) for i in range(40)])
+    assert some.report.dropped == {"an answer that is marked as not to be learned": 20}
+
+
+def test_a_file_has_no_splits(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    for part in ({"split": "test"}, {"subset": "small"}):
+        with pytest.raises(ValueError, match="is a file, which has no splits or subsets"):
+            load_data(tmp_path / "a.json", **part)
+
+
 def test_a_split_that_is_not_read_is_said(tmp_path):
     DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:5])).save_to_disk(
         tmp_path / "saved"

@@ -53,6 +53,10 @@ SUGGESTED = {
     "true: the first": two(a_is_better=[True, False]),
     "true: the one that is named": two(b_is_better=[False, True]),
     "1 to 5": two(True, preference=[2, 4, 3]),
+    "1 to 7, of which three lie below the middle": [
+        {**row, "preference": row["preference"] - i % 3}
+        for i, row in enumerate(two(preference=[3, 7]))
+    ],
     "words with commas and colons": two(verdict=["A wins, barely: yes", "B wins, barely: yes"]),
     "a probability of the first": two(True, preference_prob=[0.9, 0.2, 0.5]),
     "a probability of the one that is named": two(p_b_better=["0.01", "0.7"]),

@@ -235,6 +235,19 @@ def test_gaps_of_a_table_are_gaps():
     assert load_data(frame).report.dropped == {"empty": 1}
 
 
+def test_dates_that_another_reader_made_of_texts_are_refused_with_the_reason(tmp_path):
+    """`datasets` makes timestamps of a column of ISO dates: 2024-05-01 would be learned as
+    2024-05-01 00:00:00. Our reader of the same file leaves them as they stand."""
+    rows = [{"prompt": f"p{i}", "completion": f"2024-05-{i:02}"} for i in range(1, 21)]
+    file = write_lines(tmp_path / "a.jsonl", rows)
+    assert load_data(file).sft.train[0]["completion"].strip().startswith("2024-05-")
+    made = datasets.load_dataset("json", data_files=str(file), cache_dir=str(tmp_path))["train"]
+    frame = pandas.DataFrame(rows).assign(completion=lambda f: pandas.to_datetime(f.completion))
+    for source in (made, frame):
+        with pytest.raises(ValueError, match="dropped 20 rows: a date, which datasets and pandas"):
+            load_data(source)
+
+
 PAIR = shape(prompt="prompt", chosen="chosen", rejected="rejected")
 IMPLICIT = shape(chosen="chosen", rejected="rejected")
 

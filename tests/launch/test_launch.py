@@ -60,6 +60,26 @@ def test_the_exit_code_is_that_of_the_processes(program, code, monkeypatch):
     assert launcher.launch("", ["train", "ppo"], Hosts(2)) == code
 
 
+LOOKS_FOR_UNUSED = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+model = DDP(torch.nn.Linear(2, 2), find_unused_parameters=True)
+model(torch.ones(1, 2)).sum().backward()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_quiet_processes_do_not_pass_on_torchs_warnings(quiet, monkeypatch, tmp_path, capsys):
+    """DDP warns, once in each process, that it looks for unused parameters and there is none:
+    transformers has it do so."""
+    started = [sys.executable, "-c", LOOKS_FOR_UNUSED, str(tmp_path / "meet")], {}
+    monkeypatch.setattr(launcher, "command", lambda *arguments: started)
+    assert launcher.launch("", [], Hosts(1), quiet) == 0
+    assert ("did not find any unused parameters" in capsys.readouterr().err) is not quiet
+
+
 def test_an_interrupt_asks_the_processes_to_stop(monkeypatch, tmp_path, capfd):
     """They are not interrupted themselves; the second one ends them."""
     script = tmp_path / "waits.py"
@@ -266,5 +286,5 @@ def test_a_config_for_deepspeed_needs_deepspeed(tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert error == f"rlhf-lab: --accelerate {config} needs deepspeed: pip install deepspeed\n"
     config.write_text("distributed_type: [")
-    with pytest.raises(ValueError, match="--accelerate .*acc.yaml: while parsing"):
+    with pytest.raises(ValueError, match="--accelerate .*acc.yaml, line 1 is not YAML"):
         launching.launched(planning.plan("sft"), str(config))

@@ -4,6 +4,7 @@ refused before anything starts.
 pytest tests/launch/test_launching.py
 """
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -186,6 +187,137 @@ def test_a_text_for_a_cluster(to, capsys, tmp_path):
     assert (args.machine_rank, args.main_process_ip, args.num_processes) == (1, "first", 16)
     assert args.training_script_args[-3:] == ["--out", "it's", "--resume"]
     assert yaml.safe_load((tmp_path / "accelerate.yaml").read_text())["num_machines"] == 2
+
+
+FILE = {
+    **{"distributed_type": "MULTI_GPU", "num_processes": 16, "num_machines": 2},
+    **{"machine_rank": 1, "main_process_ip": "10.0.0.1", "main_process_port": 29501},
+}
+
+
+def of_file(tmp_path, **more):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in (FILE | more).items() if v is not None}))
+    return file
+
+
+def test_a_cluster_gets_the_processes_and_hosts_of_a_file(tmp_path, capsys):
+    """Which host is which the scheduler says; flags win over the file."""
+    line = ["launch", "sft", "--to", "skypilot", "--model", "mini", "--hardware", "h100"]
+    line += ["--accelerate", str(of_file(tmp_path)), "--out", "x"]
+    for flags, nodes, each in ([], 2, 8), (["--processes", "4", "--nodes", "1"], 1, 4):
+        assert main([*line, *flags]) == 0
+        task = yaml.safe_load(capsys.readouterr().out)
+        assert (task["num_nodes"], task["resources"]["accelerators"]) == (nodes, f"H100:{each}")
+        written = yaml.safe_load(task["run"].partition("<<'END'\n")[2].partition("END")[0])
+        assert written == {
+            **{"distributed_type": "MULTI_GPU", "num_processes": nodes * each},
+            "num_machines": nodes,
+        }
+        assert f"sft of mini on {nodes * each} h100: " in task["run"]
+        words = shlex.split(task["run"].splitlines()[-1])
+        args = launch_command_parser().parse_args(
+            [w.replace("$SKYPILOT_NODE_RANK", "1") for w in words[3:]]
+        )
+        assert args.num_processes == nodes * each
+        assert args.main_process_ip == ("$HEAD" if nodes == 2 else None)
+
+
+def test_one_host_is_the_one_that_a_file_says(tmp_path, capsys):
+    line = ["train", "sft", "--accelerate", str(of_file(tmp_path)), "--hardware", "h100"]
+    for flags, rank in ([], 1), (["--machine-rank", "0"], 0):
+        assert main([*line, "--dry-run", *flags]) == 0
+        words = shlex.split(capsys.readouterr().out.splitlines()[0])
+        args, config, _ = _validate_launch_command(
+            launch_command_parser().parse_args(
+                ["--config_file", str(of_file(tmp_path)), *words[5:]]
+            )
+        )
+        where = args.machine_rank, args.main_process_ip, args.main_process_port
+        assert where == (rank, "10.0.0.1", 29501) and config.num_machines == 2
+
+
+FSDP2 = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "says"),
+    [
+        ("sft", {"distributed_type": None}, "no config of accelerate's: A `distributed_type`"),
+        ("sft", {"beta": 1}, r"no config of accelerate's: .*unknown keys \(\['beta'\]\)"),
+        ("sft", {"distributed_type": "MEGATRON_LM"}, "MEGATRON_LM is not planned"),
+        ("sft", {"num_processes": None}, "says no num_processes: give --processes"),
+        ("sft", {"num_processes": 15}, "--processes 15: they do not split into --nodes 2"),
+        (
+            "sft",
+            FSDP2 | {"parallelism_config": {"tp_size": 2, "dp_shard_size": 8}},
+            "tp_size=2 is planned only",
+        ),
+        ("ppo", {"distributed_type": "FSDP", "fsdp_config": None}, "FSDP 1 is not planned"),
+        (
+            "ppo",
+            FSDP2 | {"fsdp_config": {"fsdp_version": 2, "fsdp_offload_params": True}},
+            "PPO's weights stay on the devices",
+        ),
+        (
+            "ppo",
+            FSDP2 | {"fsdp_config": {"version": 2, "activation_checkpointing": True}},
+            "PPO does not do this of it: gradient_checkpointing",
+        ),
+        (
+            "ppo",
+            FSDP2 | {"fsdp_config": {"fsdp_version": 2, "fsdp_layers": 3}},
+            "PPO does not do this of it: fsdp_config.layers: 3",
+        ),
+        ("dpo", FSDP2 | {"settings": {"lora_r": 8}}, "shards whole models, not yet adapters"),
+    ],
+)
+def test_a_file_is_refused_as_a_name_is(stage, file, says, tmp_path):
+    settings = file.pop("settings", {})
+    with pytest.raises(ValueError, match=says):
+        launched(plan(stage, **settings), str(of_file(tmp_path, **file)), dry=True)
+
+
+def test_what_is_not_planned_of_a_file_is_said(tmp_path, capsys):
+    line = ["train", "sft", "--hardware", "h100", "--dry-run", "--accelerate"]
+    for fsdp, says in [
+        ({"fsdp_version": 2, "fsdp_layers": 3}, "not planned: fsdp_config.layers: 3"),
+        ({"fsdp_version": 1}, "FSDP 1 is not planned"),
+    ]:
+        file = of_file(tmp_path, **FSDP2 | {"fsdp_config": fsdp})
+        assert main([*line, str(file)]) == 0
+        out, error = capsys.readouterr()
+        assert says in error and error.count("\n") == 1
+        assert yaml.safe_load(out.partition("\n")[2])["fsdp_config"] == fsdp
+    assert "on 16 h100: not planned (" in out
+
+
+def test_a_batch_that_nobody_gave_is_named_where_nothing_fits(capsys):
+    """And what is proposed fits; a batch of yours is kept, and the question asked in full."""
+    line = ["train", "sft", "--accelerate", "auto", "--processes", "8", "--hardware", "h100"]
+    line += ["--model", BIG, "--dry-run"]
+    assert main(line) == 2
+    error = capsys.readouterr().err
+    assert "nothing fits" in error and "the batch of 32 rows is a default" in error
+    assert main([*line, *shlex.split(error.partition("this one fits: ")[2])]) == 0
+    capsys.readouterr()
+    assert main([*line, "--set", "per_device_train_batch_size=64"]) == 2
+    asked = shlex.split(capsys.readouterr().err.partition("what to change: rlhf-lab ")[2])
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == BIG and not found["fits"] and found["cheaper"]
+    whole = launched(plan("sft", BIG, per_device_train_batch_size=64), "zero3-offload", 8, dry=True)
+    assert found["peak_bytes"] == whole.plan.peak
+
+
+def test_a_script_that_does_not_fit_says_so_beside_it(capsys):
+    line = ["launch", "sft", "--to", "slurm", "--model", BIG, "--accelerate", "fsdp2"]
+    line += ["--processes", "16", "--nodes", "2", "--hardware", "h100", "--out", "x"]
+    assert main(line) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith("#!/bin/bash\n") and error.startswith("sft: does not fit: ")
+    assert main([*line, *shlex.split(error.partition("this one fits: ")[2])]) == 0
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
