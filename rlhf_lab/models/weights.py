@@ -77,12 +77,7 @@ def dequantised(model: PreTrainedModel) -> PreTrainedModel:
         return model
     with quiet_transformers():
         whole: PreTrainedModel = model.dequantize()
-    own = "transformers.integrations.bitsandbytes"
-    as_read: list[object] = vars(whole).get("_weight_conversions") or []
-    left = [
-        x for x in as_read if all(type(op).__module__ != own for op in getattr(x, "operations", ()))
-    ]
-    vars(whole)["_weight_conversions"] = left or None
+    vars(whole).pop("_weight_conversions", None)
     return whole
 
 
