@@ -324,7 +324,9 @@ def check_first(
     elif out and not place()[0]:  # of several processes the first one writes
         Run(out).check_room(overwrite)
     said = small_weights(plan.stage, plan.model, plan.settings)
-    if said.items() - plan.settings.items():  # its model was put in another's place
+    if any(
+        plan.settings.get(name) != x for name, x in said.items()
+    ):  # its model was put in another's place
         raise ValueError(f"{plan.model.name} is in fewer bits, of which its plan does not know")
     check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
     if "teacher" in STAGES[plan.stage].roles:
