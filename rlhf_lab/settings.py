@@ -134,7 +134,15 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
                 how = f"TRL's trainer of {stage} fails with {part}={value[part]!r}; leave it out"
                 raise ValueError(f"{name}: {how}")
     _check_together(stage, settings)
-    return {name: value for name, value in settings.items() if name in own}
+    return as_floats(stage, {name: value for name, value in settings.items() if name in own})
+
+
+def as_floats(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The settings, whole numbers where the stage's config has floats alone as floats: configs of
+    models, into which TRL writes some, take no others."""
+    types = config_fields(stage)
+    only = {name for name in settings if _kinds(types.get(name, "")) - {"None"} == {"float"}}
+    return {k: float(v) if type(v) is int and k in only else v for k, v in settings.items()}
 
 
 ORDERS = dict.fromkeys(("sft", "reward", "dpo"), ("random", "sequential", "group_by_length"))
@@ -265,6 +273,8 @@ def small_weights(stage: str, model: Model, settings: Settings) -> dict[str, Set
 
 PACKAGES = {"use_liger_kernel": "liger-kernel", "use_vllm": "vllm", "load_in_8bit": "bitsandbytes"}
 """Settings that train with a package that need not be there."""
+OF_OPTIMIZER = {name: of for of, names in VALUES["optimizers"].items() for name in names.split()}
+"""Optimizers → what they are imported from."""
 
 
 def check_packages(settings: Mapping[str, Setting]) -> None:
@@ -272,6 +282,12 @@ def check_packages(settings: Mapping[str, Setting]) -> None:
     for name, package in PACKAGES.items():
         if settings.get(name) and find_spec(package.replace("-", "_")) is None:
             raise ValueError(f"{name} needs {package}: pip install {package}")
+    optimizer = str(getattr(optim := settings.get("optim"), "value", optim))
+    if (module := OF_OPTIMIZER.get(optimizer, "")) and find_spec(module) is None:
+        raise ValueError(
+            f"optim={optimizer!r} needs the package that is imported as {module}, which is not "
+            "installed: install it, or choose another"
+        )
 
 
 SETUP_TYPES = {
@@ -388,14 +404,25 @@ def _check_together(stage: str, settings: Mapping[str, Setting]) -> None:
 
 
 ALL_LINEAR = "all-linear"
+NO_OUT_PROJ = ("falcon_h1", "nemotron_h")
+"""Types of models with state spaces, of which peft refuses some matrices (peft 0.21,
+`_check_lora_target_modules_mamba`); it names others that are not trained here."""
 
 
 def check_targets(config: Mapping[str, object], settings: Mapping[str, Setting]) -> None:
     """Raises ValueError, one line, for matrices to adapt that the model has not, which peft passes
     over as long as it finds one of them. What the planner does not know is looked for in the model,
     which is built without weights."""
-    targets = settings.get("lora_target_modules")
-    if not settings.get("lora_r") or not targets or str(targets).lower() == ALL_LINEAR:
+    if not settings.get("lora_r"):
+        return
+    targets: Setting = settings.get("lora_target_modules") or ALL_LINEAR
+    every, kind = str(targets).lower() == ALL_LINEAR, config.get("model_type")
+    if kind in NO_OUT_PROJ and (every or "out_proj" in targets):
+        raise ValueError(
+            f"lora_r: peft puts no adapters on out_proj of {kind}; set lora_target_modules to a "
+            "list of other matrices"
+        )
+    if every:
         return
     what, pattern = f"lora_target_modules={targets!r}", isinstance(targets, str)
     if head := {"lm_head", "embed_out"} & ({targets} if pattern else {*targets}):
