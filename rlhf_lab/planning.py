@@ -35,10 +35,9 @@ from .settings import (
     as_whole,
     check_packages,
     check_settings,
-    check_targets,
-    small_weights,
     unplannable,
 )
+from .settings_of_model import check_targets, small_weights
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:

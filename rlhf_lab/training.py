@@ -34,7 +34,8 @@ from .models.structure import not_loaded
 from .planning import Plan, TrainerArgs, predicted
 from .planning import plan as make_plan
 from .runs.run import Run
-from .settings import check_packages, small_weights, unplannable
+from .settings import check_packages, unplannable
+from .settings_of_model import small_weights
 from .stages import STAGES, resolve
 from .widgets.background import Stop, Training, check_idle, open_dashboard
 
