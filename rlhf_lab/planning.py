@@ -25,7 +25,6 @@ from .cost.hardware import hardware as find_hardware
 from .cost.setup import CannotBe
 from .defaults import defaults
 from .display import by_surface, check_choice
-from .lora_targets import check_targets
 from .models.load import ADAPTER_FILE, BUNDLED, Model, load, presets
 from .models.structure import not_loaded
 from .runs.ledger import Ledger
@@ -36,9 +35,9 @@ from .settings import (
     as_whole,
     check_packages,
     check_settings,
-    small_weights,
     unplannable,
 )
+from .settings_of_model import check_targets, small_weights
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:

@@ -12,17 +12,12 @@ from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 from .cost.fields import CALLED, RENAMED, WHOLE_NUMBERS
-from .cost.quantization import format_of, quantised
 from .cost.read_settings import CHECKPOINTING
 from .cost.setup import CHOICES, Setup, check_whole, extra_settings
 from .display import by_surface, check_choice, did_you_mean, is_number
-from .stages import STAGES, Setting, Settings, read_table, resolve
-
-if TYPE_CHECKING:
-    from .models.load import Model
+from .stages import STAGES, Setting, read_table, resolve
 
 LORA = {
     "lora_r": "r",
@@ -222,51 +217,6 @@ def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
                 return "load_in_4bit: PPO trains one base in 4 bits alone: set layout=adapters"
             return f"{name}={value!r} is planned only: train() does not do it yet"
     return None
-
-
-OF_WEIGHTS = {"quantization", "load_in_4bit", "load_in_8bit"}
-"""Settings of inference that say what weights are kept in; without one the config says it."""
-
-
-def small_weights(stage: str, model: Model, settings: Settings) -> dict[str, Setting]:
-    """What the files of a model in fewer bits say, as settings: the format of inference, or that
-    adapters are trained on a base in bitsandbytes' 4 or 8 bits.
-
-    Raises ValueError, one line, for one that is not trained, and for other roles in fewer bits,
-    which are planned as whole weights.
-    """
-    kind, roles = STAGES[stage].starts_from, {*STAGES[stage].roles[1:]} & model.paths.keys()
-    for role in (role for role in roles if model.paths[role]):  # "": an earlier stage writes it
-        if found := quantised(model.config_dict(role)):
-            raise ValueError(
-                f"{model.paths[role]} is in fewer bits ({found['quant_method']}), which of a {role}"
-                " model are not planned: give the model that it was made of"
-            )
-    start = model.paths.get(kind, model.paths["base"])
-    said = quantised(config := model.config_dict(kind)) if start else {}
-    if not said or stage == "inference":
-        if not said or OF_WEIGHTS & settings.keys():
-            return {}
-        return {"quantization": format_of(config)}
-    method = said["quant_method"]
-    if method != "bitsandbytes" or not settings.get("lora_r"):
-        how = "set lora_r, for example 16, or " * (method == "bitsandbytes")
-        raise ValueError(
-            f"{start} is in fewer bits ({method}): it can be evaluated and served; {how}train the "
-            "model that it was made of (load_in_4bit rounds the base of adapters)"
-        )
-    kept, apart = format_of(config), said.get("llm_int8_skip_modules")
-    if stage == "reward" and isinstance(apart, list) and "score" not in apart:
-        raise ValueError(
-            f"{start} is in {kept}, and so would be a new score head: its llm_int8_skip_modules do "
-            "not name score; train the model that it was made of"
-        )
-    four = {"load_in_4bit": True, "use_bnb_nested_quant": kept == "nf4_nested"}
-    its = {"load_in_8bit": True} if kept == "int8" else four
-    for name in its.keys() & settings.keys():
-        if settings[name] != its[name]:
-            raise ValueError(f"{name}={settings[name]!r}: {start} is in {kept} already")
-    return its
 
 
 PACKAGES = {"use_liger_kernel": "liger-kernel", "use_vllm": "vllm", "load_in_8bit": "bitsandbytes"}

@@ -13,7 +13,7 @@ from typing import Any
 from .charts.chart import line_chart
 from .charts.curves import METRICS
 from .charts.frame import Picture, grid
-from .display import Display, counted, escape, html_table, table
+from .display import Display, escape, html_table, table
 from .exercises import specimens as zoo
 from .stages import read_table
 
@@ -75,5 +75,5 @@ def seen(name: str) -> str:
     """What shows a specimen first, when, and on how many of its seeds."""
     one = stored()["specimens"][name]
     if one["first"] is None:
-        return f"nothing that was logged ({counted(one['seeds'], 'seed')})"
-    return f"{one['first']}, iteration {one['iteration']}, on {counted(one['seeds'], 'seed')}"
+        return f"nothing that was logged ({one['seeds']} seeds)"
+    return f"{one['first']}, iteration {one['iteration']}, on {one['seeds']} seeds"
