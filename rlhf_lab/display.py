@@ -38,10 +38,11 @@ def escape(text: object) -> str:
     return html.escape(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", str(text)), quote=True)
 
 
-def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """`did you mean 'adamw_torch'? `, or nothing where no name is near, in any case."""
+def did_you_mean(name: object, known: Iterable[object], near: float = 0.5) -> str:
+    """`did you mean 'adamw_torch'? `, or nothing where no name is near, in any case. `near`: the
+    least of difflib's ratios that is, 0 to 1."""
     names = {str(k).casefold(): k for k in known}
-    close = difflib.get_close_matches(str(name).casefold(), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).casefold(), names, n=1, cutoff=near)
     return f"did you mean {str(names[close[0]])!r}? " if close else ""
 
 
@@ -118,8 +119,10 @@ def counted(number: float, noun: str) -> str:
 
 
 def first_line(error: object) -> str:
-    """What an error says, in its first line; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says, in its first line, and in the next where that one ends in a colon; its
+    type where it says nothing."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first
 
 
 def plus_minus(values: Sequence[float], decimals: int = 2) -> str:

@@ -18,7 +18,12 @@ from .data.load import Data
 from .defaults import BATCH, in_passes
 from .display import by_surface, did_you_mean, format_bytes
 from .launch.accelerate_config import CONFIGS
-from .launch.accelerate_files import accelerate_settings, read_accelerate, whole_number
+from .launch.accelerate_files import (
+    accelerate_settings,
+    process_count,
+    read_accelerate,
+    whole_number,
+)
 from .launch.processes import once
 from .models.device import cannot_compile
 from .planning import Plan, predict
@@ -182,7 +187,7 @@ def _of_file(plan: Plan, file: Path, processes: int | None, nodes: int | None, d
         raise ValueError(f"{head}: {hint}neither {known} nor a file that `accelerate config` wrote")
     try:
         asked = read_accelerate(file)
-        count = processes or whole_number(asked, "num_processes", file)
+        count = processes or process_count(asked, file)
         nodes = nodes or whole_number(asked, "num_machines", file) or 1
         found, unread = _planned(plan.stage, {**asked, "num_processes": count or 1}, file)
     except ValueError as error:

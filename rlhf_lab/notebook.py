@@ -98,10 +98,12 @@ def label(
         lab.train(lab.plan("ppo", tiny))                             # and a policy that pleases it
 
     `who`, `seed`, `feedback`: as in `widgets.labeller.Labeller`. Raises ValueError for data without
-    pairs.
+    pairs, and for `n` below 1.
     """
     from .widgets.labeller import Labeller
 
+    if n < 1:
+        raise ValueError(f"n={n}: give the number of pairs to label, 1 or more")
     data = load_data(data)
     pairs = data.preferences.train[:n]
     if not pairs:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,11 +33,11 @@ from .settings import (
     OF_MODEL,
     WITHIN_CONTEXT,
     as_whole,
+    check_packages,
     check_settings,
-    check_targets,
-    small_weights,
     unplannable,
 )
+from .settings_of_model import check_targets, small_weights
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
 
 if TYPE_CHECKING:
@@ -230,19 +229,18 @@ class Plan:
 
     def config(self, output_dir: str = "unused") -> TrainerArgs:
         """The trainer's own settings object. Raises ValueError naming a setting it lacks."""
+        from .models.device import device_settings, quiet_checkpointing
+
         # Layers are compiled by ourselves; transformers would compile whole models.
         settings, spec = {**self.trainer_settings}, STAGES[self.stage]
         compiled = settings.pop("torch_compile", False) is True
+        quiet_checkpointing()
         if spec.trainer:  # one of TRL's
             from .trainers.trl import trl_settings
 
             settings = trl_settings(settings, output_dir)
         else:
-            from .models.device import device_settings
-
             settings = {**device_settings(settings), **settings, "torch_compile": compiled}
-        # transformers renamed gradient_checkpointing; TRL still passes the old name.
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated")
         return resolve(spec.config)(**{**settings, "output_dir": output_dir})
 
     @property
@@ -339,6 +337,7 @@ def plan(
     except ValueError as error:  # it may be trained, and not planned
         if isinstance(error, CannotBe) or not STAGES[stage].trainable or unplannable(stage, taken):
             raise
+        check_packages({"optim": taken.get("optim")})
         return made
     for name in sorted(WITHIN_CONTEXT & given):
         if (asked := settings[name] or 0) > context and asked > handle.context:

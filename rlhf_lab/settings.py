@@ -12,19 +12,12 @@ from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
-from .cost.architecture import architecture
 from .cost.fields import CALLED, RENAMED, WHOLE_NUMBERS
-from .cost.quantization import format_of, quantised
 from .cost.read_settings import CHECKPOINTING
 from .cost.setup import CHOICES, Setup, check_whole, extra_settings
 from .display import by_surface, check_choice, did_you_mean, is_number
-from .models.structure import matrix_names
-from .stages import STAGES, Setting, Settings, read_table, resolve
-
-if TYPE_CHECKING:
-    from .models.load import Model
+from .stages import STAGES, Setting, read_table, resolve
 
 LORA = {
     "lora_r": "r",
@@ -134,7 +127,15 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
                 how = f"TRL's trainer of {stage} fails with {part}={value[part]!r}; leave it out"
                 raise ValueError(f"{name}: {how}")
     _check_together(stage, settings)
-    return {name: value for name, value in settings.items() if name in own}
+    return as_floats(stage, {name: value for name, value in settings.items() if name in own})
+
+
+def as_floats(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The settings, whole numbers where the stage's config has floats alone as floats: configs of
+    models, into which TRL writes some, take no others."""
+    types = config_fields(stage)
+    only = {name for name in settings if _kinds(types.get(name, "")) - {"None"} == {"float"}}
+    return {k: float(v) if type(v) is int and k in only else v for k, v in settings.items()}
 
 
 ORDERS = dict.fromkeys(("sft", "reward", "dpo"), ("random", "sequential", "group_by_length"))
@@ -218,53 +219,10 @@ def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
     return None
 
 
-OF_WEIGHTS = {"quantization", "load_in_4bit", "load_in_8bit"}
-"""Settings of inference that say what weights are kept in; without one the config says it."""
-
-
-def small_weights(stage: str, model: Model, settings: Settings) -> dict[str, Setting]:
-    """What the files of a model in fewer bits say, as settings: the format of inference, or that
-    adapters are trained on a base in bitsandbytes' 4 or 8 bits.
-
-    Raises ValueError, one line, for one that is not trained, and for other roles in fewer bits,
-    which are planned as whole weights.
-    """
-    kind, roles = STAGES[stage].starts_from, {*STAGES[stage].roles[1:]} & model.paths.keys()
-    for role in (role for role in roles if model.paths[role]):  # "": an earlier stage writes it
-        if found := quantised(model.config_dict(role)):
-            raise ValueError(
-                f"{model.paths[role]} is in fewer bits ({found['quant_method']}), which of a {role}"
-                " model are not planned: give the model that it was made of"
-            )
-    start = model.paths.get(kind, model.paths["base"])
-    said = quantised(config := model.config_dict(kind)) if start else {}
-    if not said or stage == "inference":
-        if not said or OF_WEIGHTS & settings.keys():
-            return {}
-        return {"quantization": format_of(config)}
-    method = said["quant_method"]
-    if method != "bitsandbytes" or not settings.get("lora_r"):
-        how = "set lora_r, for example 16, or " * (method == "bitsandbytes")
-        raise ValueError(
-            f"{start} is in fewer bits ({method}): it can be evaluated and served; {how}train the "
-            "model that it was made of (load_in_4bit rounds the base of adapters)"
-        )
-    kept, apart = format_of(config), said.get("llm_int8_skip_modules")
-    if stage == "reward" and isinstance(apart, list) and "score" not in apart:
-        raise ValueError(
-            f"{start} is in {kept}, and so would be a new score head: its llm_int8_skip_modules do "
-            "not name score; train the model that it was made of"
-        )
-    four = {"load_in_4bit": True, "use_bnb_nested_quant": kept == "nf4_nested"}
-    its = {"load_in_8bit": True} if kept == "int8" else four
-    for name in its.keys() & settings.keys():
-        if settings[name] != its[name]:
-            raise ValueError(f"{name}={settings[name]!r}: {start} is in {kept} already")
-    return its
-
-
 PACKAGES = {"use_liger_kernel": "liger-kernel", "use_vllm": "vllm", "load_in_8bit": "bitsandbytes"}
 """Settings that train with a package that need not be there."""
+OF_OPTIMIZER = {name: of for of, names in VALUES["optimizers"].items() for name in names.split()}
+"""Optimizers → what they are imported from."""
 
 
 def check_packages(settings: Mapping[str, Setting]) -> None:
@@ -272,6 +230,12 @@ def check_packages(settings: Mapping[str, Setting]) -> None:
     for name, package in PACKAGES.items():
         if settings.get(name) and find_spec(package.replace("-", "_")) is None:
             raise ValueError(f"{name} needs {package}: pip install {package}")
+    optimizer = str(getattr(optim := settings.get("optim"), "value", optim))
+    if (module := OF_OPTIMIZER.get(optimizer, "")) and find_spec(module) is None:
+        raise ValueError(
+            f"optim={optimizer!r} needs the package that is imported as {module}, which is not "
+            "installed: install it, or choose another"
+        )
 
 
 SETUP_TYPES = {
@@ -385,41 +349,6 @@ def _check_together(stage: str, settings: Mapping[str, Setting]) -> None:
     weights, losses = settings.get("loss_weights"), settings.get("loss_type", "")
     if weights is not None and len(weights) != (n := 1 if isinstance(losses, str) else len(losses)):
         raise ValueError(f"loss_weights={weights!r}: give {n}, one for each loss_type")
-
-
-ALL_LINEAR = "all-linear"
-
-
-def check_targets(config: Mapping[str, object], settings: Mapping[str, Setting]) -> None:
-    """Raises ValueError, one line, for matrices to adapt that the model has not, which peft passes
-    over as long as it finds one of them. What the planner does not know is looked for in the model,
-    which is built without weights."""
-    targets = settings.get("lora_target_modules")
-    if not settings.get("lora_r") or not targets or str(targets).lower() == ALL_LINEAR:
-        return
-    what, pattern = f"lora_target_modules={targets!r}", isinstance(targets, str)
-    if head := {"lm_head", "embed_out"} & ({targets} if pattern else {*targets}):
-        raise ValueError(
-            f"{what}: {head.pop()} is read without adapters, which would not be trained; leave it "
-            "out"
-        )
-    try:
-        known: tuple[str, ...] = architecture(config).lora_targets(ALL_LINEAR)
-    except ValueError:  # not planned
-        known = ()
-    missing = [targets] if pattern else [name for name in targets if name not in known]
-    try:
-        there = matrix_names(config) if missing else []
-        for name in missing:
-            whole = re.compile(name if pattern else rf"(.*\.)?{re.escape(name)}")
-            if not any(map(whole.fullmatch, there)):
-                choose = ", ".join(known or {path.rpartition(".")[2]: 0 for path in there})
-                raise ValueError(
-                    f"{what}: no layer {name!r}{' (a pattern of whole paths)' * pattern}; "
-                    f"choose {ALL_LINEAR!r} or a list of {choose}"
-                )
-    except re.error as error:
-        raise ValueError(f"{what} is no pattern: {error}") from None
 
 
 SETTINGS: dict[str, dict[str, str]] = read_table(__file__, "settings.json")

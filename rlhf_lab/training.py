@@ -34,7 +34,8 @@ from .models.structure import not_loaded
 from .planning import Plan, TrainerArgs, predicted
 from .planning import plan as make_plan
 from .runs.run import Run
-from .settings import check_packages, small_weights, unplannable
+from .settings import check_packages, unplannable
+from .settings_of_model import small_weights
 from .stages import STAGES, resolve
 from .widgets.background import Stop, Training, check_idle, open_dashboard
 
@@ -324,7 +325,9 @@ def check_first(
     elif out and not place()[0]:  # of several processes the first one writes
         Run(out).check_room(overwrite)
     said = small_weights(plan.stage, plan.model, plan.settings)
-    if said.items() - plan.settings.items():  # its model was put in another's place
+    if any(
+        plan.settings.get(name) != x for name, x in said.items()
+    ):  # its model was put in another's place
         raise ValueError(f"{plan.model.name} is in fewer bits, of which its plan does not know")
     check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
     if "teacher" in STAGES[plan.stage].roles:

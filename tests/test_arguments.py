@@ -81,6 +81,21 @@ def test_the_line_names_function_argument_and_value(call, line):
     assert isinstance(refused.value, ValueError), "which the command line tells in a line"
 
 
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda: lab.label(n=-1), "n=-1: give the number of pairs to label, 1 or more"),
+        (
+            lambda: lab.load_data([{"prompt": "a", "completion": "b"}], fields=3),
+            "fields=3: give a dict, a YAML file or a function",
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_refused_in_a_line(call, line):
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        call()
+
+
 def test_what_was_always_taken_still_is():
     """Rows as they are, paths for names, ranges for lists."""
     rows = [{"prompt": f"{i}?", "completion": f"{i}."} for i in range(12)]

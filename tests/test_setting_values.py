@@ -6,15 +6,20 @@ pytest tests/test_setting_values.py
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+import sys
 
 import pytest
+from transformers import trainer_optimizer
+from transformers.training_args import OptimizerNames
 
 import rlhf_lab as lab
 from rlhf_lab.settings import (
     ANY_NUMBER,
     NOT_HONOURED,
     NUMBERS,
+    OF_OPTIMIZER,
     SETTINGS,
     SHARE_OR_STEPS,
     WITHIN_CONTEXT,
@@ -61,6 +66,11 @@ REFUSED_AT_ONCE = [
     ({"stage": "dpo", "loss_type": ["sigmod"]}, "loss_type='sigmod': did you mean 'sigmoid'"),
     ({"stage": "grpo", "max_completion_length": 0}, "response_length must be above 0, got 0"),
     ({"learning_rate": math.inf}, "learning_rate must be above 0, got inf"),
+    ({"optim": "apollo_adamw"}, "^optim='apollo_adamw' needs optim_target_modules: set both"),
+    (
+        {"optim": "galore_adamw", "optim_target_modules": ["attn"], "stage": "sft"},
+        "^optim='galore_adamw' needs the package that is imported as galore_torch, which is not",
+    ),
     ({"reward_model": "me/x"}, "no model 'me/x': neither a folder here nor in the hub's cache"),
 ]
 
@@ -69,8 +79,16 @@ REFUSED_AT_ONCE = [
 def test_a_plan_refuses_at_once_what_cannot_be(given, line, monkeypatch):
     """Not when it is shown; what can be trained and only not planned is no mistake."""
     monkeypatch.setattr("rlhf_lab.models.hub.hub_reachable", lambda: False)
+    monkeypatch.setitem(sys.modules, "galore_torch", None)  # as if it were not installed
     with pytest.raises(ValueError, match=line):
         lab.plan(**{"stage": "ppo", **given})
+
+
+@pytest.mark.parametrize("optimizer", OF_OPTIMIZER)
+def test_packages_of_optimizers_are_those_that_transformers_imports(optimizer):
+    """What it needs is among the imports of the function that makes it."""
+    make = trainer_optimizer._OPTIMIZER_HANDLERS[OptimizerNames(optimizer)]
+    assert f"from {OF_OPTIMIZER[optimizer]}" in inspect.getsource(make)
 
 
 NUMBERS_OF = {
@@ -134,10 +152,10 @@ def test_a_rank_above_a_matrix_is_planned_with_a_word():
 
 
 def test_what_can_be_trained_and_not_planned_is_no_mistake():
-    plan = lab.plan("ppo", optim="lion_32bit", max_steps=1e1)
-    assert plan.settings["optim"] == "lion_32bit"
-    assert plan.warnings[0].startswith("no prediction (of optimizers that are planned, optim='l")
-    with pytest.raises(ValueError, match="optim='lion_32bit'"):
+    plan = lab.plan("ppo", optim="rmsprop", max_steps=1e1)
+    assert plan.settings["optim"] == "rmsprop"
+    assert plan.warnings[0].startswith("no prediction (of optimizers that are planned, optim='r")
+    with pytest.raises(ValueError, match="optim='rmsprop'"):
         _ = plan.estimate
 
 

@@ -8,7 +8,7 @@ aside; what is not understood is named, and never dropped without a word.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,6 +98,21 @@ def as_flags(path: str | Path, stage: str) -> list[str]:
     return flags
 
 
+def read_configs(paths: Iterable[str | Path]) -> list[FromFile]:
+    """Config files in the order in which they are told, each behind the file of accelerate's that
+    it names. Raises as `read_config`."""
+    files = []
+    for path in paths:
+        found = read_config(path)
+        how = str(found.script.get("accelerate_config") or "ddp")
+        if Path(how).is_file():
+            files.append(read_config(how))
+        elif ACCELERATE.get(how, how) not in CONFIGS:
+            found.unread.append(f"accelerate_config: {how}")
+        files.append(found)
+    return files
+
+
 def read_config(path: str | Path) -> FromFile:
     """A YAML or JSON config file of TRL, accelerate, axolotl or LLaMA-Factory.
 
@@ -160,6 +175,14 @@ def _other(tool: str, facts: Mapping[str, Setting], content: Read, path: Path) -
     settings = found.settings = {k: v for k, v in found.settings.items() if v is not None}
     if isinstance(file := settings.pop("deepspeed", None), str):
         theirs, unread = deepspeed_settings({"deepspeed_config_file": file}, path)
+        settings = found.settings = theirs | settings
+        found.unread += unread
+    if fsdp := content.get("fsdp_config"):  # axolotl's is accelerate's
+        asked = {"fsdp_version": content.get("fsdp_version", 1), **fsdp}
+        theirs, unread = accelerate_settings(
+            {"distributed_type": "FSDP", "fsdp_config": asked}, path
+        )
+        theirs.pop("gpus")
         settings = found.settings = theirs | settings
         found.unread += unread
     if tool == "llama-factory":

@@ -181,9 +181,9 @@ def _hardware(args: argparse.Namespace) -> Hardware:
 
 def _plan(args: argparse.Namespace, **more: int) -> Plan:
     from ..planning import plan
-    from .config_files import read_config
+    from .config_files import read_configs
 
-    files, model = list(map(read_config, args.config or ())), args.model
+    files, model = read_configs(args.config or ()), args.model
     settings: Settings = {}
     for found in files:
         if found.stage not in (None, args.stage):

@@ -50,6 +50,7 @@ def add_arguments(train: argparse.ArgumentParser) -> None:
 def start(args: argparse.Namespace, planned: Plan, folder: Path) -> int:
     """Start the same command in several processes, once it was checked in this one; show what that
     would be; or write it down for a cluster."""
+    from ..cost.hardware import hardware as find_hardware
     from ..launch.launcher import CONFIG_FILE, Hosts, command, launch
     from ..launch.schedulers import script
     from ..launching import launched
@@ -73,7 +74,7 @@ def start(args: argparse.Namespace, planned: Plan, folder: Path) -> int:
     hosts = Hosts(made.processes, made.nodes, rank, address, made.sharding)
     line = _of_a_process(args.argv) + ([] if args.out else ["--out", str(folder)])
     if elsewhere:
-        if not made.config:
+        if not made.config or find_hardware(planned.hardware).kind != "gpu":
             raise ValueError(f"--to {args.to} is for GPUs: say which (--hardware)")
         again = [] if args.resume or args.overwrite else ["--resume"]
         name = f"rlhf-lab-{args.stage}"

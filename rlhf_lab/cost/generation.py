@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import repeat
 from typing import TypeAlias
 
@@ -53,8 +54,7 @@ def generation(
     # the middle with the average number of rows stands for all.
     rows = max(1, round(n * (sampled(s) - 1) / max(1, s.response - 1)))
     one = pass_config(s, model, rows * checked, 1, trained=False, adapters=adapters)
-    unread = round(model.beyond(s.prompt + 1, s.length))
-    context = max(1, s.prompt + (s.response + 1) // 2 - unread)
+    context = math.ceil(s.prompt + s.response / 2 - model.beyond(s.prompt + 1, s.length))
     middle = one._replace(context=context, quantized=s.weights_format)
     step = _next_token(model, middle)
     activations, _, logits = forward_peak(step, heads.resident_bytes(model, middle))[0]

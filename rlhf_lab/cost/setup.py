@@ -320,7 +320,7 @@ class Setup:
                 f"requests_per_second={self.requests_per_second} must be above 0, "
                 "with engine='vllm'"
             )
-        if kv % k != 0 and k % kv != 0:
+        if self.model.heads % k == 0 and kv % k != 0 and k % kv != 0:
             yield (
                 f"tensor_parallel={k} does not share out {kv} heads of keys and values: choose a "
                 f"divisor or a multiple of {kv}"

@@ -304,6 +304,8 @@ def from_rows(
         given = read_names(fields)
     elif callable(fields):
         rows = _through(fields, rows)
+    elif fields is not None and not isinstance(fields, Mapping):
+        raise ValueError(f"fields={fields!r}: give a dict, a YAML file or a function")
     else:
         given = fields
     first, rows = _unwrapped(iter(rows), given, name)

@@ -55,7 +55,7 @@ def accelerate_settings(content: JsonObject, path: Path) -> tuple[Read, list[str
     Raises ValueError, one line, for what is not planned.
     """
     kind, unread = _kind(content), list(_unread(content, KEYS["accelerate"]))
-    settings: Read = {"gpus": whole_number(content, "num_processes", path) or 1}
+    settings: Read = {"gpus": process_count(content, path) or 1}
     settings["nodes"] = whole_number(content, "num_machines", path) or 1
     if kind == "DEEPSPEED":
         more, beside = deepspeed_settings(_section(content, "deepspeed_config", path), path)
@@ -77,6 +77,12 @@ def accelerate_settings(content: JsonObject, path: Path) -> tuple[Read, list[str
     if settings["gpus"] == 1:
         settings.pop("nodes")
     return settings, unread
+
+
+def process_count(content: JsonObject, path: Path) -> int | None:
+    """How many in all; None where the file leaves it open. Raises ValueError, one line."""
+    alone = 1 if _kind(content) == SINGLE else None
+    return whole_number(content, "num_processes", path) or alone
 
 
 def _kind(content: JsonObject) -> str:
@@ -139,7 +145,8 @@ def deepspeed_settings(content: JsonObject, path: Path) -> tuple[Read, list[str]
     """Of accelerate's deepspeed_config, or of DeepSpeed's own file that it or another file names;
     and keys of DeepSpeed's file that are not understood. Raises ValueError, one line."""
     if named := content.get("deepspeed_config_file"):
-        file = path.parent / str(named)
+        here = Path(str(named))  # which accelerate reads; a file beside its own is meant too
+        file = here if here.is_file() else path.parent / here
         return deepspeed_file_settings(read_names(file), file)
     optimizer, weights = (content.get(f"offload_{w}_device", "none") for w in OFFLOADED)
     settings = _zero(content.get("zero_stage", 2), optimizer, weights, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from ..cost.setup import Setup
-from ..settings import SETTINGS, config_fields
+from ..settings import SETTINGS, as_floats, config_fields
 from ..stages import STAGES, Setting, Settings
 
 OURS = "# rlhf-lab: "
@@ -26,7 +26,7 @@ def trl_config(stage: str, model: str, settings: Settings, setup: Setup) -> str:
     theirs |= {"fp16": setup.fp16} | ({} if setup.gpu else {"use_cpu": True})
     theirs |= {"use_peft": True} if settings.get("lora_r") else {}  # else TRL trains all weights
     ours: dict[str, Setting] = {"stage": stage}
-    for name, value in settings.items():
+    for name, value in as_floats(stage, settings).items():
         if STAGES[stage].trainer and STAGES[stage].online and name == "response_length":
             theirs["max_completion_length"] = value
         elif name in fields:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from ..display import check_choice
 from ..runs.ledger import Ledger
 from ..stages import STAGES
 from .meter import Meter, NoMeter
@@ -48,7 +49,10 @@ class MeterCallback(TrainerCallback):
     """
 
     def __init__(self, meter: Meter | str, role: str = "") -> None:
-        self.meter = Meter(meter) if isinstance(meter, str) else meter
+        if isinstance(meter, str):
+            check_choice("meter", meter, STAGES)
+            meter = Meter(meter)
+        self.meter = meter
         self.role = role or STAGES[self.meter.stage].roles[0]
         self._undo: list[Callable[[], None]] = []
         self._optimizer_block: AbstractContextManager[None] | None = None  # while it is open

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,12 @@ def device_settings(given: Mapping[str, object]) -> dict[str, bool]:
     if gpu and not given.get("use_cpu") and not given.keys() & {"bf16", "fp16"}:
         taken["fp16" if compute_dtype() is torch.float16 else "bf16"] = True
     return {name: value for name, value in taken.items() if name not in given}
+
+
+def quiet_checkpointing() -> None:
+    """transformers 5.20 renamed gradient_checkpointing; TRL 1.16 and peft still call it that, which
+    is nothing to warn a user of."""
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated")
 
 
 def cannot_compile() -> str:

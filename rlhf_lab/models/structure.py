@@ -61,6 +61,9 @@ OWN_HEADS = frozenset(
 )
 """Types of models (transformers 5.23) that do more between trunk and logits than PPO's
 `language_head` and TRL 1.16's fused head know: a dense layer, a norm, a cap of another name."""
+NO_KEYS = frozenset("falcon_mamba mamba mamba2 openai-gpt reformer rwkv xlm xlnet".split())
+"""Types of models (transformers 5.23) whose outputs have no `past_key_values`, with which responses
+are sampled: a state of their own, or nothing."""
 
 
 def not_loaded(config: Mapping[str, object]) -> str:
@@ -76,7 +79,12 @@ def not_loaded(config: Mapping[str, object]) -> str:
 
 def check_head(kind: str) -> None:
     """Raises ValueError, one line, for a type of models whose logits are no plain product of the
-    trunk's states."""
+    trunk's states, or that keeps no keys and values."""
+    if kind in NO_KEYS:
+        raise ValueError(
+            f"{kind} keeps no keys and values (past_key_values), with which responses are sampled "
+            "here: transformers' Trainer trains it"
+        )
     if kind in OWN_HEADS:
         raise ValueError(
             f"{kind} has layers of its own between trunk and logits, which neither PPO nor TRL's "
@@ -204,7 +212,11 @@ def _build(
     family = str(fields.pop("model_type", "") or "")
     if family not in CONFIG_MAPPING:
         line = f"model_type {family!r}: transformers {version('transformers')} does not know it; "
-        raise ValueError((line + did_you_mean(family, CONFIG_MAPPING.keys())).rstrip("; "))
+        if "auto_map" in fields:
+            raise ValueError(
+                f"{line}its code comes with the model (auto_map), and is not read here"
+            )
+        raise ValueError((line + did_you_mean(family, CONFIG_MAPPING, near=0.75)).rstrip("; "))
     try:
         with quiet_transformers(), torch.device("meta"):
             whole = AutoConfig.for_model(family, **fields)

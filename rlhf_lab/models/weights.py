@@ -46,7 +46,7 @@ def in_4bit(load: Callable[..., PreTrainedModel], nested: bool = False) -> PreTr
     import torch
 
     try:
-        from bitsandbytes.nn.modules import Linear4bit
+        import bitsandbytes.nn.modules
     except ImportError:
         raise ValueError(
             "load_in_4bit needs bitsandbytes: pip install 'rlhf-lab[gpu]' (it runs on CPUs too)"
@@ -65,7 +65,7 @@ def in_4bit(load: Callable[..., PreTrainedModel], nested: bool = False) -> PreTr
         warnings.filterwarnings("ignore", "You passed `quantization_config`")  # theirs, if they are
         model = load(quantization_config=config, device_map={"": device})
     for layer in model.modules():  # files that are in 4 bits say for what device they were made
-        if isinstance(layer, Linear4bit):
+        if isinstance(layer, bitsandbytes.nn.modules.Linear4bit):
             layer.compute_dtype = compute_dtype()
     return model
 
@@ -77,12 +77,7 @@ def dequantised(model: PreTrainedModel) -> PreTrainedModel:
         return model
     with quiet_transformers():
         whole: PreTrainedModel = model.dequantize()
-    own = "transformers.integrations.bitsandbytes"
-    as_read: list[object] = vars(whole).get("_weight_conversions") or []
-    left = [
-        x for x in as_read if all(type(op).__module__ != own for op in getattr(x, "operations", ()))
-    ]
-    vars(whole)["_weight_conversions"] = left or None
+    vars(whole).pop("_weight_conversions", None)
     return whole
 
 

@@ -22,6 +22,8 @@ from .losses import StopTokens, is_stop
 
 LanguageModel = Callable[..., Any]
 """Called as transformers calls a causal language model, with a cache; → its output."""
+ROUTERS = "output_router_logits"
+"""Field of a mixture's config, and argument of its pass: its outputs have its routers' loss too."""
 
 
 def _signed(x: int) -> int:
@@ -127,6 +129,14 @@ def _ready_mask(model: LanguageModel, cache: Any, seen: Tensor, dtype: torch.dty
     return hidden.masked_fill_(~seen, torch.finfo(dtype).min)[:, None, None]
 
 
+def _no_router_loss(model: LanguageModel) -> dict[str, bool]:
+    """What a mixture is called with whose config asks for its routers' loss: transformers 5.23
+    computes it from the whole mask, of which a step with a cache has one token."""
+    config: Any = getattr(model, "config", None)
+    asks = config is not None and getattr(config.get_text_config(), ROUTERS, False)
+    return {ROUTERS: False} if asks else {}
+
+
 @torch.no_grad()
 def generate(
     model: LanguageModel,
@@ -154,7 +164,7 @@ def generate(
     tokens, place, length = prompt_ids.masked_fill(~prompt_mask, 0), positions_of(prompt_mask), 0
     mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(place), max_new_tokens)], 1)
     noise = uniforms(keys.unsqueeze(1), torch.arange(max_new_tokens, device=keys.device))
-    cache = None
+    cache, more = None, _no_router_loss(model)
     for length in range(1, max_new_tokens + 1) if positions is None else positions:
         result = model(
             input_ids=tokens,
@@ -163,6 +173,7 @@ def generate(
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **more,
         )
         logits = result.logits[:, -1]
         if cache is None:

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from ..display import check_choice
 from ..metering.memory_tracker import GPU_BLOCK
+from ..models.device import quiet_checkpointing
 from ..ppo.logprobs import AnyModel
 from ..stages import XRAYED
 from .account import FakeAccount, StepAccount, materialise
@@ -48,6 +49,7 @@ def simulate_step(setup: Setup, config: Config, roles: Mapping[str, Config] | No
 
 def _simulate(step: Step, folder: str) -> XRay:
     """The step after the first, on fake tensors."""
+    quiet_checkpointing()
     setup = step.setup
     with torch.device("meta"):
         models = models_of(step)

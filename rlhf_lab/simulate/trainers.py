@@ -119,7 +119,7 @@ def _trl_trainer(
         **settings,
         **own,
         bf16=setup.bf16 or setup.fp16,
-        gradient_checkpointing=setup.gradient_checkpointing,
+        activation_checkpointing=setup.gradient_checkpointing,
         logging_strategy="no",
         train_sampling_strategy="sequential",
     )

@@ -42,6 +42,9 @@ from .diverged import check_finite
 
 Rows: TypeAlias = list[Example]
 """Rows with token ids, as `data/tokenize.py` makes them."""
+ROUTERS = ("output_router_logits", "router_aux_loss_coef")
+"""What TRL's SFT writes into a mixture's config, which would be saved with the model. Its loss
+takes both from the trainer (trl 1.16, `SFTTrainer.compute_loss`)."""
 
 
 def trl_settings(settings: Mapping[str, object], output_dir: str) -> dict[str, object]:
@@ -102,6 +105,8 @@ def make_trainer(
             args.max_length = None  # type: ignore[attr-defined]
     if "reference" in STAGES[stage].roles and hasattr(model, "peft_config"):
         more["peft_config"], model = model.peft_config["default"], model.unload()
+    config = model.config.get_text_config()
+    routers = {name: getattr(config, name) for name in ROUTERS if hasattr(config, name)}
     loads: AbstractContextManager[object] = nullcontext()
     if reference is not None:
         home, make = importlib.import_module(f"trl.trainer.{stage}_trainer"), reference
@@ -116,6 +121,8 @@ def make_trainer(
             eval_dataset=Dataset.from_list(held_out) if held_out else None,
             **more,
         )
+    for name, value in routers.items():
+        setattr(config, name, value)
     if train and getattr(args, "train_sampling_strategy", "") == "group_by_length":
         # By itself it looks for `input_ids`, which pairs have not, and drops a column of lengths.
         sampler = ByLength([length_of(row) for row in train], args)

@@ -186,6 +186,38 @@ def test_a_rank_that_trl_does_not_use_is_said(tmp_path, capsys):
     assert read_config(file).settings["lora_r"] == 16 and not read_config(file).unread
 
 
+def test_files_that_a_file_names_are_read(tmp_path, capsys, monkeypatch):
+    """DeepSpeed's as accelerate finds it, accelerate's as TRL does, FSDP's part in axolotl's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    ds = {"deepspeed_config_file": "configs/ds.json"}
+    for name, text in {
+        "ds.json": json.dumps({"zero_optimization": {"stage": 3, "nonsense": 1}}),
+        "acc.yaml": yaml.safe_dump(
+            FSDP2 | {"distributed_type": "DEEPSPEED"} | {"deepspeed_config": ds}
+        ),
+        "trl.yaml": "model_name_or_path: mini\naccelerate_config: configs/acc.yaml\n",
+        "fsdp1.yaml": "model_name_or_path: mini\naccelerate_config: fsdp1\n",
+    }.items():
+        (tmp_path / "configs" / name).write_text(text)
+    line = ["plan", "sft", "--hardware", "h100", "--config"]
+    assert main([*line, "configs/trl.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("not read: zero_optimization.nonsense: 1 (accelerate)")
+    assert "devices 8, sharding zero3" in out
+    assert main([*line, "configs/fsdp1.yaml"]) == 0
+    assert capsys.readouterr().out.startswith("not read: accelerate_config: fsdp1 (TRL)")
+    fsdp = {"offload_params": True, "activation_checkpointing": True, "layers": 3}
+    more = {"base_model": "tiny", "fsdp_config": fsdp}
+    (file := tmp_path / "axolotl.yaml").write_text(yaml.safe_dump(more | {"fsdp_version": 2}))
+    found = read_config(file)
+    expected = {"sharding": "fsdp2", "offload": "all", "gradient_checkpointing": True}
+    assert found.settings == expected and found.unread == ["fsdp_config.layers: 3"]
+    file.write_text(yaml.safe_dump(more))
+    with pytest.raises(ValueError, match="FSDP 1 is not planned"):
+        read_config(file)
+
+
 AXOLOTL = """
 base_model: Qwen/Qwen2.5-7B
 load_in_4bit: true

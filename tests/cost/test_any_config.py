@@ -175,6 +175,7 @@ NOT_DECODERS = {
     "whisper": "not a decoder alone",
     "vit": "not a decoder alone",
     "qwen9": "transformers .* does not know it; did you mean 'qwen",
+    "openelm": "transformers [0-9.]+ does not know it$",
     "": "model_type '': transformers .* does not know it",
 }
 

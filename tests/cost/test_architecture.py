@@ -294,6 +294,14 @@ def test_a_nested_config_is_its_text_config(tied):
 BAD = {
     "bert": ({"model_type": "bert"}, "model_type 'bert': not a decoder alone"),
     "near": ({"model_type": "lama"}, "'lama': transformers .* not know it; did you mean '"),
+    "own code": (
+        {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}},
+        "does not know it; its code comes with the model .auto_map., and is not read here$",
+    ),
+    "whole line": (
+        {"model_type": "zamba2", "num_hidden_layers": 6},
+        "validator 'validate_layer_type': ValueError: `num_hidden_layers` .6. must be equal to",
+    ),
     "no type": ({"hidden_size": 4}, "model_type '': transformers .* does not know it"),
     "no dict": ("llama", "a config is a dict, got str"),
     "no size": ({"hidden_size": None}, "the llama config has no hidden_size"),

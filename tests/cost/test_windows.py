@@ -16,6 +16,7 @@ from rlhf_lab.cost.estimate import Estimate, estimate
 from rlhf_lab.cost.families import FAMILIES
 from rlhf_lab.cost.serving import request_bytes
 from rlhf_lab.models.names import presets, same_sizes
+from rlhf_lab.simulate.step import simulate_step
 
 WINDOW, ROWS = 16, 3
 SIZES: dict[str, object] = {
@@ -143,6 +144,21 @@ def test_a_window_makes_decoding_faster_and_not_prefill() -> None:
     assert near.seconds_of["decode", "policy"] < far.seconds_of["decode", "policy"]
     assert near.seconds_of["prefill", "policy"] == far.seconds_of["prefill", "policy"]
     assert near.peak == far.peak  # the prompt is there whole
+
+
+def test_the_rollout_of_ppo_is_what_the_x_ray_runs() -> None:
+    """Our own sampler's cache is transformers', and the x-ray runs both."""
+    config = {**FAR, "model_type": "mistral"}
+    settings = {"prompt_length": 12, "response_length": 60, "per_device_train_batch_size": 4}
+    e = estimate(
+        "ppo", config, "laptop", {**settings, "rows": 16, "gradient_accumulation_steps": 1}
+    )
+    ran = simulate_step(e.setup, config).ledger
+    flops = {"quantity": "flops", "phase": "rollout"}
+    asked = {"quantity": "bytes", "component": "kv_cache", "phase": "rollout"}
+    assert e.ledger.total(**asked) == ran.total(**asked)
+    each = e.ledger.total(**flops) / e.steps
+    assert each == pytest.approx(ran.total(**flops), rel=0.002)
 
 
 def test_an_engine_keeps_windows_in_blocks_of_groups() -> None:

@@ -237,6 +237,18 @@ def test_one_host_is_the_one_that_a_file_says(tmp_path, capsys):
         assert where == (rank, "10.0.0.1", 29501) and config.num_machines == 2
 
 
+def test_one_process_of_a_file_trains_where_there_is_no_gpu(tmp_path, capsys):
+    """accelerate's own number of processes of `distributed_type: NO` is 1."""
+    none = dict.fromkeys(FILE)
+    file = of_file(tmp_path, **none | {"distributed_type": "NO", "use_cpu": True})
+    made = launched(plan(hardware="here"), str(file))
+    assert (made.processes, made.nodes, made.warning) == (1, 1, "")
+    assert main(["launch", "sft", "--to", "slurm", "--accelerate", str(file)]) == 2
+    assert "--to slurm is for GPUs: say which (--hardware)" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="several processes on GPUs, and there is none"):
+        launched(plan(hardware="here"), str(file), 2, dry=True)
+
+
 FSDP2 = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
 
 

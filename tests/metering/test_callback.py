@@ -224,3 +224,5 @@ def test_in_a_script_of_ones_own(stage, tiny, tmp_path):
 
 def test_whose_the_trained_model_is():
     assert MeterCallback("reward").role == "reward" and MeterCallback("kto").role == "policy"
+    with pytest.raises(ValueError, match="^meter='sftt': did you mean 'sft'. choose from sft, "):
+        MeterCallback("sftt")

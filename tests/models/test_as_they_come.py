@@ -8,9 +8,9 @@ import math
 
 import pytest
 import torch
-from families import data, make_folder, rows
+from families import data, make_folder, make_tokenizer, rows
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import rlhf_lab as lab
 from rlhf_lab.models.load import BUNDLED
@@ -293,3 +293,49 @@ def test_4_bits_of_a_width_that_is_read_wrongly(bnb, tmp_path, width, taken):
     with pytest.raises(ValueError, match=rf"q_proj is {width} wide.*use a GPU") as refused:
         lab.load(folder).in_4bit()
     assert "\n" not in str(refused.value)
+
+
+# -- mixtures of experts ------------------------------------------------------------------------
+MIXTURE = {
+    **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 96},
+    **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+}
+
+
+def mixture(folder, asks):
+    """A tiny Qwen3-MoE whose config asks for its routers' loss, or not."""
+    tokenizer = make_tokenizer("qwen3", True)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    sizes = {**MIXTURE, "vocab_size": len(tokenizer), "output_router_logits": asks}
+    config = AutoConfig.for_model("qwen3_moe", **sizes, **ids)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_mixture_is_trained_with_its_routers_loss_and_saved_as_it_came(asks, tmp_path):
+    """TRL's SFT asks for that loss in the config, with which no response could be sampled."""
+    model = mixture(tmp_path / "model", asks)
+    losses = {}
+    for weight in (None, 0):  # a whole number, where the config takes floats alone
+        run = train("sft", model, tmp_path / str(weight), router_aux_loss_coef=weight)
+        losses[weight] = run.metrics[0]
+        saved = json.loads((run.model_path / "config.json").read_text())
+        assert saved["output_router_logits"] is asks
+        assert saved["router_aux_loss_coef"] == 0.001
+    routers = losses[None]["aux_loss"]
+    assert routers > 1  # at least that, and that for even use (Switch Transformers, eq. 4)
+    assert losses[None]["loss"] == pytest.approx(losses[0]["loss"] + 0.001 * routers, rel=1e-6)
+    assert "aux_loss" not in losses[0]
+
+
+@pytest.mark.parametrize("stage", ["dpo", "ppo", "grpo"])
+def test_a_mixture_that_asks_for_its_routers_loss_goes_through_other_stages(stage, tmp_path):
+    model = judged(lab.load(mixture(tmp_path / "model", True)), tmp_path / "judge")
+    run = train(stage, model, tmp_path)
+    assert run.status == "finished"
+    assert json.loads((run.model_path / "config.json").read_text())["output_router_logits"]

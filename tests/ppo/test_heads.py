@@ -13,9 +13,10 @@ import transformers
 from any_config import small_config
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import rlhf_lab as lab
-from rlhf_lab.models.structure import OWN_HEADS
+from rlhf_lab.models.structure import NO_KEYS, OWN_HEADS
 from rlhf_lab.ppo import logprobs
 from rlhf_lab.ppo.rollout import trunk_of
 
@@ -108,6 +109,37 @@ def test_a_head_that_does_more_is_refused_when_it_is_planned(stage, tmp_path):
         if model == tmp_path or stage == "distill":
             with pytest.raises(ValueError, match="^roformer has layers of its own"):
                 lab.plan(stage, model, **more)
+
+
+def outputs(folder):
+    """Per class of language models of a folder, whether its outputs have `past_key_values`."""
+    for file in folder.glob("modeling_*.py"):
+        for part in re.split(r"^class ", file.read_text("utf-8"), flags=re.M)[1:]:
+            if named := re.match(r"(\w+)\(", part):
+                yield named[1], re.search(r"^ +past_key_values=", part, flags=re.M) is not None
+
+
+def test_models_without_keys_and_values_are_refused_when_planned(tmp_path):
+    """They are those whose language models, as transformers has them, put none into outputs."""
+    folders = (Path(transformers.__file__).parent / "models").iterdir()
+    keeps = {name: kept for folder in folders for name, kept in outputs(folder)}
+    without = {kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if not keeps[name]}
+    assert without - {*OWN_HEADS, *NO_LANGUAGE_MODELS} == NO_KEYS
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    for more in ({}, {"lora_r": 4}):
+        with pytest.raises(
+            ValueError, match="^mamba keeps no keys and values .* Trainer trains it$"
+        ):
+            lab.plan("sft", tmp_path, **more)
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear", ["q_proj", "out_proj"]])
+def test_adapters_that_peft_refuses_on_state_spaces_are_refused_when_planned(targets, tmp_path):
+    config = small_config("falcon_h1")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="^lora_r: peft puts no adapters on out_proj of falcon_h1"):
+        lab.plan("sft", tmp_path, lora_r=4, lora_target_modules=targets)
+    assert lab.plan("sft", tmp_path, lora_r=4, lora_target_modules=["q_proj"])
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -195,6 +196,15 @@ def test_a_gpu_differs_where_it_must():
     assert at(cpu, "optimizer", "workspace") < 4 * count * 0.6  # one tensor after another
     assert gpu.flops < cpu.flops  # the head scores the response only
     assert gpu.peak % 512 == 0
+
+
+@pytest.mark.parametrize(("stage", "settings"), [("sft", {}), ("dpo", {"lora_r": 4})])
+def test_no_library_warns_of_a_name_that_the_user_never_gave(stage, settings):
+    """transformers renamed gradient_checkpointing; TRL and peft still use the old name."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        xray(stage, gradient_checkpointing=True, **settings)
+    assert not [str(x.message) for x in said if "gradient_checkpointing" in str(x.message)]
 
 
 def test_the_process_is_left_as_it_was():

@@ -73,7 +73,7 @@ def test_a_folder_in_4_bits_is_a_base(stage, data, tmp_path):
 
     small = tmp_path / "small"
     lab.quantize("mini", "nf4", stage="base", out=small, data=None)
-    settings = {"lora_r": 4, "per_device_train_batch_size": 4, "max_steps": 2}
+    settings = {"lora_r": 4, "lora_target_modules": ["up_proj"], "max_steps": 2}
     plan = lab.plan(stage, small, data=data, hardware="here", **settings)
     assert plan.settings["load_in_4bit"] is True
     run = lab.train(plan, data, out=tmp_path / "run", quiet=True)
