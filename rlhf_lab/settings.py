@@ -62,6 +62,8 @@ NOT_HONOURED = {
 """Fields of the trainers' configs that a run decides by itself → what to do instead."""
 
 
+ROUTERS_SHARE = "router_aux_loss_coef"
+"""of the loss, which TRL writes into a mixture's config"""
 OF_MODEL = {"lora_r": 16}
 """What TRL's ModelConfig takes where nothing is given."""
 
@@ -127,15 +129,15 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
                 how = f"TRL's trainer of {stage} fails with {part}={value[part]!r}; leave it out"
                 raise ValueError(f"{name}: {how}")
     _check_together(stage, settings)
-    return as_floats(stage, {name: value for name, value in settings.items() if name in own})
+    return as_floats({name: value for name, value in settings.items() if name in own})
 
 
-def as_floats(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setting]:
-    """The settings, whole numbers where the stage's config has floats alone as floats: configs of
-    models, into which TRL writes some, take no others."""
-    types = config_fields(stage)
-    only = {name for name in settings if _kinds(types.get(name, "")) - {"None"} == {"float"}}
-    return {k: float(v) if type(v) is int and k in only else v for k, v in settings.items()}
+def as_floats(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The settings; a whole number that TRL writes into a model's config, which takes floats alone,
+    as a float."""
+    return {
+        k: float(v) if k == ROUTERS_SHARE and type(v) is int else v for k, v in settings.items()
+    }
 
 
 ORDERS = dict.fromkeys(("sft", "reward", "dpo"), ("random", "sequential", "group_by_length"))

@@ -26,7 +26,7 @@ def trl_config(stage: str, model: str, settings: Settings, setup: Setup) -> str:
     theirs |= {"fp16": setup.fp16} | ({} if setup.gpu else {"use_cpu": True})
     theirs |= {"use_peft": True} if settings.get("lora_r") else {}  # else TRL trains all weights
     ours: dict[str, Setting] = {"stage": stage}
-    for name, value in as_floats(stage, settings).items():
+    for name, value in as_floats(settings).items():
         if STAGES[stage].trainer and STAGES[stage].online and name == "response_length":
             theirs["max_completion_length"] = value
         elif name in fields:

@@ -3,7 +3,6 @@
 pytest tests/cost/test_catalogue.py
 """
 
-import json
 import re
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from rlhf_lab.cost import hardware as hardware_module
 from rlhf_lab.cost.device import KINDS
 from rlhf_lab.cost.hardware import CATALOGUE, hardware
+from rlhf_lab.stages import read_table
 
 GIB = 2**30
 GPUS = [name for name, hw in CATALOGUE.items() if hw.kind == "gpu"]
@@ -214,7 +214,7 @@ def test_figures_are_in_order(name):
 def test_every_name_means_one_device():
     """Names and aliases, as torch and people write them, with every size of memory."""
     meant: dict[str, str] = {}
-    entries = json.loads(hardware_module._DEVICES.read_text())
+    entries = read_table(hardware_module.__file__, "devices.json")
     for key, entry in entries.items():
         for name in (key, *entry["aliases"]):
             for size in ("", *entry.get("unified_gb", ())):

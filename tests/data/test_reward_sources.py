@@ -213,7 +213,10 @@ def test_a_new_value_model_says_nothing(bare):
             ["ppo", "--reward", "gold", "--reward", "model", "--set", "reward_weights=[1,2]"],
             "the reward model first",
         ),
-        (["ppo", "--reward", "gold", "--set", "reward_weights=[1,2]"], "2 numbers for 1 sources"),
+        (
+            ["ppo", "--reward", "gold", "--set", "reward_weights=[1,2]"],
+            "2 numbers for 1 source of reward",
+        ),
         (["ppo", "--set", "reward_weights=2"], "a list of numbers"),
         (["ppo", "--set", "rule_reward=True"], "needs a rule"),
         (["grpo", "--reward", "gold", "--data", "mine.json"], "has no gold reward to learn from"),
