@@ -200,7 +200,7 @@ def _unread(
 
 def _word(value: object) -> str:
     """A value as the table writes it: switches are yes or no, and 1e9 is its digits."""
-    if isinstance(value, float) and value == int(value):
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     word = str(value).lower()
     return {"true": "yes", "false": "no", "none": "no"}.get(word, word)
