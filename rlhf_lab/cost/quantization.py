@@ -114,30 +114,30 @@ _DEFAULTS: dict[str, dict[str, object]] = {
 def quantised(config: Mapping[str, object]) -> dict[str, object]:
     """The `quantization_config` of a transformers config with its method and the defaults of keys
     that are left out; {} where weights are whole."""
-    said = config.get("quantization_config")
-    if not isinstance(said, dict) or not said:
+    fields = config.get("quantization_config")
+    if not isinstance(fields, dict) or not fields:
         return {}
-    small = said.get("load_in_4bit") or said.get("load_in_8bit")
-    method = "bitsandbytes" if small else str(said.get("quant_method", "unknown"))
+    small = fields.get("load_in_4bit") or fields.get("load_in_8bit")
+    method = "bitsandbytes" if small else str(fields.get("quant_method", "unknown"))
     first = {"quant_method": method, **_DEFAULTS.get(method, {})}
-    return first | said | {"quant_method": method}
+    return first | fields | {"quant_method": method}
 
 
 def format_of(config: Mapping[str, object]) -> str:
     """The format that a transformers config says its checkpoint is in; "none" where it says none.
     Raises ValueError for one that is not in the table, or of which some layers are kept whole."""
-    said = quantised(config)
-    if not said:
+    fields = quantised(config)
+    if not fields:
         return "none"
-    written = json.dumps(said, default=str)
-    whole = [str(x) for key in _WHOLE for x in said.get(key) or ()]  # type: ignore[attr-defined]
+    written = json.dumps(fields, default=str)
+    whole = [str(x) for key in _WHOLE for x in fields.get(key) or ()]  # type: ignore[attr-defined]
     outside = r"(norm|gate|lm_head|score|router)$|vis"
     inside = r"layers|\.h\.|_proj$|mlp|attn|attention|experts"
     named = [x for x in whole if not re.search(outside, x) and re.search(inside, x)]
-    named += [key for key in _PARTLY if said.get(key)]
+    named += [key for key in _PARTLY if fields.get(key)]
     if named:
         raise ValueError(
-            f"weights in a format that is not modelled: {said['quant_method']} of a part of the "
+            f"weights in a format that is not modelled: {fields['quant_method']} of a part of the "
             f"model ({named[0]})"
         )
     for name, kind in FORMATS.items():

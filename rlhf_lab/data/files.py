@@ -35,12 +35,10 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
     `split` and `subset` choose among what a hub id or a DatasetDict holds. A row is whatever the
     source holds at that place: the caller finds out whether it is a dict.
     """
+    source = opened(source)
     if not isinstance(source, (str, Path)):
         return iter(_choose(source, split))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return iter(_choose(_saved_dataset(path), split))
-    name = str(source)
+    path, name = Path(source).expanduser(), str(source)
     hub_id = name.count("/") == 1 and name[0] not in "./~" and path.suffix not in FORMATS
     if hub_id and not path.exists():
         return _hub_rows(name, split, subset)
@@ -49,10 +47,15 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
     return _file_rows(path)
 
 
-def left_out(source: object, split: str) -> list[str]:
-    """Splits that a DatasetDict, or a folder of one, has besides the one that is read."""
+def opened(source: object) -> object:
+    """What `datasets` saved in a folder; any other source as it is."""
     if isinstance(source, (str, Path)) and (folder := Path(source).expanduser()).is_dir():
-        source = _saved_dataset(folder)
+        return _saved_dataset(folder)
+    return source
+
+
+def left_out(source: object, split: str) -> list[str]:
+    """Splits that a DatasetDict has besides the one that is read."""
     return [str(name) for name in source if name != split] if isinstance(source, Mapping) else []
 
 
@@ -205,9 +208,8 @@ def _csv_rows(path: Path) -> Iterator[Example]:
     with _text(path, newline="") as text:
         first = text.readline()
         text.seek(0)
-        marks = (
-            "\t" if _suffix(path) == ".tsv" else ",;\t"
-        )  # spreadsheets of many languages write ;
+        # Spreadsheets of many languages write semicolons.
+        marks = "\t" if _suffix(path) == ".tsv" else ",;\t"
         mark = next((m for m in marks if m in first), marks[0])
         reader = csv.reader(text, delimiter=mark, strict=True)
         try:

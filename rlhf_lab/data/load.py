@@ -30,7 +30,7 @@ from ..models.load import small_models_folder
 from ..runs.progress import notebook_display, working
 from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
-from .files import left_out, open_rows
+from .files import left_out, open_rows, opened
 from .mapping import Refused, getter
 from .recognise import columns_of, recognise
 from .report import Report, convert_all
@@ -210,6 +210,7 @@ def load_data(
                     _ = rows_of.train
         return stories
     name = Path(source).name if isinstance(source, (str, Path)) else "your data"
+    source = opened(source)
     rows = open_rows(source, split, subset)
     others = ", ".join(left_out(source, split))
     try:

@@ -36,13 +36,15 @@ from ..metering.meter import Meter
 from ..models.device import device_settings
 from ..models.structure import check_head
 from ..ppo.logprobs import AnyModel
+from ..ppo.sampling import ROUTERS
 from ..runs.progress import Bar
+from ..settings import ROUTERS_SHARE
 from ..stages import STAGES, resolve
 from .diverged import check_finite
 
 Rows: TypeAlias = list[Example]
 """Rows with token ids, as `data/tokenize.py` makes them."""
-ROUTERS = ("output_router_logits", "router_aux_loss_coef")
+OF_ROUTERS = (ROUTERS, ROUTERS_SHARE)
 """What TRL's SFT writes into a mixture's config, which would be saved with the model. Its loss
 takes both from the trainer (trl 1.16, `SFTTrainer.compute_loss`)."""
 
@@ -106,7 +108,7 @@ def make_trainer(
     if "reference" in STAGES[stage].roles and hasattr(model, "peft_config"):
         more["peft_config"], model = model.peft_config["default"], model.unload()
     config = model.config.get_text_config()
-    routers = {name: getattr(config, name) for name in ROUTERS if hasattr(config, name)}
+    routers = {name: getattr(config, name) for name in OF_ROUTERS if hasattr(config, name)}
     loads: AbstractContextManager[object] = nullcontext()
     if reference is not None:
         home, make = importlib.import_module(f"trl.trainer.{stage}_trainer"), reference
