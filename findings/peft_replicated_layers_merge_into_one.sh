@@ -7,12 +7,12 @@
 # Behaviour: layer_replication=[[0, 2], [1, 3]] makes four layers of three; copies share the base's weights, and have
 #   adapters of their own. Merging adds both copies' adapters to the one shared weight: after it both layers have the sum
 #   of both. merge_adapter does the same until unmerge_adapter. What is saved and served is not what was trained.
-#   Loading such a folder as a second adapter, or adding one, replicates the layers once more: "default" is another
+#   Adding or loading a second such adapter picks layers once more, out of those that were picked: "default" is another
 #   model from then on. Nothing is said.
 # Remedy: give each copy its weights first (clone the parameters of layers that share them), then merge; and one
 #   replicated adapter in a model.
 # Seen (largest error of a logit as a share of the adapter's largest change):
-#   "merged 1.00, merged after cloning 0.00; with a second adapter beside it 1.00: 4 layers have become 5"
+#   "merged 0.49, merged after cloning 0.00; with a second adapter beside it 0.79"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -49,16 +49,13 @@ trained = model(ids).logits.detach()
 change = (trained - start).abs().max()
 
 
+@torch.no_grad()
 def error(model):
     return float((model(ids).logits - trained).abs().max() / change)
 
 
 def loaded():
     return PeftModel.from_pretrained(base(), "adapter").eval()
-
-
-def layers(model):
-    return len(model.get_base_model().model.layers)
 
 
 assert error(loaded()) < 1e-5
@@ -69,12 +66,10 @@ for module in cloned.modules():
         module.base_layer.weight = torch.nn.Parameter(module.base_layer.weight.detach().clone())
 cloned = error(cloned.merge_and_unload())
 two = loaded()
-before = layers(two)
 two.add_adapter("second", copy.deepcopy(config))
 two.set_adapter("default")
 beside = error(two.eval())
-print(f"merged {merged:.2f}, merged after cloning {cloned:.2f}; with a second adapter beside it {beside:.2f}: {before} "
-      f"layers have become {layers(two)}")
+print(f"merged {merged:.2f}, merged after cloning {cloned:.2f}; with a second adapter beside it {beside:.2f}")
 assert merged > 0.1 and cloned < 1e-4 and beside > 0.1
 P
 cd "$folder" && HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null
