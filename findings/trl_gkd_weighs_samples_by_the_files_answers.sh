@@ -8,7 +8,7 @@
 #   answers' place, and GKD divides the samples' sum by that count. Answers of a few tokens (labels, numbers) and
 #   samples of 64 make loss and gradient many times as large, long answers make them small; with lmbda between 0 and 1
 #   sampled and given batches weigh unlike. seq_kd is the same. Nothing is said. trl.DistillationTrainer counts after
-#   sampling. (The division came with TRL's pull request 6006, for what issue 4719 says of accumulation.)
+#   sampling.
 # Remedy: answers as long as samples are; or pass num_items_in_batch=None on in an overridden compute_loss, and set
 #   loss_is_scaled_for_ga = False.
 # Seen: "loss and gradient norm of a step on samples: answers of one word 2.471 2.131, of 32 words 0.150 0.129, own mean,

@@ -5,13 +5,13 @@
 #   Python 3.11.
 # Expected: 16 prompts in one batch, or in eight of two that are accumulated, are the same step: the mean of 16 losses
 #   and its gradient, as in DPOTrainer and every other trainer.
-# Behaviour: the trainer's own training_step gives each batch's mean to accelerator.backward, and divides what it returns
-#   for the log alone; transformers leaves accelerate nothing to divide by. Gradients add up: grad_norm is as many times
-#   as large, so that max_grad_norm=1.0, the default, clips steps that one batch would not clip, and SGD's steps are as
-#   many times as long. Adam hides it but for the clipping. Nothing is said.
+# Behaviour: the trainer's own training_step gives each batch's mean to accelerator.backward, and divides what it
+#   returns for the log alone; transformers leaves accelerate nothing to divide by. Gradients add up: grad_norm is as
+#   many times as large, so that max_grad_norm=1.0, the default, clips steps that one batch would not clip, and SGD's
+#   steps are as many times as long. Adam hides it but for the clipping. Nothing is said.
 # Remedy: one batch for each step; or max_grad_norm times gradient_accumulation_steps (Adam).
-# Seen (16 prompts a step): "batches of 16, 8, 4, 2: gradient norm 1.3, 2.4, 5.4, 10.5, SGD's step 0.013, 0.024, 0.054,
-#   0.105, loss 0.6931, 0.6931, 0.6931, 0.6931"
+# Seen (16 prompts a step): "batches of 16, 8, 4, 2: gradient norm 1.3, 2.4, 5.4, 10.5, SGD's step 0.013, 0.024,
+#   0.054, 0.105, loss 0.6931, 0.6931, 0.6931, 0.6931"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
