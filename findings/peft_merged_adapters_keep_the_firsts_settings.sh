@@ -66,4 +66,4 @@ assert max(found["plain"]) < 1e-4 and min(found["pissa"]) > 0.1
 for kind in ("rslora", "dora"):
     assert found[kind][0] > 0.1 and max(found[kind][1:]) < 1e-4
 P
-cd "$folder" && HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null
+cd "$folder" && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null

@@ -63,4 +63,4 @@ print(f"a reward of 0 for all, 10 steps: OnlineDPO {drift:.4f} nats from where i
       f"smallest gradient norm {min(norms):.3f}")
 assert drift > 1e-3 and min(norms) > 1e-3 and abs(other) < 1e-6
 P
-cd "$folder" && HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null
+cd "$folder" && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null
