@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from .cost.fields import CALLED, RENAMED, WHOLE_NUMBERS
+from .cost.fields import CALLED, NOT_MODELLED, RENAMED, WHOLE_NUMBERS
 from .cost.read_settings import CHECKPOINTING
 from .cost.setup import CHOICES, Setup, check_whole, extra_settings
 from .display import by_surface, check_choice, did_you_mean, is_number
@@ -217,6 +217,8 @@ def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
         if name in planned_only and asks:
             if name == "load_in_4bit":
                 return "load_in_4bit: PPO trains one base in 4 bits alone: set layout=adapters"
+            if name in NOT_MODELLED:
+                return f"{name}={value!r} is not trained yet, and not modelled in plans"
             return f"{name}={value!r} is planned only: train() does not do it yet"
     return None
 
