@@ -172,6 +172,8 @@ def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, An
     after their messages."""
     from .launch.launcher import INTERRUPTED, Hosts, launch
 
+    if made.warning and not given["quiet"]:
+        print(f"{plan.stage}: {made.warning}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder, "job")
         job.write_bytes(pickle.dumps((plan, data, given)))
