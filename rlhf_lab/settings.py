@@ -355,7 +355,7 @@ def _check_together(stage: str, settings: Mapping[str, Setting]) -> None:
     that it does not go with."""
     known = known_settings(stage)
 
-    def shown(term: str) -> str:
+    def as_given(term: str) -> str:
         name, equals, values = _parts(term, stage)
         if name not in settings:
             return f"{name}={' or '.join(filter(None, values))}"
@@ -368,11 +368,11 @@ def _check_together(stage: str, settings: Mapping[str, Setting]) -> None:
                 one_of = f"{equals}{' or '.join(filter(None, values))}"
                 name = _parts(term, stage)[0]
                 raise ValueError(
-                    f"{shown(term)} needs {other}{one_of}: set both, or leave {name} out"
+                    f"{as_given(term)} needs {other}{one_of}: set both, or leave {name} out"
                 )
     for pair in APART:
         if all(_holds(term, stage, settings) for term in pair):
-            raise ValueError(f"{' and '.join(map(shown, pair))}: choose one")
+            raise ValueError(f"{' and '.join(map(as_given, pair))}: choose one")
     weights, losses = settings.get("loss_weights"), settings.get("loss_type", "")
     if weights is not None and len(weights) != (n := 1 if isinstance(losses, str) else len(losses)):
         raise ValueError(f"loss_weights={weights!r}: give {n}, one for each loss_type")

@@ -139,7 +139,8 @@ def ask(
     if not len(scores) == len(answers) > 1:
         scores = [c for c in labels if holds_lists(rows, c)][:1]
     named = [c for c in labels if len(answers) > 1 and name_answers(rows, c, answers)]
-    reading, other = "", {}
+    reading = ""
+    other: FieldMap = {}
     if scores and not named:
         lower = any(words(c) & LOWER for c in scores)
         example["ranks" if lower else "scores"] = sorted(scores, key=lambda c: tag_of(c)[1])
