@@ -120,6 +120,7 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             continue
         _check_type(name, value, types.get(name, ""))
         check_value(stage, name, value)
+        _check_keys(name, value)
         if name == "train_sampling_strategy" and value is not None:
             _check_order(stage, value, settings)
         optimizers = SETTINGS["choices"]["optim"].split(" | ") if name == "optim" else ()
@@ -299,6 +300,10 @@ def check_value(stage: str, name: str, value: Setting) -> None:
     for word in found if isinstance(found, (list, tuple)) else [found]:
         if words and isinstance(word, str) and _in_step():
             check_choice(name, getattr(word, "value", word), words)
+
+
+def _check_keys(name: str, value: Setting) -> None:
+    """Raises ValueError, one line, for a dict with a key that transformers does not know."""
     if (keys := KEYS.get(name)) and value is not None and _in_step():
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must be a dict of {', '.join(keys)}, got {value!r}")
