@@ -160,7 +160,7 @@ class EncodedPrompt:
             return self.prompt if isinstance(self.prompt, str) else ""
         opens = self.prompt[-1]["role"] != "assistant"
         how = {"add_generation_prompt" if opens else "continue_final_message": True}
-        text = self._render(self.prompt, **how)
+        text = self._render(self.prompt, None, **how)
         _check_written(self.prompt, text)
         self._check_tools([], self.prompt, self.tools or [], **how)
         return text
@@ -210,30 +210,34 @@ class EncodedPrompt:
         """Which of an answer's `response_ids` the assistant writes: 1. What tools return is 0, and
         what the template writes around that: from the token that ends the turn of the call to where
         the assistant goes on."""
-        before, roles = self._before(answer), [m["role"] for m in answer]
-        turns, mask, goes_on = [*before[0], *before[1]], [1] * len(ids), 0
-        whole, first = self._render(turns), len(before[0])
+        (before, reply), goes_on = self._before(answer), 0
+        turns, mask = [*before, *reply], [1] * len(ids)
+        whole = self._render(turns)
 
         def shared(written: str) -> int:
             same = os.path.commonprefix([whole, written])[len(self.text) :]
             return len(os.path.commonprefix([ids, self._following(same)]))
 
-        for at, role in enumerate(roles):
-            if role != "tool" or roles[at - 1] == "tool":
+        for first in range(len(before) + 1, len(turns)):
+            if turns[first]["role"] != "tool" or turns[first - 1]["role"] == "tool":
                 continue
-            end = next((i for i in range(at, len(roles)) if roles[i] != "tool"), len(roles))
-            tool = turns[first + at]  # where another result is written otherwise, results begin
-            other = {
-                **tool,
-                "content": f"{'B' if tool['content'][:1] == 'A' else 'A'}{tool['content']}",
-            }
-            begins = shared(self._render([*turns[: first + at], other, *turns[first + at + 1 :]]))
-            stops = [i for i in range(goes_on, begins) if ids[i] in self.format.stops.values()]
-            begins = stops[-1] + 1 if stops else begins
-            goes_on = len(ids)
-            if end < len(roles):
-                goes_on = shared(self._render(turns[: first + end], add_generation_prompt=True))
-            mask[begins:goes_on] = [0] * (goes_on - begins)
+            after = first
+            while turns[after : after + 1] and turns[after]["role"] == "tool":
+                after += 1
+            # Results begin and end where others would be written differently.
+            results = [dict(turn) for turn in turns[first:after]]
+            results[0]["content"] = _unlike(results[0]["content"]) + results[0]["content"]
+            results[-1]["content"] += _unlike(results[-1]["content"])
+            other = self._render([*turns[:first], *results, *turns[after:]])
+            begin = shared(other)
+            stops = [i for i in range(goes_on, begin) if ids[i] in self.format.stops.values()]
+            begin = stops[-1] + 1 if stops else begin
+            alike = len(os.path.commonprefix([whole[::-1], other[::-1]]))
+            goes_on = shared(whole[: len(whole) - alike])
+            if after < len(turns):
+                opened = self._render(turns[:after], add_generation_prompt=True)
+                goes_on = max(goes_on, shared(opened))
+            mask[begin:goes_on] = [0] * (goes_on - begin)
         return mask
 
     def _before(self, reply: list[Message]) -> tuple[list[Message], list[Message]]:
@@ -258,17 +262,19 @@ class EncodedPrompt:
     def _check_tools(
         self, before: list[Message], turns: list[Message], tools: Tools, **how: bool
     ) -> None:
-        """Raises Dropped where the template leaves out tools, or calls or results of some turns."""
+        """Raises Dropped where the template leaves out tools, or a part of some turns with tools'
+        calls or results."""
+        if not tools and not any(t["role"] == "tool" or t.get("tool_calls") for t in turns):
+            return
         turns, tools, marks = _marked(turns, tools)
-        if marks:
-            how |= {"tools": tools or self.tools}
-            text = _render(self.tokenizer, [*before, *turns], self.format.in_parts, **how)
-            for mark, what in marks.items():
-                if mark not in text:
-                    raise Dropped(f"{LEFT_OUT} {what}")
+        text = self._render([*before, *turns], tools, **how)
+        for mark, what in marks.items():
+            if mark not in text:
+                raise Dropped(f"{LEFT_OUT} {what}")
 
-    def _render(self, turns: list[Message], **how: bool) -> str:
-        return _render(self.tokenizer, turns, self.format.in_parts, tools=self.tools, **how)
+    def _render(self, turns: list[Message], tools: Tools | None = None, **how: bool) -> str:
+        tools = tools or self.tools
+        return _render(self.tokenizer, turns, self.format.in_parts, tools=tools, **how)
 
     def _encode(self, text: str) -> list[int]:
         """Ids of a text from its beginning on: bos once, and no eos that the tokenizer adds."""
@@ -337,6 +343,8 @@ def _formed(message: Message, in_parts: bool, as_text: bool) -> Message:
     formed = dict(message)
     if in_parts:
         formed["content"] = [{"type": "text", "text": message["content"]}]
+    if thoughts := message.get("reasoning_content"):
+        formed["thinking"] = thoughts  # gpt-oss' templates, and LFM's, know it by this name
     calls = []
     for call in message.get("tool_calls") or []:
         given = call["function"].get("arguments", {})
@@ -346,8 +354,13 @@ def _formed(message: Message, in_parts: bool, as_text: bool) -> Message:
     return {**formed, "tool_calls": calls} if calls else formed
 
 
+def _unlike(text: str) -> str:
+    """A character that a text neither begins nor ends with."""
+    return next(c for c in "ABC" if c not in (text[:1], text[-1:]))
+
+
 def _marked(turns: list[Message], tools: Tools) -> tuple[list[Message], Tools, dict[str, str]]:
-    """Turns and tools with a mark at every tool's and call's name and at the end of every result,
+    """Turns and tools with a mark at the end of every text and at every name of a tool or a call,
     and what each mark stands for. Their own words may stand elsewhere too, a mark does not."""
     marks: dict[str, str] = {}
 
@@ -360,11 +373,11 @@ def _marked(turns: list[Message], tools: Tools) -> tuple[list[Message], Tools, d
 
     marked = []
     for turn in turns:
-        calls = turn.get("tool_calls") or []
-        calls = [{**c, "function": named(c["function"], "tool calls")} for c in calls]
-        turn = {**turn, "tool_calls": calls} if calls else turn
-        if turn["role"] == "tool":
-            turn = {**turn, "content": mark(turn["content"], "a turn of tool")}
+        if turn["content"]:
+            turn = {**turn, "content": mark(turn["content"], f"a turn of {turn['role']}")}
+        if calls := turn.get("tool_calls"):
+            calls = [{**c, "function": named(c["function"], "tool calls")} for c in calls]
+            turn = {**turn, "tool_calls": calls}
         marked.append(turn)
     schemas = [
         {**t, "function": named(t["function"], "tools")} if "function" in t else named(t, "tools")
