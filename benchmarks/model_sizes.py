@@ -3,8 +3,8 @@
 Three figures of each size, on what no stage has trained on and the same for all: loss of the base
 model on held-out documents, gold reward of the SFT model's stories, accuracy of the reward model on
 held-out pairs (those of the default size's SFT model). Beside each step from one size to the next
-its standard error, of the paired differences. `--builds 1=FOLDER 2=FOLDER` adds builds of other
-seeds (`make small_models ARGS="--seed 1 --out FOLDER"`).
+its standard error, of the paired differences. `--builds 1=FOLDER 2=FOLDER` measures builds of other
+seeds instead (`make small_models ARGS="--seed 1 --out FOLDER"`), beside the seeds measured before.
 """
 
 from __future__ import annotations
@@ -160,12 +160,10 @@ def main() -> None:
     parser.add_argument("--builds", nargs="*", default=[], metavar="SEED=FOLDER")
     parser.add_argument("--pairs", type=int, default=20480)
     args = parser.parse_args()
-    folders = {"0": small_models_folder()}
-    folders |= {seed: Path(folder) for seed, folder in (b.split("=", 1) for b in args.builds)}
-    found = {}
-    for seed, folder in folders.items():
+    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    for seed, folder in [b.split("=", 1) for b in args.builds] or [("0", small_models_folder())]:
         print(f"seed {seed}: {folder}", flush=True)
-        found[seed] = measure(folder, args.pairs)
+        found[seed] = measure(Path(folder), args.pairs)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -15,7 +15,7 @@ from os import PathLike
 from types import NoneType
 from typing import Any
 
-from .display import first_line
+from .display import did_you_mean, first_line
 
 KINDS: dict[str, Any] = {
     **{"int": Integral, "float": Real, "str": str, "bool": bool, "None": NoneType, "tuple": tuple},
@@ -54,9 +54,21 @@ def _check(function: str, name: str, value: object, annotation: str) -> None:
     raise WrongType(f"lab.{function}: {name} must be {' or '.join(kinds)}, not {shown}")
 
 
+def _check_names(function: str, given: Iterable[str], known: Collection[str]) -> None:
+    for name in given:
+        if name in known:
+            continue
+        hint = did_you_mean(name, known, near=0.75)
+        if not hint and function == "train":
+            hint = f"model, hardware and settings are the plan's: lab.plan(stage, {name}=…)"
+        hint = hint or f"it has {', '.join(known)}"
+        raise WrongType(f"lab.{function}: there is no argument {name}: {hint.strip()}")
+
+
 @functools.cache
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which first raises WrongType, one line, for an argument of a wrong type."""
+    """The function, which first raises WrongType, one line, for an argument of a wrong type and for
+    one that it does not have."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -64,7 +76,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            return function(*args, **kwargs)  # Python's own words for it
+            _check_names(function.__name__, kwargs, signature.parameters)
+            return function(*args, **kwargs)  # Python's own words for what is missing or too much
         for name, value in given.items():
             parameter = signature.parameters[name]
             values = [value]

@@ -72,6 +72,13 @@ def test_a_wrong_type_is_one_line(name, argument, wrong, tmp_path, monkeypatch):
             "concurrency, each must be int, not '4'",
         ),
         (lambda: lab.inspect("a", 7), "inspect: runs must be Run or str or Path, not 7"),
+        (
+            lambda: lab.train("grpo", max_steps=24),
+            "train: there is no argument max_steps: model, hardware and settings are the plan's: "
+            "lab.plan(stage, max_steps=…)",
+        ),
+        (lambda: lab.train("ppo", overwrit=True), "overwrit: did you mean 'overwrite'?"),
+        (lambda: lab.xray(model="tiny"), "xray: there is no argument model: it has plan"),
         (lambda: lab.chat(x=7), "chat: named must be Run or Model or str or Path or tuple, not 7"),
     ],
 )
