@@ -12,7 +12,7 @@ import json
 
 import mistral
 import pytest
-from templates import OURS, TRL, case, chat_tokenizer, names
+from templates import OURS, TRL, case, chat_tokenizer, names, of_trl
 
 from rlhf_lab.data import tokenize
 from rlhf_lab.data.chat import GOES_ON, LEFT_OUT, NO_BEGINNING, chat_format, remedy
@@ -288,13 +288,7 @@ def test_sft_learns_no_tool_result(name):
 def test_what_is_learned_of_a_chain_is_what_trl_would_learn_of_the_assistant(name):
     """TRL's templates for training mark it, for `assistant_only_loss`; they learn the line break
     after a turn's end as well."""
-    from pathlib import Path
-
-    trl = pytest.importorskip("trl.chat_template_utils")
-    file = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
-    if not file.is_file():
-        pytest.skip(f"this TRL brings no {file.name}: upgrade it")
-    tokenizer = chat_tokenizer(file.read_text(), "<|im_end|>")
+    tokenizer = chat_tokenizer(of_trl(name), "<|im_end|>")
     row = {"prompt": TIME, "completion": CHAIN, "tools": [TOOL]}
     ((made,), _) = tokenize.sft_rows(tokenizer, [row], 10_000)
     whole = tokenizer.apply_chat_template(
