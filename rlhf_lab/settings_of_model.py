@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .cost.architecture import architecture
+from .cost.caveats import NO_SCORE
 from .cost.quantization import format_of, quantised
 from .models.structure import matrix_names
 from .stages import STAGES, Setting, Settings
@@ -57,6 +58,15 @@ def small_weights(stage: str, model: Model, settings: Settings) -> dict[str, Set
         if settings[name] != its[name]:
             raise ValueError(f"{name}={settings[name]!r}: {start} is in {kept} already")
     return its
+
+
+def no_reward_head(model: Model) -> str:
+    """Why transformers makes no reward model of a model; "" where it does, or that is not known."""
+    try:
+        found = architecture(model.config_dict("sft"))
+    except ValueError:  # not planned
+        return ""
+    return NO_SCORE.format(found.family) * (not found.reward_head)
 
 
 ALL_LINEAR = "all-linear"

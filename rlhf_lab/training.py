@@ -35,7 +35,7 @@ from .planning import Plan, TrainerArgs, predicted
 from .planning import plan as make_plan
 from .runs.run import Run
 from .settings import check_packages, unplannable
-from .settings_of_model import small_weights
+from .settings_of_model import no_reward_head, small_weights
 from .stages import STAGES, resolve
 from .widgets.background import Stop, Training, check_idle, open_dashboard
 
@@ -172,6 +172,8 @@ def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, An
     after their messages."""
     from .launch.launcher import INTERRUPTED, Hosts, launch
 
+    if made.warning and not given["quiet"]:
+        print(f"{plan.stage}: {made.warning}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder, "job")
         job.write_bytes(pickle.dumps((plan, data, given)))
@@ -310,7 +312,8 @@ def check_first(
     _ = plan.trainer_settings
     paths, kinds = plan.model.paths, ("base", "reward", "value", "teacher")
     configs = (plan.model.config_dict(kind) for kind in kinds if paths.get(kind))
-    lines = unplannable(plan.stage, plan.settings), *map(not_loaded, configs)
+    lines = [unplannable(plan.stage, plan.settings), *map(not_loaded, configs)]
+    lines += [no_reward_head(plan.model)] * (plan.stage == "reward")
     if line := next(filter(None, lines), ""):
         raise ValueError(line)
     check_packages(plan.settings)

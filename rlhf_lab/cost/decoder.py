@@ -72,6 +72,7 @@ class Architecture:
     the layers, applied once to each token (OPT's to and from narrower embeddings). `value_width`:
     of a head, 0: as wide as its queries. `remarks`: what a plan of it has to say first.
     `windows_unknown`: which layers attend within a window is not known: none is taken to.
+    `reward_head`: transformers has a class of it with a score head.
     """
 
     family: str
@@ -95,6 +96,7 @@ class Architecture:
     value_width: int = 0
     remarks: tuple[str, ...] = ()
     windows_unknown: bool = False
+    reward_head: bool = True
 
     @property
     def facts(self) -> Family:

@@ -139,18 +139,50 @@ def ask(
     if not len(scores) == len(answers) > 1:
         scores = [c for c in labels if holds_lists(rows, c)][:1]
     named = [c for c in labels if len(answers) > 1 and name_answers(rows, c, answers)]
+    reading, other = "", {}
     if scores and not named:
         lower = any(words(c) & LOWER for c in scores)
         example["ranks" if lower else "scores"] = sorted(scores, key=lambda c: tag_of(c)[1])
+        odd, other = as_order(scores[0], cells[scores[0]], lower)
+        what = "rank" if lower else "score"
+        if odd:
+            other = {**given, "answers": list(answers), **other}
+            reading = f" (of {odd} each number is an answer's {what}; where it is the order of the "
+            reading += "answers, the best first: {other})"
     else:
         example |= means_by(rows, next(iter(named or labels), "COLUMN"), answers)
     beside = f", and {', '.join(map(repr, labels))} may say which is better" if labels else ""
     return Refused(
         f"{name}: {' and '.join(map(repr, answers))} {look}{beside}; say what decides, for example "
-        f"{{fields}}, or what means nothing: {{ignore}}",
+        f"{{fields}}{reading}, or what means nothing: {{ignore}}",
         example,
         ignore=labels or ["COLUMN"],
+        other=other,
     )
+
+
+def as_order(column: str, cells: Sequence[object], lower: bool) -> tuple[list[int], FieldMap]:
+    """A list that says something else where it holds numbers of answers in their order
+    and not a number of each (`lower`: the lower is better), and a mapping that reads it so. [], {}
+    where some list is no order, or where both say the same."""
+    lists = [[*map(number, li)] for c in cells if isinstance(li := structure(c), list)]
+    least = min((n for li in lists for n in li if n is not None), default=0)
+    orders = [[int(n - least) for n in li if n is not None] for li in lists]
+    if len(lists) < len(cells) or least not in (0, 1):
+        return [], {}
+    if any(sorted(o) != [*range(len(li))] for o, li in zip(orders, lists)):
+        return [], {}
+    odd = [o for o in orders if len(o) > 2 and _best_first(o, lower) != o]
+    if not odd:
+        return [], {}
+    path = column if re.fullmatch(r"[A-Za-z_]\w*", column) else f'"{column}"'
+    values = {str(i + int(least)): LETTERS[i] for i in range(max(map(len, orders)))}
+    shown = [n + int(least) for n in odd[0]]
+    return shown, {"winner": f"{path}[0]", "values": values}
+
+
+def _best_first(merits: Sequence[int], lower: bool) -> list[int]:
+    return sorted(range(len(merits)), key=merits.__getitem__, reverse=not lower)
 
 
 def maps_answers(rows: Rows, column: str) -> FieldMap:
