@@ -32,8 +32,8 @@ from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .files import left_out, open_rows, opened
 from .mapping import Refused, getter
-from .recognise import columns_of, recognise
-from .report import Report, convert_all
+from .recognise import recognise
+from .report import Report, columns_of, convert_all
 from .schema import ANSWERS, Dropped, Example
 
 STORY_ROWS = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_pairs": 1024}

@@ -35,10 +35,14 @@ class Refused(ValueError):
     """
 
     def __init__(
-        self, line: str, example: FieldMap, ignore: Sequence[str] = (), other: FieldMap = {}
+        self,
+        line: str,
+        example: FieldMap,
+        ignore: Sequence[str] = (),
+        other: FieldMap | None = None,
     ) -> None:
         self.line, self.example, self.ignore = line, example, list(ignore)
-        self.other = other
+        self.other: FieldMap = other or {}
         super().__init__(self.shown("python"))
 
     def shown(self, surface: str) -> str:

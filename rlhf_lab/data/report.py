@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..display import counted
-from .messages import Dropped, Example
+from .labels import Rows
+from .mapping import mentions
+from .messages import READ, Dropped, Example, structure
 from .schema import ANSWERS, Shape, convert, grouped
 
 MOST_REASONS = 40
@@ -104,3 +106,41 @@ def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
                 example = {"completion": example["chosen"], **example}
                 del example["chosen"], example["rejected"]
             yield example
+
+
+# -------------------------------------------------------------------------- what became of columns
+
+
+def columns_of(rows: Sequence[object], shape: Shape) -> dict[str, str]:
+    """Every column of some rows, and what became of it."""
+    mappings = [r for r in rows if isinstance(r, Mapping)]
+    of = shape.fields
+    paths = {**of.paths(), "answers (a list)": of.each, "whose rows belong together": of.group}
+    made = list(grouped(mappings[:100], shape)) if shape.read else []
+    read = {column for r in made if isinstance(r, Mapping) for column in r["read"]}
+    became: dict[str, str] = {}
+    for column in dict.fromkeys(str(k) for r in mappings for k in r):
+        uses = [w for w, p in paths.items() if p and mentions(p, column)]
+        uses = ["decides" if u.split()[0] == of.decider else u for u in uses]
+        if shape.read:
+            uses = ["read"] if column in read else []
+        uses += ["added to the prompt"] if shape.extra == column else []
+        became[column] = ", ".join(["ignored"] if column in of.ignore else uses) or "not used"
+        if became[column] not in ("not used", "ignored", "read", "tools"):
+            became[column] += _unread(column, mappings[:100], [p for p in paths.values() if p])
+    return became
+
+
+def _unread(column: str, rows: Rows, paths: Sequence[str]) -> str:
+    """Keys inside a column that are not read, in words; "" for none."""
+    cells = [structure(r.get(column)) for r in rows]
+    items = [
+        i for c in cells for i in (c if isinstance(c, list) else [c]) if isinstance(i, Mapping)
+    ]
+    keys = dict.fromkeys(str(k) for i in items for k in i)
+    read = [p.replace(f"{column}.", "") for p in paths]
+    if keys.keys() & {"role", "from"}:
+        left = [k for k in keys if k not in READ]
+    else:
+        left = [k for k in keys if not any(mentions(p, k) for p in read)]
+    return f" (not used in it: {', '.join(left)})" if left else ""
