@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from .cost.fields import CALLED, RENAMED, WHOLE_NUMBERS
+from .cost.fields import CALLED, NOT_MODELLED, RENAMED, WHOLE_NUMBERS
 from .cost.read_settings import CHECKPOINTING
 from .cost.setup import CHOICES, Setup, check_whole, extra_settings
 from .display import by_surface, check_choice, did_you_mean, is_number
@@ -120,6 +120,7 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             continue
         _check_type(name, value, types.get(name, ""))
         check_value(stage, name, value)
+        _check_keys(name, value)
         if name == "train_sampling_strategy" and value is not None:
             _check_order(stage, value, settings)
         optimizers = SETTINGS["choices"]["optim"].split(" | ") if name == "optim" else ()
@@ -219,6 +220,8 @@ def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
         if name in planned_only and asks:
             if name == "load_in_4bit":
                 return "load_in_4bit: PPO trains one base in 4 bits alone: set layout=adapters"
+            if name in NOT_MODELLED:
+                return f"{name}={value!r} is not trained yet, and not modelled in plans"
             return f"{name}={value!r} is planned only: train() does not do it yet"
     return None
 
@@ -299,6 +302,10 @@ def check_value(stage: str, name: str, value: Setting) -> None:
     for word in found if isinstance(found, (list, tuple)) else [found]:
         if words and isinstance(word, str) and _in_step():
             check_choice(name, getattr(word, "value", word), words)
+
+
+def _check_keys(name: str, value: Setting) -> None:
+    """Raises ValueError, one line, for a dict with a key that transformers does not know."""
     if (keys := KEYS.get(name)) and value is not None and _in_step():
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must be a dict of {', '.join(keys)}, got {value!r}")
@@ -355,7 +362,7 @@ def _check_together(stage: str, settings: Mapping[str, Setting]) -> None:
     that it does not go with."""
     known = known_settings(stage)
 
-    def shown(term: str) -> str:
+    def as_given(term: str) -> str:
         name, equals, values = _parts(term, stage)
         if name not in settings:
             return f"{name}={' or '.join(filter(None, values))}"
@@ -368,11 +375,11 @@ def _check_together(stage: str, settings: Mapping[str, Setting]) -> None:
                 one_of = f"{equals}{' or '.join(filter(None, values))}"
                 name = _parts(term, stage)[0]
                 raise ValueError(
-                    f"{shown(term)} needs {other}{one_of}: set both, or leave {name} out"
+                    f"{as_given(term)} needs {other}{one_of}: set both, or leave {name} out"
                 )
     for pair in APART:
         if all(_holds(term, stage, settings) for term in pair):
-            raise ValueError(f"{' and '.join(map(shown, pair))}: choose one")
+            raise ValueError(f"{' and '.join(map(as_given, pair))}: choose one")
     weights, losses = settings.get("loss_weights"), settings.get("loss_type", "")
     if weights is not None and len(weights) != (n := 1 if isinstance(losses, str) else len(losses)):
         raise ValueError(f"loss_weights={weights!r}: give {n}, one for each loss_type")

@@ -327,10 +327,8 @@ def check_first(
         _check_resume(out, overwrite)
     elif out and not place()[0]:  # of several processes the first one writes
         Run(out).check_room(overwrite)
-    said = small_weights(plan.stage, plan.model, plan.settings)
-    if any(
-        plan.settings.get(name) != x for name, x in said.items()
-    ):  # its model was put in another's place
+    weights = small_weights(plan.stage, plan.model, plan.settings)
+    if not weights.items() <= plan.settings.items():  # its model was put in another's place
         raise ValueError(f"{plan.model.name} is in fewer bits, of which its plan does not know")
     check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
     if "teacher" in STAGES[plan.stage].roles:
@@ -418,13 +416,12 @@ def run_plan(
     prediction = predicted(replace(plan, settings={**plan.settings, **how}), data, quiet)
     run, meter = open_run(), Meter(plan.stage)
     quiet = quiet or not run.writes  # of several processes the first one speaks
-    shown = dashboard if run.writes else None
     job = Job(
         *(plan, data, run, meter, ready, args, quiet, should_stop, functions),
         losses=losses,
         trainer=trainer,
         resume=resume,
-        dashboard=shown,
+        dashboard=dashboard if run.writes else None,
     )
     try:
         if job.dashboard is not None:

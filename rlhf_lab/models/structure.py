@@ -232,7 +232,7 @@ def _build(
                 model = auto.from_config(of)  # type: ignore[no-untyped-call]
                 decoder = model if alone else model.get_decoder()
                 scores = type(whole) in Scored._model_mapping
-                scores = scores and hasattr(Scored.from_config(whole), "score")  # type: ignore[no-untyped-call]
+                scores = scores and hasattr(Scored.from_config(whole), "score")
                 return decoder, model.get_output_embeddings(), text, scores
     except Exception as error:  # a config that cannot be raises whatever its class raises
         line = f"no {family} model can be made of this config: {first_line(error)}"

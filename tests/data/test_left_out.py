@@ -1,4 +1,4 @@
-"""Rows and columns that must not be learned from without a word: dropped for a reason, or read right.
+"""Rows and columns that must not be learned from without a word: dropped, or read right.
 
 pytest tests/data/test_left_out.py
 """

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from any_config import small_config
+from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -162,6 +163,24 @@ def test_adapters_that_peft_refuses_on_state_spaces_are_refused_when_planned(tar
     with pytest.raises(ValueError, match="^lora_r: peft puts no adapters on out_proj of falcon_h1"):
         lab.plan("sft", tmp_path, lora_r=4, lora_target_modules=targets)
     assert lab.plan("sft", tmp_path, lora_r=4, lora_target_modules=["q_proj"])
+
+
+@pytest.mark.parametrize("family", ["phimoe", "llama4_text", "mixtral"])
+def test_routers_that_adapters_fail_on_are_refused_when_planned(family, tmp_path):
+    """The first pass of a small model tells."""
+    config = small_config(family)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(a_model(family), lora)
+    ids = torch.arange(3, 11)[None]
+    if family == "mixtral":
+        assert model(input_ids=ids) and lab.plan("sft", tmp_path, lora_r=4)
+        return
+    with pytest.raises(AttributeError, match="'tuple' object"):
+        model(input_ids=ids)
+    with pytest.raises(ValueError, match=f"^lora_r: peft puts no adapters on router of {family}"):
+        lab.plan("sft", tmp_path, lora_r=4)
+    assert lab.plan("sft", tmp_path, lora_r=4, lora_target_modules=["q_proj", "v_proj"])
 
 
 @torch.no_grad()
