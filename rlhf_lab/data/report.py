@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..display import counted
+from .contrary import Doubt, doubts
 from .labels import Rows
 from .mapping import mentions
 from .messages import READ, Dropped, Example, structure
@@ -21,7 +22,8 @@ class Report:
 
     `missing`: rows that were kept without a field that others have, by field. `unused`: answers of
     rows that were kept. `tied`: ties that were kept as demonstrations. `parted`: pairs of
-    conversations that are cut where they part. `columns`: what became of each column; `later`: rows
+    conversations that are cut where they part. `contrary`: rows where `doubts` contradict which
+    answer is the better one, by what they say. `columns`: what became of each column; `later`: rows
     with columns that the first rows lack.
     """
 
@@ -38,6 +40,8 @@ class Report:
     dropped: dict[str, int] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     later: dict[str, int] = field(default_factory=dict)
+    doubts: Sequence[Doubt] = ()
+    contrary: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, rows: int = 1) -> None:
         if reason not in self.dropped and len(self.dropped) >= MOST_REASONS:
@@ -53,6 +57,11 @@ class Report:
     def notes(self) -> list[str]:
         """The report in lines for people."""
         lines = [f"{self.name}: {counted(self.rows, 'row')}, read as {self.shape}"]
+        lines += [
+            f"{self.name}: in {counted(n, 'row')} {says}: chosen and rejected are taken as they "
+            "are named"
+            for says, n in self.contrary.items()
+        ]
         lines += [
             f"{self.name}: dropped {counted(n, 'row')}: {why}" for why, n in self.dropped.items()
         ]
@@ -81,6 +90,13 @@ class Report:
         return lines
 
 
+def report_of(name: str, first: Sequence[object], shape: Shape) -> Report:
+    """The report of a source whose rows are still to be read, by its first ones."""
+    mappings = [r for r in first if isinstance(r, Mapping)]
+    columns, against = columns_of(first, shape), doubts(mappings, shape.fields)
+    return Report(name, shape, columns=columns, doubts=against)
+
+
 def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
     """Every row of ours that can be made of these; `report` counts them and what is dropped."""
     known = report.columns.keys()
@@ -91,6 +107,9 @@ def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
             if isinstance(row, dict) and not row.keys() <= known:
                 for column in row.keys() - known:
                     report.later[column] = report.later.get(column, 0) + 1
+            if isinstance(row, Mapping):
+                for says in [d.says for d in report.doubts if d.said_by(row)]:
+                    report.contrary[says] = report.contrary.get(says, 0) + 1
             yield row
 
     for row in grouped(counted(), report.shape):

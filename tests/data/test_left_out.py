@@ -115,3 +115,28 @@ def test_a_conversation_beside_its_answer():
     with pytest.raises(Refused) as error:
         from_rows(judged)
     right(from_rows(judged, fields=error.value.example), 0)
+
+
+@pytest.mark.parametrize(
+    "columns, says",
+    [
+        ({"chosen_score": [5, 1], "rejected_score": [1, 5]}, "'chosen_score' is lower than"),
+        ({"rank-chosen": [1, "2"], "rank-rejected": [2, "1"]}, "'rank-chosen' is higher than"),
+        ({"flipped": [False, True]}, "'flipped' says yes"),
+        ({"label": [1, 0]}, "'label' says no"),
+        ({"annotators_agree": ["yes", "no"]}, "'annotators_agree' says no"),
+        ({"chosen_length": [5, 1], "rejected_length": [1, 5]}, ""),
+        ({"chosen_score": [5, 5], "rejected_score": [1, 5]}, ""),
+        ({"label": [1, 1]}, ""),
+    ],
+)
+def test_pairs_beside_columns_that_contradict_them_are_counted(columns, says):
+    """Names are believed, and the second line says in how many rows something else is said."""
+    rows = [{"prompt": asked(i), "chosen": good(i), "rejected": bad(i)} for i in range(3 * N)]
+    for i, row in enumerate(rows):
+        row |= {column: values[i % 3 == 0] for column, values in columns.items()}
+    data = from_rows(rows)
+    right(data, 3 * N)
+    said = [line for line in data.notes if "are taken as they are named" in line]
+    assert [says in line and f"in {N} rows" in line for line in said] == [True] * bool(says)
+    assert not says or data.notes[1] == said[0]
