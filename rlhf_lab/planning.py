@@ -36,6 +36,7 @@ from .settings import (
     check_packages,
     check_settings,
     unplannable,
+    without_moot,
 )
 from .settings_of_model import check_targets, small_weights
 from .stages import ONLINE, REWARDED, STAGES, TRAINABLE, Setting, Settings, resolve
@@ -314,7 +315,7 @@ def plan(
         taken["per_device_train_batch_size"] = 1  # transformers decodes one request at a time
     elif {"accepted", "num_assistant_tokens"} & settings.keys():
         raise ValueError("accepted and num_assistant_tokens are of a draft: give draft_model")
-    taken = {**taken, **settings}
+    taken = without_moot(stage, {**taken, **settings}, given)
     if stage not in ONLINE and "max_length" in taken and "max_length" not in given:
         taken["max_length"] = max(taken["max_length"], _whole(settings))  # or it would cut yours
     if "rewards" in settings:

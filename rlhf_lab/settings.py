@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from .cost.fields import CALLED, RENAMED, WHOLE_NUMBERS
+from .cost.fields import CALLED, NOT_MODELLED, RENAMED, WHOLE_NUMBERS
 from .cost.read_settings import CHECKPOINTING
 from .cost.setup import CHOICES, Setup, check_whole, extra_settings
 from .display import by_surface, check_choice, did_you_mean, is_number
@@ -42,6 +42,7 @@ PLANNED_ONLY = frozenset(VALUES["planned_only"].split())
 """Settings of a plan that change how a run would be made, and that `train` has at the defaults of
 `Setup` only; the other ones describe the data, or choose rewards."""
 WORDS: dict[str, tuple[str, ...]] = {k: tuple(v.split()) for k, v in VALUES["choices"].items()}
+KEYS: dict[str, tuple[str, ...]] = {k: tuple(v.split()) for k, v in VALUES["keys"].items()}
 NEEDS = [(term, needed) for needed, of in VALUES["needs"].items() for term in of.split()]
 APART = [pair.split(",") for pair in VALUES["apart"].split()]
 """Pairs of terms (`_holds`): the first needs the second; only one of them may hold."""
@@ -53,6 +54,7 @@ OF_TOKENIZER = (
 OF_ROWS = "rows come with prompts and answers, and the loss is that of the answers"
 BY_LAYER = "layers are compiled by inductor (torch_compile=True)"
 NOT_HONOURED = {
+    "ddp_backend": "processes talk over nccl between GPUs, and over gloo between CPUs",
     "output_dir": "the run's folder is named by {}",
     "resume_from_checkpoint": "training goes on from the run in {} with {}",
     **dict.fromkeys(("eos_token", "pad_token", "chat_template_path"), OF_TOKENIZER),
@@ -118,6 +120,7 @@ def check_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Set
             continue
         _check_type(name, value, types.get(name, ""))
         check_value(stage, name, value)
+        _check_keys(name, value)
         if name == "train_sampling_strategy" and value is not None:
             _check_order(stage, value, settings)
         optimizers = SETTINGS["choices"]["optim"].split(" | ") if name == "optim" else ()
@@ -217,6 +220,8 @@ def unplannable(stage: str, settings: Mapping[str, object]) -> str | None:
         if name in planned_only and asks:
             if name == "load_in_4bit":
                 return "load_in_4bit: PPO trains one base in 4 bits alone: set layout=adapters"
+            if name in NOT_MODELLED:
+                return f"{name}={value!r} is not trained yet, and not modelled in plans"
             return f"{name}={value!r} is planned only: train() does not do it yet"
     return None
 
@@ -266,13 +271,14 @@ def _check_type(name: str, value: Setting, type_: str) -> None:
         if not isinstance(value, (list, tuple)) or not all(map(is_number, value)):
             raise ValueError(f"{name} must be a list of numbers, got {value!r}")
         return
-    if (value is None and "None" in kinds) or "str" in kinds:
+    whole = (of := RENAMED.get(name, name)) in WHOLE_NUMBERS
+    if (value is None and "None" in kinds and not whole) or "str" in kinds:
         return
     if kinds & {"int", "float"} and not is_number(value):
         raise ValueError(f"{name} must be a number, got {value!r}")
     if "bool" in kinds and not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
-    if (of := RENAMED.get(name, name)) in WHOLE_NUMBERS:
+    if whole:
         check_whole(name, value, of)
     if "int" in kinds and "float" not in kinds and value % 1:
         raise ValueError(f"{name} must be a whole number, got {value!r}")
@@ -292,9 +298,19 @@ def check_value(stage: str, name: str, value: Setting) -> None:
                 f"got {value!r}"
             )
     words = WORDS.get(f"{stage}.{name}", WORDS.get(name))
-    for word in value if isinstance(value, (list, tuple)) else [value]:
+    found = value.split() if name == "debug" and isinstance(value, str) else value
+    for word in found if isinstance(found, (list, tuple)) else [found]:
         if words and isinstance(word, str) and _in_step():
             check_choice(name, getattr(word, "value", word), words)
+
+
+def _check_keys(name: str, value: Setting) -> None:
+    """Raises ValueError, one line, for a dict with a key that transformers does not know."""
+    if (keys := KEYS.get(name)) and value is not None and _in_step():
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} must be a dict of {', '.join(keys)}, got {value!r}")
+        for key in value:
+            check_choice(f"a key of {name}", key, keys)
 
 
 def _in_words(span: str) -> str:
@@ -325,12 +341,28 @@ def _holds(term: str, stage: str, settings: Mapping[str, Setting]) -> bool:
     return any((f"{v:g}" if is_number(v) else str(getattr(v, "value", v))) in values for v in given)
 
 
+def without_moot(
+    stage: str, settings: dict[str, Setting], given: frozenset[str]
+) -> dict[str, Setting]:
+    """The settings less those that nobody gave and that do nothing beside those `given`, or do not
+    go with them."""
+    moot = {
+        _parts(term, stage)[0]
+        for term, needed in NEEDS
+        if _holds(term, stage, settings) and not _holds(needed, stage, settings)
+    }
+    for pair in APART:
+        if all(_holds(term, stage, settings) for term in pair):
+            moot |= {_parts(term, stage)[0] for term in pair}
+    return {k: v for k, v in settings.items() if k in given or k not in moot}
+
+
 def _check_together(stage: str, settings: Mapping[str, Setting]) -> None:
     """Raises ValueError, one line, for a setting without another one that it needs, or with one
     that it does not go with."""
     known = known_settings(stage)
 
-    def shown(term: str) -> str:
+    def as_given(term: str) -> str:
         name, equals, values = _parts(term, stage)
         if name not in settings:
             return f"{name}={' or '.join(filter(None, values))}"
@@ -343,11 +375,11 @@ def _check_together(stage: str, settings: Mapping[str, Setting]) -> None:
                 one_of = f"{equals}{' or '.join(filter(None, values))}"
                 name = _parts(term, stage)[0]
                 raise ValueError(
-                    f"{shown(term)} needs {other}{one_of}: set both, or leave {name} out"
+                    f"{as_given(term)} needs {other}{one_of}: set both, or leave {name} out"
                 )
     for pair in APART:
         if all(_holds(term, stage, settings) for term in pair):
-            raise ValueError(f"{' and '.join(map(shown, pair))}: choose one")
+            raise ValueError(f"{' and '.join(map(as_given, pair))}: choose one")
     weights, losses = settings.get("loss_weights"), settings.get("loss_type", "")
     if weights is not None and len(weights) != (n := 1 if isinstance(losses, str) else len(losses)):
         raise ValueError(f"loss_weights={weights!r}: give {n}, one for each loss_type")

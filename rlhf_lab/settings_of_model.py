@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .cost.architecture import architecture
+from .cost.caveats import NO_SCORE
 from .cost.quantization import format_of, quantised
 from .models.structure import matrix_names
 from .stages import STAGES, Setting, Settings
@@ -27,25 +28,25 @@ def small_weights(stage: str, model: Model, settings: Settings) -> dict[str, Set
     """
     kind, roles = STAGES[stage].starts_from, {*STAGES[stage].roles[1:]} & model.paths.keys()
     for role in (role for role in roles if model.paths[role]):  # "": an earlier stage writes it
-        if found := quantised(model.config_dict(role)):
+        if format_ := quantised(model.config_dict(role)):
             raise ValueError(
-                f"{model.paths[role]} is in fewer bits ({found['quant_method']}), which of a {role}"
-                " model are not planned: give the model that it was made of"
+                f"{model.paths[role]} is in fewer bits ({format_['quant_method']}), which of a "
+                f"{role} model are not planned: give the model that it was made of"
             )
     start = model.paths.get(kind, model.paths["base"])
-    said = quantised(config := model.config_dict(kind)) if start else {}
-    if not said or stage == "inference":
-        if not said or OF_WEIGHTS & settings.keys():
+    format_ = quantised(config := model.config_dict(kind)) if start else {}
+    if not format_ or stage == "inference":
+        if not format_ or OF_WEIGHTS & settings.keys():
             return {}
         return {"quantization": format_of(config)}
-    method = said["quant_method"]
+    method = format_["quant_method"]
     if method != "bitsandbytes" or not settings.get("lora_r"):
         how = "set lora_r, for example 16, or " * (method == "bitsandbytes")
         raise ValueError(
             f"{start} is in fewer bits ({method}): it can be evaluated and served; {how}train the "
             "model that it was made of (load_in_4bit rounds the base of adapters)"
         )
-    kept, apart = format_of(config), said.get("llm_int8_skip_modules")
+    kept, apart = format_of(config), format_.get("llm_int8_skip_modules")
     if stage == "reward" and isinstance(apart, list) and "score" not in apart:
         raise ValueError(
             f"{start} is in {kept}, and so would be a new score head: its llm_int8_skip_modules do "
@@ -59,10 +60,23 @@ def small_weights(stage: str, model: Model, settings: Settings) -> dict[str, Set
     return its
 
 
+def no_reward_head(model: Model) -> str:
+    """Why transformers makes no reward model of a model; "" where it does, or that is not known."""
+    try:
+        found = architecture(model.config_dict("sft"))
+    except ValueError:  # not planned
+        return ""
+    return NO_SCORE.format(found.family) * (not found.reward_head)
+
+
 ALL_LINEAR = "all-linear"
-NO_OUT_PROJ = ("falcon_h1", "nemotron_h")
-"""Types of models with state spaces, of which peft refuses some matrices (peft 0.21,
-`_check_lora_target_modules_mamba`); it names others that are not trained here."""
+NO_ADAPTERS = {
+    **dict.fromkeys(("falcon_h1", "nemotron_h"), "out_proj"),
+    **dict.fromkeys(("phimoe", "llama4", "llama4_text"), "router"),
+}
+"""Types of models with a matrix that peft 0.21 puts no adapters on: of state spaces, which it
+refuses (`_check_lora_target_modules_mamba`; it names others that are not trained here), and of
+routers that give more than their product, with which it fails in the first pass."""
 
 
 def check_targets(config: Mapping[str, object], settings: Mapping[str, Setting]) -> None:
@@ -73,9 +87,10 @@ def check_targets(config: Mapping[str, object], settings: Mapping[str, Setting])
         return
     targets: Setting = settings.get("lora_target_modules") or ALL_LINEAR
     every, kind = str(targets).lower() == ALL_LINEAR, config.get("model_type")
-    if kind in NO_OUT_PROJ and (every or "out_proj" in targets):
+    without = NO_ADAPTERS.get(str(kind))
+    if without and (every or without in targets):
         raise ValueError(
-            f"lora_r: peft puts no adapters on out_proj of {kind}; set lora_target_modules to a "
+            f"lora_r: peft puts no adapters on {without} of {kind}; set lora_target_modules to a "
             "list of other matrices"
         )
     if every:

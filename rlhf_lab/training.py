@@ -35,7 +35,7 @@ from .planning import Plan, TrainerArgs, predicted
 from .planning import plan as make_plan
 from .runs.run import Run
 from .settings import check_packages, unplannable
-from .settings_of_model import small_weights
+from .settings_of_model import no_reward_head, small_weights
 from .stages import STAGES, resolve
 from .widgets.background import Stop, Training, check_idle, open_dashboard
 
@@ -172,6 +172,8 @@ def _in_processes(made: Launch, plan: Plan, data: object, given: Mapping[str, An
     after their messages."""
     from .launch.launcher import INTERRUPTED, Hosts, launch
 
+    if made.warning and not given["quiet"]:
+        print(f"{plan.stage}: {made.warning}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder, "job")
         job.write_bytes(pickle.dumps((plan, data, given)))
@@ -310,7 +312,8 @@ def check_first(
     _ = plan.trainer_settings
     paths, kinds = plan.model.paths, ("base", "reward", "value", "teacher")
     configs = (plan.model.config_dict(kind) for kind in kinds if paths.get(kind))
-    lines = unplannable(plan.stage, plan.settings), *map(not_loaded, configs)
+    lines = [unplannable(plan.stage, plan.settings), *map(not_loaded, configs)]
+    lines += [no_reward_head(plan.model)] * (plan.stage == "reward")
     if line := next(filter(None, lines), ""):
         raise ValueError(line)
     check_packages(plan.settings)
@@ -324,10 +327,8 @@ def check_first(
         _check_resume(out, overwrite)
     elif out and not place()[0]:  # of several processes the first one writes
         Run(out).check_room(overwrite)
-    said = small_weights(plan.stage, plan.model, plan.settings)
-    if any(
-        plan.settings.get(name) != x for name, x in said.items()
-    ):  # its model was put in another's place
+    weights = small_weights(plan.stage, plan.model, plan.settings)
+    if not weights.items() <= plan.settings.items():  # its model was put in another's place
         raise ValueError(f"{plan.model.name} is in fewer bits, of which its plan does not know")
     check_rewards(with_rewards(plan, reward_funcs), reward_funcs)
     if "teacher" in STAGES[plan.stage].roles:
@@ -415,13 +416,12 @@ def run_plan(
     prediction = predicted(replace(plan, settings={**plan.settings, **how}), data, quiet)
     run, meter = open_run(), Meter(plan.stage)
     quiet = quiet or not run.writes  # of several processes the first one speaks
-    shown = dashboard if run.writes else None
     job = Job(
         *(plan, data, run, meter, ready, args, quiet, should_stop, functions),
         losses=losses,
         trainer=trainer,
         resume=resume,
-        dashboard=shown,
+        dashboard=dashboard if run.writes else None,
     )
     try:
         if job.dashboard is not None:

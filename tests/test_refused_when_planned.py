@@ -6,6 +6,7 @@ pytest tests/test_refused_when_planned.py
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import json
 import textwrap
@@ -13,19 +14,24 @@ import textwrap
 import pytest
 import torch
 import trl
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 import rlhf_lab as lab
 from rlhf_lab.cli.config_files import as_flags
 from rlhf_lab.models.structure import WITH_MORE
-from rlhf_lab.settings import NEEDS, WORDS, check_settings
-from rlhf_lab.stages import STAGES, resolve
+from rlhf_lab.settings import KEYS, NEEDS, WORDS, check_settings
+from rlhf_lab.stages import STAGES, TRAINABLE, resolve
 from rlhf_lab.training import check_first
 
 THEIRS = [  # stage, settings that its config (TRL's, transformers') raises for
     ("grpo", {"num_generations": 1}),
     ("rloo", {"num_generations": 1}),
     ("grpo", {"generation_batch_size": 64, "steps_per_generation": 2}),
+    ("grpo", {"generation_batch_size": 96, "num_generations": 5}),
+    ("rloo", {"generation_batch_size": 50}),
     ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}),
+    ("sft", {"debug": "undrflow"}),
+    ("sft", {"ddp_backend": "gloo"}),  # of one process
     ("sft", {"dataloader_prefetch_factor": 2}),
     ("sft", {"lr_scheduler_type": "reduce_lr_on_plateau"}),
     ("sft", {"bf16_full_eval": True, "fp16_full_eval": True}),
@@ -47,14 +53,38 @@ def test_what_a_trainers_config_refuses_is_refused_by_the_plan(stage, settings, 
     assert "\n" not in str(refused.value) and next(iter(settings)) in str(refused.value)
 
 
-def branches(trainer: type, name: str) -> set[str]:
-    """The loss types in whose branch of TRL's loss a field of the trainer is read."""
-    source = textwrap.dedent(inspect.getsource(trainer._compute_loss))
+def test_keys_for_accelerate_are_those_that_it_has():
+    names = {field.name for field in dataclasses.fields(AcceleratorConfig)}
+    assert {*KEYS["accelerator_config"]} == names - {"use_configured_state"}
+    for wrong, line in (({"split": True}, "split_batches"), ("a.json", "must be a dict of split")):
+        with pytest.raises(ValueError, match=f"accelerator_config.*{line}"):
+            lab.plan("sft", "tiny", accelerator_config=wrong)
+    assert lab.plan("sft", "tiny", accelerator_config={"even_batches": False})
+
+
+@pytest.mark.parametrize("stage", ["ppo", "rloo", "grpo", "distill"])
+def test_a_response_has_a_length(stage):
+    """TRL would sample up to what the model reads."""
+    with pytest.raises(ValueError, match="^response_length must be a (whole )?number.*, got None$"):
+        lab.plan(stage, "tiny", response_length=None)
+
+
+def test_a_generation_by_its_other_name_is_planned_and_trained_alike():
+    """The lab's own steps_per_generation would be a second word for it, which TRL refuses."""
+    plan = lab.plan("rloo", "tiny", generation_batch_size=96)
+    assert "steps_per_generation" not in plan.settings
+    assert plan.config().steps_per_generation == plan.estimate.setup.steps_per_generation == 3
+
+
+def branches(trainer: type, name: str, of: str = "loss_type", where: str = "_compute_loss"):
+    """The loss types in whose branch of TRL's loss a field of the trainer is read; or the same of
+    another setting that branches."""
+    source = textwrap.dedent(inspect.getsource(getattr(trainer, where)))
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith(tuple("\"')]")):
             body = "\n".join(map(ast.unparse, node.body))
-            compares = "loss_type" in ast.unparse(node.test).split()[0]
+            compares = of in ast.unparse(node.test).split()[0]
             if compares and f"self.{name}" in body:
                 found |= {x.value for x in ast.walk(node.test) if isinstance(x, ast.Constant)}
     return found
@@ -65,6 +95,10 @@ def branches(trainer: type, name: str) -> set[str]:
     [
         ("dpo", "label_smoothing", "label_smoothing"),
         ("dpo", "discopop_tau", "args.discopop_tau"),
+        ("dpo", "beta", "beta"),
+        ("grpo", "epsilon", "epsilon_low epsilon_high"),  # the one stands in for the other
+        ("grpo", "epsilon_high", "epsilon_high"),
+        ("grpo", "delta", "args.delta"),
         ("grpo", "sapo_temperature_neg", "args.sapo_temperature_neg"),
         ("grpo", "sapo_temperature_pos", "args.sapo_temperature_pos"),
         ("grpo", "vespo_k_pos", "args.vespo_k_pos"),
@@ -72,13 +106,52 @@ def branches(trainer: type, name: str) -> set[str]:
 )
 def test_a_setting_of_one_loss_is_refused_with_another(stage, setting, read):
     """TRL takes `label_smoothing` with its default loss, sigmoid, which does not read it."""
-    losses = branches(getattr(trl, f"{stage.upper()}Trainer"), read)
-    (needed,) = [needed for term, needed in NEEDS if term == setting]
-    assert losses == {*needed.removeprefix("loss_type=").split("|")}
-    with pytest.raises(ValueError, match=f"^{setting}=0.1 needs loss_type="):
-        lab.plan(stage, "tiny", **{setting: 0.1})
+    trainer = getattr(trl, f"{stage.upper()}Trainer")
+    losses = set().union(*(branches(trainer, field) for field in read.split()))
+    (needed,) = [needed for term, needed in NEEDS if term in (setting, f"{stage}.{setting}")]
+    assert losses == {*needed.removeprefix("loss_type=").split("|")} - {""}
+    fields = dataclasses.fields(resolve(STAGES[stage].config))
+    field = next(field for field in fields if field.name == "loss_type")
+    default = "sigmoid" if stage == "dpo" else field.default  # a list of it
+    assert (default in losses) == ("=|" in needed)
+    without = next(loss for loss in WORDS[f"{stage}.loss_type"] if loss not in losses)
+    for loss in ({} if "=|" not in needed else {"loss_type": without}, {"loss_type": without}):
+        with pytest.raises(ValueError, match=f"^{setting}=0.1 needs loss_type="):
+            lab.plan(stage, "tiny", **loss, **{setting: 0.1})
+        assert lab.plan(stage, "tiny", **loss).trainer_settings  # nor is a default in the way
     for loss in losses:
-        assert lab.plan(stage, "tiny", loss_type=loss, **{setting: 0.1})
+        more = {"label_smoothing": 0.1} if loss == "exo_pair" else {}
+        assert lab.plan(stage, "tiny", loss_type=loss, **{setting: 0.1, **more})
+
+
+def test_scales_of_rewards_are_of_their_sum_alone():
+    where = "_generate_and_score_completions"
+    read = branches(trl.GRPOTrainer, "scale_rewards", "multi_objective_aggregation", where)
+    assert read == {"sum_then_normalize"}
+    other = {"multi_objective_aggregation": "normalize_then_sum"}
+    assert lab.plan("grpo", "tiny", **other)
+    with pytest.raises(
+        ValueError, match="^scale_rewards='batch' needs multi_objective_aggregation"
+    ):
+        lab.plan("grpo", "tiny", scale_rewards="batch", **other)
+
+
+@pytest.mark.parametrize("stage", TRAINABLE)
+def test_smoothed_labels_are_of_one_loss(stage):
+    """transformers makes a smoother; only SFT's loss of TRL's trainers calls it, in one branch."""
+    smooth = {"label_smoothing_factor": 0.1}
+    trainer = resolve(STAGES[stage].trainer or "rlhf_lab.ppo.trainer:PPOTrainer")
+    reads = any(
+        "self.label_smoother" in inspect.getsource(inspect.getmodule(base))
+        for base in trainer.__mro__
+        if base.__module__.startswith(("trl", "rlhf_lab"))
+    )
+    assert reads == (stage == "sft")
+    if reads:
+        assert lab.plan(stage, "tiny", **smooth)
+        smooth["loss_type"] = "dft"
+    with pytest.raises(ValueError, match="^label_smoothing_factor(=0.1 needs loss| has no effect)"):
+        lab.plan(stage, "tiny", **smooth)
 
 
 OF_LORA = {

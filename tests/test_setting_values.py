@@ -23,6 +23,7 @@ from rlhf_lab.settings import (
     SETTINGS,
     SHARE_OR_STEPS,
     WITHIN_CONTEXT,
+    WITHOUT_EFFECT,
     WORDS,
     config_fields,
     known_settings,
@@ -96,6 +97,7 @@ NUMBERS_OF = {
     for stage in TRAINABLE
     for name, kind in (config_fields(stage) | SETTINGS["model"]).items()
     if {"int", "float"} & {*kind.replace(" ", "").split("|")} and name not in NOT_HONOURED
+    if name not in WITHOUT_EFFECT.get(stage, ())
 }
 """Every field of a trainer's config that is a number, and a stage that has it."""
 

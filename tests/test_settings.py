@@ -17,6 +17,7 @@ import rlhf_lab as lab
 from rlhf_lab.cli.main import main
 from rlhf_lab.cost.fields import INERT, NOT_MODELLED
 from rlhf_lab.settings import (
+    KEYS,
     NEEDS,
     NOT_HONOURED,
     SETTINGS,
@@ -52,7 +53,7 @@ READ: dict[str, tuple[str, dict, object]] = {  # stage, with these settings, ano
     "beta": ("grpo", {"beta": 0.5}, 0.0),
     "loss_type": ("kto", {}, "apo_zero_unpaired"),
     "num_generations": ("grpo", {}, 2),
-    "generation_batch_size": ("grpo", {"num_generations": 2}, 4),
+    "generation_batch_size": ("grpo", {"num_generations": 2}, 128),
     "steps_per_generation": ("grpo", {}, 4),
     "num_iterations": ("grpo", {}, 3),
     "max_completion_length": ("grpo", {}, 33),
@@ -132,6 +133,8 @@ def test_what_is_not_modelled_heads_the_answer(name):
     odd = {"bool": True, "int": 7, "float": 0.37, "str": "odd", "dict": {"odd": 1}, "list": ["odd"]}
     kind = {**SETTINGS["model"], **config_fields(stage)}[name]
     values = [v for k, v in odd.items() if k in kind] + [False]
+    if name in KEYS:
+        values = [{KEYS[name][0]: True}]
     value = next(v for v in values if v not in NOT_MODELLED[name].unless)
     needs = {"lora_r": 8} if (name, "lora_r") in NEEDS else {}
     plan = lab.plan(stage, "tiny", hardware="h100", **{name: value}, **needs)

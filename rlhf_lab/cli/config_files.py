@@ -8,7 +8,7 @@ aside; what is not understood is named, and never dropped without a word.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +51,8 @@ WHERE = "gpus", "nodes", "sharding", "offload"
 @dataclass
 class FromFile:
     """What a config file says of a plan. `script`: what TRL's says of models, data and processes;
-    `unread`: keys that are not understood."""
+    `unread`: keys that are not understood; `left_out`: what is not in the file and has a default of
+    the tool's own, which a plan follows (of TRL's, which we train ourselves, it only says so)."""
 
     tool: str
     stage: str | None = None
@@ -59,6 +60,28 @@ class FromFile:
     settings: Read = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     script: Read = field(default_factory=dict)
+    left_out: Read = field(default_factory=dict)
+
+    @property
+    def planned(self) -> Read:
+        """Settings of a plan."""
+        return self.settings if self.tool == "TRL" else self.left_out | self.settings
+
+    def notes(self, given: Collection[str], settings: Mapping[str, object]) -> list[str]:
+        """Lines about a plan with these settings, of which the user has given some: what of the
+        file was not read, and whose defaults stand for what it leaves out."""
+        lines = [f"not read: {', '.join(self.unread)} ({self.tool})"] * bool(self.unread)
+        left_out = {k: v for k, v in self.left_out.items() if k not in given}
+        if self.tool != "TRL":
+            theirs = ", ".join(f"{name} {value}" for name, value in left_out.items())
+            return lines + [f"not in the file, so {self.tool}'s: {theirs}"] * bool(theirs)
+        ours = {"gradient_checkpointing": False, **settings}
+        other = [
+            f"{name} {ours[name]} (TRL: {value})"
+            for name, value in left_out.items()
+            if name in ours and ours[name] != value
+        ]
+        return lines + [f"not in the file, so the lab's: {', '.join(other)}"] * bool(other)
 
 
 def as_flags(path: str | Path, stage: str) -> list[str]:
@@ -135,6 +158,7 @@ def read_config(path: str | Path) -> FromFile:
             own = json.loads(line.removeprefix(OURS))
             found.stage = own.pop("stage")
             found.settings |= own
+            found.left_out = {}  # we wrote it, whole
     return found
 
 
@@ -153,7 +177,15 @@ def _trl(content: Read) -> FromFile:
         settings["sharding"], offload = CONFIGS[how]
         settings |= {"offload": offload} if offload != "none" else {}
     script = {name: value for name, value in content.items() if name in SCRIPT}
-    return FromFile("TRL", None, content.get("model_name_or_path"), settings, unread, script)
+    model = content.get("model_name_or_path")
+    return FromFile("TRL", None, model, settings, unread, script, _left_out("TRL", settings))
+
+
+def _left_out(tool: str, settings: Read) -> Read:
+    """A tool's own defaults of what its file does not say."""
+    said = {*settings} | ({"num_train_epochs"} if settings.get("max_steps", -1) > 0 else set())
+    said |= {"gradient_checkpointing"} if "activation_checkpointing" in settings else set()
+    return {k: v for k, v in TOOLS[tool]["defaults"].items() if k not in said}
 
 
 # ------------------------------------------------------------------------- axolotl, LLaMA-Factory
@@ -195,6 +227,11 @@ def _other(tool: str, facts: Mapping[str, Setting], content: Read, path: Path) -
     if not adapters:
         for name in ("lora_r", "lora_target_modules", "lora_dropout", "lora_alpha"):
             settings.pop(name, None)
+    elif "lora_r" not in settings:
+        found.unread.append("adapter without lora_r")
+    found.left_out = _left_out(tool, settings)
+    if {"bf16", "fp16"} & content.keys():
+        found.left_out.pop("dtype", None)
     return found
 
 
@@ -213,6 +250,7 @@ def _llama_factory(settings: Read, content: Read) -> None:
     """Its defaults where they are not TRL's, and what is put the other way round."""
     if content.get("finetuning_type") == "lora":
         settings.setdefault("lora_r", 8)
+        settings |= {"adapter_dtype": "bfloat16"} if content.get("pure_bf16") else {}
     off = bool(settings.pop("gradient_checkpointing", False))
     settings["gradient_checkpointing"] = not off
     names = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}

@@ -188,15 +188,13 @@ def _plan(args: argparse.Namespace, **more: int) -> Plan:
     for found in files:
         if found.stage not in (None, args.stage):
             raise ValueError(f"{found.tool}'s file is of {found.stage}, not of {args.stage}")
-        settings, model = settings | found.settings, model or found.model
-    settings |= {**settings_of(args), **more}
+        settings, model = settings | found.planned, model or found.model
+    settings |= (given := {**settings_of(args), **more})
     others = {n: getattr(args, n, None) for n in OTHER_MODELS}
     others["data"] = data = read_rows(args, 0) if getattr(args, "source", None) else None
     made = plan(args.stage, model or "tiny", hardware=_hardware(args), **others, **settings)
-    unread = tuple(
-        f"not read: {', '.join(found.unread)} ({found.tool})" for found in files if found.unread
-    )
-    return replace(made, notes=(*(data.notes if data else ()), *unread))
+    notes = [line for found in files for line in found.notes(given, made.settings)]
+    return replace(made, notes=(*(data.notes if data else ()), *notes))
 
 
 def _print(ledger: Iterable[Row], view: Callable[[], object], as_json: bool) -> None:

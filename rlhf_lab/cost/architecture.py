@@ -147,7 +147,8 @@ def _described(family: str, config: Mapping[str, object]) -> Architecture:
     for name in SIZES:
         if name in c.fields:
             c.size(name)
-    return (_opt if facts.layer == "opt" else _gated)(c, facts)
+    made = (_opt if facts.layer == "opt" else _gated)(c, facts)
+    return replace(made, reward_head=facts.reward_head)
 
 
 def _undescribed(read: Structure) -> Architecture:

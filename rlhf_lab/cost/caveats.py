@@ -51,7 +51,7 @@ def caveats(e: Estimate) -> list[str]:
     found += caveat(e)
     found += [line for m in e.models for line in m.remarks]
     found += of_states(e)
-    found += [NO_SCORE.format(m.family) for m in scored if not m.facts.reward_head]
+    found += [NO_SCORE.format(m.family) for m in scored if not m.reward_head]
     if s.lora_r > (side := s.model.narrowest):
         found.append(f"lora_r={s.lora_r}: ranks above {side}, a matrix's width, add no more")
     if needs := of_main_memory(e):

@@ -74,6 +74,7 @@ class Architecture:
     the layers, applied once to each token (OPT's to and from narrower embeddings). `value_width`:
     of a head, 0: as wide as its queries. `remarks`: what a plan of it has to say first.
     `windows_unknown`: which layers attend within a window is not known: none is taken to.
+    `reward_head`: transformers has a class of it with a score head.
     `cache_unknown`: it keeps something else of a sequence than what is planned.
     """
 
@@ -98,6 +99,7 @@ class Architecture:
     value_width: int = 0
     remarks: tuple[str, ...] = ()
     windows_unknown: bool = False
+    reward_head: bool = True
     cache_unknown: bool = False
 
     @property

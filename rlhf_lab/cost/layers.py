@@ -61,11 +61,12 @@ class PassConfig(NamedTuple):
         return self.b * self.s
 
 
-def linear(t: Tape, p: PassConfig, lin: Linear, x: Value) -> Value:
-    """A linear map, with its adapters (peft's Linear.forward) where it has some."""
+def linear(t: Tape, p: PassConfig, lin: Linear, x: Value, bare: bool = False) -> Value:
+    """A linear map, with its adapters (peft's Linear.forward) where it has some; `bare`: a
+    parameter that is no linear module's."""
     rank = lin.rank(p.lora_r, p.targets) if p.lora_r else 0
-    if rank and lin.copies > 1:
-        return adapted_experts(t, p, lin, x, rank)
+    if rank and (bare or lin.copies > 1):
+        return adapted_weights(t, p, lin, x, rank)
     size = lin.inputs, lin.outputs, p.bytes_per_weight
     y = t.linear(x, *size, trained=p.trained, bias=lin.bias, copies=lin.copies)
     if p.quantized != "none":
@@ -81,15 +82,19 @@ def linear(t: Tape, p: PassConfig, lin: Linear, x: Value) -> Value:
     return t.cast(y, itemsize)
 
 
-def adapted_experts(t: Tape, p: PassConfig, lin: Linear, x: Value, rank: int) -> Value:
-    """Experts with adapters: peft adds B · A to the weights of all of them, which makes them anew
-    in every pass (`ParamWrapper`), and their gradient on the way back."""
+def adapted_weights(t: Tape, p: PassConfig, lin: Linear, x: Value, rank: int) -> Value:
+    """Experts, and routers, with adapters: peft adds B · A to their weights, which makes them anew
+    in every pass (`ParamWrapper`), and their gradient on the way back. Those of experts are made
+    twice, the first time for torch to look at (`register_parametrization`, peft 0.21)."""
     whole, weight = lin.copies * lin.inputs * lin.outputs, p.bytes_per_weight
     pair = lin.copies * rank * (lin.inputs + lin.outputs)
     own = p.adapter_bytes_per_weight
     factors = t.cast(t.result(pair, own, [], weights=(pair * own,)), weight)
     made = product(lin.copies * lin.outputs, rank, lin.inputs, weight)
     t.count_product(made)
+    if lin.copies > 1:
+        t.count_product(made)
+        t.forward.moved += whole * weight
     ways: list[tuple[Value, Way]] = [(factors, "new")]
     merged = t.result(whole, weight, ways, (factors.store,), work=[made, made], last=1)
     return t.grouped(x, merged, lin.inputs, lin.outputs, lin.copies)
@@ -130,7 +135,8 @@ class LayerRun:
     # ------------------------------------------------------------------------------ small parts
 
     def linear(self, x: Value, name: str, part: str = "attention") -> Value:
-        return linear(self.t, self.p, self.linears[part, name], x)
+        bare = name == self.facts.router and not self.facts.router_linear
+        return linear(self.t, self.p, self.linears[part, name], x, bare)
 
     def norm(self, x: Value, width: int | None = None) -> Value:
         t, p, width = self.t, self.p, width or self.m.hidden

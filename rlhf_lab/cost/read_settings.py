@@ -61,7 +61,13 @@ def make_setup(
         known.pop("lora_dropout", None)
     if whole := given.get("generation_batch_size"):  # TRL's other name for the same
         once = known.get("batch", Setup.batch) * known.get("gpus", 1)
-        known["steps_per_generation"] = max(1, int(whole) // once)
+        for name, part in (("a pass", once), ("num_generations", known["samples_per_prompt"])):
+            if whole % part != 0:
+                raise CannotBe(
+                    f"generation_batch_size={whole} does not split into {part} ({name}): choose a "
+                    "multiple"
+                )
+        known["steps_per_generation"] = int(whole) // once
     if known.get("steps", 0) <= 0:
         known.pop("steps", None)
     known = _episodes(stage, known, given)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import product
@@ -36,6 +37,7 @@ REMEDIES = {
     NO_BEGINNING: "give the answers their reasoning (`reasoning_content`) where it opens a thought",
 }
 """What can be done about the reasons for which rows are dropped here."""
+THINK_TAG = re.compile(r"</?think>")
 
 
 def remedy(reason: str) -> str:
@@ -158,10 +160,9 @@ class EncodedPrompt:
             return self.prompt if isinstance(self.prompt, str) else ""
         opens = self.prompt[-1]["role"] != "assistant"
         how = {"add_generation_prompt" if opens else "continue_final_message": True}
-        text = self._render(self.prompt, **how)
+        text = self._render(self.prompt, None, **how)
         _check_written(self.prompt, text)
-        if not all(str(tool.get("function", tool)["name"]) in text for tool in self.tools or []):
-            raise Dropped(f"{LEFT_OUT} tools")
+        self._check_tools([], self.prompt, self.tools or [], **how)
         return text
 
     @cached_property
@@ -171,9 +172,12 @@ class EncodedPrompt:
             return list(self.prompt)
         return self._encode(self.text)
 
-    def response_ids(self, answer: str | list[Message] | list[int]) -> list[int]:
+    def response_ids(
+        self, answer: str | list[Message] | list[int], learned: bool = False
+    ) -> list[int]:
         """Token ids of an answer: what the template writes for it, or the text, and the token that
-        ends the turn, once; or ids already made. They follow on `ids`."""
+        ends the turn, once; or ids already made. They follow on `ids`. Of an answer that is
+        `learned` the template must write the thoughts too."""
         if not isinstance(answer, str) and not is_conversation(answer):
             return list(answer)
         reply = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
@@ -181,7 +185,7 @@ class EncodedPrompt:
             raise Dropped("several messages answer a text")
         text = reply[0]["content"]
         if is_conversation(self.prompt):
-            text = self._written(reply).removesuffix(self.format.beyond)
+            text = self._written(reply, learned).removesuffix(self.format.beyond)
         # Up to the first of the stop tokens in which it ends, with nothing but space between them.
         rest, end, stops = text.rstrip(), None, tuple(filter(str.strip, self.format.stops))
         while rest.endswith(stops):
@@ -193,32 +197,84 @@ class EncodedPrompt:
         return [*ids, eos] if end is None else ids
 
     def learned_ids(self, answer: str | list[Message] | list[int]) -> list[int]:
-        """`response_ids` of an answer to learn from. Raises Dropped too where a single message goes
-        on after a token that ends turns: none that is sampled does."""
-        ids = self.response_ids(answer)
+        """`response_ids` of an answer to learn from. Raises Dropped too where the template cuts its
+        thoughts, and where a single message goes on after a token that ends turns: none that is
+        sampled does."""
+        ids = self.response_ids(answer, learned=True)
         one = isinstance(answer, str) or (len(answer) == 1 and is_conversation(answer))
         if one and not set(ids[:-1]).isdisjoint(self.format.stops.values()):
             raise Dropped(GOES_ON)
         return ids
 
-    def _written(self, reply: list[Message]) -> str:
-        """What the template adds when an answer follows the prompt."""
-        assert is_conversation(self.prompt)
-        turns = [*self.prompt, *reply]
-        if self.prompt[-1]["role"] == "assistant":  # of the answer the beginning is there
-            content = self.prompt[-1]["content"] + reply[0]["content"]
-            turns = [*self.prompt[:-1], {**reply[0], "content": content}, *reply[1:]]
+    def assistant_mask(self, answer: list[Message], ids: list[int]) -> list[int]:
+        """Which of an answer's `response_ids` the assistant writes: 1. What tools return is 0, and
+        what the template writes around that: from the token that ends the turn of the call to where
+        the assistant goes on."""
+        (before, reply), goes_on = self._before(answer), 0
+        turns, mask = [*before, *reply], [1] * len(ids)
         whole = self._render(turns)
+
+        def shared(written: str) -> int:
+            same = os.path.commonprefix([whole, written])[len(self.text) :]
+            return len(os.path.commonprefix([ids, self._following(same)]))
+
+        for first in range(len(before) + 1, len(turns)):
+            if turns[first]["role"] != "tool" or turns[first - 1]["role"] == "tool":
+                continue
+            after = first
+            while turns[after : after + 1] and turns[after]["role"] == "tool":
+                after += 1
+            # Results begin and end where others would be written differently.
+            results = [dict(turn) for turn in turns[first:after]]
+            results[0]["content"] = _unlike(results[0]["content"]) + results[0]["content"]
+            results[-1]["content"] += _unlike(results[-1]["content"])
+            other = self._render([*turns[:first], *results, *turns[after:]])
+            begin = shared(other)
+            stops = [i for i in range(goes_on, begin) if ids[i] in self.format.stops.values()]
+            begin = stops[-1] + 1 if stops else begin
+            alike = len(os.path.commonprefix([whole[::-1], other[::-1]]))
+            goes_on = shared(whole[: len(whole) - alike])
+            if after < len(turns):
+                opened = self._render(turns[:after], add_generation_prompt=True)
+                goes_on = max(goes_on, shared(opened))
+            mask[begin:goes_on] = [0] * (goes_on - begin)
+        return mask
+
+    def _before(self, reply: list[Message]) -> tuple[list[Message], list[Message]]:
+        """The turns before an answer and its own, with the beginning that the prompt has of it."""
+        assert is_conversation(self.prompt)
+        if self.prompt[-1]["role"] != "assistant":
+            return self.prompt, reply
+        content = self.prompt[-1]["content"] + reply[0]["content"]
+        return self.prompt[:-1], [{**reply[0], "content": content}, *reply[1:]]
+
+    def _written(self, reply: list[Message], learned: bool) -> str:
+        """What the template adds when an answer follows the prompt."""
+        before, turns = self._before(reply)
+        whole = self._render([*before, *turns])
         if not whole.startswith(self.text):
             raise Dropped(NO_BEGINNING)
         text = whole[len(self.text) :]
-        _check_written(reply, text)
-        if any(str(m.get("reasoning_content") or "").strip() not in text for m in reply):
-            raise Dropped(f"{LEFT_OUT} the reasoning of an answer")
+        _check_written(reply, text, learned)
+        self._check_tools(before, turns, [])
         return text
 
-    def _render(self, turns: list[Message], **how: bool) -> str:
-        return _render(self.tokenizer, turns, self.format.in_parts, tools=self.tools, **how)
+    def _check_tools(
+        self, before: list[Message], turns: list[Message], tools: Tools, **how: bool
+    ) -> None:
+        """Raises Dropped where the template leaves out tools, or a part of some turns with tools'
+        calls or results."""
+        if not tools and not any(t["role"] == "tool" or t.get("tool_calls") for t in turns):
+            return
+        turns, tools, marks = _marked(turns, tools)
+        text = self._render([*before, *turns], tools, **how)
+        for mark, what in marks.items():
+            if mark not in text:
+                raise Dropped(f"{LEFT_OUT} {what}")
+
+    def _render(self, turns: list[Message], tools: Tools | None = None, **how: bool) -> str:
+        tools = tools or self.tools
+        return _render(self.tokenizer, turns, self.format.in_parts, tools=tools, **how)
 
     def _encode(self, text: str) -> list[int]:
         """Ids of a text from its beginning on: bos once, and no eos that the tokenizer adds."""
@@ -287,6 +343,8 @@ def _formed(message: Message, in_parts: bool, as_text: bool) -> Message:
     formed = dict(message)
     if in_parts:
         formed["content"] = [{"type": "text", "text": message["content"]}]
+    if thoughts := message.get("reasoning_content"):
+        formed["thinking"] = thoughts  # gpt-oss' templates, and LFM's, know it by this name
     calls = []
     for call in message.get("tool_calls") or []:
         given = call["function"].get("arguments", {})
@@ -296,15 +354,58 @@ def _formed(message: Message, in_parts: bool, as_text: bool) -> Message:
     return {**formed, "tool_calls": calls} if calls else formed
 
 
-def _check_written(messages: list[Message], text: str) -> None:
-    """Raises Dropped where the template has left out a text or a tool call. Reasoning is no text:
-    that of earlier turns is left out on purpose."""
+def _unlike(text: str) -> str:
+    """A character that a text neither begins nor ends with."""
+    return next(c for c in "ABC" if c not in (text[:1], text[-1:]))
+
+
+def _marked(turns: list[Message], tools: Tools) -> tuple[list[Message], Tools, dict[str, str]]:
+    """Turns and tools with a mark at the end of every text and at every name of a tool or a call,
+    and what each mark stands for. Their own words may stand elsewhere too, a mark does not."""
+    marks: dict[str, str] = {}
+
+    def mark(text: str, what: str) -> str:
+        marks[made := f"xq{len(marks)}qx"] = what
+        return text + made
+
+    def named(function: Message, what: str) -> Message:
+        return {**function, "name": mark(function["name"], what)}
+
+    marked = []
+    for turn in turns:
+        if turn["content"]:
+            turn = {**turn, "content": mark(turn["content"], f"a turn of {turn['role']}")}
+        if calls := turn.get("tool_calls"):
+            calls = [{**c, "function": named(c["function"], "tool calls")} for c in calls]
+            turn = {**turn, "tool_calls": calls}
+        marked.append(turn)
+    schemas = [
+        {**t, "function": named(t["function"], "tools")} if "function" in t else named(t, "tools")
+        for t in tools
+    ]
+    return marked, schemas, marks
+
+
+def _check_written(messages: list[Message], text: str, learned: bool = False) -> None:
+    """Raises Dropped where the template has left out a text. Thoughts of earlier turns it leaves
+    out on purpose; of an answer that is `learned` they must stand before what is said."""
     for message in messages:
-        answer_text = str(message.get("content") or "").rpartition("</think>")[2].strip()
-        if (
-            answer_text not in text
-            and json.dumps(answer_text, ensure_ascii=False)[1:-1] not in text
-        ):
+        said, thoughts = str(message.get("content") or ""), []
+        if message["role"] == "assistant":
+            inside, _, said = said.rpartition("</think>")
+            thoughts = [str(message.get("reasoning_content") or ""), *THINK_TAG.split(inside)]
+        said = said.strip()
+        if _end_of(said, text, 0) < 0:
             raise Dropped(f"{LEFT_OUT} a turn of {message['role']}")
-        if any(c["function"]["name"] not in text for c in message.get("tool_calls") or []):
-            raise Dropped(f"{LEFT_OUT} tool calls")
+        at = 0
+        for piece in [*thoughts, said] if learned else []:
+            if (at := _end_of(piece.strip(), text, at)) < 0:
+                raise Dropped(f"{LEFT_OUT} the reasoning of an answer")
+
+
+def _end_of(piece: str, text: str, start: int) -> int:
+    """Where a piece of text ends in another, from `start` on, as it is or as JSON has it; or -1."""
+    for written in (piece, json.dumps(piece, ensure_ascii=False)[1:-1]):
+        if (found := text.find(written, start)) >= 0:
+            return found + len(written)
+    return -1

@@ -30,17 +30,25 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class Refused(ValueError):
     """What is wrong with a file or a mapping, in one line, and a mapping that would mend it.
 
-    `{fields}` in the line stands for the mapping (`{ignore}`: columns that mean nothing), in the
-    form of the surface where the user is.
+    `{fields}` in the line stands for the mapping (`{other}`: one of another reading; `{ignore}`:
+    columns that mean nothing), in the form of the surface where the user is.
     """
 
-    def __init__(self, line: str, example: FieldMap, ignore: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        line: str,
+        example: FieldMap,
+        ignore: Sequence[str] = (),
+        other: FieldMap | None = None,
+    ) -> None:
         self.line, self.example, self.ignore = line, example, list(ignore)
+        self.other: FieldMap = other or {}
         super().__init__(self.shown("python"))
 
     def shown(self, surface: str) -> str:
         """The line for "python", "flags" or "yaml"."""
         line = self.line.replace("{ignore}", spell({"ignore": self.ignore}, surface))
+        line = line.replace("{other}", spell(self.other, surface))
         return line.replace("{fields}", spell(self.example, surface))
 
     @property

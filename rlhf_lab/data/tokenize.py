@@ -79,16 +79,19 @@ def sft_rows(tokenizer: Tokenizer, rows: Iterable[Example], max_length: int) -> 
     """Rows with token ids for SFTTrainer, and how many were "truncated" or "too long".
 
     A response that does not fit loses its end, eos included; a prompt that leaves no room for two
-    tokens of response is too long, and its row is dropped.
+    tokens of response is too long, and its row is dropped. What tools return is not learned.
     """
     encoded, counts = [], {"truncated": 0, "too long": 0}
-    for _, prompt, (response,) in encoded_rows(tokenizer, rows, ["completion"], counts):
+    for row, prompt, (response,) in encoded_rows(tokenizer, rows, ["completion"], counts):
         room = max_length - len(prompt)
         if room < min(2, len(response)):
             counts["too long"] += 1
             continue
         counts["truncated"] += len(response) > room
-        mask = [0] * len(prompt) + [1] * len(response[:room])
+        mask, answer = [1] * len(response), row["completion"]
+        if is_conversation(answer) and any(m["role"] == "tool" for m in answer):
+            mask = EncodedPrompt(tokenizer, row).assistant_mask(answer, response)
+        mask = [0] * len(prompt) + mask[:room]
         encoded.append({"input_ids": prompt + response[:room], "completion_mask": mask})
     return encoded, counts
 

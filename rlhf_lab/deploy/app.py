@@ -21,6 +21,8 @@ import threading
 import time
 import urllib.request
 import uuid
+from bisect import bisect_right
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -38,6 +40,8 @@ from ..models.policy import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from ..cost.decoder import Architecture
 
 Json = dict[str, Any]
 
@@ -105,28 +109,59 @@ def _texts(message: object) -> list[object]:
     return [message.get("role"), message.get("content")]
 
 
+def engine_room(
+    read: Architecture, numbers: float, rows: int, most: int, step: int
+) -> tuple[int, int]:
+    """→ tokens of the longest request that memory for so many numbers holds, `most` at most, and
+    pages, each of all layers, for `rows` of them, or as many as fit.
+
+    By the planner's arithmetic: keys and values, of which layers with a window keep the last; their
+    copies in a step; and a mask of the step's tokens for each kind of layer, as wide as all pages
+    would hold if the kind that has fewer layers had them alone (transformers 5.23).
+    """
+    from ..ppo.rollout_engines import PAGE
+
+    def whole(tokens: int) -> int:
+        return -(-tokens // PAGE) * PAGE
+
+    near = sum(count for layer in read.layers for _, count in layer.windows)
+    kinds = [count for count in (near, read.depth - near) if count]
+    paged = (tuple((whole(w), n) for w, n in layer.windows) for layer in read.layers)
+    pairs = zip(read.layers, paged, strict=True)
+    read = replace(read, layers=tuple(replace(layer, windows=w) for layer, w in pairs))
+
+    def taken(tokens: int) -> float:
+        kept = read.kept(whole(tokens))
+        wide = len(kinds) * read.depth / min(kinds) / max(1, read.cached)
+        return kept * (1 + step * wide) + 3 * read.heads * read.head_dim * tokens
+
+    longest = bisect_right(range(1, most + 1), numbers, key=taken)
+    each = math.ceil(read.kept(whole(longest)) / (max(1, read.cached) * PAGE))
+    # What is handed out to a kind of layers at a time is a multiple of both kinds' pages.
+    started = len(kinds) * -(-math.lcm(*kinds) // read.depth)
+    return longest, int(min(rows, numbers / max(1.0, taken(longest))) * each) + started
+
+
 def start_engine(model: PreTrainedModel, rows: int, context: int | None, share: bool) -> Any:
     """transformers' continuous batching, each request with the settings that are put into `asked`
     under its id before it comes. `rows`: requests at once; `share`: pages of equal beginnings.
 
-    Its `context`, tokens of the longest request, is what model and memory hold, by the planner's
-    arithmetic: keys and values, their copies in a step, and a mask. Raises ValueError, one line.
+    Its `context`, tokens of the longest request, is what model and memory hold (`engine_room`).
+    Raises ValueError, one line.
     """
     import torch
     from transformers import GenerationConfig
     from transformers.cli.serving.utils import CBGenerateManager
 
-    from ..ppo.rollout_engines import PAGE, engine_sizes
+    from ..ppo.rollout_engines import engine_sizes
 
     step, read = max(STEP_TOKENS, 2 * rows), architecture(model.config.to_dict())
-    each = model.dtype.itemsize * (read.cached + 3 * read.heads * read.head_dim + step)
     on_gpu = model.device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory()
-    pages = int(SHARE * free / each) // PAGE
-    longest = min(context or read.context, read.context, pages * PAGE)
+    most = min(context or read.context, read.context)
+    longest, blocks = engine_room(read, SHARE * free / model.dtype.itemsize, rows, most, step)
     if longest < (context or 2):
         raise ValueError(f"context={context}: model and free memory hold {longest} tokens")
-    blocks = min(rows * -(-longest // PAGE), pages) + 1
     how = {"allow_block_sharing": share, "per_request_processors": True}
     engine: Any = CBGenerateManager(engine_sizes(rows, blocks, step, **how))
     engine.context, engine.asked = longest, {}

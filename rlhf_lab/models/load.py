@@ -246,7 +246,7 @@ def load(name: str | Path | Model, *, trust_remote_code: bool = False) -> Model:
             raise ValueError(f"the bundled model {name!r} is missing from {folder}; reinstall")
         stages += [s for s in ("reward_adapter",) if (folder / s / ADAPTER_FILE).is_file()]
         return Model(str(name), {s: str(folder / s) for s in stages})
-    if local.is_dir():
+    if local.is_dir() and name != "":  # which Path takes for the folder here
         return _local(local, trust_remote_code)
     hub_id = short_names().get(str(name).lower(), str(name))
     among_runs = "runs" in local.parts[:-1] or any(local.parent.glob("*/run.json"))

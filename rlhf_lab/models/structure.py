@@ -152,7 +152,7 @@ def _number(found: JsonObject) -> JsonObject | float:
 
 def read(config: Mapping[str, object]) -> Structure:
     """Build the model on `meta`, and look at it."""
-    model, head, own = _build(config)
+    model, head, own, scores = _build(config)
     table = cast("nn.Embedding", model.get_input_embeddings())
     hidden, seen = _size(own, "hidden_size"), set[int]()
     heads = _size(own, "num_attention_heads", default=1)
@@ -202,6 +202,7 @@ def read(config: Mapping[str, object]) -> Structure:
         "active": _size(own, *ACTIVE, default=1),
         "outer": outer,
         "head_bias": head is not None and head.bias is not None,
+        "reward_head": scores,
     }
 
 
@@ -256,11 +257,13 @@ def _windows(config: PreTrainedConfig) -> tuple[list[int] | None, bool]:
 
 def _build(
     config: Mapping[str, object],
-) -> tuple[PreTrainedModel, nn.Linear | None, PreTrainedConfig]:
-    """→ the decoder, on `meta`; its head, of which it may be a part; its config."""
+) -> tuple[PreTrainedModel, nn.Linear | None, PreTrainedConfig, bool]:
+    """→ the decoder, on `meta`; its head, of which it may be a part; its config; whether
+    transformers puts a `score` head on it, which reward models are made with."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers import AutoModelForMaskedLM as Encoders
+    from transformers import AutoModelForSequenceClassification as Scored
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from .hub import quiet_transformers
@@ -285,7 +288,9 @@ def _build(
             if type(of) in auto._model_mapping and not (whole.is_encoder_decoder or encoder):
                 model = auto.from_config(of)  # type: ignore[no-untyped-call]
                 decoder = model if alone else model.get_decoder()
-                return decoder, model.get_output_embeddings(), text
+                scores = type(whole) in Scored._model_mapping
+                scores = scores and hasattr(Scored.from_config(whole), "score")
+                return decoder, model.get_output_embeddings(), text, scores
     except Exception as error:  # a config that cannot be raises whatever its class raises
         line = f"no {family} model can be made of this config: {first_line(error)}"
         raise ValueError(line) from None

@@ -6,6 +6,8 @@ pytest tests/cli/test_config_files.py
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import fields
 
 import pytest
 import yaml
@@ -281,6 +283,59 @@ def test_llama_factorys_file(tmp_path):
     assert s.gradient_checkpointing, "on where its file does not disable it"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected", "heads"),
+    [
+        (
+            "base_model: Qwen/Qwen2.5-7B\nadapter: lora\n",
+            {"batch": 1, "length": 512, "dtype": "bfloat16", "epochs": 1, "lora_r": 0},
+            [
+                "not read: adapter without lora_r (axolotl)",
+                "not in the file, so axolotl's: per_device_train_batch_size 1, ",
+            ],
+        ),
+        (
+            "model_name_or_path: Qwen/Qwen2.5-7B\nfinetuning_type: full\npure_bf16: true\n",
+            {"batch": 8, "length": 2048, "dtype": "bfloat16", "epochs": 3, "lora_r": 0},
+            ["not in the file, so llama-factory's: per_device_train_batch_size 8, "],
+        ),
+        (
+            "model_name_or_path: Qwen/Qwen2.5-7B\nfinetuning_type: lora\npure_bf16: true\n"
+            "stage: pt\nmax_steps: 9\n",
+            {"lora_r": 8, "adapter_dtype": "bfloat16", "padded": False, "steps": 9},
+            ["not in the file, so llama-factory's: per_device_train_batch_size 8, "],
+        ),
+    ],
+)
+def test_what_a_file_leaves_out_is_its_tools(tmp_path, capsys, text, expected, heads):
+    file = tmp_path / "theirs.yaml"
+    file.write_text(text)
+    found = read_config(file)
+    setup = lab.plan("sft", found.model, hardware="h200", **found.planned).estimate.setup
+    assert {name: getattr(setup, name) for name in expected} == expected
+    assert main(["plan", "sft", "--config", str(file), "--hardware", "h200"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, head in zip(lines, heads, strict=False):
+        assert line.startswith(head)
+
+
+@pytest.mark.parametrize("stage", [s for s in TRAINABLE if s not in ("ppo", "distill")])
+def test_what_a_file_of_trls_leaves_out_is_said(tmp_path, capsys, stage):
+    """Against TRL's own configs: each value that the line calls TRL's is its default."""
+    (file := tmp_path / "trl.yaml").write_text("learning_rate: 1e-5\n")
+    assert main(["plan", stage, "--config", str(file), "--hardware", "h200"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("not in the file, so the lab's: ")
+    said = re.findall(r"(\w+) \S+ \(TRL: (\S+)\)", first)
+    trls = {field.name: field.default for field in fields(resolve(STAGES[stage].config))}
+    assert said and all(float(trls[name]) == float(yaml.safe_load(v.lower())) for name, v in said)
+    file.write_text("activation_checkpointing: true\n")  # its newer name
+    line = ["plan", stage, "--config", str(file), "--hardware", "h200", "--batch", "4"]
+    assert main(line) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "per_device_train_batch_size" not in first and "gradient_checkpointing" not in first
+
+
 def test_a_file_on_the_command_line(tmp_path, capsys):
     """What is not understood heads the answer; flags win over the file."""
     file = tmp_path / "axolotl.yaml"
@@ -288,7 +343,7 @@ def test_a_file_on_the_command_line(tmp_path, capsys):
     line = ["plan", "sft", "--config", str(file), "--hardware", "a100", "--batch", "1"]
     assert main(line) == 0
     first, *rest = capsys.readouterr().out.splitlines()
-    assert first == "not read: unheard_of (axolotl)"
+    assert first == "not read: unheard_of (axolotl)"  # nothing else: the file says the rest
     assert any("yours:" in text and "batch 1 row," in text for text in rest)
     assert main(["plan", "dpo", *line[2:]]) == 2
     assert "axolotl's file is of sft, not of dpo" in capsys.readouterr().err

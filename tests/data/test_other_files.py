@@ -48,17 +48,10 @@ def single(column: str, of_good: object, of_bad: object) -> list[dict]:
 
 
 SUGGESTED = {
-    "0 or 1": two(label=[0, 1]),
     "1 or 2, the second first": two(verdict=[1, 2])[::-1],
     "true: the first": two(a_is_better=[True, False]),
     "true: the one that is named": two(b_is_better=[False, True]),
-    "1 to 5": two(True, preference=[2, 4, 3]),
-    "1 to 7, of which three lie below the middle": [
-        {**row, "preference": row["preference"] - i % 3}
-        for i, row in enumerate(two(preference=[3, 7]))
-    ],
     "words with commas and colons": two(verdict=["A wins, barely: yes", "B wins, barely: yes"]),
-    "a probability of the first": two(True, preference_prob=[0.9, 0.2, 0.5]),
     "a probability of the one that is named": two(p_b_better=["0.01", "0.7"]),
     "a letter beside scores that say nothing": two(
         score_a=[3, 3], score_b=[3, 3], choice=["A", "B"]
@@ -102,7 +95,6 @@ SUGGESTED = {
         {**r, "score_b": "N/A" if i == 3 else r["score_b"]}
         for i, r in enumerate(two(score_a=[5, 1], score_b=[1, 5]))
     ],
-    "an answer that is a letter": two(True, answer=["A", "B", "C"]),
     "won by chosen or by rejected": [
         {
             "prompt": r["prompt"],
@@ -158,6 +150,43 @@ def test_what_a_refusal_suggests_is_right_as_it_stands(case):
     assert len(data.answers.train + data.answers.test) == 2 * N or len(pairs_of(data)) >= N
     flags = from_flags(shlex.split(spell(example, "flags"))[1::2])
     assert from_rows(rows, "mine", fields=flags).preferences == data.preferences
+
+
+ANSWERS = [("good", "fair", "poor"), ("poor", "good", "fair"), ("fair", "poor", "good")]
+BEST_FIRST = ("good", "fair", "poor")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("column", ["ranking", "scores"])
+def test_an_order_of_answers_is_not_taken_for_ranks_without_a_word(column, first):
+    """Of a list such as [1, 2, 0], both readings as they are shown read what they say."""
+    rows = [{"prompt": asked(i), "answers": [f"{a} {i}" for a in ANSWERS[i % 3]]} for i in range(N)]
+    for i, row in enumerate(rows):  # numbers of answers, the best first
+        row[column] = [first + ANSWERS[i % 3].index(a) for a in BEST_FIRST]
+    with pytest.raises(Refused, match="where it is the order of the answers, the best first") as no:
+        from_rows(rows)
+    for pair in pairs_of(from_rows(rows, fields=no.value.other)):
+        assert pair["chosen"].startswith("good")
+    flags = from_flags(shlex.split(spell(no.value.other, "flags"))[1::2])
+    assert from_rows(rows, fields=flags).preferences.train
+    sign = 1 if column == "ranking" else -1  # ranks, or scores
+    for i, row in enumerate(rows):  # a number of each answer
+        merits = [first + sign * BEST_FIRST.index(a) for a in ANSWERS[i % 3]]
+        row[column] = [m + 2 * (sign < 0) for m in merits]
+    with pytest.raises(Refused, match="each number is an answer's (rank|score)") as no:
+        from_rows(rows)
+    for pair in pairs_of(from_rows(rows, fields=no.value.example)):
+        assert pair["chosen"].startswith("good") and pair["rejected"].startswith("poor")
+
+
+def test_lists_that_say_the_same_in_both_readings_are_suggested_in_one():
+    rows = [{"prompt": asked(i), "answers": ["a", "b", "c"], "rank": [1, 0, 2]} for i in range(N)]
+    for lists in ([[1, 0, 2]], [[0, 2, 1], [2, 1, 0]], [[1, 1, 2], [2, 3, 1]]):
+        for i, row in enumerate(rows):
+            row["rank"] = lists[i % len(lists)]
+        with pytest.raises(Refused) as no:
+            from_rows(rows)
+        assert "order" not in str(no.value) and no.value.example["ranks"] == ["rank"]
 
 
 MODELS = [["small", "large"], ["large", "small"]]

@@ -16,12 +16,14 @@ import pytest
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from rlhf_lab import launching, planning
+from rlhf_lab import launching, planning, training
 from rlhf_lab.cli.main import main
+from rlhf_lab.launch import launcher
 from rlhf_lab.launch.accelerate_config import CONFIGS
 from rlhf_lab.launch.launcher import Hosts, command
 from rlhf_lab.launch.processes import meet
 from rlhf_lab.launching import launched
+from rlhf_lab.runs.run import Run
 from rlhf_lab.stages import TRAINABLE
 from rlhf_lab.training import check_first
 
@@ -393,3 +395,19 @@ def test_fsdp2_reaches_the_processes_of_every_stage(how, tmp_path, monkeypatch):
         plugin.set_auto_wrap_policy(model)
         (unit,) = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
         assert unit is type(model.model.layers[0])
+
+
+def test_that_it_does_not_fit_is_said_by_both_doors(tmp_path, capsys, monkeypatch):
+    file = str(of_file(tmp_path, num_machines=1, num_processes=8))
+    planned = plan("sft", BIG)
+    line = ["train", "sft", "--model", BIG, "--hardware", "h100", "--accelerate", file, "--dry-run"]
+    assert main(line) == 0
+    of_command = capsys.readouterr().err
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 16)
+    monkeypatch.setattr(launcher, "launch", lambda *_: 0)  # nothing is started
+    monkeypatch.setattr(Run, "load", lambda folder: folder)
+    for quiet in (False, True):
+        training.train(planned, accelerate=file, out=tmp_path / "run", quiet=quiet)
+        of_python = capsys.readouterr().out
+        assert of_python.partition(";")[0] == of_command.partition(";")[0] * (not quiet)
+    assert not planned.fits and of_command.startswith("sft: does not fit: ")

@@ -341,3 +341,11 @@ def test_row_2_the_generation_configs_stop_tokens_are_known(config, stops, tmp_p
     if config is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(config))
     assert load_tokenizer(tmp_path).stop_token_ids == stops
+
+
+def test_an_empty_name_is_not_the_folder_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="no model ''"):
+        lab.load("")
+    assert lab.load(".").paths["base"] == "."

@@ -11,14 +11,16 @@ import pytest
 import torch
 import transformers
 from any_config import small_config
+from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import rlhf_lab as lab
 from rlhf_lab.models.structure import NO_KEYS, OWN_HEADS
 from rlhf_lab.ppo import logprobs
 from rlhf_lab.ppo.rollout import trunk_of
+from rlhf_lab.training import check_first
 
 AFTER_THE_HEAD = {
     **dict.fromkeys((*logprobs.MULTIPLIERS, "logits_scaling"), 0.37),
@@ -133,6 +135,27 @@ def test_models_without_keys_and_values_are_refused_when_planned(tmp_path):
             lab.plan("sft", tmp_path, **more)
 
 
+@pytest.mark.parametrize("family", ["mamba", "ctrl", "codegen", "olmoe", "llama"])
+def test_plan_and_training_agree_on_what_has_a_score_head(family, tmp_path, monkeypatch):
+    """transformers' own class of it has a `score`, or the plan says first what training refuses."""
+    monkeypatch.setenv("RLHF_LAB_HOME", str(tmp_path / "lab"))
+    config = small_config(family)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        try:
+            made = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**config))
+        except ValueError:  # no class of it
+            made = None
+    plan = lab.plan("reward", tmp_path, prompt_length=8, response_length=8)
+    line = f"{family}: transformers has no class of it with a score head"
+    assert any(w.startswith(line) for w in plan.warnings) == (not hasattr(made, "score"))
+    if hasattr(made, "score"):
+        check_first(plan)
+        return
+    with pytest.raises(ValueError, match=f"^{line}"):
+        lab.train(plan)
+
+
 @pytest.mark.parametrize("targets", [None, "all-linear", ["q_proj", "out_proj"]])
 def test_adapters_that_peft_refuses_on_state_spaces_are_refused_when_planned(targets, tmp_path):
     config = small_config("falcon_h1")
@@ -140,6 +163,24 @@ def test_adapters_that_peft_refuses_on_state_spaces_are_refused_when_planned(tar
     with pytest.raises(ValueError, match="^lora_r: peft puts no adapters on out_proj of falcon_h1"):
         lab.plan("sft", tmp_path, lora_r=4, lora_target_modules=targets)
     assert lab.plan("sft", tmp_path, lora_r=4, lora_target_modules=["q_proj"])
+
+
+@pytest.mark.parametrize("family", ["phimoe", "llama4_text", "mixtral"])
+def test_routers_that_adapters_fail_on_are_refused_when_planned(family, tmp_path):
+    """The first pass of a small model tells."""
+    config = small_config(family)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(a_model(family), lora)
+    ids = torch.arange(3, 11)[None]
+    if family == "mixtral":
+        assert model(input_ids=ids) and lab.plan("sft", tmp_path, lora_r=4)
+        return
+    with pytest.raises(AttributeError, match="'tuple' object"):
+        model(input_ids=ids)
+    with pytest.raises(ValueError, match=f"^lora_r: peft puts no adapters on router of {family}"):
+        lab.plan("sft", tmp_path, lora_r=4)
+    assert lab.plan("sft", tmp_path, lora_r=4, lora_target_modules=["q_proj", "v_proj"])
 
 
 @torch.no_grad()
