@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from rlhf_lab.cost.architecture import architecture
 from rlhf_lab.cost.estimate import Estimate, estimate
 from rlhf_lab.cost.serving import request_bytes
+from rlhf_lab.simulate.shortcuts import _grow
 
 ROWS, PROMPT = 2, 5
 SIZES: dict[str, dict[str, object]] = {
@@ -109,3 +110,13 @@ def test_text_reads_no_cross_attention() -> None:
 def test_what_is_not_known_is_said_first(family: str) -> None:
     config = AutoConfig.for_model(family, num_hidden_layers=4).to_dict()
     assert "is not known here" in architecture(config).remarks[0]
+
+
+def test_in_the_x_ray_keys_grow_and_states_do_not() -> None:
+    cache = DynamicCache(config=AutoConfig.for_model("qwen3_5_text", num_hidden_layers=4))
+    keys, state = torch.zeros(1, 4, 5, 256), torch.zeros(1, 32, 128, 128)
+    cache.update(keys, keys, 3)
+    cache.update_recurrent_state(state, 0)
+    _grow(cache, 9)
+    assert cache.layers[3].keys.shape == cache.layers[3].values.shape == (1, 4, 9, 256)
+    assert cache.layers[0].recurrent_states[0].shape == state.shape
