@@ -181,6 +181,8 @@ def _outcome(summary: JsonObject) -> dict[str, str]:
 
 COUNTED = 2000
 """Rows of a set whose tokens are counted when data are described."""
+DROPPED = "dropped: "
+"""What begins the keys of counts by reason."""
 
 
 def describe_data(
@@ -231,8 +233,8 @@ def describe_data(
                 "held out": held_out,
                 **looked,
                 **lengths,
-                **{k.replace("too", "dropped: too"): n for k, n in counts.items()},
-                **{f"dropped: {why}": n for why, n in refused.items()},
+                **{k if k == "truncated" else DROPPED + k: n for k, n in counts.items()},
+                **{DROPPED + why: n for why, n in refused.items()},
             }
         )
     return described
@@ -240,9 +242,23 @@ def describe_data(
 
 def usable(described: Mapping[str, object]) -> bool:
     """Whether rows of a set that `describe_data` has looked at are left to train on."""
-    dropped = sum(n for k, n in described.items() if k.startswith("dropped") and is_number(n))
+    dropped = sum(n for k, n in described.items() if k.startswith(DROPPED) and is_number(n))
     sizes = (n for n in (described["train"], described["held out"]) if is_number(n))
     return dropped < min(sum(sizes), COUNTED)
+
+
+def why_unusable(described: Sequence[Mapping[str, object]], max_length: int) -> str:
+    """Why no row of the sets that `describe_data` has looked at is left, and what to do."""
+    from .data.chat import remedy
+
+    keys = dict.fromkeys(k for of_set in described for k, n in of_set.items() if n)
+    lost = [k.removeprefix(DROPPED) for k in keys if k.startswith(DROPPED)]
+    room = f"within {max_length} tokens (--max-length)"
+    if lost == ["too long"]:
+        return f"no row can be used {room}"
+    reasons = ", ".join(f"{why} {room}" if why == "too long" else why for why in lost)
+    to_do = next(filter(None, map(remedy, lost)), "")
+    return f"no row can be used: {reasons}" + f"; {to_do}" * bool(to_do)
 
 
 def report(

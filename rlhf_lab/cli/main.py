@@ -237,9 +237,7 @@ def _data(args: argparse.Namespace) -> int:
     described = pipeline.describe_data(data or "stories", model, args.max_length)
     print(table(described))
     if not any(map(pipeline.usable, described)):
-        raise ValueError(
-            f"{args.source}: no row can be used within {args.max_length} tokens (--max-length)"
-        )
+        raise ValueError(f"{args.source}: {pipeline.why_unusable(described, args.max_length)}")
     return 0
 
 

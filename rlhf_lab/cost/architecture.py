@@ -40,6 +40,10 @@ FUSED = (
     "{}: layers without keys and values are planned as fused kernels run them; without such "
     "kernels they take several times the memory and time, which the bands leave out"
 )
+CACHE = (
+    "{}: what it keeps of a sequence (compressed keys and values, or a state of its own) is not "
+    "known here: memory of generation and requests that fit are wrong; measure them"
+)
 WHOLE = (
     "{}: its config does not say which layers attend within a window: planned with whole attention"
 )
@@ -104,10 +108,13 @@ def architecture(config: Mapping[str, object]) -> Architecture:
     known = family in FAMILIES
     read = _described(family, inner) if known else _undescribed(structure_of(config))
     facts = read.facts
+    if read.cache_unknown:
+        remarks = CACHE.format(read.family), *remarks
     if facts.rough:
         remarks += (ROUGH.format(read.family),)
     mamba = any(name.startswith("mamba_") for name in inner)
-    if facts.rough and (mamba or not all(layer.cached for layer in read.layers)):
+    alone = any(any(y.state) and not y.cached for y in read.layers)
+    if facts.rough and (mamba or alone or read.cache_unknown):
         remarks += (FUSED.format(read.family),)
     if facts.every_expert:
         remarks += (f"{read.family}: transformers sends every token through every expert",)
@@ -151,8 +158,8 @@ def _undescribed(read: Structure) -> Architecture:
         return tuple(Linear(*m[:6], None if m[6] is None else tuple(m[6])) for m in found)
 
     layers = tuple(
-        Layer(n, maps(found), norms, kv, tuple((size, often) for size, often in windows))
-        for n, found, norms, kv, windows in read["layers"]
+        Layer(n, maps(found), norms, kv, tuple((w, often) for w, often in windows), tuple(state))
+        for n, found, norms, kv, state, windows in read["layers"]
     )
     return Architecture(**{**read, "layers": layers, "outer": maps(read["outer"])})
 

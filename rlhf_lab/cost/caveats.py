@@ -18,6 +18,21 @@ EXPERTS_IN_FP32 = (
     "autocast does not reach grouped products: experts compute in fp32, slower than planned; "
     "dtype=bfloat16 makes them 16-bit"
 )
+STATE = (
+    "{}: beside keys and values a request keeps {} whatever its length (recurrent states in fp32, "
+    "inputs of convolutions), counted as kv_cache{}"
+)
+
+
+def of_states(e: Estimate) -> list[str]:
+    """What a request keeps whatever its length, in words; none where nothing is sampled."""
+    s = e.setup
+    size = s.model.state_bytes(2 if s.autocast else s.bytes_per_weight)
+    if not size or all(row.component != "kv_cache" for row in e.ledger):
+        return []
+    engine = s.engine == "vllm" or s.use_vllm
+    pages = ", as transformers holds it; an engine's pages may be larger" * engine
+    return [STATE.format(s.model.family, format_bytes(size), pages)]
 
 
 def of_main_memory(e: Estimate) -> str:
@@ -35,6 +50,7 @@ def caveats(e: Estimate) -> list[str]:
     found = [f"{hw.name}: {hw.caveat}"] * bool(hw.caveat)
     found += caveat(e)
     found += [line for m in e.models for line in m.remarks]
+    found += of_states(e)
     found += [NO_SCORE.format(m.family) for m in scored if not m.reward_head]
     if s.lora_r > (side := s.model.narrowest):
         found.append(f"lora_r={s.lora_r}: ranks above {side}, a matrix's width, add no more")

@@ -53,13 +53,15 @@ class Linear:
 class Layer:
     """`count` equal layers: their linear maps, and the numbers one of them learns in norms and
     other vectors. `cached`: numbers that a token leaves in its cache of keys and values. `windows`:
-    (tokens, layers), of the layers that attend to so many tokens only, themselves included."""
+    (tokens, layers), of the layers that attend to so many tokens only, themselves included.
+    `state`: numbers that it keeps of a sequence of any length, as wide as weights and in fp32."""
 
     count: int
     linears: tuple[Linear, ...]
     norms: int
     cached: int
     windows: tuple[tuple[int, int], ...] = ()
+    state: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Architecture:
     of a head, 0: as wide as its queries. `remarks`: what a plan of it has to say first.
     `windows_unknown`: which layers attend within a window is not known: none is taken to.
     `reward_head`: transformers has a class of it with a score head.
+    `cache_unknown`: it keeps something else of a sequence than what is planned.
     """
 
     family: str
@@ -97,6 +100,7 @@ class Architecture:
     remarks: tuple[str, ...] = ()
     windows_unknown: bool = False
     reward_head: bool = True
+    cache_unknown: bool = False
 
     @property
     def facts(self) -> Family:
@@ -117,6 +121,10 @@ class Architecture:
         """Numbers in the cache of so many tokens, of which a layer with a window keeps the last."""
         beyond = (n * y.cached * max(0, tokens - w) for y in self.layers for w, n in y.windows)
         return self.cached * tokens - sum(beyond)
+
+    def state_bytes(self, itemsize: int) -> int:
+        """Of the states that its layers keep of a sequence of any length, with such weights."""
+        return sum(y.count * (y.state[0] * itemsize + y.state[1] * 4) for y in self.layers)
 
     def beyond(self, first: float, last: float) -> float:
         """Tokens of a context outside the windows, as an average over the layers' caches and over

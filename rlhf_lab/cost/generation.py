@@ -33,7 +33,7 @@ def generation(
     """→ (prefill, decoding), of each the memory at its peak and its work, of the model or of its
     `draft`. The cache grows to the whole length, in a layer with a window to that. A prompt is
     there whole until the next token comes: what transformers 5.23 cuts off is a view until then
-    (cache_utils.DynamicSlidingWindowLayer).
+    (cache_utils.DynamicSlidingWindowLayer). States of layers without keys and values are there too.
 
     With a draft that guesses k tokens a pass of the model checks k + 1, and the draft makes k
     passes for each of them. What is checked together is counted as rows of their own, each with its
@@ -48,7 +48,8 @@ def generation(
     row = _next_token(model, first)
     itemsize = 2 if s.autocast else s.bytes_per_weight
     activations, _, logits = forward_peak(row, heads.resident_bytes(model, first))[0]
-    filled = 1.0 * model.cached * itemsize * n * s.prompt
+    state = 1.0 * model.state_bytes(itemsize) * n
+    filled = 1.0 * model.cached * itemsize * n * s.prompt + state
     prefill = (activations, filled, logits), works(row, "forward")
     # The work of a step is linear in the context and in the rows that have not ended: a step at
     # the middle with the average number of rows stands for all.
@@ -64,7 +65,7 @@ def generation(
         decoding.add(Work(called=AROUND_GUESS), passes)
     # A layer's keys, old and new, while they grow.
     growing = max(map(_longest, model.layers, repeat(s.length - 1))) / 2 * itemsize * n
-    kept = 1.0 * model.kept(s.length - 1) * itemsize * n
+    kept = 1.0 * model.kept(s.length - 1) * itemsize * n + state
     return prefill, ((activations + growing, kept, logits), decoding)
 
 

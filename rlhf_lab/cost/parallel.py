@@ -56,7 +56,9 @@ def shard(model: Architecture, k: int) -> Architecture:
     def held(y: Layer) -> Layer:
         latent = any(x.name == "kv_b_proj" for x in y.linears)  # what all heads are made of
         cached = y.cached if latent else y.cached * kv // model.kv_heads
-        return replace(y, linears=tuple(map(share, y.linears)), cached=cached)
+        narrow, wide = (-(-n // k) for n in y.state)
+        linears = tuple(map(share, y.linears))
+        return replace(y, linears=linears, cached=cached, state=(narrow, wide))
 
     layers = map(held, model.layers)
     return replace(

@@ -116,9 +116,11 @@ def request_bytes(s: Setup, new: float = 1) -> float:
     many `new` tokens: a layer with a window holds these and the window before them.
 
     As vLLM 0.32 does it (v1/kv_cache_interface.py, v1/core/kv_cache_utils.py): layers of each kind
-    lie in groups of one size, the last one filled up; beside chunks (Llama 4) all are whole.
+    lie in groups of one size, the last one filled up; beside chunks (Llama 4) all are whole. States
+    of any length are added as transformers keeps them, not in vLLM's pages.
     """
     m, block = s.held, ENGINE["block_tokens"]
+    state = m.state_bytes(s.bytes_per_weight)
     blocks = math.ceil(s.length / block)
     layers, numbers = Counter[int](), Counter[int]()
     for layer in m.layers:
@@ -129,13 +131,13 @@ def request_bytes(s: Setup, new: float = 1) -> float:
     counts = [n for n in layers.values() if n]
     chunks = "attention_chunk_size" in m.facts.fields.values()
     if chunks or not any(n for w, n in layers.items() if w):
-        return blocks * block * token_bytes(s)
+        return blocks * block * token_bytes(s) + state
     group = max(counts) if max(counts) < 1.5 * min(counts) else min(counts)
     near = {w: min(blocks, math.ceil((w - 1 + new) / block) + 1) if w else blocks for w in layers}
     filled = (
         near[w] * numbers[w] * math.ceil(n / group) * group / n for w, n in layers.items() if n
     )
-    return sum(filled) * block * token_bytes(s) / m.cached
+    return sum(filled) * block * token_bytes(s) / m.cached + state
 
 
 def workspace(s: Setup) -> float:

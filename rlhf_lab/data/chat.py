@@ -394,12 +394,13 @@ def _check_written(messages: list[Message], text: str, learned: bool = False) ->
         if message["role"] == "assistant":
             inside, _, said = said.rpartition("</think>")
             thoughts = [str(message.get("reasoning_content") or ""), *THINK_TAG.split(inside)]
-        at = 0
-        for thought in thoughts if learned else []:
-            if (at := _end_of(thought.strip(), text, at)) < 0:
-                raise Dropped(f"{LEFT_OUT} the reasoning of an answer")
-        if _end_of(said.strip(), text, at) < 0:
+        said = said.strip()
+        if _end_of(said, text, 0) < 0:
             raise Dropped(f"{LEFT_OUT} a turn of {message['role']}")
+        at = 0
+        for piece in [*thoughts, said] if learned else []:
+            if (at := _end_of(piece.strip(), text, at)) < 0:
+                raise Dropped(f"{LEFT_OUT} the reasoning of an answer")
 
 
 def _end_of(piece: str, text: str, start: int) -> int:

@@ -41,6 +41,7 @@ what a column is about, in lower case."""
 STANDS_FOR_NOTHING = "a text that stands for nothing (nan, N/A, [deleted], …)"
 
 NO_TEXT = "a message with parts that are no text (pictures, files, …)"
+NO_CONTENT = "a message whose content is neither text nor parts of text"
 A_DATE = "a date, which datasets and pandas make of such texts: give the file itself"
 
 HUMAN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
@@ -51,6 +52,7 @@ LEARNED = ("weight", "train", "training", "loss", "loss_weight", "loss_scale")
 ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
 """Keys of an object that holds a question and its answer, as in Capybara."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message, and types of its parts, that hold what was thought."""
 CONTENT = ("content", "value", "text", "parts")
 READ = {"role", "from", *CONTENT, "tool_calls", "function_call", "tool_call_id", "name", *THOUGHTS}
 """Keys of a message that are read."""
@@ -144,19 +146,20 @@ def conversation(value: object) -> list[Message]:
     are_messages = all(
         isinstance(m, dict) and {"role", "from"} & m.keys() and m.keys() & {*CONTENT} for m in turns
     )
-    return messages(turns) if are_messages else []
+    return messages(turns, True) if are_messages else []
 
 
-def messages(value: object) -> list[Message]:
-    """A list of messages (or one) with the roles and keys that chat templates know."""
-    value = structure(value)
+def messages(value: object, as_text: bool = False) -> list[Message]:
+    """A list of messages (or one) with the roles and keys that chat templates know. `as_text`: they
+    were JSON text, whose nulls somebody wrote."""
+    value, as_text = structure(value), as_text or isinstance(value, str)
     if missing(value):
         raise Dropped("empty")
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, (list, tuple)) or not all(isinstance(m, Mapping) for m in turns):
         raise Dropped(_other_type(turns))
     turns = unrolled(turns)
-    found = [turn for m in turns if (turn := _message(m))]
+    found = [turn for m in turns if (turn := _message(m, as_text))]
     if not found:
         raise Dropped("empty")
     if found[-1]["role"] == "assistant" and any(
@@ -178,7 +181,7 @@ def unrolled(turns: Sequence[Row]) -> Sequence[Row]:
     return found
 
 
-def _message(given: Row) -> Message | None:
+def _message(given: Row, as_text: bool) -> Message | None:
     """One message; None for a system turn that says nothing."""
     theirs = given.get("role") or given.get("from")
     if not isinstance(theirs, str):
@@ -186,10 +189,11 @@ def _message(given: Row) -> Message | None:
     role = ROLE_NAMES.get(theirs) or ROLE_NAMES.get(theirs.strip().lower())
     if role is None:
         raise Dropped(f"unknown role {theirs[:30]!r}")
-    body = joined(next((given[k] for k in CONTENT if given.get(k) is not None), None))
-    calls = tool_calls(given.get("tool_calls") or given.get("function_call"))
+    content = next((given[k] for k in CONTENT if given.get(k) is not None), None)
+    body, thoughts = (returned(content), None) if role == "tool" else _parted(content)
+    calls = tool_calls(given.get("tool_calls") or given.get("function_call"), as_text)
     if role == "function_call":
-        role, body, calls = "assistant", None, tool_calls(body) or _no_calls()
+        role, body, calls = "assistant", None, tool_calls(body, as_text) or _no_calls()
     if missing(body) and (calls or role in ("tool", "system")):
         if role == "system":
             return None
@@ -199,37 +203,77 @@ def _message(given: Row) -> Message | None:
     turn: Message = {"role": role, "content": body}
     turn |= {"tool_calls": calls} if calls else {}
     turn |= {k: given[k] for k in ("tool_call_id", "name") if given.get(k)}
-    thoughts = next((given[k] for k in THOUGHTS if not missing(given.get(k))), None)
-    return turn | ({"reasoning_content": text(thoughts)} if thoughts is not None else {})
+    beside = next((given[k] for k in THOUGHTS if not missing(given.get(k))), None)
+    if thoughts and beside not in (None, thoughts):
+        raise Dropped("a message that is given two kinds of reasoning")
+    thoughts = thoughts if beside is None else text(beside)
+    return turn | ({"reasoning_content": thoughts} if thoughts else {})
 
 
 def joined(content: object) -> object:
-    """The text of a message that comes in parts, as multimodal data have it; no pictures."""
+    """The text of a message that comes in parts, as multimodal data have it; no pictures, and no
+    thoughts."""
+    return _parted(content)[0]
+
+
+def _parted(content: object) -> tuple[object, str | None]:
+    """What a message that may come in parts says, and what it thinks: AI SDK's parts have the type
+    reasoning, Anthropic's and Mistral's thinking."""
     content = content if isinstance(content, str) else structure(content)
     parts = content.get("parts", [content]) if isinstance(content, Mapping) else content
     if not isinstance(parts, (list, tuple)):
-        return parts
-    texts = [
-        p if isinstance(p, str) else p.get("text", p.get("value")) if isinstance(p, Mapping) else p
-        for p in parts
-    ]
-    if not all(isinstance(t, str) for t in texts):
-        other = all(isinstance(p, Mapping) and "type" in p for p in parts)
-        raise Dropped(NO_TEXT if other else "wrong type")
-    return "".join(map(str, texts))
+        return parts, None
+    said: list[str] = []
+    thought: list[str] = []
+    for part in parts:
+        found, kind = part, ""
+        if isinstance(part, Mapping):
+            kind = str(part.get("type") or "")
+            keys = ("text", "value", *(THOUGHTS if kind in THOUGHTS else ()))
+            found = next((part[k] for k in keys if part.get(k) is not None), None)
+        if kind in THOUGHTS and not isinstance(found, str):
+            found = joined(found)  # Mistral's thoughts are parts themselves
+        if not isinstance(found, str):
+            if kind.startswith(("tool", "function")):
+                _no_calls()
+            typed = all(isinstance(p, Mapping) and "type" in p for p in parts)
+            raise Dropped(NO_TEXT if typed else NO_CONTENT)
+        (thought if kind in THOUGHTS else said).append(found)
+    return "".join(said) if said or not thought else None, "\n\n".join(thought) or None
 
 
-def tool_calls(value: object) -> list[Message]:
-    """Calls in the form that chat templates take: {"type", "function": {"name", "arguments"}}."""
-    value = structure(value)
+def returned(content: object) -> object:
+    """What a tool returned, as text: an object, a list or a number as JSON, as templates write it
+    where they take more than texts. Parts of a text are joined."""
+    value = content if isinstance(content, str) else structure(content)
+    if isinstance(value, Mapping):
+        in_parts = value.get("type") == "text" or "parts" in value
+    else:
+        parts = value if isinstance(value, (list, tuple)) else []
+        in_parts = any(isinstance(part, Mapping) and "type" in part for part in parts)
+    if in_parts or isinstance(value, str) or missing(value):
+        return joined(value)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):  # dates, bytes
+        raise Dropped(NO_CONTENT) from None
+
+
+def tool_calls(value: object, as_text: bool = False) -> list[Message]:
+    """Calls in the form that chat templates take: {"type", "function": {"name", "arguments"}}. Only
+    those that were no text (`as_text`) have gaps in their arguments."""
+    value, as_text = structure(value), as_text or isinstance(value, str)
     calls = []
     for call in [value] if isinstance(value, Mapping) else _sequence(value):
         function = call.get("function") if isinstance(call, Mapping) else None
         function = call if function is None else function
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             _no_calls()
-        arguments = structure(function.get("arguments", function.get("parameters")))
-        named = {"name": function["name"], "arguments": _without_none(arguments or {})}
+        given = function.get("arguments", function.get("parameters"))
+        arguments = structure(given) or {}
+        if not (as_text or isinstance(given, str)):
+            arguments = _without_none(arguments)
+        named = {"name": function["name"], "arguments": arguments}
         number = {"id": call["id"]} if call.get("id") else {}
         calls.append({"type": "function", **number, "function": named})
     return calls
@@ -241,13 +285,18 @@ def _no_calls() -> list[Message]:
 
 def tools(value: object) -> list[Example]:
     """The JSON schemas of the tools that a row offers; [] for none."""
-    value = structure(value)
-    schemas = [value] if isinstance(value, Mapping) else _sequence(value)
-    schemas = [structure(s) for s in schemas]
-    if not all(isinstance(s, Mapping) for s in schemas):
-        raise Dropped("tools in a form that is not known")
-    found = [_without_none(s) for s in schemas]
-    return [{"type": "function", "function": s} if "parameters" in s else s for s in found]
+    as_text, value = isinstance(value, str), structure(value)
+    found = []
+    for given in [value] if isinstance(value, Mapping) else _sequence(value):
+        schema: Cell = structure(given)
+        named = schema.get("function") or schema if isinstance(schema, Mapping) else None
+        if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
+            raise Dropped("tools in a form that is not known")
+        if not (as_text or isinstance(given, str)):
+            schema = _without_none(schema)
+        bare = "parameters" in schema
+        found.append({"type": "function", "function": schema} if bare else schema)
+    return found
 
 
 def history(value: object) -> list[Message]:

@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
+from math import prod
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -34,9 +36,22 @@ MIXERS = re.compile("attn|attention|mixer|mamba|ssm|conv|recurrent|time|lstm")
 """What the parts of a layer are called in which tokens see each other; the rest is its MLP."""
 NO_CACHE = re.compile("linear|mamba|conv|recurrent")
 """Kinds of layers (`layer_types`) whose memory does not grow with the context."""
-KEYS = re.compile("k_proj|v_proj|kv_a_proj")
+KEYS = re.compile(r"(index_)?(k|v|kv)_proj|kv_a_proj|project_[kv]$")
 JOINT = re.compile("qkv|query_key_value|c_attn")
 """Maps whose results are keys and values, or all of queries, keys and values."""
+RECURRENT = {
+    "DeltaNet": "num_v_heads head_k_dim head_v_dim",
+    "DeltaAttention": "qkv_dim head_dim",
+    "Mixer|MambaLayer": "intermediate_size ssm_state_size",
+    "RecurrentBlock": "lru_width",
+}
+"""Modules (transformers 5.23) by the end of their class's name, and the fields whose product is the
+size of the state that they keep of a sequence in fp32."""
+NARROW = {
+    "LightningAttention": "num_attention_heads head_dim head_dim",
+    "CCAProjection": "v_proj_delayed.out_features",
+}
+"""The same of states as wide as the weights."""
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 NO_LIMIT = 2**20
 """Tokens where a config names no longest row: state space models, ALiBi."""
@@ -143,18 +158,21 @@ def read(config: Mapping[str, object]) -> Structure:
     heads = _size(own, "num_attention_heads", default=1)
     kv_heads = _size(own, "num_key_value_heads", default=heads)
     head_dim = _size(own, "head_dim", default=hidden // heads)
-    kinds: dict[tuple[tuple[Map, ...], int, int], list[int]] = {}
+    kinds: dict[tuple[tuple[Map, ...], int, int, tuple[int, int]], list[int]] = {}
     layers = _stack(model, _size(own, "num_hidden_layers", default=0))
-    windows = _windows(own)
+    windows, unknown = _windows(own)
     types = getattr(own, "layer_types", None) or [""] * len(layers)
+    joint = 2 * kv_heads * head_dim
+    extra = _size(own, "prompt_length", default=0)  # CPM-Ant's own tokens before every prompt
     for layer, kind, window in zip(layers, types, windows or [0] * len(layers)):
         maps, tables, vectors = _parts(layer, seen, hidden)
-        cached = sum(m[2] * m[5] for m in maps if KEYS.search(m[0]))
-        if not cached and any(JOINT.search(name.lower()) for name, *_ in maps):
-            cached = 2 * kv_heads * head_dim
-        cached = 0 if NO_CACHE.search(kind) else cached
-        key = _as_peft_names(maps, own.model_type), tables + vectors, cached
+        cached = 0 if NO_CACHE.search(kind) else _cached(layer, hidden, joint)
+        narrow, wide = _state(layer)
+        state = narrow + extra * cached, wide
+        unknown |= bool(NO_CACHE.search(kind)) and not any(state)
+        key = _as_peft_names(maps, own.model_type), tables + vectors, cached, state
         kinds.setdefault(key, []).append(window)
+    unknown |= not any(cached or any(state) for *_, cached, state in kinds)
     head_weight = table.weight if head is None else head.weight
     seen |= {id(p) for p in (table.weight, *([] if head is None else head.parameters()))}
     outer, tables, vectors = _parts(model, seen, hidden)
@@ -172,7 +190,8 @@ def read(config: Mapping[str, object]) -> Structure:
             (len(near), *key, [*Counter(w for w in near if w).items()])
             for key, near in kinds.items()
         ],
-        "windows_unknown": windows is None,
+        "windows_unknown": windows is None and not unknown,
+        "cache_unknown": unknown,
         "embedding": tables + sum(n * (i + b) * o for _, i, o, b, _, n, _ in outer),
         "final_norm": vectors,
         "head_width": hidden if head is None else head.weight.shape[1],
@@ -184,18 +203,53 @@ def read(config: Mapping[str, object]) -> Structure:
     }
 
 
-def _windows(config: PreTrainedConfig) -> list[int] | None:
-    """Of each layer how many tokens it attends to, 0: all, as transformers' cache of the model has
-    it; None where it keeps something else than the last keys and values, or cannot be made."""
+def _cached(layer: nn.Module, hidden: int, joint: int) -> int:
+    """Numbers that a token leaves in a layer's cache of keys and values, also where several layers
+    share their matrices. `joint`: of a layer with one map for queries, keys and values."""
+    if "CrossAttention" in type(layer).__name__:  # to what text does not have
+        return 0
+    maps, _, _ = _parts(layer, set(), hidden)
+    cached = sum(m[2] * m[5] for m in maps if KEYS.match(m[0]))
+    if not cached and any(JOINT.search(name.lower()) for name, *_ in maps):
+        cached = joint
+    # Keys of an indexer (DeepSeek-V3.2's sparse attention); dots3's are fp32, each as two numbers.
+    for module in layer.modules():
+        if cached and (name := type(module).__name__).endswith("Indexer"):
+            cached += cast("int", module.head_dim) * (2 if name.startswith("Dots3") else 1)
+    return cached
+
+
+def _state(layer: nn.Module) -> tuple[int, int]:
+    """→ numbers that a layer keeps of a sequence of any length, as wide as its weights (mostly the
+    last inputs of convolutions), and in fp32."""
+    sizes = [0, 0]
+    for module in layer.modules():
+        name = type(module).__name__
+        for wide, table in enumerate((NARROW, RECURRENT)):
+            for end, fields in table.items():
+                if re.search(f"({end})$", name):
+                    sizes[wide] += prod(attrgetter(f)(module) for f in fields.split())
+        if kernel := getattr(module, "conv_kernel_size", getattr(module, "conv1d_width", 1) - 1):
+            weights = {n: p for n, p in module.named_parameters() if re.search("conv|static", n)}
+            called, weight = next(iter(weights.items()))
+            channels = weight.shape["static" in called]  # of Inkling 2's: (kernel, channels)
+            sizes["ShortConvolution" in name] += kernel * channels
+    return sizes[0], sizes[1]
+
+
+def _windows(config: PreTrainedConfig) -> tuple[list[int] | None, bool]:
+    """→ of each layer how many tokens it attends to, 0: all, as transformers' cache of the model
+    has it, None where that is not known; and whether it keeps something else than the last keys and
+    values, or a state."""
     from transformers import DynamicCache, cache_utils
 
     try:
         layers = DynamicCache(config=config).layers
     except (AttributeError, KeyError, TypeError, ValueError):  # no types, or unknown ones
-        return None
+        return None, False
     if any(type(layer).__module__ != cache_utils.__name__ for layer in layers):
-        return None
-    return [getattr(layer, "sliding_window", 0) for layer in layers]
+        return None, True
+    return [getattr(layer, "sliding_window", 0) for layer in layers], False
 
 
 def _build(

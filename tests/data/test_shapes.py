@@ -17,7 +17,7 @@ from shape_rows import shape_rows
 
 from rlhf_lab.data.load import from_rows, load_data
 from rlhf_lab.data.mapping import Refused
-from rlhf_lab.data.messages import Dropped, conversation, messages
+from rlhf_lab.data.messages import Dropped, conversation, messages, tools
 from rlhf_lab.data.shapes import named_shapes
 
 EARLIER_IN = (
@@ -295,19 +295,86 @@ def test_system_history_and_prompt_beside_a_conversation():
 def test_messages_keep_reasoning_and_calls_and_say_what_they_do_not_read():
     given = [turn("user", "Why?", weight=1), turn("assistant", "So.", thinking="Hm.")]
     assert messages(given)[1] == turn("assistant", "So.", reasoning_content="Hm.")
-    call = {
-        "from": "function_call",
-        "value": '{"name": "look", "arguments": {"room": null, "at": 1}}',
-    }
-    assert messages([call]) == [
-        turn(
-            "assistant",
-            "",
-            tool_calls=[{"type": "function", "function": {"name": "look", "arguments": {"at": 1}}}],
-        )
-    ]
     with pytest.raises(Dropped, match="pictures"):
         messages([turn("user", [{"type": "image", "image": "x.png"}])])
     data = from_rows([{"messages": given}] * 12, "mine")
     assert "not used in it: weight" in data.report.columns["messages"]
     assert data.sft.train[0]["completion"] == [messages(given)[1]]
+
+
+ARGUMENTS = {"room": None, "at": [1, None], "by": {"who": None}}
+GAPS_LEFT_OUT = {"at": [1, None], "by": {}}
+
+
+def test_nulls_that_stand_in_json_text_are_kept_and_gaps_of_a_table_are_not():
+    """Arrow fills keys that other rows have with nulls, and cannot reach into a text."""
+
+    def called(arguments):
+        return [{"type": "function", "function": {"name": "look", "arguments": arguments}}]
+
+    def call_of(given):
+        return messages(given)[0]["tool_calls"]
+
+    said = json.dumps({"name": "look", "arguments": ARGUMENTS})
+    assert call_of([{"from": "function_call", "value": said}]) == called(ARGUMENTS)
+    as_text = turn("assistant", "", tool_calls=called(json.dumps(ARGUMENTS)))
+    as_object = turn("assistant", "", tool_calls=called(ARGUMENTS))
+    assert call_of([as_text]) == called(ARGUMENTS)
+    assert call_of(json.dumps([as_object])) == called(ARGUMENTS)
+    assert conversation(json.dumps([as_object]))[0]["tool_calls"] == called(ARGUMENTS)
+    assert call_of([as_object]) == called(GAPS_LEFT_OUT)
+    schema = {"name": "look", "parameters": {"properties": {"at": {"default": None}}}}
+    gaps = {"name": "look", "parameters": {"properties": {"at": {}}}}
+    for given in (json.dumps([schema]), [json.dumps(schema)]):
+        assert tools(given) == [{"type": "function", "function": schema}]
+    assert tools([schema]) == [{"type": "function", "function": gaps}]
+    with pytest.raises(Dropped, match="tools in a form"):
+        tools([{"type": "function", "function": {"description": "no name"}}])
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        {"type": "reasoning", "text": "Hm."},  # AI SDK
+        {"type": "thinking", "thinking": "Hm.", "signature": "x"},  # Anthropic
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},  # Mistral
+    ],
+    ids=["AI SDK", "Anthropic", "Mistral"],
+)
+def test_parts_that_are_thoughts_are_the_reasoning_of_their_turn(thought):
+    said = {"type": "text", "text": "So."}
+    expected = turn("assistant", "So.", reasoning_content="Hm.")
+    assert messages([turn("assistant", [thought, said])]) == [expected]
+    assert messages([turn("assistant", [thought, said], reasoning="Hm.")]) == [expected]
+    with pytest.raises(Dropped, match="two kinds of reasoning"):
+        messages([turn("assistant", [thought, said], reasoning="Well.")])
+    with pytest.raises(Dropped, match="empty"):
+        messages([turn("assistant", [thought])])
+    with pytest.raises(Dropped, match="tool calls in a form"):
+        messages([turn("assistant", [thought, {"type": "tool_use", "name": "look", "input": {}}])])
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        ({"degrees": 20, "wind": None}, '{"degrees": 20, "wind": null}'),
+        ([{"town": "Ulm"}, {"town": "Bonn"}], '[{"town": "Ulm"}, {"town": "Bonn"}]'),
+        (["Ulm", "Bonn"], '["Ulm", "Bonn"]'),
+        (20.5, "20.5"),
+        ([{"type": "text", "text": "20 "}, {"type": "text", "text": "degrees"}], "20 degrees"),
+        ({"type": "text", "text": "20 degrees"}, "20 degrees"),
+        (None, ""),
+        ('{"degrees": 20}', '{"degrees": 20}'),
+    ],
+)
+def test_what_a_tool_returned_may_be_an_object(returned, text):
+    assert messages([turn("tool", returned)]) == [turn("tool", text)]
+    with pytest.raises(Dropped, match="pictures"):
+        messages([turn("tool", [{"type": "image", "image": "x.png"}])])
+
+
+def test_an_object_that_is_no_content_says_so():
+    """And not that there is no conversation."""
+    rows = [{"messages": [turn("user", {"a": i}), turn("assistant", "So.")]} for i in range(12)]
+    with pytest.raises(ValueError, match="12 rows: a message whose content is neither text nor"):
+        from_rows(rows, "mine")

@@ -161,12 +161,17 @@ def case(name: str) -> Case:
     """A case by name; skipped where TRL is too old to bring the template."""
     if name in OURS:
         return Case(*OURS[name])
+    return Case(of_trl(name), *TRL[name])
+
+
+def of_trl(name: str) -> str:
+    """A template of TRL's; skipped where TRL is too old to bring it."""
     home = importlib.util.find_spec("trl")
     assert home is not None and home.submodule_search_locations
     file = Path(home.submodule_search_locations[0]) / "chat_templates" / f"{name}.jinja"
     if not file.is_file():
         pytest.skip(f"this TRL brings no chat_templates/{name}.jinja")
-    return Case(file.read_text(), *TRL[name])
+    return file.read_text()
 
 
 def chat_tokenizer(template, eos: str = "</s>", bos: str | None = "<s>", begins: bool = False):
