@@ -11,8 +11,8 @@
 # Met with a scorer that returns `answer == truth`, and partial credit for rare cases; a filter by reward or a mean of
 #   it is of other rewards then.
 # Remedy: features=… to map, with Value("float32"); or float(reward) in every branch.
-# Seen: "mean reward 0.3667 as returned: 0.4667 behind a thousand rows (bool), 0.3667 before them, 0.3667 with features;
-#   0 and 1 instead of False and True: ArrowInvalid; '007' behind 7s: 7"
+# Seen: "mean reward 0.3667 as returned: 0.4667 behind a thousand rows (bool), 0.3667 before them, 0.3667 with
+#   features; 0 and 1 instead of False and True: ArrowInvalid; '007' behind 7s: 7"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -46,8 +46,8 @@ except Exception as error:
     whole = type(error).__name__
 text = rows.map(lambda _, i: {"answer": 7 if i < 1000 else "007"}, with_indices=True)[-1]["answer"]
 print(f"mean reward {written:.4f} as returned: {mean(late):.4f} behind a thousand rows "
-      f"({late.features['reward'].dtype}), {mean(early):.4f} before them, {mean(told):.4f} with features; 0 and 1 instead of False and True: "
-      f"{whole}; '007' behind 7s: {text!r}")
+      f"({late.features['reward'].dtype}), {mean(early):.4f} before them, {mean(told):.4f} with features; "
+      f"0 and 1 instead of False and True: {whole}; '007' behind 7s: {text!r}")
 assert late.features["reward"].dtype == "bool" and abs(mean(late) - written) > 0.05
 assert abs(mean(early) - written) < 1e-9 and abs(mean(told) - written) < 1e-6
 assert whole == "ArrowInvalid" and text == 7

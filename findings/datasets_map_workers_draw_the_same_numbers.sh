@@ -2,16 +2,16 @@
 # datasets.map(num_proc=4) with numpy's or torch's random numbers: four parts of the data draw the same ones.
 #
 # Version: datasets 5.2.0 with numpy 2.4.6, torch 2.13.0 (CPU), Linux; Python 3.11.
-# Expected: workers draw numbers of their own, as PyTorch's DataLoader gives each worker seeds of its own, and as Python's
-#   `random` does here.
+# Expected: workers draw numbers of their own, as PyTorch's DataLoader gives each worker seeds of its own, and as
+#   Python's `random` does here.
 # Behaviour: workers are forks, with the state that numpy's and torch's generators had. Row i of each part gets the
-#   number of row i of the first part: with four workers a quarter of the numbers is drawn. A Generator that the function
-#   holds is copied just so. `random` is seeded anew by each fork, which also means that random.seed(0) does nothing for
-#   num_proc. Nothing is said, and with num_proc=None all is well.
+#   number of row i of the first part: with four workers a quarter of the numbers is drawn. A Generator that the
+#   function holds is copied just so. `random` is seeded anew by each fork, which also means that random.seed(0) does
+#   nothing for num_proc. Nothing is said, and with num_proc=None all is well.
 # Met where rejected answers, temperatures, few-shot examples or masks are drawn by row.
 # Remedy: with_indices=True and np.random.default_rng((seed, index)) for each row.
-# Seen: "1,000 rows, 4 workers: numpy 250 numbers, torch 250, a Generator 250, random 1000, by index 1000; one process: 1000;
-#   random.seed(0) twice with 4 workers: the same rows: False"
+# Seen: "1,000 rows, 4 workers: numpy 250 numbers, torch 250, a Generator 250, random 1000, by index 1000; one
+#   process: 1000; random.seed(0) twice with 4 workers: the same rows: False"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -4,8 +4,8 @@
 # Version: datasets 5.2.0 with pandas 3.1.1, pyarrow 26.0.1; Python 3.11.
 # Expected: numbers that are written as JSON and read again are the numbers, as json.dumps and to_csv write them.
 # Behaviour: rows go through pandas' to_json, whose double_precision is 10 by default. That counts digits behind the
-#   point, not digits of the number: 3.2e-11 is written as 0.0, a learning rate of 1.23456789e-9 as 0.0000000012. Lists
-#   are rounded as well. Nothing is said.
+#   point, not digits of the number: 3.2e-11 is written as 0.0, a learning rate of 1.23456789e-9 as 0.0000000012.
+#   Lists are rounded as well. Nothing is said.
 # Met with a teacher's probabilities of rare tokens, p-values, rates at the end of a cosine schedule.
 # Remedy: to_parquet; or logarithms; to_json(double_precision=15) moves the limit to 5e-16.
 # Seen: "3.2e-11 comes back as 0.0 from to_json, 3.2e-11 from to_csv, 3.2e-11 from Parquet; 3.2e-11 with
@@ -42,8 +42,8 @@ def divergence(of):
 
 
 print(f"{student[-1]} comes back as {read['rare']} from to_json, {table} from to_csv, {parquet} from Parquet; "
-      f"{longer['rare']} with double_precision=15; a rate of 1.23456789e-09 as {read['rate']}; KL(teacher || student) of "
-      f"four tokens: {divergence(student):.4f} nats as computed, {divergence(read['all']):.4f} from the file")
+      f"{longer['rare']} with double_precision=15; a rate of 1.23456789e-09 as {read['rate']}; KL(teacher || student) "
+      f"of four tokens: {divergence(student):.4f} nats as computed, {divergence(read['all']):.4f} from the file")
 assert read["rare"] == 0.0 and read["all"][-1] == 0.0 and table == parquet == student[-1]
 assert read["rate"] == 1.2e-9 and math.isinf(divergence(read["all"])) and math.isfinite(divergence(student))
 assert abs(longer["rare"] / student[-1] - 1) < 1e-3

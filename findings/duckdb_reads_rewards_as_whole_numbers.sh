@@ -5,8 +5,9 @@
 # Expected: rewards 0 and 1, and later ones with parts of points, are read as they stand; or a value that does not fit
 #   the type that was guessed is an error, as a text in a column of numbers is.
 # Behaviour: types are guessed from a sample of the first 20,480 rows, in JSON as in CSV. A later .7 is cast to
-#   BIGINT, which rounds it and fails for nothing (.5 is 0 from JSON, and 1 from CSV): means, quantiles and filters are those of other numbers. Keys that come
-#   first after the sample (a margin, a judge's note) are no columns at all. Neither is said.
+#   BIGINT, which rounds it and fails for nothing (.5 is 0 from JSON, and 1 from CSV): means, quantiles and filters
+#   are those of other numbers. Keys that come first after the sample (a margin, a judge's note) are no columns at
+#   all. Neither is said.
 # Met with logs of rollouts: a run's early rewards are all 0, and rows of a second task come behind the first's.
 # Remedy: sample_size=-1; or name the columns' types.
 # Seen: "mean of 40,000 rewards: 0.2975 as written, 0.3688 from JSON, 0.4875 from CSV (BIGINT), 0.2975 of all rows

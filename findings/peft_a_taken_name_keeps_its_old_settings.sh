@@ -5,14 +5,14 @@
 # Expected: model.load_adapter(folder, "default") makes "default" what lies in the folder (its config and weights), or
 #   says that the name is taken, as `add_adapter` and add a new name do.
 # Behaviour: where the name is taken the folder's adapter_config.json is not read. Weights of the same shapes go in
-#   under the old lora_alpha, use_rslora and alpha_pattern ("All keys matched successfully"); of other layers, those that
-#   the old adapter has not are left out, and those that the folder has not keep the last adapter's weights.
+#   under the old lora_alpha, use_rslora and alpha_pattern ("All keys matched successfully"); of other layers, those
+#   that the old adapter has not are left out, and those that the folder has not keep the last adapter's weights.
 #   add_weighted_adapter under a taken name returns at once: other weights in the same cell give the same model.
 # Met by comparing the checkpoints of a sweep in one process, and by running a notebook's cell again.
 # Remedy: delete_adapter(name) before; or a name for each.
-# Seen (largest error of a logit, as a share of the change that the folder's adapter makes):
-#   "same settings: 0.00, alpha 32 for 8: 0.80, rslora: 0.63, more layers: 0.82, fewer layers: 2.10; merging with weights
-#   1.0 and then 0.1 under one name: 0.00 between them"
+# Seen (largest error of a logit, as a share of the change that the folder's adapter makes): "same settings: 0.00,
+#   alpha 32 for 8: 0.80, rslora: 0.63, more layers: 0.82, fewer layers: 2.10; merging with weights 1.0 and then 0.1
+#   under one name: 0.00 between them"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -70,4 +70,4 @@ print(", ".join(f"{name}: {error:.2f}" for name, error in found.items())
       + f"; merging with weights 1.0 and then 0.1 under one name: {same:.2f} between them")
 assert found.pop("same settings") < 1e-5 and min(found.values()) > 0.1 and same == 0
 P
-cd "$folder" && HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null
+cd "$folder" && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null

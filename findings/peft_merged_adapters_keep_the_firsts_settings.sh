@@ -4,11 +4,11 @@
 # Version: peft 0.21.2 with transformers 5.23.0, torch 2.13.0; Python 3.11.
 # Expected: combination_type "cat" or "svd" of one adapter with weight 1 is that adapter ("precise methods", as the
 #   documentation says), as it is for plain LoRA with any lora_alpha.
-# Behaviour: the new adapter takes the first one's config, with r and lora_alpha set to the new rank so that its scale is
-#   1. With use_rslora=True the scale is lora_alpha / sqrt(r): what was merged counts sqrt(r) times. With use_dora=True
-#   the trained magnitudes are not taken along. With init_lora_weights="pissa" or "olora" the new adapter is
-#   initialised as such, which takes a part out of the base's weights: the adapters that were there, and the base with
-#   adapters off, are other models from then on. Nothing is said.
+# Behaviour: the new adapter takes the first one's config, with r and lora_alpha set to the new rank so that its scale
+#   is 1. With use_rslora=True the scale is lora_alpha / sqrt(r): what was merged counts sqrt(r) times. With
+#   use_dora=True the trained magnitudes are not taken along. With init_lora_weights="pissa" or "olora" the new
+#   adapter is initialised as such, which takes a part out of the base's weights: the adapters that were there, and
+#   the base with adapters off, are other models from then on. Nothing is said.
 # Remedy: merge the weights by hand (W + the sum of get_delta_weight); PiSSA: save with
 #   path_initial_model_for_weight_conversion, and merge the plain LoRA.
 # Seen (largest error of a logit as a share of the adapter's largest change: merged adapter, first adapter, base):
@@ -66,4 +66,4 @@ assert max(found["plain"]) < 1e-4 and min(found["pissa"]) > 0.1
 for kind in ("rslora", "dora"):
     assert found[kind][0] > 0.1 and max(found[kind][1:]) < 1e-4
 P
-cd "$folder" && HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null
+cd "$folder" && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null

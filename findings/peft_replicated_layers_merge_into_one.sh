@@ -5,14 +5,14 @@
 # Expected: merging gives a model of plain layers that computes what the adapted one did, or refuses, as it does where
 #   it cannot (lora_bias on layers without bias, tied weights with a warning).
 # Behaviour: layer_replication=[[0, 2], [1, 3]] makes four layers of three; copies share the base's weights, and have
-#   adapters of their own. Merging adds both copies' adapters to the one shared weight: after it both layers have the sum
-#   of both. merge_adapter does the same until unmerge_adapter. What is saved and served is not what was trained.
-#   Adding or loading a second such adapter picks layers once more, out of those that were picked: "default" is another
-#   model from then on. Nothing is said.
+#   adapters of their own. Merging adds both copies' adapters to the one shared weight: after it both layers have the
+#   sum of both. merge_adapter does the same until unmerge_adapter. What is saved and served is not what was trained.
+#   Adding or loading a second such adapter picks layers once more, out of those that were picked: "default" is
+#   another model from then on. Nothing is said.
 # Remedy: give each copy its weights first (clone the parameters of layers that share them), then merge; and one
 #   replicated adapter in a model.
-# Seen (largest error of a logit as a share of the adapter's largest change):
-#   "merged 0.49, merged after cloning 0.00; with a second adapter beside it 0.79"
+# Seen (largest error of a logit as a share of the adapter's largest change): "merged 0.49, merged after cloning 0.00;
+#   with a second adapter beside it 0.79"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -72,4 +72,4 @@ beside = error(two.eval())
 print(f"merged {merged:.2f}, merged after cloning {cloned:.2f}; with a second adapter beside it {beside:.2f}")
 assert merged > 0.1 and cloned < 1e-4 and beside > 0.1
 P
-cd "$folder" && HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null
+cd "$folder" && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null

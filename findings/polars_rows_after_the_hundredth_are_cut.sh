@@ -2,14 +2,14 @@
 # polars.DataFrame(rows): after 100 rows with rewards 0 and 1, a reward of .9 is 0.
 #
 # Version: polars 2.1.0; Python 3.11.
-# Expected: a list of dicts, as a reward function returns it or json.loads reads it, is held as it is; a value that does
-#   not fit is an error, as a text in a column of numbers is, and as `read_ndjson` says of the same rows.
+# Expected: a list of dicts, as a reward function returns it or json.loads reads it, is held as it is; a value that
+#   does not fit is an error, as a text in a column of numbers is, and as `read_ndjson` says of the same rows.
 # Behaviour: types and columns come from the first 100 rows (infer_schema_length). Later floats in a column of whole
-#   numbers are cut to whole numbers, without rounding, and keys that come later, also inside of messages, are dropped.
-#   Nothing is said; `strict=True` is the default. from_dicts does the same.
+#   numbers are cut to whole numbers, without rounding, and keys that come later, also inside of messages, are
+#   dropped. Nothing is said; `strict=True` is the default. from_dicts does the same.
 # Remedy: infer_schema_length=None.
-# Seen: "a mean reward of 0.700 as written, 0.250 in the frame, 0.700 with infer_schema_length=None; columns ['reward'] of
-#   ['reward', 'note']; a later text: ComputeError; read_ndjson of the same rows: ComputeError"
+# Seen: "a mean reward of 0.700 as written, 0.250 in the frame, 0.700 with infer_schema_length=None; columns
+#   ['reward'] of ['reward', 'note']; a later text: ComputeError; read_ndjson of the same rows: ComputeError"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -2,16 +2,16 @@
 # Under FSDP2 `p.grad.norm().item()` is the norm of this process's part; `p.std().item()` is the whole's.
 #
 # Version: torch 2.13.0 (CPU, gloo, two processes); Python 3.11.
-# Expected: a DTensor stands for the whole tensor: its shape and numel() are the whole's, and what is computed of it is,
-#   as in clip_grad_norm_, whose result's .item() is the whole norm.
-# Behaviour: norm(), mean(), sum() and max() leave a number that each process has its part of (Partial), and .item() and
-#   float() return that part, without a word. Another operation behind it (sqrt of a sum of squares) puts the parts
-#   together, and std() does so by itself: of two figures in one line of a log one is the whole's and one a shard's, which
-#   shrinks with more devices.
+# Expected: a DTensor stands for the whole tensor: its shape and numel() are the whole's, and what is computed of it
+#   is, as in clip_grad_norm_, whose result's .item() is the whole norm.
+# Behaviour: norm(), mean(), sum() and max() leave a number that each process has its part of (Partial), and .item()
+#   and float() return that part, without a word. Another operation behind it (sqrt of a sum of squares) puts the
+#   parts together, and std() does so by itself: of two figures in one line of a log one is the whole's and one a
+#   shard's, which shrinks with more devices.
 # Remedy: .full_tensor().item(), on every process.
-# Seen (process 0 of 2: whole model, .item(), .full_tensor().item()):
-#   "norm of the gradient 0.4457 0.3247 0.4457, mean -0.0012 -0.0002 -0.0012, max 0.1250 0.1250 0.1250, std 0.0718
-#   0.0718 0.0718, root of squares 0.4457 0.4457 0.4457, clip_grad_norm_ 0.4457 0.4457 0.4457"
+# Seen (process 0 of 2: whole model, .item(), .full_tensor().item()): "norm of the gradient 0.4457 0.3247 0.4457, mean
+#   -0.0012 -0.0002 -0.0012, max 0.1250 0.1250 0.1250, std 0.0718 0.0718 0.0718, root of squares 0.4457 0.4457 0.4457,
+#   clip_grad_norm_ 0.4457 0.4457 0.4457"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -62,4 +62,4 @@ for name, (right, item, full) in found.items():
         assert abs(item - right) < 1e-4 * abs(right), name
 distributed.destroy_process_group()
 P
-cd "$folder" && OMP_NUM_THREADS=1 env/bin/torchrun --nproc_per_node=2 --master_addr 127.0.0.1 --master_port 29655 try.py 2>/dev/null
+cd "$folder" && OMP_NUM_THREADS=1 env/bin/torchrun --standalone --nproc_per_node=2 try.py 2>/dev/null

@@ -11,8 +11,8 @@
 #   sampling. (The division came with TRL's pull request 6006, for what issue 4719 says of accumulation.)
 # Remedy: answers as long as samples are; or pass num_items_in_batch=None on in an overridden compute_loss, and set
 #   loss_is_scaled_for_ga = False.
-# Seen: "loss and gradient norm of a step on samples: answers of one word 2.471 2.131, of 32 words 0.150 0.129, own mean,
-#   one word 0.384 0.331, own mean, 32 words 0.384 0.331"
+# Seen: "loss and gradient norm of a step on samples: answers of one word 2.471 2.131, of 32 words 0.150 0.129, own
+#   mean, one word 0.384 0.331, own mean, 32 words 0.384 0.331"
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -75,4 +75,4 @@ assert found["answers of one word"][0] > 4 * found["of 32 words"][0]
 assert found["answers of one word"][1] > 4 * found["of 32 words"][1]
 assert abs(found["own mean, one word"][0] - found["own mean, 32 words"][0]) < 1e-3
 P
-cd "$folder" && HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null
+cd "$folder" && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null

@@ -4,10 +4,10 @@
 # Version: trl 1.16.0 (trl.experimental.online_dpo) with transformers 5.23.0, torch 2.13.0 (CPU); Python 3.11.
 # Expected: two samples with the same reward say nothing: with a reward that is 0 for all, nothing is learned (GRPO's
 #   advantages are 0 then), and with right and wrong answers only mixed pairs count.
-# Behaviour: the sample of the first half is taken for the chosen one where its reward is greater or equal. At a reward
-#   of 0 and 1 that is right p of the time, p² + (1 - p)² of the pairs are ties (90 % at p = .05), each a step of full
-#   weight in a chance direction: the policy leaves its reference with no reward behind it. `rewards/margins` and
-#   `rewards/accuracies` count such pairs in. Nothing is said.
+# Behaviour: the sample of the first half is taken for the chosen one where its reward is greater or equal. At a
+#   reward of 0 and 1 that is right p of the time, p² + (1 - p)² of the pairs are ties (90 % at p = .05), each a step
+#   of full weight in a chance direction: the policy leaves its reference with no reward behind it. `rewards/margins`
+#   and `rewards/accuracies` count such pairs in. Nothing is said.
 # Remedy: a reward with a graded part, so that ties are rare; or GRPO, RLOO, which drop such groups.
 # Seen: "a reward of 0 for all, 10 steps: OnlineDPO 0.0802 nats from where it began, GRPO 0.0000; OnlineDPO's smallest
 #   gradient norm 1.419"
@@ -63,4 +63,4 @@ print(f"a reward of 0 for all, 10 steps: OnlineDPO {drift:.4f} nats from where i
       f"smallest gradient norm {min(norms):.3f}")
 assert drift > 1e-3 and min(norms) > 1e-3 and abs(other) < 1e-6
 P
-cd "$folder" && HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null
+cd "$folder" && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 env/bin/python try.py 2>/dev/null

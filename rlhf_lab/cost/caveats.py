@@ -28,7 +28,7 @@ def of_states(e: Estimate) -> list[str]:
     """What a request keeps whatever its length, in words; none where nothing is sampled."""
     s = e.setup
     size = s.model.state_bytes(2 if s.autocast else s.bytes_per_weight)
-    if not size or not e.ledger.total(quantity="bytes", component="kv_cache"):
+    if not size or all(row.component != "kv_cache" for row in e.ledger):
         return []
     engine = s.engine == "vllm" or s.use_vllm
     pages = ", as transformers holds it; an engine's pages may be larger" * engine

@@ -32,8 +32,8 @@ from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .files import left_out, open_rows, opened
 from .mapping import Refused, getter
-from .recognise import columns_of, recognise
-from .report import Report, convert_all
+from .recognise import recognise
+from .report import Report, convert_all, report_of
 from .schema import ANSWERS, Dropped, Example
 
 STORY_ROWS = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_pairs": 1024}
@@ -313,7 +313,7 @@ def from_rows(
     if not first:
         raise ValueError(f"{name} has no rows")
     shape = recognise(first, given, name)
-    report = Report(name, shape, columns=columns_of(first, shape))
+    report = report_of(name, first, shape)
     sample = Reservoir(seed, LIMIT if limit is None else limit, MEMORY if limit is None else None)
     for example in convert_all(chain(first, rows), report):
         sample.add(example)

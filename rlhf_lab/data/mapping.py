@@ -42,7 +42,7 @@ class Refused(ValueError):
         other: FieldMap | None = None,
     ) -> None:
         self.line, self.example, self.ignore = line, example, list(ignore)
-        self.other = other or {}
+        self.other: FieldMap = other or {}
         super().__init__(self.shown("python"))
 
     def shown(self, surface: str) -> str:

@@ -35,8 +35,9 @@ TABLE: dict[str, Any] = read_table(__file__, "shapes.yaml")
 ROLE_NAMES: dict[str, str] = {
     theirs: ours for ours, names in TABLE["roles"].items() for theirs in names
 }
-NOTHING, TIES, GOOD, BAD = map(set, TABLE["values"].values())
-"""What stands for nothing, for a tie, for a good answer and for a bad one, in lower case."""
+NOTHING, TIES, GOOD, BAD, MORE, LESS = map(set, TABLE["values"].values())
+"""What stands for nothing, for a tie, for a good answer and for a bad one, and for more or less of
+what a column is about, in lower case."""
 STANDS_FOR_NOTHING = "a text that stands for nothing (nan, N/A, [deleted], …)"
 
 NO_TEXT = "a message with parts that are no text (pictures, files, …)"
@@ -46,6 +47,10 @@ A_DATE = "a date, which datasets and pandas make of such texts: give the file it
 HUMAN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 EXTRA_ID = re.compile(r"<extra_id_1>(User|Assistant)\n")
 AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*['"](role|from|content|value|text|parts)['"]\s*:""")
+LEARNED = ("weight", "train", "training", "loss", "loss_weight", "loss_scale")
+"""Keys with which OpenAI, axolotl, ms-swift and others say whether a turn is learned."""
+ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
+"""Keys of an object that holds a question and its answer, as in Capybara."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message, and types of its parts, that hold what was thought."""
 CONTENT = ("content", "value", "text", "parts")
@@ -153,13 +158,26 @@ def messages(value: object, as_text: bool = False) -> list[Message]:
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, (list, tuple)) or not all(isinstance(m, Mapping) for m in turns):
         raise Dropped(_other_type(turns))
-    if turns[-1].get("weight") in (0, "0") or turns[-1].get("train") is False:
-        raise Dropped(
-            "an answer that is marked as not to be learned"
-        )  # OpenAI's and axolotl's keys
+    turns = unrolled(turns)
     found = [turn for m in turns if (turn := _message(m, as_text))]
     if not found:
         raise Dropped("empty")
+    if found[-1]["role"] == "assistant" and any(
+        str(turns[-1].get(k)).lower() in ("0", "0.0", "false") for k in LEARNED
+    ):
+        raise Dropped("an answer that is marked as not to be learned")
+    return found
+
+
+def unrolled(turns: Sequence[Row]) -> Sequence[Row]:
+    """Turns out of objects that hold what was asked and what was answered; others as they are."""
+    found: list[Row] = []
+    for turn in turns:
+        pair = next((p for p in ROUNDS if turn.keys() >= {*p}), None)
+        if pair is None or turn.keys() & {"role", "from"}:
+            found.append(turn)
+            continue
+        found += [{"role": r, "content": turn[k]} for r, k in zip(("user", "assistant"), pair)]
     return found
 
 

@@ -10,22 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..display import counted, did_you_mean
+from .images import image_columns
 from .labels import (
     LABEL,
     NOT_BETTER,
+    OF_BAD,
+    WORSE,
     Rows,
     answer_columns,
-    ask,
-    by_place,
     copied,
+    direction,
     holds_lists,
     holds_texts,
     is_label,
-    maps_answers,
-    means_by,
     name_answers,
+    names_worse,
     says_better,
-    says_good,
     words,
 )
 from .mapping import (
@@ -46,9 +46,21 @@ from .mapping import (
     shown_list,
     tag_of,
 )
-from .messages import BAD, GOOD, READ, ROLE_NAMES, TABLE, TIES, Dropped, Example, missing, structure
+from .messages import (
+    BAD,
+    GOOD,
+    ROLE_NAMES,
+    TABLE,
+    TIES,
+    Dropped,
+    Example,
+    missing,
+    structure,
+    unrolled,
+)
 from .schema import ANSWERS, Shape, convert, grouped
 from .shapes import READERS, Named, named_shapes
+from .suggest import ask, by_place, maps_answers, means_by, says_good
 
 NAMES: dict[str, list[str]] = TABLE["names"]
 """Names under which people store each field. An `input` beside `instruction` belongs to the prompt;
@@ -83,7 +95,10 @@ def recognise(rows: Sequence[object], given: Mapping[str, object] | None, name: 
     shape = ready(fields, mappings, have, name)
     _check(fields, have, name)
     _check_labels(fields, mappings, filled, name)
-    shape = replace(shape, name="KTO, labelled answers" if fields.label else "")
+    waits = (
+        fields.prompt.lower() in CONVERSATIONS and "prompt" not in user and not shape.has_answers
+    )
+    shape = replace(shape, name="KTO, labelled answers" if fields.label else "", waits=waits)
     return _with_seams(shape, rows, name)
 
 
@@ -153,14 +168,12 @@ def _guessed(rows: Rows, filled: Sequence[str], user: FieldMap, name: str) -> Fi
     if not several and not user.keys() & {"chosen", "rejected"}:
         pair = next((p for p in PAIRS if free.keys() >= set(p)), PAIRS[0])
         found |= {f: free[c] for f, c in zip(("chosen", "rejected"), pair) if c in free}
-        if (
-            "rejected" not in found
-            and {"completion", "chosen"} <= found.keys()
-            and is_label(found["chosen"], rows)
-        ):
-            del found["chosen"]  # it says whether the answer beside it was chosen
+        one = found.keys() & {"chosen", "rejected"}
+        if len(one) == 1 and "completion" in found and is_label(found[[*one][0]], rows):
+            del found[[*one][0]]  # it says whether the answer beside it was chosen
     if "history" not in found and _last_role(rows[0].get(free.get("context", ""))):
-        found["history"] = free["context"]
+        alone = not found.keys() & {"prompt", "chosen"} and not free.keys() & {*CONVERSATIONS}
+        found["prompt" if alone else "history"] = free["context"]
     rest = [c for c in filled if c in free.values() and c != found.get("prompt")]
     if not answered:
         found = _two_answers(rows, rest, found, name)
@@ -168,17 +181,35 @@ def _guessed(rows: Rows, filled: Sequence[str], user: FieldMap, name: str) -> Fi
         known = {plain(r.get(found["label"])) for r in rows} - {""}
         if "completion" not in found or not known or not known <= {"true", "false"}:
             del found["label"]
-    whole = found.get("completion")
-    if str(whole).lower() in CONVERSATIONS and "completion" not in user and "prompt" not in found:
-        ends = [_last_role(cell) for r in rows if not missing(cell := r.get(str(whole)))]
-        if ends.count("assistant") * 2 < len(ends):
-            found["prompt"] = found.pop("completion")  # conversations that wait for an answer
+    if "completion" not in user and "prompt" not in found:
+        _of_conversations(rows, found, free)
     return found
+
+
+ENOUGH = 10
+"""Rows that a file must have, at least."""
+
+
+def _of_conversations(rows: Rows, found: FieldMap, free: Mapping[str, str]) -> None:
+    """What a column of whole conversations is, where no other column is the prompt: prompt and
+    answer in one, or, of most that wait for an answer, the prompt."""
+    talks = [free[c] for c in CONVERSATIONS if c in free]
+    whole = next(iter(talks), "")
+    ends = [_last_role(cell) for r in rows if not missing(cell := r.get(whole))]
+    answered = ends.count("assistant")
+    if found.get("completion") in talks:
+        if answered * 2 < len(ends) and answered < ENOUGH:
+            found["prompt"] = found.pop("completion")
+    elif "completion" in found and ends and answered < len(ends):
+        found["prompt"] = whole  # what is asked stands in it, the answer beside it
+    elif "completion" in found and ends:
+        found["completion"] = whole
 
 
 def _last_role(cell: object) -> str:
     turns = structure(cell)
     last = turns[-1] if isinstance(turns, list) and turns else None
+    last = unrolled([last])[-1] if isinstance(last, Mapping) else None
     role = (last.get("role") or last.get("from")) if isinstance(last, Mapping) else ""
     return ROLE_NAMES.get(str(role).strip().lower(), "")
 
@@ -193,13 +224,15 @@ def _two_answers(rows: Rows, rest: Sequence[str], found: FieldMap, name: str) ->
     if names_of(answers).keys() & {plain(r.get(found.get("completion", ""))) for r in rows}:
         deciding = [*deciding, found.pop("completion")]  # an `answer` that says A or B
     winners = [c for c in deciding if len(answers) > 1 and name_answers(rows, c, answers)]
+    if not winners:  # a column may name the answer that lost
+        deciding += [c for c in rest if c not in answers and names_worse(rows, c, answers)]
     pair = found.keys() >= {"chosen", "rejected"} and found["chosen"] not in winners
     labels = [
         c
         for c in deciding
         if c in winners or not says_better(c) or is_label(c, rows) or holds_lists(rows, c)
     ]
-    copies = [path for c in deciding if (path := copied(rows, c, answers))]
+    copies = [p for c in deciding if not words(c) & WORSE and (p := copied(rows, c, answers))]
     if not answers or pair or (not (labels or copies) and {"chosen", "completion"} & found.keys()):
         return found
     kept = {k: v for k, v in found.items() if k not in (*ANSWERS, "label")}
@@ -284,7 +317,7 @@ def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> N
         raise Refused(
             f"{name}: only prompts could be read, and {', '.join(map(repr, texts))} may hold "
             "answers; map them, {fields}, or say that they mean nothing: {ignore}",
-            maps_answers(rows, texts[0]),
+            maps_answers(rows, texts),
             ignore=texts,
         )
 
@@ -312,12 +345,19 @@ def ready(of: Fields, rows: Rows, have: Sequence[str], name: str) -> Shape:
             near = did_you_mean(path, there)
             columns = shown_list(there)
             raise Unfit(f"{name}: no column {path!r} for {what}; {near}there are {columns}")
-    shape = Shape(of, get, chat=bool(of.system or of.history or of.tools))
+    images = image_columns(have, [*of.paths().values(), *of.ignore])
+    shape = Shape(of, get, chat=bool(of.system or of.history or of.tools), images=images)
     if of.winner:
         shape = replace(shape, meanings=_meanings(of, rows, get, name))
     labels = {**dict.fromkeys(GOOD, True), **dict.fromkeys(BAD, False)}
     if of.values and of.label:
         labels = {v: means in ("good", "true") for v, means in of.values.items()}
+    elif of.label in have and direction(of.label) < 1 and words(of.label) & OF_BAD:
+        raise Refused(
+            f"{name}: a label is true for a good answer, and {of.label!r} seems to say the "
+            "opposite; say what its values mean: {fields}",
+            says_good(rows, of.label),
+        )
     return replace(shape, labels=labels)
 
 
@@ -383,41 +423,3 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
 def _holds_text(rows: Sequence[object], column: str) -> bool:
     cells = [r.get(column) for r in rows if isinstance(r, Mapping)]
     return any(isinstance(c, str) and c.strip() for c in cells)
-
-
-# -------------------------------------------------------------------------- what became of columns
-
-
-def columns_of(rows: Sequence[object], shape: Shape) -> dict[str, str]:
-    """Every column of some rows, and what became of it."""
-    mappings = [r for r in rows if isinstance(r, Mapping)]
-    of = shape.fields
-    paths = {**of.paths(), "answers (a list)": of.each, "whose rows belong together": of.group}
-    made = list(grouped(mappings[:100], shape)) if shape.read else []
-    read = {column for r in made if isinstance(r, Mapping) for column in r["read"]}
-    became: dict[str, str] = {}
-    for column in dict.fromkeys(str(k) for r in mappings for k in r):
-        uses = [w for w, p in paths.items() if p and mentions(p, column)]
-        uses = ["decides" if u.split()[0] == of.decider else u for u in uses]
-        if shape.read:
-            uses = ["read"] if column in read else []
-        uses += ["added to the prompt"] if shape.extra == column else []
-        became[column] = ", ".join(["ignored"] if column in of.ignore else uses) or "not used"
-        if became[column] not in ("not used", "ignored", "read", "tools"):
-            became[column] += _unread(column, mappings[:100], [p for p in paths.values() if p])
-    return became
-
-
-def _unread(column: str, rows: Rows, paths: Sequence[str]) -> str:
-    """Keys inside a column that are not read, in words; "" for none."""
-    cells = [structure(r.get(column)) for r in rows]
-    items = [
-        i for c in cells for i in (c if isinstance(c, list) else [c]) if isinstance(i, Mapping)
-    ]
-    keys = dict.fromkeys(str(k) for i in items for k in i)
-    read = [p.replace(f"{column}.", "") for p in paths]
-    if keys.keys() & {"role", "from"}:
-        left = [k for k in keys if k not in READ]
-    else:
-        left = [k for k in keys if not any(mentions(p, k) for p in read)]
-    return f" (not used in it: {', '.join(left)})" if left else ""

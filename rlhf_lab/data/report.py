@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..display import counted
-from .messages import Dropped, Example
+from .contrary import Doubt, doubts
+from .labels import Rows
+from .mapping import mentions
+from .messages import READ, Dropped, Example, structure
 from .schema import ANSWERS, Shape, convert, grouped
 
 MOST_REASONS = 40
@@ -19,7 +22,8 @@ class Report:
 
     `missing`: rows that were kept without a field that others have, by field. `unused`: answers of
     rows that were kept. `tied`: ties that were kept as demonstrations. `parted`: pairs of
-    conversations that are cut where they part. `columns`: what became of each column; `later`: rows
+    conversations that are cut where they part. `contrary`: rows where `doubts` contradict which
+    answer is the better one, by what they say. `columns`: what became of each column; `later`: rows
     with columns that the first rows lack.
     """
 
@@ -36,6 +40,8 @@ class Report:
     dropped: dict[str, int] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     later: dict[str, int] = field(default_factory=dict)
+    doubts: Sequence[Doubt] = ()
+    contrary: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, rows: int = 1) -> None:
         if reason not in self.dropped and len(self.dropped) >= MOST_REASONS:
@@ -51,6 +57,11 @@ class Report:
     def notes(self) -> list[str]:
         """The report in lines for people."""
         lines = [f"{self.name}: {counted(self.rows, 'row')}, read as {self.shape}"]
+        lines += [
+            f"{self.name}: in {counted(n, 'row')} {says}: chosen and rejected are taken as they "
+            "are named"
+            for says, n in self.contrary.items()
+        ]
         lines += [
             f"{self.name}: dropped {counted(n, 'row')}: {why}" for why, n in self.dropped.items()
         ]
@@ -79,6 +90,13 @@ class Report:
         return lines
 
 
+def report_of(name: str, first: Sequence[object], shape: Shape) -> Report:
+    """The report of a source whose rows are still to be read, by its first ones."""
+    mappings = [r for r in first if isinstance(r, Mapping)]
+    columns, against = columns_of(first, shape), doubts(mappings, shape.fields)
+    return Report(name, shape, columns=columns, doubts=against)
+
+
 def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
     """Every row of ours that can be made of these; `report` counts them and what is dropped."""
     known = report.columns.keys()
@@ -89,6 +107,9 @@ def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
             if isinstance(row, dict) and not row.keys() <= known:
                 for column in row.keys() - known:
                     report.later[column] = report.later.get(column, 0) + 1
+            if isinstance(row, Mapping):
+                for says in [d.says for d in report.doubts if d.said_by(row)]:
+                    report.contrary[says] = report.contrary.get(says, 0) + 1
             yield row
 
     for row in grouped(counted(), report.shape):
@@ -104,3 +125,41 @@ def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
                 example = {"completion": example["chosen"], **example}
                 del example["chosen"], example["rejected"]
             yield example
+
+
+# -------------------------------------------------------------------------- what became of columns
+
+
+def columns_of(rows: Sequence[object], shape: Shape) -> dict[str, str]:
+    """Every column of some rows, and what became of it."""
+    mappings = [r for r in rows if isinstance(r, Mapping)]
+    of = shape.fields
+    paths = {**of.paths(), "answers (a list)": of.each, "whose rows belong together": of.group}
+    made = list(grouped(mappings[:100], shape)) if shape.read else []
+    read = {column for r in made if isinstance(r, Mapping) for column in r["read"]}
+    became: dict[str, str] = {}
+    for column in dict.fromkeys(str(k) for r in mappings for k in r):
+        uses = [w for w, p in paths.items() if p and mentions(p, column)]
+        uses = ["decides" if u.split()[0] == of.decider else u for u in uses]
+        if shape.read:
+            uses = ["read"] if column in read else []
+        uses += ["added to the prompt"] if shape.extra == column else []
+        became[column] = ", ".join(["ignored"] if column in of.ignore else uses) or "not used"
+        if became[column] not in ("not used", "ignored", "read", "tools"):
+            became[column] += _unread(column, mappings[:100], [p for p in paths.values() if p])
+    return became
+
+
+def _unread(column: str, rows: Rows, paths: Sequence[str]) -> str:
+    """Keys inside a column that are not read, in words; "" for none."""
+    cells = [structure(r.get(column)) for r in rows]
+    items = [
+        i for c in cells for i in (c if isinstance(c, list) else [c]) if isinstance(i, Mapping)
+    ]
+    keys = dict.fromkeys(str(k) for i in items for k in i)
+    read = [p.replace(f"{column}.", "") for p in paths]
+    if keys.keys() & {"role", "from"}:
+        left = [k for k in keys if k not in READ]
+    else:
+        left = [k for k in keys if not any(mentions(p, k) for p in read)]
+    return f" (not used in it: {', '.join(left)})" if left else ""

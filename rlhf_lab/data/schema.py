@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .images import holds_image, marks_image
 from .mapping import GROUP, TIE, Fields, Get, letter, merits, plain, preferred
 from .messages import (
     CONTENT,
+    NO_TEXT,
     Cell,
     Row,
     conversation,
@@ -47,8 +49,9 @@ class Shape:
 
     `decides` says what decides where no column does. `extra` is a column that is added to the
     prompt; `separator` parts text prompts and answers; `repeated`: texts of answers begin with the
-    prompt, which is taken off. `simple`: our fields and their columns, where nothing else is to be
-    done.
+    prompt, which is taken off. `waits`: prompts are conversations that wait for an answer; `images`
+    are columns of pictures, sound or films. `simple`: our fields and their columns, where nothing
+    else is to be done.
     """
 
     fields: Fields
@@ -59,6 +62,8 @@ class Shape:
     decides: str = ""
     repeated: bool = False
     chat: bool = False
+    waits: bool = False
+    images: tuple[str, ...] = ()
     simple: tuple[tuple[str, str], ...] = ()
     read: Read | None = None
     meanings: Mapping[str, int] = field(default_factory=dict)
@@ -118,8 +123,18 @@ def convert(row: object, shape: Shape, report: Report | None = None) -> list[Exa
         raise row
     if not isinstance(row, Mapping):
         raise Dropped("wrong type")
+    if shape.images and any(holds_image(row.get(c)) for c in shape.images):
+        raise Dropped(NO_TEXT)
     if shape.simple and (example := _simple(row, shape)):
         return [example]
+    found = _converted(row, shape, report)
+    if any(marks_image(example["prompt"]) for example in found[:1]):
+        raise Dropped(NO_TEXT)
+    return found
+
+
+def _converted(row: Row, shape: Shape, report: Report | None) -> list[Example]:
+    """The rows of ours of a row that has to be looked at."""
     get, of = shape.get, shape.fields
     context = {f: get[f](row) for f in CONTEXT if f in get}
     if shape.extra and not missing(extra := row.get(shape.extra)):
@@ -154,6 +169,8 @@ def _simple(row: Row, shape: Shape) -> Example | None:
     for ours, column in shape.simple:
         if not plainly_text(value := row.get(column)):
             return None
+        if ours == "prompt" and marks_image(str(value)):
+            raise Dropped(NO_TEXT)
         example[ours] = value
     if not example["prompt"].endswith(shape.separator):
         example["prompt"] += shape.separator
@@ -304,6 +321,8 @@ def _of_turns(
         prompt = prompt if prompt[:1] == [system] else [system, *prompt]
     if not prompt:
         raise Dropped("no prompt")
+    if shape.waits and prompt[-1]["role"] == "assistant":
+        raise Dropped("a conversation that ends with an answer, where most wait for one")
     example: Example = {"prompt": prompt}
     example |= {ours: _short(turns) for ours, turns in answered.items()}
     offered = tools(context.get("tools"))

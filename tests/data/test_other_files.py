@@ -48,17 +48,10 @@ def single(column: str, of_good: object, of_bad: object) -> list[dict]:
 
 
 SUGGESTED = {
-    "0 or 1": two(label=[0, 1]),
     "1 or 2, the second first": two(verdict=[1, 2])[::-1],
     "true: the first": two(a_is_better=[True, False]),
     "true: the one that is named": two(b_is_better=[False, True]),
-    "1 to 5": two(True, preference=[2, 4, 3]),
-    "1 to 7, of which three lie below the middle": [
-        {**row, "preference": row["preference"] - i % 3}
-        for i, row in enumerate(two(preference=[3, 7]))
-    ],
     "words with commas and colons": two(verdict=["A wins, barely: yes", "B wins, barely: yes"]),
-    "a probability of the first": two(True, preference_prob=[0.9, 0.2, 0.5]),
     "a probability of the one that is named": two(p_b_better=["0.01", "0.7"]),
     "a letter beside scores that say nothing": two(
         score_a=[3, 3], score_b=[3, 3], choice=["A", "B"]
@@ -102,7 +95,6 @@ SUGGESTED = {
         {**r, "score_b": "N/A" if i == 3 else r["score_b"]}
         for i, r in enumerate(two(score_a=[5, 1], score_b=[1, 5]))
     ],
-    "an answer that is a letter": two(True, answer=["A", "B", "C"]),
     "won by chosen or by rejected": [
         {
             "prompt": r["prompt"],
