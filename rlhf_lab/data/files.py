@@ -14,8 +14,9 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 from ..display import counted, first_line
 from ..models.hub import hub_reachable
@@ -23,7 +24,19 @@ from ..runs.json_files import unread
 from .messages import Cell, Example
 from .preferences import Annotations, is_annotations
 
-FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+INFOS = "dataset_infos.json"
+"""What `datasets` once wrote beside a data set's files."""
+COMPRESSED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard"}
+SAVE_AS = {
+    ".xlsx": "save its sheet as CSV (UTF-8)",
+    ".xls": "save its sheet as CSV (UTF-8)",
+    ".ods": "save its sheet as CSV (UTF-8)",
+    ".zip": "unpack it",
+    ".tar": "unpack it",
+    ".pkl": "write it with DataFrame.to_parquet",
+}
+"""What to do with files that other programs write."""
 READ_CHARACTERS = 1 << 20
 LONGEST_CELL = 1 << 26
 """Characters that one CSV cell or one JSON row may have before it is taken for a damaged file."""
@@ -35,11 +48,11 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
     `split` and `subset` choose among what a hub id or a DatasetDict holds. A row is whatever the
     source holds at that place: the caller finds out whether it is a dict.
     """
-    source = opened(source)
+    source = opened(source, subset)
     if not isinstance(source, (str, Path)):
         return iter(_choose(source, split))
     path, name = Path(source).expanduser(), str(source)
-    hub_id = name.count("/") == 1 and name[0] not in "./~" and path.suffix not in FORMATS
+    hub_id = name.count("/") == 1 and name[0] not in "./~" and _suffix(path) not in FORMATS
     if hub_id and not path.exists():
         return _hub_rows(name, split, subset)
     if path.is_file() and (subset or split != "train"):
@@ -47,10 +60,12 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
     return _file_rows(path)
 
 
-def opened(source: object) -> object:
-    """What `datasets` saved in a folder; any other source as it is."""
+def opened(source: object, subset: str | None = None) -> object:
+    """What `datasets` saved in a folder, or the splits of one that holds files, as a download from
+    the hub does; any other source as it is."""
     if isinstance(source, (str, Path)) and (folder := Path(source).expanduser()).is_dir():
-        return _saved_dataset(folder)
+        saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+        return _saved_dataset(folder) if saved else _shards(folder, subset)
     return source
 
 
@@ -67,16 +82,19 @@ def _file_rows(path: Path) -> Iterator[object]:
     suffix = _suffix(path)
     if suffix not in FORMATS:
         raise ValueError(
-            f"{path}: {suffix or 'no suffix'} is not a format we read; give {_wanted()}"
+            f"{path}: {suffix or 'no suffix'} is not a format we read; "
+            f"{SAVE_AS.get(suffix, 'give')}{', and give' * (suffix in SAVE_AS)} {_wanted()}"
         )
     if suffix == ".parquet":
         return _parquet_rows(path)
+    if suffix in (".arrow", ".feather"):
+        return _arrow_rows(path)
     return _csv_rows(path) if suffix in (".csv", ".tsv") else _json_rows(path)
 
 
 def _suffix(path: Path) -> str:
     """The suffix that tells the format, compression aside."""
-    return (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
+    return (Path(path.stem) if path.suffix in COMPRESSED else path).suffix.lower()
 
 
 def _wanted() -> str:
@@ -85,17 +103,49 @@ def _wanted() -> str:
 
 @contextmanager
 def _text(path: Path, newline: str | None = None) -> Iterator[io.TextIOBase]:
-    """A file as text, unzipped where its name ends in .gz; one line when it is not UTF-8."""
-    opener = gzip.open if path.suffix == ".gz" else open
+    """A file as text, unpacked where its name says so; one line when it is not UTF-8."""
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline=newline) as text:
+        with _bytes(path) as packed, io.TextIOWrapper(packed, "utf-8-sig", newline=newline) as text:
             yield text
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path} is not a whole gzip file: {error}") from None
+    except _damage(path) as error:
+        kind = COMPRESSED.get(path.suffix, "")
+        raise ValueError(f"{path} is not a whole {kind} file: {error}") from None
     except OSError as error:
+        if path.suffix in COMPRESSED and error.errno is None:
+            kind = COMPRESSED[path.suffix]
+            raise ValueError(f"{path} is not a whole {kind} file: {first_line(error)}") from None
         raise ValueError(unread(path, error)) from None
+
+
+def _damage(path: Path) -> tuple[type[Exception], ...]:
+    """What a packed file raises that is not whole."""
+    if path.suffix == ".xz":
+        import lzma
+
+        return lzma.LZMAError, EOFError
+    return gzip.BadGzipFile, zlib.error, EOFError
+
+
+def _bytes(path: Path) -> IO[bytes]:
+    """A file to read from, unpacked where its name says so."""
+    if path.suffix == ".zst":  # Python has it from 3.14 on
+        import pyarrow
+
+        stream: IO[bytes] = pyarrow.input_stream(str(path), compression="zstd")
+        return stream
+    if path.suffix == ".gz":
+        return cast("IO[bytes]", gzip.open(path))
+    if path.suffix == ".bz2":  # a web page's Python may lack these two
+        import bz2
+
+        return bz2.open(path)
+    if path.suffix == ".xz":
+        import lzma
+
+        return lzma.open(path)
+    return path.open("rb")
 
 
 # --------------------------------------------------------------------------------------------- JSON
@@ -118,6 +168,9 @@ def _turned(value: object) -> list[object]:
     """A file's only value: the rows of a table that is one object, its columns lists of like length
     or, as pandas writes them, objects with the numbers of the rows; else the value itself."""
     columns = list(value.values()) if isinstance(value, dict) else []
+    if isinstance(value, dict) and {*value} == {*map(str, range(len(columns)))}:
+        if all(isinstance(c, dict) and not c.keys() & value.keys() for c in columns):
+            return columns  # rows by their numbers
     if columns and all(isinstance(c, dict) and [*c] == [*map(str, range(len(c)))] for c in columns):
         columns = [[*c.values()] for c in columns]
     tables = len(columns) > 1 and all(isinstance(c, list) for c in columns)
@@ -207,11 +260,10 @@ def _csv_rows(path: Path) -> Iterator[Example]:
     csv.field_size_limit(min(LONGEST_CELL, sys.maxsize))
     with _text(path, newline="") as text:
         first = text.readline()
-        text.seek(0)
         # Spreadsheets of many languages write semicolons.
         marks = "\t" if _suffix(path) == ".tsv" else ",;\t"
         mark = next((m for m in marks if m in first), marks[0])
-        reader = csv.reader(text, delimiter=mark, strict=True)
+        reader = csv.reader(chain([first], text), delimiter=mark, strict=True)
         try:
             head = next(reader, None)
             if not head:
@@ -243,15 +295,57 @@ def _parquet_rows(path: Path) -> Iterator[Example]:
         raise ValueError(f"{path} is not a readable Parquet file: {first_line(error)}") from None
 
 
+def _arrow_rows(path: Path) -> Iterator[Example]:
+    """Rows of a file of Arrow's (Feather), or of a stream, as `datasets` keeps them."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            try:
+                file = pyarrow.ipc.open_file(source)
+                batches = map(file.get_batch, range(file.num_record_batches))
+            except pyarrow.ArrowInvalid:
+                source.seek(0)
+                batches = pyarrow.ipc.open_stream(source)
+            for batch in batches:
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable Arrow file: {first_line(error)}") from None
+
+
 def _saved_dataset(path: Path) -> object:
     import datasets
 
     try:
         return datasets.load_from_disk(str(path))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path} is a folder, and not one that datasets.save_to_disk made: give a file in it"
+            f"{path} is not a whole data set that datasets.save_to_disk made: {first_line(error)}"
         ) from None
+
+
+def _shards(path: Path, subset: str | None) -> dict[str, Iterator[object]]:
+    """The rows of each split of a folder, from all of the files that `datasets` finds for it."""
+    import datasets
+
+    try:
+        found = datasets.load_dataset_builder(str(path), subset).config.data_files
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is a folder in which datasets finds no data ({first_line(error)}): give a file"
+        ) from None
+    files = {str(split): [Path(f) for f in names] for split, names in (found or {}).items()}
+    # Of several formats datasets takes one and says nothing of the others.
+    beside = [f for f in path.rglob("*") if _suffix(f) in FORMATS and f.name != INFOS]
+    beside = [f for f in beside if not any(p.startswith(".") for p in f.relative_to(path).parts)]
+    kinds = sorted({_suffix(f) for names in [*files.values(), beside] for f in names})
+    json_only = set(kinds) <= {".json", ".jsonl", ".ndjson"}
+    if not set(kinds) <= {*FORMATS} or (len(kinds) > 1 and not json_only):
+        raise ValueError(
+            f"{path} is a folder with {', '.join(kinds)} files: give one that holds one format "
+            f"(perhaps one inside it), or {_wanted()}"
+        )
+    return {s: chain.from_iterable(map(_file_rows, names)) for s, names in files.items()}
 
 
 def _hub_rows(name: str, split: str, subset: str | None) -> Iterator[object]:

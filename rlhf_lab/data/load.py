@@ -17,7 +17,7 @@ import gzip
 import json
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from heapq import heappop, heappush
@@ -31,10 +31,11 @@ from ..runs.progress import notebook_display, working
 from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .files import left_out, open_rows, opened
-from .mapping import Refused, getter
+from .mapping import Refused
 from .recognise import recognise
 from .report import Report, convert_all, report_of
-from .schema import ANSWERS, Dropped, Example
+from .schema import ANSWERS, Example
+from .wrapped import through, unwrapped
 
 STORY_ROWS = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_pairs": 1024}
 """Rows of the bundled world's training sets, of each test set, and of held-out pairs."""
@@ -190,8 +191,9 @@ def load_data(
 ) -> Data:
     """The bundled world ("stories"), or your own data in any of the shapes of `shapes.yaml`.
 
-    `source`: a JSON, JSONL, CSV, TSV or Parquet file (also .gz), a folder that `datasets` saved, a
-    hub id, a `datasets.Dataset`, or a list of dicts. `fields` maps our names to your columns
+    `source`: a JSON, JSONL, CSV, TSV, Parquet or Arrow file (also .gz, .bz2, .xz, .zst), a folder
+    that `datasets` saved or that holds the files of a data set, a hub id, a
+    `datasets.Dataset`, or a list of dicts. `fields` maps our names to your columns
     ({"prompt": "question", "chosen": "better", "rejected": "worse"}; `mapping.Fields` lists them);
     what it leaves out is guessed, and `notes` tell how. It may be a YAML file that says the same,
     or a function from a row of yours to one of ours, to several, or to None. `split` and `subset`
@@ -210,7 +212,7 @@ def load_data(
                     _ = rows_of.train
         return stories
     name = Path(source).name if isinstance(source, (str, Path)) else "your data"
-    source = opened(source)
+    source = opened(source, subset)
     rows = open_rows(source, split, subset)
     others = ", ".join(left_out(source, split))
     try:
@@ -282,9 +284,6 @@ def read_pairs(path: Path) -> dict[str, list[Example]]:
 
 # ------------------------------------------------------------------------- a user's own rows
 
-FIRST_ROWS = 1000
-"""Rows that are looked at to recognise a source's shape."""
-
 
 def from_rows(
     rows: Iterable[object],
@@ -304,12 +303,12 @@ def from_rows(
 
         given = read_names(fields)
     elif callable(fields):
-        rows = _through(fields, rows)
+        rows = through(fields, rows)
     elif fields is not None and not isinstance(fields, Mapping):
         raise ValueError(f"fields={fields!r}: give a dict, a YAML file or a function")
     else:
         given = fields
-    first, rows = _unwrapped(iter(rows), given, name)
+    first, rows = unwrapped(iter(rows), given, name)
     if not first:
         raise ValueError(f"{name} has no rows")
     shape = recognise(first, given, name)
@@ -345,52 +344,6 @@ def from_rows(
         answers=split("prompt", "completion", "label"),
         notes=tuple(report.notes()),
         report=report,
-    )
-
-
-def _through(make: Callable[..., object], rows: Iterable[object]) -> Iterator[object]:
-    """What a user's function makes of each row: a row of ours, several, or None."""
-    for number, row in enumerate(rows, 1):
-        try:
-            made = make(row)
-        except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            raise ValueError(f"your function failed on row {number}: {what}") from error
-        if made is None:
-            yield Dropped("left out by your function")
-        else:
-            yield from made if isinstance(made, (list, tuple)) else [made]
-
-
-def _unwrapped(
-    rows: Iterator[object], fields: Mapping[str, object] | None, name: str
-) -> tuple[list[object], Iterator[object]]:
-    """The first rows and the others, out of the object that a dump wraps them in."""
-    path = str((fields or {}).get("rows", ""))
-    if path:
-        get = getter(path, (), "rows", name)
-        cells = (get(r) if isinstance(r, Mapping) else None for r in rows)
-        rows = (r for cell in cells for r in (cell if isinstance(cell, list) else [cell]))
-    first = list(islice(rows, FIRST_ROWS))
-    if path or len(first) > 1 or not isinstance(first[0] if first else None, Mapping):
-        return first, rows
-    (outer,) = first
-    assert isinstance(outer, Mapping)
-    lists = [k for k, v in outer.items() if isinstance(v, list) and _are_rows(v)]
-    if len(lists) > 1:
-        longest = max(lists, key=lambda k: len(outer[k]))
-        inside = "[].row" if all("row" in r for r in outer[longest]) else ""
-        raise Refused(
-            f"{name} holds several lists of rows ({', '.join(lists)}): say which, {{fields}}",
-            {"rows": longest + inside},
-        )
-    found = iter(outer[lists[0]]) if lists else iter(first)
-    return list(islice(found, FIRST_ROWS)), found
-
-
-def _are_rows(value: list[object]) -> bool:
-    return bool(value) and all(
-        isinstance(v, Mapping) and not v.keys() & {"role", "from"} for v in value
     )
 
 

@@ -95,9 +95,7 @@ def recognise(rows: Sequence[object], given: Mapping[str, object] | None, name: 
     shape = ready(fields, mappings, have, name)
     _check(fields, have, name)
     _check_labels(fields, mappings, filled, name)
-    waits = (
-        fields.prompt.lower() in CONVERSATIONS and "prompt" not in user and not shape.has_answers
-    )
+    waits = fields.prompt.lower() in CONVERSATIONS and "prompt" not in user
     shape = replace(shape, name="KTO, labelled answers" if fields.label else "", waits=waits)
     return _with_seams(shape, rows, name)
 

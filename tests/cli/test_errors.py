@@ -331,7 +331,10 @@ ARGUMENTS = {
         "hub cannot be reached",
     ),
     "hub data, no hub": (["train", "sft", "--data", "owner/name"], "hub cannot be reached"),
-    "data is a folder": (["train", "sft", "--data", "."], "is a folder, and not one"),
+    "data is a folder": (
+        ["train", "sft", "--data", "."],
+        "is a folder in which datasets finds no data",
+    ),
     "PPO without a reward model": (
         ["train", "ppo", "--model", "MODEL", "--data", "ROWS"],
         "needs a reward model",

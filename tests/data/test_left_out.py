@@ -96,6 +96,8 @@ def test_a_conversation_beside_its_answer():
         data = from_rows(rows)
         assert data.sft.train[0]["prompt"][0]["content"].startswith("What belongs")
         assert "[better]" in data.sft.train[0]["completion"]
+    rows = [{"messages": answered(i)[: 1 + (i == 3)], "answer": good(i)} for i in range(N)]
+    assert sum(from_rows(rows).report.dropped.values()) == 1  # its prompt holds an answer already
     whole = [{"problem": asked(i), "answer": str(i), "messages": answered(i)} for i in range(N)]
     data = from_rows(whole)
     assert "[better]" in data.sft.train[0]["completion"]
