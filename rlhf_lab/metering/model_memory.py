@@ -240,22 +240,33 @@ def _tensors(state: Mapping[str, object] | None) -> list[Tensor]:
     return [t for t in (state or {}).values() if isinstance(t, Tensor)]
 
 
+CACHES = "update", "update_recurrent_state", "update_conv_state", "update_indexer"
+"""What transformers' caches make: keys and values, states of other layers, keys of an indexer."""
+
+
 @contextmanager
 def labelled_caches(tracker: MemoryTracker) -> Iterator[None]:
-    """While it lasts, what a transformers cache makes of keys and values is `kv_cache`."""
+    """While it lasts, what a transformers cache makes is `kv_cache`."""
     module = sys.modules.get("transformers.cache_utils")
     if module is None:  # nobody has a cache
         yield
         return
-    update = module.Cache.update
 
-    def labelled(*args: object, **kwargs: object) -> object:
-        with tracker.labelled("kv_cache"):
-            keys_and_values = update(*args, **kwargs)
-        tracker.own(tracker.label[0], "kv_cache", keys_and_values)
-        return keys_and_values
+    def labelled(update: Callable[..., object]) -> Callable[..., object]:
+        def of_cache(*args: object, **kwargs: object) -> object:
+            with tracker.labelled("kv_cache"):
+                made = update(*args, **kwargs)
+            if isinstance(made, tuple):  # keys and values
+                tracker.own(tracker.label[0], "kv_cache", made)
+            return made
 
-    with patch.object(module.Cache, "update", labelled):
+        return of_cache
+
+    with ExitStack() as stack:
+        for name in CACHES:
+            stack.enter_context(
+                patch.object(module.Cache, name, labelled(getattr(module.Cache, name)))
+            )
         yield
 
 

@@ -155,14 +155,16 @@ class FirstTurns(Executor):
 
 
 def _grow(cache: AnyModel, length: int) -> None:
-    """Let a transformers cache hold keys and values of `length` positions."""
+    """Let a transformers cache hold keys and values of `length` positions; states do not grow."""
     for layer in cache.layers:
+        if getattr(layer, "keys", None) is None:
+            continue
         most = layer.sliding_window - 1 if layer.is_sliding else length
         if layer.is_sliding:
             layer.cumulative_length = length
-        if layer.keys.shape[-2] < min(length, most):
-            for name in ("keys", "values"):
-                old = getattr(layer, name)
+        for name in ("keys", "values", "indexer_keys"):
+            old = getattr(layer, name, None)
+            if old is not None and old.shape[-2] < min(length, most):
                 shape = (*old.shape[:-2], min(length, most), old.shape[-1])
                 setattr(layer, name, old.new_empty(shape))
 
