@@ -54,7 +54,17 @@ ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message, and types of its parts, that hold what was thought."""
 CONTENT = ("content", "value", "text", "parts")
-READ = {"role", "from", *CONTENT, "tool_calls", "function_call", "tool_call_id", "name", *THOUGHTS}
+READ = {
+    "role",
+    "from",
+    *CONTENT,
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "name",
+    *THOUGHTS,
+    *LEARNED,
+}
 """Keys of a message that are read."""
 
 

@@ -36,7 +36,7 @@ MIXERS = re.compile("attn|attention|mixer|mamba|ssm|conv|recurrent|time|lstm")
 """What the parts of a layer are called in which tokens see each other; the rest is its MLP."""
 NO_CACHE = re.compile("linear|mamba|conv|recurrent")
 """Kinds of layers (`layer_types`) whose memory does not grow with the context."""
-KEYS = re.compile(r"(index_)?(k|v|kv)_proj|kv_a_proj|project_[kv]$")
+KEYS = re.compile(r"(index_)?(k|v|kv)_proj|kv_a_proj|project_[kv]$|W[kv]$")
 JOINT = re.compile("qkv|query_key_value|c_attn")
 """Maps whose results are keys and values, or all of queries, keys and values."""
 RECURRENT = {
@@ -159,14 +159,17 @@ def read(config: Mapping[str, object]) -> Structure:
     kv_heads = _size(own, "num_key_value_heads", default=heads)
     head_dim = _size(own, "head_dim", default=hidden // heads)
     kinds: dict[tuple[tuple[Map, ...], int, int, tuple[int, int]], list[int]] = {}
-    layers = _stack(model, _size(own, "num_hidden_layers", default=0))
+    depth = _size(own, "num_hidden_layers", default=0)
+    layers = _stack(model, depth)
+    # HRM runs its layers several times, each with a cache of its own.
+    times = max(1, depth // max(1, len(layers)))
     windows, unknown = _windows(own)
     types = getattr(own, "layer_types", None) or [""] * len(layers)
     joint = 2 * kv_heads * head_dim
     extra = _size(own, "prompt_length", default=0)  # CPM-Ant's own tokens before every prompt
     for layer, kind, window in zip(layers, types, windows or [0] * len(layers)):
         maps, tables, vectors = _parts(layer, seen, hidden)
-        cached = 0 if NO_CACHE.search(kind) else _cached(layer, hidden, joint)
+        cached = 0 if NO_CACHE.search(kind) else times * _cached(layer, hidden, joint)
         narrow, wide = _state(layer)
         state = narrow + extra * cached, wide
         unknown |= bool(NO_CACHE.search(kind)) and not any(state)

@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from rlhf_lab.cli.main import main
+from rlhf_lab.pipeline import usable, why_unusable
 
 
 def test_debug_shows_the_traceback():
@@ -71,3 +72,21 @@ def test_data_of_which_no_row_fits_end_as_an_error(words, code, tmp_path, capsys
     assert "demonstrations" in told.out and "too long" in told.out
     line = f"rlhf-lab: {file}: no row can be used within 512 tokens (--max-length)\n"
     assert told.err == line * (code == 2)
+
+
+def test_data_of_which_the_template_writes_nothing_end_with_the_reason(tmp_path, capsys):
+    """Not with the length, by which no row was dropped; pairs that are alike are dropped too."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
+    pair = {"chosen": "b", "rejected": "c", "tools": [tool]}
+    rows = [{"prompt": f"look at a{i}", **pair} for i in range(20)]
+    (file := tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert main(["data", str(file)]) == 2
+    reason = "the chat template leaves out tools; take it out of these rows"
+    assert f"{file}: no row can be used: {reason}" in capsys.readouterr().err
+    described = [
+        {"set": "preferences", "train": 18, "held out": 2, "dropped: identical": 12}
+        | {"dropped: too long": 8, "truncated": 3}
+    ]
+    assert not any(map(usable, described))
+    expected = "no row can be used: identical, too long within 512 tokens (--max-length)"
+    assert why_unusable(described, 512) == expected

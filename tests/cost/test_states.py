@@ -34,6 +34,8 @@ SIZES: dict[str, dict[str, object]] = {
     "dots3_note_text": {"num_hidden_layers": 4},
     "cpmant": {"num_hidden_layers": 2},
     "phi4_multimodal": {"num_hidden_layers": 2},
+    "hrm_text": {"num_hidden_layers": 2},
+    "ctrl": {"num_hidden_layers": 2},
 }
 """Families that keep states, keys of an indexer, or have names of their own for keys and values."""
 
