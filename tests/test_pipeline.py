@@ -59,9 +59,9 @@ def test_every_stage_begins_where_the_one_before_it_ended(tmp_path, monkeypatch)
 def test_every_text_becomes_tokens_once(monkeypatch):
     seen, encode = [], EncodedPrompt.response_ids
 
-    def count(prompt, response):
+    def count(prompt, response, **how):
         seen.extend([response] * isinstance(response, str))
-        return encode(prompt, response)
+        return encode(prompt, response, **how)
 
     monkeypatch.setattr(EncodedPrompt, "response_ids", count)
     pipeline.describe_data(from_rows(ROWS), "tiny", 60)

@@ -293,12 +293,15 @@ def test_system_history_and_prompt_beside_a_conversation():
 
 
 def test_messages_keep_reasoning_and_calls_and_say_what_they_do_not_read():
-    given = [turn("user", "Why?", weight=1), turn("assistant", "So.", thinking="Hm.")]
+    given = [
+        turn("user", "Why?", mood="curious"),
+        turn("assistant", "So.", thinking="Hm.", weight=1),
+    ]
     assert messages(given)[1] == turn("assistant", "So.", reasoning_content="Hm.")
     with pytest.raises(Dropped, match="pictures"):
         messages([turn("user", [{"type": "image", "image": "x.png"}])])
     data = from_rows([{"messages": given}] * 12, "mine")
-    assert "not used in it: weight" in data.report.columns["messages"]
+    assert "(not used in it: mood)" in data.report.columns["messages"]
     assert data.sft.train[0]["completion"] == [messages(given)[1]]
 
 
