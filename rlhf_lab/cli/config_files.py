@@ -183,9 +183,9 @@ def _trl(content: Read) -> FromFile:
 
 def _left_out(tool: str, settings: Read) -> Read:
     """A tool's own defaults of what its file does not say."""
-    said = {*settings} | ({"num_train_epochs"} if settings.get("max_steps", -1) > 0 else set())
-    said |= {"gradient_checkpointing"} if "activation_checkpointing" in settings else set()
-    return {k: v for k, v in TOOLS[tool]["defaults"].items() if k not in said}
+    given = {*settings} | ({"num_train_epochs"} if settings.get("max_steps", -1) > 0 else set())
+    given |= {"gradient_checkpointing"} if "activation_checkpointing" in settings else set()
+    return {k: v for k, v in TOOLS[tool]["defaults"].items() if k not in given}
 
 
 # ------------------------------------------------------------------------- axolotl, LLaMA-Factory

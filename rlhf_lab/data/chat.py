@@ -388,17 +388,17 @@ def _marked(turns: list[Message], tools: Tools) -> tuple[list[Message], Tools, d
 
 def _check_written(messages: list[Message], text: str, learned: bool = False) -> None:
     """Raises Dropped where the template has left out a text. Thoughts of earlier turns it leaves
-    out on purpose; of an answer that is `learned` they must stand before what is said."""
+    out on purpose; of an answer that is `learned` they must stand before the rest."""
     for message in messages:
-        said, thoughts = str(message.get("content") or ""), []
+        answer, thoughts = str(message.get("content") or ""), []
         if message["role"] == "assistant":
-            inside, _, said = said.rpartition("</think>")
+            inside, _, answer = answer.rpartition("</think>")
             thoughts = [str(message.get("reasoning_content") or ""), *THINK_TAG.split(inside)]
-        said = said.strip()
-        if _end_of(said, text, 0) < 0:
+        answer = answer.strip()
+        if _end_of(answer, text, 0) < 0:
             raise Dropped(f"{LEFT_OUT} a turn of {message['role']}")
         at = 0
-        for piece in [*thoughts, said] if learned else []:
+        for piece in [*thoughts, answer] if learned else []:
             if (at := _end_of(piece.strip(), text, at)) < 0:
                 raise Dropped(f"{LEFT_OUT} the reasoning of an answer")
 

@@ -32,7 +32,7 @@ from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .files import left_out, open_rows, opened
 from .mapping import Refused
-from .recognise import recognise
+from .recognise import ENOUGH, recognise
 from .report import Report, convert_all, report_of
 from .schema import ANSWERS, Example
 from .wrapped import through, unwrapped
@@ -318,10 +318,10 @@ def from_rows(
         sample.add(example)
     kept = sample.rows()
     report.kept, report.sampled = len(kept), sample.seen > len(kept)
-    if len(kept) < 10:
+    if len(kept) < ENOUGH:
         why = "; ".join(report.notes()[1:])
         raise ValueError(
-            f"{name}: {counted(len(kept), 'usable row')}; at least 10 are needed"
+            f"{name}: {counted(len(kept), 'usable row')}; at least {ENOUGH} are needed"
             + f" ({why})" * bool(why)
         )
     if shape.has_answers and not any(r.keys() & set(ANSWERS) for r in kept):

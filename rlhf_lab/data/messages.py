@@ -233,7 +233,7 @@ def _parted(content: object) -> tuple[object, str | None]:
     parts = content.get("parts", [content]) if isinstance(content, Mapping) else content
     if not isinstance(parts, (list, tuple)):
         return parts, None
-    said: list[str] = []
+    spoken: list[str] = []
     thought: list[str] = []
     for part in parts:
         found, kind = part, ""
@@ -248,8 +248,8 @@ def _parted(content: object) -> tuple[object, str | None]:
                 _no_calls()
             typed = all(isinstance(p, Mapping) and "type" in p for p in parts)
             raise Dropped(NO_TEXT if typed else NO_CONTENT)
-        (thought if kind in THOUGHTS else said).append(found)
-    return "".join(said) if said or not thought else None, "\n\n".join(thought) or None
+        (thought if kind in THOUGHTS else spoken).append(found)
+    return "".join(spoken) if spoken or not thought else None, "\n\n".join(thought) or None
 
 
 def returned(content: object) -> object:

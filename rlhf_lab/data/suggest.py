@@ -111,8 +111,8 @@ def means_by(rows: Rows, column: str, answers: Sequence[str]) -> FieldMap:
     elif len(answers) == 2 and any(0 < n < 1 for n in numbers):
         return by_chance(column, answers)
     else:
-        shown = values if 0 < len(values) <= 12 else {"VALUE"}
-        found = {"winner": column, "values": sides(shown, column, answers, count)}
+        few = values if 0 < len(values) <= 12 else {"VALUE"}
+        found = {"winner": column, "values": sides(few, column, answers, count)}
     own = len(named_in(column, answers)) == 1  # which `sides` has turned round
     if names_worse(rows, column, answers) and not own and not words(column) & SURE:
         swap = {"A": "B", "B": "A", "tie": "tie"} if count == 2 else {}
@@ -174,17 +174,17 @@ def _named(value: str, names: Mapping[str, int], unknown: str) -> str:
         return unknown
     name = max(begins, key=len)
     rest = value[value.index(name) + len(name) :]
-    said = set(re.split(r"\W+", rest)) - {""}
+    besides = set(re.split(r"\W+", rest)) - {""}
     signs = {c for c in rest if c in "<>=≈~"}
-    if said & {"tie", "draw", "equal", "equally", "same"} or (signs and not signs & {*"<>"}):
+    if besides & {"tie", "draw", "equal", "equally", "same"} or (signs and not signs & {*"<>"}):
         return "tie"
-    if len(signs) > 1 or said & (WORDS["not_better"] | WORDS["bad"] | {"lost", "loses"}):
+    if len(signs) > 1 or besides & (WORDS["not_better"] | WORDS["bad"] | {"lost", "loses"}):
         return unknown
-    others = {n for n in names if names[n] != names[name]} & said
+    others = {n for n in names if names[n] != names[name]} & besides
     if "<" in signs:
         return LETTERS[1 - names[name]] if len({*names.values()}) == 2 else unknown
     sure = {"better", "wins", "won", "beats", "preferred", "best", "stronger"}
-    if (others or (said and len(name) == 1)) and not signs and not said & sure:
+    if (others or (besides and len(name) == 1)) and not signs and not besides & sure:
         return unknown  # "a and b", "a bit of both"
     return LETTERS[names[name]]
 
@@ -326,10 +326,9 @@ def as_order(column: str, cells: Sequence[object], lower: bool) -> tuple[list[in
     odd = [o for o in orders if len(o) > 2 and _best_first(o, lower) != o]
     if not odd:
         return [], {}
-    path = column if re.fullmatch(r"[A-Za-z_]\w*", column) else f'"{column}"'
     values = {str(i + int(least)): LETTERS[i] for i in range(max(map(len, orders)))}
-    shown = [n + int(least) for n in odd[0]]
-    return shown, {"winner": f"{path}[0]", "values": values}
+    numbers = [n + int(least) for n in odd[0]]
+    return numbers, {"winner": f"{path_of(column)}[0]", "values": values}
 
 
 def _best_first(merits: Sequence[int], lower: bool) -> list[int]:
