@@ -90,10 +90,14 @@ def _lora(
     )
 
 
+def _of_adapters(setup: Setup) -> dict[str, Setting]:
+    return {"lora_dropout": setup.lora_dropout, "use_dora": setup.use_dora}
+
+
 def _language_model(setup: Setup, config: Config, adapted: bool = False) -> AnyModel:
     model = _model(setup, AutoModelForCausalLM, config)
     if adapted and setup.lora_r:
-        lora = _lora(setup.lora_r, setup.lora_targets, lora_dropout=setup.lora_dropout)
+        lora = _lora(setup.lora_r, setup.lora_targets, **_of_adapters(setup))
         model = get_peft_model(model, lora)
     return model
 
@@ -102,7 +106,7 @@ def _critic(setup: Setup, config: Config, adapted: bool = False) -> AnyModel:
     """A reward or value model."""
     model = _model(setup, AutoModelForSequenceClassification, {**config, "num_labels": 1})
     if adapted and setup.lora_r:
-        more = {"modules_to_save": ["score"], "lora_dropout": setup.lora_dropout}
+        more = {**_of_adapters(setup), "modules_to_save": ["score"]}
         lora = _lora(setup.lora_r, setup.lora_targets, "SEQ_CLS", **more)
         model = get_peft_model(model, lora)
     return model
