@@ -20,6 +20,7 @@ from .display import by_surface, did_you_mean, format_bytes
 from .launch.accelerate_config import CONFIGS
 from .launch.accelerate_files import (
     accelerate_settings,
+    check_batch,
     process_count,
     read_accelerate,
     whole_number,
@@ -198,6 +199,9 @@ def _of_file(plan: Plan, file: Path, processes: int | None, nodes: int | None, d
     if count is None and dry:
         raise ValueError(f"{head} says no num_processes: give --processes")
     count = _count(count, nodes, there=gpu and not dry)
+    of_run = {**plan.settings, "gpus": count}
+    if wrong_batch := check_batch(found, unread, of_run) if plan.stage != "ppo" else []:
+        raise ValueError(f"{head}: {wrong_batch[0]}")
     realised = {name: found[name] for name in REALISED if name in found}
     says = "" if found else f"not planned ({unread[0]})"
     devices = {"sharding": "ddp", "offload": "none", "gpus": count, "nodes": nodes}

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from ..launch.accelerate_config import CONFIGS
 from ..launch.accelerate_files import (
+    BATCH,
     Read,
     accelerate_settings,
+    check_batch,
     deepspeed_file_settings,
     deepspeed_settings,
 )
@@ -63,14 +65,23 @@ class FromFile:
     left_out: Read = field(default_factory=dict)
 
     @property
+    def sizes(self) -> Read:
+        """Of the batch, as a file for DeepSpeed has them."""
+        own = self.tool in ("accelerate", "DeepSpeed")
+        return {k: v for k, v in self.settings.items() if own and k in BATCH.values()}
+
+    @property
     def planned(self) -> Read:
         """Settings of a plan."""
         return self.settings if self.tool == "TRL" else self.left_out | self.settings
 
     def notes(self, given: Collection[str], settings: Mapping[str, object]) -> list[str]:
         """Lines about a plan with these settings, of which the user has given some: what of the
-        file was not read, and whose defaults stand for what it leaves out."""
-        lines = [f"not read: {', '.join(self.unread)} ({self.tool})"] * bool(self.unread)
+        file was not read, or says otherwise of the batch, and whose defaults stand for what it
+        leaves out."""
+        unread = [*self.unread]
+        of_batch = check_batch(self.sizes, unread, settings)
+        lines = of_batch + [f"not read: {', '.join(unread)} ({self.tool})"] * bool(unread)
         left_out = {k: v for k, v in self.left_out.items() if k not in given}
         if self.tool != "TRL":
             theirs = ", ".join(f"{name} {value}" for name, value in left_out.items())

@@ -31,6 +31,8 @@ BATCH = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
 }
+WHOLE_BATCH = "train_batch_size"
+"""DeepSpeed's name of the rows of a step, of all devices: the product of both and the devices."""
 SINGLE, SEVERAL = "NO", ("MULTI_GPU", "MULTI_CPU")
 
 
@@ -169,6 +171,25 @@ def deepspeed_file_settings(content: JsonObject, path: Path) -> tuple[Read, list
     unread = [f"{name}: auto" for name in SIZES if given.get(name) == "auto"]
     on = [name for name in MIXED if _section(content, name, path).get("enabled") is True]
     return settings | dict.fromkeys(on, True), [*unread, *_unread(content, KEYS["deepspeed"])]
+
+
+def check_batch(found: Read, unread: list[str], settings: Mapping[str, object]) -> list[str]:
+    """What a file for DeepSpeed says of the batch otherwise than a plan's settings, a line each:
+    neither transformers nor DeepSpeed starts then. `found`, `unread`: what the file gave; where the
+    rows of a step are the plan's, they are no longer unread."""
+    rows, passes, gpus = (int(str(settings.get(n) or 1)) for n in (*BATCH.values(), "gpus"))
+    (micro, ours), wrong = [*BATCH.items()][0], []
+    if found.get(ours, rows) != rows:
+        wrong.append(f"{micro} is {found[ours]} in DeepSpeed's file, {ours} {rows} here")
+    said = next((line for line in unread if line.startswith(f"{WHOLE_BATCH}: ")), None)
+    if said:
+        unread.remove(said)
+        if (whole := said.partition(": ")[2]) != str(rows * passes * gpus):
+            wrong.append(
+                f"{WHOLE_BATCH} is {whole} in DeepSpeed's file, {rows * passes * gpus} here "
+                f"({rows} rows × {passes} passes × {gpus} devices)"
+            )
+    return [f"{line}: DeepSpeed does not start; write auto in the file" for line in wrong]
 
 
 def _zero(stage: Setting, optimizer: str, weights: str, path: Path) -> Read:
