@@ -168,7 +168,7 @@ def messages(value: object, as_text: bool = False) -> list[Message]:
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, (list, tuple)) or not all(isinstance(m, Mapping) for m in turns):
         raise Dropped(_other_type(turns))
-    turns = unrolled(turns)
+    turns = of_anthropic(unrolled(turns))
     found = [turn for m in turns if (turn := _message(m, as_text))]
     if not found:
         raise Dropped("empty")
@@ -188,6 +188,45 @@ def unrolled(turns: Sequence[Row]) -> Sequence[Row]:
             found.append(turn)
             continue
         found += [{"role": r, "content": turn[k]} for r, k in zip(("user", "assistant"), pair)]
+    return found
+
+
+CALL, RESULT = "tool_use", "tool_result"
+
+
+def of_anthropic(turns: Sequence[Row]) -> Sequence[Row]:
+    """Turns with calls and results as parts of their content, as Anthropic's API has them, in the
+    form of the others: a call belongs to its message, a result is a message of the role tool, with
+    the name of the call that it answers. Raises Dropped where that order would not be kept."""
+    found: list[Row] = []
+    names: dict[object, object] = {}
+    for turn in turns:
+        content = turn.get("content")
+        parts: Cell = content if isinstance(content, str) else structure(content)
+        listed = isinstance(parts, (list, tuple)) and all(isinstance(p, Mapping) for p in parts)
+        kinds = [part.get("type") for part in parts] if listed else []
+        if not {CALL, RESULT} & {*kinds}:
+            found.append(turn)
+            continue
+        calls, results = ([p for p in parts if p.get("type") == k] for k in (CALL, RESULT))
+        rest = [p for p in parts if p.get("type") not in (CALL, RESULT)]
+        if turn.get("role") != ("user" if results else "assistant") or turn.get("tool_calls"):
+            _no_calls()
+        if [*parts] != [*results, *rest, *calls] or (calls and results):
+            raise Dropped("text behind a tool call, or before a tool's result, in one message")
+        for result in results:
+            if result.get("is_error") or result.get("tool_use_id") not in names:
+                raise Dropped("a tool's result that is an error, or answers no call before it")
+            number = result["tool_use_id"]
+            answer = {"tool_call_id": number, "name": names[number]}
+            found.append({"role": "tool", "content": result.get("content"), **answer})
+        for call in calls:
+            if not call.get("id") or not isinstance(call.get("input"), Mapping):
+                _no_calls()
+            names[call["id"]] = call.get("name")
+        asked = [{"id": c["id"], "name": c.get("name"), "arguments": c["input"]} for c in calls]
+        if rest or calls:
+            found.append({**turn, "content": rest, **({"tool_calls": asked} if asked else {})})
     return found
 
 
