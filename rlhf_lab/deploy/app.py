@@ -156,6 +156,11 @@ def start_engine(model: PreTrainedModel, rows: int, context: int | None, share: 
     from ..ppo.rollout_engines import engine_sizes
 
     step, read = max(STEP_TOKENS, 2 * rows), architecture(model.config.to_dict())
+    if read.state_bytes(1):
+        raise ValueError(
+            f"{read.family} keeps a state of each request beside keys and values, for which "
+            "transformers' continuous batching has no place: serve it with engine='vllm'"
+        )
     on_gpu = model.device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory()
     most = min(context or read.context, read.context)

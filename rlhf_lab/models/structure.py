@@ -39,6 +39,8 @@ NO_CACHE = re.compile("linear|mamba|conv|recurrent")
 KEYS = re.compile(r"(index_)?(k|v|kv)_proj|kv_a_proj|project_[kv]$|W[kv]$")
 JOINT = re.compile("qkv|query_key_value|c_attn")
 """Maps whose results are keys and values, or all of queries, keys and values."""
+CROSS = re.compile("(encoder_attn|cross_?attn|cross_?attention)$", re.IGNORECASE)
+"""Attention to an encoder, beside a decoder's own: nothing is cached for it without one."""
 RECURRENT = {
     "DeltaNet": "num_v_heads head_k_dim head_v_dim",
     "DeltaAttention": "qkv_dim head_dim",
@@ -211,7 +213,8 @@ def _cached(layer: nn.Module, hidden: int, joint: int) -> int:
     share their matrices. `joint`: of a layer with one map for queries, keys and values."""
     if "CrossAttention" in type(layer).__name__:  # to what text does not have
         return 0
-    maps, _, _ = _parts(layer, set(), hidden)
+    crossed = [m for name, m in layer.named_modules() if CROSS.search(name)]
+    maps, _, _ = _parts(layer, {id(p) for m in crossed for p in m.parameters()}, hidden)
     cached = sum(m[2] * m[5] for m in maps if KEYS.match(m[0]))
     if not cached and any(JOINT.search(name.lower()) for name, *_ in maps):
         cached = joint

@@ -18,6 +18,7 @@ from rlhf_lab.simulate.shortcuts import _grow
 
 ROWS, PROMPT = 2, 5
 SIZES: dict[str, dict[str, object]] = {
+    "trocr": {"decoder_layers": 2},  # with maps for an encoder, which nothing is cached of
     "qwen3_5_text": {"num_hidden_layers": 4},
     "kimi_linear": {"num_hidden_layers": 5},
     "falcon_h1": {"num_hidden_layers": 2},

@@ -3,6 +3,8 @@
 pytest tests/deploy/test_windows_served.py      (needs the extra `serve`)
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
@@ -78,3 +80,19 @@ def test_windows_make_room_for_longer_requests():
     whole = app.engine_room(architecture(model(0).config.to_dict()), numbers, 1, 16384, STEP)
     assert whole == (numbers // (3072 + 768 + STEP) // 32 * 32, whole[0] // 32 + 1)
     assert longest > 2 * whole[0]
+
+
+def test_states_have_no_place_in_the_engine():
+    """transformers' pages are of full and sliding attention: it knows no other kind of layer."""
+    from any_config import small_config
+    from transformers import AutoConfig
+    from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
+
+    config = small_config("falcon_h1")
+    kind = config.pop("model_type")
+    loaded = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config))
+    with pytest.raises(ValueError, match="^falcon_h1 keeps a state of each request .*'vllm'$"):
+        app.start_engine(loaded, ROWS, None, False)
+    kinds = SimpleNamespace(layer_types=["linear_attention", "full_attention"])
+    with pytest.raises(ValueError, match="Invalid layer type: linear_attention"):
+        group_layers_by_attn_type(kinds)
