@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from .mapping import names_of, number, plain, tag_of
+from .mapping import names_of, number, plain, score_in_words, tag_of
 from .messages import LESS, MORE, TABLE, TIES, Row, missing, structure
 
 Rows: TypeAlias = Sequence[Row]
@@ -34,7 +34,9 @@ def is_label(column: str, rows: Rows) -> bool:
     found = words(column)
     values = [v for r in rows if not missing(v := r.get(column))]
     every = [i for v in values for i in (v if isinstance(v, list) else [v])]
-    numbers = all(number(v) is not None or plain(v) in ("true", "false") for v in every)
+    numbers = all(
+        number(v) is not None or score_in_words(v) or plain(v) in ("true", "false") for v in every
+    )
     seen = {plain(v) for v in values}
     if found & LABEL:
         return bool(values) and (numbers or len(seen) <= 12)

@@ -294,6 +294,36 @@ def number(value: object) -> float | None:
     return found if math.isfinite(found) else None
 
 
+OF_MOST = re.compile(r"(\d+(?:\.\d+)?) ?(?:/|out of|of) ?(\d+(?:\.\d+)?)", re.IGNORECASE)
+PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
+STARS = re.compile("(?:★\ufe0f?|⭐\ufe0f?)*☆*")
+
+
+def score_in_words(value: object) -> tuple[str, float] | None:
+    """(form, score) of "9/10", "4.5 out of 5", "80%" and "★★★☆☆": scores of one form can be
+    compared, and the form has the most that can be given. None for any other text."""
+    text = value.strip() if isinstance(value, str) else ""
+    if (found := OF_MOST.fullmatch(text)) and float(found[1]) <= float(found[2]):
+        return f"of {float(found[2]):g}", float(found[1])
+    if found := PERCENT.fullmatch(text):
+        return "%", float(found[1])
+    if text and STARS.fullmatch(text):
+        full, empty = sum(text.count(star) for star in "★⭐"), text.count("☆")
+        return f"of {full + empty} stars" if empty else "stars", float(full)
+    return None
+
+
+def scores_of(values: Sequence[object]) -> list[float | None]:
+    """Numbers, or scores in words of one form; None for gaps. Raises Dropped for several forms."""
+    found = [("", n) if (n := number(v)) is not None else score_in_words(v) for v in values]
+    forms = {score[0] for score in found if score}
+    if len(forms) > 1:
+        raise Dropped(
+            f"scores of several forms ({', '.join(sorted(f or 'numbers' for f in forms))})"
+        )
+    return [score[1] if score else None for score in found]
+
+
 def names_of(answers: Sequence[str]) -> dict[str, int]:
     """Values that name an answer beyond doubt → its index: the column, its letter, `model_a` for
     the answer whose column ends in a, first, second, left, right. Bare numbers name none."""
@@ -352,7 +382,7 @@ def merits(
     if not isinstance(listed, (list, tuple)) or len(listed) != count:
         raise Dropped(f"answers and {given.decider} differ in number")
     sign = -1.0 if given.decider == "ranks" else 1.0
-    return [None if (n := number(v)) is None else sign * n for v in listed]
+    return [None if n is None else sign * n for n in scores_of(listed)]
 
 
 def preferred(found: Sequence[float | None], given: Fields) -> list[tuple[int, int]]:

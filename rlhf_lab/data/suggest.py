@@ -24,7 +24,17 @@ from .labels import (
     names_worse,
     words,
 )
-from .mapping import LETTERS, SIDES, FieldMap, Refused, names_of, number, plain, tag_of
+from .mapping import (
+    LETTERS,
+    SIDES,
+    FieldMap,
+    Refused,
+    names_of,
+    number,
+    plain,
+    score_in_words,
+    tag_of,
+)
 from .messages import BAD, GOOD, LESS, MORE, TABLE, TIES, structure
 
 UNKNOWN = "GOOD_OR_BAD"
@@ -266,7 +276,13 @@ def _one_for_each(rows: Rows, columns: Sequence[str], answers: Sequence[str]) ->
 
 def _holds_numbers(rows: Rows, column: str) -> bool:
     values = [v for r in rows if plain(v := r.get(column))]
-    return bool(values) and all(number(v) is not None for v in values)
+    return bool(values) and (all(number(v) is not None for v in values) or _in_one_form(values))
+
+
+def _in_one_form(values: Sequence[object]) -> bool:
+    """Whether all are scores in words, of one form (`score_in_words`)."""
+    forms = {found[0] if (found := score_in_words(v)) else "" for v in values}
+    return len(forms) == 1 and "" not in forms
 
 
 def _lone(rows: Rows, column: str, answers: Sequence[str]) -> list[str]:
@@ -291,6 +307,7 @@ def _numbers(
     lists = [structure(v) for v in cells]
     each = [i for v in lists for i in (v if isinstance(v, list) else [v])]
     odd = next((plain(v) for v in each if plain(v) and number(v) is None), "")
+    odd = "" if _in_one_form([v for v in each if plain(v)]) else odd
     if odd and len(columns) == 1:
         return {"scores": [f"map(&@ == '{_good_word(each)}', {path_of(first)})"]}, "", {}
     if odd:

@@ -121,6 +121,8 @@ def test_another_word_is_left_to_the_user(column, of_good, of_bad):
 
 
 SURE = {
+    "a fraction": two(score_a=("9/10", "2/10"), score_b=("2/10", "9/10")),
+    "a percentage": two(score_a=("90%", "20 %"), score_b=("20%", "90%")),
     "votes up and down": two(
         upvotes_a=(9, 2), upvotes_b=(2, 9), downvotes_a=(1, 8), downvotes_b=(8, 1)
     ),
@@ -190,8 +192,8 @@ UNSURE = {
     "an answer that is a letter": two(verdict=("A", "C")),
     "bits": two(verdict=("a bit of this", "b and a are fine")),
     "text with a comma": two(score_a=("9,5", "2,5"), score_b=("2,5", "9,5")),
-    "a fraction": two(score_a=("9/10", "2/10"), score_b=("2/10", "9/10")),
-    "a percentage": two(score_a=("90%", "20%"), score_b=("20%", "90%")),
+    "fractions of several": two(score_a=("9/10", "2/10"), score_b=("1/5", "4/5")),
+    "a fraction and a number": two(score_a=("9/10", "2/10"), score_b=(2, 9)),
     "letters": two(grade_a=("A", "F"), grade_b=("F", "A")),
     "grades": two(grade_a=(1, 5), grade_b=(5, 1)),
     "one score of two": two(score_a=(9, 2)),
