@@ -32,7 +32,7 @@ from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .files import left_out, open_rows, opened
 from .mapping import Refused
-from .recognise import ENOUGH, recognise
+from .recognise import ENOUGH, recognise, watched
 from .report import Report, convert_all, report_of
 from .schema import ANSWERS, Example
 from .wrapped import through, unwrapped
@@ -314,7 +314,7 @@ def from_rows(
     shape = recognise(first, given, name)
     report = report_of(name, first, shape)
     sample = Reservoir(seed, LIMIT if limit is None else limit, MEMORY if limit is None else None)
-    for example in convert_all(chain(first, rows), report):
+    for example in convert_all(watched(chain(first, rows), first, shape, name), report):
         sample.add(example)
     kept = sample.rows()
     report.kept, report.sampled = len(kept), sample.seen > len(kept)

@@ -6,7 +6,7 @@ What could be read in two ways is refused in one line, with a mapping that says 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..display import counted, did_you_mean
@@ -54,6 +54,7 @@ from .messages import (
     TIES,
     Dropped,
     Example,
+    Row,
     missing,
     structure,
     unrolled,
@@ -317,6 +318,32 @@ def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> N
             "answers; map them, {fields}, or say that they mean nothing: {ignore}",
             maps_answers(rows, texts),
             ignore=texts,
+        )
+
+
+def watched(
+    rows: Iterable[object], first: Sequence[object], shape: Shape, name: str
+) -> Iterator[object]:
+    """The rows, in turn. Raises Refused at their end for a column that says how good answers are
+    and was empty in the first ones, by which the shape was recognised."""
+    filled = {k for r in first if isinstance(r, Mapping) for k in r if not missing(r[k])}
+    ignored = {*shape.fields.ignore, *filled}
+    late: list[Row] = []
+    for row in rows:
+        if isinstance(row, Mapping) and len(late) < len(first):
+            new = {k: v for k, v in row.items() if k not in ignored and not missing(v)}
+            late += [new] if new else []
+        yield row
+    if shape.name or shape.fields.label or not shape.fields.completion:
+        return
+    columns = dict.fromkeys(str(k) for row in late for k in row)
+    if labels := [c for c in columns if is_label(c, late)]:
+        raise Refused(
+            f"{name}: {labels[0]!r} stands in no row of the first {len(first)}, and looks as if it "
+            "said how good each answer is, and bad answers are no demonstrations; put a row that "
+            "has it first, or say that it means nothing: {ignore}",
+            {},
+            ignore=labels,
         )
 
 
