@@ -172,11 +172,24 @@ def messages(value: object, as_text: bool = False) -> list[Message]:
     found = [turn for m in turns if (turn := _message(m, as_text))]
     if not found:
         raise Dropped("empty")
-    if found[-1]["role"] == "assistant" and any(
-        str(turns[-1].get(k)).lower() in ("0", "0.0", "false") for k in LEARNED
-    ):
-        raise Dropped("an answer that is marked as not to be learned")
+    if found[-1]["role"] == "assistant":
+        _check_learned(turns)
     return found
+
+
+def _check_learned(turns: Sequence[Row]) -> None:
+    """Raises Dropped where the last answer, or a part of it (a call before a tool's result), is
+    marked as not to be learned, or to be learned by a share."""
+    for place, turn in enumerate(reversed(turns)):
+        role = str(turn.get("role") or turn.get("from")).strip().lower()
+        if ROLE_NAMES.get(role) == "user":
+            return
+        marks = {str(turn[k]).lower() for k in LEARNED if not missing(turn.get(k))}
+        if marks & {"0", "0.0", "false"} and ROLE_NAMES.get(role) != "tool":
+            part = "of which a part " * (place > 0)
+            raise Dropped(f"an answer {part or 'that '}is marked as not to be learned")
+        if odd := marks - {"0", "0.0", "false", "1", "1.0", "true"}:
+            raise Dropped(f"an answer whose weight is {min(odd)}, and answers are learned or not")
 
 
 def unrolled(turns: Sequence[Row]) -> Sequence[Row]:
