@@ -66,7 +66,6 @@ def equal_budget_figure(found: EqualBudget, theme: str = "both") -> Figure:
 def overoptimisation(
     groups: Mapping[tuple[str, str], Sequence[Curve]],
     bands: Mapping[tuple[str, str], Band | None],
-    theme: str = "both",
 ) -> Figure:
     """Left gold, right proxy, above the SFT model's. Thin: a seed each, of PPO solid, of best-of-n
     dotted; thick, with its 95 % band over seeds: the form that is fitted."""
@@ -105,10 +104,10 @@ def overoptimisation(
         yaxis={"title": {"text": "gold reward above the SFT model's"}},
         yaxis2={"anchor": "x2", "title": {"text": "proxy score above the SFT model's"}},
     )
-    return finish(figure, words=words, plot=340, theme=theme, on_top=labels)
+    return finish(figure, words=words, plot=340, on_top=labels)
 
 
-def serving_frontier(found: ServingFrontier, theme: str = "both") -> Figure:
+def serving_frontier(found: ServingFrontier) -> Figure:
     """Left what was measured, a line for each model through its formats, means and standard
     deviations over seeds; right what is predicted of a larger model: a line for each format through
     numbers of requests in flight. Symbols are formats."""
@@ -158,4 +157,4 @@ def serving_frontier(found: ServingFrontier, theme: str = "both") -> Figure:
     )
     figure.update_layout(xaxis2={"title": {"text": f"the same, {safe(where)}"}})
     labels = [str(t.name) for t in figure.data]
-    return finish(figure, words=words, plot=340, theme=theme, on_top=labels)
+    return finish(figure, words=words, plot=340, on_top=labels)

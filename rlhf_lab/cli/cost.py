@@ -36,20 +36,17 @@ Settings: TypeAlias = dict[str, Setting]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def positive(text: str) -> int:
-    """A number of 1 or more, from an argument."""
+def positive(text: str, least: int = 1) -> int:
+    """A number of 1 (or `least`) or more, from an argument."""
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be {least} or more, got {number}")
     return number
 
 
 def not_negative(text: str) -> int:
     """A number of 0 or more, from an argument."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
-    return number
+    return positive(text, least=0)
 
 
 def add_commands(commands: Commands) -> None:
@@ -287,24 +284,18 @@ def print_plan(args: argparse.Namespace) -> int:
         print(plan.show())
     if args.cheaper and not args.json:
         print(plan.cheaper())
-    if args.accelerate_config:
-        written = _write(args.accelerate_config, plan.accelerate_config())
-        print(
-            f"accelerate launch --config_file {args.accelerate_config} …" if written else "", end=""
-        )
-    if args.yaml:
-        written = _write(args.yaml, plan.trl_config())
-        print(f"trl {plan.stage} --config {args.yaml} …" if written else "", end="")
+    if file := args.accelerate_config:
+        _write(file, plan.accelerate_config(), f"accelerate launch --config_file {file} …")
+    if file := args.yaml:
+        _write(file, plan.trl_config(), f"trl {plan.stage} --config {file} …")
     return 0
 
 
-def _write(path: str, text: str) -> bool:
-    """Into a file, or (-) on the screen. → whether there is a file now."""
-    if path == "-":
-        print(text, end="")
-        return False
-    Path(path).write_text(text, encoding="utf-8")
-    return True
+def _write(path: str, text: str, used: str) -> None:
+    """Into a file, and say how it is `used`; or (-) on the screen."""
+    if path != "-":
+        Path(path).write_text(text, encoding="utf-8")
+    print(text if path == "-" else used, end="")
 
 
 def print_xray(args: argparse.Namespace) -> int:
@@ -313,10 +304,8 @@ def print_xray(args: argparse.Namespace) -> int:
 
     plan = _plan(args)
     simulated = xray(plan)
-    if args.json:
-        _print(simulated.ledger, lambda: simulated, as_json=True)
-    else:
-        print(*simulated.notes, compare(plan, simulated), sep="\n")
+    notes = "".join(f"{note}\n" for note in simulated.notes)
+    _print(simulated.ledger, lambda: f"{notes}{compare(plan, simulated)}", args.json)
     return 0
 
 
