@@ -226,8 +226,8 @@ class Health(Display):
                 which = ", ".join(self.hidden)
             verdict += f"\nnot to be ruled out by this: {which}"
         text, page = (f"\n{table(rows)}", html_table(rows)) if rows else ("", "")
-        lines = escape(verdict).replace("\n", "<br>")
-        super().__init__(verdict + text, f"<p>{lines}</p>{page}")
+        heading = escape(verdict).replace("\n", "<br>")
+        super().__init__(verdict + text, f"<p>{heading}</p>{page}")
 
     def _looked_for(self, specimen: Mapping[str, Any]) -> bool:
         """Whether checks could look that four in five of its runs may fail."""
