@@ -115,7 +115,7 @@ class Project(Display):
         reserve = None if money is None else money * share
         energy = 0.0 if not power else None if kwh is None else kwh * power
         stored = self.stored / 1e9 * months * self._input("storage_price")
-        kept = f"{format_bytes(self.stored)} for {number(months)} months"
+        kept = f"{format_bytes(self.stored)} for {number(months)} month{'s' * (months != 1)}"
         again = f"{number(100 * share)} % of the devices' cost"
         bought = f"{number(labels)} at {number(price)} USD"
         used = f"{number(kwh)} kWh at {number(power)} USD"

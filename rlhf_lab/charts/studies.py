@@ -55,8 +55,10 @@ def equal_budget_figure(found: EqualBudget, theme: str = "both") -> Figure:
             last = f"{mean(gold[-1]):.2f} at {format_number(spent[-1])} {title}"
             words.append(f"{way}: gold reward {last}")
         for budget in found.budgets(quantity):
-            figure.add_vline(budget, line={"dash": "dot", "width": 1}, row=1, col=column)
-        figure.update_xaxes(title={"text": title}, row=1, col=column)
+            line = {"dash": "dot", "width": 1, "color": NEUTRAL}
+            figure.add_vline(budget, line=line, row=1, col=column)
+        # SI's prefixes: plotly's own of a milliard is B, which is no GFLOP.
+        figure.update_xaxes(title={"text": title}, exponentformat="SI", row=1, col=column)
     figure.update_yaxes(title={"text": "gold reward (0 to 10)"}, row=1, col=1)
     return finish(figure, words=words, plot=320, theme=theme, on_top=[*found.ways])
 
