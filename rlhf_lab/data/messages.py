@@ -314,6 +314,10 @@ def history(value: object) -> list[Message]:
     value = structure(value)
     if missing(value):
         return []
+    if isinstance(value, str) and (found := conversation(value)):
+        return found
+    if isinstance(value, str) or all(isinstance(turn, str) for turn in _sequence(value)):
+        raise Dropped("earlier turns as text, which does not say who speaks")
     rounds = _sequence(value)
     if all(isinstance(r, (list, tuple)) and len(r) == 2 for r in rounds):
         return [m for r in rounds for m in (_turn("user", r[0]), _turn("assistant", r[1]))]

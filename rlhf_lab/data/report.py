@@ -59,7 +59,7 @@ class Report:
         lines = [f"{self.name}: {counted(self.rows, 'row')}, read as {self.shape}"]
         lines += [
             f"{self.name}: in {counted(n, 'row')} {says}: chosen and rejected are taken as they "
-            "are named"
+            f"are named{f' by {self.shape.fields.winner!r}' * bool(self.shape.fields.winner)}"
             for says, n in self.contrary.items()
         ]
         lines += [
@@ -100,15 +100,20 @@ def report_of(name: str, first: Sequence[object], shape: Shape) -> Report:
 def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
     """Every row of ours that can be made of these; `report` counts them and what is dropped."""
     known = report.columns.keys()
+    ties = [d for d in report.doubts if d.tie]
+    tie = ""  # what says so of the row that was read last
 
     def counted() -> Iterator[object]:
+        nonlocal tie
         for row in rows:
             report.rows += 1
+            tie = ""
             if isinstance(row, dict) and not row.keys() <= known:
                 for column in row.keys() - known:
                     report.later[column] = report.later.get(column, 0) + 1
-            if isinstance(row, Mapping):
-                for says in [d.says for d in report.doubts if d.said_by(row)]:
+            if isinstance(row, Mapping) and report.doubts:
+                tie = next((d.says for d in ties if d.said_by(row)), "")
+                for says in [d.says for d in report.doubts if not d.tie and d.said_by(row)]:
                     report.contrary[says] = report.contrary.get(says, 0) + 1
             yield row
 
@@ -118,13 +123,25 @@ def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
         except Dropped as reason:
             report.drop(str(reason))
             continue
-        for example in found:
+        if tie and report.shape.fields.ties == "drop":
+            report.drop(f"a tie: {tie}")
+            continue
+        for example in (e for f in found for e in (_apart(f, report) if tie else [f])):
             report.count_missing(example)
             if "chosen" in example and example["chosen"] == example["rejected"]:
                 report.identical += 1  # nothing to compare; still an answer to learn from
                 example = {"completion": example["chosen"], **example}
                 del example["chosen"], example["rejected"]
             yield example
+
+
+def _apart(example: Example, report: Report) -> list[Example]:
+    """The two answers of a pair, neither better than the other, as demonstrations."""
+    if not {"chosen", "rejected"} <= example.keys():
+        return [example]
+    report.tied += 1
+    rest = {k: v for k, v in example.items() if k not in ANSWERS}
+    return [{**rest, "completion": example[k]} for k in ("chosen", "rejected")]
 
 
 # -------------------------------------------------------------------------- what became of columns

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from .labels import (
     LOWER,
+    OF_BAD,
+    OPPOSITE,
     SURE,
     WORDS,
     WORSE,
@@ -24,20 +26,25 @@ from .labels import (
     names_worse,
     words,
 )
-from .mapping import LETTERS, SIDES, FieldMap, Refused, names_of, number, plain, tag_of
+from .mapping import LETTERS, SIDES, FieldMap, Fields, Refused, names_of, number, plain, tag_of
 from .messages import BAD, GOOD, LESS, MORE, TABLE, TIES, structure
 
 UNKNOWN = "GOOD_OR_BAD"
 """Stands for what a value of a label means."""
-OPPOSITE = re.compile("(?:un|in|im|ir|dis|non|not)[ _-]?")
 NUMBERED = re.compile(r"(?:model|response|answer|option|completion|candidate|choice)?[ _-]?(\d\d?)")
 INDEX = {"id", "idx", "index"}
+PLACES = {"rank", "ranks", "ranking", "place", "position"}
 COUNTED = {"one": "1", "two": "2", "three": "3", "four": "4"}
+
+
+class Path(str):
+    """A JMESPath into columns, where a column may stand as well."""
 
 
 def path_of(column: str) -> str:
     """A column as a JMESPath."""
-    return column if re.fullmatch(r"[A-Za-z_]\w*", column) else f'"{column}"'
+    as_it_is = isinstance(column, Path) or re.fullmatch(r"[A-Za-z_]\w*", column)
+    return column if as_it_is else f'"{column}"'
 
 
 def by_place(answers: Sequence[str]) -> dict[str, str]:
@@ -57,7 +64,7 @@ def good_or_bad(value: str, column: str) -> str:
     way = direction(column)
     if value in MORE | LESS:
         return {0: UNKNOWN, 1: "good", -1: "bad"}[way * (1 if value in MORE else -1)]
-    if way < 1:  # a good word of something bad
+    if way < 1 and words(column) & OF_BAD:  # a good word of something bad
         return UNKNOWN
     opposite = OPPOSITE.match(value)
     bare = value[opposite.end() :] if opposite else value
@@ -114,8 +121,12 @@ def means_by(rows: Rows, column: str, answers: Sequence[str]) -> FieldMap:
         few = values if 0 < len(values) <= 12 else {"VALUE"}
         found = {"winner": column, "values": sides(few, column, answers, count)}
     own = len(named_in(column, answers)) == 1  # which `sides` has turned round
-    if names_worse(rows, column, answers) and not own and not words(column) & SURE:
-        swap = {"A": "B", "B": "A", "tie": "tie"} if count == 2 else {}
+    worse = names_worse(rows, column, answers) and not words(column) & SURE
+    way = direction(column)
+    if not own and (worse or way < 0 or (way == 0 and words(column) & OF_BAD)):
+        # The answer of a rank may be the first or the last.
+        told = count == 2 and (worse or way < 0) and not words(column) & PLACES
+        swap = {"A": "B", "B": "A", "tie": "tie"} if told else {}
         found["values"] = {v: swap.get(m, which(count)) for v, m in found["values"].items()}
     return found
 
@@ -128,8 +139,22 @@ def by_chance(column: str, answers: Sequence[str]) -> FieldMap:
     if letters and own == [1]:
         letters = letters[::-1]
     means = dict(zip(("above", "below"), letters or (which(2), which(2))))
-    cases = (f"{p} {sign} `0.5` && '{word}'" for sign, word in zip("><", means))
-    return {"winner": " || ".join([*cases, f"{p} == `0.5` && 'tie'"]), "values": means}
+    return {"winner": _on_a_scale(p, "0.5"), "values": means}
+
+
+def by_middle(of: Fields) -> FieldMap:
+    """A mapping that reads a preference on a scale, once the user has said where its middle is."""
+    above = of.positive or which(2)
+    below = {"A": "B", "B": "A"}.get(above, above)
+    path = f"to_number({path_of(of.preference)})"
+    return {"winner": _on_a_scale(path, "NUMBER"), "values": {"above": above, "below": below}}
+
+
+def _on_a_scale(number: str, middle: str) -> str:
+    cases = (
+        f"{number} {sign} `{middle}` && '{word}'" for sign, word in zip("><", ("above", "below"))
+    )
+    return " || ".join([*cases, f"{number} == `{middle}` && 'tie'"])
 
 
 def named_in(column: str, answers: Sequence[str]) -> list[int]:

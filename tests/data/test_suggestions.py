@@ -45,6 +45,13 @@ error: 0|1
 toxicity: low|high
 is_safe: True|False
 fulfilment: Yes|No
+verified: True|False 1|0
+passed: yes|no
+user_satisfied: yes|no
+status: passed|failed accepted|rejected
+review: approved|rejected
+reaction: 👍|👎
+thumb: up|down
 """
 """Column: values of a good answer and of a bad one, where the table knows which is which."""
 NO_TABLE = """
@@ -132,6 +139,10 @@ SURE = {
     "the first": two(chosen_first=(True, False)),
     "the worse": two(worse=("b", "a")),
     "the loser": two(loser=("response_b", "response_a")),
+    "the least helpful": two(least_helpful=("B", "A")),
+    "the flagged one": two(flagged=("response_b", "response_a")),
+    "the more toxic one": two(more_toxic=("B", "A")),
+    "the one not preferred": two(not_preferred=("b", "a")),
     "one and two": two(preferred=("one", "two")),
     "Response 1": two(choice=("Response 1", "Response 2")),
     "1 and 2": two(preference=(1, 2)),
@@ -178,6 +189,8 @@ def test_what_names_an_answer_is_suggested_as_what_it_says(case):
 UNSURE = {
     "a signed number": two(score_diff=(3, -3)),
     "a signed number turned": two(preference=(-2, 2)),
+    "a rank that names one": two(rank=("A", "B")),
+    "a vote against": two(votes_against=("B", "A")),
     "0 and 1": two(preference=(1.0, 0.0)),
     "0 and 1 of a label": two(label=(0, 1)),
     "0 and 1 of a winner": two(winner=(0, 1)),
@@ -236,6 +249,8 @@ ORDINARY = {
     "turns": (1, 0),
     "poor_mans_id": ("x1", "x2"),
     "is_english": (True, False),
+    "category": ("open questions", "chat"),
+    "split": ("train", "test"),
 }
 
 
