@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .labels import WORDS, Rows, is_label, words
 from .mapping import FieldMap, Fields, Refused, mentions
-from .messages import READ, ROLE_NAMES, TABLE, Cell, Row, missing, structure, unrolled
+from .messages import READ, ROLE_NAMES, TABLE, Cell, Row, missing, structure, turns_of, unrolled
 from .suggest import Path, path_of
 from .wrapped import ENOUGH
 
 CONVERSATIONS = TABLE["conversations"]
-SPEAKS = {"system", "sys", "persona", "preamble", "developer"}
+SPEAKS = {"system", "sys", "persona", "preamble", "developer", "instructions"}
 """Words in the names of columns that hold a system prompt."""
 BELONGS = {"input": ("instruction",), "context": ("instruction", "question")}
 """Columns that are added to the prompt, beside columns of these names."""
@@ -54,7 +54,7 @@ def place_conversations(
 
 def last_role(cell: object) -> str:
     """Our name of who speaks last in a conversation; "" for what is none."""
-    turns = structure(cell)
+    turns = turns_of(cell)
     last = turns[-1] if isinstance(turns, list) and turns else None
     last = unrolled([last])[-1] if isinstance(last, Mapping) else None
     role = (last.get("role") or last.get("from")) if isinstance(last, Mapping) else ""

@@ -50,10 +50,13 @@ from .mapping import (
 from .messages import (
     BAD,
     GOOD,
+    LESS,
+    MORE,
     TABLE,
     TIES,
     Dropped,
     Example,
+    listed,
     missing,
     structure,
 )
@@ -180,8 +183,10 @@ def _guessed(rows: Rows, filled: Sequence[str], user: FieldMap, name: str) -> Fi
         pair = next((p for p in PAIRS if free.keys() >= set(p)), PAIRS[0])
         found |= {f: free[c] for f, c in zip(("chosen", "rejected"), pair) if c in free}
         one = found.keys() & {"chosen", "rejected"}
-        if len(one) == 1 and "completion" in found and is_label(found[[*one][0]], rows):
-            del found[[*one][0]]  # it says whether the answer beside it was chosen
+        if "completion" in found and all(
+            is_label(found[o], rows) and (len(one) == 1 or _says_yes(rows, found[o])) for o in one
+        ):  # they say whether the answer beside them was chosen
+            found = {k: v for k, v in found.items() if k not in one}
     if "history" not in found and last_role(rows[0].get(free.get("context", ""))):
         alone = not found.keys() & {"prompt", "chosen"} and not free.keys() & {*CONVERSATIONS}
         found["prompt" if alone else "history"] = free["context"]
@@ -195,6 +200,10 @@ def _guessed(rows: Rows, filled: Sequence[str], user: FieldMap, name: str) -> Fi
     if "completion" not in user:
         place_conversations(rows, found, free, user)
     return found
+
+
+def _says_yes(rows: Rows, column: str) -> bool:
+    return {plain(r.get(column)) for r in rows} <= MORE | LESS | {""}
 
 
 def _two_answers(rows: Rows, rest: Sequence[str], found: FieldMap, name: str) -> FieldMap:
@@ -328,7 +337,7 @@ def ready(of: Fields, rows: Rows, have: Sequence[str], name: str) -> Shape:
     if of.each or of.group:
         get["each"] = getter(of.each or GROUP, [*have, GROUP], "each", name)
     if of.each:
-        lists = [li for r in rows if isinstance(li := structure(get["each"](r)), list)]
+        lists = [li for r in rows if isinstance(li := listed(get["each"](r)), list)]
         items = [i for li in lists for i in map(structure, li) if isinstance(i, Mapping)]
         inside = list(dict.fromkeys(str(k) for i in items for k in i))
     for what, path in of.paths().items():
@@ -404,7 +413,8 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
             converted += convert(row, shape)
         except Dropped as reason:
             reasons.add(str(reason))
-    if not converted and reasons <= {"no prompt", "wrong type"} and not shape.fields.prompt:
+    no_talk = all(reason.startswith(("no prompt", "wrong type")) for reason in reasons)
+    if not converted and no_talk and not shape.fields.prompt:
         held = [repr(p) for f in ANSWERS if (p := getattr(shape.fields, f))] or ["the answers"]
         raise Refused(
             f"{name}: no prompt: {', '.join(held)} hold no conversation to take it from; map it "

@@ -9,7 +9,7 @@ from ..display import counted
 from .contrary import Doubt, doubts
 from .labels import Rows
 from .mapping import mentions
-from .messages import READ, Dropped, Example, structure
+from .messages import READ, TABLE, Dropped, Example, structure
 from .schema import ANSWERS, Shape, convert, grouped
 
 MOST_REASONS = 40
@@ -175,6 +175,8 @@ def _unread(column: str, rows: Rows, paths: Sequence[str]) -> str:
     ]
     keys = dict.fromkeys(str(k) for i in items for k in i)
     read = [p.replace(f"{column}.", "") for p in paths]
+    if len(keys) == 1 and keys.keys() & {*TABLE["conversations"]}:  # {"messages": […]}
+        return ""
     if keys.keys() & {"role", "from"}:
         left = [k for k in keys if k not in READ]
     else:

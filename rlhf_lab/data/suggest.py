@@ -27,7 +27,7 @@ from .labels import (
     words,
 )
 from .mapping import LETTERS, SIDES, FieldMap, Fields, Refused, names_of, number, plain, tag_of
-from .messages import BAD, GOOD, LESS, MORE, TABLE, TIES, structure
+from .messages import BAD, GOOD, LESS, MORE, TABLE, TIES, listed, structure
 
 UNKNOWN = "GOOD_OR_BAD"
 """Stands for what a value of a label means."""
@@ -368,7 +368,7 @@ def maps_answers(rows: Rows, columns: Sequence[str]) -> FieldMap:
         if by_name.keys() >= {better, worse}:
             return {"chosen": by_name[better], "rejected": by_name[worse]}
     column = columns[0]
-    lists = [li for r in rows if isinstance(li := structure(r.get(column)), list)]
+    lists = [li for r in rows if isinstance(li := listed(r.get(column)), list)]
     items = [i for li in lists for i in li if isinstance(i, Mapping)]
     keys = dict.fromkeys(str(k) for i in items for k in i)
     sizes = {

@@ -29,6 +29,7 @@ def suggested(rows: list[dict]):
 TURNS = [[EARLIER, "Yes. [earlier]"]]
 BEFORE = {
     "persona": SYS,
+    "instructions": SYS,
     "sys_prompt": SYS,
     "system_instructions": SYS,
     "context": "Rooms have doors, mostly. [earlier]",
@@ -116,6 +117,32 @@ def test_a_label_inside_of_a_column_is_asked(where):
         from_rows(rows)
     ignoring = from_rows(rows, fields={"ignore": error.value.ignore})
     assert len(ignoring.sft.train + ignoring.sft.test) == 2 * N
+
+
+def test_flags_named_accepted_and_rejected_are_no_pair():
+    rows = judged(
+        lambda q, a, says: {
+            "prompt": q,
+            "response": a,
+            "accepted": says == "good",
+            "rejected": says == "bad",
+        }
+    )
+    answers = suggested(rows).answers
+    assert all(r["label"] == ("[better]" in r["completion"]) for r in answers.train + answers.test)
+
+
+def test_objects_of_lists_are_lists_of_objects():
+    """`datasets` keeps a sequence of objects so; {"messages": […]} is its messages."""
+    turns = [turn("system", SYS), *chat(1, good(1))]
+    table = {"role": [t["role"] for t in turns], "content": [t["content"] for t in turns]}
+    for cell in (table, {"messages": turns}):
+        for row in from_rows([{"messages": cell}] * N).sft.train:
+            assert "[better]" in row["completion"] and "[sys]" in str(row["prompt"])
+            assert "[earlier]" in str(row["prompt"])
+    rated = {"text": [bad(1), good(1)], "score": [1, 5]}
+    for pair in pairs_of(suggested([{"prompt": asked(1), "completions": rated}] * N)):
+        assert "[better]" in pair["chosen"] and "[worse]" in pair["rejected"]
 
 
 def on_a_scale(first: int, last: int, **names: str) -> list[dict]:
