@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from .labels import WORDS, Rows, is_label, words
 from .mapping import FieldMap, Fields, Refused, mentions
 from .messages import READ, ROLE_NAMES, TABLE, Cell, Row, missing, structure, turns_of, unrolled
-from .suggest import Path, path_of
+from .suggest import Path, likely_prompt, path_of
 from .wrapped import ENOUGH
 
 CONVERSATIONS = TABLE["conversations"]
@@ -105,6 +105,8 @@ def check_before(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> No
     beside = [c for c in filled if c not in read and c not in added]
     prompts = [c for c in beside if c.lower() in TABLE["names"]["prompt"] and of.prompt]
     before = [c for c in beside if words(c) & WORDS["before"] or c in prompts]
+    if not of.prompt and (asked := likely_prompt(rows, filled)) in before:
+        before.remove(asked)  # is there none, it is asked
     for column in before:
         cells = [(cell, r) for r in rows if not missing(cell := r.get(column))]
         new = [cell for cell, r in cells if _says(cell, column) and not _within(cell, r, read)]

@@ -93,7 +93,8 @@ def answer_columns(rows: Rows, columns: Sequence[str]) -> list[str]:
             weights[stem] = bool(words(stem) & ANSWER), size
     best = max(weights, key=weights.__getitem__, default=None)
     if best is None:
-        return [c for c in columns if words(c) & ANSWER and holds_lists(rows, c)][:1]
+        mixed = (c for c in columns if words(c) & ANSWER and not direction(c))
+        return [c for c in mixed if holds_lists(rows, c)][:1]
     return sorted(stems[best], key=lambda c: tag_of(c)[1])
 
 

@@ -62,7 +62,7 @@ from .messages import (
 )
 from .schema import ANSWERS, CONTEXT, Shape, convert, grouped
 from .shapes import READERS, Named, named_shapes
-from .suggest import ask, by_middle, by_place, maps_answers, means_by, says_good
+from .suggest import ask, by_middle, by_place, likely_prompt, maps_answers, means_by, says_good
 from .wrapped import ENOUGH
 
 NAMES: dict[str, list[str]] = TABLE["names"]
@@ -100,7 +100,7 @@ def recognise(rows: Sequence[object], given: Mapping[str, object] | None, name: 
                 raise
     fields = Fields(**_guessed(mappings, filled, user, name))
     shape = ready(fields, mappings, have, name)
-    _check(fields, have, name)
+    _check(fields, mappings, have, name)
     _check_labels(fields, mappings, filled, name)
     if not user.keys() & {*CONTEXT}:
         check_before(fields, mappings, filled, name)
@@ -133,7 +133,7 @@ def _named(
             raise Refused(f"{name}: {mended[0]}: {{fields}}", mended[0].example)
         have = [*have, "prompt", "answers"]
     shape = ready(fields, mappings, have, name)
-    _check(fields, have, name)
+    _check(fields, mappings, have, name)
     if fields.values and "values" not in user:
         seen = {plain(shape.get["winner 1"](r)) for r in mappings} - shape.meanings.keys()
         if odd := [v for v in seen if number(v) is not None]:
@@ -238,21 +238,21 @@ def _two_answers(rows: Rows, rest: Sequence[str], found: FieldMap, name: str) ->
     if len({*winners, *copies}) == 1 and len(labels) <= 1:
         means = {"values": by_place(answers)} if copies else {}
         return {**kept, "answers": tuple(answers), "winner": [*winners, *copies][0], **means}
-    asks = {} if "prompt" in found else {"prompt": "COLUMN"}
+    asks = {} if "prompt" in found else {"prompt": likely_prompt(rows, [*rows[0]])}
     raise ask(name, rows, answers, labels, "look like answers to one prompt", asks)
 
 
 # -------------------------------------------------------------------------- what must not be silent
 
 
-def _check(of: Fields, have: Sequence[str], name: str) -> None:
+def _check(of: Fields, rows: Rows, have: Sequence[str], name: str) -> None:
     """Raise ValueError, one line, for a mapping that lacks something or says too much."""
-    for wrong, line, example in _rules(of, shown_list(have)):
+    for wrong, line, example in _rules(of, shown_list(have), likely_prompt(rows, have)):
         if wrong:
             raise Refused(f"{name}: {line}", example)
 
 
-def _rules(of: Fields, columns: str) -> Iterator[tuple[object, str, FieldMap]]:
+def _rules(of: Fields, columns: str, prompt: str) -> Iterator[tuple[object, str, FieldMap]]:
     """→ (whether it is broken, what is wrong, a mapping that would mend it)"""
     several, lists = bool(of.answers), of.scores or of.ranks
     deciders = [d for d in DECIDERS if getattr(of, d)]
@@ -285,7 +285,7 @@ def _rules(of: Fields, columns: str) -> Iterator[tuple[object, str, FieldMap]]:
     texts = bare and "text" in columns[1:-1].split(", ")
     whole = "'text' holds whole texts, and what is learned is the answer to a prompt: give both, or"
     yield texts, f"{whole} part each text in Python with fields=FUNCTION", {}
-    yield bare, line, {"prompt": "COLUMN"}
+    yield bare, line, {"prompt": prompt}
 
 
 def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> None:
@@ -405,6 +405,7 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
     are texts."""
     extra = [c for c, of in BELONGS.items() if shape.fields.prompt in of and _holds_text(rows, c)]
     shape = replace(shape, extra=extra[0] if extra else None)
+    columns = list(dict.fromkeys(str(k) for r in rows if isinstance(r, Mapping) for k in r))
     rows = list(grouped(rows, shape))
     converted: list[Example] = []
     reasons: set[str] = set()
@@ -418,8 +419,8 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
         held = [repr(p) for f in ANSWERS if (p := getattr(shape.fields, f))] or ["the answers"]
         raise Refused(
             f"{name}: no prompt: {', '.join(held)} hold no conversation to take it from; map it "
-            "with {fields}",
-            {"prompt": "COLUMN"},
+            "with {fields}, or part texts in Python, fields=FUNCTION",
+            {"prompt": likely_prompt([r for r in rows if isinstance(r, Mapping)], columns)},
         )
     texts = [r for r in converted if isinstance(r["prompt"], str)]
     seams = [(r["prompt"], r[f]) for r in texts for f in ("completion", "chosen") if f in r]
@@ -432,7 +433,6 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
     apart = sum(p[-1:].isspace() or a[:1].isspace() for p, a in seams)
     paths = tuple(shape.fields.paths().items())
     known = {f for f, _ in paths} <= {"prompt", *ANSWERS} and not shape.repeated and not shape.extra
-    columns = {k for r in rows if isinstance(r, Mapping) for k in r}
     paths *= known and bool(shape.fields.prompt) and all(p in columns for _, p in paths)
     return replace(shape, separator="\n" if len(seams) > 2 * apart else "", simple=paths)
 

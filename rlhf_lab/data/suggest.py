@@ -56,6 +56,18 @@ def which(count: int) -> str:
     return "A_OR_B" if count == 2 else f"A_TO_{LETTERS[min(count, 26) - 1]}"
 
 
+def likely_prompt(rows: Rows, columns: Sequence[str]) -> str:
+    """The first column of texts whose name says that it holds what is asked; else a placeholder."""
+    for column in columns:
+        found = words(column)
+        texts = [v for r in rows if isinstance(v := r.get(column), str) and " " in v.strip()]
+        asks = found & (WORDS["of_prompt"] | {"inputs", "problem", "request"})
+        other = (WORDS["answer"] - {"text", "texts"}) | {"system", "sys", "meta"}
+        if asks and not found & other and 2 * len(texts) > len(rows):
+            return column
+    return "COLUMN"
+
+
 # ----------------------------------------------------------------------- good and bad, one answer
 
 
@@ -246,22 +258,35 @@ def ask(
 ) -> Refused:
     """The refusal where columns beside answers may decide between them, and nothing tells how."""
     example = {**given, "answers": list(answers)}
+    every = [*dict.fromkeys(str(k) for r in rows for k in r)]
+    guess: FieldMap = {}
+    if not labels and not _one_for_each(rows, every, answers):
+        used = {*answers, *map(str, given.values())}
+        labels = [c for c in every if c not in used and _few(rows, c)][:1]
+        values = {plain(r.get(c)) for c in labels for r in rows} - {"", *TIES}
+        choice = dict.fromkeys(sorted(values), which(len(answers)))
+        guess = {"winner": labels[0], "values": choice} if labels else {}
     named = [c for c in labels if len(answers) > 1 and name_answers(rows, c, answers)]
     several = [] if named else _one_for_each(rows, labels, answers)
-    hidden = (
-        [] if labels else _one_for_each(rows, [*dict.fromkeys(k for r in rows for k in r)], answers)
-    )
-    listed = [] if named or several else [c for c in labels if holds_lists(rows, c)][:1]
+    hidden = [] if labels else _one_for_each(rows, every, answers)
+    voted = {} if named or several or not labels else _votes(rows, labels[0], answers)
+    listed = [] if named or several or voted else [c for c in labels if holds_lists(rows, c)][:1]
     reading = ""
     other: FieldMap = {}
-    if several or hidden or listed:
+    if guess:
+        example |= guess
+    elif several or hidden or listed:
         found, reading, other = _numbers(rows, several or hidden or listed, answers, given)
         example |= found
     elif not named and labels and (lone := _lone(rows, labels[0], answers)):
         example |= {"scores": lone}
+    elif voted:
+        example |= voted
     else:
         example |= means_by(rows, next(iter(named or labels), "COLUMN"), answers)
     beside = f", and {', '.join(map(repr, labels))} may say which is better" if labels else ""
+    if [*answers] == ["completions"] and listed:
+        reading += " (steps of one answer, as TRL's stepwise format has them, are none to compare)"
     return Refused(
         f"{name}: {' and '.join(map(repr, answers))} {look}{beside}; say what decides, for example "
         f"{{fields}}{reading}, or what means nothing: {{ignore}}",
@@ -269,6 +294,12 @@ def ask(
         ignore=list(labels) or ["COLUMN"],
         other=other,
     )
+
+
+def _few(rows: Rows, column: str) -> bool:
+    """Whether a column holds two to five short values, as a choice does."""
+    seen = {plain(r.get(column)) for r in rows} - {""}
+    return 1 < len(seen) <= 5 and all(len(v) <= 20 for v in seen)
 
 
 def _one_for_each(rows: Rows, columns: Sequence[str], answers: Sequence[str]) -> list[str]:
@@ -301,6 +332,28 @@ def _lone(rows: Rows, column: str, answers: Sequence[str]) -> list[str]:
     if len(answers) < 2 or flags or tag_of(column)[1] not in marks:
         return []
     return [column if m == tag_of(column)[1] else "COLUMN" for m in marks]
+
+
+def _votes(rows: Rows, column: str, answers: Sequence[str]) -> FieldMap:
+    """A mapping by votes: an object with a number for each answer's name, or a list of names, of
+    each the more the better; a list that holds every name once is an order, the best first or
+    last."""
+    cells = [structure(r.get(column)) for r in rows if plain(r.get(column)) or r.get(column)]
+    names = names_of(answers) if len(answers) > 1 else {}
+    inside = [[*c] for c in cells if isinstance(c, (list, dict))]
+    spelled = {i: n for c in inside for n in map(str, c) if (i := names.get(n.lower())) is not None}
+    if len(inside) < len(cells) or not {*range(len(answers))} <= spelled.keys():
+        return {}
+    if not all(isinstance(n, str) and n.lower() in names for c in inside for n in c):
+        return {}
+    path = path_of(column)
+    if all(isinstance(c, dict) and all(number(v) is not None for v in c.values()) for c in cells):
+        return {"scores": [f'{path}."{spelled[i]}"' for i in range(len(answers))]}
+    if not all(isinstance(c, list) for c in cells):
+        return {}
+    if all(len({*c}) == len(c) == len(answers) for c in inside):
+        return {"winner": f"{path}[FIRST_OR_LAST]"}
+    return {"scores": [f"length({path}[?@ == '{n}'])" for _, n in sorted(spelled.items())]}
 
 
 def _numbers(
@@ -367,6 +420,12 @@ def maps_answers(rows: Rows, columns: Sequence[str]) -> FieldMap:
     for better, worse in TABLE["likely_pairs"]:
         if by_name.keys() >= {better, worse}:
             return {"chosen": by_name[better], "rejected": by_name[worse]}
+    for column in columns:  # one that names the others
+        others = {c.lower(): c for c in columns if c != column}
+        said = {plain(r.get(column)) for r in rows} - {"", *TIES}
+        if said and said <= others.keys() and len(others) > 1 and direction(column) > 0:
+            values = {c: LETTERS[i] for i, c in enumerate(others)}
+            return {"answers": [*others.values()], "winner": column, "values": values}
     column = columns[0]
     lists = [li for r in rows if isinstance(li := listed(r.get(column)), list)]
     items = [i for li in lists for i in li if isinstance(i, Mapping)]

@@ -173,6 +173,25 @@ SURE = {
         }
         for i in range(N)
     ],
+    "votes by name": two(votes=({"A": 3, "B": 1}, {"A": 0, "B": 2})),
+    "votes in a list": two(votes=(["A", "B", "A"], ["B", "B"])),
+    "a prompt of another name": [
+        {k.replace("prompt", "user_prompt"): v for k, v in row.items()}
+        for row in two(winner=("A", "B"))
+    ],
+    "the name of a column": [
+        {
+            "prompt": asked(i),
+            "ours": bad(i),
+            "theirs": good(i),
+            "preferred": ("theirs", "ours")[i < 0],
+        }
+        for i in range(N)
+    ],
+    "right and wrong answers": [
+        {"question": asked(i), "correct_answers": [good(i)], "incorrect_answers": [bad(i)] * 2}
+        for i in range(N)
+    ],
     "best and worst": [{"prompt": asked(i), "worst": bad(i), "best": good(i)} for i in range(N)],
     "positive and negative": [
         {"prompt": asked(i), "positive": good(i), "negative": bad(i)} for i in range(N)
@@ -190,6 +209,8 @@ UNSURE = {
     "a signed number": two(score_diff=(3, -3)),
     "a signed number turned": two(preference=(-2, 2)),
     "a rank that names one": two(rank=("A", "B")),
+    "an order of names": two(ranking=(["A", "B"], ["B", "A"])),
+    "a choice of another name": two(overall_response=(1, 2)),
     "a vote against": two(votes_against=("B", "A")),
     "0 and 1": two(preference=(1.0, 0.0)),
     "0 and 1 of a label": two(label=(0, 1)),
