@@ -90,6 +90,7 @@ def inner_labels(rows: Rows, of: Fields, columns: Sequence[str]) -> tuple[list[R
 
 
 def ignored(path: str, of: Fields) -> bool:
+    """Whether a path is read already, or is said to mean nothing."""
     return any(mentions(p, path) or p == path for p in (*of.paths().values(), *of.ignore))
 
 
@@ -121,6 +122,17 @@ def check_before(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> No
             _reads(column, new, of, filled),
             ignore=[column],
         )
+
+
+def comes_later(row: Row, filled: frozenset[str], of: Fields) -> str:
+    """A column that says what comes before an answer in this row, and that the first rows lack or
+    leave empty (`filled`: those they do not); "" for none."""
+    for column in row.keys() - filled:
+        named = any(column.lower() in TABLE["names"][n] for n in ("system", "history", "tools"))
+        if (named or words(column) & WORDS["before"]) and not ignored(column, of):
+            if not missing(row[column]) and (named or _says(row[column], column)):
+                return str(column)
+    return ""
 
 
 def _says(cell: object, column: str) -> bool:

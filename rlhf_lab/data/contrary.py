@@ -98,10 +98,13 @@ def _at_nought(column: str) -> Doubt:
 
 
 def _says_tie(rows: Rows, column: str) -> bool:
-    """Whether a column of few values has some that say that there is a tie."""
+    """Whether a column may say that there is a tie: one about the answers with short values, in
+    rows further down too; of others, one of few values of which some say so."""
     seen = {plain(r.get(column)) for r in rows}
     about = words(column) & (LABEL | WORDS["of_pair"] | MARGINS)
-    return len(seen) <= 12 and bool(seen & (TIES if about else TIES - OFTEN_ELSE))
+    if about:
+        return all(len(value) <= 40 for value in seen)
+    return len(seen) <= 12 and bool(seen & (TIES - OFTEN_ELSE))
 
 
 def _tied(column: str) -> Doubt:
@@ -109,12 +112,17 @@ def _tied(column: str) -> Doubt:
 
 
 def _is_flag(rows: Rows, column: str) -> bool:
+    """Whether a column holds yes and no, or what contradicts nothing in all of these rows."""
     seen = {plain(r.get(column)) for r in rows} - {""}
-    return len(seen) > 1 and seen <= MORE | LESS
+    return bool(seen) and seen <= MORE | LESS and (len(seen) > 1 or not seen & _contrary(column))
+
+
+def _contrary(column: str) -> set[str]:
+    turned = words(column) & TIED or TURNED.search(column.lower())
+    return MORE if turned else LESS
 
 
 def _flag(column: str) -> Doubt:
-    tie = bool(words(column) & TIED)
-    contrary = MORE if tie or TURNED.search(column.lower()) else LESS
+    contrary, tie = _contrary(column), bool(words(column) & TIED)
     yes = "yes" if contrary is MORE else "no"
     return Doubt(f"{column!r} says {yes}", lambda row: plain(row.get(column)) in contrary, tie)

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..display import counted
+from .beside import comes_later
 from .contrary import Doubt, doubts
 from .labels import Rows
 from .mapping import mentions
-from .messages import READ, TABLE, Dropped, Example, structure
+from .messages import READ, TABLE, Dropped, Example, missing, structure
 from .schema import ANSWERS, Shape, convert, grouped
 
 MOST_REASONS = 40
@@ -23,8 +24,8 @@ class Report:
     `missing`: rows that were kept without a field that others have, by field. `unused`: answers of
     rows that were kept. `tied`: ties that were kept as demonstrations. `parted`: pairs of
     conversations that are cut where they part. `contrary`: rows where `doubts` contradict which
-    answer is the better one, by what they say. `columns`: what became of each column; `later`: rows
-    with columns that the first rows lack.
+    answer is the better one, by what they say. `columns`: what became of each column; `filled`:
+    those with something in the first rows; `later`: rows with columns that the first rows lack.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Report:
     columns: dict[str, str] = field(default_factory=dict)
     later: dict[str, int] = field(default_factory=dict)
     doubts: Sequence[Doubt] = ()
+    filled: frozenset[str] = frozenset()
     contrary: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, rows: int = 1) -> None:
@@ -94,7 +96,8 @@ def report_of(name: str, first: Sequence[object], shape: Shape) -> Report:
     """The report of a source whose rows are still to be read, by its first ones."""
     mappings = [r for r in first if isinstance(r, Mapping)]
     columns, against = columns_of(first, shape), doubts(mappings, shape.fields)
-    return Report(name, shape, columns=columns, doubts=against)
+    filled = frozenset(str(k) for r in mappings for k, v in r.items() if not missing(v))
+    return Report(name, shape, columns=columns, doubts=against, filled=filled)
 
 
 def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
@@ -115,7 +118,8 @@ def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
                 tie = next((d.says for d in ties if d.said_by(row)), "")
                 for says in [d.says for d in report.doubts if not d.tie and d.said_by(row)]:
                     report.contrary[says] = report.contrary.get(says, 0) + 1
-            yield row
+            later = isinstance(row, dict) and comes_later(row, report.filled, report.shape.fields)
+            yield Dropped(f"{later!r}, which the first rows leave empty") if later else row
 
     for row in grouped(counted(), report.shape):
         try:

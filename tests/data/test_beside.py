@@ -68,6 +68,17 @@ def test_what_the_prompt_holds_already_is_not_asked():
         from_rows(named)
 
 
+@pytest.mark.parametrize("column", ["system", "persona", "history"])
+def test_what_comes_before_an_answer_below_the_first_rows_costs_the_row(column):
+    """A file's columns are looked at in its first 1,000 rows."""
+    cell = TURNS if column == "history" else SYS
+    for empty in ({}, {column: None}):
+        rows = [{**PLAIN[i % N], **empty} for i in range(1000)]
+        data = from_rows(rows + [{**row, column: cell} for row in PLAIN])
+        assert data.report.dropped == {f"{column!r}, which the first rows leave empty": N}
+        assert len(pairs_of(data)) == 1000
+
+
 @pytest.mark.parametrize("earlier", [f"User: {EARLIER}", [EARLIER, "Yes."]])
 def test_earlier_turns_that_do_not_say_who_speaks_are_never_left_out(earlier):
     with pytest.raises(ValueError, match=f"dropped {N} rows: earlier turns as text"):

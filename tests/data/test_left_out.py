@@ -6,7 +6,7 @@ pytest tests/data/test_left_out.py
 from __future__ import annotations
 
 import pytest
-from row_texts import EARLIER, N, asked, bad, good, pairs_of, turn
+from row_texts import EARLIER, PLAIN, N, asked, bad, good, pairs_of, turn
 
 from rlhf_lab.data.load import from_rows
 from rlhf_lab.data.mapping import Refused
@@ -172,6 +172,15 @@ def test_a_pair_that_a_column_calls_a_tie_is_no_preference(columns, says):
     both = from_rows(rows, fields={"ties": "demonstrations"})
     assert both.report.tied == N and len(both.sft.train + both.sft.test) == 4 * N
     assert not any("[tie]" in str(p) for p in both.preferences.train + both.preferences.test)
+
+
+def test_ties_below_the_first_rows_are_no_preferences():
+    """A file's columns are looked at in its first 1,000 rows."""
+    rows = [{**PLAIN[0], "preference": "A", "is_tie": False} for _ in range(1000)]
+    rows += [{**row, "preference": "A", "is_tie": True} for row in PLAIN]
+    rows += [{**row, "preference": "tie", "is_tie": False} for row in PLAIN]
+    data = from_rows(rows)
+    assert data.report.dropped == {"a tie: 'is_tie' says yes": N, "a tie: 'preference' says so": N}
 
 
 def test_answers_that_a_column_calls_swapped_are_counted():
