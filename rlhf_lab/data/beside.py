@@ -1,6 +1,6 @@
 """What stands beside the columns that are read and may belong to them: conversations, labels in
-objects and messages, and turns, texts or questions before an answer. What nobody has explained is
-asked."""
+objects and messages, scales, and turns, texts or questions before an answer. What nobody has
+explained is asked."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .labels import WORDS, Rows, is_label, words
-from .mapping import FieldMap, Fields, Refused, mentions
+from .mapping import FieldMap, Fields, Refused, mentions, number
 from .messages import READ, ROLE_NAMES, TABLE, Cell, Row, missing, structure, turns_of, unrolled
-from .suggest import Path, likely_prompt, path_of
+from .suggest import Path, by_middle, likely_prompt, path_of
 from .wrapped import ENOUGH
 
 CONVERSATIONS = TABLE["conversations"]
@@ -94,6 +94,18 @@ def ignored(path: str, of: Fields) -> bool:
     return any(mentions(p, path) or p == path for p in (*of.paths().values(), *of.ignore))
 
 
+def check_signs(of: Fields, cells: Sequence[object], name: str) -> None:
+    """Refuse a signed number that has one sign only: a scale from 1 to 7 has its middle at 4."""
+    found = [n for cell in cells if (n := number(cell)) is not None]
+    if len(found) >= ENOUGH and len({*found}) > 1 and (min(found) > 0 or max(found) < 0):
+        side = "above" if found[0] > 0 else "below"
+        raise Refused(
+            f"{name}: {of.preference!r} is read as a signed number, and all are {side} 0; of a "
+            "scale say where its middle is, {fields}",
+            by_middle(of),
+        )
+
+
 # ------------------------------------------------------------------------------- before the answer
 
 
@@ -169,6 +181,8 @@ def _reads(column: str, cells: Sequence[object], of: Fields, filled: Sequence[st
     texts = isinstance(held, str) or (isinstance(held, list) and isinstance(held[0], str))
     if not texts and not of.history:
         return {"history": column}
+    if not of.prompt and isinstance(held, str) and not words(column) & SPEAKS and of.answers:
+        return {"prompt": column}
     if isinstance(held, str) and not of.system and (words(column) & SPEAKS or not of.prompt):
         return {"system": column}
     if not of.prompt:

@@ -107,6 +107,11 @@ def holds_lists(rows: Rows, column: str) -> bool:
     )
 
 
+def holds_flags(rows: Rows, column: str) -> bool:
+    """Whether a column holds yes and no, and nothing else."""
+    return {plain(r.get(column)) for r in rows} <= MORE | LESS | {""}
+
+
 def name_answers(rows: Rows, column: str, answers: Sequence[str]) -> bool:
     """Whether a column's values name answers beyond doubt, and nothing else."""
     names, seen = names_of(answers), {plain(r.get(column)) for r in rows} - {""}

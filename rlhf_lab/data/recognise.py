@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..display import counted, did_you_mean
-from .beside import BELONGS, check_before, inner_labels, last_role, place_conversations
+from .beside import BELONGS, check_before, check_signs, inner_labels, last_role, place_conversations
 from .images import image_columns
 from .labels import (
     LABEL,
@@ -21,6 +21,7 @@ from .labels import (
     answer_columns,
     copied,
     direction,
+    holds_flags,
     holds_lists,
     holds_texts,
     is_label,
@@ -50,8 +51,6 @@ from .mapping import (
 from .messages import (
     BAD,
     GOOD,
-    LESS,
-    MORE,
     TABLE,
     TIES,
     Dropped,
@@ -62,8 +61,15 @@ from .messages import (
 )
 from .schema import ANSWERS, CONTEXT, Shape, convert, grouped
 from .shapes import READERS, Named, named_shapes
-from .suggest import ask, by_middle, by_place, likely_prompt, maps_answers, means_by, says_good
-from .wrapped import ENOUGH
+from .suggest import (
+    ask,
+    by_place,
+    likely_prompt,
+    maps_answers,
+    means_by,
+    path_of,
+    says_good,
+)
 
 NAMES: dict[str, list[str]] = TABLE["names"]
 """Names under which people store each field. An `input` beside `instruction` belongs to the prompt;
@@ -167,11 +173,12 @@ def _merged(named: Named, rows: Rows, have: Sequence[str], user: FieldMap, name:
 def _guessed(rows: Rows, filled: Sequence[str], user: FieldMap, name: str) -> FieldMap:
     """Our fields by the names of the columns, where the user has named none."""
     found = dict(user)
-    lists = [c for v in user.values() if isinstance(v, tuple) for c in v]
+    used = [c for v in user.values() for c in (v if isinstance(v, tuple) else [v])]
+    pair = [user[f] for f in ("chosen", "rejected") if f in user]
     free = {
         re.sub("[ -]", "_", c.lower()): c
         for c in reversed(filled)
-        if c not in lists and c not in user.values()
+        if c not in used and not any(mentions(path, c) for path in pair)
     }
     several = bool(user.keys() & {"answers", "each"})
     names = {**NAMES, "completion": [*NAMES["completion"], *CONVERSATIONS]}
@@ -184,7 +191,7 @@ def _guessed(rows: Rows, filled: Sequence[str], user: FieldMap, name: str) -> Fi
         found |= {f: free[c] for f, c in zip(("chosen", "rejected"), pair) if c in free}
         one = found.keys() & {"chosen", "rejected"}
         if "completion" in found and all(
-            is_label(found[o], rows) and (len(one) == 1 or _says_yes(rows, found[o])) for o in one
+            is_label(found[o], rows) and (len(one) == 1 or holds_flags(rows, found[o])) for o in one
         ):  # they say whether the answer beside them was chosen
             found = {k: v for k, v in found.items() if k not in one}
     if "history" not in found and last_role(rows[0].get(free.get("context", ""))):
@@ -200,10 +207,6 @@ def _guessed(rows: Rows, filled: Sequence[str], user: FieldMap, name: str) -> Fi
     if "completion" not in user:
         place_conversations(rows, found, free, user)
     return found
-
-
-def _says_yes(rows: Rows, column: str) -> bool:
-    return {plain(r.get(column)) for r in rows} <= MORE | LESS | {""}
 
 
 def _two_answers(rows: Rows, rest: Sequence[str], found: FieldMap, name: str) -> FieldMap:
@@ -353,7 +356,7 @@ def ready(of: Fields, rows: Rows, have: Sequence[str], name: str) -> Shape:
     if of.winner:
         shape = replace(shape, meanings=_meanings(of, rows, get, name))
     if of.preference:
-        _check_signs(of, rows, get, name)
+        check_signs(of, [get["preference 1"](r) for r in rows], name)
     labels = {**dict.fromkeys(GOOD, True), **dict.fromkeys(BAD, False)}
     if of.values and of.label:
         labels = {v: means in ("good", "true") for v, means in of.values.items()}
@@ -364,18 +367,6 @@ def ready(of: Fields, rows: Rows, have: Sequence[str], name: str) -> Shape:
             says_good(rows, of.label),
         )
     return replace(shape, labels=labels)
-
-
-def _check_signs(of: Fields, rows: Rows, get: Mapping[str, Get], name: str) -> None:
-    """Refuse a signed number that has one sign only: a scale from 1 to 7 has its middle at 4."""
-    found = [n for r in rows if (n := number(get["preference 1"](r))) is not None]
-    if len(found) >= ENOUGH and len({*found}) > 1 and (min(found) > 0 or max(found) < 0):
-        side = "above" if found[0] > 0 else "below"
-        raise Refused(
-            f"{name}: {of.preference!r} is read as a signed number, and all are {side} 0; of a "
-            "scale say where its middle is, {fields}",
-            by_middle(of),
-        )
 
 
 def _meanings(of: Fields, rows: Rows, get: Mapping[str, Get], name: str) -> dict[str, int]:
@@ -421,6 +412,14 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
             f"{name}: no prompt: {', '.join(held)} hold no conversation to take it from; map it "
             "with {fields}, or part texts in Python, fields=FUNCTION",
             {"prompt": likely_prompt([r for r in rows if isinstance(r, Mapping)], columns)},
+        )
+    whole = shape.fields.completion
+    if not converted and whole and all("a list of texts" in reason for reason in reasons):
+        halves = {f: f"{path_of(whole)}[0_OR_1]" for f in ("chosen", "rejected")}
+        raise Refused(
+            f"{name}: {whole!r} holds lists of texts; of two answers say which is the better one: "
+            "{fields}",
+            halves,
         )
     texts = [r for r in converted if isinstance(r["prompt"], str)]
     seams = [(r["prompt"], r[f]) for r in texts for f in ("completion", "chosen") if f in r]

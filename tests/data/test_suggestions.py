@@ -209,6 +209,9 @@ UNSURE = {
     "a signed number": two(score_diff=(3, -3)),
     "a signed number turned": two(preference=(-2, 2)),
     "a rank that names one": two(rank=("A", "B")),
+    "a list of two texts": [
+        {"instruction": asked(i), "output": [good(i), bad(i)]} for i in range(N)
+    ],
     "an order of names": two(ranking=(["A", "B"], ["B", "A"])),
     "a choice of another name": two(overall_response=(1, 2)),
     "a vote against": two(votes_against=("B", "A")),
