@@ -36,20 +36,21 @@ Settings: TypeAlias = dict[str, Setting]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def positive(text: str) -> int:
-    """A number of 1 or more, from an argument."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+def positive(text: str, least: int = 1) -> int:
+    """A whole number of 1 or more, from an argument; 1e4 is one."""
+    try:
+        number = int(float(text) if "e" in text.lower() and float(text).is_integer() else text)
+    except ValueError:
+        what = f"write a whole number such as 10000, not {text!r}"
+        raise argparse.ArgumentTypeError(what) from None
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be {least} or more, got {text}")
     return number
 
 
 def not_negative(text: str) -> int:
-    """A number of 0 or more, from an argument."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
-    return number
+    """A whole number of 0 or more, from an argument."""
+    return positive(text, 0)
 
 
 def add_commands(commands: Commands) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from ..display import check_choice, counted
-from ..stages import ONLINE, STAGES, read_table
+from ..stages import ONLINE, REWARDED, STAGES, read_table
 from . import fields
 from .architecture import Architecture
 from .optimizers import OPTIMIZERS
@@ -30,12 +30,15 @@ CALLED = {"optim": "of optimizers that are planned, optim"}
 """Choices of which trainers have more."""
 EXTRA: dict[str, dict[str, str]] = read_table(__file__, "settings.yaml")
 """Settings of a plan that are no trainer's, and what they mean, by the stages that have them."""
+CROSS_ENTROPY = "sft", "dpo", "kto"
+"""Stages whose loss is made of logits of whole rows, in one of several ways (`Setup.loss`)."""
 
 
 def extra_settings(stage: str) -> dict[str, str]:
     """The settings of a stage's plan that are no trainer's, and what they mean."""
     spec = STAGES[stage]
-    has = {"all": True, "trained": spec.trainable, "online": stage in ONLINE, stage: True}
+    has = {"all": True, "trained": spec.trainable, "rewarded": stage in REWARDED, stage: True}
+    has |= {"sampled": not spec.trainable or spec.online, "cross_entropy": stage in CROSS_ENTROPY}
     return {
         name: what for kind, own in EXTRA.items() if has.get(kind) for name, what in own.items()
     }
