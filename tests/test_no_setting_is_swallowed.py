@@ -67,6 +67,10 @@ def test_each_setting_of_inference_is_read(engine):
         ("sft", {"stage3_max_live_parameters": 9}, "needs sharding=zero3"),
         ("sft", {"fsdp_units": "root"}, "needs sharding=fsdp2"),
         ("sft", {"context_parallel_size": 2}, "context_parallel_size is not planned: devices "),
+        ("inference", {"concurrency": 8, "requests_per_second": 2}, "choose one"),
+        ("inference", {"concurrency": 8}, "concurrency=8 and per_device_train_batch_size=4"),
+        ("inference", {"enable_prefix_caching": True}, "is not planned: requests that begin"),
+        ("inference", {"quantization": "awq", "dtype": "float32"}, "awq in 16 bits"),
         ("sft", {"dp": 2}, "there are gpus / tensor_parallel copies"),
         (
             "sft",
@@ -154,3 +158,30 @@ def test_numbers_on_the_command_line():
     for text in ("10k", "2.5", "1e-1", "1e999", "nan", "0"):
         with pytest.raises(argparse.ArgumentTypeError, match="write a whole number|1 or more"):
             positive(text)
+
+
+def test_a_name_that_is_empty_is_not_the_smallest_model(capsys):
+    """As a script writes whose variable is not set."""
+    for stage in ("sft", "project"):
+        assert main(["plan", stage, "--model", ""]) == 2
+        assert "no model ''" in capsys.readouterr().err
+    assert main(["plan", "sft", "--sharding", ""]) == 2
+    with pytest.raises(ValueError, match="budget must be a number of at least 0, got nan"):
+        lab.project(MODEL, hardware="h100", budget=float("nan"))
+
+
+def test_targets_of_llama_factory_are_a_list(tmp_path):
+    (file := tmp_path / "theirs.yaml").write_text(
+        "model_name_or_path: x\nfinetuning_type: lora\nlora_target: q_proj, v_proj\n"
+    )
+    assert read_config(file).settings["lora_target_modules"] == ["q_proj", "v_proj"]
+
+
+def test_a_teacher_is_shared_out_like_its_student():
+    """By hand: k devices of one layer hold k-ths of both models' matrices (fp32)."""
+    of = {"teacher_model": "Qwen/Qwen2.5-7B", "gpus": 2, **ON_H100}
+    whole = lab.plan("distill", MODEL, **of, sharding="ddp").ledger
+    shared = lab.plan("distill", MODEL, **of, tensor_parallel=2).ledger
+    kept = {"role": "teacher", "phase": "forward", "component": "parameters"}
+    sizes = [one.total(quantity="bytes", **kept) for one in (whole, shared)]
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=1e-3)

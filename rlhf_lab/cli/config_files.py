@@ -220,6 +220,8 @@ def _other(tool: str, facts: Mapping[str, Setting], content: Read, path: Path) -
         found.unread += unread
     if tool == "llama-factory":
         _llama_factory(settings, content)
+    if isinstance(targets := settings.get("lora_target_modules"), str) and "," in targets:
+        settings["lora_target_modules"] = [name.strip() for name in targets.split(",")]
     if settings.get("lora_target_modules") in ("all", ["all"]):
         settings["lora_target_modules"] = "all-linear"
     if settings.get("dtype") == "bfloat16":  # no autocast over 16-bit weights

@@ -154,7 +154,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         name = flag[2:].replace("-", "_")
         if (value := getattr(args, name)) is not None:
             settings[SETTING_OF.get(name, name)] = value
-    if args.sharding:
+    if args.sharding is not None:
         settings["sharding"] = args.sharding
     return settings | assignments(args.set)
 
@@ -189,11 +189,18 @@ def _plan(args: argparse.Namespace, **more: int) -> Plan:
     for found in files:
         if found.stage not in (None, args.stage):
             raise ValueError(f"{found.tool}'s file is of {found.stage}, not of {args.stage}")
-        settings, model = settings | found.planned, model or found.model
+        settings |= found.planned
+        model = found.model if model is None else model
     settings |= (given := {**settings_of(args), **more})
     others = {n: getattr(args, n, None) for n in OTHER_MODELS}
     others["data"] = data = read_rows(args, 0) if getattr(args, "source", None) else None
-    made = plan(args.stage, model or "tiny", hardware=_hardware(args), **others, **settings)
+    made = plan(
+        args.stage,
+        "tiny" if model is None else model,
+        hardware=_hardware(args),
+        **others,
+        **settings,
+    )
     notes = [line for found in files for line in found.notes(given, made.settings)]
     return replace(made, notes=(*(data.notes if data else ()), *notes))
 
@@ -261,7 +268,7 @@ def _print_project(args: argparse.Namespace) -> int:
             flag = "data" if name == "source" else name.replace("_", "-")
             raise ValueError(f"--{flag} is for the plan of one stage")
     asked = {"hardware": _hardware(args), "budget": args.budget, **settings_of(args)}
-    whole = project(args.model or "tiny", **asked)
+    whole = project("tiny" if args.model is None else args.model, **asked)
     document = {
         "verdict": whole.verdict,
         "warnings": whole.warnings,

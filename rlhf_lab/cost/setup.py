@@ -318,6 +318,13 @@ class Setup:
         engines = FORMATS[name].engines if name in FORMATS else CHOICES["engine"]
         if serving and self.engine not in engines:
             yield (f"weights in {name} are planned with engine={' or '.join(engines)}")
+        if (
+            serving
+            and engine
+            and self.dtype == "float32"
+            and name.startswith(("awq", "gptq", "fp8"))
+        ):
+            yield f"engines multiply weights in {name} in 16 bits: leave dtype='float32' out"
         if self.requests_per_second is not None and not (engine and self.requests_per_second > 0):
             yield (
                 f"requests_per_second={self.requests_per_second} must be above 0, "
