@@ -6,6 +6,7 @@ pytest tests/test_no_setting_is_swallowed.py
 from __future__ import annotations
 
 import argparse
+import json
 
 import pytest
 
@@ -185,3 +186,19 @@ def test_a_teacher_is_shared_out_like_its_student():
     kept = {"role": "teacher", "phase": "forward", "component": "parameters"}
     sizes = [one.total(quantity="bytes", **kept) for one in (whole, shared)]
     assert sizes[1] == pytest.approx(sizes[0] / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "zero3", "fsdp2"])
+def test_16_bit_weights_come_back_from_the_files_of_a_plan(sharding, tmp_path, capsys):
+    """From TRL's and accelerate's together, in either order."""
+    asked = {"gpus": 8, "sharding": sharding, "dtype": "bfloat16"}
+    plan = lab.plan("sft", MODEL, **ON_H100, **asked)
+    trl, accelerate = tmp_path / "trl.yaml", tmp_path / "accelerate.yaml"
+    trl.write_text(plan.trl_config())
+    accelerate.write_text(plan.accelerate_config())
+    for one, other in ((trl, accelerate), (accelerate, trl)):
+        files = ["--config", str(one), "--config", str(other)]
+        assert main(["plan", "sft", *files, "--hardware", "h100", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["peak_bytes"] == plan.peak
+        assert found["step_seconds"] == plan.estimate.step_seconds

@@ -192,7 +192,9 @@ class Setup:
             yield "prompt_length + response_length must be at least 1"
         if self.bf16 and self.fp16:
             yield "bf16 and fp16: choose one"
-        if (self.bf16 or self.fp16) and self.dtype != "float32":
+        same = self.bf16 and self.dtype == "bfloat16" or self.fp16 and self.dtype == "float16"
+        made = same and self.sharding.startswith("zero")  # by DeepSpeed, with autocast or without
+        if (self.bf16 or self.fp16) and self.dtype != "float32" and not made:
             yield (
                 f"bf16/fp16 autocast works on fp32 weights: leave it out with dtype={self.dtype!r}"
             )
