@@ -202,3 +202,31 @@ def test_16_bit_weights_come_back_from_the_files_of_a_plan(sharding, tmp_path, c
         found = json.loads(capsys.readouterr().out)
         assert found["peak_bytes"] == plan.peak
         assert found["step_seconds"] == plan.estimate.step_seconds
+
+
+def test_devices_of_a_server_are_said_where_they_are_paid():
+    """By hand: 4 that train and 2 that sample, for the hours of the run."""
+    server = {"use_vllm": True, "vllm_mode": "server", "vllm_tensor_parallel_size": 2}
+    plan = lab.plan("grpo", MODEL, **ON_H100, gpus=4, sharding="zero3", **server)
+    assert "devices 4 and 2 that sample, paid as well" in map(str, plan.assumptions)
+    e = plan.estimate
+    assert e.money == pytest.approx(6 * e.hours * e.hardware.price)
+
+
+@pytest.mark.parametrize(
+    ("settings", "first", "gib"),
+    [
+        # 6.98e9 numbers of matrices in layers at 4.5 bits, the other 1.05e9 at 16: 5.6 GiB.
+        ({}, "weights in 4 bits (NF4)", 5.6),
+        # The table of embeddings and the head, and 4.15 bits of each other number.
+        ({"engine": "vllm", "dtype": "float32"}, "weights in 4 bits (AWQ)", 5.4),
+    ],
+)
+def test_serving_what_does_not_fit_has_remedies(settings, first, gib):
+    settings = {**LENGTHS, **settings}
+    plan = lab.plan("inference", "Llama-3.1-8B", hardware="rtx4090", **settings)
+    found = {remedy.does: remedy.estimate for remedy in plan.cheaper() if remedy.fits}
+    assert not plan.fits and found.keys() >= {first, "16-bit weights", "2 GPUs, 2 for each copy"}
+    kept = {"component": "parameters", "quantity": "bytes", "phase": "decode"}
+    weights = [found[does].ledger.total(**kept) for does in (first, "16-bit weights")]
+    assert weights == [pytest.approx(gib * 2**30, rel=0.05), pytest.approx(2 * 8.03e9, rel=0.01)]

@@ -181,6 +181,7 @@ def _hardware(args: argparse.Namespace) -> Hardware:
 
 
 def _plan(args: argparse.Namespace, **more: int) -> Plan:
+    from ..launch.accelerate_files import MIXED
     from ..planning import plan
     from .config_files import read_configs
 
@@ -189,7 +190,9 @@ def _plan(args: argparse.Namespace, **more: int) -> Plan:
     for found in files:
         if found.stage not in (None, args.stage):
             raise ValueError(f"{found.tool}'s file is of {found.stage}, not of {args.stage}")
-        settings |= found.planned
+        for name, value in found.planned.items():  # bf16: false does not undo accelerate's
+            if value is not False or name not in MIXED or not settings.get(name):
+                settings[name] = value
         model = found.model if model is None else model
     settings |= (given := {**settings_of(args), **more})
     others = {n: getattr(args, n, None) for n in OTHER_MODELS}
