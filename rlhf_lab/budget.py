@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .cost.device import is_finite
 from .cost.estimate import Estimate
 from .cost.hardware import Hardware, in_catalogue
-from .display import Display, escape, format_bytes, format_number, html_table, is_number, table
+from .display import Display, escape, format_bytes, format_number, html_table, table
 from .models.load import Model, load
 from .planning import plan as make_plan
 from .runs.ledger import Ledger
@@ -100,7 +101,7 @@ class Project(Display):
         total = 0.0
         for s in (e.setup for e in self.fitting.values()):
             if s.lora_r:
-                adapters = s.model.lora_parameters(s.lora_r, s.lora_targets)
+                adapters = s.model.lora_parameters(s.lora_r, s.lora_targets, dora=s.use_dora)
                 total += adapters * s.adapter_bytes_per_weight
             else:
                 total += s.model.parameters() * s.bytes_per_weight
@@ -224,7 +225,7 @@ def project(
     """
     yours = {name: settings.pop(name) for name in INPUTS if name in settings}
     for name, value in (yours if budget is None else {**yours, "budget": budget}).items():
-        if not is_number(value) or value < 0:
+        if not is_finite(value) or value < 0:
             raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
     for stage in each or {}:
         if stage not in stages:

@@ -37,16 +37,20 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def positive(text: str, least: int = 1) -> int:
-    """A number of 1 (or `least`) or more, from an argument."""
-    number = int(text)
+    """A whole number of 1 or more, from an argument; 1e4 is one."""
+    try:
+        number = int(float(text) if "e" in text.lower() and float(text).is_integer() else text)
+    except ValueError:
+        what = f"write a whole number such as 10000, not {text!r}"
+        raise argparse.ArgumentTypeError(what) from None
     if number < least:
-        raise argparse.ArgumentTypeError(f"must be {least} or more, got {number}")
+        raise argparse.ArgumentTypeError(f"must be {least} or more, got {text}")
     return number
 
 
 def not_negative(text: str) -> int:
-    """A number of 0 or more, from an argument."""
-    return positive(text, least=0)
+    """A whole number of 0 or more, from an argument."""
+    return positive(text, 0)
 
 
 def add_commands(commands: Commands) -> None:
@@ -150,7 +154,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         name = flag[2:].replace("-", "_")
         if (value := getattr(args, name)) is not None:
             settings[SETTING_OF.get(name, name)] = value
-    if args.sharding:
+    if args.sharding is not None:
         settings["sharding"] = args.sharding
     return settings | assignments(args.set)
 
@@ -177,6 +181,7 @@ def _hardware(args: argparse.Namespace) -> Hardware:
 
 
 def _plan(args: argparse.Namespace, **more: int) -> Plan:
+    from ..launch.accelerate_files import MIXED
     from ..planning import plan
     from .config_files import read_configs
 
@@ -185,11 +190,20 @@ def _plan(args: argparse.Namespace, **more: int) -> Plan:
     for found in files:
         if found.stage not in (None, args.stage):
             raise ValueError(f"{found.tool}'s file is of {found.stage}, not of {args.stage}")
-        settings, model = settings | found.planned, model or found.model
+        for name, value in found.planned.items():  # bf16: false does not undo accelerate's
+            if value is not False or name not in MIXED or not settings.get(name):
+                settings[name] = value
+        model = found.model if model is None else model
     settings |= (given := {**settings_of(args), **more})
     others = {n: getattr(args, n, None) for n in OTHER_MODELS}
     others["data"] = data = read_rows(args, 0) if getattr(args, "source", None) else None
-    made = plan(args.stage, model or "tiny", hardware=_hardware(args), **others, **settings)
+    made = plan(
+        args.stage,
+        "tiny" if model is None else model,
+        hardware=_hardware(args),
+        **others,
+        **settings,
+    )
     notes = [line for found in files for line in found.notes(given, made.settings)]
     return replace(made, notes=(*(data.notes if data else ()), *notes))
 
@@ -257,7 +271,7 @@ def _print_project(args: argparse.Namespace) -> int:
             flag = "data" if name == "source" else name.replace("_", "-")
             raise ValueError(f"--{flag} is for the plan of one stage")
     asked = {"hardware": _hardware(args), "budget": args.budget, **settings_of(args)}
-    whole = project(args.model or "tiny", **asked)
+    whole = project("tiny" if args.model is None else args.model, **asked)
     document = {
         "verdict": whole.verdict,
         "warnings": whole.warnings,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from ..display import check_choice, counted
-from ..stages import ONLINE, STAGES, read_table
-from . import fields
+from ..stages import ONLINE, REWARDED, STAGES, read_table
+from . import dora, fields
 from .architecture import Architecture
 from .optimizers import OPTIMIZERS
 from .parallel import shard
@@ -30,12 +30,15 @@ CALLED = {"optim": "of optimizers that are planned, optim"}
 """Choices of which trainers have more."""
 EXTRA: dict[str, dict[str, str]] = read_table(__file__, "settings.yaml")
 """Settings of a plan that are no trainer's, and what they mean, by the stages that have them."""
+CROSS_ENTROPY = "sft", "dpo", "kto"
+"""Stages whose loss is made of logits of whole rows, in one of several ways (`Setup.loss`)."""
 
 
 def extra_settings(stage: str) -> dict[str, str]:
     """The settings of a stage's plan that are no trainer's, and what they mean."""
     spec = STAGES[stage]
-    has = {"all": True, "trained": spec.trainable, "online": stage in ONLINE, stage: True}
+    has = {"all": True, "trained": spec.trainable, "rewarded": stage in REWARDED, stage: True}
+    has |= {"sampled": not spec.trainable or spec.online, "cross_entropy": stage in CROSS_ENTROPY}
     return {
         name: what for kind, own in EXTRA.items() if has.get(kind) for name, what in own.items()
     }
@@ -87,6 +90,7 @@ class Setup:
     lora_r: int = 0
     lora_targets: str | tuple[str, ...] | None = "all-linear"
     lora_dropout: float = 0.0
+    use_dora: bool = False
     adapter_dtype: str = "float32"
     load_in_4bit: bool = False
     use_bnb_nested_quant: bool = False
@@ -189,7 +193,9 @@ class Setup:
             yield "prompt_length + response_length must be at least 1"
         if self.bf16 and self.fp16:
             yield "bf16 and fp16: choose one"
-        if (self.bf16 or self.fp16) and self.dtype != "float32":
+        same = self.bf16 and self.dtype == "bfloat16" or self.fp16 and self.dtype == "float16"
+        made = same and self.sharding.startswith("zero")  # by DeepSpeed, with autocast or without
+        if (self.bf16 or self.fp16) and self.dtype != "float32" and not made:
             yield (
                 f"bf16/fp16 autocast works on fp32 weights: leave it out with dtype={self.dtype!r}"
             )
@@ -200,6 +206,7 @@ class Setup:
             )
         if self.lora_dropout and m.experts > 1 and "down_proj" in m.lora_targets(self.lora_targets):
             yield "peft adapts the experts of a mixture without lora_dropout: leave it out"
+        yield from dora.cannot(self)
         if self.lora_r < 0:
             yield f"lora_r={self.lora_r}: choose a rank of 1 or more, or 0 for the whole model"
 
@@ -315,6 +322,13 @@ class Setup:
         engines = FORMATS[name].engines if name in FORMATS else CHOICES["engine"]
         if serving and self.engine not in engines:
             yield (f"weights in {name} are planned with engine={' or '.join(engines)}")
+        if (
+            serving
+            and engine
+            and self.dtype == "float32"
+            and name.startswith(("awq", "gptq", "fp8"))
+        ):
+            yield f"engines multiply weights in {name} in 16 bits: leave dtype='float32' out"
         if self.requests_per_second is not None and not (engine and self.requests_per_second > 0):
             yield (
                 f"requests_per_second={self.requests_per_second} must be above 0, "

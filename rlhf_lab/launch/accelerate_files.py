@@ -164,11 +164,17 @@ def deepspeed_file_settings(content: JsonObject, path: Path) -> tuple[Read, list
     optimizer, weights = (one.get("device", "none") for one in moved)
     settings = _zero(zero.get("stage", 0), optimizer, weights, path)
     given = {ours: content.get(theirs, "auto") for theirs, ours in BATCH.items()}
-    given |= {name: zero[name] for name in SIZES if name in zero}
+    read = [x for x in SIZES if _stage(x) <= zero.get("stage", 0)]  # others wait for their stage
+    given |= {name: zero[name] for name in read if name in zero}
     settings |= {name: value for name, value in given.items() if value != "auto"}
     unread = [f"{name}: auto" for name in SIZES if given.get(name) == "auto"]
     on = [name for name in MIXED if _section(content, name, path).get("enabled") is True]
     return settings | dict.fromkeys(on, True), [*unread, *_unread(content, KEYS["deepspeed"])]
+
+
+def _stage(size: str) -> int:
+    """The least ZeRO stage that a size is read by."""
+    return 3 if size.startswith("stage3_") else 1
 
 
 def _zero(stage: Setting, optimizer: str, weights: str, path: Path) -> Read:

@@ -285,7 +285,7 @@ ARGUMENTS = {
     "unknown stage": (["train", "pop"], "invalid choice: 'pop'"),
     "unknown option": (["train", "sft", "--stepz", "3"], "unrecognized arguments: --stepz"),
     "no steps": (["train", "sft", "--steps", "0"], "must be 1 or more"),
-    "steps in words": (["train", "sft", "--steps", "many"], "invalid .*'many'"),
+    "steps in words": (["train", "sft", "--steps", "many"], "whole number .* not 'many'"),
     "seed in words": (["train", "sft", "--seed", "x"], "invalid int value: 'x'"),
     "no rows": (["train", "sft", "--rows", "-1"], "must be 1 or more"),
     "set without =": (["train", "dpo", "--set", "beta"], "write NAME=VALUE"),
