@@ -101,7 +101,7 @@ class Project(Display):
         total = 0.0
         for s in (e.setup for e in self.fitting.values()):
             if s.lora_r:
-                adapters = s.model.lora_parameters(s.lora_r, s.lora_targets)
+                adapters = s.model.lora_parameters(s.lora_r, s.lora_targets, dora=s.use_dora)
                 total += adapters * s.adapter_bytes_per_weight
             else:
                 total += s.model.parameters() * s.bytes_per_weight

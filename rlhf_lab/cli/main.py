@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __all__, __version__
-from ..display import ON_COMMAND_LINE, did_you_mean, table
+from ..display import ON_COMMAND_LINE, did_you_mean, method_or_near, table
 from ..stages import REWARDED, STAGES, TRAINABLE
 from . import cost, deploy, launching, listing, notebooks
 from .cost import Commands, Settings, add_repeated, positive
@@ -43,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
                 message += f"; {action.dest} is one of {', '.join(map(str, action.choices))}"
             names = "/".join(action.option_strings), action.metavar, action.dest
             if wrong and action.choices and wrong[1] in names:
-                message += f"; {did_you_mean(wrong[2], action.choices)}".rstrip("; ")
+                message += f"; {method_or_near(wrong[2], action.choices)}".rstrip("; ")
         if wrong and wrong[1] == "COMMAND":
             name = wrong[2].replace("-", "_")
             near = [] if "did you mean" in message else get_close_matches(name, __all__, 1)

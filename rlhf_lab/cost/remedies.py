@@ -150,7 +150,7 @@ def _serving(e: Estimate) -> Iterator[Change]:
         yield "16-bit weights", _half(e)
     if s.weights_format == "none":
         small = {"quantization": "awq"} if s.engine == "vllm" else {"load_in_4bit": True}
-        yield f"weights in 4 bits ({'AWQ' if s.engine == 'vllm' else 'NF4'})", small | _half(e)
+        yield f"weights in 4 bits ({'AWQ' if s.engine == 'vllm' else 'NF4'})", {**small, **_half(e)}
     if s.engine == "vllm" and s.kv_cache_dtype == "auto":
         yield "keys and values in 8 bits", {"kv_cache_dtype": "fp8"}
     gpus, k = 2 * s.gpus, 2 * s.tensor_parallel
@@ -164,7 +164,7 @@ def _adapters(e: Estimate) -> Iterator[Change]:
         yield "LoRA, rank 16", {"lora_r": 16}
     if not s.load_in_4bit and s.gpu:
         change = {"lora_r": s.lora_r or 16, "load_in_4bit": True}
-        yield "QLoRA: base in 4 bits, rank 16", change | _half(e)
+        yield "QLoRA: base in 4 bits, rank 16", {**change, **_half(e)}
 
 
 def _more_devices(e: Estimate) -> Iterator[Change]:

@@ -377,6 +377,8 @@ def _choose(source: object, split: str) -> Iterable[object]:
     if hasattr(source, "astype") and hasattr(source, "notna"):  # a pandas DataFrame
         records = source.astype(object).where(source.notna(), None).to_dict("records")
         return [_plain(row) for row in records]
+    if hasattr(source, "__arrow_c_stream__"):  # polars, pyarrow, DuckDB
+        return _table_rows(source)
     if isinstance(source, Mapping):  # a DatasetDict
         if split not in source:
             names = ", ".join(map(str, source))
@@ -387,10 +389,25 @@ def _choose(source: object, split: str) -> Iterable[object]:
         return rows
     if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)):
         return source
+    kind, lazy = type(source).__name__, hasattr(source, "collect")  # polars' LazyFrame
     raise ValueError(
-        f"data must be a file, a hub id, a Dataset or a list of dicts, not a "
-        f"{type(source).__name__}"
+        "data must be a file, a hub id, a Dataset, a table or a list of dicts, not a "
+        f"{kind}{': give what its collect() returns' * lazy}"
     )
+
+
+def _table_rows(source: object) -> list[object]:
+    """The rows of a table that hands itself out by Arrow's interface."""
+    import pyarrow
+
+    try:
+        rows: list[object] = pyarrow.table(source).to_pylist()
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        raise ValueError(
+            f"a {type(source).__name__} is no table of rows ({first_line(error)}): give the whole "
+            "table"
+        ) from None
+    return rows
 
 
 def _plain(cell: Cell) -> Cell:

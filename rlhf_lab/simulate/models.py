@@ -89,6 +89,10 @@ def _lora(
     )
 
 
+def _of_adapters(setup: Setup) -> dict[str, Setting]:
+    return {"lora_dropout": setup.lora_dropout, "use_dora": setup.use_dora}
+
+
 def _language_model(setup: Setup, config: Config, adapted: bool = False) -> AnyModel:
     return _model(setup, AutoModelForCausalLM, config, adapted)
 
@@ -110,7 +114,5 @@ def _model(setup: Setup, auto: AnyModel, config: Config, adapted: bool, **own: S
     model.config.pad_token_id = PAD
     if not adapted or not setup.lora_r:
         return model
-    dropout = setup.lora_dropout
-    return get_peft_model(
-        model, _lora(setup.lora_r, setup.lora_targets, lora_dropout=dropout, **own)
-    )
+    own |= _of_adapters(setup)
+    return get_peft_model(model, _lora(setup.lora_r, setup.lora_targets, **own))
