@@ -16,6 +16,19 @@ from .wrapped import ENOUGH
 CONVERSATIONS = TABLE["conversations"]
 SPEAKS = {"system", "sys", "persona", "preamble", "developer", "instructions"}
 """Words in the names of columns that hold a system prompt."""
+FAULTS = {"error", "errors", "exception", "violation", "violations", "issue", "issues", "flags"}
+"""Words in the names of columns that tell what is wrong with an answer."""
+MENDED = {
+    "corrected",
+    "correction",
+    "edit",
+    "edited",
+    "revised",
+    "revision",
+    "improved",
+    "rewritten",
+}
+"""Words in the names of columns that hold a better text of an answer."""
 BELONGS = {"input": ("instruction",), "context": ("instruction", "question")}
 """Columns that are added to the prompt, beside columns of these names."""
 
@@ -87,6 +100,32 @@ def inner_labels(rows: Rows, of: Fields, columns: Sequence[str]) -> tuple[list[R
         if not ignored(path, of) and is_label(key, [{key: i.get(path)} for i in found]):
             labels.append(Path(path))
     return [*found], labels
+
+
+def check_mended(of: Fields, rows: Rows, columns: Sequence[str], name: str) -> None:
+    """Refuse a column that says what is wrong with some of the answers (`error`, where it holds
+    anything), and one with a better text of the same answers (`corrected_response`)."""
+    for column in columns:
+        found, cells = words(column), [r.get(column) for r in rows]
+        said = [not missing(cell) for cell in cells]
+        some = all(not isinstance(cell, (bool, int, float)) for cell in cells) and any(said)
+        if found & FAULTS and not found & WORDS["of_prompt"] and some and not all(said):
+            raise Refused(
+                f"{name}: {column!r} says something of some answers, and bad answers are no "
+                "demonstrations; say which are good, {fields}, or that it means nothing: {ignore}",
+                {"label": f"!{path_of(column)}"},
+                ignore=[column],
+            )
+        texts = [cell for cell in cells if isinstance(cell, str) and " " in cell.strip()]
+        if found & MENDED and 2 * len(texts) > sum(said):
+            raise Refused(
+                f"{name}: {column!r} may hold better answers than {of.completion!r}; learn which "
+                "is better, {fields}, or the better ones, {other}, or say that it means nothing: "
+                "{ignore}",
+                {"chosen": column, "rejected": of.completion},
+                ignore=[column],
+                other={"completion": column},
+            )
 
 
 def ignored(path: str, of: Fields) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from ..display import counted, first_line
-from ..models.hub import hub_reachable
+from ..models.hub import hub_reachable, pointer
 from ..runs.json_files import unread
 from .messages import Cell, Example
 from .preferences import Annotations, is_annotations
@@ -88,6 +88,8 @@ def _file_rows(path: Path) -> Iterator[object]:
             f"{path}: {suffix or 'no suffix'} is not a format we read; "
             f"{SAVE_AS.get(suffix, 'give')}{', and give' * (suffix in SAVE_AS)} {_wanted()}"
         )
+    if what := pointer(path):
+        raise ValueError(f"{path}: {what}")
     if suffix == ".parquet":
         return _parquet_rows(path)
     if suffix in (".arrow", ".feather"):

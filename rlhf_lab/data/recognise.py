@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..display import counted, did_you_mean
-from .beside import BELONGS, check_before, check_signs, inner_labels, last_role, place_conversations
+from .beside import (
+    BELONGS,
+    check_before,
+    check_mended,
+    check_signs,
+    inner_labels,
+    last_role,
+    place_conversations,
+)
 from .images import image_columns
 from .labels import (
     LABEL,
@@ -317,6 +325,7 @@ def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> N
                 says_good(said, labels[0]),
                 ignore=labels,
             )
+        check_mended(of, rows, beside, name)
     prompts = {repr(r.get(of.prompt)) for r in rows}
     texts = [c for c in beside if holds_texts(rows, c, len(prompts))]
     if not (of.answers or of.chosen or of.completion) and texts:

@@ -82,7 +82,10 @@ class Report:
                 f"{self.name}: dropped {counted(self.identical, 'pair')} whose chosen and rejected "
                 "are identical"
             )
-        unused = [c or "''" for c, became in self.columns.items() if became == "not used"]
+        told = " ".join([*self.dropped, *self.contrary])  # names of columns that were heeded
+        unused = [
+            c or "''" for c, b in self.columns.items() if b == "not used" and repr(c) not in told
+        ]
         unused += [f"{c} (in {counted(n, 'row')} further down)" for c, n in self.later.items()]
         unused += [f"{c} {b[b.index('(') :]}" for c, b in self.columns.items() if "(not used" in b]
         if unused:

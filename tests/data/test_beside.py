@@ -130,6 +130,28 @@ def test_a_label_inside_of_a_column_is_asked(where):
     assert len(ignoring.sft.train + ignoring.sft.test) == 2 * N
 
 
+@pytest.mark.parametrize("column, cell", [("error", "Timeout at step 3."), ("flags", ["toxic"])])
+def test_what_is_wrong_with_some_answers_is_asked(column, cell):
+    rows = judged(
+        lambda q, a, says: {"prompt": q, "output": a, column: cell if says == "bad" else None}
+    )
+    answers = suggested(rows).answers
+    found = answers.train + answers.test
+    assert len(found) == 2 * N
+    assert all(row["label"] == ("[better]" in row["completion"]) for row in found)
+
+
+@pytest.mark.parametrize("column", ["corrected_response", "human_edit"])
+def test_a_better_text_of_an_answer_is_asked(column):
+    rows = [{"prompt": asked(i), "response": bad(i), column: good(i)} for i in range(N)]
+    for pair in pairs_of(suggested(rows)):
+        assert "[better]" in pair["chosen"] and "[worse]" in pair["rejected"]
+    with pytest.raises(Refused) as error:
+        from_rows(rows)
+    data = from_rows(rows, fields=error.value.other)
+    assert all("[better]" in row["completion"] for row in data.sft.train)
+
+
 def test_flags_named_accepted_and_rejected_are_no_pair():
     rows = judged(
         lambda q, a, says: {

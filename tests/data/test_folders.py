@@ -94,6 +94,10 @@ def test_folders_that_hold_no_one_data_set_are_refused(tmp_path):
 
 
 def test_files_of_other_programs_say_what_to_do(tmp_path):
+    for name in ("a.parquet", "a.jsonl"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        with pytest.raises(ValueError, match="a pointer of Git LFS, not the file"):
+            load_data(tmp_path / name)
     for name, remedy in (("a.xlsx", "save its sheet as CSV"), ("a.zip", "unpack it")):
         (tmp_path / name).write_bytes(b"PK")
         with pytest.raises(ValueError, match=remedy):
