@@ -291,6 +291,8 @@ def print_plan(args: argparse.Namespace) -> int:
         return _print_project(args)
     if args.budget is not None:
         raise ValueError(f"--budget is planned for a project, not {args.stage}: plan project")
+    if args.json and "-" in (args.accelerate_config, args.yaml):
+        raise ValueError("--json is all that is printed: give a file in place of -")
     plan = _plan(args)
     if args.json:
         print(json.dumps(plan_document(plan, args.cheaper), indent=1))
@@ -298,14 +300,13 @@ def print_plan(args: argparse.Namespace) -> int:
         print(plan.show())
     if args.cheaper and not args.json:
         print(plan.cheaper())
-    if args.accelerate_config:
-        written = _write(args.accelerate_config, plan.accelerate_config())
-        print(
-            f"accelerate launch --config_file {args.accelerate_config} …" if written else "", end=""
-        )
-    if args.yaml:
-        written = _write(args.yaml, plan.trl_config())
-        print(f"trl {plan.stage} --config {args.yaml} …" if written else "", end="")
+    files = [
+        (args.accelerate_config, plan.accelerate_config, "accelerate launch --config_file {} …"),
+        (args.yaml, plan.trl_config, f"trl {plan.stage} --config {{}} …"),
+    ]
+    for path, text, launch in files:
+        if path and _write(path, text()) and not args.json:
+            print(launch.format(path))
     return 0
 
 
