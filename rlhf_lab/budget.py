@@ -101,7 +101,7 @@ class Project(Display):
         total = 0.0
         for s in (e.setup for e in self.fitting.values()):
             if s.lora_r:
-                adapters = s.model.lora_parameters(s.lora_r, s.lora_targets)
+                adapters = s.model.lora_parameters(s.lora_r, s.lora_targets, dora=s.use_dora)
                 total += adapters * s.adapter_bytes_per_weight
             else:
                 total += s.model.parameters() * s.bytes_per_weight
@@ -116,7 +116,7 @@ class Project(Display):
         reserve = None if money is None else money * share
         energy = 0.0 if not power else None if kwh is None else kwh * power
         stored = self.stored / 1e9 * months * self._input("storage_price")
-        kept = f"{format_bytes(self.stored)} for {number(months)} months"
+        kept = f"{format_bytes(self.stored)} for {number(months)} month{'s' * (months != 1)}"
         again = f"{number(100 * share)} % of the devices' cost"
         bought = f"{number(labels)} at {number(price)} USD"
         used = f"{number(kwh)} kWh at {number(power)} USD"

@@ -38,6 +38,26 @@ def escape(text: object) -> str:
     return html.escape(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", str(text)), quote=True)
 
 
+METHODS = {
+    "gspo": "GSPO is importance_sampling_level='sequence' of grpo",
+    "dapo": "DAPO is loss_type='dapo' of grpo",
+    "drgrpo": "Dr. GRPO is loss_type='dr_grpo' of grpo",
+    "bnpo": "BNPO is loss_type='bnpo' of grpo",
+    "cispo": "CISPO is loss_type='cispo' of grpo",
+    "sapo": "SAPO is loss_type='sapo' of grpo",
+    "ipo": "IPO is loss_type='ipo' of dpo",
+    "bco": "of BCO the lab has loss_type='bco_pair' of dpo",
+    "apo": "APO is loss_type='apo_zero' or 'apo_down' of dpo",
+    "simpo": "the lab has no SimPO; dpo is what is nearest",
+    "orpo": "the lab has no ORPO; dpo after sft is what is nearest",
+    "cpo": "the lab has no CPO; dpo is what is nearest",
+    "onlinedpo": "the lab has no online DPO; rloo and grpo learn from their own answers",
+    "reinforce": "REINFORCE with a baseline is rloo",
+    "gkd": "GKD is distill",
+}
+"""Methods by the names that papers and TRL give them, and what the lab has in their place."""
+
+
 def did_you_mean(name: object, known: Iterable[object], near: float = 0.5) -> str:
     """`did you mean 'adamw_torch'? `, or nothing where no name is near, in any case. `near`: the
     least of difflib's ratios that is, 0 to 1."""
@@ -46,10 +66,18 @@ def did_you_mean(name: object, known: Iterable[object], near: float = 0.5) -> st
     return f"did you mean {str(names[close[0]])!r}? " if close else ""
 
 
+def method_or_near(name: object, known: Iterable[object]) -> str:
+    """`GSPO is importance_sampling_level='sequence' of grpo; ` of a stage or a loss by the name of
+    a method (`METHODS`), else `did_you_mean`."""
+    found = METHODS.get(re.sub("[-_ .]", "", str(name).casefold()))
+    return f"{found}; " if found else did_you_mean(name, known)
+
+
 def wrong_choice(what: str, value: object, known: Collection[object]) -> ValueError:
     """What to raise for a value that is none of the known ones."""
     names = ", ".join(map(str, known)) or "none"
-    return ValueError(f"{what}={value!r}: {did_you_mean(value, known)}choose from {names}")
+    hint = method_or_near if what in ("stage", "loss_type") else did_you_mean
+    return ValueError(f"{what}={value!r}: {hint(value, known)}choose from {names}")
 
 
 def check_choice(what: str, value: object, known: Collection[object]) -> None:

@@ -25,6 +25,7 @@ LORA = {
     "lora_dropout": "lora_dropout",
     "lora_target_modules": "target_modules",
     "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
 }
 """LoRA's settings, named as TRL's ModelConfig names them → peft's LoraConfig."""
 

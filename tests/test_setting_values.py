@@ -140,10 +140,11 @@ def test_values_are_of_settings_that_there_are_and_words_those_of_the_libraries(
 
 def test_what_training_would_drop_is_planned_only():
     """peft's and the hub's settings that the lab's own loading does not hand on."""
-    for name, value in {"use_dora": True, "model_revision": "v2"}.items():
+    for name, value in {"lora_modules_to_save": ["lm_head"], "model_revision": "v2"}.items():
         assert unplannable("sft", {name: value, "lora_r": 8}).startswith(f"{name}={value!r} is")
-    assert unplannable("sft", {"model_revision": "main", "use_dora": False}) is None
-    assert lab.plan("sft", "tiny", lora_r=8, use_rslora=True).lora["use_rslora"] is True
+    assert unplannable("sft", {"model_revision": "main", "use_dora": True, "lora_r": 8}) is None
+    trained = lab.plan("sft", "tiny", lora_r=8, use_rslora=True, use_dora=True).lora
+    assert trained["use_rslora"] is trained["use_dora"] is True
 
 
 def test_a_rank_above_a_matrix_is_planned_with_a_word():

@@ -64,6 +64,7 @@ READ: dict[str, tuple[str, dict, object]] = {  # stage, with these settings, ano
     "lora_r": ("sft", {}, 8),
     "lora_target_modules": ("sft", {"lora_r": 8}, ["q_proj"]),
     "lora_dropout": ("sft", {"lora_r": 8}, 0.1),
+    "use_dora": ("sft", {"lora_r": 8}, True),
     "disable_dropout": ("grpo", {"lora_r": 8, "lora_dropout": 0.1}, False),
     "load_in_4bit": ("sft", {"lora_r": 8, "dtype": "bfloat16"}, True),
     "use_bnb_nested_quant": ("sft", QLORA, True),

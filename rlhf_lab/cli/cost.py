@@ -300,23 +300,20 @@ def print_plan(args: argparse.Namespace) -> int:
         print(plan.show())
     if args.cheaper and not args.json:
         print(plan.cheaper())
-    files = [
-        (args.accelerate_config, plan.accelerate_config, "accelerate launch --config_file {} …"),
-        (args.yaml, plan.trl_config, f"trl {plan.stage} --config {{}} …"),
-    ]
-    for path, text, launch in files:
-        if path and _write(path, text()) and not args.json:
-            print(launch.format(path))
+    if file := args.accelerate_config:
+        used = f"accelerate launch --config_file {file} …\n"
+        _write(file, plan.accelerate_config(), used * (not args.json))
+    if file := args.yaml:
+        used = f"trl {plan.stage} --config {file} …\n"
+        _write(file, plan.trl_config(), used * (not args.json))
     return 0
 
 
-def _write(path: str, text: str) -> bool:
-    """Into a file, or (-) on the screen. → whether there is a file now."""
-    if path == "-":
-        print(text, end="")
-        return False
-    Path(path).write_text(text, encoding="utf-8")
-    return True
+def _write(path: str, text: str, used: str) -> None:
+    """Into a file, and say how it is `used`; or (-) on the screen."""
+    if path != "-":
+        Path(path).write_text(text, encoding="utf-8")
+    print(text if path == "-" else used, end="")
 
 
 def print_xray(args: argparse.Namespace) -> int:
@@ -325,10 +322,8 @@ def print_xray(args: argparse.Namespace) -> int:
 
     plan = _plan(args)
     simulated = xray(plan)
-    if args.json:
-        _print(simulated.ledger, lambda: simulated, as_json=True)
-    else:
-        print(*simulated.notes, compare(plan, simulated), sep="\n")
+    notes = "".join(f"{note}\n" for note in simulated.notes)
+    _print(simulated.ledger, lambda: f"{notes}{compare(plan, simulated)}", args.json)
     return 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __all__, __version__
-from ..display import ON_COMMAND_LINE, did_you_mean
+from ..display import ON_COMMAND_LINE, did_you_mean, method_or_near, table
 from ..stages import REWARDED, STAGES, TRAINABLE
 from . import cost, deploy, launching, listing, notebooks
 from .cost import Commands, Settings, add_repeated, positive
@@ -43,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
                 message += f"; {action.dest} is one of {', '.join(map(str, action.choices))}"
             names = "/".join(action.option_strings), action.metavar, action.dest
             if wrong and action.choices and wrong[1] in names:
-                message += f"; {did_you_mean(wrong[2], action.choices)}".rstrip("; ")
+                message += f"; {method_or_near(wrong[2], action.choices)}".rstrip("; ")
         if wrong and wrong[1] == "COMMAND":
             name = wrong[2].replace("-", "_")
             near = [] if "did you mean" in message else get_close_matches(name, __all__, 1)
@@ -226,7 +226,6 @@ def _rows(args: argparse.Namespace, seed: int) -> Data:
 
 def _data(args: argparse.Namespace) -> int:
     from .. import pipeline
-    from ..display import table
 
     model, data = _model(args), None
     if args.source != "stories" or cost.fields_of(args):
@@ -242,7 +241,6 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from ..display import table
     from .doctor import examine
 
     findings = examine()
@@ -326,7 +324,6 @@ def _clone(args: argparse.Namespace, settings: Settings) -> int:
 def _show(runs: dict[str, Run], report: Path | None = None) -> int:
     """Show what was trained; → exit code. `report`: of all stages."""
     from .. import pipeline
-    from ..display import table
     from ..launch.processes import place
 
     last = list(runs.values())[-1]

@@ -77,7 +77,8 @@ def _training(e: Estimate) -> Iterator[tuple[str, ...]]:
         yield "responses to a prompt", str(s.samples_per_prompt), "num_generations"
     if s.teacher:
         yield "teacher", f"{format_number(s.teacher.parameters())} parameters", "teacher_model"
-    trained = f"LoRA of rank {s.lora_r}" if s.lora_r else "all weights"
+    adapters = "DoRA" if s.use_dora else "LoRA"
+    trained = f"{adapters} of rank {s.lora_r}" if s.lora_r else "all weights"
     yield "trained", trained, "lora_r", "use_peft"
     yield "optimizer", s.optim, "optim"
     on = "on" if s.gradient_checkpointing else "off"

@@ -44,9 +44,12 @@ class Linear:
         """Rank of each copy's adapter under these `lora_targets`; 0 without one."""
         return r * sum(name in targets for name in self.targets)
 
-    def lora_parameters(self, r: int, targets: tuple[str, ...]) -> int:
-        """r · (inputs + outputs) for each copy (Hu et al. 2106.09685, section 4.1)."""
-        return self.copies * self.rank(r, targets) * (self.inputs + self.outputs)
+    def lora_parameters(self, r: int, targets: tuple[str, ...], dora: bool = False) -> int:
+        """r · (inputs + outputs) for each copy (Hu et al. 2106.09685, section 4.1); with DoRA a
+        magnitude of each output too (Liu et al. 2402.09353, section 4.1)."""
+        rank = self.rank(r, targets)
+        magnitudes = self.outputs if dora and rank else 0
+        return self.copies * (rank * (self.inputs + self.outputs) + magnitudes)
 
 
 @dataclass(frozen=True)
@@ -227,14 +230,19 @@ class Architecture:
         return wanted
 
     def lora_parameters(
-        self, r: int, targets: str | Iterable[str] | None = None, head: str = "lm"
+        self,
+        r: int,
+        targets: str | Iterable[str] | None = None,
+        head: str = "lm",
+        dora: bool = False,
     ) -> int:
-        """Parameters trained with LoRA: the adapters; with head="score" (a reward model) also the
-        score head, which is trained whole (peft's modules_to_save); "none": adapters alone."""
+        """Parameters trained with LoRA, or with `dora`: the adapters; with head="score" (a reward
+        model) also the score head, which is trained whole (peft's modules_to_save); "none":
+        adapters alone."""
         names = self.lora_targets(targets, head)
-        adapters = sum(n * linear.lora_parameters(r, names) for n, linear in self._linears())
+        adapters = sum(n * linear.lora_parameters(r, names, dora) for n, linear in self._linears())
         if head == "lm":
-            return adapters + self.lm_head.lora_parameters(r, names)
+            return adapters + self.lm_head.lora_parameters(r, names, dora)
         return adapters + self.by_part(head)["head"]
 
     def _linears(self) -> Iterator[tuple[int, Linear]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .architecture import Architecture, Layer, Linear
+from .dora import dora
 from .quantization import FORMATS
 from .tape import Tape
 from .values import Store, Value, Way
@@ -47,6 +48,7 @@ class PassConfig(NamedTuple):
     """in front of adapters"""
     quantized: str = "none"
     """what weights are kept in, where their products are to be counted so: of `FORMATS`, or none"""
+    use_dora: bool = False
     compiled: bool = False
     """layers, and PPO's work on logits (`ppo/compiled.py`)"""
 
@@ -75,6 +77,8 @@ def linear(t: Tape, p: PassConfig, lin: Linear, x: Value, bare: bool = False) ->
         return y
     itemsize = y.itemsize
     x = t.cast(x, p.adapter_bytes_per_weight)
+    if p.use_dora:
+        return t.cast(dora(t, p, lin, x, y, rank), itemsize)
     if p.dropout:
         x = t.dropout(x)
     low = t.linear(x, lin.inputs, rank, p.adapter_bytes_per_weight, trained=True)

@@ -243,6 +243,7 @@ def pass_config(
         away=s.away,
         selective=s.selective_checkpointing,
         dropout=trained and adapters and s.lora_dropout > 0,
+        use_dora=adapters and s.use_dora,
         quantized=s.weights_format if s.small_base and (adapters or not trained) else "none",
         compiled=s.torch_compile is True and min(b, length) > 1,
     )

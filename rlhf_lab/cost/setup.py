@@ -13,7 +13,7 @@ from itertools import chain
 
 from ..display import check_choice, counted
 from ..stages import ONLINE, REWARDED, STAGES, read_table
-from . import fields
+from . import dora, fields
 from .architecture import Architecture
 from .optimizers import OPTIMIZERS
 from .parallel import shard
@@ -90,6 +90,7 @@ class Setup:
     lora_r: int = 0
     lora_targets: str | tuple[str, ...] | None = "all-linear"
     lora_dropout: float = 0.0
+    use_dora: bool = False
     adapter_dtype: str = "float32"
     load_in_4bit: bool = False
     use_bnb_nested_quant: bool = False
@@ -205,6 +206,7 @@ class Setup:
             )
         if self.lora_dropout and m.experts > 1 and "down_proj" in m.lora_targets(self.lora_targets):
             yield "peft adapts the experts of a mixture without lora_dropout: leave it out"
+        yield from dora.cannot(self)
         if self.lora_r < 0:
             yield f"lora_r={self.lora_r}: choose a rank of 1 or more, or 0 for the whole model"
 

@@ -94,11 +94,12 @@ def states(
 
 
 def _tensors(s: Setup, model: Architecture, adapters: bool) -> float:
-    """Trained tensors: matrices, biases and norms, or pairs of adapters."""
+    """Trained tensors: matrices, biases and norms, or pairs of adapters (and magnitudes)."""
     if adapters:
         targets = model.lora_targets(s.lora_targets)
+        each = 2.0 + s.use_dora
         return sum(
-            2.0 * y.count for y in model.layers for x in y.linears if x.rank(s.lora_r, targets)
+            each * y.count for y in model.layers for x in y.linears if x.rank(s.lora_r, targets)
         )
     return sum(y.count * (2.0 + sum(1 + x.bias for x in y.linears)) for y in model.layers) + 2
 
@@ -127,7 +128,7 @@ def _weights(s: Setup, model: Architecture, head: str, quantised: bool) -> float
 
 def _adapters(s: Setup, model: Architecture, head: str) -> tuple[int, float]:
     """→ trained parameters and their bytes; a score head is trained whole (modules_to_save)."""
-    count = model.lora_parameters(s.lora_r, s.lora_targets)
+    count = model.lora_parameters(s.lora_r, s.lora_targets, dora=s.use_dora)
     size = float(count * s.adapter_bytes_per_weight)
     if head == "score":
         count, size = count + model.head_width, size + model.head_width * s.bytes_per_weight
@@ -168,8 +169,9 @@ def _pieces(
         targets = model.lora_targets(s.lora_targets)
         for y in model.layers:
             for x in y.linears:
-                for side in (x.inputs, x.outputs) if (r := x.rank(s.lora_r, targets)) else ():
-                    yield y.count * x.copies, r * side, False
+                if r := x.rank(s.lora_r, targets):
+                    for numbers in (r * x.inputs, r * x.outputs, x.outputs * s.use_dora):
+                        yield y.count * x.copies, numbers, False
     else:
         yield 1, model.embedding, s.stage != "ppo"
         for y in model.layers:
@@ -189,8 +191,10 @@ def _matrices(s: Setup, model: Architecture, head: str, adapters: bool) -> list[
     for y in model.layers:
         one = [x.inputs * x.outputs * x.copies for x in y.linears]
         if adapters:
-            sides = [(x.inputs, x.outputs) for x in y.linears if x.rank(rank, targets)]
-            one = [rank * side for pair in sides for side in pair]
+            maps = [x for x in y.linears if x.rank(rank, targets)]
+            one = [
+                n for x in maps for n in (rank * x.inputs, rank * x.outputs, x.outputs * s.use_dora)
+            ]
         sizes += one * min(2, y.count)
     return [*sizes, 0 if adapters and head == "lm" else model.by_part(head)["head"]]
 
@@ -225,7 +229,8 @@ def _sides(s: Setup, model: Architecture, adapters: bool) -> int:
     """Rows and columns of all trained matrices."""
     matrices = [(y.count, x) for y in model.layers for x in y.linears]
     if adapters:
-        return sum(count * (2 * s.lora_r + x.inputs + x.outputs) for count, x in matrices)
+        one = 1 + s.use_dora  # a vector has its squares whole
+        return sum(count * (2 * s.lora_r + x.inputs + one * x.outputs) for count, x in matrices)
     inside = sum(count * (x.inputs + x.outputs) * x.copies for count, x in matrices)
     return inside + model.vocabulary + model.head_width
 

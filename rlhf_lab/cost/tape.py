@@ -208,7 +208,7 @@ class Tape:
         self._count_moves(x, y, out=numel * itemsize)
         saved = (*((y.store,) if x.needs else ()), *((x.store,) if y.needs else ()))
         # The gradient of a factor that was expanded is made whole before it is summed.
-        scratch = numel * itemsize if min(x.numel, y.numel) < numel and x.needs and y.needs else 0
+        scratch = numel * itemsize * any(v.needs and v.numel < numel for v in (x, y))
         _ = self._widened((x, y), itemsize)
         return self.result(numel, itemsize, [(x, "new"), (y, "new")], saved, scratch=scratch)
 

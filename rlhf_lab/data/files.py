@@ -62,11 +62,14 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
 
 def opened(source: object, subset: str | None = None) -> object:
     """What `datasets` saved in a folder, or the splits of one that holds files, as a download from
-    the hub does; any other source as it is."""
+    the hub does; the rows of a pyarrow Table, or of a dict of columns; another source as it is."""
     if isinstance(source, (str, Path)) and (folder := Path(source).expanduser()).is_dir():
         saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
         return _saved_dataset(folder) if saved else _shards(folder, subset)
-    return source
+    if hasattr(source, "to_pylist"):  # a pyarrow Table
+        return source.to_pylist()
+    table = _turned(source) if isinstance(source, dict) else [source]
+    return source if table[0] is source else table  # lists of columns
 
 
 def left_out(source: object, split: str) -> list[str]:
@@ -345,6 +348,9 @@ def _shards(path: Path, subset: str | None) -> dict[str, Iterator[object]]:
             f"{path} is a folder with {', '.join(kinds)} files: give one that holds one format "
             f"(perhaps one inside it), or {_wanted()}"
         )
+    # Names of files may say nothing of splits: what is in none of them has one of its own.
+    known = {f.resolve() for names in files.values() for f in names}
+    files |= {str(f.relative_to(path)): [f] for f in sorted(beside) if f.resolve() not in known}
     return {s: chain.from_iterable(map(_file_rows, names)) for s, names in files.items()}
 
 
@@ -369,17 +375,37 @@ def _choose(source: object, split: str) -> Iterable[object]:
     if hasattr(source, "astype") and hasattr(source, "notna"):  # a pandas DataFrame
         records = source.astype(object).where(source.notna(), None).to_dict("records")
         return [_plain(row) for row in records]
+    if hasattr(source, "__arrow_c_stream__"):  # polars, pyarrow, DuckDB
+        return _table_rows(source)
     if isinstance(source, Mapping):  # a DatasetDict
         if split not in source:
-            raise ValueError(f"no split {split!r} among {', '.join(map(str, source))}")
+            names = ", ".join(map(str, source))
+            raise ValueError(
+                f"no split {split!r} among {names}: choose one of them with split=NAME"
+            )
         rows: Iterable[object] = source[split]
         return rows
     if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)):
         return source
+    kind, lazy = type(source).__name__, hasattr(source, "collect")  # polars' LazyFrame
     raise ValueError(
-        f"data must be a file, a hub id, a Dataset or a list of dicts, not a "
-        f"{type(source).__name__}"
+        "data must be a file, a hub id, a Dataset, a table or a list of dicts, not a "
+        f"{kind}{': give what its collect() returns' * lazy}"
     )
+
+
+def _table_rows(source: object) -> list[object]:
+    """The rows of a table that hands itself out by Arrow's interface."""
+    import pyarrow
+
+    try:
+        rows: list[object] = pyarrow.table(source).to_pylist()
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        raise ValueError(
+            f"a {type(source).__name__} is no table of rows ({first_line(error)}): give the whole "
+            "table"
+        ) from None
+    return rows
 
 
 def _plain(cell: Cell) -> Cell:

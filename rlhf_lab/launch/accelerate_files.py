@@ -19,7 +19,7 @@ Read: TypeAlias = dict[str, Setting]
 """What a file says, by key."""
 KEYS: Mapping[str, dict[str, Setting]] = read_table(__file__)
 """Keys that are understood."""
-MIXED = {"bf16": "bf16", "fp16": "fp16"}
+MIXED = "bf16", "fp16"
 PREFIXES = {
     "fsdp_config": "fsdp_",
     "dynamo_config": "dynamo_",
@@ -73,7 +73,7 @@ def accelerate_settings(content: JsonObject, path: Path) -> tuple[Read, list[str
     if content.get("use_cpu") is True:
         settings["use_cpu"] = True
     if (mixed := content.get("mixed_precision")) in MIXED:
-        settings[MIXED[mixed]] = True
+        settings[mixed] = True
     if settings["gpus"] == 1:
         settings.pop("nodes")
     return settings, unread
