@@ -230,3 +230,17 @@ def test_serving_what_does_not_fit_has_remedies(settings, first, gib):
     kept = {"component": "parameters", "quantity": "bytes", "phase": "decode"}
     weights = [found[does].ledger.total(**kept) for does in (first, "16-bit weights")]
     assert weights == [pytest.approx(gib * 2**30, rel=0.05), pytest.approx(2 * 8.03e9, rel=0.01)]
+
+
+def test_json_is_one_document(tmp_path, capsys):
+    """Whatever is written beside it."""
+    files = {"--yaml": tmp_path / "trl.yaml", "--accelerate-config": tmp_path / "acc.yaml"}
+    beside = [word for flag, path in files.items() for word in (flag, str(path))]
+    assert main(["plan", "sft", "--json", *beside]) == 0
+    assert json.loads(capsys.readouterr().out)["stage"] == "sft"
+    assert all(path.is_file() for path in files.values())
+    assert main(["plan", "sft", *beside]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("accelerate launch --") and lines[-1].startswith("trl sft --config")
+    assert main(["plan", "sft", "--json", "--yaml", "-"]) == 2
+    assert "give a file in place of -" in capsys.readouterr().err

@@ -291,6 +291,8 @@ def print_plan(args: argparse.Namespace) -> int:
         return _print_project(args)
     if args.budget is not None:
         raise ValueError(f"--budget is planned for a project, not {args.stage}: plan project")
+    if args.json and "-" in (args.accelerate_config, args.yaml):
+        raise ValueError("--json is all that is printed: give a file in place of -")
     plan = _plan(args)
     if args.json:
         print(json.dumps(plan_document(plan, args.cheaper), indent=1))
@@ -299,9 +301,11 @@ def print_plan(args: argparse.Namespace) -> int:
     if args.cheaper and not args.json:
         print(plan.cheaper())
     if file := args.accelerate_config:
-        _write(file, plan.accelerate_config(), f"accelerate launch --config_file {file} …")
+        used = f"accelerate launch --config_file {file} …\n"
+        _write(file, plan.accelerate_config(), used * (not args.json))
     if file := args.yaml:
-        _write(file, plan.trl_config(), f"trl {plan.stage} --config {file} …")
+        used = f"trl {plan.stage} --config {file} …\n"
+        _write(file, plan.trl_config(), used * (not args.json))
     return 0
 
 

@@ -220,9 +220,8 @@ class Setup:
                 f"a generation of {rows} responses does not split into groups of "
                 f"num_generations={group}: choose {_divisor(rows, group)}"
             )
-        version = self.fsdp_version
-        if version not in (1, 2):
-            yield (f"fsdp_version={version!r}: choose 1 or 2")
+        if self.fsdp_version not in (1, 2):
+            yield f"fsdp_version={self.fsdp_version!r}: choose 1 or 2"
         if n % self.nodes != 0:
             yield (
                 f"gpus={n} do not spread over nodes={self.nodes}: choose "
@@ -436,8 +435,7 @@ class Setup:
     @property
     def server_gpus(self) -> int:
         """Devices beside those that train, on which an engine samples."""
-        apart = self.use_vllm and self.vllm_mode == "server"
-        return self.vllm_tensor_parallel_size if apart else 0
+        return self.vllm_tensor_parallel_size if self.use_vllm and self.vllm_mode == "server" else 0
 
     @property
     def replicas(self) -> int:
