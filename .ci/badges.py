@@ -5,7 +5,8 @@ The address is `project.urls.Repository` in pyproject.toml. Written are the badg
 README, the one under each notebook's title, their pictures (our own: a notebook asks no other host
 for one), and each notebook's first code cell, which installs the lab on Colab, on Kaggle and on
 molab, and does nothing elsewhere. It is plain Python, without `%pip`: marimo, which is molab's
-notebook, cannot read a magic inside an `if`. With --check nothing is written: exit status 1 says
+notebook, cannot read a magic inside an `if`. JupyterLab shows it folded: a first screen is for what
+the notebook is about. With --check nothing is written: exit status 1 says
 that something is out of step.
 """
 
@@ -119,7 +120,7 @@ def notebook(text: str, name: str) -> str:
             "cell_type": "code",
             "execution_count": None,
             "id": "colab",
-            "metadata": {"tags": [TAG]},
+            "metadata": {"jupyter": {"source_hidden": True}, "tags": [TAG]},
             "outputs": [],
             "source": CELL.format(address=address()).splitlines(keepends=True),
         },

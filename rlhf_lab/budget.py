@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .cost.device import is_finite
 from .cost.estimate import Estimate
 from .cost.hardware import Hardware, in_catalogue
-from .display import Display, escape, format_bytes, format_number, html_table, is_number, table
+from .display import Display, escape, format_bytes, format_number, html_table, table
 from .models.load import Model, load
 from .planning import plan as make_plan
 from .runs.ledger import Ledger
@@ -115,7 +116,7 @@ class Project(Display):
         reserve = None if money is None else money * share
         energy = 0.0 if not power else None if kwh is None else kwh * power
         stored = self.stored / 1e9 * months * self._input("storage_price")
-        kept = f"{format_bytes(self.stored)} for {number(months)} months"
+        kept = f"{format_bytes(self.stored)} for {number(months)} month{'s' * (months != 1)}"
         again = f"{number(100 * share)} % of the devices' cost"
         bought = f"{number(labels)} at {number(price)} USD"
         used = f"{number(kwh)} kWh at {number(power)} USD"
@@ -224,7 +225,7 @@ def project(
     """
     yours = {name: settings.pop(name) for name in INPUTS if name in settings}
     for name, value in (yours if budget is None else {**yours, "budget": budget}).items():
-        if not is_number(value) or value < 0:
+        if not is_finite(value) or value < 0:
             raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
     for stage in each or {}:
         if stage not in stages:

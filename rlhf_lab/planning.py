@@ -31,10 +31,12 @@ from .runs.ledger import Ledger
 from .settings import (
     LORA,
     OF_MODEL,
+    TWICE,
     WITHIN_CONTEXT,
     as_whole,
     check_packages,
     check_settings,
+    known_settings,
     unplannable,
     without_moot,
 )
@@ -349,10 +351,10 @@ def plan(
 def _own_names(stage: str, settings: dict[str, Setting]) -> dict[str, Setting]:
     """Settings that TRL names twice, under the name that the lab has for them."""
     rest = dict(settings)
-    if STAGES[stage].trainer and stage in ONLINE and "max_completion_length" in rest:
-        if "response_length" in rest:
-            raise ValueError("response_length is max_completion_length: say one of them")
-        rest["response_length"] = rest.pop("max_completion_length")
+    for name in TWICE.keys() & rest.keys() & known_settings(stage):
+        if (ours := TWICE[name]) in rest:
+            raise ValueError(f"{ours} is {name}: say one of them")
+        rest[ours] = rest.pop(name)
     if "use_peft" in rest:
         if rest.pop("use_peft"):
             rest.setdefault("lora_r", OF_MODEL["lora_r"])

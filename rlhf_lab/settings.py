@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from .cost.fields import CALLED, NOT_MODELLED, RENAMED, WHOLE_NUMBERS
+from .cost.fields import CALLED, NOT_MODELLED, RENAMED, UNPLANNED, WHOLE_NUMBERS
 from .cost.read_settings import CHECKPOINTING
 from .cost.setup import CHOICES, Setup, check_whole, extra_settings
 from .display import by_surface, check_choice, did_you_mean, is_number
@@ -39,6 +39,9 @@ WITHIN_CONTEXT = frozenset(VALUES["within_context"].split())
 WITHOUT_EFFECT = {
     stage: frozenset(names.split()) for stage, names in VALUES["without_effect"].items()
 }
+TWICE: dict[str, str] = VALUES["twice"]
+"""Settings that libraries name twice → the name that the lab has for them."""
+OF_INFERENCE = frozenset(VALUES["inference"].split())
 PLANNED_ONLY = frozenset(VALUES["planned_only"].split())
 """Settings of a plan that change how a run would be made, and that `train` has at the defaults of
 `Setup` only; the other ones describe the data, or choose rewards."""
@@ -83,6 +86,11 @@ def own_settings(stage: str, settings: Mapping[str, Setting]) -> dict[str, Setti
     return {name: value for name, value in settings.items() if name in read}
 
 
+def _stages_with(name: str) -> list[str]:
+    """Stages that have the setting."""
+    return [stage for stage in STAGES if name in known_settings(stage)]
+
+
 def check_names(settings: Iterable[str], *stages: str) -> None:
     """Raises ValueError, one line, for a setting that none of the stages has."""
     known = frozenset[str]().union(*map(known_settings, stages))
@@ -92,10 +100,14 @@ def check_names(settings: Iterable[str], *stages: str) -> None:
                 STAGES[stage].config.partition(":")[2] or f"{stage}'s plan" for stage in stages
             ]
             configs, has = ", ".join(found), "has" if len(stages) == 1 else "have"
-            ours, others = CALLED.get(name), [s for s in STAGES if name in known_settings(s)]
-            hint = f"did you mean {ours!r}?" if ours in known else did_you_mean(name, known)
-            if others and ours not in known:
-                hint = f"{', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+            ours, others = CALLED.get(name), _stages_with(name)
+            hint = f"did you mean {ours!r}?" if ours in known else did_you_mean(name, known, 0.6)
+            if (others or ours) and ours not in known:
+                it = "it" if others or not ours else ours
+                others = others or _stages_with(it)
+                hint = f"{', '.join(others)} {'has' if len(others) == 1 else 'have'} {it}"
+            if name in UNPLANNED:
+                raise ValueError(f"{name} is not planned: {UNPLANNED[name]}")
             share = " (below 1 it is a share of all steps)" * ("'warmup_steps'" in hint)
             hint = f"; {hint.rstrip()}{share}".rstrip("; ")
             raise ValueError(f"{configs} {has} no setting {name!r}{hint}")
@@ -198,8 +210,6 @@ that it was told as arguments of torch's `checkpoint`, which refuses what transf
 
 def _check_compiled(value: Setting, settings: Mapping[str, Setting], stage: str) -> None:
     """What compiles, and with what (`ppo/compiled.py`)."""
-    if value and stage == "inference":
-        raise ValueError("torch_compile is of training, sampling is not compiled: leave it out")
     if not isinstance(value, bool) and value != "auto":  # 1 == True
         raise ValueError(f"torch_compile must be True, False or 'auto', got {value!r}")
     for name in ("load_in_4bit", "load_in_8bit", "use_liger_kernel"):
@@ -248,7 +258,7 @@ def check_packages(settings: Mapping[str, Setting]) -> None:
 
 SETUP_TYPES = {
     {v: k for k, v in RENAMED.items()}.get(f.name, f.name): str(f.type) for f in fields(Setup)
-}
+} | {"concurrency": "int"}
 """Types of the settings that a Setup reads, as text."""
 
 
@@ -412,7 +422,8 @@ def config_fields(stage: str) -> dict[str, str]:
     installed, as in a web page; else from the config class itself, which takes seconds to import.
     """
     if not STAGES[stage].config:  # planned only: settings of a pass, and of sampling
-        return config_fields("rloo") | dict.fromkeys(STAGES[stage].defaults, "int")
+        own = {n: t for n, t in config_fields("rloo").items() if n in OF_INFERENCE}
+        return own | dict.fromkeys(STAGES[stage].defaults, "int")
     if stage in SETTINGS and _in_step():
         return {**SETTINGS["common"], **SETTINGS[stage]}
     return {f.name: str(f.type) for f in fields(resolve(STAGES[stage].config)) if f.init}

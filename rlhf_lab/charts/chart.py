@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple, TypedDict, TypeGuard
 
 from ..display import escape, format_number
@@ -231,13 +232,9 @@ def _curve(frame: Frame, key: LegendEntry, points: Curve, columns: int) -> Itera
 
 def _pieces(points: Curve) -> Iterator[list[tuple[float, float]]]:
     """The runs of points between gaps."""
-    piece: list[tuple[float, float]] = []
-    for x, y in [*points, (0.0, None)]:
-        if y is not None:
-            piece.append((x, y))
-        elif piece:
+    for _, run in groupby(points, key=lambda point: point[1] is None):
+        if piece := [(x, y) for x, y in run if y is not None]:
             yield piece
-            piece = []
 
 
 def _thinned(piece: list[tuple[float, float]], columns: int) -> list[tuple[float, float]]:

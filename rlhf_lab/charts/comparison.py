@@ -33,7 +33,11 @@ class Comparison(Display):
         per: str = "the whole run",
     ) -> None:
         self.ledger, self.rows, self.each = ledger, rows, each or {}
-        pictures = [part for name, one in self.each.items() for part in _picture(name, one)]
+        pictures = [
+            part
+            for name, one in self.each.items()
+            for part in (f"<p>{escape(name)}</p>", memory_chart(one))
+        ]
         note = f"bytes: of tensors, at each phase's peak; flops, seconds, tokens: of {per}"
         note += "" if each else "; real: measured, or simulated where nothing was measured"
         if any(row["quantity"] == "sent" for row in rows):
@@ -53,10 +57,6 @@ class Comparison(Display):
         if self.each:
             return stage_costs(self.each, quantity=quantity)
         return sources(self, quantity=quantity)
-
-
-def _picture(name: str, ledger: Ledger) -> tuple[str, str]:
-    return f"<p>{escape(name)}</p>", memory_chart(ledger)
 
 
 def compare(*things: object) -> Comparison:

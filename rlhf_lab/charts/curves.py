@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
 
 from plotly.subplots import make_subplots
 
@@ -205,7 +204,7 @@ def series_of(runs: Iterable[object], seeds: bool = True) -> list[Series]:
     """
     alike: dict[object, list[tuple[str, Run]]] = {}
     for i, (name, run) in enumerate(named(runs)):
-        if not _is_run(run):
+        if not isinstance(run, Run):
             raise ValueError(f"{name or type(run).__name__} is not a run: it has no metrics")
         key = (name, i) if name or not seeds else tuple(sorted(_settings(run).items()))
         alike.setdefault(key, []).append((name, run))
@@ -220,10 +219,6 @@ def series_of(runs: Iterable[object], seeds: bool = True) -> list[Series]:
         Series(label, tuple(run for _, run in pairs))
         for label, pairs in zip(labels, groups, strict=True)
     ]
-
-
-def _is_run(thing: object) -> TypeGuard[Run]:
-    return hasattr(thing, "metrics") and hasattr(thing, "stage")
 
 
 def _settings(run: Run) -> dict[str, str]:

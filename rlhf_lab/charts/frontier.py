@@ -62,16 +62,13 @@ def frontier(
     series = series_of(runs) if runs else []
     axes, figure = _Axes(reward, kl, root), Figure()
     title, unit = METRICS.get(reward, (safe(reward), ""))
-    words, drawn = [f"{title} over {kl}"], 0
+    words = [f"{title} over {kl}"]
     for i, s in enumerate(series):
         lines = [*_add_path(figure, s, i, axes), *_add_ends(figure, s, i, axes)]
         words += lines or [f"{s.label}: no {reward} and {kl}"]
-        drawn += len(lines)
     for i, (name, table) in enumerate(tables, len(series)):
-        lines = list(_add_best_of_n(figure, name, table, i, axes))
-        words += lines or [f"{name}: no {reward}"]
-        drawn += len(lines)
-    if not drawn:
+        words += list(_add_best_of_n(figure, name, table, i, axes)) or [f"{name}: no {reward}"]
+    if not figure.data:
         raise ValueError(f"nothing to draw: no run has {reward!r} and {kl!r}")
     words += _add_starts(figure, series, reward)
     figure.update_xaxes(title={"text": axes.x_title})

@@ -55,8 +55,10 @@ def equal_budget_figure(found: EqualBudget, theme: str = "both") -> Figure:
             last = f"{mean(gold[-1]):.2f} at {format_number(spent[-1])} {title}"
             words.append(f"{way}: gold reward {last}")
         for budget in found.budgets(quantity):
-            figure.add_vline(budget, line={"dash": "dot", "width": 1}, row=1, col=column)
-        figure.update_xaxes(title={"text": title}, row=1, col=column)
+            line = {"dash": "dot", "width": 1, "color": NEUTRAL}
+            figure.add_vline(budget, line=line, row=1, col=column)
+        # SI's prefixes: plotly's own of a milliard is B, which is no GFLOP.
+        figure.update_xaxes(title={"text": title}, exponentformat="SI", row=1, col=column)
     figure.update_yaxes(title={"text": "gold reward (0 to 10)"}, row=1, col=1)
     return finish(figure, words=words, plot=320, theme=theme, on_top=[*found.ways])
 
@@ -64,7 +66,6 @@ def equal_budget_figure(found: EqualBudget, theme: str = "both") -> Figure:
 def overoptimisation(
     groups: Mapping[tuple[str, str], Sequence[Curve]],
     bands: Mapping[tuple[str, str], Band | None],
-    theme: str = "both",
 ) -> Figure:
     """Left gold, right proxy, above the SFT model's. Thin: a seed each, of PPO solid, of best-of-n
     dotted; thick, with its 95 % band over seeds: the form that is fitted."""
@@ -103,10 +104,10 @@ def overoptimisation(
         yaxis={"title": {"text": "gold reward above the SFT model's"}},
         yaxis2={"anchor": "x2", "title": {"text": "proxy score above the SFT model's"}},
     )
-    return finish(figure, words=words, plot=340, theme=theme, on_top=labels)
+    return finish(figure, words=words, plot=340, on_top=labels)
 
 
-def serving_frontier(found: ServingFrontier, theme: str = "both") -> Figure:
+def serving_frontier(found: ServingFrontier) -> Figure:
     """Left what was measured, a line for each model through its formats, means and standard
     deviations over seeds; right what is predicted of a larger model: a line for each format through
     numbers of requests in flight. Symbols are formats."""
@@ -156,4 +157,4 @@ def serving_frontier(found: ServingFrontier, theme: str = "both") -> Figure:
     )
     figure.update_layout(xaxis2={"title": {"text": f"the same, {safe(where)}"}})
     labels = [str(t.name) for t in figure.data]
-    return finish(figure, words=words, plot=340, theme=theme, on_top=labels)
+    return finish(figure, words=words, plot=340, on_top=labels)

@@ -14,8 +14,9 @@ import math
 import re
 import statistics
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 from ..display import escape, format_number
@@ -246,29 +247,29 @@ def tokens_html(
 
 def marked(text: str, search: str) -> str:
     """A text as HTML, with every place of `search` marked."""
-    low, search = text.casefold(), search.casefold()
-    if not search or len(low) != len(text) or search not in low:
-        return visible(text)
-    parts: list[str] = []
-    start = 0
-    while (at := low.find(search, start)) >= 0:
-        end = at + len(search)
-        parts += [visible(text[start:at]), f"<mark>{visible(text[at:end])}</mark>"]
+    folded, parts, start = text.casefold(), list[str](), 0
+    for begin, end in _found(folded, search) if len(folded) == len(text) else ():
+        parts += [visible(text[start:begin]), f"<mark>{visible(text[begin:end])}</mark>"]
         start = end
     return "".join([*parts, visible(text[start:])])
 
 
 def _hits(texts: Sequence[str], search: str) -> set[int]:
     """The numbers of the tokens that a searched text touches."""
-    low, search = [t.casefold() for t in texts], search.casefold()
-    whole, hits, start = "".join(low), set[int](), 0
-    ends = [0]
-    for text in low:
-        ends.append(ends[-1] + len(text))
-    while search and (at := whole.find(search, start)) >= 0:
-        start = at + len(search)
-        hits |= {i for i in range(len(low)) if ends[i] < start and ends[i + 1] > at}
-    return hits
+    low = [text.casefold() for text in texts]
+    ends = [0, *accumulate(map(len, low))]
+    return {
+        i
+        for begin, end in _found("".join(low), search)
+        for i in range(len(low))
+        if ends[i] < end and ends[i + 1] > begin
+    }
+
+
+def _found(folded: str, search: str) -> Iterator[tuple[int, int]]:
+    """Where a text, of which letters are folded, holds the search: begin and end."""
+    if search:
+        yield from (m.span() for m in re.finditer(re.escape(search.casefold()), folded))
 
 
 def legend_html(key: str, scale: Scale | None) -> str:

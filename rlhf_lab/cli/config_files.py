@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..cost.setup import CROSS_ENTROPY
 from ..launch.accelerate_config import CONFIGS
 from ..launch.accelerate_files import (
     BATCH,
@@ -230,6 +231,8 @@ def _other(tool: str, facts: Mapping[str, Setting], content: Read, path: Path) -
         found.unread += unread
     if tool == "llama-factory":
         _llama_factory(settings, content)
+    if isinstance(targets := settings.get("lora_target_modules"), str) and "," in targets:
+        settings["lora_target_modules"] = [name.strip() for name in targets.split(",")]
     if settings.get("lora_target_modules") in ("all", ["all"]):
         settings["lora_target_modules"] = "all-linear"
     if settings.get("dtype") == "bfloat16":  # no autocast over 16-bit weights
@@ -241,6 +244,11 @@ def _other(tool: str, facts: Mapping[str, Setting], content: Read, path: Path) -
     elif "lora_r" not in settings:
         found.unread.append("adapter without lora_r")
     found.left_out = _left_out(tool, settings)
+    if found.stage not in CROSS_ENTROPY:
+        settings.pop("loss", None)
+    elif found.stage in facts["whole_logits"] and "loss" not in settings:
+        fused = settings.get("use_liger_kernel") and found.stage == "sft"  # Liger's own
+        found.left_out |= {} if fused else {"loss": "plain"}
     if {"bf16", "fp16"} & content.keys():
         found.left_out.pop("dtype", None)
     return found

@@ -36,20 +36,21 @@ Settings: TypeAlias = dict[str, Setting]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def positive(text: str) -> int:
-    """A number of 1 or more, from an argument."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+def positive(text: str, least: int = 1) -> int:
+    """A whole number of 1 or more, from an argument; 1e4 is one."""
+    try:
+        number = int(float(text) if "e" in text.lower() and float(text).is_integer() else text)
+    except ValueError:
+        what = f"write a whole number such as 10000, not {text!r}"
+        raise argparse.ArgumentTypeError(what) from None
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be {least} or more, got {text}")
     return number
 
 
 def not_negative(text: str) -> int:
-    """A number of 0 or more, from an argument."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
-    return number
+    """A whole number of 0 or more, from an argument."""
+    return positive(text, 0)
 
 
 def add_commands(commands: Commands) -> None:
@@ -153,7 +154,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         name = flag[2:].replace("-", "_")
         if (value := getattr(args, name)) is not None:
             settings[SETTING_OF.get(name, name)] = value
-    if args.sharding:
+    if args.sharding is not None:
         settings["sharding"] = args.sharding
     return settings | assignments(args.set)
 
@@ -180,6 +181,7 @@ def _hardware(args: argparse.Namespace) -> Hardware:
 
 
 def _plan(args: argparse.Namespace, **more: int) -> Plan:
+    from ..launch.accelerate_files import MIXED
     from ..planning import plan
     from .config_files import read_configs
 
@@ -188,11 +190,20 @@ def _plan(args: argparse.Namespace, **more: int) -> Plan:
     for found in files:
         if found.stage not in (None, args.stage):
             raise ValueError(f"{found.tool}'s file is of {found.stage}, not of {args.stage}")
-        settings, model = settings | found.planned, model or found.model
+        for name, value in found.planned.items():  # bf16: false does not undo accelerate's
+            if value is not False or name not in MIXED or not settings.get(name):
+                settings[name] = value
+        model = found.model if model is None else model
     settings |= (given := {**settings_of(args), **more})
     others = {n: getattr(args, n, None) for n in OTHER_MODELS}
     others["data"] = data = read_rows(args, 0) if getattr(args, "source", None) else None
-    made = plan(args.stage, model or "tiny", hardware=_hardware(args), **others, **settings)
+    made = plan(
+        args.stage,
+        "tiny" if model is None else model,
+        hardware=_hardware(args),
+        **others,
+        **settings,
+    )
     notes = [line for found in files for line in found.notes(given, made.settings)]
     return replace(made, notes=(*(data.notes if data else ()), *notes))
 
@@ -260,7 +271,7 @@ def _print_project(args: argparse.Namespace) -> int:
             flag = "data" if name == "source" else name.replace("_", "-")
             raise ValueError(f"--{flag} is for the plan of one stage")
     asked = {"hardware": _hardware(args), "budget": args.budget, **settings_of(args)}
-    whole = project(args.model or "tiny", **asked)
+    whole = project("tiny" if args.model is None else args.model, **asked)
     document = {
         "verdict": whole.verdict,
         "warnings": whole.warnings,
@@ -280,6 +291,8 @@ def print_plan(args: argparse.Namespace) -> int:
         return _print_project(args)
     if args.budget is not None:
         raise ValueError(f"--budget is planned for a project, not {args.stage}: plan project")
+    if args.json and "-" in (args.accelerate_config, args.yaml):
+        raise ValueError("--json is all that is printed: give a file in place of -")
     plan = _plan(args)
     if args.json:
         print(json.dumps(plan_document(plan, args.cheaper), indent=1))
@@ -287,24 +300,20 @@ def print_plan(args: argparse.Namespace) -> int:
         print(plan.show())
     if args.cheaper and not args.json:
         print(plan.cheaper())
-    if args.accelerate_config:
-        written = _write(args.accelerate_config, plan.accelerate_config())
-        print(
-            f"accelerate launch --config_file {args.accelerate_config} …" if written else "", end=""
-        )
-    if args.yaml:
-        written = _write(args.yaml, plan.trl_config())
-        print(f"trl {plan.stage} --config {args.yaml} …" if written else "", end="")
+    if file := args.accelerate_config:
+        used = f"accelerate launch --config_file {file} …\n"
+        _write(file, plan.accelerate_config(), used * (not args.json))
+    if file := args.yaml:
+        used = f"trl {plan.stage} --config {file} …\n"
+        _write(file, plan.trl_config(), used * (not args.json))
     return 0
 
 
-def _write(path: str, text: str) -> bool:
-    """Into a file, or (-) on the screen. → whether there is a file now."""
-    if path == "-":
-        print(text, end="")
-        return False
-    Path(path).write_text(text, encoding="utf-8")
-    return True
+def _write(path: str, text: str, used: str) -> None:
+    """Into a file, and say how it is `used`; or (-) on the screen."""
+    if path != "-":
+        Path(path).write_text(text, encoding="utf-8")
+    print(text if path == "-" else used, end="")
 
 
 def print_xray(args: argparse.Namespace) -> int:
@@ -313,10 +322,8 @@ def print_xray(args: argparse.Namespace) -> int:
 
     plan = _plan(args)
     simulated = xray(plan)
-    if args.json:
-        _print(simulated.ledger, lambda: simulated, as_json=True)
-    else:
-        print(*simulated.notes, compare(plan, simulated), sep="\n")
+    notes = "".join(f"{note}\n" for note in simulated.notes)
+    _print(simulated.ledger, lambda: f"{notes}{compare(plan, simulated)}", args.json)
     return 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __all__, __version__
-from ..display import ON_COMMAND_LINE, did_you_mean, method_or_near
+from ..display import ON_COMMAND_LINE, did_you_mean, method_or_near, table
 from ..stages import REWARDED, STAGES, TRAINABLE
 from . import cost, deploy, launching, listing, notebooks
 from .cost import Commands, Settings, add_repeated, positive
@@ -226,7 +226,6 @@ def _rows(args: argparse.Namespace, seed: int) -> Data:
 
 def _data(args: argparse.Namespace) -> int:
     from .. import pipeline
-    from ..display import table
 
     model, data = _model(args), None
     if args.source != "stories" or cost.fields_of(args):
@@ -242,7 +241,6 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from ..display import table
     from .doctor import examine
 
     findings = examine()
@@ -326,7 +324,6 @@ def _clone(args: argparse.Namespace, settings: Settings) -> int:
 def _show(runs: dict[str, Run], report: Path | None = None) -> int:
     """Show what was trained; → exit code. `report`: of all stages."""
     from .. import pipeline
-    from ..display import table
     from ..launch.processes import place
 
     last = list(runs.values())[-1]

@@ -47,9 +47,11 @@ def assumptions(e: Estimate, given: Collection[str], lengths: str = "default") -
         like = "their limit" if s.mean_response >= s.response else f"the answers {lengths}"
         mean = f"of {s.mean_response:.0f} tokens on average"
         found.append(one("responses", mean, "mean_response", otherwise=f"taken as long as {like}"))
-    if s.gpus > 1:
+    if s.gpus > 1 or s.server_gpus:
         nodes = f" in {counted(s.nodes, 'node')}" * (s.nodes > 1)
-        found.append(one("devices", f"{s.gpus}{nodes}", "gpus", "nodes"))
+        beside = f" and {s.server_gpus} that sample, paid as well" * (s.server_gpus > 0)
+        found.append(one("devices", f"{s.gpus}{nodes}{beside}", "gpus", "nodes"))
+    if s.gpus > 1:
         offload = f", {s.offload} offloaded" * (s.offload != "none")
         if s.tensor_parallel > 1:
             found.append(one("tensor parallel", s.tensor_parallel, "tensor_parallel"))

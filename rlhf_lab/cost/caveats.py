@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 NO_SCORE = (
     "{}: transformers has no class of it with a score head, so no reward or value model can be made"
 )
+TOO_MANY = (
+    "{} devices in one machine, whose links are planned between all of them; the catalogue knows "
+    "machines with {} ({}): give more nodes where yours are such"
+)
 EXPERTS_IN_FP32 = (
     "autocast does not reach grouped products: experts compute in fp32, slower than planned; "
     "dtype=bfloat16 makes them 16-bit"
@@ -48,6 +52,8 @@ def caveats(e: Estimate) -> list[str]:
     reward = s.reward or s.model
     scored = {"reward": (s.model,), "ppo": (reward, s.value or reward)}.get(s.stage, ())
     found = [f"{hw.name}: {hw.caveat}"] * bool(hw.caveat)
+    if hw.kind != "cpu" and s.gpus // s.nodes > hw.devices_per_node:
+        found.append(TOO_MANY.format(s.gpus // s.nodes, hw.devices_per_node, hw.name))
     found += caveat(e)
     found += [line for m in e.models for line in m.remarks]
     found += of_states(e)

@@ -39,6 +39,10 @@ CALLED: Mapping[str, str] = {
     name: ours for ours, names in _TABLE["called"].items() for name in names.split()
 }
 """What other tools call a setting → what it is called here."""
+UNPLANNED: Mapping[str, str] = {
+    name: instead for instead, names in _TABLE["unplanned"].items() for name in names.split()
+}
+"""What other tools share work by → what is planned in its place."""
 
 
 def not_modelled(settings: Mapping[str, object]) -> list[str]:

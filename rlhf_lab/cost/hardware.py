@@ -115,7 +115,7 @@ def _device(key: str, gb: int) -> Hardware:
 def _squash(name: str) -> str:
     """ "NVIDIA A100-SXM4-80GB" → "a10080": what torch, clouds and people call a device."""
     bare = re.sub(r"[^a-z0-9]", "", re.sub(r"sxm\d?\b", "", name.lower()))
-    makers = "nvidia|tesla|geforce|amd|instinct|apple|google|generation|edition"
+    makers = "nvidia|tesla|geforce|amd|instinct|apple|google|generation|server|workstation|edition"
     return re.sub(rf"{makers}|sxm\d?|hbm\de?|(?<=\d)gi?b", "", bare)
 
 

@@ -86,16 +86,18 @@ def in_parallel(s: Setup, of_stage: Callable[[Setup], list[Phase]]) -> list[Phas
         model=shard(s.model, k),
         reward=s.reward and shard(s.reward, k),
         value=s.value and shard(s.value, k),
+        teacher=s.teacher and shard(s.teacher, k),
         gpus=s.replicas,
         nodes=1,
         tensor_parallel=1,
     )
     phases = of_stage(share)
-    row = s.model.hidden * s.pass_bytes_per_weight // (2 if s.autocast else 1)
+    others = {"reward": s.reward, "value": s.value, "teacher": s.teacher}
     for f in phases:
-        f.devices = k
+        f.devices, model = k, others.get(f.role) or s.model
+        row = model.hidden * s.pass_bytes_per_weight // (2 if s.autocast else 1)
         passes = {"advantage": 0, "optimizer": 0, "backward": 1 + s.gradient_checkpointing}
-        often = passes.get(f.name, 1) * all_reduces(s.model)
+        often = passes.get(f.name, 1) * all_reduces(model)
         if f.name == "rollout":  # a sum for every token
             f.sums = row * f.tokens / max(1, s.response), often * s.response
         elif often:

@@ -23,7 +23,10 @@ CHECKPOINTING = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwar
 """Both names of transformers' setting, the older one first."""
 NO_DROPOUT = frozenset({"reward", "dpo", "kto"})
 """Stages whose trainers turn dropout off where `disable_dropout` is not given; PPO always does."""
-OF_ENGINE = ("concurrency", "requests_per_second", "kv_cache_dtype", "gpu_memory_utilization")
+OF_ENGINE = frozenset(
+    "concurrency requests_per_second kv_cache_dtype gpu_memory_utilization max_num_batched_tokens "
+    "max_num_seqs".split()
+)
 """Settings of inference that only an engine has: without `engine` they mean one."""
 
 
@@ -53,6 +56,7 @@ def make_setup(
     if known.get("dtype", "float32") == "float32" and not {"bf16", "fp16"} & known.keys():
         known["bf16"] = known["gpu"] and "bf16" in hw.flops
         known["fp16"] = known["gpu"] and not known["bf16"] and "fp16" in hw.flops
+    _check_width(known, hw)
     if stage in STAGES:
         known = {**STAGES[stage].library_defaults, **known}
     if known.get("optim") == "adamw_8bit":  # transformers' other name for the same
@@ -106,13 +110,27 @@ def _serve(known: dict[str, Setting], given: Mapping[str, Setting], hw: Hardware
     """What a stated load, or weights in a format of engines, say of the rest: an engine serves it,
     from 16-bit weights, and `concurrency` requests in flight are shared by all copies."""
     of_engine = {n for n, f in FORMATS.items() if "transformers" not in f.engines}
-    if {*OF_ENGINE} & given.keys() or given.get("quantization") in of_engine:
+    if OF_ENGINE & given.keys() or given.get("quantization") in of_engine:
         known.setdefault("engine", "vllm")
-    if known.get("engine") == "vllm" and not {"bf16", "fp16"} & known.keys():
-        known.setdefault("dtype", "bfloat16" if "bf16" in hw.flops else "float16")
+    if known.get("engine") == "vllm":  # which multiplies weights as it keeps them
+        autocast = {name for name in ("bf16", "fp16") if known.get(name)}
+        if autocast and "dtype" in known:
+            raise CannotBe(f"engine='vllm' has no autocast: leave {autocast.pop()} or dtype out")
+        half = "float16" if "fp16" in autocast or "bf16" not in hw.flops else "bfloat16"
+        known.setdefault("dtype", half)
+        known |= {"bf16": False, "fp16": False}
     if count := given.get("concurrency"):
         copies = max(1, known.get("gpus", 1) // known.get("tensor_parallel", 1))
         known["batch"] = -(-int(count) // copies)
+
+
+def _check_width(known: Mapping[str, Setting], hw: Hardware) -> None:
+    """Raises ValueError, one line, for 16 bits that the device does not multiply."""
+    for width, dtype, other in (("bf16", "bfloat16", "fp16"), ("fp16", "float16", "bf16")):
+        for asked in (width * bool(known.get(width)), dtype * (known.get("dtype") == dtype)):
+            if asked and width not in hw.flops:
+                there = f"{other}=True" if other in hw.flops else "dtype='float32'"
+                raise ValueError(f"{hw.name} makes no products in {dtype} ({asked}): {there} does")
 
 
 def _episodes(stage: str, known: dict[str, Setting], given: Settings) -> dict[str, Setting]:

@@ -90,7 +90,9 @@ Change: TypeAlias = tuple[str, Settings]
 def _changes(e: Estimate) -> Iterator[Change]:
     """Changes that this plan does not have yet, from the gentlest to the largest."""
     s = e.setup
-    if s.stage != "inference":
+    if s.stage == "inference":
+        yield from _serving(e)
+    else:
         yield from _smaller_steps(s)
         yield from _adapters(e)
     if s.stage == "ppo" and s.layout == "four":
@@ -133,15 +135,36 @@ def _smaller_steps(s: Setup) -> Iterator[Change]:
         yield "8-bit AdamW", {"optim": "adamw_bnb_8bit"}
 
 
+def _half(e: Estimate) -> Settings:
+    """Settings of 16-bit weights."""
+    dtype = "bfloat16" if "bf16" in e.hardware.flops else "float16"
+    return {"dtype": dtype, "bf16": False} | ({"fp16": False} if e.setup.fp16 else {})
+
+
+def _serving(e: Estimate) -> Iterator[Change]:
+    """Serve from fewer bytes for each weight, key and value, or a copy from more devices."""
+    s = e.setup
+    if not s.gpu:
+        return
+    if s.dtype == "float32":
+        yield "16-bit weights", _half(e)
+    if s.weights_format == "none":
+        small = {"quantization": "awq"} if s.engine == "vllm" else {"load_in_4bit": True}
+        yield f"weights in 4 bits ({'AWQ' if s.engine == 'vllm' else 'NF4'})", {**small, **_half(e)}
+    if s.engine == "vllm" and s.kv_cache_dtype == "auto":
+        yield "keys and values in 8 bits", {"kv_cache_dtype": "fp8"}
+    gpus, k = 2 * s.gpus, 2 * s.tensor_parallel
+    yield f"{counted(gpus, 'GPU')}, {k} for each copy", {"gpus": gpus, "tensor_parallel": k}
+
+
 def _adapters(e: Estimate) -> Iterator[Change]:
     """Train adapters instead of the whole model."""
     s = e.setup
     if not s.lora_r:
         yield "LoRA, rank 16", {"lora_r": 16}
     if not s.load_in_4bit and s.gpu:
-        half = "bfloat16" if "bf16" in e.hardware.flops else "float16"
-        change = {"lora_r": s.lora_r or 16, "load_in_4bit": True, "dtype": half, "bf16": False}
-        yield "QLoRA: base in 4 bits, rank 16", change | ({"fp16": False} if s.fp16 else {})
+        change = {"lora_r": s.lora_r or 16, "load_in_4bit": True}
+        yield "QLoRA: base in 4 bits, rank 16", {**change, **_half(e)}
 
 
 def _more_devices(e: Estimate) -> Iterator[Change]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from ..display import check_choice, counted
-from ..stages import ONLINE, STAGES, read_table
+from ..stages import ONLINE, REWARDED, STAGES, read_table
 from . import dora, fields
 from .architecture import Architecture
 from .optimizers import OPTIMIZERS
@@ -30,12 +30,15 @@ CALLED = {"optim": "of optimizers that are planned, optim"}
 """Choices of which trainers have more."""
 EXTRA: dict[str, dict[str, str]] = read_table(__file__, "settings.yaml")
 """Settings of a plan that are no trainer's, and what they mean, by the stages that have them."""
+CROSS_ENTROPY = "sft", "dpo", "kto"
+"""Stages whose loss is made of logits of whole rows, in one of several ways (`Setup.loss`)."""
 
 
 def extra_settings(stage: str) -> dict[str, str]:
     """The settings of a stage's plan that are no trainer's, and what they mean."""
     spec = STAGES[stage]
-    has = {"all": True, "trained": spec.trainable, "online": stage in ONLINE, stage: True}
+    has = {"all": True, "trained": spec.trainable, "rewarded": stage in REWARDED, stage: True}
+    has |= {"sampled": not spec.trainable or spec.online, "cross_entropy": stage in CROSS_ENTROPY}
     return {
         name: what for kind, own in EXTRA.items() if has.get(kind) for name, what in own.items()
     }
@@ -190,7 +193,9 @@ class Setup:
             yield "prompt_length + response_length must be at least 1"
         if self.bf16 and self.fp16:
             yield "bf16 and fp16: choose one"
-        if (self.bf16 or self.fp16) and self.dtype != "float32":
+        same = self.bf16 and self.dtype == "bfloat16" or self.fp16 and self.dtype == "float16"
+        made = same and self.sharding.startswith("zero")  # by DeepSpeed, with autocast or without
+        if (self.bf16 or self.fp16) and self.dtype != "float32" and not made:
             yield (
                 f"bf16/fp16 autocast works on fp32 weights: leave it out with dtype={self.dtype!r}"
             )
@@ -215,9 +220,8 @@ class Setup:
                 f"a generation of {rows} responses does not split into groups of "
                 f"num_generations={group}: choose {_divisor(rows, group)}"
             )
-        version = self.fsdp_version
-        if version not in (1, 2):
-            yield (f"fsdp_version={version!r}: choose 1 or 2")
+        if self.fsdp_version not in (1, 2):
+            yield f"fsdp_version={self.fsdp_version!r}: choose 1 or 2"
         if n % self.nodes != 0:
             yield (
                 f"gpus={n} do not spread over nodes={self.nodes}: choose "
@@ -317,6 +321,13 @@ class Setup:
         engines = FORMATS[name].engines if name in FORMATS else CHOICES["engine"]
         if serving and self.engine not in engines:
             yield (f"weights in {name} are planned with engine={' or '.join(engines)}")
+        if (
+            serving
+            and engine
+            and self.dtype == "float32"
+            and name.startswith(("awq", "gptq", "fp8"))
+        ):
+            yield f"engines multiply weights in {name} in 16 bits: leave dtype='float32' out"
         if self.requests_per_second is not None and not (engine and self.requests_per_second > 0):
             yield (
                 f"requests_per_second={self.requests_per_second} must be above 0, "
@@ -424,8 +435,7 @@ class Setup:
     @property
     def server_gpus(self) -> int:
         """Devices beside those that train, on which an engine samples."""
-        apart = self.use_vllm and self.vllm_mode == "server"
-        return self.vllm_tensor_parallel_size if apart else 0
+        return self.vllm_tensor_parallel_size if self.use_vllm and self.vllm_mode == "server" else 0
 
     @property
     def replicas(self) -> int:

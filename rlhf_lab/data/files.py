@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from ..display import counted, first_line
-from ..models.hub import hub_reachable
+from ..models.hub import hub_reachable, pointer
 from ..runs.json_files import unread
 from .messages import Cell, Example
 from .preferences import Annotations, is_annotations
@@ -62,11 +62,14 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
 
 def opened(source: object, subset: str | None = None) -> object:
     """What `datasets` saved in a folder, or the splits of one that holds files, as a download from
-    the hub does; any other source as it is."""
+    the hub does; the rows of a pyarrow Table, or of a dict of columns; another source as it is."""
     if isinstance(source, (str, Path)) and (folder := Path(source).expanduser()).is_dir():
         saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
         return _saved_dataset(folder) if saved else _shards(folder, subset)
-    return source
+    if hasattr(source, "to_pylist"):  # a pyarrow Table
+        return source.to_pylist()
+    table = _turned(source) if isinstance(source, dict) else [source]
+    return source if table[0] is source else table  # lists of columns
 
 
 def left_out(source: object, split: str) -> list[str]:
@@ -85,6 +88,8 @@ def _file_rows(path: Path) -> Iterator[object]:
             f"{path}: {suffix or 'no suffix'} is not a format we read; "
             f"{SAVE_AS.get(suffix, 'give')}{', and give' * (suffix in SAVE_AS)} {_wanted()}"
         )
+    if what := pointer(path):
+        raise ValueError(f"{path}: {what}")
     if suffix == ".parquet":
         return _parquet_rows(path)
     if suffix in (".arrow", ".feather"):
@@ -345,6 +350,9 @@ def _shards(path: Path, subset: str | None) -> dict[str, Iterator[object]]:
             f"{path} is a folder with {', '.join(kinds)} files: give one that holds one format "
             f"(perhaps one inside it), or {_wanted()}"
         )
+    # Names of files may say nothing of splits: what is in none of them has one of its own.
+    known = {f.resolve() for names in files.values() for f in names}
+    files |= {str(f.relative_to(path)): [f] for f in sorted(beside) if f.resolve() not in known}
     return {s: chain.from_iterable(map(_file_rows, names)) for s, names in files.items()}
 
 
@@ -373,7 +381,10 @@ def _choose(source: object, split: str) -> Iterable[object]:
         return _table_rows(source)
     if isinstance(source, Mapping):  # a DatasetDict
         if split not in source:
-            raise ValueError(f"no split {split!r} among {', '.join(map(str, source))}")
+            names = ", ".join(map(str, source))
+            raise ValueError(
+                f"no split {split!r} among {names}: choose one of them with split=NAME"
+            )
         rows: Iterable[object] = source[split]
         return rows
     if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)):

@@ -11,17 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from .mapping import names_of, number, plain, score_in_words, tag_of
-from .messages import LESS, MORE, TABLE, TIES, Row, missing, structure
+from .messages import BAD, GOOD, LESS, MORE, TABLE, TIES, Row, missing, structure
 
 Rows: TypeAlias = Sequence[Row]
 
 WORDS = {kind: frozenset(names.split()) for kind, names in TABLE["words"].items()}
 """Words in the names of columns, by what they say (shapes.yaml)."""
-LABEL, NOT_BETTER, LOWER, BAD_NAMES = (WORDS[k] for k in ("label", "not_better", "lower", "bad"))
+LABEL, NOT_BETTER, LOWER, BAD_NAMES, GOOD_NAMES = (
+    WORDS[k] for k in ("label", "not_better", "lower", "bad", "good")
+)
 ANSWER = WORDS["answer"]
 SURE = {"better", "best", "chosen", "preferred", "winner", "safer"}
 OF_BAD = LOWER | BAD_NAMES | WORDS["turns"] | WORDS["unclear"]
 WORSE = {"worse", "worst", "loser", "rejected"}
+OPPOSITE = re.compile("(?:un|in|im|ir|dis|non|not)[ _-]?")
 
 
 def words(column: str) -> set[str]:
@@ -30,7 +33,8 @@ def words(column: str) -> set[str]:
 
 def is_label(column: str, rows: Rows) -> bool:
     """Whether a column seems to hold how good answers are: by its name, and because it holds
-    few values, or numbers; of names that call an answer bad, because it holds yes and no."""
+    few values, or numbers; of names that call an answer good or bad, because it holds yes and no;
+    and by few values of which one calls an answer bad, whatever the name."""
     found = words(column)
     values = [v for r in rows if not missing(v := r.get(column))]
     every = [i for v in values for i in (v if isinstance(v, list) else [v])]
@@ -40,10 +44,19 @@ def is_label(column: str, rows: Rows) -> bool:
     seen = {plain(v) for v in values}
     if found & LABEL:
         return bool(values) and (numbers or len(seen) <= 12)
-    yes_or_no = seen <= MORE | LESS | {""}
-    if found & BAD_NAMES and not found & WORDS["of_prompt"]:
-        return yes_or_no and len(seen - {""}) > 1
+    yes_or_no, several = seen <= MORE | LESS | {""}, len(seen - {""}) > 1
+    if not found & (WORDS["of_prompt"] - ({"user"} if found & GOOD_NAMES else set())):
+        if several and len(seen) <= 12 and any(map(calls_bad, seen)):
+            return True
+        if found & (BAD_NAMES | GOOD_NAMES):
+            return yes_or_no and several
     return bool(found & LOWER) and (numbers or yes_or_no) and len(seen) > 1
+
+
+def calls_bad(value: str) -> bool:
+    """Whether a value (as `plain` writes it) is a word that calls an answer bad."""
+    opposite = OPPOSITE.match(value)
+    return value in BAD - LESS or bool(opposite and value[opposite.end() :] in GOOD - MORE)
 
 
 def direction(column: str) -> int:
@@ -55,7 +68,7 @@ def direction(column: str) -> int:
         return 0
     if low:
         return -1
-    return (-1 if turned else 1) if found & LABEL else 0
+    return (-1 if turned else 1) if found & (LABEL | GOOD_NAMES) else 0
 
 
 def says_better(column: str) -> bool:
@@ -82,7 +95,8 @@ def answer_columns(rows: Rows, columns: Sequence[str]) -> list[str]:
             weights[stem] = bool(words(stem) & ANSWER), size
     best = max(weights, key=weights.__getitem__, default=None)
     if best is None:
-        return [c for c in columns if words(c) & ANSWER and holds_lists(rows, c)][:1]
+        mixed = (c for c in columns if words(c) & ANSWER and not direction(c))
+        return [c for c in mixed if holds_lists(rows, c)][:1]
     return sorted(stems[best], key=lambda c: tag_of(c)[1])
 
 
@@ -95,6 +109,11 @@ def holds_lists(rows: Rows, column: str) -> bool:
     )
 
 
+def holds_flags(rows: Rows, column: str) -> bool:
+    """Whether a column holds yes and no, and nothing else."""
+    return {plain(r.get(column)) for r in rows} <= MORE | LESS | {""}
+
+
 def name_answers(rows: Rows, column: str, answers: Sequence[str]) -> bool:
     """Whether a column's values name answers beyond doubt, and nothing else."""
     names, seen = names_of(answers), {plain(r.get(column)) for r in rows} - {""}
@@ -104,7 +123,9 @@ def name_answers(rows: Rows, column: str, answers: Sequence[str]) -> bool:
 def names_worse(rows: Rows, column: str, answers: Sequence[str]) -> bool:
     """Whether a column seems to name the answer that is the worse one."""
     numbers = all(number(v) is not None for r in rows if plain(v := r.get(column)))
-    return bool(words(column) & WORSE) and (numbers or name_answers(rows, column, answers))
+    if words(column) & WORSE and (numbers or name_answers(rows, column, answers)):
+        return True
+    return direction(column) < 0 and name_answers(rows, column, answers)
 
 
 def copied(rows: Rows, column: str, answers: Sequence[str]) -> str:
@@ -135,3 +156,9 @@ def holds_texts(rows: Rows, column: str, prompts: int) -> bool:
         return bool(values)
     differ = len({repr(v) for v in values}) * 2 > prompts
     return differ and any(re.search(r"[^\W\d_]+ [^\W\d_]+", str(v)) for v in values)
+
+
+def in_one_form(values: Sequence[object]) -> bool:
+    """Whether all are scores in words, of one form (`score_in_words`)."""
+    forms = {found[0] if (found := score_in_words(v)) else "" for v in values}
+    return len(forms) == 1 and "" not in forms

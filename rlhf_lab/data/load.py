@@ -31,11 +31,12 @@ from ..runs.progress import notebook_display, working
 from ..world import corpus
 from ..world.gold_reward import Annotator, accuracy_ceiling, gold_parts, gold_reward
 from .files import left_out, open_rows, opened
+from .late_columns import watched
 from .mapping import Refused
-from .recognise import ENOUGH, recognise, watched
+from .recognise import recognise
 from .report import Report, convert_all, report_of
 from .schema import ANSWERS, Example
-from .wrapped import through, unwrapped
+from .wrapped import ENOUGH, through, unwrapped
 
 STORY_ROWS = {"sft": 2560, "preferences": 3072, "prompts": 8192, "test": 512, "test_pairs": 1024}
 """Rows of the bundled world's training sets, of each test set, and of held-out pairs."""

@@ -249,7 +249,7 @@ def getter(path: str, columns: Sequence[str] | set[str], what: str, name: str) -
         inside = {c: structure(row[c]) for c in goes_into if isinstance(row.get(c), str)}
         try:
             return compiled.search({**row, **inside} if inside else row)  # JSON in a table's cells
-        except JMESPathError:  # a function met a value that it does not take
+        except (JMESPathError, TypeError):  # a function, or a sign, met what it does not take
             return None
 
     return get

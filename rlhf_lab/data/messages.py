@@ -49,6 +49,7 @@ EXTRA_ID = re.compile(r"<extra_id_1>(User|Assistant)\n")
 AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*['"](role|from|content|value|text|parts)['"]\s*:""")
 LEARNED = ("weight", "train", "training", "loss", "loss_weight", "loss_scale")
 """Keys with which OpenAI, axolotl, ms-swift and others say whether a turn is learned."""
+NOT_LEARNED = {"0", "0.0", "false"}
 ROUNDS = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
 """Keys of an object that holds a question and its answer, as in Capybara."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -79,7 +80,28 @@ class Dropped(ValueError):
 
 def _other_type(value: object) -> str:
     """Why a value that is neither text nor messages cannot be used."""
-    return A_DATE if isinstance(value, date) else "wrong type"
+    if isinstance(value, date):
+        return A_DATE
+    if isinstance(value, Mapping):
+        return f"wrong type: an object ({', '.join(map(str, [*value][:4]))}) that is no message"
+    if isinstance(value, (list, tuple)):
+        kinds = {"str": "text", "dict": "object"}
+        inside = sorted({kinds.get(type(v).__name__, type(v).__name__) for v in value})
+        return f"wrong type: a list of {', '.join(f'{kind}s' for kind in inside)}, no messages"
+    return f"wrong type: {type(value).__name__}"
+
+
+def listed(value: object) -> object:
+    """The rows of a table that is an object of lists of like length, as `datasets` keeps lists of
+    objects; any other value as it is."""
+    value = structure(value)
+    columns = [*value.values()] if isinstance(value, Mapping) else []
+    if not columns or not all(isinstance(c, (list, tuple)) for c in columns):
+        return value
+    if len({len(c) for c in columns}) > 1:
+        return value
+    assert isinstance(value, Mapping)
+    return [dict(zip(value, cells)) for cells in zip(*columns)]
 
 
 def text(value: object) -> str:
@@ -162,7 +184,7 @@ def conversation(value: object) -> list[Message]:
 def messages(value: object, as_text: bool = False) -> list[Message]:
     """A list of messages (or one) with the roles and keys that chat templates know. `as_text`: they
     were JSON text, whose nulls somebody wrote."""
-    value, as_text = structure(value), as_text or isinstance(value, str)
+    value, as_text = turns_of(value), as_text or isinstance(value, str)
     if missing(value):
         raise Dropped("empty")
     turns = [value] if isinstance(value, Mapping) else value
@@ -178,18 +200,27 @@ def messages(value: object, as_text: bool = False) -> list[Message]:
 
 
 def _check_learned(turns: Sequence[Row]) -> None:
-    """Raises Dropped where the last answer, or a part of it (a call before a tool's result), is
-    marked as not to be learned, or to be learned by a share."""
+    """Raises Dropped where an answer, or a call of it, is not to be learned, or by a share."""
     for place, turn in enumerate(reversed(turns)):
         role = str(turn.get("role") or turn.get("from")).strip().lower()
         if ROLE_NAMES.get(role) == "user":
             return
         marks = {str(turn[k]).lower() for k in LEARNED if not missing(turn.get(k))}
-        if marks & {"0", "0.0", "false"} and ROLE_NAMES.get(role) != "tool":
+        if marks & NOT_LEARNED and ROLE_NAMES.get(role) != "tool":
             part = "of which a part " * (place > 0)
             raise Dropped(f"an answer {part or 'that '}is marked as not to be learned")
-        if odd := marks - {"0", "0.0", "false", "1", "1.0", "true"}:
+        if odd := marks - NOT_LEARNED - {"1", "1.0", "true"}:
             raise Dropped(f"an answer whose weight is {min(odd)}, and answers are learned or not")
+
+
+def turns_of(value: object) -> object:
+    """The turns of a cell, also of `{"messages": […]}` and of an object of lists."""
+    value = structure(value)
+    if isinstance(value, Mapping) and len(value) == 1:
+        value = structure(next((value[k] for k in TABLE["conversations"] if k in value), value))
+    if isinstance(value, Mapping) and any(isinstance(value.get(k), list) for k in ("role", "from")):
+        return listed(value)
+    return value
 
 
 def unrolled(turns: Sequence[Row]) -> Sequence[Row]:
@@ -230,8 +261,7 @@ def of_anthropic(turns: Sequence[Row]) -> Sequence[Row]:
         for result in results:
             if result.get("is_error") or result.get("tool_use_id") not in names:
                 raise Dropped("a tool's result that is an error, or answers no call before it")
-            number = result["tool_use_id"]
-            answer = {"tool_call_id": number, "name": names[number]}
+            answer = {"tool_call_id": (n := result["tool_use_id"]), "name": names[n]}
             found.append({"role": "tool", "content": result.get("content"), **answer})
         for call in calls:
             if not call.get("id") or not isinstance(call.get("input"), Mapping):
@@ -247,7 +277,7 @@ def _message(given: Row, as_text: bool) -> Message | None:
     """One message; None for a system turn that says nothing."""
     theirs = given.get("role") or given.get("from")
     if not isinstance(theirs, str):
-        raise Dropped("wrong type")
+        raise Dropped(_other_type(given))
     role = ROLE_NAMES.get(theirs) or ROLE_NAMES.get(theirs.strip().lower())
     if role is None:
         raise Dropped(f"unknown role {theirs[:30]!r}")
@@ -366,6 +396,10 @@ def history(value: object) -> list[Message]:
     value = structure(value)
     if missing(value):
         return []
+    if isinstance(value, str) and (found := conversation(value)):
+        return found
+    if isinstance(value, str) or all(isinstance(turn, str) for turn in _sequence(value)):
+        raise Dropped("earlier turns as text, which does not say who speaks")
     rounds = _sequence(value)
     if all(isinstance(r, (list, tuple)) and len(r) == 2 for r in rounds):
         return [m for r in rounds for m in (_turn("user", r[0]), _turn("assistant", r[1]))]

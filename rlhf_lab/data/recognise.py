@@ -6,10 +6,19 @@ What could be read in two ways is refused in one line, with a mapping that says 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..display import counted, did_you_mean
+from .beside import (
+    BELONGS,
+    check_before,
+    check_mended,
+    check_signs,
+    inner_labels,
+    last_role,
+    place_conversations,
+)
 from .images import image_columns
 from .labels import (
     LABEL,
@@ -20,6 +29,7 @@ from .labels import (
     answer_columns,
     copied,
     direction,
+    holds_flags,
     holds_lists,
     holds_texts,
     is_label,
@@ -49,19 +59,25 @@ from .mapping import (
 from .messages import (
     BAD,
     GOOD,
-    ROLE_NAMES,
     TABLE,
     TIES,
     Dropped,
     Example,
-    Row,
+    listed,
     missing,
     structure,
-    unrolled,
 )
-from .schema import ANSWERS, Shape, convert, grouped
+from .schema import ANSWERS, CONTEXT, Shape, convert, grouped
 from .shapes import READERS, Named, named_shapes
-from .suggest import ask, by_place, maps_answers, means_by, says_good
+from .suggest import (
+    ask,
+    by_place,
+    likely_prompt,
+    maps_answers,
+    means_by,
+    path_of,
+    says_good,
+)
 
 NAMES: dict[str, list[str]] = TABLE["names"]
 """Names under which people store each field. An `input` beside `instruction` belongs to the prompt;
@@ -83,7 +99,11 @@ def recognise(rows: Sequence[object], given: Mapping[str, object] | None, name: 
     user = checked(given or {}, name)
     if not have:
         raise ValueError(f"{name} must hold a list of objects, one per row: it has none")
-    fitting = [s for s in named_shapes() if s.matches(filled) and not user.keys() & OWN]
+    fitting = [
+        s
+        for s in named_shapes()
+        if s.matches(have if s.reader else filled) and not user.keys() & OWN
+    ]
     for named in fitting:
         if named.reader and not user.keys() <= OF_READER:
             continue
@@ -94,8 +114,10 @@ def recognise(rows: Sequence[object], given: Mapping[str, object] | None, name: 
                 raise
     fields = Fields(**_guessed(mappings, filled, user, name))
     shape = ready(fields, mappings, have, name)
-    _check(fields, have, name)
+    _check(fields, mappings, have, name)
     _check_labels(fields, mappings, filled, name)
+    if not user.keys() & {*CONTEXT}:
+        check_before(fields, mappings, filled, name)
     waits = fields.prompt.lower() in CONVERSATIONS and "prompt" not in user
     shape = replace(shape, name="KTO, labelled answers" if fields.label else "", waits=waits)
     return _with_seams(shape, rows, name)
@@ -125,7 +147,13 @@ def _named(
             raise Refused(f"{name}: {mended[0]}: {{fields}}", mended[0].example)
         have = [*have, "prompt", "answers"]
     shape = ready(fields, mappings, have, name)
-    _check(fields, have, name)
+    _check(fields, mappings, have, name)
+    if fields.values and "values" not in user:
+        seen = {plain(shape.get["winner 1"](r)) for r in mappings} - shape.meanings.keys()
+        if odd := [v for v in seen if number(v) is not None]:
+            raise Unfit(f"{name}: {fields.winner!r} holds {odd[0]}, and {named.name} do not")
+    if not (read or user.keys() & {*CONTEXT}):
+        check_before(fields, mappings, have, name)
     shape = replace(shape, name=named.name, decides=named.decides, read=read)
     return _with_seams(shape, rows, name)
 
@@ -139,7 +167,8 @@ def _merged(named: Named, rows: Rows, have: Sequence[str], user: FieldMap, name:
         gone = deciders if "winner" in user else deciders | {"values"}
         known = {k: v for k, v in known.items() if k not in gone}
     for beside in () if named.reader else ("system", "history", "tools"):
-        path = known.setdefault(beside, beside)
+        names = (c for n in NAMES[beside] for c in have if c.lower() == n)
+        path = known.setdefault(beside, next(names, beside))
         get = getter(path, have, beside, name)
         if path == known.get("prompt") or all(missing(get(r)) for r in rows):
             del known[beside]
@@ -152,11 +181,12 @@ def _merged(named: Named, rows: Rows, have: Sequence[str], user: FieldMap, name:
 def _guessed(rows: Rows, filled: Sequence[str], user: FieldMap, name: str) -> FieldMap:
     """Our fields by the names of the columns, where the user has named none."""
     found = dict(user)
-    lists = [c for v in user.values() if isinstance(v, tuple) for c in v]
+    used = [c for v in user.values() for c in (v if isinstance(v, tuple) else [v])]
+    pair = [user[f] for f in ("chosen", "rejected") if f in user]
     free = {
         re.sub("[ -]", "_", c.lower()): c
         for c in reversed(filled)
-        if c not in lists and c not in user.values()
+        if c not in used and not any(mentions(path, c) for path in pair)
     }
     several = bool(user.keys() & {"answers", "each"})
     names = {**NAMES, "completion": [*NAMES["completion"], *CONVERSATIONS]}
@@ -168,9 +198,11 @@ def _guessed(rows: Rows, filled: Sequence[str], user: FieldMap, name: str) -> Fi
         pair = next((p for p in PAIRS if free.keys() >= set(p)), PAIRS[0])
         found |= {f: free[c] for f, c in zip(("chosen", "rejected"), pair) if c in free}
         one = found.keys() & {"chosen", "rejected"}
-        if len(one) == 1 and "completion" in found and is_label(found[[*one][0]], rows):
-            del found[[*one][0]]  # it says whether the answer beside it was chosen
-    if "history" not in found and _last_role(rows[0].get(free.get("context", ""))):
+        if "completion" in found and all(
+            is_label(found[o], rows) and (len(one) == 1 or holds_flags(rows, found[o])) for o in one
+        ):  # they say whether the answer beside them was chosen
+            found = {k: v for k, v in found.items() if k not in one}
+    if "history" not in found and last_role(rows[0].get(free.get("context", ""))):
         alone = not found.keys() & {"prompt", "chosen"} and not free.keys() & {*CONVERSATIONS}
         found["prompt" if alone else "history"] = free["context"]
     rest = [c for c in filled if c in free.values() and c != found.get("prompt")]
@@ -180,37 +212,9 @@ def _guessed(rows: Rows, filled: Sequence[str], user: FieldMap, name: str) -> Fi
         known = {plain(r.get(found["label"])) for r in rows} - {""}
         if "completion" not in found or not known or not known <= {"true", "false"}:
             del found["label"]
-    if "completion" not in user and "prompt" not in found:
-        _of_conversations(rows, found, free)
+    if "completion" not in user:
+        place_conversations(rows, found, free, user)
     return found
-
-
-ENOUGH = 10
-"""Rows that a file must have, at least."""
-
-
-def _of_conversations(rows: Rows, found: FieldMap, free: Mapping[str, str]) -> None:
-    """What a column of whole conversations is, where no other column is the prompt: prompt and
-    answer in one, or, of most that wait for an answer, the prompt."""
-    talks = [free[c] for c in CONVERSATIONS if c in free]
-    whole = next(iter(talks), "")
-    ends = [_last_role(cell) for r in rows if not missing(cell := r.get(whole))]
-    answered = ends.count("assistant")
-    if found.get("completion") in talks:
-        if answered * 2 < len(ends) and answered < ENOUGH:
-            found["prompt"] = found.pop("completion")
-    elif "completion" in found and ends and answered < len(ends):
-        found["prompt"] = whole  # what is asked stands in it, the answer beside it
-    elif "completion" in found and ends:
-        found["completion"] = whole
-
-
-def _last_role(cell: object) -> str:
-    turns = structure(cell)
-    last = turns[-1] if isinstance(turns, list) and turns else None
-    last = unrolled([last])[-1] if isinstance(last, Mapping) else None
-    role = (last.get("role") or last.get("from")) if isinstance(last, Mapping) else ""
-    return ROLE_NAMES.get(str(role).strip().lower(), "")
 
 
 def _two_answers(rows: Rows, rest: Sequence[str], found: FieldMap, name: str) -> FieldMap:
@@ -220,39 +224,46 @@ def _two_answers(rows: Rows, rest: Sequence[str], found: FieldMap, name: str) ->
     """
     answers = answer_columns(rows, rest)
     deciding = [c for c in rest if c not in answers and says_better(c)]
+    better = [c for c in deciding if direction(c) > 0]
     if names_of(answers).keys() & {plain(r.get(found.get("completion", ""))) for r in rows}:
-        deciding = [*deciding, found.pop("completion")]  # an `answer` that says A or B
-    winners = [c for c in deciding if len(answers) > 1 and name_answers(rows, c, answers)]
+        better.append(found.pop("completion"))  # an `answer` that says A or B
+        deciding.append(better[-1])
+    winners = [c for c in better if len(answers) > 1 and name_answers(rows, c, answers)]
     if not winners:  # a column may name the answer that lost
-        deciding += [c for c in rest if c not in answers and names_worse(rows, c, answers)]
+        lost = [c for c in rest if c not in answers and names_worse(rows, c, answers)]
+        deciding += [c for c in lost if c not in deciding]
     pair = found.keys() >= {"chosen", "rejected"} and found["chosen"] not in winners
     labels = [
         c
         for c in deciding
-        if c in winners or not says_better(c) or is_label(c, rows) or holds_lists(rows, c)
+        if c in winners
+        or not says_better(c)
+        or is_label(c, rows)
+        or holds_lists(rows, c)
+        or names_worse(rows, c, answers)
     ]
-    copies = [p for c in deciding if not words(c) & WORSE and (p := copied(rows, c, answers))]
+    copies = [p for c in better if not words(c) & WORSE and (p := copied(rows, c, answers))]
     if not answers or pair or (not (labels or copies) and {"chosen", "completion"} & found.keys()):
         return found
     kept = {k: v for k, v in found.items() if k not in (*ANSWERS, "label")}
     if len({*winners, *copies}) == 1 and len(labels) <= 1:
         means = {"values": by_place(answers)} if copies else {}
         return {**kept, "answers": tuple(answers), "winner": [*winners, *copies][0], **means}
-    asks = {} if "prompt" in found else {"prompt": "COLUMN"}
+    asks = {} if "prompt" in found else {"prompt": likely_prompt(rows, [*rows[0]])}
     raise ask(name, rows, answers, labels, "look like answers to one prompt", asks)
 
 
 # -------------------------------------------------------------------------- what must not be silent
 
 
-def _check(of: Fields, have: Sequence[str], name: str) -> None:
+def _check(of: Fields, rows: Rows, have: Sequence[str], name: str) -> None:
     """Raise ValueError, one line, for a mapping that lacks something or says too much."""
-    for wrong, line, example in _rules(of, shown_list(have)):
+    for wrong, line, example in _rules(of, shown_list(have), likely_prompt(rows, have)):
         if wrong:
             raise Refused(f"{name}: {line}", example)
 
 
-def _rules(of: Fields, columns: str) -> Iterator[tuple[object, str, FieldMap]]:
+def _rules(of: Fields, columns: str, prompt: str) -> Iterator[tuple[object, str, FieldMap]]:
     """→ (whether it is broken, what is wrong, a mapping that would mend it)"""
     several, lists = bool(of.answers), of.scores or of.ranks
     deciders = [d for d in DECIDERS if getattr(of, d)]
@@ -285,7 +296,7 @@ def _rules(of: Fields, columns: str) -> Iterator[tuple[object, str, FieldMap]]:
     texts = bare and "text" in columns[1:-1].split(", ")
     whole = "'text' holds whole texts, and what is learned is the answer to a prompt: give both, or"
     yield texts, f"{whole} part each text in Python with fields=FUNCTION", {}
-    yield bare, line, {"prompt": "COLUMN"}
+    yield bare, line, {"prompt": prompt}
 
 
 def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> None:
@@ -301,15 +312,20 @@ def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> N
         found += [] if plainly else [c for c in labels if c not in found]
         if found:
             raise ask(name, rows, pair, found, "are mapped as chosen and rejected in every row", {})
-    if of.completion and not (of.chosen or of.label) and labels:
-        says = says_good(rows, labels[0])
-        raise Refused(
-            f"{name}: {labels[0]!r} looks as if it said how good each answer is, and bad answers "
-            "are no demonstrations; say which are good, {fields}, or that it means nothing: "
-            "{ignore}",
-            says,
-            ignore=labels,
-        )
+    if of.completion and not (of.chosen or of.label):
+        said: Rows = rows
+        if not any(plain(r.get(c)) for c in labels for r in rows):  # none, or objects
+            inner, paths = inner_labels(rows, of, beside)
+            said, labels = (inner, paths) if paths else (rows, labels)
+        if labels:
+            raise Refused(
+                f"{name}: {labels[0]!r} looks as if it said how good each answer is, and bad "
+                "answers are no demonstrations; say which are good, {fields}, or that it means "
+                "nothing: {ignore}",
+                says_good(said, labels[0]),
+                ignore=labels,
+            )
+        check_mended(of, rows, beside, name)
     prompts = {repr(r.get(of.prompt)) for r in rows}
     texts = [c for c in beside if holds_texts(rows, c, len(prompts))]
     if not (of.answers or of.chosen or of.completion) and texts:
@@ -318,32 +334,6 @@ def _check_labels(of: Fields, rows: Rows, filled: Sequence[str], name: str) -> N
             "answers; map them, {fields}, or say that they mean nothing: {ignore}",
             maps_answers(rows, texts),
             ignore=texts,
-        )
-
-
-def watched(
-    rows: Iterable[object], first: Sequence[object], shape: Shape, name: str
-) -> Iterator[object]:
-    """The rows, in turn. Raises Refused at their end for a column that says how good answers are
-    and was empty in the first ones, by which the shape was recognised."""
-    filled = {k for r in first if isinstance(r, Mapping) for k in r if not missing(r[k])}
-    ignored = {*shape.fields.ignore, *filled}
-    late: list[Row] = []
-    for row in rows:
-        if isinstance(row, Mapping) and len(late) < len(first):
-            new = {k: v for k, v in row.items() if k not in ignored and not missing(v)}
-            late += [new] if new else []
-        yield row
-    if shape.name or shape.fields.label or not shape.fields.completion:
-        return
-    columns = dict.fromkeys(str(k) for row in late for k in row)
-    if labels := [c for c in columns if is_label(c, late)]:
-        raise Refused(
-            f"{name}: {labels[0]!r} stands in no row of the first {len(first)}, and looks as if it "
-            "said how good each answer is, and bad answers are no demonstrations; put a row that "
-            "has it first, or say that it means nothing: {ignore}",
-            {},
-            ignore=labels,
         )
 
 
@@ -359,7 +349,7 @@ def ready(of: Fields, rows: Rows, have: Sequence[str], name: str) -> Shape:
     if of.each or of.group:
         get["each"] = getter(of.each or GROUP, [*have, GROUP], "each", name)
     if of.each:
-        lists = [li for r in rows if isinstance(li := structure(get["each"](r)), list)]
+        lists = [li for r in rows if isinstance(li := listed(get["each"](r)), list)]
         items = [i for li in lists for i in map(structure, li) if isinstance(i, Mapping)]
         inside = list(dict.fromkeys(str(k) for i in items for k in i))
     for what, path in of.paths().items():
@@ -374,6 +364,8 @@ def ready(of: Fields, rows: Rows, have: Sequence[str], name: str) -> Shape:
     shape = Shape(of, get, chat=bool(of.system or of.history or of.tools), images=images)
     if of.winner:
         shape = replace(shape, meanings=_meanings(of, rows, get, name))
+    if of.preference:
+        check_signs(of, [get["preference 1"](r) for r in rows], name)
     labels = {**dict.fromkeys(GOOD, True), **dict.fromkeys(BAD, False)}
     if of.values and of.label:
         labels = {v: means in ("good", "true") for v, means in of.values.items()}
@@ -411,9 +403,9 @@ def _meanings(of: Fields, rows: Rows, get: Mapping[str, Get], name: str) -> dict
 def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
     """A shape with what else belongs to the prompt, and with what parts prompts and answers that
     are texts."""
-    asks = {"input": ["instruction"], "context": ["instruction", "question"]}
-    extra = [c for c, of in asks.items() if shape.fields.prompt in of and _holds_text(rows, c)]
+    extra = [c for c, of in BELONGS.items() if shape.fields.prompt in of and _holds_text(rows, c)]
     shape = replace(shape, extra=extra[0] if extra else None)
+    columns = list(dict.fromkeys(str(k) for r in rows if isinstance(r, Mapping) for k in r))
     rows = list(grouped(rows, shape))
     converted: list[Example] = []
     reasons: set[str] = set()
@@ -422,12 +414,21 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
             converted += convert(row, shape)
         except Dropped as reason:
             reasons.add(str(reason))
-    if not converted and reasons <= {"no prompt", "wrong type"} and not shape.fields.prompt:
+    no_talk = all(reason.startswith(("no prompt", "wrong type")) for reason in reasons)
+    if not converted and no_talk and not shape.fields.prompt:
         held = [repr(p) for f in ANSWERS if (p := getattr(shape.fields, f))] or ["the answers"]
         raise Refused(
             f"{name}: no prompt: {', '.join(held)} hold no conversation to take it from; map it "
-            "with {fields}",
-            {"prompt": "COLUMN"},
+            "with {fields}, or part texts in Python, fields=FUNCTION",
+            {"prompt": likely_prompt([r for r in rows if isinstance(r, Mapping)], columns)},
+        )
+    whole = shape.fields.completion
+    if not converted and whole and all("a list of texts" in reason for reason in reasons):
+        halves = {f: f"{path_of(whole)}[0_OR_1]" for f in ("chosen", "rejected")}
+        raise Refused(
+            f"{name}: {whole!r} holds lists of texts; of two answers say which is the better one: "
+            "{fields}",
+            halves,
         )
     texts = [r for r in converted if isinstance(r["prompt"], str)]
     seams = [(r["prompt"], r[f]) for r in texts for f in ("completion", "chosen") if f in r]
@@ -440,7 +441,6 @@ def _with_seams(shape: Shape, rows: Sequence[object], name: str) -> Shape:
     apart = sum(p[-1:].isspace() or a[:1].isspace() for p, a in seams)
     paths = tuple(shape.fields.paths().items())
     known = {f for f, _ in paths} <= {"prompt", *ANSWERS} and not shape.repeated and not shape.extra
-    columns = {k for r in rows if isinstance(r, Mapping) for k in r}
     paths *= known and bool(shape.fields.prompt) and all(p in columns for _, p in paths)
     return replace(shape, separator="\n" if len(seams) > 2 * apart else "", simple=paths)
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..display import counted
+from .beside import comes_later
 from .contrary import Doubt, doubts
 from .labels import Rows
 from .mapping import mentions
-from .messages import READ, Dropped, Example, structure
+from .messages import READ, TABLE, Dropped, Example, missing, structure
 from .schema import ANSWERS, Shape, convert, grouped
 
 MOST_REASONS = 40
@@ -23,8 +24,8 @@ class Report:
     `missing`: rows that were kept without a field that others have, by field. `unused`: answers of
     rows that were kept. `tied`: ties that were kept as demonstrations. `parted`: pairs of
     conversations that are cut where they part. `contrary`: rows where `doubts` contradict which
-    answer is the better one, by what they say. `columns`: what became of each column; `later`: rows
-    with columns that the first rows lack.
+    answer is the better one, by what they say. `columns`: what became of each column; `filled`:
+    those with something in the first rows; `later`: rows with columns that the first rows lack.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Report:
     columns: dict[str, str] = field(default_factory=dict)
     later: dict[str, int] = field(default_factory=dict)
     doubts: Sequence[Doubt] = ()
+    filled: frozenset[str] = frozenset()
     contrary: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, rows: int = 1) -> None:
@@ -59,7 +61,7 @@ class Report:
         lines = [f"{self.name}: {counted(self.rows, 'row')}, read as {self.shape}"]
         lines += [
             f"{self.name}: in {counted(n, 'row')} {says}: chosen and rejected are taken as they "
-            "are named"
+            f"are named{f' by {self.shape.fields.winner!r}' * bool(self.shape.fields.winner)}"
             for says, n in self.contrary.items()
         ]
         lines += [
@@ -80,7 +82,10 @@ class Report:
                 f"{self.name}: dropped {counted(self.identical, 'pair')} whose chosen and rejected "
                 "are identical"
             )
-        unused = [c or "''" for c, became in self.columns.items() if became == "not used"]
+        told = " ".join([*self.dropped, *self.contrary])  # names of columns that were heeded
+        unused = [
+            c or "''" for c, b in self.columns.items() if b == "not used" and repr(c) not in told
+        ]
         unused += [f"{c} (in {counted(n, 'row')} further down)" for c, n in self.later.items()]
         unused += [f"{c} {b[b.index('(') :]}" for c, b in self.columns.items() if "(not used" in b]
         if unused:
@@ -94,23 +99,30 @@ def report_of(name: str, first: Sequence[object], shape: Shape) -> Report:
     """The report of a source whose rows are still to be read, by its first ones."""
     mappings = [r for r in first if isinstance(r, Mapping)]
     columns, against = columns_of(first, shape), doubts(mappings, shape.fields)
-    return Report(name, shape, columns=columns, doubts=against)
+    filled = frozenset(str(k) for r in mappings for k, v in r.items() if not missing(v))
+    return Report(name, shape, columns=columns, doubts=against, filled=filled)
 
 
 def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
     """Every row of ours that can be made of these; `report` counts them and what is dropped."""
     known = report.columns.keys()
+    ties = [d for d in report.doubts if d.tie]
+    tie = ""  # what says so of the row that was read last
 
     def counted() -> Iterator[object]:
+        nonlocal tie
         for row in rows:
             report.rows += 1
+            tie = ""
             if isinstance(row, dict) and not row.keys() <= known:
                 for column in row.keys() - known:
                     report.later[column] = report.later.get(column, 0) + 1
-            if isinstance(row, Mapping):
-                for says in [d.says for d in report.doubts if d.said_by(row)]:
+            if isinstance(row, Mapping) and report.doubts:
+                tie = next((d.says for d in ties if d.said_by(row)), "")
+                for says in [d.says for d in report.doubts if not d.tie and d.said_by(row)]:
                     report.contrary[says] = report.contrary.get(says, 0) + 1
-            yield row
+            later = isinstance(row, dict) and comes_later(row, report.filled, report.shape.fields)
+            yield Dropped(f"{later!r}, which the first rows leave empty") if later else row
 
     for row in grouped(counted(), report.shape):
         try:
@@ -118,13 +130,25 @@ def convert_all(rows: Iterable[object], report: Report) -> Iterator[Example]:
         except Dropped as reason:
             report.drop(str(reason))
             continue
-        for example in found:
+        if tie and report.shape.fields.ties == "drop":
+            report.drop(f"a tie: {tie}")
+            continue
+        for example in (e for f in found for e in (_apart(f, report) if tie else [f])):
             report.count_missing(example)
             if "chosen" in example and example["chosen"] == example["rejected"]:
                 report.identical += 1  # nothing to compare; still an answer to learn from
                 example = {"completion": example["chosen"], **example}
                 del example["chosen"], example["rejected"]
             yield example
+
+
+def _apart(example: Example, report: Report) -> list[Example]:
+    """The two answers of a pair, neither better than the other, as demonstrations."""
+    if not {"chosen", "rejected"} <= example.keys():
+        return [example]
+    report.tied += 1
+    rest = {k: v for k, v in example.items() if k not in ANSWERS}
+    return [{**rest, "completion": example[k]} for k in ("chosen", "rejected")]
 
 
 # -------------------------------------------------------------------------- what became of columns
@@ -158,6 +182,8 @@ def _unread(column: str, rows: Rows, paths: Sequence[str]) -> str:
     ]
     keys = dict.fromkeys(str(k) for i in items for k in i)
     read = [p.replace(f"{column}.", "") for p in paths]
+    if len(keys) == 1 and keys.keys() & {*TABLE["conversations"]}:  # {"messages": […]}
+        return ""
     if keys.keys() & {"role", "from"}:
         left = [k for k in keys if k not in READ]
     else:

@@ -22,6 +22,7 @@ from .messages import (
     conversation,
     history,
     joined,
+    listed,
     missing,
     plainly_text,
     rounds,
@@ -182,7 +183,7 @@ def _decided(row: Row, shape: Shape, report: Report | None) -> list[Example]:
     of, get = shape.fields, shape.get
     by_item = of.each or of.group
     if by_item:
-        items: list[Cell] = [structure(i) for i in _list_of(get["each"](row))]
+        items: list[Cell] = [structure(i) for i in _list_of(listed(get["each"](row)))]
         if not all(isinstance(i, Mapping) for i in items):
             raise Dropped("wrong type")
         cells = [get["answers"](i) for i in items]

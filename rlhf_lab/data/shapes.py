@@ -7,6 +7,7 @@ yields Dropped for what it leaves out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,7 +15,7 @@ from functools import cache
 from typing import TypeAlias
 
 from .mapping import names_of, number, plain, tag_of
-from .messages import TABLE, TIES, Cell, Dropped, Example, Row, missing, structure
+from .messages import TABLE, TIES, Cell, Dropped, Example, Row, history, missing, structure
 
 Made: TypeAlias = "Iterator[Example | Dropped]"
 Read: TypeAlias = "Callable[[Cell], Made]"
@@ -64,11 +65,23 @@ def _prompt_of(data: Row) -> str:
 
 
 def _asked(data: Row) -> object:
-    """The prompt among the fields of an annotation tool, with the system prompt beside it."""
-    prompt, system = data[_prompt_of(data)], data.get("system")
-    if missing(system) or not isinstance(prompt, str):
+    """The prompt among the fields of an annotation tool, with the system prompt and the earlier
+    turns beside it."""
+    names, prompt = TABLE["names"], data[asks := _prompt_of(data)]
+    held = {k: v for k, v in data.items() if k != asks and not missing(v)}
+    system = next((v for k, v in held.items() if k.lower() in names["system"]), None)
+    earlier = next((v for k, v in held.items() if k.lower() in names["history"]), None)
+    read = [*names["system"], *names["history"]]
+    for name, value in held.items():
+        before = set(re.split("[^a-z]+", name.lower())) & {*TABLE["words"]["before"].split()}
+        if before and name.lower() not in read and isinstance(value, str) and " " in value:
+            raise Dropped(
+                f"a field {name!r} before the answers: make rows in Python, fields=FUNCTION"
+            )
+    if (system is None and earlier is None) or not isinstance(prompt, str):
         return prompt
-    return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, *history(earlier), {"role": "user", "content": prompt}]
 
 
 # ------------------------------------------------------------------------------------- OASST
@@ -168,7 +181,24 @@ def label_studio(row: Row) -> Made:
     kept = [a for a in annotations if not a.get("was_cancelled")]
     results = [result for a in kept for result in a.get("result") or []]
     votes = [_vote(r.get("value"), data, str(r.get("to_name")).split(",")) for r in results]
+    if not any(votes):
+        votes = [_rated(a.get("result") or [], data) for a in kept]
     yield _voted(data, {**data, **_items(data)}, votes, ["data", "annotations"])
+
+
+def _rated(results: Sequence[Row], data: Row) -> dict[str, float]:
+    """The places of a task's answers that one person rated, the highest first."""
+    by_mark = {tag_of(n)[1]: n for n in alike(data)}
+    places: dict[str, float] = {}
+    for result in results:
+        value, tag = result.get("value"), str(result.get("to_name"))
+        rating = number(value.get("rating")) if isinstance(value, Mapping) else None
+        of = tag if tag in by_mark.values() else by_mark.get(tag_of(tag)[1])
+        if rating is not None and of in places:
+            raise Dropped("several ratings of one answer")
+        if rating is not None and of:
+            places[of] = -rating
+    return places if len(places) > 1 else {}
 
 
 def label_studio_min(row: Row) -> Made:
@@ -222,6 +252,11 @@ def argilla(row: Row) -> Made:
     else:
         columns = [c for c in row if c.endswith(".responses")]
         read = [*columns, *(f"{c}.status" for c in columns)]
+        for column in (c for c in row if f"{c}-suggestion" in row):  # of Argilla 1
+            read.append(column)
+            given = [r for r in _list(row[column]) if isinstance(r, Mapping)]
+            sent = [r for r in given if r.get("status", "submitted") == "submitted"]
+            replies[column] = [r.get("value") for r in sent]
         for column in columns:
             given = _list(row[column])
             states = _list(row.get(f"{column}.status")) or ["submitted"] * len(given)
@@ -285,7 +320,22 @@ def _unranked(fields: Row, question: str, nested: bool) -> Dropped:
     return reason
 
 
+def prodigy(row: Row) -> Made:
+    """A task of Prodigy's choice interface: the options that were accepted before the others."""
+    if plain(row.get("answer")) != "accept":
+        raise Dropped("a task that was not accepted")
+    options, accepted = _list(row.get("options")), {str(i) for i in _list(row.get("accept"))}
+    if not all(isinstance(o, Mapping) for o in options) or not accepted:
+        raise Dropped("no label")
+    names = [n for n in row if n.lower() in TABLE["names"]["prompt"]] or ["text"]
+    asked = {**row, "prompt": row.get(names[0])}
+    ranks = [float(str(o.get("id")) not in accepted) for o in options]
+    read = [names[0], "options", "accept", "answer"]
+    yield _row(_asked(asked), (o.get("text") for o in options), ranks, read)
+
+
 READERS: dict[str, Read] = {
+    "prodigy": prodigy,
     "oasst_tree": oasst_tree,
     "oasst_messages": oasst_messages,
     "label_studio": label_studio,

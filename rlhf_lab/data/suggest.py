@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from .labels import (
     LOWER,
+    OF_BAD,
+    OPPOSITE,
     SURE,
     WORDS,
     WORSE,
@@ -19,35 +21,31 @@ from .labels import (
     copied,
     direction,
     holds_lists,
+    in_one_form,
     is_label,
     name_answers,
     names_worse,
     words,
 )
-from .mapping import (
-    LETTERS,
-    SIDES,
-    FieldMap,
-    Refused,
-    names_of,
-    number,
-    plain,
-    score_in_words,
-    tag_of,
-)
-from .messages import BAD, GOOD, LESS, MORE, TABLE, TIES, structure
+from .mapping import LETTERS, SIDES, FieldMap, Fields, Refused, names_of, number, plain, tag_of
+from .messages import BAD, GOOD, LESS, MORE, TABLE, TIES, listed, structure
 
 UNKNOWN = "GOOD_OR_BAD"
 """Stands for what a value of a label means."""
-OPPOSITE = re.compile("(?:un|in|im|ir|dis|non|not)[ _-]?")
 NUMBERED = re.compile(r"(?:model|response|answer|option|completion|candidate|choice)?[ _-]?(\d\d?)")
 INDEX = {"id", "idx", "index"}
+PLACES = {"rank", "ranks", "ranking", "place", "position"}
 COUNTED = {"one": "1", "two": "2", "three": "3", "four": "4"}
+
+
+class Path(str):
+    """A JMESPath into columns, where a column may stand as well."""
 
 
 def path_of(column: str) -> str:
     """A column as a JMESPath."""
-    return column if re.fullmatch(r"[A-Za-z_]\w*", column) else f'"{column}"'
+    as_it_is = isinstance(column, Path) or re.fullmatch(r"[A-Za-z_]\w*", column)
+    return column if as_it_is else f'"{column}"'
 
 
 def by_place(answers: Sequence[str]) -> dict[str, str]:
@@ -59,6 +57,18 @@ def which(count: int) -> str:
     return "A_OR_B" if count == 2 else f"A_TO_{LETTERS[min(count, 26) - 1]}"
 
 
+def likely_prompt(rows: Rows, columns: Sequence[str]) -> str:
+    """The first column of texts whose name says that it holds what is asked; else a placeholder."""
+    for column in columns:
+        found = words(column)
+        texts = [v for r in rows if isinstance(v := r.get(column), str) and " " in v.strip()]
+        asks = found & (WORDS["of_prompt"] | {"inputs", "problem", "request"})
+        other = (WORDS["answer"] - {"text", "texts"}) | {"system", "sys", "meta"}
+        if asks and not found & other and 2 * len(texts) > len(rows):
+            return column
+    return "COLUMN"
+
+
 # ----------------------------------------------------------------------- good and bad, one answer
 
 
@@ -67,7 +77,7 @@ def good_or_bad(value: str, column: str) -> str:
     way = direction(column)
     if value in MORE | LESS:
         return {0: UNKNOWN, 1: "good", -1: "bad"}[way * (1 if value in MORE else -1)]
-    if way < 1:  # a good word of something bad
+    if way < 1 and words(column) & OF_BAD:  # a good word of something bad
         return UNKNOWN
     opposite = OPPOSITE.match(value)
     bare = value[opposite.end() :] if opposite else value
@@ -124,8 +134,12 @@ def means_by(rows: Rows, column: str, answers: Sequence[str]) -> FieldMap:
         few = values if 0 < len(values) <= 12 else {"VALUE"}
         found = {"winner": column, "values": sides(few, column, answers, count)}
     own = len(named_in(column, answers)) == 1  # which `sides` has turned round
-    if names_worse(rows, column, answers) and not own and not words(column) & SURE:
-        swap = {"A": "B", "B": "A", "tie": "tie"} if count == 2 else {}
+    worse = names_worse(rows, column, answers) and not words(column) & SURE
+    way = direction(column)
+    if not own and (worse or way < 0 or (way == 0 and words(column) & OF_BAD)):
+        # The answer of a rank may be the first or the last.
+        told = count == 2 and (worse or way < 0) and not words(column) & PLACES
+        swap = {"A": "B", "B": "A", "tie": "tie"} if told else {}
         found["values"] = {v: swap.get(m, which(count)) for v, m in found["values"].items()}
     return found
 
@@ -138,8 +152,22 @@ def by_chance(column: str, answers: Sequence[str]) -> FieldMap:
     if letters and own == [1]:
         letters = letters[::-1]
     means = dict(zip(("above", "below"), letters or (which(2), which(2))))
-    cases = (f"{p} {sign} `0.5` && '{word}'" for sign, word in zip("><", means))
-    return {"winner": " || ".join([*cases, f"{p} == `0.5` && 'tie'"]), "values": means}
+    return {"winner": _on_a_scale(p, "0.5"), "values": means}
+
+
+def by_middle(of: Fields) -> FieldMap:
+    """A mapping that reads a preference on a scale, once the user has said where its middle is."""
+    above = of.positive or which(2)
+    below = {"A": "B", "B": "A"}.get(above, above)
+    path = f"to_number({path_of(of.preference)})"
+    return {"winner": _on_a_scale(path, "NUMBER"), "values": {"above": above, "below": below}}
+
+
+def _on_a_scale(number: str, middle: str) -> str:
+    cases = (
+        f"{number} {sign} `{middle}` && '{word}'" for sign, word in zip("><", ("above", "below"))
+    )
+    return " || ".join([*cases, f"{number} == `{middle}` && 'tie'"])
 
 
 def named_in(column: str, answers: Sequence[str]) -> list[int]:
@@ -231,22 +259,35 @@ def ask(
 ) -> Refused:
     """The refusal where columns beside answers may decide between them, and nothing tells how."""
     example = {**given, "answers": list(answers)}
+    every = [*dict.fromkeys(str(k) for r in rows for k in r)]
+    guess: FieldMap = {}
+    if not labels and not _one_for_each(rows, every, answers):
+        used = {*answers, *map(str, given.values())}
+        labels = [c for c in every if c not in used and _few(rows, c)][:1]
+        values = {plain(r.get(c)) for c in labels for r in rows} - {"", *TIES}
+        choice = dict.fromkeys(sorted(values), which(len(answers)))
+        guess = {"winner": labels[0], "values": choice} if labels else {}
     named = [c for c in labels if len(answers) > 1 and name_answers(rows, c, answers)]
     several = [] if named else _one_for_each(rows, labels, answers)
-    hidden = (
-        [] if labels else _one_for_each(rows, [*dict.fromkeys(k for r in rows for k in r)], answers)
-    )
-    listed = [] if named or several else [c for c in labels if holds_lists(rows, c)][:1]
+    hidden = [] if labels else _one_for_each(rows, every, answers)
+    voted = {} if named or several or not labels else _votes(rows, labels[0], answers)
+    listed = [] if named or several or voted else [c for c in labels if holds_lists(rows, c)][:1]
     reading = ""
     other: FieldMap = {}
-    if several or hidden or listed:
+    if guess:
+        example |= guess
+    elif several or hidden or listed:
         found, reading, other = _numbers(rows, several or hidden or listed, answers, given)
         example |= found
     elif not named and labels and (lone := _lone(rows, labels[0], answers)):
         example |= {"scores": lone}
+    elif voted:
+        example |= voted
     else:
         example |= means_by(rows, next(iter(named or labels), "COLUMN"), answers)
     beside = f", and {', '.join(map(repr, labels))} may say which is better" if labels else ""
+    if [*answers] == ["completions"] and listed:
+        reading += " (steps of one answer, as TRL's stepwise format has them, are none to compare)"
     return Refused(
         f"{name}: {' and '.join(map(repr, answers))} {look}{beside}; say what decides, for example "
         f"{{fields}}{reading}, or what means nothing: {{ignore}}",
@@ -254,6 +295,12 @@ def ask(
         ignore=list(labels) or ["COLUMN"],
         other=other,
     )
+
+
+def _few(rows: Rows, column: str) -> bool:
+    """Whether a column holds two to five short values, as a choice does."""
+    seen = {plain(r.get(column)) for r in rows} - {""}
+    return 1 < len(seen) <= 5 and all(len(v) <= 20 for v in seen)
 
 
 def _one_for_each(rows: Rows, columns: Sequence[str], answers: Sequence[str]) -> list[str]:
@@ -276,13 +323,7 @@ def _one_for_each(rows: Rows, columns: Sequence[str], answers: Sequence[str]) ->
 
 def _holds_numbers(rows: Rows, column: str) -> bool:
     values = [v for r in rows if plain(v := r.get(column))]
-    return bool(values) and (all(number(v) is not None for v in values) or _in_one_form(values))
-
-
-def _in_one_form(values: Sequence[object]) -> bool:
-    """Whether all are scores in words, of one form (`score_in_words`)."""
-    forms = {found[0] if (found := score_in_words(v)) else "" for v in values}
-    return len(forms) == 1 and "" not in forms
+    return bool(values) and (all(number(v) is not None for v in values) or in_one_form(values))
 
 
 def _lone(rows: Rows, column: str, answers: Sequence[str]) -> list[str]:
@@ -292,6 +333,28 @@ def _lone(rows: Rows, column: str, answers: Sequence[str]) -> list[str]:
     if len(answers) < 2 or flags or tag_of(column)[1] not in marks:
         return []
     return [column if m == tag_of(column)[1] else "COLUMN" for m in marks]
+
+
+def _votes(rows: Rows, column: str, answers: Sequence[str]) -> FieldMap:
+    """A mapping by votes: an object with a number for each answer's name, or a list of names, of
+    each the more the better; a list that holds every name once is an order, the best first or
+    last."""
+    cells = [structure(r.get(column)) for r in rows if plain(r.get(column)) or r.get(column)]
+    names = names_of(answers) if len(answers) > 1 else {}
+    inside = [[*c] for c in cells if isinstance(c, (list, dict))]
+    spelled = {i: n for c in inside for n in map(str, c) if (i := names.get(n.lower())) is not None}
+    if len(inside) < len(cells) or not {*range(len(answers))} <= spelled.keys():
+        return {}
+    if not all(isinstance(n, str) and n.lower() in names for c in inside for n in c):
+        return {}
+    path = path_of(column)
+    if all(isinstance(c, dict) and all(number(v) is not None for v in c.values()) for c in cells):
+        return {"scores": [f'{path}."{spelled[i]}"' for i in range(len(answers))]}
+    if not all(isinstance(c, list) for c in cells):
+        return {}
+    if all(len({*c}) == len(c) == len(answers) for c in inside):
+        return {"winner": f"{path}[FIRST_OR_LAST]"}
+    return {"scores": [f"length({path}[?@ == '{n}'])" for _, n in sorted(spelled.items())]}
 
 
 def _numbers(
@@ -307,7 +370,7 @@ def _numbers(
     lists = [structure(v) for v in cells]
     each = [i for v in lists for i in (v if isinstance(v, list) else [v])]
     odd = next((plain(v) for v in each if plain(v) and number(v) is None), "")
-    odd = "" if _in_one_form([v for v in each if plain(v)]) else odd
+    odd = "" if in_one_form([v for v in each if plain(v)]) else odd
     if odd and len(columns) == 1:
         return {"scores": [f"map(&@ == '{_good_word(each)}', {path_of(first)})"]}, "", {}
     if odd:
@@ -359,8 +422,14 @@ def maps_answers(rows: Rows, columns: Sequence[str]) -> FieldMap:
     for better, worse in TABLE["likely_pairs"]:
         if by_name.keys() >= {better, worse}:
             return {"chosen": by_name[better], "rejected": by_name[worse]}
+    for column in columns:  # one that names the others
+        others = {c.lower(): c for c in columns if c != column}
+        said = {plain(r.get(column)) for r in rows} - {"", *TIES}
+        if said and said <= others.keys() and len(others) > 1 and direction(column) > 0:
+            values = {c: LETTERS[i] for i, c in enumerate(others)}
+            return {"answers": [*others.values()], "winner": column, "values": values}
     column = columns[0]
-    lists = [li for r in rows if isinstance(li := structure(r.get(column)), list)]
+    lists = [li for r in rows if isinstance(li := listed(r.get(column)), list)]
     items = [i for li in lists for i in li if isinstance(i, Mapping)]
     keys = dict.fromkeys(str(k) for i in items for k in i)
     sizes = {

@@ -8,6 +8,8 @@ from itertools import islice
 from .mapping import Refused, getter
 from .messages import Dropped
 
+ENOUGH = 10
+"""Rows that a file must have, at least."""
 FIRST_ROWS = 1000
 """Rows that are looked at to recognise a source's shape."""
 OF_HUB, CUT = frozenset({"row_idx", "row"}), frozenset({"truncated_cells"})

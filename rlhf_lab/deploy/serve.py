@@ -14,7 +14,7 @@ import secrets
 import subprocess
 import sys
 import weakref
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from functools import cached_property
 from importlib.util import find_spec
@@ -77,7 +77,7 @@ def serve(
     return Server({**settings, "policy": asdict(find_policy(model, stage))}, show_log)
 
 
-class Server:
+class Server(AbstractContextManager["Server"]):
     """A running server: its `url` (without /v1), its `token`, the name of its `model`, its
     `process`. `close()`, which a `with` block calls, ends it."""
 
@@ -122,9 +122,6 @@ class Server:
     def close(self) -> None:
         """End the process; requests that it was answering get an error."""
         self._end()
-
-    def __enter__(self) -> Server:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

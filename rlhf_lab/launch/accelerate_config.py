@@ -51,7 +51,10 @@ def accelerate_config(s: Setup, kind: str = "gpu") -> str:
             raise ValueError(
                 f"{name}={value!r} is planned only: accelerate's configuration has no field for it"
             )
-    precision = product_dtype(s)
+    # Autocast beside 16-bit weights would make FSDP2 keep what is trained in fp32; DeepSpeed makes
+    # 16-bit weights of a model only where it is told so.
+    mixed = s.bf16 or s.fp16 or s.sharding.startswith("zero")
+    precision = product_dtype(s) if mixed else "no"
     several = "MULTI_GPU" if s.gpu else "MULTI_CPU"
     config: dict[str, object] = {
         "compute_environment": "LOCAL_MACHINE",

@@ -19,7 +19,7 @@ Read: TypeAlias = dict[str, Setting]
 """What a file says, by key."""
 KEYS: Mapping[str, dict[str, Setting]] = read_table(__file__)
 """Keys that are understood."""
-MIXED = {"bf16": "bf16", "fp16": "fp16"}
+MIXED = "bf16", "fp16"
 PREFIXES = {
     "fsdp_config": "fsdp_",
     "dynamo_config": "dynamo_",
@@ -75,7 +75,7 @@ def accelerate_settings(content: JsonObject, path: Path) -> tuple[Read, list[str
     if content.get("use_cpu") is True:
         settings["use_cpu"] = True
     if (mixed := content.get("mixed_precision")) in MIXED:
-        settings[MIXED[mixed]] = True
+        settings[mixed] = True
     if settings["gpus"] == 1:
         settings.pop("nodes")
     return settings, unread
@@ -166,7 +166,8 @@ def deepspeed_file_settings(content: JsonObject, path: Path) -> tuple[Read, list
     optimizer, weights = (one.get("device", "none") for one in moved)
     settings = _zero(zero.get("stage", 0), optimizer, weights, path)
     given = {ours: content.get(theirs, "auto") for theirs, ours in BATCH.items()}
-    given |= {name: zero[name] for name in SIZES if name in zero}
+    read = [x for x in SIZES if _stage(x) <= zero.get("stage", 0)]  # others wait for their stage
+    given |= {name: zero[name] for name in read if name in zero}
     settings |= {name: value for name, value in given.items() if value != "auto"}
     unread = [f"{name}: auto" for name in SIZES if given.get(name) == "auto"]
     on = [name for name in MIXED if _section(content, name, path).get("enabled") is True]
@@ -190,6 +191,11 @@ def check_batch(found: Read, unread: list[str], settings: Mapping[str, object]) 
                 f"({rows} rows × {passes} passes × {gpus} devices)"
             )
     return [f"{line}: DeepSpeed does not start; write auto in the file" for line in wrong]
+
+
+def _stage(size: str) -> int:
+    """The least ZeRO stage that a size is read by."""
+    return 3 if size.startswith("stage3_") else 1
 
 
 def _zero(stage: Setting, optimizer: str, weights: str, path: Path) -> Read:

@@ -225,10 +225,8 @@ class Meter:
     def ledger(self) -> Ledger:
         """What was measured so far, as rows."""
         ledger, common = Ledger(), {"stage": self.stage, "source": "measured"}
-        tables: dict[str, Mapping[PhaseKey, float]]
-        tables = {"seconds": self.seconds, "flops": self.flops, "tokens": self.tokens}
-        tables |= {"sent": self.sent}
-        for quantity, table in tables.items():
+        for quantity in ("seconds", "flops", "tokens", "sent"):
+            table: Mapping[PhaseKey, float] = getattr(self, quantity)
             for (phase, role), value in table.items():
                 if value:
                     ledger.add(phase=phase, role=role, quantity=quantity, value=value, **common)

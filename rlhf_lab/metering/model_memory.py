@@ -295,8 +295,7 @@ def labelled_shards(
     def sending(function: Callable[..., T]) -> Callable[..., T]:
         def call(self: Any, *args: object, **kwargs: object) -> T:
             with tracker.labelled("communication"):
-                result = function(self, *args, **kwargs)
-            return result
+                return function(self, *args, **kwargs)
 
         return call
 

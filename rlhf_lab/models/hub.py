@@ -98,6 +98,20 @@ def fetch(
         ) from None
 
 
+POINTER = b"version https://git-lfs"
+"""What a file begins with that Git LFS has not fetched."""
+
+
+def pointer(path: Path) -> str:
+    """What to do about a file that Git LFS has not fetched; "" for any other."""
+    try:
+        with path.open("rb") as start:
+            found = start.read(len(POINTER)) == POINTER
+    except OSError:  # who reads it next says why it cannot be read
+        return ""
+    return f"{path.name} is a pointer of Git LFS, not the file: run git lfs pull" * found
+
+
 def _reason(path: str | Path, error: Exception) -> str:
     """The first line of an error, or a better word where we know one."""
     folder = Path(path)
@@ -107,4 +121,9 @@ def _reason(path: str | Path, error: Exception) -> str:
     pickled = [*folder.glob("*.bin"), *folder.glob("*.pt*")] if folder.is_dir() else []
     if pickled and not list(folder.glob("*.safetensors")):
         return "its weights are pickled (.bin), which can run code; convert them to safetensors"
+    files = [*folder.glob("*.safetensors"), *folder.glob("tokenizer*")]
+    if what := next(filter(None, map(pointer, files)), ""):
+        return what
+    if "backend tokenizer" in str(error) and folder.is_dir():
+        return "no tokenizer in it: put tokenizer.json (or tokenizer.model) beside its weights"
     return first_line(error)

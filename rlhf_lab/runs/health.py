@@ -221,12 +221,13 @@ class Health(Display):
         ]
         verdict = self.headline
         if self.hidden and not rows:
-            which = f"{len(self.hidden)} of {len(limits()['specimens'])}"
+            which = f"{len(self.hidden)} of {len(limits()['specimens'])} specimens"
             if len(self.hidden) < MANY:
                 which = ", ".join(self.hidden)
             verdict += f"\nnot to be ruled out by this: {which}"
         text, page = (f"\n{table(rows)}", html_table(rows)) if rows else ("", "")
-        super().__init__(verdict + text, f"<p>{escape(verdict)}</p>{page}")
+        heading = escape(verdict).replace("\n", "<br>")
+        super().__init__(verdict + text, f"<p>{heading}</p>{page}")
 
     def _looked_for(self, specimen: Mapping[str, Any]) -> bool:
         """Whether checks could look that four in five of its runs may fail."""

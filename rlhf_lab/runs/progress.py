@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO, TypeVar
 
 Item = TypeVar("Item")
@@ -77,7 +77,7 @@ class Pace:
         return "  ".join(filter(None, [*parts, self.note]))
 
 
-class Progress(Pace):
+class Progress(Pace, AbstractContextManager["Progress"]):
     """Shows it. `stream` and `clock` (seconds) are there for tests; a given stream switches the
     notebook display off."""
 
@@ -114,9 +114,6 @@ class Progress(Pace):
         if not self.closed:
             self.closed = True
             self._show()
-
-    def __enter__(self) -> Progress:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ..ppo.layouts import make_roles
@@ -95,28 +94,25 @@ def _of_adapters(setup: Setup) -> dict[str, Setting]:
 
 
 def _language_model(setup: Setup, config: Config, adapted: bool = False) -> AnyModel:
-    model = _model(setup, AutoModelForCausalLM, config)
-    if adapted and setup.lora_r:
-        lora = _lora(setup.lora_r, setup.lora_targets, **_of_adapters(setup))
-        model = get_peft_model(model, lora)
-    return model
+    return _model(setup, AutoModelForCausalLM, config, adapted)
 
 
 def _critic(setup: Setup, config: Config, adapted: bool = False) -> AnyModel:
     """A reward or value model."""
-    model = _model(setup, AutoModelForSequenceClassification, {**config, "num_labels": 1})
-    if adapted and setup.lora_r:
-        more = {**_of_adapters(setup), "modules_to_save": ["score"]}
-        lora = _lora(setup.lora_r, setup.lora_targets, "SEQ_CLS", **more)
-        model = get_peft_model(model, lora)
-    return model
+    own = {"task": "SEQ_CLS", "modules_to_save": ["score"]}
+    scored = {**config, "num_labels": 1}
+    return _model(setup, AutoModelForSequenceClassification, scored, adapted, **own)
 
 
-def _model(setup: Setup, auto: AnyModel, config: Config) -> AnyModel:
-    model: nn.Module = auto.from_config(
+def _model(setup: Setup, auto: AnyModel, config: Config, adapted: bool, **own: Setting) -> AnyModel:
+    """A model of random weights; `own`: settings of its adapters, where it gets any."""
+    model: AnyModel = auto.from_config(
         AutoConfig.for_model(**config),
         dtype=getattr(torch, setup.dtype),
         attn_implementation="eager" if setup.eager else "sdpa",
     )
-    model.config.pad_token_id = PAD  # type: ignore[union-attr]
-    return model
+    model.config.pad_token_id = PAD
+    if not adapted or not setup.lora_r:
+        return model
+    own |= _of_adapters(setup)
+    return get_peft_model(model, _lora(setup.lora_r, setup.lora_targets, **own))

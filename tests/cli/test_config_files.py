@@ -158,9 +158,9 @@ UNREAD = [
     ("{optimizer: {type: SGD}, zero_optimization: {stage: 1}}", "optimizer.type: SGD"),
     ("{optimizer: {type: AdamW, params: {lr: auto}}, zero_optimization: {stage: 1}}", ""),
     (
-        "{tensor_parallel: {autotp_size: 2}, train_batch_size: 64, activation_checkpointing: "
+        "{tensor_parallel: {autotp_size: 2}, activation_checkpointing: "
         "{partition_activations: true}, zero_optimization: {stage: 1}}",
-        "tensor_parallel: {'autotp_size': 2}, train_batch_size: 64, activation_checkpointing: "
+        "tensor_parallel: {'autotp_size': 2}, activation_checkpointing: "
         "{'partition_activations': True}",
     ),
     (

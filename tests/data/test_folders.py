@@ -71,6 +71,16 @@ def test_a_folder_of_shards_is_read_whole(tmp_path):
     assert len(pairs_of(load_data(folder, split="test"))) == N
     with pytest.raises(ValueError, match="no split 'dev' among"):
         load_data(folder, split="dev")
+    frame[:N].to_parquet(folder / "more.parquet")  # datasets leaves it out and says nothing
+    assert "and not test, more.parquet (split=NAME)" in load_data(folder).notes[-1]
+    assert len(pairs_of(load_data(folder, split="more.parquet"))) == N
+
+
+def test_tables_in_memory():
+    columns = {name: [row[name] for row in PLAIN] for name in PLAIN[0]}
+    for table in (columns, pyarrow.table(columns)):
+        data = load_data(table)
+        assert data.preferences == from_rows(PLAIN).preferences and len(data.notes) == 1
 
 
 def test_folders_that_hold_no_one_data_set_are_refused(tmp_path):
@@ -84,6 +94,10 @@ def test_folders_that_hold_no_one_data_set_are_refused(tmp_path):
 
 
 def test_files_of_other_programs_say_what_to_do(tmp_path):
+    for name in ("a.parquet", "a.jsonl"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        with pytest.raises(ValueError, match="a pointer of Git LFS, not the file"):
+            load_data(tmp_path / name)
     for name, remedy in (("a.xlsx", "save its sheet as CSV"), ("a.zip", "unpack it")):
         (tmp_path / name).write_bytes(b"PK")
         with pytest.raises(ValueError, match=remedy):

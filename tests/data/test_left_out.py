@@ -6,7 +6,7 @@ pytest tests/data/test_left_out.py
 from __future__ import annotations
 
 import pytest
-from row_texts import EARLIER, N, asked, bad, good, pairs_of, turn
+from row_texts import EARLIER, PLAIN, N, asked, bad, good, pairs_of, turn
 
 from rlhf_lab.data.load import from_rows
 from rlhf_lab.data.mapping import Refused
@@ -128,7 +128,8 @@ def test_a_conversation_beside_its_answer():
         ({"label": [1, 0]}, "'label' says no"),
         ({"annotators_agree": ["yes", "no"]}, "'annotators_agree' says no"),
         ({"chosen_length": [5, 1], "rejected_length": [1, 5]}, ""),
-        ({"chosen_score": [5, 5], "rejected_score": [1, 5]}, ""),
+        ({"margin": [2, -1]}, "'margin' is below 0"),
+        ({"length_difference": [2, -1]}, ""),
         ({"label": [1, 1]}, ""),
     ],
 )
@@ -142,3 +143,52 @@ def test_pairs_beside_columns_that_contradict_them_are_counted(columns, says):
     said = [line for line in data.notes if "are taken as they are named" in line]
     assert [says in line and f"in {N} rows" in line for line in said] == [True] * bool(says)
     assert not says or data.notes[1] == said[0]
+
+
+@pytest.mark.parametrize(
+    "columns, says",
+    [
+        ({"chosen_score": [5, 4], "rejected_score": [1, 4]}, "'chosen_score' and 'rejected_score'"),
+        ({"is_tie": [False, True]}, "'is_tie' says yes"),
+        ({"preference": ["A", "tie"]}, "'preference' says so"),
+        ({"strength": ["better", "about the same"]}, "'strength' says so"),
+        ({"preference_strength": [2, 0]}, "'preference_strength' is 0"),
+    ],
+)
+def test_a_pair_that_a_column_calls_a_tie_is_no_preference(columns, says):
+    rows = [
+        {
+            "prompt": asked(i),
+            "chosen": "This. [tie]" if i % 3 == 0 else good(i),
+            "rejected": "That. [tie]" if i % 3 == 0 else bad(i),
+            **{column: values[i % 3 == 0] for column, values in columns.items()},
+        }
+        for i in range(3 * N)
+    ]
+    data = from_rows(rows)
+    right(data, 2 * N)
+    (reason,) = data.report.dropped
+    assert reason.startswith(f"a tie: {says}") and data.report.dropped[reason] == N
+    both = from_rows(rows, fields={"ties": "demonstrations"})
+    assert both.report.tied == N and len(both.sft.train + both.sft.test) == 4 * N
+    assert not any("[tie]" in str(p) for p in both.preferences.train + both.preferences.test)
+
+
+def test_ties_below_the_first_rows_are_no_preferences():
+    """A file's columns are looked at in its first 1,000 rows."""
+    rows = [{**PLAIN[0], "preference": "A", "is_tie": False} for _ in range(1000)]
+    rows += [{**row, "preference": "A", "is_tie": True} for row in PLAIN]
+    rows += [{**row, "preference": "tie", "is_tie": False} for row in PLAIN]
+    data = from_rows(rows)
+    assert data.report.dropped == {"a tie: 'is_tie' says yes": N, "a tie: 'preference' says so": N}
+
+
+def test_answers_that_a_column_calls_swapped_are_counted():
+    """Which of the two the winner then names, nobody has said: the second line does."""
+    rows = [
+        {"prompt": asked(i), "response_a": good(i), "response_b": bad(i), "winner": "A"}
+        for i in range(N)
+    ]
+    data = from_rows([row | {"swapped": i % 2} for i, row in enumerate(rows)])
+    assert data.notes[1].endswith("are taken as they are named by 'winner'")
+    assert f"in {N // 2} rows 'swapped' says yes" in data.notes[1]

@@ -257,16 +257,24 @@ IMPLICIT = shape(chosen="chosen", rejected="rejected")
     [
         ("text", PAIR, "wrong type"),
         (None, PAIR, "wrong type"),
-        ({"prompt": 5, "chosen": "a", "rejected": "b"}, PAIR, "wrong type"),
-        ({"prompt": "p", "chosen": 5, "rejected": "b"}, PAIR, "wrong type"),
-        ({"prompt": "p", "chosen": {"a": 1}, "rejected": "b"}, PAIR, "wrong type"),
+        ({"prompt": 5, "chosen": "a", "rejected": "b"}, PAIR, "wrong type: int"),
+        ({"prompt": "p", "chosen": 5, "rejected": "b"}, PAIR, "wrong type: int"),
+        (
+            {"prompt": "p", "chosen": {"a": 1}, "rejected": "b"},
+            PAIR,
+            "wrong type: an object .*",
+        ),
         (
             {"prompt": [{"role": "user", "content": 3}], "chosen": "a", "rejected": "b"},
             PAIR,
-            "wrong type",
+            "wrong type: int",
         ),
-        ({"prompt": [{"content": "hi"}], "chosen": "a", "rejected": "b"}, PAIR, "wrong type"),
-        ({"prompt": ["hi"], "chosen": "a", "rejected": "b"}, PAIR, "wrong type"),
+        (
+            {"prompt": [{"content": "hi"}], "chosen": "a", "rejected": "b"},
+            PAIR,
+            "wrong type: an .*",
+        ),
+        ({"prompt": ["hi"], "chosen": "a", "rejected": "b"}, PAIR, "wrong type: a list of texts.*"),
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, PAIR, "empty"),
         ({"prompt": None, "chosen": "a", "rejected": "b"}, PAIR, "empty"),
         ({"prompt": "p", "chosen": "", "rejected": None}, PAIR, "empty"),
@@ -303,7 +311,10 @@ def test_every_row_is_accounted_for():
     found = from_rows(good + bad, name="mine")
     report = found.report
     assert report.rows == 26 and report.kept + sum(report.dropped.values()) == 26
-    assert report.dropped == {"empty": 3, "wrong type": 2} and report.identical == 1
+    assert (
+        report.dropped == {"empty": 3, "wrong type": 1, "wrong type: int": 1}
+        and report.identical == 1
+    )
     assert len(all_rows(found.preferences)) == 20
     assert any("dropped 3 rows: empty" in note for note in found.notes)
 

@@ -35,6 +35,7 @@ EARLIER_IN = (
     "Tulu",
     "Skywork",
     "NeMo",
+    "Step-DPO",
 )
 SYS_IN = ("OpenAI", "LLaMA", "axolotl", "ms-swift", "Orca", "Gemini")
 TWO_ROWS = ("HelpSteer ratings", "summarize-from-feedback ratings")

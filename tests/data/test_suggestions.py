@@ -45,6 +45,13 @@ error: 0|1
 toxicity: low|high
 is_safe: True|False
 fulfilment: Yes|No
+verified: True|False 1|0
+passed: yes|no
+user_satisfied: yes|no
+status: passed|failed accepted|rejected
+review: approved|rejected
+reaction: 👍|👎
+thumb: up|down
 """
 """Column: values of a good answer and of a bad one, where the table knows which is which."""
 NO_TABLE = """
@@ -134,6 +141,10 @@ SURE = {
     "the first": two(chosen_first=(True, False)),
     "the worse": two(worse=("b", "a")),
     "the loser": two(loser=("response_b", "response_a")),
+    "the least helpful": two(least_helpful=("B", "A")),
+    "the flagged one": two(flagged=("response_b", "response_a")),
+    "the more toxic one": two(more_toxic=("B", "A")),
+    "the one not preferred": two(not_preferred=("b", "a")),
     "one and two": two(preferred=("one", "two")),
     "Response 1": two(choice=("Response 1", "Response 2")),
     "1 and 2": two(preference=(1, 2)),
@@ -164,6 +175,25 @@ SURE = {
         }
         for i in range(N)
     ],
+    "votes by name": two(votes=({"A": 3, "B": 1}, {"A": 0, "B": 2})),
+    "votes in a list": two(votes=(["A", "B", "A"], ["B", "B"])),
+    "a prompt of another name": [
+        {k.replace("prompt", "user_prompt"): v for k, v in row.items()}
+        for row in two(winner=("A", "B"))
+    ],
+    "the name of a column": [
+        {
+            "prompt": asked(i),
+            "ours": bad(i),
+            "theirs": good(i),
+            "preferred": ("theirs", "ours")[i < 0],
+        }
+        for i in range(N)
+    ],
+    "right and wrong answers": [
+        {"question": asked(i), "correct_answers": [good(i)], "incorrect_answers": [bad(i)] * 2}
+        for i in range(N)
+    ],
     "best and worst": [{"prompt": asked(i), "worst": bad(i), "best": good(i)} for i in range(N)],
     "positive and negative": [
         {"prompt": asked(i), "positive": good(i), "negative": bad(i)} for i in range(N)
@@ -180,6 +210,13 @@ def test_what_names_an_answer_is_suggested_as_what_it_says(case):
 UNSURE = {
     "a signed number": two(score_diff=(3, -3)),
     "a signed number turned": two(preference=(-2, 2)),
+    "a rank that names one": two(rank=("A", "B")),
+    "a list of two texts": [
+        {"instruction": asked(i), "output": [good(i), bad(i)]} for i in range(N)
+    ],
+    "an order of names": two(ranking=(["A", "B"], ["B", "A"])),
+    "a choice of another name": two(overall_response=(1, 2)),
+    "a vote against": two(votes_against=("B", "A")),
     "0 and 1": two(preference=(1.0, 0.0)),
     "0 and 1 of a label": two(label=(0, 1)),
     "0 and 1 of a winner": two(winner=(0, 1)),
@@ -238,6 +275,8 @@ ORDINARY = {
     "turns": (1, 0),
     "poor_mans_id": ("x1", "x2"),
     "is_english": (True, False),
+    "category": ("open questions", "chat"),
+    "split": ("train", "test"),
 }
 
 

@@ -23,6 +23,7 @@ from row_texts import (
     tree,
     turn,
 )
+from tool_rows import tool_rows
 
 
 def shape_rows(name: str, i: int) -> list[dict]:
@@ -431,4 +432,4 @@ def shape_rows(name: str, i: int) -> list[dict]:
             }
         ],
     }
-    return rows[name]
+    return rows[name] if name in rows else tool_rows(name, i)

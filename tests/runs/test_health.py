@@ -149,6 +149,7 @@ def test_a_run_that_passes_is_told_how_far_it_was_looked_at():
     assert {n for n, at in shown.items() if at is None or at > 2} <= set(short.hidden)
     assert {n for n, at in shown.items() if at is None} <= set(whole.hidden) < set(short.hidden)
     assert all(name in str(whole) for name in whole.hidden)
+    assert "<br>not to be ruled out" in whole._repr_html_()  # as in text, a line of its own
     assert h.Health([{"loss": 1.0}] * 9).hidden == []  # no PPO
 
 
