@@ -43,7 +43,7 @@ def outcomes(namespace=lambda request: None):
     seen = []
     for change in CHANGES.values():
         cache = Cache()
-        cache.add_cache("the first one's answer", **of({}))
+        cache.add_cache({"content": "the first one's answer"}, **of({}))
         seen.append("sent" if cache.get_cache(**of(change)) is None else "stored")
     return seen
 
