@@ -202,6 +202,10 @@ def run_trainer(job: Job, trainer: Trainer, watch: Watch) -> Figures:
         )
     seconds = saved.seconds
     watch.close()
+    # Schedule-free optimizers train beside the average that is the model; Trainer goes over to that
+    # one for its evaluations alone (transformers 5.23).
+    if callable(averaged := getattr(trainer.optimizer, "eval", None)):
+        averaged()
     if name := broken_weight(trainer.model):
         raise diverged(job.plan.stage, job.args, f"{name} holds NaN or infinity")
     zero = trainer.accelerator.state.deepspeed_plugin

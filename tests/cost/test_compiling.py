@@ -141,7 +141,7 @@ def test_what_is_no_choice_of_torch_compile_is_refused():
     for value in (1, "yes", None):
         with pytest.raises(ValueError, match="torch_compile must be True, False or 'auto', got "):
             lab.plan("ppo", "tiny", torch_compile=value)
-    with pytest.raises(ValueError, match="torch_compile is of training"):
+    with pytest.raises(ValueError, match="has no setting 'torch_compile'"):
         lab.plan("inference", "tiny", torch_compile=True)
 
 
