@@ -27,6 +27,8 @@ LAYOUTS = ("four", "shared", "adapters")
 """What `layouts.py` can make of the roles."""
 NOT_HONOURED = WITHOUT_EFFECT["ppo"] | {"torch_compile_backend", "torch_compile_mode"}
 """transformers' settings that would change what is trained or saved, and that PPO does not know."""
+OF_A_TRAINER = ("schedule_free", "lomo", "adalomo", "galore", "apollo")
+"""How optimizers begin that transformers' Trainer does more for than to call `step`."""
 T = TypeVar("T")
 
 
@@ -124,6 +126,11 @@ class PPOConfig(TrainingArguments):
         TrainingArguments.__post_init__(self)
         self.torch_compile = compiled
         load_whole()  # PPO shards models itself
+        if (optim := str(getattr(self.optim, "value", self.optim))).startswith(OF_A_TRAINER):
+            raise ValueError(
+                f"optim={optim!r} needs a trainer that switches it between training and the rest, "
+                "or hands it the model, which PPO's loop does not: choose another"
+            )
         if self.rollout_batch_size % self.num_mini_batches:
             raise ValueError(
                 f"a rollout batch of {self.rollout_batch_size} does not split into "
