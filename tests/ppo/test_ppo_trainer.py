@@ -129,7 +129,7 @@ def test_ready_made_input_ids_equal_their_text(make, tiny):
         ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha has no effect in PPO"),
         ({"load_best_model_at_end": True}, "load_best_model_at_end has no effect"),
         ({"optim": "schedule_free_adamw"}, "choose another"),
-        ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, "choose another"),
+        ({"optim": "galore_adamw"}, "choose another"),
         ({"lr_scheduler_type": "greedy", "eval_strategy": "steps"}, "choose from linear"),
     ],
 )
