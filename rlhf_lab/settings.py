@@ -391,6 +391,12 @@ def _check_together(stage: str, settings: Mapping[str, Setting]) -> None:
     for pair in APART:
         if all(_holds(term, stage, settings) for term in pair):
             raise ValueError(f"{' and '.join(map(as_given, pair))}: choose one")
+    alone = _holds("per_device_train_batch_size=1", stage, settings)
+    if stage == "kto" and alone and _holds("loss_type=|kto", stage, settings):
+        raise ValueError(
+            "per_device_train_batch_size=1: KTO takes its KL from the other answers of a batch, so "
+            "TRL wants 2 or more; or choose loss_type='apo_zero_unpaired'"
+        )
     weights, losses = settings.get("loss_weights"), settings.get("loss_type", "")
     if weights is not None and len(weights) != (n := 1 if isinstance(losses, str) else len(losses)):
         raise ValueError(f"loss_weights={weights!r}: give {n}, one for each loss_type")

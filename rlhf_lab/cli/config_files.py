@@ -24,7 +24,7 @@ from ..launch.accelerate_files import (
 )
 from ..launch.trl_config import OURS
 from ..runs.yaml_files import read_names
-from ..settings import LORA, check_names, known_settings
+from ..settings import LORA, NOT_HONOURED, check_names, known_settings
 from ..stages import STAGES, Setting, read_table
 
 TOOLS: Mapping[str, dict[str, Setting]] = read_table(__file__, "other_tools.yaml")
@@ -35,6 +35,7 @@ FLAGS = {
     "dataset_config": "--subset",
     "dataset_train_split": "--split",
     "reward_model_name_or_path": "--reward-model",
+    "output_dir": "--out",
     "accelerate_config": "--accelerate",
     "num_processes": "--processes",
 }
@@ -73,13 +74,16 @@ class FromFile:
 
     @property
     def planned(self) -> Read:
-        """Settings of a plan."""
-        return self.settings if self.tool == "TRL" else self.left_out | self.settings
+        """Settings of a plan, without those that change none and that a run would refuse."""
+        of_plan = {k: v for k, v in self.settings.items() if k not in NOT_HONOURED}
+        return of_plan if self.tool == "TRL" else self.left_out | of_plan
 
-    def notes(self, given: Collection[str], settings: Mapping[str, object]) -> list[str]:
-        """Lines about a plan with these settings, of which the user has given some: what of the
-        file was not read, or says otherwise of the batch, and whose defaults stand for what it
-        leaves out."""
+    def notes(
+        self, stage: str, given: Collection[str], settings: Mapping[str, object]
+    ) -> list[str]:
+        """Lines about a plan of a stage with these settings, of which the user has given some: what
+        of the file was not read, or says otherwise of the batch, and whose defaults stand for what
+        it leaves out."""
         unread = [*self.unread]
         of_batch = check_batch(self.sizes, unread, settings)
         lines = of_batch + [f"not read: {', '.join(unread)} ({self.tool})"] * bool(unread)
@@ -87,6 +91,12 @@ class FromFile:
         if self.tool != "TRL":
             theirs = ", ".join(f"{name} {value}" for name, value in left_out.items())
             return lines + [f"not in the file, so {self.tool}'s: {theirs}"] * bool(theirs)
+        if self.stage is None:  # a file that we wrote leaves out nothing
+            of_stage = TOOLS["TRL"]["of_stage"].get(stage, {})
+            said = {*given, *self.settings}
+            said |= {"steps_per_generation"} if "generation_batch_size" in said else set()
+            sizes = {**TOOLS["TRL"]["defaults"], **settings}
+            left_out |= {k: sizes.get(v, v) for k, v in of_stage.items() if k not in said}
         ours = {"gradient_checkpointing": False, **settings}
         other = [
             f"{name} {ours[name]} (TRL: {value})"

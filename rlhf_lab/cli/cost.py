@@ -204,7 +204,7 @@ def _plan(args: argparse.Namespace, **more: int) -> Plan:
         **others,
         **settings,
     )
-    notes = [line for found in files for line in found.notes(given, made.settings)]
+    notes = [line for found in files for line in found.notes(args.stage, given, made.settings)]
     return replace(made, notes=(*(data.notes if data else ()), *notes))
 
 

@@ -75,6 +75,9 @@ def _training(e: Estimate) -> Iterator[tuple[str, ...]]:
         yield "minibatches", str(s.num_mini_batches), "num_mini_batches"
     if STAGES[s.stage].groups:
         yield "responses to a prompt", str(s.samples_per_prompt), "num_generations"
+        batches = s.steps_per_generation or s.gradient_accumulation_steps
+        yield "batches to a rollout", str(batches), "steps_per_generation", "generation_batch_size"
+        yield "passes over a rollout", str(s.num_iterations), "num_iterations"
     if s.teacher:
         yield "teacher", f"{format_number(s.teacher.parameters())} parameters", "teacher_model"
     adapters = "DoRA" if s.use_dora else "LoRA"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from .labels import WORDS, Rows, is_label, words
+from .labels import WORDS, Rows, holds_texts, is_label, words
 from .mapping import FieldMap, Fields, Refused, mentions, number
 from .messages import READ, ROLE_NAMES, TABLE, Cell, Row, missing, structure, turns_of, unrolled
 from .suggest import Path, by_middle, likely_prompt, path_of
@@ -16,7 +16,7 @@ from .wrapped import ENOUGH
 CONVERSATIONS = TABLE["conversations"]
 SPEAKS = {"system", "sys", "persona", "preamble", "developer", "instructions"}
 """Words in the names of columns that hold a system prompt."""
-FAULTS = {"error", "errors", "exception", "violation", "violations", "issue", "issues", "flags"}
+FAULTS = {"error", "errors", "exception", "violation", "violations", "issues", "flags"}
 """Words in the names of columns that tell what is wrong with an answer."""
 MENDED = {
     "corrected",
@@ -107,17 +107,21 @@ def check_mended(of: Fields, rows: Rows, columns: Sequence[str], name: str) -> N
     anything), and one with a better text of the same answers (`corrected_response`)."""
     for column in columns:
         found, cells = words(column), [r.get(column) for r in rows]
+        if found & (WORDS["of_prompt"] | WORDS["about"]):
+            continue
         said = [not missing(cell) for cell in cells]
         some = all(not isinstance(cell, (bool, int, float)) for cell in cells) and any(said)
-        if found & FAULTS and not found & WORDS["of_prompt"] and some and not all(said):
+        if found & FAULTS and some and not all(said):
             raise Refused(
                 f"{name}: {column!r} says something of some answers, and bad answers are no "
                 "demonstrations; say which are good, {fields}, or that it means nothing: {ignore}",
                 {"label": f"!{path_of(column)}"},
                 ignore=[column],
             )
-        texts = [cell for cell in cells if isinstance(cell, str) and " " in cell.strip()]
-        if found & MENDED and 2 * len(texts) > sum(said):
+        beside = [(c, r.get(of.completion)) for c, r in zip(cells, rows) if isinstance(c, str)]
+        # Not a note on what was changed: about as long as the answer itself, or longer.
+        texts = [text for text, old in beside if 3 * len(text) > sum(map(len, texts_of(old)))]
+        if found & MENDED and 2 * len(texts) > sum(said) and holds_texts(rows, column, len(rows)):
             raise Refused(
                 f"{name}: {column!r} may hold better answers than {of.completion!r}; learn which "
                 "is better, {fields}, or the better ones, {other}, or say that it means nothing: "

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import rlhf_lab as lab
-from rlhf_lab.cli.config_files import read_config
+from rlhf_lab.cli.config_files import as_flags, read_config
 from rlhf_lab.cli.main import main
 from rlhf_lab.launching import launched
 from rlhf_lab.stages import STAGES, TRAINABLE, resolve
@@ -364,12 +364,26 @@ def test_what_a_file_of_trls_leaves_out_is_said(tmp_path, capsys, stage):
     assert first.startswith("not in the file, so the lab's: ")
     said = re.findall(r"(\w+) \S+ \(TRL: (\S+)\)", first)
     trls = {field.name: field.default for field in fields(resolve(STAGES[stage].config))}
+    trls |= {"steps_per_generation": trls["gradient_accumulation_steps"]}  # where it says None
     assert said and all(float(trls[name]) == float(yaml.safe_load(v.lower())) for name, v in said)
     file.write_text("activation_checkpointing: true\n")  # its newer name
     line = ["plan", stage, "--config", str(file), "--hardware", "h200", "--batch", "4"]
     assert main(line) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert "per_device_train_batch_size" not in first and "gradient_checkpointing" not in first
+
+
+def test_steps_of_grpo_are_trls_where_the_file_says_its_batches(tmp_path, capsys):
+    """8 answers to each of 20,000 prompts, 8 * 4 * 8 of them a step: 625."""
+    sizes = "per_device_train_batch_size: 8\ngradient_accumulation_steps: 4\nnum_train_epochs: 1\n"
+    group = "num_generations: 8\nnum_iterations: 1\nsteps_per_generation: 4\nbeta: 0.0\n"
+    (file := tmp_path / "trl.yaml").write_text(sizes + group + "output_dir: out\neos_token: x\n")
+    line = ["plan", "grpo", "--config", str(file), "--hardware", "h200", "--gpus", "8", "--json"]
+    assert main([*line, "--rows", "20000"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["steps"] == 625
+    assert not any("num_iterations" in warning for warning in document["warnings"])
+    assert as_flags(file, "grpo")[:2] == ["--out", "out"]
 
 
 def test_a_file_on_the_command_line(tmp_path, capsys):
@@ -440,7 +454,7 @@ def test_switches_are_set_as_yaml_or_python_writes_them():
 
 def test_a_rate_without_a_point_is_a_number(tmp_path):
     """YAML 1.1 takes 1e-5 for a word."""
-    from rlhf_lab.cli.config_files import read_config
+    from rlhf_lab.cli.config_files import as_flags, read_config
 
     (file := tmp_path / "c.yaml").write_text("learning_rate: 1e-5\nbeta: 2E3\nrun_name: 1e-5x\n")
     found = read_config(file).settings

@@ -152,6 +152,22 @@ def test_a_better_text_of_an_answer_is_asked(column):
     assert all("[better]" in row["completion"] for row in data.sft.train)
 
 
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        ("edited_at", lambda i: f"2024-01-{i + 1:02} 10:00:00"),
+        ("edited_by", lambda i: f"Ann Smith {i}"),
+        ("edit_summary", lambda i: f"typo {i}"),
+        ("revised_prompt", asked),
+        ("issue_url", lambda i: f"https://example.org/{i}" if i % 2 else None),
+        ("country_flags", lambda i: "DE" if i % 3 else None),
+    ],
+)
+def test_when_who_and_why_of_a_change_are_no_better_text(column, says):
+    rows = [{"prompt": asked(i), "response": good(i) * 2, column: says(i)} for i in range(N)]
+    assert all("[better]" in row["completion"] for row in from_rows(rows).sft.train)
+
+
 def test_flags_named_accepted_and_rejected_are_no_pair():
     rows = judged(
         lambda q, a, says: {
