@@ -454,7 +454,7 @@ def test_switches_are_set_as_yaml_or_python_writes_them():
 
 def test_a_rate_without_a_point_is_a_number(tmp_path):
     """YAML 1.1 takes 1e-5 for a word."""
-    from rlhf_lab.cli.config_files import as_flags, read_config
+    from rlhf_lab.cli.config_files import read_config
 
     (file := tmp_path / "c.yaml").write_text("learning_rate: 1e-5\nbeta: 2E3\nrun_name: 1e-5x\n")
     found = read_config(file).settings
