@@ -54,9 +54,13 @@ def test_more_gpus_never_need_more_bytes_each_nor_more_compute(more, gpus, **at)
 @settings(max_examples=40, deadline=None)
 @given(**DRAWN)
 def test_sharding_never_needs_more_than_copies(sharding, **at):
-    """In mixed precision, and the bucket of constant size set aside with its copy."""
+    """In mixed precision, and what is of constant size set aside: ZeRO's bucket with its copy, and
+    the weights of 10⁹ numbers that ZeRO-3 lets live on beside its part of them."""
     copies = drawn(sharding="ddp", **at)
-    shared = drawn(sharding=sharding, reduce_bucket_size=1, **at)
+    constant = {"reduce_bucket_size": 1}
+    if sharding == "zero3":
+        constant["stage3_max_live_parameters"] = 1
+    shared = drawn(sharding=sharding, **constant, **at)
     assert shared.peak <= copies.peak
 
 
