@@ -93,10 +93,10 @@ class FromFile:
             return lines + [f"not in the file, so {self.tool}'s: {theirs}"] * bool(theirs)
         if self.stage is None:  # a file that we wrote leaves out nothing
             of_stage = TOOLS["TRL"]["of_stage"].get(stage, {})
-            said = {*given, *self.settings}
-            said |= {"steps_per_generation"} if "generation_batch_size" in said else set()
+            known = {*given, *self.settings}
+            known |= {"steps_per_generation"} if "generation_batch_size" in known else set()
             sizes = {**TOOLS["TRL"]["defaults"], **settings}
-            left_out |= {k: sizes.get(v, v) for k, v in of_stage.items() if k not in said}
+            left_out |= {k: sizes.get(v, v) for k, v in of_stage.items() if k not in known}
         ours = {"gradient_checkpointing": False, **settings}
         other = [
             f"{name} {ours[name]} (TRL: {value})"

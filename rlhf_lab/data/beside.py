@@ -109,9 +109,9 @@ def check_mended(of: Fields, rows: Rows, columns: Sequence[str], name: str) -> N
         found, cells = words(column), [r.get(column) for r in rows]
         if found & (WORDS["of_prompt"] | WORDS["about"]):
             continue
-        said = [not missing(cell) for cell in cells]
-        some = all(not isinstance(cell, (bool, int, float)) for cell in cells) and any(said)
-        if found & FAULTS and some and not all(said):
+        filled = [not missing(cell) for cell in cells]
+        some = all(not isinstance(cell, (bool, int, float)) for cell in cells) and any(filled)
+        if found & FAULTS and some and not all(filled):
             raise Refused(
                 f"{name}: {column!r} says something of some answers, and bad answers are no "
                 "demonstrations; say which are good, {fields}, or that it means nothing: {ignore}",
@@ -121,7 +121,7 @@ def check_mended(of: Fields, rows: Rows, columns: Sequence[str], name: str) -> N
         beside = [(c, r.get(of.completion)) for c, r in zip(cells, rows) if isinstance(c, str)]
         # Not a note on what was changed: about as long as the answer itself, or longer.
         texts = [text for text, old in beside if 3 * len(text) > sum(map(len, texts_of(old)))]
-        if found & MENDED and 2 * len(texts) > sum(said) and holds_texts(rows, column, len(rows)):
+        if found & MENDED and 2 * len(texts) > sum(filled) and holds_texts(rows, column, len(rows)):
             raise Refused(
                 f"{name}: {column!r} may hold better answers than {of.completion!r}; learn which "
                 "is better, {fields}, or the better ones, {other}, or say that it means nothing: "

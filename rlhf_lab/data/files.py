@@ -62,12 +62,10 @@ def open_rows(source: object, split: str = "train", subset: str | None = None) -
 
 def opened(source: object, subset: str | None = None) -> object:
     """What `datasets` saved in a folder, or the splits of one that holds files, as a download from
-    the hub does; the rows of a pyarrow Table, or of a dict of columns; another source as it is."""
+    the hub does; the rows of a dict of columns; another source as it is."""
     if isinstance(source, (str, Path)) and (folder := Path(source).expanduser()).is_dir():
         saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
         return _saved_dataset(folder) if saved else _shards(folder, subset)
-    if hasattr(source, "to_pylist"):  # a pyarrow Table
-        return source.to_pylist()
     table = _turned(source) if isinstance(source, dict) else [source]
     return source if table[0] is source else table  # lists of columns
 
@@ -377,7 +375,8 @@ def _choose(source: object, split: str) -> Iterable[object]:
     if hasattr(source, "astype") and hasattr(source, "notna"):  # a pandas DataFrame
         records = source.astype(object).where(source.notna(), None).to_dict("records")
         return [_plain(row) for row in records]
-    if hasattr(source, "__arrow_c_stream__"):  # polars, pyarrow, DuckDB
+    # polars, pyarrow, DuckDB; the second: a batch, or an array of objects
+    if hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
         return _table_rows(source)
     if isinstance(source, Mapping):  # a DatasetDict
         if split not in source:

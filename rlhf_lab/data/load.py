@@ -315,7 +315,7 @@ def from_rows(
     shape = recognise(first, given, name)
     report = report_of(name, first, shape)
     sample = Reservoir(seed, LIMIT if limit is None else limit, MEMORY if limit is None else None)
-    for example in convert_all(watched(chain(first, rows), first, shape, name), report):
+    for example in convert_all(watched(chain(first, rows), len(first), report), report):
         sample.add(example)
     kept = sample.rows()
     report.kept, report.sampled = len(kept), sample.seen > len(kept)

@@ -7,13 +7,13 @@ yields Dropped for what it leaves out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import TypeAlias
 
+from .labels import WORDS, words
 from .mapping import names_of, number, plain, tag_of
 from .messages import TABLE, TIES, Cell, Dropped, Example, Row, history, missing, structure
 
@@ -73,7 +73,7 @@ def _asked(data: Row) -> object:
     earlier = next((v for k, v in held.items() if k.lower() in names["history"]), None)
     read = [*names["system"], *names["history"]]
     for name, value in held.items():
-        before = set(re.split("[^a-z]+", name.lower())) & {*TABLE["words"]["before"].split()}
+        before = words(name) & WORDS["before"]
         if before and name.lower() not in read and isinstance(value, str) and " " in value:
             raise Dropped(
                 f"a field {name!r} before the answers: make rows in Python, fields=FUNCTION"

@@ -424,8 +424,8 @@ def maps_answers(rows: Rows, columns: Sequence[str]) -> FieldMap:
             return {"chosen": by_name[better], "rejected": by_name[worse]}
     for column in columns:  # one that names the others
         others = {c.lower(): c for c in columns if c != column}
-        said = {plain(r.get(column)) for r in rows} - {"", *TIES}
-        if said and said <= others.keys() and len(others) > 1 and direction(column) > 0:
+        named = {plain(r.get(column)) for r in rows} - {"", *TIES}
+        if named and named <= others.keys() and len(others) > 1 and direction(column) > 0:
             values = {c: LETTERS[i] for i, c in enumerate(others)}
             return {"answers": [*others.values()], "winner": column, "values": values}
     column = columns[0]

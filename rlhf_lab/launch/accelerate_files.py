@@ -182,12 +182,12 @@ def check_batch(found: Read, unread: list[str], settings: Mapping[str, object]) 
     (micro, ours), wrong = [*BATCH.items()][0], []
     if found.get(ours, rows) != rows:
         wrong.append(f"{micro} is {found[ours]} in DeepSpeed's file, {ours} {rows} here")
-    said = next((line for line in unread if line.startswith(f"{WHOLE_BATCH}: ")), None)
-    if said:
-        unread.remove(said)
-        if (whole := said.partition(": ")[2]) != str(rows * passes * gpus):
+    whole = next((line for line in unread if line.startswith(f"{WHOLE_BATCH}: ")), None)
+    if whole:
+        unread.remove(whole)
+        if (size := whole.partition(": ")[2]) != str(rows * passes * gpus):
             wrong.append(
-                f"{WHOLE_BATCH} is {whole} in DeepSpeed's file, {rows * passes * gpus} here "
+                f"{WHOLE_BATCH} is {size} in DeepSpeed's file, {rows * passes * gpus} here "
                 f"({rows} rows × {passes} passes × {gpus} devices)"
             )
     return [f"{line}: DeepSpeed does not start; write auto in the file" for line in wrong]
