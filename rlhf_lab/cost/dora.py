@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .setup import Setup
     from .tape import Tape
 
-APART = {
+NOT_WITH = {
     "layout": ("adapters", "roles switch between LoRA adapters: choose layout='four'"),
     "use_vllm": (True, "an engine takes adapters that are a sum of weights: leave it out"),
     "torch_compile": (True, "its compiled layers are not planned: leave it out"),
@@ -36,7 +36,7 @@ def cannot(s: Setup) -> Iterator[str]:
     """→ a line for what peft does not do with `use_dora`, or is not planned with it."""
     if not (s.use_dora and s.lora_r):
         return
-    for name, (value, why) in APART.items():
+    for name, (value, why) in NOT_WITH.items():
         if getattr(s, name) == value:
             yield f"use_dora does not go with {name}={value!r}: {why}"
     if s.tensor_parallel > 1:
